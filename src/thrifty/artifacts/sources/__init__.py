@@ -1,0 +1,9 @@
+"""Where models come from: one file a kind of source.
+
+A source brings files into a staging folder and says what it is, pinned. Fetching the same source
+again continues what a killed fetch left behind.
+"""
+
+from thrifty.artifacts.sources.fetch import fetch_model
+
+__all__ = ["fetch_model"]

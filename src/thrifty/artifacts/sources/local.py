@@ -1,0 +1,69 @@
+"""A folder or a file on this machine, copied into the store."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from thrifty.artifacts.artifact import to_name
+from thrifty.artifacts.inspect import PICKLE_SUFFIXES
+from thrifty.artifacts.store import Store
+from thrifty.errors import FormatRefused, SourceError
+from thrifty.types import OnProgress, Progress
+
+MODEL_SUFFIXES = frozenset(
+    {".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja", ".xml", ".bin", ".md"}
+)
+"""What a model folder is made of. `.bin` only beside an OpenVINO `.xml` of the same name."""
+
+
+def fingerprint(path: Path) -> str:
+    """A checksum over names, sizes and times below `path`: changes when a file does."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else _model_files(path):
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def fetch(path: Path, target: Path, store: Store, on_progress: OnProgress) -> str:
+    """Copy the model at `path` into the folder `target`; return the name to give it."""
+    if path.is_file():
+        if path.suffix in PICKLE_SUFFIXES:
+            raise FormatRefused(
+                f"{path} is a pickle file, which can run code when it is read and is not loaded. "
+                "Save the model as safetensors and try again"
+            )
+        if path.suffix != ".gguf":
+            raise FormatRefused(f"{path} is not a .gguf file; name the model's folder instead")
+        files = [path]
+        base = path.parent
+    else:
+        files = _model_files(path)
+        base = path
+    if not files:
+        raise SourceError(f"{path} holds no model")
+    total = sum(file.stat().st_size for file in files)
+    store.require_space(total, f"copying {path.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    done = 0
+    for file in files:
+        copy = target / file.relative_to(base)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        done += file.stat().st_size
+        on_progress(Progress("copy", done, total))
+    return to_name(path.stem if path.is_file() else path.name)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    files = []
+    for file in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if hidden or not file.is_file() or file.suffix not in MODEL_SUFFIXES:
+            continue
+        if file.suffix == ".bin" and not file.with_suffix(".xml").exists():
+            continue
+        files.append(file)
+    return files

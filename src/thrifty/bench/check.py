@@ -1,0 +1,101 @@
+"""The short measurement that `thrifty up` makes once a service is ready."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from thrifty.bench.client import Target, ask_once
+from thrifty.bench.load import LoadPlan, run_load
+from thrifty.bench.summary import summarize
+from thrifty.bench.workload import Ask, Lengths, Workload
+from thrifty.errors import BenchError
+from thrifty.wire.client import HttpClient, parse_origin
+
+QUESTION = "What is the capital of France?"
+STREAMS = (1, 8)
+SECONDS = 2.5
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured just now."""
+
+    question: str
+    answer: str
+    ttft_s: float
+    tokens_per_s: dict[int, float]
+    """By the number of streams."""
+    cost_per_million_tokens: float
+    price_per_hour: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+async def ask_question(url: str, model: str, key: str | None) -> tuple[str, float]:
+    """One question; returns the answer and how long it took to come. Raises `BenchError`."""
+    client = HttpClient()
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+        "max_tokens": 48,
+    }
+    headers = b"content-type: application/json\r\ncache-control: no-store\r\n"
+    if key:
+        headers += f"authorization: Bearer {key}\r\n".encode()
+    started_s = time.perf_counter()
+    try:
+        status, data = await client.fetch(
+            f"{url}/v1/chat/completions", method="POST", headers=headers,
+            body=msgspec.json.encode(body), timeout_s=120.0,
+        )  # fmt: skip
+    finally:
+        client.close()
+    if status != 200:
+        raise BenchError(f"the question was answered with {status}: {data[:300]!r}")
+    content = msgspec.json.decode(data)["choices"][0]["message"]["content"]
+    return str(content or "").strip(), time.perf_counter() - started_s
+
+
+async def measure_service(
+    url: str,
+    model: str,
+    *,
+    answer: str,
+    price_per_hour: float,
+    key: str | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Measured:
+    """Time to first token, and tokens per second at 1 and 8 streams, through the gateway."""
+    target = Target(parse_origin(url), model, key)
+    workload = Workload(
+        Lengths("fixed", PROMPT_TOKENS, 0), Lengths("fixed", OUTPUT_TOKENS, 0), seed=time.time_ns()
+    )
+    client = HttpClient()
+    try:
+        first = [
+            await ask_once(client, target, Ask(f"{QUESTION} ({attempt})", 4))
+            for attempt in range(3)
+        ]
+    finally:
+        client.close()
+    good = sorted(sample.ttft_s for sample in first if sample.error is None)
+    if not good:
+        raise BenchError(f"the service does not answer: {first[0].error}")
+    speeds: dict[int, float] = {}
+    for streams in STREAMS:
+        on_step(f"{streams} stream{'s' if streams > 1 else ''}")
+        plan = LoadPlan(duration_s=SECONDS, warm_up_s=0.3, concurrency=streams)
+        summary = summarize(await run_load(target, workload, plan))
+        speeds[streams] = summary.output_tokens_per_s.value
+    best = max(speeds.values())
+    cost = price_per_hour / (best * 3600) * 1e6 if best else float("inf")
+    return Measured(QUESTION, answer, good[len(good) // 2], speeds, cost, price_per_hour)

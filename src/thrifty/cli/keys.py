@@ -1,0 +1,69 @@
+"""`thrifty keys`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.db import Database, open_database
+from thrifty.db.keys import create_key, list_keys, revoke_key
+from thrifty.home import find_home
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    url = os.environ.get("THRIFTY_DATABASE") or find_home().database_url
+    database = open_database(url, migrate=True)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+def run_create(name: str, role: str, tenant: str | None) -> None:
+    """Make a key; print it alone on the last line."""
+    with _database() as database:
+        key, secret = create_key(database, name, role, tenant)
+    err.print(
+        f"The key {key.name!r} (role {key.role.value}, tenant {key.tenant}). It is shown only now:"
+    )
+    print_line(secret)
+
+
+def run_list(*, as_json: bool) -> None:
+    """List keys."""
+    with _database() as database:
+        keys = list_keys(database)
+    if as_json:
+        print_json(
+            {
+                "keys": [
+                    {"id": k.id, "name": k.name, "role": k.role.value, "tenant": k.tenant,
+                     "hint": k.hint, "created_s": k.created_s}
+                    for k in keys
+                ]
+            }
+        )  # fmt: skip
+        return
+    if not keys:
+        print_line(
+            "There are no keys: whoever reaches the gateway may call. Make one: "
+            "thrifty keys create --name NAME"
+        )
+        return
+    rows = [
+        (k.name, k.role.value, k.tenant, k.hint,
+         datetime.fromtimestamp(k.created_s, UTC).isoformat(timespec="seconds"))
+        for k in keys
+    ]  # fmt: skip
+    print_table(("name", "role", "tenant", "key", "created"), rows)
+
+
+def run_revoke(name: str) -> None:
+    """End a key."""
+    with _database() as database:
+        revoke_key(database, name)
+    err.print(f"The key {name!r} is revoked; gateways refuse it from now on.")

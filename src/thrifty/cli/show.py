@@ -1,0 +1,113 @@
+"""Printing: tables and messages on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from thrifty.types import OnProgress
+from thrifty.types import Progress as Step
+from thrifty.units import format_bytes
+
+err = Console(stderr=True, highlight=False)
+
+_VERBS = {
+    "resolve": "Looking up the model",
+    "download": "Downloading",
+    "copy": "Copying",
+    "unpack": "Unpacking",
+    "convert": "Preparing for the engine",
+    "store": "Storing",
+    "check": "Checking",
+}
+PLAIN_INTERVAL_S = 2.0
+
+
+def print_json(value: Any) -> None:
+    """`value` as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def print_line(text: str = "") -> None:
+    """One line on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+    """A table on stdout, as wide as its contents."""
+    table = Table(*columns, title=title or None, box=None, pad_edge=False, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+@contextmanager
+def show_progress() -> Iterator[OnProgress]:
+    """A function that shows steps as bars on a terminal, and as a line now and then elsewhere."""
+    if not err.is_terminal:
+        yield _PlainProgress().show
+        return
+    with Progress(
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+        console=err,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(step: Step) -> None:
+            if step.step not in tasks:
+                for task in tasks.values():
+                    bars.update(task, total=1, completed=1)
+                tasks[step.step] = bars.add_task(_VERBS.get(step.step, step.step), amount="")
+            bars.update(
+                tasks[step.step],
+                completed=step.done,
+                total=step.total or None,
+                amount=_amount(step),
+            )
+
+        yield show
+        for task in tasks.values():
+            bars.update(task, total=1, completed=1)
+
+
+class _PlainProgress:
+    def __init__(self) -> None:
+        self._step = ""
+        self._shown_s = 0.0
+
+    def show(self, step: Step) -> None:
+        now_s = time.monotonic()
+        if step.step == self._step and now_s - self._shown_s < PLAIN_INTERVAL_S:
+            return
+        self._step, self._shown_s = step.step, now_s
+        err.print(f"{_VERBS.get(step.step, step.step)} {_amount(step)}".rstrip())
+
+
+def _amount(step: Step) -> str:
+    if not step.total:
+        return ""
+    if step.unit == "bytes":
+        return f"{format_bytes(step.done)} of {format_bytes(step.total)}"
+    return f"{step.done:g} of {step.total:g} {step.unit}"

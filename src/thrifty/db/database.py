@@ -1,0 +1,250 @@
+"""Opening a database: pragmas, migrations, and noticing that its file has gone.
+
+SQLite runs in WAL mode, so that readers and the one writer of each process do not wait for each
+other, with a busy timeout for the moments when two processes write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from thrifty.errors import DatabaseError
+from thrifty.home import make_private_folder
+
+BUSY_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5
+MIGRATIONS = Path(__file__).parent / "migrations"
+HEAD = "0001"
+"""The newest migration; a test holds it to the folder."""
+
+
+class Database:
+    """One database. Engines of SQLAlchemy are thread-safe; so is this."""
+
+    def __init__(self, url: URL, engine: Engine) -> None:
+        self.url = url
+        self.engine = engine
+        self._file = (
+            Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+        )
+        self._inode = self._read_inode()
+
+    @property
+    def file(self) -> Path | None:
+        """The database's file; None where it is a server."""
+        return self._file
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is embedded."""
+        return self._file is not None
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password, for logs."""
+        return self.url.render_as_string(hide_password=True)
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction. Raises `DatabaseError` where the database is away."""
+        self.require_file()
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise DatabaseError(f"the database {self.safe_url} failed: {_reason(error)}") from error
+
+    def file_is_gone(self) -> bool:
+        """Whether the file was deleted or replaced since it was opened."""
+        return self._file is not None and self._read_inode() != self._inode
+
+    def require_file(self) -> None:
+        """Raise `DatabaseError` where the file that was opened is not there any more.
+
+        SQLite would go on writing into the deleted file, and everything would be lost in silence.
+        """
+        if self.file_is_gone():
+            raise DatabaseError(f"the database's file {self._file} was deleted or replaced")
+
+    def reopen(self) -> None:
+        """Take the file that is there now."""
+        self.engine.dispose()
+        self._inode = self._read_inode()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    def _read_inode(self) -> int | None:
+        if self._file is None:
+            return None
+        try:
+            return self._file.stat().st_ino
+        except OSError:
+            return None
+
+
+def open_database(url: str, *, migrate: bool) -> Database:
+    """Open the database at a SQLAlchemy URL; `migrate` brings its tables up to date first.
+
+    Raises `DatabaseError` with the next step.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise DatabaseError(
+            "the database's URL is not valid; write sqlite:////path/file.db or "
+            "postgresql+psycopg://user:password@host/name"
+        ) from None
+    if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    database = Database(parsed, _create_engine(parsed, migrate=migrate))
+    try:
+        if migrate:
+            _migrate(database)
+        else:
+            _require_current(database)
+    except SQLAlchemyError as error:
+        database.close()
+        raise DatabaseError(
+            f"the database {database.safe_url} cannot be used: {_reason(error)}"
+        ) from None
+    database.reopen()
+    return database
+
+
+def _create_engine(url: URL, *, migrate: bool) -> Engine:
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        if not url.database:
+            raise DatabaseError("an SQLite database needs a file: sqlite:////path/file.db")
+        path = Path(url.database)
+        if migrate:
+            make_private_folder(path.parent)
+        elif not path.exists():
+            raise DatabaseError(f"the database {path} does not exist; 'thrifty up' makes it")
+        engine = create_engine(
+            url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+        )
+        event.listen(engine, "connect", _set_pragmas)
+        return engine
+    if backend != "postgresql":
+        raise DatabaseError(f"the database {backend!r} is not supported; sqlite and postgresql are")
+    try:
+        return create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=3,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
+        )
+    except (NoSuchModuleError, ModuleNotFoundError):
+        raise DatabaseError(
+            "PostgreSQL needs its driver: pip install 'thrifty[postgres]'"
+        ) from None
+
+
+def _set_pragmas(connection: sqlite3.Connection, _: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        f"busy_timeout={round(BUSY_TIMEOUT_S * 1000)}",
+        "foreign_keys=ON",
+        "journal_size_limit=67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _read_revision(connection: Connection) -> str | None:
+    try:
+        with connection.begin_nested():
+            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except SQLAlchemyError:
+        return None
+
+
+def _require_current(database: Database) -> None:
+    with database.engine.connect() as connection:
+        revision = _read_revision(connection)
+    if revision != HEAD:
+        raise DatabaseError(
+            f"the database {database.safe_url} is at revision {revision}, this Thrifty needs "
+            f"{HEAD}; start 'thrifty up' once to bring it up to date"
+        )
+
+
+def _migrate(database: Database) -> None:
+    with _migration_lock(database):
+        with database.engine.connect() as connection:
+            revision = _read_revision(connection)
+        if revision == HEAD:
+            return
+        if revision is not None and revision > HEAD:
+            raise DatabaseError(
+                f"the database {database.safe_url} was made by a newer Thrifty (revision "
+                f"{revision}); upgrade this one"
+            )
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with database.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def _migration_lock(database: Database) -> Iterator[None]:
+    """One process migrates at a time."""
+    if database.file is None:
+        with database.engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(7471839)"))
+            try:
+                yield
+            finally:
+                connection.execute(text("SELECT pg_advisory_unlock(7471839)"))
+        return
+    descriptor = os.open(f"{database.file}.migrating", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    inner = getattr(error, "orig", None) or error
+    return str(inner).strip().partition("\n")[0] or type(inner).__name__
+
+
+def rescue_file(database: Database, connection: sqlite3.Connection) -> None:
+    """Write a deleted SQLite file anew from a connection that still has it open.
+
+    The copy is made beside and renamed into place; a write-ahead log that belonged to the deleted
+    file is removed first, because SQLite would replay it into the new one.
+    """
+    path = database.file
+    assert path is not None
+    copy = path.with_name(f"{path.name}.rescue-{os.getpid()}")
+    copy.unlink(missing_ok=True)
+    target = sqlite3.connect(copy)
+    try:
+        connection.backup(target)
+    finally:
+        target.close()
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+        copy.with_name(copy.name + suffix).unlink(missing_ok=True)
+    os.replace(copy, path)

@@ -1,0 +1,207 @@
+"""Deployments, replicas and gateways as rows: the controller writes them, gateways read them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Table, delete, insert, select, update
+
+from thrifty.db.changes import note_change, read_change
+from thrifty.db.database import Database
+from thrifty.db.keys import Key, Role
+from thrifty.db.tables import deployments, gateways, keys, replicas
+
+
+@dataclass(frozen=True)
+class DeploymentSettings:
+    """What a gateway needs to know of a deployment's spec and engine. Times in seconds."""
+
+    routing: str = "auto"
+    cache_when: str = "deterministic"
+    cache_ttl_s: float = 3600.0
+    max_tokens: int | None = None
+    waiting: int = 1000
+    wait_timeout_s: float = 30.0
+    first_token_timeout_s: float = 600.0
+    idle_timeout_s: float = 120.0
+    honours: tuple[str, ...] | None = None
+    """Request fields that the engine can honour; None where only the server behind it knows."""
+    upstream_model: str | None = None
+    """What the servers call the model, where that is another name."""
+    key_env: str | None = None
+    """The environment variable with the servers' key."""
+    created_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeploymentRow:
+    """What is to be served."""
+
+    name: str
+    engine: str
+    version: str
+    revision: str
+    artifact: str | None
+    family: str
+    settings: DeploymentSettings
+
+
+@dataclass(frozen=True)
+class ReplicaRow:
+    """One copy, as the controller last saw it."""
+
+    id: str
+    deployment: str
+    engine: str
+    version: str
+    revision: str
+    artifact: str | None
+    url: str
+    state: str
+    pid: int | None = None
+    process_created_s: float | None = None
+    memory_bytes: int | None = None
+    restarts: int = 0
+    message: str | None = None
+    load: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class GatewayRow:
+    """One gateway worker."""
+
+    id: str
+    url: str
+    pid: int
+    process_created_s: float
+    state: str
+
+
+@dataclass(frozen=True)
+class FleetState:
+    """Everything that routing depends on, read in one transaction."""
+
+    change: int
+    deployments: list[DeploymentRow]
+    replicas: list[ReplicaRow]
+    keys: list[Key]
+
+
+def save_deployment(database: Database, row: DeploymentRow) -> None:
+    """Write one deployment, new or changed."""
+    values = {**asdict(row), "settings": _dump(row.settings), "updated_s": time.time()}
+    with database.begin() as connection:
+        _upsert(connection, deployments, deployments.c.name == row.name, values)
+        note_change(connection)
+
+
+def remove_deployments_except(database: Database, names: list[str]) -> None:
+    """Forget the deployments that the spec no longer has, and their replicas."""
+    with database.begin() as connection:
+        connection.execute(delete(deployments).where(deployments.c.name.not_in(names)))
+        connection.execute(delete(replicas).where(replicas.c.deployment.not_in(names)))
+        note_change(connection)
+
+
+def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed: bool) -> None:
+    """Write replicas as they are now. `routing_changed` has gateways read them at once; mere
+    figures (memory, load) wait until they look anyway.
+    """
+    with database.begin() as connection:
+        for row in rows:
+            values = {
+                **asdict(row),
+                "load": None if row.load is None else _dump(dict(row.load)),
+                "updated_s": time.time(),
+            }
+            _upsert(connection, replicas, replicas.c.id == row.id, values)
+        if routing_changed:
+            note_change(connection)
+
+
+def remove_replicas(database: Database, ids: list[str]) -> None:
+    """Forget replicas that are gone for good."""
+    with database.begin() as connection:
+        connection.execute(delete(replicas).where(replicas.c.id.in_(ids)))
+        note_change(connection)
+
+
+def save_gateway(database: Database, row: GatewayRow) -> None:
+    """Write one gateway worker."""
+    with database.begin() as connection:
+        values = {**asdict(row), "updated_s": time.time()}
+        _upsert(connection, gateways, gateways.c.id == row.id, values)
+
+
+def remove_gateway(database: Database, gateway_id: str) -> None:
+    """Forget a gateway worker."""
+    with database.begin() as connection:
+        connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
+
+
+def read_gateways(database: Database) -> list[GatewayRow]:
+    """Every gateway worker."""
+    with database.begin() as connection:
+        rows = connection.execute(select(gateways)).mappings().all()
+    return [GatewayRow(**_without(row, "updated_s")) for row in rows]
+
+
+def read_change_count(database: Database) -> int:
+    """How often routing has changed; reading it is cheap."""
+    with database.begin() as connection:
+        return read_change(connection)
+
+
+def read_fleet(database: Database) -> FleetState:
+    """Everything that routing depends on."""
+    with database.begin() as connection:
+        change = read_change(connection)
+        deployment_rows = connection.execute(select(deployments)).mappings().all()
+        replica_rows = connection.execute(select(replicas).order_by(replicas.c.id)).mappings().all()
+        key_rows = (
+            connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
+        )
+    return FleetState(
+        change,
+        [
+            DeploymentRow(
+                **{
+                    **_without(row, "updated_s"),
+                    "settings": msgspec.json.decode(row["settings"], type=DeploymentSettings),
+                }
+            )
+            for row in deployment_rows
+        ],
+        [
+            ReplicaRow(
+                **{
+                    **_without(row, "updated_s"),
+                    "load": None if row["load"] is None else _load(row["load"]),
+                }
+            )
+            for row in replica_rows
+        ],
+        [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
+    )
+
+
+def _upsert(connection: Connection, table: Table, where: Any, values: dict[str, Any]) -> None:
+    if connection.execute(update(table).where(where).values(values)).rowcount == 0:
+        connection.execute(insert(table).values(values))
+
+
+def _without(row: Mapping[Any, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in names}
+
+
+def _dump(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _load(text: str) -> dict[str, Any]:
+    value: dict[str, Any] = msgspec.json.decode(text)
+    return value

@@ -1,0 +1,118 @@
+"""API keys: made once, shown once, kept as a checksum.
+
+A key holds 256 random bits, so a plain SHA-256 of it cannot be turned back or guessed; slow
+password hashing would only slow every request down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from thrifty.db.changes import note_change
+from thrifty.db.database import Database
+from thrifty.db.tables import keys
+from thrifty.errors import ThriftyError
+
+PREFIX = "sk-thrifty-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+
+
+class Role(StrEnum):
+    """What a key may do."""
+
+    USER = "user"
+    """Call models."""
+    MONITOR = "monitor"
+    """Read metrics."""
+    ADMIN = "admin"
+    """Everything."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key, without the key itself."""
+
+    id: str
+    name: str
+    role: Role
+    tenant: str
+    hash: str
+    hint: str
+    created_s: float
+    revoked_s: float | None
+
+
+def hash_key(secret: str | bytes) -> str:
+    """The checksum under which a key is kept."""
+    data = secret.encode() if isinstance(secret, str) else secret
+    return hashlib.sha256(data).hexdigest()
+
+
+def create_key(
+    database: Database, name: str, role: str = Role.USER, tenant: str | None = None
+) -> tuple[Key, str]:
+    """Make a key; returns it and the secret, which is not kept. Raises `ThriftyError`."""
+    for what, value in (("name", name), ("tenant", tenant)):
+        if value is not None and not _NAME.fullmatch(value):
+            raise ThriftyError(
+                f"{value!r} is not a valid {what}: use 1 to 64 letters, digits, '.', '_', '@' or '-'"
+            )
+    try:
+        role = Role(role)
+    except ValueError:
+        raise ThriftyError(f"{role!r} is not a role; roles are {', '.join(Role)}") from None
+    secret = PREFIX + secrets.token_urlsafe(32)
+    key = Key(
+        id=secrets.token_hex(8),
+        name=name,
+        role=role,
+        tenant=tenant or name,
+        hash=hash_key(secret),
+        hint=f"{secret[: len(PREFIX) + 4]}...",
+        created_s=time.time(),
+        revoked_s=None,
+    )
+    try:
+        with database.begin() as connection:
+            connection.execute(insert(keys).values(vars(key)))
+            note_change(connection)
+    except ThriftyError as error:
+        if isinstance(error.__cause__, IntegrityError):
+            raise ThriftyError(
+                f"a key named {name!r} exists; choose another name, or revoke it first "
+                f"(thrifty keys revoke {name})"
+            ) from None
+        raise
+    return key, secret
+
+
+def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:
+    """Every key, by name; revoked ones only where `revoked`."""
+    query = select(keys).order_by(keys.c.name)
+    if not revoked:
+        query = query.where(keys.c.revoked_s.is_(None))
+    with database.begin() as connection:
+        rows = connection.execute(query).mappings().all()
+    return [Key(**{**row, "role": Role(row["role"])}) for row in rows]
+
+
+def revoke_key(database: Database, name: str) -> None:
+    """End a key. It keeps its row, under another name, so that the log goes on making sense."""
+    with database.begin() as connection:
+        now_s = time.time()
+        result = connection.execute(
+            update(keys)
+            .where(keys.c.name == name, keys.c.revoked_s.is_(None))
+            .values(revoked_s=now_s, name=f"{name[:48]}~{secrets.token_hex(4)}")
+        )
+        note_change(connection)
+    if result.rowcount == 0:
+        raise ThriftyError(f"there is no key named {name!r}; thrifty keys list shows them")

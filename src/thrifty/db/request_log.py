@@ -1,0 +1,67 @@
+"""The request log's rows: put in by batches, and taken out when they are old."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Insert, delete, func, insert, select
+
+from thrifty.db.database import Database
+from thrifty.db.tables import request_texts, requests
+
+COLUMNS = (
+    "at_s", "request_id", "endpoint", "deployment", "version", "replica", "tenant", "key_id",
+    "end_user", "status", "error", "stream", "cache", "attempts", "prompt_tokens",
+    "completion_tokens", "cached_tokens", "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms",
+    "overhead_us",
+)  # fmt: skip
+"""The order of values in a row that is to be written."""
+DELETE_ROWS = 5_000
+"""Old rows go in pieces of this many, so that no transaction holds the database for long."""
+
+
+class RequestLog:
+    """Writes and prunes. Used by one thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        dialect = database.engine.dialect
+        statement: Insert = insert(requests).values(dict.fromkeys(COLUMNS))
+        compiled = statement.compile(dialect=dialect, column_keys=list(COLUMNS))
+        self._statement = str(compiled)
+        self._positional = bool(compiled.positional)
+
+    def write(self, rows: Sequence[tuple[Any, ...]], texts: Sequence[dict[str, Any]] = ()) -> None:
+        """Put rows in, in one transaction. Raises `DatabaseError`; then none of them is in."""
+        values: Any = list(rows)
+        if not self._positional:
+            values = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+        with self._database.begin() as connection:
+            if values:
+                connection.exec_driver_sql(self._statement, values)
+            if texts:
+                connection.execute(insert(request_texts), list(texts))
+
+    def prune(self, keep_s: float, max_rows: int) -> int:
+        """Delete rows that are too old or too many; returns how many went."""
+        removed = 0
+        oldest_s = time.time() - keep_s
+        with self._database.begin() as connection:
+            newest_id = connection.execute(select(func.max(requests.c.id))).scalar() or 0
+        while True:
+            with self._database.begin() as connection:
+                doomed = (
+                    select(requests.c.id)
+                    .where((requests.c.at_s < oldest_s) | (requests.c.id <= newest_id - max_rows))
+                    .order_by(requests.c.id)
+                    .limit(DELETE_ROWS)
+                )
+                count = connection.execute(
+                    delete(requests).where(requests.c.id.in_(doomed))
+                ).rowcount
+                connection.execute(delete(request_texts).where(request_texts.c.at_s < oldest_s))
+            removed += count
+            if count < DELETE_ROWS:
+                return removed

@@ -1,0 +1,141 @@
+"""The tables. Times are seconds since 1970 (UTC), as `_s` in a name says.
+
+A change here comes with a migration in `migrations/versions`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("routing", BigInteger, nullable=False),
+)
+"""One row. `routing` goes up whenever a gateway must read deployments, replicas or keys anew."""
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("engine", String(32), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("artifact", String(64)),
+    Column("family", String(16), nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("updated_s", Double, nullable=False),
+)
+"""What is to be served. `settings` is JSON: what a gateway needs of the spec."""
+
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("deployment", String(64), nullable=False),
+    Column("engine", String(32), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("artifact", String(64)),
+    Column("url", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("pid", Integer),
+    Column("process_created_s", Double),
+    Column("memory_bytes", BigInteger),
+    Column("restarts", Integer, nullable=False),
+    Column("message", Text),
+    Column("load", Text),
+    Column("updated_s", Double, nullable=False),
+    Index(None, "deployment"),
+)
+"""What is there. Written by the controller alone. `load` is JSON."""
+
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_created_s", Double, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("updated_s", Double, nullable=False),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("hint", String(24), nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("revoked_s", Double),
+)
+"""API keys. `hash` is the SHA-256 of the key, which itself is kept nowhere."""
+
+requests = Table(
+    "requests",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("request_id", String(64), nullable=False),
+    Column("endpoint", String(32), nullable=False),
+    Column("deployment", String(64)),
+    Column("version", String(128)),
+    Column("replica", String(64)),
+    Column("tenant", String(64)),
+    Column("key_id", String(32)),
+    Column("end_user", Text),
+    Column("status", Integer, nullable=False),
+    Column("error", String(64)),
+    Column("stream", Boolean, nullable=False),
+    Column("cache", String(8)),
+    Column("attempts", Integer, nullable=False),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("cached_tokens", Integer),
+    Column("queue_ms", Double),
+    Column("ttft_ms", Double),
+    Column("tpot_ms", Double),
+    Column("e2e_ms", Double, nullable=False),
+    Column("overhead_us", Double),
+    Index(None, "at_s"),
+    Index(None, "request_id"),
+)
+"""One row for each request. No prompts, no answers."""
+
+request_texts = Table(
+    "request_texts",
+    metadata,
+    Column("request_id", String(64), primary_key=True),
+    Column("at_s", Double, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Index(None, "at_s"),
+)
+"""Prompts and answers, where `record.prompts` asks for them."""

@@ -1,0 +1,102 @@
+"""The echo engine's adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.engines.base import (
+    Capability,
+    EngineLoad,
+    Launch,
+    Served,
+    check_options,
+    parse_options,
+)
+from thrifty.engines.machine import Machine
+from thrifty.engines.probe import probe_generation, read_server_load
+from thrifty.errors import Problem
+from thrifty.spec import Spec
+from thrifty.spec.models import Count, Duration, Section
+from thrifty.types import Family, OnProgress
+from thrifty.wire.fields import CHAT_FIELDS
+
+_REFUSED = {"logit_bias", "response_format", "best_of", "suffix", "functions", "function_call",
+            "audio", "metadata", "modalities", "prediction", "prompt_cache_key",
+            "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
+            "web_search_options", "tools", "tool_choice"}  # fmt: skip
+
+
+class EchoOptions(Section):
+    """How the echo engine behaves."""
+
+    ttft: Duration = Field(0.0, description="Time to the first token.")
+    tpot: Duration = Field(0.0, description="Time for each further token.")
+    prefill: Duration = Field(0.0, description="Time for each token of the prompt.")
+    slots: Count = Field(1024, ge=1, description="How many answers run at once; the rest wait.")
+    context: Count = Field(131_072, ge=16, description="The longest prompt and answer together.")
+    reply: str | None = Field(None, description="Answer this, whatever is asked.")
+    load: Duration = Field(0.0, description="Time until a replica is ready.")
+
+
+class EchoEngine:
+    """Answers with the prompt's last line; needs no model."""
+
+    kind = "echo"
+    options = EchoOptions
+    honours = frozenset(
+        (set(CHAT_FIELDS) - _REFUSED)
+        | {"prompt", "echo", "input", "encoding_format", "dimensions", "add_special_tokens",
+           "add_generation_prompt", "return_token_strs"}
+    )  # fmt: skip
+    external = False
+
+    def capabilities(self, machine: Machine) -> list[Capability]:
+        """It runs everywhere."""
+        return [
+            Capability("no model at all", True, "repeats what it is asked; for trying things out")
+        ]
+
+    def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
+        """Only its options can be wrong."""
+        return check_options(self, spec)
+
+    def prepare(
+        self,
+        spec: Spec,
+        model: tuple[NamedVersion, Artifact] | None,
+        store: Store,
+        machine: Machine,
+        on_progress: OnProgress,
+    ) -> Served:
+        """Nothing to prepare."""
+        options = parse_options(self, spec).model_dump()
+        revision = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+        return Served(
+            name=spec.name or "echo",
+            engine=self.kind,
+            version="echo@v1",
+            revision=revision,
+            family=Family.DECODER.value,
+            options=options,
+        )
+
+    def launch(
+        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+    ) -> Launch:
+        """`python -m thrifty.engines.echo`."""
+        settings = {"name": served.name, "port": port, **served.options}
+        return Launch([sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)])
+
+    async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
+        """Ready when it answers."""
+        return await probe_generation(url, served, deep=deep)
+
+    async def read_load(self, url: str) -> EngineLoad:
+        """From the server's `/load`."""
+        return await read_server_load(url)

@@ -1,0 +1,214 @@
+"""The worker process, as the replica's server sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import socket
+import sys
+from typing import cast
+
+import msgspec
+
+from thrifty.engines.openvino.messages import (
+    Add,
+    Cancel,
+    Embed,
+    Embedded,
+    Fatal,
+    Ready,
+    Step,
+    ToWorker,
+    Unpacker,
+    decode_to_server,
+    encode,
+)
+from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.engines.server.backend import Failure, Load, ModelFacts, OnFailure, OnOutput, Sampling
+from thrifty.errors import EngineError
+from thrifty.types import Family
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 5.0
+
+
+class OpenVinoBackend:
+    """Starts the worker, sends it jobs, hands its tokens to their callbacks."""
+
+    def __init__(self, settings: Settings, context_length: int) -> None:
+        self._settings = settings
+        self._context_length = context_length
+        self._process: asyncio.subprocess.Process | None = None
+        self._link: _Link | None = None
+        self._ready: asyncio.Future[Ready]
+        self._jobs: dict[int, tuple[OnOutput, OnFailure]] = {}
+        self._embeddings: dict[int, asyncio.Future[list[bytes]]] = {}
+        self._numbers = itertools.count(1)
+        self._load = Load()
+        self._stopping = False
+        self._failed: asyncio.Future[str]
+
+    async def start(self) -> ModelFacts:
+        """Start the worker and wait until it has generated something. Raises `EngineError`."""
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        self._failed = loop.create_future()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        settings = msgspec.to_builtins(self._settings)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "thrifty.engines.openvino.worker",
+            str(theirs.fileno()), json.dumps(settings),
+            pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        theirs.close()
+        _, link = await loop.create_unix_connection(
+            lambda: _Link(self._receive, self._lost), sock=ours
+        )
+        self._link = link
+        ready = await self._ready
+        return ModelFacts(
+            family=Family(self._settings.family),
+            context_length=self._context_length,
+            eos_token_ids=self._settings.eos_token_ids,
+            embedding_size=ready.embedding_size,
+            facts={
+                "load_s": ready.load_s,
+                "warm_up_s": ready.warm_up_s,
+                "kv_cache_bytes": float(ready.kv_bytes),
+                "kv_cache_tokens": float(ready.kv_tokens),
+            },
+        )
+
+    def submit(
+        self, prompt: list[int], sampling: Sampling, on_output: OnOutput, on_failure: OnFailure
+    ) -> int:
+        """Send a generation to the worker."""
+        job = next(self._numbers)
+        self._jobs[job] = (on_output, on_failure)
+        self._send(Add(job, prompt, sampling))
+        return job
+
+    def cancel(self, job: int) -> None:
+        """Tell the worker to stop a generation."""
+        if self._jobs.pop(job, None) is not None:
+            self._send(Cancel(job))
+
+    async def embed(self, inputs: list[list[int]]) -> list[bytes]:
+        """Embeddings from the worker, which computes what comes together together."""
+        job = next(self._numbers)
+        future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
+        self._embeddings[job] = future
+        self._send(Embed(job, inputs))
+        try:
+            return await future
+        finally:
+            self._embeddings.pop(job, None)
+
+    def load(self) -> Load:
+        """How busy the worker was after its last step."""
+        if not self._jobs:
+            return Load(0, 0, self._load.kv_usage)
+        return self._load
+
+    async def wait_failed(self) -> str:
+        """Return once the worker is gone. The server then ends, and its supervisor starts anew."""
+        return await asyncio.shield(self._failed)
+
+    async def stop(self) -> None:
+        """End the worker: closing the socket tells it."""
+        self._stopping = True
+        if self._link is not None:
+            self._link.close()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    def _send(self, message: ToWorker) -> None:
+        if self._link is not None:
+            self._link.send(encode(message))
+
+    def _receive(self, data: bytes) -> None:
+        message = decode_to_server(data)
+        if isinstance(message, Step):
+            self._load = Load(message.running, message.waiting, message.kv_usage)
+            for output in message.outputs:
+                callbacks = self._jobs.get(output.job)
+                if callbacks is None:
+                    continue
+                if output.finish:
+                    del self._jobs[output.job]
+                callbacks[0](output)
+            for failure in message.failures:
+                callbacks = self._jobs.pop(failure.job, None)
+                if callbacks is not None:
+                    callbacks[1](failure)
+        elif isinstance(message, Embedded):
+            future = self._embeddings.get(message.job)
+            if future is not None and not future.done():
+                future.set_result(message.vectors)
+        elif isinstance(message, Ready):
+            self._ready.set_result(message)
+        elif isinstance(message, Fatal):
+            self._fail(message.message)
+
+    def _lost(self) -> None:
+        if not self._stopping:
+            self._fail("the engine's process ended")
+
+    def _fail(self, reason: str) -> None:
+        """The worker is gone: every job ends with an error, and so does this server."""
+        if not self._ready.done():
+            self._ready.set_exception(EngineError(f"the model could not be loaded: {reason}"))
+            return
+        if self._failed.done():
+            return
+        log.error("the worker is gone (pid %s): %s", os.getpid(), reason)
+        jobs, self._jobs = self._jobs, {}
+        for job, (_, on_failure) in jobs.items():
+            on_failure(Failure(job, "engine", f"the engine died while answering: {reason}"))
+        for future in self._embeddings.values():
+            if not future.done():
+                future.set_exception(EngineError(f"the engine died: {reason}"))
+        self._failed.set_result(reason)
+
+
+class _Link(asyncio.Protocol):
+    """The socket to the worker."""
+
+    def __init__(self, receive: object, lost: object) -> None:
+        self._receive = receive
+        self._lost = lost
+        self._unpacker = Unpacker()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unpacker.feed(data):
+            self._receive(message)  # type: ignore[operator]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._lost()  # type: ignore[operator]
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

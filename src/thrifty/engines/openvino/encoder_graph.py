@@ -1,0 +1,109 @@
+"""A BERT-like encoder as an OpenVINO graph that gives one embedding for each text.
+
+Pooling and normalization are part of the graph. Devlin et al. 2018 (1810.04805); Reimers &
+Gurevych 2019 (1908.10084).
+
+Inputs: `input_ids` and `attention_mask`, both [batch, tokens]. Output: `embeddings`
+[batch, hidden].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import Type
+from openvino import opset13 as op
+
+from thrifty.artifacts.checkpoint import EncoderCheckpoint
+from thrifty.engines.openvino.weights import linear_weight, table_weight
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+
+def build_encoder(
+    checkpoint: EncoderCheckpoint, scheme: str, on_progress: OnProgress = ignore_progress
+) -> ov.Model:
+    """The graph of `checkpoint` with its weights under `scheme` (`none`, `int8` or `int4`)."""
+    shape, tensors = checkpoint.shape, checkpoint.tensors
+    head_dim = shape.hidden_size // shape.heads
+    input_ids = _input("input_ids")
+    attention_mask = _input("attention_mask")
+
+    def linear(x: Any, name: str) -> Any:
+        weight = linear_weight(tensors.read_tensor(f"{name}.weight"), scheme)
+        bias = tensors.read_tensor(f"{name}.bias").reshape(1, 1, -1)
+        return op.add(op.matmul(x, weight, False, True), op.constant(bias))
+
+    def norm(x: Any, name: str) -> Any:
+        normed = op.mvn(x, _ints([-1]), True, shape.norm_epsilon, "inside_sqrt")
+        scale = tensors.read_tensor(f"{name}.weight").reshape(1, 1, -1)
+        shift = tensors.read_tensor(f"{name}.bias").reshape(1, 1, -1)
+        return op.add(op.multiply(normed, op.constant(scale)), op.constant(shift))
+
+    def heads(x: Any, name: str) -> Any:
+        split = op.reshape(linear(x, name), _ints([0, 0, shape.heads, head_dim]), special_zero=True)
+        return op.transpose(split, _ints([0, 2, 1, 3]))
+
+    words = op.gather(
+        table_weight(tensors.read_tensor("embeddings.word_embeddings.weight"), scheme),
+        op.convert(input_ids, "i32"),
+        _ints(0),
+    )
+    tokens = op.gather(op.shape_of(input_ids), _ints(1), _ints(0))
+    positions = op.gather(
+        op.constant(tensors.read_tensor("embeddings.position_embeddings.weight")),
+        op.range(_ints(0), tokens, _ints(1), "i64"),
+        _ints(0),
+    )
+    segment = tensors.read_tensor("embeddings.token_type_embeddings.weight")[:1]
+    hidden = op.add(op.add(words, op.unsqueeze(positions, _ints(0))), op.constant(segment[None]))
+    hidden = norm(hidden, "embeddings.LayerNorm")
+    mask = op.unsqueeze(op.not_equal(attention_mask, _ints(0)), _ints([1, 2]))
+    for layer in range(shape.layers):
+        on_progress(Progress("convert", layer, shape.layers, "layers"))
+        prefix = f"encoder.layer.{layer}."
+        mixed = op.scaled_dot_product_attention(
+            heads(hidden, f"{prefix}attention.self.query"),
+            heads(hidden, f"{prefix}attention.self.key"),
+            heads(hidden, f"{prefix}attention.self.value"),
+            mask,
+        )
+        joined = op.reshape(
+            op.transpose(mixed, _ints([0, 2, 1, 3])),
+            _ints([0, 0, shape.hidden_size]),
+            special_zero=True,
+        )
+        attended = op.add(linear(joined, f"{prefix}attention.output.dense"), hidden)
+        attended = norm(attended, f"{prefix}attention.output.LayerNorm")
+        inner = op.gelu(linear(attended, f"{prefix}intermediate.dense"), "erf")
+        hidden = op.add(linear(inner, f"{prefix}output.dense"), attended)
+        hidden = norm(hidden, f"{prefix}output.LayerNorm")
+    pooled = _pool(hidden, attention_mask, shape.pooling)
+    if shape.normalize:
+        pooled = op.normalize_l2(pooled, _ints([1]), 1e-24, "max")
+    embeddings = op.result(pooled)
+    embeddings.output(0).set_names({"embeddings"})
+    on_progress(Progress("convert", shape.layers, shape.layers, "layers"))
+    return ov.Model([embeddings], [input_ids, attention_mask], "encoder")
+
+
+def _ints(values: Any) -> Any:
+    return op.constant(np.array(values, dtype=np.int64))
+
+
+def _input(name: str) -> Any:
+    parameter = op.parameter([-1, -1], Type.i64)
+    parameter.set_friendly_name(name)
+    parameter.output(0).set_names({name})
+    return parameter
+
+
+def _pool(hidden: Any, attention_mask: Any, pooling: str) -> Any:
+    """One vector for each text: its first token's (`cls`), or the mean over its tokens."""
+    if pooling == "cls":
+        return op.gather(hidden, _ints(0), _ints(1))
+    weights = op.unsqueeze(op.convert(attention_mask, "f32"), _ints(2))
+    total = op.reduce_sum(op.multiply(hidden, weights), _ints([1]), False)
+    count = op.reduce_sum(weights, _ints([1]), False)
+    return op.divide(total, count)

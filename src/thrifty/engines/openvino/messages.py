@@ -1,0 +1,103 @@
+"""What goes between a replica's server and its worker: msgpack, each message after its length."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+
+from thrifty.engines.server.backend import Failure, Output, Sampling
+
+_LENGTH = struct.Struct("<I")
+MAX_MESSAGE_BYTES = 512 * 1024 * 1024
+
+
+class Add(msgspec.Struct, tag=True, array_like=True):
+    """Generate. `job` is the server's number for it."""
+
+    job: int
+    prompt: list[int]
+    sampling: Sampling
+
+
+class Cancel(msgspec.Struct, tag=True, array_like=True):
+    """Stop generating."""
+
+    job: int
+
+
+class Embed(msgspec.Struct, tag=True, array_like=True):
+    """Make one embedding for each input."""
+
+    job: int
+    inputs: list[list[int]]
+
+
+class Ready(msgspec.Struct, tag=True, array_like=True):
+    """The model is loaded and has generated something."""
+
+    load_s: float
+    warm_up_s: float
+    kv_bytes: int
+    kv_tokens: int
+    embedding_size: int
+
+
+class Fatal(msgspec.Struct, tag=True, array_like=True):
+    """The worker cannot go on."""
+
+    message: str
+
+
+class Step(msgspec.Struct, tag=True, array_like=True):
+    """What one generation step gave, and how busy the worker is after it."""
+
+    outputs: list[Output]
+    failures: list[Failure]
+    running: int
+    waiting: int
+    kv_usage: float
+
+
+class Embedded(msgspec.Struct, tag=True, array_like=True):
+    """Embeddings as little-endian float32, or why there are none."""
+
+    job: int
+    vectors: list[bytes]
+    error: str = ""
+
+
+ToWorker = Add | Cancel | Embed
+ToServer = Ready | Fatal | Step | Embedded
+
+_encoder = msgspec.msgpack.Encoder()
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_to_server = msgspec.msgpack.Decoder(ToServer).decode
+
+
+def encode(message: ToWorker | ToServer) -> bytes:
+    """One message, its length before it."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Unpacker:
+    """Puts messages together from the pieces in which they arrive."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Whole messages, as far as `data` completes them. Raises `ValueError` on nonsense."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > MAX_MESSAGE_BYTES:
+                raise ValueError(f"a message of {length} bytes")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                return
+            message = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield message

@@ -1,0 +1,88 @@
+"""How much of a prompt the engine's prefix cache holds, which the engine itself does not tell.
+
+OpenVINO GenAI keeps the KV cache of finished blocks of tokens and finds them again by a checksum
+over everything up to the block's end. This index keeps the same account: blocks of running
+sequences, blocks that nobody uses, and the least recently used of those given up first when the
+pool is full.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+BLOCK_TOKENS = 32
+"""Tokens in a block of the KV cache on CPUs."""
+
+
+class PrefixIndex:
+    """An account of the prefix cache. Not thread-safe; all calls are made by the worker."""
+
+    def __init__(self, capacity_blocks: int) -> None:
+        self._capacity = capacity_blocks
+        self._unused: OrderedDict[int, None] = OrderedDict()
+        self._used: dict[int, int] = {}
+        self._running_blocks = 0
+
+    def match(self, tokens: list[int]) -> int:
+        """How many tokens at the start of a prompt are cached. The last token never counts: the
+        engine computes it anew, to have something to sample from.
+        """
+        count = 0
+        for checksum in _chain(tokens):
+            if checksum not in self._used and checksum not in self._unused:
+                break
+            count += BLOCK_TOKENS
+        return min(count, len(tokens) - 1)
+
+    def begin(self, tokens: list[int]) -> list[int]:
+        """A sequence begins: its cached blocks are in use, its others are taken from the pool."""
+        held = []
+        for checksum in _chain(tokens):
+            if checksum in self._unused:
+                del self._unused[checksum]
+            elif checksum not in self._used:
+                break
+            self._used[checksum] = self._used.get(checksum, 0) + 1
+            held.append(checksum)
+        self._running_blocks += -(-len(tokens) // BLOCK_TOKENS) - len(held)
+        self._evict()
+        return held
+
+    def grow(self, blocks: int) -> None:
+        """Running sequences took `blocks` more."""
+        self._running_blocks += blocks
+        self._evict()
+
+    def end(self, held: list[int], tokens: list[int], blocks: int) -> None:
+        """A sequence ended with `tokens` in the cache, of which `held` were shared; `blocks` of
+        its own go back to the pool with what is in them.
+        """
+        self._running_blocks -= blocks
+        for checksum in held:
+            left = self._used[checksum] - 1
+            if left:
+                self._used[checksum] = left
+            else:
+                del self._used[checksum]
+                self._unused[checksum] = None
+        for checksum in _chain(tokens):
+            if checksum not in self._used:
+                self._unused[checksum] = None
+                self._unused.move_to_end(checksum)
+        self._evict()
+
+    def _evict(self) -> None:
+        while self._unused and (
+            len(self._unused) + len(self._used) + self._running_blocks > self._capacity
+        ):
+            self._unused.popitem(last=False)
+
+
+def _chain(tokens: list[int]) -> list[int]:
+    """A checksum for each whole block, over everything up to its end."""
+    checksums = []
+    checksum = 0
+    for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+        checksum = hash((checksum, *tokens[start : start + BLOCK_TOKENS]))
+        checksums.append(checksum)
+    return checksums

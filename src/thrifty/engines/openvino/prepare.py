@@ -1,0 +1,297 @@
+"""From a stored checkpoint to a folder that OpenVINO GenAI loads, in seconds and without PyTorch.
+
+The folder holds the graph (`openvino_model.xml`, `.bin`), the tokenizer as the tokenizers library
+reads it, a detokenizer as GenAI wants it for structured output, a tiny model that grammars are
+tried on (`grammar/`), and `thrifty.json`, which says what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino.preprocess import PrePostProcessor
+from tokenizers import Tokenizer
+
+from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts.checkpoint import (
+    DecoderCheckpoint,
+    DecoderShape,
+    FloatArray,
+    load_decoder,
+    load_encoder,
+)
+from thrifty.artifacts.gguf_file import GgufFile
+from thrifty.artifacts.gguf_tokenizer import build_tokenizer
+from thrifty.artifacts.inspect import OPENVINO_NOTE
+from thrifty.engines.openvino.decoder_graph import build_decoder
+from thrifty.engines.openvino.encoder_graph import build_encoder
+from thrifty.errors import ArtifactError, FormatRefused
+from thrifty.types import Family, Format, OnProgress
+
+RECIPE_VERSION = 1
+"""Raised when the graphs change, so that models are prepared anew."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                   "special_tokens_map.json", "generation_config.json")  # fmt: skip
+BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.02, "int4": 0.6}
+
+
+def make_recipe(scheme: str) -> dict[str, Any]:
+    """What is done to the weights, as the lineage keeps it."""
+    return {"step": "openvino", "quantize": scheme, "version": RECIPE_VERSION}
+
+
+def prepare_model(
+    store: Store,
+    version: NamedVersion,
+    artifact: Artifact,
+    scheme: str,
+    on_progress: OnProgress,
+) -> tuple[NamedVersion, Artifact]:
+    """The model as OpenVINO IR with weights under `scheme`; made now unless it was made before.
+
+    Blocks. Raises `FormatRefused` for what cannot be converted.
+    """
+    recipe = make_recipe(scheme)
+    made = store.find_made(artifact.id, recipe)
+    if made is not None:
+        return made
+    needed = round(artifact.description.parameters * BYTES_PER_WEIGHT[scheme])
+    store.require_space(needed + 50_000_000, f"preparing {version.label}")
+    name = version.name if scheme == "none" else f"{version.name}-{scheme}"
+    with store.stage(f"openvino {artifact.id} {scheme}") as folder:
+        target = folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        source = store.folder_of(artifact.id)
+        try:
+            if artifact.description.family is Family.ENCODER:
+                _write_encoder(source, target, artifact, scheme, on_progress)
+            else:
+                _write_decoder(source, target, artifact, scheme, on_progress)
+        except OSError as error:
+            raise ArtifactError(f"the model could not be written to {target}: {error}") from None
+        except RuntimeError as error:
+            # OpenVINO tells of a full disk, too, as a RuntimeError.
+            raise ArtifactError(f"OpenVINO could not convert {version.label}: {error}") from None
+        lineage = Lineage(parents=(Parent(artifact.id, version.label),), recipe=recipe)
+        return store.add(target, f"{name}-openvino", lineage, on_progress=on_progress)
+
+
+def _write_decoder(
+    source: Path, target: Path, artifact: Artifact, scheme: str, on_progress: OnProgress
+) -> None:
+    tokenizer = _write_tokenizer(source, target, artifact)
+    checkpoint = load_decoder(source)
+    shape = checkpoint.shape
+    try:
+        model = build_decoder(checkpoint, scheme, on_progress)
+    except OverflowError as error:
+        raise FormatRefused(f"the weights do not fit 16 bits: {error}; choose int8") from None
+    ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    eos = shape.eos_token_ids or _guess_eos(tokenizer)
+    config = {
+        "architectures": [shape.architecture],
+        "bos_token_id": shape.bos_token_id,
+        "eos_token_id": eos[0] if eos else None,
+        "pad_token_id": shape.pad_token_id,
+        "max_position_embeddings": shape.context_length,
+    }
+    _write_json(target / "config.json", {k: v for k, v in config.items() if v is not None})
+    _write_detokenizer(tokenizer, shape.vocab_size, eos, target)
+    _write_grammar_model(shape.vocab_size, target / "grammar")
+    _write_note(
+        target, artifact, scheme, shape.context_length,
+        {"eos_token_ids": list(eos), "kv_bytes_per_token": kv_bytes_per_token(shape)},
+    )  # fmt: skip
+
+
+def _write_encoder(
+    source: Path, target: Path, artifact: Artifact, scheme: str, on_progress: OnProgress
+) -> None:
+    if not (source / "tokenizer.json").exists():
+        raise FormatRefused("the checkpoint has no tokenizer.json; save its fast tokenizer with it")
+    _copy_tokenizer_files(source, target)
+    checkpoint = load_encoder(source)
+    model = build_encoder(checkpoint, scheme, on_progress)
+    ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    _write_note(
+        target, artifact, scheme, checkpoint.shape.context_length,
+        {"embedding_size": checkpoint.shape.hidden_size},
+    )  # fmt: skip
+
+
+def kv_bytes_per_token(shape: DecoderShape, precision: str = "u8") -> int:
+    """What one token takes in the KV cache.
+
+    In 8 bits, values have a scale and a zero point (float32) for each token, keys one pair for
+    each channel of a block of 32 tokens.
+    """
+    if precision == "u8":
+        per_head = shape.head_dim * (1 + 8 / 32) + (shape.head_dim + 8)
+    else:
+        per_head = 2 * 2 * shape.head_dim
+    return round(shape.layers * shape.kv_heads * per_head)
+
+
+def _write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer:
+    if artifact.description.format is Format.GGUF:
+        file = GgufFile(next(iter(sorted(source.glob("*.gguf")))))
+        tokenizer = build_tokenizer(file)
+        tokenizer.save(str(target / "tokenizer.json"))
+        template = file.metadata.get("tokenizer.chat_template")
+        if template:
+            (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+        tokens = file.metadata["tokenizer.ggml.tokens"]
+        special = {
+            name: tokens[file.metadata[f"tokenizer.ggml.{key}_token_id"]]
+            for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"))
+            if f"tokenizer.ggml.{key}_token_id" in file.metadata
+        }
+        _write_json(target / "tokenizer_config.json", special)
+        return tokenizer
+    if not (source / "tokenizer.json").exists():
+        raise FormatRefused(
+            "the checkpoint has no tokenizer.json; save its fast tokenizer with it "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    _copy_tokenizer_files(source, target)
+    return Tokenizer.from_file(str(target / "tokenizer.json"))
+
+
+def _copy_tokenizer_files(source: Path, target: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+def _guess_eos(tokenizer: Tokenizer) -> tuple[int, ...]:
+    for token in ("<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>"):
+        token_id = tokenizer.token_to_id(token)
+        if token_id is not None:
+            return (token_id,)
+    return ()
+
+
+def _write_note(
+    target: Path, artifact: Artifact, scheme: str, context_length: int, more: dict[str, Any]
+) -> None:
+    description = artifact.description
+    _write_json(
+        target / OPENVINO_NOTE,
+        {
+            "family": description.family.value,
+            "architecture": description.architecture,
+            "context_length": context_length,
+            "parameters": description.parameters,
+            "weights": "f16" if scheme == "none" else scheme,
+            **more,
+        },
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+# The detokenizer, which GenAI reads the vocabulary for grammars from
+
+
+def read_vocabulary(tokenizer: Tokenizer, size: int) -> list[bytes]:
+    """The bytes that each token stands for."""
+    kind = type(tokenizer.decoder).__name__ if tokenizer.decoder is not None else ""
+    vocabulary: list[bytes] = []
+    added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
+    alphabet = _byte_alphabet()
+    for index in range(size):
+        token = tokenizer.id_to_token(index)
+        if token is None:
+            vocabulary.append(b"")
+        elif index in added:
+            vocabulary.append(token.encode())
+        elif kind == "ByteLevel":
+            vocabulary.append(_decode_byte_level(token, alphabet))
+        else:
+            vocabulary.append(_decode_sentencepiece(token))
+    return vocabulary
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's characters and the bytes they stand for. Radford et al. 2019."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = {chr(value): value for value in printable}
+    hidden = [value for value in range(256) if value not in printable]
+    alphabet.update({chr(256 + offset): value for offset, value in enumerate(hidden)})
+    return alphabet
+
+
+def _decode_byte_level(token: str, alphabet: dict[str, int]) -> bytes:
+    try:
+        return bytes(alphabet[character] for character in token)
+    except KeyError:
+        return token.encode()
+
+
+def _decode_sentencepiece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
+
+
+def _write_detokenizer(
+    tokenizer: Tokenizer, vocab_size: int, eos: tuple[int, ...], target: Path
+) -> None:
+    from openvino_tokenizers.tokenizer_pipeline import (
+        FuseStep,
+        TokenizerPipeline,
+        VocabDecoderStep,
+    )
+
+    pipeline = TokenizerPipeline()
+    skipped = sorted(tokenizer.get_added_tokens_decoder()) or list(eos) or [0]
+    pipeline.add_steps(
+        [VocabDecoderStep(read_vocabulary(tokenizer, vocab_size), skipped), FuseStep()]
+    )
+    processor = PrePostProcessor(pipeline.get_detokenizer_ov_subgraph())
+    processor.input(0).tensor().set_element_type(ov.Type.i64)
+    model = processor.build()
+    if eos:
+        model.set_rt_info(eos[0], "eos_token_id")
+    model.set_rt_info("thrifty", "openvino_tokenizers_version")
+    ov.save_model(model, target / "openvino_detokenizer.xml", compress_to_fp16=False)
+
+
+# The tiny model that grammars are tried on
+
+
+class _Zeros:
+    """Weights of a model that says nothing, of the smallest shape the engine takes."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        self._vocab_size = vocab_size
+        self._width = width
+
+    def __contains__(self, name: str) -> bool:
+        return name.endswith(("_proj.weight", "layernorm.weight", "embed_tokens.weight"))
+
+    def read_tensor(self, name: str) -> FloatArray:
+        if "norm" in name:
+            return np.ones(self._width, dtype=np.float32)
+        rows = self._vocab_size if "embed_tokens" in name else self._width
+        return np.zeros((rows, self._width), dtype=np.float32)
+
+
+def _write_grammar_model(vocab_size: int, target: Path) -> None:
+    width = 32
+    shape = DecoderShape(
+        architecture="none", layers=1, hidden_size=width, heads=1, kv_heads=1, head_dim=width,
+        vocab_size=vocab_size, context_length=64, norm_epsilon=1e-5, rope_theta=10_000.0,
+    )  # fmt: skip
+    model = build_decoder(DecoderCheckpoint(shape, _Zeros(vocab_size, width)), "int8")
+    target.mkdir()
+    ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)

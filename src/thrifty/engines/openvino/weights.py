@@ -1,0 +1,78 @@
+"""Weight matrices as constants of an OpenVINO graph, in 16, 8 or 4 bits.
+
+A compressed weight is a small integer constant and the few operations that turn it back into
+floats; OpenVINO recognises the pattern and multiplies with the integers directly. The grids are
+those of NNCF's weight compression: 8-bit asymmetric for each output row, 4-bit symmetric for each
+group along a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+from openvino import opset13 as op
+from openvino.op import Constant
+
+FloatArray = npt.NDArray[np.float32]
+
+INT4_GROUP_SIZES = (128, 64, 32)
+"""Tried in this order: the largest that divides a row."""
+
+
+def float16_weight(values: FloatArray) -> Any:
+    """`values` in 16 bits. Raises `OverflowError` where they do not fit."""
+    halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise OverflowError("a weight is larger than 65504, the largest float16")
+    return op.convert(op.constant(halves), "f32")
+
+
+def int8_weight(values: FloatArray) -> Any:
+    """`values` ([rows, columns]) in 8 bits, with a scale and a zero point for each row."""
+    low = np.minimum(values.min(axis=1, keepdims=True), 0)
+    high = np.maximum(values.max(axis=1, keepdims=True), 0)
+    scale = (high - low) / 255
+    scale[scale == 0] = 1
+    zero = np.clip(np.round(-low / scale), 0, 255)
+    codes = np.clip(np.round(values / scale) + zero, 0, 255).astype(np.uint8)
+    centred = op.subtract(
+        op.convert(op.constant(codes), "f16"),
+        op.convert(op.constant(zero.astype(np.uint8)), "f16"),
+    )
+    return op.convert(op.multiply(centred, op.constant(scale.astype(np.float16))), "f32")
+
+
+def int4_weight(values: FloatArray, group_size: int) -> Any:
+    """`values` ([rows, columns]) in 4 bits, with a scale for each `group_size` columns."""
+    rows, columns = values.shape
+    groups = columns // group_size
+    grouped = values.reshape(rows, groups, group_size)
+    # The value of largest magnitude becomes -8, the one end of the grid that has no mirror image.
+    extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=2, keepdims=True), axis=2)
+    scale = extreme / -8
+    scale[scale == 0] = 1
+    codes = np.clip(np.round(grouped / scale), -8, 7).astype(np.int8)
+    packed = ((codes[..., 0::2] & 0xF) | ((codes[..., 1::2] & 0xF) << 4)).astype(np.uint8)
+    tensor = ov.Tensor(packed.reshape(-1), ov.Shape([rows, groups, group_size]), ov.Type.i4)
+    constant = Constant(tensor, shared_memory=False)
+    scaled = op.multiply(op.convert(constant, "f16"), op.constant(scale.astype(np.float16)))
+    flat = op.reshape(scaled, op.constant(np.array([rows, columns])), special_zero=False)
+    return op.convert(flat, "f32")
+
+
+def linear_weight(values: FloatArray, scheme: str) -> Any:
+    """A weight matrix under `scheme`: `none` (16 bits), `int8` or `int4`."""
+    if scheme == "int4":
+        for group_size in INT4_GROUP_SIZES:
+            if values.shape[1] % group_size == 0:
+                return int4_weight(values, group_size)
+        return int8_weight(values)
+    return int8_weight(values) if scheme == "int8" else float16_weight(values)
+
+
+def table_weight(values: FloatArray, scheme: str) -> Any:
+    """The embedding table or the head under `scheme`; never below 8 bits, which would cost most."""
+    return float16_weight(values) if scheme == "none" else int8_weight(values)

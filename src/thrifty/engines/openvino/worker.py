@@ -1,0 +1,439 @@
+"""The process that holds the model: it takes jobs from a socket and generates, step by step.
+
+Everything runs in one thread, in turns: take the messages that have come, do one step, send what
+it gave. The engine's own threads do the arithmetic.
+
+Started by the replica's server as `python -m thrifty.engines.openvino.worker FD SETTINGS`; it ends
+when the socket does, so that it never outlives its server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+import openvino as ov
+
+from thrifty.engines.openvino.messages import (
+    Add,
+    Cancel,
+    Embed,
+    Embedded,
+    Fatal,
+    Ready,
+    Step,
+    ToServer,
+    Unpacker,
+    decode_to_worker,
+    encode,
+)
+from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS, PrefixIndex
+from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling
+
+READ_BYTES = 1 << 20
+MAX_EMBEDDING_TOKENS = 16_384
+"""Padded tokens in one embedding batch."""
+WARM_UP_TOKENS = 4
+
+
+@dataclass
+class _Running:
+    job: int
+    handle: Any
+    prompt: list[int]
+    cached: int
+    held: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
+    own_blocks: int = 0
+    reported: bool = False
+
+
+class Channel:
+    """The socket to the server, without blocking reads."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._unpacker = Unpacker()
+        self.closed = False
+
+    def receive(self, *, wait: bool) -> list[Add | Cancel | Embed]:
+        """The messages that have come; `wait` for at least some bytes if there are none."""
+        messages: list[Add | Cancel | Embed] = []
+        timeout = None if wait else 0.0
+        while not self.closed:
+            readable, _, _ = select.select([self._socket], [], [], timeout)
+            if not readable:
+                break
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                self.closed = True
+                break
+            messages += [decode_to_worker(message) for message in self._unpacker.feed(data)]
+            timeout = 0.0
+        return messages
+
+    def send(self, message: ToServer) -> None:
+        """Send one message; a server that is gone ends the worker."""
+        try:
+            self._socket.sendall(encode(message))
+        except OSError:
+            self.closed = True
+
+
+class DecoderWorker:
+    """Generates with a ContinuousBatchingPipeline."""
+
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai as genai
+
+        self._genai = genai
+        self._settings = settings
+        self._tokenizer = genai.Tokenizer(settings.folder)
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = settings.kv_blocks
+        scheduler.max_num_batched_tokens = settings.prefill_chunk
+        scheduler.max_num_seqs = settings.max_batch
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = settings.prefix_cache
+        properties: dict[str, Any] = {
+            "KV_CACHE_PRECISION": settings.kv_precision,
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "sampler_num_threads": settings.threads,
+        }
+        if settings.activation_group:
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings.activation_group
+        self._pipeline = genai.ContinuousBatchingPipeline(
+            settings.folder, self._tokenizer, scheduler, "CPU", **properties
+        )
+        self._running: dict[int, _Running] = {}
+        self._index = PrefixIndex(settings.kv_blocks) if settings.prefix_cache else None
+        self._probe: Any = None
+        self._grammars: set[Grammar] = set()
+        self._next_request = 0
+        self._failures: list[Failure] = []
+
+    def warm_up(self) -> dict[str, int]:
+        """Generate a little, so that nothing is left to be done by the first user's request."""
+        sampling = Sampling(max_tokens=WARM_UP_TOKENS, temperature=0.0, ignore_eos=True)
+        self.add(Add(-1, [0] * 8, sampling))
+        produced = 0
+        while self._running:
+            produced += sum(len(output.token_ids) for output in self.step())
+        if produced != WARM_UP_TOKENS:
+            raise RuntimeError(f"the engine gave {produced} of {WARM_UP_TOKENS} tokens")
+        kv_bytes = int(self._pipeline.get_metrics().cache_size_in_bytes)
+        return {"kv_bytes": kv_bytes, "kv_tokens": self._settings.kv_blocks * BLOCK_TOKENS}
+
+    def add(self, message: Add) -> None:
+        """Begin a job, or note why it cannot be."""
+        grammar = message.sampling.grammar
+        if grammar is not None:
+            fault = self._check_grammar(grammar)
+            if fault:
+                self._failures.append(Failure(message.job, "grammar", fault))
+                return
+        blocks = -(-(len(message.prompt) + message.sampling.max_tokens) // BLOCK_TOKENS)
+        if len(message.prompt) // BLOCK_TOKENS + 1 > self._settings.kv_blocks:
+            self._failures.append(
+                Failure(
+                    message.job,
+                    "memory",
+                    f"the request needs {blocks} blocks of KV cache and there are "
+                    f"{self._settings.kv_blocks}; give the engine a larger kv_cache",
+                )
+            )
+            return
+        try:
+            config = self._make_config(message.sampling)
+            cached = self._index.match(message.prompt) if self._index else 0
+            tensor = ov.Tensor(np.array([message.prompt], dtype=np.int64))
+            self._next_request += 1
+            handle = self._pipeline.add_request(self._next_request, tensor, config)
+        except RuntimeError as error:
+            self._failures.append(Failure(message.job, "engine", _first_line(error)))
+            return
+        running = _Running(message.job, handle, message.prompt, cached)
+        if self._index is not None:
+            running.held = self._index.begin(message.prompt)
+            running.own_blocks = -(-len(message.prompt) // BLOCK_TOKENS) - len(running.held)
+        self._running[message.job] = running
+
+    def cancel(self, job: int) -> None:
+        """Stop a job; the next step frees what it held."""
+        running = self._running.pop(job, None)
+        if running is not None:
+            running.handle.cancel()
+            self._release(running)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything, or something is left to tell."""
+        return bool(self._failures) or bool(self._pipeline.has_non_finished_requests())
+
+    def step(self) -> list[Output]:
+        """One step of the engine: new tokens of every running job."""
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        outputs = []
+        for running in list(self._running.values()):
+            output = self._read(running)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def report(self, outputs: list[Output]) -> Step:
+        """What the server is told after a step."""
+        metrics = self._pipeline.get_metrics()
+        failures, self._failures = self._failures, []
+        scheduled = int(metrics.scheduled_requests)
+        total = len(self._running)
+        return Step(
+            outputs,
+            failures,
+            min(scheduled, total),
+            max(0, total - scheduled),
+            float(metrics.cache_usage) / 100.0,
+        )
+
+    def _read(self, running: _Running) -> Output | None:
+        handle = running.handle
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        finish = ""
+        while handle.can_read():
+            for output in handle.read().values():
+                tokens += output.generated_ids
+                logprobs += output.generated_log_probs
+                reason = output.finish_reason
+                if reason != self._genai.GenerationFinishReason.NONE:
+                    length = reason == self._genai.GenerationFinishReason.LENGTH
+                    finish = "length" if length else "stop"
+        status = handle.get_status()
+        if not finish and status == self._genai.GenerationStatus.IGNORED:
+            self._failures.append(
+                Failure(
+                    running.job,
+                    "memory",
+                    "the KV cache is full and this request could not be kept; try again, or give "
+                    "the engine a larger kv_cache",
+                )
+            )
+            self._forget(running)
+            return None
+        if not tokens and not finish:
+            return None
+        self._note_growth(running, tokens)
+        if finish:
+            self._forget(running)
+        cached = 0 if running.reported else running.cached
+        running.reported = True
+        return Output(running.job, tokens, logprobs or None, finish, cached)
+
+    def _note_growth(self, running: _Running, tokens: list[int]) -> None:
+        before = -(-(len(running.prompt) + len(running.generated)) // BLOCK_TOKENS)
+        running.generated += tokens
+        grown = -(-(len(running.prompt) + len(running.generated)) // BLOCK_TOKENS) - before
+        if grown and self._index is not None:
+            running.own_blocks += grown
+            self._index.grow(grown)
+
+    def _forget(self, running: _Running) -> None:
+        self._running.pop(running.job, None)
+        self._release(running)
+
+    def _release(self, running: _Running) -> None:
+        if self._index is not None:
+            # The last token was sampled but never computed, so it is not in the cache.
+            computed = running.prompt + running.generated[:-1]
+            if not running.generated:
+                computed = []
+            self._index.end(running.held, computed, running.own_blocks)
+
+    def _make_config(self, sampling: Sampling) -> Any:
+        genai, settings = self._genai, self._settings
+        config = genai.GenerationConfig()
+        config.max_new_tokens = sampling.max_tokens
+        config.min_new_tokens = sampling.min_tokens
+        config.ignore_eos = sampling.ignore_eos
+        if settings.eos_token_ids:
+            config.eos_token_id = settings.eos_token_ids[0]
+        config.stop_token_ids = {*settings.eos_token_ids, *sampling.stop_token_ids}
+        config.do_sample = sampling.temperature > 0
+        if config.do_sample:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p or 1e-9
+            if sampling.top_k:
+                config.top_k = sampling.top_k
+            config.min_p = sampling.min_p
+            config.rng_seed = sampling.seed
+        config.repetition_penalty = sampling.repetition_penalty
+        config.presence_penalty = sampling.presence_penalty
+        config.frequency_penalty = sampling.frequency_penalty
+        config.logprobs = 1 if sampling.logprobs else 0
+        if sampling.grammar is not None:
+            config.structured_output_config = self._make_structure(sampling.grammar)
+        return config
+
+    def _make_structure(self, grammar: Grammar) -> Any:
+        structure = self._genai.StructuredOutputConfig()
+        if grammar.kind == "json_schema":
+            structure.json_schema = grammar.text
+        elif grammar.kind == "regex":
+            structure.regex = grammar.text
+        else:
+            structure.structural_tags_config = grammar.text
+        return structure
+
+    def _check_grammar(self, grammar: Grammar) -> str | None:
+        """Why a grammar cannot be enforced; None if it can.
+
+        The engine compiles a grammar in the step that first samples with it, and one that does
+        not compile breaks that step for every request, for good. So it is first compiled by a
+        tiny pipeline that shares the tokenizer, and with it the compiled grammars.
+        """
+        if grammar in self._grammars:
+            return None
+        if self._probe is None:
+            scheduler = self._genai.SchedulerConfig()
+            scheduler.num_kv_blocks = 4
+            self._probe = self._genai.ContinuousBatchingPipeline(
+                str(Path(self._settings.folder) / "grammar"), self._tokenizer, scheduler, "CPU",
+                INFERENCE_NUM_THREADS=1,
+            )  # fmt: skip
+        config = self._make_config(Sampling(max_tokens=1, temperature=0.0, grammar=grammar))
+        try:
+            handle = self._probe.add_request(0, ov.Tensor(np.array([[0]], dtype=np.int64)), config)
+            while self._probe.has_non_finished_requests():
+                self._probe.step()
+            del handle
+        except RuntimeError as error:
+            self._probe = None
+            return _last_line(error)
+        if len(self._grammars) > 10_000:
+            self._grammars.clear()
+        self._grammars.add(grammar)
+        return None
+
+
+class EncoderWorker:
+    """Makes embeddings with a compiled graph, in batches of similar length."""
+
+    def __init__(self, settings: Settings) -> None:
+        core = ov.Core()
+        path = Path(settings.folder) / "openvino_model.xml"
+        properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": settings.threads}
+        if settings.activation_group:
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings.activation_group
+        self._model = core.compile_model(str(path), "CPU", properties)
+        self._request = self._model.create_infer_request()
+
+    def warm_up(self) -> int:
+        """One embedding; returns its size."""
+        return int(self._run([[0] * 8])[0].size)
+
+    def embed(self, messages: list[Embed]) -> list[Embedded]:
+        """Answers to all `messages`, computed together."""
+        flat = [(m.job, index, ids) for m in messages for index, ids in enumerate(m.inputs)]
+        vectors: dict[tuple[int, int], bytes] = {}
+        flat.sort(key=lambda item: len(item[2]))
+        while flat:
+            count = max(1, min(len(flat), MAX_EMBEDDING_TOKENS // max(1, len(flat[0][2]))))
+            while count > 1 and count * len(flat[count - 1][2]) > MAX_EMBEDDING_TOKENS:
+                count -= 1
+            batch, flat = flat[:count], flat[count:]
+            for (job, index, _), vector in zip(
+                batch, self._run([b[2] for b in batch]), strict=True
+            ):
+                vectors[job, index] = vector.astype("<f4").tobytes()
+        return [
+            Embedded(m.job, [vectors[m.job, index] for index in range(len(m.inputs))])
+            for m in messages
+        ]
+
+    def _run(self, inputs: list[list[int]]) -> Any:
+        longest = max(map(len, inputs))
+        ids = np.zeros((len(inputs), longest), dtype=np.int64)
+        mask = np.zeros((len(inputs), longest), dtype=np.int64)
+        for row, tokens in enumerate(inputs):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        result = self._request.infer({"input_ids": ids, "attention_mask": mask})
+        return result["embeddings"]
+
+
+def run_decoder(channel: Channel, settings: Settings) -> None:
+    """Serve generations until the server is gone."""
+    started_s = time.perf_counter()
+    worker = DecoderWorker(settings)
+    loaded_s = time.perf_counter()
+    facts = worker.warm_up()
+    channel.send(
+        Ready(loaded_s - started_s, time.perf_counter() - loaded_s, facts["kv_bytes"],
+              facts["kv_tokens"], 0)
+    )  # fmt: skip
+    while not channel.closed:
+        for message in channel.receive(wait=not worker.busy):
+            if isinstance(message, Add):
+                worker.add(message)
+            elif isinstance(message, Cancel):
+                worker.cancel(message.job)
+        if worker.busy:
+            channel.send(worker.report(worker.step()))
+
+
+def run_encoder(channel: Channel, settings: Settings) -> None:
+    """Serve embeddings until the server is gone."""
+    started_s = time.perf_counter()
+    worker = EncoderWorker(settings)
+    loaded_s = time.perf_counter()
+    size = worker.warm_up()
+    channel.send(Ready(loaded_s - started_s, time.perf_counter() - loaded_s, 0, 0, size))
+    while not channel.closed:
+        messages = [m for m in channel.receive(wait=True) if isinstance(m, Embed)]
+        for answer in worker.embed(messages) if messages else []:
+            channel.send(answer)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:500]
+
+
+def _last_line(error: Exception) -> str:
+    """The engine's messages begin with source positions; what is wrong comes last."""
+    text = str(error).strip().rpartition("\n")[2]
+    return text.rpartition(".cc:")[2].partition(": ")[2][:500] or text[:500]
+
+
+def main() -> NoReturn:
+    """The process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    settings = msgspec.convert(json.loads(sys.argv[2]), Settings)
+    channel = Channel(connection)
+    try:
+        run = run_encoder if settings.family == "encoder" else run_decoder
+        run(channel, settings)
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(Fatal(f"{type(error).__name__}: {_last_line(error)}"))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Destructors of the native libraries may crash at exit; nothing is left to be saved.
+        os._exit(0 if channel.closed else 1)
+
+
+if __name__ == "__main__":
+    main()

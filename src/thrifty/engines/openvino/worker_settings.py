@@ -1,0 +1,20 @@
+"""What a worker process needs to know, apart from the module that imports OpenVINO."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a worker needs to know."""
+
+    folder: str
+    family: str
+    threads: int
+    kv_blocks: int = 0
+    kv_precision: str = "u8"
+    max_batch: int = 128
+    prefill_chunk: int = 256
+    prefix_cache: bool = True
+    activation_group: int = 0
+    eos_token_ids: tuple[int, ...] = ()

@@ -1,0 +1,77 @@
+"""Asking a model server whether it is ready, and how busy it is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from thrifty.engines.base import EngineLoad, Served
+from thrifty.types import Family
+from thrifty.wire.client import HttpClient, TransportError
+
+HEALTH_TIMEOUT_S = 5.0
+GENERATION_TIMEOUT_S = 120.0
+_JSON = b"content-type: application/json\r\n"
+
+
+async def probe_generation(
+    url: str, served: Served, *, deep: bool, key: str | None = None, health_path: str = "/health"
+) -> str | None:
+    """Why the server at `url` is not ready; None when it is.
+
+    `deep` asks for one token (or one embedding): an open port and a loaded model are not yet an
+    engine that works.
+    """
+    client = HttpClient()
+    try:
+        status, _ = await client.fetch(f"{url}{health_path}", timeout_s=HEALTH_TIMEOUT_S)
+        if status != 200:
+            return f"{health_path} answers {status}"
+        if not deep:
+            return None
+        if served.family == Family.ENCODER:
+            path = "/v1/embeddings"
+            body: dict[str, Any] = {"model": served.name, "input": "ready?"}
+        else:
+            path = "/v1/completions"
+            body = {"model": served.name, "prompt": "ready?", "max_tokens": 1, "temperature": 0}
+        headers = _JSON if key is None else _JSON + f"authorization: Bearer {key}\r\n".encode()
+        status, answer = await client.fetch(
+            f"{url}{path}",
+            method="POST",
+            headers=headers,
+            body=msgspec.json.encode(body),
+            timeout_s=GENERATION_TIMEOUT_S,
+        )
+        if status != 200:
+            return f"a first generation failed with {status}: {_read_message(answer)}"
+    except (TransportError, OSError, asyncio.IncompleteReadError) as error:
+        return str(error)
+    finally:
+        client.close()
+    return None
+
+
+async def read_server_load(url: str) -> EngineLoad:
+    """The load that our own server tells at `/load`. Raises `TransportError`."""
+    client = HttpClient()
+    try:
+        _, body = await client.fetch(f"{url}/load", timeout_s=HEALTH_TIMEOUT_S)
+    finally:
+        client.close()
+    data: dict[str, Any] = msgspec.json.decode(body)
+    return EngineLoad(
+        int(data.get("running", 0)),
+        int(data.get("waiting", 0)),
+        float(data.get("kv_usage", 0.0)),
+        data.get("facts") or {},
+    )
+
+
+def _read_message(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace")

@@ -1,0 +1,137 @@
+"""Servers that others run: any URL, or list of URLs, that speaks the OpenAI dialect."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.engines.base import (
+    Capability,
+    EngineLoad,
+    Launch,
+    Served,
+    check_options,
+    parse_options,
+)
+from thrifty.engines.machine import Machine
+from thrifty.errors import EngineError, Problem
+from thrifty.spec import Spec
+from thrifty.spec.models import Section
+from thrifty.types import Family, OnProgress
+from thrifty.wire.client import HttpClient, TransportError, parse_origin
+
+PROBE_TIMEOUT_S = 10.0
+
+
+class RemoteOptions(Section):
+    """Options of the remote engine."""
+
+    urls: tuple[str, ...] = Field(
+        min_length=1, description="Base URLs, such as `http://127.0.0.1:9001/v1`."
+    )
+    model: str | None = Field(
+        None, description="What the servers call the model. Default: the spec's `model`."
+    )
+    key_env: str | None = Field(
+        None, description="The environment variable that holds the servers' API key."
+    )
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("urls")
+    @classmethod
+    def _parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            parse_origin(url)
+        return tuple(url.rstrip("/").removesuffix("/v1") for url in value)
+
+
+class RemoteEngine:
+    """Uses servers; starts and stops none."""
+
+    kind = "remote"
+    options = RemoteOptions
+    honours = None
+    external = True
+
+    def capabilities(self, machine: Machine) -> list[Capability]:
+        """It needs nothing of this machine."""
+        return [Capability("any OpenAI-compatible URL", True, "what it can do is up to the server")]
+
+    def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
+        """Its options, and that the key is there."""
+        problems = check_options(self, spec)
+        if not problems:
+            options: RemoteOptions = parse_options(self, spec)
+            if options.key_env and not os.environ.get(options.key_env):
+                problems.append(
+                    Problem(
+                        "engine.key_env",
+                        f"the environment variable {options.key_env} is not set; put the key in it",
+                    )
+                )
+        return problems
+
+    def prepare(
+        self,
+        spec: Spec,
+        model: tuple[NamedVersion, Artifact] | None,
+        store: Store,
+        machine: Machine,
+        on_progress: OnProgress,
+    ) -> Served:
+        """Nothing to prepare."""
+        options: RemoteOptions = parse_options(self, spec)
+        upstream = options.model or spec.model
+        text = json.dumps([list(options.urls), upstream])
+        revision = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return Served(
+            name=spec.name or upstream.rpartition("/")[2],
+            engine=self.kind,
+            version=f"remote@{revision[:8]}",
+            revision=revision,
+            family=Family.DECODER.value,
+            options={
+                "urls": list(options.urls),
+                "upstream_model": upstream,
+                "key_env": options.key_env,
+            },
+        )
+
+    def launch(
+        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+    ) -> Launch:
+        """Never called: the servers are somebody else's."""
+        raise EngineError("remote servers are not started by Thrifty")
+
+    async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
+        """Ready when it lists its models, or at least answers."""
+        client = HttpClient()
+        headers = b""
+        key_env = served.options.get("key_env")
+        if key_env:
+            headers = f"authorization: Bearer {os.environ.get(key_env, '')}\r\n".encode()
+        try:
+            status, _ = await client.fetch(
+                f"{url}/v1/models", headers=headers, timeout_s=PROBE_TIMEOUT_S
+            )
+        except TransportError as error:
+            return str(error)
+        finally:
+            client.close()
+        if status in (401, 403):
+            return f"{url} refuses the key ({status}); set engine.key_env"
+        return f"{url}/v1/models answers {status}" if status >= 500 else None
+
+    async def read_load(self, url: str) -> EngineLoad:
+        """Unknown: there is no common way to ask."""
+        return EngineLoad()

@@ -1,0 +1,5 @@
+"""An OpenAI-style server around one model: what the `openvino` and `echo` engines have in common.
+
+A backend turns token ids into token ids. Everything that makes an API of it is here: requests,
+chat templates, tools, detokenization, stop strings, streams, answers.
+"""

@@ -1,0 +1,214 @@
+"""Answers in the OpenAI shape: whole ones, and the chunks of a stream.
+
+A stream's chunks differ only in their text, so the bytes around it are made once for each choice.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import msgspec
+
+from thrifty.engines.server.choice import Choice
+from thrifty.engines.server.request import GenerationRequest
+from thrifty.engines.server.tools import OPEN, parse_calls
+from thrifty.wire.fields import Endpoint
+from thrifty.wire.sse import encode_event
+
+_encode = msgspec.json.Encoder().encode
+
+
+def build_usage(request: GenerationRequest, choices: list[Choice]) -> dict[str, Any]:
+    """Token counts of a request. A prompt counts once, however many choices it has."""
+    completion = sum(choice.tokens for choice in choices)
+    cached = sum(choice.cached_tokens for choice in choices[:: request.n])
+    return {
+        "prompt_tokens": request.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": request.prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def build_answer(request: GenerationRequest, choices: list[Choice]) -> bytes:
+    """The whole answer to a request that is not streamed."""
+    chat = request.endpoint is Endpoint.CHAT
+    return _encode(
+        {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": int(time.time()),
+            "model": request.model,
+            "choices": [
+                _chat_choice(request, c) if chat else _text_choice(request, c) for c in choices
+            ],
+            "usage": build_usage(request, choices),
+        }
+    )
+
+
+def _chat_choice(request: GenerationRequest, choice: Choice) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    reason = choice.finish_reason
+    if request.tools.active:
+        text, calls = parse_calls(choice.text, request.tools)
+        if calls:
+            message["content"] = text or None
+            message["tool_calls"] = calls
+            reason = "tool_calls"
+    return {
+        "index": choice.index,
+        "message": message,
+        "logprobs": _chat_logprobs(request, choice.logprobs),
+        "finish_reason": reason,
+    }
+
+
+def _text_choice(request: GenerationRequest, choice: Choice) -> dict[str, Any]:
+    echo = request.echo_texts[choice.index // request.n] if request.echo_texts else ""
+    return {
+        "index": choice.index,
+        "text": echo + choice.text,
+        "logprobs": _text_logprobs(request, choice.logprobs, 0),
+        "finish_reason": choice.finish_reason,
+    }
+
+
+def _chat_logprobs(request: GenerationRequest, details: list[dict[str, Any]]) -> Any:
+    return {"content": details, "refusal": None} if request.sampling.logprobs else None
+
+
+def _text_logprobs(request: GenerationRequest, details: list[dict[str, Any]], offset: int) -> Any:
+    if not request.sampling.logprobs:
+        return None
+    offsets = []
+    for detail in details:
+        offsets.append(offset)
+        offset += len(detail["token"])
+    return {
+        "tokens": [detail["token"] for detail in details],
+        "token_logprobs": [detail["logprob"] for detail in details],
+        "top_logprobs": None,
+        "text_offset": offsets,
+    }
+
+
+class ChunkWriter:
+    """The chunks of one choice's stream."""
+
+    __slots__ = ("_begun", "_choice", "_head", "_held", "_offset", "_request", "_sent", "_tail")
+
+    def __init__(
+        self, request: GenerationRequest, choice: Choice, answer_id: str, created: int
+    ) -> None:
+        self._request = request
+        self._choice = choice
+        self._begun = False
+        self._held = ""
+        self._sent = 0
+        self._offset = 0
+        chat = request.endpoint is Endpoint.CHAT
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        self._head = (
+            f'data: {{"id":"{answer_id}","object":"{kind}","created":{created},"model":'.encode()
+            + _encode(request.model)
+            + f',"choices":[{{"index":{choice.index},'.encode()
+        )
+        self._tail = b"}]}\n\n"
+
+    def write(self, text: str, details: list[dict[str, Any]]) -> bytes:
+        """The chunks for new text, and for the end if the choice has finished."""
+        finish = self._choice.finish_reason
+        if self._request.endpoint is Endpoint.COMPLETIONS:
+            return self._write_text(text, details, finish)
+        begin = b""
+        if not self._begun:
+            self._begun = True
+            begin = self._chat_chunk(b'{"role":"assistant","content":""}')
+        if self._request.tools.active:
+            return begin + self._write_with_tools(text, details, finish)
+        if finish is None:
+            if not text and not details:
+                return begin
+            return begin + self._content_chunk(text, details)
+        body = self._content_chunk(text, details) if text or details else b""
+        return begin + body + self._chat_chunk(b"{}", finish=finish)
+
+    def _write_text(self, text: str, details: list[dict[str, Any]], finish: str | None) -> bytes:
+        if not self._begun:
+            self._begun = True
+            if self._request.echo_texts:
+                text = self._request.echo_texts[self._choice.index // self._request.n] + text
+        if not text and not details and finish is None:
+            return b""
+        logprobs = _encode(_text_logprobs(self._request, details, self._offset))
+        self._offset += len(text)
+        return b'%b"text":%b,"logprobs":%b,"finish_reason":%b%b' % (
+            self._head, _encode(text), logprobs, _encode(finish), self._tail,
+        )  # fmt: skip
+
+    def _content_chunk(self, text: str, details: list[dict[str, Any]]) -> bytes:
+        self._sent += len(text)
+        return self._chat_chunk(b'{"content":%b}' % _encode(text), details)
+
+    def _chat_chunk(
+        self, delta: bytes, details: list[dict[str, Any]] | None = None, finish: str | None = None
+    ) -> bytes:
+        logprobs = _encode(_chat_logprobs(self._request, details)) if details else b"null"
+        return b'%b"delta":%b,"logprobs":%b,"finish_reason":%b%b' % (
+            self._head, delta, logprobs, _encode(finish), self._tail,
+        )  # fmt: skip
+
+    def _write_with_tools(
+        self, text: str, details: list[dict[str, Any]], finish: str | None
+    ) -> bytes:
+        """Plain text goes out at once; what may be a call is held until it is one, or is not."""
+        self._held += text
+        if finish is None:
+            safe = self._count_safe(self._held)
+            out, self._held = self._held[:safe], self._held[safe:]
+            return self._content_chunk(out, details) if out else b""
+        whole = self._choice.text
+        plain, calls = parse_calls(whole, self._request.tools)
+        if not calls:
+            body = self._content_chunk(self._held, details) if self._held else b""
+            return body + self._chat_chunk(b"{}", finish=finish)
+        rest = plain[self._sent :].rstrip()
+        body = self._content_chunk(rest, details) if rest else b""
+        for index, call in enumerate(calls):
+            delta = {"tool_calls": [{"index": index, **call}]}
+            body += self._chat_chunk(_encode(delta))
+        return body + self._chat_chunk(b"{}", finish="tool_calls")
+
+    def _count_safe(self, held: str) -> int:
+        """How much of `held` cannot be the beginning of a call."""
+        if self._request.tools.choice == "required":
+            return 0
+        if self._sent == 0 and (not held.strip() or held.lstrip()[0] in "{["):
+            return 0
+        at = held.find(OPEN)
+        if at >= 0:
+            return at
+        for length in range(min(len(held), len(OPEN) - 1), 0, -1):
+            if OPEN.startswith(held[-length:]):
+                return len(held) - length
+        return len(held)
+
+
+def encode_usage_chunk(
+    request: GenerationRequest, choices: list[Choice], answer_id: str, created: int
+) -> bytes:
+    """The chunk after the last text, for those who asked for token counts."""
+    chat = request.endpoint is Endpoint.CHAT
+    return encode_event(
+        {
+            "id": answer_id,
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": created,
+            "model": request.model,
+            "choices": [],
+            "usage": build_usage(request, choices),
+        }
+    )

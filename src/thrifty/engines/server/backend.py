@@ -1,0 +1,119 @@
+"""What a backend is to this server: jobs of token ids in, token ids out.
+
+Callbacks run on the event loop, so that a stream's bytes are written in the same turn in which
+its tokens arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from thrifty.types import Family
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """A constraint on the answer's text: `kind` is `json_schema`, `regex` or `structural_tag`."""
+
+    kind: str
+    text: str
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How tokens are chosen, and when to stop. Temperature 0 is greedy."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+    grammar: Grammar | None = None
+
+
+class Output(msgspec.Struct, array_like=True):
+    """New tokens of one job. `finish` is empty while it runs, then `stop`, `length` or `tool`."""
+
+    job: int
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+    finish: str = ""
+    cached_tokens: int = 0
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """A job that ended without an answer. `kind` is `grammar`, `memory` or `engine`."""
+
+    job: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a backend is."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+    """Share of the KV cache in use, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What requests are checked against, and what `/v1/models` tells."""
+
+    family: Family
+    context_length: int
+    eos_token_ids: tuple[int, ...] = ()
+    embedding_size: int = 0
+    facts: dict[str, float] | None = None
+    """Figures of the start: seconds to load, bytes of KV cache and so on."""
+
+
+OnOutput = Callable[[Output], None]
+OnFailure = Callable[[Failure], None]
+
+
+class Backend(Protocol):
+    """Runs one model."""
+
+    async def start(self) -> ModelFacts:
+        """Load the model, and generate something with it. Raises `EngineError`."""
+        ...
+
+    def submit(
+        self, prompt: list[int], sampling: Sampling, on_output: OnOutput, on_failure: OnFailure
+    ) -> int:
+        """Begin a generation; returns its number, which `cancel` takes."""
+        ...
+
+    def cancel(self, job: int) -> None:
+        """Stop a generation that nobody waits for any more. Its callbacks are not called again."""
+        ...
+
+    async def embed(self, inputs: list[list[int]]) -> list[bytes]:
+        """One embedding for each input, as little-endian float32."""
+        ...
+
+    def load(self) -> Load:
+        """How busy it is."""
+        ...
+
+    async def wait_failed(self) -> str:
+        """Return, with the reason, once it cannot go on; never while it can."""
+        ...
+
+    async def stop(self) -> None:
+        """Free everything."""
+        ...

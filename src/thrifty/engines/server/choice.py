@@ -1,0 +1,89 @@
+"""One answer as it grows: tokens to text, stop conditions, log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thrifty.engines.server.backend import Output
+from thrifty.engines.server.request import GenerationRequest
+from thrifty.engines.server.text import IncrementalText, TextTokenizer
+
+
+class Choice:
+    """The state of one choice. `finish_reason` is None while more may come."""
+
+    __slots__ = (
+        "_min_tokens",
+        "_stop_ids",
+        "_text",
+        "_tokenizer",
+        "_want_logprobs",
+        "cached_tokens",
+        "finish_reason",
+        "index",
+        "job",
+        "logprobs",
+        "parts",
+        "tokens",
+    )
+
+    def __init__(self, index: int, request: GenerationRequest, tokenizer: TextTokenizer) -> None:
+        self.index = index
+        self.job = -1
+        self.tokens = 0
+        self.cached_tokens = 0
+        self.finish_reason: str | None = None
+        self.parts: list[str] = []
+        self.logprobs: list[dict[str, Any]] = []
+        self._text = IncrementalText(tokenizer, request.stops)
+        self._tokenizer = tokenizer
+        self._stop_ids = frozenset(request.sampling.stop_token_ids)
+        self._min_tokens = request.sampling.min_tokens
+        self._want_logprobs = request.sampling.logprobs
+
+    def feed(self, output: Output) -> tuple[str, list[dict[str, Any]]]:
+        """Take new tokens; return the text and log-probabilities that are now certain.
+
+        Tokens after a stop condition are dropped. When this sets `finish_reason` although the
+        backend goes on, the caller cancels the job.
+        """
+        if self.finish_reason is not None:
+            return "", []
+        self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
+        pieces: list[str] = []
+        details: list[dict[str, Any]] = []
+        for position, token_id in enumerate(output.token_ids):
+            self.tokens += 1
+            past_minimum = self.tokens > self._min_tokens
+            if token_id in self._stop_ids and past_minimum:
+                self.finish_reason = "stop"
+                break
+            pieces.append(self._text.feed(token_id, check_stops=past_minimum))
+            if self._want_logprobs and output.logprobs is not None:
+                details.append(self._describe(token_id, output.logprobs[position]))
+            if self._text.stopped:
+                self.finish_reason = "stop"
+                break
+        if self.finish_reason is None and output.finish:
+            self.finish_reason = output.finish
+        if self.finish_reason is not None and not self._text.stopped:
+            pieces.append(self._text.flush())
+        text = "".join(pieces)
+        if text:
+            self.parts.append(text)
+        self.logprobs += details
+        return text, details
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(self.parts)
+
+    def _describe(self, token_id: int, logprob: float) -> dict[str, Any]:
+        token = self._tokenizer.token_text(token_id)
+        return {
+            "token": token,
+            "logprob": logprob,
+            "bytes": list(token.encode()),
+            "top_logprobs": [],
+        }

@@ -1,0 +1,65 @@
+"""The life of a model server's process: listen, load, serve, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from thrifty.engines.server.app import ModelServer
+from thrifty.errors import ThriftyError
+from thrifty.wire.process import ADDRESS_IN_USE, report_error, run_process
+from thrifty.wire.server import HttpServer, ServerLimits
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 64_000_000
+"""The gateway in front has the user's limit; this one only bounds what a mistake may cost."""
+DRAIN_TIMEOUT_S = 30.0
+FAILED_DRAIN_TIMEOUT_S = 1.0
+
+
+def serve_model(server: ModelServer, host: str, port: int) -> int:
+    """Serve until SIGTERM or SIGINT, or until the engine is gone; returns the exit status."""
+
+    async def main(stopping: asyncio.Event) -> int:
+        http = HttpServer(server.handle, ServerLimits(max_body_bytes=MAX_BODY_BYTES))
+        try:
+            listening_on = await http.start(host, port)
+        except OSError as error:
+            report_error(f"cannot listen on {host}:{port}: {error.strerror}")
+            return ADDRESS_IN_USE
+        log.info("listening on http://%s:%d", host, listening_on)
+        failure = await _serve(server, stopping)
+        if failure is not None:
+            report_error(failure)
+        cut = await http.drain(DRAIN_TIMEOUT_S if failure is None else FAILED_DRAIN_TIMEOUT_S)
+        if cut:
+            log.warning("%d requests were cut at the end", cut)
+        await server.backend.stop()
+        return 0 if failure is None else 1
+
+    return run_process(main)
+
+
+async def _serve(server: ModelServer, stopping: asyncio.Event) -> str | None:
+    """Load, and serve until told to stop (None) or until the engine fails (why)."""
+    started_s = time.monotonic()
+    stop = asyncio.ensure_future(stopping.wait())
+    loading = asyncio.ensure_future(server.start())
+    failing: asyncio.Future[str] | None = None
+    try:
+        await asyncio.wait({loading, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            return None
+        facts = loading.result()
+        log.info("ready after %.2f s: %s", time.monotonic() - started_s, facts)
+        failing = asyncio.ensure_future(server.backend.wait_failed())
+        await asyncio.wait({failing, stop}, return_when=asyncio.FIRST_COMPLETED)
+        return failing.result() if failing.done() else None
+    except ThriftyError as error:
+        return str(error)
+    finally:
+        for future in (stop, loading, failing):
+            if future is not None:
+                future.cancel()

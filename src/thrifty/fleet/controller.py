@@ -1,0 +1,475 @@
+"""The controller: makes the world match the spec, and writes what is into the database.
+
+One runs for each home. It starts replicas and the gateway, restarts what dies, and drains
+everything when it is told to stop. When it is killed itself, what it started goes on serving; the
+next controller adopts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import sqlite3
+import sys
+import time
+from dataclasses import dataclass
+
+import msgspec
+import psutil
+
+from thrifty.artifacts import Store
+from thrifty.db import Database, open_database
+from thrifty.db.database import rescue_file
+from thrifty.db.fleet import (
+    GatewayRow,
+    ReplicaRow,
+    read_fleet,
+    remove_deployments_except,
+    remove_gateway,
+    remove_replicas,
+    save_deployment,
+    save_gateway,
+    save_replicas,
+)
+from thrifty.db.keys import list_keys
+from thrifty.engines.machine import Machine
+from thrifty.errors import DatabaseError, FleetError
+from thrifty.fleet.cores import share_cores
+from thrifty.fleet.external import ExternalReplica
+from thrifty.fleet.local import BACKOFF_S, LocalReplica, OnChange
+from thrifty.fleet.plan import Plan
+from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, find_ours, start_process
+from thrifty.home import Home, make_private_folder
+from thrifty.types import ReplicaState
+from thrifty.wire.client import HttpClient, TransportError
+
+log = logging.getLogger(__name__)
+
+PUBLISH_INTERVAL_S = 2.0
+"""Figures are written this often; changes of state at once."""
+RETRY_PUBLISH_S = 0.5
+WATCH_FILE_S = 0.25
+GATEWAY_START_TIMEOUT_S = 30.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
+
+Replica = LocalReplica | ExternalReplica
+
+
+@dataclass(frozen=True)
+class ControllerNote:
+    """What `run/controller.json` says."""
+
+    pid: int
+    created_s: float
+    url: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether that controller still runs."""
+        return ProcessId(self.pid, self.created_s).find() is not None
+
+
+def read_controller_note(home: Home) -> ControllerNote | None:
+    """The note of the latest controller of this home, whether it runs or not."""
+    try:
+        return ControllerNote(**json.loads((home.run / "controller.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+class Controller:
+    """Runs one plan. `start` it, wait, `stop` it."""
+
+    def __init__(self, plan: Plan, home: Home, store: Store, machine: Machine) -> None:
+        self.plan = plan
+        self.home = home
+        self.database: Database
+        self.replicas: list[Replica] = []
+        self.gateway_url = ""
+        self._store = store
+        self._machine = machine
+        self._gateway: ManagedProcess | None = None
+        self._gateway_keeper: asyncio.Task[None] | None = None
+        self._publisher: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._lock: int | None = None
+        self._rescuer: sqlite3.Connection | None = None
+        self._stopping = False
+
+    @property
+    def database_url(self) -> str:
+        """The database that the spec names, or the embedded one."""
+        return self.plan.spec.database or self.home.database_url
+
+    async def start(self) -> None:
+        """Take the home, open the database, start everything. Raises `ThriftyError` kinds."""
+        self._take_home()
+        self.database = await asyncio.to_thread(open_database, self.database_url, migrate=True)
+        self._open_rescuer()
+        await asyncio.to_thread(self._check_keys)
+        rows = await asyncio.to_thread(read_fleet, self.database)
+        old_gateways = self._sort_orphans({row.id: row for row in rows.replicas})
+        port = self._choose_port(old_gateways)
+        self._write_note()
+        deployment = self.plan.deployment
+        await asyncio.to_thread(save_deployment, self.database, deployment)
+        await asyncio.to_thread(remove_deployments_except, self.database, [deployment.name])
+        self._make_replicas()
+        known = {row.id: row for row in rows.replicas}
+        wanted = {replica.id for replica in self.replicas}
+        await asyncio.to_thread(
+            remove_replicas, self.database, [i for i in known if i not in wanted]
+        )
+        for replica in self.replicas:
+            replica.start(known.get(replica.id))
+        self._publisher = asyncio.ensure_future(self._publish())
+        await self._start_gateway(port)
+        self._gateway_keeper = asyncio.ensure_future(self._keep_gateway())
+        self._write_note()
+        for ident, gateway_id in old_gateways:
+            old = adopt_process(ident, self.home.logs / "gateway.log")
+            if old is not None:
+                await old.stop(self.plan.spec.gateway.drain_timeout + 5)
+            await asyncio.to_thread(remove_gateway, self.database, gateway_id)
+        await self._save_gateway("ready")
+
+    async def wait_ready(self) -> None:
+        """Wait until every replica was ready once. Raises `FleetError` on a crash loop."""
+        for replica in self.replicas:
+            await replica.ready_once.wait()
+            if replica.state is ReplicaState.CRASH_LOOP:
+                raise FleetError(
+                    f"the replica {replica.id} does not start: {replica.message}\n"
+                    f"Its log: {self.home.logs / f'{replica.id}.log'}"
+                )
+
+    async def stop(self) -> None:
+        """Drain the gateway, then the replicas; leave nothing running."""
+        self._stopping = True
+        drain_s = self.plan.spec.gateway.drain_timeout
+        if self._gateway_keeper is not None:
+            self._gateway_keeper.cancel()
+        if self._gateway is not None:
+            await self._gateway.stop(drain_s + 5)
+        await asyncio.gather(*(replica.stop(drain_s + 5) for replica in self.replicas))
+        if self._publisher is not None:
+            self._publisher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._publisher
+        with contextlib.suppress(DatabaseError):
+            if hasattr(self, "database"):
+                await asyncio.to_thread(
+                    remove_replicas, self.database, [replica.id for replica in self.replicas]
+                )
+                await asyncio.to_thread(remove_gateway, self.database, "gateway-0")
+        self._release_home()
+
+    def kill(self) -> None:
+        """End everything at once: the second Ctrl-C."""
+        if self._gateway is not None:
+            self._gateway.kill()
+        for replica in self.replicas:
+            replica.kill()
+
+    # the home
+
+    def _take_home(self) -> None:
+        make_private_folder(self.home.root)
+        make_private_folder(self.home.run)
+        self._lock = os.open(self.home.run / "controller.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            note = read_controller_note(self.home)
+            where = f" (pid {note.pid}, {note.url})" if note else ""
+            raise FleetError(
+                f"Thrifty runs already in {self.home.root}{where}; stop it first (thrifty down), or "
+                "set THRIFTY_HOME to another folder"
+            ) from None
+
+    def _release_home(self) -> None:
+        (self.home.run / "controller.json").unlink(missing_ok=True)
+        if self._rescuer is not None:
+            self._rescuer.close()
+        if hasattr(self, "database"):
+            self.database.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _write_note(self) -> None:
+        me = psutil.Process()
+        note = ControllerNote(me.pid, me.create_time(), self.gateway_url)
+        path = self.home.run / "controller.json"
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(vars(note)))
+        os.replace(temporary, path)
+
+    def _check_keys(self) -> None:
+        gateway = self.plan.spec.gateway
+        if gateway.host in LOOPBACK or gateway.allow_no_keys:
+            return
+        if not list_keys(self.database):
+            raise FleetError(
+                f"refusing to listen on {gateway.host}, which others can reach, without any API key. "
+                "Make one (thrifty keys create --name NAME), or say that anyone may call "
+                "(--allow-no-keys)"
+            )
+
+    def _sort_orphans(self, known: dict[str, ReplicaRow]) -> list[tuple[ProcessId, str]]:
+        """Processes of an earlier controller: replicas that we cannot adopt end; gateways are
+        returned, to be replaced without a gap.
+        """
+        gateways = []
+        for ident, role, process_id in find_ours(self.home.root):
+            if role == "gateway":
+                gateways.append((ident, process_id))
+                continue
+            row = known.get(process_id)
+            if row is None or row.pid != ident.pid or row.revision != self.plan.served.revision:
+                log.info("ending pid %d, left over from an earlier run", ident.pid)
+                orphan = adopt_process(ident, self.home.logs / f"{process_id}.log")
+                if orphan is not None:
+                    orphan.kill()
+        return gateways
+
+    # replicas
+
+    def _make_replicas(self) -> None:
+        plan, spec = self.plan, self.plan.spec
+        name = plan.served.name
+        on_change: OnChange = self._changed.set
+        if plan.engine.external:
+            for index, url in enumerate(plan.served.options["urls"]):
+                self.replicas.append(
+                    ExternalReplica(f"{name}-{index}", url, plan.served, plan.engine, on_change)
+                )
+            return
+        shares = share_cores(self._machine.cores, spec.replicas.count, spec.replicas.cpus)
+        for index, cores in enumerate(shares):
+            self.replicas.append(
+                LocalReplica(
+                    f"{name}-{index}",
+                    plan.served,
+                    plan.engine,
+                    home=self.home,
+                    store=self._store,
+                    cores=cores,
+                    memory_share=1.0 / len(shares),
+                    memory_limit=spec.replicas.memory_limit,
+                    start_timeout_s=spec.replicas.start_timeout,
+                    on_change=on_change,
+                )
+            )
+
+    # the database
+
+    def _open_rescuer(self) -> None:
+        """Keep the embedded file open, so that it can be written anew if it is deleted."""
+        if self._rescuer is not None:
+            self._rescuer.close()
+            self._rescuer = None
+        if self.database.file is not None:
+            self._rescuer = sqlite3.connect(self.database.file, check_same_thread=False)
+            self._rescuer.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    async def _publish(self) -> None:
+        """Write replicas when they change, and their figures now and then."""
+        last_states: dict[str, tuple[str, str, str]] = {}
+        last_s = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_FILE_S):
+                    await self._changed.wait()
+            changed = self._changed.is_set()
+            due = time.monotonic() - last_s > PUBLISH_INTERVAL_S
+            gone = self.database.file_is_gone()
+            if not (changed or due or gone):
+                continue
+            self._changed.clear()
+            rows = [replica.row() for replica in self.replicas]
+            states = {row.id: (row.state, row.url, row.version) for row in rows}
+            try:
+                if gone:
+                    await asyncio.to_thread(self._rescue)
+                await asyncio.to_thread(
+                    save_replicas,
+                    self.database,
+                    rows,
+                    routing_changed=gone or states != last_states,
+                )
+                last_states, last_s = states, time.monotonic()
+            except (DatabaseError, sqlite3.Error, OSError) as error:
+                log.warning("the fleet's state cannot be written: %s", error)
+                self._changed.set()
+                await asyncio.sleep(RETRY_PUBLISH_S)
+
+    def _rescue(self) -> None:
+        """The database's file is gone or another: put ours back, or take the new one."""
+        assert self.database.file is not None
+        if not self.database.file.exists() and self._rescuer is not None:
+            log.error("the database's file was deleted; it is written anew")
+            rescue_file(self.database, self._rescuer)
+        else:
+            log.warning("the database's file was replaced; going on with the new one")
+        fresh = open_database(self.database_url, migrate=True)
+        self.database.close()
+        self.database = fresh
+        self._open_rescuer()
+        save_deployment(self.database, self.plan.deployment)
+
+    # the gateway
+
+    def _choose_port(self, old: list[tuple[ProcessId, str]]) -> int:
+        """The port to listen on. Raises `FleetError` where somebody else has it."""
+        gateway = self.plan.spec.gateway
+        family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((gateway.host, gateway.port))
+            except OSError as error:
+                holder = _find_listener(gateway.port)
+                if holder is not None and holder in {ident.pid for ident, _ in old}:
+                    return gateway.port
+                who = f" by {_describe_process(holder)}" if holder is not None else ""
+                raise FleetError(
+                    f"cannot listen on {gateway.host}:{gateway.port}: {error.strerror}"
+                    f"{who and f' (taken{who})'}; choose another port (--port)"
+                ) from None
+            return int(probe.getsockname()[1])
+
+    async def _start_gateway(self, port: int) -> None:
+        spec = self.plan.spec
+        settings = {
+            "host": spec.gateway.host,
+            "port": port,
+            "database_url_env": _DATABASE_VARIABLE,
+            "max_body_bytes": spec.limits.max_body,
+            "cache_bytes": spec.cache.exact.max_bytes,
+            "read_timeout_s": spec.gateway.read_timeout,
+            "write_timeout_s": spec.gateway.write_timeout,
+            "drain_timeout_s": spec.gateway.drain_timeout,
+            "record_requests": spec.record.requests,
+            "record_prompts": spec.record.prompts,
+            "record_keep_s": spec.record.keep,
+            "record_max_rows": spec.record.max_rows,
+            "require_keys": spec.gateway.host not in LOOPBACK and not spec.gateway.allow_no_keys,
+        }
+        self._gateway = start_process(
+            [sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode()],
+            role="gateway",
+            process_id="gateway-0",
+            home=self.home.root,
+            log_path=self.home.logs / "gateway.log",
+            environment={_DATABASE_VARIABLE: self.database_url},
+        )
+        host = spec.gateway.host
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
+        self.gateway_url = f"http://{reachable}:{port}"
+        await self._wait_gateway(self._gateway)
+
+    async def _wait_gateway(self, process: ManagedProcess) -> None:
+        client = HttpClient()
+        deadline_s = time.monotonic() + GATEWAY_START_TIMEOUT_S
+        try:
+            while time.monotonic() < deadline_s:
+                if not process.alive:
+                    raise FleetError(f"the gateway ended: {process.read_log_end()}")
+                with contextlib.suppress(TransportError):
+                    status, _ = await client.fetch(f"{self.gateway_url}/healthz", timeout_s=2.0)
+                    if status == 200:
+                        return
+                await asyncio.sleep(0.05)
+        finally:
+            client.close()
+        raise FleetError(f"the gateway did not start within {GATEWAY_START_TIMEOUT_S:g} s")
+
+    async def _keep_gateway(self) -> None:
+        """Start the gateway anew whenever it ends."""
+        ends = 0
+        while True:
+            assert self._gateway is not None
+            started_s = time.monotonic()
+            await self._gateway.wait()
+            if self._stopping:
+                return
+            ends = 1 if time.monotonic() - started_s > 60 else ends + 1
+            log.error("the gateway ended: %s", self._gateway.read_log_end())
+            await asyncio.sleep(BACKOFF_S[min(ends, len(BACKOFF_S)) - 1])
+            port = int(self.gateway_url.rpartition(":")[2])
+            try:
+                await self._start_gateway(port)
+                await self._save_gateway("ready")
+            except FleetError as error:
+                log.error("the gateway cannot be started: %s", error)
+
+    async def _save_gateway(self, state: str) -> None:
+        if self._gateway is None:
+            return
+        row = GatewayRow(
+            "gateway-0", self.gateway_url, self._gateway.pid, self._gateway.ident.created_s, state
+        )
+        try:
+            await asyncio.to_thread(save_gateway, self.database, row)
+        except DatabaseError as error:
+            log.warning("the gateway's state cannot be written: %s", error)
+
+
+def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
+    """Stop what runs in a home: the controller, or what a dead controller left. Blocks.
+
+    Returns whether a controller ran, and how many orphans were ended.
+    """
+    note = read_controller_note(home)
+    ran = False
+    if note is not None and note.alive:
+        ran = True
+        ident = ProcessId(note.pid, note.created_s)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(note.pid, 15)
+        deadline_s = time.monotonic() + grace_s
+        while ident.find() is not None and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        if ident.find() is not None:
+            raise FleetError(
+                f"the controller (pid {note.pid}) has not ended within {grace_s:g} s; it may be "
+                "draining long requests. Try again, or end it yourself"
+            )
+    ended = 0
+    for ident, _, process_id in find_ours(home.root):
+        orphan = adopt_process(ident, home.logs / f"{process_id}.log")
+        if orphan is not None:
+            asyncio.run(orphan.stop(10.0))
+            ended += 1
+    if note is not None and not note.alive:
+        with contextlib.suppress(OSError):
+            (home.run / "controller.json").unlink(missing_ok=True)
+    return ran, ended
+
+
+def _find_listener(port: int) -> int | None:
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                return int(connection.pid) if connection.pid else None
+    return None
+
+
+def _describe_process(pid: int) -> str:
+    try:
+        return f"pid {pid}, {psutil.Process(pid).name()}"
+    except psutil.Error:
+        return f"pid {pid}"
+
+
+__all__ = ["Controller", "ControllerNote", "read_controller_note", "stop_home"]

@@ -1,0 +1,90 @@
+"""From a spec to what is to be served: find the engine, fetch the model, check, prepare.
+
+Whatever is impossible is refused here, before anything is started.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from thrifty.engines.base import Engine, Served
+from thrifty.engines.machine import Machine
+from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
+from thrifty.errors import Problem
+from thrifty.spec import LoadedSpec, Spec
+from thrifty.spec.load import suggest
+from thrifty.types import OnProgress, ignore_progress
+
+MODEL_FREE = frozenset({"remote", "echo"})
+"""Engines that load no model of ours."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec that can be carried out, and all that it comes to."""
+
+    spec: Spec
+    engine: Engine
+    served: Served
+
+    @property
+    def deployment(self) -> DeploymentRow:
+        """The deployment, as gateways read it."""
+        served, spec = self.served, self.spec
+        honours = self.engine.honours
+        return DeploymentRow(
+            name=served.name,
+            engine=served.engine,
+            version=served.version,
+            revision=served.revision,
+            artifact=served.artifact,
+            family=served.family,
+            settings=DeploymentSettings(
+                routing=spec.routing,
+                cache_when=spec.cache.exact.when,
+                cache_ttl_s=spec.cache.exact.ttl,
+                max_tokens=spec.limits.max_tokens,
+                waiting=spec.limits.waiting,
+                wait_timeout_s=spec.limits.wait_timeout,
+                first_token_timeout_s=spec.limits.first_token_timeout,
+                idle_timeout_s=spec.limits.idle_timeout,
+                honours=None if honours is None else tuple(sorted(honours)),
+                upstream_model=served.options.get("upstream_model"),
+                key_env=served.options.get("key_env"),
+                created_s=time.time(),
+            ),
+        )
+
+
+def make_plan(
+    loaded: LoadedSpec,
+    store: Store,
+    machine: Machine,
+    on_progress: OnProgress = ignore_progress,
+) -> Plan:
+    """Fetch and prepare what the spec asks for. Blocks. Raises `ThriftyError` and its kinds."""
+    spec = loaded.spec
+    kind = spec.engine.kind
+    if kind != "auto" and kind not in engine_kinds():
+        hint = suggest(kind, ["auto", *engine_kinds()])
+        loaded.refuse([Problem("engine.kind", f"{kind!r} is not an engine; {hint}")])
+    model: tuple[NamedVersion, Artifact] | None = None
+    if kind in MODEL_FREE:
+        engine = find_engine(kind)
+        loaded.refuse(engine.check(spec, None, machine))
+    else:
+        if kind != "auto":
+            # Whatever is wrong with the engine or its options is told before a long download.
+            loaded.refuse(find_engine(kind).check(spec, None, machine))
+        model = fetch_model(store, spec.model, on_progress=on_progress)
+        store.verify(model[1], on_progress=on_progress)
+        engine = choose_engine(kind, model[1])
+        loaded.refuse(engine.check(spec, model[1], machine))
+    served = engine.prepare(spec, model, store, machine, on_progress)
+    if served.artifact is not None:
+        store.verify(store.load(served.artifact), on_progress=on_progress)
+    return Plan(spec, engine, served)

@@ -1,0 +1,76 @@
+"""May this request go on? The second step: JSON, model, fields, limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from thrifty.gateway.call import Call
+from thrifty.gateway.table import Deployment, RoutingTable
+from thrifty.wire.errors import NOT_FOUND, WireError, bad_request, unavailable
+from thrifty.wire.fields import Endpoint, check_fields
+
+_decode = msgspec.json.Decoder().decode
+
+
+def admit(call: Call, table: RoutingTable) -> None:
+    """Fill in the call's body and deployment. Raises a 4xx that names the fault."""
+    if not table.loaded:
+        raise unavailable("the gateway is starting; try again in a moment", "starting")
+    call.body = body = _decode_body(call.exchange.body)
+    call.deployment = deployment = _find_deployment(body, call.endpoint, table)
+    check_fields(body, call.endpoint, deployment.honours, deployment.row.engine)
+    call.stream = body.get("stream") is True
+    options = body.get("stream_options")
+    call.include_usage = bool(options and options.get("include_usage"))
+    _limit_tokens(body, deployment.settings.max_tokens)
+
+
+def _decode_body(data: bytes) -> dict[str, Any]:
+    try:
+        body = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise bad_request("The body is nested too deeply.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    return body
+
+
+def _find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> Deployment:
+    model = body.get("model")
+    if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
+        return next(iter(table.deployments.values()))
+    if model is None:
+        raise bad_request(
+            "Missing required parameter: 'model'.", "model", "missing_required_parameter"
+        )
+    if not isinstance(model, str):
+        raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
+    deployment = table.deployments.get(model)
+    if deployment is None:
+        names = ", ".join(repr(name) for name in table.deployments) or "none"
+        raise WireError(
+            404,
+            f"The model '{model[:100]}' does not exist or you do not have access to it. "
+            f"Models here: {names}.",
+            type=NOT_FOUND,
+            param="model",
+            code="model_not_found",
+        )
+    return deployment
+
+
+def _limit_tokens(body: dict[str, Any], limit: int | None) -> None:
+    if limit is None:
+        return
+    for name in ("max_tokens", "max_completion_tokens"):
+        asked = body.get(name)
+        if asked is not None and asked > limit:
+            raise bad_request(
+                f"'{name}' is {asked}; this deployment generates at most {limit} tokens a request.",
+                name,
+                "max_tokens_exceeded",
+            )

@@ -1,0 +1,65 @@
+"""Who is calling? The first step.
+
+Without any key in the database the gateway is open, which it only starts as on a loopback address
+(or when told to). With keys, every request needs one.
+"""
+
+from __future__ import annotations
+
+from thrifty.db.keys import Key, Role, hash_key
+from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.table_reader import TableReader
+from thrifty.wire.errors import AUTHENTICATION, PERMISSION, WireError
+from thrifty.wire.server import Exchange
+
+_BEARER = b"bearer "
+
+
+async def authenticate(
+    exchange: Exchange, table: RoutingTable, reader: TableReader, roles: frozenset[Role]
+) -> Key | None:
+    """The key of this request; None where no keys are needed. Raises a 401 or 403."""
+    secret = _read_secret(exchange.headers)
+    if not table.keys_exist:
+        return None
+    if secret is None:
+        raise WireError(
+            401,
+            "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'; "
+            "'thrifty keys create --name NAME' makes one.",
+            type=AUTHENTICATION,
+            code="missing_api_key",
+        )
+    checksum = hash_key(secret)
+    key = table.keys.get(checksum)
+    if key is None:
+        # It may have been made a moment ago.
+        await reader.refresh()
+        key = table.keys.get(checksum)
+    if key is None:
+        raise WireError(
+            401,
+            f"Incorrect API key provided: {_mask(secret)}.",
+            type=AUTHENTICATION,
+            code="invalid_api_key",
+        )
+    if key.role not in roles:
+        raise WireError(
+            403,
+            f"The key {key.name!r} has the role {key.role.value!r}, which may not do this.",
+            type=PERMISSION,
+            code="role_not_allowed",
+        )
+    return key
+
+
+def _read_secret(headers: dict[bytes, bytes]) -> bytes | None:
+    value = headers.get(b"authorization")
+    if value is not None and value[:7].lower() == _BEARER:
+        return value[7:].strip()
+    return headers.get(b"api-key") or headers.get(b"x-api-key")
+
+
+def _mask(secret: bytes) -> str:
+    text = secret.decode("latin-1")
+    return f"{text[:3]}...{text[-2:]}" if len(text) > 12 else "***"

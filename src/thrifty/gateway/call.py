@@ -1,0 +1,115 @@
+"""One request on its way through the gateway: what each step learned, for the steps after it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from thrifty.wire.fields import Endpoint
+from thrifty.wire.sse import Usage
+
+if TYPE_CHECKING:
+    from thrifty.db.keys import Key
+    from thrifty.gateway.table import Deployment, Replica
+    from thrifty.wire.server import Exchange
+
+HIT, MISS, BYPASS = "hit", "miss", "bypass"
+
+MAX_REQUEST_ID_BYTES = 64
+_WORKER = os.urandom(5).hex()
+_count = 0
+
+
+def _new_request_id() -> str:
+    """Unique among all gateways: random for the process, counted within it."""
+    global _count
+    _count += 1
+    return f"req-{_WORKER}{_count:06x}"
+
+
+def _accept_request_id(given: bytes | None) -> str | None:
+    """The client's own id, where it is short and harmless enough to be sent back and stored."""
+    if given is None or not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
+        return None
+    text = given.decode("latin-1")
+    return text if text.isascii() and text.isprintable() and " " not in text else None
+
+
+class Call:
+    """A request under way. Steps fill it in; `record` reads it at the end."""
+
+    __slots__ = (
+        "answer_text",
+        "attempts",
+        "body",
+        "cache",
+        "cache_key",
+        "deployment",
+        "ended_s",
+        "endpoint",
+        "error",
+        "exchange",
+        "first_byte_s",
+        "include_usage",
+        "key",
+        "last_byte_s",
+        "origin_status",
+        "queue_s",
+        "received_s",
+        "replica",
+        "request_id",
+        "sent_s",
+        "started_at_s",
+        "status",
+        "stream",
+        "usage",
+        "version",
+    )
+
+    def __init__(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        self.exchange = exchange
+        self.endpoint = endpoint
+        self.request_id = (
+            _accept_request_id(exchange.headers.get(b"x-request-id")) or _new_request_id()
+        )
+        self.received_s = exchange.received_s
+        self.started_at_s = time.time()
+        self.body: dict[str, Any] = {}
+        self.key: Key | None = None
+        self.deployment: Deployment | None = None
+        self.stream = False
+        self.include_usage = False
+        self.cache = BYPASS
+        self.cache_key: bytes | None = None
+        self.replica: Replica | None = None
+        self.version = ""
+        self.attempts = 0
+        self.queue_s = 0.0
+        self.sent_s = 0.0
+        self.first_byte_s = 0.0
+        self.last_byte_s = 0.0
+        self.ended_s = 0.0
+        self.status = 0
+        self.origin_status = 0
+        self.error: str | None = None
+        self.usage: Usage | None = None
+        self.answer_text = ""
+
+    @property
+    def tenant(self) -> str:
+        """Whose request it is; empty where there are no keys."""
+        return self.key.tenant if self.key is not None else ""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that go on every answer."""
+        headers = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"x-thrifty-cache", self.cache.encode()),
+        ]
+        if self.replica is not None:
+            headers.append((b"x-thrifty-replica", self.replica.id.encode()))
+        version = self.version or (self.deployment.version if self.deployment else "")
+        if version:
+            headers.append((b"x-thrifty-version", version.encode()))
+        return headers

@@ -1,0 +1,127 @@
+"""What the gateway answers by itself: its models, its health, its metrics."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from prometheus_client import generate_latest
+
+from thrifty.db.keys import Role
+from thrifty.gateway.authenticate import authenticate
+from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.table import Deployment, RoutingTable
+from thrifty.gateway.table_reader import TableReader
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.wire.errors import NOT_FOUND, WireError
+from thrifty.wire.fields import FIELDS
+from thrifty.wire.server import Exchange
+
+_encode = msgspec.json.Encoder().encode
+_MODEL_PATH = re.compile(r"/v1/models/(.+)")
+_METRICS_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+_CALLERS = frozenset({Role.USER, Role.ADMIN})
+_WATCHERS = frozenset({Role.MONITOR, Role.ADMIN})
+
+
+class Pages:
+    """The endpoints beside those that reach a model."""
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        reader: TableReader,
+        metrics: GatewayMetrics,
+        cache: ExactCache,
+    ) -> None:
+        self._table = table
+        self._reader = reader
+        self._metrics = metrics
+        self._cache = cache
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer, or raise a 404, 405, 401 or 403."""
+        path = exchange.path
+        if exchange.method not in ("GET", "HEAD"):
+            raise _no_such_path(exchange)
+        if path == "/healthz":
+            exchange.respond(200, b'{"status":"ok"}')
+        elif path == "/readyz":
+            self._answer_ready(exchange)
+        elif path == "/metrics":
+            await authenticate(exchange, self._table, self._reader, _WATCHERS)
+            self._refresh_gauges()
+            exchange.respond(200, generate_latest(self._metrics.registry), [_METRICS_TYPE])
+        elif path == "/v1/models":
+            await authenticate(exchange, self._table, self._reader, _CALLERS)
+            models = [_describe(d) for d in self._table.deployments.values()]
+            exchange.respond(200, _encode({"object": "list", "data": models}))
+        elif match := _MODEL_PATH.fullmatch(path):
+            await authenticate(exchange, self._table, self._reader, _CALLERS)
+            deployment = self._table.deployments.get(match.group(1))
+            if deployment is None:
+                raise WireError(
+                    404,
+                    f"The model '{match.group(1)[:100]}' does not exist.",
+                    type=NOT_FOUND,
+                    param="model",
+                    code="model_not_found",
+                )
+            exchange.respond(200, _encode(_describe(deployment)))
+        else:
+            raise _no_such_path(exchange)
+
+    def _answer_ready(self, exchange: Exchange) -> None:
+        """Ready when every deployment has a ready replica."""
+        waiting = [
+            deployment.name
+            for deployment in self._table.deployments.values()
+            if not any(replica.ready for replica in deployment.replicas.values())
+        ]
+        ready = self._table.loaded and bool(self._table.deployments) and not waiting
+        body = {"status": "ready" if ready else "not ready", "waiting_for": waiting}
+        exchange.respond(200 if ready else 503, _encode(body))
+
+    def _refresh_gauges(self) -> None:
+        metrics = self._metrics
+        for gone in self._table.take_gone():
+            metrics.forget_replica(gone.deployment, gone.version, gone.id)
+        for deployment in self._table.deployments.values():
+            for replica in deployment.replicas.values():
+                labels = (deployment.name, replica.version, replica.id)
+                load = replica.load
+                metrics.in_flight.labels(*labels).set(replica.in_flight)
+                metrics.replica_up.labels(*labels).set(1 if replica.ready else 0)
+                metrics.replica_running.labels(*labels).set(load.get("running", 0))
+                metrics.replica_waiting.labels(*labels).set(load.get("waiting", 0))
+                metrics.replica_kv_usage.labels(*labels).set(load.get("kv_usage", 0))
+                metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
+        metrics.cache_bytes.set(self._cache.size_bytes)
+        metrics.cache_entries.set(len(self._cache))
+
+
+def _describe(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "id": deployment.name,
+        "object": "model",
+        "created": int(deployment.settings.created_s),
+        "owned_by": "thrifty",
+        "version": deployment.version,
+        "engine": deployment.row.engine,
+    }
+
+
+def _no_such_path(exchange: Exchange) -> WireError:
+    posts = {endpoint.value for endpoint in FIELDS}
+    if exchange.path in posts:
+        return WireError(
+            405, f"{exchange.path} takes POST, not {exchange.method}.", code="method_not_allowed"
+        )
+    return WireError(
+        404,
+        f"There is nothing at {exchange.method} {exchange.path[:100]}. POST: "
+        f"{', '.join(sorted(posts))}; GET: /v1/models, /healthz, /readyz, /metrics.",
+        type=NOT_FOUND,
+        code="unknown_path",
+    )

@@ -1,0 +1,28 @@
+"""Round robin: every replica in its turn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from thrifty.gateway.routing.base import AnyCandidate
+
+
+class RoundRobin:
+    """Goes round by name, so that replicas which come and go do not upset the order. Begins
+    anywhere, so that several gateways do not move in step.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._last: str | None = None
+
+    def choose(self, candidates: Sequence[AnyCandidate]) -> AnyCandidate:
+        """The one after the last."""
+        ordered = sorted(candidates, key=lambda candidate: candidate.id)
+        if self._last is None:
+            chosen = self._rng.choice(ordered)
+        else:
+            chosen = next((c for c in ordered if c.id > self._last), ordered[0])
+        self._last = chosen.id
+        return chosen

@@ -1,0 +1,25 @@
+"""Join the shortest queue: the replica with the fewest requests in flight."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from thrifty.gateway.routing.base import AnyCandidate
+
+
+class ShortestQueue:
+    """Ties are broken at random, so that equal replicas share what comes and several gateways do
+    not all pick the same one.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(self, candidates: Sequence[AnyCandidate]) -> AnyCandidate:
+        """One of the least loaded."""
+        if len(candidates) == 1:
+            return candidates[0]
+        least = min(candidate.in_flight for candidate in candidates)
+        shortest = [candidate for candidate in candidates if candidate.in_flight == least]
+        return shortest[0] if len(shortest) == 1 else self._rng.choice(shortest)

@@ -1,0 +1,121 @@
+"""A gateway worker's process: its settings, its parts, its life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+
+import msgspec
+
+from thrifty.db import open_database
+from thrifty.gateway.app import Gateway
+from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.forward import Forwarder
+from thrifty.gateway.record import Recorder
+from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.table_reader import TableReader
+from thrifty.observe.log_writer import LogWriter
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.wire.client import HttpClient
+from thrifty.wire.errors import WireError
+from thrifty.wire.process import ADDRESS_IN_USE, report_error, run_process
+from thrifty.wire.server import HttpServer, ServerLimits
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""The log writer's and the table reader's threads give way this fast (Python's default is 5 ms)."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True):
+    """What a worker is started with."""
+
+    host: str
+    port: int
+    database_url_env: str = "THRIFTY_DATABASE_URL"
+    """The variable that holds the URL: it may hold a password, which a command line would show."""
+    max_body_bytes: int = 8_000_000
+    cache_bytes: int = 256_000_000
+    read_timeout_s: float = 20.0
+    write_timeout_s: float = 60.0
+    drain_timeout_s: float = 30.0
+    record_requests: bool = True
+    record_prompts: bool = False
+    record_keep_s: float = 30 * 86400.0
+    record_max_rows: int = 10_000_000
+    require_keys: bool = False
+
+
+def run_worker(settings: GatewaySettings) -> int:
+    """Serve until SIGTERM or SIGINT; returns the process's exit status."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    async def main(stopping: asyncio.Event) -> int:
+        return await _serve(settings, stopping)
+
+    return run_process(main)
+
+
+async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
+    url = os.environ[settings.database_url_env]
+    table_database = open_database(url, migrate=False)
+    log_database = open_database(url, migrate=False)
+    metrics = GatewayMetrics()
+    metrics.database_up.set(1)
+    table = RoutingTable()
+    table.keys_exist = settings.require_keys
+    reader = TableReader(table_database, table)
+    writer = None
+    if settings.record_requests:
+        writer = LogWriter(
+            log_database,
+            keep_s=settings.record_keep_s,
+            max_rows=settings.record_max_rows,
+            on_written=metrics.written_rows.inc,
+            on_dropped=metrics.dropped_rows.labels("queue_full").inc,
+            on_state=lambda up: metrics.database_up.set(1 if up else 0),
+        )
+        writer.start()
+    client = HttpClient()
+    forwarder = Forwarder(client, table, metrics, capture=settings.record_prompts)
+    gateway = Gateway(
+        table=table,
+        reader=reader,
+        forwarder=forwarder,
+        cache=ExactCache(settings.cache_bytes),
+        recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
+        metrics=metrics,
+    )
+
+    def count_refusal(error: WireError) -> None:
+        metrics.errors.labels("", "", "", error.code or error.type).inc()
+
+    limits = ServerLimits(
+        max_body_bytes=settings.max_body_bytes,
+        read_timeout_s=settings.read_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
+    )
+    server = HttpServer(gateway.handle, limits, on_refused=count_refusal)
+    reader.start()
+    try:
+        port = await server.start(settings.host, settings.port, reuse_port=True)
+    except OSError as error:
+        report_error(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
+        return ADDRESS_IN_USE
+    log.info("listening on http://%s:%d", settings.host, port)
+    sweeping = asyncio.ensure_future(gateway.sweep())
+    await stopping.wait()
+    log.info("draining")
+    cut = await server.drain(settings.drain_timeout_s)
+    if cut:
+        log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
+    sweeping.cancel()
+    reader.stop()
+    if writer is not None:
+        writer.stop()
+    client.close()
+    table_database.close()
+    log_database.close()
+    return 0

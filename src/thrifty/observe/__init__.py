@@ -1,0 +1,1 @@
+"""What happened: metrics, and the request log."""

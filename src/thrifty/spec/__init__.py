@@ -1,0 +1,27 @@
+"""What the user asks for: `thrifty.yaml` as typed models, and nothing else."""
+
+from thrifty.spec.load import LoadedSpec, Origin, load_spec
+from thrifty.spec.models import (
+    CacheSpec,
+    EngineSpec,
+    ExactCacheSpec,
+    GatewaySpec,
+    LimitsSpec,
+    RecordSpec,
+    ReplicasSpec,
+    Spec,
+)
+
+__all__ = [
+    "CacheSpec",
+    "EngineSpec",
+    "ExactCacheSpec",
+    "GatewaySpec",
+    "LimitsSpec",
+    "LoadedSpec",
+    "Origin",
+    "RecordSpec",
+    "ReplicasSpec",
+    "Spec",
+    "load_spec",
+]

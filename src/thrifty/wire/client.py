@@ -1,0 +1,454 @@
+"""An HTTP/1.1 client for the request path: pooled connections, streamed answers.
+
+A request ends in one of three ways that the caller must tell apart, because only the caller knows
+what may be repeated:
+
+    ConnectFailed     nothing was sent
+    NoResponse        it was sent, and the connection ended before the first byte of an answer
+    BrokenResponse    the answer had begun
+
+One case is repaired here: a kept-alive connection that the server closed just as the request went
+out. No server has acted on such a request, so it goes out once more on a fresh connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from thrifty.errors import ThriftyError
+
+OnData = Callable[[bytes], None]
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_IDLE_PER_ORIGIN = 256
+MAX_IDLE_S = 55.0
+"""Shorter than the keep-alive of the servers in the field (60 s and more), so that an idle
+connection is mostly given up by us first."""
+
+
+class TransportError(ThriftyError):
+    """A request did not come back whole."""
+
+
+class ConnectFailed(TransportError):
+    """No connection could be made; nothing was sent."""
+
+
+class NoResponse(TransportError):
+    """The connection ended, or time ran out, before the first byte of an answer."""
+
+
+class BrokenResponse(TransportError):
+    """The connection ended, or time ran out, in the middle of the answer."""
+
+
+class _StaleConnection(Exception):
+    """A reused connection was closed before a byte of the answer came."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A server: where to connect, and what to put before each path."""
+
+    host: str
+    port: int
+    tls: bool = False
+    base_path: str = ""
+
+    @property
+    def host_header(self) -> bytes:
+        """The `Host` header's value."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.tls else 80
+        return (host if self.port == default else f"{host}:{self.port}").encode("ascii")
+
+    @property
+    def url(self) -> str:
+        """The origin as a URL."""
+        return f"{'https' if self.tls else 'http'}://{self.host_header.decode()}{self.base_path}"
+
+
+def parse_origin(url: str) -> Origin:
+    """The origin in `url`, such as `http://127.0.0.1:9001/v1`. Raises `ValueError`."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+    if parts.username or parts.password:
+        raise ValueError("a URL with a password in it is refused; give the key as its own setting")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} has a query or fragment; give the base URL alone")
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    return Origin(parts.hostname, port, tls, parts.path.rstrip("/"))
+
+
+class Answer:
+    """An answer under way: its head is here, its body arrives.
+
+    Body bytes go to the function given to `attach`; what came earlier is handed over at once.
+    `done` completes when the body is whole, or raises `BrokenResponse`.
+    """
+
+    __slots__ = ("_connection", "_held", "_sink", "done", "head", "headers", "status")
+
+    def __init__(self, connection: _Connection, head: asyncio.Future[Answer]) -> None:
+        self._connection = connection
+        self._held: list[bytes] = []
+        self._sink: OnData | None = None
+        self.head = head
+        self.done: asyncio.Future[None] = head.get_loop().create_future()
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+
+    def attach(self, sink: OnData) -> None:
+        """Send body bytes to `sink` from now on, first those that are here already."""
+        self._sink = sink
+        held, self._held = self._held, []
+        for data in held:
+            sink(data)
+
+    async def read(self) -> bytes:
+        """The whole body."""
+        await self.done
+        body = b"".join(self._held)
+        self._held = []
+        return body
+
+    def pause(self) -> None:
+        """Stop reading from the server, because the reader of the answer is slow."""
+        self._connection.pause()
+
+    def resume(self) -> None:
+        """Go on reading."""
+        self._connection.resume()
+
+    def abort(self) -> None:
+        """Give the answer up: the connection is cut, which tells the server to stop working."""
+        self._connection.abort()
+        self.fail(BrokenResponse("the request was given up"))
+
+    def feed(self, data: bytes) -> None:
+        """Take body bytes from the connection."""
+        if self._sink is not None:
+            self._sink(data)
+        else:
+            self._held.append(data)
+
+    def fail(self, error: BaseException) -> None:
+        """Take the connection's end."""
+        if not self.head.done():
+            self.head.set_exception(error)
+        elif not self.done.done():
+            self.done.set_exception(error)
+            # Whoever has lost interest in the answer must not be told of an unread exception.
+            self.done.exception()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection to one origin; serves one request at a time."""
+
+    __slots__ = (
+        "_answer",
+        "_close_after",
+        "_parser",
+        "_pool",
+        "_reused",
+        "_transport",
+        "_until_close",
+        "closed",
+        "idle_since_s",
+    )
+
+    def __init__(self, pool: _Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._answer: Answer | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._reused = False
+        self._close_after = False
+        self._until_close = False
+        self.closed = False
+        self.idle_since_s = 0.0
+
+    def send(self, data: bytes, head: asyncio.Future[Answer], reused: bool) -> Answer:
+        """Send one request; its answer's head resolves `head`."""
+        assert self._transport is not None
+        assert self._answer is None
+        answer = Answer(self, head)
+        self._answer = answer
+        self._reused = reused
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport.write(data)
+        return answer
+
+    def pause(self) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self.closed:
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        self._answer = None
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._parser is None:
+            # Bytes that nobody asked for: the server is confused, or closing with an error page.
+            self.abort()
+            self._pool.forget(self)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("the server switched protocols")
+        except httptools.HttpParserError as error:
+            self._fail(f"the server sent something that is not HTTP: {error}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._pool.forget(self)
+        answer = self._answer
+        if answer is None:
+            return
+        self._answer = None
+        if self._until_close and exc is None and answer.head.done():
+            if not answer.done.done():
+                answer.done.set_result(None)
+        elif answer.head.done():
+            answer.fail(BrokenResponse(f"{self._pool.origin.url} closed the connection mid-answer"))
+        elif self._reused:
+            answer.fail(_StaleConnection())
+        else:
+            answer.fail(
+                NoResponse(f"{self._pool.origin.url} closed the connection without an answer")
+            )
+
+    # httptools' side
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        assert self._answer is not None
+        self._answer.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        answer, parser = self._answer, self._parser
+        assert answer is not None
+        assert parser is not None
+        status = parser.get_status_code()
+        if status < 200:
+            answer.headers.clear()
+            return
+        answer.status = status
+        self._close_after = not parser.should_keep_alive()
+        self._until_close = (
+            b"content-length" not in answer.headers
+            and b"transfer-encoding" not in answer.headers
+            and status not in (204, 304)
+        )
+        if not answer.head.done():
+            answer.head.set_result(answer)
+
+    def on_body(self, data: bytes) -> None:
+        if self._answer is not None:
+            self._answer.feed(data)
+
+    def on_message_complete(self) -> None:
+        answer = self._answer
+        if answer is None or answer.status == 0:
+            return
+        self._answer = None
+        if self._close_after or self._until_close:
+            self.closed = True
+            if self._transport is not None:
+                self._transport.close()
+        else:
+            self._pool.give_back(self)
+        if not answer.done.done():
+            answer.done.set_result(None)
+
+    def _fail(self, message: str) -> None:
+        answer = self._answer
+        self.abort()
+        self._pool.forget(self)
+        if answer is not None:
+            error = BrokenResponse if answer.head.done() else NoResponse
+            answer.fail(error(f"{self._pool.origin.url}: {message}"))
+
+
+class _Pool:
+    """The idle connections to one origin, the latest used first."""
+
+    def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
+        self.origin = origin
+        self.idle: deque[_Connection] = deque()
+        self._tls = tls
+
+    def take_idle(self) -> _Connection | None:
+        now_s = time.monotonic()
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.closed and now_s - connection.idle_since_s < MAX_IDLE_S:
+                return connection
+            connection.abort()
+        return None
+
+    def give_back(self, connection: _Connection) -> None:
+        if len(self.idle) >= MAX_IDLE_PER_ORIGIN:
+            connection.abort()
+            return
+        connection.idle_since_s = time.monotonic()
+        self.idle.append(connection)
+
+    def forget(self, connection: _Connection) -> None:
+        with contextlib.suppress(ValueError):
+            self.idle.remove(connection)
+
+    async def connect(self, timeout_s: float) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self),
+                    self.origin.host,
+                    self.origin.port,
+                    ssl=self._tls,
+                    server_hostname=self.origin.host if self._tls else None,
+                )
+        except TimeoutError:
+            raise ConnectFailed(
+                f"{self.origin.url} did not accept a connection within {timeout_s:g} s"
+            ) from None
+        except (OSError, ssl.SSLError) as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise ConnectFailed(f"{self.origin.url} cannot be reached: {reason}") from None
+        return connection
+
+
+class HttpClient:
+    """Requests to any number of origins, over kept-alive connections."""
+
+    def __init__(self) -> None:
+        self._pools: dict[Origin, _Pool] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def open(
+        self,
+        origin: Origin,
+        method: str,
+        path: str,
+        *,
+        headers: bytes = b"",
+        body: bytes = b"",
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        head_timeout_s: float | None = None,
+        on_sent: Callable[[Answer], None] | None = None,
+    ) -> Answer:
+        """Send a request and return once the head of its answer is here.
+
+        `headers` are whole header lines, each ended by CRLF. `on_sent` gets the answer object as
+        soon as the request is out, so that a caller can abort it while it waits. Raises
+        `ConnectFailed`, `NoResponse`.
+        """
+        pool = self._pools.get(origin) or self._add_pool(origin)
+        data = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            method.encode("ascii"),
+            origin.base_path.encode("ascii"),
+            path.encode("ascii"),
+            origin.host_header,
+            headers,
+            len(body),
+            body,
+        )
+        reused = True
+        while True:
+            connection = pool.take_idle() if reused else None
+            if connection is None:
+                reused = False
+                connection = await pool.connect(connect_timeout_s)
+            head: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            answer = connection.send(data, head, reused)
+            if on_sent is not None:
+                on_sent(answer)
+            try:
+                return await _wait(head, head_timeout_s, origin)
+            except _StaleConnection:
+                reused = False
+            except BaseException:
+                answer.abort()
+                raise
+
+    async def fetch(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: bytes = b"",
+        body: bytes = b"",
+        timeout_s: float = 10.0,
+    ) -> tuple[int, bytes]:
+        """Status and whole body of one request to `url`, within `timeout_s`."""
+        parts = urlsplit(url)
+        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        origin = parse_origin(f"{parts.scheme}://{parts.netloc}")
+        answer: Answer | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self.open(
+                    origin,
+                    method,
+                    path or "/",
+                    headers=headers,
+                    body=body,
+                    connect_timeout_s=timeout_s,
+                )
+                return answer.status, await answer.read()
+        except TimeoutError:
+            if answer is not None:
+                answer.abort()
+            raise NoResponse(f"{url} did not answer within {timeout_s:g} s") from None
+
+    def close(self) -> None:
+        """Close every idle connection; running requests end by themselves."""
+        for pool in self._pools.values():
+            while pool.idle:
+                pool.idle.pop().abort()
+
+    def close_origin(self, origin: Origin) -> None:
+        """Close the idle connections to an origin that is gone for good, and forget it."""
+        pool = self._pools.pop(origin, None)
+        while pool is not None and pool.idle:
+            pool.idle.pop().abort()
+
+    def _add_pool(self, origin: Origin) -> _Pool:
+        if origin.tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        pool = self._pools[origin] = _Pool(origin, self._tls if origin.tls else None)
+        return pool
+
+
+async def _wait(head: Awaitable[Answer], timeout_s: float | None, origin: Origin) -> Answer:
+    if timeout_s is None:
+        return await head
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await head
+    except TimeoutError:
+        raise NoResponse(f"{origin.url} sent nothing for {timeout_s:g} s") from None

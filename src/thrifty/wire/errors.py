@@ -1,0 +1,80 @@
+"""Errors that cross HTTP, in the OpenAI shape that every client library understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from thrifty.errors import ThriftyError
+
+INVALID_REQUEST = "invalid_request_error"
+AUTHENTICATION = "authentication_error"
+PERMISSION = "permission_error"
+NOT_FOUND = "not_found_error"
+RATE_LIMIT = "rate_limit_error"
+SERVER = "server_error"
+OVERLOADED = "overloaded_error"
+
+
+class WireError(ThriftyError):
+    """An answer that is an error: its HTTP status and the OpenAI error object.
+
+    `param` names the request field at fault; `code` is the short name that programs test for.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error object, as it is sent."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def encode(self) -> bytes:
+        """The JSON bytes of the error object."""
+        return msgspec.json.encode(self.body)
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that go with it."""
+        if self.retry_after_s is None:
+            return []
+        return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s)))]
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> WireError:
+    """A 400: the client's mistake, in the field `param`."""
+    return WireError(400, message, param=param, code=code)
+
+
+def unavailable(message: str, code: str, retry_after_s: float = 1.0) -> WireError:
+    """A 503: not now; the client may try again."""
+    return WireError(503, message, type=OVERLOADED, code=code, retry_after_s=retry_after_s)
+
+
+def internal_error(message: str = "the server had an internal error") -> WireError:
+    """A 500: our own fault."""
+    return WireError(500, message, type=SERVER, code="internal_error")
