@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
 from thrifty.db.keys import Role
 from thrifty.gateway.admit import admit
-from thrifty.gateway.authenticate import authenticate
+from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
 from thrifty.gateway.cache.exact import assemble_answer
 from thrifty.gateway.cache.flights import Landing
@@ -27,6 +29,8 @@ from thrifty.wire.errors import SERVER, WireError, internal_error
 from thrifty.wire.fields import Endpoint
 from thrifty.wire.server import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange
 from thrifty.wire.sse import DONE, read_data, split_events
+
+log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
 CLIENT_CLOSED = 499
@@ -57,33 +61,80 @@ class Gateway:
         self._metrics = metrics
         self._pages = Pages(table, reader, metrics, cache)
 
-    async def handle(self, exchange: Exchange) -> None:
-        """One request, from its bytes to its record."""
+    def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
+        """One request, from its bytes to its record. What needs no waiting is done at once; the
+        rest is returned.
+        """
         endpoint = _ENDPOINTS.get(exchange.path)
         if endpoint is None or exchange.method != "POST":
-            await self._pages.answer(exchange)
-            return
+            return self._pages.answer(exchange)
         call = Call(exchange, endpoint)
         try:
-            call.key = await authenticate(exchange, self._table, self._reader, _CALLERS)
-            admit(call, self._table)
-            await self._answer(call)
+            call.key = authenticate(exchange, self._table, _CALLERS)
+            rest = self._begin(call)
+        except UnknownKey:
+            rest = self._begin_late(call)
+        except Exception as error:
+            self._end(call, error)
+            return None
+        if rest is None:
+            self._end(call, None)
+            return None
+        return self._finish(call, rest)
+
+    def count_refusal(self, error: WireError) -> None:
+        """Count a request that the HTTP server refused before it came here."""
+        self._metrics.requests.count_error(error.code or error.type)
+
+    def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
+        """Admit, and answer from the cache; otherwise return what will answer."""
+        admit(call, self._table)
+        key = self._choose_key(call)
+        if key is None:
+            return self._forward(call)
+        entry = self._cache.get(key)
+        if entry is not None:
+            self._answer_from(call, entry)
+            return None
+        flight = self._flights.find(key)
+        if flight is not None:
+            return self._follow(call, flight)
+        return self._lead(call, key, self._flights.begin(key, stream=call.stream))
+
+    async def _begin_late(self, call: Call) -> None:
+        """Begin with a key that may have been made a moment ago."""
+        call.key = await authenticate_late(call.exchange, self._table, self._reader, _CALLERS)
+        rest = self._begin(call)
+        if rest is not None:
+            await rest
+
+    async def _finish(self, call: Call, rest: Coroutine[Any, Any, None]) -> None:
+        try:
+            await rest
+        except asyncio.CancelledError:
+            self._end(call, ClientGone())
+            raise
+        except Exception as error:
+            self._end(call, error)
+        else:
+            self._end(call, None)
+
+    def _end(self, call: Call, error: Exception | None) -> None:
+        """Send the error, if there is one, and record the call."""
+        exchange = call.exchange
+        if error is None:
             call.status = exchange.status or CLIENT_CLOSED
-        except WireError as error:
+        elif isinstance(error, WireError):
             call.status, call.error = error.status, error.code or error.type
             exchange.respond_error(error, call.headers())
-        except ClientGone:
+        elif isinstance(error, ClientGone):
             call.status, call.error = CLIENT_CLOSED, "client_gone"
-        except asyncio.CancelledError:
-            call.status, call.error = CLIENT_CLOSED, "client_gone"
-            raise
-        except Exception:
+        else:
+            log.exception("%s failed", call.request_id, exc_info=error)
             call.status, call.error = 500, "internal_error"
             exchange.respond_error(internal_error(), call.headers())
-            raise
-        finally:
-            call.ended_s = time.perf_counter()
-            self._recorder.record(call)
+        call.ended_s = time.perf_counter()
+        self._recorder.record(call)
 
     async def sweep(self) -> None:
         """Enforce the deadlines of streams, about once a second, for ever."""
@@ -91,22 +142,9 @@ class Gateway:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
 
-    async def _answer(self, call: Call) -> None:
-        """From the cache, from a request in flight, or from a replica."""
-        key = self._choose_key(call)
-        if key is None:
-            landing = await self._forwarder.forward(call, None)
-            self._note_text(call, landing)
-            return
-        entry = self._cache.get(key)
-        if entry is not None:
-            self._answer_from(call, entry)
-            return
-        flight = self._flights.find(key)
-        if flight is not None:
-            await self._follow(call, flight)
-            return
-        await self._lead(call, key)
+    async def _forward(self, call: Call) -> None:
+        landing = await self._forwarder.forward(call, None)
+        self._note_text(call, landing)
 
     def _choose_key(self, call: Call) -> bytes | None:
         """The cache key; None where the cache has no part in this request."""
@@ -140,9 +178,8 @@ class Gateway:
         else:
             call.exchange.respond(200, entry.as_body(), [JSON_TYPE, *headers])
 
-    async def _lead(self, call: Call, key: bytes) -> None:
+    async def _lead(self, call: Call, key: bytes, flight: Flight) -> None:
         """Go to a replica, and keep what comes for others."""
-        flight = self._flights.begin(key, stream=call.stream)
         landing = Landing(
             error=WireError(
                 502, "the shared generation broke off", type=SERVER, code="replica_lost"

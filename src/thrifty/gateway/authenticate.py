@@ -15,13 +15,15 @@ from thrifty.wire.server import Exchange
 _BEARER = b"bearer "
 
 
-async def authenticate(
-    exchange: Exchange, table: RoutingTable, reader: TableReader, roles: frozenset[Role]
-) -> Key | None:
+class UnknownKey(WireError):
+    """A key that is not in the table. It may have been made a moment ago: look once more."""
+
+
+def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]) -> Key | None:
     """The key of this request; None where no keys are needed. Raises a 401 or 403."""
-    secret = _read_secret(exchange.headers)
     if not table.keys_exist:
         return None
+    secret = _read_secret(exchange.headers)
     if secret is None:
         raise WireError(
             401,
@@ -30,14 +32,9 @@ async def authenticate(
             type=AUTHENTICATION,
             code="missing_api_key",
         )
-    checksum = hash_key(secret)
-    key = table.keys.get(checksum)
+    key = table.keys.get(hash_key(secret))
     if key is None:
-        # It may have been made a moment ago.
-        await reader.refresh()
-        key = table.keys.get(checksum)
-    if key is None:
-        raise WireError(
+        raise UnknownKey(
             401,
             f"Incorrect API key provided: {_mask(secret)}.",
             type=AUTHENTICATION,
@@ -51,6 +48,17 @@ async def authenticate(
             code="role_not_allowed",
         )
     return key
+
+
+async def authenticate_late(
+    exchange: Exchange, table: RoutingTable, reader: TableReader, roles: frozenset[Role]
+) -> Key | None:
+    """As `authenticate`, with a look at the database where the key is not known yet."""
+    try:
+        return authenticate(exchange, table, roles)
+    except UnknownKey:
+        await reader.refresh()
+        return authenticate(exchange, table, roles)
 
 
 def _read_secret(headers: dict[bytes, bytes]) -> bytes | None:

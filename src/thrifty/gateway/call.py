@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
 from thrifty.wire.fields import Endpoint
+from thrifty.wire.ids import new_id
 from thrifty.wire.sse import Usage
 
 if TYPE_CHECKING:
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 
 MAX_REQUEST_ID_BYTES = 64
-_WORKER = os.urandom(5).hex()
-_count = 0
-
-
-def _new_request_id() -> str:
-    """Unique among all gateways: random for the process, counted within it."""
-    global _count
-    _count += 1
-    return f"req-{_WORKER}{_count:06x}"
 
 
 def _accept_request_id(given: bytes | None) -> str | None:
@@ -71,7 +62,7 @@ class Call:
         self.exchange = exchange
         self.endpoint = endpoint
         self.request_id = (
-            _accept_request_id(exchange.headers.get(b"x-request-id")) or _new_request_id()
+            _accept_request_id(exchange.headers.get(b"x-request-id")) or f"req-{new_id()}"
         )
         self.received_s = exchange.received_s
         self.started_at_s = time.time()

@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import generate_latest
 
 from thrifty.db.keys import Role
-from thrifty.gateway.authenticate import authenticate
+from thrifty.gateway.authenticate import authenticate_late
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.table import Deployment, RoutingTable
 from thrifty.gateway.table_reader import TableReader
@@ -50,15 +50,15 @@ class Pages:
         elif path == "/readyz":
             self._answer_ready(exchange)
         elif path == "/metrics":
-            await authenticate(exchange, self._table, self._reader, _WATCHERS)
+            await authenticate_late(exchange, self._table, self._reader, _WATCHERS)
             self._refresh_gauges()
             exchange.respond(200, generate_latest(self._metrics.registry), [_METRICS_TYPE])
         elif path == "/v1/models":
-            await authenticate(exchange, self._table, self._reader, _CALLERS)
+            await authenticate_late(exchange, self._table, self._reader, _CALLERS)
             models = [_describe(d) for d in self._table.deployments.values()]
             exchange.respond(200, _encode({"object": "list", "data": models}))
         elif match := _MODEL_PATH.fullmatch(path):
-            await authenticate(exchange, self._table, self._reader, _CALLERS)
+            await authenticate_late(exchange, self._table, self._reader, _CALLERS)
             deployment = self._table.deployments.get(match.group(1))
             if deployment is None:
                 raise WireError(

@@ -39,7 +39,7 @@ class Recorder:
         if call.stream and completion > 1 and call.cache != HIT and call.first_byte_s:
             tpot_s = (call.last_byte_s - call.first_byte_s) / (completion - 1)
         generated = call.cache != HIT
-        self._metrics.observe(
+        self._metrics.requests.observe(
             Observation(
                 deployment=deployment,
                 version=version,

@@ -19,7 +19,6 @@ from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import HttpClient
-from thrifty.wire.errors import WireError
 from thrifty.wire.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.wire.server import HttpServer, ServerLimits
 
@@ -89,15 +88,12 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         metrics=metrics,
     )
 
-    def count_refusal(error: WireError) -> None:
-        metrics.errors.labels("", "", "", error.code or error.type).inc()
-
     limits = ServerLimits(
         max_body_bytes=settings.max_body_bytes,
         read_timeout_s=settings.read_timeout_s,
         write_timeout_s=settings.write_timeout_s,
     )
-    server = HttpServer(gateway.handle, limits, on_refused=count_refusal)
+    server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
     reader.start()
     try:
         port = await server.start(settings.host, settings.port, reuse_port=True)

@@ -7,13 +7,13 @@ given either way. Its id is cut out, so that each hit gets an id of its own.
 from __future__ import annotations
 
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from thrifty.wire.ids import new_id
 from thrifty.wire.sse import DONE, Usage, encode_event
 
 ENTRY_BYTES = 600
@@ -61,7 +61,7 @@ class Entry:
     def _new_id(self) -> bytes:
         if self._parts is None:
             self.prefix, self._parts = _cut_id(self.body)
-        return b"%b-%b" % (self.prefix, uuid.uuid4().hex.encode()) if self.prefix else b""
+        return b"%b-%b" % (self.prefix, new_id().encode()) if self.prefix else b""
 
 
 _ID_MARK = b"\x00id\x00"

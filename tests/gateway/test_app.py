@@ -1,0 +1,138 @@
+"""A request through the gateway: what comes back, and what is written down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from sqlalchemy import select
+
+from tests.parts import running_echo, running_gateway
+from thrifty.db.tables import requests
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
+
+
+async def test_answer_carries_who_gave_it(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask(CHAT)
+        assert reply.status == 200
+        assert reply.json()["choices"][0]["message"]["content"] == "Hello there"
+        assert reply.headers[b"x-thrifty-cache"] == b"bypass"
+        assert reply.headers[b"x-thrifty-replica"] == b"echo-0"
+        assert reply.headers[b"x-thrifty-version"] == b"echo@v1"
+        assert reply.headers[b"x-request-id"].startswith(b"req-")
+
+
+async def test_own_request_id_is_kept_when_harmless(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        kept = await gateway.ask(CHAT, headers={"x-request-id": "mine-7"})
+        assert kept.headers[b"x-request-id"] == b"mine-7"
+        long = await gateway.ask(CHAT, headers={"x-request-id": "x" * 65})
+        assert long.headers[b"x-request-id"].startswith(b"req-")
+
+
+async def test_stream_passes_through_without_usage_unless_asked(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        plain = await gateway.ask({**CHAT, "stream": True})
+        assert plain.headers[b"content-type"].startswith(b"text/event-stream")
+        assert plain.body.endswith(b"data: [DONE]\n\n")
+        assert not any(event.get("usage") for event in plain.events)
+        asked = await gateway.ask(
+            {**CHAT, "stream": True, "stream_options": {"include_usage": True}}
+        )
+        assert asked.events[-1]["usage"]["completion_tokens"] == len("Hello there")
+        assert asked.events[-1]["choices"] == []
+
+
+async def test_each_request_becomes_a_row(tmp_path: Path) -> None:
+    async with running_echo(tpot_s=0.002) as url, running_gateway(tmp_path, [url]) as gateway:
+        await gateway.ask({**CHAT, "stream": True, "user": "ann"})
+        await gateway.ask({**CHAT, "temperature": 9})
+        await asyncio.to_thread(gateway.writer.stop)
+        with gateway.database.begin() as connection:
+            good, bad = (
+                connection.execute(select(requests).order_by(requests.c.id)).mappings().all()
+            )
+        assert (good["status"], good["replica"], good["stream"]) == (200, "echo-0", True)
+        assert good["end_user"] == "ann"
+        assert good["completion_tokens"] == len("Hello there")
+        assert 0 < good["ttft_ms"] < good["e2e_ms"]
+        assert 1 < good["tpot_ms"] < 50
+        assert 0 < good["overhead_us"] < 1e6
+        assert (bad["status"], bad["error"], bad["replica"]) == (400, "invalid_value", None)
+
+
+async def test_metrics_carry_deployment_version_and_replica(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        await gateway.ask(CHAT)
+        await gateway.ask({**CHAT, "model": "other"})
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        labels = {"deployment": "echo", "version": "echo@v1", "replica": "echo-0"}
+        endpoint = "/v1/chat/completions"
+        assert (
+            metrics.metric("thrifty_requests_total", **labels, endpoint=endpoint, status="200") == 1
+        )
+        for name in ("ttft", "e2e", "queue", "gateway_overhead"):
+            assert metrics.metric(f"thrifty_{name}_seconds_count", **labels) == 1, name
+        assert metrics.metric("thrifty_completion_tokens_total", **labels) == 11
+        assert metrics.metric("thrifty_prompt_tokens_total", **labels) == 12
+        assert metrics.metric("thrifty_replica_up", **labels) == 1
+        assert metrics.metric("thrifty_errors_total", kind="model_not_found") == 1
+
+
+async def test_prompts_are_kept_only_when_asked_for(tmp_path: Path) -> None:
+    from thrifty.db.tables import request_texts
+
+    for prompts in (False, True):
+        folder = tmp_path / str(prompts)
+        folder.mkdir()
+        async with (
+            running_echo() as url,
+            running_gateway(folder, [url], prompts=prompts) as gateway,
+        ):
+            await gateway.ask({**CHAT, "stream": True})
+            await gateway.ask(CHAT)
+            await asyncio.to_thread(gateway.writer.stop)
+            with gateway.database.begin() as connection:
+                rows = connection.execute(select(request_texts)).mappings().all()
+            assert len(rows) == (2 if prompts else 0)
+            for row in rows:
+                assert json.loads(row["prompt"])["messages"] == CHAT["messages"]
+                assert "Hello there" in row["answer"] or '"content":"H' in row["answer"]
+
+
+async def test_models_and_health(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        models = (await gateway.ask(b"", "/v1/models", method="GET")).json()
+        assert [model["id"] for model in models["data"]] == ["echo"]
+        one = await gateway.ask(b"", "/v1/models/echo", method="GET")
+        assert one.json()["version"] == "echo@v1"
+        assert (await gateway.ask(b"", "/v1/models/none", method="GET")).status == 404
+        assert (await gateway.ask(b"", "/healthz", method="GET")).status == 200
+        assert (await gateway.ask(b"", "/readyz", method="GET")).json()["status"] == "ready"
+
+
+async def test_readiness_waits_for_a_replica(tmp_path: Path) -> None:
+    from tests.parts import replica_row
+
+    async with running_echo() as url, running_gateway(tmp_path, []) as gateway:
+        reply = await gateway.ask(b"", "/readyz", method="GET")
+        assert reply.status == 503
+        assert reply.json()["waiting_for"] == ["echo"]
+        await gateway.set_replicas([replica_row(0, url)])
+        assert (await gateway.ask(b"", "/readyz", method="GET")).status == 200
+
+
+async def test_tokenize_needs_no_model_name_where_there_is_one(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask({"prompt": "abc"}, "/tokenize")
+        assert reply.json()["tokens"] == [97, 98, 99]
+
+
+async def test_embeddings_go_through(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask({"model": "echo", "input": "abc"}, "/v1/embeddings")
+        assert reply.status == 400
+        assert reply.error["code"] == "wrong_model_family"

@@ -1,0 +1,409 @@
+"""The exact cache: when an answer is used again, what it looks like then, and how much it takes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.parts import echo_deployment, running_echo, running_gateway
+from thrifty.gateway.cache import Entry, ExactCache, make_key
+from thrifty.gateway.cache.exact import assemble_answer
+from thrifty.gateway.cache.key import is_deterministic
+from thrifty.wire.fields import Endpoint
+
+CHAT: dict[str, Any] = {
+    "model": "echo",
+    "messages": [{"role": "user", "content": "The same question"}],
+    "temperature": 0,
+}
+HONOURS = frozenset({"seed", "temperature"})
+
+
+def entry(body: bytes = b'{"id":"chatcmpl-1","choices":[]}') -> Entry:
+    return Entry(body, replica="r", version="v", usage=None)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# Keys
+
+
+def test_key_changes_with_every_parameter_that_matters() -> None:
+    base = make_key(Endpoint.CHAT, "r1", "ann", CHAT)
+    for changed in (
+        {**CHAT, "messages": [{"role": "user", "content": "another"}]},
+        {**CHAT, "max_tokens": 5},
+        {**CHAT, "temperature": 0.0001},
+        {**CHAT, "stop": ["x"]},
+        {**CHAT, "tools": [{"type": "function"}]},
+        {**CHAT, "response_format": {"type": "json_object"}},
+        {**CHAT, "logprobs": True},
+        {**CHAT, "n": 2},
+    ):
+        assert make_key(Endpoint.CHAT, "r1", "ann", changed) != base, changed
+    assert make_key(Endpoint.COMPLETIONS, "r1", "ann", CHAT) != base
+    assert make_key(Endpoint.CHAT, "r2", "ann", CHAT) != base
+    assert make_key(Endpoint.CHAT, "r1", "bob", CHAT) != base
+
+
+def test_key_ignores_how_an_answer_is_sent_and_the_order_of_fields() -> None:
+    base = make_key(Endpoint.CHAT, "r1", "ann", CHAT)
+    for same in (
+        {**CHAT, "stream": True, "stream_options": {"include_usage": True}},
+        {**CHAT, "user": "somebody"},
+        {**CHAT, "max_tokens": None},
+        dict(reversed(CHAT.items())),
+    ):
+        assert make_key(Endpoint.CHAT, "r1", "ann", same) == base
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+def test_tenant_and_revision_cannot_run_into_each_other(a: str, b: str, c: str, d: str) -> None:
+    """A tenant's name must not be able to spell another tenant's key."""
+    one = make_key(Endpoint.CHAT, a.replace("\0", ""), b.replace("\0", ""), CHAT)
+    two = make_key(Endpoint.CHAT, c.replace("\0", ""), d.replace("\0", ""), CHAT)
+    same = (a.replace("\0", ""), b.replace("\0", "")) == (c.replace("\0", ""), d.replace("\0", ""))
+    assert (one == two) == same
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"temperature": 0}, True),
+        ({"temperature": 0.0}, True),
+        ({"top_k": 1, "temperature": 1}, True),
+        ({"seed": 3}, True),
+        ({}, False),
+        ({"temperature": 0.7}, False),
+    ],
+)
+def test_only_greedy_or_seeded_requests_are_deterministic(body: dict, expected: bool) -> None:
+    assert is_deterministic(Endpoint.CHAT, body, HONOURS) is expected
+
+
+def test_a_seed_counts_only_where_the_engine_honours_seeds() -> None:
+    assert not is_deterministic(Endpoint.CHAT, {"seed": 1}, frozenset())
+    assert not is_deterministic(Endpoint.CHAT, {"seed": 1}, None)
+    assert is_deterministic(Endpoint.EMBEDDINGS, {}, None)
+
+
+# Bounds
+
+
+def test_old_answers_are_not_given() -> None:
+    clock = Clock()
+    cache = ExactCache(1_000_000, clock)
+    cache.put(b"k", entry(), ttl_s=10)
+    assert cache.get(b"k") is not None
+    clock.now = 10.1
+    assert cache.get(b"k") is None
+    assert (len(cache), cache.size_bytes) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 3000)), max_size=80))
+def test_cache_never_exceeds_its_bytes(puts: list[tuple[int, int]]) -> None:
+    cache = ExactCache(20_000)
+    for key, size in puts:
+        cache.put(b"%d" % key, entry(b"x" * size), ttl_s=60)
+        assert cache.size_bytes <= 20_000
+        assert cache.size_bytes == sum(e.size_bytes for e in cache._entries.values())
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = ExactCache(4 * entry().size_bytes)
+    for key in (b"a", b"b", b"c", b"d"):
+        cache.put(key, entry(), 60)
+    cache.get(b"a")
+    cache.put(b"e", entry(), 60)
+    assert cache.get(b"b") is None
+    assert cache.get(b"a") is not None
+
+
+def test_an_answer_too_large_for_the_cache_is_not_kept() -> None:
+    cache = ExactCache(10_000)
+    cache.put(b"k", entry(b"x" * 9_000), 60)
+    assert len(cache) == 0
+
+
+# Answers
+
+
+async def test_second_identical_request_is_a_hit_with_an_id_of_its_own(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        first = await gateway.ask(CHAT)
+        second = await gateway.ask(CHAT)
+        assert first.headers[b"x-thrifty-cache"] == b"miss"
+        assert second.headers[b"x-thrifty-cache"] == b"hit"
+        assert second.headers[b"x-thrifty-replica"] == b"echo-0"
+        assert second.headers[b"x-thrifty-version"] == b"echo@v1"
+        one, two = first.json(), second.json()
+        assert one.pop("id") != two.pop("id")
+        assert one == two
+
+
+@pytest.mark.parametrize("first_streams", [False, True])
+@pytest.mark.parametrize("second_streams", [False, True])
+async def test_a_hit_is_given_either_way(
+    tmp_path: Path, first_streams: bool, second_streams: bool
+) -> None:
+    async with running_echo(tpot_s=0.001) as url, running_gateway(tmp_path, [url]) as gateway:
+        await gateway.ask({**CHAT, "stream": first_streams})
+        usage = {"stream_options": {"include_usage": True}} if second_streams else {}
+        reply = await gateway.ask({**CHAT, "stream": second_streams, **usage})
+        assert reply.headers[b"x-thrifty-cache"] == b"hit"
+        if second_streams:
+            assert reply.body.endswith(b"data: [DONE]\n\n")
+            text = "".join(
+                choice["delta"].get("content") or ""
+                for event in reply.events
+                for choice in event["choices"]
+            )
+            assert reply.events[0]["choices"][0]["delta"]["role"] == "assistant"
+            assert reply.events[-2]["choices"][0]["finish_reason"] == "stop"
+            assert reply.events[-1]["usage"]["completion_tokens"] == 17
+            assert len({event["id"] for event in reply.events}) == 1
+        else:
+            text = reply.json()["choices"][0]["message"]["content"]
+            assert reply.json()["usage"]["completion_tokens"] == 17
+        assert text == "The same question"
+
+
+async def test_a_streamed_hit_leaves_usage_out_unless_asked(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        await gateway.ask(CHAT)
+        reply = await gateway.ask({**CHAT, "stream": True})
+        assert not any("usage" in event for event in reply.events)
+
+
+async def test_completions_are_cached_both_ways(tmp_path: Path) -> None:
+    body = {"model": "echo", "prompt": ["ab", "cd"], "temperature": 0, "echo": True}
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        first = await gateway.ask({**body, "stream": True}, "/v1/completions")
+        second = await gateway.ask(body, "/v1/completions")
+        assert second.headers[b"x-thrifty-cache"] == b"hit"
+        assert [c["text"] for c in second.json()["choices"]] == ["abab", "cdcd"]
+        streamed = ["".join(c["text"] for e in first.events for c in e["choices"] if c["index"] == i)
+                    for i in (0, 1)]  # fmt: skip
+        assert streamed == ["abab", "cdcd"]
+
+
+async def test_sampled_requests_bypass_the_cache(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        for _ in range(2):
+            reply = await gateway.ask({**CHAT, "temperature": 0.7})
+            assert reply.headers[b"x-thrifty-cache"] == b"bypass"
+        assert len(gateway.cache) == 0
+
+
+@pytest.mark.parametrize("control", ["no-store", "no-cache", "max-age=0, no-cache"])
+async def test_a_client_can_refuse_the_cache(tmp_path: Path, control: str) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        await gateway.ask(CHAT)
+        reply = await gateway.ask(CHAT, headers={"cache-control": control})
+        assert reply.headers[b"x-thrifty-cache"] == b"bypass"
+
+
+async def test_the_spec_can_turn_the_cache_off_or_on_for_all(tmp_path: Path) -> None:
+    for when, result in (("never", b"bypass"), ("always", b"hit")):
+        folder = tmp_path / when
+        folder.mkdir()
+        row = echo_deployment(cache_when=when)
+        async with running_echo() as url, running_gateway(folder, [url], deployment=row) as gateway:
+            body = {**CHAT, "temperature": 1.0}
+            await gateway.ask(body)
+            reply = await gateway.ask(body)
+            assert reply.headers[b"x-thrifty-cache"] == result
+
+
+async def test_errors_are_not_cached(tmp_path: Path) -> None:
+    async with running_echo(context_length=100) as url, running_gateway(tmp_path, [url]) as gateway:
+        long = {**CHAT, "messages": [{"role": "user", "content": "x" * 200}]}
+        for _ in range(2):
+            reply = await gateway.ask(long)
+            assert reply.status == 400
+            assert reply.error["code"] == "context_length_exceeded"
+            assert "100" in reply.error["message"]
+            assert "202" in reply.error["message"]
+        assert len(gateway.cache) == 0
+
+
+async def test_tenants_do_not_share_answers(tmp_path: Path) -> None:
+    from thrifty.db.keys import create_key
+
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        keys = {}
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+            _, keys[name] = await asyncio.to_thread(
+                create_key, gateway.database, name, "user", tenant
+            )
+        results = []
+        for name in ("a1", "a2", "b1", "b1"):
+            reply = await gateway.ask(CHAT, headers={"authorization": f"Bearer {keys[name]}"})
+            results.append(reply.headers[b"x-thrifty-cache"])
+        assert results == [b"miss", b"hit", b"miss", b"hit"]
+
+
+# Requests at the same time
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_identical_requests_in_flight_share_one_generation(
+    tmp_path: Path, streams: bool
+) -> None:
+    async with (
+        running_echo(ttft_s=0.2, tpot_s=0.005) as url,
+        running_gateway(tmp_path, [url]) as gateway,
+    ):
+        body = {**CHAT, "stream": streams}
+        replies = await asyncio.gather(*(gateway.ask(body) for _ in range(12)))
+        results = sorted(reply.headers[b"x-thrifty-cache"] for reply in replies)
+        assert results == [b"hit"] * 11 + [b"miss"]
+        texts = set()
+        for reply in replies:
+            if streams:
+                assert reply.body.endswith(b"[DONE]\n\n")
+                parts = [e["choices"][0]["delta"].get("content") or "" for e in reply.events]
+                texts.add("".join(parts))
+            else:
+                texts.add(reply.json()["choices"][0]["message"]["content"])
+        assert texts == {"The same question"}
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_shared_requests_total") == 11
+        assert metrics.metric("thrifty_completion_tokens_total", replica="echo-0") == 17
+
+
+async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
+    """Not at the end: its first token comes long before the generation is over."""
+    import time
+
+    from thrifty.wire.client import HttpClient, parse_origin
+
+    async with (
+        running_echo(ttft_s=0.05, tpot_s=0.05) as url,
+        running_gateway(tmp_path, [url]) as gateway,
+    ):
+        body = json.dumps({**CHAT, "stream": True}).encode()
+        leader = asyncio.ensure_future(gateway.ask(body))
+        await asyncio.sleep(0.2)
+        client = HttpClient()
+        began = time.perf_counter()
+        answer = await client.open(
+            parse_origin(gateway.url), "POST", "/v1/chat/completions", body=body
+        )
+        first = time.perf_counter() - began
+        assert answer.headers[b"x-thrifty-cache"] == b"hit"
+        assert first < 0.2
+        assert (await answer.read()).endswith(b"[DONE]\n\n")
+        assert time.perf_counter() - began > 0.3
+        await leader
+        client.close()
+
+
+async def test_followers_go_on_when_the_leader_hangs_up(tmp_path: Path) -> None:
+    from thrifty.wire.client import HttpClient, parse_origin
+
+    async with (
+        running_echo(ttft_s=0.1, tpot_s=0.01) as url,
+        running_gateway(tmp_path, [url]) as gateway,
+    ):
+        body = json.dumps({**CHAT, "stream": True}).encode()
+        client = HttpClient()
+        leader = await client.open(
+            parse_origin(gateway.url), "POST", "/v1/chat/completions", body=body
+        )
+        follower = asyncio.ensure_future(gateway.ask({**CHAT, "stream": True}))
+        other = asyncio.ensure_future(gateway.ask(CHAT))
+        await asyncio.sleep(0.03)
+        leader.abort()
+        streamed, whole = await asyncio.gather(follower, other)
+        assert streamed.body.endswith(b"[DONE]\n\n")
+        assert whole.json()["choices"][0]["message"]["content"] == "The same question"
+
+
+async def test_a_generation_nobody_waits_for_is_cancelled(tmp_path: Path) -> None:
+    from thrifty.wire.client import HttpClient, parse_origin
+
+    async with running_echo(tpot_s=0.02) as url, running_gateway(tmp_path, [url]) as gateway:
+        client = HttpClient()
+        body = json.dumps({**CHAT, "stream": True, "ignore_eos": True, "max_tokens": 5000}).encode()
+        answer = await client.open(
+            parse_origin(gateway.url), "POST", "/v1/chat/completions", body=body
+        )
+        answer.abort()
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            _, load = await client.fetch(f"{url}/load")
+            if json.loads(load)["running"] == 0:
+                break
+        assert json.loads(load)["running"] == 0
+        client.close()
+
+
+async def test_the_same_error_goes_to_all_who_shared(tmp_path: Path) -> None:
+    async with running_echo(context_length=50) as url, running_gateway(tmp_path, [url]) as gateway:
+        long = {**CHAT, "messages": [{"role": "user", "content": "x" * 200}]}
+        replies = await asyncio.gather(*(gateway.ask(long) for _ in range(4)))
+        assert {reply.status for reply in replies} == {400}
+        assert {reply.error["code"] for reply in replies} == {"context_length_exceeded"}
+
+
+# Streams put together
+
+
+def test_assembling_refuses_a_stream_that_did_not_end() -> None:
+    chunk = {
+        "object": "chat.completion.chunk",
+        "choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}],
+    }
+    assert assemble_answer([chunk]) is None
+    assert assemble_answer([]) is None
+    assert assemble_answer([{"object": "other"}]) is None
+
+
+def test_assembling_joins_tool_calls_that_came_in_pieces() -> None:
+    def chunk(delta: dict, finish: str | None = None) -> dict:
+        return {
+            "id": "c-1", "object": "chat.completion.chunk", "created": 1, "model": "m",
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        }  # fmt: skip
+
+    body = assemble_answer(
+        [
+            chunk({"role": "assistant"}),
+            chunk(
+                {
+                    "tool_calls": [
+                        {"index": 0, "id": "t1", "function": {"name": "f", "arguments": '{"a'}}
+                    ]
+                }
+            ),
+            chunk({"tool_calls": [{"index": 0, "function": {"arguments": '": 1}'}}]}),
+            chunk(
+                {
+                    "tool_calls": [
+                        {"index": 1, "id": "t2", "function": {"name": "g", "arguments": "{}"}}
+                    ]
+                }
+            ),
+            chunk({}, "tool_calls"),
+        ]
+    )
+    assert body is not None
+    choice = json.loads(body)["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    assert [c["function"] for c in choice["message"]["tool_calls"]] == [
+        {"name": "f", "arguments": '{"a": 1}'},
+        {"name": "g", "arguments": "{}"},
+    ]

@@ -1,0 +1,308 @@
+"""Real parts, put together for tests: model servers, a gateway with its database, clients."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thrifty.db import Database, open_database
+from thrifty.db.fleet import (
+    DeploymentRow,
+    DeploymentSettings,
+    ReplicaRow,
+    save_deployment,
+    save_replicas,
+)
+from thrifty.engines.echo.adapter import EchoEngine
+from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
+from thrifty.engines.server.app import ModelServer
+from thrifty.gateway.app import Gateway
+from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.forward import Forwarder
+from thrifty.gateway.record import Recorder
+from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.table_reader import TableReader
+from thrifty.home import HOME_VARIABLE
+from thrifty.observe.log_writer import LogWriter
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.wire.client import HttpClient
+from thrifty.wire.errors import WireError
+from thrifty.wire.server import Handler, HttpServer, ServerLimits
+
+JSON_HEADER = b"content-type: application/json\r\n"
+
+
+@contextlib.asynccontextmanager
+async def running_server(
+    handler: Handler,
+    limits: ServerLimits | None = None,
+    on_refused: Callable[[WireError], None] | None = None,
+) -> AsyncIterator[tuple[str, HttpServer]]:
+    """An HTTP server on a free port; gives its URL and itself."""
+    server = HttpServer(handler, limits, on_refused)
+    port = await server.start("127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        await server.drain(0.5)
+
+
+@contextlib.asynccontextmanager
+async def running_echo(name: str = "echo", **options: Any) -> AsyncIterator[str]:
+    """An echo model server; gives its URL."""
+    backend = EchoBackend(**options)
+    model = ModelServer(name, backend, make_tokenizer(), engine="echo", honours=EchoEngine.honours)
+    await model.start()
+    async with running_server(model.handle) as (url, _):
+        yield url
+    await backend.stop()
+
+
+@dataclass
+class GatewayUnderTest:
+    """A gateway, and what is behind it."""
+
+    url: str
+    database: Database
+    table: RoutingTable
+    reader: TableReader
+    metrics: GatewayMetrics
+    cache: ExactCache
+    server: HttpServer
+    writer: LogWriter
+    client: HttpClient = field(default_factory=HttpClient)
+
+    async def ask(
+        self,
+        body: dict[str, Any] | bytes,
+        path: str = "/v1/chat/completions",
+        *,
+        headers: dict[str, str] | None = None,
+        method: str = "POST",
+    ) -> Reply:
+        """One request, its whole answer."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await ask(self.client, self.url, data, path, headers=headers, method=method)
+
+    async def set_replicas(self, rows: Sequence[ReplicaRow]) -> None:
+        """Change the fleet as the controller would, and wait until the gateway has seen it."""
+        await asyncio.to_thread(save_replicas, self.database, list(rows), routing_changed=True)
+        await self.reader.refresh()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, whole."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.body)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of the one sample called `name` with these labels; 0 where there is none."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        for family in text_string_to_metric_families(self.body.decode()):
+            for sample in family.samples:
+                if sample.name == name and labels.items() <= sample.labels.items():
+                    return float(sample.value)
+        return 0.0
+
+    @property
+    def events(self) -> list[Any]:
+        """The payloads of a stream, without the end mark."""
+        found = []
+        for event in self.body.split(b"\n\n"):
+            if event.startswith(b"data: ") and event != b"data: [DONE]":
+                found.append(json.loads(event[6:]))
+        return found
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object."""
+        return self.json()["error"]
+
+
+async def ask(
+    client: HttpClient,
+    url: str,
+    body: bytes,
+    path: str,
+    *,
+    headers: dict[str, str] | None = None,
+    method: str = "POST",
+) -> Reply:
+    """One request with `client`."""
+    from thrifty.wire.client import parse_origin
+
+    lines = JSON_HEADER + b"".join(f"{k}: {v}\r\n".encode() for k, v in (headers or {}).items())
+    answer = await client.open(parse_origin(url), method, path, headers=lines, body=body)
+    return Reply(answer.status, answer.headers, await answer.read())
+
+
+def echo_deployment(name: str = "echo", **settings: Any) -> DeploymentRow:
+    """The row of an echo deployment."""
+    honours = tuple(sorted(EchoEngine.honours))
+    return DeploymentRow(
+        name,
+        "echo",
+        "echo@v1",
+        "r1",
+        None,
+        "decoder",
+        DeploymentSettings(honours=honours, **settings),
+    )
+
+
+def replica_row(index: int, url: str, name: str = "echo", **changes: Any) -> ReplicaRow:
+    """The row of a ready replica."""
+    values = {
+        "id": f"{name}-{index}", "deployment": name, "engine": "echo", "version": "echo@v1",
+        "revision": "r1", "artifact": None, "url": url, "state": "ready", **changes,
+    }  # fmt: skip
+    return ReplicaRow(**values)
+
+
+@contextlib.asynccontextmanager
+async def running_gateway(
+    folder: Path,
+    urls: Sequence[str],
+    *,
+    deployment: DeploymentRow | None = None,
+    limits: ServerLimits | None = None,
+    cache_bytes: int = 10_000_000,
+    prompts: bool = False,
+    database_url: str | None = None,
+) -> AsyncIterator[GatewayUnderTest]:
+    """A gateway in front of `urls`, with a real database in `folder`."""
+    database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=True)
+    row = deployment or echo_deployment()
+    save_deployment(database, row)
+    rows = [replica_row(i, url, row.name, version=row.version) for i, url in enumerate(urls)]
+    save_replicas(database, rows, routing_changed=True)
+    table, metrics, cache = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
+    reader = TableReader(database, table)
+    writer = LogWriter(
+        open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False),
+        keep_s=86400, max_rows=1_000_000, on_written=metrics.written_rows.inc,
+        on_dropped=metrics.dropped_rows.labels("queue_full").inc,
+    )  # fmt: skip
+    upstream = HttpClient()
+    gateway = Gateway(
+        table=table, reader=reader, forwarder=Forwarder(upstream, table, metrics, capture=prompts),
+        cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
+    )  # fmt: skip
+    reader.start()
+    writer.start()
+    sweeping = asyncio.ensure_future(gateway.sweep())
+    try:
+        async with running_server(gateway.handle, limits, gateway.count_refusal) as (url, server):
+            while not table.loaded:
+                await asyncio.sleep(0.01)
+            under_test = GatewayUnderTest(
+                url, database, table, reader, metrics, cache, server, writer
+            )
+            try:
+                yield under_test
+            finally:
+                under_test.client.close()
+    finally:
+        sweeping.cancel()
+        upstream.close()
+        reader.stop()
+        writer.stop()
+        database.close()
+
+
+@dataclass
+class RunningService:
+    """`thrifty up` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    url: str
+    output: Path
+
+    def status(self) -> dict[str, Any]:
+        """What `thrifty status --json` says."""
+        result = run_thrifty(self.home, "status", "--json")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """The replicas of the only deployment."""
+        return self.status()["deployments"][0]["replicas"]
+
+    def stop(self, number: int = signal.SIGINT, timeout_s: float = 60) -> int:
+        """Stop it, and wait for its end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+def run_thrifty(
+    home: Path, *arguments: str, timeout_s: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """One command, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "thrifty", *arguments],
+        env={**os.environ, HOME_VARIABLE: str(home), **environment},
+        capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def running_service(
+    home: Path, *arguments: str, timeout_s: float = 120, **environment: str
+) -> Iterator[RunningService]:
+    """`thrifty up ARGUMENTS` on a free port, until the block ends; nothing may be left after it."""
+    home.mkdir(parents=True, exist_ok=True)
+    output = home / "up.out"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "thrifty", "up", *arguments],
+            env={**os.environ, HOME_VARIABLE: str(home), **environment},
+            stdout=file, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+    try:
+        deadline_s = time.monotonic() + timeout_s
+        while "is served at" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline_s, output.read_text()
+            time.sleep(0.05)
+        url = output.read_text().split("is served at ")[1].split("/v1")[0].strip()
+        yield RunningService(process, home, url, output)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        run_thrifty(home, "down")
+
+
+def wait_until(condition: Any, timeout_s: float = 30.0, what: str = "the condition") -> Any:
+    """Wait until `condition()` is true; return what it gave."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not come true within {timeout_s:g} s")
