@@ -248,6 +248,7 @@ async def test_tenants_do_not_share_answers(tmp_path: Path) -> None:
             _, keys[name] = await asyncio.to_thread(
                 create_key, gateway.database, name, "user", tenant
             )
+        await gateway.reader.refresh()
         results = []
         for name in ("a1", "a2", "b1", "b1"):
             reply = await gateway.ask(CHAT, headers={"authorization": f"Bearer {keys[name]}"})

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Insert, delete, func, insert, select
+import msgspec
+from sqlalchemy import delete, func, insert, select, text
 
 from thrifty.db.database import Database
 from thrifty.db.tables import request_texts, requests
@@ -23,24 +24,23 @@ DELETE_ROWS = 5_000
 
 
 class RequestLog:
-    """Writes and prunes. Used by one thread."""
+    """Writes and prunes. Used by one thread.
+
+    A batch goes in as one statement with one parameter, its rows as JSON, which the database
+    takes apart itself. Binding values row by row would hold Python's interpreter lock for most of
+    the time, and slow the gateway's event loop by a third (`benchmarks/gateway_overhead.py`).
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        dialect = database.engine.dialect
-        statement: Insert = insert(requests).values(dict.fromkeys(COLUMNS))
-        compiled = statement.compile(dialect=dialect, column_keys=list(COLUMNS))
-        self._statement = str(compiled)
-        self._positional = bool(compiled.positional)
+        self._statement = text(_make_insert(database))
 
     def write(self, rows: Sequence[tuple[Any, ...]], texts: Sequence[dict[str, Any]] = ()) -> None:
         """Put rows in, in one transaction. Raises `DatabaseError`; then none of them is in."""
-        values: Any = list(rows)
-        if not self._positional:
-            values = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
         with self._database.begin() as connection:
-            if values:
-                connection.exec_driver_sql(self._statement, values)
+            if rows:
+                batch = msgspec.json.encode(rows).decode()
+                connection.execute(self._statement, {"batch": batch})
             if texts:
                 connection.execute(insert(request_texts), list(texts))
 
@@ -65,3 +65,16 @@ class RequestLog:
             removed += count
             if count < DELETE_ROWS:
                 return removed
+
+
+def _make_insert(database: Database) -> str:
+    columns = ", ".join(f'"{name}"' for name in COLUMNS)
+    if database.is_sqlite:
+        values = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(COLUMNS)))
+        source = "json_each(:batch)"
+    else:
+        dialect = database.engine.dialect
+        types = [requests.c[name].type.compile(dialect=dialect) for name in COLUMNS]
+        values = ", ".join(f"CAST(value->>{i} AS {kind})" for i, kind in enumerate(types))
+        source = "json_array_elements(CAST(:batch AS json))"
+    return f"INSERT INTO requests ({columns}) SELECT {values} FROM {source}"  # noqa: S608

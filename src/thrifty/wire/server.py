@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -30,7 +30,9 @@ from thrifty.wire.errors import WireError, internal_error
 log = logging.getLogger(__name__)
 
 Headers = Iterable[tuple[bytes, bytes]]
-Handler = Callable[["Exchange"], Awaitable[None]]
+Handler = Callable[["Exchange"], Coroutine[Any, Any, None] | None]
+"""Answers at once and returns None, or returns what is still to be done. An answer that needs no
+waiting then costs no task."""
 
 SWEEP_INTERVAL_S = 1.0
 MAX_PIPELINED = 16
@@ -460,11 +462,24 @@ class HttpProtocol(asyncio.Protocol):
         self._current = exchange
         self.deadline_s = None
         exchange.received_s = time.perf_counter()
-        exchange.task = self._loop.create_task(self._run(exchange))
-
-    async def _run(self, exchange: Exchange) -> None:
         try:
-            await self.server.handler(exchange)
+            rest = self.server.handler(exchange)
+        except WireError as error:
+            self._fail(exchange, error)
+            return
+        except Exception:
+            log.exception("%s %s failed", exchange.method, exchange.path)
+            self._fail(exchange, internal_error())
+            return
+        if rest is not None:
+            exchange.task = self._loop.create_task(self._run(exchange, rest))
+        elif not exchange.finished and not self.closed:
+            log.error("%s %s was left unanswered", exchange.method, exchange.path)
+            self._fail(exchange, internal_error())
+
+    async def _run(self, exchange: Exchange, rest: Coroutine[Any, Any, None]) -> None:
+        try:
+            await rest
         except WireError as error:
             self._fail(exchange, error)
         except asyncio.CancelledError:

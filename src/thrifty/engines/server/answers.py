@@ -6,7 +6,6 @@ A stream's chunks differ only in their text, so the bytes around it are made onc
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Any
 
 import msgspec
@@ -15,6 +14,7 @@ from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import GenerationRequest
 from thrifty.engines.server.tools import OPEN, parse_calls
 from thrifty.wire.fields import Endpoint
+from thrifty.wire.ids import new_id
 from thrifty.wire.sse import encode_event
 
 _encode = msgspec.json.Encoder().encode
@@ -37,7 +37,7 @@ def build_answer(request: GenerationRequest, choices: list[Choice]) -> bytes:
     chat = request.endpoint is Endpoint.CHAT
     return _encode(
         {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{new_id()}",
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": request.model,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 
 from thrifty.engines.server.answers import ChunkWriter, build_answer, encode_usage_chunk
 from thrifty.engines.server.backend import Backend, Failure, Output
@@ -18,6 +17,7 @@ from thrifty.engines.server.request import GenerationRequest
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.wire.errors import SERVER, WireError, bad_request, unavailable
 from thrifty.wire.fields import Endpoint
+from thrifty.wire.ids import new_id
 from thrifty.wire.server import EVENT_STREAM_HEADERS, Exchange
 from thrifty.wire.sse import DONE, encode_error_event
 
@@ -43,7 +43,7 @@ class Generation:
         self._by_job: dict[int, Choice] = {}
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         kind = "chatcmpl" if request.endpoint is Endpoint.CHAT else "cmpl"
-        self._id = f"{kind}-{uuid.uuid4().hex}"
+        self._id = f"{kind}-{new_id()}"
         self._created = int(time.time())
         self._writers = (
             [ChunkWriter(request, c, self._id, self._created) for c in self._choices]

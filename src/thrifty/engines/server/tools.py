@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar
 from thrifty.wire.errors import bad_request
+from thrifty.wire.ids import new_id
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -208,7 +208,7 @@ def _read_calls(text: str, known: set[str]) -> list[dict[str, Any]]:
         arguments = item.get("arguments", item.get("parameters", {}))
         calls.append(
             {
-                "id": f"call_{uuid.uuid4().hex[:24]}",
+                "id": f"call_{new_id()}",
                 "type": "function",
                 "function": {"name": item["name"], "arguments": _as_json(arguments)},
             }
