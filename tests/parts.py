@@ -196,8 +196,9 @@ async def running_gateway(
     save_replicas(database, rows, routing_changed=True)
     table, metrics, cache = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
     reader = TableReader(database, table)
+    log_database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False)
     writer = LogWriter(
-        open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False),
+        log_database,
         keep_s=86400, max_rows=1_000_000, on_written=metrics.written_rows.inc,
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
     )  # fmt: skip
@@ -225,6 +226,7 @@ async def running_gateway(
         upstream.close()
         reader.stop()
         writer.stop()
+        log_database.close()
         database.close()
 
 

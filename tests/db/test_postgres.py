@@ -1,0 +1,85 @@
+"""The same tables on a real PostgreSQL, which pgserver brings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+
+from tests.db.test_database import row
+from tests.parts import running_echo, running_gateway
+from thrifty.db import Database, open_database
+from thrifty.db.keys import create_key, list_keys, revoke_key
+from thrifty.db.request_log import RequestLog
+from thrifty.db.tables import requests
+from thrifty.errors import ThriftyError
+
+pgserver = pytest.importorskip("pgserver")
+pytestmark = [pytest.mark.peer]
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture
+def database(postgres: str) -> Iterator[Database]:
+    database = open_database(postgres, migrate=True)
+    yield database
+    with database.begin() as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    database.close()
+
+
+def test_migrations_make_the_tables_of_the_code(database: Database) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from thrifty.db.tables import metadata
+
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_keys_live_there(database: Database) -> None:
+    create_key(database, "ann")
+    with pytest.raises(ThriftyError, match="exists"):
+        create_key(database, "ann")
+    revoke_key(database, "ann")
+    assert list_keys(database) == []
+
+
+def test_rows_written_as_json_come_back_as_they_were(database: Database) -> None:
+    log = RequestLog(database)
+    log.write(
+        [row("a"), row("b")], [{"request_id": "a", "at_s": 1.0, "prompt": "p", "answer": "ä"}]
+    )
+    with database.begin() as connection:
+        found = connection.execute(requests.select().order_by(requests.c.id)).mappings().all()
+    assert [r["request_id"] for r in found] == ["a", "b"]
+    assert (found[0]["replica"], found[0]["stream"], found[0]["e2e_ms"]) == ("é\"'\\🎉", True, 1.5)
+    assert log.prune(1.0, 10) == 2
+
+
+async def test_a_gateway_serves_and_records_on_it(
+    tmp_path: Path, database: Database, postgres: str
+) -> None:
+    chat = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]}
+    async with (
+        running_echo() as url,
+        running_gateway(tmp_path, [url], database_url=postgres) as gateway,
+    ):
+        replies = await asyncio.gather(*(gateway.ask(chat) for _ in range(20)))
+        assert {reply.status for reply in replies} == {200}
+        await asyncio.to_thread(gateway.writer.stop)
+        with gateway.database.begin() as connection:
+            assert len(connection.execute(select(requests.c.id)).all()) == 20
