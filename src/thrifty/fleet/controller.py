@@ -378,19 +378,18 @@ class Controller:
         await self._wait_gateway(self._gateway)
 
     async def _wait_gateway(self, process: ManagedProcess) -> None:
-        client = HttpClient()
         deadline_s = time.monotonic() + GATEWAY_START_TIMEOUT_S
-        try:
-            while time.monotonic() < deadline_s:
-                if not process.alive:
-                    raise FleetError(f"the gateway ended: {process.read_log_end()}")
-                with contextlib.suppress(TransportError):
-                    status, _ = await client.fetch(f"{self.gateway_url}/healthz", timeout_s=2.0)
-                    if status == 200:
-                        return
-                await asyncio.sleep(0.05)
-        finally:
+        while time.monotonic() < deadline_s:
+            if not process.alive:
+                raise FleetError(f"the gateway ended: {process.read_log_end()}")
+            # A new connection each time: while an old worker shares the port, either may take it.
+            client = HttpClient()
+            with contextlib.suppress(TransportError, msgspec.DecodeError):
+                status, body = await client.fetch(f"{self.gateway_url}/healthz", timeout_s=2.0)
+                if status == 200 and msgspec.json.decode(body).get("pid") == process.pid:
+                    return
             client.close()
+            await asyncio.sleep(0.05)
         raise FleetError(f"the gateway did not start within {GATEWAY_START_TIMEOUT_S:g} s")
 
     async def _keep_gateway(self) -> None:

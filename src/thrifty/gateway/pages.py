@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -46,7 +47,8 @@ class Pages:
         if exchange.method not in ("GET", "HEAD"):
             raise _no_such_path(exchange)
         if path == "/healthz":
-            exchange.respond(200, b'{"status":"ok"}')
+            # With the pid, because several workers may share the port.
+            exchange.respond(200, _encode({"status": "ok", "pid": os.getpid()}))
         elif path == "/readyz":
             self._answer_ready(exchange)
         elif path == "/metrics":
