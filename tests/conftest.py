@@ -34,7 +34,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings of whoever runs the tests must not leak into them."""
     for name in list(os.environ):
-        if name.startswith("THRIFTY_") and name != HOME_VARIABLE:
+        if name.startswith("THRIFTY_") and name not in (HOME_VARIABLE, "THRIFTY_TEST_HOME"):
             monkeypatch.delenv(name)
 
 
@@ -44,3 +44,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     root = tmp_path / "home"
     monkeypatch.setenv(HOME_VARIABLE, str(root))
     return Home(root)
+
+
+@pytest.fixture(scope="session")
+def model_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that keeps its models for the whole run. One service at a time may use it.
+
+    `THRIFTY_TEST_HOME` names one that outlives the run, which saves the downloads.
+    """
+    named = os.environ.get("THRIFTY_TEST_HOME")
+    path = Path(named) if named else tmp_path_factory.mktemp("models")
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -15,9 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models_app = typer.Typer(help="Models in the store.", invoke_without_command=True)
-keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
-bench_app = typer.Typer(help="Load tests.", no_args_is_help=True)
+models_app = typer.Typer(help="The models in the store.", invoke_without_command=True)
+keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+bench_app = typer.Typer(help="Load a service and measure it.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(bench_app, name="bench")

@@ -1,4 +1,4 @@
-"""`thrifty bench`."""
+"""`thrifty bench`: parse, run, print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`thrifty doctor`."""
+"""`thrifty doctor`: what can run here."""
 
 from __future__ import annotations
 

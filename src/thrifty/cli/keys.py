@@ -1,4 +1,4 @@
-"""`thrifty keys`."""
+"""`thrifty keys`: make, list, revoke."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`thrifty spec`."""
+"""`thrifty spec`: check and explain."""
 
 from __future__ import annotations
 

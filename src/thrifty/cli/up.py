@@ -1,4 +1,4 @@
-"""`thrifty up`."""
+"""`thrifty up`: start, introduce, stop."""
 
 from __future__ import annotations
 

@@ -1,0 +1,194 @@
+"""The command line: JSON alone where it is asked for, clear errors, help that answers at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.parts import run_thrifty
+
+GGUF_MAGIC = b"GGUF"
+
+
+def commands() -> list[list[str]]:
+    """Every command that there is, found in the application itself."""
+    import typer
+
+    from thrifty.cli.app import app
+
+    def walk(command, path):  # type: ignore[no-untyped-def]
+        found = [path]
+        for name, sub in getattr(command, "commands", {}).items():
+            found += walk(sub, [*path, name])
+        return found
+
+    return walk(typer.main.get_command(app), [])
+
+
+def test_there_are_the_commands_that_scripts_rely_on() -> None:
+    found = {" ".join(path) for path in commands()}
+    assert {
+        "up", "status", "down", "doctor", "pull", "models", "models path", "keys create",
+        "bench serve", "spec",
+    } <= found  # fmt: skip
+    assert len(found) >= 18
+
+
+@pytest.mark.parametrize("path", commands(), ids=lambda path: " ".join(path) or "thrifty")
+def test_every_command_has_help_that_says_what_it_does(path: list[str]) -> None:
+    from typer.testing import CliRunner
+
+    from thrifty.cli.app import app
+
+    result = CliRunner().invoke(app, [*path, "--help"])
+    assert result.exit_code == 0
+    first_sentence = result.output.split("\n\n")[1].strip()
+    assert len(first_sentence) > 10, result.output
+
+
+def test_help_answers_within_a_third_of_a_second(tmp_path: Path) -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "thrifty", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.3
+
+
+def test_version() -> None:
+    from thrifty import __version__
+
+    result = subprocess.run(
+        [sys.executable, "-m", "thrifty", "--version"], capture_output=True, text=True
+    )
+    assert result.stdout.strip() == f"thrifty {__version__}"
+
+
+def test_an_empty_home_is_told_of_kindly(tmp_path: Path) -> None:
+    home = tmp_path / "h"
+    assert "Nothing is deployed" in run_thrifty(home, "status").stdout
+    assert json.loads(run_thrifty(home, "status", "--json").stdout)["deployments"] == []
+    assert "The store is empty" in run_thrifty(home, "models").stdout
+    assert json.loads(run_thrifty(home, "models", "--json").stdout) == {"models": []}
+    assert "There are no keys" in run_thrifty(home, "keys", "list").stdout
+    assert "Nothing runs here" in run_thrifty(home, "down").stderr
+
+
+def test_doctor_tells_what_can_run_here(tmp_path: Path) -> None:
+    report = json.loads(run_thrifty(tmp_path, "doctor", "--json").stdout)
+    assert report["machine"]["cores"]
+    assert report["machine"]["memory_bytes"] > 1e9
+    assert {"openvino", "remote", "echo"} <= set(report["engines"])
+    for capabilities in report["engines"].values():
+        for capability in capabilities:
+            assert capability["what"]
+            assert capability["reason"]
+    pickles = [c for c in report["engines"]["openvino"] if "pickle" in c["what"]]
+    assert pickles[0]["usable"] is False
+    text = run_thrifty(tmp_path, "doctor").stdout
+    assert "processor" in text
+    assert "openvino" in text
+
+
+def test_a_key_is_alone_on_the_last_line_and_kept_nowhere(tmp_path: Path) -> None:
+    result = run_thrifty(tmp_path, "keys", "create", "--name", "ann", "--role", "admin")
+    secret = result.stdout.splitlines()[-1]
+    assert result.stdout.splitlines() == [secret]
+    assert secret.startswith("sk-thrifty-")
+    assert secret not in result.stderr
+    listed = json.loads(run_thrifty(tmp_path, "keys", "list", "--json").stdout)["keys"]
+    assert [(k["name"], k["role"], k["tenant"]) for k in listed] == [("ann", "admin", "ann")]
+    assert secret not in run_thrifty(tmp_path, "keys", "list").stdout
+    assert run_thrifty(tmp_path, "keys", "create", "--name", "ann").returncode == 1
+    assert run_thrifty(tmp_path, "keys", "revoke", "ann").returncode == 0
+    assert json.loads(run_thrifty(tmp_path, "keys", "list", "--json").stdout)["keys"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["models", "path", "nothing"], 1, "no model is named 'nothing'"),
+        (["models", "path", "a b"], 1, "not a model's name"),
+        (["models", "path", "x@three"], 1, "no valid version"),
+        (["models", "rm", "x"], 1, "say which version"),
+        (["pull", "/no/such/folder"], 1, "does not exist"),
+        (["pull", "what:ever"], 1, "unknown kind of source 'what'"),
+        (["pull", "hf:noslash"], 1, "write hf:ORG/NAME"),
+        (["keys", "create", "--name", "a b"], 1, "not a valid name"),
+        (["keys", "create", "--name", "a", "--role", "boss"], 1, "roles are user, monitor, admin"),
+        (["keys", "revoke", "nobody"], 1, "no key named 'nobody'"),
+        (["spec", "/no/such.yaml"], 2, "cannot be read"),
+        (["up", "/no/such.yaml"], 2, "cannot be read"),
+        (["up", "--engine", "warp"], 2, "'warp' is not an engine"),
+        (["up", "--replicas", "0"], 2, "greater than or equal to 1"),
+        (["bench", "serve", "--url", "ftp://x"], 1, "not an http:// or https:// URL"),
+        (["bench", "serve", "--url", "http://127.0.0.1:9"], 1, "give --model"),
+        (["bench", "serve", "--model", "m", "--rate", "1", "--concurrency", "1"], 1, "give one of"),
+        (["bench", "serve", "--model", "m", "--prompt-tokens", "many"], 1, "is not a length"),
+        (["bench", "serve", "--model", "m", "--slo", "fast"], 1, "is not an objective"),
+        (["bench", "serve", "--model", "m", "--trace", "/no/trace"], 1, "cannot be read"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_clear_message(
+    tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    result = run_thrifty(tmp_path, *arguments)
+    assert result.returncode == status, result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    result = run_thrifty(blocked / "home", "up", "--engine", "echo")
+    assert result.returncode == 1
+    assert "THRIFTY_HOME" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_spec_explains_where_values_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("engine: echo\nrouting: round_robin\n")
+    result = run_thrifty(tmp_path, "spec", str(path), "--explain", "--json", THRIFTY_PORT="9")
+    shown = json.loads(result.stdout)
+    assert shown["routing"] == {"value": "round_robin", "origin": "file, line 2"}
+    assert shown["gateway.port"] == {"value": 9, "origin": "environment, THRIFTY_PORT"}
+    assert shown["limits.waiting"]["origin"] == "default"
+
+
+def test_a_pickle_is_refused_with_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    result = run_thrifty(tmp_path / "h", "pull", str(folder))
+    assert result.returncode == 1
+    assert "can run code when it is read" in result.stderr
+    assert "safetensors" in result.stderr
+
+
+def test_a_damaged_model_file_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(GGUF_MAGIC + b"\x03\0\0\0" + b"\xff" * 64)
+    result = run_thrifty(tmp_path / "h", "up", str(path))
+    assert result.returncode == 1
+    assert "is damaged" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_completion_can_be_installed_for_shells() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        result = subprocess.run(
+            [sys.executable, "-m", "thrifty", "--show-completion", shell],
+            capture_output=True,
+            text=True,
+        )
+        assert "thrifty" in result.stdout.lower() or result.returncode == 0
