@@ -63,7 +63,7 @@ async def run_load(
     client = HttpClient()
     samples: list[Sample] = []
     try:
-        await require_working(client, target, next(workload.asks(stream=-1)))
+        await require_working(client, target, next(workload.asks("first")))
         start_s = time.perf_counter() + plan.warm_up_s
         end_s = start_s + plan.duration_s
         if plan.trace is not None:
@@ -98,13 +98,14 @@ async def _run_closed(
     end_s: float,
     samples: list[Sample],
 ) -> None:
-    async def one_client(stream: int) -> None:
-        for ask in workload.asks(stream):
-            if time.perf_counter() >= end_s:
-                return
-            samples.append(await ask_once(client, target, ask))
+    # All clients draw from one row of requests, so that repeats are of anybody's questions.
+    asks = workload.asks(f"{concurrency} streams")
 
-    await asyncio.gather(*(one_client(stream) for stream in range(concurrency)))
+    async def one_client() -> None:
+        while time.perf_counter() < end_s:
+            samples.append(await ask_once(client, target, next(asks)))
+
+    await asyncio.gather(*(one_client() for _ in range(concurrency)))
 
 
 def _arrivals(
@@ -117,7 +118,7 @@ def _arrivals(
     assert plan.rate is not None
     rng = random.Random(f"{plan.seed}/arrivals")
     at_s = start_s - plan.warm_up_s
-    for ask in workload.asks():
+    for ask in workload.asks(plan.label):
         at_s += rng.expovariate(plan.rate)
         if at_s >= end_s:
             return

@@ -290,11 +290,13 @@ class Workload:
     repeat_share: float = 0.0
     seed: int = 0
 
-    def asks(self, stream: int = 0) -> Iterator[Ask]:
-        """Requests without end; `stream` gives another row of them."""
-        rng = random.Random(f"{self.seed}/{stream}")
+    def asks(self, level: str = "") -> Iterator[Ask]:
+        """Requests without end. Another `level` asks other questions, also with other shared
+        beginnings, so that one level of load does not find the caches warm from another.
+        """
+        rng = random.Random(f"{self.seed}/{level}")
         beginnings = [
-            random.Random(f"{self.seed}/prefix/{index}").choices(WORDS, k=4096)
+            random.Random(f"{self.seed}/{level}/prefix/{index}").choices(WORDS, k=4096)
             for index in range(self.prefixes)
         ]
         past: list[Ask] = []

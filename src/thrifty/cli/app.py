@@ -255,7 +255,10 @@ def bench_serve(
         bool, typer.Option("--stop-early", help="Let answers end by themselves (no ignore_eos).")
     ] = False,
     key: Annotated[str | None, typer.Option(envvar="THRIFTY_KEY", help="The API key.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed asks the same questions.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed asks the same questions. Default: a new one each time."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a PNG to this path.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,14 @@ def run_bench(
     chat: bool,
     ignore_eos: bool,
     key: str | None,
-    seed: int,
+    seed: int | None,
     plot: Path | None,
     as_json: bool,
 ) -> None:
     """Run every level and print what it came to."""
+    if seed is None:
+        # A seed that was used before would find its answers in the exact cache.
+        seed = secrets.randbits(32)
     workload = Workload(
         parse_lengths(prompt_tokens), parse_lengths(output_tokens), prefix_share, prefixes,
         repeat_share, seed,
@@ -89,7 +93,7 @@ def _make_plans(
     trace: Path | None,
     duration: str,
     warm_up: str,
-    seed: int,
+    seed: int | None,
 ) -> list[LoadPlan]:
     given = [value for value in (concurrency, rate, trace) if value is not None]
     if len(given) > 1:
