@@ -168,12 +168,12 @@ async def test_poisson_arrivals_come_at_their_rate_and_do_not_wait() -> None:
     async with running_echo(ttft_s=0.3, slots=1) as url:
         target = Target(parse_origin(url), "echo")
         workload = Workload(Lengths("fixed", 5, 0), Lengths("fixed", 2, 0))
-        plan = LoadPlan(duration_s=2.0, warm_up_s=0.0, rate=20.0, seed=5)
+        plan = LoadPlan(duration_s=1.0, warm_up_s=0.0, rate=20.0, seed=5)
         level = summarize(await run_load(target, workload, plan))
-        assert 25 < level.requests < 60
+        assert 10 < level.requests < 35
         assert level.ttft_ms is not None
         # The server takes three a second, so the queue grows: those who wait are counted.
-        assert level.ttft_ms.p95 > 3000
+        assert level.ttft_ms.p95 > 1500
 
 
 async def test_a_server_that_refuses_is_told_with_the_next_step() -> None:

@@ -1,0 +1,25 @@
+"""Every measurement, one after the other: `python benchmarks/run_all.py`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+NAMES = ("gateway_overhead", "gateway_memory", "gateway_tokens", "engines")
+
+
+def main() -> int:
+    failed = []
+    for name in NAMES:
+        print(f"\n## {name}\n", flush=True)
+        path = Path(__file__).parent / f"{name}.py"
+        if subprocess.run([sys.executable, str(path), *sys.argv[1:]], check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
