@@ -34,14 +34,18 @@ async def run_service(
     stopping: asyncio.Event,
     *,
     on_ready: OnReady,
+    on_starting: Callable[[Controller], None] = lambda controller: None,
     on_kill: asyncio.Event | None = None,
 ) -> None:
     """Start what `plan` says, call `on_ready` once it serves, and drain when `stopping` is set.
+
+    `on_starting` gets the controller before it starts, for whoever shows how far it is.
 
     Nothing is left running, however this ends; only a controller that is killed leaves its
     children, for the next one. Raises `FleetError`.
     """
     controller = Controller(plan, home, store, detect_machine())
+    on_starting(controller)
     stop_wait = asyncio.ensure_future(stopping.wait())
     try:
         starting = asyncio.ensure_future(_start(controller))

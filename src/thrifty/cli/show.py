@@ -34,6 +34,7 @@ _VERBS = {
     "convert": "Preparing for the engine",
     "store": "Storing",
     "check": "Checking",
+    "load": "Loading the model",
 }
 PLAIN_INTERVAL_S = 2.0
 
@@ -99,7 +100,8 @@ class _PlainProgress:
 
     def show(self, step: Step) -> None:
         now_s = time.monotonic()
-        if step.step == self._step and now_s - self._shown_s < PLAIN_INTERVAL_S:
+        ended = step.total > 0 and step.done >= step.total
+        if step.step == self._step and now_s - self._shown_s < PLAIN_INTERVAL_S and not ended:
             return
         self._step, self._shown_s = step.step, now_s
         err.print(f"{_VERBS.get(step.step, step.step)} {_amount(step)}".rstrip())

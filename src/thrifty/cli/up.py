@@ -20,7 +20,7 @@ from thrifty.fleet.controller import Controller
 from thrifty.fleet.plan import Plan, make_plan
 from thrifty.home import Home, find_home
 from thrifty.service import resolve_target, run_service
-from thrifty.types import Family
+from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
 
 
@@ -60,13 +60,37 @@ async def _serve(plan: Plan, home: Home, store: Store, began_s: float, *, measur
         # A closed terminal stops the service as Ctrl-C does.
         loop.add_signal_handler(signal.SIGHUP, stopping.set)
 
+    loading: asyncio.Task[None] | None = None
+
+    def on_starting(controller: Controller) -> None:
+        nonlocal loading
+        loading = asyncio.ensure_future(show_loading(controller))
+
     async def on_ready(controller: Controller) -> None:
-        status.stop()
+        if loading is not None:
+            await loading
         await _introduce(controller, began_s, measure=measure)
 
-    with err.status(f"Starting {plan.served.name} on {plan.served.engine}...") as status:
-        await run_service(plan, home, store, stopping, on_ready=on_ready, on_kill=killing)
+    try:
+        await run_service(
+            plan, home, store, stopping, on_ready=on_ready, on_starting=on_starting, on_kill=killing
+        )
+    finally:
+        if loading is not None:
+            loading.cancel()
     err.print("Stopped; nothing is left running.")
+
+
+async def show_loading(controller: Controller) -> None:
+    """A bar of the replicas that are ready, until all are."""
+    with show_progress() as on_progress:
+        while True:
+            replicas = controller.replicas
+            ready = sum(replica.ready_once.is_set() for replica in replicas)
+            on_progress(Progress("load", ready, len(replicas) or 1, "replicas ready"))
+            if replicas and ready == len(replicas):
+                return
+            await asyncio.sleep(0.1)
 
 
 async def _introduce(controller: Controller, began_s: float, *, measure: bool) -> None:
