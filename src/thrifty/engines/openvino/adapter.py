@@ -42,6 +42,10 @@ HONOURS = frozenset(
     }
 )  # fmt: skip
 
+DEFAULT_ACTIVATION_GROUP = 64
+"""On SmolLM2-135M with 8-bit weights, 60 passages, KL divergence from the 16-bit weights: 0.0056 with
+it off, 0.0090 at 32 (OpenVINO's own default), 0.0119 at 64, 0.0209 at 192; at 64 it generates about a
+tenth faster than at 32 under load."""
 RUNTIME_BYTES = 350_000_000
 """What a replica takes beside weights and KV cache: libraries and buffers."""
 AUTO_KV_SHARE = 0.2
@@ -112,6 +116,10 @@ class OpenVinoEngine:
         fault = _format_fault(artifact)
         if fault:
             return [Problem("model", fault)]
+        options: OpenVinoOptions = parse_options(self, spec)
+        fault = _context_fault(options, artifact.description.context_length)
+        if fault:
+            return [Problem("engine.context", fault)]
         return self._check_memory(spec, artifact)
 
     def _check_memory(self, spec: Spec, artifact: Artifact) -> list[Problem]:
@@ -119,7 +127,8 @@ class OpenVinoEngine:
         free = available_memory_bytes()
         copies = spec.replicas.count
         scheme = _choose_scheme(spec, artifact)
-        weights = round(artifact.description.parameters * BYTES_PER_WEIGHT[scheme])
+        per_weight = BYTES_PER_WEIGHT.get(scheme, BYTES_PER_WEIGHT["f16"])
+        weights = round(artifact.description.parameters * per_weight)
         fixed = copies * (weights + RUNTIME_BYTES)
         if fixed > free:
             return [
@@ -225,6 +234,13 @@ def _format_fault(artifact: Artifact) -> str | None:
             f"GGUF files of the architecture {name!r} cannot be served by the engine 'openvino'; "
             f"these can: {', '.join(sorted(GGUF_DECODERS))}"
         )
+    if description.format is Format.OPENVINO:
+        if any(entry.path == OPENVINO_NOTE for entry in artifact.files):
+            return None
+        return (
+            f"this OpenVINO model was not prepared by Thrifty (it has no {OPENVINO_NOTE}); name "
+            "the checkpoint that it was made from, as safetensors or GGUF"
+        )
     known = ENCODERS if description.family is Family.ENCODER else frozenset(DECODERS)
     if description.format is Format.SAFETENSORS and name not in known:
         return (
@@ -232,6 +248,16 @@ def _format_fault(artifact: Artifact) -> str | None:
             f"these can: {', '.join(sorted(known))}"
         )
     return None
+
+
+def _context_fault(options: OpenVinoOptions, limit: int) -> str | None:
+    """Why the context that is asked for is not possible. A `limit` of 0 is not known."""
+    if options.context is None or not limit or options.context <= limit:
+        return None
+    return (
+        f"{options.context} tokens are asked for, and the model was made for at most {limit}; "
+        "ask for no more than that"
+    )
 
 
 def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
@@ -246,12 +272,10 @@ def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
 
 def _resolve_options(options: OpenVinoOptions, note: dict[str, Any], spec: Spec) -> dict[str, Any]:
     limit = int(note["context_length"])
+    fault = _context_fault(options, limit)
+    if fault:
+        raise EngineError(f"engine.context: {fault}")
     context = options.context or limit
-    if context > limit:
-        raise EngineError(
-            f"engine.context is {context}, and the model was made for at most {limit} tokens; "
-            "ask for no more than that"
-        )
     group = options.activation_group
     return {
         "kv_cache": options.kv_cache,
@@ -264,9 +288,6 @@ def _resolve_options(options: OpenVinoOptions, note: dict[str, Any], spec: Spec)
         "kv_bytes_per_token": int(note.get("kv_bytes_per_token", 0)),
         "eos_token_ids": list(note.get("eos_token_ids", [])),
     }
-
-
-DEFAULT_ACTIVATION_GROUP = 64
 
 
 def _size_kv_cache(served: Served, memory_share: float) -> dict[str, int]:
