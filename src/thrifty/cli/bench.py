@@ -93,7 +93,7 @@ def _make_plans(
     trace: Path | None,
     duration: str,
     warm_up: str,
-    seed: int | None,
+    seed: int,
 ) -> list[LoadPlan]:
     given = [value for value in (concurrency, rate, trace) if value is not None]
     if len(given) > 1:

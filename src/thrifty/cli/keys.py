@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -10,13 +9,13 @@ from datetime import UTC, datetime
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import Database, open_database
 from thrifty.db.keys import create_key, list_keys, revoke_key
+from thrifty.fleet.controller import find_database_url
 from thrifty.home import find_home
 
 
 @contextmanager
 def _database() -> Iterator[Database]:
-    url = os.environ.get("THRIFTY_DATABASE") or find_home().database_url
-    database = open_database(url, migrate=True)
+    database = open_database(find_database_url(find_home()), migrate=True)
     try:
         yield database
     finally:

@@ -12,6 +12,7 @@ from thrifty.cli.show import err, print_json, print_line, print_table, show_prog
 from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet
 from thrifty.errors import DatabaseError
+from thrifty.fleet.controller import find_database_url
 from thrifty.home import find_home
 from thrifty.units import format_bytes
 
@@ -132,7 +133,7 @@ def run_collect(*, as_json: bool) -> None:
 def _read_deployed() -> frozenset[str]:
     """Artifacts of deployments, also of those that are scaled to nothing."""
     try:
-        database = open_database(find_home().database_url, migrate=False)
+        database = open_database(find_database_url(find_home()), migrate=False)
     except DatabaseError:
         return frozenset()
     try:

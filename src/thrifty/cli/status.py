@@ -8,7 +8,12 @@ from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import open_database
 from thrifty.db.fleet import FleetState, read_fleet
 from thrifty.errors import DatabaseError
-from thrifty.fleet.controller import ControllerNote, read_controller_note, stop_home
+from thrifty.fleet.controller import (
+    ControllerNote,
+    find_database_url,
+    read_controller_note,
+    stop_home,
+)
 from thrifty.fleet.process import ProcessId
 from thrifty.home import Home, find_home
 from thrifty.units import format_bytes
@@ -61,7 +66,7 @@ def run_down() -> None:
 
 def _read_state(home: Home) -> FleetState | None:
     try:
-        database = open_database(_database_url(home), migrate=False)
+        database = open_database(find_database_url(home), migrate=False)
         try:
             return read_fleet(database)
         finally:
@@ -70,12 +75,6 @@ def _read_state(home: Home) -> FleetState | None:
         if home.database.exists():
             err.print(f"The database cannot be read: {error}")
         return None
-
-
-def _database_url(home: Home) -> str:
-    import os
-
-    return os.environ.get("THRIFTY_DATABASE") or home.database_url
 
 
 def _make_report(state: FleetState | None, note: ControllerNote | None) -> dict[str, Any]:

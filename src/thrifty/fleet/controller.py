@@ -68,6 +68,8 @@ class ControllerNote:
     pid: int
     created_s: float
     url: str
+    database: str
+    """Its database's URL, which other commands then use too. The file is its owner's alone."""
 
     @property
     def alive(self) -> bool:
@@ -81,6 +83,17 @@ def read_controller_note(home: Home) -> ControllerNote | None:
         return ControllerNote(**json.loads((home.run / "controller.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def find_database_url(home: Home) -> str:
+    """The database that commands of this home use: the environment's, the running controller's, or
+    the embedded one.
+    """
+    named = os.environ.get("THRIFTY_DATABASE")
+    if named:
+        return named
+    note = read_controller_note(home)
+    return note.database if note is not None and note.alive else home.database_url
 
 
 class Controller:
@@ -207,9 +220,10 @@ class Controller:
 
     def _write_note(self) -> None:
         me = psutil.Process()
-        note = ControllerNote(me.pid, me.create_time(), self.gateway_url)
+        note = ControllerNote(me.pid, me.create_time(), self.gateway_url, self.database_url)
         path = self.home.run / "controller.json"
         temporary = path.with_suffix(".new")
+        temporary.touch(mode=0o600)
         temporary.write_text(json.dumps(vars(note)))
         os.replace(temporary, path)
 
@@ -471,4 +485,10 @@ def _describe_process(pid: int) -> str:
         return f"pid {pid}"
 
 
-__all__ = ["Controller", "ControllerNote", "read_controller_note", "stop_home"]
+__all__ = [
+    "Controller",
+    "ControllerNote",
+    "find_database_url",
+    "read_controller_note",
+    "stop_home",
+]
