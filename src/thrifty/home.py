@@ -54,16 +54,24 @@ class Home:
 
 
 def find_home() -> Home:
-    """The home that the environment names, as an absolute path."""
+    """The home that the environment names, as an absolute path. Raises `ThriftyError`."""
     named = os.environ.get(HOME_VARIABLE)
-    root = Path(named).expanduser() if named else Path.home() / ".thrifty"
+    try:
+        root = Path(named).expanduser() if named else Path.home() / ".thrifty"
+    except RuntimeError as error:
+        raise ThriftyError(
+            f"{named or '~'} cannot be found: {error} Set {HOME_VARIABLE} to an absolute path."
+        ) from None
     return Home(root.absolute())
 
 
 def make_private_folder(path: Path) -> Path:
-    """Make `path` (and its parents), readable by its owner alone where it is new; return it."""
+    """Make `path` and its parents, each readable by its owner alone where it is new; return it."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # `mkdir(parents=True)` would leave the parents open to all.
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ThriftyError(
             f"cannot make the folder {path}: {error.strerror or error}; "

@@ -7,21 +7,26 @@ unit. Sizes use powers of 1,000 for `KB`, `MB`, ... and of 1,024 for `KiB`, `MiB
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from fractions import Fraction
 
-_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-zµ]*)\s*")
+_NUMBER = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})\s*([A-Za-zµ]*)\s*")
+_MAX = 10**30
+"""Larger numbers are slips of the finger, and would not fit the floats that they end up in."""
 
+# Exact, so that 0.1 and large counts come out as they were written.
 _DURATIONS_S = {
-    "us": 1e-6,
-    "µs": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "min": 60.0,
-    "h": 3600.0,
-    "d": 86400.0,
-    "w": 7 * 86400.0,
+    "us": Fraction(1, 1_000_000),
+    "µs": Fraction(1, 1_000_000),
+    "ms": Fraction(1, 1_000),
+    "s": Fraction(1),
+    "m": Fraction(60),
+    "min": Fraction(60),
+    "h": Fraction(3600),
+    "d": Fraction(86400),
+    "w": Fraction(7 * 86400),
 }
-_SIZES = {"B": 1}
+_SIZES = {"B": 1, "kB": 1000}
 for _power, _letter in enumerate("KMGT", start=1):
     _SIZES[f"{_letter}B"] = _SIZES[_letter] = 1000**_power
     _SIZES[f"{_letter}iB"] = 1024**_power
@@ -30,57 +35,57 @@ _COUNTS = {"": 1, "k": 1_000, "K": 1_000, "m": 1_000_000, "M": 1_000_000, "B": 1
 
 def parse_duration_s(text: str | int | float) -> float:
     """Seconds in `text`, such as `500ms`, `10m` or `7d`. Raises `ValueError` on anything else."""
-    return _parse(text, _DURATIONS_S, 1.0, "a duration such as 500ms, 10s, 15m, 2h or 7d")
+    return float(_parse(text, _DURATIONS_S, "a duration such as 500ms, 10s, 15m, 2h or 7d"))
 
 
 def parse_bytes(text: str | int | float) -> int:
     """Bytes in `text`, such as `256MB` or `2GiB`. Raises `ValueError` on anything else."""
-    return round(_parse(text, _SIZES, 1, "a size such as 512KB, 256MB or 2GiB"))
+    return round(_parse(text, _SIZES, "a size such as 512KB, 256MB or 2GiB"))
 
 
 def parse_count(text: str | int | float) -> int:
     """The whole number in `text`, such as `600` or `200k`. Raises `ValueError` on anything else."""
-    value = _parse(text, _COUNTS, 1, "a whole number such as 600, 200k or 1M")
+    value = _parse(text, _COUNTS, "a whole number such as 600, 200k or 1M")
     if value != round(value):
         raise ValueError(f"{text!r} is not a whole number")
     return round(value)
 
 
 def _parse(
-    text: str | int | float, units: dict[str, float] | dict[str, int], base: float, rule: str
-) -> float:
+    text: str | int | float, units: Mapping[str, Fraction] | Mapping[str, int], rule: str
+) -> int | float | Fraction:
     if isinstance(text, bool) or not isinstance(text, str | int | float):
         raise ValueError(f"{text!r} is not {rule}")
     if isinstance(text, int | float):
-        if not 0 <= text < float("inf"):
+        if not 0 <= text <= _MAX:
             raise ValueError(f"{text!r} is not {rule}")
-        return text * base
+        return text
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not {rule}")
     number, unit = match.groups()
     if unit and unit not in units:
         raise ValueError(f"{text!r} has the unknown unit {unit!r}; write {rule}")
-    return float(number) * (units[unit] if unit else base)
+    return Fraction(number) * (units[unit] if unit else 1)
 
 
 def format_bytes(count: int | float) -> str:
     """`count` bytes for people: `93 MB`, `1.3 GB`."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 9.95 or unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
 
 
 def format_duration(seconds: float) -> str:
     """`seconds` for people: `310 us`, `45 ms`, `3.2 s`, `4 min 10 s`."""
-    if seconds < 1e-3:
+    if seconds < 999.5e-6:
         return f"{seconds * 1e6:.0f} us"
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1e3:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

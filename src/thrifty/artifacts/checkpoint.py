@@ -7,6 +7,8 @@ them through this module.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.artifacts.gguf_file import GgufFile
-from thrifty.artifacts.inspect import find_safetensors, read_json
+from thrifty.artifacts.inspect import find_safetensors, read_architecture, read_json
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
+from thrifty.artifacts.settings import read_integer, read_number, read_token_ids
 from thrifty.errors import FormatRefused, IntegrityError
 
 FloatArray = npt.NDArray[np.float32]
@@ -31,6 +34,9 @@ DECODERS = {
 GGUF_DECODERS = frozenset(DECODERS.values())
 ENCODERS = frozenset({"BertModel"})
 """Encoder architectures that are read."""
+
+
+_HEAD = "lm_head.weight"
 
 
 class Tensors(Protocol):
@@ -120,18 +126,24 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
         return _load_gguf_decoder(GgufFile(ggufs[0]))
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
-    shape = _read_decoder_shape(config, generation)
-    tensors = _Prefixed(SafetensorsFiles(find_safetensors(folder)), ("", "model."))
+    shape = _read_decoder_shape(config, generation, path)
+    files = SafetensorsFiles(find_safetensors(folder))
+    tied = config.get("tie_word_embeddings")
+    tensors = _Prefixed(files, ("", "model."), hidden={_HEAD} if tied else set())
+    if tied is False and _HEAD not in tensors:
+        raise IntegrityError(f"the checkpoint has no tensor {_HEAD!r}; fetch it again")
     return DecoderCheckpoint(shape, tensors, config)
 
 
 def load_encoder(folder: Path) -> EncoderCheckpoint:
     """The encoder in `folder`. Raises `FormatRefused` for what is not read."""
-    config = read_json(folder / "config.json")
-    architecture = (config.get("architectures") or [""])[0]
+    path = folder / "config.json"
+    config = read_json(path)
+    architecture = read_architecture(config)
     if architecture not in ENCODERS:
         raise FormatRefused(
             f"encoders of the architecture {architecture!r} are not read here; "
@@ -144,16 +156,20 @@ def load_encoder(folder: Path) -> EncoderCheckpoint:
     pooling, normalize = _read_pooling(folder)
     shape = EncoderShape(
         architecture=architecture,
-        layers=int(config["num_hidden_layers"]),
-        hidden_size=int(config["hidden_size"]),
-        heads=int(config["num_attention_heads"]),
-        vocab_size=int(config["vocab_size"]),
-        context_length=int(config["max_position_embeddings"]),
-        norm_epsilon=float(config.get("layer_norm_eps", 1e-12)),
+        layers=read_integer(config, "num_hidden_layers", path),
+        hidden_size=read_integer(config, "hidden_size", path),
+        heads=read_integer(config, "num_attention_heads", path),
+        vocab_size=read_integer(config, "vocab_size", path),
+        context_length=read_integer(config, "max_position_embeddings", path),
+        norm_epsilon=read_number(config, "layer_norm_eps", path, default=1e-12),
         pooling=pooling,
         normalize=normalize,
-        pad_token_id=int(config.get("pad_token_id") or 0),
+        pad_token_id=read_integer(config, "pad_token_id", path, default=0, least=0),
     )
+    if shape.hidden_size % shape.heads:
+        raise IntegrityError(
+            f"{path} is damaged: {shape.heads} heads cannot share {shape.hidden_size} dimensions"
+        )
     tensors = _Prefixed(SafetensorsFiles(find_safetensors(folder)), ("", "bert."))
     return EncoderCheckpoint(shape, tensors)
 
@@ -163,23 +179,29 @@ def _read_pooling(folder: Path) -> tuple[str, bool]:
     modules_path = folder / "modules.json"
     if not modules_path.exists():
         return "mean", True
-    import json
-
-    modules = json.loads(modules_path.read_text())
-    kinds = {str(module["type"]).rpartition(".")[2]: module["path"] for module in modules}
+    try:
+        modules = json.loads(modules_path.read_text(encoding="utf-8"))
+        kinds = {str(m["type"]).rpartition(".")[2]: str(m["path"]) for m in modules}
+    except (OSError, ValueError, RecursionError, TypeError, KeyError) as error:
+        raise IntegrityError(f"{modules_path} is damaged: {error!r}; fetch it again") from None
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
         raise FormatRefused(f"the sentence-transformers module {min(unknown)!r} is not read")
-    pooling = read_json(folder / kinds["Pooling"] / "config.json") if "Pooling" in kinds else {}
+    if "Pooling" not in kinds:
+        return "mean", "Normalize" in kinds
+    pooling = read_json(folder / kinds["Pooling"] / "config.json")
     modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(modes) > 1 or (modes and modes[0] not in known):
-        raise FormatRefused(f"the pooling {', '.join(modes)} is not read; mean and cls are")
-    return known[modes[0]] if modes else "mean", "Normalize" in kinds
+    if len(modes) != 1 or modes[0] not in known:
+        named = ", ".join(modes) or "that the model names"
+        raise FormatRefused(f"the pooling {named} is not read; mean and cls are")
+    return known[modes[0]], "Normalize" in kinds
 
 
-def _read_decoder_shape(config: dict[str, Any], generation: dict[str, Any]) -> DecoderShape:
-    architecture = (config.get("architectures") or [config.get("model_type", "")])[0]
+def _read_decoder_shape(
+    config: dict[str, Any], generation: dict[str, Any], path: Path
+) -> DecoderShape:
+    architecture = read_architecture(config)
     if architecture not in DECODERS:
         raise FormatRefused(
             f"decoders of the architecture {architecture!r} are not read here; these are: "
@@ -187,52 +209,79 @@ def _read_decoder_shape(config: dict[str, Any], generation: dict[str, Any]) -> D
         )
     if config.get("hidden_act", "silu") != "silu":
         raise FormatRefused(f"the activation {config['hidden_act']!r} is not read; silu is")
-    heads = int(config["num_attention_heads"])
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise FormatRefused(
+            f"the checkpoint is quantized already ({method or 'by an unknown method'}), which is "
+            "not read; take the model's own checkpoint in 16 bits, or a GGUF"
+        )
     rope = config.get("rope_parameters") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    context = int(config["max_position_embeddings"])
-    window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True):
+    scaling = config.get("rope_scaling") or rope
+    if not isinstance(rope, dict) or not isinstance(scaling, dict):
+        raise IntegrityError(f"{path} is damaged: its rotary settings are not an object")
+    rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if rotated != 1.0:
+        raise FormatRefused(f"rotary embeddings of a part ({rotated}) of a head are not read")
+    heads = read_integer(config, "num_attention_heads", path)
+    hidden = read_integer(config, "hidden_size", path)
+    context = read_integer(config, "max_position_embeddings", path)
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
         # Within the window, sliding and full attention are the same thing.
-        context = min(context, int(window))
-    eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    return DecoderShape(
-        architecture=architecture,
-        layers=int(config["num_hidden_layers"]),
-        hidden_size=int(config["hidden_size"]),
-        heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-        vocab_size=int(config["vocab_size"]),
-        context_length=context,
-        norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=theta,
-        rope_scaling=_read_rope_scaling(config.get("rope_scaling") or rope),
-        eos_token_ids=_as_ids(eos),
-        bos_token_id=config.get("bos_token_id"),
-        pad_token_id=config.get("pad_token_id"),
+        context = min(context, read_integer(config, "sliding_window", path))
+    stated = read_number(config, "rope_theta", path, default=10_000.0)
+    eos = read_token_ids(generation, "eos_token_id", path.with_name("generation_config.json"))
+    return _check_shape(
+        DecoderShape(
+            architecture=architecture,
+            layers=read_integer(config, "num_hidden_layers", path),
+            hidden_size=hidden,
+            heads=heads,
+            kv_heads=read_integer(config, "num_key_value_heads", path, default=heads),
+            head_dim=read_integer(config, "head_dim", path, default=hidden // heads),
+            vocab_size=read_integer(config, "vocab_size", path),
+            context_length=context,
+            norm_epsilon=read_number(config, "rms_norm_eps", path, default=1e-6),
+            rope_theta=read_number(rope, "rope_theta", path, default=stated),
+            rope_scaling=_read_rope_scaling(scaling, path),
+            eos_token_ids=eos or read_token_ids(config, "eos_token_id", path),
+            bos_token_id=_first(read_token_ids(config, "bos_token_id", path)),
+            pad_token_id=_first(read_token_ids(config, "pad_token_id", path)),
+        ),
+        path,
     )
 
 
-def _as_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+def _check_shape(shape: DecoderShape, path: Path) -> DecoderShape:
+    if shape.heads % shape.kv_heads or shape.head_dim % 2:
+        raise IntegrityError(
+            f"{path} is damaged: {shape.heads} heads over {shape.kv_heads} of keys and values, "
+            f"each of {shape.head_dim} dimensions, are not possible"
+        )
+    return shape
 
 
-def _read_rope_scaling(scaling: dict[str, Any]) -> RopeScaling | None:
+def _first(ids: tuple[int, ...]) -> int | None:
+    return ids[0] if ids else None
+
+
+def _read_rope_scaling(scaling: dict[str, Any], path: Path) -> RopeScaling | None:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", float(scaling["factor"]))
+        return RopeScaling("linear", read_number(scaling, "factor", path))
     if kind == "llama3":
+        low = read_number(scaling, "low_freq_factor", path)
+        high = read_number(scaling, "high_freq_factor", path)
+        if high <= low:
+            raise IntegrityError(f"{path} is damaged: high_freq_factor {high} is not above {low}")
         return RopeScaling(
             "llama3",
-            float(scaling["factor"]),
-            float(scaling["low_freq_factor"]),
-            float(scaling["high_freq_factor"]),
-            int(scaling["original_max_position_embeddings"]),
+            read_number(scaling, "factor", path),
+            low,
+            high,
+            read_integer(scaling, "original_max_position_embeddings", path),
         )
     raise FormatRefused(f"the rotary scaling {kind!r} is not read; linear and llama3 are")
 
@@ -240,11 +289,16 @@ def _read_rope_scaling(scaling: dict[str, Any]) -> RopeScaling | None:
 class _Prefixed:
     """Tensors whose names may carry one of several prefixes in the file."""
 
-    def __init__(self, files: SafetensorsFiles, prefixes: tuple[str, ...]) -> None:
+    def __init__(
+        self, files: SafetensorsFiles, prefixes: tuple[str, ...], hidden: Collection[str] = ()
+    ) -> None:
         self._files = files
         self._prefixes = prefixes
+        self._hidden = hidden
 
     def _find(self, name: str) -> str | None:
+        if name in self._hidden:
+            return None
         for prefix in self._prefixes:
             if prefix + name in self._files:
                 return prefix + name
@@ -317,6 +371,8 @@ def _uninterleave(values: FloatArray, heads: int) -> FloatArray:
     transformers keeps the first of each pair in the first half of a head, the second in the other.
     """
     rows = values.shape[0] // heads
+    if rows * heads != values.shape[0] or rows % 2:
+        raise IntegrityError(f"{values.shape[0]} rows cannot be those of {heads} heads")
     paired = values.reshape(heads, rows // 2, 2, *values.shape[1:])
     return paired.swapaxes(1, 2).reshape(values.shape)
 
@@ -327,29 +383,53 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
             f"GGUF files of the architecture {file.architecture!r} are not read here; these are: "
             f"{', '.join(sorted(GGUF_DECODERS))}"
         )
-    heads = int(file.get("attention.head_count"))
-    hidden = int(file.get("embedding_length"))
-    kv_heads = int(file.get("attention.head_count_kv") or heads)
+    metadata, path, prefix = file.metadata, file.path, file.architecture
+
+    def integer(key: str, default: int | None = None) -> int:
+        return read_integer(metadata, f"{prefix}.{key}", path, default)
+
+    def number(key: str, default: float | None = None) -> float:
+        return read_number(metadata, f"{prefix}.{key}", path, default)
+
+    heads, hidden = integer("attention.head_count"), integer("embedding_length")
+    kv_heads = integer("attention.head_count_kv", heads)
+    head_dim = integer("attention.key_length", hidden // heads)
+    rotated = integer("rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise FormatRefused(
+            f"{path} rotates {rotated} of {head_dim} dimensions of a head, which is not read"
+        )
     scaling_kind = file.get("rope.scaling.type", "none")
     if scaling_kind not in ("none", "linear"):
         raise FormatRefused(f"the rotary scaling {scaling_kind!r} is not read; linear is")
-    factor = float(file.get("rope.scaling.factor", 1.0))
-    metadata = file.metadata
-    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    factor = number("rope.scaling.factor", 1.0)
+    context = integer("context_length", 2048)
+    ends = [
+        token
+        for key in ("eos", "eot")
+        for token in read_token_ids(metadata, f"tokenizer.ggml.{key}_token_id", path)
+    ]
     shape = DecoderShape(
-        architecture=file.architecture,
-        layers=int(file.get("block_count")),
+        architecture=prefix,
+        layers=integer("block_count"),
         hidden_size=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=int(file.get("attention.key_length") or hidden // heads),
-        vocab_size=file.tensors["token_embd.weight"].shape[0],
-        context_length=int(file.get("context_length", 2048)),
-        norm_epsilon=float(file.get("attention.layer_norm_rms_epsilon")),
-        rope_theta=float(file.get("rope.freq_base", 10_000.0)),
+        head_dim=head_dim,
+        vocab_size=_count_rows(file, "token_embd.weight"),
+        context_length=min(context, integer("attention.sliding_window", context)),
+        norm_epsilon=number("attention.layer_norm_rms_epsilon"),
+        rope_theta=number("rope.freq_base", 10_000.0),
         rope_scaling=RopeScaling("linear", factor) if scaling_kind == "linear" else None,
-        eos_token_ids=() if eos is None else (int(eos),),
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
+        eos_token_ids=tuple(dict.fromkeys(ends)),
+        bos_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.bos_token_id", path)),
+        pad_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.padding_token_id", path)),
     )
-    return DecoderCheckpoint(shape, _GgufTensors(file, heads, kv_heads))
+    return DecoderCheckpoint(_check_shape(shape, path), _GgufTensors(file, heads, kv_heads))
+
+
+def _count_rows(file: GgufFile, name: str) -> int:
+    tensor = file.tensors.get(name)
+    if tensor is None or len(tensor.shape) != 2:
+        raise IntegrityError(f"{file.path} has no tensor {name!r}; fetch it again")
+    return tensor.shape[0]

@@ -9,9 +9,9 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,11 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_ENTRIES = 1_000_000
+MAX_ARRAY_VALUES = 10_000_000
+"""Far above any vocabulary; a damaged count must not fill the memory."""
+MAX_ARRAY_DEPTH = 4
 MAX_DIMENSIONS = 4
+MAX_ALIGNMENT = 1 << 20
 
 _SCALARS: dict[int, struct.Struct] = {
     0: struct.Struct("<B"),
@@ -83,7 +87,9 @@ class GgufFile:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def read_tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor, dequantized to float32."""
+        """One tensor, dequantized to float32. Raises `FormatRefused` for types that have no
+        reader.
+        """
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -95,12 +101,17 @@ class GgufFile:
         if kind == GGMLQuantizationType.F16:
             return raw.view(np.float16).reshape(tensor.shape).astype(np.float32)
         rows = raw.reshape(*tensor.shape[:-1], -1)
-        values: npt.NDArray[np.float32] = dequantize(rows, kind)
+        try:
+            values: npt.NDArray[np.float32] = dequantize(rows, kind)
+        except NotImplementedError:
+            raise FormatRefused(
+                f"{self.path}: tensor {name} is of the type {kind.name}, which is not read"
+            ) from None
         return values.reshape(tensor.shape)
 
     def parameters(self) -> int:
         """How many weights the file holds."""
-        return sum(int(np.prod(tensor.shape)) for tensor in self.tensors.values())
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def _read_header(self) -> None:
         if self._map[:4] != MAGIC:
@@ -137,7 +148,9 @@ class GgufFile:
             kind, position = self._scalar(_U32, position)
             offset, position = self._scalar(_U64, position)
             found.append((name, tuple(reversed(lengths)), kind, offset))
-        alignment = int(self.metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+        alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or not 0 < alignment <= MAX_ALIGNMENT:
+            raise IntegrityError(f"{self.path} is damaged: its alignment is {alignment!r:.40}")
         start = -(-position // alignment) * alignment
         for name, shape, kind, offset in found:
             try:
@@ -146,7 +159,12 @@ class GgufFile:
                 raise FormatRefused(
                     f"{self.path}: tensor {name} has the unknown type {kind}"
                 ) from None
-            size = int(np.prod(shape, dtype=np.int64)) // block * block_bytes
+            if (shape[-1] if shape else 1) % block:
+                raise IntegrityError(
+                    f"{self.path} is damaged: tensor {name} has the shape {shape}, whose rows are "
+                    f"not made of whole blocks of {block}"
+                )
+            size = math.prod(shape) // block * block_bytes
             if start + offset + size > len(self._map):
                 raise IntegrityError(
                     f"{self.path} is damaged: tensor {name} ends at byte {start + offset + size}, "
@@ -164,32 +182,27 @@ class GgufFile:
             raise IndexError(f"a string of {length} bytes at byte {position}")
         return self._map[position:end].decode("utf-8", errors="surrogateescape"), end
 
-    def _value(self, kind: int, position: int) -> tuple[Any, int]:
+    def _value(self, kind: int, position: int, depth: int = 0) -> tuple[Any, int]:
         if kind == _STRING:
             return self._string(position)
         if kind == _ARRAY:
-            return self._array(position)
+            return self._array(position, depth + 1)
         layout = _SCALARS.get(kind)
         if layout is None:
             raise IntegrityError(f"{self.path} is damaged: unknown value type {kind}")
         return self._scalar(layout, position)
 
-    def _array(self, position: int) -> tuple[list[Any], int]:
+    def _array(self, position: int, depth: int) -> tuple[list[Any], int]:
         kind, position = self._scalar(_U32, position)
         count, position = self._scalar(_U64, position)
-        if count > len(self._map):
-            raise IndexError(f"an array of {count} values at byte {position}")
+        if count > MAX_ARRAY_VALUES or depth > MAX_ARRAY_DEPTH:
+            raise IndexError(f"an array of {count} values, {depth} deep, at byte {position}")
         layout = _SCALARS.get(kind)
         if layout is not None:
             form = struct.Struct(f"<{count}{layout.format[-1]}")
             return list(form.unpack_from(self._map, position)), position + form.size
         values = []
-        for value, end in self._strings(kind, count, position):
-            values.append(value)
-            position = end
-        return values, position
-
-    def _strings(self, kind: int, count: int, position: int) -> Iterator[tuple[Any, int]]:
         for _ in range(count):
-            value, position = self._value(kind, position)
-            yield value, position
+            value, position = self._value(kind, position, depth)
+            values.append(value)
+        return values, position

@@ -22,7 +22,7 @@ from tokenizers import (
 )
 
 from thrifty.artifacts.gguf_file import GgufFile
-from thrifty.errors import FormatRefused, IntegrityError
+from thrifty.errors import ArtifactError, FormatRefused, IntegrityError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 
@@ -38,11 +38,27 @@ _QWEN2 = (
 
 
 def build_tokenizer(file: GgufFile) -> Tokenizer:
-    """The tokenizer of `file`. Raises `FormatRefused` for kinds that are not known here."""
+    """The tokenizer of `file`. Raises `FormatRefused` for kinds that are not known here, and
+    `IntegrityError` where its parts do not fit together.
+    """
+    try:
+        return _build_tokenizer(file)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        # The library raises bare exceptions, and damaged metadata breaks in any way.
+        raise IntegrityError(
+            f"{file.path} holds a tokenizer that cannot be built: {error}; fetch it again"
+        ) from None
+
+
+def _build_tokenizer(file: GgufFile) -> Tokenizer:
     kind = file.metadata.get("tokenizer.ggml.model")
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not tokens:
         raise IntegrityError(f"{file.path} holds no vocabulary")
+    if len(set(tokens)) != len(tokens):
+        raise IntegrityError(f"{file.path} holds a vocabulary in which tokens occur twice")
     if kind == "gpt2":
         tokenizer = _build_byte_level(file, tokens)
     elif kind == "llama":
@@ -52,7 +68,9 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
             f"{file.path} has a tokenizer of the kind {kind!r}; gpt2 and llama are read"
         )
     _add_special_tokens(tokenizer, file, tokens)
-    _add_bos(tokenizer, file, tokens, default=kind == "llama")
+    # As llama.cpp does where the file does not say.
+    default = kind == "llama" or file.metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    _add_bos(tokenizer, file, tokens, default=default)
     return tokenizer
 
 
@@ -61,6 +79,8 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     merges = [
         tuple(merge.split(" ", 1)) for merge in file.metadata.get("tokenizer.ggml.merges", [])
     ]
+    if not merges:
+        raise IntegrityError(f"{file.path} holds a byte-level vocabulary without merges")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(
         models.BPE(

@@ -7,12 +7,14 @@ GGUF and OpenVINO IR are data.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts.artifact import Description
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
+from thrifty.artifacts.settings import read_integer
 from thrifty.errors import FormatRefused, IntegrityError
 from thrifty.types import Family, Format
 
@@ -21,6 +23,7 @@ OPENVINO_MODEL = "openvino_model.xml"
 OPENVINO_NOTE = "thrifty.json"
 """Beside the IR: what `Description` and the engine need to know of it."""
 
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel", "MPNetModel")
 
 
@@ -66,22 +69,35 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; raises `IntegrityError` where it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise IntegrityError(f"{path} must hold a JSON object")
     return value
 
 
+def read_architecture(config: dict[str, Any]) -> str:
+    """The class that a `config.json` names; its kind of model where it names none."""
+    named = config.get("architectures") or [config.get("model_type") or ""]
+    return str(named[0]) if isinstance(named, list) else str(named)
+
+
+def _read_context(config: dict[str, Any], folder: Path) -> int:
+    path = folder / "config.json"
+    return read_integer(config, "max_position_embeddings", path, default=0, least=0)
+
+
 def _inspect_gguf(path: Path) -> Description:
     file = GgufFile(path)
-    if not file.architecture:
+    if not _ARCHITECTURE.fullmatch(file.architecture):
         raise IntegrityError(f"{path} names no architecture; it is not a language model")
     return Description(
         format=Format.GGUF,
         family=Family.ENCODER if "bert" in file.architecture else Family.DECODER,
         architecture=file.architecture,
-        context_length=int(file.get("context_length", 0)),
+        context_length=read_integer(
+            file.metadata, f"{file.architecture}.context_length", path, default=0, least=0
+        ),
         parameters=file.parameters(),
         weights=_name_gguf_weights(file),
     )
@@ -106,13 +122,13 @@ def _inspect_safetensors(folder: Path, paths: list[Path]) -> Description:
             f"{folder} holds safetensors but no config.json; it must be a whole checkpoint folder"
         )
     config = read_json(folder / "config.json")
-    architecture = (config.get("architectures") or [config.get("model_type", "")])[0]
+    architecture = read_architecture(config)
     encoder = architecture in _ENCODERS or (folder / "modules.json").exists()
     return Description(
         format=Format.SAFETENSORS,
         family=Family.ENCODER if encoder else Family.DECODER,
         architecture=architecture,
-        context_length=int(config.get("max_position_embeddings") or 0),
+        context_length=_read_context(config, folder),
         parameters=SafetensorsFiles(paths).parameters(),
         weights=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
     )
@@ -125,19 +141,21 @@ def _inspect_openvino(folder: Path) -> Description:
     note = folder / OPENVINO_NOTE
     if note.exists():
         data = read_json(note)
+        if data.get("family") not in list(Family):
+            raise IntegrityError(f"{note} is damaged: it names no family of models")
         return Description(
             format=Format.OPENVINO,
             family=Family(data["family"]),
-            architecture=str(data["architecture"]),
-            context_length=int(data["context_length"]),
-            parameters=int(data.get("parameters", 0)),
+            architecture=str(data.get("architecture", "")),
+            context_length=read_integer(data, "context_length", note),
+            parameters=read_integer(data, "parameters", note, default=0, least=0),
             weights=str(data.get("weights", "")),
         )
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
-    architecture = (config.get("architectures") or [config.get("model_type", "")])[0]
+    architecture = read_architecture(config)
     return Description(
         format=Format.OPENVINO,
         family=Family.ENCODER if architecture in _ENCODERS else Family.DECODER,
         architecture=architecture,
-        context_length=int(config.get("max_position_embeddings") or 0),
+        context_length=_read_context(config, folder),
     )

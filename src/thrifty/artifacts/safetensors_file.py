@@ -9,6 +9,7 @@ Format: https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import struct
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from thrifty.errors import FormatRefused, IntegrityError
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 32
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -64,12 +66,12 @@ class SafetensorsFiles:
 
     def parameters(self) -> int:
         """How many weights the files hold."""
-        return sum(int(np.prod(entry.shape)) for entry in self._entries.values())
+        return sum(math.prod(entry.shape) for entry in self._entries.values())
 
     def read_tensor(self, name: str) -> npt.NDArray[np.float32]:
         """One tensor as float32."""
         entry = self._entries[name]
-        count = int(np.prod(entry.shape))
+        count = math.prod(entry.shape)
         raw: npt.NDArray[Any] = np.frombuffer(
             self._maps[entry.file], _DTYPES[entry.dtype], count, entry.begin
         )
@@ -91,24 +93,36 @@ class SafetensorsFiles:
             raise IntegrityError(f"{path} is damaged, or is not safetensors: its header breaks off")
         try:
             header = json.loads(mapped[8 : 8 + length])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise IntegrityError(f"{path} is damaged: its header is not JSON") from None
+        if not isinstance(header, dict):
+            raise IntegrityError(f"{path} is damaged: its header is not a JSON object")
         start = 8 + length
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] not in _DTYPES:
-                raise FormatRefused(
-                    f"{path}: tensor {name} is {entry['dtype']}, which is not read; "
-                    "store the checkpoint in BF16, F16 or F32"
-                )
-            size = int(np.prod(entry["shape"])) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
-            if not 0 <= begin <= end <= len(mapped) - start or end - begin != size:
-                raise IntegrityError(
-                    f"{path} is damaged: tensor {name} lies outside the file; fetch it again"
-                )
-            self._entries[name] = _Entry(
-                path, entry["dtype"], tuple(entry["shape"]), start + begin, start + end
-            )
+        for name, value in header.items():
+            if name != "__metadata__":
+                self._entries[name] = _read_entry(path, name, value, start, len(mapped))
         self._maps[path] = mapped
+
+
+def _read_entry(path: Path, name: str, value: Any, start: int, file_size: int) -> _Entry:
+    """One tensor of the header, checked against the file."""
+    damaged = IntegrityError(
+        f"{path} is damaged: tensor {name} lies outside the file; fetch it again"
+    )
+    try:
+        dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise IntegrityError(f"{path} is damaged: tensor {name} is not described") from None
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise FormatRefused(
+            f"{path}: tensor {name} is {dtype!r:.40}, which is not read; "
+            "store the checkpoint in BF16, F16 or F32"
+        )
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise damaged
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise damaged
+    size = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+    if not begin <= end <= file_size - start or end - begin != size:
+        raise damaged
+    return _Entry(path, dtype, tuple(shape), start + begin, start + end)

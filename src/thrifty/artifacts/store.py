@@ -8,13 +8,14 @@
 
 A model is built beside, synced and renamed: it is there whole or not at all. A process that is
 killed leaves a `partial/` folder that the next try continues, and at worst some blobs that
-`collect_garbage` removes. Names are small JSON files, replaced whole. Nothing here needs the
-database.
+`collect_garbage` removes. Names are small JSON files, replaced whole. Adding a model that is
+stored already mends what has been damaged of it. Nothing here needs the database.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -37,15 +38,26 @@ from thrifty.artifacts.artifact import (
     compute_id,
     parse_label,
 )
+from thrifty.artifacts.disk import (
+    is_at,
+    link_file,
+    lock_file,
+    remove_tree,
+    sync_folder,
+    try_hash,
+    try_lock_file,
+    write_file,
+)
 from thrifty.artifacts.inspect import inspect_model
 from thrifty.errors import ArtifactError, IntegrityError
 from thrifty.home import make_private_folder
 from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
 
-READ_BYTES = 4 * 1024 * 1024
 STALE_PARTIAL_S = 7 * 86400.0
 """A partial download that nobody has continued for this long is garbage."""
+STALE_TEMPORARY_S = 3600.0
+"""A small file that was still not renamed after this long was left by a killed process."""
 _NOTE = "artifact.json"
 
 
@@ -134,7 +146,7 @@ class Store:
         """
         digest = hashlib.sha256(key.encode()).hexdigest()[:24]
         folder = make_private_folder(self.root / "partial" / digest)
-        with _lock(self.root / "partial" / f"{digest}.lock"):
+        with lock_file(self.root / "partial" / f"{digest}.lock"):
             make_private_folder(folder)
             yield folder
 
@@ -149,18 +161,23 @@ class Store:
         """Move the model in `folder` into the store and give it the next version of `name`.
 
         The same bytes with the same lineage under the same name are the same version. Raises
-        `FormatRefused` for what is not loaded, and `IntegrityError` for damaged files; `folder`
-        is then left alone.
+        `FormatRefused` for what is not loaded, `IntegrityError` for damaged files, and
+        `ArtifactError` where the disk does not take it; `folder` is then left alone.
         """
         parse_label(name)
         description = inspect_model(folder)
-        self._prepare_folders()
-        files = self._take_files(folder, on_progress)
-        artifact = Artifact(compute_id(files), description, files)
         lineage = msgspec.structs.replace(lineage, made_by=f"thrifty {__version__}")
-        with _lock(self.root / "store.lock"):
-            self._publish(artifact)
-            version = self._name(name, artifact.id, lineage)
+        self._prepare_folders()
+        try:
+            files = _read_files(folder, on_progress)
+            damaged = self._find_damaged_blobs(folder, files)
+            artifact = Artifact(compute_id(files), description, files)
+            with lock_file(self.root / "store.lock"):
+                self._keep_blobs(folder, files, damaged)
+                self._publish(artifact)
+                version = self._name(name, artifact.id, lineage)
+        except OSError as error:
+            raise ArtifactError(self._describe_disk_fault(name, error)) from None
         shutil.rmtree(folder, ignore_errors=True)
         return version, artifact
 
@@ -204,7 +221,7 @@ class Store:
                 ) from None
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
             if status.st_size != entry.size or (
-                (thorough or stamps.get(entry.path) != stamp) and _hash(path) != entry.sha256
+                (thorough or stamps.get(entry.path) != stamp) and try_hash(path) != entry.sha256
             ):
                 raise IntegrityError(
                     f"{path} is damaged: its checksum is not the one it was stored with; remove "
@@ -214,25 +231,32 @@ class Store:
             done += entry.size
             on_progress(Progress("check", done, total))
         if fresh != stamps:
-            make_private_folder(stamps_path.parent)
-            _write_atomically(stamps_path, msgspec.json.encode(fresh))
+            # A disk that is full or read-only costs the next check its shortcut, no more.
+            with contextlib.suppress(OSError):
+                make_private_folder(stamps_path.parent)
+                write_file(stamps_path, msgspec.json.encode(fresh))
 
     def lease(self, artifact_id: str) -> int:
         """Hold an artifact against removal; returns a file descriptor that a child may inherit.
 
         The hold ends when every copy of the descriptor is closed, however its holders end.
         """
-        make_private_folder(self.root / "leases")
-        descriptor = os.open(self.root / "leases" / artifact_id, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return descriptor
+        path = self.root / "leases" / artifact_id
+        make_private_folder(path.parent)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if is_at(descriptor, path):
+                return descriptor
+            # A collection removed the file while we waited for it.
+            os.close(descriptor)
 
     def remove(self, label: str) -> NamedVersion:
         """Take the name off one version (`name@vN`); its bytes go with the next collection."""
         name, number = parse_label(label)
         if number is None:
             raise ArtifactError(f"say which version to remove, such as {name}@v1")
-        with _lock(self.root / "store.lock"):
+        with lock_file(self.root / "store.lock"):
             versions = self._read_versions(name)
             gone = [version for version in versions if version.version == number]
             if not gone:
@@ -243,33 +267,32 @@ class Store:
         return gone[0]
 
     def collect_garbage(self, protected: frozenset[str] = frozenset()) -> Collected:
-        """Remove what no name, no server and no child in the lineage needs.
+        """Remove what no name and no server needs.
 
         `protected` holds ids that must stay whatever happens, such as those of deployments that
         are scaled down.
         """
         self._prepare_folders()
-        with _lock(self.root / "store.lock"):
+        with lock_file(self.root / "store.lock"):
             before = self._size()
-            named = {version.artifact for version in self.versions()}
-            removed, in_use = [], []
+            kept = protected | {version.artifact for version in self.versions()}
+            removed: list[str] = []
+            in_use: list[str] = []
             for folder in sorted((self.root / "artifacts").iterdir()):
                 if folder.name.startswith("."):
-                    shutil.rmtree(folder, ignore_errors=True)
-                elif folder.name in named or folder.name in protected:
-                    continue
-                elif self._in_use(folder.name):
-                    in_use.append(folder.name)
-                else:
-                    _remove_tree(folder)
-                    removed.append(folder.name)
-                    for left in (self.root / "leases").glob(f"{folder.name}*"):
-                        left.unlink(missing_ok=True)
+                    remove_tree(folder)
+                elif folder.name not in kept:
+                    with try_lock_file(self.root / "leases" / folder.name) as free:
+                        (removed if free else in_use).append(folder.name)
+                        if free:
+                            self._discard(folder)
             for blob in (self.root / "blobs").iterdir():
                 if blob.stat().st_nlink == 1:
                     blob.unlink()
+            freed = max(0, before - self._size())
             self._remove_stale_partials()
-            return Collected(tuple(removed), max(0, before - self._size()), tuple(in_use))
+            self._remove_stale_temporaries()
+        return Collected(tuple(removed), freed, tuple(in_use))
 
     # private
 
@@ -286,41 +309,70 @@ class Store:
         for name in ("blobs", "artifacts", "names", "partial", "leases"):
             make_private_folder(self.root / name)
 
-    def _take_files(self, folder: Path, on_progress: OnProgress) -> tuple[FileEntry, ...]:
-        """Move every file below `folder` to its blob; return what they are."""
-        paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-        total = sum(path.stat().st_size for path in paths)
-        done = 0
-        entries = []
-        for path in paths:
-            size = path.stat().st_size
-            checksum = _hash(path)
-            blob = self.root / "blobs" / checksum
-            if not blob.exists():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                # A link, not a move: the staging folder stays whole until the model is published.
-                os.chmod(path, 0o444)
-                with contextlib.suppress(FileExistsError):
-                    os.link(path, blob)
-            entries.append(FileEntry(path.relative_to(folder).as_posix(), checksum, size))
-            done += size
-            on_progress(Progress("store", done, total))
-        return tuple(entries)
+    def _find_damaged_blobs(self, folder: Path, files: tuple[FileEntry, ...]) -> set[str]:
+        """Checksums of `files` whose blobs are here, but are not what they were."""
+        damaged = set()
+        for entry in files:
+            blob = self.root / "blobs" / entry.sha256
+            with contextlib.suppress(FileNotFoundError):
+                if not blob.samefile(folder / entry.path) and try_hash(blob) != entry.sha256:
+                    damaged.add(entry.sha256)
+        return damaged
+
+    def _keep_blobs(self, folder: Path, files: tuple[FileEntry, ...], damaged: set[str]) -> None:
+        """Make every file below `folder` a blob; needs the lock."""
+        for entry in files:
+            blob = self.root / "blobs" / entry.sha256
+            if entry.sha256 in damaged or not blob.exists():
+                # A link, not a move: the stage stays whole until the model is published.
+                link_file(folder / entry.path, blob)
 
     def _publish(self, artifact: Artifact) -> None:
         final = self.folder_of(artifact.id)
         if final.exists():
+            self._mend(artifact)
             return
         building = final.with_name(f".{artifact.id}-{os.getpid()}")
-        shutil.rmtree(building, ignore_errors=True)
+        remove_tree(building)
         for entry in artifact.files:
             target = building / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(self.root / "blobs" / entry.sha256, target)
-        _write_atomically(building / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
+        write_file(building / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
         os.rename(building, final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
+
+    def _mend(self, artifact: Artifact) -> None:
+        """Put back what is missing or damaged of a model that is stored already."""
+        folder = self.folder_of(artifact.id)
+        for entry in artifact.files:
+            blob, target = self.root / "blobs" / entry.sha256, folder / entry.path
+            if not target.exists() or not target.samefile(blob):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_file(blob, target)
+        with contextlib.suppress(ArtifactError):
+            if self.load(artifact.id).files == artifact.files:
+                return
+        write_file(folder / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
+
+    def _discard(self, folder: Path) -> None:
+        """Take an artifact away: hidden first, so that a kill leaves no half of it in sight."""
+        hidden = folder.with_name(f".{folder.name}-removed")
+        os.rename(folder, hidden)
+        remove_tree(hidden)
+        for left in (self.root / "leases").glob(f"{folder.name}*"):
+            left.unlink(missing_ok=True)
+
+    def _describe_disk_fault(self, name: str, error: OSError) -> str:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"the disk is full: {name} could not be stored in {self.root}; make room (thrifty "
+                "models gc) or set THRIFTY_HOME to a larger disk, and try again"
+            )
+        hint = ""
+        if error.errno in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+            hint = "; it must be on a file system with hard links, and on one only"
+        return f"{name} could not be stored in {self.root}: {error.strerror or error}{hint}"
 
     def _name(self, name: str, artifact_id: str, lineage: Lineage) -> NamedVersion:
         versions = self._read_versions(name)
@@ -345,7 +397,7 @@ class Store:
     def _write_versions(self, name: str, versions: list[NamedVersion]) -> None:
         path = self.root / "names" / f"{name}.json"
         if versions:
-            _write_atomically(path, msgspec.json.format(msgspec.json.encode(versions)))
+            write_file(path, msgspec.json.format(msgspec.json.encode(versions)))
         else:
             path.unlink(missing_ok=True)
 
@@ -353,39 +405,55 @@ class Store:
         path = self.root / "leases" / artifact_id
         if not path.exists():
             return False
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        with try_lock_file(path) as free:
+            return not free
 
     def _remove_stale_partials(self) -> None:
-        for folder in (self.root / "partial").iterdir():
-            if not folder.is_dir():
-                continue
-            newest = max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0)
-            if time.time() - newest > STALE_PARTIAL_S:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+        partial = self.root / "partial"
+        for name in sorted({path.name.removesuffix(".lock") for path in partial.iterdir()}):
+            folder, lock = partial / name, partial / f"{name}.lock"
+            with try_lock_file(lock) as free:
+                if free and _is_stale(folder):
+                    remove_tree(folder)
+                    lock.unlink(missing_ok=True)
+
+    def _remove_stale_temporaries(self) -> None:
+        for folder in (self.root / "names", self.root / "leases"):
+            for path in folder.glob(".*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > STALE_TEMPORARY_S:
+                        path.unlink()
 
     def _size(self) -> int:
         return sum(blob.stat().st_size for blob in (self.root / "blobs").iterdir())
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    make_private_folder(path.parent)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _is_stale(folder: Path) -> bool:
+    """Whether a partial folder is empty, or was not touched for long."""
+    if not folder.is_dir():
+        return True
+    times = [path.lstat().st_mtime for path in folder.rglob("*")]
+    return not times or time.time() - max(times) > STALE_PARTIAL_S
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _read_files(folder: Path, on_progress: OnProgress) -> tuple[FileEntry, ...]:
+    """What lies below `folder`, on its way to the store: synced, and read-only from now on."""
+    # A folder of another store brings that store's note; this one writes its own.
+    note = folder / _NOTE
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p != note)
+    total = sum(path.stat().st_size for path in paths)
+    done = 0
+    entries = []
+    for path in paths:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        path.chmod(0o444)
+        entries.append(FileEntry(path.relative_to(folder).as_posix(), checksum, size))
+        done += size
+        on_progress(Progress("store", done, total))
+    return tuple(entries)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -394,27 +462,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, msgspec.MsgspecError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_tree(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)

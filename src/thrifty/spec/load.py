@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -18,10 +19,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from thrifty.errors import Problem, SpecError
-from thrifty.spec.models import Spec
+from thrifty.spec.models import MASK, SHORTHANDS, Spec, expand_shorthand, is_secret
 
 MAX_SPEC_BYTES = 1_000_000
 """No honest spec is larger; a larger file is a mistake (a model, say)."""
+MAX_KEYS = 10_000
+MAX_DEPTH = 50
+"""Anchors can make a small file mean a huge tree; lines are noted for so much of it."""
 
 ENVIRONMENT = {
     "THRIFTY_NAME": "name",
@@ -35,8 +39,6 @@ ENVIRONMENT = {
     "THRIFTY_PRICE_PER_HOUR": "price_per_hour",
 }
 """Which variable sets which key."""
-
-SECRET_PATHS = frozenset({"database"})
 
 
 class Origin(StrEnum):
@@ -63,17 +65,17 @@ class LoadedSpec:
         """Raise `SpecError` with lines filled in, if there are any `problems`."""
         if problems:
             located = [
-                Problem(p.path, p.message, p.line or _find_line(self.lines, p.path))
+                p if p.line else _locate(p.path, p.message, self.lines, self.origins)
                 for p in problems
             ]
-            raise SpecError(located, self.source)
+            raise SpecError(_sort(located), self.source)
 
     def explain(self) -> list[tuple[str, Any, str]]:
         """Rows of key path, value and origin, in the spec's order, secrets masked."""
         rows = []
         for path, value in _walk(self.spec):
             origin = self.origins.get(path, Origin.DEFAULT.value)
-            shown = "***" if path in SECRET_PATHS and value is not None else value
+            shown = MASK if is_secret(path) and value is not None else value
             rows.append((path, shown, origin))
         return rows
 
@@ -93,101 +95,160 @@ def load_spec(
     source = str(path) if path is not None else "the spec"
     data: dict[str, Any] = {}
     lines: dict[str, int] = {}
+    problems: list[Problem] = []
     if path is not None:
-        data, lines = _read_file(Path(path))
-    origins = {p: f"file, line {n}" for p, n in lines.items()}
+        data, lines, problems = _read_file(Path(path))
+    origins = {p: f"{Origin.FILE.value}, line {n}" for p, n in lines.items()}
+    _expand(data, origins)
     for variable, key in ENVIRONMENT.items():
         if environment.get(variable):
-            _set(data, key, environment[variable])
-            origins[key] = f"{Origin.ENVIRONMENT.value}, {variable}"
+            _set(
+                data, key, environment[variable], f"{Origin.ENVIRONMENT.value}, {variable}", origins
+            )
     for key, value in (flags or {}).items():
         if value is not None:
-            _set(data, key, value)
-            origins[key] = Origin.FLAG.value
-    for shorthand, full in (
-        ("engine", "engine.kind"),
-        ("compress", "compress.quantize"),
-        ("replicas", "replicas.count"),
-    ):
-        if shorthand in origins and not any(k.startswith(f"{shorthand}.") for k in origins):
-            origins[full] = origins[shorthand]
+            _set(data, key, value, Origin.FLAG.value, origins)
+    _expand(data, origins)
     try:
         spec = Spec.model_validate(data)
     except ValidationError as error:
-        problems = [_to_problem(dict(fault), lines) for fault in error.errors()]
-        raise SpecError(problems, source) from None
+        problems += [_to_problem(dict(fault), lines, origins) for fault in error.errors()]
+    if problems:
+        raise SpecError(_sort(problems), source)
     return LoadedSpec(spec, source, lines, origins)
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: a name such as `2024-01-31` is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
+    """What the file says, the line of each key, and the keys that are there twice."""
+
+    def refuse(message: str, line: int | None = None) -> SpecError:
+        return SpecError([Problem("", message, line)], str(path))
+
     try:
-        if path.stat().st_size > MAX_SPEC_BYTES:
-            raise SpecError(
-                [
-                    Problem(
-                        "",
-                        f"{path} has {path.stat().st_size} bytes; a spec has at most "
-                        f"{MAX_SPEC_BYTES}. Is it a model? Then: thrifty up ./{path.name}",
-                    )
-                ],
-                str(path),
+        size = path.stat().st_size
+        if size > MAX_SPEC_BYTES:
+            raise refuse(
+                f"{path} has {size} bytes; a spec has at most {MAX_SPEC_BYTES}. Is it a model? "
+                f"Then: thrifty up ./{path.name}"
             )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise SpecError([Problem("", f"cannot be read: {error.strerror}")], str(path)) from None
+        raise refuse(f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise SpecError(
-            [Problem("", f"is not UTF-8 text (byte {error.start})")], str(path)
-        ) from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or "is not YAML"
-        line = mark.line + 1 if mark else None
-        raise SpecError([Problem("", f"is not valid YAML: {what}", line)], str(path)) from None
-    if data is None:
-        return {}, {}
-    if not isinstance(data, dict):
-        raise SpecError(
-            [Problem("", f"must be a mapping of keys to values, not a {type(data).__name__}", 1)],
-            str(path),
-        )
+        raise refuse(f"is not UTF-8 text (byte {error.start})") from None
     lines: dict[str, int] = {}
     duplicates: list[Problem] = []
-    _collect_lines(root, "", lines, duplicates)
-    if duplicates:
-        raise SpecError(duplicates, str(path))
-    return data, lines
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        _collect_lines(root, "", lines, duplicates)
+        data = loader.construct_document(root) if root is not None else None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        character = f"U+{ord(text[error.position]):04X}"
+        raise refuse(f"is not valid YAML: it holds the character {character}", line) from None
+    except yaml.MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        what = error.problem or error.context
+        raise refuse(f"is not valid YAML: {what}", where.line + 1 if where else None) from None
+    except ValueError as error:
+        # Python's own words for a number of thousands of digits, say.
+        raise refuse(f"is not valid YAML: {error}") from None
+    except RecursionError:
+        raise refuse("is not valid YAML: it is nested too deeply") from None
+    if data is None:
+        return {}, {}, []
+    if not isinstance(data, dict):
+        kind = "list" if isinstance(data, list) else "single value"
+        raise refuse(f"must be a mapping of keys to values, not a {kind}", 1)
+    return data, lines, duplicates
 
 
 def _collect_lines(
-    node: yaml.Node | None, prefix: str, lines: dict[str, int], duplicates: list[Problem]
+    node: yaml.Node | None,
+    prefix: str,
+    lines: dict[str, int],
+    duplicates: list[Problem],
+    depth: int = 0,
+    *,
+    merged: bool = False,
 ) -> None:
-    """Note the line of every key below `node`; note keys that appear twice."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = f"{prefix}{key.value}"
-            line = key.start_mark.line + 1
-            if path in lines:
+    """Note the line of every key below `node`; note keys that appear twice.
+
+    `merged` is for what `<<` brings in: it gives way to what is written out.
+    """
+    if not isinstance(node, yaml.MappingNode) or depth > MAX_DEPTH:
+        return
+    brought_in: list[yaml.Node] = []
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            brought_in += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            continue
+        if len(lines) >= MAX_KEYS:
+            return
+        path = f"{prefix}{key.value}"
+        line = key.start_mark.line + 1
+        if path in lines:
+            if not merged:
                 duplicates.append(
                     Problem(path, f"is set twice, first in line {lines[path]}; keep one", line)
                 )
-            lines[path] = line
-            _collect_lines(value, f"{path}.", lines, duplicates)
+            continue
+        lines[path] = line
+        _collect_lines(value, f"{path}.", lines, duplicates, depth + 1, merged=merged)
+    for other in brought_in:
+        _collect_lines(other, prefix, lines, duplicates, depth + 1, merged=True)
 
 
-def _set(data: dict[str, Any], path: str, value: Any) -> None:
+def _expand(data: dict[str, Any], origins: dict[str, str]) -> None:
+    """Write shorthands such as `engine: echo` out, so that a part of them can be set."""
+    for path in SHORTHANDS:
+        *parents, key = path.split(".")
+        section: Any = data
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or key not in section:
+            continue
+        value = section[key]
+        full = expand_shorthand(path, value)
+        if full is not value:
+            section[key] = full
+            for name in full:
+                origins[f"{path}.{name}"] = origins[path]
+
+
+def _set(data: dict[str, Any], path: str, value: Any, origin: str, origins: dict[str, str]) -> None:
+    full = expand_shorthand(path, value)
+    if full is not value:
+        for name, part in full.items():
+            _set(data, f"{path}.{name}", part, origin, origins)
+        return
     *parents, last = path.split(".")
+    section: Any = data
     for key in parents:
-        below = data.get(key)
-        if not isinstance(below, dict):
-            # A shorthand such as `engine: openvino` gives way to the mapping that is being set.
-            below = {} if below is None or last in ("kind", "count") else {"kind": below}
-            data[key] = below
-        data = below
-    data[last] = value
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            return  # a fault of the file, which is reported as such
+    if isinstance(value, Mapping):
+        # A whole section takes the place of the one before.
+        value = dict(value)
+        for known in [p for p in origins if p.startswith(f"{path}.")]:
+            del origins[known]
+        origins.update({f"{path}.{name}": origin for name in value})
+    section[last] = value
+    origins[path] = origin
 
 
 def _walk(section: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
@@ -201,13 +262,28 @@ def _walk(section: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _find_line(lines: Mapping[str, int], path: str) -> int | None:
-    """The line of `path`, or of the nearest key above it."""
-    while path:
-        if path in lines:
-            return lines[path]
+def _nearest(known: Mapping[str, Any], path: str) -> str | None:
+    """`path` where it is in `known`, or the nearest key above it that is."""
+    while path and path not in known:
         path = path.rpartition(".")[0]
-    return None
+    return path or None
+
+
+def _locate(
+    path: str, message: str, lines: Mapping[str, int], origins: Mapping[str, str]
+) -> Problem:
+    """A problem with the value at `path`, at its line or with the flag or variable to blame."""
+    nearest = _nearest(origins, path)
+    origin = origins[nearest] if nearest else ""
+    if nearest == path and origin and not origin.startswith(Origin.FILE.value):
+        return Problem(path, f"{message} ({origin})")
+    near_line = _nearest(lines, path)
+    return Problem(path, message, lines[near_line] if near_line else None)
+
+
+def _sort(problems: list[Problem]) -> list[Problem]:
+    """In the order of the file; what is not in it comes last."""
+    return sorted(problems, key=lambda p: (p.line is None, p.line or 0))
 
 
 def suggest(word: str, known: list[str]) -> str:
@@ -216,44 +292,87 @@ def suggest(word: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
 
 
-def _to_problem(fault: dict[str, Any], lines: Mapping[str, int]) -> Problem:
+def _to_problem(
+    fault: dict[str, Any], lines: Mapping[str, int], origins: Mapping[str, str]
+) -> Problem:
     path = ".".join(str(part) for part in fault["loc"])
+    return _locate(path, _describe(fault, path), lines, origins)
+
+
+def _describe(fault: dict[str, Any], path: str) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
-    message = _MESSAGES.get(kind, _plain_message)(fault, context)
-    return Problem(path, message, _find_line(lines, path))
+    if kind in ("extra_forbidden", "invalid_key"):
+        *parents, key = (str(part) for part in fault["loc"])
+        return f"is not a known key; {suggest(key, _known_keys(parents))}"
+    shown = MASK if is_secret(path) else _show(fault["input"])
+    if kind == "value_error":
+        return str(context["error"]) if not is_secret(path) else f"cannot be {shown}"
+    if kind == "literal_error":
+        choices = [c.strip(" '") for c in context["expected"].replace(" or ", ", ").split(",")]
+        return f"{shown} is not a choice; {suggest(str(fault['input']), choices)}"
+    if kind == "string_pattern_mismatch":
+        return (
+            f"{shown} is not a name; take up to 64 letters, digits, '.', '_' and '-', of which "
+            "the first is a letter or digit"
+        )
+    if kind == "model_type":
+        return f"must be {_say_section(path)}, not {shown}"
+    rule = _RULES.get(kind)
+    if rule is not None:
+        return f"must be {rule.format(**context)}, not {shown}"
+    message = str(fault["msg"])
+    return f"{message[0].lower()}{message[1:]}, not {shown}"
 
 
-def _unknown_key(fault: dict[str, Any], _: dict[str, Any]) -> str:
-    *parents, key = (str(part) for part in fault["loc"])
-    return f"is not a known key; {suggest(key, _known_keys(parents))}"
+_RULES = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (in quotes, if it looks like something else)",
+    "string_too_short": "text of at least {min_length} character",
+    "greater_than": "greater than {gt:g}",
+    "greater_than_equal": "greater than or equal to {ge:g}",
+    "less_than_equal": "less than or equal to {le:g}",
+}
+"""What a value must be, by pydantic's name for the fault."""
 
 
 def _known_keys(parents: list[str]) -> list[str]:
+    section = _find_section(parents)
+    return list(section.model_fields) if section is not None else []
+
+
+def _find_section(path: list[str]) -> type[BaseModel] | None:
     section: type[BaseModel] = Spec
-    for name in parents:
-        annotation = section.model_fields[name].annotation
+    for name in path:
+        field = section.model_fields.get(name)
+        annotation = field.annotation if field is not None else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
+            return None
         section = annotation
-    return list(section.model_fields)
+    return section
 
 
-def _not_a_choice(fault: dict[str, Any], context: dict[str, Any]) -> str:
-    choices = [c.strip(" '") for c in context["expected"].replace(" or ", ", ").split(",")]
-    return f"{fault['input']!r} is not a choice; {suggest(str(fault['input']), choices)}"
+def _say_section(path: str) -> str:
+    """What may stand at the key of a section, in words."""
+    *parents, key = path.split(".")
+    section = _find_section(parents)
+    if path in SHORTHANDS and section is not None:
+        words = (section.model_fields[key].description or "").rpartition(":")[2].strip(" .")
+        return words[0].lower() + words[1:]
+    return "a mapping of keys to values"
 
 
-def _bad_value(fault: dict[str, Any], context: dict[str, Any]) -> str:
-    return str(context.get("error", fault["msg"]))
+def _show(value: Any) -> str:
+    """`value`, short whatever it is: anchors can make a small file mean a huge tree."""
+    return _shortener.repr(value)[:80]
 
 
-def _plain_message(fault: dict[str, Any], _: dict[str, Any]) -> str:
-    message = str(fault["msg"])
-    return f"{message[0].lower()}{message[1:]}, not {fault['input']!r}"
-
-
-_MESSAGES: dict[str, Callable[[dict[str, Any], dict[str, Any]], str]] = {
-    "extra_forbidden": _unknown_key,
-    "literal_error": _not_a_choice,
-    "value_error": _bad_value,
-}
+_shortener = reprlib.Repr()
+_shortener.maxlevel = 2
+_shortener.maxstring = _shortener.maxother = 60

@@ -7,6 +7,8 @@ engine knows what it offers. `docs/spec.md` is generated from this module.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -27,14 +29,50 @@ Count = Annotated[
     int, BeforeValidator(parse_count), WithJsonSchema({"type": "string", "title": "count"})
 ]
 
+
+def _refuse_boolean(value: Any) -> Any:
+    """Python takes `true` for 1; who writes `port: true` means something else."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {value!r}")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
+Number = Annotated[float, BeforeValidator(_refuse_boolean)]
+
 Routing = Literal["auto", "round_robin", "shortest_queue"]
 Quantization = Literal["auto", "int8", "int4", "none"]
+
+_SECRET_OPTION = re.compile(r"(key|token|secret|password)s?$", re.IGNORECASE)
+MASK = "***"
+
+SHORTHANDS = ("engine", "compress", "replicas", "cache", "cache.exact")
+"""The keys that may hold a plain value in place of a mapping, outer ones first."""
+_SHORT_FOR = {"engine": "kind", "compress": "quantize", "replicas": "count"}
+
+
+def expand_shorthand(path: str, value: Any) -> Any:
+    """The mapping that `value` stands for at the key `path`; `value` where it is no shorthand."""
+    if isinstance(value, bool):
+        if path == "cache":
+            return {"exact": value}
+        if path == "cache.exact":
+            return {"when": "deterministic" if value else "never"}
+    elif isinstance(value, str | int) and path in _SHORT_FOR:
+        return {_SHORT_FOR[path]: value}
+    return value
 
 
 class Section(BaseModel):
     """A mapping in the spec: frozen, and closed to keys that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_nothing(cls, value: Any) -> Any:
+        """A key with nothing below it, all of it commented out, say."""
+        return {} if value is None else value
 
 
 class EngineSpec(Section):
@@ -48,6 +86,17 @@ class EngineSpec(Section):
     def options(self) -> dict[str, Any]:
         """The engine's own options, as written."""
         return dict(self.model_extra or {})
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, MASK if name is not None and is_secret(f"engine.{name}") else value
+
+
+def is_secret(path: str) -> bool:
+    """Whether the value at the key `path` must never be shown. An engine refuses options that it
+    does not know, a key in plain text too, but it may be shown before that.
+    """
+    return path == "database" or bool(path.startswith("engine.") and _SECRET_OPTION.search(path))
 
 
 class CompressSpec(Section):
@@ -63,8 +112,8 @@ class CompressSpec(Section):
 class ReplicasSpec(Section):
     """How many copies of the model run, and what each may use."""
 
-    count: int = Field(1, ge=1, le=1024, description="How many copies run.")
-    cpus: int | None = Field(
+    count: Integer = Field(1, ge=1, le=1024, description="How many copies run.")
+    cpus: Integer | None = Field(
         None, ge=1, description="Cores for each copy. Default: the machine's cores, shared evenly."
     )
     memory_limit: Bytes | None = Field(
@@ -98,11 +147,9 @@ class CacheSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_bool(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            value = {"exact": value}
-        if isinstance(value, dict) and isinstance(value.get("exact"), bool):
-            when = "deterministic" if value["exact"] else "never"
-            value = {**value, "exact": {"when": when}}
+        value = expand_shorthand("cache", value)
+        if isinstance(value, dict) and "exact" in value:
+            value = {**value, "exact": expand_shorthand("cache.exact", value["exact"])}
         return value
 
 
@@ -131,7 +178,7 @@ class GatewaySpec(Section):
     """The front door."""
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
-    port: int = Field(
+    port: Integer = Field(
         8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
     )
     allow_no_keys: bool = Field(
@@ -200,9 +247,10 @@ class Spec(Section):
         description="A SQLAlchemy URL such as `postgresql+psycopg://user:password@host/name`. "
         "Default: SQLite in THRIFTY_HOME.",
     )
-    price_per_hour: float = Field(
+    price_per_hour: Number = Field(
         0.10,
         ge=0,
+        allow_inf_nan=False,
         description="What this machine costs an hour, in the currency you think in. Reports use it.",
     )
 
@@ -211,12 +259,7 @@ class Spec(Section):
     def _expand_shorthands(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        value = dict(value)
-        for key, target in (("engine", "kind"), ("compress", "quantize"), ("replicas", "count")):
-            short = value.get(key)
-            if isinstance(short, str | int) and not isinstance(short, bool):
-                value[key] = {target: short}
-        return value
+        return {key: expand_shorthand(str(key), below) for key, below in value.items()}
 
 
 __all__ = [

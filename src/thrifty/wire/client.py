@@ -8,24 +8,30 @@ what may be repeated:
     BrokenResponse    the answer had begun
 
 One case is repaired here: a kept-alive connection that the server closed just as the request went
-out. No server has acted on such a request, so it goes out once more on a fresh connection.
+out. No server has acted on such a request, so it goes out once more on a fresh connection. A
+server that died of the request looks the same for a moment: where the fresh connection fails, or
+the old one ended late, the request counts as sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httptools
 
 from thrifty.errors import ThriftyError
+
+log = logging.getLogger(__name__)
 
 OnData = Callable[[bytes], None]
 
@@ -34,6 +40,9 @@ MAX_IDLE_PER_ORIGIN = 256
 MAX_IDLE_S = 55.0
 """Shorter than the keep-alive of the servers in the field (60 s and more), so that an idle
 connection is mostly given up by us first."""
+STALE_WINDOW_S = 1.0
+"""A connection that was closed for idleness ends within a round trip of the request; one that ends
+later took the request with it."""
 
 
 class TransportError(ThriftyError):
@@ -80,33 +89,42 @@ class Origin:
 
 def parse_origin(url: str) -> Origin:
     """The origin in `url`, such as `http://127.0.0.1:9001/v1`. Raises `ValueError`."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
-    if parts.username or parts.password:
+    if "@" in url.partition("://")[2].partition("/")[0]:
         raise ValueError("a URL with a password in it is refused; give the key as its own setting")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        # What comes out of this can be written into a request as it is.
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+    except ValueError as error:
+        raise ValueError(f"{url!r} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
     if parts.query or parts.fragment:
         raise ValueError(f"{url!r} has a query or fragment; give the base URL alone")
+    if port == 0 or not host.isprintable() or " " in host:
+        raise ValueError(f"{url!r} is not a URL: no server can be at {parts.netloc!r}")
     tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    return Origin(parts.hostname, port, tls, parts.path.rstrip("/"))
+    return Origin(host, port or (443 if tls else 80), tls, _quote(parts.path.rstrip("/")))
 
 
 class Answer:
     """An answer under way: its head is here, its body arrives.
 
     Body bytes go to the function given to `attach`; what came earlier is handed over at once.
-    `done` completes when the body is whole, or raises `BrokenResponse`.
+    `done` completes when the body is whole, or raises `BrokenResponse`. From then on the
+    connection is another's, and `pause`, `resume` and `abort` do nothing.
     """
 
-    __slots__ = ("_connection", "_held", "_sink", "done", "head", "headers", "status")
+    __slots__ = ("_connection", "_held", "_sink", "done", "given_up", "head", "headers", "status")
 
     def __init__(self, connection: _Connection, head: asyncio.Future[Answer]) -> None:
-        self._connection = connection
+        self._connection: _Connection | None = connection
         self._held: list[bytes] = []
         self._sink: OnData | None = None
         self.head = head
         self.done: asyncio.Future[None] = head.get_loop().create_future()
+        self.given_up = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
 
@@ -118,24 +136,38 @@ class Answer:
             sink(data)
 
     async def read(self) -> bytes:
-        """The whole body."""
-        await self.done
+        """The whole body. A reader that is cancelled gives the answer up."""
+        try:
+            await self.done
+        except asyncio.CancelledError:
+            self.abort()
+            raise
         body = b"".join(self._held)
         self._held = []
         return body
 
     def pause(self) -> None:
         """Stop reading from the server, because the reader of the answer is slow."""
-        self._connection.pause()
+        if self._connection is not None:
+            self._connection.pause()
 
     def resume(self) -> None:
         """Go on reading."""
-        self._connection.resume()
+        if self._connection is not None:
+            self._connection.resume()
 
     def abort(self) -> None:
         """Give the answer up: the connection is cut, which tells the server to stop working."""
-        self._connection.abort()
-        self.fail(BrokenResponse("the request was given up"))
+        self.given_up = True
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+        error = BrokenResponse if self.head.done() else NoResponse
+        self.fail(error("the request was given up"))
+
+    def release(self) -> None:
+        """The connection goes on to others, or is gone."""
+        self._connection = None
 
     def feed(self, data: bytes) -> None:
         """Take body bytes from the connection."""
@@ -160,9 +192,12 @@ class _Connection(asyncio.Protocol):
     __slots__ = (
         "_answer",
         "_close_after",
+        "_head_only",
         "_parser",
+        "_paused",
         "_pool",
         "_reused",
+        "_sent_s",
         "_transport",
         "_until_close",
         "closed",
@@ -175,28 +210,42 @@ class _Connection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._reused = False
+        self._sent_s = 0.0
+        self._head_only = False
+        self._paused = False
         self._close_after = False
         self._until_close = False
         self.closed = False
         self.idle_since_s = 0.0
 
-    def send(self, data: bytes, head: asyncio.Future[Answer], reused: bool) -> Answer:
+    @property
+    def usable(self) -> bool:
+        """Whether a request can still go out on it, as far as we know."""
+        return not (self.closed or self._transport is None or self._transport.is_closing())
+
+    def send(
+        self, data: bytes, head: asyncio.Future[Answer], *, reused: bool, head_only: bool
+    ) -> Answer:
         """Send one request; its answer's head resolves `head`."""
         assert self._transport is not None
         assert self._answer is None
         answer = Answer(self, head)
         self._answer = answer
         self._reused = reused
+        self._sent_s = time.monotonic()
+        self._head_only = head_only
         self._parser = httptools.HttpResponseParser(self)
         self._transport.write(data)
         return answer
 
     def pause(self) -> None:
-        if self._transport is not None and not self.closed:
+        if self._transport is not None and self.usable:
+            self._paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._transport is not None and not self.closed:
+        self._paused = False
+        if self._transport is not None and self.usable:
             self._transport.resume_reading()
 
     def abort(self) -> None:
@@ -216,10 +265,15 @@ class _Connection(asyncio.Protocol):
             self.abort()
             self._pool.forget(self)
             return
+        self._reused = False  # from the first byte on, the server has acted on the request
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail("the server switched protocols")
+        except httptools.HttpParserCallbackError as error:
+            if self._answer is not None:
+                log.error("the reader of an answer failed", exc_info=error.__context__)
+            self._fail(f"the answer could not be read: {error.__context__}")
         except httptools.HttpParserError as error:
             self._fail(f"the server sent something that is not HTTP: {error}")
 
@@ -230,19 +284,23 @@ class _Connection(asyncio.Protocol):
         if answer is None:
             return
         self._answer = None
+        answer.release()
+        url = self._pool.origin.url
         if self._until_close and exc is None and answer.head.done():
             if not answer.done.done():
                 answer.done.set_result(None)
         elif answer.head.done():
-            answer.fail(BrokenResponse(f"{self._pool.origin.url} closed the connection mid-answer"))
-        elif self._reused:
+            answer.fail(BrokenResponse(f"{url} closed the connection mid-answer"))
+        elif self._reused and time.monotonic() - self._sent_s < STALE_WINDOW_S:
             answer.fail(_StaleConnection())
         else:
-            answer.fail(
-                NoResponse(f"{self._pool.origin.url} closed the connection without an answer")
-            )
+            answer.fail(NoResponse(f"{url} closed the connection without an answer"))
 
     # httptools' side
+
+    def on_message_begin(self) -> None:
+        if self._answer is None:
+            raise ValueError("a second answer to one request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._answer is not None
@@ -260,11 +318,15 @@ class _Connection(asyncio.Protocol):
         self._close_after = not parser.should_keep_alive()
         self._until_close = (
             b"content-length" not in answer.headers
-            and b"transfer-encoding" not in answer.headers
+            and b"chunked" not in answer.headers.get(b"transfer-encoding", b"").lower()
             and status not in (204, 304)
+            and not self._head_only
         )
         if not answer.head.done():
             answer.head.set_result(answer)
+        if self._head_only:
+            # The parser cannot know, and would wait for the body that the head speaks of.
+            self.on_message_complete()
 
     def on_body(self, data: bytes) -> None:
         if self._answer is not None:
@@ -275,11 +337,14 @@ class _Connection(asyncio.Protocol):
         if answer is None or answer.status == 0:
             return
         self._answer = None
+        answer.release()
         if self._close_after or self._until_close:
             self.closed = True
             if self._transport is not None:
                 self._transport.close()
         else:
+            if self._paused:
+                self.resume()
             self._pool.give_back(self)
         if not answer.done.done():
             answer.done.set_result(None)
@@ -289,6 +354,7 @@ class _Connection(asyncio.Protocol):
         self.abort()
         self._pool.forget(self)
         if answer is not None:
+            answer.release()
             error = BrokenResponse if answer.head.done() else NoResponse
             answer.fail(error(f"{self._pool.origin.url}: {message}"))
 
@@ -300,22 +366,29 @@ class _Pool:
         self.origin = origin
         self.idle: deque[_Connection] = deque()
         self._tls = tls
+        self._closed = False
 
     def take_idle(self) -> _Connection | None:
         now_s = time.monotonic()
         while self.idle:
             connection = self.idle.pop()
-            if not connection.closed and now_s - connection.idle_since_s < MAX_IDLE_S:
+            if connection.usable and now_s - connection.idle_since_s < MAX_IDLE_S:
                 return connection
             connection.abort()
         return None
 
     def give_back(self, connection: _Connection) -> None:
-        if len(self.idle) >= MAX_IDLE_PER_ORIGIN:
+        if self._closed or len(self.idle) >= MAX_IDLE_PER_ORIGIN:
             connection.abort()
             return
         connection.idle_since_s = time.monotonic()
         self.idle.append(connection)
+
+    def close(self) -> None:
+        """Close what is idle now, and what runs once it ends."""
+        self._closed = True
+        while self.idle:
+            self.idle.pop().abort()
 
     def forget(self, connection: _Connection) -> None:
         with contextlib.suppress(ValueError):
@@ -336,9 +409,11 @@ class _Pool:
             raise ConnectFailed(
                 f"{self.origin.url} did not accept a connection within {timeout_s:g} s"
             ) from None
-        except (OSError, ssl.SSLError) as error:
-            reason = error.strerror or str(error) or type(error).__name__
+        except (OSError, UnicodeError) as error:
+            reason = _say_why(error)
             raise ConnectFailed(f"{self.origin.url} cannot be reached: {reason}") from None
+        if not connection.usable:
+            raise ConnectFailed(f"{self.origin.url} closed the connection at once")
         return connection
 
 
@@ -377,20 +452,20 @@ class HttpClient:
             len(body),
             body,
         )
-        reused = True
+        stale: Answer | None = None
         while True:
-            connection = pool.take_idle() if reused else None
+            connection = pool.take_idle() if stale is None else None
+            reused = connection is not None
             if connection is None:
-                reused = False
-                connection = await pool.connect(connect_timeout_s)
+                connection = await _connect(pool, connect_timeout_s, stale)
             head: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            answer = connection.send(data, head, reused)
+            answer = connection.send(data, head, reused=reused, head_only=method == "HEAD")
             if on_sent is not None:
                 on_sent(answer)
             try:
                 return await _wait(head, head_timeout_s, origin)
             except _StaleConnection:
-                reused = False
+                stale = answer
             except BaseException:
                 answer.abort()
                 raise
@@ -404,9 +479,12 @@ class HttpClient:
         body: bytes = b"",
         timeout_s: float = 10.0,
     ) -> tuple[int, bytes]:
-        """Status and whole body of one request to `url`, within `timeout_s`."""
+        """Status and whole body of one request to `url`, within `timeout_s`.
+
+        Raises `TransportError`, and `ValueError` where `url` is none.
+        """
         parts = urlsplit(url)
-        path = parts.path + (f"?{parts.query}" if parts.query else "")
+        path = _quote(parts.path) + (f"?{_quote(parts.query)}" if parts.query else "")
         origin = parse_origin(f"{parts.scheme}://{parts.netloc}")
         answer: Answer | None = None
         try:
@@ -421,27 +499,60 @@ class HttpClient:
                 )
                 return answer.status, await answer.read()
         except TimeoutError:
-            if answer is not None:
-                answer.abort()
-            raise NoResponse(f"{url} did not answer within {timeout_s:g} s") from None
+            if answer is None:
+                raise NoResponse(f"{url} did not answer within {timeout_s:g} s") from None
+            raise BrokenResponse(
+                f"{url} did not finish its answer within {timeout_s:g} s"
+            ) from None
 
     def close(self) -> None:
-        """Close every idle connection; running requests end by themselves."""
+        """Close every idle connection, and each running request's once it has ended."""
         for pool in self._pools.values():
-            while pool.idle:
-                pool.idle.pop().abort()
+            pool.close()
+        self._pools.clear()
 
     def close_origin(self, origin: Origin) -> None:
-        """Close the idle connections to an origin that is gone for good, and forget it."""
+        """Close the connections to an origin that is gone for good, and forget it; running
+        requests may end first.
+        """
         pool = self._pools.pop(origin, None)
-        while pool is not None and pool.idle:
-            pool.idle.pop().abort()
+        if pool is not None:
+            pool.close()
 
     def _add_pool(self, origin: Origin) -> _Pool:
         if origin.tls and self._tls is None:
             self._tls = ssl.create_default_context()
         pool = self._pools[origin] = _Pool(origin, self._tls if origin.tls else None)
         return pool
+
+
+def _quote(part: str) -> str:
+    """`part` of a URL in ASCII and without spaces; what is quoted already stays as it is."""
+    return quote(part, safe="/?:@!$&'()*+,;=%-._~")
+
+
+def _say_why(error: OSError | UnicodeError) -> str:
+    """The reason alone: event loops put addresses and their own words around it."""
+    if isinstance(error, OSError):
+        if error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
+            return os.strerror(error.errno)
+        return error.strerror or str(error) or type(error).__name__
+    return str(error)
+
+
+async def _connect(pool: _Pool, timeout_s: float, stale: Answer | None) -> _Connection:
+    """A fresh connection; after a `stale` one, the last look at whether to send again."""
+    try:
+        if stale is None or not stale.given_up:
+            connection = await pool.connect(timeout_s)
+            if stale is None or not stale.given_up:
+                return connection
+            connection.abort()
+    except ConnectFailed as error:
+        if stale is not None:
+            raise NoResponse(f"a kept connection was closed without an answer; {error}") from None
+        raise
+    raise NoResponse("the request was given up")
 
 
 async def _wait(head: Awaitable[Answer], timeout_s: float | None, origin: Origin) -> Answer:

@@ -41,16 +41,14 @@ def _number(low: float, high: float, *neutral: float) -> Field:
             isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
         )
 
-    bounds = f"between {low:g} and {high:g}" if high < 1e9 else f"of at least {low:g}"
-    return Field(f"a number {bounds}", accepts, neutral)
+    return Field(f"a number between {low:g} and {high:g}", accepts, neutral)
 
 
 def _integer(low: int, high: int, *neutral: int) -> Field:
     def accepts(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    bounds = f"between {low} and {high}" if high < 1_000_000_000 else f"of at least {low}"
-    return Field(f"a whole number {bounds}", accepts, neutral)
+    return Field(f"a whole number between {low} and {high}", accepts, neutral)
 
 
 def _boolean(*neutral: bool) -> Field:
@@ -108,12 +106,14 @@ def _is_stream_options(value: Any) -> bool:
     )
 
 
+MAX_NAME = 64
+"""No field has a longer name, by far."""
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 
 _TEXT_INPUT = Field("a string, an array of strings, or token ids", _is_text_input)
 _TOKEN_IDS = Field("an array of token ids", _is_token_ids, ([],))
-_STOP = Field("a string or an array of up to 16 strings", _is_stop, ([],))
+_STOP = Field("a string or an array of up to 16 strings", _is_stop, ([], ""))
 
 _SAMPLING: dict[str, Field] = {
     "temperature": _number(0, 2),
@@ -261,6 +261,9 @@ def check_fields(
 
 
 def _unknown(name: str, fields: Collection[str]) -> Exception:
+    if len(name) > MAX_NAME:
+        # Comparing megabytes would hold everybody up.
+        name = f"{name[:MAX_NAME]}..."
     near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")

@@ -18,25 +18,34 @@ Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 
 ADDRESS_IN_USE = 98
 """Exit status of a server that could not listen."""
+LOG_VARIABLE = "THRIFTY_LOG"
 
 
 def run_process(main: Main) -> int:
     """Run `main` on uvloop where there is one; returns the process's exit status."""
-    logging.basicConfig(
-        level=os.environ.get("THRIFTY_LOG", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     loop_factory = None
     with contextlib.suppress(ImportError):
         import uvloop
 
         loop_factory = uvloop.new_event_loop
     try:
+        logging.basicConfig(
+            level=read_log_level(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_with_signals(main))
     except ThriftyError as error:
         report_error(str(error))
         return error.exit_code
+
+
+def read_log_level() -> int:
+    """The least level that is logged, from the environment. Raises `ThriftyError`."""
+    name = os.environ.get(LOG_VARIABLE) or "info"
+    level = logging.getLevelNamesMapping().get(name.upper())
+    if level is None:
+        raise ThriftyError(f"{LOG_VARIABLE} is {name!r}; set it to debug, info, warning or error")
+    return level
 
 
 def report_error(message: str) -> None:

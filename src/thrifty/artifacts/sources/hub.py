@@ -1,18 +1,23 @@
 """Models on the Hugging Face hub, or on a mirror of it (`HF_ENDPOINT`).
 
-huggingface_hub does the transfer: it resumes, checks sizes and knows the user's token. Pickled
-weights are not even downloaded.
+huggingface_hub tells what there is and knows the user's token. The transfer is ours: it goes on
+where a killed one stopped, and what has a SHA-256 is checked against it. Pickled weights are not
+even downloaded.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from thrifty.artifacts.artifact import to_name
 from thrifty.artifacts.inspect import PICKLE_SUFFIXES
+from thrifty.artifacts.sources.download import download
 from thrifty.artifacts.store import Store
-from thrifty.errors import FormatRefused, SourceError
+from thrifty.errors import FormatRefused, SourceError, ThriftyError
 from thrifty.types import OnProgress, Progress
 
 _REPOSITORY = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?(?::(.+\.gguf))?")
@@ -28,27 +33,82 @@ def fetch(reference: str, folder: Path, store: Store, on_progress: OnProgress) -
             "hf:ORG/NAME:FILE.gguf"
         )
     repository, revision, gguf = match.groups()
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
     on_progress(Progress("resolve", 0, 0))
     try:
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-        wanted = _choose({s.rfilename: s.size or 0 for s in info.siblings or []}, repository, gguf)
-        total, done = sum(wanted.values()), 0
-        store.require_space(total, f"downloading {repository}")
-        for name, size in wanted.items():
-            hf_hub_download(repository, name, revision=info.sha, local_dir=folder / "model")
-            done += size
-            on_progress(Progress("download", done, total))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+        commit = _download(repository, revision, gguf, folder, store, on_progress)
+    except ThriftyError:
+        raise
+    except Exception as error:
+        # The library's errors, and those of whichever HTTP client it is built on.
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SourceError(
             f"hf:{reference} could not be fetched: {first_line}. Check the name, the network, and "
             "for a gated model your token (HF_TOKEN)"
         ) from None
-    name = to_name(Path(gguf).stem if gguf else repository.partition("/")[2])
-    return name, f"hf:{repository}@{info.sha}" + (f":{gguf}" if gguf else "")
+    name = to_name(PurePosixPath(gguf).stem if gguf else repository.partition("/")[2])
+    return name, f"hf:{repository}@{commit}" + (f":{gguf}" if gguf else "")
+
+
+def _download(
+    repository: str,
+    revision: str | None,
+    gguf: str | None,
+    folder: Path,
+    store: Store,
+    on_progress: OnProgress,
+) -> str:
+    """Bring the chosen files into `folder/model`; return the commit they are of."""
+    from huggingface_hub import HfApi, get_token, hf_hub_url
+
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+    info = HfApi(endpoint).model_info(repository, revision=revision, files_metadata=True)
+    siblings = {s.rfilename: s for s in info.siblings or []}
+    wanted = _choose({name: s.size or 0 for name, s in siblings.items()}, repository, gguf)
+    commit, token = str(info.sha), get_token()
+    target = _make_target(folder, commit)
+    total = sum(wanted.values())
+    arrived = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    store.require_space(max(0, total - arrived), f"downloading {repository}")
+    done = 0.0
+    for name, size in wanted.items():
+        # A single model lies at the top, wherever the repository keeps it.
+        path = target / (PurePosixPath(name).name if name.endswith(".gguf") else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.stat().st_size != size:
+            download(
+                hf_hub_url(repository, name, revision=commit, endpoint=endpoint),
+                path,
+                sha256=_read_sha256(siblings[name]),
+                store=store,
+                on_progress=_within(on_progress, done, total),
+                headers={"authorization": f"Bearer {token}"} if token else {},
+            )
+        done += size
+        on_progress(Progress("download", done, total))
+    return commit
+
+
+def _make_target(folder: Path, commit: str) -> Path:
+    """`folder/model`, empty unless what lies there is of the same commit."""
+    note = folder / "commit"
+    target = folder / "model"
+    if not note.exists() or note.read_text() != commit:
+        shutil.rmtree(target, ignore_errors=True)
+        note.write_text(commit)
+    target.mkdir(exist_ok=True)
+    return target
+
+
+def _read_sha256(sibling: Any) -> str | None:
+    """The checksum of a large file; small ones are plain git objects, which have another kind."""
+    lfs = getattr(sibling, "lfs", None)
+    value = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
+    return str(value) if value else None
+
+
+def _within(on_progress: OnProgress, before: float, total: float) -> OnProgress:
+    """Progress of one file as progress of all."""
+    return lambda progress: on_progress(Progress("download", before + progress.done, total))
 
 
 def _choose(files: dict[str, int], repository: str, gguf: str | None) -> dict[str, int]:

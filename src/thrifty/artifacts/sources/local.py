@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
 from thrifty.artifacts.artifact import to_name
-from thrifty.artifacts.inspect import PICKLE_SUFFIXES
+from thrifty.artifacts.gguf_file import GgufFile
+from thrifty.artifacts.inspect import PICKLE_SUFFIXES, inspect_model
 from thrifty.artifacts.store import Store
 from thrifty.errors import FormatRefused, SourceError
 from thrifty.types import OnProgress, Progress
@@ -23,7 +25,8 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else _model_files(path):
         status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(file))
+        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -37,9 +40,12 @@ def fetch(path: Path, target: Path, store: Store, on_progress: OnProgress) -> st
             )
         if path.suffix != ".gguf":
             raise FormatRefused(f"{path} is not a .gguf file; name the model's folder instead")
+        GgufFile(path)
         files = [path]
         base = path.parent
     else:
+        # Looked into before it is copied, so that a refusal names the user's own folder.
+        inspect_model(path)
         files = _model_files(path)
         base = path
     if not files:

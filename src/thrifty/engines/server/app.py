@@ -15,14 +15,16 @@ from thrifty.engines.server.generation import Generation
 from thrifty.engines.server.request import (
     check_length,
     encode_chat,
+    encode_input,
     parse_chat,
     parse_completion,
     split_inputs,
 )
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.engines.server.tools import ToolPlan, parse_tools
+from thrifty.errors import EngineError
 from thrifty.types import Family
-from thrifty.wire.errors import NOT_FOUND, WireError, bad_request
+from thrifty.wire.errors import NOT_FOUND, SERVER, WireError, bad_request
 from thrifty.wire.fields import Endpoint, check_fields
 from thrifty.wire.server import Exchange
 
@@ -152,7 +154,10 @@ class ModelServer:
         if facts.family is not Family.DECODER:
             raise _wrong_family("an encoder; it answers /v1/embeddings")
         parse = parse_chat if endpoint is Endpoint.CHAT else parse_completion
-        request = parse(body, self._tokenizer, facts)
+        try:
+            request = parse(body, self._tokenizer, facts)
+        except RecursionError:
+            raise bad_request("The body is nested too deeply.", code="invalid_json") from None
         await Generation(exchange, request, self.backend, self._tokenizer).run()
 
     async def _embed(self, exchange: Exchange, body: dict[str, Any], facts: ModelFacts) -> None:
@@ -173,12 +178,15 @@ class ModelServer:
                 "dimensions",
                 "unsupported_parameter",
             )
-        encoded = [self._tokenizer.encode(i) if isinstance(i, str) else i for i in inputs]
+        encoded = [encode_input(i, self._tokenizer, "input") for i in inputs]
         for ids in encoded:
             if not ids:
                 raise bad_request("'input' must not be empty.", "input", "invalid_value")
             check_length(len(ids), facts, "input")
-        vectors = await self.backend.embed(encoded)
+        try:
+            vectors = await self.backend.embed(encoded)
+        except EngineError as error:
+            raise WireError(500, str(error), type=SERVER, code="engine_error") from None
         as_floats = body.get("encoding_format", "float") != "base64"
         data = [
             {
@@ -208,8 +216,8 @@ class ModelServer:
             plan = parse_tools(body) if body.get("tools") else ToolPlan()
             ids = encode_chat(body, self._tokenizer, plan)
         else:
-            special = body.get("add_special_tokens", True)
-            ids = self._tokenizer.encode(body["prompt"], add_special_tokens=bool(special))
+            special = body.get("add_special_tokens") is not False
+            ids = self._tokenizer.encode(body["prompt"], add_special_tokens=special)
         answer: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": facts.context_length,

@@ -13,6 +13,7 @@ class Choice:
     """The state of one choice. `finish_reason` is None while more may come."""
 
     __slots__ = (
+        "_eos_ids",
         "_min_tokens",
         "_stop_ids",
         "_text",
@@ -38,6 +39,7 @@ class Choice:
         self._text = IncrementalText(tokenizer, request.stops)
         self._tokenizer = tokenizer
         self._stop_ids = frozenset(request.sampling.stop_token_ids)
+        self._eos_ids = frozenset(request.eos_token_ids)
         self._min_tokens = request.sampling.min_tokens
         self._want_logprobs = request.sampling.logprobs
 
@@ -57,6 +59,10 @@ class Choice:
             past_minimum = self.tokens > self._min_tokens
             if token_id in self._stop_ids and past_minimum:
                 self.finish_reason = "stop"
+                break
+            last = position == len(output.token_ids) - 1
+            if last and output.finish == "stop" and token_id in self._eos_ids:
+                # It ended the answer and is no part of it, though it was generated.
                 break
             pieces.append(self._text.feed(token_id, check_stops=past_minimum))
             if self._want_logprobs and output.logprobs is not None:

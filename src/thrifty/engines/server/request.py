@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class GenerationRequest:
     stream: bool = False
     include_usage: bool = False
     tools: ToolPlan = field(default_factory=ToolPlan)
+    eos_token_ids: tuple[int, ...] = ()
     echo_texts: list[str] = field(default_factory=list)
     """For completions with `echo`: the prompts' texts, which begin the answers."""
 
@@ -66,6 +68,7 @@ def parse_chat(
             )
         grammar = build_grammar(plan)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     sampling = _parse_sampling(
         body, [prompt], facts, limit, param="messages", logprobs=bool(body.get("logprobs")),
         grammar=grammar,
@@ -79,6 +82,7 @@ def parse_chat(
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
         include_usage=_wants_usage(body),
+        eos_token_ids=facts.eos_token_ids,
         tools=plan,
     )
 
@@ -87,10 +91,7 @@ def parse_completion(
     body: dict[str, Any], tokenizer: TextTokenizer, facts: ModelFacts
 ) -> GenerationRequest:
     """The request in the body of `/v1/completions`. Raises a 400 that names the fault."""
-    prompts = [
-        tokenizer.encode(item) if isinstance(item, str) else item
-        for item in split_inputs(body["prompt"])
-    ]
+    prompts = [encode_input(item, tokenizer, "prompt") for item in split_inputs(body["prompt"])]
     prompts = [prompt or list(facts.eos_token_ids[:1]) for prompt in prompts]
     logprobs = body.get("logprobs")
     if logprobs:
@@ -98,6 +99,7 @@ def parse_completion(
     echo = bool(body.get("echo"))
     if echo and logprobs is not None:
         raise _unsupported("echo", "it cannot be joined with 'logprobs'")
+    _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     limit = body.get("max_tokens") or COMPLETION_DEFAULT_TOKENS
     return GenerationRequest(
         endpoint=Endpoint.COMPLETIONS,
@@ -110,6 +112,7 @@ def parse_completion(
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
         include_usage=_wants_usage(body),
+        eos_token_ids=facts.eos_token_ids,
         echo_texts=[tokenizer.decode(prompt) for prompt in prompts] if echo else [],
     )
 
@@ -121,6 +124,25 @@ def split_inputs(value: Any) -> list[str | list[int]]:
     if value and isinstance(value[0], int):
         return [value]
     return list(value) or [""]
+
+
+def encode_input(value: str | list[int], tokenizer: TextTokenizer, param: str) -> list[int]:
+    """The tokens of a text, or those given. Raises a 400 where there are no such tokens."""
+    if isinstance(value, str):
+        return tokenizer.encode(value)
+    _check_tokens(value, tokenizer, param)
+    return value
+
+
+def _check_tokens(ids: Sequence[int], tokenizer: TextTokenizer, param: str) -> None:
+    size = tokenizer.vocabulary_size
+    largest = max(ids, default=0)
+    if largest >= size:
+        raise bad_request(
+            f"'{param}' holds the token {largest}, and this model's tokens end at {size - 1}.",
+            param,
+            "invalid_value",
+        )
 
 
 def check_length(tokens: int, facts: ModelFacts, param: str, more: int = 0) -> None:
@@ -151,11 +173,16 @@ def encode_chat(body: dict[str, Any], tokenizer: TextTokenizer, plan: ToolPlan) 
     text = tokenizer.render_chat(
         messages,
         tools=tools,
-        add_generation_prompt=body.get("add_generation_prompt", True),
+        add_generation_prompt=body.get("add_generation_prompt") is not False,
         extra=body.get("chat_template_kwargs"),
     )
     # The template writes the special tokens itself.
-    return tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise bad_request(
+            "the model's chat template makes nothing of these messages", "messages", "invalid_value"
+        )
+    return ids
 
 
 def _check_message(message: Any, where: str) -> dict[str, Any]:
@@ -163,7 +190,7 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise bad_request(f"'{where}' must be an object.", "messages", "invalid_value")
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise bad_request(
             f"'{where}.role' must be one of {', '.join(sorted(ROLES))}, not {role!r}.",
             "messages",
@@ -175,10 +202,14 @@ def _check_message(message: Any, where: str) -> dict[str, Any]:
     if content is None and not (role == "assistant" and message.get("tool_calls")):
         raise bad_request(f"'{where}.content' is missing.", "messages", "invalid_value")
     message["content"] = _join_content(content, where)
-    if message.get("tool_calls"):
+    calls = message.get("tool_calls")
+    if calls:
+        if not isinstance(calls, list):
+            raise bad_request(
+                f"'{where}.tool_calls' must be an array.", "messages", "invalid_value"
+            )
         message["tool_calls"] = [
-            _check_call(call, f"{where}.tool_calls[{i}]")
-            for i, call in enumerate(message["tool_calls"])
+            _check_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)
         ]
     checked: dict[str, Any] = message
     return checked
@@ -216,7 +247,7 @@ def _check_call(call: Any, where: str) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise bad_request(
                 f"'{where}.function.arguments' is not JSON.", "messages", "invalid_value"
             ) from None
@@ -239,6 +270,8 @@ def _parse_sampling(
         limit = facts.context_length - longest
     else:
         check_length(longest, facts, param, limit)
+    if not all(prompts):
+        raise bad_request(f"'{param}' must not be empty.", param, "invalid_value")
     least = body.get("min_tokens") or 0
     if least > limit:
         raise bad_request(
@@ -290,13 +323,16 @@ def _wants_usage(body: dict[str, Any]) -> bool:
 
 
 def _parse_response_format(value: dict[str, Any] | None) -> Grammar | None:
-    kind = (value or {}).get("type", "text")
-    if value is None or kind == "text":
+    if value is None:
+        return None
+    kind = value.get("type")
+    if kind == "text":
         return None
     if kind == "json_object":
         return Grammar("json_schema", '{"type": "object"}')
     if kind == "json_schema":
-        schema = (value.get("json_schema") or {}).get("schema")
+        holder = value.get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, dict) else None
         if not isinstance(schema, dict):
             raise bad_request(
                 "'response_format.json_schema.schema' must be a JSON schema.",

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from thrifty.wire.errors import WireError, bad_request
+from thrifty.wire.errors import bad_request
+
+_BROKEN = "\ufffd"
+"""What stands for bytes that are no character."""
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
@@ -37,6 +43,8 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        self.vocabulary_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        """Ids of tokens are below it."""
         self.chat_template = chat_template
         self._special_tokens = special_tokens or {}
         self._template = _compile(chat_template) if chat_template else None
@@ -106,9 +114,8 @@ class TextTokenizer:
                 **self._special_tokens,
                 **(extra or {}),
             )
-        except WireError:
-            raise
-        except (jinja2.TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+        except Exception as error:
+            # A template is a program, and may fail on unforeseen messages in any way.
             raise bad_request(
                 f"the model's chat template refuses these messages: {error}",
                 "messages",
@@ -120,16 +127,35 @@ def _compile(template: str) -> jinja2.Template:
     def raise_exception(message: str) -> NoReturn:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+            sort_keys=sort_keys,
+        )  # fmt: skip
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(template)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}`: marks what the model says, for training; in a prompt it is plain text."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class IncrementalText:
@@ -139,13 +165,14 @@ class IncrementalText:
     that may turn out to begin a stop string.
     """
 
-    __slots__ = ("_decoder", "_held", "_stops", "_tokenizer", "stopped")
+    __slots__ = ("_decoder", "_held", "_pending", "_stops", "_tokenizer", "stopped")
 
     def __init__(self, tokenizer: TextTokenizer, stops: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer.tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stops = stops
         self._held = ""
+        self._pending: list[int] = []
         self.stopped = False
 
     def feed(self, token_id: int, *, check_stops: bool = True) -> str:
@@ -153,11 +180,13 @@ class IncrementalText:
         try:
             piece = self._decoder.step(self._tokenizer, token_id)
         except Exception:
-            # The library gives up on some sequences of broken bytes; the next text starts afresh.
+            # The library gives up on some sequences of broken bytes; the text starts afresh.
             self._decoder = DecodeStream(skip_special_tokens=True)
-            piece = None
+            piece = self._decoder.step(self._tokenizer, token_id)
         if not piece:
+            self._pending.append(token_id)
             return ""
+        self._pending.clear()
         if not self._stops:
             return str(piece)
         self._held += piece
@@ -176,8 +205,11 @@ class IncrementalText:
         return text
 
     def flush(self) -> str:
-        """What was held back, once no more tokens come."""
+        """What was held back, once no more tokens come. A broken character at the end is left out."""
         text, self._held = self._held, ""
+        if self._pending:
+            text += self._tokenizer.decode(self._pending).rstrip(_BROKEN)
+            self._pending.clear()
         return text
 
 

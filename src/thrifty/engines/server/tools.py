@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,14 +51,17 @@ def parse_tools(body: dict[str, Any]) -> ToolPlan:
     tools = body.get("tools") or []
     for index, tool in enumerate(tools):
         _check_tool(tool, f"tools[{index}]")
-    choice = body.get("tool_choice") or ("auto" if tools else "none")
+    choice = body.get("tool_choice")
+    if choice is None:
+        choice = "auto" if tools else "none"
     parallel = body.get("parallel_tool_calls") is not False
     if not tools:
         if choice not in ("none", "auto"):
             raise bad_request("'tool_choice' needs 'tools'.", "tool_choice", "invalid_value")
         return ToolPlan()
     if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
         tools = [tool for tool in tools if tool["function"]["name"] == name]
         if not tools:
             raise bad_request(
@@ -85,14 +89,9 @@ def add_to_system(messages: list[dict[str, Any]], text: str) -> list[dict[str, A
 
 def build_grammar(plan: ToolPlan) -> Grammar:
     """The constraint that makes every call valid."""
+    schema = _calls_schema(plan.tools)
     if plan.choice == "required":
-        if len(plan.tools) == 1:
-            return Grammar("json_schema", json.dumps(_call_schema(plan.tools[0])))
-        schema = {"anyOf": [_call_schema(tool) for tool in plan.tools]}
         return Grammar("json_schema", json.dumps(schema))
-    schema = {"anyOf": [_call_schema(tool) for tool in plan.tools]}
-    if len(plan.tools) == 1:
-        schema = _call_schema(plan.tools[0])
     tag = {
         "type": "structural_tag",
         "format": {
@@ -121,20 +120,31 @@ def parse_calls(text: str, plan: ToolPlan) -> tuple[str, list[dict[str, Any]]]:
     calls: list[dict[str, Any]] = []
     plain: list[str] = []
     position = 0
-    for match in re.finditer(rf"{OPEN}\s*(.*?)\s*(?:{CLOSE}|$)", text, re.DOTALL):
-        found = _read_calls(match.group(1), known)
+    for begin, end, inner in _find_tags(text):
+        found = _read_calls(inner, known)
         if found:
-            plain.append(text[position : match.start()])
-            position = match.end()
+            plain.append(text[position:begin])
+            position = end
             calls += found
     plain.append(text[position:])
     if not calls:
-        calls = _read_calls(text.strip(), known)
+        calls = _read_calls(text, known)
         if calls:
             plain = []
     if not plan.parallel:
         calls = calls[:1]
-    return "".join(plain).strip() if calls else text, calls
+    return "".join(plain).rstrip() if calls else text, calls
+
+
+def _find_tags(text: str) -> Iterator[tuple[int, int, str]]:
+    """Where each tagged part begins and ends, and what is between the tags. The last may be open."""
+    begin = text.find(OPEN)
+    while begin >= 0:
+        inner = begin + len(OPEN)
+        close = text.find(CLOSE, inner)
+        stop, end = (close, close + len(CLOSE)) if close >= 0 else (len(text), len(text))
+        yield begin, end, text[inner:stop]
+        begin = text.find(OPEN, end)
 
 
 def render_history(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -180,37 +190,62 @@ def _check_tool(tool: Any, where: str) -> None:
         )
 
 
-def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
-    function = tool["function"]
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    schema: dict[str, Any] = {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
-    # References inside a tool's schema point to its own root; its definitions move up with it.
-    for key in ("$defs", "definitions"):
-        if key in parameters:
-            schema[key] = parameters[key]
-    return schema
+def _calls_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """The schema of one call of any of `tools`.
+
+    A tool's references point into its own schema. One that has any is moved below the root, where
+    no other tool's definitions are in its way, and its references with it.
+    """
+    calls = []
+    definitions: dict[str, Any] = {}
+    for index, tool in enumerate(tools):
+        function = tool["function"]
+        parameters = function.get("parameters") or {"type": "object", "properties": {}}
+        moved = _move_references(parameters, f"#/$defs/tool{index}")
+        if moved != parameters:
+            definitions[f"tool{index}"] = moved
+            moved = {"$ref": f"#/$defs/tool{index}"}
+        calls.append(
+            {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, "arguments": moved},
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+        )
+    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return {**schema, "$defs": definitions} if definitions else schema
+
+
+def _move_references(value: Any, root: str) -> Any:
+    """`value` with its references to `#` and below turned into references to `root` and below."""
+    if isinstance(value, list):
+        return [_move_references(item, root) for item in value]
+    if not isinstance(value, dict):
+        return value
+    moved = {key: _move_references(item, root) for key, item in value.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
 
 
 def _read_calls(text: str, known: set[str]) -> list[dict[str, Any]]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     calls = []
     for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, dict) or item.get("name") not in known:
+        name = item.get("name") if isinstance(item, dict) else None
+        if not isinstance(name, str) or name not in known:
             return []
-        arguments = item.get("arguments", item.get("parameters", {}))
+        arguments = item.get("arguments", item.get("parameters"))
         calls.append(
             {
                 "id": f"call_{new_id()}",
                 "type": "function",
-                "function": {"name": item["name"], "arguments": _as_json(arguments)},
+                "function": {"name": name, "arguments": _as_json(arguments or {})},
             }
         )
     return calls

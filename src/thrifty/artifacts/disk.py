@@ -1,0 +1,106 @@
+"""Files as the store needs them: locked, linked, and replaced whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from thrifty.home import make_private_folder
+
+
+@contextlib.contextmanager
+def lock_file(path: Path) -> Iterator[None]:
+    """Hold the lock of the file at `path` for the block; waits for it."""
+    make_private_folder(path.parent)
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it may have removed the file; others then lock a new one.
+            if is_at(file.fileno(), path):
+                yield
+                return
+
+
+@contextlib.contextmanager
+def try_lock_file(path: Path) -> Iterator[bool]:
+    """Hold the lock for the block if nobody else does; gives whether it is held."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = is_at(descriptor, path)
+    except BlockingIOError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def try_hash(path: Path) -> str | None:
+    """The checksum of a file; None where the disk does not give it back."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Make `target` a link to `source`, in place of what is there."""
+    temporary = _temporary_for(target)
+    os.link(source, temporary)
+    os.replace(temporary, target)
+
+
+def _temporary_for(path: Path) -> Path:
+    """A name beside `path` that no other thread or process takes."""
+    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Put `data` on the disk at `path`, whole or not at all."""
+    temporary = _temporary_for(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Put the names in a folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all that is in it, read-only or not; what cannot be removed stays."""
+    if not folder.is_dir():
+        return
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
