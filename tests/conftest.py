@@ -8,10 +8,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from thrifty.home import HOME_VARIABLE, Home
 
 TEST_TIMEOUT_S = 60.0
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("thrifty", deadline=None)
+settings.load_profile("thrifty")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -47,12 +52,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 @pytest.fixture(scope="session")
-def model_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that keeps its models for the whole run. One service at a time may use it.
+def shared_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model store that is kept for the whole run.
 
-    `THRIFTY_TEST_HOME` names one that outlives the run, which saves the downloads.
+    `THRIFTY_TEST_HOME` names a home that outlives the run, which saves the downloads.
     """
     named = os.environ.get("THRIFTY_TEST_HOME")
-    path = Path(named) if named else tmp_path_factory.mktemp("models")
+    path = (Path(named) if named else tmp_path_factory.mktemp("shared")) / "models"
     path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model_home(shared_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with the shared models and nothing else. One service at a time may use it."""
+    path = tmp_path_factory.mktemp("home")
+    (path / "models").symlink_to(shared_models)
     return path

@@ -39,7 +39,6 @@ def service(model_home: Path) -> Iterator[tuple[RunningService, str]]:
     with running_service(
         model_home, "--port", str(find_free_port()), "--no-measure", timeout_s=300
     ) as running:
-        run_thrifty(model_home, "keys", "revoke", "openai-test")
         made = run_thrifty(model_home, "keys", "create", "--name", "openai-test")
         yield running, made.stdout.strip().splitlines()[-1]
 
