@@ -207,7 +207,7 @@ async def running_gateway(
         table=table, reader=reader, forwarder=Forwarder(upstream, table, metrics, capture=prompts),
         cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
     )  # fmt: skip
-    reader.start()
+    await reader.start()
     writer.start()
     sweeping = asyncio.ensure_future(gateway.sweep())
     try:

@@ -7,6 +7,7 @@ the database is away, requests go on with the last table.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -23,6 +24,7 @@ POLL_S = 0.2
 FULL_READ_S = 2.0
 """Figures (memory, load) change without the counter; they are read this often."""
 AWAY_POLL_S = 1.0
+FIRST_LOOK_S = 5.0
 MIN_REFRESH_S = 0.1
 """Unknown keys may ask for a look at the database; not more often than this."""
 
@@ -47,13 +49,17 @@ class TableReader:
         self._up = True
         self._change = -1
         self._read_s = 0.0
+        self._looked = asyncio.Event()
         self._refresh: asyncio.Future[None] | None = None
         self._refreshed_s = 0.0
         self._thread = threading.Thread(target=self._run, name="routing-table", daemon=True)
 
-    def start(self) -> None:
-        """Begin to read."""
+    async def start(self) -> None:
+        """Begin to read; returns after the first look, or soon where the database is away."""
         self._thread.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await self._looked.wait()
 
     def stop(self) -> None:
         """End the thread."""
@@ -109,6 +115,7 @@ class TableReader:
         if state is not None:
             self._table.apply(state)
             self._on_applied()
+        self._looked.set()
         if asked and self._refresh is not None:
             self._refreshed_s = time.monotonic()
             self._refresh.set_result(None)

@@ -94,7 +94,8 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         write_timeout_s=settings.write_timeout_s,
     )
     server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
-    reader.start()
+    # A worker that shares its port with another must know the fleet before it takes requests.
+    await reader.start()
     try:
         port = await server.start(settings.host, settings.port, reuse_port=True)
     except OSError as error:
