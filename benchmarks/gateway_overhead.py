@@ -13,11 +13,13 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from statistics import median
 
 from common import (
     WORK,
     Server,
     ThriftyService,
+    figure,
     finish,
     free_port,
     in_turns,
@@ -180,6 +182,14 @@ def main() -> None:
              ("thrifty", "smg", "litellm")), f"{show_spread(over_litellm, '{:.0f}')} x LiteLLM"),
             ("exact-cache hits/s, 64 connections", show_spread([r["per_s"] for r in cache["hit"]], "{:.0f}"),
              "", "", f"{show_spread(hits)} x misses"),
+        ],
+        [
+            figure(f"gateway overhead at the median, 1 connection, over that of {versions['smg']}", over_smg,
+                   "<= 1.3 x", median(over_smg) <= 1.3),
+            figure(f"gateway requests/s, 64 connections, one worker, over {versions['litellm']}",
+                   over_litellm, ">= 30 x", median(over_litellm) >= 30, "{:.0f}"),
+            figure("exact-cache hits/s, one worker, over the same worker's misses", hits, ">= 2 x",
+                   median(hits) >= 2),
         ],
         save=not options.no_save,
     )  # fmt: skip

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -20,7 +21,10 @@ from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec
 from thrifty.wire.fields import FIELDS, Endpoint
 
-DOCS = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ORDER = ("engines", "gateway_tokens", "gateway_overhead", "gateway_memory")
+FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
 NOTE = "<!-- Made by docs/generate.py from the code. Change that, then: make docs -->\n"
 
 
@@ -171,10 +175,62 @@ def make_field_page() -> str:
     return "\n".join(parts)
 
 
+def read_results() -> list[tuple[str, dict[str, Any]]]:
+    """What `benchmarks/` measured last, by name."""
+    found = [(p.stem, json.loads(p.read_text(encoding="utf-8"))) for p in RESULTS.glob("*.json")]
+    return sorted(
+        found, key=lambda entry: ORDER.index(entry[0]) if entry[0] in ORDER else len(ORDER)
+    )
+
+
+def figure_rows(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A measurement's figures as rows of a table."""
+    return [
+        (f["figure"], f["measured"], f["bar"], "yes" if f["met"] else "**no**", f"`{name}`")
+        for f in record["figures"]
+    ]
+
+
+def make_figure_page() -> str:
+    """Every measurement, as it was recorded."""
+    parts = [
+        "# Figures\n",
+        NOTE.replace("the code", "benchmarks/results"),
+        "Each was measured by its command, side by side with what it is compared to, in turns in one "
+        "run: the median of the rounds, with the least and the greatest in brackets. The raw figures "
+        "of every round are in `benchmarks/results`. Measure them yourself with `make bench`.\n",
+    ]
+    for name, record in read_results():
+        machine = record["machine"]
+        parts.append(f"## {name}\n\n`python benchmarks/{name}.py`\n")
+        versions = ", ".join(str(version) for version in record.get("versions", {}).values())
+        parts.append(
+            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB; "
+            f"Python {machine['python']}; {machine['at'][:10]}, commit {machine['commit']}"
+            f"{'; beside ' + versions if versions else ''}.\n"
+        )
+        parts.append((RESULTS / f"{name}.md").read_text(encoding="utf-8"))
+        rows = [row[:4] for row in figure_rows(name, record)]
+        parts.append(table(("figure", "measured", "bar", "met"), rows))
+    return "\n".join(parts)
+
+
+def make_readme() -> str:
+    """The README, with its table of figures made anew."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, rest = text.split(FIGURES_BEGIN)
+    _, after = rest.split(FIGURES_END)
+    rows = [row for name, record in read_results() for row in figure_rows(name, record)]
+    made = table(("figure", "measured", "bar", "met", "by `benchmarks/`"), rows)
+    return f"{before}{FIGURES_BEGIN}\n{made}{FIGURES_END}{after}"
+
+
 PAGES = {
-    "spec.md": make_spec_page,
-    "commands.md": make_command_page,
-    "fields.md": make_field_page,
+    "docs/spec.md": make_spec_page,
+    "docs/commands.md": make_command_page,
+    "docs/fields.md": make_field_page,
+    "docs/figures.md": make_figure_page,
+    "README.md": make_readme,
 }
 
 
@@ -183,7 +239,7 @@ def main() -> int:
     detect_machine()
     stale = []
     for name, make in PAGES.items():
-        path, text = DOCS / name, make()
+        path, text = ROOT / name, make()
         if "--check" in sys.argv:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 stale.append(name)
