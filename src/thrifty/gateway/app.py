@@ -13,6 +13,7 @@ import msgspec
 
 from thrifty.db.keys import Role
 from thrifty.gateway.admit import admit
+from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
 from thrifty.gateway.cache.exact import assemble_answer
@@ -137,10 +138,11 @@ class Gateway:
         self._recorder.record(call)
 
     async def sweep(self) -> None:
-        """Enforce the deadlines of streams, about once a second, for ever."""
+        """Enforce the deadlines of streams, and watch routing, about once a second, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
+            raise_alarms(self._table, self._metrics)
 
     async def _forward(self, call: Call) -> None:
         landing = await self._forwarder.forward(call, None)
