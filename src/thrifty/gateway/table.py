@@ -44,10 +44,9 @@ class Replica:
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def rates_key(self) -> str:
-        """Replicas of one revision run the same model on the same engine and kind of device."""
-        return self.revision
+    rates_key: str = ""
+    """What it shares its speed with: replicas of one revision that we run have the same model,
+    engine and kind of device; servers of others each have their own."""
 
     @property
     def ready(self) -> bool:
@@ -195,6 +194,7 @@ def _merge_replica(known: Replica | None, row: ReplicaRow) -> Replica:
     )
     if known is None or begun_anew:
         known = Replica(row.id, row.deployment, row.version, row.revision, origin, row.state)
+        known.rates_key = row.revision if row.pid is not None else f"{row.revision}/{row.id}"
     known.restarts = row.restarts
     known.state = row.state
     known.memory_bytes = row.memory_bytes or 0
