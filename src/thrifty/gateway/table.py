@@ -18,6 +18,7 @@ from thrifty.db.keys import Key
 from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
 from thrifty.types import ReplicaState
 from thrifty.wire.client import Origin, parse_origin
+from thrifty.wire.fields import GATEWAY_FIELDS
 
 SUSPECT_S = 1.0
 """A replica that just failed a request is avoided this long, if there are others: the controller
@@ -180,7 +181,8 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
         router = Router(row.settings.routing)
         for replica in known.replicas.values() if known is not None else ():
             replica.slot = -1
-    deployment = Deployment(row, router, None if honours is None else frozenset(honours))
+    honoured = None if honours is None else frozenset(honours) | GATEWAY_FIELDS
+    deployment = Deployment(row, router, honoured)
     if known is not None:
         deployment.waiting = known.waiting
         known.wake()
