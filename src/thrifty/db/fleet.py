@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
+from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
 from thrifty.db.keys import Key, Role
@@ -34,7 +35,13 @@ class DeploymentSettings:
     """What the servers call the model, where that is another name."""
     key_env: str | None = None
     """The environment variable with the servers' key."""
+    salt_field: str | None = None
+    """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     created_s: float = 0.0
+    price_input: float = 0.0
+    """For a million tokens, as the other prices."""
+    price_cached: float = 0.0
+    price_output: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class FleetState:
     deployments: list[DeploymentRow]
     replicas: list[ReplicaRow]
     keys: list[Key]
+    purges: list[Purge] = field(default_factory=list)
+    """What the caches were told to forget, the oldest first."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -165,6 +174,7 @@ def read_fleet(database: Database) -> FleetState:
         key_rows = (
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
+        purges = read_purges(connection)
     return FleetState(
         change,
         [
@@ -186,6 +196,7 @@ def read_fleet(database: Database) -> FleetState:
             for row in replica_rows
         ],
         [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
+        purges,
     )
 
 

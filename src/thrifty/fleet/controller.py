@@ -45,6 +45,7 @@ from thrifty.fleet.local import BACKOFF_S, LocalReplica, OnChange
 from thrifty.fleet.plan import Plan
 from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, find_ours, start_process
 from thrifty.home import Home, make_private_folder
+from thrifty.spec.models import ExactCacheSpec
 from thrifty.types import ReplicaState
 from thrifty.wire.client import HttpClient, TransportError
 
@@ -371,6 +372,7 @@ class Controller:
             "redis_url_env": _REDIS_VARIABLE,
             "max_body_bytes": spec.limits.max_body,
             "cache_bytes": spec.cache.exact.max_bytes,
+            "cache_shared": _shared_cache(spec.cache.exact),
             "read_timeout_s": spec.gateway.read_timeout,
             "write_timeout_s": spec.gateway.write_timeout,
             "drain_timeout_s": spec.gateway.drain_timeout,
@@ -440,6 +442,18 @@ class Controller:
             await asyncio.to_thread(save_gateway, self.database, row)
         except DatabaseError as error:
             log.warning("the gateway's state cannot be written: %s", error)
+
+
+def _shared_cache(exact: ExactCacheSpec) -> dict[str, float] | None:
+    """How gateway workers share answers through Redis, if they are to."""
+    if not exact.shared:
+        return None
+    return {
+        "timeout_s": exact.shared_timeout,
+        "wait_s": exact.share_wait,
+        "stream_wait_s": exact.share_wait_stream,
+        "max_entry_bytes": exact.shared_max_entry,
+    }
 
 
 def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:

@@ -56,7 +56,11 @@ class Plan:
                 honours=None if honours is None else tuple(sorted(honours)),
                 upstream_model=served.options.get("upstream_model"),
                 key_env=served.options.get("key_env"),
+                salt_field=served.options.get("salt_field", self.engine.salt_field),
                 created_s=time.time(),
+                price_input=spec.prices.input,
+                price_cached=_first(spec.prices.cached_input, spec.prices.input),
+                price_output=spec.prices.output,
             ),
         )
 
@@ -91,3 +95,7 @@ def make_plan(
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)
     return Plan(spec, engine, served)
+
+
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

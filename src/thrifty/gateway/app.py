@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
-
 from thrifty.db.keys import Role
 from thrifty.gateway.admit import admit
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
-from thrifty.gateway.cache.exact import assemble_answer
+from thrifty.gateway.cache import Entry, Flight, Flights, Owner, make_key
+from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.flights import Landing
 from thrifty.gateway.cache.key import is_deterministic
-from thrifty.gateway.call import BYPASS, HIT, MISS, Call
+from thrifty.gateway.cache.replay import assemble_stream
+from thrifty.gateway.cache.shared import Claim, Found
+from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.cache_pages import CachePages
+from thrifty.gateway.call import BYPASS, HIT, IN_FLIGHT, MISS, SHARED, Call
 from thrifty.gateway.forward import ClientGone, Forwarder
 from thrifty.gateway.pages import Pages
 from thrifty.gateway.record import Recorder
@@ -26,16 +27,19 @@ from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.errors import SERVER, WireError, internal_error
+from thrifty.wire.exchange import encode_lines
 from thrifty.wire.fields import Endpoint
 from thrifty.wire.server import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange
-from thrifty.wire.sse import DONE, read_data, split_events
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
+SHORTCUTS_BYTES = 16_000_000
 CLIENT_CLOSED = 499
 """nginx's status for a client that hung up before its answer."""
 _CALLERS = frozenset({Role.USER, Role.ADMIN})
+_JSON_LINE = encode_lines([JSON_TYPE])
+_STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
@@ -48,7 +52,7 @@ class Gateway:
         table: RoutingTable,
         reader: TableReader,
         forwarder: Forwarder,
-        cache: ExactCache,
+        cache: AnswerCache,
         recorder: Recorder,
         metrics: GatewayMetrics,
     ) -> None:
@@ -57,9 +61,11 @@ class Gateway:
         self._forwarder = forwarder
         self._cache = cache
         self._flights = Flights()
+        self._shortcuts = Shortcuts(SHORTCUTS_BYTES)
         self._recorder = recorder
         self._metrics = metrics
-        self._pages = Pages(table, reader, metrics, cache)
+        self._cache_pages = CachePages(table, reader, cache)
+        self._pages = Pages(table, reader, metrics, cache.memory, self._cache_pages)
 
     def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """One request, from its bytes to its record. What needs no waiting is done at once; the
@@ -88,13 +94,16 @@ class Gateway:
 
     def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """Admit, and answer from the cache; otherwise return what will answer."""
-        admit(call, self._table)
+        if not self._shortcuts.take(call, self._table.deployments):
+            admit(call, self._table)
         key = self._choose_key(call)
         if key is None:
             return self._forward(call)
-        entry = self._cache.get(key)
+        entry = self._cache.memory.get(key)
         if entry is not None:
             self._answer_from(call, entry)
+            if call.cache_key is None:
+                self._shortcuts.note(call, key)
             return None
         flight = self._flights.find(key)
         if flight is not None:
@@ -142,6 +151,10 @@ class Gateway:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
 
+    async def publish(self, worker: str) -> None:
+        """Tell other processes this worker's figures, for ever."""
+        await self._cache_pages.publish(worker)
+
     async def _forward(self, call: Call) -> None:
         landing = await self._forwarder.forward(call, None)
         self._note_text(call, landing)
@@ -154,6 +167,9 @@ class Gateway:
         control = call.exchange.headers.get(b"cache-control", b"")
         if settings.cache_when == "never" or b"no-store" in control or b"no-cache" in control:
             return None
+        if call.cache_key is not None:
+            call.cache = MISS
+            return call.cache_key
         if call.endpoint is Endpoint.TOKENIZE:
             return None
         if settings.cache_when != "always" and not is_deterministic(
@@ -163,56 +179,109 @@ class Gateway:
         call.cache = MISS
         return make_key(call.endpoint, deployment.row.revision, call.tenant, call.body)
 
-    def _answer_from(self, call: Call, entry: Entry) -> None:
+    @staticmethod
+    def _answer_from(call: Call, entry: Entry) -> None:
         call.cache = HIT
-        call.version = entry.version
+        call.version = entry.owner.version
         call.usage = entry.usage
+        call.saved_s = entry.took_s
         call.first_byte_s = call.last_byte_s = time.perf_counter()
-        headers = call.headers()
-        if entry.replica:
-            headers.append((b"x-thrifty-replica", entry.replica.encode()))
         if call.stream:
-            call.exchange.start(200, [*EVENT_STREAM_HEADERS, *headers])
-            call.exchange.write(entry.as_stream(call.include_usage))
-            call.exchange.finish()
+            call.exchange.respond_ready(
+                b"%bx-request-id: %b\r\n%b" % (_STREAM_LINES, call.request_id.encode(), entry.lines),
+                entry.as_stream(call.include_usage),
+                stream=True,
+            )
         else:
-            call.exchange.respond(200, entry.as_body(), [JSON_TYPE, *headers])
+            call.exchange.respond_ready(
+                b"%bx-request-id: %b\r\n%b" % (_JSON_LINE, call.request_id.encode(), entry.lines),
+                entry.as_body(),
+            )
 
     async def _lead(self, call: Call, key: bytes, flight: Flight) -> None:
-        """Go to a replica, and keep what comes for others."""
+        """Get the answer from another worker or from a replica, and keep what comes for others."""
         landing = Landing(
             error=WireError(
                 502, "the shared generation broke off", type=SERVER, code="replica_lost"
             )
         )
+        deployment, shared = call.deployment, self._cache.shared
+        assert deployment is not None
+        owner = Owner(
+            deployment.name, deployment.row.revision, deployment.row.version, call.tenant
+        )
+        purge_id = self._cache.purges.newest_id
+        claim: Claim | None = None
         try:
+            if shared is not None and shared.available:
+                found = await self._find_shared(call, key, owner, flight)
+                if isinstance(found, Found):
+                    landing = Landing(200, b"", found.entry)
+                    ttl_s = min(found.ttl_s, deployment.settings.cache_ttl_s)
+                    self._cache.keep(key, found.entry, ttl_s)
+                    self._answer_from(call, found.entry)
+                    call.tier = SHARED
+                    return
+                claim = found
+                if call.exchange.disconnected and not flight.followers:
+                    raise ClientGone
             landing = await self._forwarder.forward(call, flight)
-            landing = self._store(call, key, landing)
+            landing = self._store(call, key, landing, owner, purge_id)
             self._note_text(call, landing)
         except WireError as error:
             landing = Landing(error=error)
             raise
         finally:
             self._flights.end(key, landing)
+            if claim is not None and shared is not None:
+                shared.settle(claim, landing.entry, deployment.settings.cache_ttl_s)
 
-    def _store(self, call: Call, key: bytes, landing: Landing) -> Landing:
+    async def _find_shared(
+        self, call: Call, key: bytes, owner: Owner, flight: Flight
+    ) -> Found | Claim | None:
+        """The answer that another worker has made, or is making."""
+        assert self._cache.shared is not None
+        exchange = call.exchange
+        # Others may wait for this look-up: it goes on without its first client.
+        exchange.on_disconnect = lambda: None
+        return await self._cache.shared.find(
+            key,
+            owner,
+            stream=call.stream,
+            wanted=lambda: flight.followers > 0 or not exchange.disconnected,
+        )
+
+    def _store(
+        self, call: Call, key: bytes, landing: Landing, owner: Owner, purge_id: int
+    ) -> Landing:
         """Turn a good answer into an entry of the cache."""
-        if landing.status != 200 or call.error is not None or call.deployment is None:
+        replica = call.replica
+        if landing.status != 200 or call.error is not None or replica is None:
+            return landing
+        if replica.revision != owner.revision:
+            # While versions change, a replica of the other one may have answered.
             return landing
         body: bytes | None = landing.body
         if landing.body.startswith(b"data:"):
-            body = _assemble(landing.body)
+            body = assemble_stream(landing.body)
         if body is None:
             return landing
-        replica = call.replica.id if call.replica else ""
-        entry = Entry(body, replica=replica, version=call.version, usage=call.usage)
-        self._cache.put(key, entry, call.deployment.settings.cache_ttl_s)
+        entry = Entry(
+            body,
+            replica=replica.id,
+            usage=call.usage,
+            owner=owner._replace(version=replica.version),
+            took_s=max(0.0, call.last_byte_s - call.sent_s),
+            purge_id=purge_id,
+        )
+        assert call.deployment is not None
+        self._cache.keep(key, entry, call.deployment.settings.cache_ttl_s)
         return Landing(200, landing.body, entry)
 
     async def _follow(self, call: Call, flight: Flight) -> None:
         """Take part in an identical request's generation."""
         assert call.deployment is not None
-        call.cache = HIT
+        call.cache, call.tier = HIT, IN_FLIGHT
         self._metrics.shared.labels(call.deployment.name).inc()
         flight.followers += 1
         gone = asyncio.get_running_loop().create_future()
@@ -253,7 +322,8 @@ class Gateway:
     def _finish_following(self, call: Call, landing: Landing) -> None:
         exchange = call.exchange
         if exchange.started:
-            call.usage = landing.entry.usage if landing.entry else None
+            if landing.entry is not None:
+                call.usage, call.saved_s = landing.entry.usage, landing.entry.took_s
             if landing.error is not None:
                 call.error = landing.error.code
             exchange.finish()
@@ -272,21 +342,3 @@ class Gateway:
     def _note_text(self, call: Call, landing: Landing) -> None:
         if self._recorder.wants_text:
             call.answer_text = landing.body.decode("utf-8", "replace")
-
-
-def _assemble(stream: bytes) -> bytes | None:
-    """The whole answer in a finished stream."""
-    if not stream.rstrip().endswith(DONE.rstrip()) and DONE not in stream:
-        return None
-    events, _ = split_events(stream)
-    chunks = []
-    for event in events:
-        data = read_data(event)
-        if not data or data == b"[DONE]":
-            continue
-        with contextlib.suppress(msgspec.DecodeError):
-            chunk = msgspec.json.decode(data)
-            if "error" in chunk:
-                return None
-            chunks.append(chunk)
-    return assemble_answer(chunks)

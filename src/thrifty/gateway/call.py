@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from thrifty.wire.server import Exchange
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
+MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
+"""Where a hit came from: this worker's memory, Redis, or a generation that was under way."""
 
 MAX_REQUEST_ID_BYTES = 64
 
@@ -50,10 +52,12 @@ class Call:
         "received_s",
         "replica",
         "request_id",
+        "saved_s",
         "sent_s",
         "started_at_s",
         "status",
         "stream",
+        "tier",
         "usage",
         "version",
     )
@@ -73,6 +77,9 @@ class Call:
         self.include_usage = False
         self.cache = BYPASS
         self.cache_key: bytes | None = None
+        """Set where the body was known before it was read."""
+        self.tier = MEMORY
+        self.saved_s = 0.0
         self.replica: Replica | None = None
         self.version = ""
         self.attempts = 0

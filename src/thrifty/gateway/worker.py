@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import socket
 import sys
 
 import msgspec
 
 from thrifty.db import open_database
+from thrifty.db.cache import remove_cache_stats
+from thrifty.errors import DatabaseError
 from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
 from thrifty.gateway.shared_store import SharedStore
@@ -40,6 +45,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """As for the database; empty or not set where there is none."""
     max_body_bytes: int = 8_000_000
     cache_bytes: int = 256_000_000
+    cache_shared: SharedSettings | None = None
+    """How answers are shared through Redis; None: they are not."""
     read_timeout_s: float = 20.0
     write_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
@@ -83,11 +90,18 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         writer.start()
     client = HttpClient()
     forwarder = Forwarder(client, table, metrics, capture=settings.record_prompts)
+    cache = AnswerCache(
+        ExactCache(settings.cache_bytes),
+        table,
+        metrics,
+        store if settings.cache_shared is not None else None,
+        settings.cache_shared,
+    )
     gateway = Gateway(
         table=table,
         reader=reader,
         forwarder=forwarder,
-        cache=ExactCache(settings.cache_bytes),
+        cache=cache,
         recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
         metrics=metrics,
     )
@@ -100,6 +114,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
     # A worker that shares its port with another must know the fleet before it takes requests.
     await reader.start()
+    cache.start()
     try:
         port = await server.start(settings.host, settings.port, reuse_port=True)
     except OSError as error:
@@ -107,12 +122,18 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         return ADDRESS_IN_USE
     log.info("listening on http://%s:%d", settings.host, port)
     sweeping = asyncio.ensure_future(gateway.sweep())
+    worker = f"{socket.gethostname()[:64]}:{os.getpid()}"
+    publishing = asyncio.ensure_future(gateway.publish(worker))
     await stopping.wait()
     log.info("draining")
     cut = await server.drain(settings.drain_timeout_s)
     if cut:
         log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
     sweeping.cancel()
+    publishing.cancel()
+    await cache.close()
+    with contextlib.suppress(DatabaseError):
+        await asyncio.to_thread(remove_cache_stats, table_database, worker)
     reader.stop()
     if writer is not None:
         writer.stop()

@@ -143,6 +143,27 @@ class ExactCacheSpec(Section):
     )
     max_bytes: Bytes = Field(256_000_000, description="Memory for answers, in each gateway worker.")
     ttl: Duration = Field(3600.0, gt=0, description="How long an answer may be reused.")
+    shared: bool = Field(
+        True,
+        description="Share answers, and generations under way, with all gateway workers through "
+        "`redis`, where the spec names one.",
+    )
+    shared_timeout: Duration = Field(
+        0.01,
+        gt=0,
+        description="How long a request waits for Redis before it goes on without.",
+    )
+    shared_max_entry: Bytes = Field(
+        1_000_000, ge=0, description="Larger answers are not put into Redis."
+    )
+    share_wait: Duration = Field(
+        30.0,
+        description="How long a request waits for another worker's generation of the same answer.",
+    )
+    share_wait_stream: Duration = Field(
+        1.0,
+        description="As `share_wait`, for streams: these get nothing until the other one has ended.",
+    )
 
 
 class CacheSpec(Section):
@@ -180,6 +201,24 @@ class LimitsSpec(Section):
     )
     idle_timeout: Duration = Field(
         120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+    )
+
+
+class PricesSpec(Section):
+    """What tokens cost, in the currency you think in. Budgets of keys are counted in it."""
+
+    input: Number = Field(
+        0.0, ge=0, allow_inf_nan=False, description="A million tokens of prompts."
+    )
+    cached_input: Number | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="A million tokens of prompts that an engine's prefix cache had. Default: as "
+        "`input`.",
+    )
+    output: Number = Field(
+        0.0, ge=0, allow_inf_nan=False, description="A million tokens of answers."
     )
 
 
@@ -246,6 +285,10 @@ class Spec(Section):
         default_factory=lambda: CacheSpec(), description="`true`, `false` or a mapping."
     )
     limits: LimitsSpec = Field(default_factory=lambda: LimitsSpec(), description="Limits.")
+    prices: PricesSpec = Field(
+        default_factory=lambda: PricesSpec(),
+        description="What tokens cost; answers from the exact cache cost nothing.",
+    )
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
     )
@@ -292,6 +335,7 @@ __all__ = [
     "ExactCacheSpec",
     "GatewaySpec",
     "LimitsSpec",
+    "PricesSpec",
     "Quantization",
     "RecordSpec",
     "ReplicasSpec",
