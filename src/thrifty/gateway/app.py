@@ -10,6 +10,7 @@ from typing import Any
 
 from thrifty.db.keys import Role
 from thrifty.gateway.admit import admit
+from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.cache import Entry, Flight, Flights, Owner, make_key
 from thrifty.gateway.cache.answers import AnswerCache
@@ -146,10 +147,11 @@ class Gateway:
         self._recorder.record(call)
 
     async def sweep(self) -> None:
-        """Enforce the deadlines of streams, about once a second, for ever."""
+        """Enforce the deadlines of streams, and watch routing, about once a second, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
+            raise_alarms(self._table, self._metrics)
 
     async def publish(self, worker: str) -> None:
         """Tell other processes this worker's figures, for ever."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from thrifty.gateway.routing.router import UNKNOWN, Outstanding
 from thrifty.wire.fields import Endpoint
 from thrifty.wire.ids import new_id
 from thrifty.wire.sse import Usage
@@ -19,6 +20,8 @@ MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
 """Where a hit came from: this worker's memory, Redis, or a generation that was under way."""
 
 MAX_REQUEST_ID_BYTES = 64
+MAX_SESSION_BYTES = 256
+SESSION_HEADER = b"x-session-id"
 
 
 def _accept_request_id(given: bytes | None) -> str | None:
@@ -47,11 +50,13 @@ class Call:
         "include_usage",
         "key",
         "last_byte_s",
+        "load",
         "origin_status",
         "queue_s",
         "received_s",
         "replica",
         "request_id",
+        "routed",
         "saved_s",
         "sent_s",
         "started_at_s",
@@ -82,6 +87,8 @@ class Call:
         self.saved_s = 0.0
         self.replica: Replica | None = None
         self.version = ""
+        self.routed = UNKNOWN
+        self.load: Outstanding | None = None
         self.attempts = 0
         self.queue_s = 0.0
         self.sent_s = 0.0
@@ -93,6 +100,15 @@ class Call:
         self.error: str | None = None
         self.usage: Usage | None = None
         self.answer_text = ""
+
+    @property
+    def session(self) -> str:
+        """The session or conversation that the client says this belongs to, if it does."""
+        given = self.exchange.headers.get(SESSION_HEADER)
+        if given is not None:
+            return given[:MAX_SESSION_BYTES].decode("latin-1")
+        named = self.body.get("prompt_cache_key")
+        return named[:MAX_SESSION_BYTES] if isinstance(named, str) else ""
 
     @property
     def tenant(self) -> str:

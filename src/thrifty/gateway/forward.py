@@ -19,6 +19,7 @@ from thrifty.gateway.cache.flights import Flight, Landing
 from thrifty.gateway.call import Call
 from thrifty.gateway.relay import Relay
 from thrifty.gateway.retry_budget import RetryBudget
+from thrifty.gateway.routing import UNKNOWN, Outstanding
 from thrifty.gateway.table import Deployment, Replica, RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import (
@@ -87,10 +88,15 @@ class Forwarder:
             call.exchange.on_disconnect = _do_nothing
         while True:
             replica = await self._choose(call, tried, flight)
+            deployment = call.deployment
+            assert deployment is not None
             call.attempts += 1
-            replica.in_flight += 1
+            load = call.load = deployment.router.begin(replica, call.routed, time.perf_counter())
+            streamed = False
             try:
-                return await self._attempt(call, replica, body, flight)
+                landing = await self._attempt(call, replica, body, flight)
+                streamed = call.stream
+                return landing
             except ConnectFailed as error:
                 failure: Exception = error
                 connects += 1
@@ -100,10 +106,10 @@ class Forwarder:
                 sends += 1
                 last_chance = sends >= MAX_SENDS
             finally:
-                replica.in_flight -= 1
+                _end_load(load, call, streamed=streamed)
             _require_listener(call, flight)
             if not isinstance(failure, _Refused) or failure.status != 503:
-                replica.suspect()
+                deployment.suspect(replica)
             if last_chance or not self._budget.spend():
                 raise _give_up(failure, call)
             log.info("%s: %s failed (%s); sent again", call.request_id, replica.id, failure)
@@ -140,7 +146,7 @@ class Forwarder:
                 if candidates and not (
                     tried and candidates[0].id in tried and len(candidates) == 1
                 ):
-                    return deployment.routing.choose(candidates)
+                    return _route(call, deployment, candidates)
                 if candidates:
                     # The only replica just failed; it is tried again once it had a moment.
                     await deployment.wait_ready(0.3)
@@ -233,8 +239,8 @@ class Forwarder:
             _require_listener(call, flight)
             if not relay.begun:
                 raise
-            if call.replica is not None:
-                call.replica.suspect()
+            if call.replica is not None and call.deployment is not None:
+                call.deployment.suspect(call.replica)
             call.error = "replica_lost"
             relay.fail(f"The replica was lost while it answered: {error}.", "replica_lost")
             return Landing(error=WireError(502, "the shared generation broke off", type=SERVER,
@@ -258,6 +264,28 @@ class Forwarder:
                 known += b"authorization: Bearer %b\r\n" % key.encode()
             self._headers[deployment.name] = known
         return known
+
+
+def _route(call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
+    """One of the candidates. Where there is but one, nothing needs to be known of the request."""
+    if len(candidates) == 1:
+        return candidates[0]
+    session = call.session
+    if call.routed is UNKNOWN:
+        decodes = call.endpoint is not Endpoint.EMBEDDINGS
+        call.routed = deployment.router.describe(call.body, session, decodes=decodes)
+    candidates = deployment.keep_version(candidates, call.body, session)
+    return deployment.router.choose(candidates, call.routed)
+
+
+def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
+    now_s, usage = time.perf_counter(), call.usage
+    if usage is None:
+        load.end(now_s)
+        return
+    details = usage.prompt_tokens_details
+    load.end(now_s, usage.prompt_tokens, usage.completion_tokens,
+             None if details is None else details.cached_tokens, streamed=streamed)  # fmt: skip
 
 
 def _do_nothing() -> None:

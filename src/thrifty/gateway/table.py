@@ -16,7 +16,7 @@ from typing import Any
 from thrifty.db.cache import Purge
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, ReplicaRow
 from thrifty.db.keys import Key
-from thrifty.gateway.routing import RoutingPolicy, make_policy
+from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
 from thrifty.types import ReplicaState
 from thrifty.wire.client import Origin, parse_origin
 
@@ -35,19 +35,25 @@ class Replica:
     revision: str
     origin: Origin
     state: str
+    restarts: int = 0
     in_flight: int = 0
+    prefill_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    slot: int = -1
+    """Its number in its deployment's prefix index."""
     suspect_until_s: float = 0.0
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def rates_key(self) -> str:
+        """Replicas of one revision run the same model on the same engine and kind of device."""
+        return self.revision
+
+    @property
     def ready(self) -> bool:
         """Whether it gets traffic."""
         return self.state == ReplicaState.READY
-
-    def suspect(self) -> None:
-        """Note that it failed a request just now."""
-        self.suspect_until_s = time.monotonic() + SUSPECT_S
 
 
 @dataclass
@@ -55,10 +61,14 @@ class Deployment:
     """One model behind one name."""
 
     row: DeploymentRow
-    routing: RoutingPolicy
+    router: Router
     honours: frozenset[str] | None
     replicas: dict[str, Replica] = field(default_factory=dict)
+    ready: list[Replica] = field(default_factory=list)
+    """Those that get traffic. A new list whenever they change."""
     waiting: int = 0
+    suspected_until_s: float = 0.0
+    several_versions: bool = False
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -78,12 +88,31 @@ class Deployment:
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
         """Ready replicas that are not excluded; suspects only where there are no others."""
-        ready = [r for r in self.replicas.values() if r.ready and r.id not in excluded]
-        if len(ready) < 2:
-            return ready
         now_s = time.monotonic()
+        if not excluded and now_s > self.suspected_until_s:
+            return self.ready
+        ready = [replica for replica in self.ready if replica.id not in excluded]
         trusted = [replica for replica in ready if replica.suspect_until_s <= now_s]
         return trusted or ready
+
+    def suspect(self, replica: Replica) -> None:
+        """Note that a replica failed a request just now."""
+        replica.suspect_until_s = self.suspected_until_s = time.monotonic() + SUSPECT_S
+
+    def keep_version(
+        self, candidates: list[Replica], body: Mapping[str, Any], session: str
+    ) -> list[Replica]:
+        """Of candidates with several versions, those of the one that this conversation belongs to:
+        every gateway comes to the same answer, for as long as that version is there.
+        """
+        if not self.several_versions:
+            return candidates
+        place = hash_conversation(body, session)
+        revisions = sorted({candidate.revision for candidate in candidates})
+        kept = max(
+            revisions, key=lambda revision: hash_affinity(b"%d\0%b" % (place, revision.encode()))
+        )
+        return [candidate for candidate in candidates if candidate.revision == kept]
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Wait until a replica becomes ready, or its state changes otherwise."""
@@ -129,8 +158,7 @@ class RoutingTable:
             rows = [row for row in state.replicas if row.deployment == deployment.name]
             deployment.replicas = {row.id: _merge_replica(known.get(row.id), row) for row in rows}
             self.gone += [known[i] for i in known if i not in deployment.replicas]
-            if any(replica.ready for replica in deployment.replicas.values()):
-                deployment.wake()
+            _note_replicas(deployment, list(known.values()))
         self.purges = state.purges
         self.loaded = True
         for listener in self.listeners:
@@ -146,9 +174,12 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
     if known is not None and known.row == row:
         return known
     honours = row.settings.honours
-    deployment = Deployment(
-        row, make_policy(row.settings.routing), None if honours is None else frozenset(honours)
-    )
+    router = known.router if known is not None else Router(row.settings.routing)
+    if router.policy != row.settings.routing:
+        router = Router(row.settings.routing)
+        for replica in known.replicas.values() if known is not None else ():
+            replica.slot = -1
+    deployment = Deployment(row, router, None if honours is None else frozenset(honours))
     if known is not None:
         deployment.waiting = known.waiting
         known.wake()
@@ -157,9 +188,34 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
 
 def _merge_replica(known: Replica | None, row: ReplicaRow) -> Replica:
     origin = parse_origin(row.url)
-    if known is None or known.origin != origin or known.revision != row.revision:
+    begun_anew = known is not None and (
+        known.origin != origin or known.revision != row.revision or known.restarts != row.restarts
+    )
+    if known is None or begun_anew:
         known = Replica(row.id, row.deployment, row.version, row.revision, origin, row.state)
+    known.restarts = row.restarts
     known.state = row.state
     known.memory_bytes = row.memory_bytes or 0
     known.load = row.load or {}
     return known
+
+
+def _note_replicas(deployment: Deployment, before: list[Replica]) -> None:
+    """Have the router know who has come and gone, and those who wait that somebody is ready."""
+    prefixes = deployment.router.knowledge.prefixes
+    now = list(deployment.replicas.values())
+    for replica in before:
+        if deployment.replicas.get(replica.id) is not replica:
+            prefixes.leave(replica.slot)
+    for replica in now:
+        if replica.slot not in prefixes:
+            replica.slot = prefixes.join()
+        cache_tokens = (replica.load.get("facts") or {}).get("kv_cache_tokens")
+        if cache_tokens:
+            deployment.router.set_capacity(replica, float(cache_tokens))
+    ready = [replica for replica in now if replica.state == ReplicaState.READY]
+    if ready != deployment.ready:
+        deployment.ready = ready
+        deployment.several_versions = len({replica.revision for replica in ready}) > 1
+    if ready:
+        deployment.wake()

@@ -48,7 +48,9 @@ def _refuse_boolean(value: Any) -> Any:
 Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
 Number = Annotated[float, BeforeValidator(_refuse_boolean)]
 
-Routing = Literal["auto", "round_robin", "shortest_queue"]
+Routing = Literal[
+    "auto", "least_work", "shortest_queue", "power_of_two", "bounded_hash", "round_robin"
+]
 Quantization = Literal["auto", "int8", "int4", "none"]
 
 _SECRET_OPTION = re.compile(r"(key|token|secret|password)s?$", re.IGNORECASE)
