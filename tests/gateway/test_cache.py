@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import echo_deployment, running_echo, running_gateway
-from thrifty.gateway.cache import Entry, ExactCache, make_key
-from thrifty.gateway.cache.exact import assemble_answer
+from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.replay import assemble_answer
 from thrifty.wire.fields import Endpoint
 
 CHAT: dict[str, Any] = {
@@ -25,8 +25,8 @@ CHAT: dict[str, Any] = {
 HONOURS = frozenset({"seed", "temperature"})
 
 
-def entry(body: bytes = b'{"id":"chatcmpl-1","choices":[]}') -> Entry:
-    return Entry(body, replica="r", version="v", usage=None)
+def entry(body: bytes = b'{"id":"chatcmpl-1","choices":[]}', owner: Owner = Owner()) -> Entry:  # noqa: B008
+    return Entry(body, replica="r", usage=None, owner=owner)
 
 
 class Clock:
@@ -135,6 +135,60 @@ def test_an_answer_too_large_for_the_cache_is_not_kept() -> None:
     cache = ExactCache(10_000)
     cache.put(b"k", entry(b"x" * 9_000), 60)
     assert len(cache) == 0
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 30), st.sampled_from("abc"), st.integers(1, 2000)),
+        st.tuples(st.just("get"), st.integers(0, 30), st.just(""), st.just(0)),
+        st.tuples(st.just("forget"), st.just(0), st.sampled_from("abc"), st.just(0)),
+        st.tuples(st.just("free"), st.just(0), st.just(""), st.just(0)),
+    ),
+    max_size=120,
+)
+
+
+@given(operations)
+def test_what_is_forgotten_is_gone_at_once_and_sizes_stay_true(steps: list[tuple]) -> None:
+    """Against a plain dictionary, which forgets by looking at every answer."""
+    cache = ExactCache(40_000)
+    known: dict[bytes, Entry] = {}
+    for what, number, tenant, size in steps:
+        key = b"%d" % number
+        if what == "put":
+            made = entry(b"x" * size, Owner(tenant=tenant))
+            cache.put(key, made, 60)
+            known[key] = made
+        elif what == "get":
+            found = cache.get(key)
+            assert found is None or found is known.get(key)
+        elif what == "forget":
+            cache.forget(lambda owner, tenant=tenant: owner.tenant == tenant)
+            known = {k: e for k, e in known.items() if e.owner.tenant != tenant}
+        else:
+            cache.free()
+        there = {k: e for k, e in known.items() if cache.get(k) is e}
+        assert len(cache) == len(there)
+        assert cache.size_bytes == sum(e.size_bytes for e in there.values()) <= 40_000
+        assert sum(count for count, _ in cache.sizes().values()) == len(there)
+    while cache.free():
+        pass
+    assert len(cache._entries) == len(cache)
+
+
+def test_freeing_is_done_in_pieces() -> None:
+    cache = ExactCache(10_000_000)
+    for number in range(2500):
+        cache.put(b"%d" % number, entry(owner=Owner(tenant="a")), 60)
+    cache.put(b"kept", entry(owner=Owner(tenant="b")), 60)
+    assert cache.forget(lambda owner: owner.tenant == "a") == 2500
+    assert (len(cache), cache.get(b"7")) == (1, None)
+    assert cache.size_bytes == entry().size_bytes
+    pieces = 1
+    while cache.free():
+        pieces += 1
+    assert pieces == 3
+    assert len(cache._entries) == 1
 
 
 # Answers
