@@ -186,6 +186,8 @@ class RequestMetrics(Collector):
         """What the exact cache did, by deployment."""
         found: dict[str, dict[str, float]] = {}
         for (deployment, _, result), count in self._cache.items():
+            if not deployment:
+                continue  # refused before it was known what it was about
             figures = found.setdefault(deployment, {})
             figures[result] = figures.get(result, 0) + count
         for (deployment, _, tier), count in self._hits.items():

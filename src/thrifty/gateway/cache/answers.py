@@ -5,11 +5,13 @@ both forget: purges, and versions that are not served any more.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from thrifty.gateway.cache.exact import Entry, ExactCache
+from thrifty.db.cache import Purge
+from thrifty.gateway.cache.exact import Entry, ExactCache, Owner
 from thrifty.gateway.cache.purges import Purges
 from thrifty.gateway.cache.shared import SharedTier
 from thrifty.gateway.shared_store import SharedStore
@@ -91,28 +93,19 @@ class AnswerCache:
         """The routing table was read: forget what a purge names, or what is not served any more."""
         first, self._loaded = not self._loaded, True
         for purge in self.purges.update(self._table.purges):
-            self._count(
-                "purge",
-                self.memory.forget(
-                    lambda owner, purge=purge: purge.matches(  # type: ignore[misc]
-                        owner.deployment, owner.version, owner.tenant
-                    )
-                ),
-            )
+            self._forget("purge", _choose_purged(purge))
             if self.shared is not None and not first:
                 self.shared.forget(purge)
         deployments = self._table.deployments
         revisions = {name: deployment.row.revision for name, deployment in deployments.items()}
         if revisions != self._revisions:
             self._revisions = revisions
-            self._count(
-                "promotion",
-                self.memory.forget(
-                    lambda owner: revisions.get(owner.deployment) != owner.revision
-                ),
+            self._forget(
+                "promotion", lambda owner: revisions.get(owner.deployment) != owner.revision
             )
 
-    def _count(self, reason: str, count: int) -> None:
+    def _forget(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
+        count = self.memory.forget(chosen)
         if count:
             self._metrics.cache_forgotten.labels(reason).inc(count)
             asyncio.get_running_loop().call_soon(self._free)
@@ -120,3 +113,7 @@ class AnswerCache:
     def _free(self) -> None:
         if self.memory.free():
             asyncio.get_running_loop().call_soon(self._free)
+
+
+def _choose_purged(purge: Purge) -> Callable[[Owner], bool]:
+    return lambda owner: purge.matches(owner.deployment, owner.version, owner.tenant)

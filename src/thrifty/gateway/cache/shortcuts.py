@@ -42,6 +42,8 @@ class Shortcuts:
     def take(self, call: Call, deployments: dict[str, Deployment]) -> bool:
         """Fill the call in, where its body is known; then it is admitted, and has its key."""
         exchange = call.exchange
+        if len(exchange.body) > MAX_BODY_BYTES:
+            return False
         place = (call.tenant, exchange.path, exchange.body)
         known = self._known.get(place)
         if known is None:
