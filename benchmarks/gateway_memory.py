@@ -3,9 +3,9 @@
     python benchmarks/gateway_memory.py
 
 Resident memory of the gateway after 20,000 and after 200,000 requests. The database is locked by
-somebody else during every other 10,000 of them, the way a stuck job would. Half of the requests
-repeat one another, so that the cache works too; the cache's own bound is set low enough to be
-reached before the first reading.
+somebody else during every other 10,000 of them, the way a stuck job would. Each request asks something
+new and every answer is cached; the cache's bound is set low enough to be reached before the first
+reading.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
                 target = total + STEP
                 while total < target:
                     total += int(
-                        wrk(service.url, FRESH % {"key": key, "salt": total}, 32, 0.5)["requests"]
+                        wrk(service.url, FRESH % {"key": key, "salt": total}, 32, 1)["requests"]
                     )
                 if locker is not None:
                     locker.execute("ROLLBACK")

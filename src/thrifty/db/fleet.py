@@ -38,6 +38,9 @@ class DeploymentSettings:
     salt_field: str | None = None
     """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     created_s: float = 0.0
+    aliases: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    """Deployments that answer what this one cannot."""
     price_input: float = 0.0
     """For a million tokens, as the other prices."""
     price_cached: float = 0.0
@@ -96,6 +99,7 @@ class FleetState:
     deployments: list[DeploymentRow]
     replicas: list[ReplicaRow]
     keys: list[Key]
+    gateways: list[GatewayRow] = field(default_factory=list)
     purges: list[Purge] = field(default_factory=list)
     """What the caches were told to forget, the oldest first."""
 
@@ -144,19 +148,20 @@ def save_gateway(database: Database, row: GatewayRow) -> None:
     with database.begin() as connection:
         values = {**asdict(row), "updated_s": time.time()}
         _upsert(connection, gateways, gateways.c.id == row.id, values)
+        note_change(connection)
 
 
 def remove_gateway(database: Database, gateway_id: str) -> None:
     """Forget a gateway worker."""
     with database.begin() as connection:
         connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
+        note_change(connection)
 
 
 def read_gateways(database: Database) -> list[GatewayRow]:
     """Every gateway worker."""
     with database.begin() as connection:
-        rows = connection.execute(select(gateways)).mappings().all()
-    return [GatewayRow(**_without(row, "updated_s")) for row in rows]
+        return _read_gateways(connection)
 
 
 def read_change_count(database: Database) -> int:
@@ -171,6 +176,7 @@ def read_fleet(database: Database) -> FleetState:
         change = read_change(connection)
         deployment_rows = connection.execute(select(deployments)).mappings().all()
         replica_rows = connection.execute(select(replicas).order_by(replicas.c.id)).mappings().all()
+        gateway_rows = _read_gateways(connection)
         key_rows = (
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
@@ -196,8 +202,14 @@ def read_fleet(database: Database) -> FleetState:
             for row in replica_rows
         ],
         [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
+        gateway_rows,
         purges,
     )
+
+
+def _read_gateways(connection: Connection) -> list[GatewayRow]:
+    rows = connection.execute(select(gateways).order_by(gateways.c.id)).mappings().all()
+    return [GatewayRow(**_without(row, "updated_s")) for row in rows]
 
 
 def _upsert(connection: Connection, table: Table, where: Any, values: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from thrifty.gateway.cache.shared import Claim, Found
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.cache_pages import CachePages
 from thrifty.gateway.call import BYPASS, HIT, IN_FLIGHT, MISS, SHARED, Call
+from thrifty.gateway.fallback import forward_or_fall_back
 from thrifty.gateway.forward import ClientGone, Forwarder
 from thrifty.gateway.pages import Pages
 from thrifty.gateway.record import Recorder
@@ -95,7 +96,7 @@ class Gateway:
 
     def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """Admit, and answer from the cache; otherwise return what will answer."""
-        if not self._shortcuts.take(call, self._table.deployments):
+        if not self._shortcuts.take(call, self._table.names):
             admit(call, self._table)
         key = self._choose_key(call)
         if key is None:
@@ -158,8 +159,11 @@ class Gateway:
         await self._cache_pages.publish(worker)
 
     async def _forward(self, call: Call) -> None:
-        landing = await self._forwarder.forward(call, None)
+        landing = await self._send(call, None)
         self._note_text(call, landing)
+
+    async def _send(self, call: Call, flight: Flight | None) -> Landing:
+        return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call) -> bytes | None:
         """The cache key; None where the cache has no part in this request."""
@@ -214,6 +218,7 @@ class Gateway:
         )
         purge_id = self._cache.purges.newest_id
         claim: Claim | None = None
+        kept = False
         try:
             if shared is not None and shared.available:
                 found = await self._find_shared(call, key, owner, flight)
@@ -227,8 +232,9 @@ class Gateway:
                 claim = found
                 if call.exchange.disconnected and not flight.followers:
                     raise ClientGone
-            landing = await self._forwarder.forward(call, flight)
-            landing = self._store(call, key, landing, owner, purge_id)
+            landing = await self._send(call, flight)
+            landing = _make_entry(call, landing, owner, purge_id)
+            kept = self._keep(call, key, landing.entry, owner)
             self._note_text(call, landing)
         except WireError as error:
             landing = Landing(error=error)
@@ -236,7 +242,8 @@ class Gateway:
         finally:
             self._flights.end(key, landing)
             if claim is not None and shared is not None:
-                shared.settle(claim, landing.entry, deployment.settings.cache_ttl_s)
+                entry = landing.entry if kept else None
+                shared.settle(claim, entry, deployment.settings.cache_ttl_s)
 
     async def _find_shared(
         self, call: Call, key: bytes, owner: Owner, flight: Flight
@@ -253,32 +260,13 @@ class Gateway:
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
         )
 
-    def _store(
-        self, call: Call, key: bytes, landing: Landing, owner: Owner, purge_id: int
-    ) -> Landing:
-        """Turn a good answer into an entry of the cache."""
-        replica = call.replica
-        if landing.status != 200 or call.error is not None or replica is None:
-            return landing
-        if replica.revision != owner.revision:
-            # While versions change, a replica of the other one may have answered.
-            return landing
-        body: bytes | None = landing.body
-        if landing.body.startswith(b"data:"):
-            body = assemble_stream(landing.body)
-        if body is None:
-            return landing
-        entry = Entry(
-            body,
-            replica=replica.id,
-            usage=call.usage,
-            owner=owner._replace(version=replica.version),
-            took_s=max(0.0, call.last_byte_s - call.sent_s),
-            purge_id=purge_id,
-        )
-        assert call.deployment is not None
-        self._cache.keep(key, entry, call.deployment.settings.cache_ttl_s)
-        return Landing(200, landing.body, entry)
+    def _keep(self, call: Call, key: bytes, entry: Entry | None, owner: Owner) -> bool:
+        """Keep an answer, if it is the one that the key stands for; whether it was kept."""
+        if entry is None or call.fell_back or call.replica is None or call.deployment is None:
+            return False
+        if call.replica.revision != owner.revision:
+            return False  # while versions change, a replica of the other one may have answered
+        return self._cache.keep(key, entry, call.deployment.settings.cache_ttl_s)
 
     async def _follow(self, call: Call, flight: Flight) -> None:
         """Take part in an identical request's generation."""
@@ -344,3 +332,23 @@ class Gateway:
     def _note_text(self, call: Call, landing: Landing) -> None:
         if self._recorder.wants_text:
             call.answer_text = landing.body.decode("utf-8", "replace")
+
+
+def _make_entry(call: Call, landing: Landing, owner: Owner, purge_id: int) -> Landing:
+    """A good answer as it is kept, and given to those who asked the same meanwhile."""
+    if landing.status != 200 or call.error is not None:
+        return landing
+    body: bytes | None = landing.body
+    if landing.body.startswith(b"data:"):
+        body = assemble_stream(landing.body)
+    if body is None:
+        return landing
+    entry = Entry(
+        body,
+        replica=call.replica.id if call.replica else "",
+        usage=call.usage,
+        owner=owner._replace(version=call.version),
+        took_s=max(0.0, call.last_byte_s - call.sent_s),
+        purge_id=purge_id,
+    )
+    return Landing(200, landing.body, entry)

@@ -46,11 +46,13 @@ class Call:
         "endpoint",
         "error",
         "exchange",
+        "fell_back",
         "first_byte_s",
         "include_usage",
         "key",
         "last_byte_s",
         "load",
+        "may_wait",
         "origin_status",
         "queue_s",
         "received_s",
@@ -89,6 +91,9 @@ class Call:
         self.version = ""
         self.routed = UNKNOWN
         self.load: Outstanding | None = None
+        self.fell_back = False
+        self.may_wait = True
+        """Whether it waits for a replica to become ready; not where another deployment is."""
         self.attempts = 0
         self.queue_s = 0.0
         self.sent_s = 0.0

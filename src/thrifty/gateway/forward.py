@@ -161,7 +161,7 @@ class Forwarder:
     async def _wait(self, call: Call, deployment: Deployment, began_s: float) -> None:
         settings = deployment.settings
         left_s = settings.wait_timeout_s - (time.perf_counter() - began_s)
-        if left_s <= 0:
+        if left_s <= 0 or not call.may_wait:
             raise unavailable(
                 f"no replica of '{deployment.name}' became ready within {settings.wait_timeout_s:g} s; "
                 "'thrifty status' shows why",
@@ -304,8 +304,8 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     if call.stream and not call.include_usage:
         # Token counts are asked for in any case; the relay keeps them from who did not ask.
         changes["stream_options"] = {"include_usage": True}
-    upstream_model = deployment.settings.upstream_model
-    if upstream_model is not None and upstream_model != call.body.get("model"):
+    upstream_model = deployment.settings.upstream_model or deployment.name
+    if call.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
     salt_field = deployment.settings.salt_field
     if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.db.cache import Purge
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, ReplicaRow
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, GatewayRow, ReplicaRow
 from thrifty.db.keys import Key
 from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
 from thrifty.types import ReplicaState
@@ -134,6 +134,9 @@ class RoutingTable:
 
     def __init__(self) -> None:
         self.deployments: dict[str, Deployment] = {}
+        self.names: dict[str, Deployment] = {}
+        """Deployments by all that clients may write in `model`: names and aliases."""
+        self.gateways: list[GatewayRow] = []
         self.keys: dict[str, Key] = {}
         self.keys_exist = False
         """Stays true for good once a key was seen: a lost database must not open the door."""
@@ -153,6 +156,12 @@ class RoutingTable:
         self.deployments = {}
         for row in state.deployments:
             self.deployments[row.name] = _merge_deployment(before.get(row.name), row)
+        self.gateways = state.gateways
+        self.names = {
+            alias: deployment
+            for deployment in self.deployments.values()
+            for alias in deployment.settings.aliases
+        } | self.deployments
         for deployment in self.deployments.values():
             known = before[deployment.name].replicas if deployment.name in before else {}
             rows = [row for row in state.replicas if row.deployment == deployment.name]

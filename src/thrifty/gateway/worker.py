@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -39,6 +41,9 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     host: str
     port: int
+    id: str = "gateway-0"
+    ready_file: str | None = None
+    """Where it says that it listens, and the address that is its own."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL: it may hold a password, which a command line would show."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
@@ -116,13 +121,16 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     await reader.start()
     cache.start()
     try:
+        own_port = await server.start("127.0.0.1", 0)
         port = await server.start(settings.host, settings.port, reuse_port=True)
     except OSError as error:
         report_error(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
         return ADDRESS_IN_USE
     log.info("listening on http://%s:%d", settings.host, port)
+    if settings.ready_file is not None:
+        _say_ready(Path(settings.ready_file), f"http://127.0.0.1:{own_port}")
     sweeping = asyncio.ensure_future(gateway.sweep())
-    worker = f"{socket.gethostname()[:64]}:{os.getpid()}"
+    worker = f"{socket.gethostname()[:48]}/{settings.id[:32]}/{os.getpid()}"
     publishing = asyncio.ensure_future(gateway.publish(worker))
     await stopping.wait()
     log.info("draining")
@@ -156,3 +164,9 @@ async def _open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
     )
     await store.start()
     return store
+
+
+def _say_ready(path: Path, url: str) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps({"pid": os.getpid(), "url": url}))
+    os.replace(beside, path)

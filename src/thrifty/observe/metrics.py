@@ -344,6 +344,11 @@ class GatewayMetrics:
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
+        self.fallbacks = self._counter(
+            "thrifty_fallbacks",
+            "Requests that another deployment answered.",
+            ("deployment", "by"),
+        )
         self.share_alarms = self._counter(
             "thrifty_routing_share_alarms",
             "Windows in which a replica's share was far from its due.",

@@ -7,6 +7,7 @@ costs. What was found out about a body stays true as long as its deployment is t
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from thrifty.gateway.call import Call
@@ -39,8 +40,10 @@ class Shortcuts:
     def __len__(self) -> int:
         return len(self._known)
 
-    def take(self, call: Call, deployments: dict[str, Deployment]) -> bool:
-        """Fill the call in, where its body is known; then it is admitted, and has its key."""
+    def take(self, call: Call, names: Mapping[str, Deployment]) -> bool:
+        """Fill the call in, where its body is known; then it is admitted, and has its key. `names`
+        are the deployments by what clients may write in `model`.
+        """
         exchange = call.exchange
         if len(exchange.body) > MAX_BODY_BYTES:
             return False
@@ -49,7 +52,7 @@ class Shortcuts:
         if known is None:
             return False
         deployment = known.deployment
-        if deployments.get(known.body["model"]) is not deployment:
+        if names.get(known.body["model"]) is not deployment:
             self._drop(place)
             return False
         self._known.move_to_end(place)
