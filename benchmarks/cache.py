@@ -71,7 +71,8 @@ def measure(url: str, model: str, key: str, seconds: float) -> dict[str, float]:
     return {
         "answers_per_s": len(counted) / (result.window_end_s - result.window_start_s),
         "ttft_p50_ms": median(sample.ttft_s for sample in counted) * 1e3,
-        "cached_share": sum(s.cached_tokens for s in counted) / sum(s.prompt_tokens for s in counted),
+        "cached_share": sum(s.cached_tokens for s in counted)
+        / sum(s.prompt_tokens for s in counted),
     }
 
 
@@ -82,7 +83,11 @@ def main() -> None:
     keys: dict[str, str] = {}
     try:
         for name, spec in SPECS.items():
-            engine = {"kind": "openvino", "kv_cache": "500MB", "prefix_cache": name != "everything off"}
+            engine = {
+                "kind": "openvino",
+                "kv_cache": "500MB",
+                "prefix_cache": name != "everything off",
+            }
             service = services[name] = ThriftyService(
                 f"cache {name}",
                 {"name": "smol", "replicas": 2, "gateway": {"port": free_port()}, "engine": engine,

@@ -36,9 +36,7 @@ async def test_each_tenant_gets_a_salt_that_nobody_else_can_choose(tmp_path: Pat
         assert "cache_salt" not in bodies[0]
         keys = {}
         for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
-            _, secret = await asyncio.to_thread(
-                create_key, gateway.database, name, "user", tenant
-            )
+            _, secret = await asyncio.to_thread(create_key, gateway.database, name, "user", tenant)
             keys[name] = {"authorization": f"Bearer {secret}"}
         await gateway.reader.refresh()
         salts = []

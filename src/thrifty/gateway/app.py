@@ -183,7 +183,8 @@ class Gateway:
         ):
             return None
         call.cache = MISS
-        return make_key(call.endpoint, deployment.row.revision, call.tenant, call.body)
+        served = f"{deployment.name}/{deployment.row.revision}"
+        return make_key(call.endpoint, served, call.tenant, call.body)
 
     @staticmethod
     def _answer_from(call: Call, entry: Entry) -> None:
@@ -194,7 +195,8 @@ class Gateway:
         call.first_byte_s = call.last_byte_s = time.perf_counter()
         if call.stream:
             call.exchange.respond_ready(
-                b"%bx-request-id: %b\r\n%b" % (_STREAM_LINES, call.request_id.encode(), entry.lines),
+                b"%bx-request-id: %b\r\n%b"
+                % (_STREAM_LINES, call.request_id.encode(), entry.lines),
                 entry.as_stream(call.include_usage),
                 stream=True,
             )
@@ -213,9 +215,7 @@ class Gateway:
         )
         deployment, shared = call.deployment, self._cache.shared
         assert deployment is not None
-        owner = Owner(
-            deployment.name, deployment.row.revision, deployment.row.version, call.tenant
-        )
+        owner = Owner(deployment.name, deployment.row.revision, deployment.row.version, call.tenant)
         purge_id = self._cache.purges.newest_id
         claim: Claim | None = None
         kept = False

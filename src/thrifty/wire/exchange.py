@@ -124,10 +124,7 @@ class Exchange:
         elif self.version == "1.0":
             data = b"HTTP/1.1 200 OK\r\n%b%b\r\n%b" % (date_line, lines, body)
         else:
-            form = (
-                b"HTTP/1.1 200 OK\r\n%b%btransfer-encoding: chunked\r\n\r\n"
-                b"%x\r\n%b\r\n0\r\n\r\n"
-            )
+            form = b"HTTP/1.1 200 OK\r\n%b%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
             data = form % (date_line, lines, len(body), body)
         protocol.send(data)
         self._end()

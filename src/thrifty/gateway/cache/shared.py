@@ -41,7 +41,8 @@ NAME_BYTES = 6
 """Of the checksums of names in keys; they only choose what a purge deletes."""
 NOTHING = b"-"
 """In the place of an answer: there is none to wait for."""
-NOTHING_MS = 2_000
+NOTHING_MS = 500
+"""Long enough for all who wait to see it."""
 LOCK_S = 3.0
 """A holder that has not renewed its lock for so long is taken for dead."""
 RENEW_S = 1.0
