@@ -99,14 +99,16 @@ class Gateway:
         if not self._shortcuts.take(call, self._table.names):
             admit(call, self._table)
         key = self._choose_key(call)
-        if key is None:
-            return self._forward(call)
-        entry = self._cache.memory.get(key)
-        if entry is not None:
+        entry = self._cache.memory.get(key) if key is not None else None
+        if entry is not None and key is not None:
             self._answer_from(call, entry)
             if call.cache_key is None:
                 self._shortcuts.note(call, key)
             return None
+        if call.cache_key is not None:
+            admit(call, self._table)  # it was known well enough for a hit alone
+        if key is None:
+            return self._forward(call)
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
