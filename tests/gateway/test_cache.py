@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import echo_deployment, running_echo, running_gateway
+from thrifty.db.fleet import save_deployment
 from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
 from thrifty.gateway.cache.replay import assemble_answer
+from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.call import Call
 from thrifty.wire.fields import Endpoint
 
 CHAT: dict[str, Any] = {
@@ -308,6 +311,79 @@ async def test_tenants_do_not_share_answers(tmp_path: Path) -> None:
             reply = await gateway.ask(CHAT, headers={"authorization": f"Bearer {keys[name]}"})
             results.append(reply.headers[b"x-thrifty-cache"])
         assert results == [b"miss", b"hit", b"miss", b"hit"]
+
+
+# Requests that need not be read again
+
+
+async def test_a_body_that_is_known_is_still_judged_by_its_deployment(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        body = {**CHAT, "max_tokens": 40}
+        results = [(await gateway.ask(body)).headers[b"x-thrifty-cache"] for _ in range(4)]
+        assert results == [b"miss", b"hit", b"hit", b"hit"]
+        for control in ("no-store", "no-cache"):
+            reply = await gateway.ask(body, headers={"cache-control": control})
+            assert reply.headers[b"x-thrifty-cache"] == b"bypass"
+            assert reply.json()["choices"][0]["message"]["content"] == "The same question"
+        await asyncio.to_thread(save_deployment, gateway.database, echo_deployment(max_tokens=20))
+        await gateway.reader.refresh()
+        reply = await gateway.ask(body)
+        assert (reply.status, reply.error["code"]) == (400, "max_tokens_exceeded")
+        await asyncio.to_thread(
+            save_deployment, gateway.database, echo_deployment(cache_when="never")
+        )
+        await asyncio.sleep(0.15)
+        await gateway.reader.refresh()
+        assert (await gateway.ask(body)).headers[b"x-thrifty-cache"] == b"bypass"
+
+
+async def test_a_known_body_whose_answer_has_gone_is_asked_anew(tmp_path: Path) -> None:
+    row = echo_deployment(cache_ttl_s=0.3)
+    async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
+        for stream in (False, True):
+            body = {**CHAT, "user": f"u{stream}", "stream": stream}
+            replies = [await gateway.ask(body) for _ in range(3)]
+            await asyncio.sleep(0.35)
+            replies.append(await gateway.ask(body))
+            replies.append(await gateway.ask(body))
+            results = [reply.headers[b"x-thrifty-cache"] for reply in replies]
+            assert results[-2:] == [b"miss", b"hit"]
+            assert b"hit" in results[:3]
+            await asyncio.sleep(0.35)
+
+
+async def test_the_same_bytes_to_another_path_are_another_request(tmp_path: Path) -> None:
+    body = {"model": "echo", "prompt": "hello", "temperature": 0}
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        for _ in range(3):
+            assert (await gateway.ask(body, "/v1/completions")).status == 200
+        reply = await gateway.ask(body, "/v1/chat/completions")
+        assert (reply.status, reply.error["param"]) == (400, "messages")
+
+
+def test_shortcuts_are_bounded() -> None:
+    class Asked:
+        path = "/v1/chat/completions"
+
+        def __init__(self, body: bytes) -> None:
+            self.body = body
+            self.headers: dict[bytes, bytes] = {}
+            self.received_s = 0.0
+
+    shortcuts = Shortcuts(100_000)
+    for number in range(100):
+        call = Call(Asked(b"x" * 200 + b"%d" % number), Endpoint.CHAT)  # type: ignore[arg-type]
+        call.body, call.deployment = {"model": "echo"}, object()  # type: ignore[assignment]
+        shortcuts.note(call, b"k")
+        shortcuts.note(call, b"k")
+        assert shortcuts.size_bytes <= 100_000
+    assert 40 < len(shortcuts) < 60
+    call = Call(Asked(b"x" * 40_000), Endpoint.CHAT)  # type: ignore[arg-type]
+    call.body, call.deployment = {"model": "echo"}, object()  # type: ignore[assignment]
+    before = len(shortcuts)
+    shortcuts.note(call, b"k")
+    assert len(shortcuts) == before
+    assert not shortcuts.take(call, {})
 
 
 # Requests at the same time

@@ -103,8 +103,8 @@ class Exchange:
         self._end()
 
     def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
-        """Send a whole 200, whose header lines are bytes already, in one write. `stream` sends it
-        as a stream is sent, without its length.
+        """Send a whole 200 to a POST, its header lines bytes already, in one write. `stream` sends
+        it as a stream is sent, without its length.
         """
         protocol = self._protocol
         if protocol.closed or self._started:
