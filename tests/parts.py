@@ -28,8 +28,10 @@ from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
 from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
+from thrifty.gateway.shared_store import SharedStore
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.home import HOME_VARIABLE
@@ -80,6 +82,7 @@ class GatewayUnderTest:
     cache: ExactCache
     server: HttpServer
     writer: LogWriter
+    answers: AnswerCache
     client: HttpClient = field(default_factory=HttpClient)
 
     async def ask(
@@ -187,14 +190,23 @@ async def running_gateway(
     cache_bytes: int = 10_000_000,
     prompts: bool = False,
     database_url: str | None = None,
+    redis_url: str | None = None,
+    shared: SharedSettings | None = None,
+    worker: str = "worker",
 ) -> AsyncIterator[GatewayUnderTest]:
-    """A gateway in front of `urls`, with a real database in `folder`."""
+    """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
+    are two workers.
+    """
     database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=True)
     row = deployment or echo_deployment()
     save_deployment(database, row)
     rows = [replica_row(i, url, row.name, version=row.version) for i, url in enumerate(urls)]
     save_replicas(database, rows, routing_changed=True)
-    table, metrics, cache = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
+    table, metrics, memory = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
+    store = SharedStore(redis_url) if redis_url is not None else None
+    if store is not None:
+        await store.start()
+    cache = AnswerCache(memory, table, metrics, store, shared)
     reader = TableReader(database, table)
     log_database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False)
     writer = LogWriter(
@@ -209,13 +221,15 @@ async def running_gateway(
     )  # fmt: skip
     await reader.start()
     writer.start()
+    cache.start()
     sweeping = asyncio.ensure_future(gateway.sweep())
+    publishing = asyncio.ensure_future(gateway.publish(worker))
     try:
         async with running_server(gateway.handle, limits, gateway.count_refusal) as (url, server):
             while not table.loaded:
                 await asyncio.sleep(0.01)
             under_test = GatewayUnderTest(
-                url, database, table, reader, metrics, cache, server, writer
+                url, database, table, reader, metrics, memory, server, writer, cache
             )
             try:
                 yield under_test
@@ -223,7 +237,11 @@ async def running_gateway(
                 under_test.client.close()
     finally:
         sweeping.cancel()
+        publishing.cancel()
         upstream.close()
+        await cache.close()
+        if store is not None:
+            await store.close()
         reader.stop()
         writer.stop()
         log_database.close()

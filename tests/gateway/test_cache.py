@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import echo_deployment, running_echo, running_gateway
-from thrifty.gateway.cache import Entry, ExactCache, make_key
-from thrifty.gateway.cache.exact import assemble_answer
+from thrifty.db.fleet import save_deployment
+from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.replay import assemble_answer
+from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.call import Call
 from thrifty.wire.fields import Endpoint
 
 CHAT: dict[str, Any] = {
@@ -25,8 +28,8 @@ CHAT: dict[str, Any] = {
 HONOURS = frozenset({"seed", "temperature"})
 
 
-def entry(body: bytes = b'{"id":"chatcmpl-1","choices":[]}') -> Entry:
-    return Entry(body, replica="r", version="v", usage=None)
+def entry(body: bytes = b'{"id":"chatcmpl-1","choices":[]}', owner: Owner = Owner()) -> Entry:  # noqa: B008
+    return Entry(body, replica="r", usage=None, owner=owner)
 
 
 class Clock:
@@ -135,6 +138,60 @@ def test_an_answer_too_large_for_the_cache_is_not_kept() -> None:
     cache = ExactCache(10_000)
     cache.put(b"k", entry(b"x" * 9_000), 60)
     assert len(cache) == 0
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 30), st.sampled_from("abc"), st.integers(1, 2000)),
+        st.tuples(st.just("get"), st.integers(0, 30), st.just(""), st.just(0)),
+        st.tuples(st.just("forget"), st.just(0), st.sampled_from("abc"), st.just(0)),
+        st.tuples(st.just("free"), st.just(0), st.just(""), st.just(0)),
+    ),
+    max_size=120,
+)
+
+
+@given(operations)
+def test_what_is_forgotten_is_gone_at_once_and_sizes_stay_true(steps: list[tuple]) -> None:
+    """Against a plain dictionary, which forgets by looking at every answer."""
+    cache = ExactCache(40_000)
+    known: dict[bytes, Entry] = {}
+    for what, number, tenant, size in steps:
+        key = b"%d" % number
+        if what == "put":
+            made = entry(b"x" * size, Owner(tenant=tenant))
+            cache.put(key, made, 60)
+            known[key] = made
+        elif what == "get":
+            found = cache.get(key)
+            assert found is None or found is known.get(key)
+        elif what == "forget":
+            cache.forget(lambda owner, tenant=tenant: owner.tenant == tenant)
+            known = {k: e for k, e in known.items() if e.owner.tenant != tenant}
+        else:
+            cache.free()
+        there = {k: e for k, e in known.items() if cache.get(k) is e}
+        assert len(cache) == len(there)
+        assert cache.size_bytes == sum(e.size_bytes for e in there.values()) <= 40_000
+        assert sum(count for count, _ in cache.sizes().values()) == len(there)
+    while cache.free():
+        pass
+    assert len(cache._entries) == len(cache)
+
+
+def test_freeing_is_done_in_pieces() -> None:
+    cache = ExactCache(10_000_000)
+    for number in range(2500):
+        cache.put(b"%d" % number, entry(owner=Owner(tenant="a")), 60)
+    cache.put(b"kept", entry(owner=Owner(tenant="b")), 60)
+    assert cache.forget(lambda owner: owner.tenant == "a") == 2500
+    assert (len(cache), cache.get(b"7")) == (1, None)
+    assert cache.size_bytes == entry().size_bytes
+    pieces = 1
+    while cache.free():
+        pieces += 1
+    assert pieces == 3
+    assert len(cache._entries) == 1
 
 
 # Answers
@@ -254,6 +311,79 @@ async def test_tenants_do_not_share_answers(tmp_path: Path) -> None:
             reply = await gateway.ask(CHAT, headers={"authorization": f"Bearer {keys[name]}"})
             results.append(reply.headers[b"x-thrifty-cache"])
         assert results == [b"miss", b"hit", b"miss", b"hit"]
+
+
+# Requests that need not be read again
+
+
+async def test_a_body_that_is_known_is_still_judged_by_its_deployment(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        body = {**CHAT, "max_tokens": 40}
+        results = [(await gateway.ask(body)).headers[b"x-thrifty-cache"] for _ in range(4)]
+        assert results == [b"miss", b"hit", b"hit", b"hit"]
+        for control in ("no-store", "no-cache"):
+            reply = await gateway.ask(body, headers={"cache-control": control})
+            assert reply.headers[b"x-thrifty-cache"] == b"bypass"
+            assert reply.json()["choices"][0]["message"]["content"] == "The same question"
+        await asyncio.to_thread(save_deployment, gateway.database, echo_deployment(max_tokens=20))
+        await gateway.reader.refresh()
+        reply = await gateway.ask(body)
+        assert (reply.status, reply.error["code"]) == (400, "max_tokens_exceeded")
+        await asyncio.to_thread(
+            save_deployment, gateway.database, echo_deployment(cache_when="never")
+        )
+        await asyncio.sleep(0.15)
+        await gateway.reader.refresh()
+        assert (await gateway.ask(body)).headers[b"x-thrifty-cache"] == b"bypass"
+
+
+async def test_a_known_body_whose_answer_has_gone_is_asked_anew(tmp_path: Path) -> None:
+    row = echo_deployment(cache_ttl_s=0.3)
+    async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
+        for stream in (False, True):
+            body = {**CHAT, "user": f"u{stream}", "stream": stream}
+            replies = [await gateway.ask(body) for _ in range(3)]
+            await asyncio.sleep(0.35)
+            replies.append(await gateway.ask(body))
+            replies.append(await gateway.ask(body))
+            results = [reply.headers[b"x-thrifty-cache"] for reply in replies]
+            assert results[-2:] == [b"miss", b"hit"]
+            assert b"hit" in results[:3]
+            await asyncio.sleep(0.35)
+
+
+async def test_the_same_bytes_to_another_path_are_another_request(tmp_path: Path) -> None:
+    body = {"model": "echo", "prompt": "hello", "temperature": 0}
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        for _ in range(3):
+            assert (await gateway.ask(body, "/v1/completions")).status == 200
+        reply = await gateway.ask(body, "/v1/chat/completions")
+        assert (reply.status, reply.error["param"]) == (400, "messages")
+
+
+def test_shortcuts_are_bounded() -> None:
+    class Asked:
+        path = "/v1/chat/completions"
+
+        def __init__(self, body: bytes) -> None:
+            self.body = body
+            self.headers: dict[bytes, bytes] = {}
+            self.received_s = 0.0
+
+    shortcuts = Shortcuts(100_000)
+    for number in range(100):
+        call = Call(Asked(b"x" * 200 + b"%d" % number), Endpoint.CHAT)  # type: ignore[arg-type]
+        call.body, call.deployment = {"model": "echo"}, object()  # type: ignore[assignment]
+        shortcuts.note(call, b"k")
+        shortcuts.note(call, b"k")
+        assert shortcuts.size_bytes <= 100_000
+    assert 40 < len(shortcuts) < 60
+    call = Call(Asked(b"x" * 40_000), Endpoint.CHAT)  # type: ignore[arg-type]
+    call.body, call.deployment = {"model": "echo"}, object()  # type: ignore[assignment]
+    before = len(shortcuts)
+    shortcuts.note(call, b"k")
+    assert len(shortcuts) == before
+    assert not shortcuts.take(call, {})
 
 
 # Requests at the same time

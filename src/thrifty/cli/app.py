@@ -17,9 +17,11 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The models in the store.", invoke_without_command=True)
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+cache_app = typer.Typer(help="The exact cache.", no_args_is_help=True)
 bench_app = typer.Typer(help="Load a service and measure it.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
+app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
@@ -222,6 +224,27 @@ def keys_revoke(name: Annotated[str, typer.Argument(help="The key's name.")]) ->
     from thrifty.cli.keys import run_revoke
 
     run_revoke(name)
+
+
+@cache_app.command("purge")
+def cache_purge(
+    deployment: Annotated[str | None, typer.Option(help="Only this deployment's answers.")] = None,
+    version: Annotated[str | None, typer.Option(help="Only this version's answers.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's answers.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Have every gateway worker, and Redis, forget cached answers."""
+    from thrifty.cli.cache import run_purge
+
+    run_purge(deployment, version, tenant, as_json=as_json)
+
+
+@cache_app.command("stats")
+def cache_stats(as_json: Json = False) -> None:
+    """Show hits, sizes, and the time, tokens and money that caches spared."""
+    from thrifty.cli.cache import run_stats
+
+    run_stats(as_json=as_json)
 
 
 @bench_app.command("serve")

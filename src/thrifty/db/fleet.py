@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
+from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
 from thrifty.db.keys import Key, Role
@@ -34,10 +35,16 @@ class DeploymentSettings:
     """What the servers call the model, where that is another name."""
     key_env: str | None = None
     """The environment variable with the servers' key."""
+    salt_field: str | None = None
+    """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     created_s: float = 0.0
     aliases: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
     """Deployments that answer what this one cannot."""
+    price_input: float = 0.0
+    """For a million tokens, as the other prices."""
+    price_cached: float = 0.0
+    price_output: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class FleetState:
     replicas: list[ReplicaRow]
     keys: list[Key]
     gateways: list[GatewayRow] = field(default_factory=list)
+    purges: list[Purge] = field(default_factory=list)
+    """What the caches were told to forget, the oldest first."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -171,6 +180,7 @@ def read_fleet(database: Database) -> FleetState:
         key_rows = (
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
+        purges = read_purges(connection)
     return FleetState(
         change,
         [
@@ -193,6 +203,7 @@ def read_fleet(database: Database) -> FleetState:
         ],
         [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
         gateway_rows,
+        purges,
     )
 
 

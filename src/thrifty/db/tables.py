@@ -139,3 +139,22 @@ request_texts = Table(
     Index(None, "at_s"),
 )
 """Prompts and answers, where `record.prompts` asks for them."""
+
+cache_purges = Table(
+    "cache_purges",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64)),
+    Column("version", String(128)),
+    Column("tenant", String(64)),
+)
+"""What the caches were told to forget. `id` is the time in milliseconds, and always goes up."""
+
+cache_stats = Table(
+    "cache_stats",
+    metadata,
+    Column("worker", String(96), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("stats", Text, nullable=False),
+)
+"""Each gateway worker's figures about its cache, as JSON."""

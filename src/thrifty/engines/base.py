@@ -86,6 +86,13 @@ class Engine(Protocol):
         ...
 
     @property
+    def salt_field(self) -> str | None:
+        """The request field that keeps tenants apart in its prefix cache (vLLM's is `cache_salt`);
+        None where it has none, and then tenants of one replica share cached beginnings.
+        """
+        ...
+
+    @property
     def external(self) -> bool:
         """Whether its servers are somebody else's: they are used, not started or stopped."""
         ...

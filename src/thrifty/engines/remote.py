@@ -41,6 +41,12 @@ class RemoteOptions(Section):
     key_env: str | None = Field(
         None, description="The environment variable that holds the servers' API key."
     )
+    salt_field: str | None = Field(
+        None,
+        pattern=r"^[a-z_]{1,64}$",
+        description="The request field that keeps tenants apart in the servers' prefix cache: "
+        "`cache_salt` for vLLM. Default: none is sent.",
+    )
 
     @field_validator("urls", mode="before")
     @classmethod
@@ -61,6 +67,7 @@ class RemoteEngine:
     kind = "remote"
     options = RemoteOptions
     honours = None
+    salt_field = None
     external = True
 
     def capabilities(self, machine: Machine) -> list[Capability]:
@@ -104,6 +111,7 @@ class RemoteEngine:
                 "urls": list(options.urls),
                 "upstream_model": upstream,
                 "key_env": options.key_env,
+                "salt_field": options.salt_field,
             },
         )
 

@@ -45,6 +45,7 @@ from thrifty.fleet.local import LocalReplica, OnChange
 from thrifty.fleet.plan import Plan
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
+from thrifty.spec.models import ExactCacheSpec
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ RETRY_PUBLISH_S = 0.5
 WATCH_FILE_S = 0.25
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
+_REDIS_VARIABLE = "THRIFTY_REDIS_URL"
 
 Replica = LocalReplica | ExternalReplica
 
@@ -384,8 +386,10 @@ class Controller:
             "host": host,
             "port": port,
             "database_url_env": _DATABASE_VARIABLE,
+            "redis_url_env": _REDIS_VARIABLE,
             "max_body_bytes": spec.limits.max_body,
             "cache_bytes": spec.cache.exact.max_bytes,
+            "cache_shared": _shared_cache(spec.cache.exact),
             "read_timeout_s": spec.gateway.read_timeout,
             "write_timeout_s": spec.gateway.write_timeout,
             "drain_timeout_s": spec.gateway.drain_timeout,
@@ -401,7 +405,7 @@ class Controller:
             self.home,
             spec.gateway.workers,
             settings,
-            {_DATABASE_VARIABLE: self.database_url},
+            {_DATABASE_VARIABLE: self.database_url, _REDIS_VARIABLE: spec.redis or ""},
             spec.gateway.drain_timeout,
             self._save_gateway,
         )
@@ -411,6 +415,18 @@ class Controller:
             await asyncio.to_thread(save_gateway, self.database, row)
         except DatabaseError as error:
             log.warning("the gateway's state cannot be written: %s", error)
+
+
+def _shared_cache(exact: ExactCacheSpec) -> dict[str, float] | None:
+    """How gateway workers share answers through Redis, if they are to."""
+    if not exact.shared:
+        return None
+    return {
+        "timeout_s": exact.shared_timeout,
+        "wait_s": exact.share_wait,
+        "stream_wait_s": exact.share_wait_stream,
+        "max_entry_bytes": exact.shared_max_entry,
+    }
 
 
 def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
@@ -55,9 +56,13 @@ class Plan:
                 honours=None if honours is None else tuple(sorted(honours)),
                 upstream_model=served.options.get("upstream_model"),
                 key_env=served.options.get("key_env"),
+                salt_field=served.options.get("salt_field", self.engine.salt_field),
                 created_s=time.time(),
                 aliases=spec.aliases,
                 fallback=spec.fallback,
+                price_input=spec.prices.input,
+                price_cached=_first(spec.prices.cached_input, spec.prices.input),
+                price_output=spec.prices.output,
             ),
         )
 
@@ -69,6 +74,8 @@ def make_plans(
     on_progress: OnProgress = ignore_progress,
 ) -> list[Plan]:
     """A plan for each deployment of the spec. Blocks. Raises `ThriftyError` and its kinds."""
+    if loaded.spec.redis and find_spec("redis") is None:
+        loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
     each = loaded.each()
     for one in each:
         # Whatever can be refused at once is, before the first long download.
@@ -116,3 +123,7 @@ def _make_plan(
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)
     return Plan(spec, engine, served)
+
+
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

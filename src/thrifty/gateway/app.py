@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
-
 from thrifty.db.keys import Role
 from thrifty.gateway.admit import admit
 from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
-from thrifty.gateway.cache.exact import assemble_answer
+from thrifty.gateway.cache import Entry, Flight, Flights, Owner, make_key
+from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.flights import Landing
 from thrifty.gateway.cache.key import is_deterministic
-from thrifty.gateway.call import BYPASS, HIT, MISS, Call
+from thrifty.gateway.cache.replay import assemble_stream
+from thrifty.gateway.cache.shared import Claim, Found
+from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.cache_pages import CachePages
+from thrifty.gateway.call import BYPASS, HIT, IN_FLIGHT, MISS, SHARED, Call
 from thrifty.gateway.fallback import forward_or_fall_back
 from thrifty.gateway.forward import ClientGone, Forwarder
 from thrifty.gateway.pages import Pages
@@ -28,16 +29,19 @@ from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.errors import SERVER, WireError, internal_error
+from thrifty.wire.exchange import encode_lines
 from thrifty.wire.fields import Endpoint
 from thrifty.wire.server import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange
-from thrifty.wire.sse import DONE, read_data, split_events
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
+SHORTCUTS_BYTES = 16_000_000
 CLIENT_CLOSED = 499
 """nginx's status for a client that hung up before its answer."""
 _CALLERS = frozenset({Role.USER, Role.ADMIN})
+_JSON_LINE = encode_lines([JSON_TYPE])
+_STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
@@ -50,7 +54,7 @@ class Gateway:
         table: RoutingTable,
         reader: TableReader,
         forwarder: Forwarder,
-        cache: ExactCache,
+        cache: AnswerCache,
         recorder: Recorder,
         metrics: GatewayMetrics,
     ) -> None:
@@ -59,9 +63,11 @@ class Gateway:
         self._forwarder = forwarder
         self._cache = cache
         self._flights = Flights()
+        self._shortcuts = Shortcuts(SHORTCUTS_BYTES)
         self._recorder = recorder
         self._metrics = metrics
-        self._pages = Pages(table, reader, metrics, cache)
+        self._cache_pages = CachePages(table, reader, cache)
+        self._pages = Pages(table, reader, metrics, cache.memory, self._cache_pages)
 
     def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """One request, from its bytes to its record. What needs no waiting is done at once; the
@@ -90,14 +96,19 @@ class Gateway:
 
     def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """Admit, and answer from the cache; otherwise return what will answer."""
-        admit(call, self._table)
+        if not self._shortcuts.take(call, self._table.names):
+            admit(call, self._table)
         key = self._choose_key(call)
+        entry = self._cache.memory.get(key) if key is not None else None
+        if entry is not None and key is not None:
+            self._answer_from(call, entry)
+            if call.cache_key is None:
+                self._shortcuts.note(call, key)
+            return None
+        if call.cache_key is not None:
+            admit(call, self._table)  # it was known well enough for a hit alone
         if key is None:
             return self._forward(call)
-        entry = self._cache.get(key)
-        if entry is not None:
-            self._answer_from(call, entry)
-            return None
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
@@ -145,6 +156,10 @@ class Gateway:
             self._forwarder.sweep(time.perf_counter())
             raise_alarms(self._table, self._metrics)
 
+    async def publish(self, worker: str) -> None:
+        """Tell other processes this worker's figures, for ever."""
+        await self._cache_pages.publish(worker)
+
     async def _forward(self, call: Call) -> None:
         landing = await self._send(call, None)
         self._note_text(call, landing)
@@ -160,6 +175,9 @@ class Gateway:
         control = call.exchange.headers.get(b"cache-control", b"")
         if settings.cache_when == "never" or b"no-store" in control or b"no-cache" in control:
             return None
+        if call.cache_key is not None:
+            call.cache = MISS
+            return call.cache_key
         if call.endpoint is Endpoint.TOKENIZE:
             return None
         if settings.cache_when != "always" and not is_deterministic(
@@ -167,59 +185,95 @@ class Gateway:
         ):
             return None
         call.cache = MISS
-        return make_key(call.endpoint, deployment.row.revision, call.tenant, call.body)
+        served = f"{deployment.name}/{deployment.row.revision}"
+        return make_key(call.endpoint, served, call.tenant, call.body)
 
-    def _answer_from(self, call: Call, entry: Entry) -> None:
+    @staticmethod
+    def _answer_from(call: Call, entry: Entry) -> None:
         call.cache = HIT
-        call.version = entry.version
+        call.version = entry.owner.version
         call.usage = entry.usage
+        call.saved_s = entry.took_s
         call.first_byte_s = call.last_byte_s = time.perf_counter()
-        headers = call.headers()
-        if entry.replica:
-            headers.append((b"x-thrifty-replica", entry.replica.encode()))
         if call.stream:
-            call.exchange.start(200, [*EVENT_STREAM_HEADERS, *headers])
-            call.exchange.write(entry.as_stream(call.include_usage))
-            call.exchange.finish()
+            call.exchange.respond_ready(
+                b"%bx-request-id: %b\r\n%b"
+                % (_STREAM_LINES, call.request_id.encode(), entry.lines),
+                entry.as_stream(call.include_usage),
+                stream=True,
+            )
         else:
-            call.exchange.respond(200, entry.as_body(), [JSON_TYPE, *headers])
+            call.exchange.respond_ready(
+                b"%bx-request-id: %b\r\n%b" % (_JSON_LINE, call.request_id.encode(), entry.lines),
+                entry.as_body(),
+            )
 
     async def _lead(self, call: Call, key: bytes, flight: Flight) -> None:
-        """Go to a replica, and keep what comes for others."""
+        """Get the answer from another worker or from a replica, and keep what comes for others."""
         landing = Landing(
             error=WireError(
                 502, "the shared generation broke off", type=SERVER, code="replica_lost"
             )
         )
+        deployment, shared = call.deployment, self._cache.shared
+        assert deployment is not None
+        owner = Owner(deployment.name, deployment.row.revision, deployment.row.version, call.tenant)
+        purge_id = self._cache.purges.newest_id
+        claim: Claim | None = None
+        kept = False
         try:
+            if shared is not None and shared.available:
+                found = await self._find_shared(call, key, owner, flight)
+                if isinstance(found, Found):
+                    landing = Landing(200, b"", found.entry)
+                    ttl_s = min(found.ttl_s, deployment.settings.cache_ttl_s)
+                    self._cache.keep(key, found.entry, ttl_s)
+                    self._answer_from(call, found.entry)
+                    call.tier = SHARED
+                    return
+                claim = found
+                if call.exchange.disconnected and not flight.followers:
+                    raise ClientGone
             landing = await self._send(call, flight)
-            landing = self._store(call, key, landing)
+            landing = _make_entry(call, landing, owner, purge_id)
+            kept = self._keep(call, key, landing.entry, owner)
             self._note_text(call, landing)
         except WireError as error:
             landing = Landing(error=error)
             raise
         finally:
             self._flights.end(key, landing)
+            if claim is not None and shared is not None:
+                entry = landing.entry if kept else None
+                shared.settle(claim, entry, deployment.settings.cache_ttl_s)
 
-    def _store(self, call: Call, key: bytes, landing: Landing) -> Landing:
-        """Turn a good answer into an entry of the cache."""
-        if landing.status != 200 or call.error is not None or call.deployment is None:
-            return landing
-        body: bytes | None = landing.body
-        if landing.body.startswith(b"data:"):
-            body = _assemble(landing.body)
-        if body is None:
-            return landing
-        replica = call.replica.id if call.replica else ""
-        entry = Entry(body, replica=replica, version=call.version, usage=call.usage)
-        if not call.fell_back:
-            self._cache.put(key, entry, call.deployment.settings.cache_ttl_s)
-        return Landing(200, landing.body, entry)
+    async def _find_shared(
+        self, call: Call, key: bytes, owner: Owner, flight: Flight
+    ) -> Found | Claim | None:
+        """The answer that another worker has made, or is making."""
+        assert self._cache.shared is not None
+        exchange = call.exchange
+        # Others may wait for this look-up: it goes on without its first client.
+        exchange.on_disconnect = lambda: None
+        return await self._cache.shared.find(
+            key,
+            owner,
+            stream=call.stream,
+            wanted=lambda: flight.followers > 0 or not exchange.disconnected,
+        )
+
+    def _keep(self, call: Call, key: bytes, entry: Entry | None, owner: Owner) -> bool:
+        """Keep an answer, if it is the one that the key stands for; whether it was kept."""
+        if entry is None or call.fell_back or call.replica is None or call.deployment is None:
+            return False
+        if call.replica.revision != owner.revision:
+            return False  # while versions change, a replica of the other one may have answered
+        return self._cache.keep(key, entry, call.deployment.settings.cache_ttl_s)
 
     async def _follow(self, call: Call, flight: Flight) -> None:
         """Take part in an identical request's generation."""
         assert call.deployment is not None
-        call.cache = HIT
+        call.cache, call.tier = HIT, IN_FLIGHT
         self._metrics.shared.labels(call.deployment.name).inc()
         flight.followers += 1
         gone = asyncio.get_running_loop().create_future()
@@ -260,7 +314,8 @@ class Gateway:
     def _finish_following(self, call: Call, landing: Landing) -> None:
         exchange = call.exchange
         if exchange.started:
-            call.usage = landing.entry.usage if landing.entry else None
+            if landing.entry is not None:
+                call.usage, call.saved_s = landing.entry.usage, landing.entry.took_s
             if landing.error is not None:
                 call.error = landing.error.code
             exchange.finish()
@@ -281,19 +336,21 @@ class Gateway:
             call.answer_text = landing.body.decode("utf-8", "replace")
 
 
-def _assemble(stream: bytes) -> bytes | None:
-    """The whole answer in a finished stream."""
-    if not stream.rstrip().endswith(DONE.rstrip()) and DONE not in stream:
-        return None
-    events, _ = split_events(stream)
-    chunks = []
-    for event in events:
-        data = read_data(event)
-        if not data or data == b"[DONE]":
-            continue
-        with contextlib.suppress(msgspec.DecodeError):
-            chunk = msgspec.json.decode(data)
-            if "error" in chunk:
-                return None
-            chunks.append(chunk)
-    return assemble_answer(chunks)
+def _make_entry(call: Call, landing: Landing, owner: Owner, purge_id: int) -> Landing:
+    """A good answer as it is kept, and given to those who asked the same meanwhile."""
+    if landing.status != 200 or call.error is not None:
+        return landing
+    body: bytes | None = landing.body
+    if landing.body.startswith(b"data:"):
+        body = assemble_stream(landing.body)
+    if body is None:
+        return landing
+    entry = Entry(
+        body,
+        replica=call.replica.id if call.replica else "",
+        usage=call.usage,
+        owner=owner._replace(version=call.version),
+        took_s=max(0.0, call.last_byte_s - call.sent_s),
+        purge_id=purge_id,
+    )
+    return Landing(200, landing.body, entry)

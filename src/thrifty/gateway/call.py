@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from thrifty.wire.server import Exchange
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
+MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
+"""Where a hit came from: this worker's memory, Redis, or a generation that was under way."""
 
 MAX_REQUEST_ID_BYTES = 64
 MAX_SESSION_BYTES = 256
@@ -57,10 +59,12 @@ class Call:
         "replica",
         "request_id",
         "routed",
+        "saved_s",
         "sent_s",
         "started_at_s",
         "status",
         "stream",
+        "tier",
         "usage",
         "version",
     )
@@ -80,6 +84,9 @@ class Call:
         self.include_usage = False
         self.cache = BYPASS
         self.cache_key: bytes | None = None
+        """Set where the body was known before it was read."""
+        self.tier = MEMORY
+        self.saved_s = 0.0
         self.replica: Replica | None = None
         self.version = ""
         self.routed = UNKNOWN

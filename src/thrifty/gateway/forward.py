@@ -7,6 +7,7 @@ request that a replica took and died of is sent once more and no oftener: it may
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -306,6 +307,9 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     upstream_model = deployment.settings.upstream_model or deployment.name
     if call.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
+    salt_field = deployment.settings.salt_field
+    if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
+        changes[salt_field] = _make_salt(call.tenant, call.body.get(salt_field))
     ours = deployment.honours is not None
     if ours and any(name in GATEWAY_FIELDS for name in call.body):
         kept = {name: value for name, value in call.body.items() if name not in GATEWAY_FIELDS}
@@ -313,6 +317,14 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     if not changes:
         return call.exchange.body
     return _encode({**call.body, **changes})
+
+
+def _make_salt(tenant: str, given: Any) -> str:
+    """What keeps a tenant's prefixes apart. A client's own salt parts them further, and cannot name
+    another tenant's.
+    """
+    own = given if isinstance(given, str) else ""
+    return hashlib.blake2b(f"{tenant}\0{own}".encode(), digest_size=16).hexdigest()
 
 
 def _give_up(failure: Exception, call: Call) -> WireError:

@@ -12,6 +12,8 @@ from prometheus_client import generate_latest
 from thrifty.db.keys import Role
 from thrifty.gateway.authenticate import authenticate_late
 from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.cache_pages import PATH as CACHE_PATH
+from thrifty.gateway.cache_pages import CachePages
 from thrifty.gateway.gather import gather_metrics
 from thrifty.gateway.table import Deployment, RoutingTable
 from thrifty.gateway.table_reader import TableReader
@@ -36,15 +38,20 @@ class Pages:
         reader: TableReader,
         metrics: GatewayMetrics,
         cache: ExactCache,
+        cache_pages: CachePages,
     ) -> None:
         self._table = table
         self._reader = reader
         self._metrics = metrics
         self._cache = cache
+        self._cache_pages = cache_pages
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer, or raise a 404, 405, 401 or 403."""
         path = exchange.path
+        if path == CACHE_PATH:
+            await self._cache_pages.answer(exchange)
+            return
         if exchange.method not in ("GET", "HEAD"):
             raise _no_such_path(exchange)
         if path == "/healthz":
@@ -128,7 +135,7 @@ def _no_such_path(exchange: Exchange) -> WireError:
     return WireError(
         404,
         f"There is nothing at {exchange.method} {exchange.path[:100]}. POST: "
-        f"{', '.join(sorted(posts))}; GET: /v1/models, /healthz, /readyz, /metrics.",
+        f"{', '.join(sorted(posts))}; GET: /v1/models, /v1/cache, /healthz, /readyz, /metrics.",
         type=NOT_FOUND,
         code="unknown_path",
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from thrifty.gateway.call import HIT, Call
 from thrifty.observe.log_writer import LogWriter
-from thrifty.observe.metrics import GatewayMetrics, Observation
+from thrifty.observe.metrics import GatewayMetrics, Observation, Saved
 
 
 class Recorder:
@@ -56,6 +56,7 @@ class Recorder:
                 prompt_tokens=usage.prompt_tokens if usage and generated else 0,
                 completion_tokens=completion if generated else 0,
                 cached_tokens=usage.cached_tokens if usage and generated else 0,
+                saved=_saved(call) if call.status == 200 and not generated else None,
             )
         )
         if self._writer is not None:
@@ -95,6 +96,21 @@ class Recorder:
             "prompt": call.exchange.body.decode("utf-8", "replace"),
             "answer": call.answer_text,
         }
+
+
+def _saved(call: Call) -> Saved:
+    usage, cost = call.usage, 0.0
+    if usage is None:
+        return Saved(call.tier, call.saved_s, 0, 0, 0.0)
+    if call.deployment is not None:
+        prices = call.deployment.settings
+        cached = usage.cached_tokens
+        cost = (
+            (usage.prompt_tokens - cached) * prices.price_input
+            + cached * prices.price_cached
+            + usage.completion_tokens * prices.price_output
+        ) / 1e6
+    return Saved(call.tier, call.saved_s, usage.prompt_tokens, usage.completion_tokens, cost)
 
 
 def _to_ms(seconds: float) -> float:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from thrifty.db.cache import Purge
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, GatewayRow, ReplicaRow
 from thrifty.db.keys import Key
 from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
@@ -142,6 +143,9 @@ class RoutingTable:
         self.loaded = False
         self.change = -1
         self.gone: list[Replica] = []
+        self.purges: Sequence[Purge] = ()
+        self.listeners: list[Callable[[], None]] = []
+        """Called each time a new state was taken, changed or not."""
 
     def apply(self, state: FleetState) -> None:
         """Take a new state; counters of replicas that are still there are kept."""
@@ -164,7 +168,10 @@ class RoutingTable:
             deployment.replicas = {row.id: _merge_replica(known.get(row.id), row) for row in rows}
             self.gone += [known[i] for i in known if i not in deployment.replicas]
             _note_replicas(deployment, list(known.values()))
+        self.purges = state.purges
         self.loaded = True
+        for listener in self.listeners:
+            listener()
 
     def take_gone(self) -> list[Replica]:
         """Replicas that have left since the last call."""

@@ -54,6 +54,11 @@ class TableReader:
         self._refreshed_s = 0.0
         self._thread = threading.Thread(target=self._run, name="routing-table", daemon=True)
 
+    @property
+    def database(self) -> Database:
+        """Where it reads."""
+        return self._database
+
     async def start(self) -> None:
         """Begin to read; returns after the first look, or soon where the database is away."""
         self._thread.start()

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 from pathlib import Path
 
 import msgspec
 
 from thrifty.db import open_database
+from thrifty.db.cache import remove_cache_stats
+from thrifty.errors import DatabaseError
 from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
+from thrifty.gateway.shared_store import SharedStore
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.log_writer import LogWriter
@@ -40,8 +46,12 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Where it says that it listens, and the address that is its own."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL: it may hold a password, which a command line would show."""
+    redis_url_env: str = "THRIFTY_REDIS_URL"
+    """As for the database; empty or not set where there is none."""
     max_body_bytes: int = 8_000_000
     cache_bytes: int = 256_000_000
+    cache_shared: SharedSettings | None = None
+    """How answers are shared through Redis; None: they are not."""
     read_timeout_s: float = 20.0
     write_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
@@ -68,6 +78,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     log_database = open_database(url, migrate=False)
     metrics = GatewayMetrics()
     metrics.database_up.set(1)
+    store = await _open_store(os.environ.get(settings.redis_url_env, ""), metrics)
     table = RoutingTable()
     table.keys_exist = settings.require_keys
     reader = TableReader(table_database, table)
@@ -84,11 +95,18 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         writer.start()
     client = HttpClient()
     forwarder = Forwarder(client, table, metrics, capture=settings.record_prompts)
+    cache = AnswerCache(
+        ExactCache(settings.cache_bytes),
+        table,
+        metrics,
+        store if settings.cache_shared is not None else None,
+        settings.cache_shared,
+    )
     gateway = Gateway(
         table=table,
         reader=reader,
         forwarder=forwarder,
-        cache=ExactCache(settings.cache_bytes),
+        cache=cache,
         recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
         metrics=metrics,
     )
@@ -101,6 +119,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
     # A worker that shares its port with another must know the fleet before it takes requests.
     await reader.start()
+    cache.start()
     try:
         own_port = await server.start("127.0.0.1", 0)
         port = await server.start(settings.host, settings.port, reuse_port=True)
@@ -111,19 +130,40 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     if settings.ready_file is not None:
         _say_ready(Path(settings.ready_file), f"http://127.0.0.1:{own_port}")
     sweeping = asyncio.ensure_future(gateway.sweep())
+    worker = f"{socket.gethostname()[:48]}/{settings.id[:32]}/{os.getpid()}"
+    publishing = asyncio.ensure_future(gateway.publish(worker))
     await stopping.wait()
     log.info("draining")
     cut = await server.drain(settings.drain_timeout_s)
     if cut:
         log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
     sweeping.cancel()
+    publishing.cancel()
+    await cache.close()
+    with contextlib.suppress(DatabaseError):
+        await asyncio.to_thread(remove_cache_stats, table_database, worker)
     reader.stop()
     if writer is not None:
         writer.stop()
     client.close()
+    if store is not None:
+        await store.close()
     table_database.close()
     log_database.close()
     return 0
+
+
+async def _open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
+    """The shared store, where there is one."""
+    if not url:
+        return None
+    store = SharedStore(
+        url,
+        on_state=lambda up: metrics.shared_store_up.set(1 if up else 0),
+        on_error=lambda kind: metrics.shared_store_errors.labels(kind).inc(),
+    )
+    await store.start()
+    return store
 
 
 def _say_ready(path: Path, url: str) -> None:

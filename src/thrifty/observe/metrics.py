@@ -10,11 +10,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 LABELS = ("deployment", "version", "replica")
@@ -44,8 +49,7 @@ MAX_SERIES = 4096
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
+class Observation(msgspec.Struct, frozen=True, gc=False):
     """What one request was, for the metrics. Times in seconds; None where there was none."""
 
     deployment: str
@@ -63,6 +67,17 @@ class Observation:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    saved: Saved | None = None
+
+
+class Saved(msgspec.Struct, frozen=True, gc=False):
+    """What an answer from the cache spared an engine. `cost` is in the currency of the prices."""
+
+    tier: str
+    seconds: float
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
 
 
 class Histogram:
@@ -115,6 +130,13 @@ _HISTOGRAMS = {
         "Time that the gateway itself took before it sent a request on.",
     ),
 }
+_SAVED = (
+    ("thrifty_cache_saved_seconds", "Generation time that answers from the exact cache spared."),
+    ("thrifty_cache_saved_prompt_tokens", "Prompt tokens that the exact cache spared."),
+    ("thrifty_cache_saved_completion_tokens", "Tokens that the exact cache spared generating."),
+    ("thrifty_cache_saved_cost", "What the spared tokens would have cost, by the spec's prices."),
+)
+_SAVED_NAMES = ("saved_s", "saved_prompt_tokens", "saved_completion_tokens", "saved_cost")
 _TOKENS = {
     "prompt": ("thrifty_prompt_tokens", "Prompt tokens computed."),
     "completion": ("thrifty_completion_tokens", "Tokens generated."),
@@ -130,6 +152,8 @@ class RequestMetrics(Collector):
         self._requests: dict[tuple[str, str, str, str, str], int] = {}
         self._errors: dict[tuple[str, str, str, str], int] = {}
         self._cache: dict[tuple[str, str, str], int] = {}
+        self._hits: dict[tuple[str, str, str], int] = {}
+        self._saved: dict[tuple[str, str], list[float]] = {}
 
     def observe(self, seen: Observation) -> None:
         """Count one request."""
@@ -145,6 +169,8 @@ class RequestMetrics(Collector):
         if seen.cache:
             cache = (seen.deployment, seen.version, seen.cache)
             self._cache[cache] = self._cache.get(cache, 0) + 1
+        if seen.saved is not None:
+            self._count_saved(seen.deployment, seen.version, seen.saved)
         series.e2e.observe(seen.e2e_s)
         series.queue.observe(seen.queue_s)
         series.overhead.observe(seen.overhead_s)
@@ -155,6 +181,23 @@ class RequestMetrics(Collector):
         series.prompt += seen.prompt_tokens
         series.completion += seen.completion_tokens
         series.cached += seen.cached_tokens
+
+    def cache_figures(self) -> dict[str, dict[str, float]]:
+        """What the exact cache did, by deployment."""
+        found: dict[str, dict[str, float]] = {}
+        for (deployment, _, result), count in self._cache.items():
+            if not deployment:
+                continue  # refused before it was known what it was about
+            figures = found.setdefault(deployment, {})
+            figures[result] = figures.get(result, 0) + count
+        for (deployment, _, tier), count in self._hits.items():
+            figures = found.setdefault(deployment, {})
+            figures[f"hits_{tier}"] = figures.get(f"hits_{tier}", 0) + count
+        for (deployment, _), sums in self._saved.items():
+            figures = found.setdefault(deployment, {})
+            for name, value in zip(_SAVED_NAMES, sums, strict=True):
+                figures[name] = figures.get(name, 0) + value
+        return found
 
     def count_error(self, kind: str) -> None:
         """Count a request that was refused before anything was known of it."""
@@ -178,6 +221,16 @@ class RequestMetrics(Collector):
             ("deployment", "version", "result"),
             self._cache,
         )
+        yield _counter(
+            "thrifty_cache_hits",
+            "Answers from the exact cache, by where they came from.",
+            ("deployment", "version", "tier"),
+            self._hits,
+        )
+        yield self._collect_hit_ratio()
+        for index, (metric, text) in enumerate(_SAVED):
+            spared = {labels: sums[index] for labels, sums in self._saved.items()}
+            yield _counter(metric, text, ("deployment", "version"), spared)
         for name, (metric, text) in _HISTOGRAMS.items():
             family = HistogramMetricFamily(metric, text, labels=LABELS)
             for labels, series in self._series.items():
@@ -188,21 +241,61 @@ class RequestMetrics(Collector):
             counts = {labels: getattr(series, name) for labels, series in self._series.items()}
             yield _counter(metric, text, LABELS, counts)
 
+    def _count_saved(self, deployment: str, version: str, saved: Saved) -> None:
+        hit = (deployment, version, saved.tier)
+        self._hits[hit] = self._hits.get(hit, 0) + 1
+        sums = self._saved.get(hit[:2])
+        if sums is None:
+            sums = self._saved[hit[:2]] = [0.0] * len(_SAVED)
+        sums[0] += saved.seconds
+        sums[1] += saved.prompt_tokens
+        sums[2] += saved.completion_tokens
+        sums[3] += saved.cost
+
+    def _collect_hit_ratio(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "thrifty_cache_hit_ratio",
+            "Hits among the requests that the exact cache may answer, since the worker started.",
+            labels=("deployment",),
+        )
+        for deployment, figures in self.cache_figures().items():
+            hits, misses = figures.get("hit", 0), figures.get("miss", 0)
+            if hits + misses:
+                family.add_metric([deployment], hits / (hits + misses))
+        return family
+
     def _add_series(self, labels: tuple[str, str, str]) -> _Series:
         if len(self._series) >= MAX_SERIES:
-            for counted in (self._series, self._requests, self._errors, self._cache):
+            for counted in (
+                self._series, self._requests, self._errors, self._cache, self._hits, self._saved,
+            ):  # fmt: skip
                 counted.clear()
         series = self._series[labels] = _Series()
         return series
 
 
 def _counter(
-    name: str, text: str, labels: tuple[str, ...], counts: Mapping[Any, int]
+    name: str, text: str, labels: tuple[str, ...], counts: Mapping[Any, float]
 ) -> CounterMetricFamily:
     family = CounterMetricFamily(name, text, labels=labels)
     for values, count in counts.items():
         family.add_metric(list(values), count)
     return family
+
+
+class SharedCacheMetrics(Collector):
+    """What the shared tier of the exact cache counts by itself."""
+
+    def __init__(self) -> None:
+        self.figures: Mapping[str, float] = {}
+        """Its counts, where there is such a tier."""
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus' family of them."""
+        counts = {(name,): count for name, count in self.figures.items()}
+        yield _counter(
+            "thrifty_cache_shared", "What the cache's shared tier saw, by kind.", ("kind",), counts
+        )
 
 
 class GatewayMetrics:
@@ -236,6 +329,13 @@ class GatewayMetrics:
         )
         self.cache_bytes = self._gauge("thrifty_cache_bytes", "Size of the exact cache.", ())
         self.cache_entries = self._gauge("thrifty_cache_entries", "Answers in the exact cache.", ())
+        self.cache_forgotten = self._counter(
+            "thrifty_cache_forgotten",
+            "Answers that left memory before their time, by reason: a purge, or a promotion.",
+            ("reason",),
+        )
+        self.shared_cache = SharedCacheMetrics()
+        self.registry.register(self.shared_cache)
         self.dropped_rows = self._counter(
             "thrifty_log_rows_dropped",
             "Request log rows that were dropped, by reason.",
@@ -260,6 +360,12 @@ class GatewayMetrics:
             ("deployment",),
         )
         self.database_up = self._gauge("thrifty_database_up", "1 while the database answers.", ())
+        self.shared_store_up = self._gauge(
+            "thrifty_shared_store_up", "1 while the shared Redis answers.", ()
+        )
+        self.shared_store_errors = self._counter(
+            "thrifty_shared_store_errors", "Faults of the shared Redis, by kind.", ("kind",)
+        )
 
     def forget_replica(self, deployment: str, version: str, replica: str) -> None:
         """Drop the gauges of a replica that is gone; its counters stay, as Prometheus expects."""

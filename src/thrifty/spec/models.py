@@ -56,6 +56,7 @@ Quantization = Literal["auto", "int8", "int4", "none"]
 
 _SECRET_OPTION = re.compile(r"(key|token|secret|password)s?$", re.IGNORECASE)
 MASK = "***"
+_REDIS_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
 SHORTHANDS = ("engine", "compress", "replicas", "cache", "cache.exact")
 """The keys that may hold a plain value in place of a mapping, outer ones first."""
@@ -107,7 +108,7 @@ def is_secret(path: str) -> bool:
     """Whether the value at the key `path` must never be shown. An engine refuses options that it
     does not know, a key in plain text too, but it may be shown before that.
     """
-    return path == "database" or bool(
+    return path in ("database", "redis") or bool(
         re.match(r"(deployments\.\d+\.)?engine\.", path) and _SECRET_OPTION.search(path)
     )
 
@@ -147,6 +148,27 @@ class ExactCacheSpec(Section):
     )
     max_bytes: Bytes = Field(256_000_000, description="Memory for answers, in each gateway worker.")
     ttl: Duration = Field(3600.0, gt=0, description="How long an answer may be reused.")
+    shared: bool = Field(
+        True,
+        description="Share answers, and generations under way, with all gateway workers through "
+        "`redis`, where the spec names one.",
+    )
+    shared_timeout: Duration = Field(
+        0.01,
+        gt=0,
+        description="How long a request waits for Redis before it goes on without.",
+    )
+    shared_max_entry: Bytes = Field(
+        1_000_000, ge=0, description="Larger answers are not put into Redis."
+    )
+    share_wait: Duration = Field(
+        30.0,
+        description="How long a request waits for another worker's generation of the same answer.",
+    )
+    share_wait_stream: Duration = Field(
+        1.0,
+        description="As `share_wait`, for streams: these get nothing until the other one has ended.",
+    )
 
 
 class CacheSpec(Section):
@@ -184,6 +206,24 @@ class LimitsSpec(Section):
     )
     idle_timeout: Duration = Field(
         120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+    )
+
+
+class PricesSpec(Section):
+    """What tokens cost, in the currency you think in. Budgets of keys are counted in it."""
+
+    input: Number = Field(
+        0.0, ge=0, allow_inf_nan=False, description="A million tokens of prompts."
+    )
+    cached_input: Number | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="A million tokens of prompts that an engine's prefix cache had. Default: as "
+        "`input`.",
+    )
+    output: Number = Field(
+        0.0, ge=0, allow_inf_nan=False, description="A million tokens of answers."
     )
 
 
@@ -263,6 +303,10 @@ class DeploymentSpec(Section):
         default_factory=lambda: CacheSpec(), description="`true`, `false` or a mapping."
     )
     limits: LimitsSpec = Field(default_factory=lambda: LimitsSpec(), description="Limits.")
+    prices: PricesSpec = Field(
+        default_factory=lambda: PricesSpec(),
+        description="What tokens cost; answers from the exact cache cost nothing.",
+    )
 
     @field_validator("aliases", "fallback", mode="before")
     @classmethod
@@ -295,12 +339,25 @@ class Spec(DeploymentSpec):
         description="A SQLAlchemy URL such as `postgresql+psycopg://user:password@host/name`. "
         "Default: SQLite in THRIFTY_HOME.",
     )
+    redis: str | None = Field(
+        None,
+        repr=False,
+        description="A Redis or Valkey that gateway workers share, such as "
+        "`redis://user:password@host:6379/0`. Default: each worker counts for itself.",
+    )
     price_per_hour: Number = Field(
         0.10,
         ge=0,
         allow_inf_nan=False,
         description="What this machine costs an hour, in the currency you think in. Reports use it.",
     )
+
+    @field_validator("redis")
+    @classmethod
+    def _check_redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
+        return value
 
     @field_validator("deployments", mode="before")
     @classmethod
@@ -317,6 +374,7 @@ __all__ = [
     "ExactCacheSpec",
     "GatewaySpec",
     "LimitsSpec",
+    "PricesSpec",
     "Quantization",
     "RecordSpec",
     "ReplicasSpec",

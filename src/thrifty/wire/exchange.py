@@ -28,6 +28,11 @@ EVENT_STREAM_HEADERS = [
 ]
 
 
+def encode_lines(headers: Headers) -> bytes:
+    """Header lines as they are sent."""
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 class Exchange:
     """One request and its answer.
 
@@ -95,6 +100,33 @@ class Exchange:
             return
         head = self.encode_head(status, headers, [b"content-length: %d\r\n" % len(body)])
         self._protocol.send(head if self._head_only else head + body)
+        self._end()
+
+    def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
+        """Send a whole 200 to a POST, its header lines bytes already, in one write. `stream` sends
+        it as a stream is sent, without its length.
+        """
+        protocol = self._protocol
+        if protocol.closed or self._started:
+            return
+        self._started = True
+        self.status = 200
+        if protocol.server.draining:
+            self.keep_alive = False
+        if self.version == "1.0" or not self.keep_alive:
+            if stream and self.version == "1.0":
+                self.keep_alive = False
+            lines += b"connection: keep-alive\r\n" if self.keep_alive else b"connection: close\r\n"
+        date_line = protocol.server.date_line
+        if not stream:
+            form = b"HTTP/1.1 200 OK\r\n%b%bcontent-length: %d\r\n\r\n%b"
+            data = form % (date_line, lines, len(body), body)
+        elif self.version == "1.0":
+            data = b"HTTP/1.1 200 OK\r\n%b%b\r\n%b" % (date_line, lines, body)
+        else:
+            form = b"HTTP/1.1 200 OK\r\n%b%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+            data = form % (date_line, lines, len(body), body)
+        protocol.send(data)
         self._end()
 
     def respond_error(self, error: WireError, headers: Headers = ()) -> None:

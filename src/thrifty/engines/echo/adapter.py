@@ -57,6 +57,7 @@ class EchoEngine:
         | {"prompt", "echo", "input", "encoding_format", "dimensions", "add_special_tokens",
            "add_generation_prompt", "return_token_strs"}
     )  # fmt: skip
+    salt_field = None
     external = False
 
     def capabilities(self, machine: Machine) -> list[Capability]:

@@ -84,6 +84,7 @@ class OpenVinoEngine:
     kind = "openvino"
     options = OpenVinoOptions
     honours = HONOURS
+    salt_field = None
     external = False
 
     def capabilities(self, machine: Machine) -> list[Capability]:

@@ -1,7 +1,10 @@
-"""The exact response cache: whole answers, bounded in bytes and in age.
+"""The exact response cache of one process: whole answers, bounded in bytes and in age.
 
 An answer is kept as the JSON of one that was not streamed, however it was asked for, and can be
 given either way. Its id is cut out, so that each hit gets an id of its own.
+
+Answers of one deployment, version and tenant form a group, and a group is forgotten at once: it is
+marked, nobody gets anything of it from then on, and its memory is freed piece by piece.
 """
 
 from __future__ import annotations
@@ -9,62 +12,114 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
+from thrifty.gateway.cache.replay import ID_MARK, cut_id, make_chunks
 from thrifty.wire.ids import new_id
-from thrifty.wire.sse import DONE, Usage, encode_event
+from thrifty.wire.sse import DONE, Usage
 
-ENTRY_BYTES = 600
-"""What an entry takes beside its answer: keys, objects, the place in the order."""
+ENTRY_BYTES = 800
+"""What an entry takes beside its answer: keys, objects, the places in the order and the group."""
+FREE_AT_ONCE = 1000
+"""Entries of forgotten groups are freed in pieces of this many: about a millisecond."""
+
+
+class Owner(NamedTuple):
+    """Whose answer it is."""
+
+    deployment: str = ""
+    revision: str = ""
+    version: str = ""
+    tenant: str = ""
 
 
 class Entry:
-    """One stored answer."""
+    """One stored answer, and what it was to make it."""
 
-    __slots__ = ("_chunks", "_parts", "body", "expires_s", "prefix", "replica", "usage", "version")
+    __slots__ = (
+        "_parts",
+        "_prefix",
+        "_streams",
+        "expires_s",
+        "group",
+        "lines",
+        "owner",
+        "purge_id",
+        "replica",
+        "size_bytes",
+        "took_s",
+        "usage",
+    )
 
-    def __init__(self, body: bytes, *, replica: str, version: str, usage: Usage | None) -> None:
-        self.body = body
+    def __init__(
+        self,
+        body: bytes,
+        *,
+        replica: str,
+        usage: Usage | None,
+        owner: Owner,
+        took_s: float = 0.0,
+        purge_id: int = 0,
+    ) -> None:
+        """`body` is the answer whole; `took_s` is how long its generation took, `purge_id` the
+        newest purge that was known when it began.
+        """
+        self._prefix, self._parts = cut_id(body)
+        self._streams: dict[bool, list[bytes]] = {}
         self.replica = replica
-        self.version = version
         self.usage = usage
+        self.owner = owner
+        self.took_s = took_s
+        self.purge_id = purge_id
         self.expires_s = 0.0
-        self._parts: list[bytes] | None = None
-        self._chunks: tuple[list[bytes], list[bytes]] | None = None
-        self.prefix = b""
+        self.group: _Group | None = None
+        self.size_bytes = ENTRY_BYTES + 2 * len(body)
+        """What it counts for, with a stream that may be made of it."""
+        self.lines = b"x-thrifty-cache: hit\r\n"
+        """The header lines that every hit carries."""
+        if replica:
+            self.lines += b"x-thrifty-replica: %b\r\n" % replica.encode()
+        if owner.version:
+            self.lines += b"x-thrifty-version: %b\r\n" % owner.version.encode()
 
     @property
-    def size_bytes(self) -> int:
-        """What it counts for."""
-        return ENTRY_BYTES + 2 * len(self.body)
+    def version(self) -> str:
+        """The version that gave it."""
+        return self.owner.version
+
+    @property
+    def body(self) -> bytes:
+        """The answer whole, under an id that is no answer's."""
+        return (b"%b-0" % self._prefix if self._prefix else b"").join(self._parts)
 
     def as_body(self) -> bytes:
         """The answer whole, under a new id."""
-        if self._parts is None:
-            self.prefix, self._parts = _cut_id(self.body)
         return self._new_id().join(self._parts)
 
     def as_stream(self, include_usage: bool) -> bytes:
         """The answer as a stream, under a new id."""
-        if self._chunks is None:
-            plain, usage = _make_chunks(msgspec.json.decode(self.body))
-            self._chunks = (plain, usage)
-        answer_id = self._new_id()
-        plain, usage = self._chunks
-        parts = [answer_id.join(part.split(_ID_MARK)) for part in plain]
-        if include_usage:
-            parts += [answer_id.join(part.split(_ID_MARK)) for part in usage]
-        return b"".join(parts) + DONE
+        pieces = self._streams.get(include_usage)
+        if pieces is None:
+            chunks, usage = make_chunks(msgspec.json.decode(self.body))
+            whole = b"".join([*chunks, *(usage if include_usage else ()), DONE])
+            pieces = self._streams[include_usage] = whole.split(ID_MARK)
+        return self._new_id().join(pieces)
 
     def _new_id(self) -> bytes:
-        if self._parts is None:
-            self.prefix, self._parts = _cut_id(self.body)
-        return b"%b-%b" % (self.prefix, new_id().encode()) if self.prefix else b""
+        return b"%b-%b" % (self._prefix, new_id().encode()) if self._prefix else b""
 
 
-_ID_MARK = b"\x00id\x00"
+class _Group:
+    """Entries that are forgotten together."""
+
+    __slots__ = ("forgotten", "keys", "size_bytes")
+
+    def __init__(self) -> None:
+        self.keys: dict[bytes, None] = {}
+        self.size_bytes = 0
+        self.forgotten = False
 
 
 class ExactCache:
@@ -74,17 +129,21 @@ class ExactCache:
         self._max_bytes = max_bytes
         self._clock = clock
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
+        self._groups: dict[Owner, _Group] = {}
+        self._forgotten: list[_Group] = []
+        self._forgotten_count = 0
         self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) - self._forgotten_count
 
     def get(self, key: bytes) -> Entry | None:
-        """The answer for `key`, unless it is too old."""
+        """The answer for `key`, unless it is too old or was forgotten."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires_s < self._clock():
+        assert entry.group is not None
+        if entry.group.forgotten or entry.expires_s < self._clock():
             self._drop(key)
             return None
         self._entries.move_to_end(key)
@@ -92,154 +151,64 @@ class ExactCache:
 
     def put(self, key: bytes, entry: Entry, ttl_s: float) -> None:
         """Keep an answer. One that is larger than a quarter of the cache is not kept."""
-        if entry.size_bytes > self._max_bytes // 4:
+        size_bytes = entry.size_bytes
+        if size_bytes > self._max_bytes // 4:
             return
         if key in self._entries:
             self._drop(key)
         entry.expires_s = self._clock() + ttl_s
+        group = self._groups.get(entry.owner)
+        if group is None:
+            group = self._groups[entry.owner] = _Group()
+        entry.group = group
+        group.keys[key] = None
+        group.size_bytes += size_bytes
         self._entries[key] = entry
-        self.size_bytes += entry.size_bytes
+        self.size_bytes += size_bytes
         while self.size_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
 
-    def clear(self) -> int:
-        """Forget everything; returns how many answers that were."""
-        count = len(self._entries)
-        self._entries.clear()
-        self.size_bytes = 0
+    def forget(self, chosen: Callable[[Owner], bool]) -> int:
+        """Forget the answers of chosen owners; returns how many. `free` then gives the memory back."""
+        count = 0
+        for owner in [owner for owner in self._groups if chosen(owner)]:
+            group = self._groups.pop(owner)
+            group.forgotten = True
+            count += len(group.keys)
+            self.size_bytes -= group.size_bytes
+            self._forgotten.append(group)
+        self._forgotten_count += count
         return count
 
+    def free(self) -> bool:
+        """Free a piece of what was forgotten; whether there is more."""
+        left = FREE_AT_ONCE
+        while self._forgotten and left > 0:
+            group = self._forgotten[-1]
+            while group.keys and left > 0:
+                self._drop(next(reversed(group.keys)))
+                left -= 1
+            if not group.keys:
+                self._forgotten.pop()
+        return bool(self._forgotten)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Entries and bytes, by deployment."""
+        found: dict[str, tuple[int, int]] = {}
+        for owner, group in self._groups.items():
+            count, size_bytes = found.get(owner.deployment, (0, 0))
+            found[owner.deployment] = (count + len(group.keys), size_bytes + group.size_bytes)
+        return found
+
     def _drop(self, key: bytes) -> None:
-        self.size_bytes -= self._entries.pop(key).size_bytes
-
-
-def assemble_answer(events: list[dict[str, Any]]) -> bytes | None:
-    """The answer that a stream's chunks amount to, as if it had not been streamed.
-
-    None where the chunks are not of a kind that is known, or a choice has not ended.
-    """
-    if not events:
-        return None
-    chat = events[0].get("object") == "chat.completion.chunk"
-    if not chat and events[0].get("object") != "text_completion":
-        return None
-    choices: dict[int, dict[str, Any]] = {}
-    usage = None
-    for event in events:
-        usage = event.get("usage") or usage
-        for part in event.get("choices") or ():
-            choice = choices.setdefault(
-                part["index"],
-                {"index": part["index"], "finish_reason": None, "logprobs": None},
-            )
-            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
-            merge = _merge_delta if chat else _merge_text
-            merge(choice, part)
-    if not choices or any(choice["finish_reason"] is None for choice in choices.values()):
-        return None
-    answer = {
-        "id": events[0].get("id", ""),
-        "object": "chat.completion" if chat else "text_completion",
-        "created": events[0].get("created", 0),
-        "model": events[0].get("model", ""),
-        "choices": [choices[index] for index in sorted(choices)],
-    }
-    if usage is not None:
-        answer["usage"] = usage
-    return msgspec.json.encode(answer)
-
-
-def _merge_delta(choice: dict[str, Any], part: dict[str, Any]) -> None:
-    message = choice.setdefault("message", {"role": "assistant", "content": None, "refusal": None})
-    delta = part.get("delta") or {}
-    for key, value in delta.items():
-        if value is None or key == "role":
-            continue
-        if key == "tool_calls":
-            _merge_tool_calls(message.setdefault("tool_calls", []), value)
-        elif isinstance(value, str):
-            message[key] = (message.get(key) or "") + value
-        else:
-            message[key] = value
-    logprobs = part.get("logprobs")
-    if logprobs:
-        known = choice["logprobs"] or {"content": [], "refusal": None}
-        known["content"] = known["content"] + (logprobs.get("content") or [])
-        choice["logprobs"] = known
-
-
-def _merge_tool_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
-    for part in parts:
-        index = part.get("index", len(calls))
-        while len(calls) <= index:
-            calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = calls[index], part.get("function") or {}
-        call["id"] = part.get("id") or call["id"]
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
-
-
-def _merge_text(choice: dict[str, Any], part: dict[str, Any]) -> None:
-    choice["text"] = choice.get("text", "") + (part.get("text") or "")
-    logprobs = part.get("logprobs")
-    if logprobs:
-        known = choice["logprobs"] or {}
-        choice["logprobs"] = {
-            key: (known.get(key) or []) + value if isinstance(value, list) else value
-            for key, value in logprobs.items()
-        }
-
-
-def _cut_id(body: bytes) -> tuple[bytes, list[bytes]]:
-    """The kind of id, and the body in pieces around it."""
-    try:
-        answer_id = msgspec.json.decode(body, type=_HasId).id
-    except msgspec.MsgspecError:
-        answer_id = ""
-    if not answer_id:
-        return b"", [body]
-    return answer_id.partition("-")[0].encode(), body.split(answer_id.encode(), 1)
-
-
-class _HasId(msgspec.Struct):
-    id: str = ""
-
-
-def _make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    """The chunks of an answer with a mark in place of its id, and the chunk with its usage."""
-    chat = answer.get("object") == "chat.completion"
-    base = {
-        "id": "MARK",
-        "object": "chat.completion.chunk" if chat else "text_completion",
-        "created": answer.get("created", 0),
-        "model": answer.get("model", ""),
-    }
-
-    def chunk(**fields: Any) -> bytes:
-        return encode_event({**base, **fields}).replace(b'"id":"MARK"', b'"id":"%b"' % _ID_MARK, 1)
-
-    def choice_chunk(choice: dict[str, Any], **fields: Any) -> bytes:
-        entry = {"index": choice["index"], "logprobs": None, "finish_reason": None, **fields}
-        return chunk(choices=[entry])
-
-    chunks = []
-    for choice in answer.get("choices") or ():
-        reason = choice.get("finish_reason")
-        if not chat:
-            chunks.append(
-                choice_chunk(
-                    choice, text=choice.get("text", ""), logprobs=choice.get("logprobs"),
-                    finish_reason=reason,
-                )
-            )  # fmt: skip
-            continue
-        message = choice.get("message") or {}
-        chunks.append(choice_chunk(choice, delta={"role": "assistant", "content": ""}))
-        delta = {k: v for k, v in message.items() if k not in ("role", "tool_calls") and v}
-        if delta:
-            chunks.append(choice_chunk(choice, delta=delta, logprobs=choice.get("logprobs")))
-        for index, call in enumerate(message.get("tool_calls") or ()):
-            chunks.append(choice_chunk(choice, delta={"tool_calls": [{"index": index, **call}]}))
-        chunks.append(choice_chunk(choice, delta={}, finish_reason=reason))
-    usage = [chunk(choices=[], usage=answer["usage"])] if answer.get("usage") else []
-    return chunks, usage
+        entry = self._entries.pop(key)
+        group = entry.group
+        assert group is not None
+        del group.keys[key]
+        if group.forgotten:
+            self._forgotten_count -= 1
+            return
+        group.size_bytes -= entry.size_bytes
+        self.size_bytes -= entry.size_bytes
+        if not group.keys:
+            del self._groups[entry.owner]

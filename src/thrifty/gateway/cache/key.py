@@ -12,19 +12,21 @@ from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
 
 IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model"}
 """Fields that change how an answer is sent, not what it is. The model is in the key by its
-revision."""
+deployment and revision."""
 KEY_BYTES = 20
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
-def make_key(endpoint: Endpoint, revision: str, tenant: str, body: Mapping[str, Any]) -> bytes:
-    """A checksum over everything that decides an answer, and over whose it is."""
+def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, Any]) -> bytes:
+    """A checksum over everything that decides an answer, and over whose it is. `served` names the
+    deployment and the revision that it serves.
+    """
     relevant = {
         name: value for name, value in body.items() if value is not None and name not in IRRELEVANT
     }
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    digest.update(f"{endpoint}\0{revision}\0{tenant}\0".encode())
+    digest.update(f"{endpoint}\0{served}\0{tenant}\0".encode())
     digest.update(_encode(relevant))
     return digest.digest()
 

@@ -1,0 +1,119 @@
+"""The exact cache whole: this process's memory, the shared tier where there is one, and what makes
+both forget: purges, and versions that are not served any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from thrifty.db.cache import Purge
+from thrifty.gateway.cache.exact import Entry, ExactCache, Owner
+from thrifty.gateway.cache.purges import Purges
+from thrifty.gateway.cache.shared import SharedTier
+from thrifty.gateway.shared_store import SharedStore
+from thrifty.gateway.table import RoutingTable
+from thrifty.observe.metrics import GatewayMetrics
+
+
+class SharedSettings(msgspec.Struct, frozen=True):
+    """How the shared tier is used. Times in seconds."""
+
+    timeout_s: float = 0.01
+    wait_s: float = 30.0
+    stream_wait_s: float = 1.0
+    max_entry_bytes: int = 1_000_000
+
+
+class AnswerCache:
+    """What one worker remembers of answers."""
+
+    def __init__(
+        self,
+        memory: ExactCache,
+        table: RoutingTable,
+        metrics: GatewayMetrics,
+        store: SharedStore | None = None,
+        settings: SharedSettings | None = None,
+    ) -> None:
+        self.memory = memory
+        self.purges = Purges()
+        self.shared: SharedTier | None = None
+        if store is not None:
+            chosen = settings or SharedSettings()
+            self.shared = SharedTier(store, self.purges, **msgspec.structs.asdict(chosen))
+            metrics.shared_cache.figures = vars(self.shared.figures)
+        self._table = table
+        self._metrics = metrics
+        self._revisions: dict[str, str] = {}
+        self._loaded = False
+        table.listeners.append(self._note_table)
+
+    def start(self) -> None:
+        """Begin the shared tier's work."""
+        if self.shared is not None:
+            self.shared.start()
+
+    async def close(self) -> None:
+        """End it."""
+        if self.shared is not None:
+            await self.shared.close()
+
+    def keep(self, key: bytes, entry: Entry, ttl_s: float) -> bool:
+        """Keep an answer in memory, unless it was to be forgotten meanwhile; whether it may be
+        given to others.
+        """
+        if self.purges.cover(entry.owner, entry.purge_id) or (
+            self._loaded and self._revisions.get(entry.owner.deployment) != entry.owner.revision
+        ):
+            return False
+        self.memory.put(key, entry, ttl_s)
+        return True
+
+    def stats(self) -> dict[str, Any]:
+        """This worker's figures."""
+        shared = None
+        if self.shared is not None:
+            shared = {"available": self.shared.available, **vars(self.shared.figures)}
+        sizes = self.memory.sizes()
+        deployments = self._metrics.requests.cache_figures()
+        for name, (entries, size_bytes) in sizes.items():
+            deployments.setdefault(name, {}).update(entries=entries, bytes=size_bytes)
+        return {
+            "entries": len(self.memory),
+            "bytes": self.memory.size_bytes,
+            "deployments": deployments,
+            "shared": shared,
+        }
+
+    def _note_table(self) -> None:
+        """The routing table was read: forget what a purge names, or what is not served any more."""
+        first, self._loaded = not self._loaded, True
+        for purge in self.purges.update(self._table.purges):
+            self._forget("purge", _choose_purged(purge))
+            if self.shared is not None and not first:
+                self.shared.forget(purge)
+        deployments = self._table.deployments
+        revisions = {name: deployment.row.revision for name, deployment in deployments.items()}
+        if revisions != self._revisions:
+            self._revisions = revisions
+            self._forget(
+                "promotion", lambda owner: revisions.get(owner.deployment) != owner.revision
+            )
+
+    def _forget(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
+        count = self.memory.forget(chosen)
+        if count:
+            self._metrics.cache_forgotten.labels(reason).inc(count)
+            asyncio.get_running_loop().call_soon(self._free)
+
+    def _free(self) -> None:
+        if self.memory.free():
+            asyncio.get_running_loop().call_soon(self._free)
+
+
+def _choose_purged(purge: Purge) -> Callable[[Owner], bool]:
+    return lambda owner: purge.matches(owner.deployment, owner.version, owner.tenant)

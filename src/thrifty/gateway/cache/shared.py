@@ -1,0 +1,364 @@
+"""The second tier: answers in the Redis that gateway workers share, and who makes them.
+
+A worker that misses in its own memory asks once: one script gives the answer, or the right to make
+it (a `Claim`: a lock with a token, that its holder renews and that ends with it), or says that
+somebody else is making it. Who must wait asks again now and then, and takes over where the holder
+has vanished.
+
+Redis away or slow costs hits, never requests: a request waits for at most `timeout_s`, after a few
+late answers in a row nobody asks for a while, and answers go in behind the request's back, through
+a queue with a bound. Everything here may be lost at any time.
+
+Keys, all under `thrifty:cache:`, hold checksums of names and not the names themselves:
+
+    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}       an answer, or NOTHING
+    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}:lock  the token of who makes it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from thrifty.db.cache import PURGE_KEEP_S, Purge
+from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
+from thrifty.gateway.cache.exact import Entry, Owner
+from thrifty.gateway.cache.purges import Purges
+from thrifty.gateway.shared_store import Script, SharedStore
+
+log = logging.getLogger(__name__)
+
+PREFIX = b"thrifty:cache:"
+NAME_BYTES = 6
+"""Of the checksums of names in keys; they only choose what a purge deletes."""
+NOTHING = b"-"
+"""In the place of an answer: there is none to wait for."""
+NOTHING_MS = 500
+"""Long enough for all who wait to see it."""
+LOCK_S = 3.0
+"""A holder that has not renewed its lock for so long is taken for dead."""
+RENEW_S = 1.0
+FIRST_PAUSE_S = 0.005
+MAX_PAUSE_S = 0.1
+MAX_QUEUE_BYTES = 32_000_000
+"""Answers that wait to go to Redis; more are not kept there."""
+WRITES_AT_ONCE = 64
+LATE_TO_REST = 3
+REST_S = 1.0
+"""After so many late answers in a row, nobody asks for so long."""
+SCAN_KEYS = 500
+
+_FIND = Script(
+    """
+local data = redis.call('GET', KEYS[1])
+if data then return {data, redis.call('PTTL', KEYS[1])} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+return 0
+"""
+)
+_SETTLE = Script(
+    """
+if redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+)
+_GIVE_UP = Script(
+    """
+if redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
+redis.call('DEL', KEYS[2])
+redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
+return 1
+"""
+)
+_RENEW = Script(
+    """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 0
+"""
+)
+
+
+@dataclass
+class SharedFigures:
+    """What this worker saw of the second tier."""
+
+    hits: int = 0
+    misses: int = 0
+    waited: int = 0
+    """Requests that waited for another worker's generation."""
+    late: int = 0
+    """Look-ups that took too long, or were not made because earlier ones had."""
+    damaged: int = 0
+    written: int = 0
+    written_bytes: int = 0
+    dropped: int = 0
+    """Answers that were too large, or found the queue full."""
+
+
+class Claim:
+    """The right to make an answer. Who has it must `settle` it."""
+
+    __slots__ = ("entry_name", "key", "lock_name", "token")
+
+    def __init__(self, key: bytes, entry_name: bytes, token: bytes) -> None:
+        self.key = key
+        self.entry_name = entry_name
+        self.lock_name = _lock_name(entry_name)
+        self.token = token
+
+
+class Found(NamedTuple):
+    """An answer, and how long it may still be used."""
+
+    entry: Entry
+    ttl_s: float
+
+
+class SharedTier:
+    """One worker's way to the answers of all. Used on one event loop."""
+
+    def __init__(
+        self,
+        store: SharedStore,
+        purges: Purges,
+        *,
+        timeout_s: float = 0.01,
+        wait_s: float = 30.0,
+        stream_wait_s: float = 1.0,
+        max_entry_bytes: int = 1_000_000,
+    ) -> None:
+        """`wait_s` and `stream_wait_s` are how long a request, or a stream, waits for another
+        worker's generation before it goes to a replica itself.
+        """
+        self._store = store
+        self._purges = purges
+        self._timeout_s = timeout_s
+        self._wait_s = wait_s
+        self._stream_wait_s = stream_wait_s
+        self._max_entry_bytes = max_entry_bytes
+        self._token = os.urandom(8).hex().encode()
+        self._tokens = 0
+        self._claims: set[Claim] = set()
+        self._queue: deque[tuple[Script, list[Any], list[Any]]] = deque()
+        self._queue_bytes = 0
+        self._doomed: deque[Purge] = deque()
+        self._due = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._late = 0
+        self._rest_until_s = 0.0
+        self.figures = SharedFigures()
+
+    @property
+    def available(self) -> bool:
+        """Whether it is worth asking now."""
+        return self._store.available and time.monotonic() >= self._rest_until_s
+
+    def start(self) -> None:
+        """Begin to write, and to keep claims alive."""
+        self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._renew())]
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Write what waits, for at most `timeout_s`; then end."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._queue and self._store.available and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.005)
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def find(
+        self, key: bytes, owner: Owner, *, stream: bool, wanted: Callable[[], bool]
+    ) -> Found | Claim | None:
+        """The answer for `key`, or the right to make it; None where the request must see to itself.
+
+        Waits for another worker's generation, as long as `wanted` says that somebody wants it.
+        """
+        name = _entry_name(key, owner)
+        self._tokens += 1
+        token = b"%b:%d" % (self._token, self._tokens)
+        began_s = time.monotonic()
+        bound_s = self._stream_wait_s if stream else self._wait_s
+        pause_s = FIRST_PAUSE_S
+        faults = 0
+        while True:
+            answer = await self._ask(name, token)
+            if answer == 1:
+                claim = Claim(key, name, token)
+                self._claims.add(claim)
+                self.figures.misses += 1
+                return claim
+            if isinstance(answer, list):
+                data, ttl_ms = answer
+                found = self._take(key, owner, data, ttl_ms)
+                if found is not None:
+                    self.figures.hits += 1
+                    return found
+                if data == NOTHING or faults:
+                    break
+                # Damaged, or to be forgotten: it goes, and somebody makes it anew.
+                faults += 1
+                await self._store.run("DEL", name)
+                continue
+            if answer is None or not wanted():
+                break
+            waited_s = time.monotonic() - began_s
+            if pause_s == FIRST_PAUSE_S:
+                self.figures.waited += 1
+            if waited_s >= bound_s:
+                break
+            await asyncio.sleep(min(pause_s, bound_s - waited_s))
+            pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
+        self.figures.misses += 1
+        return None
+
+    def settle(self, claim: Claim, entry: Entry | None, ttl_s: float = 0.0) -> None:
+        """Give a claim's answer to all, or tell that there is none. Never waits."""
+        self._claims.discard(claim)
+        names = [claim.entry_name, claim.lock_name]
+        if entry is not None:
+            data = encode_entry(claim.key, entry)
+            ttl_ms = max(1, round(min(ttl_s, PURGE_KEEP_S / 2) * 1e3))
+            if (
+                len(data) <= self._max_entry_bytes
+                and self._queue_bytes + len(data) <= MAX_QUEUE_BYTES
+            ):
+                self._put(_SETTLE, names, [data, ttl_ms, claim.token])
+                return
+            self.figures.dropped += 1
+        self._put(_GIVE_UP, names, [NOTHING, NOTHING_MS, claim.token])
+
+    def forget(self, purge: Purge) -> None:
+        """Delete what a purge is about. Correctness does not need it: nobody takes such answers."""
+        self._doomed.append(purge)
+        self._due.set()
+
+    def _take(self, key: bytes, owner: Owner, data: bytes, ttl_ms: int) -> Found | None:
+        """The answer in what Redis gave, if it is whole and may be used."""
+        if data == NOTHING:
+            return None
+        entry = decode_entry(key, owner.tenant, data)
+        if entry is None:
+            self.figures.damaged += 1
+            log.warning("an answer in the shared cache is damaged; it is deleted")
+            return None
+        if ttl_ms <= 0 or self._purges.cover(entry.owner, entry.purge_id):
+            return None
+        return Found(entry, ttl_ms / 1e3)
+
+    async def _ask(self, name: bytes, token: bytes) -> Any:
+        """What the script said; None where it is late or Redis is away."""
+        if not self.available:
+            self.figures.late += 1
+            return None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._store.run_script(
+                    _FIND, [name, _lock_name(name)], [token, round(LOCK_S * 1e3)]
+                )
+        except TimeoutError:
+            self.figures.late += 1
+            self._late += 1
+            if self._late >= LATE_TO_REST:
+                self._late = 0
+                self._rest_until_s = time.monotonic() + REST_S
+            return None
+        self._late = 0
+        return answer
+
+    def _put(self, script: Script, names: list[Any], arguments: list[Any]) -> None:
+        self._queue.append((script, names, arguments))
+        self._queue_bytes += len(arguments[0])
+        self._due.set()
+
+    async def _write(self) -> None:
+        """Carry out what is queued."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            while self._queue:
+                count = min(WRITES_AT_ONCE, len(self._queue))
+                batch = [self._queue.popleft() for _ in range(count)]
+                results = await asyncio.gather(
+                    *(self._store.run_script(*command) for command in batch)
+                )
+                for (script, _, arguments), result in zip(batch, results, strict=True):
+                    self._queue_bytes -= len(arguments[0])
+                    if script is _SETTLE and result is not None:
+                        self.figures.written += 1
+                        self.figures.written_bytes += len(arguments[0])
+                    elif result is None:
+                        self.figures.dropped += 1
+            while self._doomed:
+                await self._delete(self._doomed.popleft())
+
+    async def _renew(self) -> None:
+        """Tell others that this worker is alive and still at it."""
+        while True:
+            await asyncio.sleep(RENEW_S)
+            if self._claims and self._store.available:
+                await asyncio.gather(
+                    *(
+                        self._store.run_script(
+                            _RENEW, [claim.lock_name], [claim.token, round(LOCK_S * 1e3)]
+                        )
+                        for claim in list(self._claims)
+                    )
+                )
+
+    async def _delete(self, purge: Purge) -> None:
+        """Delete the answers that a purge is about; one of the workers does it."""
+        mine = await self._store.run(
+            "SET", PREFIX + b"purge:%d" % purge.id, self._token, "NX", "PX", 60_000
+        )
+        if not mine:
+            return
+        pattern = (
+            PREFIX
+            + b":".join(
+                b"*" if name is None else _checksum(name)
+                for name in (purge.deployment, purge.version, purge.tenant)
+            )
+            + b":{*"
+        )
+        cursor: Any = b"0"
+        deleted = 0
+        while True:
+            page = await self._store.run("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS)
+            if page is None:
+                return
+            cursor, names = page
+            # Locks stay: who holds one is making a new answer.
+            names = [name for name in names if not name.endswith(b":lock")]
+            if names:
+                deleted += await self._store.run("UNLINK", *names) or 0
+            if int(cursor) == 0:
+                break
+        log.info("purge %d deleted %d answers from the shared cache", purge.id, deleted)
+
+
+def _entry_name(key: bytes, owner: Owner) -> bytes:
+    return b"%b%b:%b:%b:{%b}" % (
+        PREFIX,
+        _checksum(owner.deployment),
+        _checksum(owner.version),
+        _checksum(owner.tenant),
+        key.hex().encode(),
+    )
+
+
+def _lock_name(entry_name: bytes) -> bytes:
+    return entry_name + b":lock"
+
+
+def _checksum(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=NAME_BYTES).hexdigest().encode()

@@ -1,0 +1,82 @@
+"""Tenants are kept apart in the prefix cache of engines that can."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.parts import echo_deployment, running_gateway, running_server
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from thrifty.db.keys import create_key
+from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.spec import Spec
+from thrifty.wire.server import Exchange
+
+CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def test_each_tenant_gets_a_salt_that_nobody_else_can_choose(tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(exchange: Exchange) -> None:
+        bodies.append(json.loads(exchange.body))
+        exchange.respond(200, b'{"id":"x-1","object":"chat.completion","choices":[]}')
+
+    row = DeploymentRow(
+        "echo", "remote", "remote@1", "r1", None, "decoder",
+        DeploymentSettings(salt_field="cache_salt"),
+    )  # fmt: skip
+    async with (
+        running_server(answer) as (url, _),
+        running_gateway(tmp_path, [url], deployment=row) as gateway,
+    ):
+        await gateway.ask(CHAT)
+        assert "cache_salt" not in bodies[0]
+        keys = {}
+        for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+            _, secret = await asyncio.to_thread(create_key, gateway.database, name, "user", tenant)
+            keys[name] = {"authorization": f"Bearer {secret}"}
+        await gateway.reader.refresh()
+        salts = []
+        for name in ("a1", "a2", "b1"):
+            await gateway.ask(CHAT, headers=keys[name])
+            salts.append(bodies[-1]["cache_salt"])
+        assert salts[0] == salts[1] != salts[2]
+        assert len(salts[0]) == 32
+        # A client that names another's salt gets a third one.
+        await gateway.ask({**CHAT, "cache_salt": salts[0]}, headers=keys["b1"])
+        assert bodies[-1]["cache_salt"] not in salts
+        assert bodies[-1]["messages"] == CHAT["messages"]
+
+
+async def test_engines_without_a_salt_are_not_sent_one(tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(exchange: Exchange) -> None:
+        bodies.append(json.loads(exchange.body))
+        exchange.respond(200, b"{}")
+
+    async with (
+        running_server(answer) as (url, _),
+        running_gateway(tmp_path, [url], deployment=echo_deployment()) as gateway,
+    ):
+        _, secret = await asyncio.to_thread(create_key, gateway.database, "ann")
+        await gateway.reader.refresh()
+        await gateway.ask(CHAT, headers={"authorization": f"Bearer {secret}"})
+        assert bodies == [CHAT]
+
+
+def test_every_engine_says_whether_it_knows_a_salt() -> None:
+    for kind in engine_kinds():
+        assert find_engine(kind).salt_field in (None, "cache_salt")
+
+
+def test_remote_servers_get_the_field_that_the_spec_names() -> None:
+    engine = find_engine("remote")
+    spec = Spec.model_validate(
+        {"engine": {"kind": "remote", "urls": ["http://x"], "salt_field": "cache_salt"}}
+    )
+    served = engine.prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
+    assert served.options["salt_field"] == "cache_salt"

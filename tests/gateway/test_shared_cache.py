@@ -1,0 +1,555 @@
+"""The cache's second tier on a real Redis: shared, killed, stopped, damaged, purged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from redis import Redis
+
+from tests.parts import GatewayUnderTest, Reply, ask, echo_deployment, running_echo, running_gateway
+from tests.redis_server import RedisServer, running_redis
+from thrifty.db.cache import add_purge
+from thrifty.db.fleet import save_deployment
+from thrifty.db.keys import create_key
+from thrifty.fleet.local import find_free_port
+from thrifty.gateway.cache import Entry, Owner
+from thrifty.gateway.cache.answers import SharedSettings
+from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
+from thrifty.gateway.cache.shared import LOCK_S, NOTHING_MS
+from thrifty.gateway.worker import GatewaySettings
+from thrifty.wire.client import HttpClient, TransportError
+
+CALM = SharedSettings(timeout_s=0.5)
+"""On a busy machine, no answer may count as late but those that a test wants late."""
+
+
+def chat(text: str = "The same question", **fields: Any) -> dict[str, Any]:
+    return {
+        "model": "echo",
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        **fields,
+    }
+
+
+def result(reply: Reply) -> str:
+    assert reply.status == 200, reply.body
+    return reply.headers[b"x-thrifty-cache"].decode()
+
+
+def text_of(reply: Reply) -> str:
+    if reply.headers[b"content-type"].startswith(b"text/event-stream"):
+        assert reply.body.endswith(b"data: [DONE]\n\n")
+        return "".join(
+            choice["delta"].get("content") or ""
+            for event in reply.events
+            for choice in event["choices"]
+        )
+    return reply.json()["choices"][0]["message"]["content"]
+
+
+async def until(condition: Any, timeout_s: float = 10.0) -> Any:
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        value = condition()
+        if value:
+            return value
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come true")
+
+
+def answers_in(redis: Redis) -> list[bytes]:
+    """The names of the answers in Redis."""
+    names = redis.keys("thrifty:cache:*{*}")
+    assert isinstance(names, list)
+    return names
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running_redis(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(server: RedisServer) -> Iterator[Redis]:
+    with Redis.from_url(server.url) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def two_workers(
+    folder: Path, server: RedisServer, shared: SharedSettings = CALM, **echo: Any
+) -> AsyncIterator[tuple[GatewayUnderTest, GatewayUnderTest]]:
+    """Two gateway workers with one database, one Redis and one replica."""
+    async with (
+        running_echo(**echo) as url,
+        running_gateway(folder, [url], redis_url=server.url, shared=shared, worker="a") as one,
+        running_gateway(folder, [url], redis_url=server.url, shared=shared, worker="b") as two,
+    ):
+        await one.reader.refresh()
+        yield one, two
+
+
+# Sharing
+
+
+async def test_a_worker_gives_the_answer_that_another_made(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    async with two_workers(tmp_path, server) as (one, two):
+        first = await one.ask(chat())
+        assert result(first) == "miss"
+        await until(lambda: answers_in(redis))
+        second = await two.ask(chat())
+        assert result(second) == "hit"
+        assert second.headers[b"x-thrifty-replica"] == b"echo-0"
+        assert second.headers[b"x-thrifty-version"] == b"echo@v1"
+        a, b = first.json(), second.json()
+        assert a.pop("id") != b.pop("id")
+        assert a == b
+        third = await two.ask(chat(stream=True, stream_options={"include_usage": True}))
+        assert (result(third), text_of(third)) == ("hit", "The same question")
+        assert third.events[-1]["usage"] == a["usage"]
+        metrics = await two.ask(b"", "/metrics", method="GET")
+        for tier in ("shared", "memory"):
+            assert metrics.metric("thrifty_cache_hits_total", tier=tier) == 1
+        assert metrics.metric("thrifty_cache_shared_total", kind="hits") == 1
+        assert metrics.metric("thrifty_cache_saved_completion_tokens_total") == 34
+        assert metrics.metric("thrifty_completion_tokens_total") == 0
+
+
+async def test_entries_have_a_life_and_hide_their_tenants(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    async with two_workers(tmp_path, server) as (one, two):
+        _, ann = await asyncio.to_thread(create_key, one.database, "ann", "user", "team-ann")
+        _, bob = await asyncio.to_thread(create_key, one.database, "bob", "user", "team-bob")
+        await until(lambda: len(one.table.keys) == len(two.table.keys) == 2)
+        assert result(await one.ask(chat(), headers={"authorization": f"Bearer {ann}"})) == "miss"
+        (name,) = await until(lambda: answers_in(redis))
+        life_ms = redis.pttl(name)
+        assert isinstance(life_ms, int)
+        assert 3_590_000 < life_ms <= 3_600_000
+        value = redis.get(name)
+        assert isinstance(value, bytes)
+        assert b"team" not in name + value
+        assert result(await two.ask(chat(), headers={"authorization": f"Bearer {bob}"})) == "miss"
+        assert result(await two.ask(chat(), headers={"authorization": f"Bearer {ann}"})) == "hit"
+        await until(lambda: not redis.keys("thrifty:cache:*lock"))
+
+
+@pytest.mark.parametrize("streams", [(False, False), (True, False), (False, True), (True, True)])
+async def test_identical_requests_at_two_workers_share_one_generation(
+    tmp_path: Path, server: RedisServer, streams: tuple[bool, bool]
+) -> None:
+    async with two_workers(tmp_path, server, ttft_s=0.3) as (one, two):
+        leader = asyncio.ensure_future(one.ask(chat(stream=streams[0])))
+        await asyncio.sleep(0.1)
+        followers = [asyncio.ensure_future(two.ask(chat(stream=streams[1]))) for _ in range(5)]
+        replies = await asyncio.gather(leader, *followers)
+        assert [result(reply) for reply in replies] == ["miss"] + ["hit"] * 5
+        assert {text_of(reply) for reply in replies} == {"The same question"}
+        assert two.answers.shared is not None
+        assert two.answers.shared.figures.waited == 1
+        metrics = await two.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_completion_tokens_total") == 0
+        assert metrics.metric("thrifty_cache_hits_total", tier="shared") == 1
+        assert metrics.metric("thrifty_cache_hits_total", tier="in_flight") == 4
+
+
+async def test_a_stream_does_not_wait_long_for_another_worker(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    shared = SharedSettings(timeout_s=0.5, stream_wait_s=0.1)
+    async with two_workers(tmp_path, server, shared, ttft_s=1.0) as (one, two):
+        leader = asyncio.ensure_future(one.ask(chat()))
+        await asyncio.sleep(0.2)
+        began_s = time.monotonic()
+        reply = await two.ask(chat(stream=True))
+        assert (result(reply), text_of(reply)) == ("miss", "The same question")
+        assert 1.0 < time.monotonic() - began_s < 1.6
+        assert result(await leader) == "miss"
+
+
+async def test_who_waits_takes_over_when_the_leader_is_killed(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    """The leader is a worker in a process of its own, and dies by SIGKILL as it generates."""
+    async with (
+        running_echo(ttft_s=1.0) as url,
+        running_gateway(tmp_path, [url], redis_url=server.url, shared=CALM) as gateway,
+    ):
+        settings = GatewaySettings("127.0.0.1", find_free_port(), cache_shared=CALM)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode(),
+            env={**os.environ, "THRIFTY_DATABASE_URL": f"sqlite:///{tmp_path}/thrifty.db",
+                 "THRIFTY_REDIS_URL": server.url},
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        client = HttpClient()
+        other = f"http://127.0.0.1:{settings.port}"
+        try:
+            for _ in range(200):
+                with contextlib.suppress(Exception):
+                    if (await client.fetch(f"{other}/readyz"))[0] == 200:
+                        break
+                await asyncio.sleep(0.05)
+            body = json.dumps(chat()).encode()
+            doomed = asyncio.ensure_future(ask(client, other, body, "/v1/chat/completions"))
+            await until(lambda: redis.keys("thrifty:cache:*lock"))
+            follower = asyncio.ensure_future(gateway.ask(chat()))
+            await until(lambda: gateway.answers.shared and gateway.answers.shared.figures.waited)
+            began_s = time.monotonic()
+            process.kill()
+            reply = await follower
+            assert (result(reply), text_of(reply)) == ("miss", "The same question")
+            assert time.monotonic() - began_s < LOCK_S + 2.5
+            with pytest.raises(TransportError):
+                await doomed
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            client.close()
+        assert await until(lambda: answers_in(redis))
+
+
+async def test_a_long_generation_keeps_its_claim(tmp_path: Path, server: RedisServer) -> None:
+    async with two_workers(tmp_path, server, ttft_s=LOCK_S + 1.5) as (one, two):
+        leader = asyncio.ensure_future(one.ask(chat()))
+        await asyncio.sleep(0.2)
+        assert result(await two.ask(chat())) == "hit"
+        assert result(await leader) == "miss"
+
+
+async def test_a_failed_generation_is_not_waited_for(tmp_path: Path, server: RedisServer) -> None:
+    async with two_workers(tmp_path, server, context_length=100) as (one, two):
+        long = chat("x" * 200)
+        began_s = time.monotonic()
+        replies = await asyncio.gather(*(gateway.ask(long) for gateway in (one, two) * 3))
+        assert {reply.status for reply in replies} == {400}
+        assert {reply.error["code"] for reply in replies} == {"context_length_exceeded"}
+        assert time.monotonic() - began_s < 1.0
+
+
+async def test_a_large_answer_stays_out_of_redis_and_nobody_waits_in_line(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    shared = SharedSettings(timeout_s=0.5, max_entry_bytes=1_000)
+    async with (
+        running_echo(ttft_s=0.4) as url,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        gateways = [
+            await stack.enter_async_context(
+                running_gateway(tmp_path, [url], redis_url=server.url, shared=shared, worker=name)
+            )
+            for name in "abc"
+        ]
+        began_s = time.monotonic()
+        replies = await asyncio.gather(*(gateway.ask(chat("x" * 2000)) for gateway in gateways))
+        # One, and then the two others side by side.
+        assert time.monotonic() - began_s < 1.15
+        assert [result(reply) for reply in replies] == ["miss"] * 3
+        assert {redis.get(name) for name in answers_in(redis)} == {b"-"}
+        assert [result(await gateway.ask(chat("x" * 2000))) for gateway in gateways] == ["hit"] * 3
+
+
+async def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async with two_workers(tmp_path, server, ttft_s=0.8) as (one, two):
+        leader = asyncio.ensure_future(one.ask(chat()))
+        await asyncio.sleep(0.1)
+        before = len(asyncio.all_tasks())
+        client = HttpClient()
+        gone = asyncio.ensure_future(
+            ask(client, two.url, json.dumps(chat()).encode(), "/v1/chat/completions")
+        )
+        await asyncio.sleep(0.1)
+        assert len(asyncio.all_tasks()) > before
+        gone.cancel()
+        client.close()
+        await until(lambda: len(asyncio.all_tasks()) <= before, 0.5)
+        assert result(await leader) == "miss"
+
+
+# Away, slow, damaged
+
+
+async def test_redis_killed_under_load_costs_no_request(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async with two_workers(tmp_path, server) as (one, two):
+        before = len(asyncio.all_tasks())
+        ended = False
+        counts = {"hit": 0, "miss": 0}
+
+        async def load(gateway: GatewayUnderTest, number: int) -> None:
+            index = 0
+            while not ended:
+                index += 1
+                text = f"question {number % 2} {index // 2}"
+                reply = await gateway.ask(chat(text))
+                assert text_of(reply) == text
+                counts[result(reply)] += 1
+
+        tasks = [asyncio.ensure_future(load((one, two)[n % 2], n)) for n in range(8)]
+        await asyncio.sleep(0.5)
+        server.kill()
+        await asyncio.sleep(0.5)
+        middle = sum(counts.values())
+        await asyncio.to_thread(server.start)
+        assert one.answers.shared is not None
+        assert two.answers.shared is not None
+        shared = (one.answers.shared, two.answers.shared)
+        await until(lambda: all(tier.available for tier in shared))
+        written = shared[0].figures.written
+        await asyncio.sleep(0.5)
+        ended = True
+        await asyncio.gather(*tasks)
+        assert sum(counts.values()) > middle > 50
+        assert shared[0].figures.written > written, "answers go into the new Redis"
+        await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_a_redis_that_hangs_costs_milliseconds_and_then_nothing(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    shared = SharedSettings(timeout_s=0.01)
+    async with two_workers(tmp_path, server, shared) as (one, _):
+        await one.ask(chat("warm"))
+        before = len(asyncio.all_tasks())
+        server.stop()
+        took_s = []
+        for index in range(30):
+            began_s = time.perf_counter()
+            assert result(await one.ask(chat(f"q{index}"))) == "miss"
+            took_s.append(time.perf_counter() - began_s)
+        assert sorted(took_s)[15] < 0.03
+        assert max(took_s) < 0.3
+        began_s = time.perf_counter()
+        for _ in range(20):
+            assert result(await one.ask(chat("warm"))) == "hit"
+        assert time.perf_counter() - began_s < 0.5
+        server.go_on()
+        assert one.answers.shared is not None
+        tier = one.answers.shared
+        await until(lambda: tier.available)
+        await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+async def test_a_full_redis_gives_what_it_has(tmp_path: Path, server: RedisServer) -> None:
+    async with two_workers(tmp_path, server) as (one, two):
+        await one.ask(chat())
+        with Redis.from_url(server.url) as redis:
+            await until(lambda: answers_in(redis))
+            redis.config_set("maxmemory-policy", "noeviction")
+            redis.config_set("maxmemory", "1")
+            assert result(await two.ask(chat())) == "hit"
+            assert result(await two.ask(chat("new"))) == "miss"
+            assert result(await two.ask(chat("new"))) == "hit"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "list", "swapped"])
+async def test_damaged_answers_are_made_anew(
+    tmp_path: Path, server: RedisServer, redis: Redis, damage: str
+) -> None:
+    async with two_workers(tmp_path, server) as (one, two):
+        await one.ask(chat("the other one"))
+        (other,) = await until(lambda: answers_in(redis))
+        await one.ask(chat())
+        await until(lambda: len(answers_in(redis)) == 2)
+        (name,) = [name for name in answers_in(redis) if name != other]
+        value = redis.get(name)
+        assert isinstance(value, bytes)
+        if damage == "list":
+            redis.delete(name)
+            redis.rpush(name, b"x")
+        else:
+            redis.set(
+                name,
+                {
+                    "cut": value[:-20],
+                    "flipped": value[:100] + bytes([value[100] ^ 1]) + value[101:],
+                    "empty": b"",
+                    "text": b"hello",
+                    "swapped": redis.get(other),
+                }[damage],
+            )
+        reply = await two.ask(chat())
+        assert (result(reply), text_of(reply)) == ("miss", "The same question")
+        assert (await two.ask(b"", "/readyz", method="GET")).status == 200
+        if damage != "list":
+            assert two.answers.shared is not None
+            assert two.answers.shared.figures.damaged == 1
+            await until(lambda: decode_entry(_key_of(name), "", bytes(redis.get(name) or b"")))  # type: ignore[arg-type]
+
+
+def _key_of(name: bytes) -> bytes:
+    return bytes.fromhex(name.partition(b"{")[2].partition(b"}")[0].decode())
+
+
+def test_an_entry_comes_back_as_it_was() -> None:
+    owner = Owner("d", "r", "v", "t")
+    entry = Entry(b'{"id":"chatcmpl-7","x":1}', replica="d-0", usage=None, owner=owner, took_s=1.5)
+    data = encode_entry(b"k" * 20, entry)
+    assert b'"t"' not in data
+    back = decode_entry(b"k" * 20, "t", data)
+    assert back is not None
+    assert (back.owner, back.replica, back.took_s, back.body) == (owner, "d-0", 1.5, entry.body)
+    assert decode_entry(b"j" * 20, "t", data) is None
+
+
+# Forgetting
+
+
+async def test_a_purge_reaches_every_worker_and_redis(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    async with two_workers(tmp_path, server) as (one, two):
+        keys = {}
+        for name, role in (("ann", "user"), ("bob", "user"), ("root", "admin")):
+            _, secret = await asyncio.to_thread(create_key, one.database, name, role)
+            keys[name] = {"authorization": f"Bearer {secret}"}
+        await until(lambda: len(one.table.keys) == len(two.table.keys) == 3)
+        for gateway in (one, two):
+            for name in ("ann", "bob"):
+                await gateway.ask(chat(), headers=keys[name])
+        await until(lambda: len(answers_in(redis)) == 2)
+        assert len(one.cache) == len(two.cache) == 2
+
+        refused = await one.ask(b"", "/v1/cache", method="DELETE", headers=keys["ann"])
+        assert (refused.status, refused.error["code"]) == (403, "role_not_allowed")
+        misspelt = await one.ask(
+            b"", "/v1/cache?tenants=ann", method="DELETE", headers=keys["root"]
+        )
+        assert (misspelt.status, misspelt.error["param"]) == (400, "tenants")
+        purged = await one.ask(b"", "/v1/cache?tenant=ann", method="DELETE", headers=keys["root"])
+        assert purged.status == 200
+        assert purged.json()["object"] == "cache.purge"
+        assert purged.json()["tenant"] == "ann"
+        assert len(one.cache) == 1
+        await until(lambda: len(two.cache) == 1, 2.0)
+        await until(lambda: len(answers_in(redis)) == 1, 2.0)
+        for gateway, expected in ((one, "miss"), (two, "hit")):
+            assert result(await gateway.ask(chat(), headers=keys["ann"])) == expected
+            await until(lambda: len(answers_in(redis)) == 2)
+            assert result(await gateway.ask(chat(), headers=keys["bob"])) == "hit"
+
+        await asyncio.to_thread(add_purge, one.database)
+        await until(lambda: len(one.cache) == len(two.cache) == 0, 2.0)
+        await until(lambda: not answers_in(redis), 2.0)
+        metrics = await one.ask(b"", "/metrics", method="GET", headers=keys["root"])
+        assert metrics.metric("thrifty_cache_forgotten_total", reason="purge") == 3
+
+
+async def test_a_purge_holds_although_redis_was_away_for_it(
+    tmp_path: Path, server: RedisServer, redis: Redis
+) -> None:
+    """What was in Redis is not given, although nothing could be deleted."""
+    async with two_workers(tmp_path, server) as (one, two):
+        await one.ask(chat())
+        (name,) = await until(lambda: answers_in(redis))
+        value = redis.get(name)
+        await asyncio.to_thread(add_purge, one.database, deployment="echo")
+        await until(lambda: not answers_in(redis))
+        await until(lambda: two.answers.purges.newest_id)
+        redis.set(name, value, px=60_000)  # type: ignore[arg-type]
+        assert result(await two.ask(chat())) == "miss"
+        await until(lambda: answers_in(redis) and redis.get(name) != value)
+        assert result(await one.ask(chat())) == "hit"
+
+
+async def test_an_answer_that_was_begun_before_a_purge_is_not_kept(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async with two_workers(tmp_path, server, ttft_s=0.5) as (one, two):
+        begun = asyncio.ensure_future(one.ask(chat()))
+        await asyncio.sleep(0.1)
+        purge = await asyncio.to_thread(add_purge, one.database, version="echo@v1")
+        await until(
+            lambda: one.answers.purges.newest_id == two.answers.purges.newest_id == purge.id
+        )
+        assert result(await begun) == "miss"
+        assert len(one.cache) == 0
+        await asyncio.sleep(NOTHING_MS / 1e3 + 0.1)
+        assert result(await two.ask(chat())) == "miss"
+        assert result(await one.ask(chat())) == "hit"
+
+
+async def test_a_promotion_empties_memory_and_old_replicas_answers_are_not_kept(
+    tmp_path: Path,
+) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        await gateway.ask(chat())
+        assert len(gateway.cache) == 1
+        row = echo_deployment()
+        promoted = type(row)(**{**vars(row), "revision": "r2", "version": "echo@v2"})
+        await asyncio.to_thread(save_deployment, gateway.database, promoted)
+        await gateway.reader.refresh()
+        assert len(gateway.cache) == 0
+        # The replica is still one of r1.
+        for _ in range(2):
+            reply = await gateway.ask(chat())
+            assert result(reply) == "miss"
+            assert reply.headers[b"x-thrifty-version"] == b"echo@v1"
+        assert len(gateway.cache) == 0
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_cache_forgotten_total", reason="promotion") == 1
+
+
+# Figures
+
+
+async def test_figures_of_all_workers_are_told_to_admins(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    async with two_workers(tmp_path, server, ttft_s=0.05) as (one, two):
+        await one.ask(chat())
+        await one.ask(chat())
+        await until(lambda: one.answers.shared and one.answers.shared.figures.written)
+        await two.ask(chat())
+
+        async def total() -> dict[str, Any]:
+            reply = await two.ask(b"", "/v1/cache", method="GET")
+            assert reply.status == 200
+            return reply.json()
+
+        deadline_s = time.monotonic() + 8
+        while (seen := await total())["total"].get("hit") != 2 and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.1)
+        assert seen["object"] == "cache.stats"
+        assert {worker["worker"] for worker in seen["workers"]} == {"a", "b"}
+        assert seen["total"]["miss"] == 1
+        assert seen["total"]["hit_ratio"] == pytest.approx(2 / 3)
+        assert seen["total"]["entries"] == 2
+        assert seen["total"]["saved_completion_tokens"] == 34
+        assert 0.1 <= seen["total"]["saved_s"] < 0.5
+        assert seen["deployments"]["echo"]["hits_shared"] == 1
+        assert seen["shared"]["hits"] == 1
+
+
+async def test_money_spared_is_counted_by_the_prices(tmp_path: Path) -> None:
+    row = echo_deployment(price_input=1e6, price_output=2e6)
+    async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
+        for _ in range(3):
+            reply = await gateway.ask(chat())
+        usage = reply.json()["usage"]
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_cache_saved_cost_total") == 2 * (
+            usage["prompt_tokens"] + 2 * usage["completion_tokens"]
+        )
+        assert metrics.metric("thrifty_cache_hit_ratio") == pytest.approx(2 / 3)
