@@ -57,6 +57,7 @@ WATCH_FILE_S = 0.25
 GATEWAY_START_TIMEOUT_S = 30.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
+_REDIS_VARIABLE = "THRIFTY_REDIS_URL"
 
 Replica = LocalReplica | ExternalReplica
 
@@ -367,6 +368,7 @@ class Controller:
             "host": spec.gateway.host,
             "port": port,
             "database_url_env": _DATABASE_VARIABLE,
+            "redis_url_env": _REDIS_VARIABLE,
             "max_body_bytes": spec.limits.max_body,
             "cache_bytes": spec.cache.exact.max_bytes,
             "read_timeout_s": spec.gateway.read_timeout,
@@ -384,7 +386,10 @@ class Controller:
             process_id="gateway-0",
             home=self.home.root,
             log_path=self.home.logs / "gateway.log",
-            environment={_DATABASE_VARIABLE: self.database_url},
+            environment={
+                _DATABASE_VARIABLE: self.database_url,
+                _REDIS_VARIABLE: spec.redis or "",
+            },
         )
         host = spec.gateway.host
         reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
@@ -69,6 +70,8 @@ def make_plan(
     """Fetch and prepare what the spec asks for. Blocks. Raises `ThriftyError` and its kinds."""
     spec = loaded.spec
     kind = spec.engine.kind
+    if spec.redis and find_spec("redis") is None:
+        loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
     if kind != "auto" and kind not in engine_kinds():
         hint = suggest(kind, ["auto", *engine_kinds()])
         loaded.refuse([Problem("engine.kind", f"{kind!r} is not an engine; {hint}")])

@@ -14,6 +14,7 @@ from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
+from thrifty.gateway.shared_store import SharedStore
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.log_writer import LogWriter
@@ -35,6 +36,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     port: int
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL: it may hold a password, which a command line would show."""
+    redis_url_env: str = "THRIFTY_REDIS_URL"
+    """As for the database; empty or not set where there is none."""
     max_body_bytes: int = 8_000_000
     cache_bytes: int = 256_000_000
     read_timeout_s: float = 20.0
@@ -63,6 +66,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     log_database = open_database(url, migrate=False)
     metrics = GatewayMetrics()
     metrics.database_up.set(1)
+    store = await _open_store(os.environ.get(settings.redis_url_env, ""), metrics)
     table = RoutingTable()
     table.keys_exist = settings.require_keys
     reader = TableReader(table_database, table)
@@ -113,6 +117,21 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     if writer is not None:
         writer.stop()
     client.close()
+    if store is not None:
+        await store.close()
     table_database.close()
     log_database.close()
     return 0
+
+
+async def _open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
+    """The shared store, where there is one."""
+    if not url:
+        return None
+    store = SharedStore(
+        url,
+        on_state=lambda up: metrics.shared_store_up.set(1 if up else 0),
+        on_error=lambda kind: metrics.shared_store_errors.labels(kind).inc(),
+    )
+    await store.start()
+    return store

@@ -245,6 +245,12 @@ class GatewayMetrics:
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
         self.database_up = self._gauge("thrifty_database_up", "1 while the database answers.", ())
+        self.shared_store_up = self._gauge(
+            "thrifty_shared_store_up", "1 while the shared Redis answers.", ()
+        )
+        self.shared_store_errors = self._counter(
+            "thrifty_shared_store_errors", "Faults of the shared Redis, by kind.", ("kind",)
+        )
 
     def forget_replica(self, deployment: str, version: str, replica: str) -> None:
         """Drop the gauges of a replica that is gone; its counters stay, as Prometheus expects."""

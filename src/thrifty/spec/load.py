@@ -36,6 +36,7 @@ ENVIRONMENT = {
     "THRIFTY_HOST": "gateway.host",
     "THRIFTY_PORT": "gateway.port",
     "THRIFTY_DATABASE": "database",
+    "THRIFTY_REDIS": "redis",
     "THRIFTY_PRICE_PER_HOUR": "price_per_hour",
 }
 """Which variable sets which key."""

@@ -11,7 +11,15 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from thrifty.units import parse_bytes, parse_count, parse_duration_s
 
@@ -45,6 +53,7 @@ Quantization = Literal["auto", "int8", "int4", "none"]
 
 _SECRET_OPTION = re.compile(r"(key|token|secret|password)s?$", re.IGNORECASE)
 MASK = "***"
+_REDIS_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
 SHORTHANDS = ("engine", "compress", "replicas", "cache", "cache.exact")
 """The keys that may hold a plain value in place of a mapping, outer ones first."""
@@ -96,7 +105,7 @@ def is_secret(path: str) -> bool:
     """Whether the value at the key `path` must never be shown. An engine refuses options that it
     does not know, a key in plain text too, but it may be shown before that.
     """
-    return path == "database" or bool(path.startswith("engine.") and _SECRET_OPTION.search(path))
+    return path in ("database", "redis") or bool(path.startswith("engine.") and _SECRET_OPTION.search(path))
 
 
 class CompressSpec(Section):
@@ -247,12 +256,25 @@ class Spec(Section):
         description="A SQLAlchemy URL such as `postgresql+psycopg://user:password@host/name`. "
         "Default: SQLite in THRIFTY_HOME.",
     )
+    redis: str | None = Field(
+        None,
+        repr=False,
+        description="A Redis or Valkey that gateway workers share, such as "
+        "`redis://user:password@host:6379/0`. Default: each worker counts for itself.",
+    )
     price_per_hour: Number = Field(
         0.10,
         ge=0,
         allow_inf_nan=False,
         description="What this machine costs an hour, in the currency you think in. Reports use it.",
     )
+
+    @field_validator("redis")
+    @classmethod
+    def _check_redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_REDIS_SCHEMES):
+            raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
+        return value
 
     @model_validator(mode="before")
     @classmethod
