@@ -26,12 +26,16 @@ from thrifty.db.fleet import (
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
+from thrifty.gateway.admission.limits import Limiter
+from thrifty.gateway.admission.shared_counts import SharedCounts
+from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
+from thrifty.gateway.worker import open_store
 from thrifty.home import HOME_VARIABLE
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
@@ -187,6 +191,7 @@ async def running_gateway(
     cache_bytes: int = 10_000_000,
     prompts: bool = False,
     database_url: str | None = None,
+    redis_url: str | None = None,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`."""
     database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=True)
@@ -203,11 +208,17 @@ async def running_gateway(
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
     )  # fmt: skip
     upstream = HttpClient()
+    book = SpendBook()
+    spend = SpendKeeper(database, book)
+    store = await open_store(redis_url or "", metrics)
+    shared = None if store is None else SharedCounts(store)
     gateway = Gateway(
         table=table, reader=reader, forwarder=Forwarder(upstream, table, metrics, capture=prompts),
         cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
+        limiter=Limiter(metrics, book, shared),
     )  # fmt: skip
     await reader.start()
+    await spend.start()
     writer.start()
     sweeping = asyncio.ensure_future(gateway.sweep())
     try:
@@ -224,6 +235,9 @@ async def running_gateway(
     finally:
         sweeping.cancel()
         upstream.close()
+        await spend.stop()
+        if store is not None:
+            await store.close()
         reader.stop()
         writer.stop()
         log_database.close()

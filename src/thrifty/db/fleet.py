@@ -35,6 +35,16 @@ class DeploymentSettings:
     key_env: str | None = None
     """The environment variable with the servers' key."""
     created_s: float = 0.0
+    slots: int | None = None
+    """How many requests a replica gets at once; None: without a bound."""
+    timeout_s: float | None = None
+    """How long an answer may take to begin."""
+    hedge_s: float | None = None
+    """How long until a second replica is asked."""
+    price_input: float = 0.0
+    """For a million tokens, as the other prices."""
+    price_cached: float = 0.0
+    price_output: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,12 @@ class Plan:
                 upstream_model=served.options.get("upstream_model"),
                 key_env=served.options.get("key_env"),
                 created_s=time.time(),
+                slots=spec.replicas.slots or self.engine.find_slots(served),
+                timeout_s=spec.limits.timeout,
+                hedge_s=spec.limits.hedge,
+                price_input=spec.prices.input,
+                price_cached=_first(spec.prices.cached_input, spec.prices.input),
+                price_output=spec.prices.output,
             ),
         )
 
@@ -91,3 +97,7 @@ def make_plan(
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)
     return Plan(spec, engine, served)
+
+
+def _first(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

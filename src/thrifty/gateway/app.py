@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 from thrifty.db.keys import Role
-from thrifty.gateway.admit import admit
+from thrifty.gateway.admission.check import admit
+from thrifty.gateway.admission.limits import Limiter
+from thrifty.gateway.admission.slots import deadline_exceeded
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
 from thrifty.gateway.cache.exact import assemble_answer
@@ -36,6 +38,13 @@ SWEEP_S = 1.0
 CLIENT_CLOSED = 499
 """nginx's status for a client that hung up before its answer."""
 _CALLERS = frozenset({Role.USER, Role.ADMIN})
+_REJECTIONS = frozenset(
+    {
+        "queue_full", "queue_timeout", "no_replica_ready", "deadline_unreachable",
+        "deadline_exceeded",
+    }
+)  # fmt: skip
+"""Errors that say that a request was not admitted; limits of keys are counted by the limiter."""
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
@@ -51,7 +60,9 @@ class Gateway:
         cache: ExactCache,
         recorder: Recorder,
         metrics: GatewayMetrics,
+        limiter: Limiter,
     ) -> None:
+        self._limiter = limiter
         self._table = table
         self._reader = reader
         self._forwarder = forwarder
@@ -89,6 +100,21 @@ class Gateway:
     def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """Admit, and answer from the cache; otherwise return what will answer."""
         admit(call, self._table)
+        if call.key is not None and call.key.limited:
+            counting = self._limiter.admit(call, call.key)
+            if counting is not None:
+                return self._begin_counted(call, counting)
+        return self._proceed(call)
+
+    async def _begin_counted(self, call: Call, counting: Coroutine[Any, Any, None]) -> None:
+        """Begin once the limits of the key have been asked for elsewhere."""
+        await counting
+        rest = self._proceed(call)
+        if rest is not None:
+            await rest
+
+    def _proceed(self, call: Call) -> Coroutine[Any, Any, None] | None:
+        """Answer from the cache, or return what will answer."""
         key = self._choose_key(call)
         if key is None:
             return self._forward(call)
@@ -126,6 +152,8 @@ class Gateway:
             call.status = exchange.status or CLIENT_CLOSED
         elif isinstance(error, WireError):
             call.status, call.error = error.status, error.code or error.type
+            if call.error in _REJECTIONS and call.deployment is not None:
+                self._metrics.rejections.labels(call.deployment.name, call.error).inc()
             exchange.respond_error(error, call.headers())
         elif isinstance(error, ClientGone):
             call.status, call.error = CLIENT_CLOSED, "client_gone"
@@ -134,6 +162,7 @@ class Gateway:
             call.status, call.error = 500, "internal_error"
             exchange.respond_error(internal_error(), call.headers())
         call.ended_s = time.perf_counter()
+        self._limiter.settle(call)
         self._recorder.record(call)
 
     async def sweep(self) -> None:
@@ -141,6 +170,7 @@ class Gateway:
         while True:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
+            self._limiter.sweep()
 
     async def _forward(self, call: Call) -> None:
         landing = await self._forwarder.forward(call, None)
@@ -228,7 +258,16 @@ class Gateway:
                 self._make_listener(call, flight), wants_usage=call.include_usage
             )
         try:
-            await asyncio.wait({flight.landed, gone}, return_when=asyncio.FIRST_COMPLETED)
+            left_s = call.deadline_s - time.perf_counter() if call.deadline_s else None
+            await asyncio.wait(
+                {flight.landed, gone},
+                timeout=None if left_s is None else max(0.0, left_s),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not (flight.landed.done() or gone.done()):
+                if not call.exchange.started:
+                    raise deadline_exceeded("before the shared generation began to answer")
+                await asyncio.wait({flight.landed, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             flight.followers -= 1
             if number is not None:

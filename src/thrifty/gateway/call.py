@@ -11,6 +11,7 @@ from thrifty.wire.sse import Usage
 
 if TYPE_CHECKING:
     from thrifty.db.keys import Key
+    from thrifty.gateway.admission.limits import Held
     from thrifty.gateway.table import Deployment, Replica
     from thrifty.wire.server import Exchange
 
@@ -36,17 +37,21 @@ class Call:
         "body",
         "cache",
         "cache_key",
+        "deadline_s",
         "deployment",
         "ended_s",
         "endpoint",
         "error",
         "exchange",
         "first_byte_s",
+        "held",
         "include_usage",
         "key",
         "last_byte_s",
         "origin_status",
+        "priority",
         "queue_s",
+        "rate_headers",
         "received_s",
         "replica",
         "request_id",
@@ -73,6 +78,12 @@ class Call:
         self.include_usage = False
         self.cache = BYPASS
         self.cache_key: bytes | None = None
+        self.priority = 0
+        """0: somebody waits for it; 1: a batch, which takes what is left."""
+        self.deadline_s = 0.0
+        """When the answer must have begun, as `time.perf_counter`; 0 where there is no deadline."""
+        self.held: Held | None = None
+        self.rate_headers: list[tuple[bytes, bytes]] | None = None
         self.replica: Replica | None = None
         self.version = ""
         self.attempts = 0
@@ -103,4 +114,6 @@ class Call:
         version = self.version or (self.deployment.version if self.deployment else "")
         if version:
             headers.append((b"x-thrifty-version", version.encode()))
+        if self.rate_headers is not None:
+            headers += self.rate_headers
         return headers

@@ -151,7 +151,11 @@ class SharedStore:
         while self._waiting:
             count = min(BATCH, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(count)]
-            answers = await self._send([command for command, _ in batch])
+            answers = None
+            try:
+                answers = await self._send([command for command, _ in batch])
+            except Exception:
+                log.exception("the shared store's client failed")
             for index, (command, future) in enumerate(batch):
                 if future.done():
                     continue  # whoever asked has gone

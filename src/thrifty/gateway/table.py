@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, ReplicaRow
 from thrifty.db.keys import Key
+from thrifty.gateway.admission.estimate import Estimator
+from thrifty.gateway.admission.health import Health
+from thrifty.gateway.admission.slots import Gate
 from thrifty.gateway.routing import RoutingPolicy, make_policy
 from thrifty.types import ReplicaState
 from thrifty.wire.client import Origin, parse_origin
-
-SUSPECT_S = 1.0
-"""A replica that just failed a request is avoided this long, if there are others: the controller
-needs a moment to see that it is gone."""
 
 
 @dataclass
@@ -35,7 +34,6 @@ class Replica:
     origin: Origin
     state: str
     in_flight: int = 0
-    suspect_until_s: float = 0.0
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
 
@@ -43,10 +41,6 @@ class Replica:
     def ready(self) -> bool:
         """Whether it gets traffic."""
         return self.state == ReplicaState.READY
-
-    def suspect(self) -> None:
-        """Note that it failed a request just now."""
-        self.suspect_until_s = time.monotonic() + SUSPECT_S
 
 
 @dataclass
@@ -58,6 +52,12 @@ class Deployment:
     honours: frozenset[str] | None
     replicas: dict[str, Replica] = field(default_factory=dict)
     waiting: int = 0
+    gate: Gate = field(default_factory=lambda: Gate(""))
+    """Who may go to a replica, and who waits."""
+    health: Health = field(default_factory=Health)
+    """Which replicas are left alone."""
+    estimator: Estimator = field(default_factory=Estimator)
+    """What requests take."""
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -76,13 +76,31 @@ class Deployment:
         return self.row.version
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
-        """Ready replicas that are not excluded; suspects only where there are no others."""
+        """Ready replicas that are not excluded. Those that failed are left alone, and those without
+        a free slot, where there are others.
+        """
+        ready: Sequence[Replica]
         ready = [r for r in self.replicas.values() if r.ready and r.id not in excluded]
-        if len(ready) < 2:
-            return ready
-        now_s = time.monotonic()
-        trusted = [replica for replica in ready if replica.suspect_until_s <= now_s]
-        return trusted or ready
+        if not self.health.fine:
+            ready = self.health.choose_from(ready, time.monotonic())
+        slots = self.settings.slots
+        if slots is not None and len(ready) > 1:
+            ready = [replica for replica in ready if replica.in_flight < slots] or ready
+        return list(ready)
+
+    def ready_ids(self) -> set[str]:
+        """Who is ready."""
+        return {replica.id for replica in self.replicas.values() if replica.ready}
+
+    def resize(self, workers: int) -> None:
+        """Tell the gate how many slots there are for this worker, which is one of `workers`."""
+        slots = self.settings.slots
+        if slots is None:
+            self.gate.resize(None)
+            return
+        ready = self.ready_ids()
+        count = len(ready) - self.health.left_alone(ready)
+        self.gate.resize(-(-slots * count // workers))
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Wait until a replica becomes ready, or its state changes otherwise."""
@@ -108,6 +126,8 @@ class RoutingTable:
         self.keys_exist = False
         """Stays true for good once a key was seen: a lost database must not open the door."""
         self.loaded = False
+        self.workers = 1
+        """How many gateway workers share the replicas' slots."""
         self.change = -1
         self.gone: list[Replica] = []
 
@@ -127,6 +147,15 @@ class RoutingTable:
             self.gone += [known[i] for i in known if i not in deployment.replicas]
             if any(replica.ready for replica in deployment.replicas.values()):
                 deployment.wake()
+            for row_id, replica in deployment.replicas.items():
+                if known.get(row_id) is not replica:
+                    deployment.health.forget(row_id)
+            deployment.health.keep_only(deployment.replicas.keys())
+            deployment.resize(self.workers)
+        for name, gone in before.items():
+            if name not in self.deployments:
+                # Who waits goes on, and finds that the model is not there any more.
+                gone.gate.resize(None)
         self.loaded = True
 
     def take_gone(self) -> list[Replica]:
@@ -142,7 +171,10 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
     deployment = Deployment(
         row, make_policy(row.settings.routing), None if honours is None else frozenset(honours)
     )
+    deployment.gate = Gate(row.name)
     if known is not None:
+        deployment.gate, deployment.health = known.gate, known.health
+        deployment.estimator = known.estimator
         deployment.waiting = known.waiting
         known.wake()
     return deployment

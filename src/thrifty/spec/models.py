@@ -131,6 +131,12 @@ class ReplicasSpec(Section):
     start_timeout: Duration = Field(
         600.0, gt=0, description="A copy that is not ready by then is killed and counted as dead."
     )
+    slots: Count | None = Field(
+        None,
+        ge=1,
+        description="How many requests each copy gets at once; more wait in the gateway, in a fair "
+        "order. Default: what the engine runs at once; without a bound for servers that others run.",
+    )
 
 
 class ExactCacheSpec(Section):
@@ -180,6 +186,36 @@ class LimitsSpec(Section):
     )
     idle_timeout: Duration = Field(
         120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+    )
+    timeout: Duration | None = Field(
+        None,
+        gt=0,
+        description="A request whose answer has not begun by then is given up, and refused at once "
+        "where that can be foreseen. Default: none; clients may send `x-thrifty-timeout-ms`.",
+    )
+    hedge: Duration | None = Field(
+        None,
+        gt=0,
+        description="A request whose answer has not begun after this long is sent to a second "
+        "replica too; the first to answer wins. Default: never.",
+    )
+
+
+class PricesSpec(Section):
+    """What tokens cost, in the currency you think in. Budgets of keys are counted in it."""
+
+    input: Number = Field(
+        0.0, ge=0, allow_inf_nan=False, description="A million tokens of prompts."
+    )
+    cached_input: Number | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="A million tokens of prompts that an engine's prefix cache had. Default: as "
+        "`input`.",
+    )
+    output: Number = Field(
+        0.0, ge=0, allow_inf_nan=False, description="A million tokens of answers."
     )
 
 
@@ -246,6 +282,10 @@ class Spec(Section):
         default_factory=lambda: CacheSpec(), description="`true`, `false` or a mapping."
     )
     limits: LimitsSpec = Field(default_factory=lambda: LimitsSpec(), description="Limits.")
+    prices: PricesSpec = Field(
+        default_factory=lambda: PricesSpec(),
+        description="What tokens cost; answers from the exact cache cost nothing.",
+    )
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
     )
@@ -292,6 +332,7 @@ __all__ = [
     "ExactCacheSpec",
     "GatewaySpec",
     "LimitsSpec",
+    "PricesSpec",
     "Quantization",
     "RecordSpec",
     "ReplicasSpec",
