@@ -23,6 +23,7 @@ from thrifty.db.fleet import (
     save_deployment,
     save_replicas,
 )
+from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
@@ -156,6 +157,22 @@ async def ask(
     lines = JSON_HEADER + b"".join(f"{k}: {v}\r\n".encode() for k, v in (headers or {}).items())
     answer = await client.open(parse_origin(url), method, path, headers=lines, body=body)
     return Reply(answer.status, answer.headers, await answer.read())
+
+
+async def add_key(
+    gateway: GatewayUnderTest, name: str, role: str = "user", limits: KeyLimits = NO_LIMITS
+) -> dict[str, str]:
+    """Make a key that the gateway knows; gives the header that goes with it."""
+    _, secret = await asyncio.to_thread(create_key, gateway.database, name, role, None, limits)
+    await know_keys(gateway, len(await asyncio.to_thread(list_keys, gateway.database)))
+    return {"authorization": f"Bearer {secret}"}
+
+
+async def know_keys(gateway: GatewayUnderTest, count: int) -> None:
+    """Wait until a gateway knows so many keys."""
+    while len(gateway.table.keys) < count:
+        await gateway.reader.refresh()
+        await asyncio.sleep(0.02)
 
 
 def echo_deployment(name: str = "echo", **settings: Any) -> DeploymentRow:

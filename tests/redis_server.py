@@ -38,8 +38,9 @@ class RedisServer:
         )  # fmt: skip
         deadline_s = time.monotonic() + 10
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(
-                ("127.0.0.1", self.port), timeout=1
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), timeout=1),
             ):
                 return
             assert time.monotonic() < deadline_s, "redis-server does not start"

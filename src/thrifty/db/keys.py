@@ -75,9 +75,7 @@ class Key:
     @property
     def limits(self) -> KeyLimits:
         """Its limits alone."""
-        return KeyLimits(
-            self.rpm, self.tpm, self.concurrency, self.budget_day, self.budget_month
-        )
+        return KeyLimits(self.rpm, self.tpm, self.concurrency, self.budget_day, self.budget_month)
 
     @property
     def limited(self) -> bool:

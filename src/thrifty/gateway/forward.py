@@ -169,9 +169,9 @@ class Forwarder:
 
     def sweep(self, now_s: float) -> None:
         """End streams whose replica has gone silent; look at who waits and who is left alone."""
-        for deployment in self._table.deployments.values():
-            deployment.resize(self._table.workers)
-            deployment.gate.sweep()
+        for known in self._table.deployments.values():
+            known.resize(self._table.workers)
+            known.gate.sweep()
         for call, relay, answer in list(self._streams):
             deployment = call.deployment
             if deployment is None or relay.paused:

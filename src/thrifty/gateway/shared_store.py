@@ -210,9 +210,9 @@ class SharedStore:
 
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._redis.execute_command("PING")
+                await self._redis.ping()
             async with asyncio.timeout(self._timeout_s):
-                await self._redis.execute_command("PING")
+                await self._redis.ping()
         except (TimeoutError, RedisError, OSError) as error:
             return _describe(error)
         return None
@@ -249,7 +249,9 @@ def _connect(url: str) -> Redis:
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError:
-        raise ThriftyError("a shared Redis needs its client: pip install 'thrifty[redis]'") from None
+        raise ThriftyError(
+            "a shared Redis needs its client: pip install 'thrifty[redis]'"
+        ) from None
     try:
         return Redis.from_url(
             url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,

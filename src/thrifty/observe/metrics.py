@@ -251,7 +251,9 @@ class GatewayMetrics:
             "thrifty_hedges", "Requests that were sent to a second replica too.", ("deployment",)
         )
         self.hedges_won = self._counter(
-            "thrifty_hedges_won", "Of these, those that the second replica answered.", ("deployment",)
+            "thrifty_hedges_won",
+            "Of these, those that the second replica answered.",
+            ("deployment",),
         )
         self.in_flight = self._gauge("thrifty_in_flight", "Requests now at a replica.", LABELS)
         self.replica_up = self._gauge("thrifty_replica_up", "1 where a replica is ready.", LABELS)

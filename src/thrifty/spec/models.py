@@ -105,7 +105,9 @@ def is_secret(path: str) -> bool:
     """Whether the value at the key `path` must never be shown. An engine refuses options that it
     does not know, a key in plain text too, but it may be shown before that.
     """
-    return path in ("database", "redis") or bool(path.startswith("engine.") and _SECRET_OPTION.search(path))
+    return path in ("database", "redis") or bool(
+        path.startswith("engine.") and _SECRET_OPTION.search(path)
+    )
 
 
 class CompressSpec(Section):

@@ -4,39 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 from tests.parts import (
-    GatewayUnderTest,
+    add_key,
     echo_deployment,
     replica_row,
     running_echo,
     running_gateway,
     running_server,
 )
-from thrifty.db.keys import create_key
+from thrifty.wire.client import HttpClient
 from thrifty.wire.server import EVENT_STREAM_HEADERS, Exchange
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
 
 
-async def key_of(gateway: GatewayUnderTest, name: str) -> dict[str, str]:
-    _, secret = await asyncio.to_thread(create_key, gateway.database, name)
-    await gateway.reader.refresh()
-    return {"authorization": f"Bearer {secret}"}
-
-
 async def load_of(url: str) -> int:
-    from thrifty.wire.client import HttpClient
-
     client = HttpClient()
     _, body = await client.fetch(f"{url}/load")
     client.close()
-    import json
-
-    return int(json.loads(body)["running"]) + int(json.loads(body)["waiting"])
+    load = json.loads(body)
+    return int(load["running"]) + int(load["waiting"])
 
 
 # The queue
@@ -70,7 +62,7 @@ async def test_a_greedy_tenant_delays_itself_and_not_the_others(tmp_path: Path) 
         running_echo(ttft_s=0.04) as url,
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
-        greedy, modest = await key_of(gateway, "greedy"), await key_of(gateway, "modest")
+        greedy, modest = await add_key(gateway, "greedy"), await add_key(gateway, "modest")
         await gateway.ask(CHAT, headers=modest)
         flood = [asyncio.ensure_future(gateway.ask(CHAT, headers=greedy)) for _ in range(100)]
         await asyncio.sleep(0.02)

@@ -135,7 +135,8 @@ async def test_redis_counts_as_this_process_does() -> None:
         KeyLimits(budget_month=1.0),
         KeyLimits(rpm=4, tpm=90, concurrency=3, budget_day=1.0, budget_month=2.0),
     ]
-    asks = [ask(30, 0.3), ask(40, 0.3), ask(50, 0.3), ask(20, 0.5, 0.1, 0.1), ask(10, 0.1)] * 3
+    sizes = [(30, 0.3), (40, 0.3), (50, 0.3), (20, 0.5), (10, 0.1)] * 3
+    asks = [ask(tokens, cost, 0.1, 0.1) for tokens, cost in sizes]
     with running_redis() as server:
         store = SharedStore(server.url, timeout_s=1.0)
         await store.start()

@@ -147,11 +147,17 @@ def test_whatever_happens_nothing_is_lost_or_doubled(steps: list[tuple]) -> None
             assert queue.count_ahead(tenant, 1) <= len(waiting)
 
 
-def test_a_batch_gives_way_where_no_more_may_wait() -> None:
+def test_where_no_more_may_wait_batches_give_way_and_then_whoever_has_the_most() -> None:
     queue = FairQueue()
-    first, second = Ticket("a", 1, BATCH), Ticket("a", 1, BATCH)
-    queue.push(first)
-    queue.push(second)
-    assert queue.make_room(INTERACTIVE) is second
-    assert queue.make_room(BATCH) is None
-    assert FairQueue().make_room(INTERACTIVE) is None
+    assert queue.make_room("a", INTERACTIVE) is None
+    many = [Ticket("a", 1) for _ in range(3)]
+    batch = [Ticket("a", 1, BATCH) for _ in range(2)]
+    for ticket in [*many, *batch, Ticket("b", 1)]:
+        queue.push(ticket)
+    assert queue.make_room("a", INTERACTIVE) is batch[-1]
+    assert queue.make_room("a", BATCH) is None
+    for ticket in batch:
+        queue.remove(ticket)
+    assert queue.make_room("b", INTERACTIVE) is many[-1]
+    assert queue.make_room("new", INTERACTIVE) is many[-1]
+    assert queue.make_room("a", INTERACTIVE) is None

@@ -110,7 +110,7 @@ def test_a_replica_that_fails_oftener_than_the_fleet_is_ejected() -> None:
 
 def test_when_all_fail_alike_half_stays_at_least() -> None:
     health, fleet, now_s = Health(), copies(8), 0.0
-    for _ in range(50):
+    for _ in range(30):
         now_s += 0.1
         for copy in fleet:
             health.note_failure(copy.id, ids(fleet), now_s)

@@ -11,12 +11,14 @@ import pytest
 from tests.parts import (
     GatewayUnderTest,
     Reply,
+    add_key,
     echo_deployment,
+    know_keys,
     running_echo,
     running_gateway,
 )
 from tests.redis_server import RedisServer, running_redis
-from thrifty.db.keys import KeyLimits, create_key
+from thrifty.db.keys import KeyLimits
 from thrifty.gateway.admission.limits import format_reset
 
 CHAT: dict[str, Any] = {
@@ -27,11 +29,7 @@ PRICED = {"price_input": 0.0, "price_cached": 0.0, "price_output": 1_000_000.0}
 
 
 async def make_key(gateway: GatewayUnderTest, name: str = "ann", **limits: Any) -> dict[str, str]:
-    _, secret = await asyncio.to_thread(
-        create_key, gateway.database, name, "user", None, KeyLimits(**limits)
-    )
-    await gateway.reader.refresh()
-    return {"authorization": f"Bearer {secret}"}
+    return await add_key(gateway, name, limits=KeyLimits(**limits))
 
 
 async def ask(gateway: GatewayUnderTest, headers: dict[str, str], **changes: Any) -> Reply:
@@ -43,7 +41,11 @@ async def test_requests_a_minute(tmp_path: Path) -> None:
         key = await make_key(gateway, rpm=3)
         replies = [await ask(gateway, key) for _ in range(5)]
         assert [reply.status for reply in replies] == [200, 200, 200, 429, 429]
-        assert [r.headers[b"x-ratelimit-remaining-requests"] for r in replies[:3]] == [b"2", b"1", b"0"]
+        assert [r.headers[b"x-ratelimit-remaining-requests"] for r in replies[:3]] == [
+            b"2",
+            b"1",
+            b"0",
+        ]
         refused = replies[3]
         assert refused.error["code"] == "rate_limit_exceeded"
         assert refused.error["type"] == "requests"
@@ -52,14 +54,14 @@ async def test_requests_a_minute(tmp_path: Path) -> None:
         assert refused.headers[b"x-ratelimit-limit-requests"] == b"3"
         assert refused.headers[b"x-ratelimit-reset-requests"].endswith(b"s")
         assert b"x-ratelimit-limit-tokens" not in refused.headers
-        metrics = await gateway.ask(b"", "/metrics", method="GET", headers=await make_key_for_metrics(gateway))
+        metrics = await gateway.ask(
+            b"", "/metrics", method="GET", headers=await make_key_for_metrics(gateway)
+        )
         assert metrics.metric("thrifty_rejections_total", deployment="echo", reason="requests") == 2
 
 
 async def make_key_for_metrics(gateway: GatewayUnderTest) -> dict[str, str]:
-    _, secret = await asyncio.to_thread(create_key, gateway.database, "watcher", "monitor")
-    await gateway.reader.refresh()
-    return {"authorization": f"Bearer {secret}"}
+    return await add_key(gateway, "watcher", "monitor")
 
 
 async def test_a_cache_hit_is_a_request_but_takes_no_tokens(tmp_path: Path) -> None:
@@ -162,8 +164,10 @@ async def test_a_client_that_hangs_up_does_not_go_free(tmp_path: Path) -> None:
         running_echo(tpot_s=0.05) as url,
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
-        key = await make_key(gateway, budget_day=1000.0, concurrency=1)
-        task = asyncio.ensure_future(ask(gateway, key, stream=True, max_tokens=1000, ignore_eos=True))
+        key = await make_key(gateway, budget_day=100.0, concurrency=1)
+        task = asyncio.ensure_future(
+            ask(gateway, key, stream=True, max_tokens=1000, ignore_eos=True)
+        )
         await asyncio.sleep(0.3)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -184,7 +188,7 @@ async def test_redis_holds_limits_across_workers(tmp_path: Path) -> None:
             running_gateway(tmp_path, [url], redis_url=server.url) as two,
         ):
             key = await make_key(one, rpm=8, tpm=100_000)
-            await two.reader.refresh()
+            await know_keys(two, 1)
             replies = await asyncio.gather(
                 *(ask(gateway, key, stream=s) for gateway in (one, two) for s in (True, False) * 4)
             )
@@ -194,7 +198,7 @@ async def test_redis_holds_limits_across_workers(tmp_path: Path) -> None:
             assert refused.error["code"] == "rate_limit_exceeded"
             assert refused.headers[b"x-ratelimit-remaining-requests"] == b"0"
             other = await make_key(one, "bob", concurrency=3)
-            await two.reader.refresh()
+            await know_keys(two, 1)
             for _ in range(3):
                 replies = await asyncio.gather(
                     *(ask(gateway, other) for gateway in (one, two) for _ in range(4))
@@ -212,7 +216,7 @@ async def test_redis_holds_budgets_across_workers_at_once(tmp_path: Path) -> Non
             running_gateway(tmp_path, [url], deployment=row, redis_url=server.url) as two,
         ):
             key = await make_key(one, budget_day=66.0)
-            await two.reader.refresh()
+            await know_keys(two, 1)
             replies = await asyncio.gather(*(ask(g, key) for g in (one, two) for _ in range(20)))
             assert sum(reply.status == 200 for reply in replies) == 6
             await asyncio.sleep(0.1)

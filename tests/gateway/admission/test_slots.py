@@ -30,9 +30,7 @@ async def wait(
     timeout_s: float = 5.0,
     deadline_s: float = 0.0,
 ) -> None:
-    await gate.wait(
-        tenant, cost, priority, most=most, timeout_s=timeout_s, deadline_s=deadline_s
-    )
+    await gate.wait(tenant, cost, priority, most=most, timeout_s=timeout_s, deadline_s=deadline_s)
 
 
 async def settle() -> None:
@@ -77,7 +75,7 @@ async def test_waiting_is_bounded_in_number_and_time() -> None:
         await wait(gate, most=2)
     assert (full.value.status, full.value.code) == (503, "queue_full")
     for task in waiting:
-        with pytest.raises(WireError, match="had room within 0.05 s") as late:
+        with pytest.raises(WireError, match=r"had room within 0\.05 s") as late:
             await task
         assert late.value.code == "queue_timeout"
         assert late.value.retry_after_s
@@ -177,7 +175,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
         gate.enter("a", INTERACTIVE)
     gate.note_begin(0.5)
     assert gate.estimate_wait_s("b", INTERACTIVE) == pytest.approx(2.0)
-    with pytest.raises(WireError, match="would begin in about 2.5 s") as early:
+    with pytest.raises(WireError, match=r"would begin in about 2\.5 s") as early:
         await wait(gate, "b", deadline_s=101.0)
     assert (early.value.status, early.value.code) == (503, "deadline_unreachable")
     assert early.value.retry_after_s == pytest.approx(2.0)

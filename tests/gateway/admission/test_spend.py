@@ -85,7 +85,9 @@ async def test_workers_see_each_others_spend_and_restarts_lose_none(tmp_path: Pa
         await keeper.stop()
     with database.begin() as connection:
         rows = connection.execute(select(key_spend.c.day, key_spend.c.spend)).all()
-    assert [tuple(row) for row in rows] == [(name_day(datetime.now(UTC).timestamp()), pytest.approx(3.4))]
+    assert [tuple(row) for row in rows] == [
+        (name_day(datetime.now(UTC).timestamp()), pytest.approx(3.4))
+    ]
     fresh = SpendBook()
     keeper = SpendKeeper(database, fresh)
     await keeper.start()

@@ -194,11 +194,17 @@ class FairQueue:
         """Take a request out; False where it is not there any more."""
         return self._queues[ticket.priority].remove(ticket)
 
-    def make_room(self, priority: int) -> Ticket | None:
-        """The request that should give way to one of `priority` where no more may wait: one of a
-        batch, the newest of whoever has the most; None where there is none.
+    def make_room(self, tenant: str, priority: int) -> Ticket | None:
+        """The request that should give way to a new one where no more may wait: one of a batch, or
+        the newest of the tenant that has the most; None where the new one has to.
         """
-        return self._queues[BATCH].find_newest() if priority < BATCH else None
+        if priority < BATCH and self._queues[BATCH].count:
+            return self._queues[BATCH].find_newest()
+        newest = self._queues[priority].find_newest()
+        if newest is None:
+            return None
+        waiting_of = self._queues[priority].waiting_of
+        return newest if waiting_of(newest.tenant) > waiting_of(tenant) + 1 else None
 
     def count_ahead(self, tenant: str, priority: int) -> int:
         """About how many requests go before a new one of `tenant`."""

@@ -35,7 +35,7 @@ TIMES_FLEET = 3.0
 """A replica's rate of failures stands out where it is at least `LEAST_RATE` and so many times that
 of all others together."""
 FORGIVE_S = 120.0
-"""After so long without a failure, an ejection is the first again."""
+"""When a replica was back for so long, its next ejection is the first again."""
 MAX_TRIAL_S = 60.0
 """A trial that has not ended by then was lost on the way; another begins."""
 
@@ -63,7 +63,8 @@ class _Record:
     avoid_until_s: float = 0.0
     ejections: int = 0
     ejected_until_s: float = 0.0
-    failed_s: float = 0.0
+    back_s: float = 0.0
+    """When it came back from its last ejection."""
     trial_s: float = 0.0
     """When the request under way was sent whose answer decides; 0 where none is."""
 
@@ -148,6 +149,7 @@ class Health:
             return False  # an answer to a request of before
         record.ejected_until_s = record.trial_s = record.avoid_until_s = 0.0
         record.bad = 0.0
+        record.back_s = now_s
         self._troubled.discard(replica_id)
         return True
 
@@ -159,9 +161,8 @@ class Health:
         record.bad += 1
         record.in_row += 1
         record.avoid_until_s = now_s + AVOID_S
-        if record.failed_s and now_s - record.failed_s > FORGIVE_S:
+        if not record.ejected and now_s - record.back_s > FORGIVE_S:
             record.ejections = 0
-        record.failed_s = now_s
         self._troubled.add(replica_id)
         if record.ejected:
             if record.trial_s:

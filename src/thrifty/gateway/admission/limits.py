@@ -30,6 +30,8 @@ from thrifty.wire.errors import RATE_LIMIT, WireError
 
 INSUFFICIENT_QUOTA = "insufficient_quota"
 CLIENT_CLOSED = 499
+Sizes = tuple[int, int]
+"""Tokens of a prompt and of an answer, by estimate."""
 
 
 @dataclass(slots=True)
@@ -37,8 +39,8 @@ class Held:
     """What a call holds of its key's limits until it ends."""
 
     key: Key
-    tokens: int
-    cost: float
+    prompt: int
+    answer: int
     grant: Grant
     shared: SharedGrant | None
 
@@ -66,12 +68,12 @@ class Limiter:
         """Count a call of a limited key; returns what is still to be awaited where Redis counts.
         Raises a 429 that names the limit.
         """
-        ask = self._make_ask(call, key)
+        ask, sizes = self._make_ask(call, key)
         if self._shared is not None:
             if self._shared.available:
-                return self._admit_shared(call, key, ask, self._shared)
+                return self._admit_shared(call, key, ask, sizes, self._shared)
             self._metrics.limit_fallbacks.inc()
-        self._admit_here(call, key, ask)
+        self._admit_here(call, key, ask, sizes)
         return None
 
     def settle(self, call: Call) -> None:
@@ -93,8 +95,11 @@ class Limiter:
                 usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
             )  # fmt: skip
         elif held is not None and _broke_off(call):
-            # A client that hangs up before the counts come does not go free.
-            tokens, cost = held.tokens, held.cost
+            # A client that hangs up before the counts come does not go free; it is taken to have
+            # had an answer of the usual length.
+            answer = min(held.answer, round(deployment.estimator.answer_tokens))
+            tokens = held.prompt + answer
+            cost = compute_cost(deployment.settings, held.prompt, answer)
         if cost:
             self._book.add(call.key.id, cost)
         if held is None:
@@ -118,7 +123,7 @@ class Limiter:
                 else:
                     del self._running[key_id]
 
-    def _make_ask(self, call: Call, key: Key) -> Ask:
+    def _make_ask(self, call: Call, key: Key) -> tuple[Ask, Sizes]:
         deployment = call.deployment
         assert deployment is not None
         prompt, answer = deployment.estimator.estimate(call.body, len(call.exchange.body))
@@ -126,26 +131,28 @@ class Limiter:
         if key.budget_day is not None or key.budget_month is not None:
             day, month = self._book.spent(key.id)
         cost = compute_cost(deployment.settings, prompt, answer)
-        return Ask(prompt + answer, cost, day, month)
+        return Ask(prompt + answer, cost, day, month), (prompt, answer)
 
-    def _admit_here(self, call: Call, key: Key, ask: Ask) -> None:
+    def _admit_here(self, call: Call, key: Key, ask: Ask, sizes: Sizes) -> None:
         counts, now_s = self._counts.of(key.id), self._clock()
         taken = counts.take(key.limits, ask, now_s)
         if isinstance(taken, Refusal):
             raise self._refuse(call, key, ask, taken, counts.usage(now_s))
-        call.held = Held(key, ask.tokens, ask.cost, taken, None)
+        call.held = Held(key, *sizes, taken, None)
         call.rate_headers = make_headers(key, taken.usage)
 
-    async def _admit_shared(self, call: Call, key: Key, ask: Ask, shared: SharedCounts) -> None:
+    async def _admit_shared(
+        self, call: Call, key: Key, ask: Ask, sizes: Sizes, shared: SharedCounts
+    ) -> None:
         taken = await shared.take(key.id, key.limits, ask, name_day(time.time()))
         if taken is None:
             self._metrics.limit_fallbacks.inc()
-            self._admit_here(call, key, ask)
+            self._admit_here(call, key, ask, sizes)
             return
         if isinstance(taken, Refusal):
             raise self._refuse(call, key, ask, taken, taken.usage)
         grant = self._counts.of(key.id).count(key.limits, ask, self._clock())
-        held = call.held = Held(key, ask.tokens, ask.cost, grant, taken)
+        held = call.held = Held(key, *sizes, grant, taken)
         self._running.setdefault(key.id, {})[taken.id] = held
         call.rate_headers = make_headers(key, taken.usage)
 
@@ -187,7 +194,9 @@ def make_refusal(key: Key, ask: Ask, refusal: Refusal, at_s: float) -> WireError
             f"The key {key.name!r} may run {key.concurrency} requests at once, and {used:g} run. "
             "Try again when one has ended."
         )
-        return WireError(429, text, type=RATE_LIMIT, code="rate_limit_exceeded", retry_after_s=wait_s)
+        return WireError(
+            429, text, type=RATE_LIMIT, code="rate_limit_exceeded", retry_after_s=wait_s
+        )
     if limit is Limit.REQUESTS:
         what = f"requests per min (RPM): Limit {key.rpm}, Used {used:g}, Requested 1"
     else:

@@ -146,6 +146,10 @@ local slot = math.floor((tonumber(t[1]) + tonumber(t[2]) / 1000000) / SLOT)
 local id, where, change, cost, day = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 redis.call('ZREM', KEYS[2], id)
 redis.call('HDEL', KEYS[3], id)
+if redis.call('HEXISTS', KEYS[1], 't:' .. where) == 0 then
+  -- Redis has lost the reservation, or its minute is over.
+  change = math.max(0, change)
+end
 if change ~= 0 then
   if where >= slot - SLOTS then
     redis.call('HINCRBY', KEYS[1], 't:' .. where, change)
@@ -227,9 +231,7 @@ class SharedCounts:
             raise
         return None if found is None else _read_answer(found, ident, limits, ask)
 
-    def settle(
-        self, key_id: str, grant: SharedGrant, tokens: int, cost: float, day: str
-    ) -> None:
+    def settle(self, key_id: str, grant: SharedGrant, tokens: int, cost: float, day: str) -> None:
         """Put what a request took in the place of what was reserved for it. `day` is today.
         Returns at once.
         """

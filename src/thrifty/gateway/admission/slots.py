@@ -67,10 +67,10 @@ class Gate:
         """Take a slot, if one is free and nobody waits who should have it; else False. Not asked
         where there is no bound.
         """
-        if self.queue.waiting(INTERACTIVE) or (priority >= BATCH and len(self.queue)):
-            # Others wait. Whoever may use the slots that are kept need not stand behind them.
-            if priority >= BATCH or not self._is_kept_for(tenant):
-                return False
+        others_wait = self.queue.waiting(INTERACTIVE) or (priority >= BATCH and len(self.queue))
+        # Whoever may use the slots that are kept need not stand behind those who may not.
+        if others_wait and (priority >= BATCH or not self._is_kept_for(tenant)):
+            return False
         if not self._has_room(tenant, priority):
             return False
         self._take(tenant, priority)
@@ -111,7 +111,7 @@ class Gate:
         wait_s = self.estimate_wait_s(tenant, priority)
         if deadline_s and now_s + wait_s + self.begin_s > deadline_s:
             raise refuse_early(self.name, wait_s + self.begin_s, deadline_s - now_s, wait_s)
-        self._make_room(priority, most, wait_s)
+        self._make_room(tenant, priority, most, wait_s)
         ticket = Ticket(tenant, cost, priority, deadline_s)
         ticket.payload = turn = asyncio.get_running_loop().create_future()
         self.queue.push(ticket)
@@ -143,10 +143,10 @@ class Gate:
             del self._tenants[name]
         self._let_in()
 
-    def _make_room(self, priority: int, most: int, wait_s: float) -> None:
+    def _make_room(self, tenant: str, priority: int, most: int, wait_s: float) -> None:
         if len(self.queue) < most:
             return
-        victim = self.queue.make_room(priority)
+        victim = self.queue.make_room(tenant, priority)
         full = unavailable(
             f"{len(self.queue)} requests wait for a free replica of '{self.name}' already"
             if self.capacity
@@ -162,9 +162,9 @@ class Gate:
 
     def _step_out(self, ticket: Ticket, turn: asyncio.Future[None]) -> None:
         """Stop waiting; a slot that was given a moment ago goes back."""
-        if not self.queue.remove(ticket) and turn.done() and not turn.cancelled():
-            if turn.exception() is None:
-                self._release(ticket.tenant, ticket.priority)
+        given = not self.queue.remove(ticket) and turn.done() and not turn.cancelled()
+        if given and turn.exception() is None:
+            self._release(ticket.tenant, ticket.priority)
         self._let_in()
 
     def _give_up(self, timeout_s: float) -> WireError:

@@ -139,6 +139,7 @@ class SpendKeeper:
                 async with asyncio.timeout(INTERVAL_S if self._up else RETRY_S):
                     await self._stopping.wait()
             await self._try()
+        await self._try()  # what came while the last was being written
 
     async def _try(self) -> None:
         try:
