@@ -262,10 +262,11 @@ def free_port() -> int:
 def wrk(url: str, script: str, connections: int, seconds: float) -> dict[str, float]:
     """Requests per second and latencies that wrk saw; fails where an answer was not a 200."""
     program = need_tool("wrk", "wrk")
+    whole_s = max(1, round(seconds))  # wrk takes no fractions
     path = WORK / "wrk.lua"
     path.write_text(script + _WRK_REPORT)
     result = subprocess.run(
-        [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(path), url],
+        [program, "-t1", f"-c{connections}", f"-d{whole_s}s", "--latency", "-s", str(path), url],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     report = json.loads(result.stdout[result.stdout.index("REPORT ") + 7 :].splitlines()[0])

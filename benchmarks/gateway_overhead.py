@@ -10,6 +10,7 @@ that Thrifty's cache is looked up and missed, except in the row of hits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -42,6 +43,9 @@ ANSWER = json.dumps(
     }
 )  # fmt: skip
 
+LITELLM_KEY = "sk-for-this-measurement"
+"""It does not start without one any more."""
+
 FRESH = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
@@ -72,7 +76,7 @@ def start_smg(upstream: str) -> tuple[Server, str, str]:
     server = Server(
         "smg",
         [str(python.parent / "smg"), "launch", "--worker-urls", upstream, "--host", "127.0.0.1",
-         "--port", str(port), "--policy", "round_robin"],
+         "--port", str(port), "--policy", "round_robin", "--prometheus-port", str(free_port())],
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     body = {"model": "smol", "messages": [{"role": "user", "content": "x"}]}
@@ -100,11 +104,10 @@ def start_litellm(upstream: str) -> tuple[Server, str, str]:
         "litellm",
         [str(python.parent / "litellm"), "--config", str(config), "--host", "127.0.0.1", "--port",
          str(port), "--num_workers", "1"],
-        LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="ERROR",
+        LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_LOG="ERROR", LITELLM_MASTER_KEY=LITELLM_KEY,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    body = {"model": "smol", "messages": [{"role": "user", "content": "x"}]}
-    server.wait_ready(f"{url}/v1/chat/completions", data=json.dumps(body).encode())
+    server.wait_ready(f"{url}/health/liveliness")
     return server, url, version_of(python, "litellm")
 
 
@@ -113,16 +116,20 @@ def main() -> None:
     nginx_version = subprocess.run(
         ["nginx", "-v"], capture_output=True, text=True, check=False
     ).stderr
-    with nginx(ANSWER) as upstream:
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(nginx(ANSWER))
         service = ThriftyService(
             "gateway overhead",
             {"model": "smol", "engine": {"kind": "remote", "urls": [f"{upstream}/v1"]},
              "gateway": {"port": free_port()}},
         )  # fmt: skip
+        stack.callback(service.stop)
         service.run("keys", "revoke", "bench")
         key = service.run("keys", "create", "--name", "bench").strip().splitlines()[-1]
         smg, smg_url, smg_version = start_smg(upstream)
+        stack.callback(smg.stop)
         litellm, litellm_url, litellm_version = start_litellm(upstream)
+        stack.callback(litellm.stop)
         servers = {"thrifty": service, "smg": smg, "litellm": litellm}
         urls = {"nginx": upstream, "thrifty": service.url, "smg": smg_url, "litellm": litellm_url}
         salt = 0
@@ -133,28 +140,25 @@ def main() -> None:
                 salt += 1
                 for other, server in servers.items():
                     (server.wake if other == name else server.sleep)()
-                text = script % {"key": key, "salt": salt}
-                wrk(urls[name], text, connections, 0.5 if script is FRESH else 1)
+                sent = LITELLM_KEY if name == "litellm" else key
+                text = script % {"key": sent, "salt": salt}
+                wrk(urls[name], text, connections, 1)
                 salt += 1
-                text = script % {"key": key, "salt": salt}
+                text = script % {"key": sent, "salt": salt}
                 return wrk(urls[name], text, connections, options.seconds)
 
             return measure
 
-        try:
-            say("one connection")
-            one = in_turns(
-                options.rounds, {n: turn(n, 1) for n in ("nginx", "thrifty", "smg", "litellm")}
-            )
-            say("64 connections")
-            many = in_turns(options.rounds, {n: turn(n, 64) for n in ("thrifty", "smg", "litellm")})
-            say("hits and misses")
-            cache = in_turns(
-                options.rounds, {"miss": turn("thrifty", 64), "hit": turn("thrifty", 64, SAME)}
-            )
-        finally:
-            for server in servers.values():
-                server.stop()
+        say("one connection")
+        one = in_turns(
+            options.rounds, {n: turn(n, 1) for n in ("nginx", "thrifty", "smg", "litellm")}
+        )
+        say("64 connections")
+        many = in_turns(options.rounds, {n: turn(n, 64) for n in ("thrifty", "smg", "litellm")})
+        say("hits and misses")
+        cache = in_turns(
+            options.rounds, {"miss": turn("thrifty", 64), "hit": turn("thrifty", 64, SAME)}
+        )
 
     overhead = {
         name: [a["p50_us"] - b["p50_us"] for a, b in zip(one[name], one["nginx"], strict=True)]

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("gateway_overhead", "gateway_memory", "gateway_tokens", "engines", "fairness")
+NAMES = (
+    "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "engines", "fairness",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from thrifty.artifacts import Store
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import FleetError
 from thrifty.fleet.controller import Controller
-from thrifty.fleet.plan import Plan, make_plan
+from thrifty.fleet.plan import Plan, make_plans
 from thrifty.home import Home, find_home
 from thrifty.spec import LoadedSpec, load_spec
 from thrifty.types import OnProgress, ignore_progress
@@ -28,7 +28,7 @@ OnReady = Callable[[Controller], Awaitable[None]]
 
 
 async def run_service(
-    plan: Plan,
+    plans: Sequence[Plan],
     home: Home,
     store: Store,
     stopping: asyncio.Event,
@@ -37,14 +37,14 @@ async def run_service(
     on_starting: Callable[[Controller], None] = lambda controller: None,
     on_kill: asyncio.Event | None = None,
 ) -> None:
-    """Start what `plan` says, call `on_ready` once it serves, and drain when `stopping` is set.
+    """Start what `plans` say, call `on_ready` once it serves, and drain when `stopping` is set.
 
     `on_starting` gets the controller before it starts, for whoever shows how far it is.
 
     Nothing is left running, however this ends; only a controller that is killed leaves its
     children, for the next one. Raises `FleetError`.
     """
-    controller = Controller(plan, home, store, detect_machine())
+    controller = Controller(plans, home, store, detect_machine())
     on_starting(controller)
     stop_wait = asyncio.ensure_future(stopping.wait())
     try:
@@ -118,12 +118,13 @@ class Service:
         self._thread: threading.Thread | None = None
         self.url = ""
         self.model = ""
+        """The first deployment's name."""
 
     def __enter__(self) -> Service:
         store = Store(self._home.models)
-        plan = make_plan(self._loaded, store, detect_machine(), self._on_progress)
-        self.model = plan.served.name
-        self._thread = threading.Thread(target=self._run, args=(plan, store), name="thrifty")
+        plans = make_plans(self._loaded, store, detect_machine(), self._on_progress)
+        self.model = plans[0].served.name
+        self._thread = threading.Thread(target=self._run, args=(plans, store), name="thrifty")
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -142,15 +143,15 @@ class Service:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, plan: Plan, store: Store) -> None:
+    def _run(self, plans: Sequence[Plan], store: Store) -> None:
         try:
-            asyncio.run(self._serve(plan, store))
+            asyncio.run(self._serve(plans, store))
         except BaseException as error:
             self._failure = error
         finally:
             self._ready.set()
 
-    async def _serve(self, plan: Plan, store: Store) -> None:
+    async def _serve(self, plans: Sequence[Plan], store: Store) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
 
@@ -158,6 +159,6 @@ class Service:
             self.url = controller.gateway_url
             self._ready.set()
 
-        await run_service(plan, self._home, store, self._stopping, on_ready=note_ready)
+        await run_service(plans, self._home, store, self._stopping, on_ready=note_ready)
         if not self.url:
             raise FleetError("the service was stopped before it was ready")

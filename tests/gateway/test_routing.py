@@ -3,82 +3,413 @@
 from __future__ import annotations
 
 import random
+import statistics
+import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from thrifty.gateway.routing import POLICIES, make_policy
+from thrifty.gateway.routing import POLICIES, Knowledge, RoutedRequest, Router, make_policy
+from thrifty.gateway.routing.rates import Rates
 from thrifty.spec.models import Routing
+
+PLAIN = RoutedRequest(100.0, 50.0)
 
 
 @dataclass
 class Copy:
     id: str
     in_flight: int = 0
+    prefill_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    slot: int = -1
+    rates_key: str = "v1"
 
 
-def copies(count: int) -> list[Copy]:
-    return [Copy(f"r-{index}") for index in range(count)]
+def copies(count: int, router: Router | None = None) -> list[Copy]:
+    made = [Copy(f"r-{index}") for index in range(count)]
+    if router is not None:
+        for copy in made:
+            copy.slot = router.knowledge.prefixes.join()
+    return made
+
+
+def choose(name: str, fleet: list[Copy], seed: int = 1, request: RoutedRequest = PLAIN) -> Any:
+    policy, known = make_policy(name, random.Random(seed)), Knowledge()
+    return lambda: policy.choose(fleet, request, known)
+
+
+def chat(*texts: str, **fields: Any) -> dict[str, Any]:
+    roles = ["system", *["user", "assistant"] * len(texts)]
+    messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+    return {"model": "m", "messages": messages, "max_tokens": 50, **fields}
 
 
 def test_every_policy_of_the_spec_exists_and_no_other() -> None:
     assert set(get_args(Routing)) == set(POLICIES)
-    assert len(POLICIES) >= 3
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
-def test_every_policy_chooses_the_only_candidate(name: str) -> None:
-    (only,) = copies(1)
-    assert make_policy(name).choose([only]) is only
+def test_every_policy_takes_the_only_candidate_and_shares_among_idle_ones(name: str) -> None:
+    router = Router(name, random.Random(3))
+    fleet = copies(4, router)
+    assert router.choose(fleet[:1], router.describe(chat("a"))) is fleet[0]
+    counts: Counter[str] = Counter()
+    for number in range(800):
+        request = router.describe(chat(f"a question of its own: {number}"))
+        counts[router.choose(fleet, request).id] += 1
+    assert min(counts.values()) > 100, "misses spread over all replicas"
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_load_that_all_policies_put_on_a_fleet_is_even_and_comes_to_nothing(name: str) -> None:
+    """Requests of one length, no sharing: whatever the policy, no replica may take it all."""
+    router = Router(name, random.Random(5))
+    fleet = copies(16, router)
+    begun = []
+    for number in range(1600):
+        request = router.describe(chat(f"{number} " * 100))
+        begun.append(router.begin(router.choose(fleet, request), request, 0.0))
+    loads = [copy.in_flight for copy in fleet]
+    assert sum(loads) == 1600
+    assert max(loads) <= 1.3 * 100
+    for load in begun:
+        load.end(1.0, 300, 50)
+    assert all(copy.in_flight == 0 and copy.prefill_tokens == 0 for copy in fleet)
+    assert all(copy.decode_tokens == 0 for copy in fleet)
 
 
 def test_shortest_queue_takes_the_least_loaded() -> None:
     fleet = copies(5)
     for copy, load in zip(fleet, (3, 1, 2, 1, 5), strict=True):
         copy.in_flight = load
-    policy = make_policy("shortest_queue", random.Random(1))
-    chosen = {policy.choose(fleet).id for _ in range(100)}
-    assert chosen == {"r-1", "r-3"}
+    pick = choose("shortest_queue", fleet)
+    assert {pick().id for _ in range(100)} == {"r-1", "r-3"}
 
 
-def test_shortest_queue_breaks_ties_at_random_so_that_idle_replicas_share() -> None:
-    fleet = copies(8)
-    policy = make_policy("shortest_queue", random.Random(7))
-    counts = Counter(policy.choose(fleet).id for _ in range(8000))
-    assert min(counts.values()) > 850
-    assert max(counts.values()) < 1150
-
-
-def test_two_gateways_do_not_choose_in_step() -> None:
+@pytest.mark.parametrize("name", ["auto", "least_work", "shortest_queue"])
+def test_two_gateways_do_not_choose_in_step(name: str) -> None:
     fleet = copies(4)
-    one, two = make_policy("auto"), make_policy("auto")
-    same = sum(one.choose(fleet).id == two.choose(fleet).id for _ in range(2000))
+    one, two = choose(name, fleet, 1), choose(name, fleet, 2)
+    same = sum(one().id == two().id for _ in range(2000))
     assert 350 < same < 650
 
 
+def test_least_work_counts_tokens_and_not_only_requests() -> None:
+    fleet = copies(2)
+    fleet[0].in_flight, fleet[0].prefill_tokens, fleet[0].decode_tokens = 1, 6000.0, 900.0
+    fleet[1].in_flight, fleet[1].prefill_tokens, fleet[1].decode_tokens = 3, 100.0, 60.0
+    assert choose("least_work", fleet)().id == "r-1"
+    assert choose("shortest_queue", fleet)().id == "r-0"
+
+
+def test_power_of_two_never_takes_the_worst() -> None:
+    fleet = copies(6)
+    fleet[2].prefill_tokens = 1e6
+    pick = choose("power_of_two", fleet)
+    assert {pick().id for _ in range(500)} == {copy.id for copy in fleet} - {"r-2"}
+
+
 def test_round_robin_takes_each_in_its_turn() -> None:
-    fleet = copies(4)
-    policy = make_policy("round_robin", random.Random(3))
-    row = [policy.choose(fleet).id for _ in range(8)]
+    pick = choose("round_robin", copies(4), 3)
+    row = [pick().id for _ in range(8)]
     assert row[:4] == row[4:]
     assert len(set(row[:4])) == 4
 
 
 def test_round_robin_goes_on_when_replicas_come_and_go() -> None:
     fleet = copies(3)
-    policy = make_policy("round_robin", random.Random(3))
+    policy, known = make_policy("round_robin", random.Random(3)), Knowledge()
     for _ in range(5):
-        policy.choose(fleet)
+        policy.choose(fleet, PLAIN, known)
     without_one = [fleet[0], fleet[2]]
-    counts = Counter(policy.choose(without_one).id for _ in range(100))
+    counts = Counter(policy.choose(without_one, PLAIN, known).id for _ in range(100))
     assert counts == {"r-0": 50, "r-2": 50}
 
 
-def test_load_of_a_thousand_replicas_stays_even_under_shortest_queue() -> None:
-    fleet = copies(1000)
-    policy = make_policy("shortest_queue", random.Random(5))
-    for _ in range(10_000):
-        policy.choose(fleet).in_flight += 1
-    assert {copy.in_flight for copy in fleet} == {10}
+# bounded hash
+
+
+def test_bounded_hash_keeps_a_session_in_all_gateways_and_moves_few_when_one_leaves() -> None:
+    one, two = (Router("bounded_hash", random.Random(seed)) for seed in (1, 2))
+    fleet = copies(10)
+
+    def places(router: Router, among: list[Copy]) -> list[str]:
+        return [
+            router.choose(among, router.describe(chat("x"), session=f"session-{n}")).id
+            for n in range(500)
+        ]
+
+    before = places(one, fleet)
+    assert places(two, fleet) == before
+    after = places(one, fleet[:-1])
+    moved = [b for b, a in zip(before, after, strict=True) if a != b]
+    assert set(moved) == {"r-9"}, "only the sessions of the replica that left have moved"
+    counts = Counter(before)
+    assert len(counts) == 10
+    assert max(counts.values()) < 130
+
+
+def test_bounded_hash_keeps_a_conversation_without_a_session_as_it_grows() -> None:
+    router = Router("bounded_hash")
+    fleet = copies(8)
+    turns = ["you are kind", "hello", "hello, how can I help?", "tell me more", "more", "and more"]
+    found = {router.choose(fleet, router.describe(chat(*turns[:n]))).id for n in (2, 4, 6)}
+    assert len(found) == 1
+
+
+def test_bounded_hash_is_bounded() -> None:
+    router = Router("bounded_hash")
+    fleet = copies(10)
+    for _ in range(1000):
+        request = router.describe(chat("x"), session="the one that everybody is in")
+        router.begin(router.choose(fleet, request), request, 0.0)
+    assert max(copy.in_flight for copy in fleet) <= 126
+
+
+# auto
+
+LONG = "All employees of the company must wash their hands before they return to work. " * 40
+
+
+def send(router: Router, fleet: list[Copy], body: dict[str, Any], now_s: float = 0.0) -> Any:
+    request = router.describe(body)
+    chosen = router.choose(fleet, request)
+    return chosen, router.begin(chosen, request, now_s)
+
+
+def test_a_conversation_goes_where_its_beginning_is() -> None:
+    router = Router("auto", random.Random(2))
+    fleet = copies(8, router)
+    turns = [LONG, "first question"]
+    first, load = send(router, fleet, chat(*turns))
+    load.first_token(0.5)
+    load.end(1.0, 900, 50, 0)
+    for number in range(5):
+        turns += [f"answer {number}", f"question {number}"]
+        chosen, load = send(router, fleet, chat(*turns))
+        assert chosen is first
+        assert chosen.prefill_tokens < 200, "what is cached is no work"
+        load.first_token(0.1)
+        load.end(1.0, 950, 50, 850)
+
+
+def test_the_whole_conversation_and_the_tools_count_not_the_first_message() -> None:
+    """One system prompt for everybody must not send everybody to one replica."""
+    router = Router("auto", random.Random(2))
+    fleet = copies(4, router)
+    homes: dict[int, str] = {}
+    for number in range(40):
+        body = chat("You are a helpful assistant.", f"{number} " + LONG)
+        chosen, _ = send(router, fleet, body)
+        homes[number] = chosen.id
+    counts = Counter(homes.values())
+    assert len(counts) == 4
+    assert max(counts.values()) <= 13
+    for copy in fleet:
+        copy.in_flight, copy.prefill_tokens, copy.decode_tokens = 0, 0.0, 0.0
+    for number in range(40):
+        body = chat("You are a helpful assistant.", f"{number} " + LONG, "yes?", "go on")
+        request = router.describe(body)
+        assert router.choose(fleet, request).id == homes[number]
+    tools = [{"type": "function", "function": {"name": "f" * 300, "parameters": {}}}]
+    with_tools = router.describe(chat("a", "1 " + LONG, tools=tools))
+    router.choose(fleet, with_tools)
+    assert not with_tools.levels, "other tools, another prompt"
+
+
+def test_a_hot_beginning_spills_over_once_waiting_costs_more_than_computing() -> None:
+    router = Router("auto", random.Random(2))
+    fleet = copies(4, router)
+    counts: Counter[str] = Counter()
+    for number in range(600):
+        chosen, _ = send(router, fleet, chat(LONG, f"question {number}"))
+        counts[chosen.id] += 1
+    assert len(counts) == 4, "no single replica drowns while others idle"
+    assert max(counts.values()) < 1.5 * 150
+
+
+def test_locality_survives_a_moment_of_load() -> None:
+    """A few requests more on the replica that has it all cached are no reason to move."""
+    router = Router("auto", random.Random(2))
+    fleet = copies(2, router)
+    home, load = send(router, fleet, chat(LONG, "hello"))
+    load.first_token(0.5)
+    load.end(1.0, 900, 50, 0)
+    home.in_flight += 2
+    home.decode_tokens += 100
+    assert send(router, fleet, chat(LONG, "hello again"))[0] is home
+
+
+def test_a_replica_that_begins_anew_is_forgotten() -> None:
+    router = Router("auto", random.Random(2))
+    fleet = copies(2, router)
+    home, load = send(router, fleet, chat(LONG, "hello"))
+    load.end(1.0, 900, 50, 0)
+    prefixes = router.knowledge.prefixes
+    assert len(prefixes) > 0
+    prefixes.leave(home.slot)
+    assert len(prefixes) == 0
+    home.slot = prefixes.join()
+    request = router.describe(chat(LONG, "hello"))
+    router.choose(fleet, request)
+    assert request.levels == []
+
+
+def test_an_engine_that_keeps_less_than_was_thought_is_believed() -> None:
+    router = Router("auto", random.Random(2))
+    fleet = copies(2, router)
+    for number in range(60):
+        for again in range(2):
+            chosen, load = send(router, fleet, chat(f"{number % 20} {LONG}", "x"))
+            load.first_token(0.1)
+            # It has forgotten all by the time that the same comes again.
+            load.end(0.2, 900, 50, 0)
+            del chosen, again
+    held = sum(len(h.blocks) for h in router.knowledge.prefixes._held.values())
+    assert held < 2 * 12 * 20 / 2, "the index has shrunk well below the 20 prompts"
+
+
+def test_what_is_still_being_computed_is_not_missed() -> None:
+    """Many at once with the same beginning: none finds it cached, and that says nothing."""
+    router = Router("auto", random.Random(2))
+    fleet = copies(2, router)
+    loads = [send(router, fleet, chat(LONG, f"question {n}"))[1] for n in range(30)]
+    before = {slot: held.capacity for slot, held in router.knowledge.prefixes._held.items()}
+    for load in loads:
+        load.first_token(1.0)
+        load.end(2.0, 900, 50, 0)
+    assert before == {s: h.capacity for s, h in router.knowledge.prefixes._held.items()}
+    assert not any(h.computing for h in router.knowledge.prefixes._held.values())
+
+
+def test_the_index_is_bounded() -> None:
+    router = Router("auto", random.Random(2))
+    fleet = copies(2, router)
+    for copy in fleet:
+        router.set_capacity(copy, 64 * 100)
+    for number in range(500):
+        _, load = send(router, fleet, chat(f"{number} {LONG}", "x"))
+        load.end(0.2, 0, 0)
+    assert len(router.knowledge.prefixes) <= 200
+
+
+def test_completions_tokens_and_embeddings_are_described_too() -> None:
+    router = Router("auto")
+    assert len(router.describe({"prompt": "x" * 1024}).blocks) == 4
+    assert len(router.describe({"prompt": [list(range(1000))]}).blocks) > 4
+    assert router.describe({"input": ["a", "b" * 900]}, decodes=False).blocks == ()
+    assert router.describe({"prompt": "x", "max_tokens": 7, "n": 3}).decode_tokens == 21
+    assert router.describe(chat("x", max_completion_tokens=5)).decode_tokens == 5
+
+
+# what is learned
+
+
+def test_rates_find_the_speeds_of_a_replica() -> None:
+    rng, rates = random.Random(4), Rates()
+    for _ in range(300):
+        prefill, running = rng.uniform(20, 4000), rng.randrange(0, 20)
+        ttft_s = (0.015 + prefill / 5000 + running * 0.008) * rng.uniform(0.9, 1.1)
+        rates.learn_ttft(prefill, running, ttft_s)
+        rates.learn_decode(64, 63 * 0.03, 8)
+    assert rates.prefill_s == pytest.approx(1 / 5000, rel=0.1)
+    assert rates.running_s == pytest.approx(0.008, rel=0.25)
+    assert rates.decode_s == pytest.approx(0.03 / 8, rel=0.05)
+
+
+def test_rates_stay_sane_on_samples_that_say_nothing() -> None:
+    rates = Rates()
+    for _ in range(5000):
+        rates.learn_ttft(100.0, 1, 0.1)
+    assert rates.estimate_ttft_s(100.0, 1) == pytest.approx(0.1, rel=0.05)
+    assert 0 <= rates.prefill_s < 0.01
+    rates.learn_ttft(4000.0, 1, 2.1)
+    assert 0.5 < rates.estimate_ttft_s(4000.0, 1) < 4
+
+
+def test_replicas_of_different_kinds_have_speeds_of_their_own() -> None:
+    router = Router("auto", random.Random(1))
+    fleet = copies(2, router)
+    fleet[1].rates_key = "v2"
+    for number in range(50):
+        for copy, speed in zip(fleet, (1000, 8000), strict=True):
+            request = router.describe(chat(LONG[: 40 * number], str(number)))
+            load = router.begin(copy, request, 0.0)
+            load.first_token(request.prompt_tokens / speed)
+            load.end(request.prompt_tokens / speed + 1, 500, 50, None, streamed=True)
+    slow, fast = (router.knowledge.rates_of(copy) for copy in fleet)
+    assert slow.prefill_s > 4 * fast.prefill_s
+
+
+def test_tokens_are_estimated_from_what_engines_report() -> None:
+    router = Router("auto")
+    fleet = copies(2, router)
+    for number in range(200):
+        _, load = send(router, fleet, chat("x" * 3000, str(number)))
+        load.end(1.0, 1500, 20, 0)
+    assert router.describe(chat("x" * 3000, "y")).prompt_tokens == pytest.approx(1500, rel=0.1)
+
+
+# alarms
+
+
+def test_an_alarm_when_one_replica_takes_far_more_than_its_due() -> None:
+    router = Router("auto")
+    fleet = copies(4, router)
+    for copy in fleet:
+        copy.in_flight = 5
+    for _ in range(4000):
+        router.shares.note("r-0", fleet)
+    alarms = router.shares.take_alarms()
+    assert alarms is not None
+    assert {alarm.replica for alarm in alarms} == {copy.id for copy in fleet}
+    assert next(a for a in alarms if a.replica == "r-0").share == 1.0
+
+
+def test_no_alarm_for_even_shares_nor_without_load() -> None:
+    router = Router("shortest_queue", random.Random(1))
+    fleet = copies(4, router)
+    for _ in range(400):
+        router.shares.note("r-0", fleet)
+    assert router.shares.take_alarms() is None, "idle replicas: stickiness is as it should be"
+    for copy in fleet:
+        copy.in_flight = 5
+    rng = random.Random(2)
+    for _ in range(8000):
+        router.shares.note(rng.choice(fleet).id, fleet)
+    assert router.shares.take_alarms() == []
+
+
+# cost
+
+
+def test_a_choice_costs_little_and_grows_slower_than_the_fleet() -> None:
+    """A generous bound, that holds on a busy machine; benchmarks/routing.py measures."""
+    took = {}
+    for count in (64, 1024):
+        router = Router("auto", random.Random(2))
+        fleet = copies(count, router)
+        bodies = [chat("You are kind.", f"{n % 50} {LONG}", str(n)) for n in range(300)]
+        samples = []
+        for body in bodies:
+            request = router.describe(body)
+            began = time.perf_counter()
+            chosen = router.choose(fleet, request)
+            samples.append(time.perf_counter() - began)
+            router.begin(chosen, request, 0.0)
+        took[count] = statistics.median(samples)
+    assert took[64] < 500e-6
+    assert took[1024] < 8 * took[64]
+
+
+def test_a_thousand_replicas_stay_even() -> None:
+    router = Router("auto", random.Random(5))
+    fleet = copies(1000, router)
+    for number in range(10_000):
+        send(router, fleet, chat("x", str(number)))
+    loads = [copy.in_flight for copy in fleet]
+    assert max(loads) <= 16
+    assert min(loads) >= 5

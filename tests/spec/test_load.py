@@ -90,8 +90,8 @@ def test_a_whole_spec_is_read_and_each_value_knows_its_line(tmp_path: Path) -> N
         "cache.exact.ttl": (600.0, "file, line 9"),
         "gateway.port": (9000, "file, line 11"),
     }
-    assert [path for path, _, _ in loaded.explain()][:4] == [
-        "name", "model", "engine.kind", "engine.ttft",
+    assert [path for path, _, _ in loaded.explain()][:6] == [
+        "name", "model", "aliases", "fallback", "engine.kind", "engine.ttft",
     ]  # fmt: skip
 
 
@@ -157,7 +157,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
     price_per_hour: -1
     compress: no
     """
-    known = "cache, compress, database, engine, gateway, limits, model, name, price_per_hour, prices, record, redis, replicas, routing"  # fmt: skip
+    known = "aliases, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, prices, record, redis, replicas, routing"  # fmt: skip
     assert faults(tmp_path, text) == [
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",
@@ -557,3 +557,73 @@ def test_slots_prices_and_deadlines_have_units_and_bounds(tmp_path: Path) -> Non
     assert (spec.limits.timeout, spec.limits.hedge) == (20.0, 0.3)
     bad = "replicas: {slots: 0}\nprices: {input: -1}\nlimits: {timeout: 0, hedge: never}"
     assert len(faults(tmp_path, bad)) == 4
+
+
+# several deployments
+
+SEVERAL = """\
+replicas: 2
+limits: {max_tokens: 100}
+engine: {kind: openvino, context: 2048}
+deployments:
+  - name: small
+    aliases: [cheap]
+    fallback: spare
+  - name: spare
+    engine: echo
+    replicas: 3
+    limits: {waiting: 5}
+gateway: {workers: 2}
+"""
+
+
+def test_what_stands_beside_the_list_holds_for_each_that_does_not_say_otherwise(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "thrifty.yaml"
+    path.write_text(SEVERAL)
+    loaded = load_spec(path, environment={})
+    small, spare = (each.spec for each in loaded.each())
+    assert (small.name, small.aliases, small.fallback) == ("small", ("cheap",), ("spare",))
+    assert (small.engine.kind, small.engine.options) == ("openvino", {"context": 2048})
+    assert (small.replicas.count, small.limits.max_tokens) == (2, 100)
+    assert (spare.engine.kind, spare.engine.options) == ("echo", {}), "options go with their engine"
+    assert (spare.replicas.count, spare.limits.waiting, spare.limits.max_tokens) == (3, 5, 100)
+    assert small.gateway == spare.gateway == loaded.spec.gateway
+    assert small.deployments == ()
+    rows = {path: (value, origin) for path, value, origin in loaded.explain()}
+    assert rows["deployments.1.replicas.count"] == (3, "file, line 10")
+    assert rows["deployments.0.replicas.count"] == (2, "file, line 1")
+    assert rows["deployments.1.limits.max_tokens"] == (100, "file, line 2")
+    assert rows["gateway.workers"] == (2, "file, line 12")
+    assert "model" not in rows
+
+
+def test_one_deployment_is_itself(tmp_path: Path) -> None:
+    loaded = load_spec(None, flags={"engine": "echo"}, environment={})
+    assert loaded.each() == [loaded]
+
+
+def test_faults_of_a_deployment_have_their_line(tmp_path: Path) -> None:
+    text = SEVERAL.replace("echo", "{kind: echo}\n    engin: x").replace(
+        "fallback: spare", "fallback: spar"
+    )
+    assert faults(tmp_path, text) == [
+        "line 10, deployments.1.engin: is not a known key; did you mean 'engine'?",
+    ]
+    assert faults(tmp_path, SEVERAL.replace("fallback: spare", "fallback: spar")) == [
+        "line 7, deployments.0.fallback: 'spar' is not a deployment; did you mean 'spare'?"
+    ]
+    assert faults(tmp_path, SEVERAL.replace("[cheap]", "[cheap, spare]")) == [
+        "line 8, deployments.1.name: 'spare' is taken by deployments.0.aliases"
+    ]
+    assert faults(tmp_path, SEVERAL.replace("fallback: spare", "fallback: small")) == [
+        "line 7, deployments.0.fallback: a deployment cannot stand in for itself"
+    ]
+    assert faults(tmp_path, "name: x\n" + SEVERAL.replace("- name: small\n    ", "- ")) == [
+        "line 1, name: belongs into each of 'deployments'",
+        "line 6, deployments.0.name: is needed where there are several deployments",
+    ]
+    assert faults(tmp_path, SEVERAL.replace("replicas: 3", "replicas: many"))[0].startswith(
+        "line 10, deployments.1.replicas"
+    )

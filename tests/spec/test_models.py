@@ -23,10 +23,12 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 KEYS = dict(walk(Spec))
+LISTS = ("aliases", "fallback", "deployments")
 LEAVES = [
     path
     for path, field in KEYS.items()
     if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
+    and path not in LISTS
 ]
 
 
@@ -40,6 +42,11 @@ def nest(path: str, value: Any) -> dict[str, Any]:
     for name in reversed(path.split(".")):
         value = {name: value}
     return value
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_list_with_nothing_below_it_is_empty(path: str) -> None:
+    assert read(Spec.model_validate(nest(path, None)), path) == ()
 
 
 def test_the_number_of_keys_is_plausible() -> None:
@@ -70,7 +77,7 @@ def test_every_key_is_described(path: str) -> None:
     assert description.endswith("."), "a sentence"
 
 
-@pytest.mark.parametrize("path", [path for path in KEYS if path not in LEAVES])
+@pytest.mark.parametrize("path", [path for path in KEYS if path not in (*LEAVES, *LISTS)])
 def test_a_section_with_nothing_below_it_is_the_default(path: str) -> None:
     # All of it commented out, say.
     assert Spec.model_validate(nest(path, None)) == Spec()

@@ -101,6 +101,14 @@ def down() -> None:
 
 
 @app.command()
+def restart() -> None:
+    """Replace the gateway's workers, one after the other. No request is lost."""
+    from thrifty.cli.status import run_restart
+
+    run_restart()
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what this machine can run, and why not."""
     from thrifty.cli.doctor import run_doctor

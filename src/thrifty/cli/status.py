@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import open_database
 from thrifty.db.fleet import FleetState, read_fleet
-from thrifty.errors import DatabaseError
+from thrifty.errors import DatabaseError, FleetError
 from thrifty.fleet.controller import (
     ControllerNote,
     find_database_url,
     read_controller_note,
     stop_home,
 )
-from thrifty.fleet.process import ProcessId
+from thrifty.fleet.process import ProcessId, find_ours
 from thrifty.home import Home, find_home
 from thrifty.units import format_bytes
+
+RESTART_TIMEOUT_S = 60.0
+"""For each worker."""
 
 
 def run_status(*, as_json: bool) -> None:
@@ -62,6 +68,27 @@ def run_down() -> None:
         )
     else:
         err.print("Stopped; nothing is left running.")
+
+
+def run_restart() -> None:
+    """Replace the gateway's workers."""
+    home = find_home()
+    note = read_controller_note(home)
+    if note is None or not note.alive:
+        raise FleetError("the controller does not run here; start it: thrifty up")
+    before = {ident.pid: ident for ident, role, _ in find_ours(home.root) if role == "gateway"}
+    deadline_s = time.monotonic() + RESTART_TIMEOUT_S * max(1, len(before))
+    os.kill(note.pid, signal.SIGUSR1)
+    with err.status("Replacing the gateway's workers...") as status:
+        while left := [ident for ident in before.values() if ident.find() is not None]:
+            status.update(f"Replacing the gateway's workers: {len(left)} of {len(before)} to go...")
+            if time.monotonic() > deadline_s:
+                raise FleetError(
+                    f"{len(left)} of {len(before)} workers were not replaced in time; they may drain "
+                    f"long requests, or {home.logs / 'controller.log'} says why"
+                )
+            time.sleep(0.1)
+    err.print(f"{len(before)} gateway worker{'s' if len(before) > 1 else ''} replaced.")
 
 
 def _read_state(home: Home) -> FleetState | None:

@@ -9,19 +9,22 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.bench.check import Measured, ask_question, measure_service
 from thrifty.cli.show import err, print_line, show_progress
 from thrifty.engines.machine import detect_machine
-from thrifty.errors import BenchError
+from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.controller import Controller
-from thrifty.fleet.plan import Plan, make_plan
+from thrifty.fleet.plan import Plan, make_plans
 from thrifty.home import Home, find_home
 from thrifty.service import resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
+
+log = logging.getLogger(__name__)
 
 
 def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
@@ -34,14 +37,16 @@ def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
         loaded = resolve_target(target, flags)
         store = Store(find_home().models)
         with show_progress() as on_progress:
-            plan = make_plan(loaded, store, detect_machine(), on_progress)
-        asyncio.run(_serve(plan, find_home(), store, began_s, measure=measure))
+            plans = make_plans(loaded, store, detect_machine(), on_progress)
+        asyncio.run(_serve(plans, find_home(), store, began_s, measure=measure))
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
 
 
-async def _serve(plan: Plan, home: Home, store: Store, began_s: float, *, measure: bool) -> None:
+async def _serve(
+    plans: Sequence[Plan], home: Home, store: Store, began_s: float, *, measure: bool
+) -> None:
     loop = asyncio.get_running_loop()
     stopping, killing = asyncio.Event(), asyncio.Event()
 
@@ -61,6 +66,7 @@ async def _serve(plan: Plan, home: Home, store: Store, began_s: float, *, measur
         loop.add_signal_handler(signal.SIGHUP, stopping.set)
 
     loading: asyncio.Task[None] | None = None
+    replacing: set[asyncio.Task[None]] = set()
 
     def on_starting(controller: Controller) -> None:
         nonlocal loading
@@ -69,16 +75,33 @@ async def _serve(plan: Plan, home: Home, store: Store, began_s: float, *, measur
     async def on_ready(controller: Controller) -> None:
         if loading is not None:
             await loading
+        if hasattr(signal, "SIGUSR1"):
+            loop.add_signal_handler(
+                signal.SIGUSR1, lambda: replacing.add(loop.create_task(_replace(controller)))
+            )
         await _introduce(controller, began_s, measure=measure)
 
     try:
         await run_service(
-            plan, home, store, stopping, on_ready=on_ready, on_starting=on_starting, on_kill=killing
+            plans,
+            home,
+            store,
+            stopping,
+            on_ready=on_ready,
+            on_starting=on_starting,
+            on_kill=killing,
         )
     finally:
         if loading is not None:
             loading.cancel()
     err.print("Stopped; nothing is left running.")
+
+
+async def _replace(controller: Controller) -> None:
+    try:
+        await controller.replace_gateways()
+    except FleetError as error:
+        log.error("the gateway was not replaced: %s", error)
 
 
 async def show_loading(controller: Controller) -> None:
@@ -94,10 +117,19 @@ async def show_loading(controller: Controller) -> None:
 
 
 async def _introduce(controller: Controller, began_s: float, *, measure: bool) -> None:
-    """Say what runs; ask it a question and measure it, where that is wanted and possible."""
-    served = controller.plan.served
+    """Say what runs; ask each model a question and measure it, where that is wanted and possible."""
+    for plan in controller.plans:
+        await _introduce_one(controller, plan, began_s, measure=measure)
+    print_line("Ctrl-C drains and stops everything.")
+
+
+async def _introduce_one(
+    controller: Controller, plan: Plan, began_s: float, *, measure: bool
+) -> None:
+    served = plan.served
     url = controller.gateway_url
-    load_s = max((replica.ready_after_s for replica in controller.replicas), default=0.0)
+    replicas = controller.replicas_of(served.name)
+    load_s = max((replica.ready_after_s for replica in replicas), default=0.0)
     key = os.environ.get("THRIFTY_KEY")
     may_measure = measure and served.family == Family.DECODER and served.engine != "remote"
     measured: Measured | None = None
@@ -109,7 +141,7 @@ async def _introduce(controller: Controller, began_s: float, *, measure: bool) -
             with err.status("Measuring...") as status:
                 measured = await measure_service(
                     url, served.name, answer=answer, key=key,
-                    price_per_hour=controller.plan.spec.price_per_hour,
+                    price_per_hour=plan.spec.price_per_hour,
                     on_step=lambda step: status.update(f"Measuring {step}..."),
                 )  # fmt: skip
         except BenchError as error:
@@ -118,10 +150,10 @@ async def _introduce(controller: Controller, began_s: float, *, measure: bool) -
     print_line(f"{served.name} is served at {url}/v1")
     print_line(
         f"  version           {served.version}, engine {served.engine}, "
-        f"{len(controller.replicas)} replica{'s' if len(controller.replicas) > 1 else ''}"
+        f"{len(replicas)} replica{'s' if len(replicas) > 1 else ''}"
     )
     if measured is not None:
-        memory = sum(replica.row().memory_bytes or 0 for replica in controller.replicas)
+        memory = sum(replica.row().memory_bytes or 0 for replica in replicas)
         print_line(
             f"  load time         {format_duration(load_s)}; first answer "
             f"{format_duration(first_s)} after the command"
@@ -139,7 +171,6 @@ async def _introduce(controller: Controller, began_s: float, *, measure: bool) -
     print_line()
     print_line(_curl(url, served.name, served.family, key is not None))
     print_line()
-    print_line("Ctrl-C drains and stops everything.")
 
 
 def _curl(url: str, name: str, family: str, with_key: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
@@ -45,6 +45,9 @@ class DeploymentSettings:
     """For a million tokens, as the other prices."""
     price_cached: float = 0.0
     price_output: float = 0.0
+    aliases: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    """Deployments that answer what this one cannot."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class FleetState:
     deployments: list[DeploymentRow]
     replicas: list[ReplicaRow]
     keys: list[Key]
+    gateways: list[GatewayRow] = field(default_factory=list)
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -145,19 +149,20 @@ def save_gateway(database: Database, row: GatewayRow) -> None:
     with database.begin() as connection:
         values = {**asdict(row), "updated_s": time.time()}
         _upsert(connection, gateways, gateways.c.id == row.id, values)
+        note_change(connection)
 
 
 def remove_gateway(database: Database, gateway_id: str) -> None:
     """Forget a gateway worker."""
     with database.begin() as connection:
         connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
+        note_change(connection)
 
 
 def read_gateways(database: Database) -> list[GatewayRow]:
     """Every gateway worker."""
     with database.begin() as connection:
-        rows = connection.execute(select(gateways)).mappings().all()
-    return [GatewayRow(**_without(row, "updated_s")) for row in rows]
+        return _read_gateways(connection)
 
 
 def read_change_count(database: Database) -> int:
@@ -172,6 +177,7 @@ def read_fleet(database: Database) -> FleetState:
         change = read_change(connection)
         deployment_rows = connection.execute(select(deployments)).mappings().all()
         replica_rows = connection.execute(select(replicas).order_by(replicas.c.id)).mappings().all()
+        gateway_rows = _read_gateways(connection)
         key_rows = (
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
@@ -196,7 +202,13 @@ def read_fleet(database: Database) -> FleetState:
             for row in replica_rows
         ],
         [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
+        gateway_rows,
     )
+
+
+def _read_gateways(connection: Connection) -> list[GatewayRow]:
+    rows = connection.execute(select(gateways).order_by(gateways.c.id)).mappings().all()
+    return [GatewayRow(**_without(row, "updated_s")) for row in rows]
 
 
 def _upsert(connection: Connection, table: Table, where: Any, values: dict[str, Any]) -> None:

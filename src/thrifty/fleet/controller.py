@@ -15,11 +15,10 @@ import logging
 import os
 import socket
 import sqlite3
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import psutil
 
 from thrifty.artifacts import Store
@@ -41,12 +40,12 @@ from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
 from thrifty.fleet.cores import share_cores
 from thrifty.fleet.external import ExternalReplica
-from thrifty.fleet.local import BACKOFF_S, LocalReplica, OnChange
+from thrifty.fleet.gateways import GatewayWorkers
+from thrifty.fleet.local import LocalReplica, OnChange
 from thrifty.fleet.plan import Plan
-from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, find_ours, start_process
+from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
 from thrifty.types import ReplicaState
-from thrifty.wire.client import HttpClient, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ PUBLISH_INTERVAL_S = 2.0
 """Figures are written this often; changes of state at once."""
 RETRY_PUBLISH_S = 0.5
 WATCH_FILE_S = 0.25
-GATEWAY_START_TIMEOUT_S = 30.0
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
 _REDIS_VARIABLE = "THRIFTY_REDIS_URL"
@@ -98,18 +96,19 @@ def find_database_url(home: Home) -> str:
 
 
 class Controller:
-    """Runs one plan. `start` it, wait, `stop` it."""
+    """Runs the plans of one spec. `start` it, wait, `stop` it."""
 
-    def __init__(self, plan: Plan, home: Home, store: Store, machine: Machine) -> None:
-        self.plan = plan
+    def __init__(self, plans: Sequence[Plan], home: Home, store: Store, machine: Machine) -> None:
+        self.plans = plans
+        self.spec = plans[0].spec
+        """What all deployments share (gateway, record, database) is the same in each of them."""
         self.home = home
         self.database: Database
         self.replicas: list[Replica] = []
         self.gateway_url = ""
         self._store = store
         self._machine = machine
-        self._gateway: ManagedProcess | None = None
-        self._gateway_keeper: asyncio.Task[None] | None = None
+        self._gateways: GatewayWorkers | None = None
         self._publisher: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._lock: int | None = None
@@ -119,7 +118,11 @@ class Controller:
     @property
     def database_url(self) -> str:
         """The database that the spec names, or the embedded one."""
-        return self.plan.spec.database or self.home.database_url
+        return self.spec.database or self.home.database_url
+
+    def replicas_of(self, deployment: str) -> list[Replica]:
+        """The replicas of one deployment."""
+        return [r for r in self.replicas if r.row().deployment == deployment]
 
     async def start(self) -> None:
         """Take the home, open the database, start everything. Raises `ThriftyError` kinds."""
@@ -131,9 +134,7 @@ class Controller:
         old_gateways = self._sort_orphans({row.id: row for row in rows.replicas})
         port = self._choose_port(old_gateways)
         self._write_note()
-        deployment = self.plan.deployment
-        await asyncio.to_thread(save_deployment, self.database, deployment)
-        await asyncio.to_thread(remove_deployments_except, self.database, [deployment.name])
+        await asyncio.to_thread(self._save_deployments)
         self._make_replicas()
         known = {row.id: row for row in rows.replicas}
         wanted = {replica.id for replica in self.replicas}
@@ -143,15 +144,20 @@ class Controller:
         for replica in self.replicas:
             replica.start(known.get(replica.id))
         self._publisher = asyncio.ensure_future(self._publish())
-        await self._start_gateway(port)
-        self._gateway_keeper = asyncio.ensure_future(self._keep_gateway())
+        self._gateways = self._make_gateways(port)
+        await self._gateways.start()
         self._write_note()
         for ident, gateway_id in old_gateways:
-            old = adopt_process(ident, self.home.logs / "gateway.log")
+            old = adopt_process(ident, self.home.logs / f"{gateway_id}.log")
             if old is not None:
-                await old.stop(self.plan.spec.gateway.drain_timeout + 5)
-            await asyncio.to_thread(remove_gateway, self.database, gateway_id)
-        await self._save_gateway("ready")
+                await old.stop(self.spec.gateway.drain_timeout + 5)
+            if gateway_id not in self._gateways.ids:
+                await asyncio.to_thread(remove_gateway, self.database, gateway_id)
+
+    async def replace_gateways(self) -> None:
+        """Replace the gateway's workers one after the other. Raises `FleetError`."""
+        if self._gateways is not None:
+            await self._gateways.replace()
 
     async def wait_ready(self) -> None:
         """Wait until every replica was ready once. Raises `FleetError` on a crash loop."""
@@ -166,11 +172,9 @@ class Controller:
     async def stop(self) -> None:
         """Drain the gateway, then the replicas; leave nothing running."""
         self._stopping = True
-        drain_s = self.plan.spec.gateway.drain_timeout
-        if self._gateway_keeper is not None:
-            self._gateway_keeper.cancel()
-        if self._gateway is not None:
-            await self._gateway.stop(drain_s + 5)
+        drain_s = self.spec.gateway.drain_timeout
+        if self._gateways is not None:
+            await self._gateways.stop()
         await asyncio.gather(*(replica.stop(drain_s + 5) for replica in self.replicas))
         if self._publisher is not None:
             self._publisher.cancel()
@@ -181,13 +185,14 @@ class Controller:
                 await asyncio.to_thread(
                     remove_replicas, self.database, [replica.id for replica in self.replicas]
                 )
-                await asyncio.to_thread(remove_gateway, self.database, "gateway-0")
+                for gateway_id in self._gateways.ids if self._gateways is not None else ():
+                    await asyncio.to_thread(remove_gateway, self.database, gateway_id)
         self._release_home()
 
     def kill(self) -> None:
         """End everything at once: the second Ctrl-C."""
-        if self._gateway is not None:
-            self._gateway.kill()
+        if self._gateways is not None:
+            self._gateways.kill()
         for replica in self.replicas:
             replica.kill()
 
@@ -229,7 +234,7 @@ class Controller:
         os.replace(temporary, path)
 
     def _check_keys(self) -> None:
-        gateway = self.plan.spec.gateway
+        gateway = self.spec.gateway
         if gateway.host in LOOPBACK or gateway.allow_no_keys:
             return
         if not list_keys(self.database):
@@ -244,12 +249,13 @@ class Controller:
         returned, to be replaced without a gap.
         """
         gateways = []
+        revisions = {plan.served.name: plan.served.revision for plan in self.plans}
         for ident, role, process_id in find_ours(self.home.root):
             if role == "gateway":
                 gateways.append((ident, process_id))
                 continue
             row = known.get(process_id)
-            if row is None or row.pid != ident.pid or row.revision != self.plan.served.revision:
+            if row is None or row.pid != ident.pid or row.revision != revisions.get(row.deployment):
                 log.info("ending pid %d, left over from an earlier run", ident.pid)
                 orphan = adopt_process(ident, self.home.logs / f"{process_id}.log")
                 if orphan is not None:
@@ -259,31 +265,36 @@ class Controller:
     # replicas
 
     def _make_replicas(self) -> None:
-        plan, spec = self.plan, self.plan.spec
-        name = plan.served.name
         on_change: OnChange = self._changed.set
-        if plan.engine.external:
-            for index, url in enumerate(plan.served.options["urls"]):
-                self.replicas.append(
+        local = [plan for plan in self.plans if not plan.engine.external]
+        total = sum(plan.spec.replicas.count for plan in local)
+        shares = iter(share_cores(self._machine.cores, total) if total else ())
+        for plan in self.plans:
+            name, replicas = plan.served.name, plan.spec.replicas
+            if plan.engine.external:
+                self.replicas += [
                     ExternalReplica(f"{name}-{index}", url, plan.served, plan.engine, on_change)
+                    for index, url in enumerate(plan.served.options["urls"])
+                ]
+                continue
+            own = [next(shares) for _ in range(replicas.count)]
+            if replicas.cpus is not None:
+                own = share_cores(self._machine.cores, replicas.count, replicas.cpus)
+            for index, cores in enumerate(own):
+                self.replicas.append(
+                    LocalReplica(
+                        f"{name}-{index}",
+                        plan.served,
+                        plan.engine,
+                        home=self.home,
+                        store=self._store,
+                        cores=cores,
+                        memory_share=1.0 / total,
+                        memory_limit=replicas.memory_limit,
+                        start_timeout_s=replicas.start_timeout,
+                        on_change=on_change,
+                    )
                 )
-            return
-        shares = share_cores(self._machine.cores, spec.replicas.count, spec.replicas.cpus)
-        for index, cores in enumerate(shares):
-            self.replicas.append(
-                LocalReplica(
-                    f"{name}-{index}",
-                    plan.served,
-                    plan.engine,
-                    home=self.home,
-                    store=self._store,
-                    cores=cores,
-                    memory_share=1.0 / len(shares),
-                    memory_limit=spec.replicas.memory_limit,
-                    start_timeout_s=spec.replicas.start_timeout,
-                    on_change=on_change,
-                )
-            )
 
     # the database
 
@@ -339,13 +350,18 @@ class Controller:
         self.database.close()
         self.database = fresh
         self._open_rescuer()
-        save_deployment(self.database, self.plan.deployment)
+        self._save_deployments()
+
+    def _save_deployments(self) -> None:
+        for plan in self.plans:
+            save_deployment(self.database, plan.deployment)
+        remove_deployments_except(self.database, [plan.served.name for plan in self.plans])
 
     # the gateway
 
     def _choose_port(self, old: list[tuple[ProcessId, str]]) -> int:
         """The port to listen on. Raises `FleetError` where somebody else has it."""
-        gateway = self.plan.spec.gateway
+        gateway = self.spec.gateway
         family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -362,11 +378,13 @@ class Controller:
                 ) from None
             return int(probe.getsockname()[1])
 
-    async def _start_gateway(self, port: int) -> None:
-        spec = self.plan.spec
+    def _make_gateways(self, port: int) -> GatewayWorkers:
+        spec = self.spec
+        host = spec.gateway.host
         settings = {
-            "host": spec.gateway.host,
+            "host": host,
             "port": port,
+            "workers": spec.gateway.workers,
             "database_url_env": _DATABASE_VARIABLE,
             "redis_url_env": _REDIS_VARIABLE,
             "max_body_bytes": spec.limits.max_body,
@@ -378,64 +396,20 @@ class Controller:
             "record_prompts": spec.record.prompts,
             "record_keep_s": spec.record.keep,
             "record_max_rows": spec.record.max_rows,
-            "require_keys": spec.gateway.host not in LOOPBACK and not spec.gateway.allow_no_keys,
+            "require_keys": host not in LOOPBACK and not spec.gateway.allow_no_keys,
         }
-        self._gateway = start_process(
-            [sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode()],
-            role="gateway",
-            process_id="gateway-0",
-            home=self.home.root,
-            log_path=self.home.logs / "gateway.log",
-            environment={
-                _DATABASE_VARIABLE: self.database_url,
-                _REDIS_VARIABLE: spec.redis or "",
-            },
-        )
-        host = spec.gateway.host
         reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
         self.gateway_url = f"http://{reachable}:{port}"
-        await self._wait_gateway(self._gateway)
-
-    async def _wait_gateway(self, process: ManagedProcess) -> None:
-        deadline_s = time.monotonic() + GATEWAY_START_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            if not process.alive:
-                raise FleetError(f"the gateway ended: {process.read_log_end()}")
-            # A new connection each time: while an old worker shares the port, either may take it.
-            client = HttpClient()
-            with contextlib.suppress(TransportError, msgspec.DecodeError):
-                status, body = await client.fetch(f"{self.gateway_url}/healthz", timeout_s=2.0)
-                if status == 200 and msgspec.json.decode(body).get("pid") == process.pid:
-                    return
-            client.close()
-            await asyncio.sleep(0.05)
-        raise FleetError(f"the gateway did not start within {GATEWAY_START_TIMEOUT_S:g} s")
-
-    async def _keep_gateway(self) -> None:
-        """Start the gateway anew whenever it ends."""
-        ends = 0
-        while True:
-            assert self._gateway is not None
-            started_s = time.monotonic()
-            await self._gateway.wait()
-            if self._stopping:
-                return
-            ends = 1 if time.monotonic() - started_s > 60 else ends + 1
-            log.error("the gateway ended: %s", self._gateway.read_log_end())
-            await asyncio.sleep(BACKOFF_S[min(ends, len(BACKOFF_S)) - 1])
-            port = int(self.gateway_url.rpartition(":")[2])
-            try:
-                await self._start_gateway(port)
-                await self._save_gateway("ready")
-            except FleetError as error:
-                log.error("the gateway cannot be started: %s", error)
-
-    async def _save_gateway(self, state: str) -> None:
-        if self._gateway is None:
-            return
-        row = GatewayRow(
-            "gateway-0", self.gateway_url, self._gateway.pid, self._gateway.ident.created_s, state
+        return GatewayWorkers(
+            self.home,
+            spec.gateway.workers,
+            settings,
+            {_DATABASE_VARIABLE: self.database_url, _REDIS_VARIABLE: spec.redis or ""},
+            spec.gateway.drain_timeout,
+            self._save_gateway,
         )
+
+    async def _save_gateway(self, row: GatewayRow) -> None:
         try:
             await asyncio.to_thread(save_gateway, self.database, row)
         except DatabaseError as error:

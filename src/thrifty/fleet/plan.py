@@ -63,32 +63,60 @@ class Plan:
                 price_input=spec.prices.input,
                 price_cached=_first(spec.prices.cached_input, spec.prices.input),
                 price_output=spec.prices.output,
+                aliases=spec.aliases,
+                fallback=spec.fallback,
             ),
         )
 
 
-def make_plan(
+def make_plans(
     loaded: LoadedSpec,
     store: Store,
     machine: Machine,
     on_progress: OnProgress = ignore_progress,
-) -> Plan:
-    """Fetch and prepare what the spec asks for. Blocks. Raises `ThriftyError` and its kinds."""
-    spec = loaded.spec
-    kind = spec.engine.kind
-    if spec.redis and find_spec("redis") is None:
+) -> list[Plan]:
+    """A plan for each deployment of the spec. Blocks. Raises `ThriftyError` and its kinds."""
+    if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
-    if kind != "auto" and kind not in engine_kinds():
+    each = loaded.each()
+    for one in each:
+        # Whatever can be refused at once is, before the first long download.
+        check_engine(one, machine)
+    plans = [_make_plan(one, store, machine, on_progress) for one in each]
+    names = [plan.served.name for plan in plans]
+    taken = {name for name in names if names.count(name) > 1}
+    taken |= {
+        a for plan in plans for a in plan.spec.aliases if a in names and a != plan.served.name
+    }
+    if taken:
+        loaded.refuse([Problem("name", f"{sorted(taken)[0]!r} is the name of two deployments")])
+    return plans
+
+
+def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
+    """Refuse an engine that is not there, and options that it cannot take here. Raises `SpecError`."""
+    spec, kind = loaded.spec, loaded.spec.engine.kind
+    if kind == "auto":
+        return
+    if kind not in engine_kinds():
         hint = suggest(kind, ["auto", *engine_kinds()])
         loaded.refuse([Problem("engine.kind", f"{kind!r} is not an engine; {hint}")])
+    loaded.refuse(find_engine(kind).check(spec, None, machine))
+
+
+def _make_plan(
+    loaded: LoadedSpec,
+    store: Store,
+    machine: Machine,
+    on_progress: OnProgress,
+) -> Plan:
+    """Fetch and prepare what one deployment asks for."""
+    spec = loaded.spec
+    kind = spec.engine.kind
     model: tuple[NamedVersion, Artifact] | None = None
     if kind in MODEL_FREE:
         engine = find_engine(kind)
-        loaded.refuse(engine.check(spec, None, machine))
     else:
-        if kind != "auto":
-            # Whatever is wrong with the engine or its options is told before a long download.
-            loaded.refuse(find_engine(kind).check(spec, None, machine))
         model = fetch_model(store, spec.model, on_progress=on_progress)
         store.verify(model[1], on_progress=on_progress)
         engine = choose_engine(kind, model[1])

@@ -15,12 +15,14 @@ from thrifty.db.keys import Role
 from thrifty.gateway.admission.check import admit
 from thrifty.gateway.admission.limits import Limiter
 from thrifty.gateway.admission.slots import deadline_exceeded
+from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
 from thrifty.gateway.cache.exact import assemble_answer
 from thrifty.gateway.cache.flights import Landing
 from thrifty.gateway.cache.key import is_deterministic
 from thrifty.gateway.call import BYPASS, HIT, MISS, Call
+from thrifty.gateway.fallback import forward_or_fall_back
 from thrifty.gateway.forward import ClientGone, Forwarder
 from thrifty.gateway.pages import Pages
 from thrifty.gateway.record import Recorder
@@ -166,15 +168,19 @@ class Gateway:
         self._recorder.record(call)
 
     async def sweep(self) -> None:
-        """Enforce the deadlines of streams, about once a second, for ever."""
+        """Enforce the deadlines of streams, and watch routing, about once a second, for ever."""
         while True:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
             self._limiter.sweep()
+            raise_alarms(self._table, self._metrics)
 
     async def _forward(self, call: Call) -> None:
-        landing = await self._forwarder.forward(call, None)
+        landing = await self._send(call, None)
         self._note_text(call, landing)
+
+    async def _send(self, call: Call, flight: Flight | None) -> Landing:
+        return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call) -> bytes | None:
         """The cache key; None where the cache has no part in this request."""
@@ -216,7 +222,7 @@ class Gateway:
             )
         )
         try:
-            landing = await self._forwarder.forward(call, flight)
+            landing = await self._send(call, flight)
             landing = self._store(call, key, landing)
             self._note_text(call, landing)
         except WireError as error:
@@ -236,7 +242,8 @@ class Gateway:
             return landing
         replica = call.replica.id if call.replica else ""
         entry = Entry(body, replica=replica, version=call.version, usage=call.usage)
-        self._cache.put(key, entry, call.deployment.settings.cache_ttl_s)
+        if not call.fell_back:
+            self._cache.put(key, entry, call.deployment.settings.cache_ttl_s)
         return Landing(200, landing.body, entry)
 
     async def _follow(self, call: Call, flight: Flight) -> None:

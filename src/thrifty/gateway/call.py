@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from thrifty.gateway.routing.router import UNKNOWN, Outstanding
 from thrifty.wire.fields import Endpoint
 from thrifty.wire.ids import new_id
 from thrifty.wire.sse import Usage
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 
 MAX_REQUEST_ID_BYTES = 64
+MAX_SESSION_BYTES = 256
+SESSION_HEADER = b"x-session-id"
 
 
 def _accept_request_id(given: bytes | None) -> str | None:
@@ -43,11 +46,14 @@ class Call:
         "endpoint",
         "error",
         "exchange",
+        "fell_back",
         "first_byte_s",
         "held",
         "include_usage",
         "key",
         "last_byte_s",
+        "load",
+        "may_wait",
         "origin_status",
         "priority",
         "queue_s",
@@ -55,6 +61,7 @@ class Call:
         "received_s",
         "replica",
         "request_id",
+        "routed",
         "sent_s",
         "started_at_s",
         "status",
@@ -86,6 +93,11 @@ class Call:
         self.rate_headers: list[tuple[bytes, bytes]] | None = None
         self.replica: Replica | None = None
         self.version = ""
+        self.routed = UNKNOWN
+        self.load: Outstanding | None = None
+        self.fell_back = False
+        self.may_wait = True
+        """Whether it waits for a replica to become ready; not where another deployment is."""
         self.attempts = 0
         self.queue_s = 0.0
         self.sent_s = 0.0
@@ -97,6 +109,15 @@ class Call:
         self.error: str | None = None
         self.usage: Usage | None = None
         self.answer_text = ""
+
+    @property
+    def session(self) -> str:
+        """The session or conversation that the client says this belongs to, if it does."""
+        given = self.exchange.headers.get(SESSION_HEADER)
+        if given is not None:
+            return given[:MAX_SESSION_BYTES].decode("latin-1")
+        named = self.body.get("prompt_cache_key")
+        return named[:MAX_SESSION_BYTES] if isinstance(named, str) else ""
 
     @property
     def tenant(self) -> str:

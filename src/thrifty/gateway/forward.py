@@ -25,6 +25,7 @@ from thrifty.gateway.cache.flights import Flight, Landing
 from thrifty.gateway.call import Call
 from thrifty.gateway.relay import Relay
 from thrifty.gateway.retry_budget import RetryBudget
+from thrifty.gateway.routing import UNKNOWN, Outstanding
 from thrifty.gateway.table import Deployment, Replica, RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import (
@@ -36,6 +37,7 @@ from thrifty.wire.client import (
     TransportError,
 )
 from thrifty.wire.errors import SERVER, WireError, unavailable
+from thrifty.wire.fields import Endpoint
 from thrifty.wire.server import JSON_TYPE
 from thrifty.wire.sse import parse_usage
 
@@ -82,6 +84,8 @@ class Forwarder:
         Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
         """
         assert call.deployment is not None
+        if _expired(call):
+            raise deadline_exceeded("before it could be sent to a replica")
         gate = call.deployment.gate
         if gate.capacity is None:
             return await self._forward(call, flight)
@@ -99,6 +103,8 @@ class Forwarder:
         deployment = call.deployment
         assert deployment is not None
         settings = deployment.settings
+        if not (gate.capacity or call.may_wait):
+            raise no_replica_ready(deployment.name, settings.wait_timeout_s)
         if flight is not None:
             call.exchange.on_disconnect = _do_nothing
         began_s = time.perf_counter()
@@ -131,11 +137,16 @@ class Forwarder:
             call.exchange.on_disconnect = _do_nothing
         while True:
             replica = await self._choose(call, tried, flight)
+            deployment = call.deployment
+            assert deployment is not None
             call.attempts += 1
-            replica.in_flight += 1
+            load = call.load = deployment.router.begin(replica, call.routed, time.perf_counter())
+            deployment.note_begun(replica)
+            streamed = False
             try:
                 landing = await self._attempt(call, replica, body, flight)
                 self._note_answer(call, landing)
+                streamed = call.stream
                 return landing
             except ConnectFailed as error:
                 failure: Exception = error
@@ -150,7 +161,8 @@ class Forwarder:
                 raise
             finally:
                 replica = call.replica or replica  # a hedge may have moved it
-                replica.in_flight -= 1
+                _end_load(call.load or load, call, streamed=streamed)
+                deployment.note_ended(replica)
             if not (call.exchange.disconnected or _expired(call)) and not _is_busy(failure):
                 self._note_failure(deployment, replica)
             else:
@@ -199,7 +211,7 @@ class Forwarder:
                 if candidates and not (
                     tried and candidates[0].id in tried and len(candidates) == 1
                 ):
-                    return self._pick(deployment, candidates)
+                    return self._pick(call, deployment, candidates)
                 if candidates:
                     # The only replica just failed; it is tried again once it had a moment.
                     await deployment.wait_ready(0.3)
@@ -214,7 +226,7 @@ class Forwarder:
     async def _wait(self, call: Call, deployment: Deployment, began_s: float) -> None:
         settings = deployment.settings
         left_s = settings.wait_timeout_s - (time.perf_counter() - began_s)
-        if left_s <= 0:
+        if left_s <= 0 or not call.may_wait:
             raise no_replica_ready(deployment.name, settings.wait_timeout_s)
         if call.deadline_s and time.perf_counter() >= call.deadline_s:
             raise deadline_exceeded("while it waited for a replica")
@@ -305,7 +317,7 @@ class Forwarder:
         deployment = call.deployment
         assert deployment is not None
         sent: list[Answer] = []
-        second: Replica | None = None
+        second: tuple[Replica, Outstanding] | None = None
 
         async def open_on(replica: Replica) -> Answer:
             answer = await self._open(call, replica, body, flight, sent)
@@ -320,34 +332,38 @@ class Forwarder:
             others = [r for r in deployment.candidates({first.id}) if r.id != first.id]
             if not others or not self._budget.spend():
                 return None
-            second = self._pick(deployment, others)
-            second.in_flight += 1
+            other = self._pick(call, deployment, others)
+            second = other, deployment.router.begin(other, call.routed, time.perf_counter())
+            deployment.note_begun(other)
             self._metrics.hedges.labels(deployment.name).inc()
-            return second
+            return other
 
+        winner = first
         try:
             answer, winner = await open_hedged(
                 open_on, first, choose_other, after_s, lambda a: a.status not in RETRIABLE_STATUSES
             )
         except TransportError:
             if second is not None and not _expired(call) and not call.exchange.disconnected:
-                self._note_failure(deployment, second)
+                self._note_failure(deployment, second[0])
             raise
         finally:
-            # From here on only one of them works for the call.
+            # From here on only one of them works for the call: the other's load ends.
             if second is not None:
-                second.in_flight -= 1
-        if winner is not first:
-            self._metrics.hedges_won.labels(deployment.name).inc()
-            deployment.health.note_unknown(first.id)
-            first.in_flight -= 1
-            winner.in_flight += 1
-            _assign(call, winner, flight)
+                loser, load = second
+                if winner is loser:
+                    loser, load = first, call.load or load
+                    call.load = second[1]
+                    self._metrics.hedges_won.labels(deployment.name).inc()
+                    _assign(call, winner, flight)
+                load.end(time.perf_counter())
+                deployment.note_ended(loser)
+                deployment.health.note_unknown(loser.id)
         return answer
 
-    def _pick(self, deployment: Deployment, candidates: list[Replica]) -> Replica:
+    def _pick(self, call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
         """The replica for the next request."""
-        chosen = deployment.routing.choose(candidates)
+        chosen = _route(call, deployment, candidates)
         if not deployment.health.fine:
             deployment.health.note_sent(chosen.id, time.monotonic())
         return chosen
@@ -410,6 +426,28 @@ class Forwarder:
         return known
 
 
+def _route(call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
+    """One of the candidates. Where there is but one, nothing needs to be known of the request."""
+    if len(candidates) == 1:
+        return candidates[0]
+    session = call.session
+    if call.routed is UNKNOWN:
+        decodes = call.endpoint is not Endpoint.EMBEDDINGS
+        call.routed = deployment.router.describe(call.body, session, decodes=decodes)
+    candidates = deployment.keep_version(candidates, call.body, session)
+    return deployment.router.choose(candidates, call.routed)
+
+
+def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
+    now_s, usage = time.perf_counter(), call.usage
+    if usage is None:
+        load.end(now_s)
+        return
+    details = usage.prompt_tokens_details
+    load.end(now_s, usage.prompt_tokens, usage.completion_tokens,
+             None if details is None else details.cached_tokens, streamed=streamed)  # fmt: skip
+
+
 def _do_nothing() -> None:
     pass
 
@@ -443,8 +481,8 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     if call.stream and not call.include_usage:
         # Token counts are asked for in any case; the relay keeps them from who did not ask.
         changes["stream_options"] = {"include_usage": True}
-    upstream_model = deployment.settings.upstream_model
-    if upstream_model is not None and upstream_model != call.body.get("model"):
+    upstream_model = deployment.settings.upstream_model or deployment.name
+    if call.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
     if not changes:
         return call.exchange.body

@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from thrifty.db.keys import Role
 from thrifty.gateway.authenticate import authenticate_late
 from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.gather import gather_metrics
 from thrifty.gateway.table import Deployment, RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.metrics import GatewayMetrics
@@ -54,14 +55,17 @@ class Pages:
         elif path == "/metrics":
             await authenticate_late(exchange, self._table, self._reader, _WATCHERS)
             self._refresh_gauges()
-            exchange.respond(200, generate_latest(self._metrics.registry), [_METRICS_TYPE])
+            text = generate_latest(self._metrics.registry)
+            if b"worker=self" not in exchange.query:
+                text = await gather_metrics(text, self._table.gateways, exchange.headers)
+            exchange.respond(200, text, [_METRICS_TYPE])
         elif path == "/v1/models":
             await authenticate_late(exchange, self._table, self._reader, _CALLERS)
-            models = [_describe(d) for d in self._table.deployments.values()]
+            models = [_describe(name, d) for name, d in self._table.names.items()]
             exchange.respond(200, _encode({"object": "list", "data": models}))
         elif match := _MODEL_PATH.fullmatch(path):
             await authenticate_late(exchange, self._table, self._reader, _CALLERS)
-            deployment = self._table.deployments.get(match.group(1))
+            deployment = self._table.names.get(match.group(1))
             if deployment is None:
                 raise WireError(
                     404,
@@ -70,7 +74,7 @@ class Pages:
                     param="model",
                     code="model_not_found",
                 )
-            exchange.respond(200, _encode(_describe(deployment)))
+            exchange.respond(200, _encode(_describe(match.group(1), deployment)))
         else:
             raise _no_such_path(exchange)
 
@@ -112,14 +116,15 @@ class Pages:
         metrics.cache_entries.set(len(self._cache))
 
 
-def _describe(deployment: Deployment) -> dict[str, Any]:
+def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     return {
-        "id": deployment.name,
+        "id": name,
         "object": "model",
         "created": int(deployment.settings.created_s),
         "owned_by": "thrifty",
         "version": deployment.version,
         "engine": deployment.row.engine,
+        "deployment": deployment.name,
     }
 
 

@@ -64,6 +64,8 @@ class Relay:
         call.last_byte_s = time.perf_counter()
         if not call.first_byte_s:
             call.first_byte_s = call.last_byte_s
+            if call.load is not None:
+                call.load.first_token(call.first_byte_s)
             call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])
         if self._rest or not data.endswith(b"\n\n") or may_hold_usage(data):
             self._take_events(data)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
+from pathlib import Path
 
 import msgspec
 
@@ -37,6 +39,9 @@ class GatewaySettings(msgspec.Struct, frozen=True):
 
     host: str
     port: int
+    id: str = "gateway-0"
+    ready_file: str | None = None
+    """Where it says that it listens, and the address that is its own."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL: it may hold a password, which a command line would show."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
@@ -111,11 +116,14 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     # A worker that shares its port with another must know the fleet before it takes requests.
     await asyncio.gather(reader.start(), spend.start())
     try:
+        own_port = await server.start("127.0.0.1", 0)
         port = await server.start(settings.host, settings.port, reuse_port=True)
     except OSError as error:
         report_error(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
         return ADDRESS_IN_USE
     log.info("listening on http://%s:%d", settings.host, port)
+    if settings.ready_file is not None:
+        _say_ready(Path(settings.ready_file), f"http://127.0.0.1:{own_port}")
     sweeping = asyncio.ensure_future(gateway.sweep())
     await stopping.wait()
     log.info("draining")
@@ -148,3 +156,9 @@ async def open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
     )
     await store.start()
     return store
+
+
+def _say_ready(path: Path, url: str) -> None:
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps({"pid": os.getpid(), "url": url}))
+    os.replace(beside, path)

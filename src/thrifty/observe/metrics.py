@@ -279,6 +279,21 @@ class GatewayMetrics:
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
+        self.fallbacks = self._counter(
+            "thrifty_fallbacks",
+            "Requests that another deployment answered.",
+            ("deployment", "by"),
+        )
+        self.share_alarms = self._counter(
+            "thrifty_routing_share_alarms",
+            "Windows in which a replica's share was far from its due.",
+            ("deployment", "replica"),
+        )
+        self.signals_lost = self._gauge(
+            "thrifty_routing_signals_lost",
+            "1 where replicas stopped to say what they found cached.",
+            ("deployment",),
+        )
         self.database_up = self._gauge("thrifty_database_up", "1 while the database answers.", ())
         self.shared_store_up = self._gauge(
             "thrifty_shared_store_up", "1 while the shared Redis answers.", ()

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from thrifty.errors import Problem, SpecError
-from thrifty.spec.models import MASK, SHORTHANDS, Spec, expand_shorthand, is_secret
+from thrifty.spec.models import MASK, SHORTHANDS, DeploymentSpec, Spec, expand_shorthand, is_secret
 
 MAX_SPEC_BYTES = 1_000_000
 """No honest spec is larger; a larger file is a mistake (a model, say)."""
@@ -71,8 +71,47 @@ class LoadedSpec:
             ]
             raise SpecError(_sort(located), self.source)
 
+    def each(self) -> list[LoadedSpec]:
+        """One spec for each deployment: what stands beside the list of deployments holds for each
+        that does not say otherwise. Raises `SpecError`.
+        """
+        if not self.spec.deployments:
+            return [self]
+        common = self.spec.model_dump(exclude_unset=True, exclude={"deployments", "name", "model"})
+        made = []
+        for index, entry in enumerate(self.spec.deployments):
+            prefix = f"deployments.{index}."
+            own = entry.model_dump(exclude_unset=True)
+            if "kind" in own.get("engine", {}):
+                # Another engine has options of its own.
+                common_now = {key: value for key, value in common.items() if key != "engine"}
+            else:
+                common_now = common
+            spec = Spec.model_validate(_merge(common_now, own))
+            made.append(
+                LoadedSpec(
+                    spec, self.source, _lift(self.lines, prefix), _lift(self.origins, prefix)
+                )
+            )
+        return made
+
     def explain(self) -> list[tuple[str, Any, str]]:
         """Rows of key path, value and origin, in the spec's order, secrets masked."""
+        if not self.spec.deployments:
+            return [row for row in self._rows() if row[0] != "deployments"]
+        own = tuple(DeploymentSpec.model_fields)
+        rows = [
+            row for row in self._rows() if row[0].partition(".")[0] not in (*own, "deployments")
+        ]
+        for index, one in enumerate(self.each()):
+            rows += [
+                (f"deployments.{index}.{path}", value, origin)
+                for path, value, origin in one._rows()
+                if path.partition(".")[0] in own
+            ]
+        return rows
+
+    def _rows(self) -> list[tuple[str, Any, str]]:
         rows = []
         for path, value in _walk(self.spec):
             origin = self.origins.get(path, Origin.DEFAULT.value)
@@ -112,6 +151,7 @@ def load_spec(
     _expand(data, origins)
     try:
         spec = Spec.model_validate(data)
+        problems += [_locate(p, message, lines, origins) for p, message in _check_names(spec)]
     except ValidationError as error:
         problems += [_to_problem(dict(fault), lines, origins) for fault in error.errors()]
     if problems:
@@ -127,6 +167,57 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
     for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on `under`, mapping by mapping."""
+    merged = dict(under)
+    for key, value in over.items():
+        known = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            merged[key] = _merge(known, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _lift(places: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What is noted below `prefix`, over what is noted for all."""
+    own = {path.removeprefix(prefix): at for path, at in places.items() if path.startswith(prefix)}
+    return {**places, **own}
+
+
+def _check_names(spec: Spec) -> list[tuple[str, str]]:
+    """Faults (key path, message) in the names that deployments give themselves and one another."""
+    faults = []
+    listed = spec.deployments or (spec,)
+    prefixes = [f"deployments.{index}." for index in range(len(spec.deployments))] or [""]
+    if spec.deployments and spec.name is not None:
+        faults.append(("name", "belongs into each of 'deployments'"))
+    if len(listed) > 1 and "model" in spec.model_fields_set:
+        faults.append(("model", "belongs into each of 'deployments'"))
+    for prefix, entry in zip(prefixes, listed, strict=True):
+        if len(listed) > 1 and entry.name is None:
+            faults.append((f"{prefix}name", "is needed where there are several deployments"))
+    taken: dict[str, str] = {}
+    for prefix, entry in zip(prefixes, listed, strict=True):
+        for key, names in (
+            ("name", [entry.name] if entry.name else []),
+            ("aliases", entry.aliases),
+        ):
+            for name in names:
+                if name in taken:
+                    faults.append((f"{prefix}{key}", f"{name!r} is taken by {taken[name]}"))
+                taken.setdefault(name, f"{prefix}{key}")
+    known = {entry.name for entry in listed if entry.name}
+    for prefix, entry in zip(prefixes, listed, strict=True):
+        for name in entry.fallback:
+            if name not in known:
+                hint = suggest(name, sorted(known)) if known else "there is no other"
+                faults.append((f"{prefix}fallback", f"{name!r} is not a deployment; {hint}"))
+            elif name == entry.name:
+                faults.append((f"{prefix}fallback", "a deployment cannot stand in for itself"))
+    return faults
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
@@ -188,7 +279,15 @@ def _collect_lines(
 
     `merged` is for what `<<` brings in: it gives way to what is written out.
     """
-    if not isinstance(node, yaml.MappingNode) or depth > MAX_DEPTH:
+    if depth > MAX_DEPTH:
+        return
+    if isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            if len(lines) >= MAX_KEYS:
+                return
+            lines[f"{prefix}{index}"] = value.start_mark.line + 1
+            _collect_lines(value, f"{prefix}{index}.", lines, duplicates, depth + 1, merged=merged)
+    if not isinstance(node, yaml.MappingNode):
         return
     brought_in: list[yaml.Node] = []
     for key, value in node.value:
@@ -211,8 +310,12 @@ def _collect_lines(
         _collect_lines(other, prefix, lines, duplicates, depth + 1, merged=True)
 
 
-def _expand(data: dict[str, Any], origins: dict[str, str]) -> None:
+def _expand(data: dict[str, Any], origins: dict[str, str], prefix: str = "") -> None:
     """Write shorthands such as `engine: echo` out, so that a part of them can be set."""
+    entries = data.get("deployments")
+    for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+        if isinstance(entry, dict):
+            _expand(entry, origins, f"deployments.{index}.")
     for path in SHORTHANDS:
         *parents, key = path.split(".")
         section: Any = data
@@ -225,7 +328,7 @@ def _expand(data: dict[str, Any], origins: dict[str, str]) -> None:
         if full is not value:
             section[key] = full
             for name in full:
-                origins[f"{path}.{name}"] = origins[path]
+                origins[f"{prefix}{path}.{name}"] = origins[f"{prefix}{path}"]
 
 
 def _set(data: dict[str, Any], path: str, value: Any, origin: str, origins: dict[str, str]) -> None:
@@ -348,9 +451,14 @@ def _known_keys(parents: list[str]) -> list[str]:
     return list(section.model_fields) if section is not None else []
 
 
+def _without_index(path: list[str]) -> list[str]:
+    """A key path within one of the deployments as one of the whole spec."""
+    return path[2:] if len(path) > 1 and path[0] == "deployments" else path
+
+
 def _find_section(path: list[str]) -> type[BaseModel] | None:
     section: type[BaseModel] = Spec
-    for name in path:
+    for name in _without_index(path):
         field = section.model_fields.get(name)
         annotation = field.annotation if field is not None else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
@@ -361,7 +469,8 @@ def _find_section(path: list[str]) -> type[BaseModel] | None:
 
 def _say_section(path: str) -> str:
     """What may stand at the key of a section, in words."""
-    *parents, key = path.split(".")
+    *parents, key = _without_index(path.split("."))
+    path = ".".join([*parents, key])
     section = _find_section(parents)
     if path in SHORTHANDS and section is not None:
         words = (section.model_fields[key].description or "").rpartition(":")[2].strip(" .")

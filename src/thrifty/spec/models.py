@@ -48,7 +48,10 @@ def _refuse_boolean(value: Any) -> Any:
 Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
 Number = Annotated[float, BeforeValidator(_refuse_boolean)]
 
-Routing = Literal["auto", "round_robin", "shortest_queue"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Routing = Literal[
+    "auto", "least_work", "shortest_queue", "power_of_two", "bounded_hash", "round_robin"
+]
 Quantization = Literal["auto", "int8", "int4", "none"]
 
 _SECRET_OPTION = re.compile(r"(key|token|secret|password)s?$", re.IGNORECASE)
@@ -106,7 +109,7 @@ def is_secret(path: str) -> bool:
     does not know, a key in plain text too, but it may be shown before that.
     """
     return path in ("database", "redis") or bool(
-        path.startswith("engine.") and _SECRET_OPTION.search(path)
+        re.match(r"(deployments\.\d+\.)?engine\.", path) and _SECRET_OPTION.search(path)
     )
 
 
@@ -228,6 +231,13 @@ class GatewaySpec(Section):
     port: Integer = Field(
         8080, ge=0, le=65535, description="The port to listen on; 0 takes a free one."
     )
+    workers: Integer = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Gateway processes that share the port. One does some ten thousand requests a "
+        "second.",
+    )
     allow_no_keys: bool = Field(
         False,
         description="Listen beyond loopback although no API key exists. Anyone may then call.",
@@ -254,19 +264,25 @@ class RecordSpec(Section):
     )
 
 
-class Spec(Section):
-    """A deployment, whole."""
+class DeploymentSpec(Section):
+    """One model behind one name."""
 
-    name: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="What clients write in `model`. Default: the model's own short name.",
+    name: Name | None = Field(
+        None, description="What clients write in `model`. Default: the model's own short name."
     )
     model: str = Field(
         DEFAULT_MODEL,
         min_length=1,
         description="`pypi:package`, `hf:org/name[@revision]`, a folder of safetensors, a `.gguf` "
         "file, or the name of a model that is stored already (`name[@vN]`).",
+    )
+    aliases: tuple[Name, ...] = Field(
+        (), description="Other names that clients may write in `model`."
+    )
+    fallback: tuple[Name, ...] = Field(
+        (),
+        description="Deployments that answer, in this order, what this one cannot: it has no ready "
+        "replica, its queue is full, or it failed before the first byte.",
     )
     engine: EngineSpec = Field(
         default_factory=lambda: EngineSpec(),
@@ -287,6 +303,28 @@ class Spec(Section):
     prices: PricesSpec = Field(
         default_factory=lambda: PricesSpec(),
         description="What tokens cost; answers from the exact cache cost nothing.",
+    )
+
+    @field_validator("aliases", "fallback", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: expand_shorthand(str(key), below) for key, below in value.items()}
+
+
+class Spec(DeploymentSpec):
+    """A service, whole: one deployment, or several."""
+
+    deployments: tuple[DeploymentSpec, ...] = Field(
+        (),
+        description="Several models behind one door: a list of mappings, each with the keys above. "
+        "What stands beside the list holds for each of them that does not say otherwise.",
     )
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
@@ -318,18 +356,17 @@ class Spec(Section):
             raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
         return value
 
-    @model_validator(mode="before")
+    @field_validator("deployments", mode="before")
     @classmethod
-    def _expand_shorthands(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {key: expand_shorthand(str(key), below) for key, below in value.items()}
+    def _from_no_list(cls, value: Any) -> Any:
+        return () if value is None else value
 
 
 __all__ = [
     "DEFAULT_MODEL",
     "CacheSpec",
     "CompressSpec",
+    "DeploymentSpec",
     "EngineSpec",
     "ExactCacheSpec",
     "GatewaySpec",

@@ -72,7 +72,7 @@ class HttpServer:
         self.draining = False
         self.date_line = b""
         self.loop: asyncio.AbstractEventLoop
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(
@@ -83,15 +83,19 @@ class HttpServer:
         reuse_port: bool = False,
         tls: ssl.SSLContext | None = None,
     ) -> int:
-        """Listen on `host` and `port` (0: a free one); return the port. Raises `OSError`."""
+        """Listen on `host` and `port` (0: a free one), and where it was called before too; return
+        the port. Raises `OSError`.
+        """
         self.loop = asyncio.get_running_loop()
         self._set_date()
         options: dict[str, Any] = {"reuse_port": True} if reuse_port else {}
-        self._listener = await self.loop.create_server(
+        listener = await self.loop.create_server(
             lambda: HttpProtocol(self), host, port, backlog=2048, ssl=tls, **options
         )
-        self._sweeper = self.loop.create_task(self._sweep())
-        sock: socket.socket = self._listener.sockets[0]
+        self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweeper = self.loop.create_task(self._sweep())
+        sock: socket.socket = listener.sockets[0]
         return int(sock.getsockname()[1])
 
     async def drain(self, timeout_s: float) -> int:
@@ -103,8 +107,8 @@ class HttpServer:
         # Connections that wait to be accepted would be reset with the listener.
         for _ in range(ACCEPT_TURNS):
             await asyncio.sleep(0)
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         # A request may be on its way on a connection that looks idle; it is still answered.
         grace_ends_s = time.monotonic() + min(IDLE_GRACE_S, timeout_s)
         while self.connections and time.monotonic() < grace_ends_s:

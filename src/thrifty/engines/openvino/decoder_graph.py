@@ -27,7 +27,7 @@ from thrifty.artifacts.checkpoint import (
     RopeScaling,
     Tensors,
 )
-from thrifty.engines.openvino.weights import linear_weight, table_weight
+from thrifty.engines.openvino.weights import linear_weight, read_weight, table_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 _TO_END = np.iinfo(np.int64).max
@@ -45,7 +45,7 @@ def compute_rope_frequencies(shape: DecoderShape, tensors: Tensors) -> FloatArra
     exponents = np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim
     frequencies = 1.0 / shape.rope_theta**exponents
     if ROPE_FACTORS in tensors:
-        frequencies = frequencies / tensors.read_tensor(ROPE_FACTORS)
+        frequencies = frequencies / read_weight(tensors, ROPE_FACTORS, len(frequencies))
     if shape.rope_scaling is not None:
         frequencies = _scale_frequencies(frequencies, shape.rope_scaling)
     return frequencies.astype(np.float32)
@@ -85,17 +85,17 @@ class _DecoderBuilder:
 
     def build(self, on_progress: OnProgress) -> ov.Model:
         shape = self.shape
-        table = table_weight(self.tensors.read_tensor("model.embed_tokens.weight"), self.scheme)
+        table = self._table("model.embed_tokens.weight")
         hidden = op.gather(table, op.convert(self.input_ids, "i32"), _ints(0, np.int32))
         mask = self._build_mask()
         cos, sin = self._build_rotary()
         for layer in range(shape.layers):
             on_progress(Progress("convert", layer, shape.layers, "layers"))
             hidden = self._build_layer(f"model.layers.{layer}.", layer, hidden, mask, cos, sin)
-        hidden = self._norm(hidden, "model.norm.weight")
+        hidden = self._norm(hidden, "model.norm.weight", shape.hidden_size)
         head = table
         if "lm_head.weight" in self.tensors:
-            head = table_weight(self.tensors.read_tensor("lm_head.weight"), self.scheme)
+            head = self._table("lm_head.weight")
         logits = op.result(op.matmul(hidden, head, False, True))
         logits.output(0).set_names({"logits"})
         logits.set_friendly_name("logits")
@@ -136,7 +136,8 @@ class _DecoderBuilder:
     ) -> Any:
         shape = self.shape
         attention = f"{prefix}self_attn."
-        x = self._norm(hidden, f"{prefix}input_layernorm.weight")
+        width, heads_width = shape.hidden_size, shape.heads * shape.head_dim
+        x = self._norm(hidden, f"{prefix}input_layernorm.weight", width)
         query = self._heads(x, f"{attention}q_proj", shape.heads, f"{attention}q_norm.weight")
         key = self._heads(x, f"{attention}k_proj", shape.kv_heads, f"{attention}k_norm.weight")
         value = self._heads(x, f"{attention}v_proj", shape.kv_heads, None)
@@ -145,38 +146,43 @@ class _DecoderBuilder:
         mixed = op.scaled_dot_product_attention(self._rotate(query, cos, sin), keys, values, mask)
         joined = op.reshape(
             op.transpose(mixed, _ints([0, 2, 1, 3])),
-            _ints([0, 0, shape.heads * shape.head_dim]),
+            _ints([0, 0, heads_width]),
             special_zero=True,
         )
-        hidden = op.add(hidden, self._linear(joined, f"{attention}o_proj"))
-        x = self._norm(hidden, f"{prefix}post_attention_layernorm.weight")
-        gate = op.swish(self._linear(x, f"{prefix}mlp.gate_proj"))
-        gated = op.multiply(gate, self._linear(x, f"{prefix}mlp.up_proj"))
-        return op.add(hidden, self._linear(gated, f"{prefix}mlp.down_proj"))
+        hidden = op.add(hidden, self._linear(joined, f"{attention}o_proj", width, heads_width))
+        x = self._norm(hidden, f"{prefix}post_attention_layernorm.weight", width)
+        gate = op.swish(self._linear(x, f"{prefix}mlp.gate_proj", None, width))
+        gated = op.multiply(gate, self._linear(x, f"{prefix}mlp.up_proj", None, width))
+        return op.add(hidden, self._linear(gated, f"{prefix}mlp.down_proj", width, None))
 
-    def _norm(self, x: Any, weight: str, rank: int = 3) -> Any:
+    def _table(self, name: str) -> Any:
+        shape = self.shape
+        values = read_weight(self.tensors, name, shape.vocab_size, shape.hidden_size)
+        return table_weight(values, self.scheme)
+
+    def _norm(self, x: Any, weight: str, size: int, rank: int = 3) -> Any:
         """Root mean square norm over the last axis. Zhang & Sennrich 2019, 1910.07467."""
-        scale = self.tensors.read_tensor(weight).reshape([1] * (rank - 1) + [-1])
+        scale = read_weight(self.tensors, weight, size).reshape([1] * (rank - 1) + [-1])
         square = op.power(x, _floats(2.0))
         mean = op.reduce_mean(square, _ints([-1], np.int32), True)
         inverse = op.divide(_floats(1.0), op.sqrt(op.add(mean, _floats(self.shape.norm_epsilon))))
         return op.multiply(op.multiply(inverse, x), _floats(scale))
 
-    def _linear(self, x: Any, name: str) -> Any:
-        weight = linear_weight(self.tensors.read_tensor(f"{name}.weight"), self.scheme)
-        y = op.matmul(x, weight, False, True)
+    def _linear(self, x: Any, name: str, rows: int | None, columns: int | None) -> Any:
+        values = read_weight(self.tensors, f"{name}.weight", rows, columns)
+        y = op.matmul(x, linear_weight(values, self.scheme), False, True)
         if f"{name}.bias" in self.tensors:
-            bias = self.tensors.read_tensor(f"{name}.bias").reshape(1, 1, -1)
+            bias = read_weight(self.tensors, f"{name}.bias", len(values)).reshape(1, 1, -1)
             y = op.add(y, _floats(bias))
         return y
 
     def _heads(self, x: Any, name: str, count: int, norm: str | None) -> Any:
         """Project, and split into heads: [batch, heads, tokens, head_dim]."""
-        split = op.reshape(
-            self._linear(x, name), _ints([0, 0, count, self.shape.head_dim]), special_zero=True
-        )
+        size = self.shape.head_dim
+        joined = self._linear(x, name, count * size, self.shape.hidden_size)
+        split = op.reshape(joined, _ints([0, 0, count, size]), special_zero=True)
         if norm is not None and norm in self.tensors:
-            split = self._norm(split, norm, rank=4)
+            split = self._norm(split, norm, size, rank=4)
         return op.transpose(split, _ints([0, 2, 1, 3]))
 
     def _rotate(self, x: Any, cos: Any, sin: Any) -> Any:

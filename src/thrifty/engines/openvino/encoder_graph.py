@@ -17,7 +17,7 @@ from openvino import Type
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint
-from thrifty.engines.openvino.weights import linear_weight, table_weight
+from thrifty.engines.openvino.weights import linear_weight, read_weight, table_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 
@@ -26,37 +26,36 @@ def build_encoder(
 ) -> ov.Model:
     """The graph of `checkpoint` with its weights under `scheme` (`none`, `int8` or `int4`)."""
     shape, tensors = checkpoint.shape, checkpoint.tensors
-    head_dim = shape.hidden_size // shape.heads
+    width = shape.hidden_size
+    head_dim = width // shape.heads
     input_ids = _input("input_ids")
     attention_mask = _input("attention_mask")
 
-    def linear(x: Any, name: str) -> Any:
-        weight = linear_weight(tensors.read_tensor(f"{name}.weight"), scheme)
-        bias = tensors.read_tensor(f"{name}.bias").reshape(1, 1, -1)
-        return op.add(op.matmul(x, weight, False, True), op.constant(bias))
+    def linear(x: Any, name: str, rows: int | None = width, columns: int | None = width) -> Any:
+        values = read_weight(tensors, f"{name}.weight", rows, columns)
+        bias = read_weight(tensors, f"{name}.bias", len(values)).reshape(1, 1, -1)
+        return op.add(op.matmul(x, linear_weight(values, scheme), False, True), op.constant(bias))
 
     def norm(x: Any, name: str) -> Any:
         normed = op.mvn(x, _ints([-1]), True, shape.norm_epsilon, "inside_sqrt")
-        scale = tensors.read_tensor(f"{name}.weight").reshape(1, 1, -1)
-        shift = tensors.read_tensor(f"{name}.bias").reshape(1, 1, -1)
+        scale = read_weight(tensors, f"{name}.weight", width).reshape(1, 1, -1)
+        shift = read_weight(tensors, f"{name}.bias", width).reshape(1, 1, -1)
         return op.add(op.multiply(normed, op.constant(scale)), op.constant(shift))
 
     def heads(x: Any, name: str) -> Any:
         split = op.reshape(linear(x, name), _ints([0, 0, shape.heads, head_dim]), special_zero=True)
         return op.transpose(split, _ints([0, 2, 1, 3]))
 
-    words = op.gather(
-        table_weight(tensors.read_tensor("embeddings.word_embeddings.weight"), scheme),
-        op.convert(input_ids, "i32"),
-        _ints(0),
-    )
+    table = read_weight(tensors, "embeddings.word_embeddings.weight", shape.vocab_size, width)
+    words = op.gather(table_weight(table, scheme), op.convert(input_ids, "i32"), _ints(0))
     tokens = op.gather(op.shape_of(input_ids), _ints(1), _ints(0))
-    positions = op.gather(
-        op.constant(tensors.read_tensor("embeddings.position_embeddings.weight")),
-        op.range(_ints(0), tokens, _ints(1), "i64"),
-        _ints(0),
+    places = read_weight(
+        tensors, "embeddings.position_embeddings.weight", shape.context_length, width
     )
-    segment = tensors.read_tensor("embeddings.token_type_embeddings.weight")[:1]
+    positions = op.gather(
+        op.constant(places), op.range(_ints(0), tokens, _ints(1), "i64"), _ints(0)
+    )
+    segment = read_weight(tensors, "embeddings.token_type_embeddings.weight", None, width)[:1]
     hidden = op.add(op.add(words, op.unsqueeze(positions, _ints(0))), op.constant(segment[None]))
     hidden = norm(hidden, "embeddings.LayerNorm")
     mask = op.unsqueeze(op.not_equal(attention_mask, _ints(0)), _ints([1, 2]))
@@ -71,13 +70,13 @@ def build_encoder(
         )
         joined = op.reshape(
             op.transpose(mixed, _ints([0, 2, 1, 3])),
-            _ints([0, 0, shape.hidden_size]),
+            _ints([0, 0, width]),
             special_zero=True,
         )
         attended = op.add(linear(joined, f"{prefix}attention.output.dense"), hidden)
         attended = norm(attended, f"{prefix}attention.output.LayerNorm")
-        inner = op.gelu(linear(attended, f"{prefix}intermediate.dense"), "erf")
-        hidden = op.add(linear(inner, f"{prefix}output.dense"), attended)
+        inner = op.gelu(linear(attended, f"{prefix}intermediate.dense", None, width), "erf")
+        hidden = op.add(linear(inner, f"{prefix}output.dense", width, None), attended)
         hidden = norm(hidden, f"{prefix}output.LayerNorm")
     pooled = _pool(hidden, attention_mask, shape.pooling)
     if shape.normalize:

@@ -65,7 +65,8 @@ class PrefixIndex:
             else:
                 del self._used[checksum]
                 self._unused[checksum] = None
-        for checksum in _chain(tokens):
+        # A block that is not full takes room too, until it is its turn to be given up.
+        for checksum in _chain(tokens, with_rest=True):
             if checksum not in self._used:
                 self._unused[checksum] = None
                 self._unused.move_to_end(checksum)
@@ -78,11 +79,14 @@ class PrefixIndex:
             self._unused.popitem(last=False)
 
 
-def _chain(tokens: list[int]) -> list[int]:
-    """A checksum for each whole block, over everything up to its end."""
+def _chain(tokens: list[int], *, with_rest: bool = False) -> list[int]:
+    """A checksum for each whole block, over everything up to its end; `with_rest`, for the last
+    one too if it is not full.
+    """
     checksums = []
     checksum = 0
-    for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+    end = len(tokens) if with_rest else len(tokens) - BLOCK_TOKENS + 1
+    for start in range(0, end, BLOCK_TOKENS):
         checksum = hash((checksum, *tokens[start : start + BLOCK_TOKENS]))
         checksums.append(checksum)
     return checksums

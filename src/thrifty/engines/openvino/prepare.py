@@ -30,6 +30,7 @@ from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
 from thrifty.engines.openvino.decoder_graph import build_decoder
 from thrifty.engines.openvino.encoder_graph import build_encoder
+from thrifty.engines.server.vocabulary import read_vocabulary
 from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.types import Family, Format, OnProgress
 
@@ -76,6 +77,8 @@ def prepare_model(
                 _write_decoder(source, target, artifact, scheme, on_progress)
         except OSError as error:
             raise ArtifactError(f"the model could not be written to {target}: {error}") from None
+        except OverflowError as error:
+            raise FormatRefused(f"the weights do not fit 16 bits: {error}; choose int8") from None
         except RuntimeError as error:
             # OpenVINO tells of a full disk, too, as a RuntimeError.
             raise ArtifactError(f"OpenVINO could not convert {version.label}: {error}") from None
@@ -89,10 +92,7 @@ def _write_decoder(
     tokenizer = _write_tokenizer(source, target, artifact)
     checkpoint = load_decoder(source)
     shape = checkpoint.shape
-    try:
-        model = build_decoder(checkpoint, scheme, on_progress)
-    except OverflowError as error:
-        raise FormatRefused(f"the weights do not fit 16 bits: {error}; choose int8") from None
+    model = build_decoder(checkpoint, scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     eos = shape.eos_token_ids or _guess_eos(tokenizer)
     config = {
@@ -200,47 +200,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 # The detokenizer, which GenAI reads the vocabulary for grammars from
-
-
-def read_vocabulary(tokenizer: Tokenizer, size: int) -> list[bytes]:
-    """The bytes that each token stands for."""
-    kind = type(tokenizer.decoder).__name__ if tokenizer.decoder is not None else ""
-    vocabulary: list[bytes] = []
-    added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
-    alphabet = _byte_alphabet()
-    for index in range(size):
-        token = tokenizer.id_to_token(index)
-        if token is None:
-            vocabulary.append(b"")
-        elif index in added:
-            vocabulary.append(token.encode())
-        elif kind == "ByteLevel":
-            vocabulary.append(_decode_byte_level(token, alphabet))
-        else:
-            vocabulary.append(_decode_sentencepiece(token))
-    return vocabulary
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's characters and the bytes they stand for. Radford et al. 2019."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(value): value for value in printable}
-    hidden = [value for value in range(256) if value not in printable]
-    alphabet.update({chr(256 + offset): value for offset, value in enumerate(hidden)})
-    return alphabet
-
-
-def _decode_byte_level(token: str, alphabet: dict[str, int]) -> bytes:
-    try:
-        return bytes(alphabet[character] for character in token)
-    except KeyError:
-        return token.encode()
-
-
-def _decode_sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("▁", " ").encode()
 
 
 def _write_detokenizer(

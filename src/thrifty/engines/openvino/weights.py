@@ -1,4 +1,4 @@
-"""Weight matrices as constants of an OpenVINO graph, in 16, 8 or 4 bits.
+"""Weights as constants of an OpenVINO graph, in 16, 8 or 4 bits.
 
 A compressed weight is a small integer constant and the few operations that turn it back into
 floats; OpenVINO recognises the pattern and multiplies with the integers directly. The grids are
@@ -16,16 +16,40 @@ import openvino as ov
 from openvino import opset13 as op
 from openvino.op import Constant
 
+from thrifty.artifacts.checkpoint import Tensors
+from thrifty.errors import IntegrityError
+
 FloatArray = npt.NDArray[np.float32]
 
 INT4_GROUP_SIZES = (128, 64, 32)
 """Tried in this order: the largest that divides a row."""
 
 
+def read_weight(tensors: Tensors, name: str, *sizes: int | None) -> FloatArray:
+    """The tensor `name`, which must have these sizes (None: any). Raises `IntegrityError`: a graph
+    that was built from a wrong one might read past its end.
+    """
+    values = tensors.read_tensor(name)
+    fits = len(values.shape) == len(sizes) and all(
+        wanted in (None, size) for wanted, size in zip(sizes, values.shape, strict=True)
+    )
+    if not fits:
+        wanted = " x ".join("any" if size is None else str(size) for size in sizes)
+        raise IntegrityError(
+            f"the tensor {name!r} is {' x '.join(map(str, values.shape))}, and its model's "
+            f"settings say {wanted}; fetch the model again"
+        )
+    return values
+
+
 def float16_weight(values: FloatArray) -> Any:
-    """`values` in 16 bits. Raises `OverflowError` where they do not fit."""
-    halves = values.astype(np.float16)
+    """`values` in 16 bits. Raises `OverflowError` where they do not fit, and `IntegrityError` where
+    one is no number.
+    """
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
     if not np.isfinite(halves).all():
+        _check_finite(values)
         raise OverflowError("a weight is larger than 65504, the largest float16")
     return op.convert(op.constant(halves), "f32")
 
@@ -34,6 +58,7 @@ def int8_weight(values: FloatArray) -> Any:
     """`values` ([rows, columns]) in 8 bits, with a scale and a zero point for each row."""
     low = np.minimum(values.min(axis=1, keepdims=True), 0)
     high = np.maximum(values.max(axis=1, keepdims=True), 0)
+    _check_finite(high - low)
     scale = (high - low) / 255
     scale[scale == 0] = 1
     zero = np.clip(np.round(-low / scale), 0, 255)
@@ -52,6 +77,7 @@ def int4_weight(values: FloatArray, group_size: int) -> Any:
     grouped = values.reshape(rows, groups, group_size)
     # The value of largest magnitude becomes -8, the one end of the grid that has no mirror image.
     extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=2, keepdims=True), axis=2)
+    _check_finite(extreme)
     scale = extreme / -8
     scale[scale == 0] = 1
     codes = np.clip(np.round(grouped / scale), -8, 7).astype(np.int8)
@@ -61,6 +87,12 @@ def int4_weight(values: FloatArray, group_size: int) -> Any:
     scaled = op.multiply(op.convert(constant, "f16"), op.constant(scale.astype(np.float16)))
     flat = op.reshape(scaled, op.constant(np.array([rows, columns])), special_zero=False)
     return op.convert(flat, "f32")
+
+
+def _check_finite(values: FloatArray) -> None:
+    """Raise where a weight is infinite or no number: each keeps the extremes from being finite."""
+    if not np.isfinite(values).all():
+        raise IntegrityError("a weight is not a finite number; fetch the model again")
 
 
 def linear_weight(values: FloatArray, scheme: str) -> Any:

@@ -86,10 +86,9 @@ class Choice:
         return "".join(self.parts)
 
     def _describe(self, token_id: int, logprob: float) -> dict[str, Any]:
-        token = self._tokenizer.token_text(token_id)
         return {
-            "token": token,
+            "token": self._tokenizer.token_text(token_id),
             "logprob": logprob,
-            "bytes": list(token.encode()),
+            "bytes": list(self._tokenizer.token_bytes(token_id)),
             "top_logprobs": [],
         }

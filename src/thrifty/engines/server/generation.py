@@ -107,7 +107,7 @@ class Generation:
         if self._ended.done():
             return
         self._by_job.pop(failure.job, None)
-        error = _to_wire_error(failure)
+        error = _to_wire_error(failure, self._request)
         if not self._exchange.started:
             self._ended.set_exception(error)
             return
@@ -128,10 +128,11 @@ class Generation:
         self._by_job.clear()
 
 
-def _to_wire_error(failure: Failure) -> WireError:
+def _to_wire_error(failure: Failure, request: GenerationRequest) -> WireError:
     if failure.kind == "grammar":
+        param = "tools" if request.tools.active else "response_format"
         return bad_request(
-            f"the schema cannot be enforced: {failure.message}", "response_format", "invalid_schema"
+            f"the schema cannot be enforced: {failure.message}", param, "invalid_schema"
         )
     if failure.kind == "memory":
         return unavailable(failure.message, "kv_cache_full", retry_after_s=2.0)

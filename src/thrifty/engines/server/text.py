@@ -15,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from thrifty.engines.server.vocabulary import decode_piece
 from thrifty.wire.errors import bad_request
 
 _BROKEN = "\ufffd"
@@ -89,6 +90,12 @@ class TextTokenizer:
     def token_text(self, token_id: int) -> str:
         """One token on its own, for log-probabilities."""
         return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token, which may be a part of a character."""
+        text = self.token_text(token_id)
+        piece = self.tokenizer.id_to_token(token_id) if _BROKEN in text else None
+        return text.encode() if piece is None else decode_piece(self.tokenizer, piece)
 
     def render_chat(
         self,
@@ -189,12 +196,12 @@ class IncrementalText:
         self._pending.clear()
         if not self._stops:
             return str(piece)
+        before = len(self._held)
         self._held += piece
         if check_stops:
-            cut = min(
-                (at for at in (self._held.find(stop) for stop in self._stops) if at >= 0),
-                default=-1,
-            )
+            # One that ends in what was held already came before stops were looked for.
+            found = (self._held.find(s, max(0, before - len(s) + 1)) for s in self._stops)
+            cut = min((at for at in found if at >= 0), default=-1)
             if cut >= 0:
                 self.stopped = True
                 text, self._held = self._held[:cut], ""

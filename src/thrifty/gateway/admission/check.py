@@ -73,9 +73,9 @@ def _find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTab
         )
     if not isinstance(model, str):
         raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
-    deployment = table.deployments.get(model)
+    deployment = table.names.get(model)
     if deployment is None:
-        names = ", ".join(repr(name) for name in table.deployments) or "none"
+        names = ", ".join(repr(name) for name in table.names) or "none"
         raise WireError(
             404,
             f"The model '{model[:100]}' does not exist or you do not have access to it. "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate
+from thrifty.gateway.routing.base import AnyCandidate, Knowledge
+from thrifty.gateway.routing.request import RoutedRequest
 
 
 class RoundRobin:
@@ -17,7 +18,9 @@ class RoundRobin:
         self._rng = rng
         self._last: str | None = None
 
-    def choose(self, candidates: Sequence[AnyCandidate]) -> AnyCandidate:
+    def choose(
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+    ) -> AnyCandidate:
         """The one after the last."""
         ordered = sorted(candidates, key=lambda candidate: candidate.id)
         if self._last is None:

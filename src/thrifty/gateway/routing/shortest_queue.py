@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate
+from thrifty.gateway.routing.base import AnyCandidate, Knowledge
+from thrifty.gateway.routing.request import RoutedRequest
 
 
 class ShortestQueue:
@@ -16,10 +17,10 @@ class ShortestQueue:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def choose(self, candidates: Sequence[AnyCandidate]) -> AnyCandidate:
+    def choose(
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+    ) -> AnyCandidate:
         """One of the least loaded."""
-        if len(candidates) == 1:
-            return candidates[0]
         least = min(candidate.in_flight for candidate in candidates)
         shortest = [candidate for candidate in candidates if candidate.in_flight == least]
         return shortest[0] if len(shortest) == 1 else self._rng.choice(shortest)

@@ -1,0 +1,231 @@
+"""What routing gives, on real replicas of one machine, and what a decision costs.
+
+    python benchmarks/routing.py
+
+Two replicas, each on a core of its own, with a KV cache that holds six of the ten beginnings that
+prompts share. The policies take turns on the same replicas, behind the same gateway; the cache of
+answers is off. Three loads:
+
+  shared    600 shared words and 40 of one's own, 32 streams: past saturation
+  alone     nothing shared, bursts of 24 requests, answers of 32 to 256 tokens
+  decision  the time of one choice among 64 and among 1,024 replicas, nothing else running
+
+Compared are `auto` with `round_robin` on the first load, and with `shortest_queue` (the fewest
+requests in flight, which knows nothing of tokens or beginnings) on the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+from statistics import median
+from typing import Any
+
+from common import (
+    ThriftyService,
+    figure,
+    finish,
+    free_port,
+    in_turns,
+    parse_arguments,
+    say,
+    show_spread,
+    spread,
+)
+from thrifty.bench import LoadPlan, Workload, run_load, summarize
+from thrifty.bench.client import Target
+from thrifty.bench.workload import Ask, Lengths
+from thrifty.db import open_database
+from thrifty.db.fleet import read_fleet, save_deployment
+from thrifty.gateway.routing import Router
+from thrifty.wire.client import parse_origin
+
+KV_TOKENS = 6000
+TOKEN_BYTES = 13_680
+"""What one token takes in this model's KV cache, in 8 bits."""
+STREAMS = 32
+PREFIXES = 10
+SHARED_WORDS, OWN_WORDS, ANSWER = 600, 40, 48
+BURST, BURSTS, BURST_GAP_S = 24, 5, 5.0
+
+
+def choose_policy(service: ThriftyService, policy: str) -> None:
+    """Have the running gateway use another policy, and begin to learn anew."""
+    database = open_database(f"sqlite:///{service.home / 'thrifty.db'}", migrate=False)
+    (row,) = read_fleet(database).deployments
+    settings = dataclasses.replace(row.settings, routing=policy)
+    save_deployment(database, dataclasses.replace(row, settings=settings))
+    database.close()
+    time.sleep(1.0)
+
+
+def measure(service: ThriftyService, plan: LoadPlan, workload: Workload) -> dict[str, float]:
+    target = Target(parse_origin(service.url), "smol", None)
+    result = summarize(asyncio.run(run_load(target, workload, plan)))
+    if result.errors:
+        raise SystemExit(f"{result.errors} errors: {result.error_samples}")
+    assert result.ttft_ms is not None
+    return {
+        "tokens_per_s": result.output_tokens_per_s.value,
+        "ttft_p50_ms": result.ttft_ms.p50,
+        "ttft_p90_ms": result.ttft_ms.p90,
+        "cached_share": result.cached_token_share,
+    }
+
+
+def measure_shared(service: ThriftyService, policy: str, seconds: float) -> dict[str, float]:
+    choose_policy(service, policy)
+    words = SHARED_WORDS + OWN_WORDS
+    workload = Workload(
+        Lengths("fixed", words, 0), Lengths("fixed", ANSWER, 0),
+        prefix_share=SHARED_WORDS / words, prefixes=PREFIXES, seed=time.time_ns(),
+    )  # fmt: skip
+    # Long enough for every beginning to have been met on either side.
+    return measure(
+        service, LoadPlan(duration_s=seconds, warm_up_s=15.0, concurrency=STREAMS), workload
+    )
+
+
+def measure_alone(service: ThriftyService, policy: str, seed: int) -> dict[str, float]:
+    choose_policy(service, policy)
+    rng = random.Random(seed)
+    asks = iter(
+        Workload(Lengths("lognormal", 60, 0.6), Lengths("uniform", 32, 256), seed=seed).asks()
+    )
+    trace = []
+    for burst in range(BURSTS):
+        for _ in range(BURST):
+            at_s = burst * BURST_GAP_S + rng.uniform(0, 0.3)
+            trace.append(dataclasses.replace(next(asks), at_s=at_s))
+    trace.sort(key=lambda ask: ask.at_s)
+    return measure(service, LoadPlan(duration_s=0.0, warm_up_s=1.0, trace=trace), Workload())
+
+
+@dataclasses.dataclass
+class Copy:
+    """A replica, as policies see it."""
+
+    id: str
+    slot: int
+    in_flight: int = 0
+    prefill_tokens: float = 0.0
+    decode_tokens: float = 0.0
+    rates_key: str = "v"
+
+
+def measure_decisions(count: int) -> dict[str, float]:
+    """Conversations of 4 KB over a fleet under load; microseconds."""
+    router = Router("auto", random.Random(1))
+    fleet = [Copy(f"r-{n}", router.knowledge.prefixes.join()) for n in range(count)]
+    rng = random.Random(2)
+    asks = Workload(Lengths("fixed", 700, 0), prefix_share=0.8, prefixes=200).asks()
+    running: list[Any] = []
+    describe_us, choose_us = [], []
+    for number in range(6000):
+        ask: Ask = next(asks)
+        body = {"messages": [{"role": "user", "content": ask.prompt}], "max_tokens": 100}
+        began = time.perf_counter()
+        request = router.describe(body)
+        described = time.perf_counter()
+        chosen = router.choose(fleet, request)
+        ended = time.perf_counter()
+        running.append(router.begin(chosen, request, number * 1e-3))
+        describe_us.append((described - began) * 1e6)
+        choose_us.append((ended - described) * 1e6)
+        if len(running) > 4 * count:
+            load = running.pop(rng.randrange(len(running)))
+            load.first_token(number * 1e-3)
+            load.end(number * 1e-3, 900, 60, 500, streamed=True)
+    half = len(choose_us) // 2
+    choose_us = sorted(choose_us[half:])
+    return {
+        "choose_us": median(choose_us),
+        "choose_p99_us": choose_us[int(0.99 * len(choose_us))],
+        "describe_us": median(describe_us[half:]),
+    }
+
+
+def main() -> None:
+    options = parse_arguments(__doc__ or "", rounds=4)
+    seconds = max(options.seconds, 20.0)
+    say("decisions")
+    decisions = in_turns(
+        max(5, options.rounds), {n: (lambda n=n: measure_decisions(n)) for n in (64, 1024)}
+    )
+    service = ThriftyService(
+        "routing",
+        {"name": "smol", "replicas": 2, "cache": False, "gateway": {"port": free_port()},
+         "engine": {"kind": "openvino", "kv_cache": KV_TOKENS * TOKEN_BYTES}},
+    )  # fmt: skip
+    try:
+        say("shared beginnings")
+        shared = in_turns(
+            options.rounds,
+            {p: (lambda p=p: measure_shared(service, p, seconds)) for p in ("auto", "round_robin")},
+        )
+        say("nothing shared")
+        seeds = iter(range(10_000))
+        pairs: dict[str, Any] = {p: [] for p in ("auto", "shortest_queue")}
+        for number in range(2 * options.rounds):
+            seed = next(seeds)
+            order = list(pairs) if number % 2 else list(reversed(pairs))
+            for policy in order:
+                pairs[policy].append(measure_alone(service, policy, seed))
+            say(f"round {number + 1} of {2 * options.rounds} done")
+    finally:
+        service.stop()
+
+    def ratios(results: dict[str, Any], over: str, key: str) -> list[float]:
+        return [a[key] / b[key] for a, b in zip(results["auto"], results[over], strict=True)]
+
+    faster, sooner = (ratios(shared, "round_robin", k) for k in ("tokens_per_s", "ttft_p90_ms"))
+    even, wait = (ratios(pairs, "shortest_queue", k) for k in ("tokens_per_s", "ttft_p90_ms"))
+    at = {n: [r["choose_us"] for r in decisions[n]] for n in decisions}
+    growth = [a / b for a, b in zip(at[1024], at[64], strict=True)]
+    table = [("load", "policy", "tokens/s", "TTFT p50, ms", "TTFT p90, ms", "prompt tokens cached")]
+    for load, results in (("shared", shared), ("alone", pairs)):
+        for policy, rows in results.items():
+            table.append((
+                load, policy, show_spread([r["tokens_per_s"] for r in rows], "{:.0f}"),
+                show_spread([r["ttft_p50_ms"] for r in rows], "{:.0f}"),
+                show_spread([r["ttft_p90_ms"] for r in rows], "{:.0f}"),
+                show_spread([r["cached_share"] for r in rows], "{:.0%}"),
+            ))  # fmt: skip
+    for count, values in at.items():
+        table.append(
+            (
+                "decision",
+                f"auto, {count} replicas",
+                f"{show_spread(values, '{:.1f}')} us",
+                "",
+                "",
+                "",
+            )
+        )
+    finish(
+        "routing",
+        {"rounds": options.rounds, "seconds": seconds, "kv_tokens": KV_TOKENS, "shared": shared,
+         "alone": pairs, "decisions": decisions,
+         "ratios": {"shared_tokens": spread(faster), "shared_ttft_p90": spread(sooner),
+                    "alone_tokens": spread(even), "alone_ttft_p90": spread(wait),
+                    "decision_growth": spread(growth)}},
+        table,
+        [
+            figure("shared beginnings past saturation, two replicas: tokens/s of `auto` over round-robin", faster,
+                   ">= 2.0 x", median(faster) >= 2),
+            figure("the same: TTFT p90", sooner, "<= 0.25 x", median(sooner) <= 0.25),
+            figure("nothing shared, bursts of long answers: tokens/s of `auto` over least-loaded", even,
+                   ">= 0.98 x", median(even) >= 0.98),
+            figure("the same: TTFT p90", wait, "<= 1.05 x", median(wait) <= 1.05),
+            {**figure("one routing decision among 64 replicas", at[64], "<= 50 us", median(at[64]) <= 50, "{:.1f}"),
+             "measured": f"{show_spread(at[64], '{:.1f}')} us"},
+            figure("the same among 1,024 over among 64 (16 times as many)", growth, "< 16 x", median(growth) < 16),
+        ],
+        save=not options.no_save,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Gateway workers: started, kept, replaced one after the other.
+
+They share one port (SO_REUSEPORT), so that the kernel spreads connections over them, and a worker's
+place can be taken by another without a gap: the new one listens before the old one drains. Each also
+listens on a loopback port of its own, where the others read its metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from thrifty.db.fleet import GatewayRow
+from thrifty.errors import FleetError
+from thrifty.fleet.local import BACKOFF_S
+from thrifty.fleet.process import ManagedProcess, start_process
+from thrifty.home import Home
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 30.0
+POLL_S = 0.02
+STEADY_S = 60.0
+
+OnRow = Callable[[GatewayRow], Awaitable[None]]
+
+
+class GatewayWorkers:
+    """All workers of one controller."""
+
+    def __init__(
+        self,
+        home: Home,
+        count: int,
+        settings: Mapping[str, Any],
+        environment: Mapping[str, str],
+        drain_timeout_s: float,
+        on_row: OnRow,
+    ) -> None:
+        self._home = home
+        self._settings = settings
+        self._environment = environment
+        self._grace_s = drain_timeout_s + 5
+        self._on_row = on_row
+        self._processes: list[ManagedProcess | None] = [None] * count
+        self._keepers: list[asyncio.Task[None]] = []
+        self._replacing: set[int] = set()
+        self._stopping = False
+
+    @property
+    def ids(self) -> list[str]:
+        """Their names."""
+        return [f"gateway-{index}" for index in range(len(self._processes))]
+
+    async def start(self) -> None:
+        """Start all, and keep them. Returns once each listens. Raises `FleetError`."""
+        # The first one alone: what is wrong is wrong for all, and is said once.
+        for group in (range(1), range(1, len(self._processes))):
+            await asyncio.gather(*(self._start(index) for index in group))
+        self._keepers = [
+            asyncio.ensure_future(self._keep(index)) for index in range(len(self._processes))
+        ]
+
+    async def replace(self) -> None:
+        """Replace each worker by a new one, one after the other; no request is lost. Raises
+        `FleetError` where a new one does not start: the old one then stays.
+        """
+        for index, old in enumerate(list(self._processes)):
+            self._replacing.add(index)
+            try:
+                await self._start(index)
+                if old is not None:
+                    await old.stop(self._grace_s)
+            finally:
+                self._replacing.discard(index)
+
+    async def stop(self) -> None:
+        """Drain all."""
+        self._stopping = True
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*(p.stop(self._grace_s) for p in self._processes if p is not None))
+
+    def kill(self) -> None:
+        """End all at once."""
+        for process in self._processes:
+            if process is not None:
+                process.kill()
+
+    async def _start(self, index: int) -> None:
+        name = self.ids[index]
+        ready = self._home.run / f"{name}.ready"
+        ready.unlink(missing_ok=True)
+        settings = {**self._settings, "id": name, "ready_file": str(ready)}
+        process = start_process(
+            [sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode()],
+            role="gateway",
+            process_id=name,
+            home=self._home.root,
+            log_path=self._home.logs / f"{name}.log",
+            environment=self._environment,
+        )
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while (
+            url := _read_ready(ready.read_text() if ready.exists() else "", process.pid)
+        ) is None:
+            if not process.alive:
+                raise FleetError(f"the gateway ended: {process.read_log_end()}")
+            if time.monotonic() > deadline_s:
+                process.kill()
+                raise FleetError(f"the gateway did not start within {START_TIMEOUT_S:g} s")
+            await asyncio.sleep(POLL_S)
+        self._processes[index] = process
+        await self._on_row(GatewayRow(name, url, process.pid, process.ident.created_s, "ready"))
+
+    async def _keep(self, index: int) -> None:
+        """Start a worker anew whenever it ends by itself."""
+        ends = 0
+        while True:
+            process = self._processes[index]
+            assert process is not None
+            started_s = time.monotonic()
+            await process.wait()
+            while index in self._replacing:
+                await asyncio.sleep(POLL_S)
+            if self._stopping:
+                return
+            if self._processes[index] is not process:
+                continue
+            ends = 1 if time.monotonic() - started_s > STEADY_S else ends + 1
+            log.error("%s ended: %s", self.ids[index], process.read_log_end())
+            await asyncio.sleep(BACKOFF_S[min(ends, len(BACKOFF_S)) - 1])
+            try:
+                await self._start(index)
+            except FleetError as error:
+                log.error("%s cannot be started: %s", self.ids[index], error)
+
+
+def _read_ready(text: str, pid: int) -> str | None:
+    """The worker's own URL, if it is that process which wrote the file."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    return str(said["url"]) if said.get("pid") == pid else None

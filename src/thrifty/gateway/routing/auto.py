@@ -1,0 +1,80 @@
+"""The default: to the replica that has computed most of the prompt, unless waiting there costs more
+than computing it elsewhere.
+
+For each replica the time to the first token is estimated, from what is outstanding there and from
+what it need not compute. A replica with a longer cached beginning may be slower than the fastest one
+by as much time as the cache saves: going elsewhere would cost that time on another replica, and
+push other beginnings out of its cache. Past that, and where nothing is cached, the request goes to
+the replica with the least work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from thrifty.gateway.routing.base import AnyCandidate, Knowledge
+from thrifty.gateway.routing.least_work import find_least_work, sample
+from thrifty.gateway.routing.request import RoutedRequest
+
+HOLDERS = 8
+"""So many of those with the longest match are looked at."""
+MARGIN = 0.25
+"""Beyond what the cache saves, a replica may be this much slower than the fastest: estimates err."""
+
+
+class Auto:
+    """Prefix-aware, and bounded by load."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+    ) -> AnyCandidate:
+        """See the module's text."""
+        least = find_least_work(sample(candidates, self._rng), known, self._rng)
+        if not request.levels:
+            return least
+        holder = self._find_holder(candidates, request, known)
+        if holder is None or holder is least:
+            return least
+        saved, cached = request.cached_tokens(holder.slot), request.cached_tokens(least.slot)
+        there, elsewhere = known.rates_of(holder), known.rates_of(least)
+        at_holder_s = there.estimate_ttft_s(
+            holder.prefill_tokens + request.prompt_tokens - saved, holder.in_flight
+        )
+        at_least_s = elsewhere.estimate_ttft_s(
+            least.prefill_tokens + request.prompt_tokens - cached, least.in_flight
+        )
+        saved_s = elsewhere.prefill_s * max(0.0, saved - cached)
+        return holder if at_holder_s <= at_least_s * (1 + MARGIN) + saved_s else least
+
+    def _find_holder(
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+    ) -> AnyCandidate | None:
+        """Of the candidates with the longest match, or some of them, the one with the least work."""
+        by_slot = known.by_slot(candidates)
+        for _, mask in request.levels:
+            holders = []
+            for slot in _spread_bits(mask, self._rng):
+                candidate = by_slot.get(slot)
+                if candidate is not None:
+                    holders.append(candidate)
+                    if len(holders) == HOLDERS:
+                        break
+            if holders:
+                return find_least_work(holders, known, self._rng)
+        return None
+
+
+def _spread_bits(mask: int, rng: random.Random) -> Iterator[int]:
+    """The places of the bits in `mask`, beginning anywhere, so that many holders share what comes."""
+    length = mask.bit_length()
+    start = rng.randrange(length) if length > HOLDERS else 0
+    upper = mask >> start
+    for part, offset in ((upper, start), (mask & ((1 << start) - 1), 0)):
+        while part:
+            low = part & -part
+            yield offset + low.bit_length() - 1
+            part ^= low

