@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -136,6 +137,12 @@ class ReplicasSpec(Section):
     start_timeout: Duration = Field(
         600.0, gt=0, description="A copy that is not ready by then is killed and counted as dead."
     )
+    slots: Count | None = Field(
+        None,
+        ge=1,
+        description="How many requests each copy gets at once; more wait in the gateway, in a fair "
+        "order. Default: what the engine runs at once; without a bound for servers that others run.",
+    )
 
 
 class ExactCacheSpec(Section):
@@ -206,6 +213,18 @@ class LimitsSpec(Section):
     )
     idle_timeout: Duration = Field(
         120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+    )
+    timeout: Duration | None = Field(
+        None,
+        gt=0,
+        description="A request whose answer has not begun by then is given up, and refused at once "
+        "where that can be foreseen. Default: none; clients may send `x-thrifty-timeout-ms`.",
+    )
+    hedge: Duration | None = Field(
+        None,
+        gt=0,
+        description="A request whose answer has not begun after this long is sent to a second "
+        "replica too; the first to answer wins. Default: never.",
     )
 
 
@@ -357,6 +376,8 @@ class Spec(DeploymentSpec):
     def _check_redis(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(_REDIS_SCHEMES):
             raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
+        if value is not None:
+            _ = urlsplit(value).port  # raises where it is no number
         return value
 
     @field_validator("deployments", mode="before")
