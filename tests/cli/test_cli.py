@@ -110,6 +110,21 @@ def test_a_key_is_alone_on_the_last_line_and_kept_nowhere(tmp_path: Path) -> Non
     assert json.loads(run_thrifty(tmp_path, "keys", "list", "--json").stdout)["keys"] == []
 
 
+def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
+    limits = ["--rpm", "60", "--tpm", "100000", "--concurrency", "4", "--budget-day", "2.5"]
+    result = run_thrifty(tmp_path, "keys", "create", "--name", "ann", *limits)
+    assert "60 rpm, 100,000 tpm, 4 concurrency, 2.5 a day" in " ".join(result.stderr.split())
+    run_thrifty(tmp_path, "keys", "create", "--name", "bob")
+    listed = json.loads(run_thrifty(tmp_path, "keys", "list", "--json").stdout)["keys"]
+    assert [key["limits"] for key in listed] == [
+        {"rpm": 60, "tpm": 100000, "concurrency": 4, "budget_day": 2.5, "budget_month": None},
+        {"rpm": None, "tpm": None, "concurrency": None, "budget_day": None, "budget_month": None},
+    ]
+    shown = run_thrifty(tmp_path, "keys", "list", COLUMNS="200").stdout
+    assert "60 rpm" in shown
+    assert "none" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -122,6 +137,9 @@ def test_a_key_is_alone_on_the_last_line_and_kept_nowhere(tmp_path: Path) -> Non
         (["pull", "hf:noslash"], 1, "write hf:ORG/NAME"),
         (["keys", "create", "--name", "a b"], 1, "not a valid name"),
         (["keys", "create", "--name", "a", "--role", "boss"], 1, "roles are user, monitor, admin"),
+        (["keys", "create", "--name", "a", "--rpm", "0"], 1, "0 is not valid for rpm"),
+        (["keys", "create", "--name", "a", "--budget-day", "-1"], 1, "not valid for budget-day"),
+        (["keys", "create", "--name", "a", "--budget-month", "nan"], 1, "amount of at least 0"),
         (["keys", "revoke", "nobody"], 1, "no key named 'nobody'"),
         (["spec", "/no/such.yaml"], 2, "cannot be read"),
         (["up", "/no/such.yaml"], 2, "cannot be read"),

@@ -272,6 +272,19 @@ def test_an_engine_that_keeps_less_than_was_thought_is_believed() -> None:
     assert held < 2 * 12 * 20 / 2, "the index has shrunk well below the 20 prompts"
 
 
+def test_what_is_still_being_computed_is_not_missed() -> None:
+    """Many at once with the same beginning: none finds it cached, and that says nothing."""
+    router = Router("auto", random.Random(2))
+    fleet = copies(2, router)
+    loads = [send(router, fleet, chat(LONG, f"question {n}"))[1] for n in range(30)]
+    before = {slot: held.capacity for slot, held in router.knowledge.prefixes._held.items()}
+    for load in loads:
+        load.first_token(1.0)
+        load.end(2.0, 900, 50, 0)
+    assert before == {s: h.capacity for s, h in router.knowledge.prefixes._held.items()}
+    assert not any(h.computing for h in router.knowledge.prefixes._held.values())
+
+
 def test_the_index_is_bounded() -> None:
     router = Router("auto", random.Random(2))
     fleet = copies(2, router)

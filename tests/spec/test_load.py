@@ -157,7 +157,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
     price_per_hour: -1
     compress: no
     """
-    known = "aliases, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, record, replicas, routing"  # fmt: skip
+    known = "aliases, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, prices, record, redis, replicas, routing"  # fmt: skip
     assert faults(tmp_path, text) == [
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",
@@ -300,9 +300,8 @@ def test_flags_win_over_environment_over_file_over_default(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("variable", "path"), ENVIRONMENT.items())
 def test_every_variable_sets_its_key(tmp_path: Path, variable: str, path: str) -> None:
-    loaded = load(
-        tmp_path, "", environment={variable: "2"} if path != "routing" else {variable: "auto"}
-    )
+    given = {"routing": "auto", "redis": "redis://host"}.get(path, "2")
+    loaded = load(tmp_path, "", environment={variable: given})
     value, origin = origins(loaded)[path]
     assert origin == f"environment, {variable}"
     assert str(value) in ("2", "2.0", "auto", "***")
@@ -531,6 +530,33 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_next_step(tmp_path: Pa
             make_private_folder(path)
         assert str(caught.value).startswith(f"cannot make the folder {path}: ")
         assert str(caught.value).endswith("; set THRIFTY_HOME to a folder you can write to")
+
+
+def test_the_redis_url_is_a_secret_too_and_must_be_one(tmp_path: Path) -> None:
+    secret = "redis://ann:hunter2@host:6379/0"
+    loaded = load(tmp_path, f"redis: {secret}\n")
+    assert loaded.spec.redis == secret
+    assert {p: v for p, v, _ in loaded.explain()}["redis"] == "***"
+    assert "hunter2" not in repr(loaded)
+    for text in ("redis: http://ann:hunter2@host", f"redis: [{secret}]"):
+        (fault,) = faults(tmp_path, text)
+        assert "redis" in fault
+        assert "hunter2" not in fault
+    environment = load(tmp_path, "", environment={"THRIFTY_REDIS": secret})
+    assert environment.spec.redis == secret
+
+
+def test_slots_prices_and_deadlines_have_units_and_bounds(tmp_path: Path) -> None:
+    text = """
+    replicas: {slots: 8}
+    prices: {input: 0.5, output: 1.5}
+    limits: {timeout: 20s, hedge: 300ms}
+    """
+    spec = load(tmp_path, text).spec
+    assert (spec.replicas.slots, spec.prices.output, spec.prices.cached_input) == (8, 1.5, None)
+    assert (spec.limits.timeout, spec.limits.hedge) == (20.0, 0.3)
+    bad = "replicas: {slots: 0}\nprices: {input: -1}\nlimits: {timeout: 0, hedge: never}"
+    assert len(faults(tmp_path, bad)) == 4
 
 
 # several deployments

@@ -203,11 +203,23 @@ def keys_create(
     tenant: Annotated[
         str | None, typer.Option(help="Keys of one tenant share cached answers. Default: the name.")
     ] = None,
+    rpm: Annotated[int | None, typer.Option(help="Requests a minute, at most.")] = None,
+    tpm: Annotated[
+        int | None, typer.Option(help="Tokens a minute, of prompts and answers, at most.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests at once, at most.")] = None,
+    budget_day: Annotated[
+        float | None, typer.Option(help="Spend on a day (UTC), by the prices of the spec.")
+    ] = None,
+    budget_month: Annotated[
+        float | None, typer.Option(help="Spend in a calendar month (UTC).")
+    ] = None,
 ) -> None:
     """Make an API key and print it, this once, as the last line."""
     from thrifty.cli.keys import run_create
+    from thrifty.db.keys import KeyLimits
 
-    run_create(name, role, tenant)
+    run_create(name, role, tenant, KeyLimits(rpm, tpm, concurrency, budget_day, budget_month))
 
 
 @keys_app.command("list")

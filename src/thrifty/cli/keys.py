@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import Database, open_database
-from thrifty.db.keys import create_key, list_keys, revoke_key
+from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys, revoke_key
 from thrifty.fleet.controller import find_database_url
 from thrifty.home import find_home
 
@@ -22,12 +22,14 @@ def _database() -> Iterator[Database]:
         database.close()
 
 
-def run_create(name: str, role: str, tenant: str | None) -> None:
+def run_create(name: str, role: str, tenant: str | None, limits: KeyLimits = NO_LIMITS) -> None:
     """Make a key; print it alone on the last line."""
     with _database() as database:
-        key, secret = create_key(database, name, role, tenant)
+        key, secret = create_key(database, name, role, tenant, limits)
+    shown = _describe_limits(key.limits)
     err.print(
-        f"The key {key.name!r} (role {key.role.value}, tenant {key.tenant}). It is shown only now:"
+        f"The key {key.name!r} (role {key.role.value}, tenant {key.tenant}"
+        f"{', ' + shown if shown else ''}). It is shown only now:"
     )
     print_line(secret)
 
@@ -41,7 +43,7 @@ def run_list(*, as_json: bool) -> None:
             {
                 "keys": [
                     {"id": k.id, "name": k.name, "role": k.role.value, "tenant": k.tenant,
-                     "hint": k.hint, "created_s": k.created_s}
+                     "hint": k.hint, "created_s": k.created_s, "limits": vars(k.limits)}
                     for k in keys
                 ]
             }
@@ -54,11 +56,11 @@ def run_list(*, as_json: bool) -> None:
         )
         return
     rows = [
-        (k.name, k.role.value, k.tenant, k.hint,
+        (k.name, k.role.value, k.tenant, k.hint, _describe_limits(k.limits) or "none",
          datetime.fromtimestamp(k.created_s, UTC).isoformat(timespec="seconds"))
         for k in keys
     ]  # fmt: skip
-    print_table(("name", "role", "tenant", "key", "created"), rows)
+    print_table(("name", "role", "tenant", "key", "limits", "created"), rows)
 
 
 def run_revoke(name: str) -> None:
@@ -66,3 +68,11 @@ def run_revoke(name: str) -> None:
     with _database() as database:
         revoke_key(database, name)
     err.print(f"The key {name!r} is revoked; gateways refuse it from now on.")
+
+
+def _describe_limits(limits: KeyLimits) -> str:
+    shown = {
+        "rpm": limits.rpm, "tpm": limits.tpm, "concurrency": limits.concurrency,
+        "a day": limits.budget_day, "a month": limits.budget_month,
+    }  # fmt: skip
+    return ", ".join(f"{value:,.10g} {name}" for name, value in shown.items() if value is not None)

@@ -38,13 +38,19 @@ class DeploymentSettings:
     salt_field: str | None = None
     """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     created_s: float = 0.0
-    aliases: tuple[str, ...] = ()
-    fallback: tuple[str, ...] = ()
-    """Deployments that answer what this one cannot."""
+    slots: int | None = None
+    """How many requests a replica gets at once; None: without a bound."""
+    timeout_s: float | None = None
+    """How long an answer may take to begin."""
+    hedge_s: float | None = None
+    """How long until a second replica is asked."""
     price_input: float = 0.0
     """For a million tokens, as the other prices."""
     price_cached: float = 0.0
     price_output: float = 0.0
+    aliases: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    """Deployments that answer what this one cannot."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ password hashing would only slow every request down.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import time
@@ -22,6 +23,7 @@ from thrifty.db.tables import keys
 from thrifty.errors import ThriftyError
 
 PREFIX = "sk-thrifty-"
+MAX_LIMIT = 1e15
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -37,6 +39,22 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True)
+class KeyLimits:
+    """What a key may use at most; None does not limit. Money is in the currency of the prices."""
+
+    rpm: int | None = None
+    """Requests a minute."""
+    tpm: int | None = None
+    """Tokens a minute, of prompts and answers."""
+    concurrency: int | None = None
+    """Requests at once."""
+    budget_day: float | None = None
+    """Spend on a day (UTC)."""
+    budget_month: float | None = None
+    """Spend in a calendar month (UTC)."""
+
+
+@dataclass(frozen=True)
 class Key:
     """A key, without the key itself."""
 
@@ -48,6 +66,30 @@ class Key:
     hint: str
     created_s: float
     revoked_s: float | None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    budget_day: float | None = None
+    budget_month: float | None = None
+
+    @property
+    def limits(self) -> KeyLimits:
+        """Its limits alone."""
+        return KeyLimits(self.rpm, self.tpm, self.concurrency, self.budget_day, self.budget_month)
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything limits it."""
+        return not (
+            self.rpm is None
+            and self.tpm is None
+            and self.concurrency is None
+            and self.budget_day is None
+            and self.budget_month is None
+        )
+
+
+NO_LIMITS = KeyLimits()
 
 
 def hash_key(secret: str | bytes) -> str:
@@ -57,7 +99,11 @@ def hash_key(secret: str | bytes) -> str:
 
 
 def create_key(
-    database: Database, name: str, role: str = Role.USER, tenant: str | None = None
+    database: Database,
+    name: str,
+    role: str = Role.USER,
+    tenant: str | None = None,
+    limits: KeyLimits = NO_LIMITS,
 ) -> tuple[Key, str]:
     """Make a key; returns it and the secret, which is not kept. Raises `ThriftyError`."""
     for what, value in (("name", name), ("tenant", tenant)):
@@ -69,6 +115,7 @@ def create_key(
         role = Role(role)
     except ValueError:
         raise ThriftyError(f"{role!r} is not a role; roles are {', '.join(Role)}") from None
+    _check_limits(limits)
     secret = PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=secrets.token_hex(8),
@@ -79,6 +126,7 @@ def create_key(
         hint=f"{secret[: len(PREFIX) + 4]}...",
         created_s=time.time(),
         revoked_s=None,
+        **vars(limits),
     )
     try:
         with database.begin() as connection:
@@ -116,3 +164,14 @@ def revoke_key(database: Database, name: str) -> None:
         note_change(connection)
     if result.rowcount == 0:
         raise ThriftyError(f"there is no key named {name!r}; thrifty keys list shows them")
+
+
+def _check_limits(limits: KeyLimits) -> None:
+    for name, value in vars(limits).items():
+        if value is None:
+            continue
+        whole = not name.startswith("budget_")
+        least = 1 if whole else 0
+        if not math.isfinite(value) or value < least or value > MAX_LIMIT:
+            what = "a whole number of at least 1" if whole else "an amount of at least 0"
+            raise ThriftyError(f"{value!r} is not valid for {name.replace('_', '-')}: use {what}")

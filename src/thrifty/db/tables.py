@@ -93,8 +93,25 @@ keys = Table(
     Column("hint", String(24), nullable=False),
     Column("created_s", Double, nullable=False),
     Column("revoked_s", Double),
+    Column("rpm", BigInteger),
+    Column("tpm", BigInteger),
+    Column("concurrency", BigInteger),
+    Column("budget_day", Double),
+    Column("budget_month", Double),
 )
-"""API keys. `hash` is the SHA-256 of the key, which itself is kept nowhere."""
+"""API keys. `hash` is the SHA-256 of the key, which itself is kept nowhere. Limits that are NULL do
+not limit."""
+
+key_spend = Table(
+    "key_spend",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("spend", Double, nullable=False),
+    Column("updated_s", Double, nullable=False),
+    Index(None, "updated_s"),
+)
+"""What each key has spent on each day (UTC). Every gateway worker adds to it."""
 
 requests = Table(
     "requests",

@@ -124,6 +124,12 @@ class Engine(Protocol):
         """The command of a server on loopback `port`, using `cores` and that share of memory."""
         ...
 
+    def find_slots(self, served: Served) -> int | None:
+        """How many requests a replica runs at once before they slow each other down or wait; None
+        where that is not known.
+        """
+        ...
+
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Why the server at `url` is not ready; None when it is. `deep` has it generate a token."""
         ...

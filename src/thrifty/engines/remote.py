@@ -121,6 +121,10 @@ class RemoteEngine:
         """Never called: the servers are somebody else's."""
         raise EngineError("remote servers are not started by Thrifty")
 
+    def find_slots(self, served: Served) -> int | None:
+        """Not known: others may use the servers too."""
+        return None
+
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it lists its models, or at least answers."""
         client = HttpClient()

@@ -385,6 +385,7 @@ class Controller:
         settings = {
             "host": host,
             "port": port,
+            "workers": spec.gateway.workers,
             "database_url_env": _DATABASE_VARIABLE,
             "redis_url_env": _REDIS_VARIABLE,
             "max_body_bytes": spec.limits.max_body,

@@ -58,11 +58,14 @@ class Plan:
                 key_env=served.options.get("key_env"),
                 salt_field=served.options.get("salt_field", self.engine.salt_field),
                 created_s=time.time(),
-                aliases=spec.aliases,
-                fallback=spec.fallback,
+                slots=spec.replicas.slots or self.engine.find_slots(served),
+                timeout_s=spec.limits.timeout,
+                hedge_s=spec.limits.hedge,
                 price_input=spec.prices.input,
                 price_cached=_first(spec.prices.cached_input, spec.prices.input),
                 price_output=spec.prices.output,
+                aliases=spec.aliases,
+                fallback=spec.fallback,
             ),
         )
 

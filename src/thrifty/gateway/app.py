@@ -9,7 +9,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from thrifty.db.keys import Role
-from thrifty.gateway.admit import admit
+from thrifty.gateway.admission.check import admit
+from thrifty.gateway.admission.limits import Limiter
+from thrifty.gateway.admission.slots import deadline_exceeded
 from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.cache import Entry, Flight, Flights, Owner, make_key
@@ -40,6 +42,13 @@ SHORTCUTS_BYTES = 16_000_000
 CLIENT_CLOSED = 499
 """nginx's status for a client that hung up before its answer."""
 _CALLERS = frozenset({Role.USER, Role.ADMIN})
+_REJECTIONS = frozenset(
+    {
+        "queue_full", "queue_timeout", "no_replica_ready", "deadline_unreachable",
+        "deadline_exceeded",
+    }
+)  # fmt: skip
+"""Errors that say that a request was not admitted; limits of keys are counted by the limiter."""
 _JSON_LINE = encode_lines([JSON_TYPE])
 _STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
@@ -57,7 +66,9 @@ class Gateway:
         cache: AnswerCache,
         recorder: Recorder,
         metrics: GatewayMetrics,
+        limiter: Limiter,
     ) -> None:
+        self._limiter = limiter
         self._table = table
         self._reader = reader
         self._forwarder = forwarder
@@ -98,6 +109,21 @@ class Gateway:
         """Admit, and answer from the cache; otherwise return what will answer."""
         if not self._shortcuts.take(call, self._table.names):
             admit(call, self._table)
+        if call.key is not None and call.key.limited:
+            counting = self._limiter.admit(call, call.key)
+            if counting is not None:
+                return self._begin_counted(call, counting)
+        return self._proceed(call)
+
+    async def _begin_counted(self, call: Call, counting: Coroutine[Any, Any, None]) -> None:
+        """Begin once the limits of the key have been asked for elsewhere."""
+        await counting
+        rest = self._proceed(call)
+        if rest is not None:
+            await rest
+
+    def _proceed(self, call: Call) -> Coroutine[Any, Any, None] | None:
+        """Answer from the cache, or return what will answer."""
         key = self._choose_key(call)
         entry = self._cache.memory.get(key) if key is not None else None
         if entry is not None and key is not None:
@@ -139,6 +165,8 @@ class Gateway:
             call.status = exchange.status or CLIENT_CLOSED
         elif isinstance(error, WireError):
             call.status, call.error = error.status, error.code or error.type
+            if call.error in _REJECTIONS and call.deployment is not None:
+                self._metrics.rejections.labels(call.deployment.name, call.error).inc()
             exchange.respond_error(error, call.headers())
         elif isinstance(error, ClientGone):
             call.status, call.error = CLIENT_CLOSED, "client_gone"
@@ -147,6 +175,7 @@ class Gateway:
             call.status, call.error = 500, "internal_error"
             exchange.respond_error(internal_error(), call.headers())
         call.ended_s = time.perf_counter()
+        self._limiter.settle(call)
         self._recorder.record(call)
 
     async def sweep(self) -> None:
@@ -154,6 +183,7 @@ class Gateway:
         while True:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())
+            self._limiter.sweep()
             raise_alarms(self._table, self._metrics)
 
     async def publish(self, worker: str) -> None:
@@ -195,18 +225,14 @@ class Gateway:
         call.usage = entry.usage
         call.saved_s = entry.took_s
         call.first_byte_s = call.last_byte_s = time.perf_counter()
+        lines = b"x-request-id: %b\r\n%b" % (call.request_id.encode(), entry.lines)
+        if call.rate_headers is not None:
+            lines += encode_lines(call.rate_headers)
         if call.stream:
-            call.exchange.respond_ready(
-                b"%bx-request-id: %b\r\n%b"
-                % (_STREAM_LINES, call.request_id.encode(), entry.lines),
-                entry.as_stream(call.include_usage),
-                stream=True,
-            )
+            stream = entry.as_stream(call.include_usage)
+            call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
         else:
-            call.exchange.respond_ready(
-                b"%bx-request-id: %b\r\n%b" % (_JSON_LINE, call.request_id.encode(), entry.lines),
-                entry.as_body(),
-            )
+            call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body())
 
     async def _lead(self, call: Call, key: bytes, flight: Flight) -> None:
         """Get the answer from another worker or from a replica, and keep what comes for others."""
@@ -259,6 +285,7 @@ class Gateway:
             key,
             owner,
             stream=call.stream,
+            left_s=call.deadline_s - time.perf_counter() if call.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
         )
 
@@ -289,7 +316,16 @@ class Gateway:
                 self._make_listener(call, flight), wants_usage=call.include_usage
             )
         try:
-            await asyncio.wait({flight.landed, gone}, return_when=asyncio.FIRST_COMPLETED)
+            left_s = call.deadline_s - time.perf_counter() if call.deadline_s else None
+            await asyncio.wait(
+                {flight.landed, gone},
+                timeout=None if left_s is None else max(0.0, left_s),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not (flight.landed.done() or gone.done()):
+                if not call.exchange.started:
+                    raise deadline_exceeded("before the shared generation began to answer")
+                await asyncio.wait({flight.landed, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             flight.followers -= 1
             if number is not None:

@@ -12,6 +12,7 @@ from thrifty.wire.sse import Usage
 
 if TYPE_CHECKING:
     from thrifty.db.keys import Key
+    from thrifty.gateway.admission.limits import Held
     from thrifty.gateway.table import Deployment, Replica
     from thrifty.wire.server import Exchange
 
@@ -41,6 +42,7 @@ class Call:
         "body",
         "cache",
         "cache_key",
+        "deadline_s",
         "deployment",
         "ended_s",
         "endpoint",
@@ -48,13 +50,16 @@ class Call:
         "exchange",
         "fell_back",
         "first_byte_s",
+        "held",
         "include_usage",
         "key",
         "last_byte_s",
         "load",
         "may_wait",
         "origin_status",
+        "priority",
         "queue_s",
+        "rate_headers",
         "received_s",
         "replica",
         "request_id",
@@ -87,6 +92,12 @@ class Call:
         """Set where the body was known before it was read."""
         self.tier = MEMORY
         self.saved_s = 0.0
+        self.priority = 0
+        """0: somebody waits for it; 1: a batch, which takes what is left."""
+        self.deadline_s = 0.0
+        """When the answer must have begun, as `time.perf_counter`; 0 where there is no deadline."""
+        self.held: Held | None = None
+        self.rate_headers: list[tuple[bytes, bytes]] | None = None
         self.replica: Replica | None = None
         self.version = ""
         self.routed = UNKNOWN
@@ -131,4 +142,6 @@ class Call:
         version = self.version or (self.deployment.version if self.deployment else "")
         if version:
             headers.append((b"x-thrifty-version", version.encode()))
+        if self.rate_headers is not None:
+            headers += self.rate_headers
         return headers

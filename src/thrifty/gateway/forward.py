@@ -15,6 +15,13 @@ from typing import Any
 
 import msgspec
 
+from thrifty.gateway.admission.hedge import open_hedged
+from thrifty.gateway.admission.slots import (
+    DEADLINE_CODES,
+    Gate,
+    deadline_exceeded,
+    no_replica_ready,
+)
 from thrifty.gateway.cache.flights import Flight, Landing
 from thrifty.gateway.call import Call
 from thrifty.gateway.relay import Relay
@@ -77,6 +84,49 @@ class Forwarder:
 
         Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
         """
+        assert call.deployment is not None
+        if _expired(call):
+            raise deadline_exceeded("before it could be sent to a replica")
+        gate = call.deployment.gate
+        if gate.capacity is None:
+            return await self._forward(call, flight)
+        if not gate.enter(call.tenant, call.priority):
+            await self._wait_for_slot(call, gate, flight)
+        entered_s = time.perf_counter()
+        try:
+            _require_listener(call, flight)
+            return await self._forward(call, flight)
+        finally:
+            gate.leave(call.tenant, call.priority, time.perf_counter() - entered_s)
+
+    async def _wait_for_slot(self, call: Call, gate: Gate, flight: Flight | None) -> None:
+        """Wait until a replica has room, in a fair order. Raises a 503 or 504."""
+        deployment = call.deployment
+        assert deployment is not None
+        settings = deployment.settings
+        if not (gate.capacity or call.may_wait):
+            raise no_replica_ready(deployment.name, settings.wait_timeout_s)
+        if flight is not None:
+            call.exchange.on_disconnect = _do_nothing
+        began_s = time.perf_counter()
+        cost = sum(deployment.estimator.estimate(call.body, len(call.exchange.body)))
+        try:
+            while True:
+                try:
+                    return await gate.wait(
+                        call.tenant, cost, call.priority,
+                        most=settings.waiting, timeout_s=settings.wait_timeout_s,
+                        deadline_s=call.deadline_s,
+                    )  # fmt: skip
+                except WireError as error:
+                    shared = flight is not None and flight.followers
+                    if not (shared and call.deadline_s) or error.code not in DEADLINE_CODES:
+                        raise
+                    call.deadline_s = 0.0  # others wait for it without one
+        finally:
+            call.queue_s += time.perf_counter() - began_s
+
+    async def _forward(self, call: Call, flight: Flight | None) -> Landing:
         deployment = call.deployment
         assert deployment is not None
         self._budget.earn()
@@ -92,9 +142,11 @@ class Forwarder:
             assert deployment is not None
             call.attempts += 1
             load = call.load = deployment.router.begin(replica, call.routed, time.perf_counter())
+            deployment.note_begun(replica)
             streamed = False
             try:
                 landing = await self._attempt(call, replica, body, flight)
+                self._note_answer(call, landing)
                 streamed = call.stream
                 return landing
             except ConnectFailed as error:
@@ -105,11 +157,22 @@ class Forwarder:
                 failure = error
                 sends += 1
                 last_chance = sends >= MAX_SENDS
+            except BaseException:
+                deployment.health.note_unknown(replica.id)
+                raise
             finally:
-                _end_load(load, call, streamed=streamed)
+                replica = call.replica or replica  # a hedge may have moved it
+                _end_load(call.load or load, call, streamed=streamed)
+                deployment.note_ended(replica)
+            if not (call.exchange.disconnected or _expired(call)) and not _is_busy(failure):
+                self._note_failure(deployment, replica)
+            else:
+                deployment.health.note_unknown(replica.id)
             _require_listener(call, flight)
-            if not isinstance(failure, _Refused) or failure.status != 503:
-                deployment.suspect(replica)
+            if _expired(call):
+                if flight is None or not flight.followers:
+                    raise deadline_exceeded("before a replica began to answer")
+                call.deadline_s = 0.0  # others wait for it without one
             if last_chance or not self._budget.spend():
                 raise _give_up(failure, call)
             log.info("%s: %s failed (%s); sent again", call.request_id, replica.id, failure)
@@ -118,7 +181,10 @@ class Forwarder:
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
 
     def sweep(self, now_s: float) -> None:
-        """End streams whose replica has gone silent."""
+        """End streams whose replica has gone silent; look at who waits and who is left alone."""
+        for known in self._table.deployments.values():
+            known.resize(self._table.workers)
+            known.gate.sweep()
         for call, relay, answer in list(self._streams):
             deployment = call.deployment
             if deployment is None or relay.paused:
@@ -146,7 +212,7 @@ class Forwarder:
                 if candidates and not (
                     tried and candidates[0].id in tried and len(candidates) == 1
                 ):
-                    return _route(call, deployment, candidates)
+                    return self._pick(call, deployment, candidates)
                 if candidates:
                     # The only replica just failed; it is tried again once it had a moment.
                     await deployment.wait_ready(0.3)
@@ -162,12 +228,9 @@ class Forwarder:
         settings = deployment.settings
         left_s = settings.wait_timeout_s - (time.perf_counter() - began_s)
         if left_s <= 0 or not call.may_wait:
-            raise unavailable(
-                f"no replica of '{deployment.name}' became ready within {settings.wait_timeout_s:g} s; "
-                "'thrifty status' shows why",
-                "no_replica_ready",
-                retry_after_s=5.0,
-            )
+            raise no_replica_ready(deployment.name, settings.wait_timeout_s)
+        if call.deadline_s and time.perf_counter() >= call.deadline_s:
+            raise deadline_exceeded("while it waited for a replica")
         if deployment.waiting >= settings.waiting:
             raise unavailable(
                 f"no replica of '{deployment.name}' is ready and {deployment.waiting} requests wait "
@@ -186,30 +249,14 @@ class Forwarder:
     ) -> Landing:
         deployment = call.deployment
         assert deployment is not None
-        call.replica = replica
-        call.version = replica.version
-        if flight is not None:
-            flight.replica, flight.version = replica.id, replica.version
+        _assign(call, replica, flight)
         call.sent_s = time.perf_counter()
         exchange = call.exchange
-
-        def watch(sent: Answer) -> None:
-            def client_gone() -> None:
-                if flight is None or not flight.followers:
-                    sent.abort()
-
-            exchange.on_disconnect = client_gone
-
-        answer = await self._client.open(
-            replica.origin,
-            "POST",
-            call.endpoint.value,
-            headers=b"%bx-request-id: %b\r\n"
-            % (self._upstream_headers(deployment), call.request_id.encode()),
-            body=body,
-            head_timeout_s=deployment.settings.first_token_timeout_s,
-            on_sent=watch,
-        )
+        hedge_s = deployment.settings.hedge_s
+        if hedge_s is None:
+            answer = await self._open(call, replica, body, flight, [])
+        else:
+            answer = await self._open_hedged(call, replica, body, flight, hedge_s)
         call.origin_status = answer.status
         streamed = answer.headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if answer.status == 200 and streamed:
@@ -227,6 +274,120 @@ class Forwarder:
         exchange.respond(answer.status, data, headers)
         return Landing(answer.status, data)
 
+    async def _open(
+        self,
+        call: Call,
+        replica: Replica,
+        body: bytes,
+        flight: Flight | None,
+        sent: list[Answer],
+    ) -> Answer:
+        """Send the call to a replica; returns once the head of its answer is here. `sent` gets the
+        answer as soon as the request is out.
+        """
+        deployment, exchange = call.deployment, call.exchange
+        assert deployment is not None
+
+        def client_gone() -> None:
+            if flight is None or not flight.followers:
+                for answer in sent:
+                    answer.abort()
+
+        def watch(answer: Answer) -> None:
+            sent.append(answer)
+            exchange.on_disconnect = client_gone
+
+        timeout_s = deployment.settings.first_token_timeout_s
+        if call.deadline_s:
+            timeout_s = min(timeout_s, max(0.001, call.deadline_s - time.perf_counter()))
+        return await self._client.open(
+            replica.origin,
+            "POST",
+            call.endpoint.value,
+            headers=b"%bx-request-id: %b\r\n"
+            % (self._upstream_headers(deployment), call.request_id.encode()),
+            body=body,
+            head_timeout_s=timeout_s,
+            on_sent=watch,
+        )
+
+    async def _open_hedged(
+        self, call: Call, first: Replica, body: bytes, flight: Flight | None, after_s: float
+    ) -> Answer:
+        """As `_open`, with a second replica where the first does not begin within `after_s`."""
+        deployment = call.deployment
+        assert deployment is not None
+        sent: list[Answer] = []
+        second: tuple[Replica, Outstanding] | None = None
+
+        async def open_on(replica: Replica) -> Answer:
+            answer = await self._open(call, replica, body, flight, sent)
+            if answer.status == 200:
+                await answer.wait_body()
+            return answer
+
+        def choose_other() -> Replica | None:
+            nonlocal second
+            if not deployment.gate.has_free_slot:
+                return None
+            others = [r for r in deployment.candidates({first.id}) if r.id != first.id]
+            if not others or not self._budget.spend():
+                return None
+            other = self._pick(call, deployment, others)
+            second = other, deployment.router.begin(other, call.routed, time.perf_counter())
+            deployment.note_begun(other)
+            self._metrics.hedges.labels(deployment.name).inc()
+            return other
+
+        winner = first
+        try:
+            answer, winner = await open_hedged(
+                open_on, first, choose_other, after_s, lambda a: a.status not in RETRIABLE_STATUSES
+            )
+        except TransportError:
+            if second is not None and not _expired(call) and not call.exchange.disconnected:
+                self._note_failure(deployment, second[0])
+            raise
+        finally:
+            # From here on only one of them works for the call: the other's load ends.
+            if second is not None:
+                loser, load = second
+                if winner is loser:
+                    loser, load = first, call.load or load
+                    call.load = second[1]
+                    self._metrics.hedges_won.labels(deployment.name).inc()
+                    _assign(call, winner, flight)
+                load.end(time.perf_counter())
+                deployment.note_ended(loser)
+                deployment.health.note_unknown(loser.id)
+        return answer
+
+    def _pick(self, call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
+        """The replica for the next request."""
+        chosen = _route(call, deployment, candidates)
+        if not deployment.health.fine:
+            deployment.health.note_sent(chosen.id, time.monotonic())
+        return chosen
+
+    def _note_answer(self, call: Call, landing: Landing) -> None:
+        """A replica answered; one that broke off has been noted."""
+        deployment, replica = call.deployment, call.replica
+        if deployment is None or replica is None or landing.error is not None:
+            return
+        if deployment.health.note_success(replica.id, time.monotonic()):
+            log.info("%s answers again", replica.id)
+            deployment.resize(self._table.workers)
+        if call.stream and deployment.gate.capacity is not None:
+            deployment.gate.note_begin(call.first_byte_s - call.sent_s)
+
+    def _note_failure(self, deployment: Deployment, replica: Replica) -> None:
+        """A replica failed a request."""
+        ready = deployment.ready_ids()
+        if deployment.health.note_failure(replica.id, ready, time.monotonic()):
+            log.warning("%s fails; it is left alone for a while", replica.id)
+            self._metrics.ejections.labels(deployment.name, replica.version, replica.id).inc()
+            deployment.resize(self._table.workers)
+
     async def _relay(self, call: Call, answer: Answer, flight: Flight | None) -> Landing:
         relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
         entry = (call, relay, answer)
@@ -240,7 +401,7 @@ class Forwarder:
             if not relay.begun:
                 raise
             if call.replica is not None and call.deployment is not None:
-                call.deployment.suspect(call.replica)
+                self._note_failure(call.deployment, call.replica)
             call.error = "replica_lost"
             relay.fail(f"The replica was lost while it answered: {error}.", "replica_lost")
             return Landing(error=WireError(502, "the shared generation broke off", type=SERVER,
@@ -290,6 +451,23 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
 
 def _do_nothing() -> None:
     pass
+
+
+def _assign(call: Call, replica: Replica, flight: Flight | None) -> None:
+    """Note who works for the call."""
+    call.replica, call.version = replica, replica.version
+    if flight is not None:
+        flight.replica, flight.version = replica.id, replica.version
+
+
+def _is_busy(failure: Exception) -> bool:
+    """Whether a replica only had too much to do."""
+    return isinstance(failure, _Refused) and failure.status == 503
+
+
+def _expired(call: Call) -> bool:
+    """Whether the call's deadline has passed."""
+    return bool(call.deadline_s) and time.perf_counter() >= call.deadline_s
 
 
 def _require_listener(call: Call, flight: Flight | None) -> None:

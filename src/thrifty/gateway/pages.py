@@ -110,6 +110,15 @@ class Pages:
                 metrics.replica_waiting.labels(*labels).set(load.get("waiting", 0))
                 metrics.replica_kv_usage.labels(*labels).set(load.get("kv_usage", 0))
                 metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
+                ejected = deployment.health.is_ejected(replica.id)
+                metrics.replica_ejected.labels(*labels).set(1 if ejected else 0)
+            gate = deployment.gate
+            if gate.capacity is not None:
+                metrics.slots.labels(deployment.name).set(gate.capacity)
+                metrics.slots_taken.labels(deployment.name).set(gate.taken)
+                for priority, name in enumerate(("interactive", "batch")):
+                    waiting = gate.queue.waiting(priority)
+                    metrics.queue_length.labels(deployment.name, name).set(waiting)
         metrics.cache_bytes.set(self._cache.size_bytes)
         metrics.cache_entries.set(len(self._cache))
 

@@ -210,9 +210,9 @@ class SharedStore:
 
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._redis.execute_command("PING")
+                await self._redis.ping()
             async with asyncio.timeout(self._timeout_s):
-                await self._redis.execute_command("PING")
+                await self._redis.ping()
         except (TimeoutError, RedisError, OSError) as error:
             return _describe(error)
         return None

@@ -16,13 +16,12 @@ from typing import Any
 from thrifty.db.cache import Purge
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, GatewayRow, ReplicaRow
 from thrifty.db.keys import Key
+from thrifty.gateway.admission.estimate import Estimator
+from thrifty.gateway.admission.health import Health
+from thrifty.gateway.admission.slots import Gate
 from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
 from thrifty.types import ReplicaState
 from thrifty.wire.client import Origin, parse_origin
-
-SUSPECT_S = 1.0
-"""A replica that just failed a request is avoided this long, if there are others: the controller
-needs a moment to see that it is gone."""
 
 
 @dataclass
@@ -41,14 +40,12 @@ class Replica:
     decode_tokens: float = 0.0
     slot: int = -1
     """Its number in its deployment's prefix index."""
-    suspect_until_s: float = 0.0
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def rates_key(self) -> str:
-        """Replicas of one revision run the same model on the same engine and kind of device."""
-        return self.revision
+    rates_key: str = ""
+    """What it shares its speed with: replicas of one revision that we run have the same model,
+    engine and kind of device; servers of others each have their own."""
 
     @property
     def ready(self) -> bool:
@@ -67,7 +64,14 @@ class Deployment:
     ready: list[Replica] = field(default_factory=list)
     """Those that get traffic. A new list whenever they change."""
     waiting: int = 0
-    suspected_until_s: float = 0.0
+    gate: Gate = field(default_factory=lambda: Gate(""))
+    """Who may go to a replica, and who waits."""
+    health: Health = field(default_factory=Health)
+    """Which replicas are left alone."""
+    estimator: Estimator = field(default_factory=Estimator)
+    """What requests take."""
+    full: int = 0
+    """How many replicas have no free slot."""
     several_versions: bool = False
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -87,17 +91,47 @@ class Deployment:
         return self.row.version
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
-        """Ready replicas that are not excluded; suspects only where there are no others."""
-        now_s = time.monotonic()
-        if not excluded and now_s > self.suspected_until_s:
+        """Ready replicas that are not excluded. Those that failed are left alone, and those without
+        a free slot, where there are others.
+        """
+        if not excluded and not self.full and self.health.fine:
             return self.ready
+        ready: Sequence[Replica]
         ready = [replica for replica in self.ready if replica.id not in excluded]
-        trusted = [replica for replica in ready if replica.suspect_until_s <= now_s]
-        return trusted or ready
+        if not self.health.fine:
+            ready = self.health.choose_from(ready, time.monotonic())
+        slots = self.settings.slots
+        if self.full and slots is not None:
+            ready = [replica for replica in ready if replica.in_flight < slots] or ready
+        return list(ready)
 
-    def suspect(self, replica: Replica) -> None:
-        """Note that a replica failed a request just now."""
-        replica.suspect_until_s = self.suspected_until_s = time.monotonic() + SUSPECT_S
+    def note_begun(self, replica: Replica) -> None:
+        """A request more was counted against a replica."""
+        if replica.in_flight == self.settings.slots:
+            self.full += 1
+
+    def note_ended(self, replica: Replica) -> None:
+        """A request less is counted against a replica."""
+        slots = self.settings.slots
+        if slots is not None and replica.in_flight == slots - 1:
+            self.full = max(0, self.full - 1)
+
+    def ready_ids(self) -> set[str]:
+        """Who is ready."""
+        return {replica.id for replica in self.ready}
+
+    def resize(self, workers: int) -> None:
+        """Tell the gate how many slots there are for this worker, which is one of `workers`."""
+        slots = self.settings.slots
+        if slots is None:
+            self.full = 0
+            self.gate.resize(None)
+            return
+        self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
+        count = len(self.ready)
+        if not self.health.fine:
+            count -= self.health.left_alone(self.ready_ids())
+        self.gate.resize(-(-slots * count // workers))
 
     def keep_version(
         self, candidates: list[Replica], body: Mapping[str, Any], session: str
@@ -141,6 +175,8 @@ class RoutingTable:
         self.keys_exist = False
         """Stays true for good once a key was seen: a lost database must not open the door."""
         self.loaded = False
+        self.workers = 1
+        """How many gateway workers share the replicas' slots."""
         self.change = -1
         self.gone: list[Replica] = []
         self.purges: Sequence[Purge] = ()
@@ -168,6 +204,15 @@ class RoutingTable:
             deployment.replicas = {row.id: _merge_replica(known.get(row.id), row) for row in rows}
             self.gone += [known[i] for i in known if i not in deployment.replicas]
             _note_replicas(deployment, list(known.values()))
+            for row_id, replica in deployment.replicas.items():
+                if known.get(row_id) is not replica:
+                    deployment.health.forget(row_id)
+            deployment.health.keep_only(deployment.replicas.keys())
+            deployment.resize(self.workers)
+        for name, gone in before.items():
+            if name not in self.deployments:
+                # Who waits goes on, and finds that the model is not there any more.
+                gone.gate.resize(None)
         self.purges = state.purges
         self.loaded = True
         for listener in self.listeners:
@@ -189,7 +234,10 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
         for replica in known.replicas.values() if known is not None else ():
             replica.slot = -1
     deployment = Deployment(row, router, None if honours is None else frozenset(honours))
+    deployment.gate = Gate(row.name)
     if known is not None:
+        deployment.gate, deployment.health = known.gate, known.health
+        deployment.estimator = known.estimator
         deployment.waiting = known.waiting
         known.wake()
     return deployment
@@ -202,6 +250,7 @@ def _merge_replica(known: Replica | None, row: ReplicaRow) -> Replica:
     )
     if known is None or begun_anew:
         known = Replica(row.id, row.deployment, row.version, row.revision, origin, row.state)
+        known.rates_key = row.revision if row.pid is not None else f"{row.revision}/{row.id}"
     known.restarts = row.restarts
     known.state = row.state
     known.memory_bytes = row.memory_bytes or 0

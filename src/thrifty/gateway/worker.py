@@ -16,6 +16,9 @@ import msgspec
 from thrifty.db import open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.errors import DatabaseError
+from thrifty.gateway.admission.limits import Limiter
+from thrifty.gateway.admission.shared_counts import SharedCounts
+from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app import Gateway
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
@@ -60,6 +63,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_keep_s: float = 30 * 86400.0
     record_max_rows: int = 10_000_000
     require_keys: bool = False
+    workers: int = 1
+    """How many gateway workers share the replicas' slots."""
 
 
 def run_worker(settings: GatewaySettings) -> int:
@@ -78,10 +83,14 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     log_database = open_database(url, migrate=False)
     metrics = GatewayMetrics()
     metrics.database_up.set(1)
-    store = await _open_store(os.environ.get(settings.redis_url_env, ""), metrics)
+    shared_store = await open_store(os.environ.get(settings.redis_url_env, ""), metrics)
     table = RoutingTable()
     table.keys_exist = settings.require_keys
+    table.workers = settings.workers
     reader = TableReader(table_database, table)
+    book = SpendBook()
+    spend = SpendKeeper(table_database, book)
+    shared = None if shared_store is None else SharedCounts(shared_store)
     writer = None
     if settings.record_requests:
         writer = LogWriter(
@@ -99,7 +108,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         ExactCache(settings.cache_bytes),
         table,
         metrics,
-        store if settings.cache_shared is not None else None,
+        shared_store if settings.cache_shared is not None else None,
         settings.cache_shared,
     )
     gateway = Gateway(
@@ -109,6 +118,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         cache=cache,
         recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
         metrics=metrics,
+        limiter=Limiter(metrics, book, shared),
     )
 
     limits = ServerLimits(
@@ -118,7 +128,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     )
     server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
     # A worker that shares its port with another must know the fleet before it takes requests.
-    await reader.start()
+    await asyncio.gather(reader.start(), spend.start())
     cache.start()
     try:
         own_port = await server.start("127.0.0.1", 0)
@@ -146,14 +156,17 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     if writer is not None:
         writer.stop()
     client.close()
-    if store is not None:
-        await store.close()
+    await spend.stop()
+    if shared is not None:
+        await shared.finish()
+    if shared_store is not None:
+        await shared_store.close()
     table_database.close()
     log_database.close()
     return 0
 
 
-async def _open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
+async def open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
     """The shared store, where there is one."""
     if not url:
         return None

@@ -313,6 +313,41 @@ class GatewayMetrics:
             "Requests that joined an identical one in flight.",
             ("deployment",),
         )
+        self.rejections = self._counter(
+            "thrifty_rejections",
+            "Requests that were not admitted, by the limit that stood in the way.",
+            ("deployment", "reason"),
+        )
+        self.limit_fallbacks = self._counter(
+            "thrifty_limit_fallbacks",
+            "Requests of limited keys that were counted in this process because Redis was away.",
+            (),
+        )
+        self.queue_length = self._gauge(
+            "thrifty_queue_length",
+            "Requests that wait for room at a replica, by priority (interactive, batch).",
+            ("deployment", "priority"),
+        )
+        self.slots = self._gauge(
+            "thrifty_slots", "Requests that this worker may have at replicas.", ("deployment",)
+        )
+        self.slots_taken = self._gauge(
+            "thrifty_slots_taken", "Requests that have a slot.", ("deployment",)
+        )
+        self.ejections = self._counter(
+            "thrifty_ejections", "How often a replica was left alone because it failed.", LABELS
+        )
+        self.replica_ejected = self._gauge(
+            "thrifty_replica_ejected", "1 while a replica is left alone or on trial.", LABELS
+        )
+        self.hedges = self._counter(
+            "thrifty_hedges", "Requests that were sent to a second replica too.", ("deployment",)
+        )
+        self.hedges_won = self._counter(
+            "thrifty_hedges_won",
+            "Of these, those that the second replica answered.",
+            ("deployment",),
+        )
         self.in_flight = self._gauge("thrifty_in_flight", "Requests now at a replica.", LABELS)
         self.replica_up = self._gauge("thrifty_replica_up", "1 where a replica is ready.", LABELS)
         self.replica_running = self._gauge(
@@ -371,7 +406,7 @@ class GatewayMetrics:
         """Drop the gauges of a replica that is gone; its counters stay, as Prometheus expects."""
         for gauge in (
             self.in_flight, self.replica_up, self.replica_running, self.replica_waiting,
-            self.replica_kv_usage, self.replica_memory,
+            self.replica_kv_usage, self.replica_memory, self.replica_ejected,
         ):  # fmt: skip
             try:
                 gauge.remove(deployment, version, replica)

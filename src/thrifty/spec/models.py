@@ -136,6 +136,12 @@ class ReplicasSpec(Section):
     start_timeout: Duration = Field(
         600.0, gt=0, description="A copy that is not ready by then is killed and counted as dead."
     )
+    slots: Count | None = Field(
+        None,
+        ge=1,
+        description="How many requests each copy gets at once; more wait in the gateway, in a fair "
+        "order. Default: what the engine runs at once; without a bound for servers that others run.",
+    )
 
 
 class ExactCacheSpec(Section):
@@ -206,6 +212,18 @@ class LimitsSpec(Section):
     )
     idle_timeout: Duration = Field(
         120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+    )
+    timeout: Duration | None = Field(
+        None,
+        gt=0,
+        description="A request whose answer has not begun by then is given up, and refused at once "
+        "where that can be foreseen. Default: none; clients may send `x-thrifty-timeout-ms`.",
+    )
+    hedge: Duration | None = Field(
+        None,
+        gt=0,
+        description="A request whose answer has not begun after this long is sent to a second "
+        "replica too; the first to answer wins. Default: never.",
     )
 
 

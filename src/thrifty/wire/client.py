@@ -116,12 +116,15 @@ class Answer:
     connection is another's, and `pause`, `resume` and `abort` do nothing.
     """
 
-    __slots__ = ("_connection", "_held", "_sink", "done", "given_up", "head", "headers", "status")
+    __slots__ = (
+        "_begun", "_connection", "_held", "_sink", "done", "given_up", "head", "headers", "status",
+    )  # fmt: skip
 
     def __init__(self, connection: _Connection, head: asyncio.Future[Answer]) -> None:
         self._connection: _Connection | None = connection
         self._held: list[bytes] = []
         self._sink: OnData | None = None
+        self._begun: asyncio.Event | None = None
         self.head = head
         self.done: asyncio.Future[None] = head.get_loop().create_future()
         self.given_up = False
@@ -134,6 +137,21 @@ class Answer:
         held, self._held = self._held, []
         for data in held:
             sink(data)
+
+    async def wait_body(self) -> None:
+        """Wait for the first byte of the body, or its end. Not after `attach`. Raises
+        `BrokenResponse`; a reader that is cancelled gives the answer up.
+        """
+        if not self._held and not self.done.done():
+            begun = self._begun = asyncio.Event()
+            self.done.add_done_callback(lambda _: begun.set())
+            try:
+                await begun.wait()
+            except asyncio.CancelledError:
+                self.abort()
+                raise
+        if not self._held and self.done.done():
+            self.done.result()
 
     async def read(self) -> bytes:
         """The whole body. A reader that is cancelled gives the answer up."""
@@ -175,6 +193,8 @@ class Answer:
             self._sink(data)
         else:
             self._held.append(data)
+            if self._begun is not None:
+                self._begun.set()
 
     def fail(self, error: BaseException) -> None:
         """Take the connection's end."""

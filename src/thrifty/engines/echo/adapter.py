@@ -94,6 +94,10 @@ class EchoEngine:
         settings = {"name": served.name, "port": port, **served.options}
         return Launch([sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)])
 
+    def find_slots(self, served: Served) -> int | None:
+        """As many as it was told."""
+        return int(served.options["slots"])
+
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it answers."""
         return await probe_generation(url, served, deep=deep)

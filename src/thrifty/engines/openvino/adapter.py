@@ -208,6 +208,10 @@ class OpenVinoEngine:
         }
         return Launch([sys.executable, "-m", "thrifty.engines.openvino", json.dumps(settings)])
 
+    def find_slots(self, served: Served) -> int | None:
+        """What its scheduler takes into one step; encoders batch by themselves."""
+        return None if served.family == Family.ENCODER else int(served.options["max_batch"])
+
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when a token was generated."""
         return await probe_generation(url, served, deep=deep)

@@ -23,9 +23,10 @@ SHRINK, GROW = 0.9, 1.01
 class _Holding:
     """What one replica is taken to hold."""
 
-    __slots__ = ("blocks", "capacity", "most")
+    __slots__ = ("blocks", "capacity", "computing", "most")
 
     def __init__(self) -> None:
+        self.computing: set[int] = set()
         self.blocks: OrderedDict[int, None] = OrderedDict()
         self.capacity = float(DEFAULT_BLOCKS)
         self.most = float(DEFAULT_BLOCKS)
@@ -107,6 +108,23 @@ class PrefixIndex:
         limit = min(held.capacity, MAX_BLOCKS / len(self._held))
         while len(lru) > limit:
             self._drop(lru.popitem(last=False)[0], slot)
+
+    def begin(self, slot: int, blocks: Sequence[int]) -> None:
+        """Note that a replica computes these blocks now; whoever shares them finds them later."""
+        held = self._held.get(slot)
+        if held is not None:
+            held.computing.update(blocks)
+
+    def finish(self, slot: int, blocks: Sequence[int]) -> None:
+        """Note that it has computed them."""
+        held = self._held.get(slot)
+        if held is not None:
+            held.computing.difference_update(blocks)
+
+    def is_computing(self, slot: int, block: int) -> bool:
+        """Whether a replica is about to have this block, and has it not yet."""
+        held = self._held.get(slot)
+        return held is not None and block in held.computing
 
     def correct(self, slot: int, expected: float, actual: float) -> None:
         """Learn from what an engine found cached: one that holds less than was expected has a

@@ -26,7 +26,7 @@ _encode = msgspec.json.Encoder().encode
 class RoutedRequest:
     """One request, to a routing policy."""
 
-    __slots__ = ("affinity", "blocks", "decode_tokens", "levels", "prompt_tokens")
+    __slots__ = ("affinity", "blocks", "decode_tokens", "levels", "prompt_tokens", "unsure")
 
     def __init__(
         self,
@@ -45,13 +45,20 @@ class RoutedRequest:
         """Stable across processes: of the session, or of how the prompt begins."""
         self.levels: Sequence[tuple[int, int]] = ()
         """Who has computed how much of its prompt, as `PrefixIndex.match` tells it."""
+        self.unsure = False
+        """Whether what it shares was still being computed when it was sent."""
 
-    def cached_tokens(self, slot: int) -> float:
-        """How many of its prompt's tokens the replica with that number is taken to have cached."""
+    def cached_blocks(self, slot: int) -> int:
+        """How many of its blocks the replica with that number is taken to have cached."""
         for depth, mask in self.levels:
             if mask >> slot & 1:
-                return depth * self.prompt_tokens / len(self.blocks)
-        return 0.0
+                return depth
+        return 0
+
+    def cached_tokens(self, slot: int) -> float:
+        """The same in tokens."""
+        blocks = self.cached_blocks(slot)
+        return blocks * self.prompt_tokens / len(self.blocks) if blocks else 0.0
 
 
 def read_prompt(body: Mapping[str, Any]) -> bytes:

@@ -54,16 +54,17 @@ class Loaded(Protocol):
 class Outstanding:
     """What one request puts on a replica, from the moment it was chosen until its last byte."""
 
-    __slots__ = ("_ahead", "_began_s", "_first_s", "_prefill", "_replica", "_request", "_router",
-                 "_running")  # fmt: skip
+    __slots__ = ("_ahead", "_began_s", "_first_s", "_new", "_prefill", "_replica", "_request",
+                 "_router", "_running")  # fmt: skip
 
     def __init__(
         self, router: Router, replica: Loaded, request: RoutedRequest, now_s: float
     ) -> None:
         self._router, self._replica, self._request = router, replica, request
         self._prefill = request.prompt_tokens
-        if request.levels:
-            self._prefill -= request.cached_tokens(replica.slot)
+        self._new: Sequence[int] = ()
+        if request.blocks:
+            self._note_prefix(replica.slot)
         self._running = replica.in_flight
         replica.in_flight += 1
         replica.prefill_tokens += self._prefill
@@ -71,14 +72,28 @@ class Outstanding:
         self._ahead = replica.prefill_tokens
         self._began_s, self._first_s = now_s, 0.0
 
+    def _note_prefix(self, slot: int) -> None:
+        request, prefixes = self._request, self._router.knowledge.prefixes
+        shared = request.cached_blocks(slot)
+        self._prefill -= request.cached_tokens(slot)
+        request.unsure = shared > 0 and prefixes.is_computing(slot, request.blocks[shared - 1])
+        self._new = request.blocks[shared:]
+        prefixes.begin(slot, self._new)
+        prefixes.add(slot, request.blocks)
+
     def first_token(self, now_s: float) -> None:
         """The first byte of the answer has come: the prompt is computed."""
         self._first_s = now_s
-        self._replica.prefill_tokens -= self._prefill
+        self._end_prefill()
         if self._request is not UNKNOWN:
             self._router.knowledge.rates_of(self._replica).learn_ttft(
                 self._ahead, self._running, now_s - self._began_s
             )
+
+    def _end_prefill(self) -> None:
+        self._replica.prefill_tokens -= self._prefill
+        if self._new:
+            self._router.knowledge.prefixes.finish(self._replica.slot, self._new)
 
     def end(
         self,
@@ -93,7 +108,7 @@ class Outstanding:
         """
         replica, request = self._replica, self._request
         if not self._first_s:
-            replica.prefill_tokens -= self._prefill
+            self._end_prefill()
         running = replica.in_flight
         replica.in_flight -= 1
         replica.decode_tokens -= request.decode_tokens
@@ -158,10 +173,7 @@ class Router:
 
     def begin(self, replica: Loaded, request: RoutedRequest, now_s: float) -> Outstanding:
         """Count a request against its replica."""
-        outstanding = Outstanding(self, replica, request, now_s)
-        if request.blocks:
-            self.knowledge.prefixes.add(replica.slot, request.blocks)
-        return outstanding
+        return Outstanding(self, replica, request, now_s)
 
     def learn_answer(
         self,
@@ -181,7 +193,7 @@ class Router:
             return
         self.reported += 1
         self.silent = 0
-        if request.levels:
+        if request.levels and not request.unsure:
             expected = request.cached_tokens(replica.slot)
             self.knowledge.prefixes.correct(replica.slot, expected, cached_tokens)
 

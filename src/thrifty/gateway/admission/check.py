@@ -1,4 +1,4 @@
-"""May this request go on? The second step: JSON, model, fields, limits."""
+"""Is it a request that this deployment can answer? JSON, model, fields, bounds, deadline."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from thrifty.gateway.call import Call
 from thrifty.gateway.table import Deployment, RoutingTable
 from thrifty.wire.errors import NOT_FOUND, WireError, bad_request, unavailable
 from thrifty.wire.fields import Endpoint, check_fields
+
+TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
+MAX_TIMEOUT_MS = 86_400_000
 
 _decode = msgspec.json.Decoder().decode
 
@@ -25,6 +28,27 @@ def admit(call: Call, table: RoutingTable) -> None:
     options = body.get("stream_options")
     call.include_usage = bool(options and options.get("include_usage"))
     _limit_tokens(body, deployment.settings.max_tokens)
+    asked = call.exchange.headers.get(TIMEOUT_HEADER)
+    if asked is not None or deployment.settings.timeout_s is not None:
+        call.deadline_s = call.received_s + _read_timeout_s(asked, deployment.settings.timeout_s)
+
+
+def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
+    """How long the answer may take to begin: what the client asks for, but not more than the
+    deployment allows.
+    """
+    if asked is None:
+        return default_s or 0.0
+    text = asked.strip()
+    if not text.isdigit() or not 0 < int(text[:12]) <= MAX_TIMEOUT_MS:
+        raise bad_request(
+            f"The header '{TIMEOUT_HEADER.decode()}' must be a whole number of milliseconds, from 1 "
+            f"to {MAX_TIMEOUT_MS}, not {text[:40].decode('latin-1')!r}.",
+            TIMEOUT_HEADER.decode(),
+            "invalid_value",
+        )
+    asked_s = int(text) / 1e3
+    return asked_s if default_s is None else min(asked_s, default_s)
 
 
 def _decode_body(data: bytes) -> dict[str, Any]:

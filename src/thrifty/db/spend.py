@@ -1,0 +1,58 @@
+"""What each key has spent, by day: sums that several gateway workers add to.
+
+Money is in the currency of the deployments' prices. Days are of UTC, written `2026-11-23`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from sqlalchemy import delete, select, text
+
+from thrifty.db.database import Database
+from thrifty.db.tables import key_spend
+
+KeyDay = tuple[str, str]
+"""A key's id, and a day."""
+
+OVERLAP_S = 30.0
+"""Rows that were written this long before the last look are read again: clocks of hosts differ, and
+a transaction ends later than its rows say."""
+KEEP_DAYS_S = 400 * 86400.0
+
+_ADD = text(
+    "INSERT INTO key_spend (key_id, day, spend, updated_s) VALUES (:key_id, :day, :spend, :at_s) "
+    "ON CONFLICT (key_id, day) DO UPDATE SET spend = key_spend.spend + excluded.spend, "
+    "updated_s = excluded.updated_s"
+)
+
+
+def exchange_spend(
+    database: Database, amounts: Mapping[KeyDay, float], first_day: str, since_s: float
+) -> dict[KeyDay, float]:
+    """Add `amounts` to the sums, and read those from `first_day` on that have changed since
+    `since_s` (seconds since 1970), in one transaction. Raises `DatabaseError`; then nothing was
+    added.
+    """
+    now_s = time.time()
+    # In one order everywhere, so that two workers cannot lock each other's rows crosswise.
+    rows = [
+        {"key_id": key_id, "day": day, "spend": amount, "at_s": now_s}
+        for (key_id, day), amount in sorted(amounts.items())
+    ]
+    query = select(key_spend.c.key_id, key_spend.c.day, key_spend.c.spend).where(
+        key_spend.c.day >= first_day, key_spend.c.updated_s >= since_s - OVERLAP_S
+    )
+    with database.begin() as connection:
+        if rows:
+            connection.execute(_ADD, rows)
+        found = connection.execute(query).all()
+    return {(row[0], row[1]): float(row[2]) for row in found}
+
+
+def prune_spend(database: Database) -> None:
+    """Forget sums of more than a year ago."""
+    with database.begin() as connection:
+        oldest_s = time.time() - KEEP_DAYS_S
+        connection.execute(delete(key_spend).where(key_spend.c.updated_s < oldest_s))

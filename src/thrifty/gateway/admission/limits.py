@@ -1,0 +1,241 @@
+"""Is the key of a request within its limits? Asked before anything else is done for it.
+
+With a shared store the counts are Redis', and hold across workers and hosts. Without one, or while
+it is away, each worker counts for itself; budgets hold across workers in any case, through the
+database. What Redis counts is counted here too, so that a worker that must do without it goes on
+from where it was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from thrifty.db.keys import Key
+from thrifty.gateway.admission.counts import Ask, Grant, Limit, ProcessCounts, Refusal, Usage
+from thrifty.gateway.admission.estimate import compute_cost
+from thrifty.gateway.admission.shared_counts import RENEW_S, SharedCounts, SharedGrant
+from thrifty.gateway.admission.spend import (
+    SpendBook,
+    name_day,
+    until_next_day_s,
+    until_next_month_s,
+)
+from thrifty.gateway.call import HIT, Call
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.wire.errors import RATE_LIMIT, WireError
+
+INSUFFICIENT_QUOTA = "insufficient_quota"
+CLIENT_CLOSED = 499
+Sizes = tuple[int, int]
+"""Tokens of a prompt and of an answer, by estimate."""
+
+
+@dataclass(slots=True)
+class Held:
+    """What a call holds of its key's limits until it ends."""
+
+    key: Key
+    prompt: int
+    answer: int
+    grant: Grant
+    shared: SharedGrant | None
+
+
+class Limiter:
+    """Holds keys to their limits. `clock` gives seconds that never go back."""
+
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        book: SpendBook,
+        shared: SharedCounts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._book = book
+        self._shared = shared
+        self._clock = clock
+        self._counts = ProcessCounts()
+        self._running: dict[str, dict[str, Held]] = {}
+        """What is counted in Redis: by the key's id and the grant's."""
+        self._renewed_s = clock()
+
+    def admit(self, call: Call, key: Key) -> Coroutine[Any, Any, None] | None:
+        """Count a call of a limited key; returns what is still to be awaited where Redis counts.
+        Raises a 429 that names the limit.
+        """
+        ask, sizes = self._make_ask(call, key)
+        if self._shared is not None:
+            if self._shared.available:
+                return self._admit_shared(call, key, ask, sizes, self._shared)
+            self._metrics.limit_fallbacks.inc()
+        self._admit_here(call, key, ask, sizes)
+        return None
+
+    def settle(self, call: Call) -> None:
+        """A call has ended: put what it took in the place of what was reserved for it."""
+        usage, deployment = call.usage, call.deployment
+        generated = usage is not None and call.cache != HIT
+        if usage is not None and generated and deployment is not None:
+            deployment.estimator.learn(
+                len(call.exchange.body), usage.prompt_tokens, usage.completion_tokens
+            )
+        if call.key is None or deployment is None:
+            return
+        held = call.held
+        tokens, cost = 0, 0.0
+        if usage is not None and generated:
+            tokens = usage.prompt_tokens + usage.completion_tokens
+            cost = compute_cost(
+                deployment.settings,
+                usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
+            )  # fmt: skip
+        elif held is not None and _broke_off(call):
+            # A client that hangs up before the counts come does not go free; it is taken to have
+            # had an answer of the usual length.
+            answer = min(held.answer, round(deployment.estimator.answer_tokens))
+            tokens = held.prompt + answer
+            cost = compute_cost(deployment.settings, held.prompt, answer)
+        if cost:
+            self._book.add(call.key.id, cost)
+        if held is None:
+            return
+        call.held = None
+        self._counts.of(held.key.id).settle(held.grant, tokens, self._clock())
+        if held.shared is not None and self._shared is not None:
+            self._running.get(held.key.id, {}).pop(held.shared.id, None)
+            self._shared.settle(held.key.id, held.shared, tokens, cost, name_day(time.time()))
+
+    def sweep(self) -> None:
+        """Forget what is old, and renew the leases of long requests; about once a second."""
+        now_s = self._clock()
+        self._counts.prune(now_s)
+        if self._shared is not None and now_s - self._renewed_s >= RENEW_S:
+            self._renewed_s = now_s
+            for key_id, running in list(self._running.items()):
+                if running:
+                    grants = [held.shared for held in running.values() if held.shared is not None]
+                    self._shared.renew(key_id, grants)
+                else:
+                    del self._running[key_id]
+
+    def _make_ask(self, call: Call, key: Key) -> tuple[Ask, Sizes]:
+        deployment = call.deployment
+        assert deployment is not None
+        prompt, answer = deployment.estimator.estimate(call.body, len(call.exchange.body))
+        day = month = 0.0
+        if key.budget_day is not None or key.budget_month is not None:
+            day, month = self._book.spent(key.id)
+        cost = compute_cost(deployment.settings, prompt, answer)
+        return Ask(prompt + answer, cost, day, month), (prompt, answer)
+
+    def _admit_here(self, call: Call, key: Key, ask: Ask, sizes: Sizes) -> None:
+        counts, now_s = self._counts.of(key.id), self._clock()
+        taken = counts.take(key.limits, ask, now_s)
+        if isinstance(taken, Refusal):
+            raise self._refuse(call, key, ask, taken, counts.usage(now_s))
+        call.held = Held(key, *sizes, taken, None)
+        call.rate_headers = make_headers(key, taken.usage)
+
+    async def _admit_shared(
+        self, call: Call, key: Key, ask: Ask, sizes: Sizes, shared: SharedCounts
+    ) -> None:
+        taken = await shared.take(key.id, key.limits, ask, name_day(time.time()))
+        if taken is None:
+            self._metrics.limit_fallbacks.inc()
+            self._admit_here(call, key, ask, sizes)
+            return
+        if isinstance(taken, Refusal):
+            raise self._refuse(call, key, ask, taken, taken.usage)
+        grant = self._counts.of(key.id).count(key.limits, ask, self._clock())
+        held = call.held = Held(key, *sizes, grant, taken)
+        self._running.setdefault(key.id, {})[taken.id] = held
+        call.rate_headers = make_headers(key, taken.usage)
+
+    def _refuse(
+        self, call: Call, key: Key, ask: Ask, refusal: Refusal, usage: Usage | None
+    ) -> WireError:
+        assert call.deployment is not None
+        self._metrics.rejections.labels(call.deployment.name, refusal.limit.value).inc()
+        if usage is not None:
+            call.rate_headers = make_headers(key, usage)
+        return make_refusal(key, ask, refusal, time.time())
+
+
+def make_refusal(key: Key, ask: Ask, refusal: Refusal, at_s: float) -> WireError:
+    """The 429 for a limit that stands in the way. `at_s`: seconds since 1970."""
+    limit, used, wait_s = refusal.limit, refusal.used, refusal.retry_after_s
+    if limit in (Limit.BUDGET_DAY, Limit.BUDGET_MONTH):
+        daily = limit is Limit.BUDGET_DAY
+        budget = key.budget_day if daily else key.budget_month
+        what = f"its budget of {budget:g} a {'day' if daily else 'month'}"
+        if wait_s is not None:
+            return WireError(
+                429,
+                f"The key {key.name!r} has {used:g} of {what} spent or reserved by requests that "
+                "run. Try again when they have ended.",
+                type=INSUFFICIENT_QUOTA, code="insufficient_quota", retry_after_s=wait_s,
+            )  # fmt: skip
+        left_s = until_next_day_s(at_s) if daily else until_next_month_s(at_s)
+        return WireError(
+            429,
+            f"The key {key.name!r} has spent {used:g} of {what}. The next begins in "
+            f"{left_s / 3600:.1f} hours (UTC).",
+            type=INSUFFICIENT_QUOTA, code="insufficient_quota", retry_after_s=left_s,
+        )  # fmt: skip
+    # Rounded up: a client that keeps to it must not come too early.
+    wait_s = math.ceil(wait_s) if wait_s is not None else 1
+    if limit is Limit.CONCURRENCY:
+        text = (
+            f"The key {key.name!r} may run {key.concurrency} requests at once, and {used:g} run. "
+            "Try again when one has ended."
+        )
+        return WireError(
+            429, text, type=RATE_LIMIT, code="rate_limit_exceeded", retry_after_s=wait_s
+        )
+    if limit is Limit.REQUESTS:
+        what = f"requests per min (RPM): Limit {key.rpm}, Used {used:g}, Requested 1"
+    else:
+        what = f"tokens per min (TPM): Limit {key.tpm}, Used {used:g}, Requested {ask.tokens}"
+    return WireError(
+        429,
+        f"Rate limit reached for the key {key.name!r} on {what}. Please try again in "
+        f"{wait_s} s.",
+        type=limit.value, code="rate_limit_exceeded", retry_after_s=wait_s,
+    )  # fmt: skip
+
+
+def make_headers(key: Key, usage: Usage) -> list[tuple[bytes, bytes]]:
+    """The headers that tell a client how far its minute is used, as OpenAI names them."""
+    headers = []
+    if key.rpm is not None:
+        headers += _make_group(b"requests", key.rpm, usage.requests, usage.requests_reset_s)
+    if key.tpm is not None:
+        headers += _make_group(b"tokens", key.tpm, usage.tokens, usage.tokens_reset_s)
+    return headers
+
+
+def _make_group(name: bytes, limit: int, used: int, reset_s: float) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"x-ratelimit-limit-" + name, b"%d" % limit),
+        (b"x-ratelimit-remaining-" + name, b"%d" % max(0, limit - used)),
+        (b"x-ratelimit-reset-" + name, format_reset(reset_s).encode()),
+    ]
+
+
+def format_reset(seconds: float) -> str:
+    """A duration as OpenAI writes it: `120ms`, `6.5s`, `1m2s`."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s".replace(".0s", "s")
+    return f"{int(seconds // 60)}m{round(seconds % 60)}s"
+
+
+def _broke_off(call: Call) -> bool:
+    """Whether a replica worked for a call that ended without its counts."""
+    return bool(call.sent_s) and (bool(call.first_byte_s) or call.status == CLIENT_CLOSED)

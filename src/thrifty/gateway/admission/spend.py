@@ -1,0 +1,178 @@
+"""What keys have spent: this worker's part in memory, everybody's in the database.
+
+Budgets hold across gateway workers, with and without Redis, because there is one sum for each key
+and day, in the database: a task adds what this worker's requests cost, and reads what the others
+added. No request waits for it. A worker that is killed loses at most `INTERVAL_S` of its own part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from thrifty.db import Database
+from thrifty.db.spend import KeyDay, exchange_spend, prune_spend
+from thrifty.errors import DatabaseError
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 0.25
+READ_S = 1.0
+"""What others spent is known this late, unless Redis tells it at once."""
+RETRY_S = 2.0
+FIRST_LOOK_S = 5.0
+STOP_S = 5.0
+PRUNE_S = 86400.0
+
+
+def name_day(at_s: float) -> str:
+    """The day (UTC) of a time in seconds since 1970."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d")
+
+
+def until_next_day_s(at_s: float) -> float:
+    """How long until the day (UTC) ends."""
+    return 86400.0 - at_s % 86400.0
+
+
+def until_next_month_s(at_s: float) -> float:
+    """How long until the month (UTC) ends."""
+    now = datetime.fromtimestamp(at_s, UTC)
+    first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    following = (first + timedelta(days=32)).replace(day=1)
+    return (following - now).total_seconds()
+
+
+class SpendBook:
+    """Sums by key and day. Plain state."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._known: dict[str, dict[str, float]] = {}
+        """By key and day, as the database had it."""
+        self._pending: dict[str, dict[str, float]] = {}
+        """What this worker has to add to it."""
+        self._writing: dict[str, dict[str, float]] = {}
+        """What it is adding just now."""
+
+    def add(self, key_id: str, cost: float) -> None:
+        """Count what a request cost, today."""
+        _add(self._pending, key_id, name_day(self._clock()), cost)
+
+    def spent(self, key_id: str) -> tuple[float, float]:
+        """What a key has spent today and this month."""
+        day = name_day(self._clock())
+        month = day[:7]
+        today = total = 0.0
+        for sums in (self._known, self._pending, self._writing):
+            for when, amount in sums.get(key_id, _NOTHING).items():
+                if when == day:
+                    today += amount
+                if when.startswith(month):
+                    total += amount
+        return today, total
+
+    def take_pending(self) -> dict[KeyDay, float]:
+        """What is to be written, with what was taken before and has not been `wrote` yet."""
+        for key_id, days in self._pending.items():
+            for day, amount in days.items():
+                _add(self._writing, key_id, day, amount)
+        self._pending = {}
+        return {(key_id, day): amount for key_id, days in self._writing.items()
+                for day, amount in days.items()}  # fmt: skip
+
+    def wrote(self, sums: Mapping[KeyDay, float]) -> None:
+        """What was taken is in the database, which now has these sums."""
+        self._writing = {}
+        for (key_id, day), amount in sums.items():
+            self._known.setdefault(key_id, {})[day] = amount
+        month = name_day(self._clock())[:7]
+        for key_id, days in list(self._known.items()):
+            for day in [day for day in days if not day.startswith(month)]:
+                del days[day]
+            if not days:
+                del self._known[key_id]
+
+
+_NOTHING: dict[str, float] = {}
+
+
+def _add(sums: dict[str, dict[str, float]], key_id: str, day: str, amount: float) -> None:
+    days = sums.setdefault(key_id, {})
+    days[day] = days.get(day, 0.0) + amount
+
+
+class SpendKeeper:
+    """The task between a book and the database."""
+
+    def __init__(self, database: Database, book: SpendBook) -> None:
+        self._database = database
+        self._book = book
+        self._up = True
+        self._since_s = 0.0
+        self._read_s = -READ_S
+        self._pruned_s = time.monotonic()
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin; returns once the sums are known, or soon where the database is away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await self._try()
+        self._task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """Write what is left, for at most `STOP_S`."""
+        self._stopping.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=STOP_S)
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_S if self._up else RETRY_S):
+                    await self._stopping.wait()
+            await self._try()
+        await self._try()  # what came while the last was being written
+
+    async def _try(self) -> None:
+        try:
+            await self._exchange()
+        except DatabaseError as error:
+            self._note_state(False, error)
+            file = self._database.file
+            if file is not None and self._database.file_is_gone() and file.exists():
+                self._database.reopen()
+                self._since_s = 0.0
+        else:
+            self._note_state(True, None)
+
+    async def _exchange(self) -> None:
+        """Write what this worker's requests cost, and read the sums when it is time."""
+        amounts = self._book.take_pending()
+        now_s = time.monotonic()
+        if not amounts and now_s - self._read_s < READ_S:
+            return
+        at_s = time.time()
+        sums = await asyncio.to_thread(
+            exchange_spend, self._database, amounts, f"{name_day(at_s)[:7]}-01", self._since_s
+        )
+        self._book.wrote(sums)
+        self._since_s, self._read_s = at_s, now_s
+        if now_s - self._pruned_s > PRUNE_S:
+            self._pruned_s = now_s
+            await asyncio.to_thread(prune_spend, self._database)
+
+    def _note_state(self, up: bool, error: DatabaseError | None) -> None:
+        if up != self._up:
+            self._up = up
+            if up:
+                log.info("spend is written again")
+            else:
+                log.warning("spend cannot be written: %s; it is kept in memory", error)

@@ -1,0 +1,207 @@
+"""Routing in a running gateway: what is counted, what is kept together, what is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parts import (
+    GatewayUnderTest,
+    echo_deployment,
+    replica_row,
+    running_echo,
+    running_gateway,
+)
+from thrifty.db.fleet import save_deployment
+from thrifty.gateway.alarms import raise_alarms
+from thrifty.gateway.routing import Router
+from thrifty.gateway.table import RoutingTable
+from thrifty.observe.metrics import GatewayMetrics
+
+LONG = "All who work here must wash their hands before they return to their work. " * 30
+
+
+def chat(*texts: str, **fields: Any) -> dict[str, Any]:
+    roles = ["system", *["user", "assistant"] * len(texts)]
+    messages = [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
+    return {"model": "echo", "messages": messages, "max_tokens": 8, **fields}
+
+
+def account(gateway: GatewayUnderTest) -> list[tuple[int, float, float]]:
+    replicas = gateway.table.deployments["echo"].replicas.values()
+    return [(r.in_flight, r.prefill_tokens, r.decode_tokens) for r in replicas]
+
+
+@contextlib.asynccontextmanager
+async def fleet(folder: Path, count: int, routing: str = "auto", **options: Any) -> Any:
+    async with contextlib.AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(running_echo(**options)) for _ in range(count)]
+        deployment = echo_deployment(routing=routing, cache_when="never")
+        gateway = await stack.enter_async_context(
+            running_gateway(folder, urls, deployment=deployment)
+        )
+        yield gateway, urls
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", chat("be kind", "one two")),
+        ("/v1/chat/completions", chat("be kind", "one two", stream=True)),
+        ("/v1/completions", {"model": "echo", "prompt": "one two three", "max_tokens": 4}),
+        (
+            "/v1/completions",
+            {"model": "echo", "prompt": "one two", "max_tokens": 4, "stream": True},
+        ),
+    ],
+)
+async def test_load_is_counted_on_every_endpoint_and_given_back(
+    tmp_path: Path, path: str, body: dict[str, Any]
+) -> None:
+    """A router that counts on some paths only sends one replica everything."""
+    async with fleet(tmp_path, 4, ttft_s=0.2) as (gateway, _):
+        asking = [asyncio.ensure_future(gateway.ask(body, path)) for _ in range(16)]
+        while sum(a[0] for a in account(gateway)) < 16:
+            await asyncio.sleep(0.005)
+        assert [a[0] for a in account(gateway)] == [4, 4, 4, 4]
+        assert all(a[1] > 0 and a[2] > 0 for a in account(gateway))
+        assert {reply.status for reply in await asyncio.gather(*asking)} == {200}
+        assert account(gateway) == [(0, 0.0, 0.0)] * 4
+
+
+async def test_load_is_given_back_when_clients_hang_up_and_replicas_fail(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 3, ttft_s=0.3) as (gateway, urls):
+        asking = [asyncio.ensure_future(gateway.ask(chat("a", "b", stream=True))) for _ in range(9)]
+        while sum(a[0] for a in account(gateway)) < 9:
+            await asyncio.sleep(0.005)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        gateway.client.close()
+        for _ in range(200):
+            if account(gateway) == [(0, 0.0, 0.0)] * 3:
+                break
+            await asyncio.sleep(0.01)
+        assert account(gateway) == [(0, 0.0, 0.0)] * 3
+        await gateway.set_replicas(
+            [replica_row(0, "http://127.0.0.1:9"), *(replica_row(i, urls[i]) for i in (1, 2))]
+        )
+        for number in range(12):
+            assert (await gateway.ask(chat("a", str(number)))).status == 200
+        assert account(gateway) == [(0, 0.0, 0.0)] * 3
+
+
+async def test_a_conversation_goes_back_to_its_replica_and_others_spread(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 4) as (gateway, _):
+        homes: dict[int, bytes] = {}
+        for turn in range(3):
+            for number in range(12):
+                texts = [f"{number} {LONG}"]
+                for before in range(turn):
+                    texts += [f"question {before}", f"answer {before}"]
+                reply = await gateway.ask(chat(*texts, f"question {turn}"))
+                home = homes.setdefault(number, reply.headers[b"x-thrifty-replica"])
+                assert reply.headers[b"x-thrifty-replica"] == home
+        counts = Counter(homes.values())
+        assert len(counts) >= 3, "misses do not land on one replica"
+        assert max(counts.values()) <= 7
+
+
+@pytest.mark.parametrize("how", ["header", "field"])
+async def test_a_session_stays_where_it_is_under_bounded_hash(tmp_path: Path, how: str) -> None:
+    async with fleet(tmp_path, 4, "bounded_hash") as (gateway, _):
+        homes = set()
+        for number in range(8):
+            headers = {"x-session-id": "ann-1"} if how == "header" else None
+            fields = {} if how == "header" else {"prompt_cache_key": "ann-1"}
+            reply = await gateway.ask(chat(f"{number}", "x", **fields), headers=headers)
+            assert reply.status == 200, reply.body
+            homes.add(reply.headers[b"x-thrifty-replica"])
+        assert len(homes) == 1
+
+
+async def test_a_conversation_stays_on_one_version(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 4) as (gateway, urls):
+        rows = [
+            replica_row(i, url, version=f"echo@v{i % 2}", revision=f"r{i % 2}")
+            for i, url in enumerate(urls)
+        ]
+        await gateway.set_replicas(rows)
+        seen = set()
+        for number in range(16):
+            versions = set()
+            texts = ["be kind", f"question {number}"]
+            for turn in range(3):
+                reply = await gateway.ask(chat(*texts))
+                versions.add(reply.headers[b"x-thrifty-version"])
+                texts += [f"answer {turn}", f"more {turn}"]
+            assert len(versions) == 1, "an answer of one version, a question to the other"
+            seen |= versions
+        assert len(seen) == 2, "both versions are used"
+        await gateway.set_replicas(
+            [dataclasses.replace(row, state="backoff") for row in rows[1::2]]
+        )
+        assert (await gateway.ask(chat("be kind", "question 1"))).status == 200
+
+
+async def test_a_replica_that_was_restarted_is_forgotten(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 2) as (gateway, urls):
+        await gateway.ask(chat(LONG, "hello"))
+        prefixes = gateway.table.deployments["echo"].router.knowledge.prefixes
+        assert len(prefixes) > 0
+        await gateway.set_replicas([replica_row(i, url, restarts=1) for i, url in enumerate(urls)])
+        while gateway.table.deployments["echo"].replicas["echo-0"].restarts != 1:
+            await asyncio.sleep(0.01)
+        assert len(prefixes) == 0
+        assert (await gateway.ask(chat(LONG, "hello"))).status == 200
+
+
+async def test_the_policy_can_change_while_it_runs(tmp_path: Path) -> None:
+    async with fleet(tmp_path, 3) as (gateway, _):
+        await gateway.ask(chat(LONG, "hello"))
+        row = echo_deployment(routing="round_robin", cache_when="never")
+        await asyncio.to_thread(save_deployment, gateway.database, row)
+        await gateway.reader.refresh()
+        while gateway.table.deployments["echo"].router.policy != "round_robin":
+            await asyncio.sleep(0.01)
+        found = [
+            (await gateway.ask(chat(LONG, "hello"))).headers[b"x-thrifty-replica"] for _ in range(6)
+        ]
+        assert found[:3] == found[3:]
+        assert len(set(found)) == 3
+        slots = [r.slot for r in gateway.table.deployments["echo"].replicas.values()]
+        assert len(set(slots)) == 3
+
+
+def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
+    table, metrics = RoutingTable(), GatewayMetrics()
+    row = echo_deployment()
+    from thrifty.db.fleet import FleetState
+
+    rows = [replica_row(i, f"http://127.0.0.1:{9000 + i}") for i in range(4)]
+    table.apply(FleetState(1, [row], rows, []))
+    deployment = table.deployments["echo"]
+    for replica in deployment.ready:
+        replica.in_flight = 5
+    router: Router = deployment.router
+    for _ in range(4000):
+        router.shares.note("echo-2", deployment.ready)
+    router.reported, router.silent = 60, 250
+    with caplog.at_level(logging.WARNING):
+        raise_alarms(table, metrics)
+        raise_alarms(table, metrics)
+    said = [record.getMessage() for record in caplog.records]
+    assert any("echo-2 got 100 %" in text and "its due was 25 %" in text for text in said)
+    assert sum("no longer say" in text for text in said) == 1, "once, not every second"
+    assert metrics.signals_lost.labels("echo")._value.get() == 1
+    assert metrics.share_alarms.labels("echo", "echo-2")._value.get() == 1
+    router.silent = 0
+    raise_alarms(table, metrics)
+    assert metrics.signals_lost.labels("echo")._value.get() == 0

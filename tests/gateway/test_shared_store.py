@@ -1,0 +1,169 @@
+"""The shared Redis, a real one: answers, pipelines, scripts, and every way in which it can be away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from tests.redis_server import RedisServer, running_redis
+from thrifty.errors import ThriftyError
+from thrifty.gateway.shared_store import Script, SharedStore, mask_url
+
+COUNT = Script("return {redis.call('INCRBY', KEYS[1], ARGV[1]), ARGV[2]}")
+
+
+@contextlib.asynccontextmanager
+async def open_store(server: RedisServer, **options: object) -> AsyncIterator[SharedStore]:
+    store = SharedStore(server.url, **options)  # type: ignore[arg-type]
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true"
+        await asyncio.sleep(0.02)
+
+
+async def test_commands_and_scripts_are_answered() -> None:
+    with running_redis() as server:
+        async with open_store(server) as store:
+            assert store.available
+            assert await store.run("GET", "nothing") is None
+            assert await store.run("SET", b"k", b"\x00\xffvalue", "PX", 60_000)
+            assert await store.run("GET", b"k") == b"\x00\xffvalue"
+            # The first use sends the script's text, the second its name alone.
+            assert await store.run_script(COUNT, ["n"], [2, "a"]) == [2, b"a"]
+            assert await store.run_script(COUNT, ["n"], [3, "b"]) == [5, b"b"]
+            await store.run("SCRIPT", "FLUSH")
+            assert await store.run_script(COUNT, ["n"], [1, "c"]) == [6, b"c"]
+
+
+async def test_many_commands_at_once_get_each_its_own_answer() -> None:
+    with running_redis() as server:
+        async with open_store(server) as store:
+            await asyncio.gather(*(store.run("SET", f"k{i}", i) for i in range(1500)))
+            found = await asyncio.gather(*(store.run("GET", f"k{i}") for i in range(1500)))
+            assert found == [str(i).encode() for i in range(1500)]
+
+
+async def test_a_refused_command_is_none_and_harms_no_other() -> None:
+    faults: list[str] = []
+    with running_redis() as server:
+        async with open_store(server, on_error=faults.append) as store:
+            await store.run("SET", "text", "x")
+            answers = await asyncio.gather(
+                store.run("INCR", "text"), store.run("GET", "text"), store.run("NONSENSE")
+            )
+            assert answers == [None, b"x", None]
+            assert store.available
+            assert faults == ["reply", "reply"]
+
+
+async def test_without_a_redis_it_starts_and_takes_it_up_when_it_comes() -> None:
+    server = RedisServer()
+    states: list[bool] = []
+    async with open_store(server, on_state=states.append) as store:
+        assert not store.available
+        began_s = time.monotonic()
+        assert await store.run("GET", "k") is None
+        assert time.monotonic() - began_s < 0.01
+        server.start()
+        try:
+            await eventually(lambda: store.available)
+            assert await store.run("SET", "k", 1)
+        finally:
+            server.kill()
+    assert states[0] is False
+    assert True in states
+
+
+async def test_a_redis_that_dies_is_done_without_at_once_and_taken_up_again() -> None:
+    with running_redis() as server:
+        async with open_store(server) as store:
+            await store.run("SET", "k", 1)
+            server.kill()
+            began_s = time.monotonic()
+            assert await store.run("GET", "k") is None
+            assert time.monotonic() - began_s < 0.5
+            assert not store.available
+            server.start()
+            await eventually(lambda: store.available)
+            assert await store.run("GET", "k") is None
+            assert await store.run("SET", "k", 2)
+
+
+async def test_a_redis_that_hangs_holds_nobody_up() -> None:
+    faults: list[str] = []
+    with running_redis() as server:
+        async with open_store(server, on_error=faults.append) as store:
+            await store.run("SET", "k", 1)
+            server.pause()
+            try:
+                began_s = time.monotonic()
+                answers = await asyncio.gather(*(store.run("GET", "k") for _ in range(500)))
+                assert answers == [None] * 500
+                assert time.monotonic() - began_s < 0.5
+                await store.run("GET", "k")
+                assert not store.available
+                began_s = time.monotonic()
+                for _ in range(1000):
+                    assert await store.run("GET", "k") is None
+                assert time.monotonic() - began_s < 0.1
+            finally:
+                server.resume()
+            await eventually(lambda: store.available)
+            assert await store.run("GET", "k") == b"1"
+            assert "timeout" in faults
+
+
+async def test_an_answer_that_came_too_late_is_never_anothers() -> None:
+    with running_redis() as server:
+        async with open_store(server) as store:
+            for i in range(20):
+                await store.run("SET", f"k{i}", i)
+            for i in range(20):
+                await store.run("GET", f"k{i}")
+                if i % 5 == 0:
+                    server.pause()
+                    await asyncio.gather(*(store.run("GET", f"k{n}") for n in range(3)))
+                    server.resume()
+                    await eventually(lambda: store.available)
+                found = await store.run("GET", f"k{i}")
+                assert found in (None, str(i).encode())
+
+
+async def test_whoever_asked_may_go_away() -> None:
+    with running_redis() as server:
+        async with open_store(server) as store:
+            tasks = [asyncio.ensure_future(store.run("GET", "k")) for _ in range(50)]
+            await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert await store.run("SET", "k", 1)
+
+
+async def test_a_full_redis_refuses_and_stays() -> None:
+    with running_redis("--maxmemory", "1mb", "--maxmemory-policy", "noeviction") as server:
+        async with open_store(server) as store:
+            assert await store.run("SET", "k", b"x" * 3_000_000) is None
+            assert store.available
+            assert await store.run("PING") is not None
+
+
+def test_a_wrong_url_is_refused() -> None:
+    with pytest.raises(ThriftyError, match="not valid"):
+        SharedStore("http://nowhere")
+
+
+def test_logs_show_no_password() -> None:
+    assert mask_url("redis://user:secret@host:6379/2?password=secret") == "redis://host:6379/2"
