@@ -269,7 +269,7 @@ async def test_a_large_answer_stays_out_of_redis_and_nobody_waits_in_line(
         # One, and then the two others side by side.
         assert time.monotonic() - began_s < 1.15
         assert [result(reply) for reply in replies] == ["miss"] * 3
-        assert {redis.get(name) for name in answers_in(redis)} == {b"-"}
+        assert {redis.get(name) for name in answers_in(redis)} <= {b"-", None}
         assert [result(await gateway.ask(chat("x" * 2000))) for gateway in gateways] == ["hit"] * 3
 
 
