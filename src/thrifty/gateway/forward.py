@@ -38,7 +38,7 @@ from thrifty.wire.client import (
     TransportError,
 )
 from thrifty.wire.errors import SERVER, WireError, unavailable
-from thrifty.wire.fields import Endpoint
+from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
 from thrifty.wire.server import JSON_TYPE
 from thrifty.wire.sse import parse_usage
 
@@ -488,6 +488,10 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     salt_field = deployment.settings.salt_field
     if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
         changes[salt_field] = _make_salt(call.tenant, call.body.get(salt_field))
+    ours = deployment.honours is not None
+    if ours and any(name in GATEWAY_FIELDS for name in call.body):
+        kept = {name: value for name, value in call.body.items() if name not in GATEWAY_FIELDS}
+        return _encode({**kept, **changes})
     if not changes:
         return call.exchange.body
     return _encode({**call.body, **changes})
