@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect
+from sqlalchemy import create_engine, inspect, text
 
 from thrifty.db import open_database
 from thrifty.db.database import HEAD, MIGRATIONS, rescue_file
@@ -57,6 +57,29 @@ def test_head_is_the_newest_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_keys_of_an_older_database_are_kept_and_have_no_limits(tmp_path: Path) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    old = create_engine(url(tmp_path))
+    with old.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO keys (id, name, role, tenant, hash, hint, created_s) "
+                "VALUES ('1', 'ann', 'user', 'team', 'h', 'sk', 1.0)"
+            )
+        )
+    old.dispose()
+    database = open_database(url(tmp_path), migrate=True)
+    (key,) = list_keys(database)
+    assert (key.name, key.tenant, key.limited) == ("ann", "team", False)
+    database.close()
 
 
 def test_opening_twice_migrates_once_and_keeps_rows(tmp_path: Path) -> None:

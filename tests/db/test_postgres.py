@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.parts import running_echo, running_gateway
 from thrifty.db import Database, open_database
 from thrifty.db.keys import create_key, list_keys, revoke_key
 from thrifty.db.request_log import RequestLog
+from thrifty.db.spend import exchange_spend
 from thrifty.db.tables import requests
 from thrifty.errors import ThriftyError
 
@@ -83,3 +85,16 @@ async def test_a_gateway_serves_and_records_on_it(
         await asyncio.to_thread(gateway.writer.stop)
         with gateway.database.begin() as connection:
             assert len(connection.execute(select(requests.c.id)).all()) == 20
+
+
+def test_workers_add_to_the_same_sums_of_spend_at_once(database: Database) -> None:
+    def work(number: int) -> None:
+        for turn in range(25):
+            amounts = {(f"k{i}", "2026-11-23"): 0.5 for i in range((number + turn) % 4 + 1)}
+            exchange_spend(database, amounts, "2026-11-01", 0.0)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    sums = exchange_spend(database, {}, "2026-11-01", 0.0)
+    assert sums[("k0", "2026-11-23")] == 50.0
+    assert sum(sums.values()) == 0.5 * sum((n + t) % 4 + 1 for n in range(4) for t in range(25))

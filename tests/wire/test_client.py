@@ -816,3 +816,56 @@ async def test_fetch_has_one_deadline_for_everything(
 async def test_fetch_refuses_what_is_no_url(client: HttpClient) -> None:
     with pytest.raises(ValueError, match="not an http:// or https:// URL"):
         await client.fetch("ftp://example.com/x")
+
+
+# The first byte of a body
+
+
+async def test_a_reader_may_wait_for_the_first_byte_before_it_takes_the_body() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+    begin = asyncio.Event()
+
+    async def on_connection(server: Scripted, peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(head)
+        await begin.wait()
+        await peer.send(b"ab", b"cd")
+        await peer.wait_gone()
+
+    async with talking(on_connection) as (_, client, origin):
+        answer = await client.open(origin, "GET", "/")
+        waiting = asyncio.ensure_future(answer.wait_body())
+        await asyncio.sleep(0.02)
+        assert not waiting.done()
+        begin.set()
+        await waiting
+        taken: list[bytes] = []
+        answer.attach(taken.append)
+        await answer.done
+        assert b"".join(taken) == b"abcd"
+        await answer.wait_body()
+
+
+async def test_a_body_that_breaks_off_or_is_empty_keeps_nobody_waiting() -> None:
+    cut = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+    async with talking(saying(cut, then="cut")) as (_, client, origin):
+        answer = await client.open(origin, "GET", "/")
+        with pytest.raises(BrokenResponse):
+            await answer.wait_body()
+    empty = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    async with talking(saying(empty, then="stay")) as (_, client, origin):
+        answer = await client.open(origin, "GET", "/")
+        await answer.wait_body()
+        assert await answer.read() == b""
+
+
+async def test_a_reader_that_is_cancelled_before_the_first_byte_gives_the_answer_up() -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n"
+    async with talking(saying(head, then="stay")) as (_, client, origin):
+        answer = await client.open(origin, "GET", "/")
+        waiting = asyncio.ensure_future(answer.wait_body())
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert answer.given_up

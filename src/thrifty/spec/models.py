@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -375,6 +376,8 @@ class Spec(DeploymentSpec):
     def _check_redis(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(_REDIS_SCHEMES):
             raise ValueError(f"must begin with {', '.join(_REDIS_SCHEMES)}")
+        if value is not None:
+            _ = urlsplit(value).port  # raises where it is no number
         return value
 
     @field_validator("deployments", mode="before")
