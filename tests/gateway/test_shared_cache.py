@@ -416,6 +416,13 @@ def test_an_entry_comes_back_as_it_was() -> None:
     back = decode_entry(b"k" * 20, "t", data)
     assert back is not None
     assert (back.owner, back.replica, back.took_s, back.body) == (owner, "d-0", 1.5, entry.body)
+    given = entry.as_body()
+    assert given.startswith(b'{"id":"chatcmpl-')
+    assert given != entry.as_body()
+    # What has been given is still what is shared.
+    again = decode_entry(b"k" * 20, "t", encode_entry(b"k" * 20, entry))
+    assert again is not None
+    assert again.body == b'{"id":"chatcmpl-0","x":1}'
     assert decode_entry(b"j" * 20, "t", data) is None
 
 

@@ -385,7 +385,7 @@ def _make_entry(call: Call, landing: Landing, owner: Owner, purge_id: int) -> La
         body,
         replica=call.replica.id if call.replica else "",
         usage=call.usage,
-        owner=owner._replace(version=call.version),
+        owner=owner if owner.version == call.version else owner._replace(version=call.version),
         took_s=max(0.0, call.last_byte_s - call.sent_s),
         purge_id=purge_id,
     )
