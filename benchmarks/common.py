@@ -266,7 +266,7 @@ def wrk(url: str, script: str, connections: int, seconds: float) -> dict[str, fl
     path = WORK / "wrk.lua"
     path.write_text(script + _WRK_REPORT)
     result = subprocess.run(
-        [program, "-t1", f"-c{connections}", f"-d{whole_s}s", "--latency", "-s", str(path), url],
+        [program, "-t1", f"-c{connections}", f"-d{whole_s}s", "--latency", "--timeout", "30s", "-s", str(path), url],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     report = json.loads(result.stdout[result.stdout.index("REPORT ") + 7 :].splitlines()[0])

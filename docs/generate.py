@@ -19,7 +19,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec
-from thrifty.wire.fields import FIELDS, Endpoint
+from thrifty.wire.fields import FIELDS, GATEWAY_FIELDS, Endpoint
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -167,7 +167,7 @@ def make_field_page() -> str:
             marks = []
             for kind in kinds:
                 honours = find_engine(kind).honours or frozenset()
-                always = name in ("model", "stream", "stream_options", "user")
+                always = name in ("model", "stream", "stream_options", "user", *GATEWAY_FIELDS)
                 yes = name in honours or always
                 if endpoint is Endpoint.EMBEDDINGS and kind == "echo":
                     yes = False

@@ -99,7 +99,7 @@ async def test_load_is_given_back_when_clients_hang_up_and_replicas_fail(tmp_pat
 
 
 async def test_a_conversation_goes_back_to_its_replica_and_others_spread(tmp_path: Path) -> None:
-    async with fleet(tmp_path, 4) as (gateway, _):
+    async with fleet(tmp_path, 4, cache_tokens=100_000) as (gateway, _):
         homes: dict[int, bytes] = {}
         for turn in range(3):
             for number in range(12):
@@ -112,6 +112,15 @@ async def test_a_conversation_goes_back_to_its_replica_and_others_spread(tmp_pat
         counts = Counter(homes.values())
         assert len(counts) >= 3, "misses do not land on one replica"
         assert max(counts.values()) <= 7
+
+
+async def test_replicas_without_a_prefix_cache_are_not_stuck_to(tmp_path: Path) -> None:
+    """They say that they found nothing, and are believed."""
+    async with fleet(tmp_path, 2) as (gateway, _):
+        for number in range(40):
+            await gateway.ask(chat(f"{number % 4} {LONG}", "x"))
+        held = gateway.table.deployments["echo"].router.knowledge.prefixes._held.values()
+        assert all(h.capacity <= 20 for h in held)
 
 
 @pytest.mark.parametrize("how", ["header", "field"])

@@ -37,7 +37,7 @@ from thrifty.wire.client import (
     TransportError,
 )
 from thrifty.wire.errors import SERVER, WireError, unavailable
-from thrifty.wire.fields import Endpoint
+from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
 from thrifty.wire.server import JSON_TYPE
 from thrifty.wire.sse import parse_usage
 
@@ -484,6 +484,10 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     upstream_model = deployment.settings.upstream_model or deployment.name
     if call.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
+    ours = deployment.honours is not None
+    if ours and any(name in GATEWAY_FIELDS for name in call.body):
+        kept = {name: value for name, value in call.body.items() if name not in GATEWAY_FIELDS}
+        return _encode({**kept, **changes})
     if not changes:
         return call.exchange.body
     return _encode({**call.body, **changes})

@@ -21,6 +21,7 @@ from thrifty.gateway.admission.slots import Gate
 from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
 from thrifty.types import ReplicaState
 from thrifty.wire.client import Origin, parse_origin
+from thrifty.wire.fields import GATEWAY_FIELDS
 
 
 @dataclass
@@ -226,7 +227,8 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
         router = Router(row.settings.routing)
         for replica in known.replicas.values() if known is not None else ():
             replica.slot = -1
-    deployment = Deployment(row, router, None if honours is None else frozenset(honours))
+    honoured = None if honours is None else frozenset(honours) | GATEWAY_FIELDS
+    deployment = Deployment(row, router, honoured)
     deployment.gate = Gate(row.name)
     if known is not None:
         deployment.gate, deployment.health = known.gate, known.health

@@ -216,6 +216,10 @@ _INSTEAD = {
 }
 
 
+GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
+"""Fields that the gateway honours by itself; engines of ours do not get them."""
+
+
 def check_fields(
     body: Mapping[str, Any],
     endpoint: Endpoint,

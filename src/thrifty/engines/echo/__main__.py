@@ -22,6 +22,7 @@ def main() -> int:
         context_length=settings["context"],
         reply=settings["reply"],
         load_s=settings["load"],
+        cache_tokens=settings["cache"],
     )
     server = ModelServer(
         settings["name"], backend, make_tokenizer(), engine="echo", honours=EchoEngine.honours

@@ -40,6 +40,9 @@ class EchoOptions(Section):
     prefill: Duration = Field(0.0, description="Time for each token of the prompt.")
     slots: Count = Field(1024, ge=1, description="How many answers run at once; the rest wait.")
     context: Count = Field(131_072, ge=16, description="The longest prompt and answer together.")
+    cache: Count = Field(
+        0, description="How many tokens of the beginnings of prompts it remembers."
+    )
     reply: str | None = Field(None, description="Answer this, whatever is asked.")
     load: Duration = Field(0.0, description="Time until a replica is ready.")
 

@@ -1,7 +1,8 @@
 """The echo backend: answers with the prompt's last line, at a settable pace.
 
 Tokens are bytes. A prompt takes `ttft_s` and then `prefill_s` for each token, an answer `tpot_s`
-for each token; at most `slots` run at once and the rest wait, as on a real engine.
+for each token; at most `slots` run at once and the rest wait, as on a real engine. With
+`cache_tokens` it remembers that many tokens of the beginnings of prompts, which then take no time.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import hashlib
 import itertools
 import struct
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -27,6 +28,7 @@ from thrifty.engines.server.text import TextTokenizer
 from thrifty.types import Family
 
 EMBEDDING_SIZE = 32
+CACHE_BLOCK = 32
 _EOS = 256
 TEMPLATE = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
 
@@ -60,9 +62,34 @@ class _Job:
     on_output: OnOutput
     on_failure: OnFailure
     reply: list[int]
-    prompt_tokens: int
+    prefill_tokens: int
+    cached_tokens: int
     sent: int = 0
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+class _PrefixCache:
+    """Which beginnings of prompts are remembered, in blocks, the least recently used given up."""
+
+    def __init__(self, tokens: int) -> None:
+        self._most = tokens // CACHE_BLOCK
+        self._blocks: OrderedDict[int, None] = OrderedDict()
+
+    def take(self, prompt: list[int]) -> int:
+        """How many of the prompt's tokens are remembered; from now on all of them are."""
+        if not self._most:
+            return 0
+        chain, chains = 0, []
+        for end in range(CACHE_BLOCK, len(prompt), CACHE_BLOCK):
+            chain = hash((chain, *prompt[end - CACHE_BLOCK : end]))
+            chains.append(chain)
+        found = next((i for i, c in enumerate(chains) if c not in self._blocks), len(chains))
+        for chain in reversed(chains):
+            self._blocks[chain] = None
+            self._blocks.move_to_end(chain)
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+        return found * CACHE_BLOCK
 
 
 class EchoBackend:
@@ -78,6 +105,7 @@ class EchoBackend:
         context_length: int = 131_072,
         reply: str | None = None,
         load_s: float = 0.0,
+        cache_tokens: int = 0,
     ) -> None:
         self._ttft_s = ttft_s
         self._tpot_s = tpot_s
@@ -86,6 +114,7 @@ class EchoBackend:
         self._context_length = context_length
         self._reply = reply.encode() if reply is not None else None
         self._load_s = load_s
+        self._cache = _PrefixCache(cache_tokens)
         self._numbers = itertools.count(1)
         self._running: dict[int, _Job] = {}
         self._waiting: deque[_Job] = deque()
@@ -103,7 +132,8 @@ class EchoBackend:
         """Begin to answer."""
         number = next(self._numbers)
         reply = self._make_reply(prompt, sampling)
-        job = _Job(number, sampling, on_output, on_failure, reply, len(prompt))
+        cached = self._cache.take(prompt)
+        job = _Job(number, sampling, on_output, on_failure, reply, len(prompt) - cached, cached)
         if len(self._running) < self._slots:
             self._begin(job)
         else:
@@ -151,7 +181,7 @@ class EchoBackend:
 
     def _begin(self, job: _Job) -> None:
         self._running[job.number] = job
-        delay = self._ttft_s + self._prefill_s * job.prompt_tokens
+        delay = self._ttft_s + self._prefill_s * job.prefill_tokens
         self._after(job, delay)
 
     def _after(self, job: _Job, delay_s: float) -> None:
@@ -172,7 +202,7 @@ class EchoBackend:
         if job.sent >= len(job.reply):
             finish = "length" if len(job.reply) >= job.sampling.max_tokens else "stop"
         logprobs = [0.0] * len(tokens) if job.sampling.logprobs else None
-        output = Output(job.number, tokens, logprobs, finish)
+        output = Output(job.number, tokens, logprobs, finish, job.cached_tokens)
         if finish:
             self._end(job)
         job.on_output(output)

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from thrifty.wire.fields import Endpoint
+from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
 
-IRRELEVANT = frozenset({"stream", "stream_options", "user", "model"})
+IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model"}
 """Fields that change how an answer is sent, not what it is. The model is in the key by its
 revision."""
 KEY_BYTES = 20
