@@ -4,9 +4,9 @@
 
 Five tenants share two replicas of the default model. The capacity is measured first, with one
 tenant and as many streams as there are slots; a tenant's share is a fifth of it. Four tenants ask at
-half of their share, at random moments. In turns, the fifth is silent, or asks at ten times its share:
-twice what the replicas can do. The figure is the 95th percentile of the four's time to first token,
-with the fifth over without it.
+four fifths of their share, at random moments. In turns, the fifth is silent, or asks at ten times
+its share: twice what the replicas can do. The figure is the 95th percentile of the four's time to
+first token, with the fifth over without it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from common import (
     show_spread,
     spread,
 )
-from thrifty.bench import LoadPlan, LoadResult, Workload, run_load, summarize
+from thrifty.bench import LoadPlan, Workload, run_load, summarize
 from thrifty.bench.client import Target
+from thrifty.bench.load import LoadResult
 from thrifty.bench.workload import Lengths
 from thrifty.wire.client import parse_origin
 
 TENANTS = 5
-MODEST_LOAD = 0.5
+MODEST_LOAD = 0.8
 """Of its share, what each of the four asks for."""
 GREEDY_LOAD = 10.0
 SLOTS = 4
@@ -40,6 +41,7 @@ SLOTS = 4
 PROMPT = Lengths("uniform", 64, 192)
 OUTPUT = Lengths("uniform", 16, 48)
 WARM_UP_S = 5.0
+SECONDS = 30.0
 
 
 def load(service: ThriftyService, model: str, key: str, plan: LoadPlan) -> Any:
@@ -100,7 +102,7 @@ def measure(
 
 def main() -> None:
     options = parse_arguments(__doc__ or "", rounds=5)
-    seconds = max(options.seconds, 30.0)
+    seconds = max(options.seconds, SECONDS)
     service = ThriftyService(
         "fairness",
         {

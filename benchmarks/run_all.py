@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 NAMES = (
-    "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "fairness", "engines",
+    "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
 )  # fmt: skip
 
 

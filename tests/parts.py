@@ -211,7 +211,7 @@ async def running_gateway(
     prompts: bool = False,
     database_url: str | None = None,
     redis_url: str | None = None,
-    shared: SharedSettings | None = None,
+    cache_shared: SharedSettings | None = None,
     worker: str = "worker",
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
@@ -224,7 +224,7 @@ async def running_gateway(
     save_replicas(database, rows, routing_changed=True)
     table, metrics, memory = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
     store = await open_store(redis_url or "", metrics)
-    cache = AnswerCache(memory, table, metrics, store, shared)
+    cache = AnswerCache(memory, table, metrics, store, cache_shared)
     reader = TableReader(database, table)
     log_database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False)
     writer = LogWriter(
@@ -235,11 +235,11 @@ async def running_gateway(
     upstream = HttpClient()
     book = SpendBook()
     spend = SpendKeeper(database, book)
-    counts = None if store is None else SharedCounts(store)
+    shared = None if store is None else SharedCounts(store)
     gateway = Gateway(
         table=table, reader=reader, forwarder=Forwarder(upstream, table, metrics, capture=prompts),
         cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
-        limiter=Limiter(metrics, book, counts),
+        limiter=Limiter(metrics, book, shared),
     )  # fmt: skip
     await reader.start()
     await spend.start()

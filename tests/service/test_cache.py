@@ -29,7 +29,7 @@ def ask(url: str, text: str) -> str:
 def test_purging_and_figures_by_command(tmp_path: Path) -> None:
     home = tmp_path / "home"
     spec = tmp_path / "spec.yaml"
-    with running_redis(tmp_path) as redis:
+    with running_redis() as redis:
         spec.write_text(
             "engine: echo\ngateway: {port: 0}\nprices: {input: 1, output: 2}\n"
             f"redis: {redis.url}\ncache: {{exact: {{shared_timeout: 500ms}}}}\n"

@@ -42,8 +42,6 @@ SHORTCUTS_BYTES = 16_000_000
 CLIENT_CLOSED = 499
 """nginx's status for a client that hung up before its answer."""
 _CALLERS = frozenset({Role.USER, Role.ADMIN})
-_JSON_LINE = encode_lines([JSON_TYPE])
-_STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 _REJECTIONS = frozenset(
     {
         "queue_full", "queue_timeout", "no_replica_ready", "deadline_unreachable",
@@ -51,6 +49,8 @@ _REJECTIONS = frozenset(
     }
 )  # fmt: skip
 """Errors that say that a request was not admitted; limits of keys are counted by the limiter."""
+_JSON_LINE = encode_lines([JSON_TYPE])
+_STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
@@ -107,14 +107,10 @@ class Gateway:
 
     def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
         """Admit, and answer from the cache; otherwise return what will answer."""
-        key = call.key
-        if key is None or not key.limited:
-            if not self._shortcuts.take(call, self._table.names):
-                admit(call, self._table)
-        else:
-            # What a request may cost its key is in its body, which must be read then.
+        if not self._shortcuts.take(call, self._table.names):
             admit(call, self._table)
-            counting = self._limiter.admit(call, key)
+        if call.key is not None and call.key.limited:
+            counting = self._limiter.admit(call, call.key)
             if counting is not None:
                 return self._begin_counted(call, counting)
         return self._proceed(call)
@@ -229,18 +225,14 @@ class Gateway:
         call.usage = entry.usage
         call.saved_s = entry.took_s
         call.first_byte_s = call.last_byte_s = time.perf_counter()
+        lines = b"x-request-id: %b\r\n%b" % (call.request_id.encode(), entry.lines)
+        if call.rate_headers is not None:
+            lines += encode_lines(call.rate_headers)
         if call.stream:
-            call.exchange.respond_ready(
-                b"%bx-request-id: %b\r\n%b"
-                % (_STREAM_LINES, call.request_id.encode(), entry.lines),
-                entry.as_stream(call.include_usage),
-                stream=True,
-            )
+            stream = entry.as_stream(call.include_usage)
+            call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
         else:
-            call.exchange.respond_ready(
-                b"%bx-request-id: %b\r\n%b" % (_JSON_LINE, call.request_id.encode(), entry.lines),
-                entry.as_body(),
-            )
+            call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body())
 
     async def _lead(self, call: Call, key: bytes, flight: Flight) -> None:
         """Get the answer from another worker or from a replica, and keep what comes for others."""
@@ -293,6 +285,7 @@ class Gateway:
             key,
             owner,
             stream=call.stream,
+            left_s=call.deadline_s - time.perf_counter() if call.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
         )
 
@@ -392,7 +385,7 @@ def _make_entry(call: Call, landing: Landing, owner: Owner, purge_id: int) -> La
         body,
         replica=call.replica.id if call.replica else "",
         usage=call.usage,
-        owner=owner._replace(version=call.version),
+        owner=owner if owner.version == call.version else owner._replace(version=call.version),
         took_s=max(0.0, call.last_byte_s - call.sent_s),
         purge_id=purge_id,
     )

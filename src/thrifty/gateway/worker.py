@@ -83,14 +83,14 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     log_database = open_database(url, migrate=False)
     metrics = GatewayMetrics()
     metrics.database_up.set(1)
-    store = await open_store(os.environ.get(settings.redis_url_env, ""), metrics)
+    shared_store = await open_store(os.environ.get(settings.redis_url_env, ""), metrics)
     table = RoutingTable()
     table.keys_exist = settings.require_keys
     table.workers = settings.workers
     reader = TableReader(table_database, table)
     book = SpendBook()
     spend = SpendKeeper(table_database, book)
-    shared = None if store is None else SharedCounts(store)
+    shared = None if shared_store is None else SharedCounts(shared_store)
     writer = None
     if settings.record_requests:
         writer = LogWriter(
@@ -108,7 +108,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         ExactCache(settings.cache_bytes),
         table,
         metrics,
-        store if settings.cache_shared is not None else None,
+        shared_store if settings.cache_shared is not None else None,
         settings.cache_shared,
     )
     gateway = Gateway(
@@ -159,8 +159,8 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     await spend.stop()
     if shared is not None:
         await shared.finish()
-    if store is not None:
-        await store.close()
+    if shared_store is not None:
+        await shared_store.close()
     table_database.close()
     log_database.close()
     return 0

@@ -124,7 +124,7 @@ async def test_the_last_slots_are_kept_for_tenants_below_their_share() -> None:
     held = 0
     while gate.enter("greedy", INTERACTIVE):
         held += 1
-    assert held == 9
+    assert held == 7
     backlog = [asyncio.ensure_future(wait(gate, "greedy")) for _ in range(5)]
     await settle()
     assert not any(task.done() for task in backlog)

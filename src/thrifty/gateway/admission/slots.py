@@ -5,13 +5,14 @@ Replicas have as many slots as `replicas.slots` says, or their engine; where nob
 there is no bound, no queue, and nothing here costs anything.
 
 A few slots are kept free of those who already have much: of batch requests, and, while more than
-one tenant is about, of tenants that hold their share. So who asks seldom seldom waits, not even for
+one tenant is about, of tenants that hold their share and more. So who asks seldom seldom waits, not even for
 the end of a long answer.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from thrifty.gateway.admission.fair_queue import BATCH, INTERACTIVE, FairQueue, 
 from thrifty.wire.errors import OVERLOADED, SERVER, WireError, unavailable
 
 KEPT_SHARE = 10
-"""One slot in so many is kept for others than batches and tenants that hold their share."""
+"""One slot in so many is kept from batches."""
 KEEP_FROM = 4
-"""With fewer slots than this, none can be kept for other tenants."""
+"""With fewer slots than this, none can be kept for other tenants. Of more, as many are kept as the
+square root of their number: so much does the number in use go up and down by itself, and who comes
+in such a moment should not wait (the square-root rule of staffing, Halfin and Whitt 1981)."""
 ACTIVE_S = 30.0
 """A tenant is about for so long after its last request."""
 DEADLINE_CODES = frozenset({"deadline_unreachable", "deadline_exceeded"})
@@ -211,13 +214,16 @@ class Gate:
             return capacity // KEPT_SHARE
         if capacity < KEEP_FROM or len(self._tenants) < 2:
             return 0
-        return max(1, capacity // KEPT_SHARE)
+        return math.isqrt(capacity)
 
     def _is_kept_for(self, tenant: str) -> bool:
-        """Whether a tenant holds less than its share, so that it may use the slots that are kept."""
+        """Whether a tenant may use the slots that are kept: it holds less than its share, or less
+        than half of what the greediest holds.
+        """
         known = self._tenants.get(tenant)
-        share = (self.capacity or 0) / max(1, len(self._tenants) + (known is None))
-        return known is None or known.held < share
+        if known is None or known.held * len(self._tenants) < (self.capacity or 0):
+            return True
+        return known.held < max(other.held for other in self._tenants.values()) / 2
 
     def _take(self, tenant: str, priority: int) -> None:
         self.taken += 1

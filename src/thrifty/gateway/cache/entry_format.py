@@ -3,8 +3,8 @@
 What comes back from there is not trusted to be what was put in: a checksum over the key and the
 bytes tells damage, another format, and an answer that lies under the wrong key.
 
-Answers are not compressed: zlib at its fastest takes 30 us for an answer of 2 KB and gives back
-6 us of a local network's time; answers are a few KB.
+Answers are not compressed: zlib at its fastest takes 26 us there and back for an answer of 1.6 KB and
+84 us for one of 8 KB, and a network of 1 Gbit/s is spared 7 us and 39 us; a faster one, less.
 """
 
 from __future__ import annotations

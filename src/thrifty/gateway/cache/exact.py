@@ -39,12 +39,13 @@ class Entry:
     """One stored answer, and what it was to make it."""
 
     __slots__ = (
+        "_body",
+        "_lines",
         "_parts",
         "_prefix",
         "_streams",
         "expires_s",
         "group",
-        "lines",
         "owner",
         "purge_id",
         "replica",
@@ -64,10 +65,13 @@ class Entry:
         purge_id: int = 0,
     ) -> None:
         """`body` is the answer whole; `took_s` is how long its generation took, `purge_id` the
-        newest purge that was known when it began.
+        newest purge that was known when it began. What only hits need is made with the first one.
         """
-        self._prefix, self._parts = cut_id(body)
-        self._streams: dict[bool, list[bytes]] = {}
+        self._body = body
+        self._prefix = b""
+        self._parts: list[bytes] | None = None
+        self._streams: dict[bool, list[bytes]] | None = None
+        self._lines: bytes | None = None
         self.replica = replica
         self.usage = usage
         self.owner = owner
@@ -77,12 +81,6 @@ class Entry:
         self.group: _Group | None = None
         self.size_bytes = ENTRY_BYTES + 2 * len(body)
         """What it counts for, with a stream that may be made of it."""
-        self.lines = b"x-thrifty-cache: hit\r\n"
-        """The header lines that every hit carries."""
-        if replica:
-            self.lines += b"x-thrifty-replica: %b\r\n" % replica.encode()
-        if owner.version:
-            self.lines += b"x-thrifty-version: %b\r\n" % owner.version.encode()
 
     @property
     def version(self) -> str:
@@ -91,21 +89,44 @@ class Entry:
 
     @property
     def body(self) -> bytes:
-        """The answer whole, under an id that is no answer's."""
+        """The answer whole, under its own id, or one that is no answer's."""
+        if self._parts is None:
+            return self._body
         return (b"%b-0" % self._prefix if self._prefix else b"").join(self._parts)
+
+    @property
+    def lines(self) -> bytes:
+        """The header lines that every hit carries."""
+        if self._lines is None:
+            self._lines = b"x-thrifty-cache: hit\r\n"
+            if self.replica:
+                self._lines += b"x-thrifty-replica: %b\r\n" % self.replica.encode()
+            if self.owner.version:
+                self._lines += b"x-thrifty-version: %b\r\n" % self.owner.version.encode()
+        return self._lines
 
     def as_body(self) -> bytes:
         """The answer whole, under a new id."""
-        return self._new_id().join(self._parts)
+        parts = self._parts or self._cut()
+        return self._new_id().join(parts)
 
     def as_stream(self, include_usage: bool) -> bytes:
         """The answer as a stream, under a new id."""
+        if self._parts is None:
+            self._cut()
+        if self._streams is None:
+            self._streams = {}
         pieces = self._streams.get(include_usage)
         if pieces is None:
             chunks, usage = make_chunks(msgspec.json.decode(self.body))
             whole = b"".join([*chunks, *(usage if include_usage else ()), DONE])
             pieces = self._streams[include_usage] = whole.split(ID_MARK)
         return self._new_id().join(pieces)
+
+    def _cut(self) -> list[bytes]:
+        self._prefix, parts = cut_id(self._body)
+        self._parts, self._body = parts, b""
+        return parts
 
     def _new_id(self) -> bytes:
         return b"%b-%b" % (self._prefix, new_id().encode()) if self._prefix else b""

@@ -177,17 +177,26 @@ class SharedTier:
                 await task
 
     async def find(
-        self, key: bytes, owner: Owner, *, stream: bool, wanted: Callable[[], bool]
+        self,
+        key: bytes,
+        owner: Owner,
+        *,
+        stream: bool,
+        wanted: Callable[[], bool],
+        left_s: float | None = None,
     ) -> Found | Claim | None:
         """The answer for `key`, or the right to make it; None where the request must see to itself.
 
-        Waits for another worker's generation, as long as `wanted` says that somebody wants it.
+        Waits for another worker's generation, for `left_s` at most where that is given, and as long
+        as `wanted` says that somebody wants it.
         """
         name = _entry_name(key, owner)
         self._tokens += 1
         token = b"%b:%d" % (self._token, self._tokens)
         began_s = time.monotonic()
         bound_s = self._stream_wait_s if stream else self._wait_s
+        if left_s is not None:
+            bound_s = min(bound_s, left_s)
         pause_s = FIRST_PAUSE_S
         faults = 0
         while True:
