@@ -34,6 +34,8 @@ class DeploymentSettings:
     """What the servers call the model, where that is another name."""
     key_env: str | None = None
     """The environment variable with the servers' key."""
+    batch_slots: int = 32
+    """Requests that a replica works on at once, as far as batches go."""
     created_s: float = 0.0
 
 

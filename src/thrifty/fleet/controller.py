@@ -18,6 +18,7 @@ import sqlite3
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import psutil
@@ -376,6 +377,7 @@ class Controller:
             "record_prompts": spec.record.prompts,
             "record_keep_s": spec.record.keep,
             "record_max_rows": spec.record.max_rows,
+            "batches": self._describe_batches(),
             "require_keys": spec.gateway.host not in LOOPBACK and not spec.gateway.allow_no_keys,
         }
         self._gateway = start_process(
@@ -390,6 +392,21 @@ class Controller:
         reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
         self.gateway_url = f"http://{reachable}:{port}"
         await self._wait_gateway(self._gateway)
+
+    def _describe_batches(self) -> dict[str, Any]:
+        batches = self.plan.spec.batches
+        return {
+            "folder": str(self.home.files),
+            "max_file_bytes": batches.max_file,
+            "max_lines": batches.max_lines,
+            "max_active": batches.max_active,
+            "keep_s": batches.keep,
+            "governor": {
+                "reserve": batches.reserve,
+                "displace": batches.displace,
+                "settle_s": batches.settle,
+            },
+        }
 
     async def _wait_gateway(self, process: ManagedProcess) -> None:
         deadline_s = time.monotonic() + GATEWAY_START_TIMEOUT_S

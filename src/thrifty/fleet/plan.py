@@ -21,6 +21,8 @@ from thrifty.types import OnProgress, ignore_progress
 
 MODEL_FREE = frozenset({"remote", "echo"})
 """Engines that load no model of ours."""
+BATCH_SLOTS = 32
+"""Beyond this, a replica on a CPU gives hardly more tokens, only later ones."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,17 @@ class Plan:
                 honours=None if honours is None else tuple(sorted(honours)),
                 upstream_model=served.options.get("upstream_model"),
                 key_env=served.options.get("key_env"),
+                batch_slots=_count_batch_slots(spec, served),
                 created_s=time.time(),
             ),
         )
+
+
+def _count_batch_slots(spec: Spec, served: Served) -> int:
+    """How many requests a replica works on at once, as far as batches go."""
+    limit = served.options.get("slots") or served.options.get("max_batch")
+    wanted = spec.batches.slots or BATCH_SLOTS
+    return min(wanted, int(limit)) if limit else wanted
 
 
 def make_plan(

@@ -14,6 +14,7 @@ import msgspec
 from thrifty.db.keys import Role
 from thrifty.gateway.admit import admit
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
+from thrifty.gateway.batches.api import BATCH_PATHS, BatchPages
 from thrifty.gateway.cache import Entry, ExactCache, Flight, Flights, make_key
 from thrifty.gateway.cache.exact import assemble_answer
 from thrifty.gateway.cache.flights import Landing
@@ -60,6 +61,8 @@ class Gateway:
         self._recorder = recorder
         self._metrics = metrics
         self._pages = Pages(table, reader, metrics, cache)
+        self.batches: BatchPages | None = None
+        """What answers /v1/files and /v1/batches, where there is a place for files."""
 
     def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """One request, from its bytes to its record. What needs no waiting is done at once; the
@@ -67,6 +70,8 @@ class Gateway:
         """
         endpoint = _ENDPOINTS.get(exchange.path)
         if endpoint is None or exchange.method != "POST":
+            if self.batches is not None and exchange.path.startswith(BATCH_PATHS):
+                return self.batches.answer(exchange)
             return self._pages.answer(exchange)
         call = Call(exchange, endpoint)
         try:
@@ -81,6 +86,20 @@ class Gateway:
             self._end(call, None)
             return None
         return self._finish(call, rest)
+
+    async def run(self, call: Call) -> None:
+        """Take a call that comes from within the same path, from `admit` on. Its exchange has the
+        answer, errors too.
+        """
+        try:
+            rest = self._begin(call)
+        except Exception as error:
+            self._end(call, error)
+            return
+        if rest is None:
+            self._end(call, None)
+        else:
+            await self._finish(call, rest)
 
     def count_refusal(self, error: WireError) -> None:
         """Count a request that the HTTP server refused before it came here."""
@@ -128,7 +147,8 @@ class Gateway:
             call.status, call.error = error.status, error.code or error.type
             exchange.respond_error(error, call.headers())
         elif isinstance(error, ClientGone):
-            call.status, call.error = CLIENT_CLOSED, "client_gone"
+            call.status = CLIENT_CLOSED
+            call.error = "withdrawn" if call.priority else "client_gone"
         else:
             log.exception("%s failed", call.request_id, exc_info=error)
             call.status, call.error = 500, "internal_error"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from thrifty.wire.server import Exchange
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
+INTERACTIVE, BATCH = 0, 1
+"""Priorities: lower goes first."""
 
 MAX_REQUEST_ID_BYTES = 64
 
@@ -33,6 +35,7 @@ class Call:
     __slots__ = (
         "answer_text",
         "attempts",
+        "avoid",
         "body",
         "cache",
         "cache_key",
@@ -46,6 +49,7 @@ class Call:
         "key",
         "last_byte_s",
         "origin_status",
+        "priority",
         "queue_s",
         "received_s",
         "replica",
@@ -68,6 +72,9 @@ class Call:
         self.started_at_s = time.time()
         self.body: dict[str, Any] = {}
         self.key: Key | None = None
+        self.priority = INTERACTIVE
+        self.avoid: frozenset[str] = frozenset()
+        """Replicas that have no room for this call, by id."""
         self.deployment: Deployment | None = None
         self.stream = False
         self.include_usage = False

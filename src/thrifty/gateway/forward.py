@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -68,6 +69,8 @@ class Forwarder:
         self._budget = RetryBudget()
         self._streams: set[tuple[Call, Relay, Answer]] = set()
         self._headers: dict[str, bytes] = {}
+        self.on_chosen: Callable[[Call, Replica], None] | None = None
+        """Told of every call and the replica that it goes to; set while batches run."""
 
     async def forward(self, call: Call, flight: Flight | None) -> Landing:
         """Answer the call from a replica; returns what came, for the cache and for followers.
@@ -78,7 +81,7 @@ class Forwarder:
         assert deployment is not None
         self._budget.earn()
         body = _prepare_body(call, deployment)
-        tried: set[str] = set()
+        tried: set[str] = set(call.avoid)
         sends = connects = 0
         if flight is not None:
             # Others may wait for this generation: it goes on without its first client.
@@ -88,6 +91,8 @@ class Forwarder:
             call.attempts += 1
             replica.in_flight += 1
             try:
+                if self.on_chosen is not None:
+                    self.on_chosen(call, replica)
                 return await self._attempt(call, replica, body, flight)
             except ConnectFailed as error:
                 failure: Exception = error
@@ -102,6 +107,8 @@ class Forwarder:
             _require_listener(call, flight)
             if not isinstance(failure, _Refused) or failure.status != 503:
                 replica.suspect()
+            if call.priority and (flight is None or not flight.followers):
+                last_chance = True  # the batch tries again, later
             if last_chance or not self._budget.spend():
                 raise _give_up(failure, call)
             log.info("%s: %s failed (%s); sent again", call.request_id, replica.id, failure)

@@ -56,6 +56,7 @@ class Recorder:
                 prompt_tokens=usage.prompt_tokens if usage and generated else 0,
                 completion_tokens=completion if generated else 0,
                 cached_tokens=usage.cached_tokens if usage and generated else 0,
+                timed=not call.priority,
             )
         )
         if self._writer is not None:

@@ -11,6 +11,8 @@ import msgspec
 
 from thrifty.db import open_database
 from thrifty.gateway.app import Gateway
+from thrifty.gateway.batches.service import make_batches
+from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
@@ -45,6 +47,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_keep_s: float = 30 * 86400.0
     record_max_rows: int = 10_000_000
     require_keys: bool = False
+    batches: BatchSettings = BatchSettings()
 
 
 def run_worker(settings: GatewaySettings) -> int:
@@ -87,13 +90,28 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
         metrics=metrics,
     )
-
+    batches = None
+    batch_database = None
+    if settings.batches.folder:
+        batch_database = open_database(url, migrate=False)
+        batches = make_batches(
+            database=batch_database,
+            table=table,
+            reader=reader,
+            forwarder=forwarder,
+            metrics=metrics,
+            run=gateway.run,
+            settings=settings.batches,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        gateway.batches = batches.pages
     limits = ServerLimits(
         max_body_bytes=settings.max_body_bytes,
         read_timeout_s=settings.read_timeout_s,
         write_timeout_s=settings.write_timeout_s,
     )
-    server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
+    spools = batches.spools if batches is not None else None
+    server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal, spools=spools)
     # A worker that shares its port with another must know the fleet before it takes requests.
     await reader.start()
     try:
@@ -103,16 +121,24 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         return ADDRESS_IN_USE
     log.info("listening on http://%s:%d", settings.host, port)
     sweeping = asyncio.ensure_future(gateway.sweep())
+    if batches is not None:
+        batches.runner.start()
     await stopping.wait()
     log.info("draining")
+    leaving = asyncio.ensure_future(batches.runner.stop()) if batches is not None else None
     cut = await server.drain(settings.drain_timeout_s)
     if cut:
         log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
     sweeping.cancel()
+    if batches is not None and leaving is not None:
+        await leaving
+        batches.pages.close()
     reader.stop()
     if writer is not None:
         writer.stop()
     client.close()
     table_database.close()
     log_database.close()
+    if batch_database is not None:
+        batch_database.close()
     return 0

@@ -63,6 +63,8 @@ class Observation:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    timed: bool = True
+    """Whether its times count; those of batches' lines would hide those of people."""
 
 
 class Histogram:
@@ -145,13 +147,14 @@ class RequestMetrics(Collector):
         if seen.cache:
             cache = (seen.deployment, seen.version, seen.cache)
             self._cache[cache] = self._cache.get(cache, 0) + 1
-        series.e2e.observe(seen.e2e_s)
-        series.queue.observe(seen.queue_s)
-        series.overhead.observe(seen.overhead_s)
-        if seen.ttft_s is not None:
-            series.ttft.observe(seen.ttft_s)
-        if seen.tpot_s is not None:
-            series.tpot.observe(seen.tpot_s)
+        if seen.timed:
+            series.e2e.observe(seen.e2e_s)
+            series.queue.observe(seen.queue_s)
+            series.overhead.observe(seen.overhead_s)
+            if seen.ttft_s is not None:
+                series.ttft.observe(seen.ttft_s)
+            if seen.tpot_s is not None:
+                series.tpot.observe(seen.tpot_s)
         series.prompt += seen.prompt_tokens
         series.completion += seen.completion_tokens
         series.cached += seen.cached_tokens
@@ -243,6 +246,17 @@ class GatewayMetrics:
         )
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
+        )
+        self.batch_lines = self._counter(
+            "thrifty_batch_lines",
+            "Attempts at lines of batches, by how they ended.",
+            ("deployment", "result"),
+        )
+        self.batch_lines_in_flight = self._gauge(
+            "thrifty_batch_lines_in_flight", "Lines of batches that are in flight.", ("deployment",)
+        )
+        self.batches_running = self._gauge(
+            "thrifty_batches_running", "Batches that this worker runs.", ()
         )
         self.database_up = self._gauge("thrifty_database_up", "1 while the database answers.", ())
 
