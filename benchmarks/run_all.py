@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ("gateway_overhead", "gateway_memory", "gateway_tokens", "engines")
+NAMES = ("gateway_overhead", "gateway_memory", "gateway_tokens", "batches", "engines")
 
 
 def main() -> int:
