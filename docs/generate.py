@@ -23,7 +23,7 @@ from thrifty.wire.fields import FIELDS, Endpoint
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-ORDER = ("engines", "gateway_tokens", "gateway_overhead", "gateway_memory")
+ORDER = ("engines", "gateway_tokens", "gateway_overhead", "gateway_memory", "batches")
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
 NOTE = "<!-- Made by docs/generate.py from the code. Change that, then: make docs -->\n"
 

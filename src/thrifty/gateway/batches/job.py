@@ -51,6 +51,10 @@ READ_LINES = 64
 FLUSH_S = 0.05
 """Records that come within this time are written, and synced, together."""
 RETRY_WRITE_S = 2.0
+MAX_PENDING = 1000
+"""Records that may wait for a full disk before no more lines go out."""
+MAX_LATER = 256
+"""Lines that may wait to be tried again before no new ones go out."""
 MAX_FAILURES = 8
 """Attempts at a line whose answers are the server's fault, before its error counts."""
 BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
@@ -209,7 +213,7 @@ class Job:
 
     def peek(self) -> Line | None:
         """The next line, if one is ready."""
-        if self._stop is not None:
+        if self._stop is not None or len(self._pending) >= MAX_PENDING:
             return None
         if self._later and self._later[0][0] <= time.monotonic():
             self._again.append(heapq.heappop(self._later)[2])
@@ -217,7 +221,8 @@ class Job:
             self._read_ahead()
         if self._again:
             return self._again[0]
-        return self._ready[0] if self._ready else None
+        # Where everything is refused for now, the rest of the file need not come to memory.
+        return self._ready[0] if self._ready and len(self._later) < MAX_LATER else None
 
     def take(self) -> tuple[Line, str]:
         """Take that line out; with it, the id for this attempt."""

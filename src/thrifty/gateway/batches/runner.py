@@ -216,7 +216,8 @@ class BatchRunner:
             return []
         if not take_lease(self._database, LEASE, self._owner, LEASE_S, force=False):
             raise LeaseLost("another process runs batches now")
-        return rows
+        # Once more: what was read before the lease was ours may have ended meanwhile.
+        return read_active_batches(self._database, MAX_JOBS)
 
     def _take(self) -> bool:
         """Take the lock on the folder, and the lease; returns whether both are ours."""
