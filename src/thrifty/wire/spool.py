@@ -9,7 +9,6 @@ of it when the process is killed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import tempfile
 from collections.abc import Callable
@@ -41,7 +40,9 @@ class Spool:
         self._failure: OSError | None = None
         self._pending: list[bytes] = []
         self._pending_bytes = 0
-        self._writing: asyncio.Future[None] | None = None
+        self._idle = asyncio.Event()
+        """Set while no thread writes."""
+        self._idle.set()
         self._closed = False
         try:
             # Unbuffered: what a thread was given is with the kernel once the thread is done.
@@ -72,14 +73,12 @@ class Spool:
             return
         self._pending.append(data)
         self._pending_bytes += len(data)
-        if self._writing is None:
+        if self._idle.is_set():
             self._write()
 
     async def finish(self) -> IO[bytes]:
         """The whole body as a file, which the caller now owns and closes. Raises a 507."""
-        while self._writing is not None:
-            with contextlib.suppress(OSError):
-                await asyncio.shield(self._writing)
+        await self._idle.wait()
         if self._failure is not None:
             raise no_room(self._failure)
         assert self._file is not None
@@ -90,7 +89,7 @@ class Spool:
         """Give the body up, unless `finish` has handed it over."""
         self._closed = True
         self._pending.clear()
-        if self._writing is None and self._file is not None:
+        if self._idle.is_set() and self._file is not None:
             self._file.close()
             self._file = None
 
@@ -100,30 +99,27 @@ class Spool:
         loop = asyncio.get_running_loop()
         file = self._file
         assert file is not None
-        writing = loop.run_in_executor(None, _write_all, file, data)
+        self._idle.clear()
 
         def wrote(done: asyncio.Future[None]) -> None:
             was_full = self.full
             self._pending_bytes -= count
-            self._writing = None
             if not done.cancelled():
                 error = done.exception()
                 if isinstance(error, OSError):
                     self._failure = error
                     self._pending.clear()
                     self._pending_bytes = 0
-                elif error is not None:
-                    raise error
-            if self._closed:
-                self.close()
-            elif self._pending:
+            if self._pending:
                 self._write()
+            else:
+                self._idle.set()
+                if self._closed:
+                    self.close()
             if was_full and not self.full:
                 self.on_room()
 
-        # `finish` waits for this future, so the next write must have begun before it looks.
-        self._writing = writing
-        writing.add_done_callback(wrote)
+        loop.run_in_executor(None, _write_all, file, data).add_done_callback(wrote)
 
 
 def no_room(error: OSError) -> WireError:
