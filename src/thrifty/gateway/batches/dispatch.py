@@ -107,13 +107,22 @@ class Dispatcher:
         self._shares: dict[str, Share] = {}
         self._fill_due = False
         self.elsewhere: dict[str, int] = {}
-        """Requests at a replica that other gateways sent, by replica."""
+        """Requests at a replica that other gateway workers sent, by replica."""
 
     def add(self, feed: Feed) -> None:
         """Begin to send a batch's lines."""
         self._feeds.append(feed)
         self._forwarder.on_chosen = self.note_chosen
         self.schedule()
+
+    def find_laden(self) -> list[Replica]:
+        """The replicas that hold lines."""
+        return [
+            replica
+            for deployment in self._table.deployments.values()
+            for replica in deployment.replicas.values()
+            if replica.id in self._placed
+        ]
 
     def remove(self, feed: Feed) -> None:
         """Send no more of a batch's lines, and withdraw those in flight; each is still noted."""

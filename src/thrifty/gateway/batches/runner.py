@@ -32,11 +32,14 @@ from thrifty.db.batches import (
     save_counts,
     take_expired_files,
 )
+from thrifty.db.fleet import read_gateways
 from thrifty.db.keys import Key, Role
 from thrifty.db.leases import read_owner, release_lease, take_lease
 from thrifty.errors import DatabaseError
 from thrifty.gateway.batches.dispatch import TICK_S, Dispatcher
 from thrifty.gateway.batches.job import CANCELLED, EXPIRED, REVOKED, Job
+from thrifty.gateway.batches.loads import POLL_S as LOAD_POLL_S
+from thrifty.gateway.batches.loads import LoadWatch
 from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.gateway.batches.storage import Storage
 from thrifty.gateway.table import RoutingTable
@@ -97,6 +100,9 @@ class BatchRunner:
         """Since when the keys of batches have been missing."""
         self._task: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._others = False
+        """Whether there are other gateway workers."""
         self._swept_s = time.monotonic()
         self._orphans_swept_s = time.monotonic()
 
@@ -104,6 +110,7 @@ class BatchRunner:
         """Begin to look for work."""
         self._task = asyncio.ensure_future(self._run())
         self._ticking = asyncio.ensure_future(self._tick())
+        self._watching = asyncio.ensure_future(self._watch_loads())
 
     def wake(self) -> None:
         """There is something to do."""
@@ -116,9 +123,10 @@ class BatchRunner:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._drop_jobs()
-        if self._ticking is not None:
-            self._ticking.cancel()
-            await asyncio.gather(self._ticking, return_exceptions=True)
+        for task in (self._ticking, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         self._dispatcher.tick()
         with contextlib.suppress(DatabaseError):
             await self._watch(self._let_go)
@@ -176,6 +184,17 @@ class BatchRunner:
             await asyncio.sleep(TICK_S)
             self._dispatcher.tick()
 
+    async def _watch_loads(self) -> None:
+        """Keep in mind what other workers send to replicas that hold lines."""
+        watch = LoadWatch()
+        try:
+            while True:
+                await asyncio.sleep(LOAD_POLL_S)
+                laden = self._dispatcher.find_laden() if self._others else []
+                self._dispatcher.elsewhere = await watch.look(laden) if laden else {}
+        finally:
+            watch.close()
+
     async def _turn(self) -> None:
         """One look at what there is to do."""
         rows: list[BatchRow] = await self._watch(self._look)
@@ -216,6 +235,7 @@ class BatchRunner:
             return []
         if not take_lease(self._database, LEASE, self._owner, LEASE_S, force=False):
             raise LeaseLost("another process runs batches now")
+        self._others = len(read_gateways(self._database)) > 1
         # Once more: what was read before the lease was ours may have ended meanwhile.
         return read_active_batches(self._database, MAX_JOBS)
 
