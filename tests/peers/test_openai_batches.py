@@ -89,7 +89,12 @@ def test_a_batch_from_upload_to_answers(client: Any, tmp_path: Path) -> None:
 
 
 def test_bad_lines_are_in_the_error_file(client: Any) -> None:
-    lines = [make_line("good"), b"{bad", make_line("good"), make_line("other", body={"model": "gpt-9"})]
+    lines = [
+        make_line("good"),
+        b"{bad",
+        make_line("good"),
+        make_line("other", body={"model": "gpt-9"}),
+    ]
     batch = client.batches.create(
         input_file_id=upload(client, lines).id,
         endpoint="/v1/chat/completions",
@@ -139,7 +144,7 @@ def test_cancelling(client: Any) -> None:
         client.batches.cancel(batch.id)
 
 
-def test_embeddings_and_completions(client: Any) -> None:
+def test_completions(client: Any) -> None:
     texts = [
         {"custom_id": str(i), "method": "POST", "url": "/v1/completions",
          "body": {"model": "echo", "prompt": f"text {i}"}}
@@ -194,4 +199,5 @@ async def test_the_async_client(service: tuple[RunningService, str, str]) -> Non
         batch = await client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        assert [b.id async for b in client.batches.list(limit=1)][0] == batch.id
+        page = await client.batches.list(limit=1)
+        assert page.data[0].id == batch.id

@@ -31,9 +31,7 @@ def parse(data: bytes, boundary: bytes = B) -> list[tuple[str, str | None, bytes
         file.write(data)
         file.flush()
         parts = find_parts(file.fileno(), len(data), boundary)
-        return [
-            (p.name, p.filename, os.pread(file.fileno(), p.size_bytes, p.start)) for p in parts
-        ]
+        return [(p.name, p.filename, os.pread(file.fileno(), p.size_bytes, p.start)) for p in parts]
 
 
 def test_fields_and_a_file() -> None:
@@ -84,7 +82,8 @@ def test_garbage_is_refused_or_read(data: bytes) -> None:
     try:
         parse(b"--XyZ\r\n" + data)
     except WireError as error:
-        assert error.code == "malformed_form"
+        fault = error
+        assert (fault.status, fault.code) == (400, "malformed_form")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def run_run(
     counts = batch["request_counts"]
     if as_json:
         has_errors = batch["error_file_id"] is not None
-        print_json({"batch": batch, "output": str(output), "errors": str(errors) if has_errors else None})
+        print_json(
+            {"batch": batch, "output": str(output), "errors": str(errors) if has_errors else None}
+        )
     else:
         print_line(
             f"{batch['status']}: {counts['completed']} of {counts['total']} lines answered ({output})"
@@ -50,7 +52,9 @@ def run_run(
         )
     if batch["status"] != "completed":
         reasons = [entry["message"] for entry in (batch["errors"] or {}).get("data", [])]
-        raise BatchError(f"the batch is {batch['status']}{': ' if reasons else ''}{' '.join(reasons)}")
+        raise BatchError(
+            f"the batch is {batch['status']}{': ' if reasons else ''}{' '.join(reasons)}"
+        )
 
 
 def _find_url() -> str:

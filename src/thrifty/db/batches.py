@@ -144,9 +144,7 @@ def delete_file(database: Database, tenant: str, file_id: str) -> str | None:
             )
         ).scalar()
         if user is None:
-            connection.execute(
-                delete(files).where(files.c.id == file_id, files.c.tenant == tenant)
-            )
+            connection.execute(delete(files).where(files.c.id == file_id, files.c.tenant == tenant))
         return user
 
 
@@ -321,9 +319,7 @@ def _update(
 
 
 def _is_owner(owner: str) -> Any:
-    return (
-        select(leases.c.name).where(leases.c.name == LEASE, leases.c.owner == owner).exists()
-    )
+    return select(leases.c.name).where(leases.c.name == LEASE, leases.c.owner == owner).exists()
 
 
 def _read_page(

@@ -50,9 +50,7 @@ def release_lease(database: Database, name: str, owner: str) -> None:
     """Give a lease back, if it is `owner`'s. Raises `DatabaseError`."""
     with database.begin() as connection:
         connection.execute(
-            update(leases)
-            .where(leases.c.name == name, leases.c.owner == owner)
-            .values(until_s=0.0)
+            update(leases).where(leases.c.name == name, leases.c.owner == owner).values(until_s=0.0)
         )
 
 

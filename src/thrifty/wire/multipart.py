@@ -102,10 +102,10 @@ def _read_head(head: bytes) -> tuple[str, str | None]:
         name, colon, value = line.partition(b":")
         if colon and name.strip().lower() == b"content-disposition":
             message["content-disposition"] = value.strip().decode("utf-8", "replace")
-    name = message.get_param("name", header="content-disposition")
-    if not isinstance(name, str) or not name:
+    given = message.get_param("name", header="content-disposition")
+    if not isinstance(given, str) or not given:
         raise _malformed("a part has no name")
-    return name, message.get_filename()
+    return given, message.get_filename()
 
 
 def _malformed(what: str) -> Exception:

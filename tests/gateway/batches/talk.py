@@ -34,7 +34,8 @@ def make_form(data: bytes, purpose: str | None = "batch", **fields: str) -> tupl
     """The header lines and the body of an upload."""
     parts = {**({"purpose": purpose} if purpose is not None else {}), **fields}
     body = b"".join(
-        b'--bnd\r\ncontent-disposition: form-data; name="%b"\r\n\r\n%b\r\n' % (n.encode(), v.encode())
+        b'--bnd\r\ncontent-disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+        % (n.encode(), v.encode())
         for n, v in parts.items()
     )
     body += (
@@ -51,9 +52,7 @@ class Talk:
         self.gateway = gateway
         self._key = f"authorization: Bearer {key}\r\n".encode() if key else b""
 
-    async def ask(
-        self, method: str, path: str, body: bytes = b"", headers: bytes = b""
-    ) -> Reply:
+    async def ask(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> Reply:
         """One request."""
         answer = await self.gateway.client.open(
             parse_origin(self.gateway.url), method, path, headers=self._key + headers, body=body
@@ -85,9 +84,7 @@ class Talk:
         assert reply.status == 200, reply.body
         return reply.json()
 
-    async def wait(
-        self, batch_id: str, *statuses: str, timeout_s: float = 30.0
-    ) -> dict[str, Any]:
+    async def wait(self, batch_id: str, *statuses: str, timeout_s: float = 30.0) -> dict[str, Any]:
         """Wait until a batch is over, or in one of these statuses."""
         deadline_s = time.monotonic() + timeout_s
         while True:

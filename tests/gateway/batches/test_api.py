@@ -23,7 +23,11 @@ async def test_a_file_is_kept_listed_given_back_and_deleted(tmp_path: Path) -> N
         data = make_input([make_line("a"), make_line("b")])
         made = (await talk.upload(data)).json()
         assert made["object"] == "file"
-        assert (made["bytes"], made["filename"], made["purpose"]) == (len(data), "in.jsonl", "batch")
+        assert (made["bytes"], made["filename"], made["purpose"]) == (
+            len(data),
+            "in.jsonl",
+            "batch",
+        )
         assert made["status"] == "processed"
         assert made["expires_at"] - made["created_at"] == pytest.approx(30 * 86400, abs=1)
         found = await talk.ask("GET", f"/v1/files/{made['id']}")

@@ -20,7 +20,11 @@ PREFIX = "batch_req_x_"
 
 
 def record(number: int, prefix: str = PREFIX) -> bytes:
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    usage = {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
     body = json.dumps({"text": "ä" * (number % 5), "usage": usage}).encode()
     return make_answer_record(f"{prefix}{number}", f"c{number}", 200, "req", body)
 
@@ -83,7 +87,7 @@ def test_counts_that_are_none_count_nothing(usage: Any) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"text", b"[1]", b'{"a": }', b'{"a": "\xff"}'])
 def test_what_is_no_json_object_is_told(body: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         read_tokens(body)
 
 

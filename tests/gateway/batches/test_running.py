@@ -397,22 +397,27 @@ async def test_the_next_worker_goes_on_where_the_last_one_was(tmp_path: Path) ->
 
 async def test_of_two_workers_one_runs_batches_until_it_ends(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=2)
-    async with running_echo(ttft_s=0.03, slots=8) as url:
-        async with running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as second:
-            async with running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as first:
-                # Who is told of it first takes it, as a rule; here it is the one that ends.
-                batch = await Talk(first).create([make_line(str(i), str(i)) for i in range(200)])
-                talk = Talk(second)
-                most = 0
-                while (await talk.batch(batch["id"]))["request_counts"]["completed"] < 30:
-                    most = max(most, (await load_of(url))["running"])
-                    await asyncio.sleep(0.01)
-                assert most == 2
-                ran = [await metric(g, "thrifty_batch_lines_total", result="200") for g in (first, second)]
-                assert sorted(count > 0 for count in ran) == [False, True]
-            ended = await talk.wait(batch["id"])
-            output, _ = await talk.results(ended)
-            assert sorted(int(r["custom_id"]) for r in output) == list(range(200))
+    async with (
+        running_echo(ttft_s=0.03, slots=8) as url,
+        running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as second,
+    ):
+        async with running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as first:
+            # Who is told of it first takes it, as a rule; here it is the one that ends.
+            batch = await Talk(first).create([make_line(str(i), str(i)) for i in range(200)])
+            talk = Talk(second)
+            most = 0
+            while (await talk.batch(batch["id"]))["request_counts"]["completed"] < 30:
+                most = max(most, (await load_of(url))["running"])
+                await asyncio.sleep(0.01)
+            assert most == 2
+            ran = [
+                await metric(gateway, "thrifty_batch_lines_total", result="200")
+                for gateway in (first, second)
+            ]
+            assert sorted(count > 0 for count in ran) == [False, True]
+        ended = await talk.wait(batch["id"])
+        output, _ = await talk.results(ended)
+        assert sorted(int(r["custom_id"]) for r in output) == list(range(200))
 
 
 async def test_requests_through_another_worker_are_made_room_for(tmp_path: Path) -> None:
@@ -455,7 +460,9 @@ async def test_a_full_disk_holds_a_batch_up_and_loses_nothing(
     monkeypatch.setattr(ResultFile, "append", fail_at_first)
     async with running_echo() as url, running_gateway(tmp_path, [url], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
-        ended = await talk.wait((await talk.create([make_line(str(i), str(i)) for i in range(50)]))["id"])
+        ended = await talk.wait(
+            (await talk.create([make_line(str(i), str(i)) for i in range(50)]))["id"]
+        )
         assert ended["request_counts"]["completed"] == 50
         assert failures == [0]
 

@@ -60,7 +60,13 @@ _FILE_PATH = re.compile(r"/v1/files/([^/]{1,128})(/content)?")
 _BATCH_PATH = re.compile(r"/v1/batches/([^/]{1,128})(/cancel)?")
 _CALLERS = frozenset({Role.USER, Role.ADMIN})
 _FILE_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
-_BATCH_FIELDS = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
+_BATCH_FIELDS = (
+    "input_file_id",
+    "endpoint",
+    "completion_window",
+    "metadata",
+    "output_expires_after",
+)
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 _encode = msgspec.json.Encoder().encode
@@ -113,7 +119,9 @@ class BatchPages:
         try:
             await self._answer(exchange, key, tenant)
         except DatabaseError:
-            raise unavailable("the database is away; try again soon", "database_away", 5.0) from None
+            raise unavailable(
+                "the database is away; try again soon", "database_away", 5.0
+            ) from None
         except OSError as error:
             raise no_room(error) from None
 
@@ -157,7 +165,9 @@ class BatchPages:
         )
         exchange.respond(200, _encode(_describe_file(row)))
 
-    def _store_file(self, body: IO[bytes], size_bytes: int, boundary: bytes, tenant: str) -> FileRow:
+    def _store_file(
+        self, body: IO[bytes], size_bytes: int, boundary: bytes, tenant: str
+    ) -> FileRow:
         """On a thread, to its end whatever becomes of the client."""
         with body:
             parts = find_parts(body.fileno(), size_bytes, boundary)
@@ -170,7 +180,9 @@ class BatchPages:
                 raise _missing("purpose")
             if purpose != PURPOSE:
                 raise bad_request(
-                    f"'purpose' must be '{PURPOSE}', not {purpose[:60]!r}.", "purpose", "invalid_value"
+                    f"'purpose' must be '{PURPOSE}', not {purpose[:60]!r}.",
+                    "purpose",
+                    "invalid_value",
                 )
             if file.size_bytes > self._settings.max_file_bytes:
                 raise WireError(
@@ -567,9 +579,7 @@ def _read_limit(query: Mapping[str, str], default: int, most: int) -> int:
 
 
 def _missing(name: str) -> WireError:
-    return bad_request(
-        f"Missing required parameter: '{name}'.", name, "missing_required_parameter"
-    )
+    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
 
 
 def _no_such(what: str, ident: str, param: str | None = None) -> WireError:

@@ -213,7 +213,7 @@ class _Form:
         self.content_type = f"multipart/form-data; boundary={boundary}"
         safe = name.replace('"', "'").replace("\r", " ").replace("\n", " ")
         head = (
-            f"--{boundary}\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nbatch\r\n"
+            f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
             f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="{safe}"\r\n\r\n'
         ).encode()
         tail = f"\r\n--{boundary}--\r\n".encode()

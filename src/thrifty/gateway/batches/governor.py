@@ -42,10 +42,7 @@ class Share:
         """
         taken = math.ceil(interactive * settings.displace) + settings.reserve
         room = max(0, slots - taken)
-        if self.limit is None or room <= self.limit:
-            self.limit = room
-            self._rises_s = now_s + settings.settle_s
-        elif now_s >= self._rises_s:
+        if self.limit is None or room <= self.limit or now_s >= self._rises_s:
             self.limit = room
             self._rises_s = now_s + settings.settle_s
         return self.limit

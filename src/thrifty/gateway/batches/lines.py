@@ -162,7 +162,10 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
         raise _missing("method", custom_id)
     if raw.method != "POST":
         raise LineFault(
-            "invalid_method", f"'method' must be 'POST', not {_show(raw.method)}.", "method", custom_id
+            "invalid_method",
+            f"'method' must be 'POST', not {_show(raw.method)}.",
+            "method",
+            custom_id,
         )
     if raw.url is None:
         raise _missing("url", custom_id)

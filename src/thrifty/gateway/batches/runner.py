@@ -135,9 +135,7 @@ class BatchRunner:
 
     async def on_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function that may block."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, function, *arguments
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function of the database, again and again while the database is away. Raises
@@ -153,9 +151,7 @@ class BatchRunner:
                 await asyncio.sleep(RETRY_S)
 
     async def _watch(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._watcher, function, *arguments
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._watcher, function, *arguments)
 
     async def _run(self) -> None:
         while not self._stopping:

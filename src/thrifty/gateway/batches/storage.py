@@ -98,4 +98,3 @@ def _copy(source: IO[bytes], start: int, end: int, target: IO[bytes]) -> None:
             raise OSError("the upload ended early")
         target.write(data)
         left -= len(data)
-
