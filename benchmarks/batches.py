@@ -8,8 +8,8 @@ lengths, so that their tokens count alike: what the interactive load leaves is t
 alone less the interactive tokens/s, and the share used is the batch's tokens/s beside it over that.
 
 Two engines: `echo` with 16 places, which tells what the scheduling alone does, and the default model
-on this machine, where every running line slows the others down. Its `displace` equals its `slots`:
-a replica runs lines only while nobody waits for it.
+on this machine, where every running line slows the others down: fewer places make shorter steps, and
+each interactive request displaces two lines.
 
 Then random SIGKILLs of gateways, replicas and controllers under a batch on the echo engine, with a
 new `thrifty up` after each killed controller; at the end every line must stand in the output once.
@@ -55,7 +55,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "engine": {"kind": "echo", "ttft": "150ms", "tpot": "6ms", "slots": 16},
         "batches": {"slots": 16},
     },
-    "real": {"batches": {"slots": 16, "displace": 16}},
+    "real": {"batches": {"slots": 8, "displace": 2}},
 }
 RATES = {"echo": 14.0, "real": 0.7}
 """Interactive requests per second: about half of what each can do."""

@@ -217,7 +217,7 @@ class BatchesSpec(Section):
         "once. With as many as `slots`, lines run only where nothing else does.",
     )
     settle: Duration = Field(
-        0.25, description="How long a replica must have had room before lines take it again."
+        0.05, description="How long a replica must have had room before lines take it again."
     )
     max_file: Bytes = Field(512_000_000, description="The largest file that may be uploaded.")
     max_lines: Count = Field(50_000, ge=1, description="The most lines in one batch.")

@@ -19,7 +19,7 @@ class GovernorSettings(msgspec.Struct, frozen=True):
     """Places that are kept free at each replica for interactive requests that may come."""
     displace: float = 1.0
     """How many lines an interactive request takes the place of."""
-    settle_s: float = 0.25
+    settle_s: float = 0.05
     """How long there must have been room before lines take it."""
 
 
