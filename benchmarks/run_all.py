@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAMES = (
     "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
+    "batches",
 )  # fmt: skip
 
 

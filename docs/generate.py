@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ORDER = (
     "engines", "routing", "cache", "fairness", "gateway_tokens", "gateway_overhead", "gateway_memory",
+    "batches",
 )  # fmt: skip
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
 NOTE = "<!-- Made by docs/generate.py from the code. Change that, then: make docs -->\n"

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from thrifty.db import Database, open_database
 from thrifty.db.fleet import (
@@ -31,6 +33,8 @@ from thrifty.gateway.admission.limits import Limiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app import Gateway
+from thrifty.gateway.batches.service import make_batches
+from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
@@ -44,6 +48,7 @@ from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import HttpClient
 from thrifty.wire.errors import WireError
 from thrifty.wire.server import Handler, HttpServer, ServerLimits
+from thrifty.wire.spool import OpenSpool
 
 JSON_HEADER = b"content-type: application/json\r\n"
 
@@ -53,9 +58,10 @@ async def running_server(
     handler: Handler,
     limits: ServerLimits | None = None,
     on_refused: Callable[[WireError], None] | None = None,
+    spools: Mapping[str, OpenSpool] | None = None,
 ) -> AsyncIterator[tuple[str, HttpServer]]:
     """An HTTP server on a free port; gives its URL and itself."""
-    server = HttpServer(handler, limits, on_refused)
+    server = HttpServer(handler, limits, on_refused, spools)
     port = await server.start("127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{port}", server
@@ -213,6 +219,7 @@ async def running_gateway(
     redis_url: str | None = None,
     cache_shared: SharedSettings | None = None,
     worker: str = "worker",
+    batches: BatchSettings | None = None,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
     are two workers.
@@ -236,11 +243,20 @@ async def running_gateway(
     book = SpendBook()
     spend = SpendKeeper(database, book)
     shared = None if store is None else SharedCounts(store)
+    forwarder = Forwarder(upstream, table, metrics, capture=prompts)
     gateway = Gateway(
-        table=table, reader=reader, forwarder=Forwarder(upstream, table, metrics, capture=prompts),
+        table=table, reader=reader, forwarder=forwarder,
         cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
         limiter=Limiter(metrics, book, shared),
     )  # fmt: skip
+    processing = None
+    if batches is not None:
+        processing = make_batches(
+            database=database, table=table, reader=reader, forwarder=forwarder, metrics=metrics,
+            run=gateway.run, settings=msgspec.structs.replace(batches, folder=str(folder / "files")),
+            max_body_bytes=(limits or ServerLimits()).max_body_bytes,
+        )  # fmt: skip
+        gateway.batches = processing.pages
     await reader.start()
     await spend.start()
     writer.start()
@@ -248,9 +264,13 @@ async def running_gateway(
     sweeping = asyncio.ensure_future(gateway.sweep())
     publishing = asyncio.ensure_future(gateway.publish(worker))
     try:
-        async with running_server(gateway.handle, limits, gateway.count_refusal) as (url, server):
+        async with running_server(
+            gateway.handle, limits, gateway.count_refusal, processing and processing.spools
+        ) as (url, server):
             while not table.loaded:
                 await asyncio.sleep(0.01)
+            if processing is not None:
+                processing.runner.start()
             under_test = GatewayUnderTest(
                 url, database, table, reader, metrics, memory, server, writer, cache
             )
@@ -258,6 +278,9 @@ async def running_gateway(
                 yield under_test
             finally:
                 under_test.client.close()
+                if processing is not None:
+                    await processing.runner.stop()
+                    processing.pages.close()
     finally:
         sweeping.cancel()
         publishing.cancel()

@@ -9,7 +9,8 @@
     ├── EngineError            an engine cannot do this here
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is away, or is not ours
-    └── BenchError             a load test cannot be run as asked
+    ├── BenchError             a load test cannot be run as asked
+    └── BatchError             a batch cannot be run, or did not come to its end
 
 A message says what was seen, what the rule is, and what to do next. Errors that cross HTTP are
 `thrifty.wire.errors.WireError`; errors of libraries become one of these where they enter.
@@ -82,3 +83,7 @@ class DatabaseError(ThriftyError):
 
 class BenchError(ThriftyError):
     """A load test cannot be run as asked."""
+
+
+class BatchError(ThriftyError):
+    """A batch cannot be run as asked, or did not come to its proper end."""

@@ -2,6 +2,7 @@
 
 models/       the artifact store                    thrifty.db   the embedded database
 run/          the controller's pid and lock         logs/        one file for each process
+files/        what batches read and write
 reports/      what `thrifty bench` and friends draw
 """
 
@@ -36,6 +37,11 @@ class Home:
     def logs(self) -> Path:
         """One log file for each process."""
         return self.root / "logs"
+
+    @property
+    def files(self) -> Path:
+        """What was uploaded for batches, and what they made."""
+        return self.root / "files"
 
     @property
     def reports(self) -> Path:

@@ -23,6 +23,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
+batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
+app.add_typer(batch_app, name="batch")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -315,3 +317,33 @@ def bench_serve(
         chat=not completions, ignore_eos=not stop_early, key=key, seed=seed, plot=plot,
         as_json=as_json,
     )  # fmt: skip
+
+
+@batch_app.command("run")
+def batch_run(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT.jsonl",
+            help="A request a line: custom_id, method, url and body, as in OpenAI's Batch API.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the answers go, a line each.")],
+    errors: Annotated[
+        Path | None,
+        typer.Option(help="Where failed lines go. Default: beside --out, as NAME.errors.jsonl."),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="The service. Default: the one of this home, or http://127.0.0.1:8080."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(envvar="THRIFTY_KEY", help="The API key.")] = None,
+    window: Annotated[
+        str, typer.Option(help="Lines that are not done after this long are given up.")
+    ] = "24h",
+    as_json: Json = False,
+) -> None:
+    """Run a batch and wait for it; stopped or killed, the same command goes on with it."""
+    from thrifty.cli.batch import run_run
+
+    run_run(source, out, errors, url=url, key=key, window=window, as_json=as_json)

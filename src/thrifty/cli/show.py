@@ -35,6 +35,7 @@ _VERBS = {
     "store": "Storing",
     "check": "Checking",
     "load": "Loading the model",
+    "batch": "Running the batch",
 }
 PLAIN_INTERVAL_S = 2.0
 

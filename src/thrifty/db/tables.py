@@ -175,3 +175,62 @@ cache_stats = Table(
     Column("stats", Text, nullable=False),
 )
 """Each gateway worker's figures about its cache, as JSON."""
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("expires_s", Double),
+    Index(None, "tenant", "created_s"),
+    Index(None, "expires_s"),
+)
+"""What was uploaded, and what batches made. The contents are in `THRIFTY_HOME/files`."""
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("key_id", String(32)),
+    Column("endpoint", String(32), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("completion_window", String(32), nullable=False),
+    Column("metadata", Text),
+    Column("output_keep_s", Double),
+    Column("status", String(16), nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("expires_s", Double, nullable=False),
+    Column("in_progress_s", Double),
+    Column("finalizing_s", Double),
+    Column("completed_s", Double),
+    Column("failed_s", Double),
+    Column("expired_s", Double),
+    Column("cancelling_s", Double),
+    Column("cancelled_s", Double),
+    Column("total", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("errors", Text),
+    Index(None, "tenant", "created_s"),
+    Index(None, "status"),
+)
+"""Batches of the Batch API. `metadata` and `errors` are JSON. Written by the gateway worker that
+holds the lease `batches`; cancelling and creating is anyone's."""
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("until_s", Double, nullable=False),
+)
+"""What one process at a time may do, and until when, on the database's clock."""

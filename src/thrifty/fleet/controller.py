@@ -18,6 +18,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -398,6 +399,7 @@ class Controller:
             "record_prompts": spec.record.prompts,
             "record_keep_s": spec.record.keep,
             "record_max_rows": spec.record.max_rows,
+            "batches": self._describe_batches(),
             "require_keys": host not in LOOPBACK and not spec.gateway.allow_no_keys,
         }
         reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
@@ -410,6 +412,21 @@ class Controller:
             spec.gateway.drain_timeout,
             self._save_gateway,
         )
+
+    def _describe_batches(self) -> dict[str, Any]:
+        batches = self.spec.batches
+        return {
+            "folder": str(self.home.files),
+            "max_file_bytes": batches.max_file,
+            "max_lines": batches.max_lines,
+            "max_active": batches.max_active,
+            "keep_s": batches.keep,
+            "governor": {
+                "reserve": batches.reserve,
+                "displace": batches.displace,
+                "settle_s": batches.settle,
+            },
+        }
 
     async def _save_gateway(self, row: GatewayRow) -> None:
         try:

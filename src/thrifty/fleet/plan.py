@@ -22,6 +22,8 @@ from thrifty.types import OnProgress, ignore_progress
 
 MODEL_FREE = frozenset({"remote", "echo"})
 """Engines that load no model of ours."""
+BATCH_SLOTS = 32
+"""Beyond this, a replica on a CPU gives hardly more tokens, only later ones."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Plan:
                 upstream_model=served.options.get("upstream_model"),
                 key_env=served.options.get("key_env"),
                 salt_field=served.options.get("salt_field", self.engine.salt_field),
+                batch_slots=_count_batch_slots(spec, served),
                 created_s=time.time(),
                 slots=spec.replicas.slots or self.engine.find_slots(served),
                 timeout_s=spec.limits.timeout,
@@ -68,6 +71,13 @@ class Plan:
                 fallback=spec.fallback,
             ),
         )
+
+
+def _count_batch_slots(spec: Spec, served: Served) -> int:
+    """How many requests a replica works on at once, as far as batches go."""
+    limit = served.options.get("slots") or served.options.get("max_batch")
+    wanted = spec.batches.slots or BATCH_SLOTS
+    return min(wanted, int(limit)) if limit else wanted
 
 
 def make_plans(

@@ -14,6 +14,7 @@ from thrifty.gateway.admission.limits import Limiter
 from thrifty.gateway.admission.slots import deadline_exceeded
 from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
+from thrifty.gateway.batches.api import BATCH_PATHS, BatchPages
 from thrifty.gateway.cache import Entry, Flight, Flights, Owner, make_key
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.flights import Landing
@@ -79,6 +80,8 @@ class Gateway:
         self._metrics = metrics
         self._cache_pages = CachePages(table, reader, cache)
         self._pages = Pages(table, reader, metrics, cache.memory, self._cache_pages)
+        self.batches: BatchPages | None = None
+        """What answers /v1/files and /v1/batches, where there is a place for files."""
 
     def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
         """One request, from its bytes to its record. What needs no waiting is done at once; the
@@ -86,6 +89,8 @@ class Gateway:
         """
         endpoint = _ENDPOINTS.get(exchange.path)
         if endpoint is None or exchange.method != "POST":
+            if self.batches is not None and exchange.path.startswith(BATCH_PATHS):
+                return self.batches.answer(exchange)
             return self._pages.answer(exchange)
         call = Call(exchange, endpoint)
         try:
@@ -100,6 +105,20 @@ class Gateway:
             self._end(call, None)
             return None
         return self._finish(call, rest)
+
+    async def run(self, call: Call) -> None:
+        """Take a call that comes from within the same path, from `admit` on. Its exchange has the
+        answer, errors too.
+        """
+        try:
+            rest = self._begin(call)
+        except Exception as error:
+            self._end(call, error)
+            return
+        if rest is None:
+            self._end(call, None)
+        else:
+            await self._finish(call, rest)
 
     def count_refusal(self, error: WireError) -> None:
         """Count a request that the HTTP server refused before it came here."""
@@ -169,7 +188,8 @@ class Gateway:
                 self._metrics.rejections.labels(call.deployment.name, call.error).inc()
             exchange.respond_error(error, call.headers())
         elif isinstance(error, ClientGone):
-            call.status, call.error = CLIENT_CLOSED, "client_gone"
+            call.status = CLIENT_CLOSED
+            call.error = "withdrawn" if call.priority else "client_gone"
         else:
             log.exception("%s failed", call.request_id, exc_info=error)
             call.status, call.error = 500, "internal_error"

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
 """Where a hit came from: this worker's memory, Redis, or a generation that was under way."""
+INTERACTIVE, BATCH = 0, 1
+"""Priorities: lower goes first."""
 
 MAX_REQUEST_ID_BYTES = 64
 MAX_SESSION_BYTES = 256
@@ -39,6 +41,7 @@ class Call:
     __slots__ = (
         "answer_text",
         "attempts",
+        "avoid",
         "body",
         "cache",
         "cache_key",
@@ -84,6 +87,10 @@ class Call:
         self.started_at_s = time.time()
         self.body: dict[str, Any] = {}
         self.key: Key | None = None
+        self.priority = INTERACTIVE
+        """`INTERACTIVE`: somebody waits for it; `BATCH`: it takes what is left."""
+        self.avoid: frozenset[str] = frozenset()
+        """Replicas that have no room for this call, by id."""
         self.deployment: Deployment | None = None
         self.stream = False
         self.include_usage = False
@@ -92,8 +99,6 @@ class Call:
         """Set where the body was known before it was read."""
         self.tier = MEMORY
         self.saved_s = 0.0
-        self.priority = 0
-        """0: somebody waits for it; 1: a batch, which takes what is left."""
         self.deadline_s = 0.0
         """When the answer must have begun, as `time.perf_counter`; 0 where there is no deadline."""
         self.held: Held | None = None

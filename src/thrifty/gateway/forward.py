@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -78,6 +79,8 @@ class Forwarder:
         self._budget = RetryBudget()
         self._streams: set[tuple[Call, Relay, Answer]] = set()
         self._headers: dict[str, bytes] = {}
+        self.on_chosen: Callable[[Call, Replica], None] | None = None
+        """Told of every call and the replica that it goes to; set while batches run."""
 
     async def forward(self, call: Call, flight: Flight | None) -> Landing:
         """Answer the call from a replica; returns what came, for the cache and for followers.
@@ -131,7 +134,7 @@ class Forwarder:
         assert deployment is not None
         self._budget.earn()
         body = _prepare_body(call, deployment)
-        tried: set[str] = set()
+        tried: set[str] = set(call.avoid)
         sends = connects = 0
         if flight is not None:
             # Others may wait for this generation: it goes on without its first client.
@@ -145,6 +148,8 @@ class Forwarder:
             deployment.note_begun(replica)
             streamed = False
             try:
+                if self.on_chosen is not None:
+                    self.on_chosen(call, replica)
                 landing = await self._attempt(call, replica, body, flight)
                 self._note_answer(call, landing)
                 streamed = call.stream
@@ -173,6 +178,8 @@ class Forwarder:
                 if flight is None or not flight.followers:
                     raise deadline_exceeded("before a replica began to answer")
                 call.deadline_s = 0.0  # others wait for it without one
+            if call.priority and (flight is None or not flight.followers):
+                last_chance = True  # the batch tries again, later
             if last_chance or not self._budget.spend():
                 raise _give_up(failure, call)
             log.info("%s: %s failed (%s); sent again", call.request_id, replica.id, failure)

@@ -57,6 +57,7 @@ class Recorder:
                 completion_tokens=completion if generated else 0,
                 cached_tokens=usage.cached_tokens if usage and generated else 0,
                 saved=_saved(call) if call.status == 200 and not generated else None,
+                timed=not call.priority,
             )
         )
         if self._writer is not None:

@@ -20,6 +20,8 @@ from thrifty.gateway.admission.limits import Limiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app import Gateway
+from thrifty.gateway.batches.service import make_batches
+from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
@@ -65,6 +67,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     require_keys: bool = False
     workers: int = 1
     """How many gateway workers share the replicas' slots."""
+    batches: BatchSettings = BatchSettings()
 
 
 def run_worker(settings: GatewaySettings) -> int:
@@ -120,13 +123,28 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         metrics=metrics,
         limiter=Limiter(metrics, book, shared),
     )
-
+    batches = None
+    batch_database = None
+    if settings.batches.folder:
+        batch_database = open_database(url, migrate=False)
+        batches = make_batches(
+            database=batch_database,
+            table=table,
+            reader=reader,
+            forwarder=forwarder,
+            metrics=metrics,
+            run=gateway.run,
+            settings=settings.batches,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        gateway.batches = batches.pages
     limits = ServerLimits(
         max_body_bytes=settings.max_body_bytes,
         read_timeout_s=settings.read_timeout_s,
         write_timeout_s=settings.write_timeout_s,
     )
-    server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal)
+    spools = batches.spools if batches is not None else None
+    server = HttpServer(gateway.handle, limits, on_refused=gateway.count_refusal, spools=spools)
     # A worker that shares its port with another must know the fleet before it takes requests.
     await asyncio.gather(reader.start(), spend.start())
     cache.start()
@@ -142,8 +160,11 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     sweeping = asyncio.ensure_future(gateway.sweep())
     worker = f"{socket.gethostname()[:48]}/{settings.id[:32]}/{os.getpid()}"
     publishing = asyncio.ensure_future(gateway.publish(worker))
+    if batches is not None:
+        batches.runner.start()
     await stopping.wait()
     log.info("draining")
+    leaving = asyncio.ensure_future(batches.runner.stop()) if batches is not None else None
     cut = await server.drain(settings.drain_timeout_s)
     if cut:
         log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
@@ -152,6 +173,9 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     await cache.close()
     with contextlib.suppress(DatabaseError):
         await asyncio.to_thread(remove_cache_stats, table_database, worker)
+    if batches is not None and leaving is not None:
+        await leaving
+        batches.pages.close()
     reader.stop()
     if writer is not None:
         writer.stop()
@@ -163,6 +187,8 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         await shared_store.close()
     table_database.close()
     log_database.close()
+    if batch_database is not None:
+        batch_database.close()
     return 0
 
 

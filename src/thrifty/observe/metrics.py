@@ -68,6 +68,8 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     completion_tokens: int = 0
     cached_tokens: int = 0
     saved: Saved | None = None
+    timed: bool = True
+    """Whether its times count; those of batches' lines would hide those of people."""
 
 
 class Saved(msgspec.Struct, frozen=True, gc=False):
@@ -171,13 +173,14 @@ class RequestMetrics(Collector):
             self._cache[cache] = self._cache.get(cache, 0) + 1
         if seen.saved is not None:
             self._count_saved(seen.deployment, seen.version, seen.saved)
-        series.e2e.observe(seen.e2e_s)
-        series.queue.observe(seen.queue_s)
-        series.overhead.observe(seen.overhead_s)
-        if seen.ttft_s is not None:
-            series.ttft.observe(seen.ttft_s)
-        if seen.tpot_s is not None:
-            series.tpot.observe(seen.tpot_s)
+        if seen.timed:
+            series.e2e.observe(seen.e2e_s)
+            series.queue.observe(seen.queue_s)
+            series.overhead.observe(seen.overhead_s)
+            if seen.ttft_s is not None:
+                series.ttft.observe(seen.ttft_s)
+            if seen.tpot_s is not None:
+                series.tpot.observe(seen.tpot_s)
         series.prompt += seen.prompt_tokens
         series.completion += seen.completion_tokens
         series.cached += seen.cached_tokens
@@ -393,6 +396,17 @@ class GatewayMetrics:
             "thrifty_routing_signals_lost",
             "1 where replicas stopped to say what they found cached.",
             ("deployment",),
+        )
+        self.batch_lines = self._counter(
+            "thrifty_batch_lines",
+            "Attempts at lines of batches, by how they ended.",
+            ("deployment", "result"),
+        )
+        self.batch_lines_in_flight = self._gauge(
+            "thrifty_batch_lines_in_flight", "Lines of batches that are in flight.", ("deployment",)
+        )
+        self.batches_running = self._gauge(
+            "thrifty_batches_running", "Batches that this worker runs.", ()
         )
         self.database_up = self._gauge("thrifty_database_up", "1 while the database answers.", ())
         self.shared_store_up = self._gauge(

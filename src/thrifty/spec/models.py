@@ -275,6 +275,41 @@ class GatewaySpec(Section):
     )
 
 
+class BatchesSpec(Section):
+    """What batches may take of what interactive requests leave."""
+
+    slots: Count | None = Field(
+        None,
+        ge=1,
+        description="How many requests a replica works on at once, as far as batches go: lines take "
+        "what interactive requests leave of it. Default: 32, or what the engine can, if that is less.",
+    )
+    reserve: Count = Field(
+        0, description="Places at each replica that lines leave free for interactive requests."
+    )
+    displace: Number = Field(
+        1.0,
+        ge=1,
+        le=10_000,
+        allow_inf_nan=False,
+        description="How many lines each interactive request at a replica takes the place of, at "
+        "once. With as many as `slots`, lines run only where nothing else does.",
+    )
+    settle: Duration = Field(
+        0.05, description="How long a replica must have had room before lines take it again."
+    )
+    max_file: Bytes = Field(512_000_000, description="The largest file that may be uploaded.")
+    max_lines: Count = Field(50_000, ge=1, description="The most lines in one batch.")
+    max_active: Count = Field(
+        100, ge=1, description="How many batches of one tenant may be under way."
+    )
+    keep: Duration = Field(
+        30 * 86400.0,
+        gt=0,
+        description="How long files are kept, where their owner did not say otherwise.",
+    )
+
+
 class RecordSpec(Section):
     """What is written down about requests."""
 
@@ -351,6 +386,9 @@ class Spec(DeploymentSpec):
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
     )
+    batches: BatchesSpec = Field(
+        default_factory=lambda: BatchesSpec(), description="Batch processing."
+    )
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
     database: str | None = Field(
         None,
@@ -388,6 +426,7 @@ class Spec(DeploymentSpec):
 
 __all__ = [
     "DEFAULT_MODEL",
+    "BatchesSpec",
     "CacheSpec",
     "CompressSpec",
     "DeploymentSpec",

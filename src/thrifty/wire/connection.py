@@ -33,12 +33,15 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     from thrifty.wire.server import HttpServer
+    from thrifty.wire.spool import Spool
 
 log = logging.getLogger(__name__)
 
 MAX_PIPELINED = 16
 MAX_PIPELINED_BODY_BYTES = 65_536
 """Reading stops behind this many waiting requests, or one waiting body of this size."""
+SPOOL_STEP_BYTES = 1_000_000
+"""A body that goes to disk may take the read timeout for each of this many bytes."""
 DROP_LIMIT_BYTES = 256_000_000
 """What a refused client may go on sending before it is cut off."""
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -63,6 +66,7 @@ class HttpProtocol(asyncio.Protocol):
         "_refusal",
         "_sent_bytes",
         "_silent_bytes",
+        "_spool_paused",
         "_stuck_since_s",
         "_transport",
         "_url",
@@ -95,6 +99,7 @@ class HttpProtocol(asyncio.Protocol):
         self._continue_due = False
         self._advancing = False
         self._read_paused = False
+        self._spool_paused = False
         self._writable: asyncio.Future[None] | None = None
         self._sent_bytes = 0
         self._flushed_bytes = 0
@@ -218,7 +223,9 @@ class HttpProtocol(asyncio.Protocol):
         if "%" in exchange.path:
             exchange.path = unquote(exchange.path)
         length = int(exchange.headers.get(b"content-length", b"0"))
-        if length > self.server.limits.max_body_bytes:
+        if exchange.path in self.server.spools:
+            self._open_spool(exchange, length)
+        if exchange.spool is None and length > self.server.limits.max_body_bytes:
             self._refusal = self._body_too_large(f"{length} bytes")
             raise ValueError("body too large")
         if (
@@ -235,6 +242,9 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
+        if self._building is not None and self._building.spool is not None:
+            self._spool_body(self._building.spool, body)
+            return
         if not self._body:
             self._body = body
         else:
@@ -289,6 +299,8 @@ class HttpProtocol(asyncio.Protocol):
         if exchange is not self._current:
             return
         self._current = None
+        if exchange.spool is not None:
+            exchange.spool.close()
         if self.closed:
             return
         if not exchange.keep_alive or self.server.draining:
@@ -348,6 +360,43 @@ class HttpProtocol(asyncio.Protocol):
             )
 
     # private
+
+    def _open_spool(self, exchange: Exchange, length: int) -> None:
+        """Let the body go to disk, where the path's owner wants that."""
+        try:
+            spool = exchange.spool = self.server.spools[exchange.path](exchange)
+            if spool is not None and length > spool.limit_bytes:
+                raise spool.too_large(f"{length} bytes")
+        except WireError as error:
+            self._refusal = error
+            raise ValueError("refused") from None
+        if spool is not None:
+            spool.on_room = self._go_on_spooling
+
+    def _spool_body(self, spool: Spool, body: bytes) -> None:
+        """Each further megabyte has the time that a whole request has otherwise."""
+        before = spool.size_bytes
+        try:
+            spool.take(body)
+        except WireError as error:
+            self._refusal = error
+            raise
+        if spool.size_bytes // SPOOL_STEP_BYTES > before // SPOOL_STEP_BYTES:
+            self._extend_deadline()
+        if spool.full and self._transport is not None:
+            self._spool_paused = True
+            self._transport.pause_reading()
+
+    def _go_on_spooling(self) -> None:
+        if self._spool_paused and self._transport is not None and not self._transport.is_closing():
+            self._spool_paused = False
+            self._extend_deadline()
+            if not self._read_paused:
+                self._transport.resume_reading()
+
+    def _extend_deadline(self) -> None:
+        if self.deadline_s is not None and not self.closed:
+            self.deadline_s = time.monotonic() + self.server.limits.read_timeout_s
 
     def _count_header_bytes(self, count: int) -> None:
         self._silent_bytes = 0
@@ -468,11 +517,16 @@ class HttpProtocol(asyncio.Protocol):
         """The client is gone: whoever works for it is told."""
         self.closed = True
         self.deadline_s = None
+        for waiting in (*self._queue, self._building):
+            if waiting is not None and waiting.spool is not None:
+                waiting.spool.close()
         self._queue.clear()
         self._building = None
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         exchange, self._current = self._current, None
+        if exchange is not None and exchange.spool is not None:
+            exchange.spool.close()
         if exchange is not None and not exchange.finished:
             if exchange.on_disconnect is not None:
                 exchange.on_disconnect()
@@ -493,6 +547,8 @@ class HttpProtocol(asyncio.Protocol):
         if self.closed:
             return
         self._refusal = error
+        if self._building is not None and self._building.spool is not None:
+            self._building.spool.close()
         self._building = None
         self._body = b""
         self.deadline_s = None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from thrifty.wire.errors import WireError
 
 if TYPE_CHECKING:
     from thrifty.wire.connection import HttpProtocol
+    from thrifty.wire.spool import Spool
 
 Headers = Iterable[tuple[bytes, bytes]]
 Handler = Callable[["Exchange"], Coroutine[Any, Any, None] | None]
@@ -55,6 +57,7 @@ class Exchange:
         "path",
         "query",
         "received_s",
+        "spool",
         "status",
         "task",
         "version",
@@ -69,6 +72,8 @@ class Exchange:
         self.query = b""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
+        self.spool: Spool | None = None
+        """The body, where it went to disk; `body` is empty then."""
         self.version = "1.1"
         self.keep_alive = True
         self.status = 0
@@ -194,3 +199,73 @@ class Exchange:
     def _end(self) -> None:
         self.finished = True
         self._protocol.exchange_ended(self)
+
+
+class InnerExchange(Exchange):
+    """A request that comes from within this process, and its answer: there is no connection.
+
+    `hang_up` is what a client does that goes away.
+    """
+
+    __slots__ = ("_gone", "answer", "answer_headers")
+
+    def __init__(self, path: str, body: bytes, headers: dict[bytes, bytes]) -> None:
+        # Everything that would reach for the connection is overridden below.
+        super().__init__(cast("HttpProtocol", None))
+        self.method = "POST"
+        self.path = path
+        self.body = body
+        self.headers = headers
+        self.received_s = time.perf_counter()
+        self.answer = b""
+        self.answer_headers: list[tuple[bytes, bytes]] = []
+        self._gone = False
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self._gone
+
+    @property
+    def writable(self) -> bool:
+        """Always: the answer is kept in memory."""
+        return True
+
+    def hang_up(self) -> None:
+        """Give the answer up, unless it is there already."""
+        if self._gone or self.finished:
+            return
+        self._gone = True
+        if self.on_disconnect is not None:
+            self.on_disconnect()
+        elif self.task is not None:
+            self.task.cancel()
+
+    def respond(self, status: int, body: bytes, headers: Headers = (JSON_TYPE,)) -> None:
+        """Keep the whole answer."""
+        if not self._started:
+            self.start(status, headers)
+            self.answer = body
+            self.finished = True
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Begin the answer."""
+        if not self._started:
+            self._started = True
+            self.status = status
+            self.answer_headers = list(headers)
+
+    def write(self, data: bytes) -> None:
+        """Keep a part of the answer."""
+        self.answer += data
+
+    async def drain(self) -> None:
+        """There is nothing to wait for."""
+
+    def finish(self) -> None:
+        """End the answer."""
+        self.finished = True
+
+    def abort(self) -> None:
+        """End the answer where it is."""
+        self.finished = True

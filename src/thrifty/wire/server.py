@@ -14,7 +14,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from thrifty.wire.connection import HttpProtocol
 from thrifty.wire.errors import WireError
 from thrifty.wire.exchange import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, Handler, Headers
+from thrifty.wire.spool import OpenSpool
 
 __all__ = [
     "EVENT_STREAM_HEADERS",
@@ -64,8 +65,11 @@ class HttpServer:
         handler: Handler,
         limits: ServerLimits | None = None,
         on_refused: Callable[[WireError], None] | None = None,
+        spools: Mapping[str, OpenSpool] | None = None,
     ) -> None:
         self.handler = handler
+        self.spools = spools or {}
+        """Paths whose bodies may go to disk."""
         self.limits = limits or ServerLimits()
         self.refused = on_refused or (lambda error: None)
         self.connections: set[HttpProtocol] = set()
