@@ -13,6 +13,8 @@ from sqlalchemy import select, text
 from tests.db.test_database import row
 from tests.parts import running_echo, running_gateway
 from thrifty.db import Database, open_database
+from thrifty.db.cache import add_purge, read_cache_stats, save_cache_stats
+from thrifty.db.fleet import read_fleet
 from thrifty.db.keys import create_key, list_keys, revoke_key
 from thrifty.db.request_log import RequestLog
 from thrifty.db.spend import exchange_spend
@@ -98,3 +100,14 @@ def test_workers_add_to_the_same_sums_of_spend_at_once(database: Database) -> No
     sums = exchange_spend(database, {}, "2026-11-01", 0.0)
     assert sums[("k0", "2026-11-23")] == 50.0
     assert sum(sums.values()) == 0.5 * sum((n + t) % 4 + 1 for n in range(4) for t in range(25))
+
+
+def test_purges_and_figures_of_caches_live_there(database: Database) -> None:
+    first = add_purge(database, tenant="ann")
+    assert add_purge(database).id > first.id
+    again = add_purge(database, tenant="ann")
+    assert [purge.id for purge in read_fleet(database).purges][-1] == again.id
+    assert len(read_fleet(database).purges) == 2
+    save_cache_stats(database, "a", {"entries": 1})
+    save_cache_stats(database, "a", {"entries": 2})
+    assert read_cache_stats(database) == [{"worker": "a", "entries": 2}]
