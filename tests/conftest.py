@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from thrifty.home import HOME_VARIABLE, Home
 
-TEST_TIMEOUT_S = 60.0
+TEST_TIMEOUT_S = 180.0
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("thrifty", deadline=None)

@@ -132,8 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 page.paused.set()
                 page.go_on.wait(60)
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if page.chunked else part)
+            # Before it goes out, so that who has got it finds it counted.
             page.sent += len(part)
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if page.chunked else part)
 
 
 class _Server(ThreadingHTTPServer):

@@ -157,10 +157,13 @@ async def test_closed_loop_measures_what_the_server_does() -> None:
         assert level.errors == 0
         assert level.ttft_ms is not None
         assert level.tpot_ms is not None
-        assert 50 <= level.ttft_ms.p50 < 90
-        assert 10 <= level.tpot_ms.p50 < 16
-        # A request takes 50 + 9 x 10 ms at best: four clients get at most 286 tokens a second.
-        assert 150 < level.output_tokens_per_s.value < 290
+        assert level.e2e_ms is not None
+        assert level.ttft_ms.p50 >= 50
+        assert level.tpot_ms.p50 >= 10
+        # A request takes 50 + 9 x 10 ms at best: four clients get at most 286 tokens a second, and
+        # on a busy machine as many as requests that take longer allow.
+        assert level.output_tokens_per_s.value < 290
+        assert level.output_tokens_per_s.value == pytest.approx(4e4 / level.e2e_ms.p50, rel=0.25)
         assert level.output_tokens_mean == 10
 
 

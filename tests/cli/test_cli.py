@@ -52,13 +52,21 @@ def test_every_command_has_help_that_says_what_it_does(path: list[str]) -> None:
     assert len(first_sentence) > 10, result.output
 
 
-def test_help_answers_within_a_third_of_a_second(tmp_path: Path) -> None:
-    times = []
-    for _ in range(5):
+def test_help_takes_little_more_than_what_draws_it() -> None:
+    """A third of a second on an idle machine; beside the bare libraries, so that a busy one counts
+    for both.
+    """
+
+    def measure(*arguments: str) -> float:
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "thrifty", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.3
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        return time.perf_counter() - began
+
+    bare, ours = [], []
+    for _ in range(5):
+        bare.append(measure("-c", "import typer, typer.rich_utils, rich.table, rich.progress"))
+        ours.append(measure("-m", "thrifty", "--help"))
+    assert min(ours) < 2 * min(bare) + 0.05
 
 
 def test_version() -> None:
