@@ -178,8 +178,14 @@ def measure_kills(kills: int) -> dict[str, int]:
                 [*thrifty, "up", str(spec), "--no-measure"], env=environment, stdout=output, stderr=output
             )  # fmt: skip
 
+    controller = up()
+
     def ask(method: str, path: str, **fields: Any) -> requests.Response:
+        nonlocal controller
         while True:
+            if controller.poll() is not None:
+                # Its gateway was killed while it started, which it takes for a reason to end.
+                controller = up()
             try:
                 reply = requests.request(method, url + path, timeout=30, **fields)
                 if reply.status_code == 200:
@@ -188,7 +194,6 @@ def measure_kills(kills: int) -> dict[str, int]:
                 pass
             time.sleep(0.1)
 
-    controller = up()
     killed: Counter[str] = Counter()
     try:
         ask("GET", "/readyz")
