@@ -48,6 +48,7 @@ from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.models import ExactCacheSpec
 from thrifty.types import ReplicaState
+from thrifty.wire.server import BACKLOG
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ class Controller:
         for replica in self.replicas:
             replica.start(known.get(replica.id))
         self._publisher = asyncio.ensure_future(self._publish())
-        self._gateways = self._make_gateways(port)
+        self._gateways = self._make_gateways(self._listen(port))
         await self._gateways.start()
         self._write_note()
         for ident, gateway_id in old_gateways:
@@ -380,9 +381,26 @@ class Controller:
                 ) from None
             return int(probe.getsockname()[1])
 
-    def _make_gateways(self, port: int) -> GatewayWorkers:
+    def _listen(self, port: int) -> list[socket.socket]:
+        """A listening socket for each gateway worker, all on one port."""
+        gateway = self.spec.gateway
+        family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
+        sockets = []
+        for _ in range(gateway.workers):
+            listening = socket.socket(family, socket.SOCK_STREAM)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.bind((gateway.host, port))
+            port = listening.getsockname()[1]
+            sockets.append(listening)
+        for listening in sockets:
+            listening.listen(BACKLOG)
+            listening.setblocking(False)
+        return sockets
+
+    def _make_gateways(self, sockets: list[socket.socket]) -> GatewayWorkers:
         spec = self.spec
-        host = spec.gateway.host
+        host, port = spec.gateway.host, sockets[0].getsockname()[1]
         settings = {
             "host": host,
             "port": port,
@@ -406,7 +424,7 @@ class Controller:
         self.gateway_url = f"http://{reachable}:{port}"
         return GatewayWorkers(
             self.home,
-            spec.gateway.workers,
+            sockets,
             settings,
             {_DATABASE_VARIABLE: self.database_url, _REDIS_VARIABLE: spec.redis or ""},
             spec.gateway.drain_timeout,

@@ -1,7 +1,8 @@
 """Gateway workers: started, kept, replaced one after the other.
 
-They share one port (SO_REUSEPORT), so that the kernel spreads connections over them, and a worker's
-place can be taken by another without a gap: the new one listens before the old one drains. Each also
+They share one port: each place has a listening socket of its own (SO_REUSEPORT), so that the kernel
+spreads connections over them. The sockets are the controller's, and workers inherit them; a worker that
+ends, or is replaced, leaves its socket behind with the connections that wait in it. Each worker also
 listens on a loopback port of its own, where the others read its metrics.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -38,7 +41,7 @@ class GatewayWorkers:
     def __init__(
         self,
         home: Home,
-        count: int,
+        sockets: Sequence[socket.socket],
         settings: Mapping[str, Any],
         environment: Mapping[str, str],
         drain_timeout_s: float,
@@ -49,7 +52,8 @@ class GatewayWorkers:
         self._environment = environment
         self._grace_s = drain_timeout_s + 5
         self._on_row = on_row
-        self._processes: list[ManagedProcess | None] = [None] * count
+        self._sockets = sockets
+        self._processes: list[ManagedProcess | None] = [None] * len(sockets)
         self._keepers: list[asyncio.Task[None]] = []
         self._replacing: set[int] = set()
         self._stopping = False
@@ -87,6 +91,8 @@ class GatewayWorkers:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*(p.stop(self._grace_s) for p in self._processes if p is not None))
+        for listening in self._sockets:
+            listening.close()
 
     def kill(self) -> None:
         """End all at once."""
@@ -98,7 +104,10 @@ class GatewayWorkers:
         name = self.ids[index]
         ready = self._home.run / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        settings = {**self._settings, "id": name, "ready_file": str(ready)}
+        listening = self._sockets[index].fileno()
+        settings = {
+            **self._settings, "id": name, "ready_file": str(ready), "listen_fd": listening,
+        }  # fmt: skip
         process = start_process(
             [sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode()],
             role="gateway",
@@ -106,19 +115,25 @@ class GatewayWorkers:
             home=self._home.root,
             log_path=self._home.logs / f"{name}.log",
             environment=self._environment,
+            inherit=[listening],
         )
+        try:
+            url = await self._wait_ready(process, ready)
+        except BaseException:
+            process.kill()
+            raise
+        self._processes[index] = process
+        await self._on_row(GatewayRow(name, url, process.pid, process.ident.created_s, "ready"))
+
+    async def _wait_ready(self, process: ManagedProcess, ready: Path) -> str:
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while (
-            url := _read_ready(ready.read_text() if ready.exists() else "", process.pid)
-        ) is None:
+        while (url := _read_ready(ready, process.pid)) is None:
             if not process.alive:
                 raise FleetError(f"the gateway ended: {process.read_log_end()}")
             if time.monotonic() > deadline_s:
-                process.kill()
                 raise FleetError(f"the gateway did not start within {START_TIMEOUT_S:g} s")
             await asyncio.sleep(POLL_S)
-        self._processes[index] = process
-        await self._on_row(GatewayRow(name, url, process.pid, process.ident.created_s, "ready"))
+        return url
 
     async def _keep(self, index: int) -> None:
         """Start a worker anew whenever it ends by itself."""
@@ -143,10 +158,10 @@ class GatewayWorkers:
                 log.error("%s cannot be started: %s", self.ids[index], error)
 
 
-def _read_ready(text: str, pid: int) -> str | None:
+def _read_ready(path: Path, pid: int) -> str | None:
     """The worker's own URL, if it is that process which wrote the file."""
     try:
-        said = json.loads(text)
-    except ValueError:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError):
         return None
     return str(said["url"]) if said.get("pid") == pid else None

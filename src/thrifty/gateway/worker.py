@@ -47,6 +47,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     host: str
     port: int
     id: str = "gateway-0"
+    listen_fd: int | None = None
+    """A socket that listens on `host` and `port` already; it stays when this worker goes."""
     ready_file: str | None = None
     """Where it says that it listens, and the address that is its own."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
@@ -150,7 +152,8 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     cache.start()
     try:
         own_port = await server.start("127.0.0.1", 0)
-        port = await server.start(settings.host, settings.port, reuse_port=True)
+        inherited = None if settings.listen_fd is None else socket.socket(fileno=settings.listen_fd)
+        port = await server.start(settings.host, settings.port, reuse_port=True, sock=inherited)
     except OSError as error:
         report_error(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}")
         return ADDRESS_IN_USE

@@ -40,6 +40,7 @@ SWEEP_INTERVAL_S = 1.0
 """How often deadlines are looked at, unless one of them is so short that this would be late."""
 CUT_TIMEOUT_S = 1.0
 """What handlers get to clean up once a drain has cut their connections."""
+BACKLOG = 2048
 ACCEPT_TURNS = 5
 IDLE_GRACE_S = 0.2
 """When the server stops, idle connections are kept open this long for what is on its way."""
@@ -86,21 +87,25 @@ class HttpServer:
         *,
         reuse_port: bool = False,
         tls: ssl.SSLContext | None = None,
+        sock: socket.socket | None = None,
     ) -> int:
-        """Listen on `host` and `port` (0: a free one), and where it was called before too; return
-        the port. Raises `OSError`.
+        """Listen on `host` and `port` (0: a free one), or on a socket that listens already, and
+        where it was called before too; return the port. Raises `OSError`.
         """
         self.loop = asyncio.get_running_loop()
         self._set_date()
-        options: dict[str, Any] = {"reuse_port": True} if reuse_port else {}
+        options: dict[str, Any] = {"host": host, "port": port}
+        if sock is not None:
+            options = {"sock": sock}
+        elif reuse_port:
+            options["reuse_port"] = True
         listener = await self.loop.create_server(
-            lambda: HttpProtocol(self), host, port, backlog=2048, ssl=tls, **options
+            lambda: HttpProtocol(self), backlog=BACKLOG, ssl=tls, **options
         )
         self._listeners.append(listener)
         if self._sweeper is None:
             self._sweeper = self.loop.create_task(self._sweep())
-        sock: socket.socket = listener.sockets[0]
-        return int(sock.getsockname()[1])
+        return int(listener.sockets[0].getsockname()[1])
 
     async def drain(self, timeout_s: float) -> int:
         """Stop listening, let running exchanges finish, cut what is left after `timeout_s`.

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from thrifty.db.keys import Key
 from thrifty.gateway.batches.governor import GovernorSettings, Share
 from thrifty.gateway.batches.lines import Line
-from thrifty.gateway.call import BATCH, Call
+from thrifty.gateway.call import BATCH, INTERACTIVE, Call
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.table import Deployment, Replica, RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
@@ -175,7 +175,8 @@ class Dispatcher:
             share = self._shares[replica.id] = Share()
         lines = len(self._placed.get(replica.id, ()))
         others = max(0, replica.in_flight - lines) + self.elsewhere.get(replica.id, 0)
-        waiting = deployment.waiting / max(1, len(deployment.replicas))
+        queued = deployment.waiting + deployment.gate.queue.waiting(INTERACTIVE)
+        waiting = queued / max(1, len(deployment.replicas))
         return share.look(
             slots=deployment.settings.batch_slots if replica.ready else 0,
             interactive=others + waiting,
@@ -224,7 +225,7 @@ class Dispatcher:
                 line = feed.peek()
                 if line is None:
                     continue
-                deployment = self._table.deployments.get(line.model) if line.model else None
+                deployment = self._table.names.get(line.model) if line.model else None
                 if deployment is None:
                     # Nobody has this model; `admit` says so.
                     self._send(feed, "", frozenset())
