@@ -45,10 +45,13 @@ async def gather_metrics(
         return gateway.id, page if status == 200 else b""
 
     try:
-        pages = await asyncio.gather(*(read(gateway) for gateway in gateways))
+        pages = dict(await asyncio.gather(*(read(gateway) for gateway in gateways)))
     finally:
         client.close()
-    return merge_pages(dict(pages))
+    if own not in pages.values():
+        # Just started, or about to go: the table does not name this worker.
+        pages[f"pid-{os.getpid()}"] = own
+    return merge_pages(pages)
 
 
 def merge_pages(pages: Mapping[str, bytes]) -> bytes:
