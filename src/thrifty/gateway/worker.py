@@ -37,6 +37,9 @@ from thrifty.wire.server import HttpServer, ServerLimits
 
 log = logging.getLogger(__name__)
 
+IDLE_GRACE_S = 1.0
+"""A client that sends its requests one after the other on one connection has sent the next by then,
+on a busy machine too, and is told with its answer to come back on another one."""
 SWITCH_INTERVAL_S = 0.0005
 """The log writer's and the table reader's threads give way this fast (Python's default is 5 ms)."""
 
@@ -168,7 +171,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     await stopping.wait()
     log.info("draining")
     leaving = asyncio.ensure_future(batches.runner.stop()) if batches is not None else None
-    cut = await server.drain(settings.drain_timeout_s)
+    cut = await server.drain(settings.drain_timeout_s, IDLE_GRACE_S)
     if cut:
         log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
     sweeping.cancel()

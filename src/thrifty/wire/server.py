@@ -107,8 +107,9 @@ class HttpServer:
             self._sweeper = self.loop.create_task(self._sweep())
         return int(listener.sockets[0].getsockname()[1])
 
-    async def drain(self, timeout_s: float) -> int:
-        """Stop listening, let running exchanges finish, cut what is left after `timeout_s`.
+    async def drain(self, timeout_s: float, idle_grace_s: float = IDLE_GRACE_S) -> int:
+        """Stop listening, let running exchanges finish, cut what is left after `timeout_s`. Idle
+        connections may begin one more within `idle_grace_s`, which then is their last.
 
         Returns how many exchanges were cut.
         """
@@ -119,7 +120,7 @@ class HttpServer:
         for listener in self._listeners:
             listener.close()
         # A request may be on its way on a connection that looks idle; it is still answered.
-        grace_ends_s = time.monotonic() + min(IDLE_GRACE_S, timeout_s)
+        grace_ends_s = time.monotonic() + min(idle_grace_s, timeout_s)
         while self.connections and time.monotonic() < grace_ends_s:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
