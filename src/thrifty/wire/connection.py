@@ -73,6 +73,7 @@ class HttpProtocol(asyncio.Protocol):
         "_writable",
         "closed",
         "deadline_s",
+        "idle_since_s",
         "server",
         "write_paused",
     )
@@ -108,6 +109,8 @@ class HttpProtocol(asyncio.Protocol):
         """No answer can go out any more; the transport may still be flushing."""
         self.write_paused = False
         self.deadline_s: float | None = None
+        self.idle_since_s = 0.0
+        """When its last exchange ended."""
         """When the client must have sent (or, once refused, hung up); none while it waits for us."""
 
     # asyncio's side
@@ -303,12 +306,13 @@ class HttpProtocol(asyncio.Protocol):
             exchange.spool.close()
         if self.closed:
             return
-        if not exchange.keep_alive or self.server.draining:
+        if not exchange.keep_alive:
             self._close()
         elif self._queue or self._building is not None or self._refusal is not None:
             self._advance()
         else:
-            self.deadline_s = time.monotonic() + self.server.limits.keep_alive_s
+            self.idle_since_s = time.monotonic()
+            self.deadline_s = self.idle_since_s + self.server.limits.keep_alive_s
 
     def abort(self) -> None:
         """Cut the connection now."""

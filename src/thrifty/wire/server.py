@@ -119,15 +119,16 @@ class HttpServer:
             await asyncio.sleep(0)
         for listener in self._listeners:
             listener.close()
-        # A request may be on its way on a connection that looks idle; it is still answered.
-        grace_ends_s = time.monotonic() + min(idle_grace_s, timeout_s)
-        while self.connections and time.monotonic() < grace_ends_s:
+        # A request may be on its way on a connection that looks idle; it is still answered. So it is
+        # on one whose last answer had begun before the drain, and did not say that it was the last.
+        began_s = time.monotonic()
+        grace_s = min(idle_grace_s, timeout_s)
+        while self.connections and time.monotonic() < began_s + timeout_s + grace_s:
+            now_s = time.monotonic()
+            for connection in list(self.connections):
+                if now_s - max(began_s, connection.idle_since_s) >= grace_s:
+                    connection.close_if_idle()
             await asyncio.sleep(0.01)
-        for connection in list(self.connections):
-            connection.close_if_idle()
-        deadline_s = time.monotonic() + timeout_s
-        while any(c.busy for c in self.connections) and time.monotonic() < deadline_s:
-            await asyncio.sleep(0.02)
         left = [c for c in self.connections if c.busy]
         tasks = [c.task for c in left if c.task is not None]
         for connection in list(self.connections):
