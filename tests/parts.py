@@ -217,6 +217,7 @@ async def running_gateway(
     prompts: bool = False,
     database_url: str | None = None,
     redis_url: str | None = None,
+    redis_timeout_s: float = 0.05,
     cache_shared: SharedSettings | None = None,
     worker: str = "worker",
     batches: BatchSettings | None = None,
@@ -230,7 +231,7 @@ async def running_gateway(
     rows = [replica_row(i, url, row.name, version=row.version) for i, url in enumerate(urls)]
     save_replicas(database, rows, routing_changed=True)
     table, metrics, memory = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
-    store = await open_store(redis_url or "", metrics)
+    store = await open_store(redis_url or "", metrics, redis_timeout_s)
     cache = AnswerCache(memory, table, metrics, store, cache_shared)
     reader = TableReader(database, table)
     log_database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False)

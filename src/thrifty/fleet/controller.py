@@ -407,6 +407,7 @@ class Controller:
             "workers": spec.gateway.workers,
             "database_url_env": _DATABASE_VARIABLE,
             "redis_url_env": _REDIS_VARIABLE,
+            "redis_timeout_s": spec.redis_timeout,
             "max_body_bytes": spec.limits.max_body,
             "cache_bytes": spec.cache.exact.max_bytes,
             "cache_shared": _shared_cache(spec.cache.exact),

@@ -26,7 +26,7 @@ from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.record import Recorder
-from thrifty.gateway.shared_store import SharedStore
+from thrifty.gateway.shared_store import TIMEOUT_S, SharedStore
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.observe.log_writer import LogWriter
@@ -57,6 +57,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL: it may hold a password, which a command line would show."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
+    redis_timeout_s: float = TIMEOUT_S
     """As for the database; empty or not set where there is none."""
     max_body_bytes: int = 8_000_000
     cache_bytes: int = 256_000_000
@@ -91,7 +92,9 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     log_database = open_database(url, migrate=False)
     metrics = GatewayMetrics()
     metrics.database_up.set(1)
-    shared_store = await open_store(os.environ.get(settings.redis_url_env, ""), metrics)
+    shared_store = await open_store(
+        os.environ.get(settings.redis_url_env, ""), metrics, settings.redis_timeout_s
+    )
     table = RoutingTable()
     table.keys_exist = settings.require_keys
     table.workers = settings.workers
@@ -198,12 +201,15 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     return 0
 
 
-async def open_store(url: str, metrics: GatewayMetrics) -> SharedStore | None:
+async def open_store(
+    url: str, metrics: GatewayMetrics, timeout_s: float = TIMEOUT_S
+) -> SharedStore | None:
     """The shared store, where there is one."""
     if not url:
         return None
     store = SharedStore(
         url,
+        timeout_s=timeout_s,
         on_state=lambda up: metrics.shared_store_up.set(1 if up else 0),
         on_error=lambda kind: metrics.shared_store_errors.labels(kind).inc(),
     )

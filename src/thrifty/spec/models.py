@@ -409,6 +409,13 @@ class Spec(DeploymentSpec):
         description="What this machine costs an hour, in the currency you think in. Reports use it.",
     )
 
+    redis_timeout: Duration = Field(
+        0.05,
+        gt=0,
+        description="A request waits this long for Redis; then each worker counts for itself until "
+        "it answers again.",
+    )
+
     @field_validator("redis")
     @classmethod
     def _check_redis(cls, value: str | None) -> str | None:

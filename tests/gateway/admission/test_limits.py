@@ -184,8 +184,8 @@ async def test_redis_holds_limits_across_workers(tmp_path: Path) -> None:
     with running_redis() as server:
         async with (
             running_echo(ttft_s=0.05) as url,
-            running_gateway(tmp_path, [url], redis_url=server.url) as one,
-            running_gateway(tmp_path, [url], redis_url=server.url) as two,
+            running_gateway(tmp_path, [url], redis_url=server.url, redis_timeout_s=5.0) as one,
+            running_gateway(tmp_path, [url], redis_url=server.url, redis_timeout_s=5.0) as two,
         ):
             key = await make_key(one, rpm=8, tpm=100_000)
             await know_keys(two, 1)
@@ -212,8 +212,12 @@ async def test_redis_holds_budgets_across_workers_at_once(tmp_path: Path) -> Non
     with running_redis() as server:
         async with (
             running_echo(ttft_s=0.1) as url,
-            running_gateway(tmp_path, [url], deployment=row, redis_url=server.url) as one,
-            running_gateway(tmp_path, [url], deployment=row, redis_url=server.url) as two,
+            running_gateway(
+                tmp_path, [url], deployment=row, redis_url=server.url, redis_timeout_s=5.0
+            ) as one,
+            running_gateway(
+                tmp_path, [url], deployment=row, redis_url=server.url, redis_timeout_s=5.0
+            ) as two,
         ):
             key = await make_key(one, budget_day=66.0)
             await know_keys(two, 1)
