@@ -76,6 +76,13 @@ class Database:
         if self.file_is_gone():
             raise DatabaseError(f"the database's file {self._file} was deleted or replaced")
 
+    def recover(self) -> bool:
+        """Take up a file that has come back under the same name; whether there was one."""
+        if self._file is None or not self.file_is_gone() or not self._file.exists():
+            return False
+        self.reopen()
+        return True
+
     def reopen(self) -> None:
         """Take the file that is there now."""
         self.engine.dispose()

@@ -95,7 +95,8 @@ class TableReader:
             except DatabaseError as error:
                 state = None
                 self._note_state(False, error)
-                self._recover()
+                if self._database.recover():
+                    self._change = -1
             if not self._stopping:
                 self._loop.call_soon_threadsafe(self._apply, state, asked)
             self._wake.wait(POLL_S if self._up else AWAY_POLL_S)
@@ -109,12 +110,6 @@ class TableReader:
         self._change = state.change
         self._read_s = now_s
         return state
-
-    def _recover(self) -> None:
-        file = self._database.file
-        if file is not None and self._database.file_is_gone() and file.exists():
-            self._database.reopen()
-            self._change = -1
 
     def _apply(self, state: FleetState | None, asked: bool) -> None:
         if state is not None:

@@ -95,7 +95,7 @@ class LogWriter:
                 self._note_state(False, error)
                 if self._stopping:
                     return
-                self._recover()
+                self._database.recover()
                 time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
                 failures += 1
 
@@ -112,12 +112,6 @@ class LogWriter:
                 self._texts.popleft()
             self._on_written(count)
             self._note_state(True, None)
-
-    def _recover(self) -> None:
-        """Take up a database file that has come back under the same name."""
-        file = self._database.file
-        if file is not None and self._database.file_is_gone() and file.exists():
-            self._database.reopen()
 
     def _note_state(self, up: bool, error: DatabaseError | None) -> None:
         if up != self._up:

@@ -257,8 +257,7 @@ class GatewaySpec(Section):
         1,
         ge=1,
         le=64,
-        description="Gateway processes that share the port. One does some ten thousand requests a "
-        "second.",
+        description="Gateway processes that share the port. docs/figures.md says what one does.",
     )
     allow_no_keys: bool = Field(
         False,

@@ -146,9 +146,7 @@ class SpendKeeper:
             await self._exchange()
         except DatabaseError as error:
             self._note_state(False, error)
-            file = self._database.file
-            if file is not None and self._database.file_is_gone() and file.exists():
-                self._database.reopen()
+            if self._database.recover():
                 self._since_s = 0.0
         else:
             self._note_state(True, None)

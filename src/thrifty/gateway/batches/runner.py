@@ -166,7 +166,7 @@ class BatchRunner:
             except DatabaseError as error:
                 # Lines go on: results are safe behind the lock on their folder.
                 self._note_state(False, error)
-                self._recover()
+                self._database.recover()
             except OSError as error:
                 log.error("batches cannot be run: %s", error)
             except Exception:
@@ -350,11 +350,6 @@ class BatchRunner:
             suffix = row.id.removeprefix("batch_")
             needed |= {f"file-{suffix}-output", f"file-{suffix}-errors"}
         return needed
-
-    def _recover(self) -> None:
-        file = self._database.file
-        if file is not None and self._database.file_is_gone() and file.exists():
-            self._database.reopen()
 
     def _note_state(self, up: bool, error: DatabaseError | None) -> None:
         if up != self._up:

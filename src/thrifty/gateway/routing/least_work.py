@@ -14,8 +14,8 @@ from thrifty.gateway.routing.request import RoutedRequest
 
 SCAN = 64
 """Up to so many candidates are all looked at; of more, a sample. The best of 16 out of a thousand is
-among the best hundredth of them six times in a hundred, among the best tenth four times in five, and
-looking costs the same at any number."""
+among the best tenth of them four times in five (1 - 0.9 ** 16), and looking costs the same at any
+number."""
 SAMPLE = 16
 
 

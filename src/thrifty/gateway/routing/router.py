@@ -163,10 +163,11 @@ class Router:
 
     def choose(self, candidates: Sequence[AnyCandidate], request: RoutedRequest) -> AnyCandidate:
         """The replica for a request, of at least one."""
+        if request.blocks:
+            # Also for a single candidate: what it need not compute is no load.
+            request.levels = self.knowledge.prefixes.match(request.blocks)
         if len(candidates) == 1:
             return candidates[0]
-        if request.blocks:
-            request.levels = self.knowledge.prefixes.match(request.blocks)
         chosen = self._policy.choose(candidates, request, self.knowledge)
         self.shares.note(chosen.id, candidates)
         return chosen
