@@ -57,7 +57,7 @@ SPECS: dict[str, dict[str, Any]] = {
     },
     "real": {"batches": {"slots": 8, "displace": 2}},
 }
-RATES = {"echo": 14.0, "real": 0.7}
+RATES = {"echo": 14.0, "real": 2.0}
 """Interactive requests per second: about half of what each can do."""
 
 

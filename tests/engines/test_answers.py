@@ -354,7 +354,12 @@ class Failing(EchoBackend):
     kind = "engine"
 
     def submit(
-        self, prompt: list[int], sampling: Sampling, on_output: OnOutput, on_failure: OnFailure
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_output: OnOutput,
+        on_failure: OnFailure,
+        priority: int = 0,
     ) -> int:
         def pass_on(output: Output) -> None:
             if ord("!") in output.token_ids:
@@ -363,7 +368,7 @@ class Failing(EchoBackend):
             else:
                 on_output(output)
 
-        return super().submit(prompt, sampling, pass_on, on_failure)
+        return super().submit(prompt, sampling, pass_on, on_failure, priority)
 
 
 class Seeds(EchoBackend):

@@ -310,6 +310,74 @@ def test_cancelled_job_gives_its_blocks_back(worker: Any) -> None:
     assert not worker._index._used
 
 
+def test_what_a_prompt_left_behind_when_it_was_cancelled_is_not_taken_for_computed(
+    folder: Path,
+) -> None:
+    """A prompt that is cancelled between two chunks has a block that is computed in part."""
+    from thrifty.engines.openvino.worker import DecoderWorker
+
+    settings = Settings(
+        str(folder), "decoder", 1, kv_blocks=64, kv_precision="f16", prefill_chunk=40,
+        eos_token_ids=(END,),
+    )  # fmt: skip
+    prompt = [(7 * i * i + 3 * i) % 250 for i in range(150)]
+    for steps in (1, 2, 3):
+        worker = DecoderWorker(settings)
+        worker.add(Add(0, prompt, GREEDY))
+        for _ in range(steps):
+            worker.step()
+        worker.cancel(0)
+        while worker.busy:
+            worker.step()
+        (outputs,) = generate(worker, (prompt, GREEDY))
+        check_greedy(prompt, outputs)
+
+
+def test_background_jobs_get_the_answers_that_others_get(worker: Any) -> None:
+    """Their prompts are computed in slices, between the steps of what runs."""
+    prompts = [
+        [(n * 31 + i * i) % 250 for i in range(length)] for n, length in enumerate((150, 97, 5))
+    ]
+    for number, prompt in enumerate(prompts):
+        worker.take(Add(number, prompt, GREEDY, priority=1))
+    outputs: list[list[Output]] = [[] for _ in prompts]
+    while worker.busy:
+        step = worker.report(worker.step())
+        assert not step.failures
+        for output in step.outputs:
+            outputs[output.job].append(output)
+    for prompt, given in zip(prompts, outputs, strict=True):
+        assert len(ids(given)) == 12
+        check_greedy(prompt, given)
+    assert worker._index._running_blocks == 0
+    assert not worker._index._used
+
+
+def test_background_jobs_begin_when_nobody_waits_for_a_first_token(worker: Any) -> None:
+    worker.take(Add(0, [1, 2, 3] * 70, GREEDY, priority=1))
+    worker.add(Add(1, [4, 5, 6] * 30, GREEDY))
+    first: dict[int, int] = {}
+    for number in range(100):
+        for output in worker.report(worker.step()).outputs:
+            first.setdefault(output.job, number)
+        if not worker.busy:
+            break
+    # Three chunks of the one that came last, and only then what may wait.
+    assert first[1] == 2
+    assert first[0] > first[1] + 2
+
+
+def test_background_job_that_is_cancelled_never_begins(worker: Any) -> None:
+    worker.take(Add(0, [9] * 100, GREEDY, priority=1))
+    worker.take(Add(1, [8] * 10, GREEDY, priority=1))
+    worker.step()
+    worker.cancel(0)
+    jobs = set()
+    while worker.busy:
+        jobs |= {output.job for output in worker.report(worker.step()).outputs}
+    assert jobs == {1}
+
+
 def test_cache_takes_what_was_foretold(folder: Path, worker: Any) -> None:
     """In 8 bits, which is the default, the pool is as large as the plan says, not larger."""
     from thrifty.artifacts.checkpoint import DecoderShape

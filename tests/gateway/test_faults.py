@@ -316,6 +316,21 @@ async def test_a_replica_that_never_begins_is_given_up_on(tmp_path: Path) -> Non
         assert {reply.status for reply in replies} == {200}
 
 
+async def test_a_stream_without_a_first_token_is_begun_elsewhere(tmp_path: Path) -> None:
+    async def hesitate(exchange: Exchange) -> None:
+        exchange.start(200, EVENT_STREAM_HEADERS)
+        await asyncio.sleep(30)
+
+    row = echo_deployment(first_token_timeout_s=0.3)
+    async with (
+        running_server(hesitate) as (bad, _),
+        running_echo() as good,
+        running_gateway(tmp_path, [bad, good], deployment=row) as gateway,
+    ):
+        replies = await asyncio.gather(*(gateway.ask({**CHAT, "stream": True}) for _ in range(6)))
+        assert {reply.status for reply in replies} == {200}
+
+
 async def test_an_upstream_that_talks_nonsense_is_an_error_not_a_hang(tmp_path: Path) -> None:
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)

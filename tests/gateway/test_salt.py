@@ -1,4 +1,4 @@
-"""Tenants are kept apart in the prefix cache of engines that can."""
+"""What the gateway adds to requests: tenants are kept apart, and lines of batches may wait."""
 
 from __future__ import annotations
 
@@ -80,3 +80,12 @@ def test_remote_servers_get_the_field_that_the_spec_names() -> None:
     )
     served = engine.prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
     assert served.options["salt_field"] == "cache_salt"
+
+
+def test_engines_that_know_priorities_are_told_them() -> None:
+    assert "priority" in (find_engine("openvino").honours or ())
+    spec = Spec.model_validate(
+        {"engine": {"kind": "remote", "urls": ["http://x"], "priority_field": "priority"}}
+    )
+    served = find_engine("remote").prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
+    assert served.options["priority_field"] == "priority"

@@ -47,6 +47,12 @@ class RemoteOptions(Section):
         description="The request field that keeps tenants apart in the servers' prefix cache: "
         "`cache_salt` for vLLM. Default: none is sent.",
     )
+    priority_field: str | None = Field(
+        None,
+        pattern=r"^[a-z_]{1,64}$",
+        description="The request field by which lines of batches are told to wait for others: "
+        "`priority` for vLLM with `--scheduling-policy priority`. Default: none is sent.",
+    )
 
     @field_validator("urls", mode="before")
     @classmethod
@@ -112,6 +118,7 @@ class RemoteEngine:
                 "upstream_model": upstream,
                 "key_env": options.key_env,
                 "salt_field": options.salt_field,
+                "priority_field": options.priority_field,
             },
         )
 

@@ -59,6 +59,9 @@ class Plan:
                 upstream_model=served.options.get("upstream_model"),
                 key_env=served.options.get("key_env"),
                 salt_field=served.options.get("salt_field", self.engine.salt_field),
+                priority_field=served.options.get(
+                    "priority_field", "priority" if honours and "priority" in honours else None
+                ),
                 batch_slots=_count_batch_slots(spec, served),
                 created_s=time.time(),
                 slots=spec.replicas.slots or self.engine.find_slots(served),

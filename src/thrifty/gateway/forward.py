@@ -196,13 +196,11 @@ class Forwarder:
             deployment = call.deployment
             if deployment is None or relay.paused:
                 continue
-            if now_s - call.last_byte_s > deployment.settings.idle_timeout_s:
-                answer.fail(
-                    BrokenResponse(
-                        f"the replica sent nothing for {deployment.settings.idle_timeout_s:g} s"
-                    )
-                )
-                answer.abort()
+            settings = deployment.settings
+            # Before the first token a replica may be at a long prompt; between tokens it may not.
+            limit_s = settings.idle_timeout_s if relay.begun else settings.first_token_timeout_s
+            if now_s - call.last_byte_s > limit_s:
+                _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
 
     async def _choose(self, call: Call, tried: set[str], flight: Flight | None) -> Replica:
         """A ready replica, one that was not tried if possible; waits for one if it must."""
@@ -400,6 +398,11 @@ class Forwarder:
         entry = (call, relay, answer)
         call.last_byte_s = time.perf_counter()
         self._streams.add(entry)
+        timer = None
+        if call.deadline_s:
+            timer = asyncio.get_running_loop().call_later(
+                call.deadline_s - call.last_byte_s, _end_if_late, call, relay, answer, flight
+            )
         try:
             answer.attach(relay.take)
             await answer.done
@@ -415,6 +418,8 @@ class Forwarder:
                                            code="replica_lost"))  # fmt: skip
         finally:
             self._streams.discard(entry)
+            if timer is not None:
+                timer.cancel()
         relay.finish()
         if not relay.complete:
             call.error = "engine_error"
@@ -456,6 +461,17 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
              None if details is None else details.cached_tokens, streamed=streamed)  # fmt: skip
 
 
+def _break_off(answer: Answer, why: str) -> None:
+    answer.fail(BrokenResponse(why))
+    answer.abort()
+
+
+def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: Flight | None) -> None:
+    """The deadline has passed: break off a stream that has not begun, unless others wait for it."""
+    if not relay.begun and not (flight is not None and flight.followers):
+        _break_off(answer, "its deadline passed before the first token")
+
+
 def _do_nothing() -> None:
     pass
 
@@ -495,6 +511,13 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     salt_field = deployment.settings.salt_field
     if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
         changes[salt_field] = _make_salt(call.tenant, call.body.get(salt_field))
+    priority_field = deployment.settings.priority_field
+    if (
+        priority_field is not None
+        and call.priority
+        and call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
+    ):
+        changes[priority_field] = call.priority
     ours = deployment.honours is not None
     if ours and any(name in GATEWAY_FIELDS for name in call.body):
         kept = {name: value for name, value in call.body.items() if name not in GATEWAY_FIELDS}

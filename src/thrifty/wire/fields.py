@@ -132,6 +132,7 @@ _SAMPLING: dict[str, Field] = {
     "n": _integer(1, 128, 1),
     "logit_bias": _object({}),
     "user": _string(),
+    "priority": _integer(0, 1000, 0),
 }
 _STREAMING: dict[str, Field] = {
     "stream": _boolean(),

@@ -165,6 +165,21 @@ async def test_an_answer_that_has_not_begun_in_time_is_given_up(tmp_path: Path) 
         assert (await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "3000"})).status == 200
 
 
+async def test_a_stream_that_only_says_that_it_begins_has_not_begun(tmp_path: Path) -> None:
+    async def hesitate(exchange: Exchange) -> None:
+        exchange.start(200, EVENT_STREAM_HEADERS)
+        await asyncio.sleep(5)
+
+    async with (
+        running_server(hesitate) as (url, _),
+        running_gateway(tmp_path, [url]) as gateway,
+    ):
+        began_s = time.perf_counter()
+        reply = await gateway.ask({**CHAT, "stream": True}, headers={"x-thrifty-timeout-ms": "200"})
+        assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
+        assert time.perf_counter() - began_s < 1.0
+
+
 async def test_the_spec_may_set_a_deadline_for_all(tmp_path: Path) -> None:
     row = echo_deployment(timeout_s=0.1)
     async with (

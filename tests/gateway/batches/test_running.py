@@ -19,13 +19,15 @@ from tests.parts import (
     replica_row,
     running_echo,
     running_gateway,
+    running_server,
 )
 from thrifty.db.batches import BatchRow, find_batch
-from thrifty.db.fleet import GatewayRow, save_gateway
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings, GatewayRow, save_gateway
 from thrifty.db.keys import create_key, revoke_key
 from thrifty.gateway.batches.governor import GovernorSettings
 from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.wire.client import parse_origin
+from thrifty.wire.server import Exchange
 
 SETTINGS = BatchSettings()
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
@@ -193,6 +195,37 @@ async def test_interactive_requests_take_the_places_at_once(tmp_path: Path) -> N
         assert errors == []
         # Withdrawn is not failed.
         assert await metric(gateway, "thrifty_errors_total", kind="replica_lost") == 0
+
+
+async def test_an_engine_that_knows_priorities_keeps_the_lines_that_run(tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = []
+    go_on = asyncio.Event()
+
+    async def answer(exchange: Exchange) -> None:
+        body = json.loads(exchange.body)
+        bodies.append(body)
+        if body.get("priority"):
+            await go_on.wait()
+        exchange.respond(200, b'{"id":"x","object":"chat.completion","choices":[]}')
+
+    settings = DeploymentSettings(batch_slots=4, priority_field="priority")
+    row = DeploymentRow("echo", "remote", "remote@1", "r1", None, "decoder", settings)
+    async with (
+        running_server(answer) as (url, _),
+        running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as gateway,
+    ):
+        talk = Talk(gateway)
+        batch = await talk.create([make_line(str(i), str(i)) for i in range(12)])
+        while len(bodies) < 4:
+            await asyncio.sleep(0.005)
+        for _ in range(3):
+            assert (await gateway.ask(CHAT)).status == 200
+        assert [body.get("priority") for body in bodies] == [1] * 4 + [None] * 3
+        assert await metric(gateway, "thrifty_batch_lines_total", result="withdrawn") == 0
+        go_on.set()
+        ended = await talk.wait(batch["id"])
+        assert ended["request_counts"] == {"total": 12, "completed": 12, "failed": 0}
+        assert len(bodies) == 15
 
 
 async def test_no_lines_go_out_while_interactive_requests_fill_the_replica(tmp_path: Path) -> None:

@@ -127,7 +127,12 @@ class EchoBackend:
         )
 
     def submit(
-        self, prompt: list[int], sampling: Sampling, on_output: OnOutput, on_failure: OnFailure
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_output: OnOutput,
+        on_failure: OnFailure,
+        priority: int = 0,
     ) -> int:
         """Begin to answer."""
         number = next(self._numbers)

@@ -36,7 +36,7 @@ HONOURS = frozenset(
         "add_generation_prompt", "add_special_tokens", "chat_template_kwargs", "dimensions", "echo",
         "encoding_format", "frequency_penalty", "ignore_eos", "input", "logprobs",
         "max_completion_tokens", "max_tokens", "messages", "min_p", "min_tokens", "n",
-        "parallel_tool_calls", "presence_penalty", "prompt", "repetition_penalty",
+        "parallel_tool_calls", "presence_penalty", "priority", "prompt", "repetition_penalty",
         "response_format", "return_token_strs", "seed", "stop", "stop_token_ids", "temperature",
         "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
     }

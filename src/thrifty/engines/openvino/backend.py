@@ -86,7 +86,12 @@ class OpenVinoBackend:
         )
 
     def submit(
-        self, prompt: list[int], sampling: Sampling, on_output: OnOutput, on_failure: OnFailure
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_output: OnOutput,
+        on_failure: OnFailure,
+        priority: int = 0,
     ) -> int:
         """Send a generation to the worker."""
         job = next(self._numbers)
@@ -95,7 +100,7 @@ class OpenVinoBackend:
             asyncio.get_running_loop().call_soon(on_failure, Failure(job, "engine", reason))
             return job
         self._jobs[job] = (on_output, on_failure)
-        self._send(Add(job, prompt, sampling))
+        self._send(Add(job, prompt, sampling, priority))
         return job
 
     def cancel(self, job: int) -> None:

@@ -14,11 +14,12 @@ MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 
 
 class Add(msgspec.Struct, tag=True, array_like=True):
-    """Generate. `job` is the server's number for it."""
+    """Generate. `job` is the server's number for it; above `priority` 0 it is background work."""
 
     job: int
     prompt: list[int]
     sampling: Sampling
+    priority: int = 0
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True):

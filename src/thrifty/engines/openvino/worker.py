@@ -25,6 +25,7 @@ import msgspec
 import numpy as np
 import openvino as ov
 
+from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
 from thrifty.engines.openvino.messages import (
     Add,
     Cancel,
@@ -58,6 +59,10 @@ class _Running:
     generated: list[int] = field(default_factory=list)
     own_blocks: int = 0
     reported: bool = False
+    stepped: bool = False
+    """Whether a step may have computed some of its prompt."""
+    abandoned: bool = False
+    """Nobody waits for it any more; it ends with its prompt."""
 
 
 class Channel:
@@ -119,6 +124,7 @@ class DecoderWorker:
         )
         self._running: dict[int, _Running] = {}
         self._index = PrefixIndex(settings.kv_blocks) if settings.prefix_cache else None
+        self._background = Background()
         self._probe: Any = None
         self._grammars: set[Grammar] = set()
         self._next_request = 0
@@ -135,6 +141,14 @@ class DecoderWorker:
             raise RuntimeError(f"the engine gave {produced} of {WARM_UP_TOKENS} tokens")
         kv_bytes = int(self._pipeline.get_metrics().cache_size_in_bytes)
         return {"kv_bytes": kv_bytes, "kv_tokens": self._settings.kv_blocks * BLOCK_TOKENS}
+
+    def take(self, message: Add) -> None:
+        """Begin a job, now or, where it may wait, when there is room for it."""
+        # Without a prefix cache there are no slices.
+        if message.priority > 0 and self._index is not None:
+            self._background.add(message)
+        else:
+            self.add(message)
 
     def add(self, message: Add) -> None:
         """Begin a job, or note why it cannot be."""
@@ -171,27 +185,61 @@ class DecoderWorker:
         self._running[message.job] = running
 
     def cancel(self, job: int) -> None:
-        """Stop a job; the next step frees what it held."""
-        running = self._running.pop(job, None)
-        if running is not None:
-            running.handle.cancel()
-            self._release(running)
+        """Stop a job; the next step frees what it held.
+
+        The engine's prefix cache takes a block of a prompt for computed from the moment that it is
+        given out, so a prompt that is cancelled between two chunks would leave one behind that holds
+        anything. Such a prompt is first computed to its end.
+        """
+        if self._background.remove(job):
+            return
+        running = self._running.get(job)
+        if running is None:
+            return
+        if running.stepped and not running.reported and self._index is not None:
+            running.abandoned = True
+            return
+        running.handle.cancel()
+        self._forget(running)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything, or something is left to tell."""
-        return bool(self._failures) or bool(self._pipeline.has_non_finished_requests())
+        return (
+            bool(self._failures)
+            or bool(self._background)
+            or bool(self._pipeline.has_non_finished_requests())
+        )
 
     def step(self) -> list[Output]:
         """One step of the engine: new tokens of every running job."""
+        self._begin_background()
+        for running in self._running.values():
+            running.stepped = True
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         outputs = []
         for running in list(self._running.values()):
             output = self._read(running)
-            if output is not None:
+            if output is None:
+                continue
+            if running.abandoned:
+                self.cancel(running.job)
+            elif output.job != SLICE_JOB:
                 outputs.append(output)
         return outputs
+
+    def _begin_background(self) -> None:
+        """Begin jobs that may wait, unless some prompt is being computed already."""
+        if self._index is None or not all(r.reported for r in self._running.values()):
+            return
+        budget = SLICE_TOKENS
+        while budget > 0 and (found := self._background.take(self._index.match, budget)):
+            job, tokens = found
+            budget -= tokens
+            self.add(job)
+            if job.job == SLICE_JOB:
+                return
 
     def report(self, outputs: list[Output]) -> Step:
         """What the server is told after a step."""
@@ -203,7 +251,7 @@ class DecoderWorker:
             outputs,
             failures,
             min(scheduled, total),
-            max(0, total - scheduled),
+            max(0, total - scheduled) + len(self._background),
             float(metrics.cache_usage) / 100.0,
         )
 
@@ -386,7 +434,7 @@ def run_decoder(channel: Channel, settings: Settings) -> None:
     while not channel.closed:
         for message in channel.receive(wait=not worker.busy):
             if isinstance(message, Add):
-                worker.add(message)
+                worker.take(message)
             elif isinstance(message, Cancel):
                 worker.cancel(message.job)
         if worker.busy:

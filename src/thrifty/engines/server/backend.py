@@ -93,9 +93,16 @@ class Backend(Protocol):
         ...
 
     def submit(
-        self, prompt: list[int], sampling: Sampling, on_output: OnOutput, on_failure: OnFailure
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        on_output: OnOutput,
+        on_failure: OnFailure,
+        priority: int = 0,
     ) -> int:
-        """Begin a generation; returns its number, which `cancel` takes."""
+        """Begin a generation; returns its number, which `cancel` takes. One with a `priority` above
+        0 may wait for others, where the backend knows of priorities.
+        """
         ...
 
     def cancel(self, job: int) -> None:

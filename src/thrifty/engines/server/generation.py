@@ -67,7 +67,9 @@ class Generation:
 
                 sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + offset) % _SEEDS)
             prompt = self._request.prompts[choice.index // self._request.n]
-            choice.job = self._backend.submit(prompt, sampling, self._take, self._fail)
+            choice.job = self._backend.submit(
+                prompt, sampling, self._take, self._fail, self._request.priority
+            )
             self._by_job[choice.job] = choice
         try:
             await self._ended

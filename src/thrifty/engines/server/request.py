@@ -40,6 +40,8 @@ class GenerationRequest:
     include_usage: bool = False
     tools: ToolPlan = field(default_factory=ToolPlan)
     eos_token_ids: tuple[int, ...] = ()
+    priority: int = 0
+    """Above 0: it may wait for others."""
     echo_texts: list[str] = field(default_factory=list)
     """For completions with `echo`: the prompts' texts, which begin the answers."""
 
@@ -84,6 +86,7 @@ def parse_chat(
         include_usage=_wants_usage(body),
         eos_token_ids=facts.eos_token_ids,
         tools=plan,
+        priority=body.get("priority") or 0,
     )
 
 
@@ -113,6 +116,7 @@ def parse_completion(
         stream=bool(body.get("stream")),
         include_usage=_wants_usage(body),
         eos_token_ids=facts.eos_token_ids,
+        priority=body.get("priority") or 0,
         echo_texts=[tokenizer.decode(prompt) for prompt in prompts] if echo else [],
     )
 

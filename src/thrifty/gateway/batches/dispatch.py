@@ -3,6 +3,7 @@
 Lines go out as far as the governor lets them, one of each batch in turn. When an interactive
 request is sent to a replica, lines beyond what that replica may now hold are withdrawn in the same
 turn of the event loop, the youngest first, because they lose least; they are done again later.
+An engine that knows priorities keeps them until interactive requests have all of its places.
 """
 
 from __future__ import annotations
@@ -190,7 +191,12 @@ class Dispatcher:
         deployment = self._table.deployments.get(replica.deployment)
         if not self._feeds or deployment is None:
             return
-        excess = sum(1 for a in placed if not a.withdrawn) - self._allow(deployment, replica)
+        allowed = self._allow(deployment, replica)
+        if allowed > 0 and deployment.settings.priority_field is not None:
+            # The engine knows that lines may wait: those that run end sooner than they would be
+            # done again, and no new ones go out.
+            return
+        excess = sum(1 for a in placed if not a.withdrawn) - allowed
         if excess <= 0:
             return
         for attempt in list(reversed(placed)):

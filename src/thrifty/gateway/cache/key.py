@@ -10,8 +10,8 @@ import msgspec
 
 from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
 
-IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model"}
-"""Fields that change how an answer is sent, not what it is. The model is in the key by its
+IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model", "priority"}
+"""Fields that change how or when an answer is sent, not what it is. The model is in the key by its
 deployment and revision."""
 KEY_BYTES = 20
 
