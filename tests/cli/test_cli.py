@@ -52,6 +52,7 @@ def test_every_command_has_help_that_says_what_it_does(path: list[str]) -> None:
     assert len(first_sentence) > 10, result.output
 
 
+@pytest.mark.slow
 def test_help_takes_little_more_than_what_draws_it() -> None:
     """A third of a second on an idle machine; beside the bare libraries, so that a busy one counts
     for both.
@@ -78,6 +79,7 @@ def test_version() -> None:
     assert result.stdout.strip() == f"thrifty {__version__}"
 
 
+@pytest.mark.slow
 def test_an_empty_home_is_told_of_kindly(tmp_path: Path) -> None:
     home = tmp_path / "h"
     assert "Nothing is deployed" in run_thrifty(home, "status").stdout
@@ -88,6 +90,7 @@ def test_an_empty_home_is_told_of_kindly(tmp_path: Path) -> None:
     assert "Nothing runs here" in run_thrifty(home, "down").stderr
 
 
+@pytest.mark.slow
 def test_doctor_tells_what_can_run_here(tmp_path: Path) -> None:
     report = json.loads(run_thrifty(tmp_path, "doctor", "--json").stdout)
     assert report["machine"]["cores"]
@@ -104,6 +107,7 @@ def test_doctor_tells_what_can_run_here(tmp_path: Path) -> None:
     assert "openvino" in text
 
 
+@pytest.mark.slow
 def test_a_key_is_alone_on_the_last_line_and_kept_nowhere(tmp_path: Path) -> None:
     result = run_thrifty(tmp_path, "keys", "create", "--name", "ann", "--role", "admin")
     secret = result.stdout.splitlines()[-1]
@@ -118,6 +122,7 @@ def test_a_key_is_alone_on_the_last_line_and_kept_nowhere(tmp_path: Path) -> Non
     assert json.loads(run_thrifty(tmp_path, "keys", "list", "--json").stdout)["keys"] == []
 
 
+@pytest.mark.slow
 def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
     limits = ["--rpm", "60", "--tpm", "100000", "--concurrency", "4", "--budget-day", "2.5"]
     result = run_thrifty(tmp_path, "keys", "create", "--name", "ann", *limits)
@@ -133,6 +138,7 @@ def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
     assert "none" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

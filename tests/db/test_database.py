@@ -91,6 +91,7 @@ def test_opening_twice_migrates_once_and_keeps_rows(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.slow
 def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
     code = f"from thrifty.db import open_database; open_database({url(tmp_path)!r}, migrate=True)"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]

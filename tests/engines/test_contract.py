@@ -452,7 +452,7 @@ def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> 
               "web_search_options": {"a": 1}, "logit_bias": {"5": 1},
               "response_format": {"type": "json_object"}, "tools": [{"type": "function"}],
               "tool_choice": "required", "parallel_tool_calls": False,
-              "chat_template_kwargs": {"a": 1}}  # fmt: skip
+              "chat_template_kwargs": {"a": 1}, "priority": 3}  # fmt: skip
     honours = server.engine.honours
     assert honours is not None
     refused = set(CHAT_FIELDS) - honours - {"model", "messages", "stream", "stream_options", "user"}
@@ -497,6 +497,7 @@ def test_the_other_familys_endpoint_says_so(server: Server) -> None:
 # the end
 
 
+@pytest.mark.slow
 def test_server_that_is_told_to_stop_finishes_its_answers(own_server: Server) -> None:
     wait_ready(own_server)
     with own_server.stream(max_tokens=150, ignore_eos=True) as events:

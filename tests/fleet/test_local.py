@@ -80,6 +80,7 @@ async def until(
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_ready_means_that_a_token_was_generated(home: Home) -> None:
     states: list[str] = []
     one = replica(home, EchoEngine(), echo_served(load=0.5))
@@ -96,6 +97,7 @@ async def test_ready_means_that_a_token_was_generated(home: Home) -> None:
     assert one.state is ReplicaState.STOPPED
 
 
+@pytest.mark.slow
 async def test_a_killed_replica_comes_back_and_is_counted(home: Home) -> None:
     one = replica(home, EchoEngine())
     one.start()
@@ -136,6 +138,7 @@ async def test_a_replica_that_is_never_ready_is_given_up_on(
     await one.stop()
 
 
+@pytest.mark.slow
 async def test_a_silent_replica_gets_no_traffic_and_is_killed_in_the_end(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +160,7 @@ async def test_a_silent_replica_gets_no_traffic_and_is_killed_in_the_end(
     await one.stop()
 
 
+@pytest.mark.slow
 async def test_a_replica_past_its_memory_limit_is_drained_and_started_anew(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +190,7 @@ async def test_a_running_replica_is_adopted(home: Home) -> None:
     await one.stop()
 
 
+@pytest.mark.slow
 async def test_a_replica_of_another_revision_is_not_adopted(home: Home) -> None:
     one = replica(home, EchoEngine())
     one.start()

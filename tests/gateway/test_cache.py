@@ -337,6 +337,7 @@ async def test_a_body_that_is_known_is_still_judged_by_its_deployment(tmp_path: 
         assert (await gateway.ask(body)).headers[b"x-thrifty-cache"] == b"bypass"
 
 
+@pytest.mark.slow
 async def test_a_known_body_whose_answer_has_gone_is_asked_anew(tmp_path: Path) -> None:
     row = echo_deployment(cache_ttl_s=0.3)
     async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:

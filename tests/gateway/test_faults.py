@@ -265,6 +265,7 @@ async def test_only_ready_replicas_get_traffic(tmp_path: Path) -> None:
             assert {r.headers[b"x-thrifty-replica"] for r in replies} == {b"echo-1"}, state
 
 
+@pytest.mark.slow
 async def test_in_flight_requests_are_counted_until_their_last_byte(tmp_path: Path) -> None:
     """One of eight engines taking everything began with a load that was always zero."""
     async with contextlib.AsyncExitStack() as stack:
@@ -286,6 +287,7 @@ async def test_in_flight_requests_are_counted_until_their_last_byte(tmp_path: Pa
             assert [replica.in_flight for replica in replicas] == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 async def test_a_silent_stream_is_ended_with_an_error_event(tmp_path: Path) -> None:
     async def silent(exchange: Exchange) -> None:
         exchange.start(200, EVENT_STREAM_HEADERS)
@@ -316,6 +318,7 @@ async def test_a_replica_that_never_begins_is_given_up_on(tmp_path: Path) -> Non
         assert {reply.status for reply in replies} == {200}
 
 
+@pytest.mark.slow
 async def test_a_stream_without_a_first_token_is_begun_elsewhere(tmp_path: Path) -> None:
     async def hesitate(exchange: Exchange) -> None:
         exchange.start(200, EVENT_STREAM_HEADERS)
@@ -377,6 +380,7 @@ async def test_a_client_that_hangs_up_cancels_its_generation(tmp_path: Path) -> 
         assert metrics.metric("thrifty_errors_total", kind="client_gone") == 2
 
 
+@pytest.mark.slow
 async def test_a_client_that_stops_reading_holds_up_nobody(tmp_path: Path) -> None:
     limits = ServerLimits(write_timeout_s=1.0)
     async with (

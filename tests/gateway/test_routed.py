@@ -76,6 +76,7 @@ async def test_load_is_counted_on_every_endpoint_and_given_back(
         assert account(gateway) == [(0, 0.0, 0.0)] * 4
 
 
+@pytest.mark.slow
 async def test_load_is_given_back_when_clients_hang_up_and_replicas_fail(tmp_path: Path) -> None:
     async with fleet(tmp_path, 3, ttft_s=0.3) as (gateway, urls):
         asking = [asyncio.ensure_future(gateway.ask(chat("a", "b", stream=True))) for _ in range(9)]

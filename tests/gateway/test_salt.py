@@ -89,3 +89,8 @@ def test_engines_that_know_priorities_are_told_them() -> None:
     )
     served = find_engine("remote").prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
     assert served.options["priority_field"] == "priority"
+
+
+def test_engines_that_do_not_know_priorities_are_not_told_them() -> None:
+    """Else lines would be left where they are, in the way of others."""
+    assert "priority" not in (find_engine("echo").honours or ())

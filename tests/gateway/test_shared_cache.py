@@ -173,6 +173,7 @@ async def test_identical_requests_at_two_workers_share_one_generation(
         assert metrics.metric("thrifty_cache_hits_total", tier="in_flight") == 4
 
 
+@pytest.mark.slow
 async def test_a_stream_does_not_wait_long_for_another_worker(
     tmp_path: Path, server: RedisServer
 ) -> None:
@@ -187,6 +188,7 @@ async def test_a_stream_does_not_wait_long_for_another_worker(
         assert result(await leader) == "miss"
 
 
+@pytest.mark.slow
 async def test_who_waits_takes_over_when_the_leader_is_killed(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
@@ -230,6 +232,7 @@ async def test_who_waits_takes_over_when_the_leader_is_killed(
         assert await until(lambda: answers_in(redis))
 
 
+@pytest.mark.slow
 async def test_a_long_generation_keeps_its_claim(tmp_path: Path, server: RedisServer) -> None:
     async with two_workers(tmp_path, server, ttft_s=LOCK_S + 1.5) as (one, two):
         leader = asyncio.ensure_future(one.ask(chat()))
@@ -295,6 +298,7 @@ async def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(
 # Away, slow, damaged
 
 
+@pytest.mark.slow
 async def test_redis_killed_under_load_costs_no_request(
     tmp_path: Path, server: RedisServer
 ) -> None:
@@ -331,6 +335,7 @@ async def test_redis_killed_under_load_costs_no_request(
         await until(lambda: len(asyncio.all_tasks()) <= before)
 
 
+@pytest.mark.slow
 async def test_a_redis_that_hangs_costs_milliseconds_and_then_nothing(
     tmp_path: Path, server: RedisServer
 ) -> None:
@@ -486,6 +491,7 @@ async def test_a_purge_holds_although_redis_was_away_for_it(
         assert result(await one.ask(chat())) == "hit"
 
 
+@pytest.mark.slow
 async def test_an_answer_that_was_begun_before_a_purge_is_not_kept(
     tmp_path: Path, server: RedisServer
 ) -> None:
@@ -527,6 +533,7 @@ async def test_a_promotion_empties_memory_and_old_replicas_answers_are_not_kept(
 # Figures
 
 
+@pytest.mark.slow
 async def test_figures_of_all_workers_are_told_to_admins(
     tmp_path: Path, server: RedisServer
 ) -> None:

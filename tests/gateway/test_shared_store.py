@@ -86,6 +86,7 @@ async def test_without_a_redis_it_starts_and_takes_it_up_when_it_comes() -> None
     assert True in states
 
 
+@pytest.mark.slow
 async def test_a_redis_that_dies_is_done_without_at_once_and_taken_up_again() -> None:
     with running_redis() as server:
         async with open_store(server) as store:

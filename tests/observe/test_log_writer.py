@@ -7,6 +7,8 @@ import sqlite3
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.db.test_database import row, url
 from tests.parts import wait_until
 from thrifty.db import Database, open_database
@@ -80,6 +82,7 @@ def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     database.close()
 
 
+@pytest.mark.slow
 def test_rows_wait_while_the_file_is_deleted_and_are_written_when_it_is_back(
     tmp_path: Path,
 ) -> None:

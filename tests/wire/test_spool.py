@@ -6,6 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.parts import running_server
 from thrifty.wire.client import HttpClient, NoResponse, TransportError, parse_origin
 from thrifty.wire.errors import WireError
@@ -88,6 +90,7 @@ async def test_a_stranger_is_refused_before_the_body(tmp_path: Path) -> None:
         assert uploads.opened == []
 
 
+@pytest.mark.slow
 async def test_a_slow_upload_may_take_its_time_and_a_stuck_one_not(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path)
     async with uploads.serve() as (url, _):

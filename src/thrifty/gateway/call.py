@@ -59,6 +59,7 @@ class Call:
         "last_byte_s",
         "load",
         "may_wait",
+        "may_yield",
         "origin_status",
         "priority",
         "queue_s",
@@ -110,6 +111,8 @@ class Call:
         self.fell_back = False
         self.may_wait = True
         """Whether it waits for a replica to become ready; not where another deployment is."""
+        self.may_yield = False
+        """Whether its tenant holds much while others are about, so that theirs may go first."""
         self.attempts = 0
         self.queue_s = 0.0
         self.sent_s = 0.0

@@ -96,6 +96,7 @@ class Forwarder:
         if not gate.enter(call.tenant, call.priority):
             await self._wait_for_slot(call, gate, flight)
         entered_s = time.perf_counter()
+        call.may_yield = gate.holds_much(call.tenant)
         try:
             _require_listener(call, flight)
             return await self._forward(call, flight)
@@ -512,12 +513,9 @@ def _prepare_body(call: Call, deployment: Deployment) -> bytes:
     if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
         changes[salt_field] = _make_salt(call.tenant, call.body.get(salt_field))
     priority_field = deployment.settings.priority_field
-    if (
-        priority_field is not None
-        and call.priority
-        and call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
-    ):
-        changes[priority_field] = call.priority
+    generates = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
+    if priority_field is not None and generates and (call.priority or call.may_yield):
+        changes[priority_field] = max(1, call.priority, call.body.get(priority_field) or 0)
     ours = deployment.honours is not None
     if ours and any(name in GATEWAY_FIELDS for name in call.body):
         kept = {name: value for name, value in call.body.items() if name not in GATEWAY_FIELDS}

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.parts import (
     add_key,
     echo_deployment,
@@ -17,6 +19,7 @@ from tests.parts import (
     running_gateway,
     running_server,
 )
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings
 from thrifty.wire.client import HttpClient
 from thrifty.wire.server import EVENT_STREAM_HEADERS, Exchange
 
@@ -56,6 +59,7 @@ async def test_a_replica_never_has_more_than_its_slots(tmp_path: Path) -> None:
         assert metrics.metric("thrifty_queue_seconds_sum") > 0.2
 
 
+@pytest.mark.slow
 async def test_a_greedy_tenant_delays_itself_and_not_the_others(tmp_path: Path) -> None:
     row = echo_deployment(slots=4)
     async with (
@@ -192,6 +196,7 @@ async def test_the_spec_may_set_a_deadline_for_all(tmp_path: Path) -> None:
         assert reply.error["code"] == "deadline_exceeded"
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_in_time_is_refused_at_once(tmp_path: Path) -> None:
     row = echo_deployment(slots=1)
     async with (
@@ -209,9 +214,43 @@ async def test_what_cannot_be_in_time_is_refused_at_once(tmp_path: Path) -> None
         assert {r.status for r in await asyncio.gather(*crowd)} == {200}
 
 
+async def test_requests_of_who_holds_much_tell_the_engine_that_they_may_wait(
+    tmp_path: Path,
+) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    async def answer(exchange: Exchange) -> None:
+        body = json.loads(exchange.body)
+        asked.append((body["messages"][0]["content"], body.get("priority")))
+        await asyncio.sleep(0.3)
+        exchange.respond(200, b'{"id":"x","object":"chat.completion","choices":[]}')
+
+    settings = DeploymentSettings(slots=8, priority_field="priority")
+    row = DeploymentRow("echo", "remote", "remote@1", "r1", None, "decoder", settings)
+    async with (
+        running_server(answer) as (url, _),
+        running_gateway(tmp_path, [url], deployment=row) as gateway,
+    ):
+        keys = {name: await add_key(gateway, name) for name in ("greedy", "modest")}
+
+        def ask(name: str) -> asyncio.Future[Any]:
+            body = {"model": "echo", "messages": [{"role": "user", "content": name}]}
+            return asyncio.ensure_future(gateway.ask(body, headers=keys[name]))
+
+        first = [ask("greedy") for _ in range(4)]
+        await asyncio.sleep(0.1)
+        second = [ask("modest")]
+        await asyncio.sleep(0.05)
+        third = [ask("greedy"), ask("modest")]
+        replies = await asyncio.gather(*first, *second, *third)
+        assert {reply.status for reply in replies} == {200}
+        assert asked == [("greedy", None)] * 4 + [("modest", None), ("greedy", 1), ("modest", None)]
+
+
 # Ejection
 
 
+@pytest.mark.slow
 async def test_a_broken_replica_is_left_alone_and_comes_back(tmp_path: Path) -> None:
     broken, asked = True, 0
 

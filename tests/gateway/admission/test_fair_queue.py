@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +41,7 @@ def test_everything_comes_out_once_urgent_first_and_each_tenants_in_order(
             assert [t for t in found if (t.tenant, t.priority) == (tenant, priority)] == mine
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(TENANTS, st.lists(COSTS, min_size=40, max_size=60), min_size=2),
     st.randoms(use_true_random=False),

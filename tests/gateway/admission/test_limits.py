@@ -139,6 +139,7 @@ async def test_many_at_once_do_not_overspend_a_budget(tmp_path: Path) -> None:
         assert (await ask(gateway, key)).status == 429
 
 
+@pytest.mark.slow
 async def test_a_budget_survives_a_restart_and_holds_across_workers(tmp_path: Path) -> None:
     """Budgets that each worker counts for itself leak; these do not, Redis or not."""
     row = echo_deployment(**PRICED)
@@ -207,6 +208,7 @@ async def test_redis_holds_limits_across_workers(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_redis_holds_budgets_across_workers_at_once(tmp_path: Path) -> None:
     row = echo_deployment(**PRICED)
     with running_redis() as server:

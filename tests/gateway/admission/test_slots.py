@@ -230,3 +230,14 @@ async def test_under_a_storm_no_slot_is_lost_and_tenants_get_alike() -> None:
     assert most <= 8
     assert gate.taken == 0
     assert min(served.values()) > 80
+
+
+def test_who_holds_much_may_be_asked_to_wait_at_the_replica() -> None:
+    gate = make_gate(8)
+    for _ in range(4):
+        assert gate.enter("greedy", INTERACTIVE)
+    assert not gate.holds_much("greedy"), "nobody else is about"
+    assert gate.enter("modest", INTERACTIVE)
+    assert gate.holds_much("greedy")
+    assert not gate.holds_much("modest")
+    assert not gate.holds_much("new")

@@ -65,6 +65,7 @@ def test_what_could_not_be_written_is_written_later_once() -> None:
     assert book.spent("k") == (3.0, 3.0)
 
 
+@pytest.mark.slow
 async def test_workers_see_each_others_spend_and_restarts_lose_none(tmp_path: Path) -> None:
     database = database_in(tmp_path)
     books = [SpendBook() for _ in range(3)]

@@ -143,6 +143,7 @@ async def test_lines_of_a_batch_find_answers_in_the_cache(tmp_path: Path) -> Non
         assert await metric(gateway, "thrifty_cache_requests_total", result="hit") == 1
 
 
+@pytest.mark.slow
 async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=5)
     async with (
@@ -167,6 +168,7 @@ async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
         assert max(max(pair) for pair in seen) == 5
 
 
+@pytest.mark.slow
 async def test_interactive_requests_take_the_places_at_once(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=4)
     settings = BatchSettings(governor=GovernorSettings(settle_s=0.2))
@@ -228,6 +230,7 @@ async def test_an_engine_that_knows_priorities_keeps_the_lines_that_run(tmp_path
         assert len(bodies) == 15
 
 
+@pytest.mark.slow
 async def test_no_lines_go_out_while_interactive_requests_fill_the_replica(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=2)
     async with (
@@ -267,6 +270,7 @@ async def test_a_request_that_joins_a_line_is_not_lost_when_the_line_must_yield(
         assert ended["request_counts"]["completed"] == 1
 
 
+@pytest.mark.slow
 async def test_lines_wait_for_a_replica_and_survive_its_loss(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
@@ -346,6 +350,7 @@ async def test_a_cancelled_batch_keeps_what_is_done(tmp_path: Path) -> None:
         assert (again.status, again.error["code"]) == (409, "batch_not_cancellable")
 
 
+@pytest.mark.slow
 async def test_a_batch_expires_with_its_window(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=2)
     async with (
@@ -363,6 +368,7 @@ async def test_a_batch_expires_with_its_window(tmp_path: Path) -> None:
         assert len(output) + len(errors) == 500 == ended["request_counts"]["total"]
 
 
+@pytest.mark.slow
 async def test_a_revoked_key_ends_its_batches(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=1)
     async with (
@@ -383,6 +389,7 @@ async def test_a_revoked_key_ends_its_batches(tmp_path: Path) -> None:
         assert len(output) + len(errors) == 300
 
 
+@pytest.mark.slow
 async def test_batches_share_the_places(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=4)
     async with (
@@ -401,6 +408,7 @@ async def test_batches_share_the_places(tmp_path: Path) -> None:
         await talk.wait(large["id"])
 
 
+@pytest.mark.slow
 async def test_the_next_worker_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=3)
     async with running_echo(ttft_s=0.05, slots=3) as url:
@@ -428,6 +436,7 @@ async def test_the_next_worker_goes_on_where_the_last_one_was(tmp_path: Path) ->
             assert ended["usage"]["total_tokens"] == tokens
 
 
+@pytest.mark.slow
 async def test_of_two_workers_one_runs_batches_until_it_ends(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=2)
     async with (
@@ -453,6 +462,7 @@ async def test_of_two_workers_one_runs_batches_until_it_ends(tmp_path: Path) -> 
         assert sorted(int(r["custom_id"]) for r in output) == list(range(200))
 
 
+@pytest.mark.slow
 async def test_requests_through_another_worker_are_made_room_for(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=4)
     async with (

@@ -26,7 +26,7 @@ from thrifty.spec.models import Count, Duration, Section
 from thrifty.types import Family, OnProgress
 from thrifty.wire.fields import CHAT_FIELDS
 
-_REFUSED = {"logit_bias", "response_format", "best_of", "suffix", "functions", "function_call",
+_REFUSED = {"logit_bias", "priority", "response_format", "best_of", "suffix", "functions", "function_call",
             "audio", "metadata", "modalities", "prediction", "prompt_cache_key",
             "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
             "web_search_options", "tools", "tool_choice"}  # fmt: skip

@@ -32,6 +32,11 @@ class Background:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def first(self) -> Add | None:
+        """The job whose turn is next."""
+        return self._jobs[0] if self._jobs else None
+
     def add(self, job: Add) -> None:
         """A job to begin when there is room."""
         self._jobs.append(job)

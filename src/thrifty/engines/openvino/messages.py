@@ -20,6 +20,8 @@ class Add(msgspec.Struct, tag=True, array_like=True):
     prompt: list[int]
     sampling: Sampling
     priority: int = 0
+    resumed: bool = False
+    """Whether some of its answer has been told already."""
 
 
 class Cancel(msgspec.Struct, tag=True, array_like=True):

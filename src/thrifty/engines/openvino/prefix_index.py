@@ -17,8 +17,10 @@ BLOCK_TOKENS = 32
 class PrefixIndex:
     """An account of the prefix cache. Not thread-safe; all calls are made by the worker."""
 
-    def __init__(self, capacity_blocks: int) -> None:
+    def __init__(self, capacity_blocks: int, *, sharing: bool = True) -> None:
+        """With `sharing` off nothing is ever found again; only the room is accounted for."""
         self._capacity = capacity_blocks
+        self._sharing = sharing
         self._unused: OrderedDict[int, None] = OrderedDict()
         self._used: dict[int, int] = {}
         self._running_blocks = 0
@@ -28,16 +30,32 @@ class PrefixIndex:
         engine computes it anew, to have something to sample from.
         """
         count = 0
-        for checksum in _chain(tokens):
+        for checksum in self._chain(tokens):
             if checksum not in self._used and checksum not in self._unused:
                 break
             count += BLOCK_TOKENS
         return max(0, min(count, len(tokens) - 1))
 
+    def has_room(self, tokens: list[int], more: int) -> bool:
+        """Whether a sequence that begins with `tokens` and takes `more` blocks beyond them fits beside
+        those that run.
+        """
+        needed = -(-len(tokens) // BLOCK_TOKENS) + more
+        for checksum in self._chain(tokens):
+            if checksum not in self._used:
+                break
+            needed -= 1
+        return needed <= self.free_blocks
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that no running sequence has."""
+        return self._capacity - len(self._used) - self._running_blocks
+
     def begin(self, tokens: list[int]) -> list[int]:
         """A sequence begins: its cached blocks are in use, its others are taken from the pool."""
         held = []
-        for checksum in _chain(tokens):
+        for checksum in self._chain(tokens):
             if checksum in self._unused:
                 del self._unused[checksum]
             elif checksum not in self._used:
@@ -66,11 +84,14 @@ class PrefixIndex:
                 del self._used[checksum]
                 self._unused[checksum] = None
         # A block that is not full takes room too, until it is its turn to be given up.
-        for checksum in _chain(tokens, with_rest=True):
+        for checksum in self._chain(tokens, with_rest=True):
             if checksum not in self._used:
                 self._unused[checksum] = None
                 self._unused.move_to_end(checksum)
         self._evict()
+
+    def _chain(self, tokens: list[int], *, with_rest: bool = False) -> list[int]:
+        return _chain(tokens, with_rest=with_rest) if self._sharing else []
 
     def _evict(self) -> None:
         while self._unused and (

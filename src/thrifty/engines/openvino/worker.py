@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,13 +48,14 @@ READ_BYTES = 1 << 20
 MAX_EMBEDDING_TOKENS = 16_384
 """Padded tokens in one embedding batch."""
 WARM_UP_TOKENS = 4
+GROWTH_BLOCKS = 2
+"""Room in the KV cache that is kept for each running answer to grow into."""
 
 
 @dataclass
 class _Running:
-    job: int
+    message: Add
     handle: Any
-    prompt: list[int]
     cached: int
     held: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
@@ -63,6 +65,16 @@ class _Running:
     """Whether a step may have computed some of its prompt."""
     abandoned: bool = False
     """Nobody waits for it any more; it ends with its prompt."""
+
+    @property
+    def job(self) -> int:
+        """The server's number for it."""
+        return self.message.job
+
+    @property
+    def prompt(self) -> list[int]:
+        """What it began with."""
+        return self.message.prompt
 
 
 class Channel:
@@ -123,7 +135,12 @@ class DecoderWorker:
             settings.folder, self._tokenizer, scheduler, "CPU", **properties
         )
         self._running: dict[int, _Running] = {}
-        self._index = PrefixIndex(settings.kv_blocks) if settings.prefix_cache else None
+        self._index = PrefixIndex(settings.kv_blocks, sharing=settings.prefix_cache)
+        self._waiting: deque[Add] = deque()
+        self._together = 0
+        """How many jobs the last step was for."""
+        self._given_back = 0
+        """How many of them the engine could not keep; they stand first among those that wait."""
         self._background = Background()
         self._probe: Any = None
         self._grammars: set[Grammar] = set()
@@ -145,10 +162,10 @@ class DecoderWorker:
     def take(self, message: Add) -> None:
         """Begin a job, now or, where it may wait, when there is room for it."""
         # Without a prefix cache there are no slices.
-        if message.priority > 0 and self._index is not None:
+        if message.priority > 0 and self._settings.prefix_cache:
             self._background.add(message)
         else:
-            self.add(message)
+            self._waiting.append(message)
 
     def add(self, message: Add) -> None:
         """Begin a job, or note why it cannot be."""
@@ -171,17 +188,16 @@ class DecoderWorker:
             return
         try:
             config = self._make_config(message.sampling)
-            cached = self._index.match(message.prompt) if self._index else 0
+            cached = 0 if message.resumed else self._index.match(message.prompt)
             tensor = ov.Tensor(np.array([message.prompt], dtype=np.int64))
             self._next_request += 1
             handle = self._pipeline.add_request(self._next_request, tensor, config)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             self._failures.append(Failure(message.job, "engine", _first_line(error)))
             return
-        running = _Running(message.job, handle, message.prompt, cached)
-        if self._index is not None:
-            running.held = self._index.begin(message.prompt)
-            running.own_blocks = -(-len(message.prompt) // BLOCK_TOKENS) - len(running.held)
+        running = _Running(message, handle, cached)
+        running.held = self._index.begin(message.prompt)
+        running.own_blocks = -(-len(message.prompt) // BLOCK_TOKENS) - len(running.held)
         self._running[message.job] = running
 
     def cancel(self, job: int) -> None:
@@ -195,8 +211,9 @@ class DecoderWorker:
             return
         running = self._running.get(job)
         if running is None:
+            self._waiting = deque(message for message in self._waiting if message.job != job)
             return
-        if running.stepped and not running.reported and self._index is not None:
+        if running.stepped and not running.reported and self._settings.prefix_cache:
             running.abandoned = True
             return
         running.handle.cancel()
@@ -207,15 +224,20 @@ class DecoderWorker:
         """Whether a step would do anything, or something is left to tell."""
         return (
             bool(self._failures)
+            or bool(self._waiting)
             or bool(self._background)
             or bool(self._pipeline.has_non_finished_requests())
         )
 
     def step(self) -> list[Output]:
         """One step of the engine: new tokens of every running job."""
+        self._given_back = 0
+        self._make_room()
+        self._begin_waiting()
         self._begin_background()
         for running in self._running.values():
             running.stepped = True
+        self._together, self._given_back = len(self._running), 0
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         outputs = []
@@ -229,12 +251,47 @@ class DecoderWorker:
                 outputs.append(output)
         return outputs
 
+    def _make_room(self) -> None:
+        """Have the youngest answers step back while there is too little room for all to grow; they go
+        on later from where they were.
+
+        The engine would do so itself, but its prefix cache then takes blocks for computed that are not.
+        What steps back is freed behind the next step, so it begins early.
+        """
+        growing = [running for running in self._running.values() if running.reported]
+        count, free = len(self._running), self._index.free_blocks
+        if count < 2 or free >= GROWTH_BLOCKS * count:
+            return
+        while growing and count > 1:
+            youngest = growing.pop()
+            youngest.handle.cancel()
+            self._give_back(youngest)
+            count -= 1
+            if free >= count:
+                return
+
+    def _begin_waiting(self) -> None:
+        """Begin jobs in their order, as far as the KV cache has room for them beside those that run.
+
+        The engine itself takes any number, and gives some up once none of them can grow.
+        """
+        while self._waiting and self._has_room(self._waiting[0]):
+            self.add(self._waiting.popleft())
+
+    def _has_room(self, message: Add) -> bool:
+        """Whether a job fits beside those that run, with room for all to grow."""
+        growth = GROWTH_BLOCKS * (1 + len(self._running))
+        return not self._running or self._index.has_room(message.prompt, growth)
+
     def _begin_background(self) -> None:
         """Begin jobs that may wait, unless some prompt is being computed already."""
-        if self._index is None or not all(r.reported for r in self._running.values()):
+        if self._waiting or not all(r.reported for r in self._running.values()):
             return
         budget = SLICE_TOKENS
-        while budget > 0 and (found := self._background.take(self._index.match, budget)):
+        while budget > 0 and (first := self._background.first) and self._has_room(first):
+            found = self._background.take(self._index.match, budget)
+            if found is None:
+                return
             job, tokens = found
             budget -= tokens
             self.add(job)
@@ -251,7 +308,7 @@ class DecoderWorker:
             outputs,
             failures,
             min(scheduled, total),
-            max(0, total - scheduled) + len(self._background),
+            max(0, total - scheduled) + len(self._waiting) + len(self._background),
             float(metrics.cache_usage) / 100.0,
         )
 
@@ -268,23 +325,14 @@ class DecoderWorker:
                 if reason != self._genai.GenerationFinishReason.NONE:
                     length = reason == self._genai.GenerationFinishReason.LENGTH
                     finish = "length" if length else "stop"
-        status = handle.get_status()
-        if not finish and status == self._genai.GenerationStatus.IGNORED:
-            self._failures.append(
-                Failure(
-                    running.job,
-                    "memory",
-                    "the KV cache is full and this request could not be kept; try again, or give "
-                    "the engine a larger kv_cache",
-                )
-            )
+        ignored = not finish and handle.get_status() == self._genai.GenerationStatus.IGNORED
+        self._note_growth(running, tokens)
+        if ignored:
+            self._give_back(running)
+        elif finish:
             self._forget(running)
-            return None
         if not tokens and not finish:
             return None
-        self._note_growth(running, tokens)
-        if finish:
-            self._forget(running)
         cached = 0 if running.reported else running.cached
         running.reported = True
         return Output(running.job, tokens, logprobs or None, finish, cached)
@@ -293,7 +341,7 @@ class DecoderWorker:
         before = -(-(len(running.prompt) + len(running.generated)) // BLOCK_TOKENS)
         running.generated += tokens
         grown = -(-(len(running.prompt) + len(running.generated)) // BLOCK_TOKENS) - before
-        if grown and self._index is not None:
+        if grown:
             running.own_blocks += grown
             self._index.grow(grown)
 
@@ -301,13 +349,53 @@ class DecoderWorker:
         self._running.pop(running.job, None)
         self._release(running)
 
+    def _give_back(self, running: _Running) -> None:
+        """The engine could not keep a job: it goes on from where it was once there is room, first of
+        all that wait. A grammar's state cannot be taken up again, and what does not fit even alone
+        never will.
+        """
+        self._forget(running)
+        if running.abandoned:
+            return
+        message, sampling = running.message, running.message.sampling
+        done = len(running.generated)
+        if (
+            (self._together == 1 and len(self._running) == 0)
+            or running.job == SLICE_JOB
+            or (sampling.grammar is not None and done)
+        ):
+            self._failures.append(
+                Failure(
+                    running.job,
+                    "memory",
+                    "the KV cache is full and this request could not be kept; try again, or give "
+                    "the engine a larger kv_cache",
+                )
+            )
+            return
+        rest = msgspec.structs.replace(
+            sampling,
+            max_tokens=sampling.max_tokens - done,
+            min_tokens=max(0, sampling.min_tokens - done),
+            seed=(sampling.seed + done) % 2**31,
+        )
+        again = Add(
+            running.job,
+            running.prompt + running.generated,
+            rest,
+            message.priority,
+            resumed=message.resumed or running.reported,
+        )
+        if message.priority > 0:
+            self._background.add(again)
+        else:
+            self._waiting.insert(self._given_back, again)
+            self._given_back += 1
+
     def _release(self, running: _Running) -> None:
-        if self._index is not None:
-            # The last token was sampled but never computed, so it is not in the cache.
-            computed = running.prompt + running.generated[:-1]
-            if not running.generated:
-                computed = []
-            self._index.end(running.held, computed, running.own_blocks)
+        # The last token was sampled but never computed, so it is not in the cache.
+        computed = running.prompt + running.generated[:-1] if running.generated else []
+        self._index.end(running.held, computed, running.own_blocks)
 
     def _make_config(self, sampling: Sampling) -> Any:
         genai, settings = self._genai, self._settings

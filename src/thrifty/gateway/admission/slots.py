@@ -79,6 +79,12 @@ class Gate:
         self._take(tenant, priority)
         return True
 
+    def holds_much(self, tenant: str) -> bool:
+        """Whether others are about and the tenant holds its share or more: its requests may wait for
+        theirs at the replica, too.
+        """
+        return len(self._tenants) > 1 and not self._is_kept_for(tenant)
+
     def leave(self, tenant: str, priority: int, held_s: float) -> None:
         """Give a slot back that was held for `held_s` seconds."""
         self._release(tenant, priority)
