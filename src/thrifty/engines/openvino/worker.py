@@ -49,7 +49,7 @@ MAX_EMBEDDING_TOKENS = 16_384
 """Padded tokens in one embedding batch."""
 WARM_UP_TOKENS = 4
 GROWTH_BLOCKS = 2
-"""Room in the KV cache that is kept for each running answer to grow into."""
+"""Room in the KV cache that is kept for each running answer to grow into, if it may."""
 
 
 @dataclass
@@ -75,6 +75,19 @@ class _Running:
     def prompt(self) -> list[int]:
         """What it began with."""
         return self.message.prompt
+
+    @property
+    def growth(self) -> int:
+        """Blocks of the KV cache that its answer may still take."""
+        length = len(self.prompt)
+        return count_blocks(length + self.message.sampling.max_tokens) - count_blocks(
+            length + len(self.generated)
+        )
+
+
+def count_blocks(tokens: int) -> int:
+    """Blocks of the KV cache that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
 
 
 class Channel:
@@ -175,7 +188,7 @@ class DecoderWorker:
             if fault:
                 self._failures.append(Failure(message.job, "grammar", fault))
                 return
-        blocks = -(-(len(message.prompt) + message.sampling.max_tokens) // BLOCK_TOKENS)
+        blocks = count_blocks(len(message.prompt) + message.sampling.max_tokens)
         if len(message.prompt) // BLOCK_TOKENS + 1 > self._settings.kv_blocks:
             self._failures.append(
                 Failure(
@@ -197,7 +210,7 @@ class DecoderWorker:
             return
         running = _Running(message, handle, cached)
         running.held = self._index.begin(message.prompt)
-        running.own_blocks = -(-len(message.prompt) // BLOCK_TOKENS) - len(running.held)
+        running.own_blocks = count_blocks(len(message.prompt)) - len(running.held)
         self._running[message.job] = running
 
     def cancel(self, job: int) -> None:
@@ -256,19 +269,17 @@ class DecoderWorker:
         on later from where they were.
 
         The engine would do so itself, but its prefix cache then takes blocks for computed that are not.
-        What steps back is freed behind the next step, so it begins early.
+        What steps back is freed behind the next step, in which each of the others takes one block at most.
         """
-        growing = [running for running in self._running.values() if running.reported]
-        count, free = len(self._running), self._index.free_blocks
-        if count < 2 or free >= GROWTH_BLOCKS * count:
-            return
-        while growing and count > 1:
-            youngest = growing.pop()
+        growing = [running for running in self._running.values() if running.growth]
+        free = self._index.free_blocks
+        while len(growing) > free and len(self._running) > 1:
+            youngest = next((r for r in reversed(growing) if r.reported), None)
+            if youngest is None:
+                return
+            growing.remove(youngest)
             youngest.handle.cancel()
             self._give_back(youngest)
-            count -= 1
-            if free >= count:
-                return
 
     def _begin_waiting(self) -> None:
         """Begin jobs in their order, as far as the KV cache has room for them beside those that run.
@@ -280,8 +291,11 @@ class DecoderWorker:
 
     def _has_room(self, message: Add) -> bool:
         """Whether a job fits beside those that run, with room for all to grow."""
-        growth = GROWTH_BLOCKS * (1 + len(self._running))
-        return not self._running or self._index.has_room(message.prompt, growth)
+        if not self._running:
+            return True
+        growth = sum(min(GROWTH_BLOCKS, running.growth) for running in self._running.values())
+        own = min(GROWTH_BLOCKS, count_blocks(message.sampling.max_tokens))
+        return self._index.has_room(message.prompt, growth + own)
 
     def _begin_background(self) -> None:
         """Begin jobs that may wait, unless some prompt is being computed already."""
@@ -338,9 +352,9 @@ class DecoderWorker:
         return Output(running.job, tokens, logprobs or None, finish, cached)
 
     def _note_growth(self, running: _Running, tokens: list[int]) -> None:
-        before = -(-(len(running.prompt) + len(running.generated)) // BLOCK_TOKENS)
+        before = count_blocks(len(running.prompt) + len(running.generated))
         running.generated += tokens
-        grown = -(-(len(running.prompt) + len(running.generated)) // BLOCK_TOKENS) - before
+        grown = count_blocks(len(running.prompt) + len(running.generated)) - before
         if grown:
             running.own_blocks += grown
             self._index.grow(grown)
