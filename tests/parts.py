@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,16 @@ from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
-from thrifty.gateway.admission.limits import Limiter
-from thrifty.gateway.admission.shared_counts import SharedCounts
-from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
-from thrifty.gateway.app import Gateway
-from thrifty.gateway.batches.service import make_batches
+from thrifty.gateway.assemble import Parts, assemble
 from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
-from thrifty.gateway.forward import Forwarder
-from thrifty.gateway.record import Recorder
+from thrifty.gateway.settings import GatewaySettings
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
-from thrifty.gateway.worker import open_store
 from thrifty.home import HOME_VARIABLE
 from thrifty.observe.log_writer import LogWriter
-from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import HttpClient
-from thrifty.wire.errors import WireError
 from thrifty.wire.server import Handler, HttpServer, ServerLimits
 from thrifty.wire.spool import OpenSpool
 
@@ -57,11 +49,10 @@ JSON_HEADER = b"content-type: application/json\r\n"
 async def running_server(
     handler: Handler,
     limits: ServerLimits | None = None,
-    on_refused: Callable[[WireError], None] | None = None,
     spools: Mapping[str, OpenSpool] | None = None,
 ) -> AsyncIterator[tuple[str, HttpServer]]:
     """An HTTP server on a free port; gives its URL and itself."""
-    server = HttpServer(handler, limits, on_refused, spools)
+    server = HttpServer(handler, limits, spools=spools)
     port = await server.start("127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{port}", server
@@ -86,14 +77,33 @@ class GatewayUnderTest:
 
     url: str
     database: Database
-    table: RoutingTable
-    reader: TableReader
-    metrics: GatewayMetrics
-    cache: ExactCache
-    server: HttpServer
-    writer: LogWriter
-    answers: AnswerCache
-    client: HttpClient = field(default_factory=HttpClient)
+    parts: Parts
+    client: HttpClient
+
+    @property
+    def table(self) -> RoutingTable:
+        return self.parts.table
+
+    @property
+    def reader(self) -> TableReader:
+        return self.parts.reader
+
+    @property
+    def server(self) -> HttpServer:
+        return self.parts.server
+
+    @property
+    def answers(self) -> AnswerCache:
+        return self.parts.cache
+
+    @property
+    def cache(self) -> ExactCache:
+        return self.parts.cache.memory
+
+    @property
+    def writer(self) -> LogWriter:
+        assert self.parts.writer is not None
+        return self.parts.writer
 
     async def ask(
         self,
@@ -225,74 +235,36 @@ async def running_gateway(
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
     are two workers.
     """
-    database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=True)
+    chosen_url = database_url or f"sqlite:///{folder}/thrifty.db"
+    database = open_database(chosen_url, migrate=True)
     row = deployment or echo_deployment()
     save_deployment(database, row)
     rows = [replica_row(i, url, row.name, version=row.version) for i, url in enumerate(urls)]
     save_replicas(database, rows, routing_changed=True)
-    table, metrics, memory = RoutingTable(), GatewayMetrics(), ExactCache(cache_bytes)
-    store = await open_store(redis_url or "", metrics, redis_timeout_s)
-    cache = AnswerCache(memory, table, metrics, store, cache_shared)
-    reader = TableReader(database, table)
-    log_database = open_database(database_url or f"sqlite:///{folder}/thrifty.db", migrate=False)
-    writer = LogWriter(
-        log_database,
-        keep_s=86400, max_rows=1_000_000, on_written=metrics.written_rows.inc,
-        on_dropped=metrics.dropped_rows.labels("queue_full").inc,
+    limits = limits or ServerLimits()
+    settings = GatewaySettings(
+        "127.0.0.1", 0, id=worker, redis_timeout_s=redis_timeout_s, cache_bytes=cache_bytes,
+        cache_shared=cache_shared, max_body_bytes=limits.max_body_bytes,
+        read_timeout_s=limits.read_timeout_s, write_timeout_s=limits.write_timeout_s,
+        record_prompts=prompts,
     )  # fmt: skip
-    upstream = HttpClient()
-    book = SpendBook()
-    spend = SpendKeeper(database, book)
-    shared = None if store is None else SharedCounts(store)
-    forwarder = Forwarder(upstream, table, metrics, capture=prompts)
-    gateway = Gateway(
-        table=table, reader=reader, forwarder=forwarder,
-        cache=cache, recorder=Recorder(metrics, writer, prompts=prompts), metrics=metrics,
-        limiter=Limiter(metrics, book, shared),
-    )  # fmt: skip
-    processing = None
     if batches is not None:
-        processing = make_batches(
-            database=database, table=table, reader=reader, forwarder=forwarder, metrics=metrics,
-            run=gateway.run, settings=msgspec.structs.replace(batches, folder=str(folder / "files")),
-            max_body_bytes=(limits or ServerLimits()).max_body_bytes,
-        )  # fmt: skip
-        gateway.batches = processing.pages
-    await reader.start()
-    await spend.start()
-    writer.start()
-    cache.start()
-    sweeping = asyncio.ensure_future(gateway.sweep())
-    publishing = asyncio.ensure_future(gateway.publish(worker))
+        places = msgspec.structs.replace(batches, folder=str(folder / "files"))
+        settings = msgspec.structs.replace(settings, batches=places)
+    client = HttpClient()
     try:
-        async with running_server(
-            gateway.handle, limits, gateway.count_refusal, processing and processing.spools
-        ) as (url, server):
-            while not table.loaded:
-                await asyncio.sleep(0.01)
-            if processing is not None:
-                processing.runner.start()
-            under_test = GatewayUnderTest(
-                url, database, table, reader, metrics, memory, server, writer, cache
-            )
+        async with assemble(settings, chosen_url, redis_url or "") as parts:
             try:
-                yield under_test
+                port = await parts.server.start(settings.host, settings.port)
+                while not parts.table.loaded:
+                    await asyncio.sleep(0.01)
+                if parts.batches is not None:
+                    parts.batches.runner.start()
+                yield GatewayUnderTest(f"http://127.0.0.1:{port}", database, parts, client)
             finally:
-                under_test.client.close()
-                if processing is not None:
-                    await processing.runner.stop()
-                    processing.pages.close()
+                client.close()
+                await parts.drain(0.5, 0.2)
     finally:
-        sweeping.cancel()
-        publishing.cancel()
-        upstream.close()
-        await cache.close()
-        await spend.stop()
-        if store is not None:
-            await store.close()
-        reader.stop()
-        writer.stop()
-        log_database.close()
         database.close()
 
 

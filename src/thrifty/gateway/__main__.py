@@ -6,7 +6,8 @@ import sys
 
 import msgspec
 
-from thrifty.gateway.worker import GatewaySettings, run_worker
+from thrifty.gateway.settings import GatewaySettings
+from thrifty.gateway.worker import run_worker
 
 
 def main() -> int:
