@@ -13,6 +13,7 @@ from thrifty.wire.sse import Usage
 if TYPE_CHECKING:
     from thrifty.db.keys import Key
     from thrifty.gateway.admission.limits import Held
+    from thrifty.gateway.cache.flights import Flight
     from thrifty.gateway.table import Deployment, Replica
     from thrifty.wire.server import Exchange
 
@@ -138,6 +139,17 @@ class Call:
     def tenant(self) -> str:
         """Whose request it is; empty where there are no keys."""
         return self.key.tenant if self.key is not None else ""
+
+    @property
+    def expired(self) -> bool:
+        """Whether its deadline has passed."""
+        return bool(self.deadline_s) and time.perf_counter() >= self.deadline_s
+
+    def assign(self, replica: Replica, flight: Flight | None) -> None:
+        """Note who works for it, and for those who share its generation."""
+        self.replica, self.version = replica, replica.version
+        if flight is not None:
+            flight.replica, flight.version = replica.id, replica.version
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that go on every answer."""

@@ -2,21 +2,19 @@
 
 What fails before the first byte has gone to the client is sent elsewhere, inside a budget. A
 request that a replica took and died of is sent once more and no oftener: it may be the reason.
+
+What is sent is `upstream_request`'s business, a second replica for a slow one `admission/hedge`'s, a
+stream on its way `relay`'s, and what the client is told in the end `failures`'.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
-from typing import Any
 
-import msgspec
-
-from thrifty.gateway.admission.hedge import open_hedged
+from thrifty.gateway.admission.hedge import Hedger
 from thrifty.gateway.admission.slots import (
     DEADLINE_CODES,
     Gate,
@@ -25,10 +23,12 @@ from thrifty.gateway.admission.slots import (
 )
 from thrifty.gateway.cache.flights import Flight, Landing
 from thrifty.gateway.call import Call
+from thrifty.gateway.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
 from thrifty.gateway.relay import Relay
 from thrifty.gateway.retry_budget import RetryBudget
 from thrifty.gateway.routing import UNKNOWN, Outstanding
 from thrifty.gateway.table import Deployment, Replica, RoutingTable
+from thrifty.gateway.upstream_request import make_headers, prepare_body
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import (
     Answer,
@@ -39,7 +39,7 @@ from thrifty.wire.client import (
     TransportError,
 )
 from thrifty.wire.errors import SERVER, WireError, unavailable
-from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
+from thrifty.wire.fields import Endpoint
 from thrifty.wire.server import JSON_TYPE
 from thrifty.wire.sse import parse_usage
 
@@ -47,23 +47,11 @@ log = logging.getLogger(__name__)
 
 MAX_SENDS = 2
 MAX_CONNECTS = 5
-RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
 BACKOFF_S = 0.05
-
-_encode = msgspec.json.Encoder().encode
 
 
 class ClientGone(Exception):
     """The client hung up; there is nobody to answer."""
-
-
-class _Refused(Exception):
-    """A replica answered with an error that another one may not give."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        super().__init__(f"status {status}")
-        self.status = status
-        self.body = body
 
 
 class Forwarder:
@@ -77,6 +65,9 @@ class Forwarder:
         self._metrics = metrics
         self._capture = capture
         self._budget = RetryBudget()
+        self._hedger = Hedger(
+            self._open, self._pick, self._note_failure, self._budget, metrics
+        )
         self._streams: set[tuple[Call, Relay, Answer]] = set()
         self._headers: dict[str, bytes] = {}
         self.on_chosen: Callable[[Call, Replica], None] | None = None
@@ -88,7 +79,7 @@ class Forwarder:
         Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
         """
         assert call.deployment is not None
-        if _expired(call):
+        if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
         gate = call.deployment.gate
         if gate.capacity is None:
@@ -134,7 +125,7 @@ class Forwarder:
         deployment = call.deployment
         assert deployment is not None
         self._budget.earn()
-        body = _prepare_body(call, deployment)
+        body = prepare_body(call, deployment)
         tried: set[str] = set(call.avoid)
         sends = connects = 0
         if flight is not None:
@@ -159,7 +150,7 @@ class Forwarder:
                 failure: Exception = error
                 connects += 1
                 last_chance = connects >= MAX_CONNECTS
-            except (NoResponse, BrokenResponse, _Refused) as error:
+            except (NoResponse, BrokenResponse, Refused) as error:
                 failure = error
                 sends += 1
                 last_chance = sends >= MAX_SENDS
@@ -170,38 +161,23 @@ class Forwarder:
                 replica = call.replica or replica  # a hedge may have moved it
                 _end_load(call.load or load, call, streamed=streamed)
                 deployment.note_ended(replica)
-            if not (call.exchange.disconnected or _expired(call)) and not _is_busy(failure):
+            if not (call.exchange.disconnected or call.expired) and not is_busy(failure):
                 self._note_failure(deployment, replica)
             else:
                 deployment.health.note_unknown(replica.id)
             _require_listener(call, flight)
-            if _expired(call):
+            if call.expired:
                 if flight is None or not flight.followers:
                     raise deadline_exceeded("before a replica began to answer")
                 call.deadline_s = 0.0  # others wait for it without one
             if call.priority and (flight is None or not flight.followers):
                 last_chance = True  # the batch tries again, later
             if last_chance or not self._budget.spend():
-                raise _give_up(failure, call)
+                raise make_error(failure, call)
             log.info("%s: %s failed (%s); sent again", call.request_id, replica.id, failure)
             self._metrics.retries.labels(deployment.name).inc()
             tried.add(replica.id)
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
-
-    def sweep(self, now_s: float) -> None:
-        """End streams whose replica has gone silent; look at who waits and who is left alone."""
-        for known in self._table.deployments.values():
-            known.resize(self._table.workers)
-            known.gate.sweep()
-        for call, relay, answer in list(self._streams):
-            deployment = call.deployment
-            if deployment is None or relay.paused:
-                continue
-            settings = deployment.settings
-            # Before the first token a replica may be at a long prompt; between tokens it may not.
-            limit_s = settings.idle_timeout_s if relay.begun else settings.first_token_timeout_s
-            if now_s - call.last_byte_s > limit_s:
-                _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
 
     async def _choose(self, call: Call, tried: set[str], flight: Flight | None) -> Replica:
         """A ready replica, one that was not tried if possible; waits for one if it must."""
@@ -235,7 +211,7 @@ class Forwarder:
         left_s = settings.wait_timeout_s - (time.perf_counter() - began_s)
         if left_s <= 0 or not call.may_wait:
             raise no_replica_ready(deployment.name, settings.wait_timeout_s)
-        if call.deadline_s and time.perf_counter() >= call.deadline_s:
+        if call.expired:
             raise deadline_exceeded("while it waited for a replica")
         if deployment.waiting >= settings.waiting:
             raise unavailable(
@@ -250,26 +226,33 @@ class Forwarder:
         finally:
             deployment.waiting -= 1
 
+    def _pick(self, call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
+        """The replica for the next request."""
+        chosen = _route(call, deployment, candidates)
+        if not deployment.health.fine:
+            deployment.health.note_sent(chosen.id, time.monotonic())
+        return chosen
+
     async def _attempt(
         self, call: Call, replica: Replica, body: bytes, flight: Flight | None
     ) -> Landing:
         deployment = call.deployment
         assert deployment is not None
-        _assign(call, replica, flight)
+        call.assign(replica, flight)
         call.sent_s = time.perf_counter()
         exchange = call.exchange
         hedge_s = deployment.settings.hedge_s
         if hedge_s is None:
             answer = await self._open(call, replica, body, flight, [])
         else:
-            answer = await self._open_hedged(call, replica, body, flight, hedge_s)
+            answer = await self._hedger.open(call, replica, body, flight, hedge_s)
         call.origin_status = answer.status
         streamed = answer.headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if answer.status == 200 and streamed:
             return await self._relay(call, answer, flight)
         data = await answer.read()
         if answer.status in RETRIABLE_STATUSES:
-            raise _Refused(answer.status, data)
+            raise Refused(answer.status, data)
         call.first_byte_s = call.last_byte_s = time.perf_counter()
         if answer.status == 200:
             call.usage, _ = parse_usage(data)
@@ -306,93 +289,18 @@ class Forwarder:
         timeout_s = deployment.settings.first_token_timeout_s
         if call.deadline_s:
             timeout_s = min(timeout_s, max(0.001, call.deadline_s - time.perf_counter()))
+        lines = self._headers.get(deployment.name)
+        if lines is None:
+            lines = self._headers[deployment.name] = make_headers(deployment)
         return await self._client.open(
             replica.origin,
             "POST",
             call.endpoint.value,
-            headers=b"%bx-request-id: %b\r\n"
-            % (self._upstream_headers(deployment), call.request_id.encode()),
+            headers=b"%bx-request-id: %b\r\n" % (lines, call.request_id.encode()),
             body=body,
             head_timeout_s=timeout_s,
             on_sent=watch,
         )
-
-    async def _open_hedged(
-        self, call: Call, first: Replica, body: bytes, flight: Flight | None, after_s: float
-    ) -> Answer:
-        """As `_open`, with a second replica where the first does not begin within `after_s`."""
-        deployment = call.deployment
-        assert deployment is not None
-        sent: list[Answer] = []
-        second: tuple[Replica, Outstanding] | None = None
-
-        async def open_on(replica: Replica) -> Answer:
-            answer = await self._open(call, replica, body, flight, sent)
-            if answer.status == 200:
-                await answer.wait_body()
-            return answer
-
-        def choose_other() -> Replica | None:
-            nonlocal second
-            if not deployment.gate.has_free_slot:
-                return None
-            others = [r for r in deployment.candidates({first.id}) if r.id != first.id]
-            if not others or not self._budget.spend():
-                return None
-            other = self._pick(call, deployment, others)
-            second = other, deployment.router.begin(other, call.routed, time.perf_counter())
-            deployment.note_begun(other)
-            self._metrics.hedges.labels(deployment.name).inc()
-            return other
-
-        winner = first
-        try:
-            answer, winner = await open_hedged(
-                open_on, first, choose_other, after_s, lambda a: a.status not in RETRIABLE_STATUSES
-            )
-        except TransportError:
-            if second is not None and not _expired(call) and not call.exchange.disconnected:
-                self._note_failure(deployment, second[0])
-            raise
-        finally:
-            # From here on only one of them works for the call: the other's load ends.
-            if second is not None:
-                loser, load = second
-                if winner is loser:
-                    loser, load = first, call.load or load
-                    call.load = second[1]
-                    self._metrics.hedges_won.labels(deployment.name).inc()
-                    _assign(call, winner, flight)
-                load.end(time.perf_counter())
-                deployment.note_ended(loser)
-                deployment.health.note_unknown(loser.id)
-        return answer
-
-    def _pick(self, call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
-        """The replica for the next request."""
-        chosen = _route(call, deployment, candidates)
-        if not deployment.health.fine:
-            deployment.health.note_sent(chosen.id, time.monotonic())
-        return chosen
-
-    def _note_answer(self, call: Call, landing: Landing) -> None:
-        """A replica answered; one that broke off has been noted."""
-        deployment, replica = call.deployment, call.replica
-        if deployment is None or replica is None or landing.error is not None:
-            return
-        if deployment.health.note_success(replica.id, time.monotonic()):
-            log.info("%s answers again", replica.id)
-            deployment.resize(self._table.workers)
-        if call.stream and deployment.gate.capacity is not None:
-            deployment.gate.note_begin(call.first_byte_s - call.sent_s)
-
-    def _note_failure(self, deployment: Deployment, replica: Replica) -> None:
-        """A replica failed a request."""
-        ready = deployment.ready_ids()
-        if deployment.health.note_failure(replica.id, ready, time.monotonic()):
-            log.warning("%s fails; it is left alone for a while", replica.id)
-            self._metrics.ejections.labels(deployment.name, replica.version, replica.id).inc()
-            deployment.resize(self._table.workers)
 
     async def _relay(self, call: Call, answer: Answer, flight: Flight | None) -> Landing:
         relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
@@ -426,18 +334,49 @@ class Forwarder:
             call.error = "engine_error"
         return Landing(200, relay.captured)
 
-    def _upstream_headers(self, deployment: Deployment) -> bytes:
-        """Header lines that every request to this deployment carries; the client's key is not
-        among them.
-        """
-        known = self._headers.get(deployment.name)
-        if known is None:
-            known = b"content-type: application/json\r\n"
-            key = os.environ.get(deployment.settings.key_env or "")
-            if key:
-                known += b"authorization: Bearer %b\r\n" % key.encode()
-            self._headers[deployment.name] = known
-        return known
+    def _note_answer(self, call: Call, landing: Landing) -> None:
+        """A replica answered; one that broke off has been noted."""
+        deployment, replica = call.deployment, call.replica
+        if deployment is None or replica is None or landing.error is not None:
+            return
+        if deployment.health.note_success(replica.id, time.monotonic()):
+            log.info("%s answers again", replica.id)
+            deployment.resize(self._table.workers)
+        if call.stream and deployment.gate.capacity is not None:
+            deployment.gate.note_begin(call.first_byte_s - call.sent_s)
+
+    def _note_failure(self, deployment: Deployment, replica: Replica) -> None:
+        """A replica failed a request."""
+        ready = deployment.ready_ids()
+        if deployment.health.note_failure(replica.id, ready, time.monotonic()):
+            log.warning("%s fails; it is left alone for a while", replica.id)
+            self._metrics.ejections.labels(deployment.name, replica.version, replica.id).inc()
+            deployment.resize(self._table.workers)
+
+    def sweep(self, now_s: float) -> None:
+        """End streams whose replica has gone silent; look at who waits and who is left alone."""
+        for known in self._table.deployments.values():
+            known.resize(self._table.workers)
+            known.gate.sweep()
+        for call, relay, answer in list(self._streams):
+            deployment = call.deployment
+            if deployment is None or relay.paused:
+                continue
+            settings = deployment.settings
+            # Before the first token a replica may be at a long prompt; between tokens it may not.
+            limit_s = settings.idle_timeout_s if relay.begun else settings.first_token_timeout_s
+            if now_s - call.last_byte_s > limit_s:
+                _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
+
+
+def _require_listener(call: Call, flight: Flight | None) -> None:
+    """Raise `ClientGone` where neither the client nor a follower waits any more."""
+    if call.exchange.disconnected and not (flight is not None and flight.followers):
+        raise ClientGone
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _route(call: Call, deployment: Deployment, candidates: list[Replica]) -> Replica:
@@ -462,94 +401,12 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
              None if details is None else details.cached_tokens, streamed=streamed)  # fmt: skip
 
 
-def _break_off(answer: Answer, why: str) -> None:
-    answer.fail(BrokenResponse(why))
-    answer.abort()
-
-
 def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: Flight | None) -> None:
     """The deadline has passed: break off a stream that has not begun, unless others wait for it."""
     if not relay.begun and not (flight is not None and flight.followers):
         _break_off(answer, "its deadline passed before the first token")
 
 
-def _do_nothing() -> None:
-    pass
-
-
-def _assign(call: Call, replica: Replica, flight: Flight | None) -> None:
-    """Note who works for the call."""
-    call.replica, call.version = replica, replica.version
-    if flight is not None:
-        flight.replica, flight.version = replica.id, replica.version
-
-
-def _is_busy(failure: Exception) -> bool:
-    """Whether a replica only had too much to do."""
-    return isinstance(failure, _Refused) and failure.status == 503
-
-
-def _expired(call: Call) -> bool:
-    """Whether the call's deadline has passed."""
-    return bool(call.deadline_s) and time.perf_counter() >= call.deadline_s
-
-
-def _require_listener(call: Call, flight: Flight | None) -> None:
-    """Raise `ClientGone` where neither the client nor a follower waits any more."""
-    if call.exchange.disconnected and not (flight is not None and flight.followers):
-        raise ClientGone
-
-
-def _prepare_body(call: Call, deployment: Deployment) -> bytes:
-    """The bytes to send: the client's own, unless something must be added or renamed."""
-    changes: dict[str, Any] = {}
-    if call.stream and not call.include_usage:
-        # Token counts are asked for in any case; the relay keeps them from who did not ask.
-        changes["stream_options"] = {"include_usage": True}
-    upstream_model = deployment.settings.upstream_model or deployment.name
-    if call.body.get("model", upstream_model) != upstream_model:
-        changes["model"] = upstream_model
-    salt_field = deployment.settings.salt_field
-    if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
-        changes[salt_field] = _make_salt(call.tenant, call.body.get(salt_field))
-    priority_field = deployment.settings.priority_field
-    generates = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
-    if priority_field is not None and generates and (call.priority or call.may_yield):
-        changes[priority_field] = max(1, call.priority, call.body.get(priority_field) or 0)
-    ours = deployment.honours is not None
-    if ours and any(name in GATEWAY_FIELDS for name in call.body):
-        kept = {name: value for name, value in call.body.items() if name not in GATEWAY_FIELDS}
-        return _encode({**kept, **changes})
-    if not changes:
-        return call.exchange.body
-    return _encode({**call.body, **changes})
-
-
-def _make_salt(tenant: str, given: Any) -> str:
-    """What keeps a tenant's prefixes apart. A client's own salt parts them further, and cannot name
-    another tenant's.
-    """
-    own = given if isinstance(given, str) else ""
-    return hashlib.blake2b(f"{tenant}\0{own}".encode(), digest_size=16).hexdigest()
-
-
-def _give_up(failure: Exception, call: Call) -> WireError:
-    if isinstance(failure, _Refused):
-        try:
-            fault = msgspec.json.decode(failure.body)["error"]
-            return WireError(
-                failure.status, str(fault["message"]), type=str(fault.get("type") or SERVER),
-                param=fault.get("param"), code=fault.get("code") or "engine_error",
-                retry_after_s=2.0 if failure.status == 503 else None,
-            )  # fmt: skip
-        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-            text = failure.body[:200].decode("utf-8", "replace")
-            return WireError(502, f"a replica answered {failure.status}: {text}", type=SERVER,
-                             code="engine_error")  # fmt: skip
-    return WireError(
-        502,
-        f"no replica could answer ({call.attempts} tried; the last: {failure})",
-        type=SERVER,
-        code="replica_lost",
-        retry_after_s=1.0,
-    )
+def _break_off(answer: Answer, why: str) -> None:
+    answer.fail(BrokenResponse(why))
+    answer.abort()

@@ -8,13 +8,98 @@ hedge is paid from the retry budget, so that a slow fleet does not get twice its
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from thrifty.gateway.cache.flights import Flight
+from thrifty.gateway.call import Call
+from thrifty.gateway.failures import RETRIABLE_STATUSES
+from thrifty.gateway.retry_budget import RetryBudget
+from thrifty.gateway.routing import Outstanding
+from thrifty.gateway.table import Deployment, Replica
+from thrifty.observe.metrics import GatewayMetrics
 from thrifty.wire.client import Answer, TransportError
 
 AnyReplica = TypeVar("AnyReplica")
 OpenOn = Callable[[AnyReplica], Awaitable[Answer]]
+Send = Callable[[Call, Replica, bytes, Flight | None, list[Answer]], Awaitable[Answer]]
+Pick = Callable[[Call, Deployment, list[Replica]], Replica]
+
+
+class Hedger:
+    """Sends calls with a hedge, and counts the second replica's load.
+
+    `send` sends a body to a replica and adds what it opened to a list, `pick` chooses a replica for
+    a call, and `note_failure` is told of a second one that failed.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        pick: Pick,
+        note_failure: Callable[[Deployment, Replica], None],
+        budget: RetryBudget,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._send = send
+        self._pick = pick
+        self._note_failure = note_failure
+        self._budget = budget
+        self._metrics = metrics
+
+    async def open(
+        self, call: Call, first: Replica, body: bytes, flight: Flight | None, after_s: float
+    ) -> Answer:
+        """As `send` to `first`, with a second replica where that one does not begin within
+        `after_s`. Who answers is assigned to the call.
+        """
+        deployment = call.deployment
+        assert deployment is not None
+        sent: list[Answer] = []
+        second: tuple[Replica, Outstanding] | None = None
+
+        async def open_on(replica: Replica) -> Answer:
+            answer = await self._send(call, replica, body, flight, sent)
+            if answer.status == 200:
+                await answer.wait_body()
+            return answer
+
+        def choose_other() -> Replica | None:
+            nonlocal second
+            if not deployment.gate.has_free_slot:
+                return None
+            others = [r for r in deployment.candidates({first.id}) if r.id != first.id]
+            if not others or not self._budget.spend():
+                return None
+            other = self._pick(call, deployment, others)
+            second = other, deployment.router.begin(other, call.routed, time.perf_counter())
+            deployment.note_begun(other)
+            self._metrics.hedges.labels(deployment.name).inc()
+            return other
+
+        winner = first
+        try:
+            answer, winner = await open_hedged(
+                open_on, first, choose_other, after_s, lambda a: a.status not in RETRIABLE_STATUSES
+            )
+        except TransportError:
+            if second is not None and not call.expired and not call.exchange.disconnected:
+                self._note_failure(deployment, second[0])
+            raise
+        finally:
+            # From here on only one of them works for the call: the other's load ends.
+            if second is not None:
+                loser, load = second
+                if winner is loser:
+                    loser, load = first, call.load or load
+                    call.load = second[1]
+                    self._metrics.hedges_won.labels(deployment.name).inc()
+                    call.assign(winner, flight)
+                load.end(time.perf_counter())
+                deployment.note_ended(loser)
+                deployment.health.note_unknown(loser.id)
+        return answer
 
 
 async def open_hedged(
