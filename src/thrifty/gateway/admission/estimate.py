@@ -1,5 +1,8 @@
 """What a request will take, before its answer tells: tokens by a ratio and a mean that are learned
 from answers, cost by the deployment's prices.
+
+`routing/router` has a ratio and a mean of its own, because it counts the bytes of the prompt alone,
+and only where there is a choice of replicas; what is known of every request is its body's length.
 """
 
 from __future__ import annotations

@@ -2,6 +2,10 @@
 
 The order of calls for each request: `describe`, `choose`, `begin`; then on the load that `begin`
 gave back, `first_token` and `end`. Every clock reading is passed in.
+
+Tokens are estimated here from the bytes of the prompt, which are counted where there is a choice of
+replicas, and not by the `Estimator` of `admission/estimate`, which goes by the whole body, escapes
+and all: the two ratios differ, and a router learns by itself wherever one runs, without a gateway.
 """
 
 from __future__ import annotations
