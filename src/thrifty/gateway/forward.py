@@ -65,9 +65,7 @@ class Forwarder:
         self._metrics = metrics
         self._capture = capture
         self._budget = RetryBudget()
-        self._hedger = Hedger(
-            self._open, self._pick, self._note_failure, self._budget, metrics
-        )
+        self._hedger = Hedger(self._open, self._pick, self._note_failure, self._budget, metrics)
         self._streams: set[tuple[Call, Relay, Answer]] = set()
         self._headers: dict[str, bytes] = {}
         self.on_chosen: Callable[[Call, Replica], None] | None = None
