@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from thrifty.wire.client import HttpClient, NoResponse, TransportError, parse_or
 from thrifty.wire.errors import WireError
 from thrifty.wire.exchange import Exchange
 from thrifty.wire.server import ServerLimits
-from thrifty.wire.spool import Spool
+from thrifty.wire.spool import MAX_PENDING_BYTES, Spool
 
 LIMITS = ServerLimits(max_body_bytes=1000, read_timeout_s=0.6)
 
@@ -132,3 +134,35 @@ async def test_a_folder_that_is_not_there_is_an_error_and_no_hang(tmp_path: Path
             await send(url, b"x")
         except (NoResponse, TransportError) as error:
             raise AssertionError("the server is gone") from error
+
+
+async def test_a_connection_reads_on_when_its_upload_is_given_up_behind_a_slow_disk(
+    tmp_path: Path,
+) -> None:
+    class Hasty(Uploads):
+        async def handle(self, exchange: Exchange) -> None:
+            exchange.respond(400, b"no")
+
+    uploads = Hasty(tmp_path)
+    slow = threading.Event()
+    loop = asyncio.get_running_loop()
+    # A disk that is behind: what would write to it is busy.
+    pool = ThreadPoolExecutor(1)
+    loop.set_default_executor(pool)
+    loop.run_in_executor(None, slow.wait)
+    async with uploads.serve() as (url, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", parse_origin(url).port)
+        size = MAX_PENDING_BYTES + 1000
+        writer.write(b"POST /up HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\nz" % size)
+        for piece in (b"", b"z" * (MAX_PENDING_BYTES - 2), b"z" * 1001):
+            writer.write(piece)
+            await writer.drain()
+            # The last one goes over the bound and ends the request at once.
+            await asyncio.sleep(0.2)
+        assert uploads.opened[-1].size_bytes == size
+        assert uploads.opened[-1].full
+        slow.set()
+        writer.write(b"GET /else HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answers = await asyncio.wait_for(reader.read(), 5)
+        assert answers.count(b"HTTP/1.1 400 ") == 2
+        writer.close()

@@ -26,6 +26,7 @@ import httptools
 
 from thrifty.wire.errors import WireError, internal_error, unavailable
 from thrifty.wire.exchange import JSON_TYPE, Exchange
+from thrifty.wire.spool import Upload, begin_upload
 
 if sys.platform != "win32":
     import fcntl
@@ -33,15 +34,12 @@ if sys.platform != "win32":
 
 if TYPE_CHECKING:
     from thrifty.wire.server import HttpServer
-    from thrifty.wire.spool import Spool
 
 log = logging.getLogger(__name__)
 
 MAX_PIPELINED = 16
 MAX_PIPELINED_BODY_BYTES = 65_536
 """Reading stops behind this many waiting requests, or one waiting body of this size."""
-SPOOL_STEP_BYTES = 1_000_000
-"""A body that goes to disk may take the read timeout for each of this many bytes."""
 DROP_LIMIT_BYTES = 256_000_000
 """What a refused client may go on sending before it is cut off."""
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -66,9 +64,9 @@ class HttpProtocol(asyncio.Protocol):
         "_refusal",
         "_sent_bytes",
         "_silent_bytes",
-        "_spool_paused",
         "_stuck_since_s",
         "_transport",
+        "_upload",
         "_url",
         "_writable",
         "closed",
@@ -100,7 +98,8 @@ class HttpProtocol(asyncio.Protocol):
         self._continue_due = False
         self._advancing = False
         self._read_paused = False
-        self._spool_paused = False
+        self._upload: Upload | None = None
+        """Where the body of the request that is arriving goes to disk."""
         self._writable: asyncio.Future[None] | None = None
         self._sent_bytes = 0
         self._flushed_bytes = 0
@@ -109,9 +108,9 @@ class HttpProtocol(asyncio.Protocol):
         """No answer can go out any more; the transport may still be flushing."""
         self.write_paused = False
         self.deadline_s: float | None = None
+        """When the client must have sent (or, once refused, hung up); none while it waits for us."""
         self.idle_since_s = 0.0
         """When its last exchange ended."""
-        """When the client must have sent (or, once refused, hung up); none while it waits for us."""
 
     # asyncio's side
 
@@ -227,7 +226,11 @@ class HttpProtocol(asyncio.Protocol):
             exchange.path = unquote(exchange.path)
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
-            self._open_spool(exchange, length)
+            try:
+                self._upload = begin_upload(self, exchange, length)
+            except WireError as error:
+                self._refusal = error
+                raise
         if exchange.spool is None and length > self.server.limits.max_body_bytes:
             self._refusal = self._body_too_large(f"{length} bytes")
             raise ValueError("body too large")
@@ -245,8 +248,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
-        if self._building is not None and self._building.spool is not None:
-            self._spool_body(self._building.spool, body)
+        if self._upload is not None:
+            try:
+                self._upload.take(body)
+            except WireError as error:
+                self._refusal = error
+                raise
             return
         if not self._body:
             self._body = body
@@ -266,6 +273,7 @@ class HttpProtocol(asyncio.Protocol):
         if exchange is None or not exchange.method:
             return  # the first reading of a request with `Upgrade`
         self._building = None
+        self._upload = None
         if self.closed:
             return
         self.deadline_s = None
@@ -363,44 +371,25 @@ class HttpProtocol(asyncio.Protocol):
                 )
             )
 
-    # private
+    # the upload's side
 
-    def _open_spool(self, exchange: Exchange, length: int) -> None:
-        """Let the body go to disk, where the path's owner wants that."""
-        try:
-            spool = exchange.spool = self.server.spools[exchange.path](exchange)
-            if spool is not None and length > spool.limit_bytes:
-                raise spool.too_large(f"{length} bytes")
-        except WireError as error:
-            self._refusal = error
-            raise ValueError("refused") from None
-        if spool is not None:
-            spool.on_room = self._go_on_spooling
-
-    def _spool_body(self, spool: Spool, body: bytes) -> None:
-        """Each further megabyte has the time that a whole request has otherwise."""
-        before = spool.size_bytes
-        try:
-            spool.take(body)
-        except WireError as error:
-            self._refusal = error
-            raise
-        if spool.size_bytes // SPOOL_STEP_BYTES > before // SPOOL_STEP_BYTES:
-            self._extend_deadline()
-        if spool.full and self._transport is not None:
-            self._spool_paused = True
+    def hold_reading(self) -> None:
+        """Read nothing for now: the disk is behind."""
+        if self._transport is not None:
             self._transport.pause_reading()
 
-    def _go_on_spooling(self) -> None:
-        if self._spool_paused and self._transport is not None and not self._transport.is_closing():
-            self._spool_paused = False
-            self._extend_deadline()
-            if not self._read_paused:
-                self._transport.resume_reading()
+    def go_on_reading(self) -> None:
+        """Read on, unless requests that wait for their turn forbid it."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing() and not self._read_paused:
+            transport.resume_reading()
 
-    def _extend_deadline(self) -> None:
+    def extend_deadline(self) -> None:
+        """Give the client a whole request's time for what it is still sending."""
         if self.deadline_s is not None and not self.closed:
             self.deadline_s = time.monotonic() + self.server.limits.read_timeout_s
+
+    # private
 
     def _count_header_bytes(self, count: int) -> None:
         self._silent_bytes = 0
