@@ -9,7 +9,7 @@ from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, show_progress
 from thrifty.errors import BatchError
-from thrifty.fleet.controller import read_controller_note
+from thrifty.fleet.controller_note import read_controller_note
 from thrifty.gateway.batches.client import OnProgress, run_batch
 from thrifty.home import find_home
 from thrifty.types import Progress

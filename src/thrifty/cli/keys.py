@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import Database, open_database
 from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys, revoke_key
-from thrifty.fleet.controller import find_database_url
+from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 
 

@@ -12,7 +12,7 @@ from thrifty.cli.show import err, print_json, print_line, print_table, show_prog
 from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet
 from thrifty.errors import DatabaseError
-from thrifty.fleet.controller import find_database_url
+from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.units import format_bytes
 

@@ -11,7 +11,7 @@ from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import open_database
 from thrifty.db.fleet import FleetState, read_fleet
 from thrifty.errors import DatabaseError, FleetError
-from thrifty.fleet.controller import (
+from thrifty.fleet.controller_note import (
     ControllerNote,
     find_database_url,
     read_controller_note,

@@ -10,17 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import socket
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import psutil
 
 from thrifty.artifacts import Store
 from thrifty.db import Database, open_database
@@ -39,16 +35,21 @@ from thrifty.db.fleet import (
 from thrifty.db.keys import list_keys
 from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
+from thrifty.fleet.controller_note import (
+    read_controller_note,
+    remove_controller_note,
+    write_controller_note,
+)
 from thrifty.fleet.cores import share_cores
 from thrifty.fleet.external import ExternalReplica
 from thrifty.fleet.gateways import GatewayWorkers
 from thrifty.fleet.local import LocalReplica, OnChange
 from thrifty.fleet.plan import Plan
+from thrifty.fleet.ports import choose_port, open_listeners
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.models import ExactCacheSpec
 from thrifty.types import ReplicaState
-from thrifty.wire.server import BACKLOG
 
 log = logging.getLogger(__name__)
 
@@ -61,41 +62,6 @@ _DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
 _REDIS_VARIABLE = "THRIFTY_REDIS_URL"
 
 Replica = LocalReplica | ExternalReplica
-
-
-@dataclass(frozen=True)
-class ControllerNote:
-    """What `run/controller.json` says."""
-
-    pid: int
-    created_s: float
-    url: str
-    database: str
-    """Its database's URL, which other commands then use too. The file is its owner's alone."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether that controller still runs."""
-        return ProcessId(self.pid, self.created_s).find() is not None
-
-
-def read_controller_note(home: Home) -> ControllerNote | None:
-    """The note of the latest controller of this home, whether it runs or not."""
-    try:
-        return ControllerNote(**json.loads((home.run / "controller.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def find_database_url(home: Home) -> str:
-    """The database that commands of this home use: the environment's, the running controller's, or
-    the embedded one.
-    """
-    named = os.environ.get("THRIFTY_DATABASE")
-    if named:
-        return named
-    note = read_controller_note(home)
-    return note.database if note is not None and note.alive else home.database_url
 
 
 class Controller:
@@ -135,8 +101,9 @@ class Controller:
         await asyncio.to_thread(self._check_keys)
         rows = await asyncio.to_thread(read_fleet, self.database)
         old_gateways = self._sort_orphans({row.id: row for row in rows.replicas})
-        port = self._choose_port(old_gateways)
-        self._write_note()
+        gateway = self.spec.gateway
+        port = choose_port(gateway.host, gateway.port, {ident.pid for ident, _ in old_gateways})
+        write_controller_note(self.home, self.gateway_url, self.database_url)
         await asyncio.to_thread(self._save_deployments)
         self._make_replicas()
         known = {row.id: row for row in rows.replicas}
@@ -147,9 +114,11 @@ class Controller:
         for replica in self.replicas:
             replica.start(known.get(replica.id))
         self._publisher = asyncio.ensure_future(self._publish())
-        self._gateways = self._make_gateways(self._listen(port))
+        self._gateways = self._make_gateways(
+            open_listeners(gateway.host, port, gateway.workers)
+        )
         await self._gateways.start()
-        self._write_note()
+        write_controller_note(self.home, self.gateway_url, self.database_url)
         for ident, gateway_id in old_gateways:
             old = adopt_process(ident, self.home.logs / f"{gateway_id}.log")
             if old is not None:
@@ -218,7 +187,7 @@ class Controller:
             ) from None
 
     def _release_home(self) -> None:
-        (self.home.run / "controller.json").unlink(missing_ok=True)
+        remove_controller_note(self.home)
         if self._rescuer is not None:
             self._rescuer.close()
         if hasattr(self, "database"):
@@ -226,15 +195,6 @@ class Controller:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _write_note(self) -> None:
-        me = psutil.Process()
-        note = ControllerNote(me.pid, me.create_time(), self.gateway_url, self.database_url)
-        path = self.home.run / "controller.json"
-        temporary = path.with_suffix(".new")
-        temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps(vars(note)))
-        os.replace(temporary, path)
 
     def _check_keys(self) -> None:
         gateway = self.spec.gateway
@@ -362,42 +322,6 @@ class Controller:
 
     # the gateway
 
-    def _choose_port(self, old: list[tuple[ProcessId, str]]) -> int:
-        """The port to listen on. Raises `FleetError` where somebody else has it."""
-        gateway = self.spec.gateway
-        family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((gateway.host, gateway.port))
-            except OSError as error:
-                holder = _find_listener(gateway.port)
-                if holder is not None and holder in {ident.pid for ident, _ in old}:
-                    return gateway.port
-                who = f" by {_describe_process(holder)}" if holder is not None else ""
-                raise FleetError(
-                    f"cannot listen on {gateway.host}:{gateway.port}: {error.strerror}"
-                    f"{who and f' (taken{who})'}; choose another port (--port)"
-                ) from None
-            return int(probe.getsockname()[1])
-
-    def _listen(self, port: int) -> list[socket.socket]:
-        """A listening socket for each gateway worker, all on one port."""
-        gateway = self.spec.gateway
-        family = socket.AF_INET6 if ":" in gateway.host else socket.AF_INET
-        sockets = []
-        for _ in range(gateway.workers):
-            listening = socket.socket(family, socket.SOCK_STREAM)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listening.bind((gateway.host, port))
-            port = listening.getsockname()[1]
-            sockets.append(listening)
-        for listening in sockets:
-            listening.listen(BACKLOG)
-            listening.setblocking(False)
-        return sockets
-
     def _make_gateways(self, sockets: list[socket.socket]) -> GatewayWorkers:
         spec = self.spec
         host, port = spec.gateway.host, sockets[0].getsockname()[1]
@@ -464,60 +388,3 @@ def _shared_cache(exact: ExactCacheSpec) -> dict[str, float] | None:
         "stream_wait_s": exact.share_wait_stream,
         "max_entry_bytes": exact.shared_max_entry,
     }
-
-
-def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
-    """Stop what runs in a home: the controller, or what a dead controller left. Blocks.
-
-    Returns whether a controller ran, and how many orphans were ended.
-    """
-    note = read_controller_note(home)
-    ran = False
-    if note is not None and note.alive:
-        ran = True
-        ident = ProcessId(note.pid, note.created_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(note.pid, 15)
-        deadline_s = time.monotonic() + grace_s
-        while ident.find() is not None and time.monotonic() < deadline_s:
-            time.sleep(0.05)
-        if ident.find() is not None:
-            raise FleetError(
-                f"the controller (pid {note.pid}) has not ended within {grace_s:g} s; it may be "
-                "draining long requests. Try again, or end it yourself"
-            )
-    ended = 0
-    for ident, _, process_id in find_ours(home.root):
-        orphan = adopt_process(ident, home.logs / f"{process_id}.log")
-        if orphan is not None:
-            asyncio.run(orphan.stop(10.0))
-            ended += 1
-    if note is not None and not note.alive:
-        with contextlib.suppress(OSError):
-            (home.run / "controller.json").unlink(missing_ok=True)
-    return ran, ended
-
-
-def _find_listener(port: int) -> int | None:
-    with contextlib.suppress(psutil.Error, OSError):
-        for connection in psutil.net_connections("tcp"):
-            address = connection.laddr
-            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
-                return int(connection.pid) if connection.pid else None
-    return None
-
-
-def _describe_process(pid: int) -> str:
-    try:
-        return f"pid {pid}, {psutil.Process(pid).name()}"
-    except psutil.Error:
-        return f"pid {pid}"
-
-
-__all__ = [
-    "Controller",
-    "ControllerNote",
-    "find_database_url",
-    "read_controller_note",
-    "stop_home",
-]

@@ -1,0 +1,68 @@
+"""The port that the gateway's workers share: chosen, taken, and who has it where it is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Collection
+
+import psutil
+
+from thrifty.errors import FleetError
+from thrifty.wire.server import BACKLOG
+
+
+def choose_port(host: str, port: int, own: Collection[int]) -> int:
+    """The port to listen on; 0 finds a free one. `own` are the pids of workers that will be replaced:
+    what they listen on is not taken. Raises `FleetError` where somebody else has it.
+    """
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            holder = _find_listener(port)
+            if holder is not None and holder in own:
+                return port
+            who = f" by {_describe_process(holder)}" if holder is not None else ""
+            raise FleetError(
+                f"cannot listen on {host}:{port}: {error.strerror}"
+                f"{who and f' (taken{who})'}; choose another port (--port)"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """So many listening sockets, all on one port."""
+    sockets = []
+    for _ in range(count):
+        listening = socket.socket(_family(host), socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((host, port))
+        port = listening.getsockname()[1]
+        sockets.append(listening)
+    for listening in sockets:
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    return sockets
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _find_listener(port: int) -> int | None:
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                return int(connection.pid) if connection.pid else None
+    return None
+
+
+def _describe_process(pid: int) -> str:
+    try:
+        return f"pid {pid}, {psutil.Process(pid).name()}"
+    except psutil.Error:
+        return f"pid {pid}"
