@@ -111,10 +111,11 @@ def test_several_processes_may_add_at_once(store: Store) -> None:
 def test_collecting_while_others_add_takes_nothing_from_them(store: Store) -> None:
     """A blob that is found in place may lose its last model before the new one links to it."""
     stopping = threading.Event()
+    rounds: list[int] = []
 
     def collect() -> None:
         while not stopping.is_set():
-            store.collect_garbage()
+            rounds.append(len(store.collect_garbage().artifacts))
 
     collector = threading.Thread(target=collect)
     collector.start()
@@ -126,6 +127,10 @@ def test_collecting_while_others_add_takes_nothing_from_them(store: Store) -> No
     finally:
         stopping.set()
         collector.join()
+    assert len(rounds) > 10
+    assert sum(rounds) > 10, "the collector was to have something to collect"
+    store.collect_garbage()
+    assert (artifacts(store), blobs(store)) == (set(), set())
 
 
 _VICTIM = """

@@ -130,6 +130,10 @@ def test_check_works_where_nothing_can_be_noted(
 
     monkeypatch.setattr(os, "replace", refuse)
     store.verify(artifact)
+    assert not list((store.root / "leases").glob("*.checked"))
+    damage(store.folder_of(artifact.id) / "model.safetensors", b"\xff")
+    with pytest.raises(IntegrityError, match="is damaged"):
+        store.verify(artifact)
 
 
 def test_many_threads_may_check_one_model_at_once(store: Store) -> None:
@@ -139,6 +143,7 @@ def test_many_threads_may_check_one_model_at_once(store: Store) -> None:
             for path in (store.root / "leases").glob("*.checked"):
                 path.unlink()
             list(pool.map(lambda _: store.verify(artifact), range(8)))
+            assert len(list((store.root / "leases").glob("*.checked"))) == 1
 
 
 # leases

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from itertools import cycle
 from typing import Any
@@ -468,10 +469,15 @@ async def test_client_that_goes_takes_all_its_jobs_with_it() -> None:
         while backend.load().waiting != 2:
             await asyncio.sleep(0.005)
         asking.cancel()
+        went_s = time.monotonic()
         while backend.load().running or backend.load().waiting:
             await asyncio.sleep(0.005)
         with contextlib.suppress(asyncio.CancelledError):
             await asking
+        load = backend.load()
+        assert (load.running, load.waiting) == (0, 0)
+        # To their end, the jobs would have run for minutes.
+        assert time.monotonic() - went_s < 10
 
 
 @pytest.mark.parametrize(

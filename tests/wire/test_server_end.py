@@ -74,6 +74,7 @@ async def test_a_client_that_hangs_up_cancels_its_handler(way: Any, streams: boo
         way(client)
         await slow.cancelled.wait()
         await served.wait_empty()
+    assert slow.done == 0
 
 
 @pytest.mark.parametrize("way", WAYS)
