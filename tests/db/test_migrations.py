@@ -1,0 +1,155 @@
+"""Every migration, taken step by step down and up again, with rows in all tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Boolean, Column, Connection, Integer, Numeric, String, inspect, text
+
+from thrifty.db import Database, open_database
+from thrifty.db.database import HEAD, MIGRATIONS
+from thrifty.db.tables import metadata
+
+CONFIG = Config()
+CONFIG.set_main_option("script_location", str(MIGRATIONS))
+REVISIONS = [step.revision for step in ScriptDirectory.from_config(CONFIG).walk_revisions()][::-1]
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
+def url(request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/t.db"
+        return
+    pgserver = pytest.importorskip("pgserver")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    database = open_database(url, migrate=True)
+    yield database
+    database.close()
+
+
+def move(database: Database, revision: str, *, down: bool = False) -> None:
+    with database.engine.begin() as connection:
+        CONFIG.attributes["connection"] = connection
+        (command.downgrade if down else command.upgrade)(CONFIG, revision)
+    # What a connection has prepared holds for the tables as they were.
+    database.engine.dispose()
+
+
+def describe(database: Database) -> dict[str, Any]:
+    """The tables as the database itself tells of them."""
+    with database.begin() as connection:
+        look = inspect(connection)
+        return {
+            table: {
+                "columns": {
+                    column["name"]: (str(column["type"]), column["nullable"], column["default"])
+                    for column in look.get_columns(table)
+                },
+                "key": look.get_pk_constraint(table)["constrained_columns"],
+                "indexes": sorted(
+                    (str(index["name"]), tuple(index["column_names"]), bool(index["unique"]))
+                    for index in look.get_indexes(table)
+                ),
+                "unique": sorted(
+                    (str(rule["name"]), tuple(rule["column_names"]))
+                    for rule in look.get_unique_constraints(table)
+                ),
+            }
+            for table in look.get_table_names()
+            if table != "alembic_version"
+        }
+
+
+def fill(connection: Connection) -> None:
+    """Two rows in each table: one with a value everywhere, one with as few as may be."""
+    for table in metadata.sorted_tables:
+        for number in (1, 2):
+            values = {
+                column.name: None if number == 2 and column.nullable else make(column, number)
+                for column in table.columns
+            }
+            connection.execute(table.insert().values(values))
+
+
+def make(column: Column[Any], number: int) -> Any:
+    if isinstance(column.type, Boolean):
+        return True
+    if isinstance(column.type, Integer):
+        return number
+    if isinstance(column.type, Numeric):
+        return number + 0.5
+    assert isinstance(column.type, String), f"no value is known for {column}"
+    return f"{number}{column.name}"[: column.type.length]
+
+
+def read(database: Database) -> Rows:
+    """Every row of every table."""
+    with database.begin() as connection:
+        return {
+            table: sorted(
+                (dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()),
+                key=repr,
+            )
+            for table in inspect(connection).get_table_names()
+            if table != "alembic_version"
+        }
+
+
+def cut(rows: Rows, tables: dict[str, Any]) -> Rows:
+    """What is left of `rows` where there are only these tables, with these columns."""
+    return {
+        table: [{name: row[name] for name in tables[table]["columns"]} for row in rows[table]]
+        for table in tables
+    }
+
+
+def test_each_step_can_be_taken_back_and_keeps_what_the_older_tables_hold(
+    url: str, database: Database
+) -> None:
+    assert REVISIONS[0] == "0001"
+    assert REVISIONS[-1] == HEAD
+    move(database, "base", down=True)
+    assert describe(database) == {}
+    tables = {}
+    for revision in REVISIONS:
+        move(database, revision)
+        tables[revision] = describe(database)
+    with database.begin() as connection:
+        fill(connection)
+    rows = read(database)
+    assert set(rows) == set(metadata.tables)
+    assert {len(found) for found in rows.values()} == {2}
+
+    for revision in REVISIONS[-2::-1]:
+        move(database, revision, down=True)
+        assert describe(database) == tables[revision]
+        assert read(database) == cut(rows, tables[revision])
+    for revision in REVISIONS[1:]:
+        move(database, revision)
+        assert describe(database) == tables[revision]
+
+    oldest = tables[REVISIONS[0]]
+    for table, found in read(database).items():
+        if table not in oldest:
+            assert found == []
+            continue
+        names = oldest[table]["columns"]
+        assert cut({table: found}, {table: oldest[table]}) == cut(rows, {table: oldest[table]})
+        assert {row[name] for row in found for name in row if name not in names} <= {None}
+    open_database(url, migrate=False).close()
