@@ -13,6 +13,9 @@ from pathlib import Path
 
 from thrifty.fleet.local import find_free_port
 
+SLOTS = 16_384
+"""Of a Redis Cluster; each key lies in one of them."""
+
 
 class RedisServer:
     """A Redis in a process of its own, without a file."""
@@ -73,3 +76,40 @@ def running_redis(*options: str) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def running_cluster(folder: Path, *slots: range) -> Iterator[list[RedisServer]]:
+    """The nodes of a Redis Cluster, one for each range of `slots`, until the block ends."""
+    from redis import Redis
+
+    nodes: list[RedisServer] = []
+    try:
+        for own in slots:
+            node = RedisServer()
+            while node.port > 55_000:  # nodes talk to each other at a port that is 10,000 higher
+                node.port = find_free_port()
+            nodes.append(node)
+            node.start("--cluster-enabled", "yes", "--dir", str(folder),
+                       "--cluster-config-file", f"{node.port}.conf")  # fmt: skip
+            with Redis.from_url(node.url) as client:
+                if own:
+                    client.execute_command("CLUSTER", "ADDSLOTS", *own)
+                if len(nodes) > 1:
+                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+        covered = sum(map(len, slots)) == SLOTS
+        deadline_s = time.monotonic() + 20
+        while covered and not all(_is_whole(node) for node in nodes):
+            assert time.monotonic() < deadline_s, "the cluster does not come about"
+            time.sleep(0.05)
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+def _is_whole(node: RedisServer) -> bool:
+    from redis import Redis
+
+    with Redis.from_url(node.url) as client:
+        return b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO")

@@ -19,6 +19,10 @@ connections.
 The circuit: a connection that fails, or `TIMEOUTS_TO_OPEN` pipelines in a row that are late, make
 the store unavailable at once: `run` then returns None without waiting. One task goes on asking, and
 makes it available again when two answers in a row come in time. No request pays for that.
+
+One node of a cluster has some of the keys alone, and half of what is shared would be shared. That is
+found out by asking for many keys before the store is used, and by what is refused later: the log says
+it loudly, and the store counts as away.
 """
 
 from __future__ import annotations
@@ -55,6 +59,17 @@ MAX_WAITING = 8192
 """More commands than this at once are not sent: their users do without."""
 TIMEOUTS_TO_OPEN = 2
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
+PROBES = 256
+"""Keys that are asked for before the store is used: a node of a cluster that has no more than 95 % of
+them to itself is found out."""
+_REDIRECTS = {
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "TryAgainError": "TRYAGAIN",
+    "ClusterDownError": "CLUSTERDOWN",
+}
+"""What a node of a cluster says about keys that are not its own, by the client's exception. CROSSSLOT
+is not among them: the keys of each of our scripts have one hash tag."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,9 @@ class SharedStore:
         self._lanes: set[asyncio.Task[None]] = set()
         self._late = 0
         self._reply_faults: set[str] = set()
+        self._redirected: Argument | None = None
+        """A key that another node has, as was found out in use."""
+        self._cluster_told = False
         self._shas: dict[Script, str] = {}
         self._away = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -236,14 +254,29 @@ class SharedStore:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 # Every connection that may be used, so that no request waits for one to be made.
                 await asyncio.gather(*(self._redis.ping() for _ in range(LANES)))
+                redirect = await self._find_redirect()
+            if redirect is not None:
+                return self._note_cluster(redirect)
             await self._in_time(self._redis.ping())
         except (TimeoutError, RedisError, OSError) as error:
             return _describe(error)
         return None
 
+    async def _find_redirect(self) -> str | None:
+        """What is said of a key that is not this server's; None where it serves every key."""
+        names: list[Argument] = [f"thrifty:probe:{number}" for number in range(PROBES)]
+        if self._redirected is not None:
+            names.append(self._redirected)
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipe.execute_command("EXISTS", name)
+        answers = await pipe.execute(raise_on_error=False)
+        return next(filter(None, map(_describe_redirect, answers)), None)
+
     def _note_state(self, up: bool, fault: str | None) -> None:
         if up and not self._available:
             log.info("the shared store %s answers", self.safe_url)
+            self._cluster_told = False
         elif not up:
             log.warning(
                 "the shared store %s is away (%s); this worker goes on by itself",
@@ -252,8 +285,27 @@ class SharedStore:
         self._available = up
         self._on_state(up)
 
+    def _note_cluster(self, redirect: str) -> str:
+        """Say loudly what is wrong; returns it in short."""
+        if not self._cluster_told:
+            self._cluster_told = True
+            log.error(
+                "the shared store %s is one node of a cluster and does not have every key (%s); the URL "
+                "must be of a single Redis or Valkey, or a proxy",
+                self.safe_url, redirect,
+            )  # fmt: skip
+        return f"it is one node of a cluster: {redirect}"
+
     def _note_reply_fault(self, command: tuple[Argument, ...], error: Exception) -> None:
         self._on_error("reply")
+        redirect = _describe_redirect(error)
+        if redirect is not None:
+            self._redirected = command[3 if command[0] in ("EVAL", "EVALSHA") else 1]
+            fault = self._note_cluster(redirect)
+            if self._available:
+                self._note_state(False, fault)
+                self._away.set()
+            return
         # Each kind of fault is told once: a full Redis refuses every write.
         kind = f"{command[0]!s} {str(error)[:24]}"
         if kind not in self._reply_faults and len(self._reply_faults) < 100:
@@ -292,6 +344,12 @@ def _connect(url: str) -> Redis:
 
 def _is_unknown_script(answer: Any) -> bool:
     return isinstance(answer, Exception) and type(answer).__name__ == "NoScriptError"
+
+
+def _describe_redirect(answer: Any) -> str | None:
+    """What a node of a cluster says of a key that is not its own; None for every other answer."""
+    word = _REDIRECTS.get(type(answer).__name__)
+    return None if word is None else f"{word} {answer}"
 
 
 def _describe(error: BaseException) -> str:

@@ -399,7 +399,8 @@ class Spec(DeploymentSpec):
         None,
         repr=False,
         description="A Redis or Valkey that gateway workers share, such as "
-        "`redis://user:password@host:6379/0`. Default: each worker counts for itself.",
+        "`redis://user:password@host:6379/0`: a single server or a proxy, not one node of a cluster. "
+        "Default: each worker counts for itself.",
     )
     price_per_hour: Number = Field(
         0.10,

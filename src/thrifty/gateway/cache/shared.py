@@ -349,7 +349,12 @@ class SharedTier:
             # Locks stay: who holds one is making a new answer.
             names = [name for name in names if not name.endswith(b":lock")]
             if names:
-                deleted += await self._store.run("UNLINK", *names) or 0
+                count = await self._store.run("UNLINK", *names)
+                if count is None:
+                    # A cluster, behind a proxy or of one node, takes names of one slot at a time.
+                    each = await asyncio.gather(*(self._store.run("UNLINK", n) for n in names))
+                    count = sum(one or 0 for one in each)
+                deleted += count
             if int(cursor) == 0:
                 break
         log.info("purge %d deleted %d answers from the shared cache", purge.id, deleted)
