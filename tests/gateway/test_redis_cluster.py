@@ -25,7 +25,9 @@ READ = Script("return redis.call('GET', KEYS[1])")
 
 
 @contextlib.asynccontextmanager
-async def open_store(node: RedisServer, on_state: Callable[[bool], None]) -> AsyncIterator[SharedStore]:
+async def open_store(
+    node: RedisServer, on_state: Callable[[bool], None]
+) -> AsyncIterator[SharedStore]:
     store = SharedStore(node.url, timeout_s=5.0, on_state=on_state)
     await store.start()
     try:

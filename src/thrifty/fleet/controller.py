@@ -114,9 +114,7 @@ class Controller:
         for replica in self.replicas:
             replica.start(known.get(replica.id))
         self._publisher = asyncio.ensure_future(self._publish())
-        self._gateways = self._make_gateways(
-            open_listeners(gateway.host, port, gateway.workers)
-        )
+        self._gateways = self._make_gateways(open_listeners(gateway.host, port, gateway.workers))
         await self._gateways.start()
         write_controller_note(self.home, self.gateway_url, self.database_url)
         for ident, gateway_id in old_gateways:
