@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Boolean, Column, Connection, Integer, Numeric, String, inspect, text
+from sqlalchemy import Boolean, Column, Connection, Float, Integer, Numeric, String, inspect, text
 
 from thrifty.db import Database, open_database
 from thrifty.db.database import HEAD, MIGRATIONS
@@ -92,7 +92,7 @@ def make(column: Column[Any], number: int) -> Any:
         return True
     if isinstance(column.type, Integer):
         return number
-    if isinstance(column.type, Numeric):
+    if isinstance(column.type, (Float, Numeric)):
         return number + 0.5
     assert isinstance(column.type, String), f"no value is known for {column}"
     return f"{number}{column.name}"[: column.type.length]
@@ -103,7 +103,10 @@ def read(database: Database) -> Rows:
     with database.begin() as connection:
         return {
             table: sorted(
-                (dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()),
+                (
+                    dict(row)
+                    for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()
+                ),
                 key=repr,
             )
             for table in inspect(connection).get_table_names()

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.parts import GatewayUnderTest, running_echo, running_gateway
-from thrifty.db.keys import PREFIX, create_key, hash_key, list_keys, revoke_key
+from thrifty.db.keys import PREFIX, KeyLimits, create_key, hash_key, list_keys, revoke_key
 from thrifty.db.tables import keys as keys_table
 from thrifty.errors import ThriftyError
 
@@ -49,10 +49,22 @@ async def test_a_key_works_the_moment_it_is_made(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         await make_key(gateway, "first")
         await gateway.reader.refresh()
-        await asyncio.sleep(0.15)
         secret = await make_key(gateway, "second")
         reply = await gateway.ask(CHAT, headers={"authorization": f"Bearer {secret}"})
         assert reply.status == 200
+
+
+async def test_the_first_key_counts_the_moment_it_is_made(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        stale = {"authorization": f"Bearer {PREFIX}{'0' * 43}"}
+        assert (await gateway.ask(CHAT, headers=stale)).status == 200, "open, without any key"
+        _, secret = await asyncio.to_thread(
+            create_key, gateway.database, "first", limits=KeyLimits(rpm=1)
+        )
+        mine = {"authorization": f"Bearer {secret}"}
+        statuses = [(await gateway.ask(CHAT, headers=mine)).status for _ in range(3)]
+        assert statuses == [200, 429, 429]
+        assert (await gateway.ask(CHAT, headers=stale)).status == 401
 
 
 async def test_a_revoked_key_is_refused(tmp_path: Path) -> None:

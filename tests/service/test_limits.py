@@ -91,8 +91,10 @@ def test_redis_holds_the_limit_to_the_request_and_openais_client_raises(tmp_path
             with ThreadPoolExecutor(16) as pool:
                 statuses = list(pool.map(lambda _: ask(service, key).status_code, range(120)))
             assert Counter(statuses) == {200: 29, 429: 91}
-            client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0)
-            with pytest.raises(openai.RateLimitError) as raised:
+            with (
+                openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0) as client,
+                pytest.raises(openai.RateLimitError) as raised,
+            ):
                 client.chat.completions.create(model="echo", messages=BODY["messages"])
             assert raised.value.code == "rate_limit_exceeded"
             assert raised.value.response.headers["x-ratelimit-limit-requests"] == "30"

@@ -6,13 +6,14 @@ Without any key in the database the gateway is open, which it only starts as on 
 
 from __future__ import annotations
 
-from thrifty.db.keys import Key, Role, hash_key
+from thrifty.db.keys import PREFIX, Key, Role, hash_key
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.wire.errors import AUTHENTICATION, PERMISSION, WireError
 from thrifty.wire.server import Exchange
 
 _BEARER = b"bearer "
+_PREFIX = PREFIX.encode()
 
 
 class UnknownKey(WireError):
@@ -21,9 +22,11 @@ class UnknownKey(WireError):
 
 def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]) -> Key | None:
     """The key of this request; None where no keys are needed. Raises a 401 or 403."""
-    if not table.keys_exist:
-        return None
     secret = _read_secret(exchange.headers)
+    if not table.keys_exist:
+        if secret is not None and secret.startswith(_PREFIX):
+            raise _make_unknown(secret)  # the first key of all, perhaps
+        return None
     if secret is None:
         raise WireError(
             401,
@@ -34,12 +37,7 @@ def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]
         )
     key = table.keys.get(hash_key(secret))
     if key is None:
-        raise UnknownKey(
-            401,
-            f"Incorrect API key provided: {_mask(secret)}.",
-            type=AUTHENTICATION,
-            code="invalid_api_key",
-        )
+        raise _make_unknown(secret)
     if key.role not in roles:
         raise WireError(
             403,
@@ -58,7 +56,16 @@ async def authenticate_late(
         return authenticate(exchange, table, roles)
     except UnknownKey:
         await reader.refresh()
-        return authenticate(exchange, table, roles)
+        return authenticate(exchange, table, roles) if table.keys_exist else None
+
+
+def _make_unknown(secret: bytes) -> UnknownKey:
+    return UnknownKey(
+        401,
+        f"Incorrect API key provided: {_mask(secret)}.",
+        type=AUTHENTICATION,
+        code="invalid_api_key",
+    )
 
 
 def _read_secret(headers: dict[bytes, bytes]) -> bytes | None:

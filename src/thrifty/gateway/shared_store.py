@@ -195,7 +195,9 @@ class SharedStore:
         for command in commands:
             pipe.execute_command(*command)
         try:
-            answers: list[Any] = await self._in_time(pipe.execute(raise_on_error=False))
+            answers: list[Any] = await self._in_time(
+                pipe.execute(raise_on_error=False), self._timeout_s
+            )
         except (TimeoutError, RedisError, OSError) as error:
             if isinstance(error, TimeoutError):
                 self._late += 1
@@ -211,7 +213,7 @@ class SharedStore:
         self._late = 0
         return answers
 
-    async def _in_time(self, asked: Awaitable[Any]) -> Any:
+    async def _in_time(self, asked: Awaitable[Any], timeout_s: float) -> Any:
         """The result of `asked`, if it comes in time; else `TimeoutError`. Time in which this process
         did not get to run is not Redis', so it is given once more.
         """
@@ -219,13 +221,13 @@ class SharedStore:
         try:
             for _ in range(MAX_STALLS):
                 began_s = time.monotonic()
-                await asyncio.wait({task}, timeout=self._timeout_s)
-                stalled_s = time.monotonic() - began_s - self._timeout_s
+                await asyncio.wait({task}, timeout=timeout_s)
+                stalled_s = time.monotonic() - began_s - timeout_s
                 if task.done() or stalled_s < STALL_S:
                     break
             if task.done():
                 return task.result()
-            raise TimeoutError(f"no answer within {self._timeout_s * 1e3:.0f} ms")
+            raise TimeoutError(f"no answer within {timeout_s * 1e3:.0f} ms")
         finally:
             if not task.done():
                 task.cancel()
@@ -251,16 +253,20 @@ class SharedStore:
         from redis.exceptions import RedisError
 
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                # Every connection that may be used, so that no request waits for one to be made.
-                await asyncio.gather(*(self._redis.ping() for _ in range(LANES)))
-                redirect = await self._find_redirect()
+            redirect = await self._in_time(self._connect_all(), CONNECT_TIMEOUT_S)
             if redirect is not None:
                 return self._note_cluster(redirect)
-            await self._in_time(self._redis.ping())
+            await self._in_time(self._redis.ping(), self._timeout_s)
         except (TimeoutError, RedisError, OSError) as error:
             return _describe(error)
         return None
+
+    async def _connect_all(self) -> str | None:
+        """Make every connection that may be used, so that no request waits for one to be made.
+        Returns what says that the store is not for us.
+        """
+        await asyncio.gather(*(self._redis.ping() for _ in range(LANES)))
+        return await self._find_redirect()
 
     async def _find_redirect(self) -> str | None:
         """What is said of a key that is not this server's; None where it serves every key."""

@@ -73,12 +73,11 @@ class TableReader:
         self._thread.join(2.0)
 
     async def refresh(self) -> None:
-        """Look at the database now, unless somebody just did."""
+        """Look at the database now, or, where somebody just did, in a moment."""
         if self._refresh is None:
-            if time.monotonic() - self._refreshed_s < MIN_REFRESH_S:
-                return
             self._refresh = self._loop.create_future()
-            self._wake.set()
+            wait_s = self._refreshed_s + MIN_REFRESH_S - time.monotonic()
+            self._loop.call_later(max(0.0, wait_s), self._wake.set)
         try:
             async with asyncio.timeout(1.0):
                 await asyncio.shield(self._refresh)
