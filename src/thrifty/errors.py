@@ -10,7 +10,9 @@
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is away, or is not ours
     ├── BenchError             a load test cannot be run as asked
-    └── BatchError             a batch cannot be run, or did not come to its end
+    ├── BatchError             a batch cannot be run, or did not come to its end
+    ├── EvaluationError        a model cannot be evaluated as asked
+    └── CompressionError       a model cannot be made smaller as asked
 
 A message says what was seen, what the rule is, and what to do next. Errors that cross HTTP are
 `thrifty.wire.errors.WireError`; errors of libraries become one of these where they enter.
@@ -87,3 +89,11 @@ class BenchError(ThriftyError):
 
 class BatchError(ThriftyError):
     """A batch cannot be run as asked, or did not come to its proper end."""
+
+
+class EvaluationError(ThriftyError):
+    """A model cannot be evaluated as asked."""
+
+
+class CompressionError(ThriftyError):
+    """A model cannot be made smaller as asked."""

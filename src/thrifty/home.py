@@ -2,7 +2,8 @@
 
 models/       the artifact store                    thrifty.db   the embedded database
 run/          the controller's pid and lock         logs/        one file for each process
-files/        what batches read and write
+files/        what batches read and write          data/        texts and questions
+evaluations/  what references think of texts, and how candidates compare
 reports/      what `thrifty bench` and friends draw
 """
 
@@ -47,6 +48,16 @@ class Home:
     def reports(self) -> Path:
         """Plots and tables that commands leave behind."""
         return self.root / "reports"
+
+    @property
+    def data(self) -> Path:
+        """Texts and questions that were fetched."""
+        return self.root / "data"
+
+    @property
+    def evaluations(self) -> Path:
+        """What references think of texts, and how candidates compare."""
+        return self.root / "evaluations"
 
     @property
     def database(self) -> Path:

@@ -23,6 +23,8 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
+data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 
@@ -129,6 +131,89 @@ def pull(
     from thrifty.cli.models import run_pull
 
     run_pull(model, as_json=as_json)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """List the sets that can be fetched."""
+    from thrifty.cli.data import run_list
+
+    run_list(as_json=as_json)
+
+
+@data_app.command("fetch")
+def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
+    """Fetch sets; prints the path of each."""
+    from thrifty.cli.data import run_fetch
+
+    run_fetch(names)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A stored name, a source, a folder, a .gguf, or a server's URL."
+        ),
+    ],
+    reference: Annotated[
+        str, typer.Option(help="The model that it should be as good as, on this machine.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="Held-out text: plain, or .jsonl with a field 'text'.")
+    ] = None,
+    tasks: Annotated[
+        list[Path] | None, typer.Option("--task", "--tasks", help="A file of questions, .jsonl.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 512,
+    top_k: Annotated[
+        int, typer.Option(help="How many tokens' log-probabilities are kept of the reference.")
+    ] = 64,
+    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    items: Annotated[int | None, typer.Option(help="At most so many items of a task.")] = None,
+    margin: Annotated[
+        float, typer.Option(help="How much worse a task's score may be to be not inferior.")
+    ] = 0.02,
+    backend: Annotated[
+        str, typer.Option(help="What runs checkpoints: openvino, or torch for safetensors.")
+    ] = "openvino",
+    as_json: Json = False,
+) -> None:
+    """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was."""
+    from thrifty.cli.evaluate import run_evaluate
+
+    run_evaluate(
+        model, reference, text=text, tasks=tasks or (), window=window, top_k=top_k, tokens=tokens,
+        items=items, margin=margin, backend=backend, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
+    scheme: Annotated[str, typer.Option(help="int8, or int4 by measurement.")],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    text: Annotated[
+        Path | None, typer.Option(help="Text to learn from, for int4: plain, or .jsonl.")
+    ] = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    bits: Annotated[
+        float, typer.Option(help="For int4: at most so many bits a weight, over all matrices.")
+    ] = 5.0,
+    tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 65_536,
+    as_json: Json = False,
+) -> None:
+    """Keep a model's weights in fewer bits."""
+    from thrifty.cli.quantize import run_quantize
+
+    run_quantize(
+        model, scheme=scheme, out=out, text=text, held_out=held_out, bits=bits, tokens=tokens,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()

@@ -36,6 +36,13 @@ _VERBS = {
     "check": "Checking",
     "load": "Loading the model",
     "batch": "Running the batch",
+    "reference": "Running the reference",
+    "evaluate": "Running the candidate",
+    "answer": "Answering questions",
+    "calibrate": "Reading calibration text",
+    "quantize": "Quantizing",
+    "sensitivity": "Measuring each matrix",
+    "judge": "Comparing recipes",
 }
 PLAIN_INTERVAL_S = 2.0
 

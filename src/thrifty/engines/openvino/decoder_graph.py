@@ -27,17 +27,26 @@ from thrifty.artifacts.checkpoint import (
     RopeScaling,
     Tensors,
 )
-from thrifty.engines.openvino.weights import linear_weight, read_weight, table_weight
+from thrifty.engines.openvino.weights import SchemeWeights, Weights, read_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
 
+TAP = "tap:"
 _TO_END = np.iinfo(np.int64).max
 
 
 def build_decoder(
-    checkpoint: DecoderCheckpoint, scheme: str, on_progress: OnProgress = ignore_progress
+    checkpoint: DecoderCheckpoint,
+    weights: str | Weights,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    taps: bool = False,
 ) -> ov.Model:
-    """The graph of `checkpoint` with its weights under `scheme` (`none`, `int8` or `int4`)."""
-    return _DecoderBuilder(checkpoint, scheme).build(on_progress)
+    """The graph of `checkpoint` with its weights as `weights` keeps them, or under a scheme (`none`,
+    `int8` or `int4`). With `taps` it also gives out what each matrix is multiplied with, as outputs
+    named `tap:` and the matrix's name.
+    """
+    kept = SchemeWeights(weights) if isinstance(weights, str) else weights
+    return _DecoderBuilder(checkpoint, kept, taps).build(on_progress)
 
 
 def compute_rope_frequencies(shape: DecoderShape, tensors: Tensors) -> FloatArray:
@@ -70,10 +79,12 @@ def _floats(values: Any) -> Any:
 
 
 class _DecoderBuilder:
-    def __init__(self, checkpoint: DecoderCheckpoint, scheme: str) -> None:
+    def __init__(self, checkpoint: DecoderCheckpoint, weights: Weights, taps: bool) -> None:
         self.shape = checkpoint.shape
         self.tensors = checkpoint.tensors
-        self.scheme = scheme
+        self.weights = weights
+        self.taps: list[Any] | None = [] if taps else None
+        self._tapped: Any = None
         self.sinks: list[Any] = []
         self.input_ids = self._input("input_ids", [-1, -1], Type.i64)
         self.attention_mask = self._input("attention_mask", [-1, -1], Type.i64)
@@ -100,8 +111,9 @@ class _DecoderBuilder:
         logits.output(0).set_names({"logits"})
         logits.set_friendly_name("logits")
         inputs = [self.input_ids, self.attention_mask, self.position_ids, self.beam_idx]
+        inputs += self.weights.inputs
         on_progress(Progress("convert", shape.layers, shape.layers, "layers"))
-        return ov.Model([logits], self.sinks, inputs, "decoder")
+        return ov.Model([logits, *(self.taps or ())], self.sinks, inputs, "decoder")
 
     @staticmethod
     def _input(name: str, shape: list[int], dtype: Any) -> Any:
@@ -158,7 +170,7 @@ class _DecoderBuilder:
     def _table(self, name: str) -> Any:
         shape = self.shape
         values = read_weight(self.tensors, name, shape.vocab_size, shape.hidden_size)
-        return table_weight(values, self.scheme)
+        return self.weights.table(name, values)
 
     def _norm(self, x: Any, weight: str, size: int, rank: int = 3) -> Any:
         """Root mean square norm over the last axis. Zhang & Sennrich 2019, 1910.07467."""
@@ -170,11 +182,23 @@ class _DecoderBuilder:
 
     def _linear(self, x: Any, name: str, rows: int | None, columns: int | None) -> Any:
         values = read_weight(self.tensors, f"{name}.weight", rows, columns)
-        y = op.matmul(x, linear_weight(values, self.scheme), False, True)
+        if self.taps is not None:
+            self._tap(x, name)
+        y = self.weights.multiply(x, name, values)
         if f"{name}.bias" in self.tensors:
             bias = read_weight(self.tensors, f"{name}.bias", len(values)).reshape(1, 1, -1)
             y = op.add(y, _floats(bias))
         return y
+
+    def _tap(self, x: Any, name: str) -> None:
+        """Give `x` out. Several matrices that are fed the same are names of one output."""
+        assert self.taps is not None
+        if self._tapped is not x:
+            self._tapped = x
+            self.taps.append(op.result(x))
+            self.taps[-1].output(0).set_names(set())
+        output = self.taps[-1].output(0)
+        output.set_names({*output.get_names(), f"{TAP}{name}"})
 
     def _heads(self, x: Any, name: str, count: int, norm: str | None) -> Any:
         """Project, and split into heads: [batch, heads, tokens, head_dim]."""

@@ -30,6 +30,7 @@ from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
 from thrifty.engines.openvino.decoder_graph import build_decoder
 from thrifty.engines.openvino.encoder_graph import build_encoder
+from thrifty.engines.openvino.weights import Weights
 from thrifty.engines.server.vocabulary import read_vocabulary
 from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.types import Family, Format, OnProgress
@@ -53,19 +54,25 @@ def prepare_model(
     artifact: Artifact,
     scheme: str,
     on_progress: OnProgress,
+    *,
+    weights: Weights | None = None,
+    recipe: dict[str, Any] | None = None,
+    out: str | None = None,
+    figures: dict[str, Any] | None = None,
 ) -> tuple[NamedVersion, Artifact]:
     """The model as OpenVINO IR with weights under `scheme`; made now unless it was made before.
 
-    Blocks. Raises `FormatRefused` for what cannot be converted.
+    `weights` keeps a decoder's weights in its own way, which `recipe` then tells; `out` names what is
+    made, and `figures` were measured of it. Blocks. Raises `FormatRefused` for what cannot be converted.
     """
-    recipe = make_recipe(scheme)
+    recipe = recipe or make_recipe(scheme)
     made = store.find_made(artifact.id, recipe)
-    if made is not None:
+    if made is not None and out in (None, made[0].name):
         return made
     needed = round(artifact.description.parameters * BYTES_PER_WEIGHT[scheme])
     store.require_space(needed + 50_000_000, f"preparing {version.label}")
     name = version.name if scheme == "none" else f"{version.name}-{scheme}"
-    with store.stage(f"openvino {artifact.id} {scheme}") as folder:
+    with store.stage(f"openvino {artifact.id} {json.dumps(recipe, sort_keys=True)}") as folder:
         target = folder / "model"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -74,7 +81,7 @@ def prepare_model(
             if artifact.description.family is Family.ENCODER:
                 _write_encoder(source, target, artifact, scheme, on_progress)
             else:
-                _write_decoder(source, target, artifact, scheme, on_progress)
+                _write_decoder(source, target, artifact, scheme, weights, on_progress)
         except OSError as error:
             raise ArtifactError(f"the model could not be written to {target}: {error}") from None
         except OverflowError as error:
@@ -82,17 +89,23 @@ def prepare_model(
         except RuntimeError as error:
             # OpenVINO tells of a full disk, too, as a RuntimeError.
             raise ArtifactError(f"OpenVINO could not convert {version.label}: {error}") from None
-        lineage = Lineage(parents=(Parent(artifact.id, version.label),), recipe=recipe)
-        return store.add(target, f"{name}-openvino", lineage, on_progress=on_progress)
+        parents = (Parent(artifact.id, version.label),)
+        lineage = Lineage(parents=parents, recipe=recipe, figures=figures or {})
+        return store.add(target, out or f"{name}-openvino", lineage, on_progress=on_progress)
 
 
 def _write_decoder(
-    source: Path, target: Path, artifact: Artifact, scheme: str, on_progress: OnProgress
+    source: Path,
+    target: Path,
+    artifact: Artifact,
+    scheme: str,
+    weights: Weights | None,
+    on_progress: OnProgress,
 ) -> None:
     tokenizer = _write_tokenizer(source, target, artifact)
     checkpoint = load_decoder(source)
     shape = checkpoint.shape
-    model = build_decoder(checkpoint, scheme, on_progress)
+    model = build_decoder(checkpoint, weights or scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     eos = shape.eos_token_ids or _guess_eos(tokenizer)
     config = {

@@ -8,7 +8,7 @@ group along a row.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -81,10 +81,20 @@ def int4_weight(values: FloatArray, group_size: int) -> Any:
     scale = extreme / -8
     scale[scale == 0] = 1
     codes = np.clip(np.round(grouped / scale), -8, 7).astype(np.int8)
-    packed = ((codes[..., 0::2] & 0xF) | ((codes[..., 1::2] & 0xF) << 4)).astype(np.uint8)
-    tensor = ov.Tensor(packed.reshape(-1), ov.Shape([rows, groups, group_size]), ov.Type.i4)
+    return int4_codes(codes.reshape(rows, columns), scale[:, :, 0].astype(np.float16))
+
+
+def int4_codes(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16]) -> Any:
+    """A matrix that is in 4 bits already: codes [rows, columns] from -8 to 7, and scales [rows,
+    groups].
+    """
+    rows, columns = codes.shape
+    groups = scales.shape[1]
+    packed = ((codes[:, 0::2] & 0xF) | ((codes[:, 1::2] & 0xF) << 4)).astype(np.uint8)
+    shape = ov.Shape([rows, groups, columns // groups])
+    tensor = ov.Tensor(packed.reshape(-1), shape, ov.Type.i4)
     constant = Constant(tensor, shared_memory=False)
-    scaled = op.multiply(op.convert(constant, "f16"), op.constant(scale.astype(np.float16)))
+    scaled = op.multiply(op.convert(constant, "f16"), op.constant(scales[:, :, None]))
     flat = op.reshape(scaled, op.constant(np.array([rows, columns])), special_zero=False)
     return op.convert(flat, "f32")
 
@@ -108,3 +118,34 @@ def linear_weight(values: FloatArray, scheme: str) -> Any:
 def table_weight(values: FloatArray, scheme: str) -> Any:
     """The embedding table or the head under `scheme`; never below 8 bits, which would cost most."""
     return float16_weight(values) if scheme == "none" else int8_weight(values)
+
+
+class Weights(Protocol):
+    """How a graph's weights are kept: given each by name, as floats."""
+
+    inputs: list[Any]
+    """Parameters that it adds to the graph."""
+
+    def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
+        """`x` [..., columns] by the matrix `values` [rows, columns]: [..., rows]."""
+        ...
+
+    def table(self, name: str, values: FloatArray) -> Any:
+        """The embedding table, or the head."""
+        ...
+
+
+class SchemeWeights:
+    """All under one scheme: `none`, `int8` or `int4`."""
+
+    def __init__(self, scheme: str) -> None:
+        self._scheme = scheme
+        self.inputs: list[Any] = []
+
+    def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
+        """See `Weights`."""
+        return op.matmul(x, linear_weight(values, self._scheme), False, True)
+
+    def table(self, name: str, values: FloatArray) -> Any:
+        """See `Weights`."""
+        return table_weight(values, self._scheme)

@@ -1,0 +1,58 @@
+"""`thrifty quantize`: a model in fewer bits, by measurement."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.compress.quantize.openvino import quantize_openvino
+from thrifty.errors import CompressionError
+from thrifty.home import find_home
+from thrifty.units import format_bytes
+
+SCHEMES = ("int8", "int4")
+
+
+def run_quantize(
+    model: str,
+    *,
+    scheme: str,
+    out: str,
+    text: Path | None,
+    held_out: Path | None,
+    bits: float,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Quantize a model."""
+    if scheme not in SCHEMES:
+        raise CompressionError(f"there is no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
+    store = Store(find_home().models)
+    with show_progress() as on_progress:
+        version, artifact = fetch_model(store, model, on_progress=on_progress)
+        new_version, new_artifact, measured = quantize_openvino(
+            store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,
+            bits=bits, tokens=tokens, on_progress=on_progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(
+            {
+                "name": new_version.label,
+                "bytes": new_artifact.size_bytes,
+                "figures": new_version.lineage.figures,
+                "recipes": [asdict(one) for one in measured],
+            }
+        )
+        return
+    if measured:
+        rows = [
+            (one.recipe, f"{one.bits_per_weight:.2f}", f"{one.kl_divergence:.4f}")
+            for one in measured
+        ]
+        print_table(("recipe", "bits a weight", "KL divergence, calibration text"), rows)
+        err.print(f"taken: {new_version.lineage.figures['recipe']}")
+    err.print(f"{new_version.label}: {format_bytes(new_artifact.size_bytes)}")
+    print_line(new_version.label)

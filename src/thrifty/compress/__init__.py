@@ -1,0 +1,1 @@
+"""Smaller models: quantize, and later prune and distill."""

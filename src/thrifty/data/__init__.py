@@ -1,0 +1,6 @@
+"""Texts and questions to calibrate, compare and examine models with."""
+
+from thrifty.data.fetch import fetch_set
+from thrifty.data.sets import SETS
+
+__all__ = ["SETS", "fetch_set"]

@@ -1,0 +1,184 @@
+"""How far a candidate's next-token distributions are from a reference's, token by token.
+
+The divergence is Kullback and Leibler's, from the reference to the candidate, in nats. Of the reference
+only the k likeliest tokens and the mass of the rest are known: the rest counts as one outcome, which
+makes the figure at most as large as the true one. By how much is measured on predictions that were
+kept whole, and stands beside the figure.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.reference import ReferenceRecord, Window
+from thrifty.evaluate.scorer import Logprobs, Scored, Scorer
+from thrifty.evaluate.statistics import FloatArray, mean_of_clusters
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+RESULT = np.dtype(
+    [("divergence", "<f4"), ("target", "<f4"), ("reference", "<f4"), ("same", "u1"),
+     ("exact", "<f4")]
+)  # fmt: skip
+"""One prediction: divergence, the right token's log-probability by either, whether the likeliest token
+is the same, and the divergence over the whole vocabulary (NaN where that was not kept)."""
+LEAST_MASS = 1e-12
+SYNC_EVERY = 16
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity measured token by token."""
+
+    mean: float
+    stderr: float
+    median: float
+    p99: float
+    p999: float
+
+
+@dataclass(frozen=True)
+class ProbabilityChange:
+    """The change of the right token's probability, candidate less reference."""
+
+    mean: float
+    rms: float
+    p1: float
+    p5: float
+    median: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How a candidate compares with its reference on a text."""
+
+    kl_divergence: Spread
+    same_top_token: float
+    same_top_token_stderr: float
+    perplexity: float
+    reference_perplexity: float
+    perplexity_ratio: float
+    perplexity_ratio_stderr: float
+    probability_change: ProbabilityChange
+    tokens: int
+    windows: int
+    truncation: float
+    """What the mean divergence lacks because the reference is kept in part, as measured."""
+    truncation_tokens: int
+    """On how many predictions."""
+
+
+def measure_divergence(
+    scorer: Scorer,
+    record: ReferenceRecord,
+    results: Path,
+    on_progress: OnProgress = ignore_progress,
+) -> Divergence:
+    """Run `scorer` over the windows of `record`. What was measured is kept in `results`, and a run
+    that is broken off goes on where it was. Raises `EvaluationError`.
+    """
+    results.parent.mkdir(parents=True, exist_ok=True)
+    lengths = record.lengths
+    ends = np.cumsum(lengths - 1)
+    size = results.stat().st_size if results.exists() else 0
+    done = int(np.searchsorted(ends, size // RESULT.itemsize, side="right"))
+    kept = int(ends[done - 1]) if done else 0
+    total = int(lengths.sum())
+    position = int(lengths[:done].sum())
+    with results.open("ab") as file:
+        file.truncate(kept * RESULT.itemsize)
+        for window in record.read(done):
+            ids = np.concatenate([window.ids, window.tokens[1:, None]], axis=1)
+            scored = scorer.score(window.tokens, ids, window.exact_rows)
+            file.write(compare_window(window, scored, scorer.label).tobytes())
+            file.flush()
+            if window.number % SYNC_EVERY == SYNC_EVERY - 1:
+                os.fsync(file.fileno())
+            position += len(window.tokens)
+            on_progress(Progress("evaluate", position, total, "tokens"))
+        os.fsync(file.fileno())
+    return summarize(np.fromfile(results, RESULT), lengths - 1)
+
+
+def compare_window(window: Window, scored: Scored, label: str) -> npt.NDArray[Any]:
+    """The results of one window's predictions."""
+    target = scored.logprobs[:, -1]
+    if not np.isfinite(target).all():
+        raise EvaluationError(
+            f"{label} gives log-probabilities that are no numbers at window {window.number}"
+        )
+    found = np.zeros(len(target), RESULT)
+    found["divergence"] = coarse_divergence(window.logprobs, window.tail, scored.logprobs[:, :-1])
+    found["target"] = target
+    found["reference"] = window.target
+    found["same"] = scored.top == window.ids[:, 0]
+    found["exact"] = np.nan
+    if window.exact_rows and scored.full.size:
+        p = window.exact.astype(np.float64)
+        terms = np.exp(p) * (p - scored.full)
+        found["exact"][window.exact_rows] = terms.sum(axis=1)
+    return found
+
+
+def coarse_divergence(reference: Logprobs, tail: Logprobs, candidate: Logprobs) -> FloatArray:
+    """The divergence with all tokens beyond the first k as one outcome.
+
+    Args:
+        reference: Log-probabilities of the k likeliest tokens, [T, k].
+        tail: The mass of the others, [T].
+        candidate: Log-probabilities of the same k tokens, [T, k]; NaN where they are not known, and
+            then those tokens count among the others.
+    """
+    known = np.isfinite(candidate)
+    p_log = reference.astype(np.float64)
+    q_log = np.where(known, candidate, 0.0).astype(np.float64)
+    p = np.exp(p_log)
+    # Rounding must not make mass: the k and the rest are one whole.
+    p *= ((1 - tail.astype(np.float64)) / p.sum(axis=1))[:, None]
+    terms = np.where(known, p * (np.log(np.maximum(p, LEAST_MASS)) - q_log), 0.0)
+    rest_p = np.maximum(1 - np.where(known, p, 0.0).sum(axis=1), LEAST_MASS)
+    rest_q = np.maximum(1 - np.where(known, np.exp(q_log), 0.0).sum(axis=1), LEAST_MASS)
+    rest = rest_p * np.log(rest_p / rest_q)
+    divergence: FloatArray = np.maximum(terms.sum(axis=1) + rest, 0)
+    return divergence
+
+
+def summarize(found: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> Divergence:
+    """The figures of all predictions; `sizes` are those of the windows that they came in."""
+    clusters = sizes.astype(np.float64)
+    divergence = found["divergence"]
+    mean = mean_of_clusters(divergence, clusters)
+    median, p99, p999 = np.quantile(divergence, [0.5, 0.99, 0.999])
+    target, reference = found["target"].astype(np.float64), found["reference"].astype(np.float64)
+    ratio = mean_of_clusters(reference - target, clusters)
+    same = mean_of_clusters(found["same"].astype(np.float64), clusters)
+    change = np.exp(target) - np.exp(reference)
+    p1, p5, middle, p95, p99_change = np.quantile(change, [0.01, 0.05, 0.5, 0.95, 0.99])
+    whole = ~np.isnan(found["exact"])
+    lost = found["exact"][whole].astype(np.float64) - divergence[whole]
+    factor = float(np.exp(ratio.mean))
+    return Divergence(
+        kl_divergence=Spread(mean.mean, mean.stderr, float(median), float(p99), float(p999)),
+        same_top_token=same.mean,
+        same_top_token_stderr=same.stderr,
+        perplexity=float(np.exp(-target.mean())),
+        reference_perplexity=float(np.exp(-reference.mean())),
+        perplexity_ratio=factor,
+        perplexity_ratio_stderr=factor * ratio.stderr,
+        probability_change=ProbabilityChange(
+            float(change.mean()), float(np.sqrt(np.mean(change**2))), float(p1), float(p5),
+            float(middle), float(p95), float(p99_change),
+        ),
+        tokens=len(found),
+        windows=len(sizes),
+        truncation=float(lost.mean()) if whole.any() else float("nan"),
+        truncation_tokens=int(whole.sum()),
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""From what a user names to something that can be evaluated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.scorer import Scorer
+from thrifty.types import Family, Format, OnProgress, ignore_progress
+
+
+def is_url(model: str) -> bool:
+    """Whether a model is named by where it is served."""
+    return model.startswith(("http://", "https://"))
+
+
+def open_model(
+    model: str,
+    store: Store,
+    *,
+    exact: bool = False,
+    backend: str = "openvino",
+    on_progress: OnProgress = ignore_progress,
+) -> Scorer:
+    """The model `model`: a stored name, a source, a folder or a file. `exact` computes in float32.
+
+    A checkpoint (GGUF or safetensors) is read into a graph with 16-bit weights first, unless
+    `backend` is `torch`. Blocks. Raises `ThriftyError` and its kinds.
+    """
+    version, artifact = fetch_model(store, model, on_progress=on_progress)
+    if artifact.description.family is not Family.DECODER:
+        raise EvaluationError(f"{version.label} is an encoder; it is compared by its embeddings")
+    if backend == "torch":
+        return _open_torch(store, version, artifact)
+    version, artifact = _make_graph(store, version, artifact, on_progress)
+    from thrifty.evaluate.openvino_scorer import OpenVinoScorer
+
+    return OpenVinoScorer.load(
+        store.folder_of(artifact.id), version.label, artifact.id, exact=exact
+    )
+
+
+def _open_torch(store: Store, version: NamedVersion, artifact: Artifact) -> Scorer:
+    if artifact.description.format is not Format.SAFETENSORS:
+        raise EvaluationError(
+            f"{version.label} is {artifact.description.format.value}; PyTorch runs safetensors"
+        )
+    from thrifty.evaluate.torch_scorer import TorchScorer
+
+    return TorchScorer(store.folder_of(artifact.id), version.label, artifact.id)
+
+
+def _make_graph(
+    store: Store, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
+) -> tuple[NamedVersion, Artifact]:
+    if artifact.description.format is Format.OPENVINO:
+        return version, artifact
+    from thrifty.engines.openvino.prepare import prepare_model
+
+    return prepare_model(store, version, artifact, "none", on_progress)
+
+
+def digest_vocabulary(tokenizer: TextTokenizer) -> str:
+    """A checksum that two tokenizers share where their tokens are the same."""
+    vocabulary = sorted(tokenizer.tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

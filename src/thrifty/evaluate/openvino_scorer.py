@@ -1,0 +1,162 @@
+"""A model as OpenVINO IR: the graph that is served, run over whole windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from thrifty.engines.openvino.adapter import DEFAULT_ACTIVATION_GROUP, read_note
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.scorer import Logprobs, Ranked, Scored
+from thrifty.evaluate.windows import TokenArray
+
+
+class OpenVinoScorer:
+    """Runs a prepared decoder. A second, small graph makes log-probabilities of the logits where
+    they lie, with the engine's own threads.
+    """
+
+    def __init__(
+        self,
+        model: ov.Model,
+        tokenizer: TextTokenizer,
+        label: str,
+        identity: str,
+        *,
+        context_length: int,
+        eos_token_ids: Sequence[int] = (),
+        exact: bool = False,
+    ) -> None:
+        """`exact` computes in float32 throughout, as a reference should; otherwise the engine does
+        what it does when it serves.
+        """
+        self.label = label
+        self.identity = f"{identity}+f32" if exact else identity
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self._ends = frozenset(eos_token_ids)
+        core = ov.Core()
+        properties: dict[str, Any] = {
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if exact else DEFAULT_ACTIVATION_GROUP
+        }
+        if exact:
+            properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+        self._request = core.compile_model(model, "CPU", properties).create_infer_request()
+        self.vocab_size = int(model.output("logits").get_partial_shape()[2].get_length())
+        exactly = {**properties, "INFERENCE_PRECISION_HINT": "f32"}
+        self._score = core.compile_model(
+            _build_score(self.vocab_size), "CPU", exactly
+        ).create_infer_request()
+
+    @classmethod
+    def load(
+        cls, folder: Path, label: str, identity: str, *, exact: bool = False
+    ) -> OpenVinoScorer:
+        """The model in a folder that was prepared. Raises `EvaluationError` for an encoder."""
+        note = read_note(folder)
+        if note.get("family") != "decoder":
+            raise EvaluationError(f"{label} is an encoder; it has no next tokens to compare")
+        return cls(
+            ov.Core().read_model(folder / "openvino_model.xml"),
+            TextTokenizer.load(folder),
+            label,
+            identity,
+            context_length=int(note["context_length"]),
+            eos_token_ids=note.get("eos_token_ids", ()),
+            exact=exact,
+        )
+
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+        """See `Scorer`."""
+        logits = self._compute_logits(tokens)[:-1]
+        kept = np.argpartition(logits, -k, axis=1)[:, -k:]
+        order = np.argsort(np.take_along_axis(logits, kept, 1), axis=1, kind="stable")[:, ::-1]
+        ids = np.take_along_axis(kept, order, 1)
+        wanted = np.concatenate([ids, tokens[1:, None]], axis=1)
+        logprobs, _, full = self._look_up(logits, wanted, rows)
+        return Ranked(ids, logprobs[:, :-1], logprobs[:, -1], full)
+
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+        """See `Scorer`."""
+        logits = self._compute_logits(tokens)[:-1]
+        return Scored(*self._look_up(logits, ids, rows))
+
+    def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
+        """See `Scorer`."""
+        self._request.reset_state()
+        past = 0
+        for _ in range(most):
+            best = int(self._infer(tokens, past)[-1].argmax())
+            if best in self._ends:
+                return
+            yield best
+            past += len(tokens)
+            tokens = np.array([best], np.int64)
+
+    def forward(self, tokens: TokenArray) -> None:
+        """The model's plain forward pass, and nothing else."""
+        self._compute_logits(tokens)
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._request, self._score
+
+    def _compute_logits(self, tokens: TokenArray) -> Logprobs:
+        """[T, vocabulary], in memory that the next call writes to."""
+        self._request.reset_state()
+        return self._infer(tokens, 0)
+
+    def _infer(self, tokens: TokenArray, past: int) -> Logprobs:
+        count = len(tokens)
+        self._request.infer(
+            {
+                "input_ids": tokens[None],
+                "attention_mask": np.ones((1, past + count), np.int64),
+                "position_ids": np.arange(past, past + count, dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, np.int32),
+            },
+            share_inputs=True,
+        )
+        logits: Logprobs = self._request.get_tensor("logits").data[0]
+        return logits
+
+    def _look_up(
+        self, logits: Logprobs, ids: TokenArray, rows: Sequence[int]
+    ) -> tuple[Logprobs, TokenArray, Logprobs]:
+        self._score.infer({"logits": logits, "ids": ids}, share_inputs=True)
+        normalizer = self._score.get_tensor("normalizer").data
+        logprobs = self._score.get_tensor("chosen").data - normalizer
+        top = self._score.get_tensor("top").data[:, 0].astype(np.int64)
+        chosen = list(rows)
+        full = logits[chosen] - normalizer[chosen]
+        return logprobs, top, full
+
+
+def _build_score(vocab_size: int) -> ov.Model:
+    """Logits [T, vocabulary] and ids [T, n] to the chosen logits [T, n], the logarithm of the sum
+    of all exponentials [T, 1], and the largest one's id [T, 1].
+    """
+    logits = op.parameter([-1, vocab_size], ov.Type.f32, name="logits")
+    ids = op.parameter([-1, -1], ov.Type.i64, name="ids")
+    for parameter in (logits, ids):
+        parameter.output(0).set_names({parameter.get_friendly_name()})
+    axis = op.constant(np.array([1], np.int64))
+    largest = op.reduce_max(logits, axis, True)
+    total = op.reduce_sum(op.exp(op.subtract(logits, largest)), axis, True)
+    best = op.topk(logits, op.constant(np.int64(1)), 1, "max", "none", index_element_type="i64")
+    results = []
+    for name, output in (
+        ("chosen", op.gather_elements(logits, ids, 1).output(0)),
+        ("normalizer", op.add(op.log(total), largest).output(0)),
+        ("top", best.output(1)),
+    ):
+        result = op.result(output)
+        result.output(0).set_names({name})
+        results.append(result)
+    return ov.Model(results, [logits, ids], "score")

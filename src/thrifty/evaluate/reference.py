@@ -1,0 +1,257 @@
+"""What a reference model thinks of a text, kept: so that the hundredth candidate does not run it.
+
+For each token: the k likeliest next tokens and their log-probabilities, what mass is left, and the
+log-probability of the token that does come. A folder holds
+
+    meta.json       what it is of
+    tokens.bin      the windows' tokens, uint32
+    windows.bin     how many tokens each window has, uint32; written last, so a window counts whole
+    records.bin     one record a prediction, all of one size
+    exact.bin       for a few predictions, the whole vocabulary's log-probabilities, float16
+
+Windows are appended and can be read at random; what a killed run left behind its last whole window is
+cut off. With k = 64, a record of a vocabulary of up to 65,536 tokens takes 264 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.scorer import Logprobs, Ranked, Scorer
+from thrifty.evaluate.windows import TokenArray
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+FORM = 1
+"""Raised when the files change."""
+STEPS_PER_NAT = 2048
+"""Log-probabilities are kept as whole multiples of 1/2048, from 0 down to -31.99."""
+MOST_STEPS = 65_535
+EXACT_EVERY = 64
+"""Of every so many predictions one is kept whole, until there are `EXACT_COUNT`."""
+EXACT_COUNT = 256
+SYNC_EVERY = 16
+"""Windows between two times that everything is on the disk."""
+
+
+@dataclass(frozen=True)
+class ReferenceMeta:
+    """What a reference is of."""
+
+    identity: str
+    label: str
+    text: str
+    text_sha256: str
+    window: int
+    k: int
+    vocab_size: int
+    limit: int | None
+    vocabulary_sha256: str
+    form: int = FORM
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window as it was kept."""
+
+    number: int
+    tokens: TokenArray
+    ids: TokenArray
+    """[T - 1, k]."""
+    logprobs: Logprobs
+    """[T - 1, k]."""
+    tail: Logprobs
+    """The mass that the k do not have: [T - 1]."""
+    target: Logprobs
+    """[T - 1]."""
+    exact_rows: list[int]
+    exact: Logprobs
+    """[rows, vocabulary]."""
+
+
+def record_type(vocab_size: int, k: int) -> np.dtype[Any]:
+    """The form of one record."""
+    ids = "<u2" if vocab_size <= 65_536 else "<u4"
+    return np.dtype(
+        [("target", "<f4"), ("tail", "<f4"), ("ids", ids, (k,)), ("steps", "<u2", (k,))]
+    )
+
+
+class ReferenceRecord:
+    """One reference's folder."""
+
+    def __init__(self, folder: Path, meta: ReferenceMeta) -> None:
+        """Open the folder; what is in it must be of `meta`. Raises `EvaluationError`."""
+        self.folder = folder
+        self.meta = meta
+        self._type = record_type(meta.vocab_size, meta.k)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "meta.json"
+        if path.exists():
+            if json.loads(path.read_text()) != asdict(meta):
+                raise EvaluationError(f"{folder} holds another reference; remove it")
+        else:
+            beside = path.with_suffix(".part")
+            beside.write_text(json.dumps(asdict(meta), indent=1))
+            beside.rename(path)
+        self._lengths = self._read_lengths()
+
+    @property
+    def windows(self) -> int:
+        """How many are kept."""
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each window."""
+        return self._lengths
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text was read to its end."""
+        return (self.folder / "complete").exists()
+
+    @property
+    def predictions(self) -> int:
+        """How many predictions are kept."""
+        return int(np.sum(self._lengths - 1))
+
+    @property
+    def bytes_per_prediction(self) -> int:
+        """Size of one record."""
+        return int(self._type.itemsize)
+
+    def extend(
+        self,
+        scorer: Scorer,
+        windows: Iterable[TokenArray],
+        on_progress: OnProgress = ignore_progress,
+        total: int = 0,
+    ) -> None:
+        """Have the reference run over the windows that are not kept yet, and keep them."""
+        if self.complete:
+            return
+        self._cut_off()
+        done = int(np.sum(self._lengths))
+        kept = self.windows
+        lengths = list(self._lengths)
+        with (
+            (self.folder / "records.bin").open("ab") as records,
+            (self.folder / "tokens.bin").open("ab") as tokens_file,
+            (self.folder / "exact.bin").open("ab") as exact,
+            (self.folder / "windows.bin").open("ab") as ends,
+        ):
+            files = (records, tokens_file, exact, ends)
+            before = self.predictions
+            for number, tokens in enumerate(windows):
+                if number < kept:
+                    continue
+                rows = exact_rows(before, len(tokens) - 1)
+                ranked = scorer.rank(tokens, self.meta.k, rows)
+                records.write(self._pack(ranked).tobytes())
+                tokens_file.write(tokens.astype("<u4").tobytes())
+                exact.write(ranked.full.astype("<f2").tobytes())
+                _flush(files[:3])
+                ends.write(np.array([len(tokens)], "<u4").tobytes())
+                _flush(files[3:])
+                if number % SYNC_EVERY == SYNC_EVERY - 1:
+                    for file in files:
+                        os.fsync(file.fileno())
+                lengths.append(len(tokens))
+                before += len(tokens) - 1
+                done += len(tokens)
+                on_progress(Progress("reference", done, total, "tokens"))
+            for file in files:
+                os.fsync(file.fileno())
+        self._lengths = np.array(lengths, np.int64)
+        (self.folder / "complete").touch()
+
+    def read(self, first: int = 0) -> Iterator[Window]:
+        """The windows from `first` on, one at a time."""
+        lengths = self._lengths
+        token_at, before = int(lengths[:first].sum()), int((lengths[:first] - 1).sum())
+        vocab, size = self.meta.vocab_size, self._type.itemsize
+        with (
+            (self.folder / "records.bin").open("rb") as records,
+            (self.folder / "tokens.bin").open("rb") as tokens_file,
+            (self.folder / "exact.bin").open("rb") as exact,
+        ):
+            for number in range(first, len(lengths)):
+                length = int(lengths[number])
+                tokens_file.seek(4 * token_at)
+                tokens = np.frombuffer(tokens_file.read(4 * length), "<u4").astype(np.int64)
+                records.seek(size * before)
+                packed = np.frombuffer(records.read(size * (length - 1)), self._type)
+                rows = exact_rows(before, length - 1)
+                exact.seek(2 * vocab * count_exact(before))
+                full = np.frombuffer(exact.read(2 * vocab * len(rows)), "<f2")
+                yield Window(
+                    number, tokens, packed["ids"].astype(np.int64),
+                    packed["steps"].astype(np.float32) / np.float32(-STEPS_PER_NAT),
+                    packed["tail"].copy(), packed["target"].copy(), rows,
+                    full.astype(np.float32).reshape(len(rows), vocab),
+                )  # fmt: skip
+                token_at += length
+                before += length - 1
+
+    def _pack(self, ranked: Ranked) -> npt.NDArray[Any]:
+        if not np.isfinite(ranked.target).all():
+            raise EvaluationError(
+                f"{self.meta.label} gives log-probabilities that are no numbers; its weights are damaged"
+            )
+        packed = np.zeros(len(ranked.ids), self._type)
+        packed["ids"] = ranked.ids
+        steps = np.rint(ranked.logprobs * -STEPS_PER_NAT)
+        packed["steps"] = np.clip(steps, 0, MOST_STEPS)
+        mass = np.exp(ranked.logprobs.astype(np.float64)).sum(axis=1)
+        packed["tail"] = np.maximum(0.0, 1.0 - mass)
+        packed["target"] = ranked.target
+        return packed
+
+    def _read_lengths(self) -> npt.NDArray[np.int64]:
+        path = self.folder / "windows.bin"
+        data = path.read_bytes() if path.exists() else b""
+        return np.frombuffer(data[: len(data) // 4 * 4], "<u4").astype(np.int64)
+
+    def _cut_off(self) -> None:
+        """Cut off what stands behind the last whole window."""
+        count = self.predictions
+        for name, size in (
+            ("windows.bin", 4 * self.windows),
+            ("tokens.bin", 4 * int(self._lengths.sum())),
+            ("records.bin", self._type.itemsize * count),
+            ("exact.bin", 2 * self.meta.vocab_size * count_exact(count)),
+        ):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            if path.stat().st_size < size:
+                raise EvaluationError(
+                    f"{path} is damaged; remove {self.folder}, and it is made anew"
+                )
+            os.truncate(path, size)
+
+
+def exact_rows(before: int, count: int) -> list[int]:
+    """Which of `count` predictions, after `before` others, are kept whole."""
+    first = -before % EXACT_EVERY
+    rows = range(first, count, EXACT_EVERY)
+    return [row for row in rows if (before + row) // EXACT_EVERY < EXACT_COUNT]
+
+
+def count_exact(predictions: int) -> int:
+    """How many of the first predictions are kept whole."""
+    return min(EXACT_COUNT, -(-predictions // EXACT_EVERY))
+
+
+def _flush(files: Iterable[IO[bytes]]) -> None:
+    for file in files:
+        file.flush()

@@ -1,0 +1,264 @@
+"""One evaluation: a model against a reference, on a text and on tasks, resumable at every step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thrifty.artifacts import Store
+from thrifty.artifacts.disk import lock_file
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.divergence import Divergence, measure_divergence
+from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
+from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord, record_type
+from thrifty.evaluate.scorer import Scorer
+from thrifty.evaluate.served_scorer import ServedScorer
+from thrifty.evaluate.statistics import PairedDifference, Proportion, paired_difference, proportion
+from thrifty.evaluate.tasks import Item, answer_items, read_task
+from thrifty.evaluate.windows import digest_file, read_windows
+from thrifty.types import OnProgress, Progress, ignore_progress
+from thrifty.units import format_bytes
+
+WINDOW = 512
+TOP_K = 64
+MARGIN = 0.02
+"""How much worse a share may be for the candidate to pass as not inferior."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """How a model did on a task, and how its reference did on the same items."""
+
+    score: Proportion
+    by_length: Proportion
+    reference: Proportion
+    paired: PairedDifference
+    changed: int
+    """Items that the two answer differently, right or wrong."""
+    not_inferior: bool
+    margin: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was measured of one model."""
+
+    model: str
+    reference: str
+    text: str | None = None
+    divergence: Divergence | None = None
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `thrifty evaluate --json` tells it."""
+        found: dict[str, Any] = {"model": self.model, "reference": self.reference}
+        if self.divergence is not None:
+            found |= {"text": self.text, **asdict(self.divergence)}
+        found["tasks"] = {
+            name: {
+                "score": task.score.share,
+                "low": task.score.low,
+                "high": task.score.high,
+                "score_by_length": task.by_length.share,
+                "items": task.score.count,
+                "reference": task.reference.share,
+                "difference": task.paired.difference,
+                "difference_low": task.paired.low,
+                "difference_high": task.paired.high,
+                "flips": {
+                    "gained": task.paired.gained, "lost": task.paired.lost, "changed": task.changed,
+                },
+                "not_inferior": task.not_inferior,
+                "margin": task.margin,
+            }
+            for name, task in self.tasks.items()
+        }  # fmt: skip
+        return found
+
+
+def evaluate(
+    model: str,
+    reference: str,
+    *,
+    store: Store,
+    folder: Path,
+    text: Path | None = None,
+    tasks: Sequence[Path] = (),
+    window: int = WINDOW,
+    top_k: int = TOP_K,
+    max_tokens: int | None = None,
+    max_items: int | None = None,
+    margin: float = MARGIN,
+    backend: str = "openvino",
+    on_progress: OnProgress = ignore_progress,
+) -> Evaluation:
+    """Compare `model` with `reference`. Each may be anything that `open_model` takes, the model also
+    a URL. What was measured is kept in `folder`, so that a run that is broken off goes on, and
+    the reference runs once. Blocks. Raises `ThriftyError` and its kinds.
+    """
+    if text is None and not tasks:
+        raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
+    if window < 2 or top_k < 1:
+        raise EvaluationError("a window needs two tokens or more, and top_k one or more")
+    items = {path.stem: read_task(path, max_items) for path in tasks}
+    teacher = open_model(reference, store, exact=True, backend=backend, on_progress=on_progress)
+    try:
+        record = None
+        if text is not None:
+            record = record_reference(
+                teacher, text, folder, window=window, top_k=top_k, max_tokens=max_tokens,
+                on_progress=on_progress,
+            )  # fmt: skip
+        known = {
+            name: _answers(teacher, found, folder, on_progress) for name, found in items.items()
+        }
+        student = _open_candidate(model, teacher, store, backend, on_progress)
+    finally:
+        teacher.close()
+    try:
+        divergence = None
+        if record is not None:
+            results = record.folder / "candidates" / f"{_key(student.identity)}.bin"
+            with lock_file(results.with_suffix(".lock")):
+                divergence = measure_divergence(student, record, results, on_progress)
+        given = {
+            name: _answers(student, found, folder, on_progress) for name, found in items.items()
+        }
+    finally:
+        student.close()
+    return Evaluation(
+        student.label,
+        teacher.label,
+        None if text is None else str(text),
+        divergence,
+        {name: compare_answers(given[name], known[name], margin) for name in items},
+    )
+
+
+def record_reference(
+    teacher: Scorer,
+    text: Path,
+    folder: Path,
+    *,
+    window: int = WINDOW,
+    top_k: int = TOP_K,
+    max_tokens: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> ReferenceRecord:
+    """The reference's log-probabilities on `text`, computed as far as they are not kept yet.
+
+    Raises `EvaluationError`, also where the disk has no room for them.
+    """
+    if window > teacher.context_length:
+        raise EvaluationError(
+            f"{teacher.label} takes {teacher.context_length} tokens; a window of {window} is longer"
+        )
+    meta = ReferenceMeta(
+        identity=teacher.identity,
+        label=teacher.label,
+        text=str(text),
+        text_sha256=digest_file(text),
+        window=window,
+        k=min(top_k, teacher.vocab_size),
+        vocab_size=teacher.vocab_size,
+        limit=max_tokens,
+        vocabulary_sha256=digest_vocabulary(teacher.tokenizer),
+    )
+    facts = {k: v for k, v in asdict(meta).items() if k not in ("label", "text")}
+    place = folder / "references" / _key(json.dumps(facts, sort_keys=True))
+    place.mkdir(parents=True, exist_ok=True)
+    with lock_file(place / "lock"):
+        record = ReferenceRecord(place, _as_kept(place, meta))
+        if not record.complete:
+            total = max_tokens or round(text.stat().st_size / 3)
+            _require_room(place, meta, total)
+            windows = read_windows(text, teacher.tokenizer, window, max_tokens)
+            record.extend(teacher, windows, on_progress, max_tokens or 0)
+    return record
+
+
+def _as_kept(place: Path, meta: ReferenceMeta) -> ReferenceMeta:
+    """The same text under another name, or a model under another label, is the same reference."""
+    path = place / "meta.json"
+    if not path.exists():
+        return meta
+    return ReferenceMeta(**json.loads(path.read_text()))
+
+
+def _require_room(place: Path, meta: ReferenceMeta, tokens: int) -> None:
+    needed = tokens * (record_type(meta.vocab_size, meta.k).itemsize + 4) + 512 * meta.vocab_size
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise EvaluationError(
+            f"the reference's log-probabilities of about {tokens} tokens need {format_bytes(needed)}, "
+            f"and {format_bytes(free)} are free at {place}; make room, or ask for fewer --tokens"
+        )
+
+
+def _open_candidate(
+    model: str, teacher: Scorer, store: Store, backend: str, on_progress: OnProgress
+) -> Scorer:
+    if is_url(model):
+        return ServedScorer(model, teacher.tokenizer, teacher.vocab_size)
+    student = open_model(model, store, backend=backend, on_progress=on_progress)
+    if student.vocab_size != teacher.vocab_size or digest_vocabulary(
+        student.tokenizer
+    ) != digest_vocabulary(teacher.tokenizer):
+        raise EvaluationError(
+            f"{student.label} and {teacher.label} have different tokenizers "
+            f"({student.vocab_size} and {teacher.vocab_size} tokens), so their log-probabilities "
+            "cannot be compared; compare them on tasks"
+        )
+    return student
+
+
+def _answers(
+    scorer: Scorer, items: Sequence[Item], folder: Path, on_progress: OnProgress
+) -> list[dict[str, Any]]:
+    """How a model does on the items; each answer is kept as it comes."""
+    key = _key(scorer.identity + json.dumps([asdict(item) for item in items]))
+    path = folder / "answers" / f"{key}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(path.with_suffix(".lock")):
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        found = [json.loads(line) for line in lines][: len(items)]
+        with path.open("ab") as file:
+            file.truncate(sum(len(line) + 1 for line in lines[: len(found)]))
+            for answered in answer_items(scorer, items[len(found) :]):
+                found.append(asdict(answered))
+                file.write(json.dumps(found[-1]).encode() + b"\n")
+                file.flush()
+                on_progress(Progress("answer", len(found), len(items), "items"))
+            os.fsync(file.fileno())
+    return found
+
+
+def compare_answers(
+    given: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], margin: float
+) -> TaskResult:
+    """A task's result from both models' answers to the same items."""
+    right = np.array([answer["right"] for answer in given], dtype=np.float64)
+    before = np.array([answer["right"] for answer in known], dtype=np.float64)
+    paired = paired_difference(right, before)
+    count = len(right)
+    return TaskResult(
+        score=proportion(int(right.sum()), count),
+        by_length=proportion(sum(answer["right_by_length"] for answer in given), count),
+        reference=proportion(int(before.sum()), count),
+        paired=paired,
+        changed=sum(a["chosen"] != b["chosen"] for a, b in zip(given, known, strict=True)),
+        not_inferior=paired.is_not_inferior(margin),
+        margin=margin,
+    )
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,110 @@
+"""A model behind a URL whose server tells the log-probabilities of a prompt's tokens, as vLLM does.
+
+Such a server gives the likeliest few tokens at each place and the one that comes; what it does not give
+is unknown, and counts as the rest of the mass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import requests
+
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.windows import TokenArray
+
+TIMEOUT_S = 600.0
+MOST_ALTERNATIVES = 20
+"""vLLM gives no more unless it is told to (`--max-logprobs`)."""
+
+
+class ServedScorer:
+    """Asks `/v1/completions` with `prompt_logprobs`. Requests carry token ids: the tokenizer is the
+    reference's, and the server's must be the same.
+    """
+
+    def __init__(
+        self, url: str, tokenizer: TextTokenizer, vocab_size: int, model: str | None = None,
+        key_env: str | None = None,
+    ) -> None:  # fmt: skip
+        self.label = url
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._session = requests.Session()
+        key = os.environ.get(key_env) if key_env else None
+        if key:
+            self._session.headers["authorization"] = f"Bearer {key}"
+        described = self._ask("GET", "/v1/models")["data"]
+        if not described:
+            raise EvaluationError(f"{url} serves no model")
+        names = [entry["id"] for entry in described]
+        if model is not None and model not in names:
+            raise EvaluationError(f"{url} does not serve {model!r}; it has {', '.join(names)}")
+        self._model = model or names[0]
+        entry = described[names.index(self._model)]
+        self.identity = f"{self._url}#{self._model}"
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.context_length = int(entry.get("max_model_len") or 1 << 20)
+
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+        """A served model cannot be a reference: it does not tell enough."""
+        raise EvaluationError(
+            f"{self.label} tells only {MOST_ALTERNATIVES} alternatives a token; a reference must be "
+            "a model on this machine"
+        )
+
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+        """See `Scorer`. Log-probabilities that the server does not tell are NaN."""
+        body = {
+            "model": self._model, "prompt": tokens.tolist(), "max_tokens": 1, "temperature": 0,
+            "prompt_logprobs": MOST_ALTERNATIVES,
+        }  # fmt: skip
+        answer = self._ask("POST", "/v1/completions", body)
+        places = answer["choices"][0].get("prompt_logprobs") or answer.get("prompt_logprobs")
+        if not places or len(places) != len(tokens):
+            raise EvaluationError(
+                f"{self.label} does not tell the log-probabilities of prompts (prompt_logprobs), so "
+                "it cannot be evaluated; vLLM's server does"
+            )
+        logprobs = np.full(ids.shape, np.nan, np.float32)
+        top = np.zeros(len(ids), np.int64)
+        for row, place in enumerate(places[1:]):
+            told = {int(token): entry["logprob"] for token, entry in place.items()}
+            top[row] = max(told, key=told.__getitem__)
+            logprobs[row] = [told.get(int(token), np.nan) for token in ids[row]]
+        return Scored(logprobs, top)
+
+    def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
+        """See `Scorer`. The server's text is cut into tokens again."""
+        body = {
+            "model": self._model,
+            "prompt": tokens.tolist(),
+            "max_tokens": most,
+            "temperature": 0,
+        }
+        text = self._ask("POST", "/v1/completions", body)["choices"][0]["text"]
+        yield from self.tokenizer.encode(text, add_special_tokens=False)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            reply = self._session.request(method, self._url + path, json=body, timeout=TIMEOUT_S)
+        except requests.RequestException as error:
+            raise EvaluationError(f"{self._url} cannot be reached: {error}") from None
+        if reply.status_code != 200:
+            raise EvaluationError(
+                f"{self._url}{path} answered {reply.status_code}: {reply.text[:300]}"
+            )
+        try:
+            found: dict[str, Any] = reply.json()
+        except ValueError:
+            raise EvaluationError(f"{self._url}{path} did not answer with JSON") from None
+        return found

@@ -1,0 +1,116 @@
+"""Figures with their uncertainty, from values measured token by token or item by item."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+Z_95 = 1.959963984540054
+"""Standard errors in half of a two-sided 95% interval."""
+Z_95_ONE_SIDED = 1.6448536269514722
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and its standard error."""
+
+    mean: float
+    stderr: float
+
+
+def mean_of_clusters(values: FloatArray, sizes: FloatArray) -> Mean:
+    """The mean of `values`, which come in clusters of `sizes` one behind the other.
+
+    Tokens of one passage are alike, so the standard error counts passages, not tokens: that of a
+    ratio of two sums over clusters. With a single cluster it is that of independent values.
+    """
+    count = len(values)
+    if count == 0:
+        return Mean(math.nan, math.nan)
+    mean = float(np.mean(values, dtype=np.float64))
+    clusters = len(sizes)
+    if clusters < 2:
+        if count < 2:
+            return Mean(mean, math.nan)
+        return Mean(mean, float(np.std(values, ddof=1, dtype=np.float64)) / math.sqrt(count))
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
+    sums = np.add.reduceat(values.astype(np.float64), starts)
+    spread = np.sum((sums - mean * sizes) ** 2) * clusters / (clusters - 1)
+    return Mean(mean, math.sqrt(float(spread)) / count)
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share of `count` items, with its 95% interval. Wilson 1927."""
+
+    share: float
+    low: float
+    high: float
+    count: int
+
+
+def proportion(hits: int, count: int) -> Proportion:
+    """`hits` of `count`, with Wilson's interval."""
+    if count == 0:
+        return Proportion(math.nan, 0.0, 1.0, 0)
+    share = hits / count
+    square = Z_95**2 / count
+    centre = (share + square / 2) / (1 + square)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
+    # Rounding must not carry an end of the interval past the share.
+    return Proportion(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)),
+                      count)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """How much better one model does than another on the same items."""
+
+    difference: float
+    low: float
+    high: float
+    gained: int
+    """Items that only the candidate has right."""
+    lost: int
+    """Items that only the reference has right."""
+
+    def is_not_inferior(self, margin: float) -> bool:
+        """Whether the candidate is worse by less than `margin`, at one-sided 97.5% confidence."""
+        return self.low > -margin
+
+
+def paired_difference(candidate: FloatArray, reference: FloatArray) -> PairedDifference:
+    """The difference of two shares on the same items (1 is right, 0 is wrong), with its 95%
+    interval: Agresti & Min 2005, which adds half an item to each cell of the table.
+    """
+    if candidate.shape != reference.shape or candidate.ndim != 1:
+        raise ValueError(f"shapes {candidate.shape} and {reference.shape} are not pairs")
+    count = len(candidate)
+    gained = int(np.sum((candidate > 0) & (reference <= 0)))
+    lost = int(np.sum((candidate <= 0) & (reference > 0)))
+    if count == 0:
+        return PairedDifference(math.nan, -1.0, 1.0, 0, 0)
+    b, c, n = gained + 0.5, lost + 0.5, count + 2.0
+    centre = (b - c) / n
+    half = Z_95 * math.sqrt(max(0.0, b + c - (b - c) ** 2 / n)) / n
+    return PairedDifference(
+        (gained - lost) / count, max(-1.0, centre - half), min(1.0, centre + half), gained, lost
+    )
+
+
+def rank_correlation(a: FloatArray, b: FloatArray) -> float:
+    """Spearman's: Pearson's correlation of ranks, ties at their mean rank."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    ranks: FloatArray = (ends - (counts - 1) / 2)[inverse]
+    return ranks

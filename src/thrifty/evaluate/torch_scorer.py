@@ -1,0 +1,93 @@
+"""A checkpoint as PyTorch runs it. Needs the extra `compress`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.windows import TokenArray
+
+
+class TorchScorer:
+    """Runs a decoder in float32, or in another precision, on the best device there is."""
+
+    def __init__(self, folder: Path, label: str, identity: str, *, dtype: str = "float32") -> None:
+        if find_spec("torch") is None or find_spec("transformers") is None:
+            raise EvaluationError(
+                f"{label} is to run on PyTorch, which is not installed: pip install 'thrifty[compress]'"
+            )
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._torch = torch
+        self.label = label
+        self.identity = f"{identity}+torch-{dtype}"
+        self.tokenizer = TextTokenizer.load(folder)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            first = str(error).partition("\n")[0]
+            raise EvaluationError(f"PyTorch cannot load {label}: {first}") from None
+        self._model: Any = model.to(self._device).eval()
+        self.vocab_size = int(model.config.vocab_size)
+        self.context_length = int(model.config.max_position_embeddings)
+        ends = model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+        """See `Scorer`."""
+        logprobs = self._compute(tokens)
+        best = logprobs.topk(k, dim=1)
+        target = logprobs.gather(1, self._tensor(tokens[1:, None]))[:, 0]
+        return Ranked(
+            best.indices.cpu().numpy(), best.values.cpu().numpy(), target.cpu().numpy(),
+            logprobs[list(rows)].cpu().numpy(),
+        )  # fmt: skip
+
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+        """See `Scorer`."""
+        logprobs = self._compute(tokens)
+        return Scored(
+            logprobs.gather(1, self._tensor(ids)).cpu().numpy(),
+            logprobs.argmax(dim=1).cpu().numpy().astype(np.int64),
+            logprobs[list(rows)].cpu().numpy(),
+        )
+
+    def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
+        """See `Scorer`."""
+        past: Any = None
+        for _ in range(most):
+            with self._torch.inference_mode():
+                out = self._model(self._tensor(tokens[None]), past_key_values=past, use_cache=True)
+            past, best = out.past_key_values, int(out.logits[0, -1].argmax())
+            if best in self._ends:
+                return
+            yield best
+            tokens = np.array([best], np.int64)
+
+    def forward(self, tokens: TokenArray) -> None:
+        """The model's plain forward pass, and nothing else."""
+        with self._torch.inference_mode():
+            self._model(self._tensor(tokens[None]))
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._model
+
+    def _tensor(self, values: TokenArray) -> Any:
+        return self._torch.from_numpy(np.ascontiguousarray(values)).to(self._device)
+
+    def _compute(self, tokens: TokenArray) -> Any:
+        with self._torch.inference_mode():
+            logits = self._model(self._tensor(tokens[None])).logits[0, :-1]
+            return logits.float().log_softmax(dim=1)

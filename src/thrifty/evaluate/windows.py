@@ -1,0 +1,97 @@
+"""Held-out text as windows of tokens, read as a stream: no more than a piece of it is in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import EvaluationError
+
+TokenArray = npt.NDArray[np.int64]
+
+PIECE_CHARS = 1 << 18
+"""Plain text is cut behind the first line end after this many characters."""
+TEXT_FIELDS = ("text", "content", "passage")
+"""Where lines of JSON hold their text; the first that is there counts."""
+MIN_TOKENS = 32
+"""A rest shorter than this is left out."""
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """The pieces of a text file, or the texts of a `.jsonl` file. Raises `EvaluationError`."""
+    try:
+        with path.open(encoding="utf-8", errors="strict", newline="") as file:
+            if path.suffix == ".jsonl":
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _read_record(line, f"{path}, line {number}") + "\n\n"
+                return
+            while piece := file.read(PIECE_CHARS):
+                yield piece + file.readline()
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_record(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise EvaluationError(f"{where}: not a line of JSON") from None
+    if isinstance(record, dict):
+        for name in TEXT_FIELDS:
+            if isinstance(record.get(name), str):
+                text: str = record[name]
+                return text
+    raise EvaluationError(f"{where}: no text in any of the fields {', '.join(TEXT_FIELDS)}")
+
+
+def read_windows(
+    path: Path, tokenizer: TextTokenizer, length: int, limit: int | None = None
+) -> Iterator[TokenArray]:
+    """Windows of `length` tokens, one behind the other, at most `limit` tokens in all.
+
+    A model whose tokenizer begins every text with a special token gets it at the start of each. The
+    last window may be shorter. Raises `EvaluationError` where there is not even one.
+    """
+    start = tokenizer.encode("")[:1]
+    step = length - len(start)
+    rest: list[int] = []
+    taken = 0
+    for text in read_texts(path):
+        rest += tokenizer.encode(text, add_special_tokens=False)
+        while len(rest) >= step:
+            size = step if limit is None else min(step, limit - taken)
+            if size >= MIN_TOKENS or (size == step and size > 1):
+                yield np.array(start + rest[:size], dtype=np.int64)
+                taken += size
+            if limit is not None and taken + MIN_TOKENS > limit:
+                return
+            rest = rest[step:]
+    if limit is not None:
+        rest = rest[: limit - taken]
+    if len(rest) >= MIN_TOKENS:
+        yield np.array(start + rest, dtype=np.int64)
+    elif not taken:
+        raise EvaluationError(
+            f"{path} has {len(rest)} tokens; at least {MIN_TOKENS} are needed for one window"
+        )
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file. Raises `EvaluationError` where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""A decoder in fewer bits, made and measured on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.engines.test_prepare import put
+from tests.evaluate.bigram import write_text
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.compress.quantize.calibration import check_no_overlap, collect_inputs
+from thrifty.compress.quantize.gptq import round_to_nearest
+from thrifty.compress.quantize.openvino import quantize_openvino
+from thrifty.compress.quantize.sensitivity import measure_sensitivity
+from thrifty.errors import CompressionError
+from thrifty.evaluate import evaluate
+from thrifty.types import Family, Format
+
+pytestmark = pytest.mark.engine
+
+WINDOWS = [
+    np.array([(7 * i * i + n * i) % 250 for i in range(100)], dtype=np.int64) for n in (3, 5)
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("compressed") / "models")
+
+
+@pytest.fixture(scope="module")
+def made(store: Store) -> tuple[NamedVersion, Artifact]:
+    return put(store)
+
+
+def test_inputs_of_matrices_are_what_they_are_multiplied_with(store: Store, made: Any) -> None:
+    checkpoint = load_decoder(store.folder_of(made[1].id))
+    inputs = collect_inputs(checkpoint, WINDOWS)
+    names = {f"model.layers.{layer}.{part}" for layer in range(checkpoint.shape.layers) for part in
+             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+              "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}  # fmt: skip
+    assert set(inputs) == names
+    assert inputs["model.layers.0.self_attn.q_proj"] is inputs["model.layers.0.self_attn.v_proj"]
+    assert inputs["model.layers.0.mlp.gate_proj"] is inputs["model.layers.0.mlp.up_proj"]
+    # The first matrix is fed the normalized embeddings, which can be worked out by hand.
+    table = checkpoint.tensors.read_tensor("model.embed_tokens.weight")
+    scale = checkpoint.tensors.read_tensor("model.layers.0.input_layernorm.weight")
+    x = table[np.concatenate(WINDOWS)]
+    x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + checkpoint.shape.norm_epsilon) * scale
+    np.testing.assert_allclose(
+        inputs["model.layers.0.self_attn.q_proj"], x.T @ x / len(x), rtol=2e-2, atol=2e-2
+    )
+
+
+def test_sensitivity_is_the_divergence_of_that_matrix_alone(store: Store, made: Any) -> None:
+    checkpoint = load_decoder(store.folder_of(made[1].id))
+    names = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
+    codes = {n: round_to_nearest(checkpoint.tensors.read_tensor(f"{n}.weight"), 16) for n in names}
+    told: list[Any] = []
+    found = measure_sensitivity(checkpoint, codes, WINDOWS, told.append)
+    assert set(found) == set(names)
+    assert all(0 < cost < 1 for cost in found.values())
+    assert told[-1].done == told[-1].total == 2
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_what_is_made_is_a_model_that_is_served_and_evaluated(
+    store: Store, made: Any, tmp_path: Path, scheme: str
+) -> None:
+    text = write_text(tmp_path / "calibration.txt", 40_000, seed=5)
+    version, artifact, measured = quantize_openvino(
+        store, *made, scheme, out=f"small-{scheme}", calibration=text, bits=5.5, tokens=8192
+    )
+    assert (version.name, artifact.description.format) == (f"small-{scheme}", Format.OPENVINO)
+    assert artifact.description.family is Family.DECODER
+    assert artifact.description.weights == scheme
+    assert version.lineage.parents[0].id == made[1].id
+    held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
+    found = evaluate(
+        f"small-{scheme}", "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=128
+    ).divergence
+    assert found is not None
+    if scheme == "int8":
+        assert found.kl_divergence.mean < 0.1
+    else:
+        kinds = {one.recipe: one.kl_divergence for one in measured}
+        best = min(kinds.values())
+        assert found.kl_divergence.mean < 2 * best, "other text, the same order of magnitude"
+        assert version.lineage.figures["calibration_kl_divergence"] == kinds
+        assert version.lineage.figures["recipe"] == min(kinds, key=lambda name: kinds[name])
+        assert best < kinds["round to nearest, groups of 64"]
+        assert all(one.bits_per_weight <= 5.5 for one in measured)
+        assert any("in 8 bits" in name for name in kinds)
+    # The same again is there already.
+    again, _, _ = quantize_openvino(
+        store, *made, scheme, out=f"small-{scheme}", calibration=text, bits=5.5, tokens=8192
+    )
+    assert again == version
+
+
+def test_four_bits_need_text_and_room_for_scales(store: Store, made: Any, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError, match="learns from text"):
+        quantize_openvino(store, *made, "int4", out="x")
+    text = write_text(tmp_path / "calibration.txt", 40_000)
+    with pytest.raises(CompressionError, match=r"take \d\.\d\d bits a weight, not 4"):
+        quantize_openvino(store, *made, "int4", out="x", calibration=text, bits=4, tokens=2048)
+
+
+def test_text_that_is_judged_by_is_not_learned_from(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(4000)]
+    calibration, held_out = tmp_path / "c.txt", tmp_path / "h.jsonl"
+    calibration.write_text(" ".join(words[:3000]))
+    held_out.write_text(json.dumps({"text": " ".join(words[3000:])}) + "\n")
+    check_no_overlap(calibration, held_out)
+    held_out.write_text(json.dumps({"text": " ".join(words[2000:])}) + "\n")
+    with pytest.raises(CompressionError, match="take other text to calibrate with"):
+        check_no_overlap(calibration, held_out)
