@@ -2,11 +2,14 @@
 
     python benchmarks/routing.py
 
-Two replicas, each on a core of its own, with a KV cache that holds six of the ten beginnings that
-prompts share. The policies take turns on the same replicas, behind the same gateway; the cache of
-answers is off. Three loads:
+Two replicas, each on a core of its own. The policies take turns on the same replicas, behind the same
+gateway; the cache of answers is off. The loads:
 
-  shared    600 shared words and 40 of one's own, 32 streams: past saturation
+  documents  questions about ten documents of 1,600 words, 40 words of one's own, answers of 48 tokens,
+             32 streams: past saturation. A replica's KV cache holds about six of the ten beside what runs
+  prompts    the same with ten system prompts of 600 words; the cache again holds six
+  one each   the same as each of these with two beginnings, one for each replica: as if nothing were
+             ever computed twice, which no routing can beat
   alone     nothing shared, bursts of 24 requests, answers of 32 to 256 tokens
   decision  the time of one choice among 64 and among 1,024 replicas, nothing else running
 
@@ -42,12 +45,14 @@ from thrifty.db.fleet import read_fleet, save_deployment
 from thrifty.gateway.routing import Router
 from thrifty.wire.client import parse_origin
 
-KV_TOKENS = 6000
+KV_TOKENS = {"documents": 12_500, "prompts": 6000}
+SHARED_WORDS = {"documents": 1600, "prompts": 600}
 TOKEN_BYTES = 13_680
 """What one token takes in this model's KV cache, in 8 bits."""
 STREAMS = 32
 PREFIXES = 10
-SHARED_WORDS, OWN_WORDS, ANSWER = 600, 40, 48
+WARM_UP_S = 20.0
+OWN_WORDS, ANSWER = 40, 48
 BURST, BURSTS, BURST_GAP_S = 24, 5, 5.0
 
 
@@ -75,16 +80,18 @@ def measure(service: ThriftyService, plan: LoadPlan, workload: Workload) -> dict
     }
 
 
-def measure_shared(service: ThriftyService, policy: str, seconds: float) -> dict[str, float]:
+def measure_shared(
+    service: ThriftyService, policy: str, shared: int, prefixes: int, seconds: float
+) -> dict[str, float]:
     choose_policy(service, policy)
-    words = SHARED_WORDS + OWN_WORDS
+    words = shared + OWN_WORDS
     workload = Workload(
         Lengths("fixed", words, 0), Lengths("fixed", ANSWER, 0),
-        prefix_share=SHARED_WORDS / words, prefixes=PREFIXES, seed=time.time_ns(),
+        prefix_share=shared / words, prefixes=prefixes, seed=time.time_ns(),
     )  # fmt: skip
     # Long enough for every beginning to have been met on either side.
     return measure(
-        service, LoadPlan(duration_s=seconds, warm_up_s=15.0, concurrency=STREAMS), workload
+        service, LoadPlan(duration_s=seconds, warm_up_s=WARM_UP_S, concurrency=STREAMS), workload
     )
 
 
@@ -147,6 +154,32 @@ def measure_decisions(count: int) -> dict[str, float]:
     }
 
 
+def start(kv_tokens: int) -> ThriftyService:
+    return ThriftyService(
+        "routing",
+        {"name": "smol", "replicas": 2, "cache": False, "gateway": {"port": free_port()},
+         "engine": {"kind": "openvino", "kv_cache": kv_tokens * TOKEN_BYTES}},
+    )  # fmt: skip
+
+
+def measure_load(load: str, seconds: float, rounds: int) -> dict[str, Any]:
+    """One load of shared beginnings, under each policy in turn, on the same replicas."""
+    say(load)
+    service, words = start(KV_TOKENS[load]), SHARED_WORDS[load]
+    policies = {"auto": ("auto", PREFIXES), "round_robin": ("round_robin", PREFIXES),
+                "auto, one each": ("auto", 2)}  # fmt: skip
+    try:
+        return in_turns(
+            rounds,
+            {
+                name: lambda how=how: measure_shared(service, how[0], words, how[1], seconds)
+                for name, how in policies.items()
+            },
+        )
+    finally:
+        service.stop()
+
+
 def main() -> None:
     options = parse_arguments(__doc__ or "", rounds=4)
     seconds = max(options.seconds, 20.0)
@@ -154,17 +187,9 @@ def main() -> None:
     decisions = in_turns(
         max(5, options.rounds), {n: (lambda n=n: measure_decisions(n)) for n in (64, 1024)}
     )
-    service = ThriftyService(
-        "routing",
-        {"name": "smol", "replicas": 2, "cache": False, "gateway": {"port": free_port()},
-         "engine": {"kind": "openvino", "kv_cache": KV_TOKENS * TOKEN_BYTES}},
-    )  # fmt: skip
+    shared = {load: measure_load(load, seconds, options.rounds) for load in SHARED_WORDS}
+    service = start(KV_TOKENS["prompts"])
     try:
-        say("shared beginnings")
-        shared = in_turns(
-            options.rounds,
-            {p: (lambda p=p: measure_shared(service, p, seconds)) for p in ("auto", "round_robin")},
-        )
         say("nothing shared")
         seeds = iter(range(10_000))
         pairs: dict[str, Any] = {p: [] for p in ("auto", "shortest_queue")}
@@ -180,12 +205,17 @@ def main() -> None:
     def ratios(results: dict[str, Any], over: str, key: str) -> list[float]:
         return [a[key] / b[key] for a, b in zip(results["auto"], results[over], strict=True)]
 
-    faster, sooner = (ratios(shared, "round_robin", k) for k in ("tokens_per_s", "ttft_p90_ms"))
+    found = {
+        load: [ratios(results, over, key) for over, key in (
+            ("round_robin", "tokens_per_s"), ("round_robin", "ttft_p90_ms"),
+            ("auto, one each", "tokens_per_s"))]
+        for load, results in shared.items()
+    }  # fmt: skip
     even, wait = (ratios(pairs, "shortest_queue", k) for k in ("tokens_per_s", "ttft_p90_ms"))
     at = {n: [r["choose_us"] for r in decisions[n]] for n in decisions}
     growth = [a / b for a, b in zip(at[1024], at[64], strict=True)]
     table = [("load", "policy", "tokens/s", "TTFT p50, ms", "TTFT p90, ms", "prompt tokens cached")]
-    for load, results in (("shared", shared), ("alone", pairs)):
+    for load, results in (*shared.items(), ("alone", pairs)):
         for policy, rows in results.items():
             table.append((
                 load, policy, show_spread([r["tokens_per_s"] for r in rows], "{:.0f}"),
@@ -208,14 +238,18 @@ def main() -> None:
         "routing",
         {"rounds": options.rounds, "seconds": seconds, "kv_tokens": KV_TOKENS, "shared": shared,
          "alone": pairs, "decisions": decisions,
-         "ratios": {"shared_tokens": spread(faster), "shared_ttft_p90": spread(sooner),
+         "ratios": {**{f"{load}_{key}": spread(values)
+                       for load, three in found.items()
+                       for key, values in zip(("tokens", "ttft_p90", "of_the_most"), three, strict=True)},
                     "alone_tokens": spread(even), "alone_ttft_p90": spread(wait),
                     "decision_growth": spread(growth)}},
         table,
         [
-            figure("shared beginnings past saturation, two replicas: tokens/s of `auto` over round-robin", faster,
-                   ">= 2.0 x", median(faster) >= 2),
-            figure("the same: TTFT p90", sooner, "<= 0.25 x", median(sooner) <= 0.25),
+            *(figure(f"ten {load} past saturation, two replicas: tokens/s of `auto` over round-robin",
+                     faster, ">= 2.0 x", median(faster) >= 2)
+              for load, (faster, _, _) in found.items()),
+            *(figure(f"the same, {load}: TTFT p90", sooner, "<= 0.25 x", median(sooner) <= 0.25)
+              for load, (_, sooner, _) in found.items()),
             figure("nothing shared, bursts of long answers: tokens/s of `auto` over least-loaded", even,
                    ">= 0.98 x", median(even) >= 0.98),
             figure("the same: TTFT p90", wait, "<= 1.05 x", median(wait) <= 1.05),

@@ -88,6 +88,35 @@ def test_blocks_of_a_running_request_are_cached_once_it_shares_them() -> None:
     assert index.match(prompt(1, 2, 4)) == 2 * BLOCK_TOKENS
 
 
+def test_blocks_of_a_running_request_are_cached_once_its_prompt_is_computed() -> None:
+    index = PrefixIndex(8)
+    held = index.begin(prompt(1, 2, more=1))
+    assert index.match(prompt(1, 2, 3)) == 0
+    assert index.share(prompt(1, 2, more=1), held) == 2
+    assert index.match(prompt(1, 2, 3)) == 2 * BLOCK_TOKENS
+    assert index.free_blocks == 5
+    # Who computed the same at the same time keeps blocks of its own.
+    assert index.has_room(prompt(1, 2, 3), 4)
+    assert not index.has_room(prompt(1, 2, 3), 5)
+    twin = index.begin(prompt(1, 2))
+    assert len(twin) == 2
+    index.end(held, prompt(1, 2), 1)
+    index.end(twin, prompt(1, 2), 0)
+    assert index.free_blocks == 8
+    assert index.match(prompt(1, 2, 3)) == 2 * BLOCK_TOKENS
+
+
+def test_what_two_computed_at_once_is_counted_twice() -> None:
+    index = PrefixIndex(8)
+    first, second = index.begin(prompt(1)), index.begin(prompt(1))
+    assert index.share(prompt(1), first) == 1
+    assert index.share(prompt(1), second) == 0
+    assert index.free_blocks == 6
+    index.end(second, prompt(1), 1)
+    index.end(first, prompt(1), 0)
+    assert index.free_blocks == 8
+
+
 def test_what_a_cancelled_request_never_computed_is_not_cached() -> None:
     index = PrefixIndex(MANY)
     held = index.begin(prompt(1, 2))

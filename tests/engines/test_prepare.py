@@ -234,6 +234,23 @@ def test_cached_beginnings_change_no_answer(worker: Any) -> None:
     check_greedy(other, outputs)
 
 
+def test_equal_beginnings_that_come_together_are_computed_once(worker: Any) -> None:
+    beginning = [(5 * i + 11) % 250 for i in range(3 * BLOCK_TOKENS)]
+    sampling = Sampling(max_tokens=8, temperature=0.0, ignore_eos=True)
+    for job in range(3):
+        worker.take(Add(job, [*beginning, job, 7], sampling))
+    worker.take(Add(3, [9] * BLOCK_TOKENS, sampling))
+    cached, steps, done = {}, 0, 0
+    while done < 4:
+        steps += 1
+        for output in worker.report(worker.step()).outputs:
+            cached.setdefault(output.job, output.cached_tokens)
+            done += bool(output.finish)
+    assert cached == {0: 0, 1: 3 * BLOCK_TOKENS, 2: 3 * BLOCK_TOKENS, 3: 0}
+    # Four chunks for the first and one for the last; the others have theirs beside them.
+    assert steps <= 5 + 8 + 1
+
+
 def test_cached_tokens_are_those_that_the_engine_skips(folder: Path) -> None:
     """The engine does not tell, but it needs a step for each chunk of what is not cached.
 

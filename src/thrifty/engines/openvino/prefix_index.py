@@ -1,9 +1,9 @@
 """How much of a prompt the engine's prefix cache holds, which the engine itself does not tell.
 
-OpenVINO GenAI keeps the KV cache of finished blocks of tokens and finds them again by a checksum
-over everything up to the block's end. This index keeps the same account: blocks of running
-sequences, blocks that nobody uses, and the least recently used of those given up first when the
-pool is full.
+OpenVINO GenAI keeps the KV cache of computed blocks of tokens and finds them again by a checksum
+over everything up to the block's end, those of sequences that run as well. This index keeps the same
+account: blocks in use, by how many; blocks that nobody uses, the least recently used of which are
+given up first when the pool is full; and what running sequences have for themselves alone.
 """
 
 from __future__ import annotations
@@ -65,6 +65,20 @@ class PrefixIndex:
         self._running_blocks += -(-len(tokens) // BLOCK_TOKENS) - len(held)
         self._evict()
         return held
+
+    def share(self, tokens: list[int], held: list[int]) -> int:
+        """A running prompt is computed: others may use its whole blocks from now on. Those join `held`;
+        returns how many of the sequence's own they were. What another has computed too stays its own.
+        """
+        shared = 0
+        for checksum in self._chain(tokens)[len(held) :]:
+            if checksum not in self._used:
+                self._unused.pop(checksum, None)
+                self._used[checksum] = 1
+                held.append(checksum)
+                shared += 1
+        self._running_blocks -= shared
+        return shared
 
     def grow(self, blocks: int) -> None:
         """Running sequences took `blocks` more."""

@@ -60,6 +60,8 @@ class _Running:
     held: list[int] = field(default_factory=list)
     generated: list[int] = field(default_factory=list)
     own_blocks: int = 0
+    rest: int = 0
+    """Tokens of its prompt that are not computed yet, by our account of the engine's steps."""
     reported: bool = False
     stepped: bool = False
     """Whether a step may have computed some of its prompt."""
@@ -211,6 +213,7 @@ class DecoderWorker:
         running = _Running(message, handle, cached)
         running.held = self._index.begin(message.prompt)
         running.own_blocks = count_blocks(len(message.prompt)) - len(running.held)
+        running.rest = len(message.prompt) - len(running.held) * BLOCK_TOKENS
         self._running[message.job] = running
 
     def cancel(self, job: int) -> None:
@@ -248,8 +251,7 @@ class DecoderWorker:
         self._make_room()
         self._begin_waiting()
         self._begin_background()
-        for running in self._running.values():
-            running.stepped = True
+        self._note_step()
         self._together, self._given_back = len(self._running), 0
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
@@ -281,13 +283,47 @@ class DecoderWorker:
             youngest.handle.cancel()
             self._give_back(youngest)
 
+    def _note_step(self) -> None:
+        """Account for what the next step computes: a token of each answer, then prompts in their order,
+        as far as the chunk goes.
+        """
+        budget = self._settings.prefill_chunk - sum(r.reported for r in self._running.values())
+        for running in self._running.values():
+            running.stepped = True
+            if not running.reported:
+                part = min(running.rest, max(0, budget))
+                running.rest -= part
+                budget -= part
+
     def _begin_waiting(self) -> None:
         """Begin jobs in their order, as far as the KV cache has room for them beside those that run.
 
-        The engine itself takes any number, and gives some up once none of them can grow.
+        The engine itself takes any number, and gives some up once none of them can grow. It also
+        looks for what is cached of a prompt when it takes it; so a job waits here while a step's worth
+        of prompts is there already, and while one that begins like it is being computed.
         """
-        while self._waiting and self._has_room(self._waiting[0]):
+        while self._waiting:
+            message = self._waiting[0]
+            rest = sum(running.rest for running in self._running.values())
+            if rest >= self._settings.prefill_chunk or self._is_being_computed(message):
+                return
+            if not self._has_room(message):
+                return
             self.add(self._waiting.popleft())
+
+    def _is_being_computed(self, message: Add) -> bool:
+        """Whether more of this prompt is about to be cached than is."""
+        if not self._settings.prefix_cache:
+            return False
+        cached = self._index.match(message.prompt)
+        end = (cached // BLOCK_TOKENS + 1) * BLOCK_TOKENS
+        if end >= len(message.prompt):
+            return False
+        head = message.prompt[:end]
+        return any(
+            not running.reported and len(running.prompt) >= end and running.prompt[:end] == head
+            for running in self._running.values()
+        )
 
     def _has_room(self, message: Add) -> bool:
         """Whether a job fits beside those that run, with room for all to grow."""
@@ -348,7 +384,10 @@ class DecoderWorker:
         if not tokens and not finish:
             return None
         cached = 0 if running.reported else running.cached
-        running.reported = True
+        if not running.reported:
+            running.reported, running.rest = True, 0
+            if running.job in self._running:
+                running.own_blocks -= self._index.share(running.prompt, running.held)
         return Output(running.job, tokens, logprobs or None, finish, cached)
 
     def _note_growth(self, running: _Running, tokens: list[int]) -> None:
