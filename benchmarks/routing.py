@@ -117,6 +117,7 @@ class Copy:
     id: str
     slot: int
     in_flight: int = 0
+    waiting: int = 0
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
     rates_key: str = "v"

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from thrifty.gateway.routing import POLICIES, Knowledge, RoutedRequest, Router, make_policy
-from thrifty.gateway.routing.rates import Rates
+from thrifty.gateway.routing.rates import Ahead, Rates
 from thrifty.spec.models import Routing
 
 PLAIN = RoutedRequest(100.0, 50.0)
@@ -22,6 +22,7 @@ PLAIN = RoutedRequest(100.0, 50.0)
 class Copy:
     id: str
     in_flight: int = 0
+    waiting: int = 0
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
     slot: int = -1
@@ -312,22 +313,47 @@ def test_rates_find_the_speeds_of_a_replica() -> None:
     rng, rates = random.Random(4), Rates()
     for _ in range(300):
         prefill, running = rng.uniform(20, 4000), rng.randrange(0, 20)
-        ttft_s = (0.015 + prefill / 5000 + running * 0.008) * rng.uniform(0.9, 1.1)
-        rates.learn_ttft(prefill, running, ttft_s)
+        waiting = rng.randrange(0, running + 1)
+        ttft_s = (0.015 + prefill / 5000 + running * 0.008 + waiting * 0.04) * rng.uniform(0.9, 1.1)
+        rates.learn_ttft(Ahead(prefill, running, waiting), ttft_s)
         rates.learn_decode(64, 63 * 0.03, 8)
     assert rates.prefill_s == pytest.approx(1 / 5000, rel=0.1)
-    assert rates.running_s == pytest.approx(0.008, rel=0.25)
+    assert rates.running_s == pytest.approx(0.008, rel=0.5)
+    assert rates.waiting_s == pytest.approx(0.04, rel=0.2)
     assert rates.decode_s == pytest.approx(0.03 / 8, rel=0.05)
 
 
 def test_rates_stay_sane_on_samples_that_say_nothing() -> None:
     rates = Rates()
     for _ in range(5000):
-        rates.learn_ttft(100.0, 1, 0.1)
-    assert rates.estimate_ttft_s(100.0, 1) == pytest.approx(0.1, rel=0.05)
+        rates.learn_ttft(Ahead(100.0, 1, 0), 0.1)
+    assert rates.estimate_ttft_s(Ahead(100.0, 1, 0)) == pytest.approx(0.1, rel=0.05)
     assert 0 <= rates.prefill_s < 0.01
-    rates.learn_ttft(4000.0, 1, 2.1)
-    assert 0.5 < rates.estimate_ttft_s(4000.0, 1) < 4
+    rates.learn_ttft(Ahead(4000.0, 1, 0), 2.1)
+    assert 0.5 < rates.estimate_ttft_s(Ahead(4000.0, 1, 0)) < 4
+
+
+def test_who_has_what_is_asked_for_but_lets_everybody_wait_is_left() -> None:
+    """A replica whose cache is full keeps even those waiting whose prompt it has computed."""
+    router = Router("auto", random.Random(3))
+    full, free = fleet = copies(2, router)
+    first = router.describe(chat(LONG))
+    load = router.begin(full, first, 0.0)
+    load.first_token(0.2)
+    load.end(1.0, 700, 50, 0, streamed=True)
+    rng = random.Random(5)
+    for _ in range(100):
+        waiting = rng.randrange(0, 8)
+        running = waiting + rng.randrange(4, 12)
+        ttft_s = 0.05 + 0.6 * waiting
+        router.knowledge.rates_of(full).learn_ttft(Ahead(100.0, running, waiting), ttft_s)
+    full.in_flight = free.in_flight = 12
+    full.decode_tokens, free.decode_tokens = 600.0, 500.0
+    full.waiting = 1
+    again = router.describe(chat(LONG))
+    assert router.choose(fleet, again) is full, "a moment's wait is worth it"
+    full.waiting = 8
+    assert router.choose(fleet, again) is free
 
 
 def test_replicas_of_different_kinds_have_speeds_of_their_own() -> None:

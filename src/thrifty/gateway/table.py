@@ -37,6 +37,8 @@ class Replica:
     state: str
     restarts: int = 0
     in_flight: int = 0
+    waiting: int = 0
+    """Those of them whose answer has not begun."""
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
     slot: int = -1

@@ -13,8 +13,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate, Knowledge
+from thrifty.gateway.routing.base import AnyCandidate, Candidate, Knowledge
 from thrifty.gateway.routing.least_work import find_least_work, sample
+from thrifty.gateway.routing.rates import Ahead
 from thrifty.gateway.routing.request import RoutedRequest
 
 HOLDERS = 8
@@ -41,12 +42,8 @@ class Auto:
             return least
         saved, cached = request.cached_tokens(holder.slot), request.cached_tokens(least.slot)
         there, elsewhere = known.rates_of(holder), known.rates_of(least)
-        at_holder_s = there.estimate_ttft_s(
-            holder.prefill_tokens + request.prompt_tokens - saved, holder.in_flight
-        )
-        at_least_s = elsewhere.estimate_ttft_s(
-            least.prefill_tokens + request.prompt_tokens - cached, least.in_flight
-        )
+        at_holder_s = there.estimate_ttft_s(_see(holder, request, saved))
+        at_least_s = elsewhere.estimate_ttft_s(_see(least, request, cached))
         saved_s = elsewhere.prefill_s * max(0.0, saved - cached)
         return holder if at_holder_s <= at_least_s * (1 + MARGIN) + saved_s else least
 
@@ -66,6 +63,12 @@ class Auto:
             if holders:
                 return find_least_work(holders, known, self._rng)
         return None
+
+
+def _see(candidate: Candidate, request: RoutedRequest, cached: float) -> Ahead:
+    """What the request would find there, `cached` of its tokens being there already."""
+    tokens = candidate.prefill_tokens + request.prompt_tokens - cached
+    return Ahead(tokens, candidate.in_flight, candidate.waiting)
 
 
 def _spread_bits(mask: int, rng: random.Random) -> Iterator[int]:

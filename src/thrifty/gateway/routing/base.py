@@ -28,6 +28,11 @@ class Candidate(Protocol):
         ...
 
     @property
+    def waiting(self) -> int:
+        """Those of them whose answer has not begun."""
+        ...
+
+    @property
     def prefill_tokens(self) -> float:
         """Prompt tokens that it has still to compute, without those in its prefix cache."""
         ...

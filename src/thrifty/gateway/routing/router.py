@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from thrifty.gateway.routing.base import AnyCandidate, Knowledge
-from thrifty.gateway.routing.rates import DEFAULT_ANSWER_TOKENS
+from thrifty.gateway.routing.rates import DEFAULT_ANSWER_TOKENS, Ahead
 from thrifty.gateway.routing.registry import AFFINITY_POLICIES, PREFIX_POLICIES, make_policy
 from thrifty.gateway.routing.request import (
     BLOCK_BYTES,
@@ -36,6 +36,7 @@ class Loaded(Protocol):
     """What `begin` counts on."""
 
     in_flight: int
+    waiting: int
     prefill_tokens: float
     decode_tokens: float
 
@@ -59,7 +60,7 @@ class Outstanding:
     """What one request puts on a replica, from the moment it was chosen until its last byte."""
 
     __slots__ = ("_ahead", "_began_s", "_first_s", "_new", "_prefill", "_replica", "_request",
-                 "_router", "_running")  # fmt: skip
+                 "_router")  # fmt: skip
 
     def __init__(
         self, router: Router, replica: Loaded, request: RoutedRequest, now_s: float
@@ -69,11 +70,13 @@ class Outstanding:
         self._new: Sequence[int] = ()
         if request.blocks:
             self._note_prefix(replica.slot)
-        self._running = replica.in_flight
+        self._ahead = Ahead(
+            replica.prefill_tokens + self._prefill, replica.in_flight, replica.waiting
+        )
         replica.in_flight += 1
+        replica.waiting += 1
         replica.prefill_tokens += self._prefill
         replica.decode_tokens += request.decode_tokens
-        self._ahead = replica.prefill_tokens
         self._began_s, self._first_s = now_s, 0.0
 
     def _note_prefix(self, slot: int) -> None:
@@ -91,10 +94,11 @@ class Outstanding:
         self._end_prefill()
         if self._request is not UNKNOWN:
             self._router.knowledge.rates_of(self._replica).learn_ttft(
-                self._ahead, self._running, now_s - self._began_s
+                self._ahead, now_s - self._began_s
             )
 
     def _end_prefill(self) -> None:
+        self._replica.waiting -= 1
         self._replica.prefill_tokens -= self._prefill
         if self._new:
             self._router.knowledge.prefixes.finish(self._replica.slot, self._new)
