@@ -109,10 +109,12 @@ class Llama:
         }
         return {key: value for key, value in config.items() if value is not None}
 
-    def write_safetensors(self, folder: Path, **changes: Any) -> Path:
-        """The model as a transformers folder."""
+    def write_safetensors(
+        self, folder: Path, *, tensors: dict[str, FloatArray] | None = None, **changes: Any
+    ) -> Path:
+        """The model as a transformers folder, with other `tensors` than its own if they are given."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(folder / "model.safetensors", self.make_tensors())
+        write_safetensors(folder / "model.safetensors", tensors or self.make_tensors())
         (folder / "config.json").write_text(json.dumps(self.make_config(**changes)))
         return folder
 

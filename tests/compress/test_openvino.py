@@ -13,7 +13,7 @@ from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import load_decoder
-from thrifty.compress.quantize.calibration import check_no_overlap, collect_inputs
+from thrifty.compress.calibration import check_no_overlap, collect_inputs
 from thrifty.compress.quantize.gptq import round_to_nearest
 from thrifty.compress.quantize.openvino import quantize_openvino
 from thrifty.compress.quantize.sensitivity import measure_sensitivity

@@ -34,7 +34,9 @@ DECODERS = {
 GGUF_DECODERS = frozenset(DECODERS.values())
 ENCODERS = frozenset({"BertModel"})
 """Encoder architectures that are read."""
-
+LAYER_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+                  "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
+"""What a decoder's layer multiplies with, behind `model.layers.N.`."""
 
 _HEAD = "lm_head.weight"
 

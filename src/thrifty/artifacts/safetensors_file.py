@@ -1,6 +1,6 @@
-"""Reading safetensors: a JSON header and raw bytes, mapped into memory.
+"""Safetensors, read and written: a JSON header and raw bytes, mapped into memory.
 
-Read here rather than by the `safetensors` package because NumPy has no bfloat16, which most
+Done here rather than by the `safetensors` package because NumPy has no bfloat16, which most
 checkpoints are in; the format is an 8-byte length, that many bytes of JSON, and the tensors.
 
 Format: https://github.com/huggingface/safetensors#format
@@ -12,7 +12,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,3 +126,33 @@ def _read_entry(path: Path, name: str, value: Any, start: int, file_size: int) -
     if not begin <= end <= file_size - start or end - begin != size:
         raise damaged
     return _Entry(path, dtype, tuple(shape), start + begin, start + end)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Write tensors in 16 bits: float16, or bfloat16 where one has a value beyond 65,504."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    arrays: list[npt.NDArray[Any]] = []
+    at = 0
+    for name, values in tensors.items():
+        dtype, array = _halve(values)
+        entries[name] = {
+            "dtype": dtype, "shape": list(values.shape), "data_offsets": [at, at + array.nbytes],
+        }  # fmt: skip
+        arrays.append(array)
+        at += array.nbytes
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for array in arrays:
+            file.write(array.tobytes())
+
+
+def _halve(values: npt.NDArray[np.float32]) -> tuple[str, npt.NDArray[Any]]:
+    """In 16 bits, rounded to the nearest."""
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if np.isfinite(halves).all():
+        return "F16", halves
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return "BF16", ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)

@@ -217,6 +217,41 @@ def quantize(
 
 
 @app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
+    parameters: Annotated[
+        float, typer.Option(help="The share of the parameters to keep, such as 0.8.")
+    ],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    text: Annotated[Path, typer.Option(help="Text to learn from: plain, or .jsonl.")],
+    depth_only: Annotated[
+        bool, typer.Option("--depth-only", help="Only leave layers out.")
+    ] = False,
+    width_only: Annotated[
+        bool, typer.Option("--width-only", help="Only take neurons, heads and channels away.")
+    ] = False,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
+    as_json: Json = False,
+) -> None:
+    """Take parts of a model away; what stays is a plain checkpoint.
+
+    Several ways to the size are made and measured, and the one nearest to the whole model is kept.
+    Only whole parts go: weights that are set to zero one by one, or two in four, save nothing on the
+    engines here, which have no kernels for them.
+    """
+    from thrifty.cli.prune import run_prune
+
+    run_prune(
+        model, parameters=parameters, depth_only=depth_only, width_only=width_only, out=out,
+        text=text, held_out=held_out, tokens=tokens, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
 def spec(
     path: Annotated[Path | None, typer.Argument(help="A spec; none: all defaults.")] = None,
     explain: Annotated[

@@ -1,1 +1,1 @@
-"""Smaller models: quantize, and later prune and distill."""
+"""Smaller models: quantize, prune, and later distill."""

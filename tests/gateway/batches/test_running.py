@@ -155,11 +155,13 @@ async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
         began = time.monotonic()
         batch = await talk.create([make_line(str(i), str(i)) for i in range(100)])
         await talk.wait(batch["id"], "in_progress")
-        seen = []
+        seen, waiting = [], [0, 0]
         while (await talk.batch(batch["id"]))["status"] == "in_progress":
             loads = [await load_of(one), await load_of(two)]
             seen.append([load["running"] for load in loads])
-            assert all(load["waiting"] == 0 for load in loads)
+            # An answer's end may be seen before its place is free, for a moment.
+            before, waiting = waiting, [load["waiting"] for load in loads]
+            assert all(min(pair) == 0 for pair in zip(before, waiting, strict=True))
             await asyncio.sleep(0.02)
         ended = await talk.wait(batch["id"])
         assert ended["request_counts"]["completed"] == 100

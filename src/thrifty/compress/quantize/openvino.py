@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,19 @@ from openvino import opset13 as op
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
-from thrifty.compress.quantize.calibration import check_no_overlap, collect_inputs
+from thrifty.compress.calibration import check_no_overlap, collect_inputs
+from thrifty.compress.judge import Judge
 from thrifty.compress.quantize.gptq import Int4Codes, output_error, quantize, round_to_nearest
 from thrifty.compress.quantize.sensitivity import (
     choose_eight_bits,
     eight_bits,
     measure_sensitivity,
 )
-from thrifty.engines.openvino.decoder_graph import build_decoder
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
 from thrifty.engines.openvino.weights import int4_codes, int8_weight, table_weight
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
-from thrifty.evaluate.divergence import coarse_divergence
-from thrifty.evaluate.openvino_scorer import OpenVinoScorer
-from thrifty.evaluate.windows import TokenArray, digest_file, read_windows
+from thrifty.evaluate.windows import digest_file, read_windows
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
@@ -201,7 +199,12 @@ def make_recipes(
         raise CompressionError(
             f"4 bits and their scales take {least:.2f} bits a weight, not {bits:g}"
         )
-    return fitting, _judge(checkpoint, tokenizer, fitting, judges, on_progress)
+    judge, measured = Judge(checkpoint, tokenizer, judges), list[Measured]()
+    for index, one in enumerate(fitting):
+        divergence = judge.measure(checkpoint, Int4Weights(one))
+        measured.append(Measured(one.name, one.bits_per_weight, divergence))
+        on_progress(Progress("judge", index + 1, len(fitting), "recipes"))
+    return fitting, measured
 
 
 def _make_codes(
@@ -224,38 +227,4 @@ def _make_codes(
         if not plain and output_error(values, found[name], matrix) > 1:
             raise CompressionError(f"{name} cannot be kept in 4 bits: its outputs are lost")
         on_progress(Progress("quantize", index + 1, len(inputs), "matrices"))
-    return found
-
-
-def _judge(
-    checkpoint: DecoderCheckpoint,
-    tokenizer: TextTokenizer,
-    recipes: Sequence[Int4Recipe],
-    windows: Sequence[TokenArray],
-    on_progress: OnProgress,
-) -> list[Measured]:
-    """The divergence of each recipe from the float model."""
-    context = checkpoint.shape.context_length
-
-    def score(weights: Any, exact: bool) -> OpenVinoScorer:
-        model = build_decoder(checkpoint, weights)
-        return OpenVinoScorer(model, tokenizer, "", "", context_length=context, exact=exact)
-
-    teacher = score("none", True)
-    ranked = [teacher.rank(tokens, 64, []) for tokens in windows]
-    teacher.close()
-    found = []
-    for index, recipe in enumerate(recipes):
-        student = score(Int4Weights(recipe), False)
-        total, count = 0.0, 0
-        for tokens, known in zip(windows, ranked, strict=True):
-            scored = student.score(tokens, known.ids)
-            tail = np.maximum(0, 1 - np.exp(known.logprobs.astype(np.float64)).sum(axis=1))
-            total += float(
-                coarse_divergence(known.logprobs, tail.astype(np.float32), scored.logprobs).sum()
-            )
-            count += len(tokens) - 1
-        student.close()
-        found.append(Measured(recipe.name, recipe.bits_per_weight, total / count))
-        on_progress(Progress("judge", index + 1, len(recipes), "recipes"))
     return found

@@ -1,7 +1,7 @@
 """What it costs to keep one matrix in 4 bits, measured: the divergence of the whole model.
 
 One graph holds every matrix in 8 bits and, behind a gate, what changes when it is in 4. With all gates
-shut it is the 8-bit model; opening one measures that matrix alone, without building anything anew.
+shut it is the 8-bit model; opening one measures that matrix alone.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.compress.gates import GatedModel, Gates
 from thrifty.compress.quantize.gptq import Int4Codes
-from thrifty.engines.openvino.decoder_graph import build_decoder
 from thrifty.engines.openvino.weights import float16_weight, int8_weight, table_weight
 from thrifty.evaluate.windows import TokenArray
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
-GATES = "gates"
 
 
 class GatedWeights:
@@ -31,10 +29,8 @@ class GatedWeights:
     def __init__(self, codes: Mapping[str, Int4Codes]) -> None:
         self._codes = codes
         self.names = list(codes)
-        gates = op.parameter([len(codes)], ov.Type.f32, name=GATES)
-        gates.output(0).set_names({GATES})
-        self._gates = gates
-        self.inputs: list[Any] = [gates]
+        self._gates = Gates(len(codes))
+        self.inputs: list[Any] = [self._gates.input]
 
     def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
@@ -43,9 +39,7 @@ class GatedWeights:
         if found is None:
             return plain
         change = op.matmul(x, float16_weight(found.dequantize() - values), False, True)
-        at = op.constant(np.array([self.names.index(name)], np.int64))
-        gate = op.gather(self._gates, at, op.constant(np.int64(0)))
-        return op.add(plain, op.multiply(change, gate))
+        return op.add(plain, self._gates.multiply(change, self.names.index(name)))
 
     def table(self, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
@@ -60,41 +54,14 @@ def measure_sensitivity(
 ) -> dict[str, float]:
     """For each matrix: the mean divergence, from the 8-bit model, when it alone is in 4 bits."""
     weights = GatedWeights(codes)
-    model = build_decoder(checkpoint, weights)
-    request = ov.Core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    ).create_infer_request()  # fmt: skip
-    shut = np.zeros(len(codes), np.float32)
-    references = [_log_probabilities(request, tokens, shut) for tokens in windows]
+    gates = np.zeros(len(codes), np.float32)
+    model = GatedModel(checkpoint, weights, windows, gates)
     found: dict[str, float] = {}
     for index, name in enumerate(weights.names):
-        gates = shut.copy()
         gates[index] = 1
-        total, count = 0.0, 0
-        for tokens, reference in zip(windows, references, strict=True):
-            other = _log_probabilities(request, tokens, gates)
-            total += float((np.exp(reference) * (reference - other)).sum())
-            count += len(tokens)
-        found[name] = max(0.0, total / count)
+        found[name] = model.measure(gates)
+        gates[index] = 0
         on_progress(Progress("sensitivity", index + 1, len(codes), "matrices"))
-    return found
-
-
-def _log_probabilities(request: Any, tokens: TokenArray, gates: FloatArray) -> FloatArray:
-    count = len(tokens)
-    request.reset_state()
-    request.infer(
-        {
-            "input_ids": tokens[None],
-            "attention_mask": np.ones((1, count), np.int64),
-            "position_ids": np.arange(count, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, np.int32),
-            GATES: gates,
-        }
-    )
-    logits = request.get_tensor("logits").data[0]
-    logits = logits - logits.max(axis=1, keepdims=True)
-    found: FloatArray = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     return found
 
 

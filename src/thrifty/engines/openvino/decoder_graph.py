@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import openvino as ov
 from openvino import PartialShape, Type
 from openvino import opset13 as op
@@ -47,6 +48,17 @@ def build_decoder(
     """
     kept = SchemeWeights(weights) if isinstance(weights, str) else weights
     return _DecoderBuilder(checkpoint, kept, taps).build(on_progress)
+
+
+def make_inputs(tokens: npt.NDArray[np.int64], past: int = 0) -> dict[str, Any]:
+    """The graph's inputs for one sequence of tokens, behind `past` that it has seen."""
+    count = len(tokens)
+    return {
+        "input_ids": tokens[None],
+        "attention_mask": np.ones((1, past + count), np.int64),
+        "position_ids": np.arange(past, past + count, dtype=np.int64)[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }
 
 
 def compute_rope_frequencies(shape: DecoderShape, tensors: Tensors) -> FloatArray:

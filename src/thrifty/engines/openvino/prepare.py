@@ -102,7 +102,7 @@ def _write_decoder(
     weights: Weights | None,
     on_progress: OnProgress,
 ) -> None:
-    tokenizer = _write_tokenizer(source, target, artifact)
+    tokenizer = write_tokenizer(source, target, artifact)
     checkpoint = load_decoder(source)
     shape = checkpoint.shape
     model = build_decoder(checkpoint, weights or scheme, on_progress)
@@ -152,7 +152,10 @@ def kv_bytes_per_token(shape: DecoderShape, precision: str = "u8") -> int:
     return round(shape.layers * shape.kv_heads * per_head)
 
 
-def _write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer:
+def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer:
+    """Write a checkpoint's tokenizer into `target`, as the tokenizers library and transformers read
+    it. Raises `FormatRefused` where there is none.
+    """
     if artifact.description.format is Format.GGUF:
         file = GgufFile(next(iter(sorted(source.glob("*.gguf")))))
         tokenizer = build_tokenizer(file)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
-from thrifty.engines.openvino.decoder_graph import TAP, build_decoder
+from thrifty.engines.openvino.decoder_graph import TAP, build_decoder, make_inputs
 from thrifty.errors import CompressionError
 from thrifty.evaluate.windows import TokenArray, read_texts
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -34,44 +33,45 @@ def collect_inputs(
     """For each matrix of the decoder, by name: the mean of x x^T over all tokens, where x is what it is
     multiplied with. Matrices that are fed the same share one array.
     """
-    model = build_decoder(checkpoint, "none", taps=True)
-    request = ov.Core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    ).create_infer_request()  # fmt: skip
-    taps = [
-        (index, [name.removeprefix(TAP) for name in output.get_names() if name.startswith(TAP)])
-        for index, output in enumerate(request.get_compiled_model().outputs)
-    ]
-    sums: dict[int, npt.NDArray[np.float64]] = {}
+    sums: dict[str, npt.NDArray[np.float64]] = {}
     count = 0
+    run = TapRun(checkpoint)
     for tokens in windows:
-        request.reset_state()
-        request.infer(_inputs(tokens))
-        for index, names in taps:
-            if names:
-                x = request.get_output_tensor(index).data.reshape(len(tokens), -1)
-                product = (x.T @ x).astype(np.float64)
-                sums[index] = sums[index] + product if index in sums else product
+        for first, x in run(tokens).items():
+            product = (x.T @ x).astype(np.float64)
+            sums[first] = sums[first] + product if first in sums else product
         count += len(tokens)
         on_progress(Progress("calibrate", count, total, "tokens"))
     if not count:
         raise CompressionError("the calibration text has not even one window")
-    found: dict[str, FloatArray] = {}
-    for index, names in taps:
-        if names:
-            mean = (sums[index] / count).astype(np.float32)
-            found |= dict.fromkeys(names, mean)
-    return found
+    means = {name: (found / count).astype(np.float32) for name, found in sums.items()}
+    return {name: means[first] for name, first in run.first_of.items()}
 
 
-def _inputs(tokens: TokenArray) -> dict[str, Any]:
-    count = len(tokens)
-    return {
-        "input_ids": tokens[None],
-        "attention_mask": np.ones((1, count), np.int64),
-        "position_ids": np.arange(count, dtype=np.int64)[None],
-        "beam_idx": np.zeros(1, np.int32),
-    }
+class TapRun:
+    """A decoder that tells what each of its matrices is multiplied with."""
+
+    def __init__(self, checkpoint: DecoderCheckpoint) -> None:
+        model = build_decoder(checkpoint, "none", taps=True)
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        self._request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+        self.first_of: dict[str, str] = {}
+        """For each matrix, the one by which its input is told: several are fed the same."""
+        self._taps: dict[int, str] = {}
+        for index, output in enumerate(self._request.get_compiled_model().outputs):
+            names = sorted(n.removeprefix(TAP) for n in output.get_names() if n.startswith(TAP))
+            if names:
+                self._taps[index] = names[0]
+                self.first_of |= dict.fromkeys(names, names[0])
+
+    def __call__(self, tokens: TokenArray) -> dict[str, FloatArray]:
+        """The inputs, [tokens, columns], by the first of the matrices that are fed them."""
+        self._request.reset_state()
+        self._request.infer(make_inputs(tokens))
+        return {
+            name: self._request.get_output_tensor(index).data.reshape(len(tokens), -1)
+            for index, name in self._taps.items()
+        }
 
 
 def check_no_overlap(calibration: Path, evaluation: Path) -> None:

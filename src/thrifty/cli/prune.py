@@ -1,0 +1,66 @@
+"""`thrifty prune`: a model with fewer layers, neurons, heads or channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.compress.prune.prune import prune_decoder
+from thrifty.errors import CompressionError
+from thrifty.home import find_home
+from thrifty.units import format_bytes
+
+
+def run_prune(
+    model: str,
+    *,
+    parameters: float,
+    depth_only: bool,
+    width_only: bool,
+    out: str,
+    text: Path,
+    held_out: Path | None,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Prune a model."""
+    if depth_only and width_only:
+        raise CompressionError("--depth-only and --width-only exclude each other")
+    store = Store(find_home().models)
+    with show_progress() as on_progress:
+        version, artifact = fetch_model(store, model, on_progress=on_progress)
+        new_version, new_artifact, report = prune_decoder(
+            store, version, artifact, parameters, out=out, calibration=text, held_out=held_out,
+            depth=not width_only, width=not depth_only, tokens=tokens, on_progress=on_progress,
+        )  # fmt: skip
+    figures = new_version.lineage.figures
+    if as_json:
+        print_json(
+            {"name": new_version.label, "bytes": new_artifact.size_bytes, "figures": figures}
+        )
+        return
+    if report is not None:
+        rows = [
+            (
+                one.way,
+                f"{one.parameters / report.parameters_before:.1%}",
+                f"{one.kl_divergence:.4f}",
+            )
+            for one in report.tried
+        ]
+        print_table(("what is kept", "parameters", "KL divergence, calibration text"), rows)
+        if report.layers:
+            print_line()
+            print_table(
+                ("layer left out", "its influence", "KL divergence, with those before it"),
+                [(str(one.layer), f"{one.influence:.4f}", f"{one.kl_divergence:.4f}")
+                 for one in report.layers],
+            )  # fmt: skip
+    err.print(f"taken: {figures['way']}")
+    err.print(
+        f"{new_version.label}: {figures['parameters']:,} of {figures['parameters_before']:,} "
+        f"parameters, {format_bytes(new_artifact.size_bytes)}"
+    )
+    print_line(new_version.label)

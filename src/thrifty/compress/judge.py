@@ -1,0 +1,55 @@
+"""How far a changed decoder is from the one it was made from, while it is being made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.engines.openvino.decoder_graph import build_decoder
+from thrifty.engines.openvino.weights import Weights
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.evaluate.divergence import coarse_divergence
+from thrifty.evaluate.openvino_scorer import OpenVinoScorer
+from thrifty.evaluate.windows import TokenArray
+
+TOP_K = 64
+
+
+class Judge:
+    """Holds what the float model says of some windows, and compares others with it."""
+
+    def __init__(
+        self,
+        checkpoint: DecoderCheckpoint,
+        tokenizer: TextTokenizer,
+        windows: Sequence[TokenArray],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._windows = list(windows)
+        teacher = self._open(checkpoint, "none", exact=True)
+        self._known = [teacher.rank(tokens, TOP_K, []) for tokens in self._windows]
+        teacher.close()
+
+    def measure(self, checkpoint: DecoderCheckpoint, weights: str | Weights = "none") -> float:
+        """The mean divergence (KL, nats) of a changed model, as it would be served."""
+        student = self._open(checkpoint, weights, exact=False)
+        total, count = 0.0, 0
+        for tokens, known in zip(self._windows, self._known, strict=True):
+            scored = student.score(tokens, known.ids)
+            tail = np.maximum(0, 1 - np.exp(known.logprobs.astype(np.float64)).sum(axis=1))
+            found = coarse_divergence(known.logprobs, tail.astype(np.float32), scored.logprobs)
+            total += float(found.sum())
+            count += len(tokens) - 1
+        student.close()
+        return total / count
+
+    def _open(
+        self, checkpoint: DecoderCheckpoint, weights: str | Weights, *, exact: bool
+    ) -> OpenVinoScorer:
+        model = build_decoder(checkpoint, weights)
+        return OpenVinoScorer(
+            model, self._tokenizer, "", "",
+            context_length=checkpoint.shape.context_length, exact=exact,
+        )  # fmt: skip

@@ -1,0 +1,306 @@
+"""Prune a decoder to a share of its parameters: layers, widths, or both, whichever costs least.
+
+Several ways to the same size are made and measured on calibration text that none was made with; the
+one nearest to the whole model is written as a plain checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
+from thrifty.artifacts.write_checkpoint import write_decoder
+from thrifty.compress.calibration import check_no_overlap, collect_inputs
+from thrifty.compress.judge import Judge
+from thrifty.compress.prune.depth import LayerRemoval, rank_layers
+from thrifty.compress.prune.views import keep_layers
+from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
+from thrifty.engines.openvino.prepare import prepare_model, write_tokenizer
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import CompressionError
+from thrifty.evaluate.windows import TokenArray, digest_file, read_windows
+from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
+
+WINDOW = 512
+CALIBRATION_TOKENS = 32_768
+TRIAL_TOKENS = 2048
+"""For each trial of leaving a layer out."""
+SELECTION_TOKENS = 8192
+"""To choose among the ways to a size by."""
+MULTIPLE = 64
+"""Widths are multiples of this, which kernels are made for; of less where a model is smaller."""
+LEAST_WIDTH = 0.3
+"""No width goes below this share of what it was."""
+VERSION = 1
+"""Raised when pruning changes, so that models are pruned anew."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to a size."""
+
+    layers_removed: int
+    widths: Widths
+
+    def describe(self, before: Widths, layers: int) -> str:
+        """As reports call it."""
+        parts = []
+        if self.layers_removed:
+            parts.append(f"{layers - self.layers_removed} of {layers} layers")
+        for name, new, old in (
+            ("neurons", self.widths.neurons, before.neurons),
+            ("key-value heads", self.widths.kv_heads, before.kv_heads),
+            ("channels", self.widths.channels, before.channels),
+        ):
+            if new != old:
+                parts.append(f"{new} of {old} {name}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What one way to a size came to, on text that it was not made with."""
+
+    way: str
+    parameters: int
+    kl_divergence: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was pruned, and what each part cost."""
+
+    parameters_before: int
+    tried: list[Tried]
+    taken: Tried
+    layers: list[LayerRemoval]
+    """Those that went, in their order."""
+    errors: dict[str, float]
+    """For each matrix with fewer inputs: squared error of its outputs over their squared size."""
+
+    def as_figures(self) -> dict[str, Any]:
+        """As the lineage keeps it."""
+        return {
+            "way": self.taken.way,
+            "parameters": self.taken.parameters,
+            "parameters_before": self.parameters_before,
+            "calibration_kl_divergence": {one.way: one.kl_divergence for one in self.tried},
+            "layers_removed": [asdict(one) for one in self.layers],
+            "output_error": self.errors,
+        }
+
+
+def prune_decoder(
+    store: Store,
+    version: NamedVersion,
+    artifact: Artifact,
+    parameters: float,
+    *,
+    out: str,
+    calibration: Path,
+    held_out: Path | None = None,
+    depth: bool = True,
+    width: bool = True,
+    tokens: int = CALIBRATION_TOKENS,
+    on_progress: OnProgress = ignore_progress,
+) -> tuple[NamedVersion, Artifact, Pruned | None]:
+    """The model with a share of its parameters, registered as `out`; None for the report where it was
+    made before. Blocks.
+
+    Args:
+        store: Where models are kept.
+        version: What to prune: a checkpoint.
+        artifact: Its files.
+        parameters: The share to keep, above 0 and below 1.
+        out: The new model's name.
+        calibration: Text to learn from.
+        held_out: Text that the result will be judged by, which the other must not hold.
+        depth: Whether layers may go.
+        width: Whether neurons, heads and channels may.
+        tokens: How much of the calibration text is used.
+        on_progress: Told of every step.
+
+    Raises `CompressionError`, and what the store raises.
+    """
+    _check(version, artifact, parameters, depth, width)
+    if held_out is not None:
+        check_no_overlap(calibration, held_out)
+    recipe = {
+        "step": "prune", "version": VERSION, "parameters": parameters, "depth": depth,
+        "width": width, "tokens": tokens, "calibration_sha256": digest_file(calibration),
+    }  # fmt: skip
+    made = store.find_made(artifact.id, recipe)
+    if made is not None and made[0].name == out:
+        return *made, None
+    source = store.folder_of(artifact.id)
+    checkpoint = load_decoder(source)
+    base = prepare_model(store, version, artifact, "none", on_progress)
+    tokenizer = TextTokenizer.load(store.folder_of(base[1].id))
+    stream = read_windows(calibration, tokenizer, WINDOW, tokens + TRIAL_TOKENS + SELECTION_TOKENS)
+    judges = list(itertools.islice(stream, SELECTION_TOKENS // WINDOW))
+    trials = list(itertools.islice(stream, TRIAL_TOKENS // WINDOW))
+    learned = list(stream)
+    if not learned:
+        raise CompressionError(
+            f"{calibration} has too little text: pruning needs more than "
+            f"{TRIAL_TOKENS + SELECTION_TOKENS} tokens to choose by and to learn from"
+        )
+    judge = Judge(checkpoint, tokenizer, judges)
+    pruner = _Pruner(checkpoint, learned, on_progress)
+    cuts = pruner.find_cuts(parameters, depth=depth, width=width)
+    removals = rank_layers(checkpoint, trials, max(cut.layers_removed for cut in cuts), on_progress)
+    tried: list[Tried] = []
+    best: tuple[float, DecoderCheckpoint, Cut, dict[str, float]] | None = None
+    for index, cut in enumerate(cuts):
+        found, errors = pruner.make(cut, removals)
+        divergence = judge.measure(found)
+        tried.append(
+            Tried(cut.describe(pruner.widths, checkpoint.shape.layers),
+                  pruner.count(cut), divergence)
+        )  # fmt: skip
+        if best is None or divergence < best[0]:
+            best = (divergence, found, cut, errors)
+        on_progress(Progress("judge", index + 1, len(cuts), "ways"))
+    assert best is not None
+    _, chosen, cut, errors = best
+    report = Pruned(
+        pruner.total, tried, min(tried, key=lambda one: one.kl_divergence),
+        removals[: cut.layers_removed], errors,
+    )  # fmt: skip
+    store.require_space(2 * pruner.count(cut) + 50_000_000, f"pruning {version.label}")
+    with store.stage(f"prune {artifact.id} {out}") as folder:
+        target = folder / "model"
+        shutil.rmtree(target, ignore_errors=True)
+        write_decoder(chosen, target)
+        write_tokenizer(source, target, artifact)
+        lineage = Lineage(
+            parents=(Parent(artifact.id, version.label),),
+            recipe=recipe,
+            figures=report.as_figures(),
+        )
+        return *store.add(target, out, lineage, on_progress=on_progress), report
+
+
+class _Pruner:
+    """Makes a checkpoint of a `Cut`. Inputs are collected once for each number of layers."""
+
+    def __init__(
+        self,
+        checkpoint: DecoderCheckpoint,
+        windows: Sequence[TokenArray],
+        on_progress: OnProgress,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._windows = windows
+        self._on_progress = on_progress
+        self.widths = read_widths(checkpoint)
+        self._tied = "lm_head.weight" not in checkpoint.tensors
+        self.total = self.count(Cut(0, self.widths))
+        self._inputs: tuple[int, Any] | None = None
+
+    def count(self, cut: Cut) -> int:
+        """The parameters that are left."""
+        shape = self._checkpoint.shape
+        return count_parameters(
+            shape, shape.layers - cut.layers_removed, cut.widths, tied=self._tied
+        )
+
+    def find_cuts(self, parameters: float, *, depth: bool, width: bool) -> list[Cut]:
+        """Ways to the size, those with equally many layers behind one another.
+
+        Raises `CompressionError` where there is none.
+        """
+        target = parameters * self.total
+        layers, whole = self._checkpoint.shape.layers, self.widths
+        deepest = next((n for n in range(1, layers) if self.count(Cut(n, whole)) <= target), None)
+        cuts: list[Cut] = []
+        steps: Sequence[int] = (0,)
+        if depth:
+            most = deepest if deepest is not None else layers // 2
+            steps = sorted({round(most * share) for share in (0, 0.25, 0.5, 0.75)})
+        if width:
+            for removed in steps:
+                cuts += self._fit_widths(removed, target)
+        if depth and deepest is not None:
+            cuts.append(Cut(deepest, whole))
+        if not cuts:
+            raise CompressionError(
+                f"{parameters:.0%} of the parameters cannot be reached: the embedding table alone is "
+                f"{self._checkpoint.shape.vocab_size * whole.channels / self.total:.0%}; ask for more, "
+                "and let layers and widths go both"
+            )
+        return cuts
+
+    def _fit_widths(self, removed: int, target: float) -> Iterator[Cut]:
+        """With so many layers gone: fewer neurons alone, with a group of heads less, and with fewer
+        channels in the same measure.
+        """
+        whole = self.widths
+        for heads in sorted({whole.kv_heads, max(1, whole.kv_heads - 1)}, reverse=True):
+            for neurons in _shrinking(whole.neurons):
+                cut = Cut(removed, Widths(neurons, heads, whole.channels))
+                if self.count(cut) <= target:
+                    if neurons < whole.neurons or heads < whole.kv_heads:
+                        yield cut
+                    break
+        for channels in list(_shrinking(whole.channels))[1:]:
+            share = channels / whole.channels
+            fitting = [
+                n for n in _shrinking(whole.neurons) if n <= share * whole.neurons + MULTIPLE
+            ]
+            narrower = (
+                Cut(removed, Widths(fitting[0], whole.kv_heads, channels)) if fitting else None
+            )
+            if narrower is not None and self.count(narrower) <= target:
+                yield narrower
+                break
+
+    def make(
+        self, cut: Cut, removals: Sequence[LayerRemoval]
+    ) -> tuple[DecoderCheckpoint, dict[str, float]]:
+        """The checkpoint, and what each matrix lost."""
+        gone = {one.layer for one in removals[: cut.layers_removed]}
+        kept = [n for n in range(self._checkpoint.shape.layers) if n not in gone]
+        shallow = keep_layers(self._checkpoint, kept) if gone else self._checkpoint
+        if cut.widths == self.widths:
+            return shallow, {}
+        if self._inputs is None or self._inputs[0] != len(gone):
+            total = sum(map(len, self._windows))
+            self._inputs = None  # freed before the next are collected
+            self._inputs = (
+                len(gone), collect_inputs(shallow, self._windows, total, self._on_progress)
+            )  # fmt: skip
+        return narrow(shallow, self._inputs[1], cut.widths, self._on_progress)
+
+
+def _shrinking(size: int) -> Iterator[int]:
+    """From a width downwards in multiples that suit kernels."""
+    multiple = MULTIPLE
+    while multiple > 8 and size < 8 * multiple:
+        multiple //= 2
+    yield size
+    first = (size - 1) // multiple * multiple
+    yield from (n for n in range(first, 0, -multiple) if n >= LEAST_WIDTH * size)
+
+
+def _check(
+    version: NamedVersion, artifact: Artifact, parameters: float, depth: bool, width: bool
+) -> None:
+    if not 0 < parameters < 1:
+        raise CompressionError(
+            f"the share of parameters to keep is above 0 and below 1, not {parameters:g}"
+        )
+    if not depth and not width:
+        raise CompressionError("nothing may be pruned: let layers go, or widths, or both")
+    if artifact.description.family is not Family.DECODER:
+        raise CompressionError(f"{version.label} is an encoder; decoders are pruned")
+    if artifact.description.format is Format.OPENVINO:
+        raise CompressionError(
+            f"{version.label} is prepared for an engine already; prune the checkpoint it was made from"
+        )
