@@ -252,6 +252,78 @@ def prune(
 
 
 @app.command()
+def distill(
+    student: Annotated[
+        str, typer.Argument(help="A checkpoint, such as `prune` makes: a name, a source, a path.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="What it learns from: a name, a source, a path, or a URL.")
+    ],
+    text: Annotated[Path, typer.Option(help="Text to learn on: plain, or .jsonl.")],
+    tokens: Annotated[int, typer.Option(help="How many tokens to learn on, over all steps.")],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    divergence: Annotated[
+        str,
+        typer.Option(help="forward, reverse, jensen-shannon, skewed-forward or skewed-reverse."),
+    ] = "forward",
+    mix: Annotated[
+        float, typer.Option(help="The share of the plain language-model loss, 0 to 1.")
+    ] = 0.0,
+    hidden: Annotated[
+        float, typer.Option(help="The weight of the distance between hidden states; 0: none.")
+    ] = 0.0,
+    on_policy: Annotated[
+        float, typer.Option(help="The share of windows whose second half the student writes.")
+    ] = 0.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the teacher while training; keep nothing of it.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(help="What a live teacher runs on: openvino or torch.")
+    ] = "openvino",
+    teacher_model: Annotated[
+        str | None, typer.Option(help="Which of a URL's models; none: its first.")
+    ] = None,
+    teacher_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the URL's key.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 5e-4,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in a step of the optimizer.")] = 4096,
+    micro_batch: Annotated[int, typer.Option(help="Windows that are computed together.")] = 1,
+    lora_rank: Annotated[
+        int, typer.Option(help="Train changes of this rank; 0 trains all weights.")
+    ] = 0,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory, more time.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="How many train together, one for a GPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model to say what another says. Asked for again, it goes on where it was."""
+    from thrifty.cli.distill import run_distill
+    from thrifty.compress.distill.answers import RemoteTeacher
+    from thrifty.compress.distill.settings import Training
+    from thrifty.evaluate.open_model import is_url
+
+    training = Training(
+        tokens=tokens, divergence=divergence, mix=mix, hidden=hidden, on_policy=on_policy,
+        learning_rate=learning_rate, batch_tokens=batch_tokens, micro_batch=micro_batch,
+        lora_rank=lora_rank, checkpointing=checkpointing, seed=seed,
+    )  # fmt: skip
+    remote = RemoteTeacher(teacher, teacher_model, teacher_key_env) if is_url(teacher) else teacher
+    run_distill(
+        student, remote, text=text, held_out=held_out, out=out, training=training, live=live,
+        backend=backend, processes=processes, plot=plot, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
 def spec(
     path: Annotated[Path | None, typer.Argument(help="A spec; none: all defaults.")] = None,
     explain: Annotated[
