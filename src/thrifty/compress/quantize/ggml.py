@@ -42,6 +42,7 @@ class Ggml:
             [sys.executable, "-m", "thrifty.compress.quantize.ggml_worker", str(self._library),
              str(_count_cores())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )  # fmt: skip
 
     def __enter__(self) -> Ggml:
