@@ -192,10 +192,16 @@ def evaluate(
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
-    scheme: Annotated[str, typer.Option(help="int8, or int4 by measurement.")],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="int8, or int4 by measurement; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
     text: Annotated[
-        Path | None, typer.Option(help="Text to learn from, for int4: plain, or .jsonl.")
+        Path | None,
+        typer.Option(help="Text to learn from, for int4 and K-quants: plain, or .jsonl."),
     ] = None,
     held_out: Annotated[
         Path | None,

@@ -128,7 +128,8 @@ def _open_lessons(folder: Path, job: dict[str, Any], training: Training) -> Less
 
 
 def _tell(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 def _tell_progress(progress: Progress) -> None:
