@@ -164,7 +164,19 @@ def evaluate(
         Path | None, typer.Option(help="Held-out text: plain, or .jsonl with a field 'text'.")
     ] = None,
     tasks: Annotated[
-        list[Path] | None, typer.Option("--task", "--tasks", help="A file of questions, .jsonl.")
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="A file of questions, .jsonl; or lm_eval:NAME, a task of lm-evaluation-harness.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with tasks of your own for lm_eval:, as YAML."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="For lm_eval: tasks, how many solved examples to show.")
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 512,
     top_k: Annotated[
@@ -184,8 +196,9 @@ def evaluate(
     from thrifty.cli.evaluate import run_evaluate
 
     run_evaluate(
-        model, reference, text=text, tasks=tasks or (), window=window, top_k=top_k, tokens=tokens,
-        items=items, margin=margin, backend=backend, as_json=as_json,
+        model, reference, text=text, tasks=tasks or (), include=include_path or (), shots=shots,
+        window=window, top_k=top_k, tokens=tokens, items=items, margin=margin, backend=backend,
+        as_json=as_json,
     )  # fmt: skip
 
 
