@@ -29,6 +29,8 @@ from thrifty.units import format_bytes
 
 WINDOW = 512
 TOP_K = 64
+KV_PRECISIONS = ("u8", "f16")
+"""As `engine.kv_precision` has them."""
 MARGIN = 0.02
 """How much worse a share may be for the candidate to pass as not inferior."""
 
@@ -98,16 +100,20 @@ def evaluate(
     max_items: int | None = None,
     margin: float = MARGIN,
     backend: str = "openvino",
+    kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Compare `model` with `reference`. Each may be anything that `open_model` takes, the model also
-    a URL. What was measured is kept in `folder`, so that a run that is broken off goes on, and
+    a URL. With `kv_precision` (`u8`, `f16`) the model's keys and values go through a cache as they do when
+    it serves. What was measured is kept in `folder`, so that a run that is broken off goes on, and
     the reference runs once. Blocks. Raises `ThriftyError` and its kinds.
     """
     if text is None and not tasks:
         raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
     if window < 2 or top_k < 1:
         raise EvaluationError("a window needs two tokens or more, and top_k one or more")
+    if kv_precision is not None:
+        _check_kv_precision(kv_precision, model, backend)
     items = {path.stem: read_task(path, max_items) for path in tasks}
     teacher = open_model(reference, store, exact=True, backend=backend, on_progress=on_progress)
     try:
@@ -120,7 +126,7 @@ def evaluate(
         known = {
             name: _answers(teacher, found, folder, on_progress) for name, found in items.items()
         }
-        student = _open_candidate(model, teacher, store, backend, on_progress)
+        student = _open_candidate(model, teacher, store, backend, kv_precision, on_progress)
     finally:
         teacher.close()
     try:
@@ -203,12 +209,30 @@ def _require_room(place: Path, meta: ReferenceMeta, tokens: int) -> None:
         )
 
 
+def _check_kv_precision(kv_precision: str, model: str, backend: str) -> None:
+    if kv_precision not in KV_PRECISIONS:
+        raise EvaluationError(
+            f"the KV cache is kept in {' or '.join(KV_PRECISIONS)}, not {kv_precision!r}"
+        )
+    if is_url(model) or backend != "openvino":
+        raise EvaluationError(
+            "the KV cache's precision is chosen for models that OpenVINO runs here; a server has its own"
+        )
+
+
 def _open_candidate(
-    model: str, teacher: Scorer, store: Store, backend: str, on_progress: OnProgress
+    model: str,
+    teacher: Scorer,
+    store: Store,
+    backend: str,
+    kv_precision: str | None,
+    on_progress: OnProgress,
 ) -> Scorer:
     if is_url(model):
         return ServedScorer(model, teacher.tokenizer, teacher.vocab_size)
-    student = open_model(model, store, backend=backend, on_progress=on_progress)
+    student = open_model(
+        model, store, backend=backend, kv_precision=kv_precision, on_progress=on_progress
+    )
     if student.vocab_size != teacher.vocab_size or digest_vocabulary(
         student.tokenizer
     ) != digest_vocabulary(teacher.tokenizer):
