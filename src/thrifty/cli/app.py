@@ -190,6 +190,12 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(help="What runs checkpoints: openvino, or torch for safetensors.")
     ] = "openvino",
+    kv_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="u8 or f16: the model reads keys and values from a cache, as it does when it serves."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was."""
@@ -198,7 +204,7 @@ def evaluate(
     run_evaluate(
         model, reference, text=text, tasks=tasks or (), include=include_path or (), shots=shots,
         window=window, top_k=top_k, tokens=tokens, items=items, margin=margin, backend=backend,
-        as_json=as_json,
+        kv_precision=kv_precision, as_json=as_json,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gguf_types import SCHEMES as GGUF_SCHEMES
-from thrifty.compress.quantize.openvino import Measured, quantize_openvino
+from thrifty.compress.quantize.openvino import BITS, Measured, quantize_openvino
 from thrifty.errors import CompressionError
 from thrifty.home import find_home
 from thrifty.units import format_bytes
@@ -36,6 +36,8 @@ def run_quantize(
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
         measured: list[Measured] = []
+        if scheme != "int4" and bits != BITS:
+            raise CompressionError(f"--bits is for int4; {scheme} has the bits it has")
         if scheme in GGUF_SCHEMES:
             new_version, new_artifact = quantize_gguf(
                 store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,

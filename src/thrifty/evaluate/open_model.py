@@ -25,9 +25,11 @@ def open_model(
     *,
     exact: bool = False,
     backend: str = "openvino",
+    kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scorer:
-    """The model `model`: a stored name, a source, a folder or a file. `exact` computes in float32.
+    """The model `model`: a stored name, a source, a folder or a file. `exact` computes in float32,
+    `kv_precision` over a KV cache as it is served with.
 
     A checkpoint (GGUF or safetensors) is read into a graph with 16-bit weights first, unless
     `backend` is `torch`. Blocks. Raises `ThriftyError` and its kinds.
@@ -41,8 +43,9 @@ def open_model(
     from thrifty.evaluate.openvino_scorer import OpenVinoScorer
 
     return OpenVinoScorer.load(
-        store.folder_of(artifact.id), version.label, artifact.id, exact=exact
-    )
+        store.folder_of(artifact.id), version.label, artifact.id, exact=exact,
+        kv_precision=kv_precision,
+    )  # fmt: skip
 
 
 def _open_torch(
