@@ -178,12 +178,19 @@ def evaluate(
     shots: Annotated[
         int | None, typer.Option(help="For lm_eval: tasks, how many solved examples to show.")
     ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help='For encoders: pairs of texts, .jsonl with {"texts": [A, B]}.'),
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 512,
     top_k: Annotated[
         int, typer.Option(help="How many tokens' log-probabilities are kept of the reference.")
     ] = 64,
     tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
-    items: Annotated[int | None, typer.Option(help="At most so many items of a task.")] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(help="At most so many items of a task; for encoders, texts of the text."),
+    ] = None,
     margin: Annotated[
         float, typer.Option(help="How much worse a task's score may be to be not inferior.")
     ] = 0.02,
@@ -198,13 +205,16 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was."""
+    """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was.
+
+    Encoders are compared by their embeddings.
+    """
     from thrifty.cli.evaluate import run_evaluate
 
     run_evaluate(
-        model, reference, text=text, tasks=tasks or (), include=include_path or (), shots=shots,
-        window=window, top_k=top_k, tokens=tokens, items=items, margin=margin, backend=backend,
-        kv_precision=kv_precision, as_json=as_json,
+        model, reference, text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
+        shots=shots, window=window, top_k=top_k, tokens=tokens, items=items, margin=margin,
+        backend=backend, kv_precision=kv_precision, as_json=as_json,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.evaluate import Evaluation, evaluate
+from thrifty.evaluate.embeddings import EmbeddingAgreement
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import find_home
 
@@ -22,6 +23,7 @@ def run_evaluate(
     *,
     text: Path | None,
     tasks: Sequence[str],
+    pairs: Path | None,
     include: Sequence[Path],
     shots: int | None,
     window: int,
@@ -45,6 +47,7 @@ def run_evaluate(
             folder=home.evaluations,
             text=text,
             tasks=tasks,
+            pairs=pairs,
             include=include,
             shots=shots,
             window=window,
@@ -85,6 +88,8 @@ def _show(found: Evaluation) -> None:
                 ("  p1, p99", f"{change.p1:+.4f}", f"{change.p99:+.4f}"),
             ],
         )  # fmt: skip
+    if found.embeddings is not None:
+        _show_embeddings(found.embeddings, found.text)
     if found.tasks:
         print_line()
         margin = next(iter(found.tasks.values())).margin
@@ -93,6 +98,34 @@ def _show(found: Evaluation) -> None:
              "95%", "flips + / -", f"not inferior by {margin:.0%}"),
             [_show_task(name, task) for name, task in found.tasks.items()],
         )  # fmt: skip
+
+
+def _show_embeddings(found: EmbeddingAgreement, text: str | None) -> None:
+    rows: list[tuple[str, str, str]] = []
+    cosine = found.cosine
+    if cosine is not None:
+        rows += [
+            ("cosine with the reference", f"{cosine.mean:.5f}", f"+- {cosine.stderr:.5f}"),
+            ("  median, p5, p1, least", f"{cosine.median:.5f}",
+             f"{cosine.p5:.4f}, {cosine.p1:.4f}, {cosine.min:.4f}"),
+        ]  # fmt: skip
+    for what, pairs in (("all pairs of a sample", found.rank_correlation), ("pairs", found.pairs)):
+        if pairs is not None:
+            rows.append(
+                (f"rank correlation, {what}", f"{pairs.spearman:.5f}",
+                 f"+- {pairs.stderr:.5f}, {pairs.pairs} pairs")
+            )  # fmt: skip
+    if found.same_nearest is not None:
+        rows.append(("same nearest neighbour", f"{found.same_nearest:.2%}", ""))
+    if (people := found.labelled) is not None:
+        rows.append(
+            ("rank correlation with people's scores", f"{people.candidate:.4f}",
+             f"reference {people.reference:.4f}, difference {people.difference:+.4f} "
+             f"+- {people.difference_stderr:.4f}")
+        )  # fmt: skip
+    if text is not None:
+        print_line(f"\n{text}: {found.texts} texts\n")
+    print_table(("", "", ""), rows)
 
 
 def _show_task(name: str, task: TaskResult) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.scorer import Scorer
 from thrifty.types import Family, Format, OnProgress, ignore_progress
@@ -36,7 +37,9 @@ def open_model(
     """
     version, artifact = fetch_model(store, model, on_progress=on_progress)
     if artifact.description.family is not Family.DECODER:
-        raise EvaluationError(f"{version.label} is an encoder; it is compared by its embeddings")
+        raise EvaluationError(
+            f"{version.label} is an encoder, which has no next tokens; its reference must be one too"
+        )
     if backend == "torch":
         return _open_torch(store, version, artifact, on_progress)
     version, artifact = _make_graph(store, version, artifact, on_progress)
@@ -46,6 +49,42 @@ def open_model(
         store.folder_of(artifact.id), version.label, artifact.id, exact=exact,
         kv_precision=kv_precision,
     )  # fmt: skip
+
+
+def is_encoder(model: str, store: Store, on_progress: OnProgress = ignore_progress) -> bool:
+    """Whether a model on this machine is an encoder. Fetches it where it is not stored yet."""
+    _, artifact = fetch_model(store, model, on_progress=on_progress)
+    return artifact.description.family is Family.ENCODER
+
+
+def open_encoder(
+    model: str,
+    store: Store,
+    *,
+    exact: bool = False,
+    backend: str = "openvino",
+    on_progress: OnProgress = ignore_progress,
+) -> Embedder:
+    """The encoder `model`, as `open_model` opens decoders. Raises `ThriftyError` and its kinds."""
+    version, artifact = fetch_model(store, model, on_progress=on_progress)
+    if artifact.description.family is not Family.ENCODER:
+        raise EvaluationError(
+            f"{version.label} is a decoder, which has no embeddings; its reference must be one too"
+        )
+    if backend == "torch":
+        if artifact.description.format is not Format.SAFETENSORS:
+            raise EvaluationError(
+                f"{version.label} is {artifact.description.format.value}; PyTorch runs safetensors"
+            )
+        from thrifty.evaluate.torch_embedder import TorchEmbedder
+
+        return TorchEmbedder(store.folder_of(artifact.id), version.label, artifact.id)
+    version, artifact = _make_graph(store, version, artifact, on_progress)
+    from thrifty.evaluate.openvino_embedder import OpenVinoEmbedder
+
+    return OpenVinoEmbedder.load(
+        store.folder_of(artifact.id), version.label, artifact.id, exact=exact
+    )
 
 
 def _open_torch(

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,27 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.divergence import Divergence, measure_divergence
+from thrifty.evaluate.embedder import Embedder
+from thrifty.evaluate.embeddings import (
+    EmbeddingAgreement,
+    TextVectors,
+    compare_pairs,
+    compare_vectors,
+    read_pairs,
+    read_passages,
+)
 from thrifty.evaluate.harness import Harness, Measured, compare_measured, is_harness_task
 from thrifty.evaluate.kept_answers import KeptAnswers
-from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
+from thrifty.evaluate.open_model import (
+    digest_vocabulary,
+    is_encoder,
+    is_url,
+    open_encoder,
+    open_model,
+)
 from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord, record_type
 from thrifty.evaluate.scorer import Scorer
+from thrifty.evaluate.served_embedder import ServedEmbedder
 from thrifty.evaluate.served_scorer import ServedScorer
 from thrifty.evaluate.task_result import TaskResult, compare_answers
 from thrifty.evaluate.tasks import Item, answer_items, read_task
@@ -43,6 +60,7 @@ class Evaluation:
     reference: str
     text: str | None = None
     divergence: Divergence | None = None
+    embeddings: EmbeddingAgreement | None = None
     tasks: dict[str, TaskResult] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,6 +68,8 @@ class Evaluation:
         found: dict[str, Any] = {"model": self.model, "reference": self.reference}
         if self.divergence is not None:
             found |= {"text": self.text, **asdict(self.divergence)}
+        if self.embeddings is not None:
+            return found | {"text": self.text, **asdict(self.embeddings)}
         found["tasks"] = {name: task.as_dict() for name, task in self.tasks.items()}
         return found
 
@@ -62,6 +82,7 @@ def evaluate(
     folder: Path,
     text: Path | None = None,
     tasks: Sequence[Path | str] = (),
+    pairs: Path | None = None,
     include: Sequence[Path] = (),
     shots: int | None = None,
     window: int = WINDOW,
@@ -77,14 +98,25 @@ def evaluate(
     a URL. With `kv_precision` (`u8`, `f16`) the model's keys and values go through a cache as they do when
     it serves. What was measured is kept in `folder`, so that a run that is broken off goes on, and
     the reference runs once. Tasks are files, or `lm_eval:NAME` (`include` and `shots` are theirs).
-    Blocks. Raises `ThriftyError` and its kinds.
+    Encoders are compared by their embeddings of the text, and of `pairs`. Blocks. Raises `ThriftyError` and its kinds.
     """
-    if text is None and not tasks:
+    if text is None and not tasks and pairs is None:
         raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
     if window < 2 or top_k < 1:
         raise EvaluationError("a window needs two tokens or more, and top_k one or more")
     if kv_precision is not None:
         _check_kv_precision(kv_precision, model, backend)
+    if is_encoder(reference, store, on_progress):
+        if tasks or max_tokens is not None:
+            raise EvaluationError(
+                f"{reference} is an encoder: it answers no tasks, and its text is limited by --items"
+            )
+        return _evaluate_encoder(
+            model, reference, store=store, folder=folder, text=text, pairs=pairs, window=window,
+            limit=max_items, backend=backend, on_progress=on_progress,
+        )  # fmt: skip
+    if pairs is not None:
+        raise EvaluationError(f"{reference} is a decoder: --pairs are for encoders")
     named = [str(task) for task in tasks if is_harness_task(str(task))]
     files = [Path(task) for task in tasks if not is_harness_task(str(task))]
     items = {path.stem: read_task(path, max_items) for path in files}
@@ -124,8 +156,51 @@ def evaluate(
         teacher.label,
         None if text is None else str(text),
         divergence,
-        compared | compare_measured(given_there, known_there, margin),
+        tasks=compared | compare_measured(given_there, known_there, margin),
     )
+
+
+def _evaluate_encoder(
+    model: str,
+    reference: str,
+    *,
+    store: Store,
+    folder: Path,
+    text: Path | None,
+    pairs: Path | None,
+    window: int,
+    limit: int | None,
+    backend: str,
+    on_progress: OnProgress,
+) -> Evaluation:
+    paired, scores = read_pairs(pairs) if pairs is not None else ([], [])
+    teacher = open_encoder(reference, store, exact=True, backend=backend, on_progress=on_progress)
+    if is_url(model):
+        student: Embedder = ServedEmbedder(model, teacher.tokenizer, teacher.context_length)
+    else:
+        student = open_encoder(model, store, backend=backend, on_progress=on_progress)
+    found, between, labelled = EmbeddingAgreement(0, None, None, None), None, None
+    try:
+        sides = ((student, "evaluate"), (teacher, "reference"))
+        most = min(window, teacher.context_length, student.context_length)
+        if text is not None:
+            texts = TextVectors(folder, text, most, limit)
+            read = partial(read_passages, text)
+            new, old = (texts.embed(side, read, step, on_progress) for side, step in sides)
+            found = compare_vectors(new, old)
+        if pairs is not None:
+            texts = TextVectors(folder, pairs, most, None)
+            new, old = (
+                texts.embed(side, lambda: iter(paired), step, on_progress) for side, step in sides
+            )
+            between, labelled = compare_pairs(new, old, scores)
+    finally:
+        teacher.close()
+        student.close()
+    return Evaluation(
+        student.label, teacher.label, None if text is None else str(text),
+        embeddings=replace(found, pairs=between, labelled=labelled),
+    )  # fmt: skip
 
 
 def record_reference(

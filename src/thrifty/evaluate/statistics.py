@@ -154,6 +154,20 @@ def bootstrap_pair(
     return new, old, PairedDifference(difference, difference - spread, difference + spread, 0, 0)
 
 
+def jackknife(
+    measure: Callable[[Any], float], without: Sequence[npt.NDArray[np.bool_]]
+) -> tuple[float, float]:
+    """A figure over all values and its standard error, from figures that leave groups of values out.
+
+    `measure` is given which values to keep. Quenouille 1949; Tukey 1958.
+    """
+    whole = measure(np.ones_like(without[0]))
+    parts = np.array([measure(keep) for keep in without])
+    count = len(parts)
+    spread = (count - 1) / count * np.sum((parts - parts.mean()) ** 2)
+    return whole, math.sqrt(float(spread))
+
+
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
     """Spearman's: Pearson's correlation of ranks, ties at their mean rank."""
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])

@@ -1,0 +1,283 @@
+"""How an encoder's embeddings compare with a reference's: text by text, and by what they call alike.
+
+Vectors of a text are kept, so that a run that is broken off goes on and no model runs over a text twice.
+They are written and read in pieces: memory does not grow with the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.artifacts.disk import lock_file
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.embedder import Embedder, Vectors, encode_text
+from thrifty.evaluate.statistics import FloatArray, jackknife, mean_of_clusters, rank_correlation
+from thrifty.evaluate.windows import digest_file, read_texts
+from thrifty.types import OnProgress, Progress, ignore_progress
+from thrifty.units import format_bytes
+
+CHUNK = 256
+"""Texts between two times that vectors are on the disk."""
+PASSAGE_CHARS = 240
+"""Plain text is cut behind the first sentence that ends after so many characters."""
+SAMPLE = 512
+"""Texts of which all pairs are compared: 130,816 pairs."""
+GROUPS = 20
+"""Left out one after the other, to tell how sure a rank correlation is."""
+
+LEAST = 6
+"""Texts, or pairs, without which ranks tell nothing."""
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Of a text's vectors by either model."""
+
+    mean: float
+    stderr: float
+    median: float
+    p5: float
+    p1: float
+    min: float
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's, of the similarities of pairs of texts by either model."""
+
+    spearman: float
+    stderr: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Spearman's correlation of similarities with the scores that people gave the pairs."""
+
+    candidate: float
+    reference: float
+    difference: float
+    difference_stderr: float
+
+
+@dataclass(frozen=True)
+class EmbeddingAgreement:
+    """How two encoders compare."""
+
+    texts: int
+    cosine: Cosine | None
+    """None where their vectors differ in width."""
+    rank_correlation: RankCorrelation | None
+    same_nearest: float | None
+    """The share of a sample's texts whose nearest neighbour in it is the same."""
+    pairs: RankCorrelation | None = None
+    """Of the pairs in a file."""
+    labelled: Labelled | None = None
+
+
+def read_passages(path: Path) -> Iterator[str]:
+    """The texts of a `.jsonl` file, or the passages of plain text. Raises `EvaluationError`."""
+    for piece in read_texts(path):
+        if path.suffix == ".jsonl":
+            yield piece.strip()
+            continue
+        passage = ""
+        for sentence in _SENTENCE_END.split(piece):
+            passage = f"{passage} {sentence}".strip()
+            if len(passage) >= PASSAGE_CHARS:
+                yield passage
+                passage = ""
+        if passage:
+            yield passage
+
+
+def read_pairs(path: Path) -> tuple[list[str], list[float]]:
+    """The texts of a file of pairs, one behind the other, and their scores, if they have any.
+
+    Lines are `{"texts": ["one", "other"], "score": 3.5}`. Raises `EvaluationError`.
+    """
+    texts: list[str] = []
+    scores: list[float] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            raise EvaluationError(f"{path}, line {number}: not a line of JSON") from None
+        pair = record.get("texts") if isinstance(record, dict) else None
+        if not (
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(t, str) for t in pair)
+        ):
+            raise EvaluationError(f"{path}, line {number}: 'texts' must be two strings")
+        score = record.get("score")
+        if score is not None:
+            if isinstance(score, bool) or not isinstance(score, int | float):
+                raise EvaluationError(f"{path}, line {number}: 'score' must be a number")
+            scores.append(float(score))
+        texts += pair
+    if len(texts) < 2 * LEAST:
+        raise EvaluationError(f"{path} holds {len(texts) // 2} pairs; at least {LEAST} are needed")
+    if scores and len(scores) != len(texts) // 2:
+        raise EvaluationError(f"{path}: {len(scores)} of {len(texts) // 2} pairs have a score")
+    return texts, scores
+
+
+class TextVectors:
+    """What models make of the texts of one file; a folder holds one file of vectors for each model."""
+
+    def __init__(self, folder: Path, path: Path, window: int, limit: int | None) -> None:
+        """Of the first `limit` texts of `path`, or of a file of pairs with `limit` None.
+
+        `window` is the most tokens of a text.
+        """
+        self._path = path
+        self._window = window
+        self._limit = limit
+        facts = json.dumps([1, digest_file(path), window, limit, PASSAGE_CHARS])
+        self._folder = folder / "embeddings" / _key(facts)
+        self._count: int | None = None
+
+    def embed(
+        self,
+        embedder: Embedder,
+        read: Callable[[], Iterator[str]],
+        step: str,
+        on_progress: OnProgress = ignore_progress,
+    ) -> Vectors:
+        """The vectors of all texts, [texts, width], as a view of the file; computed as far as they are
+        not kept yet.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        target = self._folder / f"{_key(embedder.identity)}.f32"
+        size = 4 * embedder.width
+        with lock_file(target.with_suffix(".lock")):
+            done = target.stat().st_size // size if target.exists() else 0
+            total = self._count_texts(read)
+            if done < total:
+                self._require_room(size * (total - done), total)
+                kept = done // CHUNK * CHUNK
+                texts = itertools.islice(read(), kept, total)
+                with target.open("ab") as file:
+                    file.truncate(kept * size)
+                    for vectors in self._run(embedder, texts):
+                        file.write(vectors.astype("<f4").tobytes())
+                        file.flush()
+                        os.fsync(file.fileno())
+                        kept += len(vectors)
+                        on_progress(Progress(step, kept, total, "texts"))
+        return np.memmap(target, "<f4", "r", shape=(total, embedder.width))
+
+    def _run(self, embedder: Embedder, texts: Iterator[str]) -> Iterator[Vectors]:
+        most = min(self._window, embedder.context_length)
+        while chunk := list(itertools.islice(texts, CHUNK)):
+            vectors = embedder.embed([encode_text(embedder.tokenizer, one, most) for one in chunk])
+            if not np.isfinite(vectors).all():
+                raise EvaluationError(f"{embedder.label} gives embeddings that are no numbers")
+            yield vectors
+
+    def _count_texts(self, read: Callable[[], Iterator[str]]) -> int:
+        if self._count is None:
+            self._count = sum(1 for _ in itertools.islice(read(), self._limit))
+        if not self._count:
+            raise EvaluationError(f"{self._path} holds no texts")
+        return self._count
+
+    def _require_room(self, needed: int, total: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if needed > free:
+            raise EvaluationError(
+                f"the embeddings of {total} texts need {format_bytes(needed)}, and "
+                f"{format_bytes(free)} are free at {self._folder}; make room, or ask for fewer --items"
+            )
+
+
+def compare_vectors(candidate: Vectors, reference: Vectors) -> EmbeddingAgreement:
+    """How two models' vectors of the same texts agree."""
+    count = len(reference)
+    cosine = None
+    if candidate.shape == reference.shape:
+        found = np.concatenate(
+            [
+                cosines(candidate[at : at + CHUNK], reference[at : at + CHUNK])
+                for at in range(0, count, CHUNK)
+            ]
+        )
+        mean = mean_of_clusters(found, np.ones(count))
+        median, p5, p1 = np.quantile(found, [0.5, 0.05, 0.01])
+        cosine = Cosine(
+            mean.mean, mean.stderr, float(median), float(p5), float(p1), float(found.min())
+        )
+    if count < LEAST:
+        return EmbeddingAgreement(count, cosine, None, None)
+    sample = np.unique(np.linspace(0, count - 1, min(SAMPLE, count)).astype(np.int64))
+    new, old = (_similarities(np.asarray(side[sample])) for side in (candidate, reference))
+    a, b = np.triu_indices(len(sample), 1)
+    groups = min(GROUPS, len(sample))
+    spearman, stderr = jackknife(
+        lambda keep: rank_correlation(new[a, b][keep], old[a, b][keep]),
+        [(a % groups != group) & (b % groups != group) for group in range(groups)],
+    )
+    for side in (new, old):
+        np.fill_diagonal(side, -np.inf)
+    same = float(np.mean(new.argmax(axis=1) == old.argmax(axis=1)))
+    return EmbeddingAgreement(count, cosine, RankCorrelation(spearman, stderr, len(a)), same)
+
+
+def compare_pairs(
+    candidate: Vectors, reference: Vectors, scores: list[float]
+) -> tuple[RankCorrelation, Labelled | None]:
+    """How similarities of pairs agree: vectors come as one, other, one, other."""
+    new, old = (cosines(side[0::2], side[1::2]) for side in (candidate, reference))
+    numbers = np.arange(len(new))
+    groups = [numbers % GROUPS != group for group in range(min(GROUPS, len(new)))]
+    spearman, stderr = jackknife(lambda keep: rank_correlation(new[keep], old[keep]), groups)
+    between = RankCorrelation(spearman, stderr, len(new))
+    if not scores:
+        return between, None
+    given = np.array(scores)
+    difference, spread = jackknife(
+        lambda keep: (
+            rank_correlation(new[keep], given[keep]) - rank_correlation(old[keep], given[keep])
+        ),
+        groups,
+    )
+    return between, Labelled(
+        rank_correlation(new, given), rank_correlation(old, given), difference, spread
+    )
+
+
+def cosines(a: Vectors, b: Vectors) -> FloatArray:
+    """The cosine of each row of `a` with that of `b`."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    found: FloatArray = (x * y).sum(axis=1) / np.maximum(lengths, 1e-30)
+    return found
+
+
+def _similarities(vectors: Vectors) -> npt.NDArray[np.float64]:
+    unit = vectors.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-30)
+    found: npt.NDArray[np.float64] = unit @ unit.T
+    return found
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""An encoder as OpenVINO IR: the graph that is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from thrifty.engines.openvino.adapter import DEFAULT_ACTIVATION_GROUP, read_note
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.evaluate.embedder import Vectors, embed_in_batches
+
+
+class OpenVinoEmbedder:
+    """Runs a graph of `encoder_graph`. `exact` computes in float32 throughout, as a reference should;
+    otherwise the engine does what it does when it serves.
+    """
+
+    def __init__(
+        self,
+        model: ov.Model,
+        tokenizer: TextTokenizer | None,
+        label: str,
+        identity: str,
+        *,
+        context_length: int,
+        exact: bool = False,
+    ) -> None:
+        self.label = label
+        self.identity = f"{identity}+f32" if exact else identity
+        self._tokenizer = tokenizer
+        self.context_length = context_length
+        self.width = int(model.output("embeddings").get_partial_shape()[1].get_length())
+        properties: dict[str, Any] = {
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if exact else DEFAULT_ACTIVATION_GROUP
+        }
+        if exact:
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
+        self._request = ov.Core().compile_model(model, "CPU", properties).create_infer_request()
+
+    @classmethod
+    def load(
+        cls, folder: Path, label: str, identity: str, *, exact: bool = False
+    ) -> OpenVinoEmbedder:
+        """The encoder in a folder that was prepared."""
+        return cls(
+            ov.Core().read_model(folder / "openvino_model.xml"), TextTokenizer.load(folder), label,
+            identity, context_length=int(read_note(folder)["context_length"]), exact=exact,
+        )  # fmt: skip
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """See `Embedder`."""
+        assert self._tokenizer is not None, "made without one, for tokens alone"
+        return self._tokenizer
+
+    def embed(self, texts: Sequence[list[int]]) -> Vectors:
+        """See `Embedder`."""
+        return embed_in_batches(texts, self.width, self._run)
+
+    def close(self) -> None:
+        """Free the model."""
+        del self._request
+
+    def _run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> Vectors:
+        self._request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True)
+        found: Vectors = self._request.get_tensor("embeddings").data
+        return found
