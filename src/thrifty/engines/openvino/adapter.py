@@ -269,7 +269,7 @@ def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
     """The weights' form: `f16`, `int8` or `int4`."""
     if artifact.description.format is Format.OPENVINO:
         return artifact.description.weights or "f16"
-    wanted = spec.compress.quantize
+    wanted = spec.compress.quantize.scheme
     if wanted == "auto":
         return "int8"
     return "f16" if wanted == "none" else wanted
