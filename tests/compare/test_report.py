@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.compare.made import THREE, make_comparison, make_row
-from thrifty.compare.columns import describe_conditions, make_cells, make_columns
+from thrifty.compare.columns import describe_conditions, make_cells, make_columns, say_error
 from thrifty.compare.report import HEIGHT, LETTER, WIDTH, make_report, place_labels, write_report
 from thrifty.compare.scatter import make_scatters, round_up
 
@@ -66,7 +66,7 @@ def test_what_is_not_known_is_empty_and_not_drawn() -> None:
                     bits_per_weight=None)  # fmt: skip
     found = make_comparison(bare)
     assert make_scatters(found) == []
-    assert set(make_cells(found, bare)[2:-1]) == {""}
+    assert set(make_cells(found, bare)[2:]) == {""}
     assert "<svg" not in make_report(found)
     same = make_comparison(make_row("same", 100, 0.0, 10))
     (svg, _) = figures_of(make_report(same))
@@ -116,3 +116,15 @@ def test_plots_are_drawn_as_png(tmp_path: Path) -> None:
 
     plot_comparison(THREE, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0.11, 0.01, "0.1100 ± 0.0100"),
+        (0.0005, 0.00002, "0.00050 ± 0.00002"),
+        (0.0, 0.0, "0.0000 ± 0.0000"),
+    ],
+)
+def test_an_error_is_never_rounded_away(value: float, error: float, said: str) -> None:
+    assert say_error(value, error) == said

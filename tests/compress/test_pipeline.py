@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +12,10 @@ import pytest
 from tests.artifacts.models import Llama
 from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
-from tests.parts import run_thrifty
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.compress.pipeline import Compressed, check_compress, run_pipeline
 from thrifty.errors import CompressionError
-from thrifty.home import HOME_VARIABLE, Home
+from thrifty.home import Home
 from thrifty.spec.models import CompressSpec
 from thrifty.types import Format, Progress
 
@@ -29,6 +23,8 @@ pytestmark = pytest.mark.engine
 
 MODEL = Llama(vocab=257, layers=4, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=128,
               context=2048, tied=True)  # fmt: skip
+PRUNE = {"parameters": 0.75, "depth": True, "tokens": 2048}
+INT4 = {"scheme": "int4", "tokens": 2048}
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +74,7 @@ def run(
 
 @pytest.fixture(scope="module")
 def compressed(source: Any, store: Store, home: Home, texts: Any) -> Compressed:
-    keys = {
-        "prune": {"parameters": 0.75, "tokens": 4096},
-        "quantize": {"scheme": "int4", "tokens": 4096},
-    }
-    return run(source, store, home, **keys, **texts)[0]
+    return run(source, store, home, prune=PRUNE, quantize=INT4, **texts)[0]
 
 
 def test_each_stage_is_a_model_made_from_the_one_before(
@@ -124,11 +116,7 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
 def test_what_is_done_already_costs_a_look(
     compressed: Compressed, source: Any, store: Store, home: Home, texts: Any
 ) -> None:
-    keys = {
-        "prune": {"parameters": 0.75, "tokens": 4096},
-        "quantize": {"scheme": "int4", "tokens": 4096},
-    }
-    again, steps = run(source, store, home, **keys, **texts)
+    again, steps = run(source, store, home, prune=PRUNE, quantize=INT4, **texts)
     assert again.result == compressed.result
     assert again.stages[0].measured == compressed.stages[0].measured
     assert not steps
@@ -138,16 +126,12 @@ def test_auto_is_a_stage_too_and_names_can_be_given(
     compressed: Compressed, source: Any, store: Store, home: Home, texts: Any
 ) -> None:
     less = {key: texts[key] for key in ("text", "held_out", "held_out_tokens")}
-    found, steps = run(
-        source, store, home, prune={"parameters": 0.75, "tokens": 4096}, out="small", **less
-    )
+    found, steps = run(source, store, home, prune=PRUNE, out="small", **less)
     assert found.stages[0].version == compressed.stages[0].version
     assert found.result[0].name == "small"
     assert found.result[1].description.weights == "int8"
     assert not any(step.startswith("prune") for step in steps)
-    alone, _ = run(
-        source, store, home, quantize="none", prune={"parameters": 0.75, "tokens": 4096}, **less
-    )
+    alone, _ = run(source, store, home, quantize="none", prune=PRUNE, **less)
     assert [stage.name for stage in alone.stages] == ["prune"]
 
 
@@ -222,34 +206,3 @@ def test_training_without_pytorch_is_refused_at_once(monkeypatch: pytest.MonkeyP
     found = check_compress(CompressSpec.model_validate({"prune": 0.8, "distill": "1M"}))
     assert [one.path for one in found] == ["compress.distill"]
     assert "pip install 'thrifty[compress]'" in found[0].message
-
-
-def test_sigkill_at_any_point_leaves_nothing_half_done(tmp_path: Path, texts: Any) -> None:
-    """Killed again and again, the same command comes to its end, and every model is whole."""
-    store = Store(tmp_path / "models")
-    put(store, MODEL)
-    arguments = [
-        "compress", "tiny", "--prune", "0.75", "--quantize", "none", "--text", texts["text"], "--held-out",
-        texts["held_out"], "--task", texts["tasks"][0], "--json",
-    ]  # fmt: skip
-    dice = random.Random(4)
-    for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "thrifty", *arguments],
-            env={**os.environ, HOME_VARIABLE: str(tmp_path)}, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(dice.uniform(1.5, 4.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for version in store.versions():
-            store.verify(store.load(version.artifact), thorough=True)
-    result = run_thrifty(tmp_path, *arguments)
-    assert result.returncode == 0, result.stderr
-    (model,) = json.loads(result.stdout)["models"]
-    assert [stage["stage"] for stage in model["stages"]] == ["prune"]
-    kinds = {one["kind"] for stage in model["stages"] for one in stage["measured"]}
-    assert kinds == {"quality", "task", "speed"}
-    assert len([v for v in store.versions() if v.name == "tiny-pruned"]) == 1
-    store.collect_garbage()
-    assert not list((tmp_path / "models" / "artifacts").glob(".*"))

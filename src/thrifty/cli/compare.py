@@ -51,8 +51,7 @@ def run_compare(
     if as_json:
         print_json(found.as_dict())
         return
-    columns = make_columns(found)[:-1]
-    print_table(columns, [make_cells(found, row)[:-1] for row in found.rows])
+    print_table(make_columns(found), [make_cells(found, row) for row in found.rows])
     print_line()
     for row in found.rows:
         print_line(f"{row.name}: " + " <- ".join(step.how for step in row.lineage))

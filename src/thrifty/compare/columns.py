@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from thrifty.compare.table import Comparison, Row
 from thrifty.units import format_bytes, format_duration
 
@@ -13,7 +15,6 @@ def make_columns(comparison: Comparison) -> tuple[str, ...]:
     return (
         "model", "weights", "size", "bits", "KL divergence", "same top token", "perplexity",
         *comparison.tasks, "load", *(f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS),
-        "made",
     )  # fmt: skip
 
 
@@ -26,7 +27,7 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         row.form,
         format_bytes(row.size_bytes) if row.size_bytes else "",
         f"{row.bits_per_weight:.1f}" if row.bits_per_weight else "",
-        f"{quality['kl_divergence']['mean']:.4f} ± {quality['kl_divergence']['stderr']:.4f}"
+        say_error(quality["kl_divergence"]["mean"], quality["kl_divergence"]["stderr"])
         if quality
         else "",
         f"{quality['same_top_token']:.1%}" if quality else "",
@@ -34,13 +35,13 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         *(_say_task(row, task) for task in comparison.tasks),
         format_duration(speed["load_s"]) if speed else "",
         *(f"{speeds[n]:.0f}" if n in speeds else "" for n in STREAMS),
-        describe_made(row),
     )
 
 
-def describe_made(row: Row) -> str:
-    """How a model was made, the last step first."""
-    return "; of it: ".join(step.how for step in row.lineage)
+def say_error(value: float, error: float) -> str:
+    """A figure and its error, in as many places as the error calls for."""
+    places = 4 if error <= 0 else min(7, max(4, -math.floor(math.log10(error))))
+    return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def describe_conditions(comparison: Comparison) -> list[str]:

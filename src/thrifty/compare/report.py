@@ -18,7 +18,7 @@ from thrifty.compare.table import Comparison, Row
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 16, 50
-LETTER = 6.4
+LETTER = 6.8
 """The width of a letter of labels, about, to keep them apart by."""
 LINE = 15
 
@@ -42,9 +42,8 @@ th, td { padding: .5rem .75rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { background: var(--panel); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0; }
-td:first-child, th:first-child, td.made, th.made { text-align: left; }
+td:first-child, th:first-child { text-align: left; }
 td:first-child { font-weight: 600; }
-td.made { white-space: normal; min-width: 22rem; color: var(--soft); }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
 .plots { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 figure { margin: 0; flex: 1 1 26rem; max-width: 44rem; border: 1px solid var(--line);
@@ -54,7 +53,7 @@ figcaption span { font-weight: 400; color: var(--soft); }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg text.name { fill: var(--ink); }
-svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--soft); }
+svg .grid { stroke: var(--grid); } svg .leader { stroke: var(--soft); stroke-width: .7; } svg .axis { stroke: var(--soft); }
 ul { padding-left: 1.2rem; } li { margin: .2rem 0; }
 """
 
@@ -92,16 +91,13 @@ def make_report(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison, colours: dict[str, str]) -> str:
     columns = make_columns(comparison)
-    heads = "".join(f"<th>{escape(name)}</th>" for name in columns[:-1])
-    heads += f'<th class="made">{escape(columns[-1])}</th>'
+    heads = "".join(f"<th>{escape(name)}</th>" for name in columns)
     lines = []
     for row in comparison.rows:
-        first, *middle, made = make_cells(comparison, row)
+        first, *others = make_cells(comparison, row)
         dot = f'<span class="dot" style="background:{colours[row.name]}"></span>'
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in middle)
-        lines.append(
-            f'<tr><td>{dot}{escape(first)}</td>{cells}<td class="made">{escape(made)}</td></tr>'
-        )
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        lines.append(f"<tr><td>{dot}{escape(first)}</td>{cells}</tr>")
     body = "\n".join(lines)
     return (
         f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n'
@@ -134,7 +130,7 @@ def _plot(scatter: Scatter, colours: dict[str, str]) -> str:
         f'</figcaption>\n<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(scatter.title)}">'
     ]
-    for power in range(low, high + 1):
+    for power in range(low, math.floor(high) + 1):
         y = at_y(10.0**power)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -159,10 +155,18 @@ def _plot(scatter: Scatter, colours: dict[str, str]) -> str:
     )
     spots = [(at_x(point.x), at_y(point.y)) for point in scatter.points]
     labels = place_labels([point.name for point in scatter.points], spots)
-    for point, (x, y), (label_x, label_y) in zip(scatter.points, spots, labels, strict=True):
+    for point, (x, y), (left, base) in zip(scatter.points, spots, labels, strict=True):
         parts.append(_mark(point, colours[point.name], x, y, at_y))
+        # A name on the left ends at its point, however wide its letters are.
+        if abs(base - 4 - y) > LINE:
+            parts.append(
+                f'<line class="leader" x1="{x:.1f}" x2="{x + (9 if left > x else -9):.1f}" '
+                f'y1="{y:.1f}" y2="{base - 4:.1f}"/>'
+            )
+        edge, anchor = (left, "start") if left > x else (left + len(point.name) * LETTER, "end")
         parts.append(
-            f'<text class="name" x="{label_x:.1f}" y="{label_y:.1f}">{escape(point.name)}</text>'
+            f'<text class="name" x="{edge:.1f}" y="{base:.1f}" text-anchor="{anchor}">'
+            f"{escape(point.name)}</text>"
         )
     parts.append("</svg></figure>")
     return "\n".join(parts)
@@ -187,12 +191,12 @@ def place_labels(names: list[str], spots: list[tuple[float, float]]) -> list[tup
     for name, (x, y) in zip(names, spots, strict=True):
         width = len(name) * LETTER
         tries = []
-        for shift in (0, -LINE, LINE, -2 * LINE, 2 * LINE, -3 * LINE, 3 * LINE):
+        for shift in sorted(range(-8 * LINE, 9 * LINE, LINE), key=abs):
             tries += [(x + 11, y + 4 + shift), (x - 11 - width, y + 4 + shift)]
         inside = [
             (left, base)
             for left, base in tries
-            if left >= LEFT + 2 and left + width <= WIDTH - 2 and TOP + 10 <= base < HEIGHT - BOTTOM
+            if left >= LEFT + 2 and left + width <= WIDTH - 2 and TOP <= base < HEIGHT - BOTTOM
         ] or [(max(LEFT + 2.0, WIDTH - width - 2), y - 12)]
         free = [
             (left, base)

@@ -35,11 +35,11 @@ class Scatter:
         return round_up(max(point.x for point in self.points) * 1.15)
 
     @property
-    def y_range(self) -> tuple[int, int]:
-        """Powers of ten that hold every point."""
-        values = [point.y for point in self.points]
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        return low, max(high, low + 1)
+    def y_range(self) -> tuple[int, float]:
+        """Exponents of ten, from a whole one, with room for a name above the highest point."""
+        values = [math.log10(point.y) for point in self.points]
+        low = math.floor(min(values) - 0.15)
+        return low, max(max(values) + 0.35, low + 1.3)
 
 
 Y_LABEL = "KL divergence, nats a token"

@@ -249,13 +249,13 @@ def _distill(
     compress: CompressSpec, model: Model, out: str, text: Named | None, teacher: str, store: Store,
     home: Home, on_progress: OnProgress,
 ) -> Model:  # fmt: skip
-    from thrifty.compress.distill.distill import distill_decoder
+    from thrifty.compress.distill.distill import distill_model
     from thrifty.compress.distill.settings import Training
 
     assert text is not None
     assert compress.distill.tokens is not None
     settings: dict[str, Any] = compress.distill.model_dump(exclude={"teacher"}, exclude_none=True)
-    return distill_decoder(
+    return distill_model(
         store, model[0].label, teacher, text=text.path, out=out, training=Training(**settings),
         references=home.evaluations, work=home.trainings, on_progress=on_progress,
     )  # fmt: skip

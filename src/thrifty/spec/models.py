@@ -184,8 +184,21 @@ class DistillSpec(Section):
     mix: Number | None = Field(
         None, ge=0, le=1, description="The share of the plain language-model loss. Default: 0."
     )
+    hidden: Number | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="The weight of the distance between hidden states, for a student as wide as its "
+        "teacher. Default: 0.",
+    )
+    on_policy: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The share of windows whose second half the student writes. Default: 0.",
+    )
     learning_rate: Number | None = Field(
-        None, gt=0, lt=1, description="At its highest. Default: 0.0002."
+        None, gt=0, lt=1, description="At its highest. Default: as `thrifty distill`."
     )
     batch_tokens: Count | None = Field(
         None, ge=1, description="Tokens in a step of the optimizer. Default: 4096."
@@ -193,6 +206,10 @@ class DistillSpec(Section):
     lora_rank: Count | None = Field(
         None,
         description="The rank of the changes to matrices; 0 trains all weights. Default: 0.",
+    )
+    checkpointing: bool | None = Field(
+        None,
+        description="Compute activations anew on the way back: less memory, more time. Default: `false`.",
     )
     seed: Count | None = Field(None, description="Of what is drawn at random. Default: 0.")
 
