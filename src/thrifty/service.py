@@ -23,7 +23,7 @@ from thrifty.fleet.controller import Controller
 from thrifty.fleet.plan import Plan, make_plans
 from thrifty.home import Home, find_home
 from thrifty.spec import LoadedSpec, Spec, load_spec
-from thrifty.spec.models import CompressSpec, QuantizeSpec
+from thrifty.spec.compress import CompressSpec, QuantizeSpec
 from thrifty.types import OnProgress, ignore_progress
 
 if TYPE_CHECKING:

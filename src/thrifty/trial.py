@@ -29,7 +29,7 @@ from thrifty.fleet.local import LocalReplica
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import Spec
-from thrifty.spec.models import CompressSpec, QuantizeSpec
+from thrifty.spec.compress import CompressSpec, QuantizeSpec
 from thrifty.types import Family, OnProgress, Progress, ReplicaState, ignore_progress
 
 SPEED = "speed"

@@ -16,7 +16,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.compress.pipeline import Compressed, check_compress, run_pipeline
 from thrifty.errors import CompressionError
 from thrifty.home import Home
-from thrifty.spec.models import CompressSpec
+from thrifty.spec.compress import CompressSpec
 from thrifty.types import Format, Progress
 
 pytestmark = pytest.mark.engine

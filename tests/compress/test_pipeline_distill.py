@@ -13,7 +13,7 @@ from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Store
 from thrifty.compress.pipeline import run_pipeline
 from thrifty.home import Home
-from thrifty.spec.models import CompressSpec, DistillSpec, Divergence
+from thrifty.spec.compress import CompressSpec, DistillSpec, Divergence
 
 settings = pytest.importorskip("thrifty.compress.distill.settings")
 

@@ -50,13 +50,13 @@ def test_a_pipeline_is_killed_goes_on_and_is_served(tmp_path: Path) -> None:
     put(store, MODEL)
     spec = write_spec(tmp_path, prune=PRUNE)
     dice = random.Random(4)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(
             [sys.executable, "-m", "thrifty", "up", str(spec)],
             env={**os.environ, HOME_VARIABLE: str(tmp_path)}, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(dice.uniform(1.5, 6))
+        time.sleep(dice.uniform(1.5, 5))
         process.send_signal(signal.SIGKILL)
         process.wait()
         for version in store.versions():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from thrifty.spec import Spec
-from thrifty.spec.models import DEFAULT_MODEL, EngineSpec, Section
+from thrifty.spec.models import DEFAULT_MODEL, EngineSpec
+from thrifty.spec.section import Section
 
 
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,7 +32,7 @@ from thrifty.evaluate.figures import (
     measure_quality,
 )
 from thrifty.home import Home, make_private_folder
-from thrifty.spec.models import CompressSpec
+from thrifty.spec.compress import CompressSpec
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 
 log = logging.getLogger(__name__)

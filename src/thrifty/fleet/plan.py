@@ -148,7 +148,10 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
 def _check_loads_models(loaded: LoadedSpec) -> None:
     kind = loaded.spec.engine.kind
     if kind in MODEL_FREE:
-        message = f"the engine {kind!r} loads no model, so there is nothing to compress"
+        message = (
+            f"the engine {kind!r} loads no model, so there is nothing to compress; write it beside the "
+            "deployments that it is for"
+        )
         loaded.refuse([Problem("compress", message)])
 
 

@@ -27,7 +27,7 @@ from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
 from thrifty.engines.probe import probe_generation, read_server_load
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
-from thrifty.spec.models import Bytes, Count, Section
+from thrifty.spec.section import Bytes, Count, Section
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
