@@ -124,6 +124,9 @@ async def _try(
         values: dict[str, Any] = {"load_s": replica.ready_after_s}
         if served.family == Family.DECODER:
             values |= await _measure(replica.row().url, served, on_progress)
+        if replica.restarts or replica.state is not ReplicaState.READY:
+            # Whatever was measured of it is not its speed.
+            raise FleetError(f"{served.version} ended while it was measured: {replica.message}")
         row = replica.row()
         process = psutil.Process(row.pid) if row.pid else None
         with contextlib.suppress(psutil.Error):

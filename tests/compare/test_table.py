@@ -109,6 +109,17 @@ def test_what_is_recorded_is_enough_and_nothing_else_is_measured(
     assert not steps
 
 
+def test_a_text_that_is_named_is_taken_as_far_as_it_was_before(
+    compared: dict[str, Any], store: Store, home: Home, texts: Any
+) -> None:
+    found = compare(
+        ["tiny-int8"], store=store, home=home, machine=detect_machine(), text=texts[0],
+        measure=False,
+    ).as_dict()  # fmt: skip
+    assert found["text"]["tokens"] == 2048
+    assert found["models"][0]["kl_divergence"] == compared["models"][1]["kl_divergence"]
+
+
 def test_figures_on_another_text_are_not_put_into_the_column(
     compared: dict[str, Any], store: Store, home: Home, texts: Any
 ) -> None:

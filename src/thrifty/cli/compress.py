@@ -7,7 +7,7 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.figures import Measurement
 from thrifty.artifacts.sources import fetch_model
-from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
 from thrifty.compress.pipeline import Compressed, Stage
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
@@ -20,7 +20,7 @@ def run_compress(target: str, flags: dict[str, Any], *, as_json: bool) -> None:
     home, machine = find_home(), detect_machine()
     store = Store(home.models)
     each = resolve_target(target, flags).each()
-    compressor = Compressor(home, store, machine, err.print)
+    compressor = Compressor(home, store, machine, tell)
     for one in each:
         compressor.check(one)
     made: list[Compressed] = []

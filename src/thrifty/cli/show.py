@@ -60,6 +60,11 @@ def print_line(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def tell(text: str) -> None:
+    """One line on stderr, as it is: brackets in it are no markup."""
+    err.print(text, markup=False)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
     """A table on stdout, as wide as its contents."""
     table = Table(*columns, title=title or None, box=None, pad_edge=False, title_justify="left")

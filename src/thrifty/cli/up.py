@@ -14,7 +14,7 @@ from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.bench.check import Measured, ask_question, measure_service
-from thrifty.cli.show import err, print_line, show_progress
+from thrifty.cli.show import err, print_line, show_progress, tell
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.controller import Controller
@@ -38,7 +38,7 @@ def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
         store = Store(find_home().models)
         with show_progress() as on_progress:
             machine = detect_machine()
-            maker = Compressor(find_home(), store, machine, err.print)
+            maker = Compressor(find_home(), store, machine, tell)
             plans = make_plans(loaded, store, machine, on_progress, maker=maker)
         asyncio.run(_serve(plans, find_home(), store, began_s, measure=measure))
     except KeyboardInterrupt:

@@ -171,27 +171,28 @@ def _choose_yardstick(
         if one.conditions.get("reference") == root.artifact and here <= one.conditions.items()
     ]
     texts = [one for one in recorded if one.kind == QUALITY]
-    if text is not None:
-        texts = []
-        chosen: Named | None = find_text(text, home.data, store, on_progress)
-    else:
-        if tokens is not None:
-            texts = [one for one in texts if one.conditions["tokens"] == tokens]
-        chosen, most = _most_usual(texts)
-        if most is not None:
-            tokens = int(most.conditions["tokens"])
-        if chosen is None:
-            chosen = find_text(HELD_OUT, home.data, store, on_progress) if measure else None
+    chosen = find_text(text, home.data, store, on_progress) if text is not None else None
+    if chosen is not None:
+        texts = [one for one in texts if one.conditions["text_sha256"] == chosen.sha256]
+    if tokens is not None:
+        texts = [one for one in texts if one.conditions["tokens"] == tokens]
+    usual_text, usual = _most_usual(texts)
+    if usual is not None:
+        tokens = int(usual.conditions["tokens"])
+    chosen = chosen or usual_text
+    if chosen is None and measure:
+        chosen = find_text(HELD_OUT, home.data, store, on_progress)
+    questions = [find_text(name, home.data, store, on_progress) for name in tasks]
     asked = [one for one in recorded if one.kind == TASK]
-    if tasks:
-        questions = [find_text(name, home.data, store, on_progress) for name in tasks]
-    else:
-        _, usual = _most_usual(asked)
-        if usual is not None and items is None:
-            items = usual.conditions["items"]
+    if questions:
+        named = {task.sha256 for task in questions}
+        asked = [one for one in asked if one.conditions["task_sha256"] in named]
+    usual_task = _most_usual(asked)[1]
+    if items is None and usual_task is not None:
+        items = usual_task.conditions["items"]
+    if not questions:
         same = [one for one in asked if one.conditions["items"] == items]
-        by_name = {one.values["task"]: _named(one, "task") for one in same}
-        questions = list(by_name.values())
+        questions = list({one.values["task"]: _named(one, "task") for one in same}.values())
     return Yardstick(root, chosen, tokens or HELD_OUT_TOKENS, tuple(questions), items)
 
 
