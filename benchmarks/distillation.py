@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=50_000, help="Held-out tokens.")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--depth-only", action="store_true", help="Prune layers alone.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
     options = parser.parse_args()
     store = Store(HOME / "models")
@@ -44,8 +45,9 @@ def main() -> None:
     say("pruning")
     began = time.perf_counter()
     prune_decoder(
-        store, version, artifact, 0.8, out="bench-pruned", calibration=text, held_out=held_out
-    )
+        store, version, artifact, 0.8, out="bench-pruned", calibration=text, held_out=held_out,
+        width=not options.depth_only,
+    )  # fmt: skip
     prune_s = time.perf_counter() - began
     minutes: dict[str, float] = {}
     names = {"pruned": "bench-pruned"}
@@ -92,7 +94,7 @@ def main() -> None:
     ]  # fmt: skip
     record = {
         "tokens": options.tokens, "judged": options.judged, "minutes": minutes, "prune_s": prune_s,
-        "settings": {"batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate},
+        "settings": {"depth_only": options.depth_only, "batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate},
         "kl_divergence": {label: one.kl_divergence.mean for label, one in found.items()},
         "stderr": {label: one.kl_divergence.stderr for label, one in found.items()},
         "curves": {n: dict(store.find(n)[0].lineage.figures).get("held_out") for n in names.values()},

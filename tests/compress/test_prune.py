@@ -114,7 +114,9 @@ def test_what_is_made_has_the_size_and_is_served_and_evaluated(
     assert report is not None
     assert artifact.description.format is Format.SAFETENSORS
     assert report.taken.parameters <= 0.75 * report.parameters_before
-    assert report.taken.kl_divergence == min(one.kl_divergence for one in report.tried)
+    least = min(report.tried, key=lambda one: one.kl_divergence)
+    assert report.taken.way == least.way
+    assert report.taken.kl_divergence <= 1.1 * least.kl_divergence, "made with more text"
     assert bool(report.layers) or width
     assert version.lineage.figures["way"] == report.taken.way
     assert version.lineage.parents[0].id == made[1].id

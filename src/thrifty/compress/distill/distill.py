@@ -371,7 +371,7 @@ def _explain(code: int, folder: Path) -> str:
 def _has_gpus(count: int) -> bool:
     import torch
 
-    return torch.cuda.device_count() >= count
+    return bool(torch.cuda.device_count() >= count)
 
 
 def _write_encoder(source: Path, target: Path, weights: SafetensorsFiles) -> None:

@@ -104,7 +104,8 @@ class LiveLessons:
 
     def text(self, number: int) -> TokenArray:
         """See `Lessons`."""
-        return self._windows[number].astype(np.int64)
+        tokens: TokenArray = self._windows[number].astype(np.int64)
+        return tokens
 
     def ask(self, tokens: TokenArray, first: int) -> Lesson:
         """See `Lessons`."""

@@ -61,6 +61,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     precision = "bf16" if fast and job.get("bfloat16", True) else "no"
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
     set_seed(training.seed)
+    objective: Objective
     if job["family"] == Family.ENCODER.value:
         from thrifty.compress.distill.embeddings import make_objective
 

@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float32]
 
 DAMPING = 0.01
 """Of the mean diagonal, added to it, so that the matrix can be inverted."""
-ROUNDS = 64
+ROUNDS = 16
 """In about so many steps single columns go: several at a time where many must."""
 
 
@@ -52,10 +52,10 @@ def remove_columns(weights: FloatArray, moment: FloatArray, unit: int, keep: int
         costs = _unit_costs(w, inverse, unit)
         gone = np.sort(np.argsort(costs, kind="stable")[: min(step, len(left) - keep)])
         at = (gone[:, None] * unit + np.arange(unit)).reshape(-1)
-        solved = np.linalg.solve(inverse[np.ix_(at, at)], inverse[at])
-        w = np.delete(w - w[:, at] @ solved, at, axis=1)
-        inverse = (inverse - inverse[:, at] @ solved).astype(np.float64)
-        inverse = np.delete(np.delete(inverse, at, axis=0), at, axis=1).astype(np.float64)
+        stay = np.setdiff1d(np.arange(w.shape[1]), at)
+        solved = np.linalg.solve(inverse[np.ix_(at, at)], inverse[np.ix_(at, stay)])
+        w = w[:, stay] - w[:, at] @ solved
+        inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, at)] @ solved
         left = np.delete(left, gone)
     return Columns(left, w.astype(np.float32), _error(weights, w, moment, left, unit))
 

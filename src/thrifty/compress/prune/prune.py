@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,15 @@ WINDOW = 512
 CALIBRATION_TOKENS = 32_768
 TRIAL_TOKENS = 1024
 """For each trial of leaving a layer out."""
+TRIAL_SHARE = 0.25
+"""Of the calibration text, that a way to a size is tried with; the best is made with all of it."""
 SELECTION_TOKENS = 8192
 """To choose among the ways to a size by."""
 MULTIPLE = 64
 """Widths are multiples of this, which kernels are made for; of less where a model is smaller."""
 LEAST_WIDTH = 0.3
 """No width goes below this share of what it was."""
-VERSION = 1
+VERSION = 2
 """Raised when pruning changes, so that models are pruned anew."""
 
 
@@ -90,6 +92,7 @@ class Pruned:
             "way": self.taken.way,
             "parameters": self.taken.parameters,
             "parameters_before": self.parameters_before,
+            "kl_divergence_of_taken": self.taken.kl_divergence,
             "calibration_kl_divergence": {one.way: one.kl_divergence for one in self.tried},
             "layers_removed": [asdict(one) for one in self.layers],
             "output_error": self.errors,
@@ -156,21 +159,19 @@ def prune_decoder(
     cuts = pruner.find_cuts(parameters, depth=depth, width=width)
     removals = rank_layers(checkpoint, trials, max(cut.layers_removed for cut in cuts), on_progress)
     tried: list[Tried] = []
-    best: tuple[float, DecoderCheckpoint, Cut, dict[str, float]] | None = None
     for index, cut in enumerate(cuts):
-        found, errors = pruner.make(cut, removals)
+        found, _ = pruner.make(cut, removals, TRIAL_SHARE)
         divergence = judge.measure(found)
         tried.append(
             Tried(cut.describe(pruner.widths, checkpoint.shape.layers),
                   pruner.count(cut), divergence)
         )  # fmt: skip
-        if best is None or divergence < best[0]:
-            best = (divergence, found, cut, errors)
         on_progress(Progress("judge", index + 1, len(cuts), "ways"))
-    assert best is not None
-    _, chosen, cut, errors = best
+    best = min(range(len(cuts)), key=lambda index: tried[index].kl_divergence)
+    cut = cuts[best]
+    chosen, errors = pruner.make(cut, removals)
     report = Pruned(
-        pruner.total, tried, min(tried, key=lambda one: one.kl_divergence),
+        pruner.total, tried, replace(tried[best], kl_divergence=judge.measure(chosen)),
         removals[: cut.layers_removed], errors,
     )  # fmt: skip
     store.require_space(2 * pruner.count(cut) + 50_000_000, f"pruning {version.label}")
@@ -202,7 +203,7 @@ class _Pruner:
         self.widths = read_widths(checkpoint)
         self._tied = "lm_head.weight" not in checkpoint.tensors
         self.total = self.count(Cut(0, self.widths))
-        self._inputs: tuple[int, Any] | None = None
+        self._inputs: tuple[tuple[int, int], Any] | None = None
 
     def count(self, cut: Cut) -> int:
         """The parameters that are left."""
@@ -262,20 +263,20 @@ class _Pruner:
                 break
 
     def make(
-        self, cut: Cut, removals: Sequence[LayerRemoval]
+        self, cut: Cut, removals: Sequence[LayerRemoval], share: float = 1.0
     ) -> tuple[DecoderCheckpoint, dict[str, float]]:
-        """The checkpoint, and what each matrix lost."""
+        """The checkpoint by a share of the calibration text, and what each matrix lost."""
         gone = {one.layer for one in removals[: cut.layers_removed]}
         kept = [n for n in range(self._checkpoint.shape.layers) if n not in gone]
         shallow = keep_layers(self._checkpoint, kept) if gone else self._checkpoint
         if cut.widths == self.widths:
             return shallow, {}
-        if self._inputs is None or self._inputs[0] != len(gone):
-            total = sum(map(len, self._windows))
+        windows = self._windows[: max(1, round(share * len(self._windows)))]
+        key = (len(gone), len(windows))
+        if self._inputs is None or self._inputs[0] != key:
+            total = sum(map(len, windows))
             self._inputs = None  # freed before the next are collected
-            self._inputs = (
-                len(gone), collect_inputs(shallow, self._windows, total, self._on_progress)
-            )  # fmt: skip
+            self._inputs = key, collect_inputs(shallow, windows, total, self._on_progress)
         return narrow(shallow, self._inputs[1], cut.widths, self._on_progress)
 
 
