@@ -4,7 +4,7 @@ models/       the artifact store                    thrifty.db   the embedded da
 run/          the controller's pid and lock         logs/        one file for each process
 files/        what batches read and write          data/        texts and questions
 evaluations/  what references think of texts, and how candidates compare
-    trainings/    checkpoints of trainings that are not done
+trainings/    checkpoints of trainings that are not done
 reports/      what `thrifty bench` and friends draw
 """
 

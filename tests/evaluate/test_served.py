@@ -115,7 +115,7 @@ def test_servers_that_cannot_be_evaluated_are_told_of(
 def test_a_model_that_is_not_served_is_told_of(url: str) -> None:
     with pytest.raises(EvaluationError, match="does not serve 'other'; it has bigram"):
         open_served(url, model="other")
-    assert open_served(url, model="bigram").context_length == 512
+    assert open_served(url, model="bigram").context_length == 512 - 2
 
 
 def test_a_served_model_is_no_reference(url: str) -> None:

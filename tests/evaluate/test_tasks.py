@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from tests.evaluate.bigram import Bigram
+from thrifty.engines.echo.backend import make_tokenizer
+from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.run import compare_answers
+from thrifty.evaluate.task_result import compare_answers
 from thrifty.evaluate.tasks import (
     Answered,
     Choice,
     Open,
     answer_items,
     encode_pair,
+    encode_start,
     log_likelihood,
     normalize_answer,
     read_task,
@@ -56,7 +60,7 @@ def test_greedy_means_that_it_would_be_written() -> None:
 
 def test_an_overlong_context_loses_its_beginning() -> None:
     tokens, count = encode_pair(MODEL, "a" * 5000, " b")
-    assert (len(tokens), count) == (4096, 2)
+    assert (len(tokens), count) == (4096 + 1, 2), "the last is only predicted"
     with pytest.raises(EvaluationError, match="a choice has 5000 tokens"):
         encode_pair(MODEL, "a", "b" * 5000)
 
@@ -89,6 +93,7 @@ class Writes(Bigram):
     ("text", "right"),
     [
         (" Paris\nQ: next", True), ("The paris.\n", True), ("\n\nParis\n", True), ("Paris", True),
+        ("\nParis\nQ: next", True),
         (" Paris, France\n", False), ("", False),
     ],
 )  # fmt: skip
@@ -100,6 +105,27 @@ def test_a_written_answer_must_be_one_of_those_known(text: str, right: bool) -> 
 def test_answers_are_compared_by_their_words() -> None:
     assert normalize_answer(" The  Quick, brown FOX! ") == "quick brown fox"
     assert normalize_answer("a cat") == normalize_answer("The cat.")
+
+
+def test_an_empty_context_is_the_token_for_the_start() -> None:
+    with pytest.raises(EvaluationError, match="a token for the start"):
+        encode_pair(MODEL, "", "so")
+    model = Bigram(0)
+    model.tokenizer = TextTokenizer(
+        model.tokenizer.tokenizer, None, special_tokens={"eos_token": "<|end|>"}
+    )
+    tokens, count = encode_pair(model, "", "so")
+    assert (tokens.tolist(), count) == ([256, *b"so"], 2)
+    assert encode_pair(model, "", "<|end|>so")[0].tolist() == [256, *b"so"], "not twice"
+
+
+def test_the_token_for_the_start_comes_once() -> None:
+    inner = make_tokenizer().tokenizer
+    inner.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 256)]
+    )
+    tokenizer = TextTokenizer(inner, None)
+    assert encode_start(tokenizer, "so") == encode_start(tokenizer, "<|end|>so") == [256, *b"so"]
 
 
 @pytest.mark.parametrize(

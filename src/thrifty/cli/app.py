@@ -164,7 +164,19 @@ def evaluate(
         Path | None, typer.Option(help="Held-out text: plain, or .jsonl with a field 'text'.")
     ] = None,
     tasks: Annotated[
-        list[Path] | None, typer.Option("--task", "--tasks", help="A file of questions, .jsonl.")
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="A file of questions, .jsonl; or lm_eval:NAME, a task of lm-evaluation-harness.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with tasks of your own for lm_eval:, as YAML."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="For lm_eval: tasks, how many solved examples to show.")
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 512,
     top_k: Annotated[
@@ -184,18 +196,25 @@ def evaluate(
     from thrifty.cli.evaluate import run_evaluate
 
     run_evaluate(
-        model, reference, text=text, tasks=tasks or (), window=window, top_k=top_k, tokens=tokens,
-        items=items, margin=margin, backend=backend, as_json=as_json,
+        model, reference, text=text, tasks=tasks or (), include=include_path or (), shots=shots,
+        window=window, top_k=top_k, tokens=tokens, items=items, margin=margin, backend=backend,
+        as_json=as_json,
     )  # fmt: skip
 
 
 @app.command()
 def quantize(
     model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
-    scheme: Annotated[str, typer.Option(help="int8, or int4 by measurement.")],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="int8, or int4 by measurement; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others."
+        ),
+    ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
     text: Annotated[
-        Path | None, typer.Option(help="Text to learn from, for int4: plain, or .jsonl.")
+        Path | None,
+        typer.Option(help="Text to learn from, for int4 and K-quants: plain, or .jsonl."),
     ] = None,
     held_out: Annotated[
         Path | None,
@@ -336,6 +355,78 @@ def compare(
     run_compare(
         models, reference=reference, text=text, tokens=tokens, tasks=tasks or (), items=items,
         measure=measure, report=report, png=png, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def distill(
+    student: Annotated[
+        str, typer.Argument(help="A checkpoint, such as `prune` makes: a name, a source, a path.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="What it learns from: a name, a source, a path, or a URL.")
+    ],
+    text: Annotated[Path, typer.Option(help="Text to learn on: plain, or .jsonl.")],
+    tokens: Annotated[int, typer.Option(help="How many tokens to learn on, over all steps.")],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    divergence: Annotated[
+        str,
+        typer.Option(help="forward, reverse, jensen-shannon, skewed-forward or skewed-reverse."),
+    ] = "forward",
+    mix: Annotated[
+        float, typer.Option(help="The share of the plain language-model loss, 0 to 1.")
+    ] = 0.0,
+    hidden: Annotated[
+        float, typer.Option(help="The weight of the distance between hidden states; 0: none.")
+    ] = 0.0,
+    on_policy: Annotated[
+        float, typer.Option(help="The share of windows whose second half the student writes.")
+    ] = 0.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the teacher while training; keep nothing of it.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(help="What a live teacher runs on: openvino or torch.")
+    ] = "openvino",
+    teacher_model: Annotated[
+        str | None, typer.Option(help="Which of a URL's models; none: its first.")
+    ] = None,
+    teacher_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the URL's key.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 5e-4,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in a step of the optimizer.")] = 4096,
+    micro_batch: Annotated[int, typer.Option(help="Windows that are computed together.")] = 1,
+    lora_rank: Annotated[
+        int, typer.Option(help="Train changes of this rank; 0 trains all weights.")
+    ] = 0,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory, more time.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="How many train together, one for a GPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model to say what another says. Asked for again, it goes on where it was."""
+    from thrifty.cli.distill import run_distill
+    from thrifty.compress.distill.answers import RemoteTeacher
+    from thrifty.compress.distill.settings import Training
+    from thrifty.evaluate.open_model import is_url
+
+    training = Training(
+        tokens=tokens, divergence=divergence, mix=mix, hidden=hidden, on_policy=on_policy,
+        learning_rate=learning_rate, batch_tokens=batch_tokens, micro_batch=micro_batch,
+        lora_rank=lora_rank, checkpointing=checkpointing, seed=seed,
+    )  # fmt: skip
+    remote = RemoteTeacher(teacher, teacher_model, teacher_key_env) if is_url(teacher) else teacher
+    run_distill(
+        student, remote, text=text, held_out=held_out, out=out, training=training, live=live,
+        backend=backend, processes=processes, plot=plot, as_json=as_json,
     )  # fmt: skip
 
 

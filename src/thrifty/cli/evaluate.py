@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.evaluate import Evaluation, evaluate
+from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import find_home
+
+_FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+"""So that what lm-evaluation-harness uses draws no progress of its own through ours."""
 
 
 def run_evaluate(
@@ -16,7 +21,9 @@ def run_evaluate(
     reference: str,
     *,
     text: Path | None,
-    tasks: Sequence[Path],
+    tasks: Sequence[str],
+    include: Sequence[Path],
+    shots: int | None,
     window: int,
     top_k: int,
     tokens: int | None,
@@ -26,6 +33,8 @@ def run_evaluate(
     as_json: bool,
 ) -> None:
     """Evaluate a model."""
+    for name in _FOREIGN_BARS:
+        os.environ.setdefault(name, "1")
     home = find_home()
     with show_progress() as on_progress:
         found = evaluate(
@@ -35,6 +44,8 @@ def run_evaluate(
             folder=home.evaluations,
             text=text,
             tasks=tasks,
+            include=include,
+            shots=shots,
             window=window,
             top_k=top_k,
             max_tokens=tokens,
@@ -74,15 +85,23 @@ def _show(found: Evaluation) -> None:
         )  # fmt: skip
     if found.tasks:
         print_line()
+        margin = next(iter(found.tasks.values())).margin
         print_table(
-            ("task", "items", "score", "95%", "by length", "reference", "difference", "95%",
-             "flips + / -", f"not inferior by {next(iter(found.tasks.values())).margin:.0%}"),
-            [
-                (name, task.score.count, f"{task.score.share:.1%}",
-                 f"{task.score.low:.1%} to {task.score.high:.1%}", f"{task.by_length.share:.1%}",
-                 f"{task.reference.share:.1%}", f"{task.paired.difference:+.1%}",
-                 f"{task.paired.low:+.1%} to {task.paired.high:+.1%}",
-                 f"{task.paired.gained} / {task.paired.lost}", "yes" if task.not_inferior else "no")
-                for name, task in found.tasks.items()
-            ],
+            ("task", "metric", "items", "score", "95%", "by length", "reference", "difference",
+             "95%", "flips + / -", f"not inferior by {margin:.0%}"),
+            [_show_task(name, task) for name, task in found.tasks.items()],
         )  # fmt: skip
+
+
+def _show_task(name: str, task: TaskResult) -> tuple[str, ...]:
+    def show(value: float, sign: str = "") -> str:
+        return f"{value:{sign}.1%}" if task.is_share else f"{value:{sign}.4g}"
+
+    score, paired = task.score, task.paired
+    return (
+        name, task.metric, str(score.count), show(score.share),
+        f"{show(score.low)} to {show(score.high)}",
+        show(task.by_length.share) if task.is_share else "", show(task.reference.share),
+        show(paired.difference, "+"), f"{show(paired.low, '+')} to {show(paired.high, '+')}",
+        f"{paired.gained} / {paired.lost}", "yes" if task.not_inferior else "no",
+    )  # fmt: skip

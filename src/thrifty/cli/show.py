@@ -41,6 +41,8 @@ _VERBS = {
     "answer": "Answering questions",
     "calibrate": "Reading calibration text",
     "quantize": "Quantizing",
+    "write": "Writing",
+    "read back": "Reading it back",
     "sensitivity": "Measuring each matrix",
     "judge": "Comparing recipes",
     "trial": "Measuring the speed",

@@ -31,6 +31,7 @@ from thrifty.evaluate.figures import (
     find_text,
     measure_quality,
 )
+from thrifty.evaluate.harness import is_harness_task
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
@@ -167,20 +168,14 @@ def check_model(compress: CompressSpec, source: Model) -> None:
         stages != ["quantize"] or _scheme(compress) != "int8" or compress.tasks or compress.held_out
     ):
         raise CompressionError(
-            f"{version.label} is an encoder, of which weights in 8 bits are made and no more: write "
-            "compress: int8"
+            f"{version.label} is an encoder, of which weights in 8 bits are made here and no more (write "
+            "compress: int8); thrifty distill trains encoders"
         )
-    if "distill" in stages and "prune" not in stages:
-        if compress.distill.teacher is None:
-            raise CompressionError(
-                "distill: without pruning, the model would learn from itself; name a better one "
-                "(compress.distill.teacher), or prune it"
-            )
-        if what.format is not Format.SAFETENSORS:
-            raise CompressionError(
-                f"distill: {version.label} is {what.format.value}, and what is trained is a checkpoint "
-                "of safetensors; prune it too, or name such a checkpoint"
-            )
+    if "distill" in stages and "prune" not in stages and compress.distill.teacher is None:
+        raise CompressionError(
+            "distill: without pruning, the model would learn from itself; name a better one "
+            "(compress.distill.teacher), or prune it"
+        )
 
 
 # What there is to do
@@ -337,6 +332,8 @@ def _check_apart(learned: Named, judged: Named, home: Home) -> None:
 
 def _is_text(name: str) -> bool | None:
     """Whether `name` is text, or questions (False); None where only its lines can tell."""
+    if is_harness_task(name):
+        return False
     if name in SETS:
         return SETS[name].is_text
     return None if Path(name).suffix == ".jsonl" else True

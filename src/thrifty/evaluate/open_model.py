@@ -9,6 +9,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.scorer import Scorer
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
@@ -35,7 +36,7 @@ def open_model(
     if artifact.description.family is not Family.DECODER:
         raise EvaluationError(f"{version.label} is an encoder; it is compared by its embeddings")
     if backend == "torch":
-        return _open_torch(store, version, artifact)
+        return _open_torch(store, version, artifact, on_progress)
     version, artifact = _make_graph(store, version, artifact, on_progress)
     from thrifty.evaluate.openvino_scorer import OpenVinoScorer
 
@@ -44,14 +45,13 @@ def open_model(
     )
 
 
-def _open_torch(store: Store, version: NamedVersion, artifact: Artifact) -> Scorer:
-    if artifact.description.format is not Format.SAFETENSORS:
-        raise EvaluationError(
-            f"{version.label} is {artifact.description.format.value}; PyTorch runs safetensors"
-        )
+def _open_torch(
+    store: Store, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
+) -> Scorer:
     from thrifty.evaluate.torch_scorer import TorchScorer
 
-    return TorchScorer(store.folder_of(artifact.id), version.label, artifact.id)
+    plain = make_plain(store, version, artifact, on_progress)[1]
+    return TorchScorer(store.folder_of(plain.id), version.label, plain.id)
 
 
 def _make_graph(

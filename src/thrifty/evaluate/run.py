@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.divergence import Divergence, measure_divergence
+from thrifty.evaluate.harness import Harness, Measured, compare_measured, is_harness_task
+from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
 from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord, record_type
 from thrifty.evaluate.scorer import Scorer
 from thrifty.evaluate.served_scorer import ServedScorer
-from thrifty.evaluate.statistics import PairedDifference, Proportion, paired_difference, proportion
+from thrifty.evaluate.task_result import TaskResult, compare_answers
 from thrifty.evaluate.tasks import Item, answer_items, read_task
 from thrifty.evaluate.windows import digest_file, read_windows
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -31,20 +31,6 @@ WINDOW = 512
 TOP_K = 64
 MARGIN = 0.02
 """How much worse a share may be for the candidate to pass as not inferior."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """How a model did on a task, and how its reference did on the same items."""
-
-    score: Proportion
-    by_length: Proportion
-    reference: Proportion
-    paired: PairedDifference
-    changed: int
-    """Items that the two answer differently, right or wrong."""
-    not_inferior: bool
-    margin: float
 
 
 @dataclass(frozen=True)
@@ -62,25 +48,7 @@ class Evaluation:
         found: dict[str, Any] = {"model": self.model, "reference": self.reference}
         if self.divergence is not None:
             found |= {"text": self.text, **asdict(self.divergence)}
-        found["tasks"] = {
-            name: {
-                "score": task.score.share,
-                "low": task.score.low,
-                "high": task.score.high,
-                "score_by_length": task.by_length.share,
-                "items": task.score.count,
-                "reference": task.reference.share,
-                "difference": task.paired.difference,
-                "difference_low": task.paired.low,
-                "difference_high": task.paired.high,
-                "flips": {
-                    "gained": task.paired.gained, "lost": task.paired.lost, "changed": task.changed,
-                },
-                "not_inferior": task.not_inferior,
-                "margin": task.margin,
-            }
-            for name, task in self.tasks.items()
-        }  # fmt: skip
+        found["tasks"] = {name: task.as_dict() for name, task in self.tasks.items()}
         return found
 
 
@@ -91,7 +59,9 @@ def evaluate(
     store: Store,
     folder: Path,
     text: Path | None = None,
-    tasks: Sequence[Path] = (),
+    tasks: Sequence[Path | str] = (),
+    include: Sequence[Path] = (),
+    shots: int | None = None,
     window: int = WINDOW,
     top_k: int = TOP_K,
     max_tokens: int | None = None,
@@ -102,13 +72,17 @@ def evaluate(
 ) -> Evaluation:
     """Compare `model` with `reference`. Each may be anything that `open_model` takes, the model also
     a URL. What was measured is kept in `folder`, so that a run that is broken off goes on, and
-    the reference runs once. Blocks. Raises `ThriftyError` and its kinds.
+    the reference runs once. Tasks are files, or `lm_eval:NAME` (`include` and `shots` are theirs).
+    Blocks. Raises `ThriftyError` and its kinds.
     """
     if text is None and not tasks:
         raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
     if window < 2 or top_k < 1:
         raise EvaluationError("a window needs two tokens or more, and top_k one or more")
-    items = {path.stem: read_task(path, max_items) for path in tasks}
+    named = [str(task) for task in tasks if is_harness_task(str(task))]
+    files = [Path(task) for task in tasks if not is_harness_task(str(task))]
+    items = {path.stem: read_task(path, max_items) for path in files}
+    harness = Harness(named, include, shots, max_items) if named else None
     teacher = open_model(reference, store, exact=True, backend=backend, on_progress=on_progress)
     try:
         record = None
@@ -120,7 +94,10 @@ def evaluate(
         known = {
             name: _answers(teacher, found, folder, on_progress) for name, found in items.items()
         }
+        known_there = _answer_harness(harness, teacher, folder, on_progress)
         student = _open_candidate(model, teacher, store, backend, on_progress)
+        if record is not None:
+            _require_same_tokens(student, teacher)
     finally:
         teacher.close()
     try:
@@ -132,14 +109,16 @@ def evaluate(
         given = {
             name: _answers(student, found, folder, on_progress) for name, found in items.items()
         }
+        given_there = _answer_harness(harness, student, folder, on_progress)
     finally:
         student.close()
+    compared = {name: compare_answers(given[name], known[name], margin) for name in items}
     return Evaluation(
         student.label,
         teacher.label,
         None if text is None else str(text),
         divergence,
-        {name: compare_answers(given[name], known[name], margin) for name in items},
+        compared | compare_measured(given_there, known_there, margin),
     )
 
 
@@ -208,7 +187,10 @@ def _open_candidate(
 ) -> Scorer:
     if is_url(model):
         return ServedScorer(model, teacher.tokenizer, teacher.vocab_size)
-    student = open_model(model, store, backend=backend, on_progress=on_progress)
+    return open_model(model, store, backend=backend, on_progress=on_progress)
+
+
+def _require_same_tokens(student: Scorer, teacher: Scorer) -> None:
     if student.vocab_size != teacher.vocab_size or digest_vocabulary(
         student.tokenizer
     ) != digest_vocabulary(teacher.tokenizer):
@@ -217,7 +199,15 @@ def _open_candidate(
             f"({student.vocab_size} and {teacher.vocab_size} tokens), so their log-probabilities "
             "cannot be compared; compare them on tasks"
         )
-    return student
+
+
+def _answer_harness(
+    harness: Harness | None, scorer: Scorer, folder: Path, on_progress: OnProgress
+) -> dict[str, list[Measured]]:
+    if harness is None:
+        return {}
+    with KeptAnswers(folder / "answers" / f"harness-{_key(scorer.identity)}.jsonl") as kept:
+        return harness.answer(scorer, kept, on_progress)
 
 
 def _answers(
@@ -239,25 +229,6 @@ def _answers(
                 on_progress(Progress("answer", len(found), len(items), "items"))
             os.fsync(file.fileno())
     return found
-
-
-def compare_answers(
-    given: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], margin: float
-) -> TaskResult:
-    """A task's result from both models' answers to the same items."""
-    right = np.array([answer["right"] for answer in given], dtype=np.float64)
-    before = np.array([answer["right"] for answer in known], dtype=np.float64)
-    paired = paired_difference(right, before)
-    count = len(right)
-    return TaskResult(
-        score=proportion(int(right.sum()), count),
-        by_length=proportion(sum(answer["right_by_length"] for answer in given), count),
-        reference=proportion(int(before.sum()), count),
-        paired=paired,
-        changed=sum(a["chosen"] != b["chosen"] for a, b in zip(given, known, strict=True)),
-        not_inferior=paired.is_not_inferior(margin),
-        margin=margin,
-    )
 
 
 def _key(text: str) -> str:

@@ -49,7 +49,8 @@ class ServedScorer:
         self.identity = f"{self._url}#{self._model}"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self.context_length = int(entry.get("max_model_len") or 1 << 20)
+        # Besides what is scored, the last token is sent, and one must be asked for.
+        self.context_length = int(entry.get("max_model_len") or 1 << 20) - 2
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
         """A served model cannot be a reference: it does not tell enough."""

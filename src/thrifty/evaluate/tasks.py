@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Scorer
 from thrifty.evaluate.windows import TokenArray
@@ -132,49 +133,87 @@ def log_likelihood(scorer: Scorer, context: str, continuation: str) -> tuple[flo
     """The log-probability of `continuation` behind `context`, and whether greedy decoding would
     write it.
     """
-    tokens, count = encode_pair(scorer, context, continuation)
+    return score_end(scorer, *encode_pair(scorer, context, continuation))
+
+
+def score_end(scorer: Scorer, tokens: TokenArray, count: int) -> tuple[float, bool]:
+    """The log-probability of the last `count` tokens, and whether greedy decoding would write them."""
     scored = scorer.score(tokens, tokens[1:, None])
     greedy = bool((scored.top[-count:] == tokens[-count:]).all())
     return float(scored.logprobs[-count:, 0].sum(dtype=np.float64)), greedy
 
 
 def encode_pair(scorer: Scorer, context: str, continuation: str) -> tuple[TokenArray, int]:
-    """The tokens of both, at most as many as the model takes, and how many are the continuation's.
+    """The tokens of both, at most as many as the model takes and the one that comes last, which it
+    only predicts; and how many are the continuation's.
 
-    Spaces at the end of a context belong to the continuation: tokens mostly begin with a space.
+    Spaces at the end of a context belong to the continuation: tokens mostly begin with a space. Where
+    there is no context, the token for the start is it, or the one for the end.
     """
-    tokenizer = scorer.tokenizer
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
-    start = tokenizer.encode("")[:1]
-    head = start + tokenizer.encode(bare, add_special_tokens=False)
-    whole = start + tokenizer.encode(bare + continuation, add_special_tokens=False)
+    head = encode_start(scorer.tokenizer, bare)
+    whole = encode_start(scorer.tokenizer, bare + continuation)
     if not head:
-        raise EvaluationError(
-            "an item without a context needs a tokenizer with a token for the start"
-        )
+        head = [find_prefix(scorer)]
+        if whole[:1] != head:
+            whole = head + whole
     count = max(1, len(whole) - len(head))
-    if count >= scorer.context_length:
+    if count > scorer.context_length:
         raise EvaluationError(
             f"a choice has {count} tokens, and the model takes {scorer.context_length}"
         )
-    return np.array(whole[-scorer.context_length :], dtype=np.int64), count
+    return np.array(whole[-(scorer.context_length + 1) :], dtype=np.int64), count
+
+
+def encode_start(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """The tokens of a text that begins here: with the token for the start, once, where the tokenizer
+    puts one there.
+    """
+    start = tokenizer.encode("")[:1]
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    return tokens if start and tokens[:1] == start else start + tokens
+
+
+def find_prefix(scorer: Scorer) -> int:
+    """What stands for an empty context. Raises `EvaluationError` where the tokenizer has nothing."""
+    for name in ("bos_token", "eos_token"):
+        found = scorer.tokenizer.special_id(name)
+        if found is not None:
+            return found
+    raise EvaluationError("an item without a context needs a tokenizer with a token for the start")
 
 
 def _answer_open(scorer: Scorer, item: Open) -> Answered:
-    tokenizer = scorer.tokenizer
-    prompt = tokenizer.encode(item.prompt)[-(scorer.context_length - ANSWER_TOKENS) :]
-    text = ""
-    written: list[int] = []
-    for token in scorer.generate(np.array(prompt, dtype=np.int64), ANSWER_TOKENS):
-        written.append(token)
-        text = tokenizer.decode(written)
-        found = [at for stop in item.stop if (at := text.find(stop)) >= 0 and text[:at].strip()]
-        if found:
-            text = text[: min(found)]
-            break
+    text = write_answer(scorer, item.prompt, item.stop, ANSWER_TOKENS)
     right = normalize_answer(text) in {normalize_answer(answer) for answer in item.answers}
     return Answered(right, right, text.strip(), 0.0)
+
+
+def write_answer(
+    scorer: Scorer, prompt: str, stop: Sequence[str], most: int, *, leading: bool = True
+) -> str:
+    """What the model writes greedily behind `prompt`, up to one of `stop`, which is left out.
+
+    With `leading`, spaces and line ends before the first word stop nothing.
+    """
+    if most >= scorer.context_length:
+        raise EvaluationError(
+            f"an answer of {most} tokens is asked for, and {scorer.label} takes "
+            f"{scorer.context_length} with the question"
+        )
+    tokenizer = scorer.tokenizer
+    tokens = encode_start(tokenizer, prompt)[-(scorer.context_length - most) :]
+    text = ""
+    written: list[int] = []
+    for token in scorer.generate(np.array(tokens, dtype=np.int64), most):
+        written.append(token)
+        text = tokenizer.decode(written)
+        begin = len(text) - len(text.lstrip()) if leading else 0
+        found = [at for one in stop if (at := text.find(one, begin)) >= 0]
+        if found:
+            return text[: min(found)]
+    return text
 
 
 def normalize_answer(text: str) -> str:

@@ -77,6 +77,11 @@ class TextTokenizer:
         """Whether the chat template puts tools into the prompt by itself."""
         return self.chat_template is not None and "tools" in self.chat_template
 
+    def special_id(self, name: str) -> int | None:
+        """The id of `bos_token`, `eos_token` and the like; None where the settings name none."""
+        text = self._special_tokens.get(name)
+        return None if text is None else self.tokenizer.token_to_id(text)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids

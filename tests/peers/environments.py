@@ -1,0 +1,38 @@
+"""Environments for what others wrote and what does not belong among our own dependencies.
+
+Each is made once, on demand, and kept. It sees the packages of the environment that runs the tests, so
+that only what is new is installed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+
+def make_environment(name: str, *requirements: str) -> Path:
+    """The Python of an environment with these packages."""
+    root = Path(os.environ.get("THRIFTY_TEST_ENVIRONMENTS") or Path.home() / ".cache/thrifty-tests")
+    folder = root / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
+    root.mkdir(parents=True, exist_ok=True)
+    python, done = folder / "bin" / "python", folder / ".done"
+    # A .pth file hands on whatever the tests' own environment has.
+    wanted = "\n".join([*site.getsitepackages(), *requirements])
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done.exists() and done.read_text() == wanted:
+            return python
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        ours = next((folder / "lib").glob("python*/site-packages"))
+        lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
+        (ours / "tests.pth").write_text("".join(lines))
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *requirements], check=True, stdout=sys.stderr)
+        done.write_text(wanted)
+    return python

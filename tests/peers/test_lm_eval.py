@@ -1,0 +1,46 @@
+"""lm-evaluation-harness, which brings more than a development environment should have to hold: where it
+is not installed, `tests/evaluate/test_harness.py` runs in an environment that is made for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.peers.environments import make_environment
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.harness import Harness
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ("lm_eval>=0.4.12,<0.5", "accelerate>=1,<2")
+"""The second is what its class for PyTorch needs."""
+
+missing = pytest.mark.skipif(find_spec("lm_eval") is not None, reason="it is installed")
+
+
+@missing
+@pytest.mark.peer
+@pytest.mark.timeout(900)
+def test_it_agrees_with_us() -> None:
+    if find_spec("torch") is None:
+        pytest.skip("needs PyTorch: pip install 'thrifty[compress]'")
+    python = make_environment("lm-eval", *REQUIREMENTS)
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider",
+               "tests/evaluate/test_harness.py"]  # fmt: skip
+    ran = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
+    assert re.search(r"\b\d{2} passed", ran.stdout), "none was skipped or left out"
+
+
+@missing
+def test_without_it_the_line_that_installs_it_is_named() -> None:
+    with pytest.raises(EvaluationError, match=r"pip install 'thrifty\[lm-eval\]'"):
+        Harness(["lm_eval:piqa"])
