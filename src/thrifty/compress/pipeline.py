@@ -12,7 +12,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from thrifty.evaluate.figures import (
     measure_quality,
 )
 from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.open_model import is_url
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
@@ -80,9 +80,11 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
         problems.append(
             Problem("compress", "nothing is done to the model: set prune, distill or quantize")
         )
-    if compress.distill.tokens is not None and not _has_torch():
-        message = "training needs PyTorch, which is not installed: pip install 'thrifty[compress]'"
-        problems.append(Problem("compress.distill", message))
+    if compress.distill.tokens is not None:
+        problems += _check_training()
+    if is_url(compress.distill.teacher or ""):
+        message = "is served elsewhere; such a teacher is for 'thrifty distill'. Name a model"
+        problems.append(Problem("compress.distill.teacher", message))
     if compress.text is not None and not _learns(compress):
         problems.append(Problem("compress.text", "nothing here learns from text; leave it out"))
     for key, name in (("text", compress.text), ("held_out", compress.held_out)):
@@ -176,6 +178,16 @@ def check_model(compress: CompressSpec, source: Model) -> None:
             "distill: without pruning, the model would learn from itself; name a better one "
             "(compress.distill.teacher), or prune it"
         )
+
+
+def _check_training() -> list[Problem]:
+    from thrifty.compress.distill.distill import require_training
+
+    try:
+        require_training()
+    except CompressionError as error:
+        return [Problem("compress.distill", str(error))]
+    return []
 
 
 # What there is to do
@@ -366,7 +378,3 @@ def _in_stage(stage: str, label: str) -> Iterator[None]:
         log.exception("%s of %s failed", stage, label)
         first = str(error).partition("\n")[0][:300]
         raise CompressionError(f"{stage} ({label}): {first}; {kept}") from None
-
-
-def _has_torch() -> bool:
-    return find_spec("torch") is not None and find_spec("transformers") is not None
