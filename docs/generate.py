@@ -49,6 +49,8 @@ def describe_type(field: FieldInfo) -> str:
         annotation = arguments[0]
         if get_origin(annotation) is Annotated:
             annotation = get_args(annotation)[0]
+        if get_origin(annotation) is Literal:
+            return ", ".join(f"`{value}`" for value in get_args(annotation))
     names: dict[Any, str] = {str: "text", int: "number", float: "number", bool: "`true` or `false`"}
     return names.get(annotation, "list" if arguments else str(annotation))
 

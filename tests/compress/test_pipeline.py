@@ -206,3 +206,9 @@ def test_training_without_pytorch_is_refused_at_once(monkeypatch: pytest.MonkeyP
     found = check_compress(CompressSpec.model_validate({"prune": 0.8, "distill": "1M"}))
     assert [one.path for one in found] == ["compress.distill"]
     assert "pip install 'thrifty[compress]'" in found[0].message
+
+
+def test_a_teacher_that_is_served_elsewhere_is_refused() -> None:
+    keys = {"prune": 0.8, "distill": {"tokens": "1M", "teacher": "https://x/v1"}}
+    found = check_compress(CompressSpec.model_validate(keys))
+    assert any("served elsewhere" in str(one) for one in found)

@@ -56,7 +56,7 @@ def describe_conditions(comparison: Comparison) -> list[str]:
         )
     if comparison.tasks:
         said.append(
-            "Tasks: share of right answers, and its difference from the reference on the same items "
+            "Tasks: share of right answers (or the task's own figure), and its difference from the reference on the same items "
             "with a 95% interval."
         )
     said.append(
@@ -77,7 +77,9 @@ def _say_task(row: Row, task: str) -> str:
     found = row.tasks.get(task)
     if found is None:
         return ""
+    figure = "{:.1%}" if found.get("is_share", True) else "{:.3f}"
+    change = "{:+.1%}" if found.get("is_share", True) else "{:+.3f}"
+    low, high = (change.format(found[f"difference_{end}"]) for end in ("low", "high"))
     return (
-        f"{found['score']:.1%}, {found['difference']:+.1%} "
-        f"({found['difference_low']:+.1%} to {found['difference_high']:+.1%})"
+        f"{figure.format(found['score'])}, {change.format(found['difference'])} ({low} to {high})"
     )

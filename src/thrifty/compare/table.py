@@ -33,6 +33,7 @@ from thrifty.evaluate.figures import (
     find_text,
     measure_quality,
 )
+from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import Home, make_private_folder
 from thrifty.trial import SPEED, find_speed, make_conditions, measure_speed
@@ -232,7 +233,13 @@ def _make_row(
             measure_quality(store, home.evaluations, version, artifact, yardstick, on_progress)
         except EvaluationError as error:
             notes.append(f"{version.label}: its quality was not measured: {error}")
-    if measure:
+    as_is = _is_made_gguf(version, artifact)
+    if as_is:
+        notes.append(
+            f"{version.label} is shown as the file is; its quality is that of its weights dequantized, and "
+            "its speed is not measured: the engine here does not run GGUF's forms as they are"
+        )
+    if measure and not as_is:
         try:
             measure_speed(store, home, version, artifact, machine, on_progress)
         except (BenchError, FleetError, SpecError) as error:
@@ -244,8 +251,8 @@ def _make_row(
         known = find_measurement(recorded, TASK, yardstick.task_conditions(task))
         if known is not None:
             tasks[task.name] = known.values
-    speed = find_speed(store, artifact, machine)
-    run = _find_run(store, artifact)
+    speed = None if as_is else find_speed(store, artifact, machine)
+    run = artifact if as_is else _find_run(store, artifact)
     if run is not None and run.id != artifact.id and artifact.description.format is Format.GGUF:
         notes.append(
             f"{version.label} is a GGUF of {artifact.description.weights} "
@@ -255,7 +262,7 @@ def _make_row(
     return Row(
         version.label,
         artifact.id,
-        describe_form(artifact),
+        artifact.description.weights if as_is else describe_form(artifact),
         artifact.description.parameters,
         run.size_bytes if run is not None else None,
         _count_bits(run),
@@ -268,12 +275,18 @@ def _make_row(
 
 def _require_files(yardstick: Yardstick) -> None:
     """Texts that figures are of may be gone, or have changed since."""
-    for one in (yardstick.text, *yardstick.tasks):
+    files = [one for one in yardstick.tasks if not is_harness_task(one.name)]
+    for one in (yardstick.text, *files):
         if one is not None and (not one.path.exists() or digest_file(one.path) != one.sha256):
             raise EvaluationError(
                 f"{one.path} is no longer what others were measured on; name text with --text, and "
                 "questions with --task"
             )
+
+
+def _is_made_gguf(version: NamedVersion, artifact: Artifact) -> bool:
+    """Whether it was quantized for llama.cpp. A GGUF that a source gave is a checkpoint to begin with."""
+    return artifact.description.format is Format.GGUF and bool(version.lineage.parents)
 
 
 def _find_run(store: Store, artifact: Artifact) -> Artifact | None:
@@ -287,7 +300,11 @@ def _find_run(store: Store, artifact: Artifact) -> Artifact | None:
 def _count_bits(run: Artifact | None) -> float | None:
     if run is None or not run.description.parameters:
         return None
-    weights = [entry.size for entry in run.files if entry.path == "openvino_model.bin"]
+    weights = [
+        entry.size
+        for entry in run.files
+        if entry.path == "openvino_model.bin" or entry.path.endswith(".gguf")
+    ]
     return 8 * sum(weights) / run.description.parameters if weights else None
 
 

@@ -12,7 +12,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from thrifty.evaluate.figures import (
     find_text,
     measure_quality,
 )
+from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.open_model import is_url
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
@@ -79,9 +80,11 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
         problems.append(
             Problem("compress", "nothing is done to the model: set prune, distill or quantize")
         )
-    if compress.distill.tokens is not None and not _has_torch():
-        message = "training needs PyTorch, which is not installed: pip install 'thrifty[compress]'"
-        problems.append(Problem("compress.distill", message))
+    if compress.distill.tokens is not None:
+        problems += _check_training()
+    if is_url(compress.distill.teacher or ""):
+        message = "is served elsewhere; such a teacher is for 'thrifty distill'. Name a model"
+        problems.append(Problem("compress.distill.teacher", message))
     if compress.text is not None and not _learns(compress):
         problems.append(Problem("compress.text", "nothing here learns from text; leave it out"))
     for key, name in (("text", compress.text), ("held_out", compress.held_out)):
@@ -167,20 +170,24 @@ def check_model(compress: CompressSpec, source: Model) -> None:
         stages != ["quantize"] or _scheme(compress) != "int8" or compress.tasks or compress.held_out
     ):
         raise CompressionError(
-            f"{version.label} is an encoder, of which weights in 8 bits are made and no more: write "
-            "compress: int8"
+            f"{version.label} is an encoder, of which weights in 8 bits are made here and no more (write "
+            "compress: int8); thrifty distill trains encoders"
         )
-    if "distill" in stages and "prune" not in stages:
-        if compress.distill.teacher is None:
-            raise CompressionError(
-                "distill: without pruning, the model would learn from itself; name a better one "
-                "(compress.distill.teacher), or prune it"
-            )
-        if what.format is not Format.SAFETENSORS:
-            raise CompressionError(
-                f"distill: {version.label} is {what.format.value}, and what is trained is a checkpoint "
-                "of safetensors; prune it too, or name such a checkpoint"
-            )
+    if "distill" in stages and "prune" not in stages and compress.distill.teacher is None:
+        raise CompressionError(
+            "distill: without pruning, the model would learn from itself; name a better one "
+            "(compress.distill.teacher), or prune it"
+        )
+
+
+def _check_training() -> list[Problem]:
+    from thrifty.compress.distill.distill import require_training
+
+    try:
+        require_training()
+    except CompressionError as error:
+        return [Problem("compress.distill", str(error))]
+    return []
 
 
 # What there is to do
@@ -337,6 +344,8 @@ def _check_apart(learned: Named, judged: Named, home: Home) -> None:
 
 def _is_text(name: str) -> bool | None:
     """Whether `name` is text, or questions (False); None where only its lines can tell."""
+    if is_harness_task(name):
+        return False
     if name in SETS:
         return SETS[name].is_text
     return None if Path(name).suffix == ".jsonl" else True
@@ -369,7 +378,3 @@ def _in_stage(stage: str, label: str) -> Iterator[None]:
         log.exception("%s of %s failed", stage, label)
         first = str(error).partition("\n")[0][:300]
         raise CompressionError(f"{stage} ({label}): {first}; {kept}") from None
-
-
-def _has_torch() -> bool:
-    return find_spec("torch") is not None and find_spec("transformers") is not None

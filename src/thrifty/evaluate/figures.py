@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as package_version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from thrifty.artifacts.figures import Measurement, find_measurement
 from thrifty.data import SETS, fetch_set
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
 from thrifty.evaluate.windows import digest_file
 from thrifty.types import Family, Format, OnProgress, ignore_progress
@@ -58,7 +60,7 @@ class Yardstick:
     def task_conditions(self, task: Named) -> dict[str, Any]:
         """What figures on a task depend on."""
         return {
-            "reference": self.reference.artifact, "task_sha256": task.sha256,
+            "reference": self.reference.artifact, "task": task.name, "task_sha256": task.sha256,
             "items": self.items, **describe_arithmetic(),
         }  # fmt: skip
 
@@ -79,6 +81,8 @@ def find_text(
     problem = describe_missing(name)
     if problem is not None:
         raise EvaluationError(f"{name!r} {problem}")
+    if is_harness_task(name):
+        return Named(name, Path(name), f"lm_eval {package_version('lm_eval')}")
     if name in SETS:
         path = fetch_set(name, data, store, on_progress)
     else:
@@ -87,7 +91,11 @@ def find_text(
 
 
 def describe_missing(name: str) -> str | None:
-    """What is wrong with `name` as a text; None where it is a set, or a file that is here."""
+    """What is wrong with `name`; None where it is a set, a file that is here, or a task that can be had."""
+    if is_harness_task(name):
+        if find_spec("lm_eval") is None:
+            return "needs lm-evaluation-harness: pip install 'thrifty[lm-eval]'"
+        return None
     if name in SETS or Path(name).expanduser().is_file():
         return None
     return f"is no file here, and no set of data; there are {', '.join(sorted(SETS))}"
@@ -120,7 +128,7 @@ def measure_quality(
         measured = evaluate(
             version.label, reference.label, store=store, folder=folder,
             text=text.path if text is not None and lacks_text else None,
-            tasks=[task.path for task in missing], max_tokens=yardstick.tokens,
+            tasks=[str(task.path) for task in missing], max_tokens=yardstick.tokens,
             max_items=yardstick.items, on_progress=on_progress,
         )  # fmt: skip
         common = {"beside": reference.label, "form": describe_form(artifact)}
@@ -135,12 +143,16 @@ def measure_quality(
         scores = measured.as_dict()["tasks"]
         for task in missing:
             values = {
-                **common, "task": task.name, "path": str(task.path), **scores[task.path.stem],
+                **common, "task": task.name, "path": str(task.path), **scores[_key_of(task)],
             }  # fmt: skip
             found[task.name] = store.record_figures(
                 artifact.id, TASK, yardstick.task_conditions(task), values
             )
     return [one for one in found.values() if one is not None]
+
+
+def _key_of(task: Named) -> str:
+    return task.name if is_harness_task(task.name) else task.path.stem
 
 
 def describe_form(artifact: Artifact) -> str:

@@ -174,7 +174,8 @@ class CompressSpec(Section):
         None, ge=64, description="At most so many tokens of it are used. Default: 16384."
     )
     tasks: tuple[str, ...] = Field(
-        (), description="Questions to judge by: files of .jsonl, or sets of `thrifty data`."
+        (),
+        description="Questions to judge by: files of .jsonl, sets of `thrifty data`, or `lm_eval:NAME`.",
     )
     items: Count | None = Field(
         None, ge=1, description="At most so many questions of each are asked. Default: all."

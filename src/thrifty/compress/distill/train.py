@@ -196,7 +196,9 @@ class Trainer:
         if step < warm:
             return highest * (step + 1) / max(1.0, warm)
         share: float = (step - warm) / max(1.0, self.steps - warm)
-        return float(highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))))
+        return float(
+            highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
+        )
 
     def _stalled(self) -> bool:
         looks = [step for step, _ in self.state.held_out if step > self.state.best_step]
