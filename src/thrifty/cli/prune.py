@@ -7,9 +7,12 @@ from pathlib import Path
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
-from thrifty.compress.prune.prune import prune_decoder
+from thrifty.compress.prune.encoder import prune_encoder
+from thrifty.compress.prune.encoder_report import PrunedEncoder
+from thrifty.compress.prune.prune import Pruned, prune_decoder
 from thrifty.errors import CompressionError
 from thrifty.home import find_home
+from thrifty.types import Family
 from thrifty.units import format_bytes
 
 
@@ -31,7 +34,8 @@ def run_prune(
     store = Store(find_home().models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
-        new_version, new_artifact, report = prune_decoder(
+        prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
+        new_version, new_artifact, report = prune(
             store, version, artifact, parameters, out=out, calibration=text, held_out=held_out,
             depth=not width_only, width=not depth_only, tokens=tokens, on_progress=on_progress,
         )  # fmt: skip
@@ -41,26 +45,46 @@ def run_prune(
             {"name": new_version.label, "bytes": new_artifact.size_bytes, "figures": figures}
         )
         return
-    if report is not None:
-        rows = [
-            (
-                one.way,
-                f"{one.parameters / report.parameters_before:.1%}",
-                f"{one.kl_divergence:.4f}",
-            )
-            for one in report.tried
-        ]
-        print_table(("what is kept", "parameters", "KL divergence, calibration text"), rows)
-        if report.layers:
-            print_line()
-            print_table(
-                ("layer left out", "its influence", "KL divergence, with those before it"),
-                [(str(one.layer), f"{one.influence:.4f}", f"{one.kl_divergence:.4f}")
-                 for one in report.layers],
-            )  # fmt: skip
+    if isinstance(report, PrunedEncoder):
+        _show_encoder(report)
+    elif report is not None:
+        _show_decoder(report)
     err.print(f"taken: {figures['way']}")
     err.print(
         f"{new_version.label}: {figures['parameters']:,} of {figures['parameters_before']:,} "
         f"parameters, {format_bytes(new_artifact.size_bytes)}"
     )
     print_line(new_version.label)
+
+
+def _show_decoder(report: Pruned) -> None:
+    rows = [
+        (one.way, f"{one.parameters / report.parameters_before:.1%}", f"{one.kl_divergence:.4f}")
+        for one in report.tried
+    ]
+    print_table(("what is kept", "parameters", "KL divergence, calibration text"), rows)
+    if report.layers:
+        print_line()
+        print_table(
+            ("layer left out", "its influence", "KL divergence, with those before it"),
+            [(str(one.layer), f"{one.influence:.4f}", f"{one.kl_divergence:.4f}")
+             for one in report.layers],
+        )  # fmt: skip
+
+
+def _show_encoder(report: PrunedEncoder) -> None:
+    rows = [
+        (one.way, f"{one.parameters / report.parameters_before:.1%}", f"{one.rank_correlation:.4f}",
+         "" if one.cosine is None else f"{one.cosine:.4f}")
+        for one in report.tried
+    ]  # fmt: skip
+    print_table(
+        ("what is kept", "parameters", "rank correlation, calibration text", "cosine"), rows
+    )
+    if report.layers:
+        print_line()
+        print_table(
+            ("layer left out", "its influence", "cosine, with those before it"),
+            [(str(one.layer), f"{one.influence:.4f}", f"{one.cosine:.4f}")
+             for one in report.layers],
+        )  # fmt: skip

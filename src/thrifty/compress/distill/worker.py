@@ -27,7 +27,7 @@ from thrifty.compress.distill import lora
 from thrifty.compress.distill.lessons import KeptLessons, Lessons, LiveLessons, TextLessons
 from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
-from thrifty.compress.distill.train import Trainer, write_tensors
+from thrifty.compress.distill.train import Objective, Trainer, write_tensors
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import CompressionError, ThriftyError
 from thrifty.evaluate.open_model import open_model

@@ -244,17 +244,15 @@ class _Pruner:
         """
         whole = self.widths
         for heads in sorted({whole.kv_heads, max(1, whole.kv_heads - 1)}, reverse=True):
-            for neurons in _shrinking(whole.neurons):
+            for neurons in shrinking(whole.neurons):
                 cut = Cut(removed, Widths(neurons, heads, whole.channels))
                 if self.count(cut) <= target:
                     if neurons < whole.neurons or heads < whole.kv_heads:
                         yield cut
                     break
-        for channels in list(_shrinking(whole.channels))[1:]:
+        for channels in list(shrinking(whole.channels))[1:]:
             share = channels / whole.channels
-            fitting = [
-                n for n in _shrinking(whole.neurons) if n <= share * whole.neurons + MULTIPLE
-            ]
+            fitting = [n for n in shrinking(whole.neurons) if n <= share * whole.neurons + MULTIPLE]
             narrower = (
                 Cut(removed, Widths(fitting[0], whole.kv_heads, channels)) if fitting else None
             )
@@ -280,7 +278,7 @@ class _Pruner:
         return narrow(shallow, self._inputs[1], cut.widths, self._on_progress)
 
 
-def _shrinking(size: int) -> Iterator[int]:
+def shrinking(size: int) -> Iterator[int]:
     """From a width downwards in multiples that suit kernels."""
     multiple = MULTIPLE
     while multiple > 8 and size < 8 * multiple:
@@ -300,7 +298,7 @@ def _check(
     if not depth and not width:
         raise CompressionError("nothing may be pruned: let layers go, or widths, or both")
     if artifact.description.family is not Family.DECODER:
-        raise CompressionError(f"{version.label} is an encoder; decoders are pruned")
+        raise CompressionError(f"{version.label} is an encoder, which prune_encoder prunes")
     if artifact.description.format is Format.OPENVINO:
         raise CompressionError(
             f"{version.label} is prepared for an engine already; prune the checkpoint it was made from"

@@ -13,9 +13,10 @@ _LAYERS = "model.layers."
 class KeptLayers:
     """Tensors with some layers left out; the others are numbered anew."""
 
-    def __init__(self, base: Tensors, kept: Sequence[int]) -> None:
+    def __init__(self, base: Tensors, kept: Sequence[int], prefix: str = _LAYERS) -> None:
         self._base = base
         self._kept = list(kept)
+        self._prefix = prefix
 
     def __contains__(self, name: str) -> bool:
         found = self._translate(name)
@@ -26,12 +27,12 @@ class KeptLayers:
         return self._base.read_tensor(self._translate(name) or name)
 
     def _translate(self, name: str) -> str | None:
-        if not name.startswith(_LAYERS):
+        if not name.startswith(self._prefix):
             return name
-        number, _, rest = name.removeprefix(_LAYERS).partition(".")
+        number, _, rest = name.removeprefix(self._prefix).partition(".")
         if int(number) >= len(self._kept):
             return None
-        return f"{_LAYERS}{self._kept[int(number)]}.{rest}"
+        return f"{self._prefix}{self._kept[int(number)]}.{rest}"
 
 
 class ReplacedTensors:

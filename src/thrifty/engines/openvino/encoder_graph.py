@@ -9,6 +9,7 @@ Inputs: `input_ids` and `attention_mask`, both [batch, tokens]. Output: `embeddi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,31 @@ from openvino import Type
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint
-from thrifty.engines.openvino.weights import linear_weight, read_weight, table_weight
+from thrifty.engines.openvino.weights import SchemeWeights, Weights, read_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
+
+TAP = "tap:"
+OUTPUT = "encoder.output"
+"""The name by which what the last layer gives is tapped."""
+Mix = Callable[[int, Any, Any], Any]
+"""From a layer's number, its input and its output: what goes on behind it."""
 
 
 def build_encoder(
-    checkpoint: EncoderCheckpoint, scheme: str, on_progress: OnProgress = ignore_progress
+    checkpoint: EncoderCheckpoint,
+    weights: str | Weights,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    taps: bool = False,
+    mix: Mix | None = None,
 ) -> ov.Model:
-    """The graph of `checkpoint` with its weights under `scheme` (`none`, `int8` or `int4`)."""
+    """The graph of `checkpoint` with its weights as `weights` keeps them, or under a scheme (`none`,
+    `int8` or `int4`). With `taps` it also gives out what each matrix is multiplied with, as outputs
+    named `tap:` and the first of the matrices that are fed it, and what the last layer gives. `mix` may change what layers do.
+    """
     shape, tensors = checkpoint.shape, checkpoint.tensors
+    kept = SchemeWeights(weights) if isinstance(weights, str) else weights
+    tapped: list[Any] = []
     width = shape.hidden_size
     head_dim = width // shape.heads
     input_ids = _input("input_ids")
@@ -34,7 +51,10 @@ def build_encoder(
     def linear(x: Any, name: str, rows: int | None = width, columns: int | None = width) -> Any:
         values = read_weight(tensors, f"{name}.weight", rows, columns)
         bias = read_weight(tensors, f"{name}.bias", len(values)).reshape(1, 1, -1)
-        return op.add(op.matmul(x, linear_weight(values, scheme), False, True), op.constant(bias))
+        if taps and not name.endswith(("self.key", "self.value")):
+            tapped.append(op.result(x))
+            tapped[-1].output(0).set_names({f"{TAP}{name}"})
+        return op.add(kept.multiply(x, name, values), op.constant(bias))
 
     def norm(x: Any, name: str) -> Any:
         normed = op.mvn(x, _ints([-1]), True, shape.norm_epsilon, "inside_sqrt")
@@ -47,7 +67,11 @@ def build_encoder(
         return op.transpose(split, _ints([0, 2, 1, 3]))
 
     table = read_weight(tensors, "embeddings.word_embeddings.weight", shape.vocab_size, width)
-    words = op.gather(table_weight(table, scheme), op.convert(input_ids, "i32"), _ints(0))
+    words = op.gather(
+        kept.table("embeddings.word_embeddings.weight", table),
+        op.convert(input_ids, "i32"),
+        _ints(0),
+    )
     tokens = op.gather(op.shape_of(input_ids), _ints(1), _ints(0))
     places = read_weight(
         tensors, "embeddings.position_embeddings.weight", shape.context_length, width
@@ -62,6 +86,7 @@ def build_encoder(
     for layer in range(shape.layers):
         on_progress(Progress("convert", layer, shape.layers, "layers"))
         prefix = f"encoder.layer.{layer}."
+        before = hidden
         mixed = op.scaled_dot_product_attention(
             heads(hidden, f"{prefix}attention.self.query"),
             heads(hidden, f"{prefix}attention.self.key"),
@@ -78,13 +103,19 @@ def build_encoder(
         inner = op.gelu(linear(attended, f"{prefix}intermediate.dense", None, width), "erf")
         hidden = op.add(linear(inner, f"{prefix}output.dense", width, None), attended)
         hidden = norm(hidden, f"{prefix}output.LayerNorm")
+        if mix is not None:
+            hidden = mix(layer, before, hidden)
+    if taps:
+        tapped.append(op.result(hidden))
+        tapped[-1].output(0).set_names({f"{TAP}{OUTPUT}"})
     pooled = _pool(hidden, attention_mask, shape.pooling)
     if shape.normalize:
         pooled = op.normalize_l2(pooled, _ints([1]), 1e-24, "max")
     embeddings = op.result(pooled)
     embeddings.output(0).set_names({"embeddings"})
     on_progress(Progress("convert", shape.layers, shape.layers, "layers"))
-    return ov.Model([embeddings], [input_ids, attention_mask], "encoder")
+    inputs = [input_ids, attention_mask, *kept.inputs]
+    return ov.Model([embeddings, *tapped], inputs, "encoder")
 
 
 def _ints(values: Any) -> Any:

@@ -1,0 +1,112 @@
+"""What an encoder's matrices are fed with, over text that is not the text it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from thrifty.artifacts.checkpoint import EncoderCheckpoint
+from thrifty.artifacts.write_encoder import ENCODER_MATRICES
+from thrifty.engines.openvino.encoder_graph import OUTPUT, TAP, Mix, build_encoder
+from thrifty.engines.openvino.weights import Weights
+from thrifty.evaluate.embedder import Vectors, embed_in_batches
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+FloatArray = npt.NDArray[np.float32]
+
+CHUNK = 64
+"""Texts between two reports."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one matrix is multiplied with, over all tokens."""
+
+    mean: npt.NDArray[np.float64]
+    """[columns]."""
+    covariance: FloatArray
+    """[columns, columns]."""
+
+
+class EncoderRun:
+    """An encoder in float32, as a graph of its own; `inputs` of `mix` are given with each run."""
+
+    def __init__(
+        self,
+        checkpoint: EncoderCheckpoint,
+        *,
+        weights: str | Weights = "none",
+        taps: bool = False,
+        mix: Mix | None = None,
+    ) -> None:
+        model = build_encoder(checkpoint, weights, taps=taps, mix=mix)
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+        self._request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+        self._width = checkpoint.shape.hidden_size
+        self._more: dict[str, Any] = {}
+        self.sums: dict[str, tuple[Any, Any]] = {}
+        """For each tap: the sum of x and of x x^T."""
+        self.turned: dict[str, tuple[float, int]] = {}
+        """For each layer's input, and the last one's output: how alike it is to the input of the layer
+        before, summed over tokens, and how many those were."""
+        self._taps = {
+            index: name.removeprefix(TAP)
+            for index, output in enumerate(self._request.get_compiled_model().outputs)
+            for name in output.get_names()
+            if name.startswith(TAP)
+        }
+
+    def embed(self, texts: Sequence[list[int]], more: Mapping[str, Any] | None = None) -> Vectors:
+        """Embeddings, [texts, width]; taps are added up beside."""
+        self._more = dict(more or {})
+        return embed_in_batches(texts, self._width, self._run)
+
+    def _run(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> Vectors:
+        self._request.infer({"input_ids": ids, "attention_mask": mask, **self._more})
+        present = mask.astype(bool)
+        before: FloatArray | None = None
+        for index, name in self._taps.items():
+            x = self._request.get_output_tensor(index).data[present]
+            first, second = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = (
+                first + x.sum(axis=0, dtype=np.float64), second + (x.T @ x).astype(np.float64)
+            )  # fmt: skip
+            if name.endswith(("self.query", OUTPUT)):
+                x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+                if before is not None:
+                    total, count = self.turned.get(name, (0.0, 0))
+                    self.turned[name] = (total + float((before * x).sum()), count + len(x))
+                before = x
+        found: Vectors = self._request.get_tensor("embeddings").data.copy()
+        return found
+
+
+def collect_encoder_inputs(
+    checkpoint: EncoderCheckpoint,
+    texts: Sequence[list[int]],
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Inputs]:
+    """For each matrix of the encoder, by name, and for what the last layer gives (`OUTPUT`). Those that
+    are fed the same share one.
+    """
+    run = EncoderRun(checkpoint, taps=True)
+    for first in range(0, len(texts), CHUNK):
+        run.embed(texts[first : first + CHUNK])
+        on_progress(Progress("calibrate", min(first + CHUNK, len(texts)), len(texts), "texts"))
+    count = sum(map(len, texts))
+    found: dict[str, Inputs] = {}
+    for name, (first_sum, second_sum) in run.sums.items():
+        mean = first_sum / count
+        covariance = second_sum / count - np.outer(mean, mean)
+        found[name] = Inputs(mean, covariance.astype(np.float32))
+    for layer in range(checkpoint.shape.layers):
+        prefix = f"encoder.layer.{layer}."
+        for part in ("key", "value"):
+            found[f"{prefix}attention.self.{part}"] = found[f"{prefix}attention.self.query"]
+        assert all(f"{prefix}{name}" in found for name in ENCODER_MATRICES)
+    return found

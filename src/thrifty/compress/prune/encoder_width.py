@@ -1,0 +1,188 @@
+"""A narrower encoder: fewer neurons in its MLPs, and fewer heads with the channels that go with them.
+
+A plain BERT has as many channels as its heads have dimensions together, so the two go together, and its
+embeddings become narrower. What stays is solved for anew, biases too, so that outputs over calibration
+text change least (`columns`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.artifacts.checkpoint import EncoderCheckpoint, EncoderShape, Tensors
+from thrifty.artifacts.write_encoder import EMBEDDING_TABLES, ENCODER_NORMS
+from thrifty.compress.prune.columns import Columns, keep_columns, remove_columns
+from thrifty.compress.prune.encoder_inputs import Inputs
+from thrifty.compress.prune.views import ReplacedTensors
+from thrifty.engines.openvino.encoder_graph import OUTPUT
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+FloatArray = npt.NDArray[np.float32]
+Kept = npt.NDArray[np.int64]
+
+_READERS = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "intermediate.dense",
+)
+"""What reads the channels; `attention.output.dense` and `output.dense` write them."""
+
+
+@dataclass(frozen=True)
+class EncoderWidths:
+    """The sizes of an encoder that width pruning changes, the same in every layer."""
+
+    neurons: int
+    heads: int
+    head_dim: int
+
+    @property
+    def channels(self) -> int:
+        """The width of the embeddings."""
+        return self.heads * self.head_dim
+
+
+def read_encoder_widths(checkpoint: EncoderCheckpoint) -> EncoderWidths:
+    """As they are."""
+    shape = checkpoint.shape
+    inner = checkpoint.tensors.read_tensor("encoder.layer.0.intermediate.dense.weight")
+    return EncoderWidths(len(inner), shape.heads, shape.hidden_size // shape.heads)
+
+
+def count_encoder_parameters(
+    shape: EncoderShape, layers: int, widths: EncoderWidths, *, segments: int, pooler: bool
+) -> int:
+    """The weights of an encoder of that many layers and those widths, biases included."""
+    hidden = widths.channels
+    tables = (shape.vocab_size + shape.context_length + segments) * hidden + 2 * hidden
+    attention = 4 * (hidden * hidden + hidden)
+    layer = attention + 2 * hidden * widths.neurons + widths.neurons + hidden + 4 * hidden
+    return tables + layers * layer + (hidden * hidden + hidden if pooler else 0)
+
+
+def narrow_encoder(
+    checkpoint: EncoderCheckpoint,
+    inputs: Mapping[str, Inputs],
+    widths: EncoderWidths,
+    on_progress: OnProgress = ignore_progress,
+) -> tuple[EncoderCheckpoint, dict[str, float]]:
+    """The encoder at `widths`, and for each matrix whose inputs became fewer, what that costs: the
+    squared error of its outputs over their variance.
+
+    Args:
+        checkpoint: What to narrow.
+        inputs: What each matrix is fed with, as `collect_encoder_inputs` gives it.
+        widths: None may be larger than it is.
+        on_progress: Told of every layer.
+    """
+    shape, before = checkpoint.shape, read_encoder_widths(checkpoint)
+    narrower = _Narrower(checkpoint.tensors, inputs)
+    channels = None
+    if widths.channels < before.channels:
+        channels = _choose_channels(checkpoint, inputs, widths.channels)
+        for table in EMBEDDING_TABLES:
+            narrower.keep_table(f"embeddings.{table}.weight", channels)
+        first = inputs["encoder.layer.0.attention.self.query"]
+        narrower.keep_norm("embeddings.LayerNorm", first, channels)
+    for layer in range(shape.layers):
+        prefix = f"encoder.layer.{layer}."
+        if widths.neurons < before.neurons:
+            kept = narrower.remove(f"{prefix}output.dense", 1, widths.neurons)
+            narrower.keep_rows(f"{prefix}intermediate.dense", kept)
+        if widths.heads < before.heads:
+            kept = narrower.remove(f"{prefix}attention.output.dense", before.head_dim, widths.heads)
+            for part in ("query", "key", "value"):
+                narrower.keep_rows(f"{prefix}attention.self.{part}", kept, before.head_dim)
+        if channels is not None:
+            for part in _READERS:
+                narrower.keep_inputs(f"{prefix}{part}", channels)
+            for part in ("attention.output.dense", "output.dense"):
+                narrower.keep_rows(f"{prefix}{part}", channels)
+            after = f"encoder.layer.{layer + 1}.attention.self.query"
+            outputs = (inputs[f"{prefix}intermediate.dense"], inputs.get(after, inputs[OUTPUT]))
+            for norm, output in zip(ENCODER_NORMS, outputs, strict=True):
+                narrower.keep_norm(f"{prefix}{norm}", output, channels)
+        on_progress(Progress("narrow", layer + 1, shape.layers, "layers"))
+    if channels is not None and "pooler.dense.weight" in checkpoint.tensors:
+        pooler = checkpoint.tensors.read_tensor("pooler.dense.weight")
+        narrower.changed["pooler.dense.weight"] = pooler[np.ix_(channels, channels)]
+        narrower.keep_table("pooler.dense.bias", channels)
+    new = replace(shape, hidden_size=widths.channels, heads=widths.heads)
+    return EncoderCheckpoint(new, narrower.tensors), narrower.errors
+
+
+class _Narrower:
+    """Changes an encoder's tensors, and notes what that costs."""
+
+    def __init__(self, base: Tensors, inputs: Mapping[str, Inputs]) -> None:
+        self.changed: dict[str, FloatArray] = {}
+        self.tensors: Tensors = ReplacedTensors(base, self.changed)
+        self.errors: dict[str, float] = {}
+        self._inputs = inputs
+
+    def remove(self, name: str, unit: int, keep: int) -> Kept:
+        """A matrix with `keep` of its units of `unit` columns; which."""
+        weights = self.tensors.read_tensor(f"{name}.weight")
+        found = remove_columns(weights, self._inputs[name].covariance, unit, keep)
+        at = (found.kept[:, None] * unit + np.arange(unit)).reshape(-1)
+        self._take(name, weights, found, at)
+        return found.kept
+
+    def keep_inputs(self, name: str, kept: Kept) -> None:
+        """A matrix with these columns alone."""
+        weights = self.tensors.read_tensor(f"{name}.weight")
+        found = keep_columns(weights, self._inputs[name].covariance, kept)
+        self._take(name, weights, found, kept)
+
+    def keep_rows(self, name: str, kept: Kept, unit: int = 1) -> None:
+        """A matrix with these units of rows alone, and its bias."""
+        at = (kept[:, None] * unit + np.arange(unit)).reshape(-1)
+        for kind in ("weight", "bias"):
+            self.changed[f"{name}.{kind}"] = self.tensors.read_tensor(f"{name}.{kind}")[at]
+
+    def keep_table(self, name: str, kept: Kept) -> None:
+        """A table, or a vector, with these columns alone."""
+        self.changed[name] = np.ascontiguousarray(self.tensors.read_tensor(name)[..., kept])
+
+    def keep_norm(self, name: str, output: Inputs, kept: Kept) -> None:
+        """A norm over these channels alone, which it makes of their own mean and length, not of all
+        channels'. What its outputs were on average, and by how much they vary, is given back.
+        """
+        scale = self.tensors.read_tensor(f"{name}.weight").astype(np.float64)
+        shift = self.tensors.read_tensor(f"{name}.bias").astype(np.float64)
+        safe = np.where(scale == 0, 1, scale)[kept]
+        # What the norm makes of its inputs before it scales and shifts them.
+        mean = (output.mean - shift)[kept] / safe
+        second = output.covariance[np.ix_(kept, kept)] / np.outer(safe, safe)
+        second = second + np.outer(mean, mean)
+        size = np.sqrt(max(float(np.diag(second).mean() - second.mean()), 1e-12))
+        self.changed[f"{name}.weight"] = (scale[kept] * size).astype(np.float32)
+        moved = (shift[kept] + scale[kept] * float(mean.mean())).astype(np.float32)
+        self.changed[f"{name}.bias"] = moved
+
+    def _take(self, name: str, weights: FloatArray, found: Columns, at: Kept) -> None:
+        mean = self._inputs[name].mean
+        lost = weights.astype(np.float64) @ mean - found.weights.astype(np.float64) @ mean[at]
+        bias = self.tensors.read_tensor(f"{name}.bias")
+        self.changed[f"{name}.weight"] = found.weights
+        self.changed[f"{name}.bias"] = (bias + lost).astype(np.float32)
+        self.errors[name] = found.error
+
+
+def _choose_channels(
+    checkpoint: EncoderCheckpoint, inputs: Mapping[str, Inputs], keep: int
+) -> Kept:
+    """The channels that carry most of what the layers' matrices read, each matrix counting alike."""
+    total = np.zeros(checkpoint.shape.hidden_size)
+    for layer in range(checkpoint.shape.layers):
+        for part in _READERS:
+            name = f"encoder.layer.{layer}.{part}"
+            weights = checkpoint.tensors.read_tensor(f"{name}.weight").astype(np.float64)
+            carried = (weights**2).sum(axis=0) * np.diag(inputs[name].covariance)
+            total += carried / max(float(carried.sum()), 1e-30)
+    return np.sort(np.argsort(-total, kind="stable")[:keep])
