@@ -20,11 +20,17 @@ from typing import Any
 import numpy as np
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
-from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder, load_encoder
+from thrifty.artifacts.checkpoint import (
+    DecoderCheckpoint,
+    EncoderCheckpoint,
+    load_decoder,
+    load_encoder,
+)
 from thrifty.artifacts.disk import lock_file
-from thrifty.artifacts.safetensors_file import SafetensorsFiles, write_safetensors
+from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
 from thrifty.artifacts.write_checkpoint import write_decoder
+from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.calibration import check_no_overlap
 from thrifty.compress.distill.answers import RemoteTeacher, write_answers
 from thrifty.compress.distill.settings import Training
@@ -154,7 +160,9 @@ def distill_model(
             shutil.rmtree(target, ignore_errors=True)
             weights = SafetensorsFiles([folder / "trained.safetensors"])
             if encoder:
-                _write_encoder(source, target, weights)
+                write_encoder(
+                    EncoderCheckpoint(load_encoder(source).shape, weights), source, target
+                )
             else:
                 write_decoder(DecoderCheckpoint(load_decoder(source).shape, weights), target)
                 write_tokenizer(source, target, plain)
@@ -372,15 +380,6 @@ def _has_gpus(count: int) -> bool:
     import torch
 
     return bool(torch.cuda.device_count() >= count)
-
-
-def _write_encoder(source: Path, target: Path, weights: SafetensorsFiles) -> None:
-    """The student's files with other weights."""
-    shutil.copytree(
-        source, target, ignore=shutil.ignore_patterns("*.safetensors*", "*.bin", "*.onnx")
-    )
-    tensors = {name: weights.read_tensor(name) for name in weights.names}
-    write_safetensors(target / "model.safetensors", tensors)
 
 
 def _require_memory(parameters: int, training: Training, window: int) -> None:

@@ -91,7 +91,7 @@ class Trainer:
             weight_decay=training.weight_decay,
         )  # fmt: skip
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
-        ranks = accelerator.num_processes
+        ranks: int = accelerator.num_processes
         wanted = max(1, training.batch_tokens // objective.example_tokens)
         self._per_step = math.ceil(wanted / ranks) * ranks
         self.steps = max(
@@ -195,10 +195,8 @@ class Trainer:
         highest, warm = self._training.learning_rate, self._training.warm_up * self.steps
         if step < warm:
             return highest * (step + 1) / max(1.0, warm)
-        share: float = (step - warm) / max(1.0, self.steps - warm)
-        return float(
-            highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
-        )
+        share = (step - warm) / max(1.0, self.steps - warm)
+        return highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def _stalled(self) -> bool:
         looks = [step for step, _ in self.state.held_out if step > self.state.best_step]
