@@ -42,7 +42,7 @@ TEACHER = Llama(
 STUDENT = Llama(
     vocab=257, layers=1, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=96, context=256
 )
-TRAINING = Training(tokens=12_000, batch_tokens=512, learning_rate=3e-3, every_steps=5)
+TRAINING = Training(tokens=8_000, batch_tokens=512, learning_rate=3e-3, every_steps=5)
 WINDOW = 128
 
 
@@ -154,7 +154,7 @@ def run(store: Store, folder: Path, text: Path, out: str, **changes: Any) -> Any
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"lora_rank": 8, "learning_rate": 1e-2, "divergence": "skewed-reverse", "mix": 0.2}],
+    [{}, {"lora_rank": 8, "learning_rate": 1e-2, "divergence": "skewed-forward", "mix": 0.2}],
     ids=["plain", "lora"],
 )
 def test_a_student_comes_nearer_and_is_served_and_evaluated(
@@ -162,8 +162,8 @@ def test_a_student_comes_nearer_and_is_served_and_evaluated(
 ) -> None:
     version, artifact = run(store, tmp_path, text, "taught", **changes)
     figures = version.lineage.figures
-    assert figures["after"] < 0.9 * figures["before"]
-    assert len(figures["losses"]) == figures["steps"] == 24
+    assert figures["after"] < 0.95 * figures["before"]
+    assert len(figures["losses"]) == figures["steps"] == 16
     assert load_decoder(store.folder_of(artifact.id)).shape.layers == 1
     held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
     found = {
@@ -171,7 +171,7 @@ def test_a_student_comes_nearer_and_is_served_and_evaluated(
         .divergence.kl_divergence.mean
         for name in ("student", version.label)
     }  # fmt: skip
-    assert found[version.label] < 0.9 * found["student"]
+    assert found[version.label] < 0.95 * found["student"]
     assert found[version.label] == pytest.approx(figures["after"], rel=0.25)
     again, _ = run(store, tmp_path, text, "taught", **changes)
     assert again.label == version.label
@@ -285,20 +285,51 @@ def test_a_killed_training_goes_on_to_the_same_curve(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     state = json.loads(next(note.glob("*/state.json")).read_text())
-    assert 5 <= state["step"] < 24
+    assert 5 <= state["step"] < 16
     again, _ = run(store, tmp_path / "killed", text, "killed", seed=7)
     np.testing.assert_allclose(
         again.lineage.figures["losses"], whole.lineage.figures["losses"], rtol=1e-3, atol=1e-4
     )
 
 
+class Climbing:
+    """A loss that falls, until it is `after` from a step on."""
+
+    unit, examples, example_tokens = "loss", 10, 1
+
+    def __init__(self, step: int, after: float) -> None:
+        self.calls, self.step, self.after = 0, step, after
+
+    def loss(self, model: Any, numbers: Any, device: Any) -> tuple[Any, int]:
+        self.calls += 1
+        loss = model(torch.ones(1, 1)).square().mean()
+        return (loss * self.after if self.calls > self.step else loss), 1
+
+    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
+        return float(model(torch.ones(1, 1)).square()), 1
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [(1e6, r"the loss is .*, where it was"), (float("nan"), "the loss is no number")]
+)  # fmt: skip
 def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
-    store: Store, text: Path, tmp_path: Path
+    tmp_path: Path, after: float, said: str
 ) -> None:
-    with pytest.raises(
-        CompressionError, match=r"training stopped at step \d+: the loss is no number"
-    ):
-        run(store, tmp_path, text, "bad", learning_rate=0.99, clip=1e30)
+    from accelerate import Accelerator
+
+    from thrifty.compress.distill.train import Trainer
+
+    settings = Training(tokens=40, batch_tokens=1, learning_rate=1e-3, every_steps=5)
+    model = torch.nn.Linear(1, 1)
+    trainer = Trainer(model, Climbing(27, after), settings, tmp_path, Accelerator(cpu=True))
+    with pytest.raises(CompressionError, match=f"stopped at step 28: {said}.*of step 25 is kept"):
+        trainer.run()
+    assert json.loads((tmp_path / "state.json").read_text())["step"] == 25
+    assert (tmp_path / "best.safetensors").exists()
+    again = Trainer(
+        torch.nn.Linear(1, 1), Climbing(10**9, 1), settings, tmp_path, Accelerator(cpu=True)
+    )
+    assert again.run().step == 40, "it goes on once the fault is gone"
 
 
 def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path: Path) -> None:
