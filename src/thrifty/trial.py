@@ -68,15 +68,18 @@ def measure_speed(
     artifact: Artifact,
     machine: Machine,
     on_progress: OnProgress = ignore_progress,
+    *,
+    again: bool = False,
 ) -> Measurement:
     """Load time, time to first token and tokens per second at 1 and 8 streams, with the engine's
-    default options, measured unless they are recorded; checkpoints run with 16-bit weights. Blocks.
+    default options, measured unless they are recorded, or `again`; checkpoints run with 16-bit weights.
+    Blocks.
 
     Raises `SpecError` where the model cannot be served here, and `FleetError` and `BenchError` where it
     does not start or answer.
     """
     known = find_speed(store, artifact, machine)
-    if known is not None:
+    if known is not None and not again:
         return known
     engine = choose_engine("auto", artifact)
     spec = Spec(name="trial", compress=CompressSpec(quantize=QuantizeSpec(scheme="none")))

@@ -172,6 +172,10 @@ def test_a_trial_measures_a_replica_and_leaves_nothing_behind(
     assert not left.alive
     assert not find_ours(home.root)
     assert measure_speed(store, home, *small, machine) == found
+    again = measure_speed(store, home, *small, machine, again=True)
+    assert again.values != found.values
+    speeds = [one for one in store.read_figures(small[1].id) if one.kind == SPEED]
+    assert [one.values for one in speeds] == [again.values], "in place of the ones before"
 
 
 def test_conditions_name_the_engine_and_its_version() -> None:

@@ -22,6 +22,7 @@ def run_compare(
     tasks: Sequence[str],
     items: int | None,
     measure: bool,
+    speed_again: bool,
     report: Path | None,
     png: Path | None,
     as_json: bool,
@@ -36,7 +37,7 @@ def run_compare(
         found = compare(
             models, store=Store(home.models), home=home, machine=detect_machine(),
             reference=reference, text=text, tokens=tokens, tasks=tasks, items=items,
-            measure=measure, on_progress=on_progress,
+            measure=measure, speed_again=speed_again, on_progress=on_progress,
         )  # fmt: skip
     if report is not None:
         from thrifty.compare.report import write_report

@@ -81,6 +81,10 @@ def compare(
     measure: Annotated[
         bool, typer.Option(help="Measure what is not recorded; else it is left empty.")
     ] = True,
+    speed_again: Annotated[
+        bool,
+        typer.Option("--speed-again", help="Measure speeds anew: the machine may have been busy."),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
     ] = None,
@@ -92,5 +96,5 @@ def compare(
 
     run_compare(
         models, reference=reference, text=text, tokens=tokens, tasks=tasks or (), items=items,
-        measure=measure, report=report, png=png, as_json=as_json,
+        measure=measure, speed_again=speed_again, report=report, png=png, as_json=as_json,
     )  # fmt: skip

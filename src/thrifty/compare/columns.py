@@ -48,7 +48,7 @@ def describe_conditions(comparison: Comparison) -> list[str]:
     """What the columns were measured on, a sentence each."""
     said = []
     text, speed = comparison.text, comparison.speed
-    if text:
+    if text and any(row.quality for row in comparison.rows):
         said.append(
             f"KL divergence (nats a token, ± standard error), same top token and perplexity: beside "
             f"{comparison.reference} in float32, on {text['name']} (at most {text['tokens']:,} tokens, "
@@ -68,7 +68,8 @@ def describe_conditions(comparison: Comparison) -> list[str]:
     busy = [row.name for row in comparison.rows if (row.speed or {}).get("busy_before", 0) > 0.25]
     if busy:
         said.append(
-            f"The machine was busy when the speed of {', '.join(busy)} was measured; it may be faster."
+            f"The machine was busy when the speed of {', '.join(busy)} was measured; "
+            "measure it again on an idle one (--speed-again)."
         )
     return said
 

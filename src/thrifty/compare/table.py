@@ -98,6 +98,7 @@ def compare(
     tasks: Sequence[str] = (),
     items: int | None = None,
     measure: bool = True,
+    speed_again: bool = False,
     on_model: Callable[[str], None] = lambda label: None,
     on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
@@ -114,6 +115,7 @@ def compare(
         tasks: Questions. Default: those that any of them was asked.
         items: At most so many of each.
         measure: Whether to measure what is missing.
+        speed_again: Whether to measure speeds that are recorded, too: the machine may have been busy.
         on_model: Told of each model that is measured.
         on_progress: Told of every step.
     """
@@ -138,7 +140,7 @@ def compare(
         if measure:
             on_model(version.label)
         rows.append(
-            _make_row(version, artifact, yardstick, measure, store, home, machine, notes, on_progress)
+            _make_row(version, artifact, yardstick, measure, speed_again, store, home, machine, notes, on_progress)
         )  # fmt: skip
         notes += _tell_of_others(version, artifact, yardstick, store, machine)
     conditions = (
@@ -218,6 +220,7 @@ def _make_row(
     artifact: Artifact,
     yardstick: Yardstick,
     measure: bool,
+    speed_again: bool,
     store: Store,
     home: Home,
     machine: Machine,
@@ -241,7 +244,7 @@ def _make_row(
         )
     if measure and not as_is:
         try:
-            measure_speed(store, home, version, artifact, machine, on_progress)
+            measure_speed(store, home, version, artifact, machine, on_progress, again=speed_again)
         except (BenchError, FleetError, SpecError) as error:
             notes.append(f"{version.label}: its speed was not measured: {error}")
     recorded = store.read_figures(artifact.id)

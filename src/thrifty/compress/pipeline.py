@@ -170,8 +170,9 @@ def check_model(compress: CompressSpec, source: Model) -> None:
         stages != ["quantize"] or _scheme(compress) != "int8" or compress.tasks or compress.held_out
     ):
         raise CompressionError(
-            f"{version.label} is an encoder, of which weights in 8 bits are made here and no more (write "
-            "compress: int8); thrifty distill trains encoders"
+            f"{version.label} is an encoder, of which a pipeline makes weights in 8 bits and no more (write "
+            "compress: int8); thrifty prune and thrifty distill take encoders, and their results are served "
+            "by name"
         )
     if "distill" in stages and "prune" not in stages and compress.distill.teacher is None:
         raise CompressionError(
