@@ -114,8 +114,10 @@ def make_spec_page() -> str:
             [(f"`{path}`", kind, default, text) for path, kind, default, text in walk(Spec)],
         ),
         "Short forms: `engine: echo` for `engine: {kind: echo}`, `replicas: 2` for "
-        "`replicas: {count: 2}`, `compress: int8` for `compress: {quantize: int8}`, `cache: false` "
-        "for `cache: {exact: {when: never}}`.\n",
+        "`replicas: {count: 2}`, `compress: int8` for `compress: {quantize: {scheme: int8}}`, "
+        "`prune: 0.8` for `prune: {parameters: 0.8}`, `distill: 2M` for `distill: {tokens: 2M}`, "
+        "`cache: false` for `cache: {exact: {when: never}}`. [Compression](compression.md) says what "
+        "`compress` does.\n",
         "## Options of the engines\n",
         "They stand beside `kind` in `engine`.\n",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from thrifty.compress.pipeline import check_compress
 from thrifty.engines.machine import detect_machine
 from thrifty.fleet.plan import check_engine
 from thrifty.spec import load_spec
@@ -36,6 +37,7 @@ def test_generated_pages_are_not_stale() -> None:
 def test_example_specs_are_valid(path: Path) -> None:
     for one in load_spec(path, environment={}).each():
         check_engine(one, detect_machine())
+        assert not one.spec.compress.is_pipeline or not check_compress(one.spec.compress)
 
 
 def test_there_are_examples() -> None:

@@ -4,6 +4,7 @@ models/       the artifact store                    thrifty.db   the embedded da
 run/          the controller's pid and lock         logs/        one file for each process
 files/        what batches read and write          data/        texts and questions
 evaluations/  what references think of texts, and how candidates compare
+trainings/    checkpoints of trainings that are not done
 reports/      what `thrifty bench` and friends draw
 """
 
@@ -58,6 +59,11 @@ class Home:
     def evaluations(self) -> Path:
         """What references think of texts, and how candidates compare."""
         return self.root / "evaluations"
+
+    @property
+    def trainings(self) -> Path:
+        """Where trainings keep their checkpoints until they are done."""
+        return self.root / "trainings"
 
     @property
     def database(self) -> Path:

@@ -95,6 +95,7 @@ class Llama:
             "head_dim": self.head_dim,
             "intermediate_size": self.inner,
             "max_position_embeddings": self.context,
+            "model_type": self.kind,
             "num_attention_heads": self.heads,
             "num_hidden_layers": self.layers,
             "num_key_value_heads": self.kv_heads,

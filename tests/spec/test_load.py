@@ -99,7 +99,7 @@ def test_a_whole_spec_is_read_and_each_value_knows_its_line(tmp_path: Path) -> N
     ("text", "path", "value"),
     [
         ("engine: echo", "engine.kind", "echo"),
-        ("compress: int8", "compress.quantize", "int8"),
+        ("compress: int8", "compress.quantize.scheme", "int8"),
         ("replicas: 2", "replicas.count", 2),
         ("cache: false", "cache.exact.when", "never"),
         ("cache: on", "cache.exact.when", "deterministic"),
@@ -198,7 +198,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
         ("price_per_hour: cheap", "line 1, price_per_hour: must be a number, not 'cheap'"),
         ("replicas: {start_timeout: 0s}", "line 1, replicas.start_timeout: must be greater than 0, not 0.0"),
         ("replicas: 0", "line 1, replicas.count: must be greater than or equal to 1, not 0"),
-        ("compress: int2", "line 1, compress.quantize: 'int2' is not a choice; did you mean 'int8'?"),
+        ("compress: int2", "line 1, compress.quantize.scheme: 'int2' is not a choice; did you mean 'int8'?"),
         ("1: x", "line 1, 1: is not a known key; known here: "),
     ],
 )  # fmt: skip
@@ -327,7 +327,7 @@ def test_the_environment_of_the_process_is_the_default(monkeypatch: pytest.Monke
          {"replicas.count": (2, "file, line 1"), "replicas.cpus": (4, "flag")}),
         ("replicas: {cpus: 4}", {"replicas": 3},
          {"replicas.count": (3, "flag"), "replicas.cpus": (4, "file, line 1")}),
-        ("compress: int8", {"compress.quantize": "int4"}, {"compress.quantize": ("int4", "flag")}),
+        ("compress: int8", {"compress.quantize": "int4"}, {"compress.quantize.scheme": ("int4", "flag")}),
         ("cache: false", {"cache.exact.ttl": "5s"},
          {"cache.exact.when": ("never", "file, line 1"), "cache.exact.ttl": (5.0, "flag")}),
         ("cache: {exact: {ttl: 5s}}", {"cache": False},

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from thrifty.spec import Spec
-from thrifty.spec.models import DEFAULT_MODEL, EngineSpec, Section
+from thrifty.spec.models import DEFAULT_MODEL, EngineSpec
+from thrifty.spec.section import Section
 
 
 def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -23,7 +24,7 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 KEYS = dict(walk(Spec))
-LISTS = ("aliases", "fallback", "deployments")
+LISTS = ("aliases", "fallback", "compress.tasks", "deployments")
 LEAVES = [
     path
     for path, field in KEYS.items()
@@ -107,8 +108,8 @@ def test_booleans_are_not_numbers(path: str, value: bool) -> None:
         ({"engine": {"kind": "echo"}}, "engine.kind", "echo"),
         ({"replicas": 2}, "replicas.count", 2),
         ({"replicas": "2"}, "replicas.count", 2),
-        ({"compress": "int8"}, "compress.quantize", "int8"),
-        ({"compress": "none"}, "compress.quantize", "none"),
+        ({"compress": "int8"}, "compress.quantize.scheme", "int8"),
+        ({"compress": "none"}, "compress.quantize.scheme", "none"),
         ({"cache": False}, "cache.exact.when", "never"),
         ({"cache": True}, "cache.exact.when", "deterministic"),
         ({"cache": {"exact": False}}, "cache.exact.when", "never"),

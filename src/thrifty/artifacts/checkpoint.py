@@ -347,10 +347,10 @@ class _GgufTensors:
         self._interleaved = file.architecture == "llama"
 
     def __contains__(self, name: str) -> bool:
-        return self._translate(name) in self._file.tensors
+        return name_in_gguf(name) in self._file.tensors
 
     def read_tensor(self, name: str) -> FloatArray:
-        translated = self._translate(name)
+        translated = name_in_gguf(name)
         if translated not in self._file.tensors:
             raise IntegrityError(f"{self._file.path} has no tensor {translated!r}; fetch it again")
         values = self._file.read_tensor(translated)
@@ -359,12 +359,21 @@ class _GgufTensors:
             return _uninterleave(values, self._heads[kind])
         return values
 
-    def _translate(self, name: str) -> str:
-        if name in _GGUF_TOP or not name.startswith("model.layers."):
-            return _GGUF_TOP.get(name, name)
-        _, _, index, rest = name.split(".", 3)
-        module, _, suffix = rest.rpartition(".")
-        return f"blk.{index}.{_GGUF_LAYER[module]}.{suffix}"
+
+def name_in_gguf(name: str) -> str:
+    """GGUF's name for a tensor that transformers calls `name`."""
+    if name in _GGUF_TOP or not name.startswith("model.layers."):
+        return _GGUF_TOP.get(name, name)
+    _, _, index, rest = name.split(".", 3)
+    module, _, suffix = rest.rpartition(".")
+    return f"blk.{index}.{_GGUF_LAYER[module]}.{suffix}"
+
+
+def interleave(values: FloatArray, heads: int) -> FloatArray:
+    """llama.cpp's order of rotary dimensions (pairs side by side), which `llama` models are kept in."""
+    rows = values.shape[0] // heads
+    halves = values.reshape(heads, 2, rows // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)
 
 
 def _uninterleave(values: FloatArray, heads: int) -> FloatArray:
@@ -408,7 +417,7 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
     context = integer("context_length", 2048)
     ends = [
         token
-        for key in ("eos", "eot")
+        for key in ("eos", "eot", "eom")
         for token in read_token_ids(metadata, f"tokenizer.ggml.{key}_token_id", path)
     ]
     shape = DecoderShape(

@@ -66,6 +66,8 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
+        self.kinds: dict[str, tuple[int, int | None]] = {}
+        """For each key, the type of its value, and of an array's values: their numbers in GGUF."""
         self.tensors: dict[str, GgufTensor] = {}
         try:
             with path.open("rb") as file:
@@ -129,6 +131,7 @@ class GgufFile:
         for _ in range(entry_count):
             key, position = self._string(position)
             kind, position = self._scalar(_U32, position)
+            self.kinds[key] = kind, self._scalar(_U32, position)[0] if kind == _ARRAY else None
             self.metadata[key], position = self._value(kind, position)
         self._read_tensor_table(tensor_count, position)
 

@@ -24,7 +24,9 @@ from tokenizers import (
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.errors import ArtifactError, FormatRefused, IntegrityError
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
+"""Ways of splitting text beforehand, as llama.cpp calls them."""
 
 # The patterns of the models' own tokenizer.json files, by the name that llama.cpp gives them.
 _LLAMA3 = (
@@ -77,11 +79,26 @@ def _build_tokenizer(file: GgufFile) -> Tokenizer:
 def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     pre = file.metadata.get("tokenizer.ggml.pre", "default")
     merges = [
-        tuple(merge.split(" ", 1)) for merge in file.metadata.get("tokenizer.ggml.merges", [])
+        (left, right)
+        for left, _, right in (
+            merge.partition(" ") for merge in file.metadata.get("tokenizer.ggml.merges", [])
+        )
     ]
     if not merges:
         raise IntegrityError(f"{file.path} holds a byte-level vocabulary without merges")
+    if pre not in (*BYTE_LEVEL_KINDS, "default"):
+        raise FormatRefused(
+            f"{file.path} splits text in the way {pre!r}, which is not known here; "
+            "gpt-2, smollm, llama-bpe and qwen2 are. Use the model's safetensors instead"
+        )
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    return build_byte_level(pre, vocabulary, merges)
+
+
+def build_byte_level(
+    pre: str, vocabulary: dict[str, int], merges: list[tuple[str, str]]
+) -> Tokenizer:
+    """A byte-level BPE that splits text in one of `BYTE_LEVEL_KINDS`; `default` is `gpt-2`."""
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe", fuse_unk=False
@@ -97,15 +114,10 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-    elif pre in ("llama-bpe", "qwen2"):
+    else:
         pattern = _LLAMA3 if pre == "llama-bpe" else _QWEN2
         split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
         splitter = pre_tokenizers.Sequence([split, byte_level])
-    else:
-        raise FormatRefused(
-            f"{file.path} splits text in the way {pre!r}, which is not known here; "
-            "gpt-2, smollm, llama-bpe and qwen2 are. Use the model's safetensors instead"
-        )
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitter
@@ -153,8 +165,8 @@ def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list
 
 def _add_special_tokens(tokenizer: Tokenizer, file: GgufFile, tokens: list[str]) -> None:
     types = file.metadata.get("tokenizer.ggml.token_type") or []
-    control = [tokens[i] for i, kind in enumerate(types) if kind == _CONTROL]
-    defined = [tokens[i] for i, kind in enumerate(types) if kind == _USER_DEFINED]
+    control = [tokens[i] for i, kind in enumerate(types) if kind == CONTROL]
+    defined = [tokens[i] for i, kind in enumerate(types) if kind == USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in defined])
 

@@ -5,6 +5,7 @@
     names/<name>.json           its versions, v1, v2, ...
     partial/<key>/              downloads and conversions under way; they resume from here
     leases/<id>                 held (flock) by whoever serves the model
+    figures/<id>.json           what was measured of it, and on what
 
 A model is built beside, synced and renamed: it is there whole or not at all. A process that is
 killed leaves a `partial/` folder that the next try continues, and at worst some blobs that
@@ -48,6 +49,7 @@ from thrifty.artifacts.disk import (
     try_lock_file,
     write_file,
 )
+from thrifty.artifacts.figures import Measurement, read_measurements, write_measurement
 from thrifty.artifacts.inspect import inspect_model
 from thrifty.errors import ArtifactError, IntegrityError
 from thrifty.home import make_private_folder
@@ -180,6 +182,25 @@ class Store:
             raise ArtifactError(self._describe_disk_fault(name, error)) from None
         shutil.rmtree(folder, ignore_errors=True)
         return version, artifact
+
+    def record_figures(
+        self, artifact_id: str, kind: str, conditions: dict[str, Any], values: dict[str, Any]
+    ) -> Measurement:
+        """Keep what was measured of a stored model. Earlier figures under the same conditions give
+        way; the version's own lineage is not touched. Raises `ArtifactError`.
+        """
+        with lock_file(self.root / "store.lock"):
+            self.load(artifact_id)
+            try:
+                return write_measurement(
+                    self.root / "figures", artifact_id, kind, conditions, values
+                )
+            except OSError as error:
+                raise ArtifactError(self._describe_disk_fault("figures", error)) from None
+
+    def read_figures(self, artifact_id: str) -> tuple[Measurement, ...]:
+        """What was measured of a stored model since it was made. Raises `IntegrityError`."""
+        return read_measurements(self.root / "figures", artifact_id)
 
     def require_space(self, needed_bytes: int, what: str) -> None:
         """Raise `ArtifactError` unless the disk has room for `needed_bytes` and a little more."""
@@ -360,8 +381,9 @@ class Store:
         hidden = folder.with_name(f".{folder.name}-removed")
         os.rename(folder, hidden)
         remove_tree(hidden)
-        for left in (self.root / "leases").glob(f"{folder.name}*"):
-            left.unlink(missing_ok=True)
+        for kept in ("leases", "figures"):
+            for left in (self.root / kept).glob(f"{folder.name}*"):
+                left.unlink(missing_ok=True)
 
     def _describe_disk_fault(self, name: str, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -418,8 +440,8 @@ class Store:
                     lock.unlink(missing_ok=True)
 
     def _remove_stale_temporaries(self) -> None:
-        for folder in (self.root / "names", self.root / "leases"):
-            for path in folder.glob(".*"):
+        for name in ("names", "leases", "figures"):
+            for path in (self.root / name).glob(".*"):
                 with contextlib.suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > STALE_TEMPORARY_S:
                         path.unlink()

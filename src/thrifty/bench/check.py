@@ -72,10 +72,13 @@ async def measure_service(
     answer: str,
     price_per_hour: float,
     key: str | None = None,
+    chat: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Measured:
-    """Time to first token, and tokens per second at 1 and 8 streams, through the gateway."""
-    target = Target(parse_origin(url), model, key)
+    """Time to first token, and tokens per second at 1 and 8 streams, through the gateway, or from a
+    replica itself. Models without a chat template can be measured with `chat` off.
+    """
+    target = Target(parse_origin(url), model, key, chat)
     workload = Workload(
         Lengths("fixed", PROMPT_TOKENS, 0), Lengths("fixed", OUTPUT_TOKENS, 0), seed=time.time_ns()
     )

@@ -32,6 +32,7 @@ def run_evaluate(
     items: int | None,
     margin: float,
     backend: str,
+    kv_precision: str | None,
     as_json: bool,
 ) -> None:
     """Evaluate a model."""
@@ -55,6 +56,7 @@ def run_evaluate(
             max_items=items,
             margin=margin,
             backend=backend,
+            kv_precision=kv_precision,
             on_progress=on_progress,
         )
     if as_json:

@@ -89,6 +89,11 @@ def run_show(name: str, *, as_json: bool) -> None:
     ):
         if value:
             print_line(f"{label:<8} {value}")
+    for one in store.read_figures(artifact.id):
+        print_line(
+            f"measured {one.measured} {one.kind}: {msgspec.json.encode(one.values).decode()}"
+        )
+        print_line(f"         on {msgspec.json.encode(one.conditions).decode()}")
     print_table(
         ("file", "size", "sha256"),
         [(e.path, format_bytes(e.size), e.sha256[:16]) for e in artifact.files],
@@ -154,5 +159,6 @@ def _describe(store: Store, version: NamedVersion, artifact: Artifact) -> dict[s
         "size_bytes": artifact.size_bytes,
         "created": version.created,
         "lineage": msgspec.to_builtins(version.lineage),
+        "measured": msgspec.to_builtins(store.read_figures(artifact.id)),
         "path": str(store.folder_of(artifact.id)),
     }

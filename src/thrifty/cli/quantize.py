@@ -8,12 +8,14 @@ from pathlib import Path
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
-from thrifty.compress.quantize.openvino import quantize_openvino
+from thrifty.compress.quantize.gguf import quantize_gguf
+from thrifty.compress.quantize.gguf_types import SCHEMES as GGUF_SCHEMES
+from thrifty.compress.quantize.openvino import BITS, Measured, quantize_openvino
 from thrifty.errors import CompressionError
 from thrifty.home import find_home
 from thrifty.units import format_bytes
 
-SCHEMES = ("int8", "int4")
+SCHEMES = ("int8", "int4", *GGUF_SCHEMES)
 
 
 def run_quantize(
@@ -33,10 +35,19 @@ def run_quantize(
     store = Store(find_home().models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
-        new_version, new_artifact, measured = quantize_openvino(
-            store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,
-            bits=bits, tokens=tokens, on_progress=on_progress,
-        )  # fmt: skip
+        measured: list[Measured] = []
+        if scheme != "int4" and bits != BITS:
+            raise CompressionError(f"--bits is for int4; {scheme} has the bits it has")
+        if scheme in GGUF_SCHEMES:
+            new_version, new_artifact = quantize_gguf(
+                store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,
+                tokens=tokens, on_progress=on_progress,
+            )  # fmt: skip
+        else:
+            new_version, new_artifact, measured = quantize_openvino(
+                store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,
+                bits=bits, tokens=tokens, on_progress=on_progress,
+            )  # fmt: skip
     if as_json:
         print_json(
             {
@@ -54,5 +65,11 @@ def run_quantize(
         ]
         print_table(("recipe", "bits a weight", "KL divergence, calibration text"), rows)
         err.print(f"taken: {new_version.lineage.figures['recipe']}")
+    if scheme in GGUF_SCHEMES:
+        figures = new_version.lineage.figures
+        types = ", ".join(f"{count} {name}" for name, count in figures["types"].items())
+        err.print(
+            f"{figures['bits_per_weight']:.2f} bits a weight of the layers' matrices; {types}"
+        )
     err.print(f"{new_version.label}: {format_bytes(new_artifact.size_bytes)}")
     print_line(new_version.label)

@@ -41,8 +41,11 @@ _VERBS = {
     "answer": "Answering questions",
     "calibrate": "Reading calibration text",
     "quantize": "Quantizing",
+    "write": "Writing",
+    "read back": "Reading it back",
     "sensitivity": "Measuring each matrix",
     "judge": "Comparing recipes",
+    "trial": "Measuring the speed",
 }
 PLAIN_INTERVAL_S = 2.0
 
@@ -57,6 +60,11 @@ def print_line(text: str = "") -> None:
     """One line on stdout."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """One line on stderr, as it is: brackets in it are no markup."""
+    err.print(text, markup=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
@@ -88,7 +96,7 @@ def show_progress() -> Iterator[OnProgress]:
             if step.step not in tasks:
                 for task in tasks.values():
                     bars.update(task, total=1, completed=1)
-                tasks[step.step] = bars.add_task(_VERBS.get(step.step, step.step), amount="")
+                tasks[step.step] = bars.add_task(_say(step), amount="")
             bars.update(
                 tasks[step.step],
                 completed=step.done,
@@ -112,7 +120,13 @@ class _PlainProgress:
         if step.step == self._step and now_s - self._shown_s < PLAIN_INTERVAL_S and not ended:
             return
         self._step, self._shown_s = step.step, now_s
-        err.print(f"{_VERBS.get(step.step, step.step)} {_amount(step)}".rstrip())
+        err.print(f"{_say(step)} {_amount(step)}".rstrip())
+
+
+def _say(step: Step) -> str:
+    """A step in words: `prune: Comparing recipes`, where it is one of a stage."""
+    stage, colon, name = step.step.rpartition(": ")
+    return f"{stage}{colon}{_VERBS.get(name, name)}"
 
 
 def _amount(step: Step) -> str:

@@ -14,13 +14,13 @@ from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.bench.check import Measured, ask_question, measure_service
-from thrifty.cli.show import err, print_line, show_progress
+from thrifty.cli.show import err, print_line, show_progress, tell
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.controller import Controller
 from thrifty.fleet.plan import Plan, make_plans
 from thrifty.home import Home, find_home
-from thrifty.service import resolve_target, run_service
+from thrifty.service import Compressor, resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
 
@@ -37,7 +37,9 @@ def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
         loaded = resolve_target(target, flags)
         store = Store(find_home().models)
         with show_progress() as on_progress:
-            plans = make_plans(loaded, store, detect_machine(), on_progress)
+            machine = detect_machine()
+            maker = Compressor(find_home(), store, machine, tell)
+            plans = make_plans(loaded, store, machine, on_progress, maker=maker)
         asyncio.run(_serve(plans, find_home(), store, began_s, measure=measure))
     except KeyboardInterrupt:
         err.print("Stopped.")

@@ -48,6 +48,30 @@ def collect_inputs(
     return {name: means[first] for name, first in run.first_of.items()}
 
 
+def collect_importance(
+    checkpoint: DecoderCheckpoint,
+    windows: Iterable[TokenArray],
+    total: int = 0,
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, FloatArray]:
+    """For each matrix of the decoder, by name: the mean square of what each of its columns is multiplied
+    with, [columns]. It is the diagonal of what `collect_inputs` finds, in a fraction of the memory.
+    """
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    count = 0
+    run = TapRun(checkpoint)
+    for tokens in windows:
+        for first, x in run(tokens).items():
+            squares = np.einsum("ij,ij->j", x, x).astype(np.float64)
+            sums[first] = sums[first] + squares if first in sums else squares
+        count += len(tokens)
+        on_progress(Progress("calibrate", count, total, "tokens"))
+    if not count:
+        raise CompressionError("the calibration text has not even one window")
+    means = {name: (found / count).astype(np.float32) for name, found in sums.items()}
+    return {name: means[first] for name, first in run.first_of.items()}
+
+
 class TapRun:
     """A decoder that tells what each of its matrices is multiplied with."""
 

@@ -28,6 +28,11 @@ class DataSet:
     licence: str
     convert: Callable[[Iterator[Record]], Iterator[Record]] | None = None
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is text; the others are questions."""
+        return self.convert in (None, _convert_passages)
+
 
 _OPTION = re.compile(r"^([A-Z])\.\s?", re.MULTILINE)
 

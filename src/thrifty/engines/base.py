@@ -18,7 +18,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.machine import Machine
 from thrifty.errors import Problem
 from thrifty.spec import Spec
-from thrifty.spec.models import Section
+from thrifty.spec.section import Section
 from thrifty.types import OnProgress
 
 

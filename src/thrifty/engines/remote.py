@@ -22,7 +22,7 @@ from thrifty.engines.base import (
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
-from thrifty.spec.models import Section
+from thrifty.spec.section import Section
 from thrifty.types import Family, OnProgress
 from thrifty.wire.client import HttpClient, TransportError, parse_origin
 

@@ -10,6 +10,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Embedder
+from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.scorer import Scorer
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
@@ -25,9 +26,11 @@ def open_model(
     *,
     exact: bool = False,
     backend: str = "openvino",
+    kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scorer:
-    """The model `model`: a stored name, a source, a folder or a file. `exact` computes in float32.
+    """The model `model`: a stored name, a source, a folder or a file. `exact` computes in float32,
+    `kv_precision` over a KV cache as it is served with.
 
     A checkpoint (GGUF or safetensors) is read into a graph with 16-bit weights first, unless
     `backend` is `torch`. Blocks. Raises `ThriftyError` and its kinds.
@@ -38,13 +41,14 @@ def open_model(
             f"{version.label} is an encoder, which has no next tokens; its reference must be one too"
         )
     if backend == "torch":
-        return _open_torch(store, version, artifact)
+        return _open_torch(store, version, artifact, on_progress)
     version, artifact = _make_graph(store, version, artifact, on_progress)
     from thrifty.evaluate.openvino_scorer import OpenVinoScorer
 
     return OpenVinoScorer.load(
-        store.folder_of(artifact.id), version.label, artifact.id, exact=exact
-    )
+        store.folder_of(artifact.id), version.label, artifact.id, exact=exact,
+        kv_precision=kv_precision,
+    )  # fmt: skip
 
 
 def is_encoder(model: str, store: Store, on_progress: OnProgress = ignore_progress) -> bool:
@@ -68,7 +72,10 @@ def open_encoder(
             f"{version.label} is a decoder, which has no embeddings; its reference must be one too"
         )
     if backend == "torch":
-        _require_safetensors(version, artifact)
+        if artifact.description.format is not Format.SAFETENSORS:
+            raise EvaluationError(
+                f"{version.label} is {artifact.description.format.value}; PyTorch runs safetensors"
+            )
         from thrifty.evaluate.torch_embedder import TorchEmbedder
 
         return TorchEmbedder(store.folder_of(artifact.id), version.label, artifact.id)
@@ -80,18 +87,13 @@ def open_encoder(
     )
 
 
-def _require_safetensors(version: NamedVersion, artifact: Artifact) -> None:
-    if artifact.description.format is not Format.SAFETENSORS:
-        raise EvaluationError(
-            f"{version.label} is {artifact.description.format.value}; PyTorch runs safetensors"
-        )
-
-
-def _open_torch(store: Store, version: NamedVersion, artifact: Artifact) -> Scorer:
-    _require_safetensors(version, artifact)
+def _open_torch(
+    store: Store, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
+) -> Scorer:
     from thrifty.evaluate.torch_scorer import TorchScorer
 
-    return TorchScorer(store.folder_of(artifact.id), version.label, artifact.id)
+    plain = make_plain(store, version, artifact, on_progress)[1]
+    return TorchScorer(store.folder_of(plain.id), version.label, plain.id)
 
 
 def _make_graph(

@@ -13,6 +13,7 @@ from openvino import opset13 as op
 from thrifty.engines.openvino.adapter import DEFAULT_ACTIVATION_GROUP, read_note
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.paged import PagedModel
 from thrifty.evaluate.scorer import Logprobs, Ranked, Scored
 from thrifty.evaluate.windows import TokenArray
 
@@ -32,12 +33,16 @@ class OpenVinoScorer:
         context_length: int,
         eos_token_ids: Sequence[int] = (),
         exact: bool = False,
+        kv_precision: str | None = None,
     ) -> None:
         """`exact` computes in float32 throughout, as a reference should; otherwise the engine does
-        what it does when it serves.
+        what it does when it serves. With `kv_precision` (`u8` or `f16`) keys and values go through a
+        cache like the one that it serves with; `model` is then changed.
         """
         self.label = label
         self.identity = f"{identity}+f32" if exact else identity
+        if kv_precision is not None:
+            self.identity += f"+kv-{kv_precision}"
         self.tokenizer = tokenizer
         self.context_length = context_length
         self._ends = frozenset(eos_token_ids)
@@ -47,8 +52,12 @@ class OpenVinoScorer:
         }
         if exact:
             properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-        self._request = core.compile_model(model, "CPU", properties).create_infer_request()
         self.vocab_size = int(model.output("logits").get_partial_shape()[2].get_length())
+        self._model: PagedModel | _WholeModel
+        if kv_precision is not None:
+            self._model = PagedModel(model, kv_precision, properties)
+        else:
+            self._model = _WholeModel(model, properties)
         exactly = {**properties, "INFERENCE_PRECISION_HINT": "f32"}
         self._score = core.compile_model(
             _build_score(self.vocab_size), "CPU", exactly
@@ -56,7 +65,13 @@ class OpenVinoScorer:
 
     @classmethod
     def load(
-        cls, folder: Path, label: str, identity: str, *, exact: bool = False
+        cls,
+        folder: Path,
+        label: str,
+        identity: str,
+        *,
+        exact: bool = False,
+        kv_precision: str | None = None,
     ) -> OpenVinoScorer:
         """The model in a folder that was prepared. Raises `EvaluationError` for an encoder."""
         note = read_note(folder)
@@ -70,6 +85,7 @@ class OpenVinoScorer:
             context_length=int(note["context_length"]),
             eos_token_ids=note.get("eos_token_ids", ()),
             exact=exact,
+            kv_precision=kv_precision,
         )
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
@@ -89,10 +105,9 @@ class OpenVinoScorer:
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
         """See `Scorer`."""
-        self._request.reset_state()
         past = 0
         for _ in range(most):
-            best = int(self._infer(tokens, past)[-1].argmax())
+            best = int(self._model.infer(tokens, past)[-1].argmax())
             if best in self._ends:
                 return
             yield best
@@ -105,14 +120,35 @@ class OpenVinoScorer:
 
     def close(self) -> None:
         """Free the model."""
-        del self._request, self._score
+        del self._model, self._score
 
     def _compute_logits(self, tokens: TokenArray) -> Logprobs:
         """[T, vocabulary], in memory that the next call writes to."""
-        self._request.reset_state()
-        return self._infer(tokens, 0)
+        return self._model.infer(tokens, 0)
 
-    def _infer(self, tokens: TokenArray, past: int) -> Logprobs:
+    def _look_up(
+        self, logits: Logprobs, ids: TokenArray, rows: Sequence[int]
+    ) -> tuple[Logprobs, TokenArray, Logprobs]:
+        self._score.infer({"logits": logits, "ids": ids}, share_inputs=True)
+        normalizer = self._score.get_tensor("normalizer").data
+        logprobs = self._score.get_tensor("chosen").data - normalizer
+        top = self._score.get_tensor("top").data[:, 0].astype(np.int64)
+        chosen = list(rows)
+        full = logits[chosen] - normalizer[chosen]
+        return logprobs, top, full
+
+
+class _WholeModel:
+    """A decoder with its state inside: windows see keys and values as they were computed."""
+
+    def __init__(self, model: ov.Model, properties: dict[str, Any]) -> None:
+        compiled = ov.Core().compile_model(model, "CPU", properties)
+        self._request = compiled.create_infer_request()
+
+    def infer(self, tokens: TokenArray, past: int) -> Logprobs:
+        """See `PagedModel`."""
+        if not past:
+            self._request.reset_state()
         count = len(tokens)
         self._request.infer(
             {
@@ -125,17 +161,6 @@ class OpenVinoScorer:
         )
         logits: Logprobs = self._request.get_tensor("logits").data[0]
         return logits
-
-    def _look_up(
-        self, logits: Logprobs, ids: TokenArray, rows: Sequence[int]
-    ) -> tuple[Logprobs, TokenArray, Logprobs]:
-        self._score.infer({"logits": logits, "ids": ids}, share_inputs=True)
-        normalizer = self._score.get_tensor("normalizer").data
-        logprobs = self._score.get_tensor("chosen").data - normalizer
-        top = self._score.get_tensor("top").data[:, 0].astype(np.int64)
-        chosen = list(rows)
-        full = logits[chosen] - normalizer[chosen]
-        return logprobs, top, full
 
 
 def _build_score(vocab_size: int) -> ov.Model:

@@ -85,6 +85,15 @@ def record_type(vocab_size: int, k: int) -> np.dtype[Any]:
     )
 
 
+def open_record(folder: Path) -> ReferenceRecord:
+    """The record that a folder holds. Raises `EvaluationError`."""
+    try:
+        meta = ReferenceMeta(**json.loads((folder / "meta.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise EvaluationError(f"{folder} holds no reference: {error}") from None
+    return ReferenceRecord(folder, meta)
+
+
 class ReferenceRecord:
     """One reference's folder."""
 

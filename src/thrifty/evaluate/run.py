@@ -46,6 +46,8 @@ from thrifty.units import format_bytes
 
 WINDOW = 512
 TOP_K = 64
+KV_PRECISIONS = ("u8", "f16")
+"""As `engine.kv_precision` has them."""
 MARGIN = 0.02
 """How much worse a share may be for the candidate to pass as not inferior."""
 
@@ -89,10 +91,12 @@ def evaluate(
     max_items: int | None = None,
     margin: float = MARGIN,
     backend: str = "openvino",
+    kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
     """Compare `model` with `reference`. Each may be anything that `open_model` takes, the model also
-    a URL. What was measured is kept in `folder`, so that a run that is broken off goes on, and
+    a URL. With `kv_precision` (`u8`, `f16`) the model's keys and values go through a cache as they do when
+    it serves. What was measured is kept in `folder`, so that a run that is broken off goes on, and
     the reference runs once. Tasks are files, or `lm_eval:NAME` (`include` and `shots` are theirs).
     Encoders are compared by their embeddings of the text, and of `pairs`. Blocks. Raises `ThriftyError` and its kinds.
     """
@@ -100,6 +104,8 @@ def evaluate(
         raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
     if window < 2 or top_k < 1:
         raise EvaluationError("a window needs two tokens or more, and top_k one or more")
+    if kv_precision is not None:
+        _check_kv_precision(kv_precision, model, backend)
     if is_encoder(reference, store, on_progress):
         if tasks or max_tokens is not None:
             raise EvaluationError(
@@ -127,7 +133,7 @@ def evaluate(
             name: _answers(teacher, found, folder, on_progress) for name, found in items.items()
         }
         known_there = _answer_harness(harness, teacher, folder, on_progress)
-        student = _open_candidate(model, teacher, store, backend, on_progress)
+        student = _open_candidate(model, teacher, store, backend, kv_precision, on_progress)
         if record is not None:
             _require_same_tokens(student, teacher)
     finally:
@@ -257,12 +263,30 @@ def _require_room(place: Path, meta: ReferenceMeta, tokens: int) -> None:
         )
 
 
+def _check_kv_precision(kv_precision: str, model: str, backend: str) -> None:
+    if kv_precision not in KV_PRECISIONS:
+        raise EvaluationError(
+            f"the KV cache is kept in {' or '.join(KV_PRECISIONS)}, not {kv_precision!r}"
+        )
+    if is_url(model) or backend != "openvino":
+        raise EvaluationError(
+            "the KV cache's precision is chosen for models that OpenVINO runs here; a server has its own"
+        )
+
+
 def _open_candidate(
-    model: str, teacher: Scorer, store: Store, backend: str, on_progress: OnProgress
+    model: str,
+    teacher: Scorer,
+    store: Store,
+    backend: str,
+    kv_precision: str | None,
+    on_progress: OnProgress,
 ) -> Scorer:
     if is_url(model):
         return ServedScorer(model, teacher.tokenizer, teacher.vocab_size)
-    return open_model(model, store, backend=backend, on_progress=on_progress)
+    return open_model(
+        model, store, backend=backend, kv_precision=kv_precision, on_progress=on_progress
+    )
 
 
 def _require_same_tokens(student: Scorer, teacher: Scorer) -> None:

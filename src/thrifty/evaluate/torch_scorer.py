@@ -46,13 +46,23 @@ class TorchScorer:
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
         """See `Scorer`."""
-        logprobs = self._compute(tokens)
+        return self._rank(self._compute(tokens), tokens, k, rows)
+
+    def _rank(self, logprobs: Any, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
         best = logprobs.topk(k, dim=1)
         target = logprobs.gather(1, self._tensor(tokens[1:, None]))[:, 0]
         return Ranked(
             best.indices.cpu().numpy(), best.values.cpu().numpy(), target.cpu().numpy(),
             logprobs[list(rows)].cpu().numpy(),
         )  # fmt: skip
+
+    def rank_with_hidden(self, tokens: TokenArray, k: int) -> tuple[Ranked, Any]:
+        """What `rank` gives, and all hidden states, [layers + 1, T, channels]."""
+        with self._torch.inference_mode():
+            out = self._model(self._tensor(tokens[None]), output_hidden_states=True)
+        logprobs = out.logits[0, :-1].float().log_softmax(dim=1)
+        states = self._torch.stack(out.hidden_states)[:, 0].cpu().numpy()
+        return self._rank(logprobs, tokens, k, ()), states
 
     def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
         """See `Scorer`."""

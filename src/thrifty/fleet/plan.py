@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
@@ -24,6 +25,20 @@ MODEL_FREE = frozenset({"remote", "echo"})
 """Engines that load no model of ours."""
 BATCH_SLOTS = 32
 """Beyond this, a replica on a CPU gives hardly more tokens, only later ones."""
+
+
+class ModelMaker(Protocol):
+    """Makes the models that specs ask for and no engine makes by itself."""
+
+    def check(self, loaded: LoadedSpec) -> None:
+        """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
+        ...
+
+    def make(
+        self, loaded: LoadedSpec, model: tuple[NamedVersion, Artifact], on_progress: OnProgress
+    ) -> tuple[Spec, tuple[NamedVersion, Artifact]]:
+        """What is to be served in place of `model`, and as what. Blocks."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,15 +103,27 @@ def make_plans(
     store: Store,
     machine: Machine,
     on_progress: OnProgress = ignore_progress,
+    *,
+    maker: ModelMaker,
 ) -> list[Plan]:
-    """A plan for each deployment of the spec. Blocks. Raises `ThriftyError` and its kinds."""
+    """A plan for each deployment of the spec; `maker` compresses models where that is asked for.
+    Blocks. Raises `ThriftyError` and its kinds.
+    """
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
     each = loaded.each()
     for one in each:
         # Whatever can be refused at once is, before the first long download.
         check_engine(one, machine)
-    plans = [_make_plan(one, store, machine, on_progress) for one in each]
+        if one.spec.compress.is_pipeline:
+            _check_loads_models(one)
+            maker.check(one)
+    # What can be refused once models are known is, before the first is compressed for hours.
+    found = [(one, *_find_model(one, store, machine, on_progress)) for one in each]
+    plans = [
+        _make_plan(one, engine, model, store, machine, on_progress, maker)
+        for one, engine, model in found
+    ]
     names = [plan.served.name for plan in plans]
     taken = {name for name in names if names.count(name) > 1}
     taken |= {
@@ -118,23 +145,43 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
     loaded.refuse(find_engine(kind).check(spec, None, machine))
 
 
+def _check_loads_models(loaded: LoadedSpec) -> None:
+    kind = loaded.spec.engine.kind
+    if kind in MODEL_FREE:
+        message = (
+            f"the engine {kind!r} loads no model, so there is nothing to compress; write it beside the "
+            "deployments that it is for"
+        )
+        loaded.refuse([Problem("compress", message)])
+
+
+def _find_model(
+    loaded: LoadedSpec, store: Store, machine: Machine, on_progress: OnProgress
+) -> tuple[Engine, tuple[NamedVersion, Artifact] | None]:
+    """Fetch what one deployment asks for, and say which engine runs it. Raises `SpecError` too."""
+    spec, kind = loaded.spec, loaded.spec.engine.kind
+    if kind in MODEL_FREE:
+        return find_engine(kind), None
+    model = fetch_model(store, spec.model, on_progress=on_progress)
+    store.verify(model[1], on_progress=on_progress)
+    engine = choose_engine(kind, model[1])
+    loaded.refuse(engine.check(spec, model[1], machine))
+    return engine, model
+
+
 def _make_plan(
     loaded: LoadedSpec,
+    engine: Engine,
+    model: tuple[NamedVersion, Artifact] | None,
     store: Store,
     machine: Machine,
     on_progress: OnProgress,
+    maker: ModelMaker,
 ) -> Plan:
-    """Fetch and prepare what one deployment asks for."""
+    """Compress and prepare what one deployment asks for."""
     spec = loaded.spec
-    kind = spec.engine.kind
-    model: tuple[NamedVersion, Artifact] | None = None
-    if kind in MODEL_FREE:
-        engine = find_engine(kind)
-    else:
-        model = fetch_model(store, spec.model, on_progress=on_progress)
-        store.verify(model[1], on_progress=on_progress)
-        engine = choose_engine(kind, model[1])
-        loaded.refuse(engine.check(spec, model[1], machine))
+    if model is not None and spec.compress.is_pipeline:
+        spec, model = maker.make(loaded, model, on_progress)
     served = engine.prepare(spec, model, store, machine, on_progress)
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)

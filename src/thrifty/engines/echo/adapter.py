@@ -22,7 +22,7 @@ from thrifty.engines.machine import Machine
 from thrifty.engines.probe import probe_generation, read_server_load
 from thrifty.errors import Problem
 from thrifty.spec import Spec
-from thrifty.spec.models import Count, Duration, Section
+from thrifty.spec.section import Count, Duration, Section
 from thrifty.types import Family, OnProgress
 from thrifty.wire.fields import CHAT_FIELDS
 

@@ -27,7 +27,7 @@ from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
 from thrifty.engines.probe import probe_generation, read_server_load
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
-from thrifty.spec.models import Bytes, Count, Section
+from thrifty.spec.section import Bytes, Count, Section
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
@@ -269,7 +269,7 @@ def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
     """The weights' form: `f16`, `int8` or `int4`."""
     if artifact.description.format is Format.OPENVINO:
         return artifact.description.weights or "f16"
-    wanted = spec.compress.quantize
+    wanted = spec.compress.quantize.scheme
     if wanted == "auto":
         return "int8"
     return "f16" if wanted == "none" else wanted

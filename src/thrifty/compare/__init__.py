@@ -1,0 +1,1 @@
+"""Models side by side: how large, how good, how fast, made how."""

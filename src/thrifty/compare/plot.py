@@ -1,0 +1,60 @@
+"""A comparison's plots as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from thrifty.compare.scatter import Y_LABEL, make_scatters
+from thrifty.compare.table import Comparison
+from thrifty.errors import EvaluationError
+
+
+def check_plots() -> None:
+    """Raise `EvaluationError` where matplotlib is not installed: before anything is measured."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise EvaluationError("plots need matplotlib: pip install 'thrifty[plot]'") from None
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw the plots of `comparison`. Raises `EvaluationError` where there is nothing to draw."""
+    check_plots()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    scatters = make_scatters(comparison)
+    if not scatters:
+        raise EvaluationError(
+            "nothing to draw: no model has both a divergence and a size or speed; measure them "
+            "(without --no-measure)"
+        )
+    figure = Figure(figsize=(6.4 * len(scatters), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, scatter in zip(figure.subplots(1, len(scatters), squeeze=False)[0], scatters,
+                             strict=True):  # fmt: skip
+        for index, point in enumerate(scatter.points):
+            axis.errorbar(
+                point.x, point.y, yerr=min(point.error, point.y * 0.99), fmt="o", capsize=3,
+                markersize=7, color=f"C{index}",
+            )  # fmt: skip
+            right = point.x > 0.6 * scatter.x_end
+            axis.annotate(
+                point.name, (point.x, point.y), xytext=(-8 if right else 8, 6),
+                textcoords="offset points", ha="right" if right else "left", fontsize=9,
+            )  # fmt: skip
+        axis.set_yscale("log")
+        low, high = scatter.y_range
+        axis.set_ylim(10.0**low, 10.0**high)
+        axis.set_xlim(0, scatter.x_end)
+        axis.set_title(scatter.title)
+        axis.set_xlabel(scatter.x_label)
+        axis.set_ylabel(Y_LABEL)
+        axis.grid(alpha=0.3)
+    text = comparison.text
+    figure.suptitle(
+        f"Beside {comparison.reference}, on {text['name']}; {comparison.speed['processor']}",
+        fontsize=10,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, format="png")

@@ -1,0 +1,78 @@
+"""Which points a comparison's plots have, and where axes begin and end. Drawing is for others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from thrifty.compare.table import Comparison, Row
+
+LEAST_DIVERGENCE = 1e-5
+"""A logarithm has no place for nothing; what is nearer is drawn here."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in a plot."""
+
+    name: str
+    x: float
+    y: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """One plot: divergence, on a logarithm's scale, against something."""
+
+    title: str
+    x_label: str
+    points: list[Point]
+
+    @property
+    def x_end(self) -> float:
+        """From 0 to a round number beyond the last point."""
+        return round_up(max(point.x for point in self.points) * 1.15)
+
+    @property
+    def y_range(self) -> tuple[int, float]:
+        """Exponents of ten, from a whole one, with room for a name above the highest point."""
+        values = [math.log10(point.y) for point in self.points]
+        low = math.floor(min(values) - 0.15)
+        return low, max(max(values) + 0.35, low + 1.3)
+
+
+Y_LABEL = "KL divergence, nats a token"
+
+
+def make_scatters(comparison: Comparison) -> list[Scatter]:
+    """Quality against size, and against speed; a plot without points is left out."""
+    by_size = [_point(row, (row.size_bytes or 0) / 1e6) for row in comparison.rows]
+    by_speed = [
+        _point(row, (row.speed or {}).get("tokens_per_s", {}).get("8", 0.0))
+        for row in comparison.rows
+    ]
+    plots = [
+        Scatter("Quality against size", "size, MB", [point for point in by_size if point]),
+        Scatter("Quality against speed", "tokens a second, 8 streams", [p for p in by_speed if p]),
+    ]
+    return [plot for plot in plots if plot.points]
+
+
+def _point(row: Row, x: float) -> Point | None:
+    if row.quality is None or not x:
+        return None
+    kl = row.quality["kl_divergence"]
+    return Point(row.name, x, max(kl["mean"], LEAST_DIVERGENCE), kl["stderr"])
+
+
+def round_up(value: float) -> float:
+    """To 1, 2, 2.5 or 5 times a power of ten, or a few steps of it."""
+    step = round_step(value / 5)
+    return math.ceil(value / step) * step
+
+
+def round_step(value: float) -> float:
+    """A step that ticks are well apart with."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value)

@@ -1,0 +1,198 @@
+"""What a teacher writes that gives nothing but text: a remote URL's continuations and answers, kept.
+
+Sampled at temperature 1, they are drawn from the teacher's own distribution: training on them as text aims at the
+same thing as its log-probabilities would, with more noise. Kim and Rush 2016, 1606.07947.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from thrifty.engines.server.text import TextTokenizer
+from thrifty.errors import CompressionError, EvaluationError
+from thrifty.evaluate.windows import read_windows
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+PROMPT_TOKENS = 64
+"""Of each window of plain text, what the teacher goes on from."""
+CONCURRENCY = 8
+TIMEOUT_S = 600.0
+ATTEMPTS = 4
+PROMPT_FIELDS = ("prompt", "instruction", "question")
+"""A `.jsonl` record with one of these is a user's message, and is answered as a chat."""
+
+
+@dataclass(frozen=True)
+class RemoteTeacher:
+    """Where a teacher is served."""
+
+    url: str
+    model: str | None = None
+    key_env: str | None = None
+    """The environment variable that holds the key."""
+
+
+def write_answers(
+    teacher: RemoteTeacher,
+    tokenizer: TextTokenizer,
+    text: Path,
+    path: Path,
+    *,
+    tokens: int,
+    window: int,
+    on_progress: OnProgress = ignore_progress,
+) -> None:
+    """Have the teacher write until there are `tokens` in all or the text is at its end; `path` gets a line
+    `{"tokens", "first"}` for each answer. What is there already is not asked for again. Raises
+    `CompressionError`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    done = sum(len(json.loads(line)["tokens"]) for line in kept)
+    prompts = itertools.islice(_read_prompts(text, tokenizer, window), len(kept), None)
+    session = _open_session(teacher)
+    model = teacher.model or _find_model(session, teacher.url)
+    with (
+        path.open("r+b" if path.exists() else "wb") as file,
+        ThreadPoolExecutor(CONCURRENCY) as pool,
+    ):
+        file.truncate(sum(len(line) + 1 for line in kept))
+        file.seek(0, os.SEEK_END)
+        while done < tokens:
+            group = list(itertools.islice(prompts, CONCURRENCY))
+            if not group:
+                break
+            answers = pool.map(
+                lambda prompt: _ask(session, teacher.url, model, prompt, window), group
+            )
+            for prompt, answer in zip(group, answers, strict=True):
+                line = _encode(tokenizer, prompt, answer, window)
+                file.write(json.dumps(line).encode() + b"\n")
+                done += len(line["tokens"])
+            file.flush()
+            on_progress(Progress("the teacher writes", min(done, tokens), tokens, "tokens"))
+        os.fsync(file.fileno())
+    if not done:
+        raise CompressionError(f"{text} has no prompts that the teacher could answer")
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    text: str
+    chat: bool
+
+
+def _read_prompts(text: Path, tokenizer: TextTokenizer, window: int) -> Iterator[_Prompt]:
+    if text.suffix == ".jsonl" and (found := list(_read_questions(text))):
+        yield from found
+        return
+    for tokens in read_windows(text, tokenizer, window):
+        yield _Prompt(tokenizer.decode(tokens[:PROMPT_TOKENS].tolist()), chat=False)
+
+
+def _read_questions(text: Path) -> Iterator[_Prompt]:
+    try:
+        lines = text.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{text} cannot be read: {error}") from None
+    for record in records:
+        named = [record[name] for name in PROMPT_FIELDS if isinstance(record.get(name), str)]
+        if named:
+            yield _Prompt(named[0], chat=True)
+
+
+def _open_session(teacher: RemoteTeacher) -> requests.Session:
+    session = requests.Session()
+    key = os.environ.get(teacher.key_env) if teacher.key_env else None
+    if teacher.key_env and not key:
+        raise CompressionError(f"the environment variable {teacher.key_env} holds no key")
+    if key:
+        session.headers["authorization"] = f"Bearer {key}"
+    return session
+
+
+def _find_model(session: requests.Session, url: str) -> str:
+    served = _request(session, "GET", f"{_base(url)}/v1/models", None)["data"]
+    if not served:
+        raise CompressionError(f"{url} serves no model")
+    return str(served[0]["id"])
+
+
+def _ask(session: requests.Session, url: str, model: str, prompt: _Prompt, window: int) -> str:
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": window - PROMPT_TOKENS,
+        "temperature": 1.0,
+    }
+    if prompt.chat:
+        body["messages"] = [{"role": "user", "content": prompt.text}]
+        answer = _request(session, "POST", f"{_base(url)}/v1/chat/completions", body)
+        return str(answer["choices"][0]["message"].get("content") or "")
+    body["prompt"] = prompt.text
+    return str(
+        _request(session, "POST", f"{_base(url)}/v1/completions", body)["choices"][0]["text"]
+    )
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _request(session: requests.Session, method: str, url: str, body: Any) -> dict[str, Any]:
+    """Ask, again where the server is busy or gone for a moment."""
+    for attempt in range(ATTEMPTS):
+        last = attempt == ATTEMPTS - 1
+        try:
+            reply = session.request(method, url, json=body, timeout=TIMEOUT_S)
+        except requests.RequestException as error:
+            if last:
+                raise CompressionError(
+                    f"{url} cannot be reached: {error}. What the teacher wrote so far is kept"
+                ) from None
+            _wait(attempt, None)
+            continue
+        if reply.status_code in (429, 500, 502, 503, 504) and not last:
+            _wait(attempt, reply.headers.get("retry-after"))
+            continue
+        if reply.status_code != 200:
+            raise CompressionError(f"{url} answered {reply.status_code}: {reply.text[:300]}")
+        try:
+            found: dict[str, Any] = reply.json()
+        except ValueError:
+            raise CompressionError(f"{url} did not answer with JSON") from None
+        return found
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _wait(attempt: int, retry_after: str | None) -> None:
+    asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    time.sleep(min(60.0, max(asked, 0.5 * 2**attempt)))
+
+
+def _encode(tokenizer: TextTokenizer, prompt: _Prompt, answer: str, window: int) -> dict[str, Any]:
+    """The tokens of both, and the first prediction that counts: of the answer's first token."""
+    if prompt.chat:
+        messages = [{"role": "user", "content": prompt.text}]
+        before = tokenizer.render_chat(messages)
+        whole = tokenizer.render_chat(
+            [*messages, {"role": "assistant", "content": answer}], add_generation_prompt=False
+        )
+        answer = whole[len(before) :] if whole.startswith(before) else answer
+        head = tokenizer.encode(before, add_special_tokens=False)
+    else:
+        head = tokenizer.encode(prompt.text)
+    head = head[-(window // 2) :]
+    tail = tokenizer.encode(answer, add_special_tokens=False)
+    tokens = (head + tail)[:window]
+    return {"tokens": tokens, "first": max(0, len(head) - 1)}

@@ -1,0 +1,109 @@
+"""An encoder's objective: to embed texts where its teacher does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.compress.distill.settings import Training
+from thrifty.evaluate.windows import TokenArray
+
+RELATIONS = 1.0
+"""The weight of the distance between both models' similarities of the texts of one batch."""
+
+
+class Embeddings:
+    """Texts; the last `held_out` of them are looked at, the others are learned from."""
+
+    unit = "1 - cosine"
+
+    def __init__(
+        self,
+        teacher: Any,
+        texts: Sequence[TokenArray],
+        held_out: int,
+        poolings: tuple[str, str],
+        *,
+        same_width: bool,
+    ) -> None:
+        """`poolings` are the student's and the teacher's: `mean` or `cls`."""
+        self._teacher = teacher
+        self._texts = texts
+        self._poolings = poolings
+        self._same_width = same_width
+        self.examples = len(texts) - held_out
+        self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
+        if not same_width:
+            self.unit = "squared difference of similarities"
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """See `Objective`."""
+        student, teacher, count = self._embed(model, numbers, device)
+        loss = RELATIONS * _relations(student, teacher)
+        if self._same_width:
+            loss = loss + (1 - (student * teacher).sum(dim=1)).mean()
+        return loss, count
+
+    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
+        """See `Objective`."""
+        total, count = 0.0, 0
+        numbers = list(range(self.examples + rank, len(self._texts), ranks))
+        for at in range(0, len(numbers), 32):
+            group = numbers[at : at + 32]
+            student, teacher, _ = self._embed(model, group, device)
+            if self._same_width:
+                total += float((1 - (student * teacher).sum(dim=1)).sum())
+            else:
+                total += float(_relations(student, teacher)) * len(group)
+            count += len(group)
+        return total, count
+
+    def _embed(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, Any, int]:
+        texts = [torch.from_numpy(self._texts[number]) for number in numbers]
+        tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
+        lengths = torch.tensor([len(text) for text in texts], device=device)
+        mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]
+        student = _pool(model, tokens, mask, self._poolings[0])
+        with torch.no_grad():
+            teacher = _pool(self._teacher, tokens, mask, self._poolings[1])
+        return student, teacher, int(lengths.sum())
+
+
+def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embeddings]:
+    """The student and what it learns, as a job names them."""
+    from thrifty.compress.distill import lora
+    from thrifty.compress.distill.worker import load_model
+
+    student, teacher = Path(job["student"]), Path(job["teacher"])
+    model, taught = (load_model(folder, "AutoModel") for folder in (student, teacher))
+    if training.lora_rank:
+        lora.attach(model, training.lora_rank, training.seed)
+    taught.requires_grad_(False).eval()
+    taught.to("cuda" if torch.cuda.is_available() else "cpu")
+    lines = (Path(job["folder"]) / job["texts"]).read_bytes().splitlines()
+    texts = [np.array(json.loads(line)["tokens"], np.int64) for line in lines]
+    poolings = (load_encoder(student).shape.pooling, load_encoder(teacher).shape.pooling)
+    same = model.config.hidden_size == taught.config.hidden_size
+    held_out = max(1, min(len(texts) // 10, 256))
+    return model, Embeddings(taught, texts, held_out, poolings, same_width=same)
+
+
+def _pool(model: Any, tokens: Any, mask: Any, pooling: str) -> Any:
+    """Embeddings of length 1, [texts, channels]."""
+    states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
+    if pooling == "cls":
+        pooled = states[:, 0]
+    else:
+        weights = mask[:, :, None].float()
+        pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
+    return torch.nn.functional.normalize(pooled, dim=1)
+
+
+def _relations(student: Any, teacher: Any) -> Any:
+    return ((student @ student.T) - (teacher @ teacher.T)).square().mean()

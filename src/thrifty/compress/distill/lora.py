@@ -1,0 +1,44 @@
+"""Low-rank changes to a model's matrices, trained in place of the matrices. Hu et al. 2021, 2106.09685."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+NOT_CHANGED = ("lm_head", "pooler")
+SCALE = 2.0
+"""What the change is multiplied with: alpha over rank."""
+
+
+class _LowRank(nn.Module):  # type: ignore[misc]  # torch's types are not read
+    def __init__(self, base: Any, rank: int) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Parameter(torch.empty(rank, base.in_features))
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, x: Any) -> Any:
+        return self.base(x) + SCALE * ((x @ self.down.T) @ self.up.T)
+
+
+def attach(model: Any, rank: int, seed: int) -> None:
+    """Freeze `model`, and give each matrix of its layers a change of `rank` that can be trained."""
+    torch.manual_seed(seed)
+    model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and not any(part in name for part in NOT_CHANGED):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, _LowRank(module, rank))
+
+
+def merge(model: Any) -> None:
+    """Add every change to its matrix, and put the matrix back."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _LowRank):
+            with torch.no_grad():
+                module.base.weight += SCALE * (module.up @ module.down).to(module.base.weight)
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module.base)

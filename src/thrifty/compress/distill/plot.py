@@ -1,0 +1,28 @@
+"""How a training went, drawn: the loss of every step, and what is held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from thrifty.errors import CompressionError
+
+
+def plot_losses(figures: dict[str, Any], path: Path) -> None:
+    """Draw what `distill_model` registered to a PNG. Raises `CompressionError` without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise CompressionError("plots need matplotlib: pip install 'thrifty[plot]'") from None
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    losses = figures["losses"]
+    axes.plot(range(1, len(losses) + 1), losses, color="0.75", linewidth=1, label="loss of a step")
+    steps, values = zip(*figures["held_out"], strict=True)
+    axes.plot(steps, values, marker="o", markersize=3, label="on what is held out")
+    axes.axvline(figures["best_step"], color="0.4", linestyle=":", linewidth=1)
+    axes.set(xlabel="step", ylabel=figures["unit"], ylim=(0, None))
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,285 @@
+"""The training loop: one objective, one model, resumable to the same curve, on one processor or several."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from thrifty.compress.distill.settings import Training
+from thrifty.errors import CompressionError
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+BETAS = (0.9, 0.95)
+LAST_RATE = 0.1
+"""The learning rate at the end, over the highest."""
+EXPLODED = 10.0
+"""A loss this many times the mean of the last ones, or no number, stops the training."""
+RECENT = 20
+
+
+class Objective(Protocol):
+    """What is to be learned, and how far a model is from it."""
+
+    unit: str
+    """Of `measure`."""
+    examples: int
+    """To learn from; those that are held out are not among them."""
+    example_tokens: int
+    """Of the longest example."""
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """The mean loss over some examples, and how many tokens they have."""
+        ...
+
+    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
+        """The sum over this rank's share of what is held out, and over how much."""
+        ...
+
+
+@dataclass
+class State:
+    """How far a training has come, apart from weights."""
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of every step."""
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    """Steps, and how far from the objective the model is after them on what is held out."""
+    best_step: int = 0
+
+    @property
+    def best(self) -> float:
+        """The least on what is held out so far."""
+        return min((value for _, value in self.held_out), default=math.inf)
+
+
+class Trainer:
+    """Trains `model` in place. `folder` holds its checkpoints."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        training: Training,
+        folder: Path,
+        accelerator: Accelerator,
+    ) -> None:
+        self._objective = objective
+        self._training = training
+        self._folder = folder
+        self._accelerator = accelerator
+        if objective.examples < 1:
+            raise CompressionError(
+                "the text is too short: nothing is left of it to learn from; take more text"
+            )
+        model.to(torch.float32).train()
+        if training.checkpointing:
+            model.gradient_checkpointing_enable()
+        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            self._trained.values(), lr=training.learning_rate, betas=BETAS,
+            weight_decay=training.weight_decay,
+        )  # fmt: skip
+        self._model, self._optimizer = accelerator.prepare(model, optimizer)
+        ranks = accelerator.num_processes
+        wanted = max(1, training.batch_tokens // objective.example_tokens)
+        self._per_step = math.ceil(wanted / ranks) * ranks
+        self.steps = max(
+            1, math.ceil(training.tokens / (self._per_step * objective.example_tokens))
+        )
+        self.state = State()
+
+    def run(self, on_progress: OnProgress = ignore_progress) -> State:
+        """Train from where the last checkpoint was. Raises `CompressionError` where the loss is no number
+        or explodes; the last good checkpoint stays.
+        """
+        self._resume()
+        training, state = self._training, self.state
+        if not state.held_out:
+            state.held_out.append((0, self.measure()))
+        numbers = self._order(state.step * self._per_step)
+        while state.step < self.steps and not self._stalled():
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate(state.step)
+            loss, tokens = self._step([next(numbers) for _ in range(self._per_step)])
+            self._check(loss)
+            state.losses.append(loss)
+            state.tokens += tokens
+            state.step += 1
+            if state.step % training.every_steps == 0 or state.step == self.steps:
+                self._look()
+            what = f"distill, loss {loss:.3f}, held out {state.best:.4f}"
+            on_progress(Progress(what, state.tokens, training.tokens, "tokens"))
+        if not state.best_step:
+            raise CompressionError(
+                f"training made nothing better: {state.held_out[0][1]:.4f} {self._objective.unit} on "
+                f"what is held out before, {state.held_out[-1][1]:.4f} after; try a lower "
+                "--learning-rate, or more --tokens"
+            )
+        self._load_weights("best")
+        return state
+
+    def measure(self) -> float:
+        """How far the model is from the objective, on average over what is held out."""
+        accelerator = self._accelerator
+        self._model.eval()
+        with torch.inference_mode():
+            total, count = self._objective.measure(
+                self._model,
+                accelerator.device,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+        self._model.train()
+        both = torch.tensor([total, float(count)], device=accelerator.device, dtype=torch.float32)
+        both = accelerator.reduce(both, "sum")
+        return float(both[0] / both[1])
+
+    def _look(self) -> None:
+        state = self.state
+        state.held_out.append((state.step, self.measure()))
+        if state.held_out[-1][1] <= state.best:
+            state.best_step = state.step
+            self._save_weights("best")
+        self._save()
+
+    def _step(self, numbers: Sequence[int]) -> tuple[float, int]:
+        """One step of the optimizer; the mean loss and how many tokens it was over."""
+        accelerator, training = self._accelerator, self._training
+        own = numbers[accelerator.process_index :: accelerator.num_processes]
+        groups = [
+            own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
+        ]
+        total, tokens = 0.0, 0
+        for index, group in enumerate(groups):
+            with _last_alone(accelerator, self._model, last=index == len(groups) - 1):
+                loss, count = self._objective.loss(self._model, group, accelerator.device)
+                loss = loss * (len(group) / len(own))
+                accelerator.backward(loss)
+            total += float(loss.detach())
+            tokens += count
+        accelerator.clip_grad_norm_(self._trained.values(), training.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if accelerator.num_processes == 1:
+            return total, tokens
+        both = torch.tensor([total, float(tokens)], device=accelerator.device)
+        both = accelerator.reduce(both, "sum")
+        return float(both[0]) / accelerator.num_processes, int(both[1])
+
+    def _order(self, done: int) -> Iterator[int]:
+        """Numbers of examples to learn from, each epoch in an order of its own, behind those `done`."""
+        epoch = 0
+        while True:
+            order = list(range(self._objective.examples))
+            random.Random(f"{self._training.seed} {epoch}").shuffle(order)
+            if done < len(order):
+                yield from order[done:]
+                done = 0
+            else:
+                done -= len(order)
+            epoch += 1
+
+    def _rate(self, step: int) -> float:
+        """Rising at first, then falling along half a cosine."""
+        highest, warm = self._training.learning_rate, self._training.warm_up * self.steps
+        if step < warm:
+            return highest * (step + 1) / max(1.0, warm)
+        share = (step - warm) / max(1.0, self.steps - warm)
+        return highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def _stalled(self) -> bool:
+        looks = [step for step, _ in self.state.held_out if step > self.state.best_step]
+        return len(looks) >= self._training.patience
+
+    def _check(self, loss: float) -> None:
+        recent = self.state.losses[-RECENT:]
+        usual = sum(recent) / len(recent) if len(recent) == RECENT else math.inf
+        if math.isfinite(loss) and loss <= max(EXPLODED * usual, 0.1):
+            return
+        what = f"{loss:.3g}, where it was {usual:.3g}" if math.isfinite(loss) else "no number"
+        raise CompressionError(
+            f"training stopped at step {self.state.step + 1}: the loss is {what}. The checkpoint of step "
+            f"{self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
+        )
+
+    # checkpoints
+
+    def _saved_step(self) -> int:
+        path = self._folder / "state.json"
+        return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+
+    def _save(self) -> None:
+        """Weights and optimizer under a name of their own, then the note that makes them count."""
+        if not self._accelerator.is_main_process:
+            return
+        name = f"step-{self.state.step}"
+        tensors = {f"weight.{n}": p.detach().cpu() for n, p in self._trained.items()}
+        for key, parameter in self._trained.items():
+            for kind, value in self._optimizer.state[parameter].items():
+                tensors[f"{kind}.{key}"] = torch.as_tensor(value).detach().cpu()
+        write_tensors(self._folder / f"{name}.safetensors", tensors)
+        note = {**asdict(self.state), "training": asdict(self._training), "file": name}
+        beside = self._folder / "state.json.part"
+        beside.write_text(json.dumps(note))
+        beside.replace(self._folder / "state.json")
+        for old in self._folder.glob("step-*.safetensors"):
+            if old.stem != name:
+                old.unlink()
+
+    def _resume(self) -> None:
+        path = self._folder / "state.json"
+        if not path.exists():
+            return
+        note = json.loads(path.read_text())
+        if note.pop("training") != asdict(self._training):
+            raise CompressionError(
+                f"{self._folder} holds a training with other settings; remove it, or ask for the same"
+            )
+        tensors = load_file(self._folder / f"{note.pop('file')}.safetensors")
+        note["held_out"] = [tuple(look) for look in note["held_out"]]
+        self.state = State(**note)
+        device = self._accelerator.device
+        with torch.no_grad():
+            for key, parameter in self._trained.items():
+                parameter.copy_(tensors[f"weight.{key}"])
+                self._optimizer.state[parameter] = {
+                    kind: tensors[f"{kind}.{key}"].to("cpu" if kind == "step" else device)
+                    for kind in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+    def _save_weights(self, name: str) -> None:
+        if self._accelerator.is_main_process:
+            tensors = {key: parameter.detach().cpu() for key, parameter in self._trained.items()}
+            write_tensors(self._folder / f"{name}.safetensors", tensors)
+
+    def _load_weights(self, name: str) -> None:
+        self._accelerator.wait_for_everyone()
+        tensors = load_file(self._folder / f"{name}.safetensors")
+        with torch.no_grad():
+            for key, parameter in self._trained.items():
+                parameter.copy_(tensors[key])
+
+
+def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:
+    """Gradients of several processes are put together once a step, behind its last part."""
+    from contextlib import nullcontext
+
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    beside = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+    beside.replace(path)

@@ -1,0 +1,147 @@
+"""One training in a process of its own, or in several: `python -m thrifty.compress.distill.worker FOLDER`.
+
+What is to be done stands in FOLDER/job.json; the trained weights go to FOLDER/trained.safetensors, and how it
+went to FOLDER/report.json. Each line of output is an object: `{"progress": [step, done, total, unit]}`, or
+`{"error": ...}` as the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from thrifty.artifacts import Store
+from thrifty.compress.distill import lora
+from thrifty.compress.distill.lessons import KeptLessons, Lessons, LiveLessons, TextLessons
+from thrifty.compress.distill.next_tokens import NextTokens
+from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.train import Trainer, write_tensors
+from thrifty.engines.machine import detect_machine
+from thrifty.errors import CompressionError, ThriftyError
+from thrifty.evaluate.open_model import open_model
+from thrifty.evaluate.reference import open_record
+from thrifty.types import Family, Progress
+
+FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def main() -> None:
+    """Train, and tell of it."""
+    folder = Path(sys.argv[1])
+    job = json.loads((folder / "job.json").read_text())
+    threading.Thread(target=_end_with, args=(job["pid"],), daemon=True).start()
+    try:
+        train(folder, job)
+    except ThriftyError as error:
+        _tell(error=str(error))
+        sys.exit(1)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        _tell(error=f"memory ran out: {str(error).partition(chr(10))[0]}; try fewer --micro-batch, "
+              "--checkpointing, or --lora-rank 16. It goes on from the last checkpoint")  # fmt: skip
+        sys.exit(1)
+
+
+def train(folder: Path, job: dict[str, Any]) -> None:
+    """Do the job."""
+    training = Training(**job["training"])
+    on_gpu = torch.cuda.is_available()
+    fast = on_gpu or bool(FAST_BFLOAT16 & detect_machine().features)
+    precision = "bf16" if fast and job.get("bfloat16", True) else "no"
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
+    set_seed(training.seed)
+    if job["family"] == Family.ENCODER.value:
+        from thrifty.compress.distill.embeddings import make_objective
+
+        model, objective = make_objective(job, training)
+    else:
+        model = load_model(Path(job["student"]))
+        if training.lora_rank:
+            lora.attach(model, training.lora_rank, training.seed)
+        lessons = _open_lessons(folder, job, training)
+        wanted = job["held_out_tokens"] // max(1, lessons.window)
+        held_out = max(1, min(wanted, lessons.count // 10))
+        objective = NextTokens(lessons, held_out, training, job.get("layers"))
+    trainer = Trainer(model, objective, training, folder, accelerator)
+    tell = _tell_progress if accelerator.is_main_process else (lambda _: None)
+    state = trainer.run(tell)
+    if not accelerator.is_main_process:
+        return
+    if training.lora_rank:
+        lora.merge(model)
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    weights = {
+        name: tensor.detach().float().cpu()
+        for name, tensor in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
+    write_tensors(folder / "trained.safetensors", weights)
+    report = {
+        **asdict(state), "best": state.best, "unit": objective.unit, "precision": precision,
+        "device": str(accelerator.device), "processes": accelerator.num_processes,
+    }  # fmt: skip
+    beside = folder / "report.part"
+    beside.write_text(json.dumps(report))
+    beside.replace(folder / "report.json")
+
+
+def load_model(folder: Path, kind: str = "AutoModelForCausalLM") -> Any:
+    """The transformers model in `folder`, in float32. Raises `CompressionError`."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).partition("\n")[0]
+        raise CompressionError(f"PyTorch cannot load the model in {folder}: {first}") from None
+
+
+def _open_lessons(folder: Path, job: dict[str, Any], training: Training) -> Lessons:
+    if "kept" in job:
+        return KeptLessons(open_record(Path(job["kept"])))
+    if "texts" in job:
+        lines = [json.loads(line) for line in (folder / job["texts"]).read_bytes().splitlines()]
+        lines = [line for line in lines if len(line["tokens"]) > line["first"] + 1]
+        texts = [np.array(line["tokens"], np.int64) for line in lines]
+        return TextLessons(texts, [line["first"] for line in lines])
+    live = job["live"]
+    teacher = open_model(
+        live["teacher"], Store(Path(live["store"])), exact=True, backend=live["backend"]
+    )
+    windows = np.load(folder / "windows.npy", mmap_mode="r", allow_pickle=False)
+    return LiveLessons(teacher, windows, live["k"], hidden=training.hidden > 0)
+
+
+def _tell(**what: Any) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def _tell_progress(progress: Progress) -> None:
+    _tell(progress=[progress.step, progress.done, progress.total, progress.unit])
+
+
+def _end_with(pid: int) -> None:
+    """End when the process that asked for the training does: its checkpoints stay."""
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

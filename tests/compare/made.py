@@ -1,0 +1,47 @@
+"""A comparison without models: figures as they would be measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from thrifty.compare.lineage import Step
+from thrifty.compare.table import Comparison, Row
+
+
+def make_row(name: str, megabytes: float, divergence: float, rate: float, **changes: Any) -> Row:
+    values = {
+        "name": name, "id": name, "form": "int8", "parameters": 1000, "size_bytes": int(megabytes * 1e6),
+        "bits_per_weight": 8.3,
+        "quality": {
+            "kl_divergence": {"mean": divergence, "stderr": divergence / 10, "p99": 1.0},
+            "same_top_token": 0.9, "perplexity_ratio": 1.01,
+        },
+        "tasks": {
+            "piqa": {"score": 0.7, "difference": -0.01, "difference_low": -0.03,
+                     "difference_high": 0.01},
+        },
+        "speed": {"load_s": 2.5, "ttft_s": 0.1, "tokens_per_s": {"1": rate / 3, "8": rate},
+                  "memory_bytes": 1, "busy_before": 0.0},
+        "lineage": [Step(name, "int8, rounded to the nearest"), Step("base@v1", "pypi:base==1")],
+        **changes,
+    }  # fmt: skip
+    return Row(**values)
+
+
+def make_comparison(*rows: Row, **changes: Any) -> Comparison:
+    values = {
+        "reference": "base@v1", "rows": list(rows), "tasks": ["piqa"],
+        "text": {"name": "wiki", "tokens": 4096, "text_sha256": "ab" * 32, "engine": "openvino 1",
+                 "processor": "P"},
+        "speed": {"engine": "openvino 1", "threads": 2, "processor": "P", "prompt_tokens": 64,
+                  "output_tokens": 48},
+        **changes,
+    }  # fmt: skip
+    return Comparison(**values)
+
+
+THREE = make_comparison(
+    make_row("base-int8@v1", 144, 0.008, 310),
+    make_row("base-int4@v1", 97, 0.11, 350),
+    make_row("base-pruned-int4@v1", 80, 0.6, 420),
+)

@@ -1,0 +1,312 @@
+"""Students that learn: losses that are what they say, and trainings that go on where they were."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.artifacts.models import Llama
+from tests.engines.test_prepare import put
+from tests.evaluate.bigram import write_text
+from tests.parts import running_echo
+from thrifty.artifacts import Lineage, Store
+from thrifty.artifacts.checkpoint import load_decoder, load_encoder
+from thrifty.compress.distill.answers import RemoteTeacher, write_answers
+from thrifty.compress.distill.settings import DIVERGENCES as NAMES
+from thrifty.compress.distill.settings import Training
+from thrifty.engines.echo.backend import make_tokenizer
+from thrifty.errors import CompressionError
+from thrifty.evaluate import evaluate
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from thrifty.compress.distill import lora, losses  # noqa: E402
+from thrifty.compress.distill.distill import distill_model  # noqa: E402
+
+pytestmark = pytest.mark.engine
+
+TEACHER = Llama(
+    vocab=257, layers=2, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=96, context=256
+)
+STUDENT = Llama(
+    vocab=257, layers=1, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=96, context=256
+)
+TRAINING = Training(tokens=12_000, batch_tokens=512, learning_rate=3e-3, every_steps=5)
+WINDOW = 128
+
+
+def draw(rows: int, vocab: int, seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, vocab, generator=generator) * 2
+
+
+# losses
+
+
+def test_names_are_those_of_the_losses() -> None:
+    assert set(NAMES) == set(losses.DIVERGENCES)
+
+
+def test_with_all_tokens_known_they_are_the_textbooks() -> None:
+    teacher, student = draw(6, 9, 1).log_softmax(1), draw(6, 9, 2).log_softmax(1)
+    p, q = teacher.exp(), student.exp()
+    m = (p + q) / 2
+    expected = {
+        "forward": (p * (p / q).log()).sum(1),
+        "reverse": (q * (q / p).log()).sum(1),
+        "jensen-shannon": 0.5 * (p * (p / m).log()).sum(1) + 0.5 * (q * (q / m).log()).sum(1),
+        "skewed-forward": (p * (p / (0.1 * p + 0.9 * q)).log()).sum(1),
+        "skewed-reverse": (q * (q / (0.1 * q + 0.9 * p)).log()).sum(1),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(losses.DIVERGENCES[name](teacher, student), value)
+        zero = losses.DIVERGENCES[name](teacher, teacher)
+        torch.testing.assert_close(zero, torch.zeros(6), atol=1e-6, rtol=0)
+
+
+def test_coarse_is_never_more_than_whole_and_has_gradients() -> None:
+    teacher, logits = draw(20, 50, 3).log_softmax(1), draw(20, 50, 4).requires_grad_()
+    top = teacher.topk(8, dim=1)
+    tail = 1 - top.values.exp().sum(1)
+    normalizer = logits.logsumexp(dim=1, keepdim=True)
+    coarse = losses.coarse_log_probabilities(logits, normalizer, top.indices)
+    assert coarse.shape == (20, 9)
+    torch.testing.assert_close(coarse.exp().sum(1), torch.ones(20))
+    found = losses.forward_kl(losses.teacher_log_probabilities(top.values, tail), coarse)
+    whole = losses.forward_kl(teacher, logits.log_softmax(1))
+    assert bool((found <= whole + 1e-5).all())
+    found.sum().backward()
+    assert bool(torch.isfinite(logits.grad).all())
+    assert float(logits.grad.abs().sum()) > 0
+
+
+def test_low_rank_changes_merge_into_what_they_were() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=60,
+                         num_attention_heads=4, num_key_value_heads=2)  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        before, names = model(tokens).logits, set(model.state_dict())
+        lora.attach(model, 4, seed=1)
+        torch.testing.assert_close(model(tokens).logits, before)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert len(trained) == 2 * 7 * 2
+        for parameter in trained:
+            parameter += 0.05 * torch.randn_like(parameter)
+        changed = model(tokens).logits
+        assert float((changed - before).abs().max()) > 1e-3
+        lora.merge(model)
+        torch.testing.assert_close(model(tokens).logits, changed, rtol=1e-4, atol=1e-4)
+    assert set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"divergence": "hellinger"}, {"tokens": 0}, {"mix": 2.0}, {"learning_rate": 0.0}, {"lora_rank": -1}],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(CompressionError):
+        Training(**{"tokens": 100, **wrong})
+
+
+# trainings
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("distilled") / "models")
+    tensors = TEACHER.make_tensors()
+    put(store, TEACHER)
+    with store.stage("student") as stage:
+        small = {name: t for name, t in tensors.items() if "layers.1." not in name}
+        folder = STUDENT.write_safetensors(stage / "model", tensors=small, eos_token_id=256)
+        make_tokenizer().tokenizer.save(str(folder / "tokenizer.json"))
+        store.add(folder, "student", Lineage())
+    return store
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "train.txt", 30_000, seed=5)
+
+
+def run(store: Store, folder: Path, text: Path, out: str, **changes: Any) -> Any:
+    training = Training(**{**vars(TRAINING), **changes})
+    return distill_model(
+        store, "student", "tiny@v1", text=text, out=out, training=training, window=WINDOW,
+        references=folder / "references", work=folder / "work",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora_rank": 8, "learning_rate": 1e-2, "divergence": "skewed-reverse", "mix": 0.2}],
+    ids=["plain", "lora"],
+)
+def test_a_student_comes_nearer_and_is_served_and_evaluated(
+    store: Store, text: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    version, artifact = run(store, tmp_path, text, "taught", **changes)
+    figures = version.lineage.figures
+    assert figures["after"] < 0.9 * figures["before"]
+    assert len(figures["losses"]) == figures["steps"] == 24
+    assert load_decoder(store.folder_of(artifact.id)).shape.layers == 1
+    held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
+    found = {
+        name: evaluate(name, "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=WINDOW)
+        .divergence.kl_divergence.mean
+        for name in ("student", version.label)
+    }  # fmt: skip
+    assert found[version.label] < 0.9 * found["student"]
+    assert found[version.label] == pytest.approx(figures["after"], rel=0.25)
+    again, _ = run(store, tmp_path, text, "taught", **changes)
+    assert again.label == version.label
+    assert not list((tmp_path / "work").iterdir()), (
+        "checkpoints go when they are not needed any more"
+    )
+
+
+def test_a_live_teacher_shows_its_hidden_states_and_answers_to_what_the_student_writes(
+    store: Store, text: Path, tmp_path: Path
+) -> None:
+    version, _ = run(store, tmp_path, text, "live", hidden=0.5, on_policy=0.3, tokens=6000)
+    figures = version.lineage.figures
+    assert figures["after"] < 0.95 * figures["before"]
+    assert version.lineage.recipe["live"] == "torch"
+
+
+def test_several_processes_learn_what_one_does(store: Store, text: Path, tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        made = distill_model(
+            store, "student", "tiny@v1", text=text, out=f"by-{processes}", window=WINDOW,
+            training=Training(**{**vars(TRAINING), "tokens": 4000, "seed": 3}), processes=processes,
+            references=tmp_path / "references", work=tmp_path / "work",
+        )  # fmt: skip
+        found.append(made[0].lineage.figures)
+    one, two = found
+    np.testing.assert_allclose(two["losses"], one["losses"], rtol=2e-2)
+    assert two["after"] == pytest.approx(one["after"], rel=2e-2)
+
+
+async def test_a_teacher_that_is_served_teaches_by_what_it_writes(
+    store: Store, text: Path, tmp_path: Path
+) -> None:
+    async with running_echo() as url:
+        version, _ = await asyncio.to_thread(
+            distill_model, store, "student", url, text=text, out="told", training=TRAINING,
+            window=WINDOW, references=tmp_path / "r", work=tmp_path / "w",
+        )  # fmt: skip
+    figures = version.lineage.figures
+    assert figures["after"] < 0.9 * figures["before"]
+    assert version.lineage.recipe["teacher"] == url
+
+
+def test_answers_are_asked_for_once(store: Store, text: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    teacher = RemoteTeacher("http://127.0.0.1:9/v1", "none")
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps({"tokens": list(range(50)), "first": 9}) + "\n" + '{"tokens": [1')
+    write_answers(teacher, tokenizer, text, path, tokens=50, window=WINDOW)
+    assert path.read_text().count("\n") == 1, "what was written in part is cut off"
+    with pytest.raises(CompressionError, match="cannot be reached"):
+        write_answers(teacher, tokenizer, text, path, tokens=51, window=WINDOW)
+
+
+def test_an_encoder_embeds_where_its_teacher_does(text: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    store = Store(tmp_path / "models")
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "vocab_size": 257,
+    }
+    torch.manual_seed(1)
+    teacher = BertModel(BertConfig(num_hidden_layers=2, initializer_range=0.2, **settings))
+    student = BertModel(BertConfig(num_hidden_layers=1, **settings))
+    student.load_state_dict({k: v for k, v in teacher.state_dict().items() if "layer.1." not in k})
+    for name, model in (("teacher", teacher), ("student", student)):
+        with store.stage(name) as stage:
+            model.save_pretrained(stage / "model")
+            make_tokenizer().tokenizer.save(str(stage / "model" / "tokenizer.json"))
+            store.add(stage / "model", name, Lineage())
+    version, artifact = distill_model(
+        store, "student", "teacher@v1", text=text, out="small", references=tmp_path, work=tmp_path / "w",
+        training=Training(tokens=20_000, batch_tokens=1500, learning_rate=3e-3, every_steps=5),
+    )  # fmt: skip
+    figures = version.lineage.figures
+    assert figures["unit"] == "1 - cosine"
+    assert figures["after"] < 0.7 * figures["before"]
+    assert load_encoder(store.folder_of(artifact.id)).shape.layers == 1
+    with pytest.raises(CompressionError, match="on this machine"):
+        distill_model(
+            store, "student", "http://127.0.0.1:9", text=text, out="x", references=tmp_path,
+            work=tmp_path / "w", training=TRAINING,
+        )  # fmt: skip
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from tests.compress.test_distill import run
+from thrifty.artifacts import Store
+run(Store(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), "killed", seed=7)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_same_curve(
+    store: Store, text: Path, tmp_path: Path
+) -> None:
+    whole, _ = run(store, tmp_path / "whole", text, "whole", seed=7)
+    arguments = [sys.executable, "-c", CHILD, str(store.root), str(tmp_path / "killed"), str(text)]
+    process = subprocess.Popen(arguments, cwd=Path(__file__).parents[2])
+    note = tmp_path / "killed" / "work"
+    deadline_s = time.monotonic() + 120
+    while not list(note.glob("*/state.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    state = json.loads(next(note.glob("*/state.json")).read_text())
+    assert 5 <= state["step"] < 24
+    again, _ = run(store, tmp_path / "killed", text, "killed", seed=7)
+    np.testing.assert_allclose(
+        again.lineage.figures["losses"], whole.lineage.figures["losses"], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
+    store: Store, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        CompressionError, match=r"training stopped at step \d+: the loss is no number"
+    ):
+        run(store, tmp_path, text, "bad", learning_rate=0.99, clip=1e30)
+
+
+def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path: Path) -> None:
+    short = write_text(tmp_path / "short.txt", 100)
+    with pytest.raises(CompressionError, match="too short"):
+        run(store, tmp_path, short, "x")
+    with pytest.raises(CompressionError, match="holds"):
+        distill_model(
+            store, "student", "tiny@v1", text=text, held_out=text, out="x", training=TRAINING,
+            references=tmp_path, work=tmp_path,
+        )  # fmt: skip

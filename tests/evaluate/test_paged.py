@@ -1,0 +1,96 @@
+"""A candidate over a KV cache as it is served: the same numbers, and what 8 bits cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engines.test_prepare import put
+from tests.evaluate.bigram import write_text
+from thrifty.artifacts import Store
+from thrifty.engines.openvino.decoder_graph import make_inputs
+from thrifty.errors import EvaluationError
+from thrifty.evaluate import evaluate
+from thrifty.evaluate.open_model import open_model
+from thrifty.evaluate.openvino_scorer import OpenVinoScorer
+
+pytestmark = pytest.mark.engine
+
+TOKENS = np.array([(7 * i * i + 3 * i) % 250 for i in range(150)], dtype=np.int64)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("paged") / "models")
+    put(store)
+    return store
+
+
+def test_logits_are_those_of_whole_windows_but_for_rounding(store: Store) -> None:
+    import openvino as ov
+
+    from thrifty.evaluate.paged import PagedModel
+
+    scorer = open_model("tiny", store)
+    assert isinstance(scorer, OpenVinoScorer)
+    folder = store.folder_of(scorer.identity)
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    graph = ov.Core().read_model(folder / "openvino_model.xml")
+    request = ov.Core().compile_model(graph, "CPU", exact).create_infer_request()
+    request.infer(make_inputs(TOKENS))
+    whole = request.get_tensor("logits").data[0].copy()
+    errors = {}
+    for precision in ("f16", "u8"):
+        model = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
+        found = model.infer(TOKENS, 0).copy()
+        errors[precision] = float(np.abs(found - whole).mean())
+        # In two parts, the second of which needs more pages than there were.
+        fresh = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
+        fresh.infer(TOKENS[:32], 0)
+        parts = fresh.infer(TOKENS[32:], 32)
+        np.testing.assert_allclose(parts, found[32:], atol=1e-3)
+    size = float(np.abs(whole).mean())
+    assert errors["f16"] < 0.002 * size
+    assert errors["f16"] < errors["u8"] < 0.1 * size
+
+
+def test_it_is_a_candidate_of_its_own(store: Store, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "held.txt", 3000)
+    found = {}
+    for precision in (None, "f16", "u8"):
+        divergence = evaluate(
+            "tiny", "tiny", store=store, folder=tmp_path / "e", text=text, window=128,
+            kv_precision=precision,
+        ).divergence  # fmt: skip
+        assert divergence is not None
+        found[precision] = divergence.kl_divergence.mean
+    assert len(set(found.values())) == 3, "kept apart"
+    assert found["f16"] == pytest.approx(found[None], rel=0.3)
+    assert found["f16"] < found["u8"] < 1
+
+
+def test_it_writes_what_it_writes_over_whole_windows(store: Store) -> None:
+    written = [
+        list(open_model("tiny", store, kv_precision=precision).generate(TOKENS[:70], 10))
+        for precision in (None, "f16")
+    ]
+    assert written[0][:3] == written[1][:3]
+    assert len(written[1]) == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        ("tiny", {"kv_precision": "u4"}, "kept in u8 or f16, not 'u4'"),
+        ("tiny", {"kv_precision": "u8", "backend": "torch"}, "models that OpenVINO runs"),
+        ("http://127.0.0.1:9/v1", {"kv_precision": "u8"}, "a server has its own"),
+    ],
+)
+def test_what_has_no_choice_is_refused(
+    store: Store, tmp_path: Path, model: str, changes: dict[str, str], message: str
+) -> None:
+    text = write_text(tmp_path / "held.txt", 3000)
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(model, "tiny", store=store, folder=tmp_path, text=text, **changes)  # type: ignore[arg-type]
