@@ -255,7 +255,7 @@ def test_settings_that_are_null_count_as_left_out(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"architectures": ["Gemma3ForCausalLM"]}, r"'Gemma3ForCausalLM' are not read here; these"),
-        ({"architectures": []}, "architecture '' are not read here"),
+        ({"architectures": [], "model_type": None}, "architecture '' are not read here"),
         ({"hidden_act": "gelu"}, r"the activation 'gelu' is not read; silu is"),
         ({"partial_rotary_factor": 0.5}, r"of a part \(0.5\) of a head are not read"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"is quantized already \(gptq\)"),

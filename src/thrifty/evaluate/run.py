@@ -106,6 +106,9 @@ def evaluate(
         raise EvaluationError("a window needs two tokens or more, and top_k one or more")
     if kv_precision is not None:
         _check_kv_precision(kv_precision, model, backend)
+    named = [str(task) for task in tasks if is_harness_task(str(task))]
+    files = [Path(task) for task in tasks if not is_harness_task(str(task))]
+    items = {path.stem: read_task(path, max_items) for path in files}
     if is_encoder(reference, store, on_progress):
         if tasks or max_tokens is not None:
             raise EvaluationError(
@@ -117,9 +120,6 @@ def evaluate(
         )  # fmt: skip
     if pairs is not None:
         raise EvaluationError(f"{reference} is a decoder: --pairs are for encoders")
-    named = [str(task) for task in tasks if is_harness_task(str(task))]
-    files = [Path(task) for task in tasks if not is_harness_task(str(task))]
-    items = {path.stem: read_task(path, max_items) for path in files}
     harness = Harness(named, include, shots, max_items) if named else None
     teacher = open_model(reference, store, exact=True, backend=backend, on_progress=on_progress)
     try:
