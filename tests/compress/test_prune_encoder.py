@@ -32,6 +32,7 @@ from thrifty.compress.prune.encoder_width import (
     narrow_encoder,
     read_encoder_widths,
 )
+from thrifty.compress.prune.views import ReplacedTensors
 from thrifty.errors import CompressionError
 from thrifty.evaluate import evaluate
 from thrifty.evaluate.embeddings import compare_vectors, cosines
@@ -144,6 +145,19 @@ def test_what_stays_makes_up_for_what_goes(tmp_path: Path) -> None:
         EncoderRun(one).embed(TEXTS) for one in (checkpoint, found, plain)
     )
     assert 1 - cosines(solved, whole_of).mean() < 0.8 * (1 - cosines(left_out, whole_of).mean())
+
+
+def test_arrays_of_any_order_are_read_by_rows(tmp_path: Path) -> None:
+    """OpenVINO does not look at the order of an array's memory."""
+    checkpoint = load(tmp_path)
+    names = [f"encoder.layer.{n}.output.dense.weight" for n in range(LAYERS)]
+    changed = {name: np.asfortranarray(make_tensors()[name]) for name in names}
+    other = EncoderCheckpoint(checkpoint.shape, ReplacedTensors(checkpoint.tensors, changed))
+    for weights in ("none", "int8"):
+        before, after = (
+            EncoderRun(one, weights=weights).embed(TEXTS[:5]) for one in (checkpoint, other)
+        )
+        np.testing.assert_allclose(after, before, atol=1e-6)
 
 
 def test_channels_go_with_their_heads(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def remove_columns(weights: FloatArray, moment: FloatArray, unit: int, keep: int
         w = w[:, stay] - w[:, at] @ solved
         inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, at)] @ solved
         left = np.delete(left, gone)
-    return Columns(left, w.astype(np.float32), _error(weights, w, moment, left, unit))
+    new = np.ascontiguousarray(w, dtype=np.float32)
+    return Columns(left, new, _error(weights, w, moment, left, unit))
 
 
 def keep_columns(weights: FloatArray, moment: FloatArray, kept: npt.NDArray[np.int64]) -> Columns:

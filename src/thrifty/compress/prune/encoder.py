@@ -42,7 +42,7 @@ from thrifty.types import Format, OnProgress, Progress, ignore_progress
 
 WINDOW = 256
 """Tokens of a text, at most."""
-TRIAL_TEXTS = 64
+TRIAL_TEXTS = 32
 """For each trial of leaving a layer out."""
 SELECTION_TEXTS = 256
 """To choose among the ways to a size by: 32,640 pairs."""

@@ -29,7 +29,8 @@ def read_weight(tensors: Tensors, name: str, *sizes: int | None) -> FloatArray:
     """The tensor `name`, which must have these sizes (None: any). Raises `IntegrityError`: a graph
     that was built from a wrong one might read past its end.
     """
-    values = tensors.read_tensor(name)
+    # OpenVINO takes an array's memory for row after row, whatever the array says of its order.
+    values = np.ascontiguousarray(tensors.read_tensor(name))
     fits = len(values.shape) == len(sizes) and all(
         wanted in (None, size) for wanted, size in zip(sizes, values.shape, strict=True)
     )
