@@ -252,7 +252,7 @@ def test_what_cannot_be_done_is_said(
 ) -> None:
     arguments = {"parameters": 0.75, "out": "x", "calibration": text, **changes}
     if arguments["calibration"] == "short":
-        arguments["calibration"] = write_texts(tmp_path / "short.jsonl", 300)
+        arguments["calibration"] = write_texts(tmp_path / "short.jsonl", 280)
     parameters = arguments.pop("parameters")
     with pytest.raises(CompressionError, match=message):
         prune_encoder(store, *made, parameters, **arguments)

@@ -162,7 +162,7 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": [Path("t.jsonl")]}, "answers no tasks"),
+        ({"tasks": ["lm_eval:piqa"]}, "answers no tasks"),
         ({"max_tokens": 5}, "limited by --items"),
         ({"text": None, "pairs": Path("nowhere.jsonl")}, "cannot be read"),
         ({"model": "http://127.0.0.1:9"}, "cannot be reached"),

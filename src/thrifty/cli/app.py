@@ -241,7 +241,7 @@ def quantize(
     bits: Annotated[
         float, typer.Option(help="For int4: at most so many bits a weight, over all matrices.")
     ] = 5.0,
-    tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 65_536,
+    tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
     as_json: Json = False,
 ) -> None:
     """Keep a model's weights in fewer bits."""

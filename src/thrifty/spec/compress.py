@@ -129,7 +129,7 @@ class QuantizeSpec(Section):
         None,
         ge=1,
         description="For `int4` by measurement: how many tokens of `text` are learned from. "
-        "Default: 65536.",
+        "Default: 32768.",
     )
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from thrifty.artifacts import Store
+from thrifty.artifacts.disk import lock_file
 from thrifty.compress.distill import lora
 from thrifty.compress.distill.lessons import KeptLessons, Lessons, LiveLessons, TextLessons
 from thrifty.compress.distill.next_tokens import NextTokens
@@ -42,8 +44,11 @@ def main() -> None:
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
     threading.Thread(target=_end_with, args=(job["pid"],), daemon=True).start()
+    first = os.environ.get("RANK", "0") == "0"
     try:
-        train(folder, job)
+        # One that was left behind may still be writing, until it notices.
+        with lock_file(folder / "worker.lock") if first else nullcontext():
+            train(folder, job)
     except ThriftyError as error:
         _tell(error=str(error))
         sys.exit(1)

@@ -46,7 +46,7 @@ from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 FloatArray = npt.NDArray[np.float32]
 
 WINDOW = 512
-CALIBRATION_TOKENS = 65_536
+CALIBRATION_TOKENS = 32_768
 VERSION = 1
 """Raised when files are made otherwise, so that they are made anew."""
 LEAST_IMPORTANCE = 1e-6

@@ -38,8 +38,8 @@ from thrifty.types import Family, OnProgress, Progress, ignore_progress
 FloatArray = npt.NDArray[np.float32]
 
 WINDOW = 512
-CALIBRATION_TOKENS = 65_536
-SENSITIVITY_TOKENS = 1024
+CALIBRATION_TOKENS = 32_768
+SENSITIVITY_TOKENS = 512
 SELECTION_TOKENS = 8192
 """Of calibration text that the recipes were not made with, to choose among them by."""
 BITS = 5.0

@@ -143,9 +143,8 @@ class DecoderWorker:
             "KV_CACHE_PRECISION": settings.kv_precision,
             "INFERENCE_NUM_THREADS": settings.threads,
             "sampler_num_threads": settings.threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group,
         }
-        if settings.activation_group:
-            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings.activation_group
         self._pipeline = genai.ContinuousBatchingPipeline(
             settings.folder, self._tokenizer, scheduler, "CPU", **properties
         )
@@ -522,9 +521,10 @@ class EncoderWorker:
     def __init__(self, settings: Settings) -> None:
         core = ov.Core()
         path = Path(settings.folder) / "openvino_model.xml"
-        properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": settings.threads}
-        if settings.activation_group:
-            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = settings.activation_group
+        properties = {
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group,
+        }
         self._model = core.compile_model(str(path), "CPU", properties)
         self._request = self._model.create_infer_request()
 
