@@ -13,6 +13,7 @@ from thrifty.wire.sse import Usage
 if TYPE_CHECKING:
     from thrifty.db.keys import Key
     from thrifty.gateway.admission.limits import Held
+    from thrifty.gateway.admission.slots import Gate
     from thrifty.gateway.cache.flights import Flight
     from thrifty.gateway.table import Deployment, Replica
     from thrifty.wire.server import Exchange
@@ -55,6 +56,7 @@ class Call:
         "fell_back",
         "first_byte_s",
         "held",
+        "idle_at",
         "include_usage",
         "key",
         "last_byte_s",
@@ -114,6 +116,8 @@ class Call:
         """Whether it waits for a replica to become ready; not where another deployment is."""
         self.may_yield = False
         """Whether its tenant holds much while others are about, so that theirs may go first."""
+        self.idle_at: Gate | None = None
+        """Where its slot is, while it may wait at a replica for those of others."""
         self.attempts = 0
         self.queue_s = 0.0
         self.sent_s = 0.0
@@ -144,6 +148,12 @@ class Call:
     def expired(self) -> bool:
         """Whether its deadline has passed."""
         return bool(self.deadline_s) and time.perf_counter() >= self.deadline_s
+
+    def end_idle(self) -> None:
+        """It has begun, or it is gone: its slot works, or is given back."""
+        if self.idle_at is not None:
+            self.idle_at.end_idle()
+            self.idle_at = None
 
     def assign(self, replica: Replica, flight: Flight | None) -> None:
         """Note who works for it, and for those who share its generation."""

@@ -86,10 +86,16 @@ class Forwarder:
             await self._wait_for_slot(call, gate, flight)
         entered_s = time.perf_counter()
         call.may_yield = gate.holds_much(call.tenant)
+        knows_priorities = call.deployment.settings.priority_field is not None
+        if call.may_yield and call.stream and knows_priorities:
+            # An answer that does not stream tells nobody when it has begun.
+            call.idle_at = gate
+            gate.begin_idle()
         try:
             _require_listener(call, flight)
             return await self._forward(call, flight)
         finally:
+            call.end_idle()
             gate.leave(call.tenant, call.priority, time.perf_counter() - entered_s)
 
     async def _wait_for_slot(self, call: Call, gate: Gate, flight: Flight | None) -> None:

@@ -64,6 +64,7 @@ class Relay:
         call.last_byte_s = time.perf_counter()
         if not call.first_byte_s:
             call.first_byte_s = call.last_byte_s
+            call.end_idle()
             if call.load is not None:
                 call.load.first_token(call.first_byte_s)
             call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])

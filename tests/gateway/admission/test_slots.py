@@ -241,3 +241,35 @@ def test_who_holds_much_may_be_asked_to_wait_at_the_replica() -> None:
     assert gate.holds_much("greedy")
     assert not gate.holds_much("modest")
     assert not gate.holds_much("new")
+
+
+async def test_slots_that_wait_at_a_replica_keep_nobody_out() -> None:
+    gate = make_gate(8)
+    assert gate.enter("modest", INTERACTIVE)
+    held = 0
+    while gate.enter("greedy", INTERACTIVE):
+        held += 1
+    assert gate.holds_much("greedy")
+    others = [name for name in ("a", "b", "c") if gate.enter(name, INTERACTIVE)]
+    assert gate.taken == 8
+    waiting = asyncio.ensure_future(wait(gate, "late"))
+    backlog = asyncio.ensure_future(wait(gate, "greedy"))
+    await settle()
+    assert not waiting.done()
+    gate.begin_idle()  # one of the greedy one's waits at its replica
+    await settle()
+    assert waiting.done()
+    assert not backlog.done(), "only for who has less than a share"
+    assert gate.taken == 9
+    assert not gate.enter("later", INTERACTIVE)
+    gate.end_idle()
+    gate.leave("greedy", INTERACTIVE, 0.1)
+    await settle()
+    assert gate.taken == 8, "what was lent is paid back first"
+    assert not backlog.done()
+    for name in ["late", "modest", *others, *["greedy"] * (held - 1)]:
+        gate.leave(name, INTERACTIVE, 0.1)
+    await settle()
+    assert backlog.done()
+    gate.leave("greedy", INTERACTIVE, 0.1)
+    assert gate.taken == 0

@@ -54,6 +54,8 @@ class Gate:
         """How long a replica takes to begin a stream, on average."""
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
+        self._idle = 0
+        """Slots whose requests wait at their replica for those of others."""
 
     @property
     def has_free_slot(self) -> bool:
@@ -84,6 +86,17 @@ class Gate:
         theirs at the replica, too.
         """
         return len(self._tenants) > 1 and not self._is_kept_for(tenant)
+
+    def begin_idle(self) -> None:
+        """A request that got a slot waits at its replica until others there have begun. Its slot does
+        no work meanwhile, so that tenants with less than their share may have one more.
+        """
+        self._idle += 1
+        self._let_in()
+
+    def end_idle(self) -> None:
+        """It has begun, or it is gone."""
+        self._idle -= 1
 
     def leave(self, tenant: str, priority: int, held_s: float) -> None:
         """Give a slot back that was held for `held_s` seconds."""
@@ -190,7 +203,7 @@ class Gate:
         while len(self.queue):
             if self.capacity is None:
                 ticket = self.queue.pop()
-            elif self.taken >= self.capacity:
+            elif self.taken >= self.capacity + self._idle:
                 return
             else:
                 ticket = self._pop_next(self.capacity - self.taken)
@@ -211,7 +224,7 @@ class Gate:
         free = (self.capacity or 0) - self.taken
         if free > self._kept(priority):
             return free > 0
-        return free > 0 and priority < BATCH and self._is_kept_for(tenant)
+        return free + self._idle > 0 and priority < BATCH and self._is_kept_for(tenant)
 
     def _kept(self, priority: int) -> int:
         """How many slots are kept from requests of a priority."""
