@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.artifacts.damaged import little_memory, read_gguf
@@ -274,6 +274,7 @@ def test_file_cut_anywhere_is_refused(folder: Path, whole: bytes, data: Any) -> 
         st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4
     )
 )
+@example(places=[(0.990234375, 4)])  # a name as long as the rest of the file
 @settings(deadline=timedelta(seconds=10), max_examples=250)
 def test_changed_headers_are_read_or_refused_and_nothing_else(
     folder: Path, whole: bytes, header_end: int, places: list[tuple[float, int]]

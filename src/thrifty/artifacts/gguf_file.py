@@ -28,6 +28,7 @@ MAX_ENTRIES = 1_000_000
 MAX_ARRAY_VALUES = 10_000_000
 """Far above any vocabulary; a damaged count must not fill the memory."""
 MAX_ARRAY_DEPTH = 4
+MAX_NAME_CHARS = 256
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 20
 
@@ -141,6 +142,10 @@ class GgufFile:
         found: list[tuple[str, tuple[int, ...], int, int]] = []
         for _ in range(count):
             name, position = self._string(position)
+            if len(name) > MAX_NAME_CHARS:
+                raise IntegrityError(
+                    f"{self.path} is damaged: a tensor's name has {len(name)} characters"
+                )
             dimensions, position = self._scalar(_U32, position)
             if dimensions > MAX_DIMENSIONS:
                 raise IntegrityError(f"{self.path} is damaged: {name} has {dimensions} dimensions")
