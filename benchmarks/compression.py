@@ -140,7 +140,9 @@ def main() -> None:
     passes = measure_pass(store, "bench-int8", held_out, options.rounds)
     record: dict[str, Any] = {
         "tokens": options.tokens, "window": WINDOW,
-        "evaluations": {label: one.as_dict() for label, one in found.items()},
+        "evaluations": {
+            label: one.as_dict() | {"text": held_out.name} for label, one in found.items()
+        },
         "lineage": {n: dict(store.find(n)[0].lineage.figures) for n in candidates.values()},
         "bytes": {n: store.find(n)[1].size_bytes for n in candidates.values()}, "pass": passes,
     }  # fmt: skip

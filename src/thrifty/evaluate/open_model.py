@@ -10,7 +10,6 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Embedder
-from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.scorer import Scorer
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
@@ -90,6 +89,7 @@ def open_encoder(
 def _open_torch(
     store: Store, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
 ) -> Scorer:
+    from thrifty.evaluate.plain_checkpoint import make_plain
     from thrifty.evaluate.torch_scorer import TorchScorer
 
     plain = make_plain(store, version, artifact, on_progress)[1]

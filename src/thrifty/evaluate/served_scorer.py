@@ -6,19 +6,16 @@ is unknown, and counts as the rest of the mass.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import requests
 
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import TokenArray
 
-TIMEOUT_S = 600.0
 MOST_ALTERNATIVES = 20
 """vLLM gives no more unless it is told to (`--max-logprobs`)."""
 
@@ -33,12 +30,8 @@ class ServedScorer:
         key_env: str | None = None,
     ) -> None:  # fmt: skip
         self.label = url
-        self._url = url.rstrip("/").removesuffix("/v1")
-        self._session = requests.Session()
-        key = os.environ.get(key_env) if key_env else None
-        if key:
-            self._session.headers["authorization"] = f"Bearer {key}"
-        described = self._ask("GET", "/v1/models")["data"]
+        self._served = ServedUrl(url, key_env)
+        described = self._served.ask("GET", "/v1/models")["data"]
         if not described:
             raise EvaluationError(f"{url} serves no model")
         names = [entry["id"] for entry in described]
@@ -46,7 +39,7 @@ class ServedScorer:
             raise EvaluationError(f"{url} does not serve {model!r}; it has {', '.join(names)}")
         self._model = model or names[0]
         entry = described[names.index(self._model)]
-        self.identity = f"{self._url}#{self._model}"
+        self.identity = f"{self._served.base}#{self._model}"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         # Besides what is scored, the last token is sent, and one must be asked for.
@@ -65,7 +58,7 @@ class ServedScorer:
             "model": self._model, "prompt": tokens.tolist(), "max_tokens": 1, "temperature": 0,
             "prompt_logprobs": MOST_ALTERNATIVES,
         }  # fmt: skip
-        answer = self._ask("POST", "/v1/completions", body)
+        answer = self._served.ask("POST", "/v1/completions", body)
         places = answer["choices"][0].get("prompt_logprobs") or answer.get("prompt_logprobs")
         if not places or len(places) != len(tokens):
             raise EvaluationError(
@@ -88,24 +81,9 @@ class ServedScorer:
             "max_tokens": most,
             "temperature": 0,
         }
-        text = self._ask("POST", "/v1/completions", body)["choices"][0]["text"]
+        text = self._served.ask("POST", "/v1/completions", body)["choices"][0]["text"]
         yield from self.tokenizer.encode(text, add_special_tokens=False)
 
     def close(self) -> None:
         """Close the connection."""
-        self._session.close()
-
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            reply = self._session.request(method, self._url + path, json=body, timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            raise EvaluationError(f"{self._url} cannot be reached: {error}") from None
-        if reply.status_code != 200:
-            raise EvaluationError(
-                f"{self._url}{path} answered {reply.status_code}: {reply.text[:300]}"
-            )
-        try:
-            found: dict[str, Any] = reply.json()
-        except ValueError:
-            raise EvaluationError(f"{self._url}{path} did not answer with JSON") from None
-        return found
+        self._served.close()

@@ -107,6 +107,8 @@ def _read_questions(text: Path) -> Iterator[_Prompt]:
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{text} cannot be read: {error}") from None
     for record in records:
+        if not isinstance(record, dict):
+            raise EvaluationError(f"{text} has a line that is no object")
         named = [record[name] for name in PROMPT_FIELDS if isinstance(record.get(name), str)]
         if named:
             yield _Prompt(named[0], chat=True)

@@ -122,7 +122,6 @@ def distill_model(
         "family": artifact.description.family.value, "student": str(source), "pid": os.getpid(),
         "held_out_tokens": HELD_OUT_TOKENS, "training": asdict(training),
     }  # fmt: skip
-    _require_memory(artifact.description.parameters, training, window)
     learn = _Learning(store, source, text, training, window, references, on_progress)
     if encoder:
         job |= learn.from_encoder(teacher)
@@ -143,6 +142,7 @@ def distill_model(
     made = store.find_made(plain.id, recipe)
     if made is not None and made[0].name == out:
         return made
+    _require_memory(artifact.description.parameters, training, window)
     key = hashlib.sha256(json.dumps([plain.id, recipe], sort_keys=True).encode()).hexdigest()[:24]
     folder = work / key
     job["folder"] = str(folder)

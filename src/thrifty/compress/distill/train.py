@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -273,8 +274,6 @@ class Trainer:
 
 def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:
     """Gradients of several processes are put together once a step, behind its last part."""
-    from contextlib import nullcontext
-
     return nullcontext() if last else accelerator.no_sync(model)
 
 

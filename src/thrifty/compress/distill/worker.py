@@ -63,7 +63,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     training = Training(**job["training"])
     on_gpu = torch.cuda.is_available()
     fast = on_gpu or bool(FAST_BFLOAT16 & detect_machine().features)
-    precision = "bf16" if fast and job.get("bfloat16", True) else "no"
+    precision = "bf16" if fast else "no"
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision=precision)
     set_seed(training.seed)
     objective: Objective

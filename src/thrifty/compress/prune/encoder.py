@@ -8,13 +8,12 @@ embeddings keep their width as long as the size can be reached so: indexes are m
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import EncoderCheckpoint, load_encoder
 from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.calibration import check_no_overlap
@@ -31,14 +30,15 @@ from thrifty.compress.prune.encoder_width import (
     narrow_encoder,
     read_encoder_widths,
 )
-from thrifty.compress.prune.prune import shrinking
+from thrifty.compress.prune.prune import CALIBRATION_TOKENS, shrinking
+from thrifty.compress.prune.request import check_request, register
 from thrifty.compress.prune.views import KeptLayers
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.embedder import encode_text
 from thrifty.evaluate.embeddings import compare_vectors, read_passages
 from thrifty.evaluate.windows import digest_file
-from thrifty.types import Format, OnProgress, Progress, ignore_progress
+from thrifty.types import OnProgress, Progress, ignore_progress
 
 WINDOW = 256
 """Tokens of a text, at most."""
@@ -81,13 +81,13 @@ def prune_encoder(
     held_out: Path | None = None,
     depth: bool = True,
     width: bool = True,
-    tokens: int = 32_768,
+    tokens: int = CALIBRATION_TOKENS,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[NamedVersion, Artifact, PrunedEncoder | None]:
     """The encoder with a share of its parameters, as `prune_decoder` makes decoders. Blocks. Raises
     `CompressionError`, and what the store raises.
     """
-    _check(version, artifact, parameters, depth, width)
+    check_request(version, artifact, parameters, depth=depth, width=width)
     if held_out is not None:
         check_no_overlap(calibration, held_out)
     recipe = {
@@ -132,17 +132,12 @@ def prune_encoder(
         pruner.total, tried, max(tried, key=lambda one: one.rank_correlation),
         removals[: cut.layers_removed], errors,
     )  # fmt: skip
-    store.require_space(2 * pruner.count(cut) + 10_000_000, f"pruning {version.label}")
-    with store.stage(f"prune {artifact.id} {out}") as folder:
-        target = folder / "model"
-        shutil.rmtree(target, ignore_errors=True)
-        write_encoder(chosen, source, target)
-        lineage = Lineage(
-            parents=(Parent(artifact.id, version.label),),
-            recipe=recipe,
-            figures=report.as_figures(),
-        )
-        return *store.add(target, out, lineage, on_progress=on_progress), report
+    made = register(
+        store, version, artifact, out=out, parameters=pruner.count(cut), recipe=recipe,
+        figures=report.as_figures(), on_progress=on_progress,
+        write=lambda target: write_encoder(chosen, source, target),
+    )  # fmt: skip
+    return *made, report
 
 
 class _Pruner:
@@ -246,18 +241,3 @@ def _until(texts: Iterator[list[int]], tokens: int) -> Iterator[list[int]]:
     while tokens > 0 and (text := next(texts, None)) is not None:
         tokens -= len(text)
         yield text
-
-
-def _check(
-    version: NamedVersion, artifact: Artifact, parameters: float, depth: bool, width: bool
-) -> None:
-    if not 0 < parameters < 1:
-        raise CompressionError(
-            f"the share of parameters to keep is above 0 and below 1, not {parameters:g}"
-        )
-    if not depth and not width:
-        raise CompressionError("nothing may be pruned: let layers go, or widths, or both")
-    if artifact.description.format is Format.OPENVINO:
-        raise CompressionError(
-            f"{version.label} is prepared for an engine already; prune the checkpoint it was made from"
-        )

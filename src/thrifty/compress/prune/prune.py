@@ -7,25 +7,25 @@ one nearest to the whole model is written as a plain checkpoint.
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
 from thrifty.compress.judge import Judge
 from thrifty.compress.prune.depth import LayerRemoval, rank_layers
+from thrifty.compress.prune.request import check_request, register
 from thrifty.compress.prune.views import keep_layers
 from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
 from thrifty.engines.openvino.prepare import prepare_model, write_tokenizer
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.windows import TokenArray, digest_file, read_windows
-from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
+from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
 WINDOW = 512
 CALIBRATION_TOKENS = 32_768
@@ -131,7 +131,9 @@ def prune_decoder(
 
     Raises `CompressionError`, and what the store raises.
     """
-    _check(version, artifact, parameters, depth, width)
+    check_request(version, artifact, parameters, depth=depth, width=width)
+    if artifact.description.family is not Family.DECODER:
+        raise CompressionError(f"{version.label} is an encoder, which prune_encoder prunes")
     if held_out is not None:
         check_no_overlap(calibration, held_out)
     recipe = {
@@ -174,18 +176,16 @@ def prune_decoder(
         pruner.total, tried, replace(tried[best], kl_divergence=judge.measure(chosen)),
         removals[: cut.layers_removed], errors,
     )  # fmt: skip
-    store.require_space(2 * pruner.count(cut) + 50_000_000, f"pruning {version.label}")
-    with store.stage(f"prune {artifact.id} {out}") as folder:
-        target = folder / "model"
-        shutil.rmtree(target, ignore_errors=True)
+
+    def write(target: Path) -> None:
         write_decoder(chosen, target)
         write_tokenizer(source, target, artifact)
-        lineage = Lineage(
-            parents=(Parent(artifact.id, version.label),),
-            recipe=recipe,
-            figures=report.as_figures(),
-        )
-        return *store.add(target, out, lineage, on_progress=on_progress), report
+
+    made = register(
+        store, version, artifact, out=out, parameters=pruner.count(cut), recipe=recipe,
+        figures=report.as_figures(), write=write, on_progress=on_progress,
+    )  # fmt: skip
+    return *made, report
 
 
 class _Pruner:
@@ -286,20 +286,3 @@ def shrinking(size: int) -> Iterator[int]:
     yield size
     first = (size - 1) // multiple * multiple
     yield from (n for n in range(first, 0, -multiple) if n >= LEAST_WIDTH * size)
-
-
-def _check(
-    version: NamedVersion, artifact: Artifact, parameters: float, depth: bool, width: bool
-) -> None:
-    if not 0 < parameters < 1:
-        raise CompressionError(
-            f"the share of parameters to keep is above 0 and below 1, not {parameters:g}"
-        )
-    if not depth and not width:
-        raise CompressionError("nothing may be pruned: let layers go, or widths, or both")
-    if artifact.description.family is not Family.DECODER:
-        raise CompressionError(f"{version.label} is an encoder, which prune_encoder prunes")
-    if artifact.description.format is Format.OPENVINO:
-        raise CompressionError(
-            f"{version.label} is prepared for an engine already; prune the checkpoint it was made from"
-        )
