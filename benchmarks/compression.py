@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import argparse
 import gc
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import psutil
 
 from common import WORK, figure, finish, say, show_spread
 from thrifty.artifacts import Store
@@ -92,35 +88,10 @@ def measure_pass(store: Store, name: str, text: Path, rounds: int) -> list[float
     return ratios[1:]
 
 
-def measure_memory(text: Path, tokens: int) -> float:
-    """The most resident memory of an evaluation over so many tokens, in bytes."""
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom thrifty.artifacts import Store\n"
-        "from thrifty.evaluate import evaluate\n"
-        "home, text, tokens = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])\n"
-        "evaluate('bench-int8', sys.argv[4], store=Store(home / 'models'), folder=home / f'm{tokens}',"
-        " text=text, max_tokens=tokens, window=256, top_k=16)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(HOME), str(text), str(tokens), SOURCE]
-    )
-    watched, most = psutil.Process(process.pid), 0.0
-    while process.poll() is None:
-        try:
-            most = max(most, watched.memory_info().rss)
-        except psutil.NoSuchProcess:
-            break
-        time.sleep(0.05)
-    if process.returncode:
-        raise SystemExit(f"the evaluation of {tokens} tokens failed")
-    return most
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=100_000, help="Of the held-out text.")
     parser.add_argument("--rounds", type=int, default=5, help="For the cost of a pass.")
-    parser.add_argument("--memory", type=int, default=0, help="Tokens of the long run; 0: none.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
     options = parser.parse_args()
     store = Store(HOME / "models")
@@ -178,13 +149,6 @@ def main() -> None:
         figure("an evaluation's pass over the plain forward pass, tokens/s", passes, ">= 0.85 x",
                median(passes) >= 0.85),
     ]  # fmt: skip
-    if options.memory:
-        short, long = (measure_memory(held_out, n) for n in (options.memory // 10, options.memory))
-        record["memory_bytes"] = {"short": short, "long": long}
-        figures.append(
-            {"figure": f"memory of an evaluation over {options.memory} tokens over that over a tenth",
-             "measured": f"{long / short:.2f} x", "bar": "<= 1.1 x", "met": long / short <= 1.1}
-        )  # fmt: skip
     rows.append(("a pass over the plain forward pass", "", f"{show_spread(passes)} x", "", ""))
     finish("compression", record, rows, figures, save=not options.no_save)
 

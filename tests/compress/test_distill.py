@@ -22,6 +22,7 @@ from tests.parts import running_echo
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.compress.distill.answers import RemoteTeacher, write_answers
+from thrifty.compress.distill.lessons import TextLessons, pack
 from thrifty.compress.distill.settings import DIVERGENCES as NAMES
 from thrifty.compress.distill.settings import Training
 from thrifty.engines.echo.backend import make_tokenizer
@@ -112,6 +113,39 @@ def test_low_rank_changes_merge_into_what_they_were() -> None:
         lora.merge(model)
         torch.testing.assert_close(model(tokens).logits, changed, rtol=1e-4, atol=1e-4)
     assert set(model.state_dict()) == names
+
+
+# short texts share windows
+
+
+def test_short_texts_fill_windows_in_order() -> None:
+    lengths = np.random.default_rng(3).integers(5, 60, 200).tolist()
+    packs = pack(lengths, 128)
+    assert sorted(number for one in packs for number in one) == list(range(200))
+    assert all(sum(lengths[number] for number in one) <= 128 for one in packs)
+    assert len(packs) < 1.15 * sum(lengths) / 128
+    assert all(max(one) - min(one) < 100 for one in packs), "what came early stays early"
+    assert pack([200, 5, 300, 7], 128) == [[0], [1, 3], [2]]
+    assert pack([], 128) == []
+
+
+def test_texts_that_share_a_window_do_not_see_each_other(tmp_path: Path) -> None:
+    from thrifty.compress.distill.next_tokens import NextTokens
+    from thrifty.compress.distill.worker import load_model
+
+    STUDENT.write_safetensors(tmp_path)
+    model = load_model(tmp_path).eval()
+    rng = np.random.default_rng(8)
+    texts = [rng.integers(0, 256, length) for length in (20, 31, 44, 12, 50)]
+    firsts = [3, 0, 20, 10, 7]
+    together = NextTokens(TextLessons(texts, 128, firsts), 2, TRAINING)
+    alone = NextTokens(TextLessons(texts, 1, firsts), 5, TRAINING)
+    assert together._lessons.count == 2
+    with torch.no_grad():
+        total, count = together.measure(model, "cpu", 0, 1)
+        expected, predictions = alone.measure(model, "cpu", 0, 1)
+    assert count == predictions == sum(len(t) - 1 - f for t, f in zip(texts, firsts, strict=True))
+    assert total == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

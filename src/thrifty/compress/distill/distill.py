@@ -129,8 +129,8 @@ def distill_model(
         job["training"]["micro_batch"] = max(training.micro_batch, ENCODER_BATCH)
     elif isinstance(teacher, RemoteTeacher) or is_url(teacher):
         remote = teacher if isinstance(teacher, RemoteTeacher) else RemoteTeacher(teacher)
-        recipe |= {"teacher": remote.url, "teacher_model": remote.model}
-        job["texts"] = "answers.jsonl"
+        recipe |= {"teacher": remote.url, "teacher_model": remote.model, "packed": True}
+        job |= {"texts": "answers.jsonl", "window": window}
     elif live or training.needs_live_teacher:
         if training.hidden:
             backend = "torch"

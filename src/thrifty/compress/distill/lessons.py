@@ -18,6 +18,9 @@ from thrifty.evaluate.reference import ReferenceRecord
 from thrifty.evaluate.scorer import Logprobs, Scorer
 from thrifty.evaluate.windows import TokenArray
 
+OPEN_PACKS = 16
+"""Windows that short texts are still put into."""
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -25,6 +28,10 @@ class Lesson:
 
     tokens: TokenArray
     first: int = 0
+    ignored: npt.NDArray[np.bool_] | None = None
+    """Predictions that do not count either, [T - 1]; None: all others do."""
+    positions: TokenArray | None = None
+    """[T], where several texts share the window: each begins at 0, and sees itself alone."""
     ids: TokenArray | None = None
     """The teacher's k likeliest tokens, [T - 1, k]; None: nobody says anything."""
     logprobs: Logprobs | None = None
@@ -33,6 +40,12 @@ class Lesson:
     """The mass of the others, [T - 1]."""
     hidden: Any = None
     """The teacher's hidden states, [layers + 1, T, channels], where they are asked for."""
+
+    @property
+    def counts(self) -> npt.NDArray[np.bool_]:
+        """Which predictions count, [T - 1]."""
+        counts: npt.NDArray[np.bool_] = np.arange(len(self.tokens) - 1) >= self.first
+        return counts if self.ignored is None else counts & ~self.ignored
 
 
 class Lessons(Protocol):
@@ -70,7 +83,7 @@ class KeptLessons:
     def read(self, number: int) -> Lesson:
         """See `Lessons`."""
         found = next(self._record.read(number))
-        return Lesson(found.tokens, 0, found.ids, found.logprobs, found.tail)
+        return Lesson(found.tokens, ids=found.ids, logprobs=found.logprobs, tail=found.tail)
 
     def text(self, number: int) -> TokenArray:
         """See `Lessons`."""
@@ -116,29 +129,65 @@ class LiveLessons:
             ranked = self._teacher.rank(tokens, self._k, ())
         mass = np.exp(ranked.logprobs.astype(np.float64)).sum(axis=1)
         tail = np.maximum(0.0, 1.0 - mass).astype(np.float32)
-        return Lesson(tokens, first, ranked.ids, ranked.logprobs, tail, hidden)
+        return Lesson(
+            tokens, first, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
+        )
 
 
 class TextLessons:
-    """Text alone. `firsts` says how much of each is a prompt, which nothing is learned from."""
+    """Text alone, several short ones to a window. `firsts` says how much of each is a prompt, which
+    nothing is learned from.
+    """
 
     taught = False
 
-    def __init__(self, texts: Sequence[TokenArray], firsts: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, texts: Sequence[TokenArray], window: int, firsts: Sequence[int] | None = None
+    ) -> None:
         self._texts = texts
-        self._firsts = firsts
-        self.count = len(texts)
-        self.window = max(map(len, texts), default=0)
+        self._firsts = firsts if firsts is not None else [0] * len(texts)
+        self._packs = pack([len(tokens) for tokens in texts], window)
+        self.count = len(self._packs)
+        self.window = window
 
     def read(self, number: int) -> Lesson:
         """See `Lessons`."""
-        first = self._firsts[number] if self._firsts is not None else 0
-        return Lesson(self._texts[number], first)
+        texts = [self._texts[index] for index in self._packs[number]]
+        ignored = [
+            np.arange(len(tokens)) < self._firsts[index] for index, tokens in
+            zip(self._packs[number], texts, strict=True)
+        ]  # fmt: skip
+        for each in ignored:
+            each[-1] = True  # What comes behind a text's end is another text.
+        positions = [np.arange(len(tokens)) for tokens in texts]
+        return Lesson(
+            np.concatenate(texts), ignored=np.concatenate(ignored)[:-1], positions=np.concatenate(positions)
+        )  # fmt: skip
 
     def text(self, number: int) -> TokenArray:
         """See `Lessons`."""
-        return self._texts[number]
+        return self.read(number).tokens
 
     def ask(self, tokens: TokenArray, first: int) -> Lesson:
         """See `Lessons`."""
         raise CompressionError("there is no teacher at hand, only text")
+
+
+def pack(lengths: Sequence[int], window: int) -> list[list[int]]:
+    """Numbers of texts that share a window: each goes to the first of the last few that has room, so that
+    what came early stays early. One that is longer has a window to itself.
+    """
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for number, length in enumerate(lengths):
+        fitting = (
+            at for at in range(max(0, len(packs) - OPEN_PACKS), len(packs)) if room[at] >= length
+        )
+        at = next(fitting, None)
+        if at is None:
+            packs.append([number])
+            room.append(window - length)
+        else:
+            packs[at].append(number)
+            room[at] -= length
+    return packs

@@ -64,8 +64,9 @@ class NextTokens:
                 found = forward_kl(self._teach([lesson], device), student)
             else:
                 found = -target
-            total += float(found[lesson.first :].sum())
-            count += len(found) - lesson.first
+            counts = torch.from_numpy(lesson.counts).to(device)
+            total += float(found[counts].sum())
+            count += int(counts.sum())
         return total, count
 
     def _read(self, model: Any, number: int, device: Any) -> Lesson:
@@ -79,10 +80,7 @@ class NextTokens:
     def _loss(self, model: Any, lessons: Sequence[Lesson], device: Any) -> Any:
         training = self._training
         student, target, hidden = self._run(model, lessons, device, hidden=training.hidden > 0)
-        length = len(lessons[0].tokens) - 1
-        counts = torch.cat(
-            [torch.arange(length, device=device) >= lesson.first for lesson in lessons]
-        )
+        counts = torch.from_numpy(np.concatenate([one.counts for one in lessons])).to(device)
         mix = training.mix if self._lessons.taught else 1.0
         loss: Any = 0.0
         if mix < 1:
@@ -104,7 +102,10 @@ class NextTokens:
         the tokens that come [B (T - 1)], and its hidden states [layers + 1, B, T, channels].
         """
         tokens = torch.stack([torch.from_numpy(lesson.tokens) for lesson in lessons]).to(device)
-        out = model(tokens, output_hidden_states=hidden, use_cache=False)
+        positions = [_positions(lesson) for lesson in lessons]
+        # Positions that begin again keep texts that share a window from seeing each other.
+        where = torch.from_numpy(np.stack(positions)).to(device)
+        out = model(tokens, position_ids=where, output_hidden_states=hidden, use_cache=False)
         logits = out.logits[:, :-1].float().flatten(0, 1)
         normalizer = logits.logsumexp(dim=1, keepdim=True)
         student = None
@@ -121,6 +122,10 @@ class NextTokens:
         return teacher_log_probabilities(
             torch.from_numpy(logprobs).to(device), torch.from_numpy(tail).to(device)
         )
+
+
+def _positions(lesson: Lesson) -> Any:
+    return np.arange(len(lesson.tokens)) if lesson.positions is None else lesson.positions
 
 
 def _known(values: Any) -> Any:

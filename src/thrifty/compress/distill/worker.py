@@ -124,7 +124,7 @@ def _open_lessons(folder: Path, job: dict[str, Any], training: Training) -> Less
         lines = [json.loads(line) for line in (folder / job["texts"]).read_bytes().splitlines()]
         lines = [line for line in lines if len(line["tokens"]) > line["first"] + 1]
         texts = [np.array(line["tokens"], np.int64) for line in lines]
-        return TextLessons(texts, [line["first"] for line in lines])
+        return TextLessons(texts, job["window"], [line["first"] for line in lines])
     live = job["live"]
     teacher = open_model(
         live["teacher"], Store(Path(live["store"])), exact=True, backend=live["backend"]

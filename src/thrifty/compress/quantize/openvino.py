@@ -1,16 +1,18 @@
 """Decoders as OpenVINO IR in 8 or 4 bits.
 
-INT8 rounds each row to its nearest grid. INT4 is chosen by measurement among recipes that fit a budget of
-bits: plain rounding, GPTQ with groups of 64 or 32, each with the most sensitive matrices kept in 8 bits.
+INT8 rounds each row to its nearest grid. INT4 is chosen by measurement, within a budget of bits: each matrix
+is tried in every form (`forms.py`), what a form costs the model is told by what it does to the layer's
+outputs and by how sensitive the model is to them (`sensitivity.py`), and the budget goes where it saves most
+(`budget.py`). The recipes that come of it are then judged as they would be served.
 Table and head are kept in 8 bits: they are looked up, not computed with, and cost most.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
 from thrifty.compress.judge import Judge
-from thrifty.compress.quantize.gptq import Int4Codes, output_error, quantize, round_to_nearest
-from thrifty.compress.quantize.sensitivity import (
-    choose_eight_bits,
-    eight_bits,
-    measure_sensitivity,
-)
+from thrifty.compress.quantize.budget import SLACK, Choice, choose
+from thrifty.compress.quantize.forms import BASE, FORMS, Codes, Form, Rounder
+from thrifty.compress.quantize.int4 import Grid, Int4Codes
+from thrifty.compress.quantize.sensitivity import measure_sensitivity
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
-from thrifty.engines.openvino.weights import int4_codes, int8_weight, table_weight
+from thrifty.engines.openvino.weights import (
+    float16_weight,
+    int4_codes,
+    int8_weight,
+    table_weight,
+)
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.windows import digest_file, read_windows
@@ -43,26 +48,29 @@ SENSITIVITY_TOKENS = 512
 SELECTION_TOKENS = 8192
 """Of calibration text that the recipes were not made with, to choose among them by."""
 BITS = 5.0
-GROUPS = (64, 32)
-MIN_GROUP = 16
-"""Where a matrix's columns are no multiple of a group, the group is halved, down to this."""
+WIDER = {
+    "chosen by matrix, symmetric": {Grid.SYMMETRIC},
+    "chosen by matrix, with zero points": {Grid.SYMMETRIC, Grid.ZERO_POINTS},
+    "chosen by matrix, with offsets": set(Grid),
+}
+"""Recipes with a choice for each matrix, and the grids that they may take."""
+NEAR = 1.05
+"""Of the least divergence, which an earlier recipe is taken for: the earlier, the faster it is computed."""
 
 
 @dataclass(frozen=True)
 class Int4Recipe:
-    """One way to 4 bits: codes for every matrix, and which of them stay in 8 bits."""
+    """One way to 4 bits: every matrix in some form."""
 
     name: str
-    codes: Mapping[str, Int4Codes]
-    kept: frozenset[str] = frozenset()
+    codes: Mapping[str, Codes]
+    forms: Mapping[str, int] = field(default_factory=dict)
+    """How many matrices are in which, where they are not all in one."""
 
     @property
     def bits_per_weight(self) -> float:
         """Over all matrices but the table and the head."""
-        total = sum(
-            (eight_bits(found) if name in self.kept else found.bits_per_weight) * found.codes.size
-            for name, found in self.codes.items()
-        )
+        total = sum(found.bits_per_weight * found.codes.size for found in self.codes.values())
         return total / sum(found.codes.size for found in self.codes.values())
 
 
@@ -76,15 +84,38 @@ class Int4Weights:
     def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
         found = self._recipe.codes.get(name)
-        if found is None or name in self._recipe.kept:
-            kept = int8_weight(values)
+        if not isinstance(found, Int4Codes):
+            return op.matmul(x, int8_weight(values), False, True)
+        fed = x if found.spread is None else op.multiply(x, _floats(found.spread))
+        if found.grid is Grid.OFFSETS:
+            y = op.add(op.matmul(fed, int4_codes(found.codes, found.scales), False, True),
+                       _multiply_offsets(fed, found))  # fmt: skip
         else:
-            kept = int4_codes(found.codes, found.scales)
-        return op.matmul(x, kept, False, True)
+            kept = int4_codes(found.codes, found.scales, found.zeros)
+            y = op.matmul(fed, kept, False, True)
+        if found.correction is not None:
+            thin = op.matmul(x, int8_weight(found.correction.right), False, True)
+            y = op.add(y, op.matmul(thin, int8_weight(found.correction.left), False, True))
+        return y
 
     def table(self, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
         return table_weight(values, "int8")
+
+
+def _multiply_offsets(x: Any, found: Int4Codes) -> Any:
+    """What the offsets of groups add: each is the same for a whole group, so the group's inputs are
+    summed first.
+    """
+    assert found.zeros is not None
+    offsets = -found.zeros.astype(np.float32) * found.scales.astype(np.float32)
+    split = op.constant(np.array([0, 0, found.scales.shape[1], found.group]))
+    sums = op.reduce_sum(op.reshape(x, split, special_zero=True), op.constant(np.array([3])), False)
+    return op.matmul(sums, float16_weight(offsets), False, True)
+
+
+def _floats(values: npt.NDArray[Any]) -> Any:
+    return op.constant(values.astype(np.float32).reshape(1, 1, -1))
 
 
 @dataclass(frozen=True)
@@ -140,7 +171,7 @@ def quantize_openvino(
     checkpoint = load_decoder(folder)
     recipe = {
         **make_recipe("int4"), "method": "measured", "bits": bits, "tokens": tokens,
-        "calibration_sha256": digest_file(calibration), "groups": list(GROUPS),
+        "calibration_sha256": digest_file(calibration), "forms": [str(form) for form in FORMS],
     }  # fmt: skip
     made_before = store.find_made(artifact.id, recipe)
     if made_before is not None and made_before[0].name == out:
@@ -150,11 +181,12 @@ def quantize_openvino(
     recipes, measured = make_recipes(
         checkpoint, tokenizer, calibration, bits=bits, tokens=tokens, on_progress=on_progress
     )
-    best = min(measured, key=lambda one: one.kl_divergence)
+    best = choose_recipe(measured)
     chosen = next(one for one in recipes if one.name == best.recipe)
     figures = {
         "bits_per_weight": best.bits_per_weight,
         "recipe": best.recipe,
+        "forms": dict(chosen.forms),
         "calibration_kl_divergence": {one.recipe: one.kl_divergence for one in measured},
     }
     new_version, new_artifact = prepare_model(
@@ -162,6 +194,12 @@ def quantize_openvino(
         weights=Int4Weights(chosen), recipe=recipe, out=out, figures=figures,
     )  # fmt: skip
     return new_version, new_artifact, measured
+
+
+def choose_recipe(measured: Sequence[Measured]) -> Measured:
+    """The first that is nearly as good as the best."""
+    least = min(one.kl_divergence for one in measured)
+    return next(one for one in measured if one.kl_divergence <= NEAR * least)
 
 
 def make_recipes(
@@ -179,23 +217,24 @@ def make_recipes(
     judges = list(itertools.islice(stream, SELECTION_TOKENS // WINDOW))
     probes = list(itertools.islice(stream, SENSITIVITY_TOKENS // WINDOW))
     inputs = collect_inputs(checkpoint, stream, tokens, on_progress)
-    recipes: list[Int4Recipe] = []
-    plain = _make_codes(checkpoint, inputs, GROUPS[0], on_progress, plain=True)
-    recipes.append(Int4Recipe(f"round to nearest, groups of {GROUPS[0]}", plain))
-    costs: dict[str, float] | None = None
-    for group in GROUPS:
-        codes = _make_codes(checkpoint, inputs, group, on_progress)
-        if costs is None:
-            costs = measure_sensitivity(checkpoint, codes, probes, on_progress)
-        recipe = Int4Recipe(f"GPTQ, groups of {group}", codes)
-        recipes.append(recipe)
-        kept = choose_eight_bits(costs, codes, bits)
-        if kept:
-            label = f"GPTQ, groups of {group}, {len(kept)} of {len(codes)} matrices in 8 bits"
-            recipes.append(Int4Recipe(label, codes, frozenset(kept)))
-    fitting = [one for one in recipes if one.bits_per_weight <= bits]
+    rounder = Rounder(checkpoint, inputs)
+    plain = {name: rounder.round_plainly(name, BASE.group) for name in rounder.names}
+    base = {}
+    for index, name in enumerate(rounder.names):
+        base[name] = rounder.make(name, BASE)
+        on_progress(Progress("quantize", index + 1, len(rounder.names), "matrices"))
+    costs = measure_sensitivity(checkpoint, base, probes, on_progress)
+    choices = _weigh(rounder, costs, on_progress)
+    recipes: list[Int4Recipe | None] = [
+        Int4Recipe(f"round to nearest, groups of {BASE.group}", plain),
+        Int4Recipe(f"GPTQ, groups of {BASE.group}", base),
+    ]
+    recipes += [_make_best(label, grids, choices, rounder, bits) for label, grids in WIDER.items()]
+    fitting = [
+        one for one in recipes if one is not None and one.bits_per_weight <= bits * (1 + SLACK)
+    ]
     if not fitting:
-        least = min(one.bits_per_weight for one in recipes)
+        least = min(plain.values(), key=lambda one: one.bits_per_weight).bits_per_weight
         raise CompressionError(
             f"4 bits and their scales take {least:.2f} bits a weight, not {bits:g}"
         )
@@ -207,24 +246,41 @@ def make_recipes(
     return fitting, measured
 
 
-def _make_codes(
-    checkpoint: DecoderCheckpoint,
-    inputs: Mapping[str, FloatArray],
-    group: int,
-    on_progress: OnProgress,
-    *,
-    plain: bool = False,
-) -> dict[str, Int4Codes]:
-    found = {}
-    for index, (name, matrix) in enumerate(inputs.items()):
-        values = checkpoint.tensors.read_tensor(f"{name}.weight")
-        size = math.gcd(values.shape[1], group)
-        if size < MIN_GROUP:
-            raise CompressionError(
-                f"{name} has {values.shape[1]} columns, which no group of {MIN_GROUP} or more divides"
-            )
-        found[name] = round_to_nearest(values, size) if plain else quantize(values, matrix, size)
-        if not plain and output_error(values, found[name], matrix) > 1:
-            raise CompressionError(f"{name} cannot be kept in 4 bits: its outputs are lost")
-        on_progress(Progress("quantize", index + 1, len(inputs), "matrices"))
-    return found
+def _weigh(
+    rounder: Rounder, costs: Mapping[str, float], on_progress: OnProgress
+) -> dict[str, list[Choice[Form]]]:
+    """What each form of each matrix costs the model: as much more or less than the base, whose cost was
+    measured, as the outputs of that layer lose.
+    """
+    choices: dict[str, list[Choice[Form]]] = {}
+    for index, name in enumerate(rounder.names):
+        weighed = list(rounder.weigh(name))
+        base = next(one.error for one in weighed if one.form == BASE) or 1.0
+        size = rounder.size(name)
+        choices[name] = [
+            Choice(one.form, one.bits_per_weight * size, costs[name] * one.error / base)
+            for one in weighed
+        ]
+        on_progress(Progress("forms", index + 1, len(rounder.names), "matrices"))
+    return choices
+
+
+def _make_best(
+    label: str,
+    grids: set[Grid],
+    choices: Mapping[str, Sequence[Choice[Form]]],
+    rounder: Rounder,
+    bits: float,
+) -> Int4Recipe | None:
+    """The best form for each matrix, of those grids and 8 bits; None where the budget has no room."""
+    may = {
+        name: [one for one in found if one.form.grid is None or one.form.grid in grids]
+        for name, found in choices.items()
+    }
+    try:
+        chosen = choose(may, bits * sum(rounder.size(name) for name in choices))
+    except ValueError:
+        return None
+    forms = Counter(str(one.form) for one in chosen.values())
+    codes = {name: rounder.make(name, one.form) for name, one in chosen.items()}
+    return Int4Recipe(label, codes, dict(forms.most_common()))

@@ -15,7 +15,7 @@ from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
 from thrifty.compress.gates import GatedModel, Gates
-from thrifty.compress.quantize.gptq import Int4Codes
+from thrifty.compress.quantize.forms import Codes
 from thrifty.engines.openvino.weights import float16_weight, int8_weight, table_weight
 from thrifty.evaluate.windows import TokenArray
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -26,7 +26,7 @@ FloatArray = npt.NDArray[np.float32]
 class GatedWeights:
     """Every matrix in 8 bits, and behind its gate the difference to its 4 bits."""
 
-    def __init__(self, codes: Mapping[str, Int4Codes]) -> None:
+    def __init__(self, codes: Mapping[str, Codes]) -> None:
         self._codes = codes
         self.names = list(codes)
         self._gates = Gates(len(codes))
@@ -48,7 +48,7 @@ class GatedWeights:
 
 def measure_sensitivity(
     checkpoint: DecoderCheckpoint,
-    codes: Mapping[str, Int4Codes],
+    codes: Mapping[str, Codes],
     windows: Sequence[TokenArray],
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, float]:
@@ -63,26 +63,3 @@ def measure_sensitivity(
         gates[index] = 0
         on_progress(Progress("sensitivity", index + 1, len(codes), "matrices"))
     return found
-
-
-def choose_eight_bits(
-    costs: Mapping[str, float], codes: Mapping[str, Int4Codes], bits: float
-) -> set[str]:
-    """Which matrices to keep in 8 bits, so that all have at most `bits` a weight on average: those
-    whose 4 bits cost most for what 8 would take.
-    """
-    sizes = {name: found.codes.size for name, found in codes.items()}
-    spent = sum(codes[name].bits_per_weight * sizes[name] for name in codes)
-    room = bits * sum(sizes.values()) - spent
-    chosen: set[str] = set()
-    for name in sorted(codes, key=lambda n: costs[n] / sizes[n], reverse=True):
-        more = (eight_bits(codes[name]) - codes[name].bits_per_weight) * sizes[name]
-        if more <= room:
-            chosen.add(name)
-            room -= more
-    return chosen
-
-
-def eight_bits(found: Int4Codes) -> float:
-    """Bits a weight of the same matrix in 8 bits: with a scale and a zero point for each row."""
-    return 8 + 24 / int(found.codes.shape[1])

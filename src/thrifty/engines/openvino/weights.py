@@ -8,6 +8,7 @@ group along a row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 
 INT4_GROUP_SIZES = (128, 64, 32)
 """Tried in this order: the largest that divides a row."""
+LOWEST_INT4 = -8
 
 
 def read_weight(tensors: Tensors, name: str, *sizes: int | None) -> FloatArray:
@@ -55,7 +57,29 @@ def float16_weight(values: FloatArray) -> Any:
     return op.convert(op.constant(halves), "f32")
 
 
-def int8_weight(values: FloatArray) -> Any:
+@dataclass(frozen=True)
+class Int8Codes:
+    """A matrix in 8 bits: weight = (code - zero of its row) x scale of its row."""
+
+    codes: npt.NDArray[np.uint8]
+    """[rows, columns]."""
+    zeros: npt.NDArray[np.uint8]
+    """[rows, 1], as are the scales."""
+    scales: npt.NDArray[np.float16]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of codes, zeros and scales."""
+        return 8 + 24 / int(self.codes.shape[1])
+
+    def dequantize(self) -> FloatArray:
+        """The weights that the codes stand for, [rows, columns]."""
+        found: FloatArray = self.codes.astype(np.float32) - self.zeros
+        found *= self.scales.astype(np.float32)
+        return found
+
+
+def int8_codes(values: FloatArray) -> Int8Codes:
     """`values` ([rows, columns]) in 8 bits, with a scale and a zero point for each row."""
     low = np.minimum(values.min(axis=1, keepdims=True), 0)
     high = np.maximum(values.max(axis=1, keepdims=True), 0)
@@ -64,11 +88,16 @@ def int8_weight(values: FloatArray) -> Any:
     scale[scale == 0] = 1
     zero = np.clip(np.round(-low / scale), 0, 255)
     codes = np.clip(np.round(values / scale) + zero, 0, 255).astype(np.uint8)
+    return Int8Codes(codes, zero.astype(np.uint8), scale.astype(np.float16))
+
+
+def int8_weight(values: FloatArray) -> Any:
+    """`values` ([rows, columns]) as a constant in 8 bits."""
+    found = int8_codes(values)
     centred = op.subtract(
-        op.convert(op.constant(codes), "f16"),
-        op.convert(op.constant(zero.astype(np.uint8)), "f16"),
+        op.convert(op.constant(found.codes), "f16"), op.convert(op.constant(found.zeros), "f16")
     )
-    return op.convert(op.multiply(centred, op.constant(scale.astype(np.float16))), "f32")
+    return op.convert(op.multiply(centred, op.constant(found.scales)), "f32")
 
 
 def int4_weight(values: FloatArray, group_size: int) -> Any:
@@ -85,19 +114,36 @@ def int4_weight(values: FloatArray, group_size: int) -> Any:
     return int4_codes(codes.reshape(rows, columns), scale[:, :, 0].astype(np.float16))
 
 
-def int4_codes(codes: npt.NDArray[np.int8], scales: npt.NDArray[np.float16]) -> Any:
-    """A matrix that is in 4 bits already: codes [rows, columns] from -8 to 7, and scales [rows,
-    groups].
+def int4_codes(
+    codes: npt.NDArray[np.int8],
+    scales: npt.NDArray[np.float16],
+    zeros: npt.NDArray[np.float16] | None = None,
+) -> Any:
+    """A matrix that is in 4 bits already: codes [rows, columns] from -8 to 7, scales [rows, groups] and,
+    as those, zero points from -8 to 7.
     """
     rows, columns = codes.shape
     groups = scales.shape[1]
-    packed = ((codes[:, 0::2] & 0xF) | ((codes[:, 1::2] & 0xF) << 4)).astype(np.uint8)
-    shape = ov.Shape([rows, groups, columns // groups])
-    tensor = ov.Tensor(packed.reshape(-1), shape, ov.Type.i4)
-    constant = Constant(tensor, shared_memory=False)
-    scaled = op.multiply(op.convert(constant, "f16"), op.constant(scales[:, :, None]))
+    shape = [rows, groups, columns // groups]
+    if zeros is None:
+        whole = op.convert(_pack(codes, shape, ov.Type.i4), "f16")
+    else:
+        # Zero points are multiplied with as integers only where all is unsigned.
+        lifted, shifts = codes - LOWEST_INT4, zeros.astype(np.int8) - LOWEST_INT4
+        whole = op.subtract(
+            op.convert(_pack(lifted, shape, ov.Type.u4), "f16"),
+            op.convert(_pack(shifts, [rows, groups, 1], ov.Type.u4), "f16"),
+        )
+    scaled = op.multiply(whole, op.constant(scales[:, :, None]))
     flat = op.reshape(scaled, op.constant(np.array([rows, columns])), special_zero=False)
     return op.convert(flat, "f32")
+
+
+def _pack(values: npt.NDArray[np.int8], shape: list[int], kind: Any) -> Any:
+    """A constant of 4-bit integers, two to a byte."""
+    flat = np.append(values.reshape(-1), np.zeros(values.size % 2, np.int8)) & 0xF
+    packed = (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8)
+    return Constant(ov.Tensor(packed, ov.Shape(shape), kind), shared_memory=False)
 
 
 def _check_finite(values: FloatArray) -> None:

@@ -1,0 +1,148 @@
+"""The forms that a matrix may take, made and weighed one matrix at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.compress.quantize.awq import HalfArray, find_spread
+from thrifty.compress.quantize.gptq import factor_inputs, quantize, round_to_nearest
+from thrifty.compress.quantize.int4 import Grid, Int4Codes, output_error
+from thrifty.compress.quantize.low_rank import find_low_rank
+from thrifty.engines.openvino.weights import Int8Codes, int8_codes
+from thrifty.errors import CompressionError
+
+FloatArray = npt.NDArray[np.float32]
+Codes = Int4Codes | Int8Codes
+
+MIN_GROUP = 16
+"""Where a matrix's columns are no multiple of a group, the group is halved, down to this."""
+RANK = 8
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a matrix is kept."""
+
+    grid: Grid | None
+    """None: in 8 bits, by rows."""
+    group: int = 0
+    awq: bool = False
+    """Whether columns that are fed large values are made larger first."""
+    rank: int = 0
+    """Of a product that is added; 0: none."""
+
+    def __str__(self) -> str:
+        if self.grid is None:
+            return "8 bits"
+        words = [f"{self.grid.value}, groups of {self.group}"]
+        words += ["AWQ"] if self.awq else []
+        words += [f"a correction of rank {self.rank}"] if self.rank else []
+        return ", ".join(words)
+
+
+EIGHT_BITS = Form(None)
+BASE = Form(Grid.SYMMETRIC, 64)
+"""What a matrix's sensitivity is measured in, and other forms are compared with."""
+FORMS = (
+    *(Form(grid, group, awq) for grid in Grid for group in (64, 32) for awq in (False, True)),
+    *(Form(Grid.SYMMETRIC, 64, awq, RANK) for awq in (False, True)),
+    EIGHT_BITS,
+)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A form of a matrix, and what is lost by it."""
+
+    form: Form
+    bits_per_weight: float
+    error: float
+    """Of the layer's outputs over calibration text: its mean square over that of the outputs."""
+
+
+class Rounder:
+    """Makes the matrices of a decoder in any form. `inputs` has, for each by name, the mean of x x^T over
+    what it is fed; matrices that are fed the same share one array.
+    """
+
+    def __init__(self, checkpoint: DecoderCheckpoint, inputs: Mapping[str, FloatArray]) -> None:
+        self._checkpoint = checkpoint
+        self._inputs = inputs
+        self.names = list(inputs)
+        self._spreads: dict[int, HalfArray | None] = {}
+        self._factors: dict[tuple[int, bool], FloatArray] = {}
+
+    def size(self, name: str) -> int:
+        """How many weights a matrix has."""
+        return int(self._read(name).size)
+
+    def round_plainly(self, name: str, group: int) -> Int4Codes:
+        """The matrix, each weight on its own."""
+        values = self._read(name)
+        return round_to_nearest(values, _fit_group(name, values, group))
+
+    def make(self, name: str, form: Form) -> Codes:
+        """The matrix in that form. Raises `CompressionError` where it has none in 4 bits."""
+        values = self._read(name)
+        return int8_codes(values) if form.grid is None else self._make(name, values, form)
+
+    def weigh(self, name: str, forms: Iterable[Form] = FORMS) -> Iterator[Weighed]:
+        """What the matrix loses by each of `forms`; AWQ's are left out where it does not help."""
+        values, inputs = self._read(name), self._inputs[name]
+        for form in forms:
+            if form.awq and self._find_spread(name) is None:
+                continue
+            found = self.make(name, form)
+            error = output_error(values, found.dequantize(), inputs)
+            yield Weighed(form, found.bits_per_weight, error)
+
+    def _make(self, name: str, values: FloatArray, form: Form) -> Int4Codes:
+        assert form.grid is not None
+        inputs = self._inputs[name]
+        group = _fit_group(name, values, form.group)
+        spread = self._find_spread(name) if form.awq else None
+        by = np.ones(1, np.float32) if spread is None else spread.astype(np.float32)
+        fed = inputs if spread is None else inputs * np.outer(by, by)
+        factor = self._factor(name, form.awq, fed)
+        found = quantize(values / by, fed, group, form.grid, factor=factor)
+        found = Int4Codes(found.codes, found.scales, found.zeros, spread)
+        if not form.rank:
+            return found
+        rank = min(form.rank, *values.shape)
+        correction = find_low_rank(values, found.dequantize(), inputs, rank)
+        return Int4Codes(found.codes, found.scales, found.zeros, spread, correction)
+
+    def _find_spread(self, name: str) -> HalfArray | None:
+        """One for all matrices that are fed the same."""
+        inputs = self._inputs[name]
+        if id(inputs) not in self._spreads:
+            fed = [self._read(n) for n, x in self._inputs.items() if x is inputs]
+            group = _fit_group(name, fed[0], BASE.group)
+            self._spreads[id(inputs)] = find_spread(fed, inputs, group)
+        return self._spreads[id(inputs)]
+
+    def _factor(self, name: str, awq: bool, fed: FloatArray) -> FloatArray:
+        """Those of one input are kept: matrices come in the order in which they are fed."""
+        key = (id(self._inputs[name]), awq)
+        if key not in self._factors:
+            self._factors = {k: v for k, v in self._factors.items() if k[0] == key[0]}
+            self._factors[key] = factor_inputs(fed)
+        return self._factors[key]
+
+    def _read(self, name: str) -> FloatArray:
+        return self._checkpoint.tensors.read_tensor(f"{name}.weight").astype(np.float32)
+
+
+def _fit_group(name: str, values: FloatArray, group: int) -> int:
+    size = math.gcd(values.shape[1], group)
+    if size < MIN_GROUP:
+        raise CompressionError(
+            f"{name} has {values.shape[1]} columns, which no group of {MIN_GROUP} or more divides"
+        )
+    return size
