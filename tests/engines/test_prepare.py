@@ -67,7 +67,7 @@ def test_prepared_model_is_a_version_of_its_own(store: Store, scheme: str, name:
     assert version.label == f"{name}-openvino@v1"
     (parent,) = version.lineage.parents
     assert (parent.id, parent.name) == (source[1].id, "tiny@v1")
-    assert version.lineage.recipe == {"step": "openvino", "quantize": scheme, "version": 1}
+    assert version.lineage.recipe == {"step": "openvino", "quantize": scheme, "version": 2}
     note = json.loads((folder / "thrifty.json").read_text())
     assert note["family"] == "decoder"
     assert (note["context_length"], note["eos_token_ids"]) == (256, [END])

@@ -14,8 +14,10 @@ from openvino import opset13 as op
 
 from thrifty.engines.openvino.weights import (
     INT4_GROUP_SIZES,
+    choose_activation_group,
     float16_weight,
     int4_weight,
+    int8_codes,
     int8_weight,
     linear_weight,
     read_weight,
@@ -65,8 +67,35 @@ def test_eight_bits_are_within_a_step(seed: int, scale: float, shift: float) -> 
     assert (error <= step * (1 + 255 * HALF)).all()
 
 
+@EIGHT_BITS
+@given(seed=st.integers(0, 99), columns=st.sampled_from([96, 128]))
+def test_eight_bits_in_groups_are_within_a_step(seed: int, columns: int) -> None:
+    values = draw(seed, 5, columns)
+    group = 64 if columns % 64 == 0 else 32
+    step = np.abs(values.reshape(5, -1, group)).max(axis=2, keepdims=True) / 127
+    error = np.abs(expand(int8_weight(values)) - values).reshape(5, -1, group)
+    # Half a step, and the scale's own rounding.
+    assert (error <= step * (0.5 + 127 * HALF)).all()
+    np.testing.assert_allclose(
+        expand(int8_weight(values)), int8_codes(values).dequantize(), atol=1e-6
+    )
+
+
+def test_activations_share_a_scale_with_no_more_than_weights_do() -> None:
+    def build(values: np.ndarray, scheme: str) -> ov.Model:
+        x = op.parameter([1, values.shape[1]], ov.Type.f32)
+        y = op.matmul(x, linear_weight(values, scheme), False, True)
+        return ov.Model([y], [x])
+
+    assert choose_activation_group(build(draw(1, 4, 128), "int8")) == 64
+    assert choose_activation_group(build(draw(1, 4, 96), "int8")) == 32
+    assert choose_activation_group(build(draw(1, 4, 256), "int4")) == 64
+    assert choose_activation_group(build(draw(1, 4, 96), "int4")) == 32
+    assert choose_activation_group(build(draw(1, 4, 96), "none")) == 64
+
+
 def test_eight_bits_keep_zero_exactly() -> None:
-    values = draw(1, 4, 32, shift=0.1)
+    values = draw(1, 4, 48, shift=0.1)
     values[:, 3] = 0
     assert (expand(int8_weight(values))[:, 3] == 0).all()
 
@@ -125,7 +154,8 @@ def test_rows_of_one_value_are_kept(make: Any, value: float) -> None:
         (128, "int4", {"i4", "f16", "i64"}),
         (96, "int4", {"i4", "f16", "i64"}),
         (48, "int4", {"u8", "f16"}),
-        (128, "int8", {"u8", "f16"}),
+        (128, "int8", {"i8", "f16", "i64"}),
+        (48, "int8", {"u8", "f16"}),
         (128, "none", {"f16"}),
     ],
 )

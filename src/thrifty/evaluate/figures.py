@@ -17,7 +17,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.figures import Measurement, find_measurement
 from thrifty.data import SETS, fetch_set
 from thrifty.engines.machine import detect_machine
-from thrifty.engines.openvino.adapter import DEFAULT_ACTIVATION_GROUP
+from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
@@ -71,7 +71,7 @@ def describe_arithmetic() -> dict[str, Any]:
     engine = f"openvino {package_version('openvino')}"
     return {
         "engine": engine, "processor": detect_machine().processor,
-        "activation_group": DEFAULT_ACTIVATION_GROUP,
+        "activation_group": ACTIVATION_GROUP,
     }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-from thrifty.engines.openvino.adapter import DEFAULT_ACTIVATION_GROUP, read_note
+from thrifty.engines.openvino.adapter import read_note
+from thrifty.engines.openvino.weights import choose_activation_group
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
 
@@ -31,14 +32,13 @@ class OpenVinoEmbedder:
         exact: bool = False,
     ) -> None:
         self.label = label
-        arithmetic = "f32" if exact else f"activations-{DEFAULT_ACTIVATION_GROUP}"
+        group = 0 if exact else choose_activation_group(model)
+        arithmetic = f"activations-{group}" if group else "f32"
         self.identity = f"{identity}+{arithmetic}"
         self._tokenizer = tokenizer
         self.context_length = context_length
         self.width = int(model.output("embeddings").get_partial_shape()[1].get_length())
-        properties: dict[str, Any] = {
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if exact else DEFAULT_ACTIVATION_GROUP
-        }
+        properties: dict[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
         if exact:
             properties["INFERENCE_PRECISION_HINT"] = "f32"
         self._request = ov.Core().compile_model(model, "CPU", properties).create_infer_request()

@@ -10,7 +10,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from thrifty.engines.openvino.adapter import DEFAULT_ACTIVATION_GROUP, read_note
+from thrifty.engines.openvino.adapter import read_note
+from thrifty.engines.openvino.weights import choose_activation_group
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.paged import PagedModel
@@ -40,7 +41,8 @@ class OpenVinoScorer:
         cache like the one that it serves with; `model` is then changed.
         """
         self.label = label
-        arithmetic = "f32" if exact else f"activations-{DEFAULT_ACTIVATION_GROUP}"
+        group = 0 if exact else choose_activation_group(model)
+        arithmetic = f"activations-{group}" if group else "f32"
         self.identity = f"{identity}+{arithmetic}"
         if kv_precision is not None:
             self.identity += f"+kv-{kv_precision}"
@@ -48,9 +50,7 @@ class OpenVinoScorer:
         self.context_length = context_length
         self._ends = frozenset(eos_token_ids)
         core = ov.Core()
-        properties: dict[str, Any] = {
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0 if exact else DEFAULT_ACTIVATION_GROUP
-        }
+        properties: dict[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
         if exact:
             properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
         self.vocab_size = int(model.output("logits").get_partial_shape()[2].get_length())

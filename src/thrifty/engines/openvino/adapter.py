@@ -24,6 +24,7 @@ from thrifty.engines.base import (
 )
 from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
+from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
 from thrifty.engines.probe import probe_generation, read_server_load
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
@@ -42,17 +43,13 @@ HONOURS = frozenset(
     }
 )  # fmt: skip
 
-DEFAULT_ACTIVATION_GROUP = 64
-"""On SmolLM2-135M with 8-bit weights, 60 passages, KL divergence from the 16-bit weights: 0.0056 with
-it off, 0.0090 at 32 (OpenVINO's own default), 0.0119 at 64, 0.0209 at 192; at 64 it generates about a
-tenth faster than at 32 under load."""
 RUNTIME_BYTES = 350_000_000
 """What a replica takes beside weights and KV cache: libraries and buffers."""
 AUTO_KV_SHARE = 0.2
 """`auto` gives the KV cache at most this share of the memory that is free."""
 AUTO_KV_CONTEXTS = 16
 """... and no more than this many full contexts."""
-BYTES_PER_WEIGHT = {"f16": 2.0, "int8": 1.02, "int4": 0.6}
+BYTES_PER_WEIGHT = {"f16": 2.0, "int8": 1.04, "int4": 0.6}
 
 
 class OpenVinoOptions(Section):
@@ -282,6 +279,8 @@ def _resolve_options(options: OpenVinoOptions, note: dict[str, Any], spec: Spec)
         raise EngineError(f"engine.context: {fault}")
     context = options.context or limit
     group = options.activation_group
+    if group is None:
+        group = int(note.get("activation_group", ACTIVATION_GROUP))
     return {
         "kv_cache": options.kv_cache,
         "kv_precision": options.kv_precision,
@@ -289,7 +288,7 @@ def _resolve_options(options: OpenVinoOptions, note: dict[str, Any], spec: Spec)
         "max_batch": options.max_batch,
         "prefill_chunk": options.prefill_chunk,
         "prefix_cache": options.prefix_cache,
-        "activation_group": DEFAULT_ACTIVATION_GROUP if group is None else group,
+        "activation_group": group,
         "kv_bytes_per_token": int(note.get("kv_bytes_per_token", 0)),
         "eos_token_ids": list(note.get("eos_token_ids", [])),
     }

@@ -30,17 +30,17 @@ from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
 from thrifty.engines.openvino.decoder_graph import build_decoder
 from thrifty.engines.openvino.encoder_graph import build_encoder
-from thrifty.engines.openvino.weights import Weights
+from thrifty.engines.openvino.weights import Weights, choose_activation_group
 from thrifty.engines.server.vocabulary import read_vocabulary
 from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised when the graphs change, so that models are prepared anew."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
                    "special_tokens_map.json", "generation_config.json")  # fmt: skip
-BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.02, "int4": 0.6}
+BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.04, "int4": 0.6}
 
 
 def make_recipe(scheme: str) -> dict[str, Any]:
@@ -120,7 +120,10 @@ def _write_decoder(
     _write_grammar_model(shape.vocab_size, target / "grammar")
     _write_note(
         target, artifact, scheme, shape.context_length,
-        {"eos_token_ids": list(eos), "kv_bytes_per_token": kv_bytes_per_token(shape)},
+        {
+            "eos_token_ids": list(eos), "kv_bytes_per_token": kv_bytes_per_token(shape),
+            "activation_group": choose_activation_group(model),
+        },
     )  # fmt: skip
 
 
@@ -135,7 +138,10 @@ def _write_encoder(
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     _write_note(
         target, artifact, scheme, checkpoint.shape.context_length,
-        {"embedding_size": checkpoint.shape.hidden_size},
+        {
+            "embedding_size": checkpoint.shape.hidden_size,
+            "activation_group": choose_activation_group(model),
+        },
     )  # fmt: skip
 
 

@@ -1,9 +1,8 @@
 """Weights as constants of an OpenVINO graph, in 16, 8 or 4 bits.
 
 A compressed weight is a small integer constant and the few operations that turn it back into
-floats; OpenVINO recognises the pattern and multiplies with the integers directly. The grids are
-those of NNCF's weight compression: 8-bit asymmetric for each output row, 4-bit symmetric for each
-group along a row.
+floats; OpenVINO recognises the pattern and multiplies with the integers directly. Grids are symmetric for each
+group along a row, in 8 bits and in 4; asymmetric for each row of a table, which is in 8.
 """
 
 from __future__ import annotations
@@ -18,13 +17,18 @@ from openvino import opset13 as op
 from openvino.op import Constant
 
 from thrifty.artifacts.checkpoint import Tensors
+from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
 from thrifty.errors import IntegrityError
 
 FloatArray = npt.NDArray[np.float32]
 
 INT4_GROUP_SIZES = (128, 64, 32)
 """Tried in this order: the largest that divides a row."""
+INT8_GROUP_SIZES = (64, 32)
+"""As those: computed as fast as whole rows, and a seventh less of a divergence."""
 LOWEST_INT4 = -8
+LEAST_ACTIVATION_GROUP = 32
+"""What the engine's kernels go down to."""
 
 
 def read_weight(tensors: Tensors, name: str, *sizes: int | None) -> FloatArray:
@@ -59,28 +63,49 @@ def float16_weight(values: FloatArray) -> Any:
 
 @dataclass(frozen=True)
 class Int8Codes:
-    """A matrix in 8 bits: weight = (code - zero of its row) x scale of its row."""
+    """A matrix in 8 bits: weight = (code - zero of its row) x scale of its group."""
 
-    codes: npt.NDArray[np.uint8]
-    """[rows, columns]."""
-    zeros: npt.NDArray[np.uint8]
-    """[rows, 1], as are the scales."""
+    codes: npt.NDArray[Any]
+    """[rows, columns], from -127 to 127, or unsigned where there are zeros."""
     scales: npt.NDArray[np.float16]
+    """[rows, columns / group]; one for each row where there are zeros."""
+    zeros: npt.NDArray[np.uint8] | None = None
+    """[rows, 1]."""
 
     @property
     def bits_per_weight(self) -> float:
         """Of codes, zeros and scales."""
-        return 8 + 24 / int(self.codes.shape[1])
+        columns = int(self.codes.shape[1])
+        return 8 + (16 * int(self.scales.shape[1]) + (0 if self.zeros is None else 8)) / columns
 
     def dequantize(self) -> FloatArray:
         """The weights that the codes stand for, [rows, columns]."""
-        found: FloatArray = self.codes.astype(np.float32) - self.zeros
-        found *= self.scales.astype(np.float32)
+        group = self.codes.shape[1] // self.scales.shape[1]
+        found: FloatArray = self.codes.astype(np.float32)
+        if self.zeros is not None:
+            found -= self.zeros
+        found *= np.repeat(self.scales.astype(np.float32), group, axis=1)
         return found
 
 
 def int8_codes(values: FloatArray) -> Int8Codes:
-    """`values` ([rows, columns]) in 8 bits, with a scale and a zero point for each row."""
+    """`values` ([rows, columns]) in 8 bits, with a scale for each group of columns; where no group
+    divides them, with a scale and a zero point for each row.
+    """
+    rows, columns = values.shape
+    group = next((size for size in INT8_GROUP_SIZES if columns % size == 0), None)
+    if group is None:
+        return _round_rows(values)
+    split = values.reshape(rows, columns // group, group)
+    largest = np.abs(split).max(axis=2, keepdims=True)
+    _check_finite(largest)
+    scale = (largest / 127).astype(np.float16)
+    scale[scale == 0] = 1
+    codes = np.clip(np.round(split / scale.astype(np.float32)), -127, 127).astype(np.int8)
+    return Int8Codes(codes.reshape(rows, columns), scale[:, :, 0])
+
+
+def _round_rows(values: FloatArray) -> Int8Codes:
     low = np.minimum(values.min(axis=1, keepdims=True), 0)
     high = np.maximum(values.max(axis=1, keepdims=True), 0)
     _check_finite(high - low)
@@ -88,16 +113,27 @@ def int8_codes(values: FloatArray) -> Int8Codes:
     scale[scale == 0] = 1
     zero = np.clip(np.round(-low / scale), 0, 255)
     codes = np.clip(np.round(values / scale) + zero, 0, 255).astype(np.uint8)
-    return Int8Codes(codes, zero.astype(np.uint8), scale.astype(np.float16))
+    return Int8Codes(codes, scale.astype(np.float16), zero.astype(np.uint8))
 
 
 def int8_weight(values: FloatArray) -> Any:
     """`values` ([rows, columns]) as a constant in 8 bits."""
-    found = int8_codes(values)
-    centred = op.subtract(
-        op.convert(op.constant(found.codes), "f16"), op.convert(op.constant(found.zeros), "f16")
+    return _multiply_out(int8_codes(values))
+
+
+def _multiply_out(found: Int8Codes) -> Any:
+    rows, columns = found.codes.shape
+    if found.zeros is not None:
+        centred = op.subtract(
+            op.convert(op.constant(found.codes), "f16"), op.convert(op.constant(found.zeros), "f16")
+        )
+        return op.convert(op.multiply(centred, op.constant(found.scales)), "f32")
+    split = found.codes.reshape(rows, found.scales.shape[1], -1)
+    scaled = op.multiply(
+        op.convert(op.constant(split), "f16"), op.constant(found.scales[:, :, None])
     )
-    return op.convert(op.multiply(centred, op.constant(found.scales)), "f32")
+    flat = op.reshape(scaled, op.constant(np.array([rows, columns])), special_zero=False)
+    return op.convert(flat, "f32")
 
 
 def int4_weight(values: FloatArray, group_size: int) -> Any:
@@ -146,6 +182,22 @@ def _pack(values: npt.NDArray[np.int8], shape: list[int], kind: Any) -> Any:
     return Constant(ov.Tensor(packed, ov.Shape(shape), kind), shared_memory=False)
 
 
+def choose_activation_group(model: ov.Model) -> int:
+    """How many activations should share a scale in this graph: no more than weights do, or the engine
+    computes with floats instead, which takes three times as long.
+    """
+    groups = [
+        constant.get_output_shape(0)[-1]
+        for constant in model.get_ops()
+        if constant.get_type_name() == "Constant"
+        and constant.get_output_element_type(0) in (ov.Type.i4, ov.Type.u4, ov.Type.i8)
+        and len(constant.get_output_shape(0)) == 3
+    ]
+    # Zero points have one column to a group.
+    least = min([ACTIVATION_GROUP, *(int(group) for group in groups if group > 1)])
+    return max(LEAST_ACTIVATION_GROUP, least)
+
+
 def _check_finite(values: FloatArray) -> None:
     """Raise where a weight is infinite or no number: each keeps the extremes from being finite."""
     if not np.isfinite(values).all():
@@ -164,7 +216,8 @@ def linear_weight(values: FloatArray, scheme: str) -> Any:
 
 def table_weight(values: FloatArray, scheme: str) -> Any:
     """The embedding table or the head under `scheme`; never below 8 bits, which would cost most."""
-    return float16_weight(values) if scheme == "none" else int8_weight(values)
+    # Rows are looked up one by one, which the engine does with one scale to a row.
+    return float16_weight(values) if scheme == "none" else _multiply_out(_round_rows(values))
 
 
 class Weights(Protocol):
