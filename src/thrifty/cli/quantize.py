@@ -65,6 +65,8 @@ def run_quantize(
         ]
         print_table(("recipe", "bits a weight", "KL divergence, calibration text"), rows)
         err.print(f"taken: {new_version.lineage.figures['recipe']}")
+        for form, count in new_version.lineage.figures["forms"].items():
+            err.print(f"  {count} matrices: {form}")
     if scheme in GGUF_SCHEMES:
         figures = new_version.lineage.figures
         types = ", ".join(f"{count} {name}" for name, count in figures["types"].items())

@@ -44,6 +44,7 @@ _VERBS = {
     "write": "Writing",
     "read back": "Reading it back",
     "sensitivity": "Measuring each matrix",
+    "forms": "Trying forms",
     "judge": "Comparing recipes",
     "trial": "Measuring the speed",
 }

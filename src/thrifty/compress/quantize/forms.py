@@ -16,6 +16,7 @@ from thrifty.compress.quantize.int4 import Grid, Int4Codes, output_error
 from thrifty.compress.quantize.low_rank import find_low_rank
 from thrifty.engines.openvino.weights import Int8Codes, int8_codes
 from thrifty.errors import CompressionError
+from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
 Codes = Int4Codes | Int8Codes
@@ -36,17 +37,21 @@ class Form:
     """Whether columns that are fed large values are made larger first."""
     rank: int = 0
     """Of a product that is added; 0: none."""
+    plain: bool = False
+    """Whether each weight is rounded on its own."""
 
     def __str__(self) -> str:
         if self.grid is None:
             return "8 bits"
         words = [f"{self.grid.value}, groups of {self.group}"]
+        words += ["round to nearest"] if self.plain else []
         words += ["AWQ"] if self.awq else []
         words += [f"a correction of rank {self.rank}"] if self.rank else []
         return ", ".join(words)
 
 
 EIGHT_BITS = Form(None)
+PLAIN = Form(Grid.SYMMETRIC, 64, plain=True)
 BASE = Form(Grid.SYMMETRIC, 64)
 """What a matrix's sensitivity is measured in, and other forms are compared with."""
 FORMS = (
@@ -82,15 +87,16 @@ class Rounder:
         """How many weights a matrix has."""
         return int(self._read(name).size)
 
-    def round_plainly(self, name: str, group: int) -> Int4Codes:
-        """The matrix, each weight on its own."""
-        values = self._read(name)
-        return round_to_nearest(values, _fit_group(name, values, group))
-
     def make(self, name: str, form: Form) -> Codes:
         """The matrix in that form. Raises `CompressionError` where it has none in 4 bits."""
         values = self._read(name)
         return int8_codes(values) if form.grid is None else self._make(name, values, form)
+
+    def make_all(
+        self, forms: Mapping[str, Form], on_progress: OnProgress = ignore_progress
+    ) -> Mapping[str, Codes]:
+        """Each matrix in its form, made when it is asked for: all at once take much memory."""
+        return _Made(self, forms, on_progress)
 
     def weigh(self, name: str, forms: Iterable[Form] = FORMS) -> Iterator[Weighed]:
         """What the matrix loses by each of `forms`; AWQ's are left out where it does not help."""
@@ -106,6 +112,8 @@ class Rounder:
         assert form.grid is not None
         inputs = self._inputs[name]
         group = _fit_group(name, values, form.group)
+        if form.plain:
+            return round_to_nearest(values, group, form.grid)
         spread = self._find_spread(name) if form.awq else None
         by = np.ones(1, np.float32) if spread is None else spread.astype(np.float32)
         fed = inputs if spread is None else inputs * np.outer(by, by)
@@ -137,6 +145,28 @@ class Rounder:
 
     def _read(self, name: str) -> FloatArray:
         return self._checkpoint.tensors.read_tensor(f"{name}.weight").astype(np.float32)
+
+
+class _Made(Mapping[str, Codes]):
+    def __init__(
+        self, rounder: Rounder, forms: Mapping[str, Form], on_progress: OnProgress
+    ) -> None:
+        self._rounder = rounder
+        self._forms = forms
+        self._on_progress = on_progress
+        self._made = 0
+
+    def __getitem__(self, name: str) -> Codes:
+        found = self._rounder.make(name, self._forms[name])
+        self._made += 1
+        self._on_progress(Progress("quantize", self._made, len(self._forms), "matrices"))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._forms)
+
+    def __len__(self) -> int:
+        return len(self._forms)
 
 
 def _fit_group(name: str, values: FloatArray, group: int) -> int:

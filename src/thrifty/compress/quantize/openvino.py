@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
 from thrifty.compress.judge import Judge
 from thrifty.compress.quantize.budget import SLACK, Choice, choose
-from thrifty.compress.quantize.forms import BASE, FORMS, Codes, Form, Rounder
+from thrifty.compress.quantize.forms import BASE, FORMS, PLAIN, Codes, Form, Rounder
 from thrifty.compress.quantize.int4 import Grid, Int4Codes
 from thrifty.compress.quantize.sensitivity import measure_sensitivity
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
@@ -59,31 +59,25 @@ NEAR = 1.05
 
 
 @dataclass(frozen=True)
-class Int4Recipe:
+class Recipe:
     """One way to 4 bits: every matrix in some form."""
 
     name: str
-    codes: Mapping[str, Codes]
-    forms: Mapping[str, int] = field(default_factory=dict)
-    """How many matrices are in which, where they are not all in one."""
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Over all matrices but the table and the head."""
-        total = sum(found.bits_per_weight * found.codes.size for found in self.codes.values())
-        return total / sum(found.codes.size for found in self.codes.values())
+    forms: Mapping[str, Form]
+    bits_per_weight: float
+    """Over all matrices but the table and the head."""
 
 
 class Int4Weights:
-    """The weights of a graph under an `Int4Recipe`."""
+    """The weights of a graph whose matrices are these; any other is in 8 bits."""
 
-    def __init__(self, recipe: Int4Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, codes: Mapping[str, Codes]) -> None:
+        self._codes = codes
         self.inputs: list[Any] = []
 
     def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
-        found = self._recipe.codes.get(name)
+        found = self._codes.get(name)
         if not isinstance(found, Int4Codes):
             return op.matmul(x, int8_weight(values), False, True)
         fed = x if found.spread is None else op.multiply(x, _floats(found.spread))
@@ -178,20 +172,20 @@ def quantize_openvino(
         return *made_before, []
     base = prepare_model(store, version, artifact, "none", on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(base[1].id))
-    recipes, measured = make_recipes(
+    rounder, recipes, measured = try_recipes(
         checkpoint, tokenizer, calibration, bits=bits, tokens=tokens, on_progress=on_progress
     )
     best = choose_recipe(measured)
-    chosen = next(one for one in recipes if one.name == best.recipe)
+    forms = next(one.forms for one in recipes if one.name == best.recipe)
     figures = {
         "bits_per_weight": best.bits_per_weight,
         "recipe": best.recipe,
-        "forms": dict(chosen.forms),
+        "forms": dict(Counter(map(str, forms.values())).most_common()),
         "calibration_kl_divergence": {one.recipe: one.kl_divergence for one in measured},
     }
     new_version, new_artifact = prepare_model(
         store, version, artifact, "int4", on_progress,
-        weights=Int4Weights(chosen), recipe=recipe, out=out, figures=figures,
+        weights=Int4Weights(rounder.make_all(forms, on_progress)), recipe=recipe, out=out, figures=figures,
     )  # fmt: skip
     return new_version, new_artifact, measured
 
@@ -202,7 +196,7 @@ def choose_recipe(measured: Sequence[Measured]) -> Measured:
     return next(one for one in measured if one.kl_divergence <= NEAR * least)
 
 
-def make_recipes(
+def try_recipes(
     checkpoint: DecoderCheckpoint,
     tokenizer: TextTokenizer,
     calibration: Path,
@@ -210,40 +204,23 @@ def make_recipes(
     bits: float,
     tokens: int,
     on_progress: OnProgress = ignore_progress,
-) -> tuple[list[Int4Recipe], list[Measured]]:
-    """Every recipe that fits the budget, and what each came to."""
+) -> tuple[Rounder, list[Recipe], list[Measured]]:
+    """What makes matrices, every recipe that fits the budget, and what each came to."""
     most = tokens + SENSITIVITY_TOKENS + SELECTION_TOKENS
     stream = read_windows(calibration, tokenizer, WINDOW, most)
     judges = list(itertools.islice(stream, SELECTION_TOKENS // WINDOW))
     probes = list(itertools.islice(stream, SENSITIVITY_TOKENS // WINDOW))
-    inputs = collect_inputs(checkpoint, stream, tokens, on_progress)
-    rounder = Rounder(checkpoint, inputs)
-    plain = {name: rounder.round_plainly(name, BASE.group) for name in rounder.names}
-    base = {}
-    for index, name in enumerate(rounder.names):
-        base[name] = rounder.make(name, BASE)
-        on_progress(Progress("quantize", index + 1, len(rounder.names), "matrices"))
+    rounder = Rounder(checkpoint, collect_inputs(checkpoint, stream, tokens, on_progress))
+    base = rounder.make_all(dict.fromkeys(rounder.names, BASE), on_progress)
     costs = measure_sensitivity(checkpoint, base, probes, on_progress)
-    choices = _weigh(rounder, costs, on_progress)
-    recipes: list[Int4Recipe | None] = [
-        Int4Recipe(f"round to nearest, groups of {BASE.group}", plain),
-        Int4Recipe(f"GPTQ, groups of {BASE.group}", base),
-    ]
-    recipes += [_make_best(label, grids, choices, rounder, bits) for label, grids in WIDER.items()]
-    fitting = [
-        one for one in recipes if one is not None and one.bits_per_weight <= bits * (1 + SLACK)
-    ]
-    if not fitting:
-        least = min(plain.values(), key=lambda one: one.bits_per_weight).bits_per_weight
-        raise CompressionError(
-            f"4 bits and their scales take {least:.2f} bits a weight, not {bits:g}"
-        )
+    recipes = _make_recipes(rounder, _weigh(rounder, costs, on_progress), bits)
     judge, measured = Judge(checkpoint, tokenizer, judges), list[Measured]()
-    for index, one in enumerate(fitting):
-        divergence = judge.measure(checkpoint, Int4Weights(one))
+    for index, one in enumerate(recipes):
+        codes = rounder.make_all(one.forms, on_progress)
+        divergence = judge.measure(checkpoint, Int4Weights(codes))
         measured.append(Measured(one.name, one.bits_per_weight, divergence))
-        on_progress(Progress("judge", index + 1, len(fitting), "recipes"))
-    return fitting, measured
+        on_progress(Progress("judge", index + 1, len(recipes), "recipes"))
+    return rounder, recipes, measured
 
 
 def _weigh(
@@ -265,22 +242,31 @@ def _weigh(
     return choices
 
 
-def _make_best(
-    label: str,
-    grids: set[Grid],
-    choices: Mapping[str, Sequence[Choice[Form]]],
-    rounder: Rounder,
-    bits: float,
-) -> Int4Recipe | None:
-    """The best form for each matrix, of those grids and 8 bits; None where the budget has no room."""
-    may = {
-        name: [one for one in found if one.form.grid is None or one.form.grid in grids]
-        for name, found in choices.items()
-    }
-    try:
-        chosen = choose(may, bits * sum(rounder.size(name) for name in choices))
-    except ValueError:
-        return None
-    forms = Counter(str(one.form) for one in chosen.values())
-    codes = {name: rounder.make(name, one.form) for name, one in chosen.items()}
-    return Int4Recipe(label, codes, dict(forms.most_common()))
+def _make_recipes(
+    rounder: Rounder, choices: Mapping[str, Sequence[Choice[Form]]], bits: float
+) -> list[Recipe]:
+    """Those that have room in `bits` a weight. Raises `CompressionError` where none has."""
+    weights = sum(rounder.size(name) for name in choices)
+    uniform = {name: next(c for c in found if c.form == BASE) for name, found in choices.items()}
+    least = sum(one.bits for one in uniform.values()) / weights
+    recipes = []
+    if least <= bits * (1 + SLACK):
+        for label, form in ((f"round to nearest, groups of {BASE.group}", PLAIN),
+                            (f"GPTQ, groups of {BASE.group}", BASE)):  # fmt: skip
+            recipes.append(Recipe(label, dict.fromkeys(choices, form), least))
+    for label, grids in WIDER.items():
+        may = {
+            name: [one for one in found if one.form.grid is None or one.form.grid in grids]
+            for name, found in choices.items()
+        }
+        try:
+            chosen = choose(may, bits * weights)
+        except ValueError:
+            continue
+        spent = sum(one.bits for one in chosen.values()) / weights
+        recipes.append(Recipe(label, {name: one.form for name, one in chosen.items()}, spent))
+    if not recipes:
+        raise CompressionError(
+            f"4 bits and their scales take {least:.2f} bits a weight, not {bits:g}"
+        )
+    return recipes
