@@ -98,7 +98,10 @@ def test_a_graph_multiplies_with_what_a_form_stands_for(form: Form) -> None:
 def test_the_first_recipe_that_is_nearly_the_best_is_taken() -> None:
     measured = [Measured("plain", 4.25, 0.5), Measured("fast", 5, 0.104), Measured("best", 5, 0.1)]
     assert choose_recipe(measured).recipe == "fast"
-    assert choose_recipe([*measured, Measured("exact", 5, 0.01)]).recipe == "exact"
+    # Offsets are slower to compute with, and are taken where they are worth it.
+    assert choose_recipe([*measured, Measured("with offsets", 5, 0.06)]).recipe == "fast"
+    assert choose_recipe([*measured, Measured("with offsets", 5, 0.04)]).recipe == "with offsets"
+    assert choose_recipe([Measured("with offsets", 4.5, 0.04)]).recipe == "with offsets"
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
@@ -125,7 +128,7 @@ def test_what_is_made_is_a_model_that_is_served_and_evaluated(
         best = min(kinds.values())
         assert found.kl_divergence.mean < 2 * best, "other text, the same order of magnitude"
         assert version.lineage.figures["calibration_kl_divergence"] == kinds
-        assert kinds[version.lineage.figures["recipe"]] <= 1.05 * best
+        assert kinds[version.lineage.figures["recipe"]] <= 2.1 * best
         assert best < kinds["round to nearest, groups of 64"]
         assert all(one.bits_per_weight <= 5.5 for one in measured)
         assert sum(name.startswith("chosen by matrix") for name in kinds) == 3
