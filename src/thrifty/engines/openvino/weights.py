@@ -25,7 +25,7 @@ FloatArray = npt.NDArray[np.float32]
 INT4_GROUP_SIZES = (128, 64, 32)
 """Tried in this order: the largest that divides a row."""
 INT8_GROUP_SIZES = (64, 32)
-"""As those: computed as fast as whole rows, and a seventh less of a divergence."""
+"""As those: nearer than whole rows, and computed by the same kernels."""
 LOWEST_INT4 = -8
 LEAST_ACTIVATION_GROUP = 32
 """What the engine's kernels go down to."""
@@ -184,7 +184,7 @@ def _pack(values: npt.NDArray[np.int8], shape: list[int], kind: Any) -> Any:
 
 def choose_activation_group(model: ov.Model) -> int:
     """How many activations should share a scale in this graph: no more than weights do, or the engine
-    computes with floats instead, which takes three times as long.
+    computes with floats instead, which takes several times as long.
     """
     groups = [
         constant.get_output_shape(0)[-1]
