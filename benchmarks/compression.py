@@ -25,7 +25,8 @@ from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gptq import round_to_nearest
-from thrifty.compress.quantize.openvino import Int4Weights, quantize_openvino
+from thrifty.compress.quantize.openvino import quantize_openvino
+from thrifty.compress.quantize.recipes import Int4Weights
 from thrifty.data import fetch_set
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
 from thrifty.evaluate import Evaluation, evaluate
@@ -41,7 +42,10 @@ def make_candidates(store: Store, calibration: Path, held_out: Path) -> dict[str
     """The models to compare, by what tables call them."""
     version, artifact = fetch_model(store, SOURCE)
     checkpoint = load_decoder(store.folder_of(artifact.id))
-    quantize_openvino(store, version, artifact, "int8", out="bench-int8")
+    quantize_openvino(
+        store, version, artifact, "int8", out="bench-int8", calibration=calibration, held_out=held_out
+    )  # fmt: skip
+    quantize_openvino(store, version, artifact, "int8", out="bench-int8-plain")
     codes = {}
     shape = checkpoint.shape
     for layer in range(shape.layers):
@@ -61,10 +65,11 @@ def make_candidates(store: Store, calibration: Path, held_out: Path) -> dict[str
         store, version, artifact, "q4_k_m", out="bench-q4-k-m", calibration=calibration, held_out=held_out
     )  # fmt: skip
     return {
-        "int8": "bench-int8",
+        "int8, smoothed": "bench-int8",
         "int4, plain, groups of 64": "bench-rtn",
         "int4, measured": "bench-int4",
         "Q4_K_M with an importance matrix (its weights alone, computed in floats)": "bench-q4-k-m",
+        "int8, plain": "bench-int8-plain",
     }
 
 
@@ -125,7 +130,7 @@ def main() -> None:
         size = store.find(candidates[label])[1].size_bytes
         rows.append((label, f"{size / 1e6:.0f}", f"{d.kl_divergence.mean:.5f} +- {d.kl_divergence.stderr:.5f}",
                      f"{d.same_top_token:.1%}", f"{d.perplexity_ratio:.4f} +- {d.perplexity_ratio_stderr:.4f}"))  # fmt: skip
-    int8, plain, best, gguf = (found[label].divergence for label in candidates)
+    int8, plain, best, gguf, _ = (found[label].divergence for label in candidates)
     assert int8 is not None
     assert plain is not None
     assert best is not None

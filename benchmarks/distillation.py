@@ -31,10 +31,10 @@ WINDOW = 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=150_000, help="To train on.")
+    parser.add_argument("--tokens", type=int, default=220_000, help="To train on.")
     parser.add_argument("--judged", type=int, default=16_000, help="Held-out tokens.")
-    parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--batch-tokens", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--width", action="store_true", help="Prune widths, too, not layers alone.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
     options = parser.parse_args()

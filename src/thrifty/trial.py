@@ -20,7 +20,13 @@ import psutil
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.figures import Measurement, find_measurement
-from thrifty.bench.check import OUTPUT_TOKENS, PROMPT_TOKENS, Measured, measure_service
+from thrifty.bench.check import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    Measured,
+    measure_embeddings,
+    measure_service,
+)
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
@@ -71,8 +77,8 @@ def measure_speed(
     *,
     again: bool = False,
 ) -> Measurement:
-    """Load time, time to first token and tokens per second at 1 and 8 streams, with the engine's
-    default options, measured unless they are recorded, or `again`; checkpoints run with 16-bit weights.
+    """Load time, time to first token and tokens per second at 1 and 8 streams (of an encoder, texts per second)
+    with the engine's default options, measured unless they are recorded, or `again`; checkpoints run with 16-bit weights.
     Blocks.
 
     Raises `SpecError` where the model cannot be served here, and `FleetError` and `BenchError` where it
@@ -125,8 +131,7 @@ async def _try(
                 f"{home.logs / f'{replica.id}.log'}"
             )
         values: dict[str, Any] = {"load_s": replica.ready_after_s}
-        if served.family == Family.DECODER:
-            values |= await _measure(replica.row().url, served, on_progress)
+        values |= await _measure(replica.row().url, served, store, on_progress)
         if replica.restarts or replica.state is not ReplicaState.READY:
             # Whatever was measured of it is not its speed.
             raise FleetError(f"{served.version} ended while it was measured: {replica.message}")
@@ -142,7 +147,9 @@ async def _try(
         on_progress(Progress("trial", 3, 3, "steps"))
 
 
-async def _measure(url: str, served: Served, on_progress: OnProgress) -> dict[str, Any]:
+async def _measure(
+    url: str, served: Served, store: Store, on_progress: OnProgress
+) -> dict[str, Any]:
     done = 0
 
     def note(_: str) -> None:
@@ -150,6 +157,11 @@ async def _measure(url: str, served: Served, on_progress: OnProgress) -> dict[st
         done += 1
         on_progress(Progress("trial", done, 3, "steps"))
 
+    if served.family == Family.ENCODER:
+        context = store.load(served.artifact).description.context_length if served.artifact else 0
+        words = min(PROMPT_TOKENS, context // 2) or PROMPT_TOKENS
+        found = await measure_embeddings(url, served.name, words=words, on_step=note)
+        return {"texts_per_s": {str(together): speed for together, speed in found.items()}}
     measured: Measured = await measure_service(
         url, served.name, answer="", price_per_hour=0.0, chat=False, on_step=note
     )

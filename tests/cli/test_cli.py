@@ -166,7 +166,7 @@ def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
         (["bench", "serve", "--model", "m", "--slo", "fast"], 1, "is not an objective"),
         (["bench", "serve", "--model", "m", "--trace", "/no/trace"], 1, "cannot be read"),
         (["evaluate", "a", "--reference", "b"], 1, "name a text (--text) or a task"),
-        (["evaluate", "a", "--reference", "b", "--task", "/no/task"], 1, "cannot be read"),
+        (["evaluate", "a", "--reference", "b", "--task", "/no/task"], 1, "no file here, and no set of data"),
         (["data", "fetch", "nothing"], 1, "there is no set 'nothing'"),
         (["quantize", "m", "--scheme", "int2", "--out", "n"], 1, "there is no scheme 'int2'"),
         (["quantize", "nobody", "--scheme", "int8", "--out", "n"], 1, "no model is named"),

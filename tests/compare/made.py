@@ -6,6 +6,7 @@ from typing import Any
 
 from thrifty.compare.lineage import Step
 from thrifty.compare.table import Comparison, Row
+from thrifty.types import Family
 
 
 def make_row(name: str, megabytes: float, divergence: float, rate: float, **changes: Any) -> Row:
@@ -16,6 +17,7 @@ def make_row(name: str, megabytes: float, divergence: float, rate: float, **chan
             "kl_divergence": {"mean": divergence, "stderr": divergence / 10, "p99": 1.0},
             "same_top_token": 0.9, "perplexity_ratio": 1.01,
         },
+        "embeddings": None,
         "tasks": {
             "piqa": {"score": 0.7, "difference": -0.01, "difference_low": -0.03,
                      "difference_high": 0.01},
@@ -30,7 +32,7 @@ def make_row(name: str, megabytes: float, divergence: float, rate: float, **chan
 
 def make_comparison(*rows: Row, **changes: Any) -> Comparison:
     values = {
-        "reference": "base@v1", "rows": list(rows), "tasks": ["piqa"],
+        "reference": "base@v1", "family": Family.DECODER, "rows": list(rows), "tasks": ["piqa"],
         "text": {"name": "wiki", "tokens": 4096, "text_sha256": "ab" * 32, "engine": "openvino 1",
                  "processor": "P"},
         "speed": {"engine": "openvino 1", "threads": 2, "processor": "P", "prompt_tokens": 64,

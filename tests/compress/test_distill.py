@@ -330,7 +330,7 @@ def test_a_killed_training_goes_on_to_the_same_curve(
 class Climbing:
     """A loss that falls, until it is `after` from a step on."""
 
-    unit, examples, example_tokens = "loss", 10, 1
+    unit, examples, example_tokens, held_out_tokens = "loss", 10, 1, 1
 
     def __init__(self, step: int, after: float) -> None:
         self.calls, self.step, self.after = 0, step, after

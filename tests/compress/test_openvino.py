@@ -17,18 +17,17 @@ from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
+from thrifty.compress.judge import Measured
 from thrifty.compress.quantize.forms import FORMS, Form, Rounder
 from thrifty.compress.quantize.gptq import round_to_nearest
-from thrifty.compress.quantize.openvino import (
-    Int4Weights,
-    Measured,
-    choose_recipe,
-    quantize_openvino,
-)
+from thrifty.compress.quantize.openvino import quantize_openvino
+from thrifty.compress.quantize.recipes import Int4Weights, choose_recipe
 from thrifty.compress.quantize.sensitivity import measure_sensitivity
+from thrifty.engines.openvino.prepare import make_recipe
 from thrifty.errors import CompressionError
 from thrifty.evaluate import evaluate
-from thrifty.types import Family, Format
+from thrifty.evaluate.kept_answers import KeptAnswers
+from thrifty.types import Family, Format, Progress
 
 pytestmark = pytest.mark.engine
 
@@ -66,15 +65,26 @@ def test_inputs_of_matrices_are_what_they_are_multiplied_with(store: Store, made
     )
 
 
-def test_sensitivity_is_the_divergence_of_that_matrix_alone(store: Store, made: Any) -> None:
+def test_sensitivity_is_the_divergence_of_that_matrix_alone(
+    store: Store, made: Any, tmp_path: Path
+) -> None:
     checkpoint = load_decoder(store.folder_of(made[1].id))
     names = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.q_proj"]
     codes = {n: round_to_nearest(checkpoint.tensors.read_tensor(f"{n}.weight"), 16) for n in names}
     told: list[Any] = []
-    found = measure_sensitivity(checkpoint, codes, WINDOWS, told.append)
+    with KeptAnswers(tmp_path / "kept.jsonl") as kept:
+        found = measure_sensitivity(checkpoint, codes, WINDOWS, kept, told.append)
     assert set(found) == set(names)
     assert all(0 < cost < 1 for cost in found.values())
     assert told[-1].done == told[-1].total == 2
+    # A run that was broken off behind the first measures the second.
+    lines = (tmp_path / "kept.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "kept.jsonl").write_bytes(lines[0] + lines[1][:9])
+    told.clear()
+    with KeptAnswers(tmp_path / "kept.jsonl") as kept:
+        again = measure_sensitivity(checkpoint, codes, WINDOWS, kept, told.append)
+    assert [one.done for one in told] == [2]
+    assert again == pytest.approx(found, rel=0.05)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -121,11 +131,14 @@ def test_what_is_made_is_a_model_that_is_served_and_evaluated(
         f"small-{scheme}", "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=128
     ).divergence
     assert found is not None
+    kinds = {one.recipe: one.kl_divergence for one in measured}
+    best = min(kinds.values())
     if scheme == "int8":
         assert found.kl_divergence.mean < 0.1
+        assert len(kinds) == 3
+        assert kinds[version.lineage.figures["recipe"]] == best
+        assert version.lineage.figures["bits_per_weight"] > 8
     else:
-        kinds = {one.recipe: one.kl_divergence for one in measured}
-        best = min(kinds.values())
         assert found.kl_divergence.mean < 2 * best, "other text, the same order of magnitude"
         assert version.lineage.figures["calibration_kl_divergence"] == kinds
         assert kinds[version.lineage.figures["recipe"]] <= 2.1 * best
@@ -139,6 +152,42 @@ def test_what_is_made_is_a_model_that_is_served_and_evaluated(
         store, *made, scheme, out=f"small-{scheme}", calibration=text, bits=5.5, tokens=8192
     )
     assert again == version
+
+
+def test_four_bits_go_on_where_they_were_broken_off(
+    store: Store, made: Any, tmp_path: Path
+) -> None:
+    text = write_text(tmp_path / "calibration.txt", 40_000, seed=5)
+    settings: Any = {"calibration": text, "bits": 5.3, "tokens": 4096}
+
+    def stop(step: Progress) -> None:
+        if step.step == "judge" and step.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize_openvino(store, *made, "int4", out="broken-off", **settings, on_progress=stop)
+    (kept,) = store.root.glob("partial/*/measured.jsonl")
+    told: list[str] = []
+    version, _, measured = quantize_openvino(
+        store, *made, "int4", out="broken-off", **settings,
+        on_progress=lambda step: told.append(step.step),
+    )  # fmt: skip
+    assert "sensitivity" not in told
+    assert told.count("judge") == len(measured) > 2
+    assert version.name == "broken-off"
+    assert not kept.exists()
+
+
+def test_eight_bits_without_text_are_rounded_plainly(store: Store, made: Any) -> None:
+    version, _, measured = quantize_openvino(store, *made, "int8", out="plain-int8")
+    assert version.lineage.recipe == make_recipe("int8")
+    assert not measured
+
+
+def test_text_of_one_window_is_too_short(store: Store, made: Any, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "short.txt", 300)
+    with pytest.raises(CompressionError, match="too short: it has 1 windows of 512 tokens"):
+        quantize_openvino(store, *made, "int8", out="x", calibration=text)
 
 
 def test_four_bits_need_text_and_room_for_scales(store: Store, made: Any, tmp_path: Path) -> None:

@@ -185,7 +185,6 @@ def test_what_is_prepared_already_is_no_beginning(
     ("keys", "problems"),
     [
         ({"quantize": "none", "out": "x"}, ["compress: nothing is done"]),
-        ({"text": "passages", "quantize": "int8"}, ["compress.text: nothing here learns"]),
         ({"prune": 0.5, "text": "nowhere.txt"}, ["compress.text: 'nowhere.txt' is no file here"]),
         ({"prune": 0.5, "text": "piqa", "held_out": "boolq"},
          ["compress.text: 'piqa' is questions", "compress.held_out: 'boolq' is questions"]),

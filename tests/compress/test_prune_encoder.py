@@ -56,6 +56,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def made(store: Store) -> tuple[NamedVersion, Artifact]:
+    return put_encoder(store)
+
+
+def put_encoder(store: Store) -> tuple[NamedVersion, Artifact]:
+    """A tiny encoder, with its tokenizer and pooling."""
     with store.stage("tiny") as stage:
         (stage / "model").mkdir(parents=True)
         folder = write_files(stage / "model", prefix="bert.", model_type="bert")

@@ -312,6 +312,17 @@ def test_beams_take_their_past_with_them(tmp_path: Path) -> None:
         np.testing.assert_allclose(row, expected, atol=EXACT)
 
 
+def test_masks_are_of_floats(tmp_path: Path) -> None:
+    """With a mask of booleans the engine computes attention of whole windows many times slower."""
+    write(LLAMA, tmp_path)
+    model = build_decoder(load_decoder(tmp_path), "none")
+    attention = [
+        node for node in model.get_ops() if node.get_type_name() == "ScaledDotProductAttention"
+    ]
+    assert len(attention) == LLAMA.layers
+    assert all(node.input(3).get_element_type() == ov.Type.f32 for node in attention)
+
+
 def test_graph_turns_into_paged_attention() -> None:
     """The form in which the engine runs it: no state is left, blocks of cache come in."""
     from openvino._offline_transformations import paged_attention_transformation

@@ -21,7 +21,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.messages import Add, Embed
 from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
-from thrifty.engines.openvino.prepare import kv_bytes_per_token, prepare_model
+from thrifty.engines.openvino.prepare import RECIPE_VERSION, kv_bytes_per_token, prepare_model
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import Output, Sampling
 from thrifty.errors import ArtifactError, FormatRefused, IntegrityError
@@ -67,7 +67,11 @@ def test_prepared_model_is_a_version_of_its_own(store: Store, scheme: str, name:
     assert version.label == f"{name}-openvino@v1"
     (parent,) = version.lineage.parents
     assert (parent.id, parent.name) == (source[1].id, "tiny@v1")
-    assert version.lineage.recipe == {"step": "openvino", "quantize": scheme, "version": 2}
+    assert version.lineage.recipe == {
+        "step": "openvino",
+        "quantize": scheme,
+        "version": RECIPE_VERSION,
+    }
     note = json.loads((folder / "thrifty.json").read_text())
     assert note["family"] == "decoder"
     assert (note["context_length"], note["eos_token_ids"]) == (256, [END])

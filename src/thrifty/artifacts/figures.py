@@ -25,7 +25,7 @@ class Measurement(msgspec.Struct, frozen=True):
     """Figures of one kind, made at once."""
 
     kind: str
-    """`quality`, `task` or `speed`."""
+    """`quality`, `embeddings`, `task` or `speed`."""
     conditions: dict[str, Any]
     """What they were measured on and against. Only figures with equal ones may be compared."""
     values: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ QUESTION = "What is the capital of France?"
 STREAMS = (1, 8)
 SECONDS = 2.5
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48
+EMBEDDED_TOGETHER = (1, 32)
+"""Texts in a request for embeddings."""
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,36 @@ async def measure_service(
     best = max(speeds.values())
     cost = price_per_hour / (best * 3600) * 1e6 if best else float("inf")
     return Measured(QUESTION, answer, good[len(good) // 2], speeds, cost, price_per_hour)
+
+
+async def measure_embeddings(
+    url: str,
+    model: str,
+    *,
+    words: int = PROMPT_TOKENS,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> dict[int, float]:
+    """Texts a second, of so many words each, by how many a request holds; one request at a time. Raises
+    `BenchError`.
+    """
+    asks = Workload(Lengths("fixed", words, 0), Lengths("fixed", 1, 0), seed=time.time_ns()).asks()
+    client = HttpClient()
+    speeds: dict[int, float] = {}
+    try:
+        for together in EMBEDDED_TOGETHER:
+            on_step(f"{together} text{'s' if together > 1 else ''}")
+            done, started_s = 0, time.perf_counter()
+            while (took_s := time.perf_counter() - started_s) < SECONDS:
+                texts = [ask.prompt for ask in itertools.islice(asks, together)]
+                status, data = await client.fetch(
+                    f"{url}/v1/embeddings", method="POST",
+                    headers=b"content-type: application/json\r\n",
+                    body=msgspec.json.encode({"model": model, "input": texts}), timeout_s=120.0,
+                )  # fmt: skip
+                if status != 200:
+                    raise BenchError(f"embeddings were answered with {status}: {data[:300]!r}")
+                done += together
+            speeds[together] = done / took_s
+    finally:
+        client.close()
+    return speeds

@@ -163,7 +163,8 @@ def evaluate(
         str, typer.Option(help="The model that it should be as good as, on this machine.")
     ],
     text: Annotated[
-        Path | None, typer.Option(help="Held-out text: plain, or .jsonl with a field 'text'.")
+        str | None,
+        typer.Option(help="Held-out text: a set, or a file, plain or .jsonl with a field 'text'."),
     ] = None,
     tasks: Annotated[
         list[str] | None,
@@ -231,11 +232,13 @@ def quantize(
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
     text: Annotated[
-        Path | None,
-        typer.Option(help="Text to learn from, for int4 and K-quants: plain, or .jsonl."),
+        str | None,
+        typer.Option(
+            help="Text to learn from: a set, a file, or none. Default: passages, where anything is learned."
+        ),
     ] = None,
     held_out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     bits: Annotated[
@@ -260,7 +263,9 @@ def prune(
         float, typer.Option(help="The share of the parameters to keep, such as 0.8.")
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
-    text: Annotated[Path, typer.Option(help="Text to learn from: plain, or .jsonl.")],
+    text: Annotated[
+        str | None, typer.Option(help="Text to learn from: a set, or a file. Default: passages.")
+    ] = None,
     depth_only: Annotated[
         bool, typer.Option("--depth-only", help="Only leave layers out.")
     ] = False,
@@ -268,7 +273,7 @@ def prune(
         bool, typer.Option("--width-only", help="Only take neurons, heads and channels away.")
     ] = False,
     held_out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
@@ -300,7 +305,7 @@ def distill(
     teacher: Annotated[
         str, typer.Option(help="What it learns from: a name, a source, a path, or a URL.")
     ],
-    text: Annotated[Path, typer.Option(help="Text to learn on: plain, or .jsonl.")],
+    text: Annotated[str, typer.Option(help="Text to learn on: a set, or a file, plain or .jsonl.")],
     tokens: Annotated[int, typer.Option(help="How many tokens to learn on, over all steps.")],
     out: Annotated[str, typer.Option(help="The new model's name.")],
     divergence: Annotated[
@@ -340,7 +345,7 @@ def distill(
     processes: Annotated[int, typer.Option(help="How many train together, one for a GPU.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
     held_out: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from thrifty.artifacts import Store
-from thrifty.artifacts.figures import Measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
 from thrifty.compress.pipeline import Compressed, Stage
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
 from thrifty.service import Compressor, resolve_target
+from thrifty.types import Family
 from thrifty.units import format_bytes, format_duration
 
 
@@ -60,32 +60,69 @@ def _as_dict(compressed: Compressed) -> dict[str, Any]:
 
 
 def _show(compressed: Compressed) -> None:
+    encoder = compressed.source[1].description.family is Family.ENCODER
+    quality: tuple[str, ...]
+    if encoder:
+        quality = (
+            "cosine",
+            "rank correlation",
+            "same nearest",
+            "load",
+            "texts/s, 1 / 32 a request",
+        )
+    else:
+        quality = ("KL divergence", "same top token", "perplexity", "tasks", "load",
+                   "tokens/s, 1 / 8 streams")  # fmt: skip
     print_table(
-        ("stage", "model", "size", "KL divergence", "same top token", "perplexity", "tasks",
-         "load", "tokens/s, 1 / 8 streams"),
-        [_row(stage) for stage in compressed.stages],
-    )  # fmt: skip
+        ("stage", "model", "size", *quality),
+        [_row(stage, encoder=encoder) for stage in compressed.stages],
+    )
     print_line()
 
 
-def _row(stage: Stage) -> tuple[str, ...]:
-    def find(kind: str) -> list[Measurement]:
-        return [m for m in stage.measured if m.kind == kind]
+def _row(stage: Stage, *, encoder: bool) -> tuple[str, ...]:
+    def find(kind: str) -> list[dict[str, Any]]:
+        return [m.values for m in stage.measured if m.kind == kind]
 
-    quality, speed = find("quality"), find("speed")
-    first = quality[0].values if quality else None
-    fast = speed[0].values if speed else None
-    kl = first["kl_divergence"] if first else None
-    tasks = [f"{m.values['task']} {m.values['difference']:+.1%}" for m in find("task")]
-    speeds = [f"{value:.0f}" for value in fast.get("tokens_per_s", {}).values()] if fast else []
+    speed = next(iter(find("speed")), {})
+    kind = "texts_per_s" if encoder else "tokens_per_s"
     return (
         stage.name,
         stage.version.label,
         format_bytes(stage.artifact.size_bytes),
-        f"{kl['mean']:.4f} +- {kl['stderr']:.4f}" if kl else "",
-        f"{first['same_top_token']:.1%}" if first else "",
-        f"{first['perplexity_ratio']:.3f} x" if first else "",
-        ", ".join(tasks),
-        format_duration(fast["load_s"]) if fast else "",
-        " / ".join(speeds),
+        *(
+            _say_encoder(find("embeddings"))
+            if encoder
+            else _say_decoder(find("quality"), find("task"))
+        ),
+        format_duration(speed["load_s"]) if speed else "",
+        " / ".join(f"{value:.0f}" for value in speed.get(kind, {}).values()),
+    )
+
+
+def _say_decoder(
+    quality: list[dict[str, Any]], tasks: list[dict[str, Any]]
+) -> tuple[str, str, str, str]:
+    said = ", ".join(f"{one['task']} {one['difference']:+.1%}" for one in tasks)
+    if not quality:
+        return "", "", "", said
+    (found,) = quality
+    kl = found["kl_divergence"]
+    return (
+        f"{kl['mean']:.4f} +- {kl['stderr']:.4f}",
+        f"{found['same_top_token']:.1%}",
+        f"{found['perplexity_ratio']:.3f} x",
+        said,
+    )
+
+
+def _say_encoder(embeddings: list[dict[str, Any]]) -> tuple[str, str, str]:
+    if not embeddings:
+        return "", "", ""
+    (found,) = embeddings
+    cosine, ranks, same = found["cosine"], found["rank_correlation"], found["same_nearest"]
+    return (
+        f"{cosine['mean']:.4f}" if cosine else "another width",
+        f"{ranks['spearman']:.4f} +- {ranks['stderr']:.4f}" if ranks else "",
+        f"{same:.1%}" if same is not None else "",
     )

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import err, print_json, print_line, show_progress
+from thrifty.cli.texts import find_named
 from thrifty.compress.distill.answers import RemoteTeacher
 from thrifty.compress.distill.distill import distill_model
 from thrifty.compress.distill.settings import Training
+from thrifty.evaluate.figures import find_text
 from thrifty.home import find_home
 
 
@@ -16,8 +18,8 @@ def run_distill(
     student: str,
     teacher: str | RemoteTeacher,
     *,
-    text: Path,
-    held_out: Path | None,
+    text: str,
+    held_out: str | None,
     out: str,
     training: Training,
     live: bool,
@@ -28,9 +30,12 @@ def run_distill(
 ) -> None:
     """Distil a student."""
     home = find_home()
+    store = Store(home.models)
     with show_progress() as on_progress:
+        learned = find_text(text, home.data, store, on_progress).path
+        judged = find_named(held_out, home, store, on_progress)
         version, artifact = distill_model(
-            Store(home.models), student, teacher, text=text, held_out=held_out, out=out,
+            store, student, teacher, text=learned, held_out=judged, out=out,
             training=training, references=home.evaluations, work=home.trainings, live=live,
             backend=backend, processes=processes, on_progress=on_progress,
         )  # fmt: skip

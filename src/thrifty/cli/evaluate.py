@@ -8,20 +8,28 @@ from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
+from thrifty.cli.texts import find_named
 from thrifty.evaluate import Evaluation, evaluate
 from thrifty.evaluate.embeddings import EmbeddingAgreement
+from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.task_result import TaskResult
-from thrifty.home import find_home
+from thrifty.home import Home, find_home
+from thrifty.types import OnProgress
 
 _FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 """So that what lm-evaluation-harness uses draws no progress of its own through ours."""
+
+
+def _find_task(name: str, home: Home, store: Store, on_progress: OnProgress) -> str:
+    """A file, or a set fetched; tasks of lm-evaluation-harness keep their name."""
+    return name if is_harness_task(name) else str(find_named(name, home, store, on_progress))
 
 
 def run_evaluate(
     model: str,
     reference: str,
     *,
-    text: Path | None,
+    text: str | None,
     tasks: Sequence[str],
     pairs: Path | None,
     include: Sequence[Path],
@@ -39,14 +47,15 @@ def run_evaluate(
     for name in _FOREIGN_BARS:
         os.environ.setdefault(name, "1")
     home = find_home()
+    store = Store(home.models)
     with show_progress() as on_progress:
         found = evaluate(
             model,
             reference,
-            store=Store(home.models),
+            store=store,
             folder=home.evaluations,
-            text=text,
-            tasks=tasks,
+            text=find_named(text, home, store, on_progress),
+            tasks=[_find_task(task, home, store, on_progress) for task in tasks],
             pairs=pairs,
             include=include,
             shots=shots,

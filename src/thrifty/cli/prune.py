@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.cli.texts import find_named
+from thrifty.compress.pipeline import TEXT
 from thrifty.compress.prune.encoder import prune_encoder
 from thrifty.compress.prune.encoder_report import PrunedEncoder
 from thrifty.compress.prune.prune import Pruned, prune_decoder
 from thrifty.errors import CompressionError
+from thrifty.evaluate.figures import find_text
 from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes
@@ -23,20 +24,23 @@ def run_prune(
     depth_only: bool,
     width_only: bool,
     out: str,
-    text: Path,
-    held_out: Path | None,
+    text: str | None,
+    held_out: str | None,
     tokens: int,
     as_json: bool,
 ) -> None:
     """Prune a model."""
     if depth_only and width_only:
         raise CompressionError("--depth-only and --width-only exclude each other")
-    store = Store(find_home().models)
+    home = find_home()
+    store = Store(home.models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
+        learned = find_text(text or TEXT, home.data, store, on_progress).path
+        judged = find_named(held_out, home, store, on_progress)
         prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
         new_version, new_artifact, report = prune(
-            store, version, artifact, parameters, out=out, calibration=text, held_out=held_out,
+            store, version, artifact, parameters, out=out, calibration=learned, held_out=judged,
             depth=not width_only, width=not depth_only, tokens=tokens, on_progress=on_progress,
         )  # fmt: skip
     figures = new_version.lineage.figures

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.cli.texts import find_named
+from thrifty.compress.judge import Measured
+from thrifty.compress.pipeline import TEXT
 from thrifty.compress.quantize.gguf import quantize_gguf
+from thrifty.compress.quantize.gguf_types import PLAIN
 from thrifty.compress.quantize.gguf_types import SCHEMES as GGUF_SCHEMES
-from thrifty.compress.quantize.openvino import BITS, Measured, quantize_openvino
+from thrifty.compress.quantize.openvino import BITS, quantize_openvino
 from thrifty.errors import CompressionError
 from thrifty.home import find_home
+from thrifty.types import Family
 from thrifty.units import format_bytes
 
 SCHEMES = ("int8", "int4", *GGUF_SCHEMES)
@@ -23,8 +27,8 @@ def run_quantize(
     *,
     scheme: str,
     out: str,
-    text: Path | None,
-    held_out: Path | None,
+    text: str | None,
+    held_out: str | None,
     bits: float,
     tokens: int,
     as_json: bool,
@@ -32,20 +36,26 @@ def run_quantize(
     """Quantize a model."""
     if scheme not in SCHEMES:
         raise CompressionError(f"there is no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
-    store = Store(find_home().models)
+    if scheme != "int4" and bits != BITS:
+        raise CompressionError(f"--bits is for int4; {scheme} has the bits it has")
+    home = find_home()
+    store = Store(home.models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
+        learns = scheme not in GGUF_SCHEMES or GGUF_SCHEMES[scheme].usual not in PLAIN
+        if text is None and learns and artifact.description.family is Family.DECODER:
+            text = TEXT
+        learned = find_named(text, home, store, on_progress)
+        judged = find_named(held_out, home, store, on_progress)
         measured: list[Measured] = []
-        if scheme != "int4" and bits != BITS:
-            raise CompressionError(f"--bits is for int4; {scheme} has the bits it has")
         if scheme in GGUF_SCHEMES:
             new_version, new_artifact = quantize_gguf(
-                store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,
+                store, version, artifact, scheme, out=out, calibration=learned, held_out=judged,
                 tokens=tokens, on_progress=on_progress,
             )  # fmt: skip
         else:
             new_version, new_artifact, measured = quantize_openvino(
-                store, version, artifact, scheme, out=out, calibration=text, held_out=held_out,
+                store, version, artifact, scheme, out=out, calibration=learned, held_out=judged,
                 bits=bits, tokens=tokens, on_progress=on_progress,
             )  # fmt: skip
     if as_json:
@@ -65,7 +75,7 @@ def run_quantize(
         ]
         print_table(("recipe", "bits a weight", "KL divergence, calibration text"), rows)
         err.print(f"taken: {new_version.lineage.figures['recipe']}")
-        for form, count in new_version.lineage.figures["forms"].items():
+        for form, count in new_version.lineage.figures.get("forms", {}).items():
             err.print(f"  {count} matrices: {form}")
     if scheme in GGUF_SCHEMES:
         figures = new_version.lineage.figures

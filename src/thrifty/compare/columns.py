@@ -5,36 +5,67 @@ from __future__ import annotations
 import math
 
 from thrifty.compare.table import Comparison, Row
+from thrifty.types import Family
 from thrifty.units import format_bytes, format_duration
 
 STREAMS = ("1", "8")
+TOGETHER = ("1", "32")
+"""Texts in a request for embeddings."""
 
 
 def make_columns(comparison: Comparison) -> tuple[str, ...]:
     """The heads of the columns."""
-    return (
-        "model", "weights", "size", "bits", "KL divergence", "same top token", "perplexity",
-        *comparison.tasks, "load", *(f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS),
-    )  # fmt: skip
+    if comparison.family is Family.ENCODER:
+        quality = ("cosine", "rank correlation", "same nearest")
+        speeds = [f"texts/s, {n} a request" for n in TOGETHER]
+    else:
+        quality = ("KL divergence", "same top token", "perplexity")
+        speeds = [f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS]
+    return ("model", "weights", "size", "bits", *quality, *comparison.tasks, "load", *speeds)
 
 
 def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     """One model's cells; empty where nothing is known."""
-    quality, speed = row.quality, row.speed
-    speeds = (speed or {}).get("tokens_per_s", {})
+    speed = row.speed
+    if comparison.family is Family.ENCODER:
+        quality, together = _say_embeddings(row), TOGETHER
+        speeds = (speed or {}).get("texts_per_s", {})
+    else:
+        quality, together = _say_divergence(row), STREAMS
+        speeds = (speed or {}).get("tokens_per_s", {})
     return (
         row.name,
         row.form,
         format_bytes(row.size_bytes) if row.size_bytes else "",
         f"{row.bits_per_weight:.1f}" if row.bits_per_weight else "",
-        say_error(quality["kl_divergence"]["mean"], quality["kl_divergence"]["stderr"])
-        if quality
-        else "",
-        f"{quality['same_top_token']:.1%}" if quality else "",
-        f"{quality['perplexity_ratio']:.3f} x" if quality else "",
+        *quality,
         *(_say_task(row, task) for task in comparison.tasks),
         format_duration(speed["load_s"]) if speed else "",
-        *(f"{speeds[n]:.0f}" if n in speeds else "" for n in STREAMS),
+        *(f"{speeds[n]:.0f}" if n in speeds else "" for n in together),
+    )
+
+
+def _say_divergence(row: Row) -> tuple[str, str, str]:
+    found = row.quality
+    if found is None:
+        return "", "", ""
+    kl = found["kl_divergence"]
+    return (
+        say_error(kl["mean"], kl["stderr"]),
+        f"{found['same_top_token']:.1%}",
+        f"{found['perplexity_ratio']:.3f} x",
+    )
+
+
+def _say_embeddings(row: Row) -> tuple[str, str, str]:
+    found = row.embeddings
+    if found is None:
+        return "", "", ""
+    cosine, ranks = found["cosine"], found["rank_correlation"]
+    return (
+        say_error(cosine["mean"], cosine["stderr"]) if cosine else "another width",
+        say_error(ranks["spearman"], ranks["stderr"]) if ranks else "",
+        f"{found['same_nearest']:.1%}" if found["same_nearest"] is not None else "",
     )
 
 
@@ -48,6 +79,13 @@ def describe_conditions(comparison: Comparison) -> list[str]:
     """What the columns were measured on, a sentence each."""
     said = []
     text, speed = comparison.text, comparison.speed
+    encoder = comparison.family is Family.ENCODER
+    if text and encoder and any(row.embeddings for row in comparison.rows):
+        said.append(
+            f"Cosine of a text's two embeddings (mean, ± standard error), rank correlation of the similarities of pairs, and how "
+            f"many texts have the same nearest one: beside {comparison.reference} in float32, on {text['name']} "
+            f"(at most {text['texts']:,} passages, sha256 {text['text_sha256'][:12]}); {text['engine']}, {text['processor']}."
+        )
     if text and any(row.quality for row in comparison.rows):
         said.append(
             f"KL divergence (nats a token, ± standard error), same top token and perplexity: beside "
@@ -59,11 +97,14 @@ def describe_conditions(comparison: Comparison) -> list[str]:
             "Tasks: share of right answers (or the task's own figure), and its difference from the reference on the same items "
             "with a 95% interval."
         )
-    said.append(
-        f"Load time and tokens a second: {speed['engine']}, {speed['threads']} threads of "
-        f"{speed['processor']}, prompts of {speed['prompt_tokens']} tokens, answers of "
-        f"{speed['output_tokens']}; one replica, without the gateway."
+    what = (
+        f"texts a second: {speed['engine']}, {speed['threads']} threads of {speed['processor']}, texts of "
+        f"{speed['prompt_tokens']} words, one request at a time"
+        if encoder
+        else f"tokens a second: {speed['engine']}, {speed['threads']} threads of {speed['processor']}, "
+        f"prompts of {speed['prompt_tokens']} tokens, answers of {speed['output_tokens']}"
     )
+    said.append(f"Load time and {what}; one replica, without the gateway.")
     said.append("Bits: of all weights, embedding table and scales included.")
     busy = [row.name for row in comparison.rows if (row.speed or {}).get("busy_before", 0) > 0.25]
     if busy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from thrifty.compare.scatter import Y_LABEL, make_scatters
+from thrifty.compare.scatter import make_scatters
 from thrifty.compare.table import Comparison
 from thrifty.errors import EvaluationError
 
@@ -26,7 +26,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     scatters = make_scatters(comparison)
     if not scatters:
         raise EvaluationError(
-            "nothing to draw: no model has both a divergence and a size or speed; measure them "
+            "nothing to draw: no model has both a distance from the reference and a size or speed; measure them "
             "(without --no-measure)"
         )
     figure = Figure(figsize=(6.4 * len(scatters), 4.8), layout="constrained")
@@ -49,7 +49,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axis.set_xlim(0, scatter.x_end)
         axis.set_title(scatter.title)
         axis.set_xlabel(scatter.x_label)
-        axis.set_ylabel(Y_LABEL)
+        axis.set_ylabel(scatter.y_label)
         axis.grid(alpha=0.3)
     text = comparison.text
     figure.suptitle(

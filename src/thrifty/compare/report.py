@@ -13,7 +13,7 @@ from pathlib import Path
 from thrifty import __version__
 from thrifty.artifacts.disk import write_file
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns
-from thrifty.compare.scatter import Y_LABEL, Point, Scatter, make_scatters, round_step
+from thrifty.compare.scatter import Point, Scatter, make_scatters, round_step
 from thrifty.compare.table import Comparison, Row
 
 WIDTH, HEIGHT = 560, 380
@@ -151,7 +151,7 @@ def _plot(scatter: Scatter, colours: dict[str, str]) -> str:
         f'<text x="{LEFT + inner_width / 2:.0f}" y="{HEIGHT - 10}" text-anchor="middle">'
         f"{escape(scatter.x_label)}</text>"
         f'<text transform="translate(16 {TOP + inner_height / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle">{Y_LABEL}</text>'
+        f'text-anchor="middle">{escape(scatter.y_label)}</text>'
     )
     spots = [(at_x(point.x), at_y(point.y)) for point in scatter.points]
     labels = place_labels([point.name for point in scatter.points], spots)

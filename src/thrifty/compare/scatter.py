@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from thrifty.compare.table import Comparison, Row
+from thrifty.types import Family
 
 LEAST_DIVERGENCE = 1e-5
 """A logarithm has no place for nothing; what is nearer is drawn here."""
@@ -23,10 +24,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """One plot: divergence, on a logarithm's scale, against something."""
+    """One plot: how far models are from the reference, on a logarithm's scale, against something."""
 
     title: str
     x_label: str
+    y_label: str
     points: list[Point]
 
     @property
@@ -42,28 +44,35 @@ class Scatter:
         return low, max(max(values) + 0.35, low + 1.3)
 
 
-Y_LABEL = "KL divergence, nats a token"
-
-
 def make_scatters(comparison: Comparison) -> list[Scatter]:
     """Quality against size, and against speed; a plot without points is left out."""
+    if comparison.family is Family.ENCODER:
+        y_label = "1 - rank correlation of similarities"
+        speeds, together, speed_label = "texts_per_s", "32", "texts a second, 32 a request"
+    else:
+        y_label = "KL divergence, nats a token"
+        speeds, together, speed_label = "tokens_per_s", "8", "tokens a second, 8 streams"
     by_size = [_point(row, (row.size_bytes or 0) / 1e6) for row in comparison.rows]
     by_speed = [
-        _point(row, (row.speed or {}).get("tokens_per_s", {}).get("8", 0.0))
-        for row in comparison.rows
+        _point(row, (row.speed or {}).get(speeds, {}).get(together, 0.0)) for row in comparison.rows
     ]
     plots = [
-        Scatter("Quality against size", "size, MB", [point for point in by_size if point]),
-        Scatter("Quality against speed", "tokens a second, 8 streams", [p for p in by_speed if p]),
+        Scatter("Quality against size", "size, MB", y_label, [p for p in by_size if p]),
+        Scatter("Quality against speed", speed_label, y_label, [p for p in by_speed if p]),
     ]
     return [plot for plot in plots if plot.points]
 
 
 def _point(row: Row, x: float) -> Point | None:
-    if row.quality is None or not x:
+    if row.quality is not None:
+        kl = row.quality["kl_divergence"]
+        distance, error = kl["mean"], kl["stderr"]
+    elif row.embeddings is not None and row.embeddings["rank_correlation"]:
+        ranks = row.embeddings["rank_correlation"]
+        distance, error = 1 - ranks["spearman"], ranks["stderr"]
+    else:
         return None
-    kl = row.quality["kl_divergence"]
-    return Point(row.name, x, max(kl["mean"], LEAST_DIVERGENCE), kl["stderr"])
+    return Point(row.name, x, max(distance, LEAST_DIVERGENCE), error) if x else None
 
 
 def round_up(value: float) -> float:

@@ -22,8 +22,8 @@ from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, EvaluationError, FleetError, SpecError
 from thrifty.evaluate.figures import (
     HELD_OUT,
+    HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
-    QUALITY,
     TASK,
     Named,
     Yardstick,
@@ -57,6 +57,9 @@ class Row:
     bits_per_weight: float | None
     """Of all weights, the table and scales included."""
     quality: dict[str, Any] | None
+    """A decoder's."""
+    embeddings: dict[str, Any] | None
+    """An encoder's."""
     tasks: dict[str, dict[str, Any]]
     speed: dict[str, Any] | None
     lineage: list[Step]
@@ -68,6 +71,8 @@ class Comparison:
     """All of them, and what they were measured on."""
 
     reference: str
+    family: Family
+    """Of the reference; nothing is said of how good models of the other are."""
     rows: list[Row]
     text: dict[str, Any]
     """The text's name, and what figures on it depend on."""
@@ -132,8 +137,13 @@ def compare(
         root = fetch_model(store, reference, on_progress=on_progress)[0]
     else:
         root = find_root(store, found[0][0])
+    family = store.load(root.artifact).description.family
+    if family is Family.ENCODER and (tasks or tokens is not None):
+        raise EvaluationError(
+            f"{root.label} is an encoder: it answers no tasks, and is judged by {HELD_OUT_TEXTS:,} passages"
+        )
     yardstick = _choose_yardstick(
-        root, found, text, tokens, tasks, items, measure, store, home, on_progress
+        root, family, found, text, tokens, tasks, items, measure, store, home, on_progress
     )
     rows = []
     for version, artifact in found:
@@ -148,12 +158,19 @@ def compare(
     )
     speed = make_conditions(choose_engine("auto", found[0][1]), machine)
     return Comparison(
-        root.label, rows, conditions, [task.name for task in yardstick.tasks], speed, notes
+        root.label,
+        yardstick.family,
+        rows,
+        conditions,
+        [task.name for task in yardstick.tasks],
+        speed,
+        notes,
     )
 
 
 def _choose_yardstick(
     root: NamedVersion,
+    family: Family,
     found: Sequence[Model],
     text: str | None,
     tokens: int | None,
@@ -173,14 +190,15 @@ def _choose_yardstick(
         for one in store.read_figures(artifact.id)
         if one.conditions.get("reference") == root.artifact and here <= one.conditions.items()
     ]
-    texts = [one for one in recorded if one.kind == QUALITY]
+    kind = Yardstick(root, family=family).kind
+    texts = [one for one in recorded if one.kind == kind]
     chosen = find_text(text, home.data, store, on_progress) if text is not None else None
     if chosen is not None:
         texts = [one for one in texts if one.conditions["text_sha256"] == chosen.sha256]
     if tokens is not None:
         texts = [one for one in texts if one.conditions["tokens"] == tokens]
     usual_text, usual = _most_usual(texts)
-    if usual is not None:
+    if usual is not None and family is Family.DECODER:
         tokens = int(usual.conditions["tokens"])
     chosen = chosen or usual_text
     if chosen is None and measure:
@@ -196,7 +214,9 @@ def _choose_yardstick(
     if not questions:
         same = [one for one in asked if one.conditions["items"] == items]
         questions = list({one.values["task"]: _named(one, "task") for one in same}.values())
-    return Yardstick(root, chosen, tokens or HELD_OUT_TOKENS, tuple(questions), items)
+    return Yardstick(
+        root, chosen, family, tokens=tokens or HELD_OUT_TOKENS, tasks=tuple(questions), items=items
+    )
 
 
 def _most_usual(recorded: Sequence[Measurement]) -> tuple[Named | None, Measurement | None]:
@@ -208,7 +228,7 @@ def _most_usual(recorded: Sequence[Measurement]) -> tuple[Named | None, Measurem
         recorded,
         key=lambda one: (counts[str(sorted(one.conditions.items(), key=str))], one.measured),
     )
-    return _named(best, "text" if best.kind == QUALITY else "task"), best
+    return _named(best, "task" if best.kind == TASK else "text"), best
 
 
 def _named(one: Measurement, kind: str) -> Named:
@@ -229,8 +249,8 @@ def _make_row(
 ) -> Row:
     quality: Measurement | None = None
     tasks: dict[str, dict[str, Any]] = {}
-    decoder = artifact.description.family is Family.DECODER
-    if measure and decoder:
+    comparable = artifact.description.family is yardstick.family
+    if measure and comparable:
         try:
             _require_files(yardstick)
             measure_quality(store, home.evaluations, version, artifact, yardstick, on_progress)
@@ -248,8 +268,9 @@ def _make_row(
         except (BenchError, FleetError, SpecError) as error:
             notes.append(f"{version.label}: its speed was not measured: {error}")
     recorded = store.read_figures(artifact.id)
-    if yardstick.text is not None and decoder:
-        quality = find_measurement(recorded, QUALITY, yardstick.text_conditions)
+    if yardstick.text is not None and comparable:
+        quality = find_measurement(recorded, yardstick.kind, yardstick.text_conditions)
+    encoder = yardstick.family is Family.ENCODER
     for task in yardstick.tasks:
         known = find_measurement(recorded, TASK, yardstick.task_conditions(task))
         if known is not None:
@@ -269,7 +290,8 @@ def _make_row(
         artifact.description.parameters,
         run.size_bytes if run is not None else None,
         _count_bits(run),
-        quality.values if quality else None,
+        quality.values if quality and not encoder else None,
+        quality.values if quality and encoder else None,
         tasks,
         speed.values if speed else None,
         describe_lineage(store, version),
@@ -332,7 +354,9 @@ def _tell_of_others(
             what = f"its speed with {one.conditions.get('threads')} threads"
         else:
             subject = one.values.get("text") or one.values.get("task")
-            count = one.values.get("tokens") or one.values.get("items")
+            count = next(
+                one.values[key] for key in ("tokens", "items", "texts") if key in one.values
+            )
             what = f"it on {subject} ({count:,}) beside {one.values.get('beside')}"
         told.append(f"{version.label}: not shown, measured otherwise: {what}; {where}")
     return told
@@ -341,6 +365,7 @@ def _tell_of_others(
 def _row_as_dict(row: Row) -> dict[str, Any]:
     found = asdict(row)
     quality = found.pop("quality") or {}
+    embeddings = found.pop("embeddings") or {}
     speed = found.pop("speed") or {}
     return {
         **found,
@@ -350,9 +375,13 @@ def _row_as_dict(row: Row) -> dict[str, Any]:
         "perplexity_ratio": quality.get("perplexity_ratio"),
         "perplexity_ratio_stderr": quality.get("perplexity_ratio_stderr"),
         "tokens": quality.get("tokens"),
+        "cosine": embeddings.get("cosine"),
+        "rank_correlation": embeddings.get("rank_correlation"),
+        "same_nearest": embeddings.get("same_nearest"),
         "load_s": speed.get("load_s"),
         "ttft_s": speed.get("ttft_s"),
         "tokens_per_s": speed.get("tokens_per_s"),
+        "texts_per_s": speed.get("texts_per_s"),
         "memory_bytes": speed.get("memory_bytes"),
         "busy_before": speed.get("busy_before"),
     }

@@ -12,8 +12,9 @@ import openvino as ov
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
 from thrifty.engines.openvino.decoder_graph import TAP, build_decoder, make_inputs
+from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
-from thrifty.evaluate.windows import TokenArray, read_texts
+from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
@@ -22,6 +23,23 @@ SHINGLE_WORDS = 13
 """So many words in a row, found in both, are taken for an overlap, as is usual in the field."""
 MOST_OVERLAP = 0.001
 """The share of the evaluation text's shingles that calibration text may hold: set phrases do recur."""
+
+
+def read_calibration(
+    path: Path, tokenizer: TextTokenizer, window: int, *, judged: int, learned: int
+) -> tuple[list[TokenArray], list[TokenArray]]:
+    """Windows of calibration text: some to choose by among what was made, at most `judged` tokens and a
+    quarter of all, and behind them others to make it with, at most `learned` tokens. Raises
+    `CompressionError` where there are not two.
+    """
+    windows = list(read_windows(path, tokenizer, window, judged + learned))
+    if len(windows) < 2:
+        raise CompressionError(
+            f"{path} is too short: it has {len(windows)} windows of {window} tokens, and one is needed to "
+            "learn from and another to choose by"
+        )
+    count = min(max(1, judged // window), max(1, len(windows) // 4))
+    return windows[:count], windows[count:]
 
 
 def collect_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,15 @@ from thrifty.evaluate.openvino_scorer import OpenVinoScorer
 from thrifty.evaluate.windows import TokenArray
 
 TOP_K = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a recipe came to, on text that it was not made with."""
+
+    recipe: str
+    bits_per_weight: float
+    kl_divergence: float
 
 
 class Judge:

@@ -23,6 +23,7 @@ from thrifty.data import SETS
 from thrifty.errors import CompressionError, Problem, ThriftyError
 from thrifty.evaluate.figures import (
     HELD_OUT,
+    HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
     Named,
     Yardstick,
@@ -85,8 +86,6 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
     if is_url(compress.distill.teacher or ""):
         message = "is served elsewhere; such a teacher is for 'thrifty distill'. Name a model"
         problems.append(Problem("compress.distill.teacher", message))
-    if compress.text is not None and not _learns(compress):
-        problems.append(Problem("compress.text", "nothing here learns from text; leave it out"))
     for key, name in (("text", compress.text), ("held_out", compress.held_out)):
         if name is not None and (missing := describe_missing(name)):
             problems.append(Problem(f"compress.{key}", f"{name!r} {missing}"))
@@ -166,18 +165,24 @@ def check_model(compress: CompressSpec, source: Model) -> None:
             f"{version.label} is prepared for an engine already; name the checkpoint that it was made "
             "from"
         )
-    if what.family is Family.ENCODER and (
-        stages != ["quantize"] or _scheme(compress) != "int8" or compress.tasks or compress.held_out
-    ):
-        raise CompressionError(
-            f"{version.label} is an encoder, of which a pipeline makes weights in 8 bits and no more (write "
-            "compress: int8); thrifty prune and thrifty distill take encoders, and their results are served "
-            "by name"
-        )
+    if what.family is Family.ENCODER:
+        _check_encoder(version, compress)
     if "distill" in stages and "prune" not in stages and compress.distill.teacher is None:
         raise CompressionError(
             "distill: without pruning, the model would learn from itself; name a better one "
             "(compress.distill.teacher), or prune it"
+        )
+
+
+def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
+    if _scheme(compress) == "int4":
+        raise CompressionError(
+            f"{version.label} is an encoder, and encoders are quantized to int8 (compress.quantize.scheme)"
+        )
+    if compress.tasks or compress.held_out_tokens is not None:
+        raise CompressionError(
+            f"{version.label} is an encoder: it is judged by the embeddings of {HELD_OUT_TEXTS:,} held-out "
+            "passages; leave compress.tasks and compress.held_out_tokens out"
         )
 
 
@@ -210,10 +215,6 @@ def _scheme(compress: CompressSpec) -> str:
     return "int8" if compress.quantize.scheme == "auto" else compress.quantize.scheme
 
 
-def _learns(compress: CompressSpec) -> bool:
-    return _list_stages(compress) != ["quantize"] or _scheme(compress) == "int4"
-
-
 def _name_stages(compress: CompressSpec, base: str) -> dict[str, str]:
     """The names under which stages are registered."""
     words = {"prune": "pruned", "distill": "distilled", "quantize": _scheme(compress)}
@@ -241,12 +242,14 @@ def _prune(
     compress: CompressSpec, model: Model, out: str, text: Named | None, teacher: str, store: Store,
     home: Home, on_progress: OnProgress,
 ) -> Model:  # fmt: skip
+    from thrifty.compress.prune.encoder import prune_encoder
     from thrifty.compress.prune.prune import CALIBRATION_TOKENS, prune_decoder
 
     assert text is not None
     assert compress.prune.parameters is not None
     depth, width = compress.prune.may_remove
-    version, artifact, _ = prune_decoder(
+    prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
+    version, artifact, _ = prune(
         store, *model, compress.prune.parameters, out=out, calibration=text.path, depth=depth,
         width=width, tokens=compress.prune.tokens or CALIBRATION_TOKENS, on_progress=on_progress,
     )  # fmt: skip
@@ -278,7 +281,7 @@ def _quantize(
 
     version, artifact, _ = quantize_openvino(
         store, *model, _scheme(compress), out=out,
-        calibration=text.path if text is not None and _scheme(compress) == "int4" else None,
+        calibration=text.path if text is not None else None,
         bits=compress.quantize.bits or BITS,
         tokens=compress.quantize.tokens or CALIBRATION_TOKENS, on_progress=on_progress,
     )  # fmt: skip
@@ -289,7 +292,7 @@ def _measure(
     stage: str,
     version: NamedVersion,
     artifact: Artifact,
-    yardstick: Yardstick | None,
+    yardstick: Yardstick,
     store: Store,
     home: Home,
     measure_speed: MeasureSpeed | None,
@@ -299,8 +302,7 @@ def _measure(
     reason = ""
     told = _prefix(stage, on_progress)
     with _in_stage(f"measuring after {stage}", version.label):
-        if yardstick is not None:
-            measured += measure_quality(store, home.evaluations, version, artifact, yardstick, told)
+        measured += measure_quality(store, home.evaluations, version, artifact, yardstick, told)
         if measure_speed is not None:
             try:
                 measured.append(measure_speed(version, artifact, told))
@@ -315,13 +317,12 @@ def _measure(
 
 def _find_texts(
     compress: CompressSpec, source: Model, store: Store, home: Home, on_progress: OnProgress
-) -> tuple[Named | None, Yardstick | None]:
+) -> tuple[Named | None, Yardstick]:
     """What is learned from, and what results are held to; neither holds a part of the other."""
-    if source[1].description.family is not Family.DECODER:
-        return None, None
+    family = source[1].description.family
     make_private_folder(home.data)
     learned = None
-    if _learns(compress):
+    if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
         learned = find_text(compress.text or TEXT, home.data, store, on_progress)
     judged = find_text(compress.held_out or HELD_OUT, home.data, store, on_progress)
     tasks = tuple(find_text(name, home.data, store, on_progress) for name in compress.tasks)
@@ -331,7 +332,10 @@ def _find_texts(
     if learned is not None:
         _check_apart(learned, judged, home)
     tokens = compress.held_out_tokens or HELD_OUT_TOKENS
-    return learned, Yardstick(source[0], judged, tokens, tasks, compress.items)
+    yardstick = Yardstick(
+        source[0], judged, family, tokens=tokens, tasks=tasks, items=compress.items
+    )
+    return learned, yardstick
 
 
 def _check_apart(learned: Named, judged: Named, home: Home) -> None:

@@ -24,9 +24,12 @@ from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
 from thrifty.evaluate.windows import digest_file
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
-QUALITY, TASK = "quality", "task"
+QUALITY, EMBEDDINGS, TASK = "quality", "embeddings", "task"
+"""Kinds of measurements: of decoders, of encoders, and of decoders' answers."""
 HELD_OUT = "wiki"
 HELD_OUT_TOKENS = 16_384
+HELD_OUT_TEXTS = 1024
+"""Passages of held-out text that encoders are judged by."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,32 @@ class Yardstick:
 
     reference: NamedVersion
     text: Named | None = None
+    family: Family = Family.DECODER
+    """Models of the other are not held to it."""
     tokens: int = HELD_OUT_TOKENS
+    """For decoders."""
+    texts: int = HELD_OUT_TEXTS
+    """For encoders."""
     tasks: tuple[Named, ...] = ()
     items: int | None = None
     """At most so many of each task."""
 
     @property
+    def kind(self) -> str:
+        """Of measurements on the text."""
+        return EMBEDDINGS if self.family is Family.ENCODER else QUALITY
+
+    @property
     def text_conditions(self) -> dict[str, Any]:
         """What figures on the text depend on."""
         assert self.text is not None
+        if self.family is Family.ENCODER:
+            much: dict[str, int] = {"texts": self.texts}
+        else:
+            much = {"tokens": self.tokens, "top_k": TOP_K}
         return {
-            "reference": self.reference.artifact, "text_sha256": self.text.sha256,
-            "tokens": self.tokens, "window": WINDOW, "top_k": TOP_K, **describe_arithmetic(),
+            "reference": self.reference.artifact, "text_sha256": self.text.sha256, **much,
+            "window": WINDOW, **describe_arithmetic(),
         }  # fmt: skip
 
     def task_conditions(self, task: Named) -> dict[str, Any]:
@@ -113,38 +130,41 @@ def measure_quality(
     yardstick: Yardstick,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Measurement]:
-    """The figures of a stored decoder under `yardstick`, measured where they are not recorded yet,
+    """The figures of a stored model under `yardstick`, measured where they are not recorded yet,
     and recorded. `folder` keeps what evaluations leave. Blocks. Raises `EvaluationError`.
     """
-    if artifact.description.family is not Family.DECODER:
+    if artifact.description.family is not yardstick.family:
         return []
+    encoder = yardstick.family is Family.ENCODER
     recorded = store.read_figures(artifact.id)
     text = yardstick.text
     found: dict[str, Measurement | None] = {}
     if text is not None:
-        found[QUALITY] = find_measurement(recorded, QUALITY, yardstick.text_conditions)
+        found[yardstick.kind] = find_measurement(
+            recorded, yardstick.kind, yardstick.text_conditions
+        )
     for task in yardstick.tasks:
         found[task.name] = find_measurement(recorded, TASK, yardstick.task_conditions(task))
     missing = [task for task in yardstick.tasks if found[task.name] is None]
-    lacks_text = text is not None and found[QUALITY] is None
+    lacks_text = text is not None and found[yardstick.kind] is None
     if missing or lacks_text:
         reference = yardstick.reference
         measured = evaluate(
             version.label, reference.label, store=store, folder=folder,
             text=text.path if text is not None and lacks_text else None,
-            tasks=[str(task.path) for task in missing], max_tokens=yardstick.tokens,
-            max_items=yardstick.items, on_progress=on_progress,
+            tasks=[str(task.path) for task in missing],
+            max_tokens=None if encoder else yardstick.tokens,
+            max_items=yardstick.texts if encoder else yardstick.items, on_progress=on_progress,
         )  # fmt: skip
         common = {"beside": reference.label, "form": describe_form(artifact)}
-        if measured.divergence is not None:
+        on_text = measured.embeddings if encoder else measured.divergence
+        if on_text is not None:
             assert text is not None
-            values = {
-                **common, "text": text.name, "path": str(text.path), **asdict(measured.divergence),
-            }  # fmt: skip
-            found[QUALITY] = store.record_figures(
-                artifact.id, QUALITY, yardstick.text_conditions, values
+            values = {**common, "text": text.name, "path": str(text.path), **asdict(on_text)}
+            found[yardstick.kind] = store.record_figures(
+                artifact.id, yardstick.kind, yardstick.text_conditions, values
             )
-        scores = measured.as_dict()["tasks"]
+        scores = measured.as_dict().get("tasks", {})
         for task in missing:
             values = {
                 **common, "task": task.name, "path": str(task.path), **scores[_key_of(task)],

@@ -18,6 +18,9 @@ from thrifty.evaluate.paged import PagedModel
 from thrifty.evaluate.scorer import Logprobs, Ranked, Scored
 from thrifty.evaluate.windows import TokenArray
 
+BLOCK = 64
+"""Logits that are looked at together, to find the largest of all."""
+
 
 class OpenVinoScorer:
     """Runs a prepared decoder. A second, small graph makes log-probabilities of the logits where
@@ -92,9 +95,7 @@ class OpenVinoScorer:
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
         """See `Scorer`."""
         logits = self._compute_logits(tokens)[:-1]
-        kept = np.argpartition(logits, -k, axis=1)[:, -k:]
-        order = np.argsort(np.take_along_axis(logits, kept, 1), axis=1, kind="stable")[:, ::-1]
-        ids = np.take_along_axis(kept, order, 1)
+        ids = find_largest(logits, k)
         wanted = np.concatenate([ids, tokens[1:, None]], axis=1)
         logprobs, _, full = self._look_up(logits, wanted, rows)
         return Ranked(ids, logprobs[:, :-1], logprobs[:, -1], full)
@@ -162,6 +163,29 @@ class _WholeModel:
         )
         logits: Logprobs = self._request.get_tensor("logits").data[0]
         return logits
+
+
+def find_largest(logits: Logprobs, k: int) -> TokenArray:
+    """The ids of each row's `k` largest, the largest first: [T, k] of [T, vocabulary].
+
+    Only blocks whose largest is among the k largest of all blocks can hold any of them.
+    """
+    rows, size = logits.shape
+    count = size // BLOCK
+    if count <= k:
+        return _order(logits, np.argpartition(logits, -k, axis=1)[:, -k:])
+    largest = logits[:, : count * BLOCK].reshape(rows, count, BLOCK).max(axis=2)
+    blocks = np.argpartition(largest, -k, axis=1)[:, -k:, None]
+    rest = np.broadcast_to(np.arange(count * BLOCK, size), (rows, size - count * BLOCK))
+    places = np.concatenate([(blocks * BLOCK + np.arange(BLOCK)).reshape(rows, -1), rest], axis=1)
+    found = np.take_along_axis(logits, places, 1)
+    kept = np.argpartition(found, -k, axis=1)[:, -k:]
+    return _order(logits, np.take_along_axis(places, kept, 1))
+
+
+def _order(logits: Logprobs, ids: TokenArray) -> TokenArray:
+    order = np.argsort(np.take_along_axis(logits, ids, 1), axis=1, kind="stable")[:, ::-1]
+    return np.take_along_axis(ids, order, 1)
 
 
 def _build_score(vocab_size: int) -> ov.Model:

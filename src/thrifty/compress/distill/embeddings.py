@@ -39,6 +39,7 @@ class Embeddings:
         self._same_width = same_width
         self.examples = len(texts) - held_out
         self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
+        self.held_out_tokens = held_out * self.example_tokens
         if not same_width:
             self.unit = "squared difference of similarities"
 

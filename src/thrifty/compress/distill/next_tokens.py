@@ -41,6 +41,7 @@ class NextTokens:
         self._layers = layers
         self.examples = lessons.count - held_out
         self.example_tokens = lessons.window
+        self.held_out_tokens = held_out * lessons.window
         self._divergence = DIVERGENCES[training.divergence]
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:

@@ -37,8 +37,9 @@ class Training:
     checkpointing: bool = False
     """Compute activations anew on the way back: less memory, more time."""
     seed: int = 0
-    every_steps: int = 25
-    """Steps between two looks at the held-out windows, and two checkpoints."""
+    every_steps: int = 0
+    """Steps between two looks at the held-out windows, and two checkpoints; 0: at least 25, and so many that
+    looks take little of the time."""
     patience: int = 6
     """So many looks in a row without a better one end it."""
 
@@ -49,7 +50,7 @@ class Training:
                 f"there is no divergence {self.divergence!r}; there are {', '.join(DIVERGENCES)}"
             )
         for name, least in (("tokens", 1), ("batch_tokens", 1), ("micro_batch", 1), ("lora_rank", 0),
-                            ("every_steps", 1), ("patience", 1)):  # fmt: skip
+                            ("every_steps", 0), ("patience", 1)):  # fmt: skip
             if getattr(self, name) < least:
                 raise CompressionError(f"{name} is {least} or more, not {getattr(self, name)}")
         for name in ("mix", "on_policy"):

@@ -25,6 +25,11 @@ LAST_RATE = 0.1
 EXPLODED = 10.0
 """A loss this many times the mean of the last ones, or no number, stops the training."""
 RECENT = 20
+LEAST_STEPS = 25
+TRAINED_PER_LOOKED = 7
+"""Tokens that are learned from between two looks, for each that is looked at: they take three times as
+long each, so looks take a twentieth of the time.
+"""
 
 
 class Objective(Protocol):
@@ -36,6 +41,8 @@ class Objective(Protocol):
     """To learn from; those that are held out are not among them."""
     example_tokens: int
     """Of the longest example."""
+    held_out_tokens: int
+    """That a look takes."""
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""
@@ -89,7 +96,7 @@ class Trainer:
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(
             self._trained.values(), lr=training.learning_rate, betas=BETAS,
-            weight_decay=training.weight_decay,
+            weight_decay=training.weight_decay, fused=True,
         )  # fmt: skip
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
         ranks: int = accelerator.num_processes
@@ -98,6 +105,9 @@ class Trainer:
         self.steps = max(
             1, math.ceil(training.tokens / (self._per_step * objective.example_tokens))
         )
+        between = TRAINED_PER_LOOKED * objective.held_out_tokens
+        tokens = self._per_step * objective.example_tokens
+        self._every = training.every_steps or max(LEAST_STEPS, math.ceil(between / tokens))
         self.state = State()
 
     def run(self, on_progress: OnProgress = ignore_progress) -> State:
@@ -117,7 +127,7 @@ class Trainer:
             state.losses.append(loss)
             state.tokens += tokens
             state.step += 1
-            if state.step % training.every_steps == 0 or state.step == self.steps:
+            if state.step % self._every == 0 or state.step == self.steps:
                 self._look()
             what = f"distill, loss {loss:.3f}, held out {state.best:.4f}"
             on_progress(Progress(what, state.tokens, training.tokens, "tokens"))
@@ -255,7 +265,7 @@ class Trainer:
             for key, parameter in self._trained.items():
                 parameter.copy_(tensors[f"weight.{key}"])
                 self._optimizer.state[parameter] = {
-                    kind: tensors[f"{kind}.{key}"].to("cpu" if kind == "step" else device)
+                    kind: tensors[f"{kind}.{key}"].to(device)
                     for kind in ("step", "exp_avg", "exp_avg_sq")
                 }
 

@@ -1,126 +1,44 @@
-"""Decoders as OpenVINO IR in 8 or 4 bits.
+"""Models as OpenVINO IR in 8 or 4 bits, each chosen by measurement.
 
-INT8 rounds each row to its nearest grid. INT4 is chosen by measurement, within a budget of bits: each matrix
-is tried in every form (`forms.py`), what a form costs the model is told by what it does to the layer's
-outputs and by how sensitive the model is to them (`sensitivity.py`), and the budget goes where it saves most
-(`budget.py`). The recipes that come of it are then judged as they would be served.
-Table and head are kept in 8 bits: they are looked up, not computed with, and cost most.
+Both learn from calibration text. INT8 rounds each group of columns to its nearest grid, of the model as it is or
+smoothed (`smooth.py`), whichever the rounding costs least. INT4 chooses a form for each matrix (`recipes.py`).
 """
 
 from __future__ import annotations
 
-import itertools
+import json
+import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from openvino import opset13 as op
-
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
-from thrifty.compress.calibration import check_no_overlap, collect_inputs
-from thrifty.compress.judge import Judge
-from thrifty.compress.quantize.budget import SLACK, Choice, choose
-from thrifty.compress.quantize.forms import BASE, FORMS, PLAIN, Codes, Form, Rounder
-from thrifty.compress.quantize.int4 import Grid, Int4Codes
-from thrifty.compress.quantize.sensitivity import measure_sensitivity
-from thrifty.engines.openvino.prepare import make_recipe, prepare_model
-from thrifty.engines.openvino.weights import (
-    float16_weight,
-    int4_codes,
-    int8_weight,
-    table_weight,
+from thrifty.compress.calibration import check_no_overlap, collect_importance, read_calibration
+from thrifty.compress.judge import Judge, Measured
+from thrifty.compress.quantize.forms import FORMS
+from thrifty.compress.quantize.recipes import (
+    SELECTION_TOKENS,
+    WINDOW,
+    Int4Weights,
+    choose_recipe,
+    try_recipes,
 )
+from thrifty.compress.quantize.smooth import smooth
+from thrifty.engines.openvino.prepare import make_recipe, prepare_model
+from thrifty.engines.openvino.weights import int8_bits_per_weight
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
-from thrifty.evaluate.windows import digest_file, read_windows
+from thrifty.evaluate.kept_answers import KeptAnswers
+from thrifty.evaluate.windows import digest_file
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
-FloatArray = npt.NDArray[np.float32]
-
-WINDOW = 512
 CALIBRATION_TOKENS = 32_768
-SENSITIVITY_TOKENS = 512
-SELECTION_TOKENS = 8192
-"""Of calibration text that the recipes were not made with, to choose among them by."""
 BITS = 5.0
-WIDER = {
-    "chosen by matrix, symmetric": {Grid.SYMMETRIC},
-    "chosen by matrix, with zero points": {Grid.SYMMETRIC, Grid.ZERO_POINTS},
-    "chosen by matrix, with offsets": set(Grid),
-}
-"""Recipes with a choice for each matrix, and the grids that they may take."""
-NEAR = 1.05
-"""Times the least divergence: an earlier recipe that is no further is taken, as it is computed faster."""
-WORTH_OFFSETS = 2.0
-"""So many times less must the divergence be with offsets, which cost a third of the speed."""
+SMOOTHING = (0.5, 0.65)
+"""Powers that are tried."""
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """One way to 4 bits: every matrix in some form."""
-
-    name: str
-    forms: Mapping[str, Form]
-    bits_per_weight: float
-    """Over all matrices but the table and the head."""
-
-
-class Int4Weights:
-    """The weights of a graph whose matrices are these; any other is in 8 bits."""
-
-    def __init__(self, codes: Mapping[str, Codes]) -> None:
-        self._codes = codes
-        self.inputs: list[Any] = []
-
-    def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
-        """See `Weights`."""
-        found = self._codes.get(name)
-        if not isinstance(found, Int4Codes):
-            return op.matmul(x, int8_weight(values), False, True)
-        fed = x if found.spread is None else op.multiply(x, _floats(found.spread))
-        if found.grid is Grid.OFFSETS:
-            y = op.add(op.matmul(fed, int4_codes(found.codes, found.scales), False, True),
-                       _multiply_offsets(fed, found))  # fmt: skip
-        else:
-            kept = int4_codes(found.codes, found.scales, found.zeros)
-            y = op.matmul(fed, kept, False, True)
-        if found.correction is not None:
-            thin = op.matmul(x, int8_weight(found.correction.right), False, True)
-            y = op.add(y, op.matmul(thin, int8_weight(found.correction.left), False, True))
-        return y
-
-    def table(self, name: str, values: FloatArray) -> Any:
-        """See `Weights`."""
-        return table_weight(values, "int8")
-
-
-def _multiply_offsets(x: Any, found: Int4Codes) -> Any:
-    """What the offsets of groups add: each is the same for a whole group, so the group's inputs are
-    summed first.
-    """
-    assert found.zeros is not None
-    offsets = -found.zeros.astype(np.float32) * found.scales.astype(np.float32)
-    split = op.constant(np.array([0, 0, found.scales.shape[1], found.group]))
-    sums = op.reduce_sum(op.reshape(x, split, special_zero=True), op.constant(np.array([3])), False)
-    return op.matmul(sums, float16_weight(offsets), False, True)
-
-
-def _floats(values: npt.NDArray[Any]) -> Any:
-    return op.constant(values.astype(np.float32).reshape(1, 1, -1))
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a recipe came to, on text that it was not made with."""
-
-    recipe: str
-    bits_per_weight: float
-    kl_divergence: float
+Made = tuple[NamedVersion, Artifact, list[Measured]]
 
 
 def quantize_openvino(
@@ -135,7 +53,7 @@ def quantize_openvino(
     bits: float = BITS,
     tokens: int = CALIBRATION_TOKENS,
     on_progress: OnProgress = ignore_progress,
-) -> tuple[NamedVersion, Artifact, list[Measured]]:
+) -> Made:
     """The model in 8 bits (`int8`) or 4 (`int4`), registered as `out`. Blocks.
 
     Args:
@@ -144,7 +62,8 @@ def quantize_openvino(
         artifact: Its files.
         scheme: `int8` or `int4`.
         out: The new model's name.
-        calibration: Text to learn from; needed for `int4`.
+        calibration: Text to learn from; needed for `int4`. Without it, and for encoders, `int8` is plain
+            rounding.
         held_out: Text that the result will be judged by, which the other must not hold.
         bits: For `int4`, the most bits a weight on average over all matrices.
         tokens: How much of the calibration text is used.
@@ -152,128 +71,102 @@ def quantize_openvino(
 
     Raises `CompressionError`, and what the store raises.
     """
-    if scheme == "int8":
-        made = prepare_model(store, version, artifact, "int8", on_progress, out=out)
-        return *made, []
-    if artifact.description.family is Family.ENCODER:
+    encoder = artifact.description.family is Family.ENCODER
+    if scheme == "int4" and encoder:
         raise CompressionError("encoders are quantized to int8; in 4 bits they are not made yet")
-    if calibration is None:
+    if scheme == "int4" and calibration is None:
         raise CompressionError(
             "int4 learns from text: name some with --text (thrifty data fetch passages)"
         )
+    if encoder or calibration is None:
+        return *prepare_model(store, version, artifact, scheme, on_progress, out=out), []
     if held_out is not None:
         check_no_overlap(calibration, held_out)
-    folder = store.folder_of(artifact.id)
-    checkpoint = load_decoder(folder)
     recipe = {
-        **make_recipe("int4"), "method": "measured", "bits": bits, "tokens": tokens,
-        "calibration_sha256": digest_file(calibration), "forms": [str(form) for form in FORMS],
+        **make_recipe(scheme), "method": "measured", "tokens": tokens,
+        "calibration_sha256": digest_file(calibration),
     }  # fmt: skip
+    if scheme == "int4":
+        recipe |= {"bits": bits, "forms": [str(form) for form in FORMS]}
+    else:
+        recipe |= {"smoothing": list(SMOOTHING)}
     made_before = store.find_made(artifact.id, recipe)
     if made_before is not None and made_before[0].name == out:
         return *made_before, []
+    checkpoint = load_decoder(store.folder_of(artifact.id))
     base = prepare_model(store, version, artifact, "none", on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(base[1].id))
+    with (
+        store.stage(f"measure {artifact.id} {json.dumps(recipe, sort_keys=True)}") as folder,
+        KeptAnswers(folder / "measured.jsonl") as kept,
+    ):
+        if scheme == "int4":
+            changes, figures, measured = _make_int4(
+                checkpoint, tokenizer, calibration, bits, tokens, kept, on_progress
+            )
+        else:
+            changes, figures, measured = _make_int8(
+                checkpoint, tokenizer, calibration, tokens, on_progress
+            )
+        figures["calibration_kl_divergence"] = {one.recipe: one.kl_divergence for one in measured}
+        made = prepare_model(
+            store, version, artifact, scheme, on_progress, recipe=recipe, out=out, figures=figures, **changes
+        )  # fmt: skip
+        shutil.rmtree(folder)
+    return *made, measured
+
+
+def _make_int8(
+    checkpoint: DecoderCheckpoint,
+    tokenizer: TextTokenizer,
+    calibration: Path,
+    tokens: int,
+    on_progress: OnProgress,
+) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
+    """What is prepared otherwise, what is known of it, and what was tried."""
+    judges, learned = read_calibration(
+        calibration, tokenizer, WINDOW, judged=SELECTION_TOKENS, learned=tokens
+    )
+    squares = collect_importance(checkpoint, learned, tokens, on_progress)
+    judge = Judge(checkpoint, tokenizer, judges)
+    bits = int8_bits_per_weight([
+        (len(values), values.shape[1])
+        for values in (checkpoint.tensors.read_tensor(f"{name}.weight") for name in squares)
+    ])  # fmt: skip
+    ways = {"round to nearest": checkpoint}
+    ways |= {f"smoothed by {power:g}": smooth(checkpoint, squares, power) for power in SMOOTHING}
+    measured = []
+    for name, way in ways.items():
+        measured.append(Measured(name, bits, judge.measure(way, "int8")))
+        on_progress(Progress("judge", len(measured), len(ways), "recipes"))
+    best = min(measured, key=lambda one: one.kl_divergence)
+    figures = {"recipe": best.recipe, "bits_per_weight": bits}
+    return {"checkpoint": ways[best.recipe]}, figures, measured
+
+
+def _make_int4(
+    checkpoint: DecoderCheckpoint,
+    tokenizer: TextTokenizer,
+    calibration: Path,
+    bits: float,
+    tokens: int,
+    kept: KeptAnswers,
+    on_progress: OnProgress,
+) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
+    """The same. What was measured is kept, so that a run that is broken off goes on."""
     rounder, recipes, measured = try_recipes(
-        checkpoint, tokenizer, calibration, bits=bits, tokens=tokens, on_progress=on_progress
+        checkpoint,
+        tokenizer,
+        calibration,
+        bits=bits,
+        tokens=tokens,
+        kept=kept,
+        on_progress=on_progress,
     )
     best = choose_recipe(measured)
     forms = next(one.forms for one in recipes if one.name == best.recipe)
     figures = {
-        "bits_per_weight": best.bits_per_weight,
-        "recipe": best.recipe,
+        "bits_per_weight": best.bits_per_weight, "recipe": best.recipe,
         "forms": dict(Counter(map(str, forms.values())).most_common()),
-        "calibration_kl_divergence": {one.recipe: one.kl_divergence for one in measured},
-    }
-    new_version, new_artifact = prepare_model(
-        store, version, artifact, "int4", on_progress,
-        weights=Int4Weights(rounder.make_all(forms, on_progress)), recipe=recipe, out=out, figures=figures,
-    )  # fmt: skip
-    return new_version, new_artifact, measured
-
-
-def choose_recipe(measured: Sequence[Measured]) -> Measured:
-    """The first that is nearly as good as the best; one with offsets only where it is much better than
-    any without.
-    """
-    fast = [one for one in measured if not one.recipe.endswith("offsets")]
-    least = min(one.kl_divergence for one in measured)
-    if fast and min(one.kl_divergence for one in fast) <= WORTH_OFFSETS * least:
-        measured, least = fast, min(one.kl_divergence for one in fast)
-    return next(one for one in measured if one.kl_divergence <= NEAR * least)
-
-
-def try_recipes(
-    checkpoint: DecoderCheckpoint,
-    tokenizer: TextTokenizer,
-    calibration: Path,
-    *,
-    bits: float,
-    tokens: int,
-    on_progress: OnProgress = ignore_progress,
-) -> tuple[Rounder, list[Recipe], list[Measured]]:
-    """What makes matrices, every recipe that fits the budget, and what each came to."""
-    most = tokens + SENSITIVITY_TOKENS + SELECTION_TOKENS
-    stream = read_windows(calibration, tokenizer, WINDOW, most)
-    judges = list(itertools.islice(stream, SELECTION_TOKENS // WINDOW))
-    probes = list(itertools.islice(stream, SENSITIVITY_TOKENS // WINDOW))
-    rounder = Rounder(checkpoint, collect_inputs(checkpoint, stream, tokens, on_progress))
-    base = rounder.make_all(dict.fromkeys(rounder.names, BASE), on_progress)
-    costs = measure_sensitivity(checkpoint, base, probes, on_progress)
-    recipes = _make_recipes(rounder, _weigh(rounder, costs, on_progress), bits)
-    judge, measured = Judge(checkpoint, tokenizer, judges), list[Measured]()
-    for index, one in enumerate(recipes):
-        codes = rounder.make_all(one.forms, on_progress)
-        divergence = judge.measure(checkpoint, Int4Weights(codes))
-        measured.append(Measured(one.name, one.bits_per_weight, divergence))
-        on_progress(Progress("judge", index + 1, len(recipes), "recipes"))
-    return rounder, recipes, measured
-
-
-def _weigh(
-    rounder: Rounder, costs: Mapping[str, float], on_progress: OnProgress
-) -> dict[str, list[Choice[Form]]]:
-    """What each form of each matrix costs the model: as much more or less than the base, whose cost was
-    measured, as the outputs of that layer lose.
-    """
-    choices: dict[str, list[Choice[Form]]] = {}
-    for index, name in enumerate(rounder.names):
-        weighed = list(rounder.weigh(name))
-        base = next(one.error for one in weighed if one.form == BASE) or 1.0
-        size = rounder.size(name)
-        choices[name] = [
-            Choice(one.form, one.bits_per_weight * size, costs[name] * one.error / base)
-            for one in weighed
-        ]
-        on_progress(Progress("forms", index + 1, len(rounder.names), "matrices"))
-    return choices
-
-
-def _make_recipes(
-    rounder: Rounder, choices: Mapping[str, Sequence[Choice[Form]]], bits: float
-) -> list[Recipe]:
-    """Those that have room in `bits` a weight. Raises `CompressionError` where none has."""
-    weights = sum(rounder.size(name) for name in choices)
-    uniform = {name: next(c for c in found if c.form == BASE) for name, found in choices.items()}
-    least = sum(one.bits for one in uniform.values()) / weights
-    recipes = []
-    if least <= bits * (1 + SLACK):
-        for label, form in ((f"round to nearest, groups of {BASE.group}", PLAIN),
-                            (f"GPTQ, groups of {BASE.group}", BASE)):  # fmt: skip
-            recipes.append(Recipe(label, dict.fromkeys(choices, form), least))
-    for label, grids in WIDER.items():
-        may = {
-            name: [one for one in found if one.form.grid is None or one.form.grid in grids]
-            for name, found in choices.items()
-        }
-        try:
-            chosen = choose(may, bits * weights)
-        except ValueError:
-            continue
-        spent = sum(one.bits for one in chosen.values()) / weights
-        recipes.append(Recipe(label, {name: one.form for name, one in chosen.items()}, spent))
-    if not recipes:
-        raise CompressionError(
-            f"4 bits and their scales take {least:.2f} bits a weight, not {bits:g}"
-        )
-    return recipes
+    }  # fmt: skip
+    return {"weights": Int4Weights(rounder.make_all(forms, on_progress))}, figures, measured

@@ -17,6 +17,7 @@ from thrifty.artifacts.checkpoint import DecoderCheckpoint
 from thrifty.compress.gates import GatedModel, Gates
 from thrifty.compress.quantize.forms import Codes
 from thrifty.engines.openvino.weights import float16_weight, int8_weight, table_weight
+from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.windows import TokenArray
 from thrifty.types import OnProgress, Progress, ignore_progress
 
@@ -50,16 +51,24 @@ def measure_sensitivity(
     checkpoint: DecoderCheckpoint,
     codes: Mapping[str, Codes],
     windows: Sequence[TokenArray],
+    kept: KeptAnswers,
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, float]:
-    """For each matrix: the mean divergence, from the 8-bit model, when it alone is in 4 bits."""
+    """For each matrix: the mean divergence, from the 8-bit model, when it alone is in 4 bits. What is kept is
+    not measured again.
+    """
+    known = {name: kept.find("sensitivity", name) for name in codes}
+    missing = [name for name, cost in known.items() if cost is None]
+    if not missing:
+        return known
     weights = GatedWeights(codes)
     gates = np.zeros(len(codes), np.float32)
     model = GatedModel(checkpoint, weights, windows, gates)
-    found: dict[str, float] = {}
-    for index, name in enumerate(weights.names):
+    for done, name in enumerate(missing, len(codes) - len(missing) + 1):
+        index = weights.names.index(name)
         gates[index] = 1
-        found[name] = model.measure(gates)
+        known[name] = model.measure(gates)
         gates[index] = 0
-        on_progress(Progress("sensitivity", index + 1, len(codes), "matrices"))
-    return found
+        kept.add(known[name], "sensitivity", name)
+        on_progress(Progress("sensitivity", done, len(codes), "matrices"))
+    return known

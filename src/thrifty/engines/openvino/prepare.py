@@ -35,7 +35,7 @@ from thrifty.engines.server.vocabulary import read_vocabulary
 from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised when the graphs change, so that models are prepared anew."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -56,14 +56,15 @@ def prepare_model(
     on_progress: OnProgress,
     *,
     weights: Weights | None = None,
+    checkpoint: DecoderCheckpoint | None = None,
     recipe: dict[str, Any] | None = None,
     out: str | None = None,
     figures: dict[str, Any] | None = None,
 ) -> tuple[NamedVersion, Artifact]:
     """The model as OpenVINO IR with weights under `scheme`; made now unless it was made before.
 
-    `weights` keeps a decoder's weights in its own way, which `recipe` then tells; `out` names what is
-    made, and `figures` were measured of it. Blocks. Raises `FormatRefused` for what cannot be converted.
+    `weights` keeps a decoder's weights in its own way, and `checkpoint` takes the place of the one that the
+    model is, which `recipe` then tells; `out` names what is made, and `figures` were measured of it. Blocks. Raises `FormatRefused` for what cannot be converted.
     """
     recipe = recipe or make_recipe(scheme)
     made = store.find_made(artifact.id, recipe)
@@ -81,7 +82,7 @@ def prepare_model(
             if artifact.description.family is Family.ENCODER:
                 _write_encoder(source, target, artifact, scheme, on_progress)
             else:
-                _write_decoder(source, target, artifact, scheme, weights, on_progress)
+                _write_decoder(source, target, artifact, scheme, weights, checkpoint, on_progress)
         except OSError as error:
             raise ArtifactError(f"the model could not be written to {target}: {error}") from None
         except OverflowError as error:
@@ -100,10 +101,11 @@ def _write_decoder(
     artifact: Artifact,
     scheme: str,
     weights: Weights | None,
+    checkpoint: DecoderCheckpoint | None,
     on_progress: OnProgress,
 ) -> None:
     tokenizer = write_tokenizer(source, target, artifact)
-    checkpoint = load_decoder(source)
+    checkpoint = checkpoint or load_decoder(source)
     shape = checkpoint.shape
     model = build_decoder(checkpoint, weights or scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)

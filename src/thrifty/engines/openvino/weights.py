@@ -7,6 +7,7 @@ group along a row, in 8 bits and in 4; asymmetric for each row of a table, which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -93,7 +94,7 @@ def int8_codes(values: FloatArray) -> Int8Codes:
     divides them, with a scale and a zero point for each row.
     """
     rows, columns = values.shape
-    group = next((size for size in INT8_GROUP_SIZES if columns % size == 0), None)
+    group = _find_int8_group(columns)
     if group is None:
         return _round_rows(values)
     split = values.reshape(rows, columns // group, group)
@@ -103,6 +104,20 @@ def int8_codes(values: FloatArray) -> Int8Codes:
     scale[scale == 0] = 1
     codes = np.clip(np.round(split / scale.astype(np.float32)), -127, 127).astype(np.int8)
     return Int8Codes(codes.reshape(rows, columns), scale[:, :, 0])
+
+
+def int8_bits_per_weight(shapes: Sequence[tuple[int, int]]) -> float:
+    """What `int8_codes` takes on average, over matrices of so many rows and columns."""
+    bits = weights = 0.0
+    for rows, columns in shapes:
+        group = _find_int8_group(columns)
+        bits += rows * (8 * columns + (16 * columns / group if group else 24))
+        weights += rows * columns
+    return bits / weights
+
+
+def _find_int8_group(columns: int) -> int | None:
+    return next((size for size in INT8_GROUP_SIZES if columns % size == 0), None)
 
 
 def _round_rows(values: FloatArray) -> Int8Codes:
