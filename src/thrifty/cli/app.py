@@ -244,7 +244,12 @@ def quantize(
     bits: Annotated[
         float, typer.Option(help="For int4: at most so many bits a weight, over all matrices.")
     ] = 5.0,
-    tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="How many tokens of the text are used. Default: 8192 for int8, else 32768."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Keep a model's weights in fewer bits."""

@@ -30,7 +30,7 @@ def run_quantize(
     text: str | None,
     held_out: str | None,
     bits: float,
-    tokens: int,
+    tokens: int | None,
     as_json: bool,
 ) -> None:
     """Quantize a model."""

@@ -31,17 +31,13 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         )
     figure = Figure(figsize=(6.4 * len(scatters), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
+    colours = {row.name: f"C{index}" for index, row in enumerate(comparison.rows)}
     for axis, scatter in zip(figure.subplots(1, len(scatters), squeeze=False)[0], scatters,
                              strict=True):  # fmt: skip
-        for index, point in enumerate(scatter.points):
+        for point in scatter.points:
             axis.errorbar(
                 point.x, point.y, yerr=min(point.error, point.y * 0.99), fmt="o", capsize=3,
-                markersize=7, color=f"C{index}",
-            )  # fmt: skip
-            right = point.x > 0.6 * scatter.x_end
-            axis.annotate(
-                point.name, (point.x, point.y), xytext=(-8 if right else 8, 6),
-                textcoords="offset points", ha="right" if right else "left", fontsize=9,
+                markersize=7, color=colours[point.name], label=point.name,
             )  # fmt: skip
         axis.set_yscale("log")
         low, high = scatter.y_range
@@ -51,6 +47,15 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axis.set_xlabel(scatter.x_label)
         axis.set_ylabel(scatter.y_label)
         axis.grid(alpha=0.3)
+    # Names in one place: points that lie close together would have theirs on one another.
+    named = {
+        name: handle
+        for axis in figure.axes
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        named.values(), named.keys(), loc="outside lower center", ncols=min(3, len(named)), fontsize=9
+    )  # fmt: skip
     text = comparison.text
     figure.suptitle(
         f"Beside {comparison.reference}, on {text['name']}; {comparison.speed['processor']}",

@@ -277,13 +277,13 @@ def _quantize(
     home: Home, on_progress: OnProgress,
 ) -> Model:  # fmt: skip
     # One line for each scheme: GGUF's go here, with a module of their own.
-    from thrifty.compress.quantize.openvino import BITS, CALIBRATION_TOKENS, quantize_openvino
+    from thrifty.compress.quantize.openvino import BITS, quantize_openvino
 
     version, artifact, _ = quantize_openvino(
         store, *model, _scheme(compress), out=out,
         calibration=text.path if text is not None else None,
         bits=compress.quantize.bits or BITS,
-        tokens=compress.quantize.tokens or CALIBRATION_TOKENS, on_progress=on_progress,
+        tokens=compress.quantize.tokens, on_progress=on_progress,
     )  # fmt: skip
     return version, artifact
 

@@ -128,14 +128,15 @@ class QuantizeSpec(Section):
     tokens: Count | None = Field(
         None,
         ge=1,
-        description="For `int4` by measurement: how many tokens of `text` are learned from. "
-        "Default: 32768.",
+        description="How many tokens of `text` are learned from. Default: 8192 for `int8`, 32768 for `int4`.",
     )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.scheme in ("auto", "none", "int8") and (self.bits, self.tokens) != (None, None):
-            raise ValueError(f"'bits' and 'tokens' are for int4, not for {self.scheme!r}")
+        if self.scheme != "int4" and self.bits is not None:
+            raise ValueError(f"'bits' is for int4, not for {self.scheme!r}")
+        if self.scheme == "none" and self.tokens is not None:
+            raise ValueError("'tokens' is for what learns from text, not for 'none'")
         return self
 
 

@@ -99,7 +99,7 @@ def quantize_gguf(
     out: str,
     calibration: Path | None = None,
     held_out: Path | None = None,
-    tokens: int = CALIBRATION_TOKENS,
+    tokens: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[NamedVersion, Artifact]:
     """The model as a GGUF under `scheme`, registered as `out`. Blocks.
@@ -132,6 +132,7 @@ def quantize_gguf(
         find_library()
     if calibration is not None and held_out is not None:
         check_no_overlap(calibration, held_out)
+    tokens = tokens or CALIBRATION_TOKENS
     recipe: dict[str, Any] = {"step": "gguf", "quantize": scheme, "version": VERSION}
     if calibration is not None:
         recipe |= {"calibration_sha256": digest_file(calibration), "tokens": tokens}

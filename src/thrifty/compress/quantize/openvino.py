@@ -33,7 +33,8 @@ from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.windows import digest_file
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
-CALIBRATION_TOKENS = 32_768
+CALIBRATION_TOKENS = {"int8": 8192, "int4": 32_768}
+"""Smoothing needs the size of inputs alone, GPTQ how they go together."""
 BITS = 5.0
 SMOOTHING = (0.5, 0.65)
 """Powers that are tried."""
@@ -51,7 +52,7 @@ def quantize_openvino(
     calibration: Path | None = None,
     held_out: Path | None = None,
     bits: float = BITS,
-    tokens: int = CALIBRATION_TOKENS,
+    tokens: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Made:
     """The model in 8 bits (`int8`) or 4 (`int4`), registered as `out`. Blocks.
@@ -66,7 +67,7 @@ def quantize_openvino(
             rounding.
         held_out: Text that the result will be judged by, which the other must not hold.
         bits: For `int4`, the most bits a weight on average over all matrices.
-        tokens: How much of the calibration text is used.
+        tokens: How much of the calibration text is used. Default: `CALIBRATION_TOKENS`.
         on_progress: Told of every step.
 
     Raises `CompressionError`, and what the store raises.
@@ -82,6 +83,7 @@ def quantize_openvino(
         return *prepare_model(store, version, artifact, scheme, on_progress, out=out), []
     if held_out is not None:
         check_no_overlap(calibration, held_out)
+    tokens = tokens or CALIBRATION_TOKENS[scheme]
     recipe = {
         **make_recipe(scheme), "method": "measured", "tokens": tokens,
         "calibration_sha256": digest_file(calibration),
