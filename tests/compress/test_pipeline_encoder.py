@@ -78,15 +78,16 @@ def test_an_encoder_is_pruned_and_quantized_and_each_stage_is_measured(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"quantize": "int4"}, "encoders are quantized to int8"),
-        ({"quantize": "int8", "held_out_tokens": 100}, "judged by the embeddings of 1,024"),
+        ({"prune": 0.8, "quantize": "int4"}, "encoders are quantized to int8"),
+        ({"quantize": "int8", "text": "passages"}, "rounded without text"),
+        ({"prune": 0.8, "held_out_tokens": 100}, "judged by the embeddings of 1,024"),
     ],
 )
 def test_what_is_for_decoders_is_refused(
     keys: dict[str, Any], message: str, source: Any, store: Store, home: Home, texts: Any
 ) -> None:
     with pytest.raises(CompressionError, match=message):
-        run(source, store, home, **keys, **texts)
+        run(source, store, home, **{**texts, **keys})
 
 
 @pytest.fixture(scope="module")

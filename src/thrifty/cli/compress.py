@@ -7,6 +7,7 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
+from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, say_divergence, say_embeddings
 from thrifty.compress.pipeline import Compressed, Stage
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
@@ -60,69 +61,30 @@ def _as_dict(compressed: Compressed) -> dict[str, Any]:
 
 
 def _show(compressed: Compressed) -> None:
-    encoder = compressed.source[1].description.family is Family.ENCODER
-    quality: tuple[str, ...]
-    if encoder:
-        quality = (
-            "cosine",
-            "rank correlation",
-            "same nearest",
-            "load",
-            "texts/s, 1 / 32 a request",
-        )
+    if compressed.source[1].description.family is Family.ENCODER:
+        columns = (*EMBEDDINGS, "tasks", "load", "texts/s, 1 / 32 a request")
     else:
-        quality = ("KL divergence", "same top token", "perplexity", "tasks", "load",
-                   "tokens/s, 1 / 8 streams")  # fmt: skip
-    print_table(
-        ("stage", "model", "size", *quality),
-        [_row(stage, encoder=encoder) for stage in compressed.stages],
-    )
+        columns = (*DIVERGENCE, "tasks", "load", "tokens/s, 1 / 8 streams")
+    print_table(("stage", "model", "size", *columns), [_row(stage) for stage in compressed.stages])
     print_line()
 
 
-def _row(stage: Stage, *, encoder: bool) -> tuple[str, ...]:
+def _row(stage: Stage) -> tuple[str, ...]:
     def find(kind: str) -> list[dict[str, Any]]:
         return [m.values for m in stage.measured if m.kind == kind]
 
     speed = next(iter(find("speed")), {})
-    kind = "texts_per_s" if encoder else "tokens_per_s"
+    speeds = speed.get("texts_per_s") or speed.get("tokens_per_s") or {}
+    if stage.artifact.description.family is Family.ENCODER:
+        quality = say_embeddings(next(iter(find("embeddings")), None))
+    else:
+        quality = say_divergence(next(iter(find("quality")), None))
     return (
         stage.name,
         stage.version.label,
         format_bytes(stage.artifact.size_bytes),
-        *(
-            _say_encoder(find("embeddings"))
-            if encoder
-            else _say_decoder(find("quality"), find("task"))
-        ),
+        *quality,
+        ", ".join(f"{one['task']} {one['difference']:+.1%}" for one in find("task")),
         format_duration(speed["load_s"]) if speed else "",
-        " / ".join(f"{value:.0f}" for value in speed.get(kind, {}).values()),
-    )
-
-
-def _say_decoder(
-    quality: list[dict[str, Any]], tasks: list[dict[str, Any]]
-) -> tuple[str, str, str, str]:
-    said = ", ".join(f"{one['task']} {one['difference']:+.1%}" for one in tasks)
-    if not quality:
-        return "", "", "", said
-    (found,) = quality
-    kl = found["kl_divergence"]
-    return (
-        f"{kl['mean']:.4f} +- {kl['stderr']:.4f}",
-        f"{found['same_top_token']:.1%}",
-        f"{found['perplexity_ratio']:.3f} x",
-        said,
-    )
-
-
-def _say_encoder(embeddings: list[dict[str, Any]]) -> tuple[str, str, str]:
-    if not embeddings:
-        return "", "", ""
-    (found,) = embeddings
-    cosine, ranks, same = found["cosine"], found["rank_correlation"], found["same_nearest"]
-    return (
-        f"{cosine['mean']:.4f}" if cosine else "another width",
-        f"{ranks['spearman']:.4f} +- {ranks['stderr']:.4f}" if ranks else "",
-        f"{same:.1%}" if same is not None else "",
+        " / ".join(f"{value:.0f}" for value in speeds.values()),
     )

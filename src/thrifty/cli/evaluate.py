@@ -11,6 +11,7 @@ from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named
 from thrifty.evaluate import Evaluation, evaluate
 from thrifty.evaluate.embeddings import EmbeddingAgreement
+from thrifty.evaluate.figures import find_text
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
@@ -22,7 +23,9 @@ _FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 def _find_task(name: str, home: Home, store: Store, on_progress: OnProgress) -> str:
     """A file, or a set fetched; tasks of lm-evaluation-harness keep their name."""
-    return name if is_harness_task(name) else str(find_named(name, home, store, on_progress))
+    if is_harness_task(name):
+        return name
+    return str(find_text(name, home.data, store, on_progress).path)
 
 
 def run_evaluate(

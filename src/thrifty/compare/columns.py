@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from thrifty.compare.table import Comparison, Row
 from thrifty.types import Family
 from thrifty.units import format_bytes, format_duration
 
+DIVERGENCE = ("KL divergence", "same top token", "perplexity")
+EMBEDDINGS = ("cosine", "rank correlation", "same nearest")
 STREAMS = ("1", "8")
 TOGETHER = ("1", "32")
 """Texts in a request for embeddings."""
@@ -16,10 +19,10 @@ TOGETHER = ("1", "32")
 def make_columns(comparison: Comparison) -> tuple[str, ...]:
     """The heads of the columns."""
     if comparison.family is Family.ENCODER:
-        quality = ("cosine", "rank correlation", "same nearest")
+        quality = EMBEDDINGS
         speeds = [f"texts/s, {n} a request" for n in TOGETHER]
     else:
-        quality = ("KL divergence", "same top token", "perplexity")
+        quality = DIVERGENCE
         speeds = [f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS]
     return ("model", "weights", "size", "bits", *quality, *comparison.tasks, "load", *speeds)
 
@@ -28,10 +31,10 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     """One model's cells; empty where nothing is known."""
     speed = row.speed
     if comparison.family is Family.ENCODER:
-        quality, together = _say_embeddings(row), TOGETHER
+        quality, together = say_embeddings(row.embeddings), TOGETHER
         speeds = (speed or {}).get("texts_per_s", {})
     else:
-        quality, together = _say_divergence(row), STREAMS
+        quality, together = say_divergence(row.quality), STREAMS
         speeds = (speed or {}).get("tokens_per_s", {})
     return (
         row.name,
@@ -45,8 +48,8 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     )
 
 
-def _say_divergence(row: Row) -> tuple[str, str, str]:
-    found = row.quality
+def say_divergence(found: dict[str, Any] | None) -> tuple[str, str, str]:
+    """Cells of a decoder's quality, for `DIVERGENCE`."""
     if found is None:
         return "", "", ""
     kl = found["kl_divergence"]
@@ -57,8 +60,8 @@ def _say_divergence(row: Row) -> tuple[str, str, str]:
     )
 
 
-def _say_embeddings(row: Row) -> tuple[str, str, str]:
-    found = row.embeddings
+def say_embeddings(found: dict[str, Any] | None) -> tuple[str, str, str]:
+    """Cells of an encoder's, for `EMBEDDINGS`."""
     if found is None:
         return "", "", ""
     cosine, ranks = found["cosine"], found["rank_correlation"]

@@ -42,6 +42,11 @@ def read_calibration(
     return windows[:count], windows[count:]
 
 
+def count_tokens(windows: Iterable[TokenArray]) -> int:
+    """Of all of them."""
+    return sum(len(tokens) for tokens in windows)
+
+
 def collect_inputs(
     checkpoint: DecoderCheckpoint,
     windows: Iterable[TokenArray],

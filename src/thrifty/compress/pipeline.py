@@ -179,6 +179,12 @@ def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
         raise CompressionError(
             f"{version.label} is an encoder, and encoders are quantized to int8 (compress.quantize.scheme)"
         )
+    unused = compress.text is not None or compress.quantize.tokens is not None
+    if unused and _list_stages(compress) == ["quantize"]:
+        raise CompressionError(
+            f"{version.label} is an encoder, whose weights are rounded without text; leave compress.text and "
+            "compress.quantize.tokens out"
+        )
     if compress.tasks or compress.held_out_tokens is not None:
         raise CompressionError(
             f"{version.label} is an encoder: it is judged by the embeddings of {HELD_OUT_TEXTS:,} held-out "

@@ -14,12 +14,15 @@ from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
-from thrifty.compress.calibration import check_no_overlap, collect_importance, read_calibration
+from thrifty.compress.calibration import (
+    check_no_overlap,
+    collect_importance,
+    count_tokens,
+    read_calibration,
+)
 from thrifty.compress.judge import Judge, Measured
 from thrifty.compress.quantize.forms import FORMS
 from thrifty.compress.quantize.recipes import (
-    SELECTION_TOKENS,
-    WINDOW,
     Int4Weights,
     choose_recipe,
     try_recipes,
@@ -30,9 +33,12 @@ from thrifty.engines.openvino.weights import int8_bits_per_weight
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.kept_answers import KeptAnswers
-from thrifty.evaluate.windows import digest_file
+from thrifty.evaluate.windows import TokenArray, digest_file
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
+WINDOW = 512
+SELECTION_TOKENS = 8192
+"""Of calibration text that nothing was made with, to choose by."""
 CALIBRATION_TOKENS = {"int8": 8192, "int4": 32_768}
 """Smoothing needs the size of inputs alone, GPTQ how they go together."""
 BITS = 5.0
@@ -98,18 +104,19 @@ def quantize_openvino(
     checkpoint = load_decoder(store.folder_of(artifact.id))
     base = prepare_model(store, version, artifact, "none", on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(base[1].id))
+    windows = read_calibration(
+        calibration, tokenizer, WINDOW, judged=SELECTION_TOKENS, learned=tokens
+    )
     with (
         store.stage(f"measure {artifact.id} {json.dumps(recipe, sort_keys=True)}") as folder,
         KeptAnswers(folder / "measured.jsonl") as kept,
     ):
         if scheme == "int4":
             changes, figures, measured = _make_int4(
-                checkpoint, tokenizer, calibration, bits, tokens, kept, on_progress
+                checkpoint, tokenizer, *windows, bits, kept, on_progress
             )
         else:
-            changes, figures, measured = _make_int8(
-                checkpoint, tokenizer, calibration, tokens, on_progress
-            )
+            changes, figures, measured = _make_int8(checkpoint, tokenizer, *windows, on_progress)
         figures["calibration_kl_divergence"] = {one.recipe: one.kl_divergence for one in measured}
         made = prepare_model(
             store, version, artifact, scheme, on_progress, recipe=recipe, out=out, figures=figures, **changes
@@ -121,15 +128,12 @@ def quantize_openvino(
 def _make_int8(
     checkpoint: DecoderCheckpoint,
     tokenizer: TextTokenizer,
-    calibration: Path,
-    tokens: int,
+    judges: list[TokenArray],
+    learned: list[TokenArray],
     on_progress: OnProgress,
 ) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
     """What is prepared otherwise, what is known of it, and what was tried."""
-    judges, learned = read_calibration(
-        calibration, tokenizer, WINDOW, judged=SELECTION_TOKENS, learned=tokens
-    )
-    squares = collect_importance(checkpoint, learned, tokens, on_progress)
+    squares = collect_importance(checkpoint, learned, count_tokens(learned), on_progress)
     judge = Judge(checkpoint, tokenizer, judges)
     bits = int8_bits_per_weight([
         (len(values), values.shape[1])
@@ -149,21 +153,15 @@ def _make_int8(
 def _make_int4(
     checkpoint: DecoderCheckpoint,
     tokenizer: TextTokenizer,
-    calibration: Path,
+    judges: list[TokenArray],
+    learned: list[TokenArray],
     bits: float,
-    tokens: int,
     kept: KeptAnswers,
     on_progress: OnProgress,
 ) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
     """The same. What was measured is kept, so that a run that is broken off goes on."""
     rounder, recipes, measured = try_recipes(
-        checkpoint,
-        tokenizer,
-        calibration,
-        bits=bits,
-        tokens=tokens,
-        kept=kept,
-        on_progress=on_progress,
+        checkpoint, tokenizer, judges, learned, bits=bits, kept=kept, on_progress=on_progress
     )
     best = choose_recipe(measured)
     forms = next(one.forms for one in recipes if one.name == best.recipe)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
-from thrifty.compress.calibration import collect_inputs, read_calibration
+from thrifty.compress.calibration import collect_inputs, count_tokens
 from thrifty.compress.judge import Judge, Measured
 from thrifty.compress.quantize.budget import SLACK, Choice, choose
 from thrifty.compress.quantize.forms import BASE, FORMS, PLAIN, Codes, Form, Rounder, Weighed
@@ -33,14 +32,12 @@ from thrifty.engines.openvino.weights import (
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.kept_answers import KeptAnswers
+from thrifty.evaluate.windows import TokenArray
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
 
-WINDOW = 512
-SENSITIVITY_TOKENS = 512
-SELECTION_TOKENS = 8192
-"""Of calibration text that the recipes were not made with, to choose among them by."""
+SENSITIVITY_WINDOWS = 1
 WIDER = {
     "chosen by matrix, symmetric": {Grid.SYMMETRIC},
     "chosen by matrix, with zero points": {Grid.SYMMETRIC, Grid.ZERO_POINTS},
@@ -121,22 +118,21 @@ def choose_recipe(measured: Sequence[Measured]) -> Measured:
 def try_recipes(
     checkpoint: DecoderCheckpoint,
     tokenizer: TextTokenizer,
-    calibration: Path,
+    judges: Sequence[TokenArray],
+    learned: Sequence[TokenArray],
     *,
     bits: float,
-    tokens: int,
     kept: KeptAnswers,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[Rounder, list[Recipe], list[Measured]]:
     """What makes matrices, every recipe that fits the budget, and what each came to. What was measured is
     kept, and not measured again.
     """
-    judges, learned = read_calibration(
-        calibration, tokenizer, WINDOW, judged=SELECTION_TOKENS, learned=tokens
+    rounder = Rounder(
+        checkpoint, collect_inputs(checkpoint, learned, count_tokens(learned), on_progress)
     )
-    rounder = Rounder(checkpoint, collect_inputs(checkpoint, learned, tokens, on_progress))
     base = rounder.make_all(dict.fromkeys(rounder.names, BASE), on_progress)
-    probes = learned[: SENSITIVITY_TOKENS // WINDOW]
+    probes = learned[:SENSITIVITY_WINDOWS]
     costs = measure_sensitivity(checkpoint, base, probes, kept, on_progress)
     recipes = _make_recipes(rounder, _weigh(rounder, costs, kept, on_progress), bits)
     judge, measured = Judge(checkpoint, tokenizer, judges), list[Measured]()
