@@ -219,6 +219,21 @@ def test_a_student_comes_nearer_and_is_served_and_evaluated(
     )
 
 
+def test_embeddings_that_are_frozen_stay_and_the_rest_learns(
+    store: Store, text: Path, tmp_path: Path
+) -> None:
+    version, artifact = run(store, tmp_path, text, "frozen", freeze_embeddings=True)
+    assert version.lineage.figures["after"] < 0.95 * version.lineage.figures["before"]
+    before, after = (
+        load_decoder(store.folder_of(one)).tensors
+        for one in (store.find("student")[1].id, artifact.id)
+    )
+    name, learned = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
+    # They are written in 16 bits.
+    np.testing.assert_allclose(after.read_tensor(name), before.read_tensor(name), rtol=1e-3)
+    assert np.abs(after.read_tensor(learned) - before.read_tensor(learned)).max() > 1e-2
+
+
 def test_a_live_teacher_shows_its_hidden_states_and_answers_to_what_the_student_writes(
     store: Store, text: Path, tmp_path: Path
 ) -> None:

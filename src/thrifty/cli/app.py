@@ -344,6 +344,13 @@ def distill(
     lora_rank: Annotated[
         int, typer.Option(help="Train changes of this rank; 0 trains all weights.")
     ] = 0,
+    freeze_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-embeddings",
+            help="Leave the tokens' embeddings as they are: faster, and better where tokens are few.",
+        ),
+    ] = False,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Less memory, more time.")
     ] = False,
@@ -365,7 +372,7 @@ def distill(
     training = Training(
         tokens=tokens, divergence=divergence, mix=mix, hidden=hidden, on_policy=on_policy,
         learning_rate=learning_rate, batch_tokens=batch_tokens, micro_batch=micro_batch,
-        lora_rank=lora_rank, checkpointing=checkpointing, seed=seed,
+        lora_rank=lora_rank, freeze_embeddings=freeze_embeddings, checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
     remote = RemoteTeacher(teacher, teacher_model, teacher_key_env) if is_url(teacher) else teacher
     run_distill(

@@ -95,6 +95,11 @@ class DistillSpec(Section):
         None,
         description="The rank of the changes to matrices; 0 trains all weights. Default: 0.",
     )
+    freeze_embeddings: bool | None = Field(
+        None,
+        description="Leave the tokens' embeddings as they are: faster, and better where tokens are few. "
+        "Default: `false`.",
+    )
     checkpointing: bool | None = Field(
         None,
         description="Compute activations anew on the way back: less memory, more time. Default: `false`.",

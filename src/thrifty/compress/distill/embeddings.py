@@ -78,13 +78,10 @@ class Embeddings:
 
 def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embeddings]:
     """The student and what it learns, as a job names them."""
-    from thrifty.compress.distill import lora
-    from thrifty.compress.distill.worker import load_model
+    from thrifty.compress.distill.worker import load_model, load_student
 
     student, teacher = Path(job["student"]), Path(job["teacher"])
-    model, taught = (load_model(folder, "AutoModel") for folder in (student, teacher))
-    if training.lora_rank:
-        lora.attach(model, training.lora_rank, training.seed)
+    model, taught = load_student(student, training, "AutoModel"), load_model(teacher, "AutoModel")
     taught.requires_grad_(False).eval()
     taught.to("cuda" if torch.cuda.is_available() else "cpu")
     lines = (Path(job["folder"]) / job["texts"]).read_bytes().splitlines()

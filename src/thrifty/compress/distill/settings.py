@@ -34,6 +34,8 @@ class Training:
     """The norm that gradients are cut to."""
     lora_rank: int = 0
     """Of the changes to matrices; 0 trains all weights."""
+    freeze_embeddings: bool = False
+    """Leave the tokens' embeddings as they are, and the head with them where it is the same matrix."""
     checkpointing: bool = False
     """Compute activations anew on the way back: less memory, more time."""
     seed: int = 0

@@ -72,9 +72,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
 
         model, objective = make_objective(job, training)
     else:
-        model = load_model(Path(job["student"]))
-        if training.lora_rank:
-            lora.attach(model, training.lora_rank, training.seed)
+        model = load_student(Path(job["student"]), training)
         lessons = _open_lessons(folder, job, training)
         wanted = job["held_out_tokens"] // max(1, lessons.window)
         held_out = max(1, min(wanted, lessons.count // 10))
@@ -115,6 +113,16 @@ def load_model(folder: Path, kind: str = "AutoModelForCausalLM") -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
         raise CompressionError(f"PyTorch cannot load the model in {folder}: {first}") from None
+
+
+def load_student(folder: Path, training: Training, kind: str = "AutoModelForCausalLM") -> Any:
+    """The same, of which what is not trained takes no gradients."""
+    model = load_model(folder, kind)
+    if training.lora_rank:
+        lora.attach(model, training.lora_rank, training.seed)
+    elif training.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
+    return model
 
 
 def _open_lessons(folder: Path, job: dict[str, Any], training: Training) -> Lessons:
