@@ -41,8 +41,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=320_000, help="To train on.")
     parser.add_argument("--judged", type=int, default=16_000, help="Held-out tokens.")
-    parser.add_argument("--batch-tokens", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--width", action="store_true", help="Prune widths, too, not layers alone.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
     options = parser.parse_args()
@@ -61,10 +59,7 @@ def main() -> None:
     names = {"pruned": "bench-pruned"}
     for label, mix in (("on what the teacher says", 0.0), ("on the text alone", 1.0)):
         say(f"training {label}")
-        training = Training(
-            tokens=options.tokens, mix=mix, batch_tokens=options.batch_tokens,
-            learning_rate=options.learning_rate, freeze_embeddings=True,
-        )  # fmt: skip
+        training = Training(tokens=options.tokens, mix=mix, freeze_embeddings=True)
         began = time.perf_counter()
         made, _ = distill_model(
             store, "bench-pruned", SOURCE, text=text, out=f"bench-mix-{mix:g}", training=training,
@@ -103,10 +98,11 @@ def main() -> None:
         {"figure": "the same over plain language-model training on the same tokens",
          "measured": f"{ratio:.2f} x ({alone:.1%})", "bar": ">= 1.3 x", "met": ratio >= 1.3},
     ]  # fmt: skip
+    taught_figures = store.find(names["on what the teacher says"])[0].lineage.figures
     record = {
         "tokens": options.tokens, "judged": options.judged, "minutes": minutes, "prune_s": prune_s,
-        "settings": {"depth_only": not options.width, "batch_tokens": options.batch_tokens,
-                     "learning_rate": options.learning_rate, "freeze_embeddings": True},
+        "settings": {"depth_only": not options.width, "freeze_embeddings": True,
+                     **{key: taught_figures[key] for key in ("batch_tokens", "learning_rate")}},
         "won_back": won, "won_back_last_passages": won_same_kind,
         "kl_divergence": {label: one.kl_divergence.mean for label, one in found.items()},
         "stderr": {label: one.kl_divergence.stderr for label, one in found.items()},

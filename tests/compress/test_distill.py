@@ -131,10 +131,10 @@ def test_short_texts_fill_windows_in_order() -> None:
 
 def test_texts_that_share_a_window_do_not_see_each_other(tmp_path: Path) -> None:
     from thrifty.compress.distill.next_tokens import NextTokens
-    from thrifty.compress.distill.worker import load_model
+    from thrifty.evaluate.torch_model import load_torch_model
 
     STUDENT.write_safetensors(tmp_path)
-    model = load_model(tmp_path).eval()
+    model = load_torch_model(tmp_path, "tiny").eval()
     rng = np.random.default_rng(8)
     texts = [rng.integers(0, 256, length) for length in (20, 31, 44, 12, 50)]
     firsts = [3, 0, 20, 10, 7]
@@ -357,6 +357,32 @@ class Climbing:
 
     def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
         return float(model(torch.ones(1, 1)).square()), 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch_tokens", "rate"),
+    [
+        ({"tokens": 320_000}, 512, 3e-4),
+        ({"tokens": 600_000}, 1024, 3e-4 * 2**0.5),
+        ({"tokens": 100_000_000}, 4096, 5e-4),
+        ({"tokens": 40_000, "micro_batch": 16}, 8192, 5e-4),
+        ({"tokens": 320_000, "batch_tokens": 2048, "learning_rate": 1e-3}, 2048, 1e-3),
+    ],
+)
+def test_steps_and_their_rate_go_with_the_tokens(
+    tmp_path: Path, settings: dict[str, Any], batch_tokens: int, rate: float
+) -> None:
+    from accelerate import Accelerator
+
+    from thrifty.compress.distill.train import Trainer
+
+    class Windows(Climbing):
+        example_tokens = 512
+
+    model, training = torch.nn.Linear(1, 1), Training(**settings)
+    trainer = Trainer(model, Windows(1, 1), training, tmp_path, Accelerator(cpu=True))
+    assert trainer.batch_tokens == batch_tokens
+    assert trainer.learning_rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 
 from tests.evaluate.bigram import Bigram, divergence, write_text
 from thrifty.errors import EvaluationError
+from thrifty.evaluate import served
 from thrifty.evaluate.divergence import measure_divergence
 from thrifty.evaluate.run import record_reference
 from thrifty.evaluate.served_scorer import MOST_ALTERNATIVES, ServedScorer
@@ -50,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, value: Any) -> None:
         data = json.dumps(value).encode()
-        self.send_response(self.says.get("status", 200))
+        busy = self.says.get("busy", 0)
+        self.says["busy"] = busy - 1
+        self.send_response(503 if busy > 0 else self.says.get("status", 200))
         self.send_header("content-length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -87,6 +90,22 @@ def test_what_a_server_tells_is_enough_for_most_of_it(url: str, tmp_path: Path) 
 
 def test_it_writes_answers(url: str) -> None:
     assert bytes(open_served(url).generate(np.array([1, 2]), 5)) == b"abc"
+
+
+def test_a_server_that_is_busy_is_asked_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("thrifty.evaluate.served.time.sleep", waits.append)
+    Handler.says = {"busy": 2}
+    assert bytes(open_served(url).generate(np.array([1, 2]), 5)) == b"abc"
+    assert waits == [0.5, 1.0]
+    Handler.says = {"busy": served.ATTEMPTS}
+    with pytest.raises(EvaluationError, match="answered 503"):
+        open_served(url)
+
+
+def test_a_key_that_is_not_there_is_told_of(url: str) -> None:
+    with pytest.raises(EvaluationError, match="NO_SUCH_KEY holds no key"):
+        open_served(url, key_env="NO_SUCH_KEY")
 
 
 def test_its_key_is_sent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

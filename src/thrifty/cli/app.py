@@ -338,8 +338,15 @@ def distill(
     teacher_key_env: Annotated[
         str | None, typer.Option(help="The environment variable that holds the URL's key.")
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="The highest.")] = 5e-4,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens in a step of the optimizer.")] = 4096,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest; none: by the size of a step.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a step of the optimizer; none: 4096, or fewer for some hundred steps."
+        ),
+    ] = None,
     micro_batch: Annotated[int, typer.Option(help="Windows that are computed together.")] = 1,
     lora_rank: Annotated[
         int, typer.Option(help="Train changes of this rank; 0 trains all weights.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import requests
@@ -10,25 +11,52 @@ import requests
 from thrifty.errors import EvaluationError
 
 TIMEOUT_S = 600.0
+ATTEMPTS = 4
+PASSING = frozenset({429, 500, 502, 503, 504})
+"""Answers of a server that is busy, or gone for a moment."""
+LONGEST_WAIT_S = 60.0
 
 
 class ServedUrl:
-    """An OpenAI-compatible server's address and connection; `/v1` at its end may be there or not."""
+    """An OpenAI-compatible server's address and connections; `/v1` at its end may be there or not."""
 
     def __init__(self, url: str, key_env: str | None = None) -> None:
-        """`key_env` names the environment variable that holds its key."""
+        """`key_env` names the environment variable that holds its key. Raises `EvaluationError` where it
+        holds none.
+        """
         self.base = url.rstrip("/").removesuffix("/v1")
         self._session = requests.Session()
-        key = os.environ.get(key_env) if key_env else None
-        if key:
+        if key_env:
+            key = os.environ.get(key_env)
+            if not key:
+                raise EvaluationError(f"the environment variable {key_env} holds no key")
             self._session.headers["authorization"] = f"Bearer {key}"
 
+    def list_models(self) -> list[dict[str, Any]]:
+        """What it says of each; one at least. Raises `EvaluationError`."""
+        served: list[dict[str, Any]] = self.ask("GET", "/v1/models")["data"]
+        if not served:
+            raise EvaluationError(f"{self.base} serves no model")
+        return served
+
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer. Raises `EvaluationError` where there is none, or one that is no JSON."""
-        try:
-            reply = self._session.request(method, self.base + path, json=body, timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            raise EvaluationError(f"{self.base} cannot be reached: {error}") from None
+        """The answer; a server that is busy, or gone for a moment, is asked again. Raises `EvaluationError`
+        where there is none, or one that is no JSON.
+        """
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
+            try:
+                reply = self._session.request(
+                    method, self.base + path, json=body, timeout=TIMEOUT_S
+                )
+            except requests.RequestException as error:
+                if last:
+                    raise EvaluationError(f"{self.base} cannot be reached: {error}") from None
+                _wait(attempt, None)
+                continue
+            if last or reply.status_code not in PASSING:
+                break
+            _wait(attempt, reply.headers.get("retry-after"))
         if reply.status_code != 200:
             raise EvaluationError(
                 f"{self.base}{path} answered {reply.status_code}: {reply.text[:300]}"
@@ -40,5 +68,10 @@ class ServedUrl:
         return found
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connections."""
         self._session.close()
+
+
+def _wait(attempt: int, retry_after: str | None) -> None:
+    asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
+    time.sleep(min(LONGEST_WAIT_S, max(asked, 0.5 * 2**attempt)))

@@ -21,10 +21,7 @@ class ServedEmbedder:
     def __init__(self, url: str, tokenizer: TextTokenizer, context_length: int) -> None:
         self.label = url
         self._served = ServedUrl(url)
-        served = self._served.ask("GET", "/v1/models")["data"]
-        if not served:
-            raise EvaluationError(f"{url} serves no model")
-        self._model = str(served[0]["id"])
+        self._model = str(self._served.list_models()[0]["id"])
         self.identity = f"{self._served.base}#{self._model}"
         self.tokenizer = tokenizer
         self.context_length = context_length

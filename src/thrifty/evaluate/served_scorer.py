@@ -31,9 +31,7 @@ class ServedScorer:
     ) -> None:  # fmt: skip
         self.label = url
         self._served = ServedUrl(url, key_env)
-        described = self._served.ask("GET", "/v1/models")["data"]
-        if not described:
-            raise EvaluationError(f"{url} serves no model")
+        described = self._served.list_models()
         names = [entry["id"] for entry in described]
         if model is not None and model not in names:
             raise EvaluationError(f"{url} does not serve {model!r}; it has {', '.join(names)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,16 @@ import numpy.typing as npt
 
 from thrifty.artifacts.checkpoint import load_encoder
 from thrifty.engines.server.text import TextTokenizer
-from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
+from thrifty.evaluate.torch_model import load_torch_model
 
 
 class TorchEmbedder:
     """Runs a BERT-like encoder in float32 on the best device there is."""
 
     def __init__(self, folder: Path, label: str, identity: str) -> None:
-        if find_spec("torch") is None or find_spec("transformers") is None:
-            raise EvaluationError(
-                f"{label} is to run on PyTorch, which is not installed: pip install 'thrifty[compress]'"
-            )
+        model = load_torch_model(folder, label, "AutoModel")
         import torch
-        from transformers import AutoModel
 
         shape = load_encoder(folder).shape
         self._torch = torch
@@ -35,13 +30,6 @@ class TorchEmbedder:
         self.tokenizer = TextTokenizer.load(folder)
         self.width, self.context_length = shape.hidden_size, shape.context_length
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            model = AutoModel.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).partition("\n")[0]
-            raise EvaluationError(f"PyTorch cannot load {label}: {first}") from None
         self._model: Any = model.to(self._device).eval()
 
     def embed(self, texts: Sequence[list[int]]) -> Vectors:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from thrifty.engines.server.text import TextTokenizer
-from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray
 
 
@@ -19,25 +18,14 @@ class TorchScorer:
     """Runs a decoder in float32, or in another precision, on the best device there is."""
 
     def __init__(self, folder: Path, label: str, identity: str, *, dtype: str = "float32") -> None:
-        if find_spec("torch") is None or find_spec("transformers") is None:
-            raise EvaluationError(
-                f"{label} is to run on PyTorch, which is not installed: pip install 'thrifty[compress]'"
-            )
+        model = load_torch_model(folder, label, dtype=dtype)
         import torch
-        from transformers import AutoModelForCausalLM
 
         self._torch = torch
         self.label = label
         self.identity = f"{identity}+torch-{dtype}"
         self.tokenizer = TextTokenizer.load(folder)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).partition("\n")[0]
-            raise EvaluationError(f"PyTorch cannot load {label}: {first}") from None
         self._model: Any = model.to(self._device).eval()
         self.vocab_size = int(model.config.vocab_size)
         self.context_length = int(model.config.max_position_embeddings)

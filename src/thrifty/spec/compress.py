@@ -86,10 +86,13 @@ class DistillSpec(Section):
         description="The share of windows whose second half the student writes. Default: 0.",
     )
     learning_rate: Number | None = Field(
-        None, gt=0, lt=1, description="At its highest. Default: as `thrifty distill`."
+        None, gt=0, lt=1, description="At its highest. Default: by the size of a step."
     )
     batch_tokens: Count | None = Field(
-        None, ge=1, description="Tokens in a step of the optimizer. Default: 4096."
+        None,
+        ge=1,
+        description="Tokens in a step of the optimizer. Default: 4096, or so many fewer that there are some "
+        "hundred steps.",
     )
     lora_rank: Count | None = Field(
         None,

@@ -9,25 +9,22 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError, EvaluationError
+from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import read_windows
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 PROMPT_TOKENS = 64
 """Of each window of plain text, what the teacher goes on from."""
 CONCURRENCY = 8
-TIMEOUT_S = 600.0
-ATTEMPTS = 4
 PROMPT_FIELDS = ("prompt", "instruction", "question")
 """A `.jsonl` record with one of these is a user's message, and is answered as a chat."""
 
@@ -60,28 +57,29 @@ def write_answers(
     kept = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     done = sum(len(json.loads(line)["tokens"]) for line in kept)
     prompts = itertools.islice(_read_prompts(text, tokenizer, window), len(kept), None)
-    session = _open_session(teacher)
-    model = teacher.model or _find_model(session, teacher.url)
-    with (
-        path.open("r+b" if path.exists() else "wb") as file,
-        ThreadPoolExecutor(CONCURRENCY) as pool,
-    ):
-        file.truncate(sum(len(line) + 1 for line in kept))
-        file.seek(0, os.SEEK_END)
-        while done < tokens:
-            group = list(itertools.islice(prompts, CONCURRENCY))
-            if not group:
-                break
-            answers = pool.map(
-                lambda prompt: _ask(session, teacher.url, model, prompt, window), group
-            )
-            for prompt, answer in zip(group, answers, strict=True):
-                line = _encode(tokenizer, prompt, answer, window)
-                file.write(json.dumps(line).encode() + b"\n")
-                done += len(line["tokens"])
-            file.flush()
-            on_progress(Progress("the teacher writes", min(done, tokens), tokens, "tokens"))
-        os.fsync(file.fileno())
+    try:
+        with (
+            closing(ServedUrl(teacher.url, teacher.key_env)) as served,
+            path.open("r+b" if path.exists() else "wb") as file,
+            ThreadPoolExecutor(CONCURRENCY) as pool,
+        ):
+            model = teacher.model or str(served.list_models()[0]["id"])
+            file.truncate(sum(len(line) + 1 for line in kept))
+            file.seek(0, os.SEEK_END)
+            while done < tokens:
+                group = list(itertools.islice(prompts, CONCURRENCY))
+                if not group:
+                    break
+                answers = pool.map(lambda prompt: _ask(served, model, prompt, window), group)
+                for prompt, answer in zip(group, answers, strict=True):
+                    line = _encode(tokenizer, prompt, answer, window)
+                    file.write(json.dumps(line).encode() + b"\n")
+                    done += len(line["tokens"])
+                file.flush()
+                on_progress(Progress("the teacher writes", min(done, tokens), tokens, "tokens"))
+            os.fsync(file.fileno())
+    except EvaluationError as error:
+        raise CompressionError(f"{error}. What the teacher wrote so far is kept") from None
     if not done:
         raise CompressionError(f"{text} has no prompts that the teacher could answer")
 
@@ -114,24 +112,7 @@ def _read_questions(text: Path) -> Iterator[_Prompt]:
             yield _Prompt(named[0], chat=True)
 
 
-def _open_session(teacher: RemoteTeacher) -> requests.Session:
-    session = requests.Session()
-    key = os.environ.get(teacher.key_env) if teacher.key_env else None
-    if teacher.key_env and not key:
-        raise CompressionError(f"the environment variable {teacher.key_env} holds no key")
-    if key:
-        session.headers["authorization"] = f"Bearer {key}"
-    return session
-
-
-def _find_model(session: requests.Session, url: str) -> str:
-    served = _request(session, "GET", f"{_base(url)}/v1/models", None)["data"]
-    if not served:
-        raise CompressionError(f"{url} serves no model")
-    return str(served[0]["id"])
-
-
-def _ask(session: requests.Session, url: str, model: str, prompt: _Prompt, window: int) -> str:
+def _ask(served: ServedUrl, model: str, prompt: _Prompt, window: int) -> str:
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": window - PROMPT_TOKENS,
@@ -139,47 +120,10 @@ def _ask(session: requests.Session, url: str, model: str, prompt: _Prompt, windo
     }
     if prompt.chat:
         body["messages"] = [{"role": "user", "content": prompt.text}]
-        answer = _request(session, "POST", f"{_base(url)}/v1/chat/completions", body)
+        answer = served.ask("POST", "/v1/chat/completions", body)
         return str(answer["choices"][0]["message"].get("content") or "")
     body["prompt"] = prompt.text
-    return str(
-        _request(session, "POST", f"{_base(url)}/v1/completions", body)["choices"][0]["text"]
-    )
-
-
-def _base(url: str) -> str:
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def _request(session: requests.Session, method: str, url: str, body: Any) -> dict[str, Any]:
-    """Ask, again where the server is busy or gone for a moment."""
-    for attempt in range(ATTEMPTS):
-        last = attempt == ATTEMPTS - 1
-        try:
-            reply = session.request(method, url, json=body, timeout=TIMEOUT_S)
-        except requests.RequestException as error:
-            if last:
-                raise CompressionError(
-                    f"{url} cannot be reached: {error}. What the teacher wrote so far is kept"
-                ) from None
-            _wait(attempt, None)
-            continue
-        if reply.status_code in (429, 500, 502, 503, 504) and not last:
-            _wait(attempt, reply.headers.get("retry-after"))
-            continue
-        if reply.status_code != 200:
-            raise CompressionError(f"{url} answered {reply.status_code}: {reply.text[:300]}")
-        try:
-            found: dict[str, Any] = reply.json()
-        except ValueError:
-            raise CompressionError(f"{url} did not answer with JSON") from None
-        return found
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _wait(attempt: int, retry_after: str | None) -> None:
-    asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
-    time.sleep(min(60.0, max(asked, 0.5 * 2**attempt)))
+    return str(served.ask("POST", "/v1/completions", body)["choices"][0]["text"])
 
 
 def _encode(tokenizer: TextTokenizer, prompt: _Prompt, answer: str, window: int) -> dict[str, Any]:

@@ -343,6 +343,7 @@ def _run(
     return {
         "steps": found["step"], "tokens": found["tokens"], "before": held_out[0][1],
         "after": found["best"], "best_step": found["best_step"], "unit": found["unit"],
+        "batch_tokens": found["batch_tokens"], "learning_rate": found["learning_rate"],
         "precision": found["precision"], "device": found["device"],
         "losses": [round(loss, 5) for loss in found["losses"]],
         "held_out": [[step, round(value, 6)] for step, value in held_out],

@@ -12,6 +12,7 @@ import torch
 
 from thrifty.artifacts.checkpoint import load_encoder
 from thrifty.compress.distill.settings import Training
+from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray
 
 RELATIONS = 1.0
@@ -78,10 +79,11 @@ class Embeddings:
 
 def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embeddings]:
     """The student and what it learns, as a job names them."""
-    from thrifty.compress.distill.worker import load_model, load_student
+    from thrifty.compress.distill.worker import load_student
 
     student, teacher = Path(job["student"]), Path(job["teacher"])
-    model, taught = load_student(student, training, "AutoModel"), load_model(teacher, "AutoModel")
+    model = load_student(student, training, "AutoModel")
+    taught = load_torch_model(teacher, f"the model in {teacher}", "AutoModel")
     taught.requires_grad_(False).eval()
     taught.to("cuda" if torch.cuda.is_available() else "cpu")
     lines = (Path(job["folder"]) / job["texts"]).read_bytes().splitlines()

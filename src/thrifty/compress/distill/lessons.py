@@ -24,12 +24,11 @@ OPEN_PACKS = 16
 
 @dataclass(frozen=True)
 class Lesson:
-    """One window of T tokens: T - 1 predictions, of which those before `first` do not count."""
+    """One window of T tokens, and so T - 1 predictions."""
 
     tokens: TokenArray
-    first: int = 0
-    ignored: npt.NDArray[np.bool_] | None = None
-    """Predictions that do not count either, [T - 1]; None: all others do."""
+    counts: npt.NDArray[np.bool_]
+    """Which predictions are learned from, [T - 1]."""
     positions: TokenArray | None = None
     """[T], where several texts share the window: each begins at 0, and sees itself alone."""
     ids: TokenArray | None = None
@@ -40,12 +39,6 @@ class Lesson:
     """The mass of the others, [T - 1]."""
     hidden: Any = None
     """The teacher's hidden states, [layers + 1, T, channels], where they are asked for."""
-
-    @property
-    def counts(self) -> npt.NDArray[np.bool_]:
-        """Which predictions count, [T - 1]."""
-        counts: npt.NDArray[np.bool_] = np.arange(len(self.tokens) - 1) >= self.first
-        return counts if self.ignored is None else counts & ~self.ignored
 
 
 class Lessons(Protocol):
@@ -65,7 +58,9 @@ class Lessons(Protocol):
         ...
 
     def ask(self, tokens: TokenArray, first: int) -> Lesson:
-        """What the teacher says of other text. Raises `CompressionError` where it cannot be asked."""
+        """What the teacher says of other text, of which predictions from `first` on count. Raises
+        `CompressionError` where it cannot be asked.
+        """
         ...
 
 
@@ -83,7 +78,10 @@ class KeptLessons:
     def read(self, number: int) -> Lesson:
         """See `Lessons`."""
         found = next(self._record.read(number))
-        return Lesson(found.tokens, ids=found.ids, logprobs=found.logprobs, tail=found.tail)
+        return Lesson(
+            found.tokens, np.ones(len(found.tokens) - 1, np.bool_), ids=found.ids,
+            logprobs=found.logprobs, tail=found.tail,
+        )  # fmt: skip
 
     def text(self, number: int) -> TokenArray:
         """See `Lessons`."""
@@ -129,8 +127,9 @@ class LiveLessons:
             ranked = self._teacher.rank(tokens, self._k, ())
         mass = np.exp(ranked.logprobs.astype(np.float64)).sum(axis=1)
         tail = np.maximum(0.0, 1.0 - mass).astype(np.float32)
+        counts = np.arange(len(tokens) - 1) >= first
         return Lesson(
-            tokens, first, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
+            tokens, counts, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
         )
 
 
@@ -153,16 +152,14 @@ class TextLessons:
     def read(self, number: int) -> Lesson:
         """See `Lessons`."""
         texts = [self._texts[index] for index in self._packs[number]]
-        ignored = [
-            np.arange(len(tokens)) < self._firsts[index] for index, tokens in
-            zip(self._packs[number], texts, strict=True)
-        ]  # fmt: skip
-        for each in ignored:
-            each[-1] = True  # What comes behind a text's end is another text.
         positions = [np.arange(len(tokens)) for tokens in texts]
-        return Lesson(
-            np.concatenate(texts), ignored=np.concatenate(ignored)[:-1], positions=np.concatenate(positions)
-        )  # fmt: skip
+        counts = [
+            each >= self._firsts[index]
+            for index, each in zip(self._packs[number], positions, strict=True)
+        ]
+        for each in counts:
+            each[-1] = False  # What comes behind a text's end is another text.
+        return Lesson(np.concatenate(texts), np.concatenate(counts)[:-1], np.concatenate(positions))
 
     def text(self, number: int) -> TokenArray:
         """See `Lessons`."""

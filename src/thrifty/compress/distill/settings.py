@@ -22,9 +22,10 @@ class Training:
     """The weight of the distance between both models' hidden states, beside the loss."""
     on_policy: float = 0.0
     """The share of windows whose second half the student writes."""
-    learning_rate: float = 5e-4
-    batch_tokens: int = 4096
-    """In one step of the optimizer."""
+    learning_rate: float | None = None
+    """The highest; None: by the size of a step."""
+    batch_tokens: int | None = None
+    """In one step of the optimizer; None: 4096, or so many fewer that there are some hundred steps."""
     micro_batch: int = 1
     """Windows that are computed together, of those of a step."""
     warm_up: float = 0.05
@@ -53,12 +54,14 @@ class Training:
             )
         for name, least in (("tokens", 1), ("batch_tokens", 1), ("micro_batch", 1), ("lora_rank", 0),
                             ("every_steps", 0), ("patience", 1)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise CompressionError(f"{name} is {least} or more, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise CompressionError(f"{name} is {least} or more, not {value}")
         for name in ("mix", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise CompressionError(f"{name} is a share, from 0 to 1")
-        if not 0 < self.learning_rate < 1 or self.hidden < 0:
+        rate = self.learning_rate
+        if (rate is not None and not 0 < rate < 1) or self.hidden < 0:
             raise CompressionError("learning_rate is above 0 and below 1, hidden 0 or more")
 
     @property

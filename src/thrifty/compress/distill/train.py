@@ -25,6 +25,11 @@ LAST_RATE = 0.1
 EXPLODED = 10.0
 """A loss this many times the mean of the last ones, or no number, stops the training."""
 RECENT = 20
+STEPS = 500
+MOST_BATCH_TOKENS = 4096
+"""Where nothing is said, a step has no more, and fewer where there would be fewer than `STEPS`."""
+RATE, RATE_TOKENS, MOST_RATE = 3e-4, 512, 5e-4
+"""Where nothing is said, the learning rate for steps of so many tokens. For larger steps it grows with their root."""
 LEAST_STEPS = 25
 TRAINED_PER_LOOKED = 7
 """Tokens that are learned from between two looks, for each that is looked at: they take three times as
@@ -94,20 +99,22 @@ class Trainer:
         if training.checkpointing:
             model.gradient_checkpointing_enable()
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        ranks: int = accelerator.num_processes
+        self._per_step = math.ceil(_count_examples(training, objective) / ranks) * ranks
+        self.batch_tokens = self._per_step * objective.example_tokens
+        self.learning_rate = training.learning_rate or min(
+            MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS)
+        )
+        self.steps = max(1, math.ceil(training.tokens / self.batch_tokens))
+        between = TRAINED_PER_LOOKED * objective.held_out_tokens
+        self._every = training.every_steps or max(
+            LEAST_STEPS, math.ceil(between / self.batch_tokens)
+        )
         optimizer = torch.optim.AdamW(
-            self._trained.values(), lr=training.learning_rate, betas=BETAS,
+            self._trained.values(), lr=self.learning_rate, betas=BETAS,
             weight_decay=training.weight_decay, fused=True,
         )  # fmt: skip
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
-        ranks: int = accelerator.num_processes
-        wanted = max(1, training.batch_tokens // objective.example_tokens)
-        self._per_step = math.ceil(wanted / ranks) * ranks
-        self.steps = max(
-            1, math.ceil(training.tokens / (self._per_step * objective.example_tokens))
-        )
-        between = TRAINED_PER_LOOKED * objective.held_out_tokens
-        tokens = self._per_step * objective.example_tokens
-        self._every = training.every_steps or max(LEAST_STEPS, math.ceil(between / tokens))
         self.state = State()
 
     def run(self, on_progress: OnProgress = ignore_progress) -> State:
@@ -203,7 +210,7 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         """Rising at first, then falling along half a cosine."""
-        highest, warm = self._training.learning_rate, self._training.warm_up * self.steps
+        highest, warm = self.learning_rate, self._training.warm_up * self.steps
         if step < warm:
             return highest * (step + 1) / max(1.0, warm)
         share = (step - warm) / max(1.0, self.steps - warm)
@@ -280,6 +287,14 @@ class Trainer:
         with torch.no_grad():
             for key, parameter in self._trained.items():
                 parameter.copy_(tensors[key])
+
+
+def _count_examples(training: Training, objective: Objective) -> int:
+    """Those of one step."""
+    if training.batch_tokens is not None:
+        return max(1, training.batch_tokens // objective.example_tokens)
+    tokens = min(MOST_BATCH_TOKENS, training.tokens // STEPS)
+    return max(training.micro_batch, tokens // objective.example_tokens)
 
 
 def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:

@@ -31,9 +31,10 @@ from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.train import Objective, Trainer, write_tensors
 from thrifty.engines.machine import detect_machine
-from thrifty.errors import CompressionError, ThriftyError
+from thrifty.errors import ThriftyError
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.reference import open_record
+from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.types import Family, Progress
 
 FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
@@ -93,6 +94,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     write_tensors(folder / "trained.safetensors", weights)
     report = {
         **asdict(state), "best": state.best, "unit": objective.unit, "precision": precision,
+        "batch_tokens": trainer.batch_tokens, "learning_rate": trainer.learning_rate,
         "device": str(accelerator.device), "processes": accelerator.num_processes,
     }  # fmt: skip
     beside = folder / "report.part"
@@ -100,24 +102,9 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     beside.replace(folder / "report.json")
 
 
-def load_model(folder: Path, kind: str = "AutoModelForCausalLM") -> Any:
-    """The transformers model in `folder`, in float32. Raises `CompressionError`."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        return getattr(transformers, kind).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).partition("\n")[0]
-        raise CompressionError(f"PyTorch cannot load the model in {folder}: {first}") from None
-
-
 def load_student(folder: Path, training: Training, kind: str = "AutoModelForCausalLM") -> Any:
-    """The same, of which what is not trained takes no gradients."""
-    model = load_model(folder, kind)
+    """The model in `folder`, of which what is not trained takes no gradients."""
+    model = load_torch_model(folder, f"the model in {folder}", kind)
     if training.lora_rank:
         lora.attach(model, training.lora_rank, training.seed)
     elif training.freeze_embeddings:

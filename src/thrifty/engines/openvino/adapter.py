@@ -49,7 +49,8 @@ AUTO_KV_SHARE = 0.2
 """`auto` gives the KV cache at most this share of the memory that is free."""
 AUTO_KV_CONTEXTS = 16
 """... and no more than this many full contexts."""
-BYTES_PER_WEIGHT = {"f16": 2.0, "int8": 1.04, "int4": 0.6}
+BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.04, "int4": 0.6}
+"""By what is done to weights, with their scales."""
 
 
 class OpenVinoOptions(Section):
@@ -125,7 +126,7 @@ class OpenVinoEngine:
         free = available_memory_bytes()
         copies = spec.replicas.count
         scheme = _choose_scheme(spec, artifact)
-        per_weight = BYTES_PER_WEIGHT.get(scheme, BYTES_PER_WEIGHT["f16"])
+        per_weight = BYTES_PER_WEIGHT.get(scheme, BYTES_PER_WEIGHT["none"])
         weights = round(artifact.description.parameters * per_weight)
         fixed = copies * (weights + RUNTIME_BYTES)
         if fixed > free:
@@ -166,8 +167,7 @@ class OpenVinoEngine:
             from thrifty.engines.openvino.prepare import prepare_model
 
             scheme = _choose_scheme(spec, artifact)
-            recipe_scheme = "none" if scheme == "f16" else scheme
-            version, artifact = prepare_model(store, version, artifact, recipe_scheme, on_progress)
+            version, artifact = prepare_model(store, version, artifact, scheme, on_progress)
         folder = store.folder_of(artifact.id)
         note = read_json(folder / OPENVINO_NOTE)
         options = _resolve_options(parse_options(self, spec), note, spec)
@@ -263,13 +263,11 @@ def _context_fault(options: OpenVinoOptions, limit: int) -> str | None:
 
 
 def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
-    """The weights' form: `f16`, `int8` or `int4`."""
+    """What is done to the weights, or was: `none`, `int8` or `int4`."""
     if artifact.description.format is Format.OPENVINO:
-        return artifact.description.weights or "f16"
+        return artifact.description.weights or "none"
     wanted = spec.compress.quantize.scheme
-    if wanted == "auto":
-        return "int8"
-    return "f16" if wanted == "none" else wanted
+    return "int8" if wanted == "auto" else wanted
 
 
 def _resolve_options(options: OpenVinoOptions, note: dict[str, Any], spec: Spec) -> dict[str, Any]:

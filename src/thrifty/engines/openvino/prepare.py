@@ -28,6 +28,7 @@ from thrifty.artifacts.checkpoint import (
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
+from thrifty.engines.openvino.adapter import BYTES_PER_WEIGHT
 from thrifty.engines.openvino.decoder_graph import build_decoder
 from thrifty.engines.openvino.encoder_graph import build_encoder
 from thrifty.engines.openvino.weights import Weights, choose_activation_group
@@ -40,7 +41,6 @@ RECIPE_VERSION = 3
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
                    "special_tokens_map.json", "generation_config.json")  # fmt: skip
-BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.04, "int4": 0.6}
 
 
 def make_recipe(scheme: str) -> dict[str, Any]:
