@@ -1,0 +1,329 @@
+"""The commands that make models smaller and judge them, as `app` lists them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A stored name, a source, a folder, a .gguf, or a server's URL."
+        ),
+    ],
+    reference: Annotated[
+        str, typer.Option(help="The model that it should be as good as, on this machine.")
+    ],
+    text: Annotated[
+        str | None,
+        typer.Option(help="Held-out text: a set, or a file, plain or .jsonl with a field 'text'."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="A file of questions, .jsonl; or lm_eval:NAME, a task of lm-evaluation-harness.",
+        ),
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with tasks of your own for lm_eval:, as YAML."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="For lm_eval: tasks, how many solved examples to show.")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help='For encoders: pairs of texts, .jsonl with {"texts": [A, B]}.'),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens in a window of text.")] = 512,
+    top_k: Annotated[
+        int, typer.Option(help="How many tokens' log-probabilities are kept of the reference.")
+    ] = 64,
+    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    items: Annotated[
+        int | None,
+        typer.Option(help="At most so many items of a task; for encoders, texts of the text."),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="How much worse a task's score may be to be not inferior.")
+    ] = 0.02,
+    backend: Annotated[
+        str, typer.Option(help="What runs checkpoints: openvino, or torch for safetensors.")
+    ] = "openvino",
+    kv_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="u8 or f16: the model reads keys and values from a cache, as it does when it serves."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was.
+
+    Encoders are compared by their embeddings.
+    """
+    from thrifty.cli.evaluate import run_evaluate
+
+    run_evaluate(
+        model, reference, text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
+        shots=shots, window=window, top_k=top_k, tokens=tokens, items=items, margin=margin,
+        backend=backend, kv_precision=kv_precision, as_json=as_json,
+    )  # fmt: skip
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="int8, or int4 by measurement; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Text to learn from: a set, a file, or none. Default: passages, where anything is learned."
+        ),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    bits: Annotated[
+        float, typer.Option(help="For int4: at most so many bits a weight, over all matrices.")
+    ] = 5.0,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="How many tokens of the text are used. Default: 8192 for int8, else 32768."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a model's weights in fewer bits."""
+    from thrifty.cli.quantize import run_quantize
+
+    run_quantize(
+        model, scheme=scheme, out=out, text=text, held_out=held_out, bits=bits, tokens=tokens,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="A checkpoint: a stored name, a source, a path.")],
+    parameters: Annotated[
+        float, typer.Option(help="The share of the parameters to keep, such as 0.8.")
+    ],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    text: Annotated[
+        str | None, typer.Option(help="Text to learn from: a set, or a file. Default: passages.")
+    ] = None,
+    depth_only: Annotated[
+        bool, typer.Option("--depth-only", help="Only leave layers out.")
+    ] = False,
+    width_only: Annotated[
+        bool, typer.Option("--width-only", help="Only take neurons, heads and channels away.")
+    ] = False,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
+    as_json: Json = False,
+) -> None:
+    """Take parts of a model away; what stays is a plain checkpoint.
+
+    Several ways to the size are made and measured, and the one nearest to the whole model is kept.
+    Only whole parts go: weights that are set to zero one by one, or two in four, save nothing on the
+    engines here, which have no kernels for them.
+    """
+    from thrifty.cli.prune import run_prune
+
+    run_prune(
+        model, parameters=parameters, depth_only=depth_only, width_only=width_only, out=out,
+        text=text, held_out=held_out, tokens=tokens, as_json=as_json,
+    )  # fmt: skip
+
+
+def compress(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC.yaml | MODEL",
+            help="A spec with a section 'compress', or a checkpoint: a stored name, a source, a path.",
+        ),
+    ],
+    prune: Annotated[
+        float | None, typer.Option(help="The share of the parameters to keep, such as 0.8.")
+    ] = None,
+    distill: Annotated[
+        str | None, typer.Option(help="How many tokens to train on afterwards, such as 2M.")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8, int4 or none. Default: int8, or as the spec says.")
+    ] = None,
+    bits: Annotated[
+        float | None, typer.Option(help="For int4: at most so many bits a weight.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text to learn from: a file or a set. Default: passages.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Text to judge by: a file or a set. Default: wiki.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option("--task", help="Questions to judge by: a file or a set.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="The result's name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prune, distil and quantize a model, and measure each stage. Goes on where it was."""
+    from thrifty.cli.compress import run_compress
+
+    flags = {
+        "compress.prune.parameters": prune,
+        "compress.distill.tokens": distill,
+        "compress.quantize.scheme": quantize,
+        "compress.quantize.bits": bits,
+        "compress.text": text,
+        "compress.held_out": held_out,
+        "compress.tasks": tasks or None,
+        "compress.out": out,
+    }
+    run_compress(target, flags, as_json=as_json)
+
+
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Stored names, sources or paths.")
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="What they are held to. Default: what the first was made from."),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="Held-out text: a file or a set. Default: what most of them were measured on, or wiki."
+        ),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="A file of questions or a set. Default: those asked before."),
+    ] = None,
+    items: Annotated[int | None, typer.Option(help="At most so many items of a task.")] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Measure what is not recorded; else it is left empty.")
+    ] = True,
+    speed_again: Annotated[
+        bool,
+        typer.Option("--speed-again", help="Measure speeds anew: the machine may have been busy."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the plots to this path.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show models side by side: size, quality, tasks, speed, and what each was made from."""
+    from thrifty.cli.compare import run_compare
+
+    run_compare(
+        models, reference=reference, text=text, tokens=tokens, tasks=tasks or (), items=items,
+        measure=measure, speed_again=speed_again, report=report, png=png, as_json=as_json,
+    )  # fmt: skip
+
+
+def distill(
+    student: Annotated[
+        str, typer.Argument(help="A checkpoint, such as `prune` makes: a name, a source, a path.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="What it learns from: a name, a source, a path, or a URL.")
+    ],
+    text: Annotated[str, typer.Option(help="Text to learn on: a set, or a file, plain or .jsonl.")],
+    tokens: Annotated[int, typer.Option(help="How many tokens to learn on, over all steps.")],
+    out: Annotated[str, typer.Option(help="The new model's name.")],
+    divergence: Annotated[
+        str,
+        typer.Option(help="forward, reverse, jensen-shannon, skewed-forward or skewed-reverse."),
+    ] = "forward",
+    mix: Annotated[
+        float, typer.Option(help="The share of the plain language-model loss, 0 to 1.")
+    ] = 0.0,
+    hidden: Annotated[
+        float, typer.Option(help="The weight of the distance between hidden states; 0: none.")
+    ] = 0.0,
+    on_policy: Annotated[
+        float, typer.Option(help="The share of windows whose second half the student writes.")
+    ] = 0.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the teacher while training; keep nothing of it.")
+    ] = False,
+    backend: Annotated[
+        str, typer.Option(help="What a live teacher runs on: openvino or torch.")
+    ] = "openvino",
+    teacher_model: Annotated[
+        str | None, typer.Option(help="Which of a URL's models; none: its first.")
+    ] = None,
+    teacher_key_env: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the URL's key.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The highest; none: by the size of a step.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens in a step of the optimizer; none: 4096, or fewer for some hundred steps."
+        ),
+    ] = None,
+    micro_batch: Annotated[int, typer.Option(help="Windows that are computed together.")] = 1,
+    lora_rank: Annotated[
+        int, typer.Option(help="Train changes of this rank; 0 trains all weights.")
+    ] = 0,
+    freeze_embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-embeddings",
+            help="Leave the tokens' embeddings as they are: faster, and better where tokens are few.",
+        ),
+    ] = False,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory, more time.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="How many train together, one for a GPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the order of the text.")] = 0,
+    held_out: Annotated[
+        str | None,
+        typer.Option(help="Text that the result will be judged by; the other must not hold it."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model to say what another says. Asked for again, it goes on where it was."""
+    from thrifty.cli.distill import run_distill
+    from thrifty.compress.distill.answers import RemoteTeacher
+    from thrifty.compress.distill.settings import Training
+    from thrifty.evaluate.open_model import is_url
+
+    training = Training(
+        tokens=tokens, divergence=divergence, mix=mix, hidden=hidden, on_policy=on_policy,
+        learning_rate=learning_rate, batch_tokens=batch_tokens, micro_batch=micro_batch,
+        lora_rank=lora_rank, freeze_embeddings=freeze_embeddings, checkpointing=checkpointing, seed=seed,
+    )  # fmt: skip
+    remote = RemoteTeacher(teacher, teacher_model, teacher_key_env) if is_url(teacher) else teacher
+    run_distill(
+        student, remote, text=text, held_out=held_out, out=out, training=training, live=live,
+        backend=backend, processes=processes, plot=plot, as_json=as_json,
+    )  # fmt: skip
