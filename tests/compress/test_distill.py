@@ -32,7 +32,7 @@ from thrifty.evaluate import evaluate
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from thrifty.compress.distill import lora, losses  # noqa: E402
+from thrifty.compress.distill import lora, losses, student  # noqa: E402
 from thrifty.compress.distill.distill import distill_model  # noqa: E402
 
 pytestmark = pytest.mark.engine
@@ -80,8 +80,7 @@ def test_coarse_is_never_more_than_whole_and_has_gradients() -> None:
     teacher, logits = draw(20, 50, 3).log_softmax(1), draw(20, 50, 4).requires_grad_()
     top = teacher.topk(8, dim=1)
     tail = 1 - top.values.exp().sum(1)
-    normalizer = logits.logsumexp(dim=1, keepdim=True)
-    coarse = losses.coarse_log_probabilities(logits, normalizer, top.indices)
+    coarse = losses.add_rest(logits.log_softmax(dim=1).gather(1, top.indices))
     assert coarse.shape == (20, 9)
     torch.testing.assert_close(coarse.exp().sum(1), torch.ones(20))
     found = losses.forward_kl(losses.teacher_log_probabilities(top.values, tail), coarse)
@@ -90,6 +89,43 @@ def test_coarse_is_never_more_than_whole_and_has_gradients() -> None:
     found.sum().backward()
     assert bool(torch.isfinite(logits.grad).all())
     assert float(logits.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("part_bytes", [1, 4 * 50 * 7, 1 << 20])
+def test_chosen_log_probabilities_and_their_gradients_are_those_of_a_softmax(
+    monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    monkeypatch.setattr(student, "PART_BYTES", part_bytes)
+    wanted = torch.randint(0, 50, (20, 5), generator=torch.Generator().manual_seed(6))
+    wanted[3, 1] = wanted[3, 0]  # the token that comes is often among the likeliest
+    outer = draw(20, 5, 7)
+    found = {}
+    for way in ("parts", "whole"):
+        states, head = draw(20, 12, 8).requires_grad_(), draw(50, 12, 9).requires_grad_()
+        if way == "parts":
+            values = student._ChosenLogProbabilities.apply(states, head, wanted)
+        else:
+            values = (states @ head.T).log_softmax(dim=1).gather(1, wanted)
+        (values * outer).sum().backward()
+        found[way] = values.detach(), states.grad, head.grad
+    for parts, whole in zip(found["parts"], found["whole"], strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_student_says_what_its_model_does(tmp_path: Path) -> None:
+    from thrifty.evaluate.torch_model import load_torch_model
+
+    TEACHER.write_safetensors(tmp_path)
+    model = load_torch_model(tmp_path, "tiny").eval()
+    tokens = torch.arange(24).reshape(2, 12) * 7 % 257
+    positions = torch.arange(12).repeat(2, 1)
+    wanted = tokens[:, 1:].reshape(-1, 1)
+    with torch.no_grad():
+        expected = model(tokens).logits[:, :-1].log_softmax(2).flatten(0, 1).gather(1, wanted)
+        found, hidden = student.Student(model)(tokens, positions, wanted, hidden=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert hidden is not None
+    assert hidden.shape == (TEACHER.layers + 1, 2, 12, TEACHER.hidden)
 
 
 def test_low_rank_changes_merge_into_what_they_were() -> None:
@@ -134,7 +170,7 @@ def test_texts_that_share_a_window_do_not_see_each_other(tmp_path: Path) -> None
     from thrifty.evaluate.torch_model import load_torch_model
 
     STUDENT.write_safetensors(tmp_path)
-    model = load_torch_model(tmp_path, "tiny").eval()
+    model = student.Student(load_torch_model(tmp_path, "tiny")).eval()
     rng = np.random.default_rng(8)
     texts = [rng.integers(0, 256, length) for length in (20, 31, 44, 12, 50)]
     firsts = [3, 0, 20, 10, 7]
@@ -417,3 +453,15 @@ def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path
             store, "student", "tiny@v1", text=text, held_out=text, out="x", training=TRAINING,
             references=tmp_path, work=tmp_path,
         )  # fmt: skip
+
+
+def test_too_little_memory_is_said_before_training(
+    store: Store, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.compress.distill import distill
+
+    # What these weights take, and not what layers keep of 16 windows for the way back.
+    monkeypatch.setattr(distill, "available_memory_bytes", lambda: 3_000_000)
+    with pytest.raises(CompressionError, match="needs about .* of memory, and 3.0 MB are free"):
+        run(store, tmp_path, text, "x", micro_batch=16)
+    assert not list((tmp_path / "work").glob("*/job.json"))

@@ -22,7 +22,9 @@ import numpy as np
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
 from thrifty.artifacts.checkpoint import (
     DecoderCheckpoint,
+    DecoderShape,
     EncoderCheckpoint,
+    EncoderShape,
     load_decoder,
     load_encoder,
 )
@@ -52,8 +54,12 @@ HELD_OUT_TOKENS = 8192
 """At the end of the text, to look at while training; at most a tenth of it."""
 ENCODER_BATCH = 16
 """Texts that are compared with one another."""
-VERSION = 2
+VERSION = 3
 """Raised when training changes, so that students are trained anew."""
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+"""For glibc: memory that was freed is kept for what comes next. Handing large arrays back to the system and
+taking them anew at every operation takes longer than the arithmetic.
+"""
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 
 
@@ -142,7 +148,8 @@ def distill_model(
     made = store.find_made(plain.id, recipe)
     if made is not None and made[0].name == out:
         return made
-    _require_memory(artifact.description.parameters, training, window)
+    shape = (load_encoder(source) if encoder else load_decoder(source)).shape
+    _require_memory(artifact.description.parameters, shape, Training(**job["training"]), window)
     key = hashlib.sha256(json.dumps([plain.id, recipe], sort_keys=True).encode()).hexdigest()[:24]
     folder = work / key
     job["folder"] = str(folder)
@@ -324,7 +331,11 @@ def _run(
                 "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes",
                 str(processes), "--multi_gpu" if _has_gpus(processes) else "--cpu",
             ]  # fmt: skip
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {
+            **KEEP_MEMORY,
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
         with (
             (folder / "worker.log").open("ab") as log,
             subprocess.Popen(
@@ -383,13 +394,23 @@ def _has_gpus(count: int) -> bool:
     return bool(torch.cuda.device_count() >= count)
 
 
-def _require_memory(parameters: int, training: Training, window: int) -> None:
-    """Weights, gradients and two moments in float32, and logits with their gradients."""
-    trained = 16 if not training.lora_rank else 4.5
-    needed = round(parameters * trained + training.micro_batch * window * 70_000 * 4 * 3)
+def _require_memory(
+    parameters: int, shape: DecoderShape | EncoderShape, training: Training, window: int
+) -> None:
+    """Raise where too little is free. Counted are weights, gradients and two moments in float32, and what layers
+    keep of each token for the way back: some seventy bytes a channel, ten for each pair of tokens and head.
+    """
+    kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
+    if training.checkpointing:
+        kept += (shape.layers - 1) * window * 4 * shape.hidden_size
+    else:
+        kept *= shape.layers
+    weights = parameters * (16 if not training.lora_rank else 4.5)
+    needed = round(weights + training.micro_batch * kept)
     free = available_memory_bytes()
     if needed > free:
         raise CompressionError(
             f"training {parameters:,} parameters needs about {format_bytes(needed)} of memory, and "
-            f"{format_bytes(free)} are free; train a change of low rank (--lora-rank 16), or a smaller model"
+            f"{format_bytes(free)} are free; train a change of low rank (--lora-rank 16), with "
+            "--checkpointing, or a smaller model"
         )

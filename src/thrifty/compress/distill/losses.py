@@ -19,11 +19,8 @@ SKEW = 0.1
 """How much of the other distribution is mixed in, for the skewed ones."""
 
 
-def coarse_log_probabilities(logits: Tensor, normalizer: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of the k tokens `ids` [T, k] and of all others together, [T, k + 1], from a
-    student's `logits` [T, vocabulary] and the logarithm of the sum of their exponentials, [T, 1].
-    """
-    known = logits.gather(1, ids) - normalizer
+def add_rest(known: Tensor) -> Tensor:
+    """Log-probabilities of k tokens [T, k], and behind them of all others together: [T, k + 1]."""
     rest = (1 - known.exp().sum(dim=1, keepdim=True)).clamp_min(LEAST_MASS).log()
     return torch.cat([known, rest], dim=1)
 

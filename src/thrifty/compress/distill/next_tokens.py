@@ -13,7 +13,7 @@ import torch
 from thrifty.compress.distill.lessons import Lesson, Lessons
 from thrifty.compress.distill.losses import (
     DIVERGENCES,
-    coarse_log_probabilities,
+    add_rest,
     forward_kl,
     hidden_distance,
     teacher_log_probabilities,
@@ -103,19 +103,15 @@ class NextTokens:
         the tokens that come [B (T - 1)], and its hidden states [layers + 1, B, T, channels].
         """
         tokens = torch.stack([torch.from_numpy(lesson.tokens) for lesson in lessons]).to(device)
-        positions = [_positions(lesson) for lesson in lessons]
-        # Positions that begin again keep texts that share a window from seeing each other.
-        where = torch.from_numpy(np.stack(positions)).to(device)
-        out = model(tokens, position_ids=where, output_hidden_states=hidden, use_cache=False)
-        logits = out.logits[:, :-1].float().flatten(0, 1)
-        normalizer = logits.logsumexp(dim=1, keepdim=True)
-        student = None
+        positions = torch.from_numpy(np.stack([_positions(lesson) for lesson in lessons]))
+        wanted = tokens[:, 1:].reshape(-1, 1)
         if self._lessons.taught:
             ids = np.concatenate([_known(lesson.ids) for lesson in lessons])
-            student = coarse_log_probabilities(logits, normalizer, torch.from_numpy(ids).to(device))
-        target = (logits.gather(1, tokens[:, 1:].reshape(-1, 1)) - normalizer)[:, 0]
-        states = torch.stack(out.hidden_states) if hidden else None
-        return student, target, states
+            wanted = torch.cat([wanted, torch.from_numpy(ids).to(device)], dim=1)
+        # Positions that begin again keep texts that share a window from seeing each other.
+        found, states = model(tokens, positions.to(device), wanted, hidden)
+        student = add_rest(found[:, 1:]) if self._lessons.taught else None
+        return student, found[:, 0], states
 
     def _teach(self, lessons: Sequence[Lesson], device: Any) -> Any:
         logprobs = np.concatenate([_known(lesson.logprobs) for lesson in lessons])
@@ -136,7 +132,7 @@ def _known(values: Any) -> Any:
 
 def _write(model: Any, prompt: Any, length: int, device: Any) -> Any:
     """`prompt` and what the student samples behind it, `length` tokens in all."""
-    inner = getattr(model, "module", model)
+    inner = getattr(model, "module", model).inner
     training = inner.training
     inner.eval()
     with torch.no_grad():

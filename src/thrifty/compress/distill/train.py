@@ -96,8 +96,6 @@ class Trainer:
                 "the text is too short: nothing is left of it to learn from; take more text"
             )
         model.to(torch.float32).train()
-        if training.checkpointing:
-            model.gradient_checkpointing_enable()
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         ranks: int = accelerator.num_processes
         self._per_step = math.ceil(_count_examples(training, objective) / ranks) * ranks

@@ -29,6 +29,7 @@ from thrifty.compress.distill import lora
 from thrifty.compress.distill.lessons import KeptLessons, Lessons, LiveLessons, TextLessons
 from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.student import Student
 from thrifty.compress.distill.train import Objective, Trainer, write_tensors
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ThriftyError
@@ -72,13 +73,15 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         from thrifty.compress.distill.embeddings import make_objective
 
         model, objective = make_objective(job, training)
+        trained = model
     else:
         model = load_student(Path(job["student"]), training)
+        trained = Student(model)
         lessons = _open_lessons(folder, job, training)
         wanted = job["held_out_tokens"] // max(1, lessons.window)
         held_out = max(1, min(wanted, lessons.count // 10))
         objective = NextTokens(lessons, held_out, training, job.get("layers"))
-    trainer = Trainer(model, objective, training, folder, accelerator)
+    trainer = Trainer(trained, objective, training, folder, accelerator)
     tell = _tell_progress if accelerator.is_main_process else (lambda _: None)
     state = trainer.run(tell)
     if not accelerator.is_main_process:
@@ -109,6 +112,8 @@ def load_student(folder: Path, training: Training, kind: str = "AutoModelForCaus
         lora.attach(model, training.lora_rank, training.seed)
     elif training.freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
+    if training.checkpointing:
+        model.gradient_checkpointing_enable()
     return model
 
 
