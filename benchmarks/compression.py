@@ -46,6 +46,9 @@ def make_candidates(store: Store, calibration: Path, held_out: Path) -> dict[str
         store, version, artifact, "int8", out="bench-int8", calibration=calibration, held_out=held_out
     )  # fmt: skip
     quantize_openvino(store, version, artifact, "int8", out="bench-int8-plain")
+    quantize_openvino(
+        store, version, artifact, "w8a8", out="bench-w8a8", calibration=calibration, held_out=held_out
+    )  # fmt: skip
     codes = {}
     shape = checkpoint.shape
     for layer in range(shape.layers):
@@ -70,6 +73,7 @@ def make_candidates(store: Store, calibration: Path, held_out: Path) -> dict[str
         "int4, measured": "bench-int4",
         "Q4_K_M with an importance matrix (its weights alone, computed in floats)": "bench-q4-k-m",
         "int8, plain": "bench-int8-plain",
+        "w8a8": "bench-w8a8",
     }
 
 
@@ -130,7 +134,7 @@ def main() -> None:
         size = store.find(candidates[label])[1].size_bytes
         rows.append((label, f"{size / 1e6:.0f}", f"{d.kl_divergence.mean:.5f} +- {d.kl_divergence.stderr:.5f}",
                      f"{d.same_top_token:.1%}", f"{d.perplexity_ratio:.4f} +- {d.perplexity_ratio_stderr:.4f}"))  # fmt: skip
-    int8, plain, best, gguf, _ = (found[label].divergence for label in candidates)
+    int8, plain, best, gguf, *_ = (found[label].divergence for label in candidates)
     assert int8 is not None
     assert plain is not None
     assert best is not None

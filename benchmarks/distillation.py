@@ -39,7 +39,7 @@ def find_won(found: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=320_000, help="To train on.")
+    parser.add_argument("--tokens", type=int, default=600_000, help="To train on.")
     parser.add_argument("--judged", type=int, default=16_000, help="Held-out tokens.")
     parser.add_argument("--width", action="store_true", help="Prune widths, too, not layers alone.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")

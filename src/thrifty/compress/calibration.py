@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 
 SHINGLE_WORDS = 13
 """So many words in a row, found in both, are taken for an overlap, as is usual in the field."""
@@ -49,50 +50,76 @@ def count_tokens(windows: Iterable[TokenArray]) -> int:
 
 def collect_inputs(
     checkpoint: DecoderCheckpoint,
-    windows: Iterable[TokenArray],
-    total: int = 0,
+    windows: Sequence[TokenArray],
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, FloatArray]:
     """For each matrix of the decoder, by name: the mean of x x^T over all tokens, where x is what it is
     multiplied with. Matrices that are fed the same share one array.
     """
-    sums: dict[str, npt.NDArray[np.float64]] = {}
-    count = 0
-    run = TapRun(checkpoint)
-    for tokens in windows:
-        for first, x in run(tokens).items():
-            product = (x.T @ x).astype(np.float64)
-            sums[first] = sums[first] + product if first in sums else product
-        count += len(tokens)
-        on_progress(Progress("calibrate", count, total, "tokens"))
-    if not count:
-        raise CompressionError("the calibration text has not even one window")
-    means = {name: (found / count).astype(np.float32) for name, found in sums.items()}
-    return {name: means[first] for name, first in run.first_of.items()}
+
+    def add(before: Doubles | None, x: FloatArray) -> Doubles:
+        product: Doubles = (x.T @ x).astype(np.float64)
+        return product if before is None else before + product
+
+    return _means(_collect(checkpoint, windows, add, on_progress), windows)
 
 
 def collect_importance(
     checkpoint: DecoderCheckpoint,
-    windows: Iterable[TokenArray],
-    total: int = 0,
+    windows: Sequence[TokenArray],
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, FloatArray]:
     """For each matrix of the decoder, by name: the mean square of what each of its columns is multiplied
     with, [columns]. It is the diagonal of what `collect_inputs` finds, in a fraction of the memory.
     """
-    sums: dict[str, npt.NDArray[np.float64]] = {}
-    count = 0
+
+    def add(before: Doubles | None, x: FloatArray) -> Doubles:
+        squares: Doubles = np.einsum("ij,ij->j", x, x).astype(np.float64)
+        return squares if before is None else before + squares
+
+    return _means(_collect(checkpoint, windows, add, on_progress), windows)
+
+
+def collect_largest(
+    checkpoint: DecoderCheckpoint,
+    windows: Sequence[TokenArray],
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, FloatArray]:
+    """The same of the largest magnitude that each column is multiplied with, [columns]."""
+
+    def raise_to(before: Doubles | None, x: FloatArray) -> Doubles:
+        largest: Doubles = np.abs(x).max(axis=0).astype(np.float64)
+        return largest if before is None else np.maximum(before, largest)
+
+    found = _collect(checkpoint, windows, raise_to, on_progress)
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def _collect(
+    checkpoint: DecoderCheckpoint,
+    windows: Sequence[TokenArray],
+    fold: Callable[[Doubles | None, FloatArray], Doubles],
+    on_progress: OnProgress,
+) -> dict[str, Doubles]:
+    """What `fold` makes of each matrix's inputs ([tokens, columns]), window after window."""
+    if not windows:
+        raise CompressionError("the calibration text has not even one window")
+    found: dict[str, Doubles] = {}
+    count, total = 0, count_tokens(windows)
     run = TapRun(checkpoint)
     for tokens in windows:
         for first, x in run(tokens).items():
-            squares = np.einsum("ij,ij->j", x, x).astype(np.float64)
-            sums[first] = sums[first] + squares if first in sums else squares
+            found[first] = fold(found.get(first), x)
         count += len(tokens)
         on_progress(Progress("calibrate", count, total, "tokens"))
-    if not count:
-        raise CompressionError("the calibration text has not even one window")
-    means = {name: (found / count).astype(np.float32) for name, found in sums.items()}
-    return {name: means[first] for name, first in run.first_of.items()}
+    return {name: found[first] for name, first in run.first_of.items()}
+
+
+def _means(sums: dict[str, Doubles], windows: Sequence[TokenArray]) -> dict[str, FloatArray]:
+    """Names that share an array still do."""
+    count = count_tokens(windows)
+    means = {id(found): (found / count).astype(np.float32) for found in sums.values()}
+    return {name: means[id(found)] for name, found in sums.items()}
 
 
 class TapRun:

@@ -175,7 +175,7 @@ def check_model(compress: CompressSpec, source: Model) -> None:
 
 
 def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
-    if _scheme(compress) == "int4":
+    if _scheme(compress) in ("w8a8", "int4"):
         raise CompressionError(
             f"{version.label} is an encoder, and encoders are quantized to int8 (compress.quantize.scheme)"
         )

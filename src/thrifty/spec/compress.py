@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from thrifty.spec.section import Count, Name, Number, Section, expand_shorthand
 
-Quantization = Literal["auto", "int8", "int4", "none"]
+Quantization = Literal["auto", "int8", "w8a8", "int4", "none"]
 Divergence = Literal["forward", "reverse", "jensen-shannon", "skewed-forward", "skewed-reverse"]
 
 
@@ -123,8 +123,9 @@ class QuantizeSpec(Section):
     scheme: Quantization = Field(
         "auto",
         description="`auto` takes 8-bit weights where that is nearly free, and leaves the weights "
-        "alone where it is not; `none` serves 16-bit weights. `int4` rounds plainly where nothing else "
-        "is said in `compress`, and is chosen by measurement where anything is.",
+        "alone where it is not; `none` serves 16-bit weights. `w8a8` has what matrices are fed in 8 bits, too, on "
+        "grids that are fixed beforehand: faster than `int8`, and less near. `int4` rounds plainly where nothing "
+        "else is said in `compress`, and is chosen by measurement where anything is.",
     )
     bits: Number | None = Field(
         None,
@@ -136,7 +137,7 @@ class QuantizeSpec(Section):
     tokens: Count | None = Field(
         None,
         ge=1,
-        description="How many tokens of `text` are learned from. Default: 8192 for `int8`, 32768 for `int4`.",
+        description="How many tokens of `text` are learned from. Default: 8192 for `int8` and `w8a8`, 32768 for `int4`.",
     )
 
     @model_validator(mode="after")
@@ -152,7 +153,8 @@ class CompressSpec(Section):
     """How the model is made smaller before it is served: pruned, then distilled, then quantized.
 
     Whatever is said beside `quantize.scheme` makes it a pipeline (`is_pipeline`): each stage is
-    registered and measured. The scheme alone is left to the engine, which rounds in seconds.
+    registered and measured. The scheme alone is left to the engine, which rounds in seconds; but for `w8a8`,
+    which is chosen by measurement.
     """
 
     prune: PruneSpec = Field(
@@ -166,7 +168,7 @@ class CompressSpec(Section):
     )
     quantize: QuantizeSpec = Field(
         default_factory=lambda: QuantizeSpec(),
-        description="The form of the weights: `auto`, `none`, `int8`, `int4`, or a mapping.",
+        description="The form of the weights: `auto`, `none`, `int8`, `w8a8`, `int4`, or a mapping.",
     )
     text: str | None = Field(
         None,
@@ -214,4 +216,5 @@ class CompressSpec(Section):
             self.prune.parameters, self.distill.tokens, self.quantize.bits, self.quantize.tokens,
             self.text, self.held_out, self.held_out_tokens, self.items, self.out,
         )  # fmt: skip
-        return bool(self.tasks) or any(value is not None for value in more)
+        measured = self.quantize.scheme == "w8a8" or bool(self.tasks)
+        return measured or any(value is not None for value in more)

@@ -272,9 +272,8 @@ class _Pruner:
         windows = self._windows[: max(1, round(share * len(self._windows)))]
         key = (len(gone), len(windows))
         if self._inputs is None or self._inputs[0] != key:
-            total = sum(map(len, windows))
             self._inputs = None  # freed before the next are collected
-            self._inputs = key, collect_inputs(shallow, windows, total, self._on_progress)
+            self._inputs = key, collect_inputs(shallow, windows, self._on_progress)
         return narrow(shallow, self._inputs[1], cut.widths, self._on_progress)
 
 

@@ -236,8 +236,8 @@ def _measure(
     on_progress: OnProgress,
 ) -> dict[str, FloatArray]:
     """The importance of columns, by GGUF's names. Its order of rotary dimensions turns rows, not columns."""
-    windows = read_windows(calibration, tokenizer, WINDOW, tokens)
-    found = collect_importance(load_decoder(source), windows, tokens, on_progress)
+    windows = list(read_windows(calibration, tokenizer, WINDOW, tokens))
+    found = collect_importance(load_decoder(source), windows, on_progress)
     return {
         name_in_gguf(f"{name}.weight"): np.maximum(columns, LEAST_IMPORTANCE * columns.mean())
         for name, columns in found.items()

@@ -1,7 +1,8 @@
 """Models as OpenVINO IR in 8 or 4 bits, each chosen by measurement.
 
-Both learn from calibration text. INT8 rounds each group of columns to its nearest grid, of the model as it is or
-smoothed (`smooth.py`), whichever the rounding costs least. INT4 chooses a form for each matrix (`recipes.py`).
+All learn from calibration text. INT8 rounds each group of columns to its nearest grid, of the model as it is or
+smoothed (`smooth.py`), whichever the rounding costs least. W8A8 fixes the grids of what matrices are fed, too
+(`static.py`), of as many as cost little. INT4 chooses a form for each matrix (`recipes.py`).
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
 from thrifty.compress.calibration import (
     check_no_overlap,
     collect_importance,
-    count_tokens,
+    collect_largest,
     read_calibration,
 )
 from thrifty.compress.judge import Judge, Measured
@@ -28,6 +33,13 @@ from thrifty.compress.quantize.recipes import (
     try_recipes,
 )
 from thrifty.compress.quantize.smooth import smooth
+from thrifty.compress.quantize.static import (
+    OwnHead,
+    StaticWeights,
+    choose_static,
+    count_bits,
+    find_noise,
+)
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
 from thrifty.engines.openvino.weights import int8_bits_per_weight
 from thrifty.engines.server.text import TextTokenizer
@@ -39,11 +51,15 @@ from thrifty.types import Family, OnProgress, Progress, ignore_progress
 WINDOW = 512
 SELECTION_TOKENS = 8192
 """Of calibration text that nothing was made with, to choose by."""
-CALIBRATION_TOKENS = {"int8": 8192, "int4": 32_768}
+CALIBRATION_TOKENS = {"int8": 8192, "w8a8": 8192, "int4": 32_768}
 """Smoothing needs the size of inputs alone, GPTQ how they go together."""
 BITS = 5.0
-SMOOTHING = (0.5, 0.65)
-"""Powers that are tried."""
+SMOOTHING = {"int8": (0.5, 0.65), "w8a8": (0.65, 0.8)}
+"""Powers that are tried: fixed grids need more of it."""
+NOISE = (0.002, 0.004, 0.008)
+"""How much of its outputs' energy a fixed grid may cost a matrix: each is tried."""
+MOST_DIVERGENCE = 0.025
+"""KL, nats: what fixed grids may cost a model. About as much as 2.5% of perplexity."""
 
 Made = tuple[NamedVersion, Artifact, list[Measured]]
 
@@ -61,16 +77,16 @@ def quantize_openvino(
     tokens: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Made:
-    """The model in 8 bits (`int8`) or 4 (`int4`), registered as `out`. Blocks.
+    """The model in 8 bits (`int8`; with fixed activations, `w8a8`) or 4 (`int4`), registered as `out`. Blocks.
 
     Args:
         store: Where models are kept.
         version: What to make smaller: a checkpoint.
         artifact: Its files.
-        scheme: `int8` or `int4`.
+        scheme: `int8`, `w8a8` or `int4`.
         out: The new model's name.
-        calibration: Text to learn from; needed for `int4`. Without it, and for encoders, `int8` is plain
-            rounding.
+        calibration: Text to learn from; needed for all but `int8`, which without it, and for encoders, is
+            plain rounding.
         held_out: Text that the result will be judged by, which the other must not hold.
         bits: For `int4`, the most bits a weight on average over all matrices.
         tokens: How much of the calibration text is used. Default: `CALIBRATION_TOKENS`.
@@ -79,11 +95,11 @@ def quantize_openvino(
     Raises `CompressionError`, and what the store raises.
     """
     encoder = artifact.description.family is Family.ENCODER
-    if scheme == "int4" and encoder:
-        raise CompressionError("encoders are quantized to int8; in 4 bits they are not made yet")
-    if scheme == "int4" and calibration is None:
+    if scheme != "int8" and encoder:
+        raise CompressionError(f"encoders are quantized to int8; as {scheme} they are not made yet")
+    if scheme != "int8" and calibration is None:
         raise CompressionError(
-            "int4 learns from text: name some with --text (thrifty data fetch passages)"
+            f"{scheme} learns from text: name some with --text (thrifty data fetch passages)"
         )
     if encoder or calibration is None:
         return *prepare_model(store, version, artifact, scheme, on_progress, out=out), []
@@ -97,7 +113,9 @@ def quantize_openvino(
     if scheme == "int4":
         recipe |= {"bits": bits, "forms": [str(form) for form in FORMS]}
     else:
-        recipe |= {"smoothing": list(SMOOTHING)}
+        recipe |= {"smoothing": list(SMOOTHING[scheme])}
+    if scheme == "w8a8":
+        recipe |= {"noise": list(NOISE), "kl_divergence": MOST_DIVERGENCE}
     made_before = store.find_made(artifact.id, recipe)
     if made_before is not None and made_before[0].name == out:
         return *made_before, []
@@ -116,7 +134,8 @@ def quantize_openvino(
                 checkpoint, tokenizer, *windows, bits, kept, on_progress
             )
         else:
-            changes, figures, measured = _make_int8(checkpoint, tokenizer, *windows, on_progress)
+            make = _make_int8 if scheme == "int8" else _make_w8a8
+            changes, figures, measured = make(checkpoint, tokenizer, *windows, on_progress)
         figures["calibration_kl_divergence"] = {one.recipe: one.kl_divergence for one in measured}
         made = prepare_model(
             store, version, artifact, scheme, on_progress, recipe=recipe, out=out, figures=figures, **changes
@@ -133,14 +152,14 @@ def _make_int8(
     on_progress: OnProgress,
 ) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
     """What is prepared otherwise, what is known of it, and what was tried."""
-    squares = collect_importance(checkpoint, learned, count_tokens(learned), on_progress)
+    squares = collect_importance(checkpoint, learned, on_progress)
+    usual = {name: np.sqrt(found) for name, found in squares.items()}
     judge = Judge(checkpoint, tokenizer, judges)
-    bits = int8_bits_per_weight([
-        (len(values), values.shape[1])
-        for values in (checkpoint.tensors.read_tensor(f"{name}.weight") for name in squares)
-    ])  # fmt: skip
+    bits = int8_bits_per_weight(list(_read_shapes(checkpoint, squares).values()))
     ways = {"round to nearest": checkpoint}
-    ways |= {f"smoothed by {power:g}": smooth(checkpoint, squares, power) for power in SMOOTHING}
+    ways |= {
+        f"smoothed by {power:g}": smooth(checkpoint, usual, power) for power in SMOOTHING["int8"]
+    }
     measured = []
     for name, way in ways.items():
         measured.append(Measured(name, bits, judge.measure(way, "int8")))
@@ -148,6 +167,52 @@ def _make_int8(
     best = min(measured, key=lambda one: one.kl_divergence)
     figures = {"recipe": best.recipe, "bits_per_weight": bits}
     return {"checkpoint": ways[best.recipe]}, figures, measured
+
+
+def _make_w8a8(
+    checkpoint: DecoderCheckpoint,
+    tokenizer: TextTokenizer,
+    judges: list[TokenArray],
+    learned: list[TokenArray],
+    on_progress: OnProgress,
+) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
+    """The same. Of what costs the model little enough, that with the most matrices on fixed grids is taken."""
+    checkpoint = replace(checkpoint, tensors=OwnHead(checkpoint.tensors))
+    largest = collect_largest(checkpoint, learned, on_progress)
+    shapes = _read_shapes(checkpoint, largest)
+    judge = Judge(checkpoint, tokenizer, judges)
+    measured, made = [], {}
+    for power in SMOOTHING["w8a8"]:
+        way = smooth(checkpoint, largest, power)
+        squares = collect_importance(way, learned, on_progress)
+        tops = collect_largest(way, learned, on_progress)
+        noise = {name: find_noise(way.tensors, name, tops[name], squares[name]) for name in tops}
+        for limit in NOISE:
+            static = choose_static(noise, limit)
+            weights = StaticWeights({name: float(tops[name].max()) for name in static})
+            recipe = f"smoothed by {power:g}, {len(static)} of {len(noise)} matrices fixed"
+            divergence = judge.measure(way, weights)
+            measured.append(Measured(recipe, count_bits(shapes, static), divergence))
+            made[recipe] = {"checkpoint": way, "weights": weights}, len(static)
+            total = len(SMOOTHING["w8a8"]) * len(NOISE)
+            on_progress(Progress("judge", len(measured), total, "recipes"))
+    near = [one for one in measured if one.kl_divergence <= MOST_DIVERGENCE]
+    if not near:
+        least = min(one.kl_divergence for one in measured)
+        raise CompressionError(
+            f"fixed grids cost this model a divergence of {least:.3g} at least, more than the "
+            f"{MOST_DIVERGENCE:g} that they may; take --scheme int8"
+        )
+    best = max(near, key=lambda one: (made[one.recipe][1], -one.kl_divergence))
+    changes, count = made[best.recipe]
+    figures = {"recipe": best.recipe, "bits_per_weight": best.bits_per_weight, "static": count}
+    return changes, figures, measured
+
+
+def _read_shapes(checkpoint: DecoderCheckpoint, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Rows and columns of matrices."""
+    found = {name: checkpoint.tensors.read_tensor(f"{name}.weight").shape for name in names}
+    return {name: (int(rows), int(columns)) for name, (rows, columns) in found.items()}
 
 
 def _make_int4(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
-from thrifty.compress.calibration import collect_inputs, count_tokens
+from thrifty.compress.calibration import collect_inputs
 from thrifty.compress.judge import Judge, Measured
 from thrifty.compress.quantize.budget import SLACK, Choice, choose
 from thrifty.compress.quantize.forms import BASE, FORMS, PLAIN, Codes, Form, Rounder, Weighed
@@ -128,9 +128,7 @@ def try_recipes(
     """What makes matrices, every recipe that fits the budget, and what each came to. What was measured is
     kept, and not measured again.
     """
-    rounder = Rounder(
-        checkpoint, collect_inputs(checkpoint, learned, count_tokens(learned), on_progress)
-    )
+    rounder = Rounder(checkpoint, collect_inputs(checkpoint, learned, on_progress))
     base = rounder.make_all(dict.fromkeys(rounder.names, BASE), on_progress)
     probes = learned[:SENSITIVITY_WINDOWS]
     costs = measure_sensitivity(checkpoint, base, probes, kept, on_progress)

@@ -49,8 +49,10 @@ AUTO_KV_SHARE = 0.2
 """`auto` gives the KV cache at most this share of the memory that is free."""
 AUTO_KV_CONTEXTS = 16
 """... and no more than this many full contexts."""
-BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.04, "int4": 0.6}
-"""By what is done to weights, with their scales."""
+BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.04, "w8a8": 1.5, "int4": 0.6}
+"""By what is done to weights, with their scales. Beside matrices in 8 bits, `w8a8` has a table in 16, which in small
+models is most of it.
+"""
 
 
 class OpenVinoOptions(Section):
@@ -263,7 +265,7 @@ def _context_fault(options: OpenVinoOptions, limit: int) -> str | None:
 
 
 def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
-    """What is done to the weights, or was: `none`, `int8` or `int4`."""
+    """What is done to the weights, or was: `none`, `int8`, `w8a8` or `int4`."""
     if artifact.description.format is Format.OPENVINO:
         return artifact.description.weights or "none"
     wanted = spec.compress.quantize.scheme
