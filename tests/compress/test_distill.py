@@ -465,3 +465,4 @@ def test_too_little_memory_is_said_before_training(
     with pytest.raises(CompressionError, match=r"needs about .* of memory, and 3\.0 MB are free"):
         run(store, tmp_path, text, "x", micro_batch=16)
     assert not list((tmp_path / "work").glob("*/job.json"))
+    assert not (tmp_path / "references").exists(), "the teacher has said nothing"
