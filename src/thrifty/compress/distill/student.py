@@ -1,8 +1,8 @@
 """A decoder that is trained: it tells log-probabilities of some tokens, and never holds all of them.
 
-A vocabulary's logits are the largest thing in a small model's training, ten times as large as all else of a
-window. So they are made a part at a time, and made again on the way back (as in Hsu et al. 2024, 2410.10989), from
-each row's normalizer.
+A vocabulary's logits are far larger than anything that a layer makes, and walking over them takes longer than
+computing them. So they are made a part at a time, in memory that is used again, and made once more on the way back (as
+in Hsu et al. 2024, 2410.10989), from each row's normalizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Tensor = Any
 """A `torch.Tensor`."""
 
 PART_BYTES = 32 << 20
-"""Of logits in float32 that are held at once."""
+"""Of logits in float32 that are held at once on a processor, whose caches are no larger."""
+GPU_PART_BYTES = 512 << 20
 
 
 class Student(nn.Module):  # type: ignore[misc]  # torch's types are not read
@@ -27,7 +28,7 @@ class Student(nn.Module):  # type: ignore[misc]  # torch's types are not read
         super().__init__()
         self.inner = model
         if not torch.cuda.is_available():
-            # On processors PyTorch's fused attention takes twice as long on the way back as matrices do.
+            # On processors the gradients of PyTorch's fused attention take longer than plain matrices do.
             model.set_attn_implementation("eager")
 
     def forward(
@@ -95,7 +96,8 @@ class _ChosenLogProbabilities(torch.autograd.Function):  # type: ignore[misc]
 def _logits(x: Tensor, w: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """The rows of `x` in even parts, and their logits in float32, in memory that the next part writes to."""
     rows, vocabulary = len(x), len(w)
-    count = max(1, -(-rows * vocabulary * 4 // PART_BYTES))
+    limit = PART_BYTES if x.device.type == "cpu" else GPU_PART_BYTES
+    count = max(1, -(-rows * vocabulary * 4 // limit))
     size = max(1, -(-rows // count))
     raw = torch.empty(size, vocabulary, dtype=x.dtype, device=x.device)
     logits = torch.empty(size, vocabulary, device=x.device)
