@@ -26,13 +26,13 @@ from thrifty.compress.calibration import (
     read_calibration,
 )
 from thrifty.compress.judge import Judge, Measured
+from thrifty.compress.quantize import smooth
 from thrifty.compress.quantize.forms import FORMS
 from thrifty.compress.quantize.recipes import (
     Int4Weights,
     choose_recipe,
     try_recipes,
 )
-from thrifty.compress.quantize.smooth import smooth
 from thrifty.compress.quantize.static import (
     OwnHead,
     StaticWeights,
@@ -113,7 +113,7 @@ def quantize_openvino(
     if scheme == "int4":
         recipe |= {"bits": bits, "forms": [str(form) for form in FORMS]}
     else:
-        recipe |= {"smoothing": list(SMOOTHING[scheme])}
+        recipe |= {"smoothing": list(SMOOTHING[scheme]), "smoothing_version": smooth.VERSION}
     if scheme == "w8a8":
         recipe |= {"noise": list(NOISE), "kl_divergence": MOST_DIVERGENCE}
     made_before = store.find_made(artifact.id, recipe)
@@ -158,7 +158,8 @@ def _make_int8(
     bits = int8_bits_per_weight(list(_read_shapes(checkpoint, squares).values()))
     ways = {"round to nearest": checkpoint}
     ways |= {
-        f"smoothed by {power:g}": smooth(checkpoint, usual, power) for power in SMOOTHING["int8"]
+        f"smoothed by {power:g}": smooth.smooth(checkpoint, usual, power)
+        for power in SMOOTHING["int8"]
     }
     measured = []
     for name, way in ways.items():
@@ -183,7 +184,7 @@ def _make_w8a8(
     judge = Judge(checkpoint, tokenizer, judges)
     measured, made = [], {}
     for power in SMOOTHING["w8a8"]:
-        way = smooth(checkpoint, largest, power)
+        way = smooth.smooth(checkpoint, largest, power)
         squares = collect_importance(way, learned, on_progress)
         tops = collect_largest(way, learned, on_progress)
         noise = {name: find_noise(way.tensors, name, tops[name], squares[name]) for name in tops}

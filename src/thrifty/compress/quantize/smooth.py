@@ -18,6 +18,8 @@ from thrifty.artifacts.checkpoint import DecoderCheckpoint, Tensors
 
 FloatArray = npt.NDArray[np.float32]
 
+VERSION = 2
+"""Raised when decoders come out otherwise, so that models are made anew."""
 MOST = 32.0
 """Times, or its inverse: scales of groups are kept in 16 bits."""
 
