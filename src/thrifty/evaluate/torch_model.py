@@ -31,3 +31,11 @@ def load_torch_model(
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
         raise EvaluationError(f"PyTorch cannot load {label}: {first}") from None
+
+
+def cache_of(out: Any) -> dict[str, Any]:
+    """What a model kept of the tokens it has read, under the name by which its next call takes it:
+    `cache`, or `past_key_values` in releases of transformers before 5.24.
+    """
+    name = "cache" if "cache" in out else "past_key_values"
+    return {name: out[name]}

@@ -10,7 +10,7 @@ import numpy as np
 
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.evaluate.scorer import Ranked, Scored
-from thrifty.evaluate.torch_model import load_torch_model
+from thrifty.evaluate.torch_model import cache_of, load_torch_model
 from thrifty.evaluate.windows import TokenArray
 
 
@@ -63,11 +63,11 @@ class TorchScorer:
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
         """See `Scorer`."""
-        past: Any = None
+        past: dict[str, Any] = {}
         for _ in range(most):
             with self._torch.inference_mode():
-                out = self._model(self._tensor(tokens[None]), past_key_values=past, use_cache=True)
-            past, best = out.past_key_values, int(out.logits[0, -1].argmax())
+                out = self._model(self._tensor(tokens[None]), use_cache=True, **past)
+            past, best = cache_of(out), int(out.logits[0, -1].argmax())
             if best in self._ends:
                 return
             yield best

@@ -19,6 +19,7 @@ from thrifty.compress.distill.losses import (
     teacher_log_probabilities,
 )
 from thrifty.compress.distill.settings import Training
+from thrifty.evaluate.torch_model import cache_of
 
 
 class NextTokens:
@@ -137,11 +138,11 @@ def _write(model: Any, prompt: Any, length: int, device: Any) -> Any:
     inner.eval()
     with torch.no_grad():
         tokens = torch.from_numpy(prompt)[None].to(device)
-        past = None
+        past: dict[str, Any] = {}
         step = tokens
         while tokens.shape[1] < length:
-            out = inner(step, past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = inner(step, use_cache=True, **past)
+            past = cache_of(out)
             step = torch.multinomial(out.logits[:, -1].float().softmax(dim=1), 1)
             tokens = torch.cat([tokens, step], dim=1)
     inner.train(training)
