@@ -147,28 +147,14 @@ def prune_decoder(
     checkpoint = load_decoder(source)
     base = prepare_model(store, version, artifact, "none", on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(base[1].id))
-    stream = read_windows(calibration, tokenizer, WINDOW, tokens + TRIAL_TOKENS + SELECTION_TOKENS)
-    judges = list(itertools.islice(stream, SELECTION_TOKENS // WINDOW))
-    trials = list(itertools.islice(stream, TRIAL_TOKENS // WINDOW))
-    learned = list(stream)
-    if not learned:
-        raise CompressionError(
-            f"{calibration} has too little text: pruning needs more than "
-            f"{TRIAL_TOKENS + SELECTION_TOKENS} tokens to choose by and to learn from"
-        )
-    judge = Judge(checkpoint, tokenizer, judges)
-    pruner = _Pruner(checkpoint, learned, on_progress)
+    texts = _read_texts(calibration, tokenizer, tokens)
+    judge = Judge(checkpoint, tokenizer, texts.to_choose_by)
+    pruner = _Pruner(checkpoint, texts.to_learn_from, on_progress)
     cuts = pruner.find_cuts(parameters, depth=depth, width=width)
-    removals = rank_layers(checkpoint, trials, max(cut.layers_removed for cut in cuts), on_progress)
-    tried: list[Tried] = []
-    for index, cut in enumerate(cuts):
-        found, _ = pruner.make(cut, removals, TRIAL_SHARE)
-        divergence = judge.measure(found)
-        tried.append(
-            Tried(cut.describe(pruner.widths, checkpoint.shape.layers),
-                  pruner.count(cut), divergence)
-        )  # fmt: skip
-        on_progress(Progress("judge", index + 1, len(cuts), "ways"))
+    removals = rank_layers(
+        checkpoint, texts.of_trials, max(cut.layers_removed for cut in cuts), on_progress
+    )
+    tried = pruner.try_all(cuts, removals, judge)
     best = min(range(len(cuts)), key=lambda index: tried[index].kl_divergence)
     cut = cuts[best]
     chosen, errors = pruner.make(cut, removals)
@@ -186,6 +172,30 @@ def prune_decoder(
         figures=report.as_figures(), write=write, on_progress=on_progress,
     )  # fmt: skip
     return *made, report
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Windows of the calibration text; no two hold the same part of it."""
+
+    to_choose_by: list[TokenArray]
+    of_trials: list[TokenArray]
+    to_learn_from: list[TokenArray]
+
+
+def _read_texts(calibration: Path, tokenizer: TextTokenizer, tokens: int) -> _Texts:
+    stream = read_windows(calibration, tokenizer, WINDOW, tokens + TRIAL_TOKENS + SELECTION_TOKENS)
+    texts = _Texts(
+        list(itertools.islice(stream, SELECTION_TOKENS // WINDOW)),
+        list(itertools.islice(stream, TRIAL_TOKENS // WINDOW)),
+        list(stream),
+    )
+    if not texts.to_learn_from:
+        raise CompressionError(
+            f"{calibration} has too little text: pruning needs more than "
+            f"{TRIAL_TOKENS + SELECTION_TOKENS} tokens to choose by and to learn from"
+        )
+    return texts
 
 
 class _Pruner:
@@ -259,6 +269,18 @@ class _Pruner:
             if narrower is not None and self.count(narrower) <= target:
                 yield narrower
                 break
+
+    def try_all(
+        self, cuts: Sequence[Cut], removals: Sequence[LayerRemoval], judge: Judge
+    ) -> list[Tried]:
+        """What each way comes to, when it learns from a part of the text."""
+        tried = []
+        for cut in cuts:
+            found, _ = self.make(cut, removals, TRIAL_SHARE)
+            way = cut.describe(self.widths, self._checkpoint.shape.layers)
+            tried.append(Tried(way, self.count(cut), judge.measure(found)))
+            self._on_progress(Progress("judge", len(tried), len(cuts), "ways"))
+        return tried
 
     def make(
         self, cut: Cut, removals: Sequence[LayerRemoval], share: float = 1.0
