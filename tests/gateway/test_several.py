@@ -71,7 +71,12 @@ def test_names_aliases_and_fallbacks(tmp_path: Path) -> None:
             "engine": {"kind": "echo"},
             "limits": {"wait_timeout": "2s"},
             "deployments": [
-                {"name": "big", "aliases": ["gpt-4o"], "fallback": ["middle"], "replicas": 1},
+                {
+                    "name": "big",
+                    "aliases": ["gpt-4o"],
+                    "fallback": ["middle"],
+                    "engine": {"kind": "echo", "load": "1s"},
+                },
                 {"name": "middle", "fallback": "small", "engine": {"kind": "echo", "slots": 3}},
                 {"name": "small", "replicas": 2},
             ],
@@ -106,9 +111,16 @@ def test_names_aliases_and_fallbacks(tmp_path: Path) -> None:
 def test_workers_share_the_port_and_one_that_is_killed_loses_only_its_own(tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path,
-        {"engine": {"kind": "echo", "ttft": "20ms"}, "replicas": 2, "gateway": {"workers": 3}},
+        {
+            "engine": {"kind": "echo", "ttft": "20ms", "load": "1s"},
+            "replicas": 2,
+            "gateway": {"workers": 3},
+        },
     )
     with running_service(tmp_path, spec, "--no-measure") as service:
+        for path in (tmp_path / "run").glob("gateway-*.ready"):
+            own = json.loads(path.read_text())["url"]
+            assert requests.get(f"{own}/readyz", timeout=5).status_code == 200, "all know"
         assert len(gateways(tmp_path)) == 3
         for number in range(60):
             assert ask(service, "echo", temperature=0, seed=number).status_code == 200

@@ -130,7 +130,7 @@ class Controller:
             await self._gateways.replace()
 
     async def wait_ready(self) -> None:
-        """Wait until every replica was ready once. Raises `FleetError` on a crash loop."""
+        """Wait until every replica was ready once, and the gateway knows. Raises `FleetError` on a crash loop."""
         for replica in self.replicas:
             await replica.ready_once.wait()
             if replica.state is ReplicaState.CRASH_LOOP:
@@ -138,6 +138,8 @@ class Controller:
                     f"the replica {replica.id} does not start: {replica.message}\n"
                     f"Its log: {self.home.logs / f'{replica.id}.log'}"
                 )
+        if self._gateways is not None:
+            await self._gateways.wait_settled()
 
     async def stop(self) -> None:
         """Drain the gateway, then the replicas; leave nothing running."""

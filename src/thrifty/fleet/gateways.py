@@ -9,6 +9,7 @@ listens on a loopback port of its own, where the others read its metrics.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -25,12 +26,15 @@ from thrifty.errors import FleetError
 from thrifty.fleet.local import BACKOFF_S
 from thrifty.fleet.process import ManagedProcess, start_process
 from thrifty.home import Home
+from thrifty.wire.client import HttpClient, TransportError
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 30.0
 POLL_S = 0.02
 STEADY_S = 60.0
+SETTLE_TIMEOUT_S = 5.0
+"""For the workers to read that the last replica has become ready."""
 
 OnRow = Callable[[GatewayRow], Awaitable[None]]
 
@@ -54,6 +58,7 @@ class GatewayWorkers:
         self._on_row = on_row
         self._sockets = sockets
         self._processes: list[ManagedProcess | None] = [None] * len(sockets)
+        self._urls: dict[int, str] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._replacing: set[int] = set()
         self._stopping = False
@@ -71,6 +76,27 @@ class GatewayWorkers:
         self._keepers = [
             asyncio.ensure_future(self._keep(index)) for index in range(len(self._processes))
         ]
+
+    async def wait_settled(self) -> None:
+        """Wait until each worker knows of a ready replica of every deployment, or a little while: a replica
+        may have gone again.
+        """
+        client = HttpClient()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    for index in range(len(self._processes)):
+                        while not await self._knows_all(client, index):
+                            await asyncio.sleep(POLL_S)
+        finally:
+            client.close()
+
+    async def _knows_all(self, client: HttpClient, index: int) -> bool:
+        try:
+            status, _ = await client.fetch(f"{self._urls[index]}/readyz")
+        except TransportError:
+            return False  # it ended, and is started anew
+        return status == 200
 
     async def replace(self) -> None:
         """Replace each worker by a new one, one after the other; no request is lost. Raises
@@ -122,7 +148,7 @@ class GatewayWorkers:
         except BaseException:
             process.kill()
             raise
-        self._processes[index] = process
+        self._processes[index], self._urls[index] = process, url
         await self._on_row(GatewayRow(name, url, process.pid, process.ident.created_s, "ready"))
 
     async def _wait_ready(self, process: ManagedProcess, ready: Path) -> str:
