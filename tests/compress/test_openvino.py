@@ -199,6 +199,9 @@ def test_fixed_grids_that_cost_too_much_are_refused(
         CompressionError, match="more than the 1e-09 that they may; take --scheme int8"
     ):
         quantize_openvino(store, *made, "w8a8", out="x", calibration=text, tokens=2048)
+    monkeypatch.setattr(openvino, "NOISE", (0.0, 1e-12))
+    with pytest.raises(CompressionError, match=r"no matrix of this model .* take --scheme int8"):
+        quantize_openvino(store, *made, "w8a8", out="x", calibration=text, tokens=2048)
     with pytest.raises(CompressionError, match="w8a8 learns from text"):
         quantize_openvino(store, *made, "w8a8", out="x")
 

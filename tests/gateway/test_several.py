@@ -118,9 +118,9 @@ def test_workers_share_the_port_and_one_that_is_killed_loses_only_its_own(tmp_pa
         },
     )
     with running_service(tmp_path, spec, "--no-measure") as service:
-        for path in (tmp_path / "run").glob("gateway-*.ready"):
-            own = json.loads(path.read_text())["url"]
-            assert requests.get(f"{own}/readyz", timeout=5).status_code == 200, "all know"
+        own = [json.loads(p.read_text())["url"] for p in (tmp_path / "run").glob("gateway-*.ready")]
+        ready = [requests.get(f"{url}/readyz", timeout=5).status_code for url in own]
+        assert ready == [200] * 3, "once it is said to be served, every worker knows"
         assert len(gateways(tmp_path)) == 3
         for number in range(60):
             assert ask(service, "echo", temperature=0, seed=number).status_code == 200

@@ -18,7 +18,6 @@ from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 
 SHINGLE_WORDS = 13
 """So many words in a row, found in both, are taken for an overlap, as is usual in the field."""
@@ -56,12 +55,8 @@ def collect_inputs(
     """For each matrix of the decoder, by name: the mean of x x^T over all tokens, where x is what it is
     multiplied with. Matrices that are fed the same share one array.
     """
-
-    def add(before: Doubles | None, x: FloatArray) -> Doubles:
-        product: Doubles = (x.T @ x).astype(np.float64)
-        return product if before is None else before + product
-
-    return _means(_collect(checkpoint, windows, add, on_progress), windows)
+    count = count_tokens(windows)
+    return _collect(checkpoint, windows, lambda x: x.T @ x, np.add, count, on_progress)
 
 
 def collect_importance(
@@ -72,12 +67,10 @@ def collect_importance(
     """For each matrix of the decoder, by name: the mean square of what each of its columns is multiplied
     with, [columns]. It is the diagonal of what `collect_inputs` finds, in a fraction of the memory.
     """
-
-    def add(before: Doubles | None, x: FloatArray) -> Doubles:
-        squares: Doubles = np.einsum("ij,ij->j", x, x).astype(np.float64)
-        return squares if before is None else before + squares
-
-    return _means(_collect(checkpoint, windows, add, on_progress), windows)
+    count = count_tokens(windows)
+    return _collect(
+        checkpoint, windows, lambda x: np.einsum("ij,ij->j", x, x), np.add, count, on_progress
+    )
 
 
 def collect_largest(
@@ -86,40 +79,35 @@ def collect_largest(
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, FloatArray]:
     """The same of the largest magnitude that each column is multiplied with, [columns]."""
-
-    def raise_to(before: Doubles | None, x: FloatArray) -> Doubles:
-        largest: Doubles = np.abs(x).max(axis=0).astype(np.float64)
-        return largest if before is None else np.maximum(before, largest)
-
-    found = _collect(checkpoint, windows, raise_to, on_progress)
-    return {name: values.astype(np.float32) for name, values in found.items()}
+    return _collect(
+        checkpoint, windows, lambda x: np.abs(x).max(axis=0), np.maximum, 1, on_progress
+    )
 
 
 def _collect(
     checkpoint: DecoderCheckpoint,
     windows: Sequence[TokenArray],
-    fold: Callable[[Doubles | None, FloatArray], Doubles],
+    measure: Callable[[FloatArray], FloatArray],
+    merge: np.ufunc,
+    divisor: int,
     on_progress: OnProgress,
-) -> dict[str, Doubles]:
-    """What `fold` makes of each matrix's inputs ([tokens, columns]), window after window."""
+) -> dict[str, FloatArray]:
+    """What is measured of each matrix's inputs ([tokens, columns]), merged over all windows in float64, over
+    `divisor`.
+    """
     if not windows:
         raise CompressionError("the calibration text has not even one window")
-    found: dict[str, Doubles] = {}
+    found: dict[str, npt.NDArray[np.float64]] = {}
     count, total = 0, count_tokens(windows)
     run = TapRun(checkpoint)
     for tokens in windows:
         for first, x in run(tokens).items():
-            found[first] = fold(found.get(first), x)
+            new = measure(x).astype(np.float64)
+            found[first] = merge(found[first], new) if first in found else new
         count += len(tokens)
         on_progress(Progress("calibrate", count, total, "tokens"))
-    return {name: found[first] for name, first in run.first_of.items()}
-
-
-def _means(sums: dict[str, Doubles], windows: Sequence[TokenArray]) -> dict[str, FloatArray]:
-    """Names that share an array still do."""
-    count = count_tokens(windows)
-    means = {id(found): (found / count).astype(np.float32) for found in sums.values()}
-    return {name: means[id(found)] for name, found in sums.items()}
+    merged = {first: (values / divisor).astype(np.float32) for first, values in found.items()}
+    return {name: merged[first] for name, first in run.first_of.items()}
 
 
 class TapRun:

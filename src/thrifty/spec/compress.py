@@ -124,7 +124,7 @@ class QuantizeSpec(Section):
         "auto",
         description="`auto` takes 8-bit weights where that is nearly free, and leaves the weights "
         "alone where it is not; `none` serves 16-bit weights. `w8a8` has what matrices are fed in 8 bits, too, on "
-        "grids that are fixed beforehand: faster than `int8`, and less near. `int4` rounds plainly where nothing "
+        "grids that are fixed beforehand: under load somewhat faster than `int8`, and less near. `int4` rounds plainly where nothing "
         "else is said in `compress`, and is chosen by measurement where anything is.",
     )
     bits: Number | None = Field(

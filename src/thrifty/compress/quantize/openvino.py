@@ -183,20 +183,26 @@ def _make_w8a8(
     shapes = _read_shapes(checkpoint, largest)
     judge = Judge(checkpoint, tokenizer, judges)
     measured, made = [], {}
-    for power in SMOOTHING["w8a8"]:
+    total = len(SMOOTHING["w8a8"]) * len(NOISE)
+    for index, power in enumerate(SMOOTHING["w8a8"]):
         way = smooth.smooth(checkpoint, largest, power)
         squares = collect_importance(way, learned, on_progress)
         tops = collect_largest(way, learned, on_progress)
         noise = {name: find_noise(way.tensors, name, tops[name], squares[name]) for name in tops}
-        for limit in NOISE:
+        for place, limit in enumerate(NOISE, index * len(NOISE)):
             static = choose_static(noise, limit)
-            weights = StaticWeights({name: float(tops[name].max()) for name in static})
             recipe = f"smoothed by {power:g}, {len(static)} of {len(noise)} matrices fixed"
-            divergence = judge.measure(way, weights)
-            measured.append(Measured(recipe, count_bits(shapes, static), divergence))
-            made[recipe] = {"checkpoint": way, "weights": weights}, len(static)
-            total = len(SMOOTHING["w8a8"]) * len(NOISE)
-            on_progress(Progress("judge", len(measured), total, "recipes"))
+            if static and recipe not in made:
+                weights = StaticWeights({name: float(tops[name].max()) for name in static})
+                divergence = judge.measure(way, weights)
+                measured.append(Measured(recipe, count_bits(shapes, static), divergence))
+                made[recipe] = {"checkpoint": way, "weights": weights}, len(static)
+            on_progress(Progress("judge", place + 1, total, "recipes"))
+    if not measured:
+        raise CompressionError(
+            "no matrix of this model can be fed 8 bits on a fixed grid without losing more than "
+            f"{max(NOISE):.1%} of what it gives out; take --scheme int8"
+        )
     near = [one for one in measured if one.kl_divergence <= MOST_DIVERGENCE]
     if not near:
         least = min(one.kl_divergence for one in measured)
