@@ -166,7 +166,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(folder: Path) -> Any:
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = Settings(
         str(folder), "decoder", 1, kv_blocks=32, kv_precision="f16", prefill_chunk=32,
@@ -260,7 +260,7 @@ def test_cached_tokens_are_those_that_the_engine_skips(folder: Path) -> None:
 
     While the pool fills for the first time, its choice of what to give up is not quite the index's.
     """
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = Settings(
         str(folder), "decoder", 1, kv_blocks=24, prefill_chunk=BLOCK_TOKENS, eos_token_ids=(END,)
@@ -335,7 +335,7 @@ def test_what_a_prompt_left_behind_when_it_was_cancelled_is_not_taken_for_comput
     folder: Path,
 ) -> None:
     """A prompt that is cancelled between two chunks has a block that is computed in part."""
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = Settings(
         str(folder), "decoder", 1, kv_blocks=64, kv_precision="f16", prefill_chunk=40,
@@ -356,7 +356,7 @@ def test_what_a_prompt_left_behind_when_it_was_cancelled_is_not_taken_for_comput
 
 def test_what_the_cache_has_no_room_for_waits_for_its_turn(folder: Path) -> None:
     """More than three times what the cache holds: nothing fails, and the answers are the same."""
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = Settings(
         str(folder), "decoder", 1, kv_blocks=16, kv_precision="f16", prefill_chunk=32,
@@ -385,7 +385,7 @@ def test_answers_that_outgrow_the_cache_go_on_where_they_were(
     folder: Path, prefix_cache: bool
 ) -> None:
     """They fit when they begin, and not when they are long: some step back and come again."""
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = Settings(
         str(folder), "decoder", 1, kv_blocks=12, kv_precision="f16", prefill_chunk=32,
@@ -411,7 +411,7 @@ def test_answers_that_outgrow_the_cache_go_on_where_they_were(
 
 
 def test_an_answer_too_long_for_the_whole_cache_fails_alone(folder: Path) -> None:
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = Settings(
         str(folder), "decoder", 1, kv_blocks=4, kv_precision="f16", eos_token_ids=(END,)
@@ -478,7 +478,7 @@ def test_background_job_that_is_cancelled_never_begins(worker: Any) -> None:
 def test_cache_takes_what_was_foretold(folder: Path, worker: Any) -> None:
     """In 8 bits, which is the default, the pool is as large as the plan says, not larger."""
     from thrifty.artifacts.checkpoint import DecoderShape
-    from thrifty.engines.openvino.worker import DecoderWorker
+    from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     shape = DecoderShape(
         architecture="llama", layers=2, hidden_size=64, heads=2, kv_heads=2, head_dim=32,
@@ -498,7 +498,7 @@ def test_cache_takes_what_was_foretold(folder: Path, worker: Any) -> None:
 
 
 def test_engine_embeds_what_the_reference_does(store: Store) -> None:
-    from thrifty.engines.openvino.worker import EncoderWorker
+    from thrifty.engines.openvino.encoder_worker import EncoderWorker
 
     with store.stage("bert") as stage:
         (stage / "model").mkdir()

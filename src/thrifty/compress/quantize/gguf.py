@@ -36,7 +36,7 @@ from thrifty.artifacts.write_gguf import (
 )
 from thrifty.compress.calibration import check_no_overlap, collect_importance
 from thrifty.compress.quantize.ggml import PACKAGE, Ggml, find_library
-from thrifty.compress.quantize.gguf_types import PLAIN, SCHEMES, choose_types
+from thrifty.compress.quantize.gguf_types import PLAIN, SCHEMES, Scheme, choose_types
 from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import ArtifactError, CompressionError, FormatRefused, IntegrityError
@@ -117,19 +117,7 @@ def quantize_gguf(
 
     Raises `CompressionError`, `FormatRefused` for what GGUF cannot express, and what the store raises.
     """
-    chosen = SCHEMES.get(scheme)
-    if chosen is None:
-        raise CompressionError(f"there is no GGUF of {scheme!r}; there are {', '.join(SCHEMES)}")
-    if artifact.description.family is not Family.DECODER:
-        raise CompressionError(f"{version.label} is an encoder; decoders are written as GGUF")
-    if artifact.description.format is Format.OPENVINO:
-        raise CompressionError(
-            f"{version.label} is prepared for an engine already; take the checkpoint it was made from"
-        )
-    if chosen.usual in PLAIN and calibration is not None:
-        raise CompressionError(f"{scheme} learns nothing from text; leave --text away")
-    if chosen.usual not in PLAIN:
-        find_library()
+    chosen = _check_request(version, artifact, scheme, learns=calibration is not None)
     if calibration is not None and held_out is not None:
         check_no_overlap(calibration, held_out)
     tokens = tokens or CALIBRATION_TOKENS
@@ -178,6 +166,26 @@ def quantize_gguf(
         parents = (Parent(artifact.id, version.label),)
         lineage = Lineage(parents=parents, recipe=recipe, figures=figures)
         return store.add(target, out, lineage, on_progress=on_progress)
+
+
+def _check_request(
+    version: NamedVersion, artifact: Artifact, scheme: str, *, learns: bool
+) -> Scheme:
+    """The scheme of that name. Raises `CompressionError` where the model cannot be written so."""
+    chosen = SCHEMES.get(scheme)
+    if chosen is None:
+        raise CompressionError(f"there is no GGUF of {scheme!r}; there are {', '.join(SCHEMES)}")
+    if artifact.description.family is not Family.DECODER:
+        raise CompressionError(f"{version.label} is an encoder; decoders are written as GGUF")
+    if artifact.description.format is Format.OPENVINO:
+        raise CompressionError(
+            f"{version.label} is prepared for an engine already; take the checkpoint it was made from"
+        )
+    if chosen.usual in PLAIN and learns:
+        raise CompressionError(f"{scheme} learns nothing from text; leave --text away")
+    if chosen.usual not in PLAIN:
+        find_library()
+    return chosen
 
 
 def check_gguf(

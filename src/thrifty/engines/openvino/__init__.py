@@ -5,7 +5,8 @@
     decoder_graph.py, encoder_graph.py, weights.py    the graphs that preparation writes
     __main__.py       a replica: the OpenAI-style server in front of a worker
     backend.py        the worker, as the server sees it
-    worker.py         a process of its own that holds the model and does nothing but generate
+    worker.py         a process of its own that holds the model and does nothing but generate:
+                      decoder_worker.py, encoder_worker.py
     messages.py       what goes between the two
 
 Two processes for one replica, because a generation step holds Python's interpreter lock: with the

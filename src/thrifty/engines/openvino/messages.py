@@ -104,3 +104,14 @@ class Unpacker:
             message = bytes(self._buffer[_LENGTH.size : end])
             del self._buffer[:end]
             yield message
+
+
+def first_line(error: Exception) -> str:
+    """What is told of an error that is ours."""
+    return str(error).strip().partition("\n")[0][:500]
+
+
+def last_line(error: Exception) -> str:
+    """The engine's messages begin with source positions; what is wrong comes last."""
+    text = str(error).strip().rpartition("\n")[2]
+    return text.rpartition(".cc:")[2].partition(": ")[2][:500] or text[:500]

@@ -1,0 +1,453 @@
+"""A decoder and the jobs that it has: they are begun, computed step by step, and reported."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import openvino as ov
+
+from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
+from thrifty.engines.openvino.messages import Add, Step, first_line, last_line
+from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS, PrefixIndex
+from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling
+
+WARM_UP_TOKENS = 4
+GROWTH_BLOCKS = 2
+"""Room in the KV cache that is kept for each running answer to grow into, if it may."""
+
+
+@dataclass
+class _Running:
+    message: Add
+    handle: Any
+    cached: int
+    held: list[int] = field(default_factory=list)
+    generated: list[int] = field(default_factory=list)
+    own_blocks: int = 0
+    rest: int = 0
+    """Tokens of its prompt that are not computed yet, by our account of the engine's steps."""
+    reported: bool = False
+    stepped: bool = False
+    """Whether a step may have computed some of its prompt."""
+    abandoned: bool = False
+    """Nobody waits for it any more; it ends with its prompt."""
+
+    @property
+    def job(self) -> int:
+        """The server's number for it."""
+        return self.message.job
+
+    @property
+    def prompt(self) -> list[int]:
+        """What it began with."""
+        return self.message.prompt
+
+    @property
+    def growth(self) -> int:
+        """Blocks of the KV cache that its answer may still take."""
+        length = len(self.prompt)
+        return count_blocks(length + self.message.sampling.max_tokens) - count_blocks(
+            length + len(self.generated)
+        )
+
+
+def count_blocks(tokens: int) -> int:
+    """Blocks of the KV cache that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
+
+
+class DecoderWorker:
+    """Generates with a ContinuousBatchingPipeline."""
+
+    def __init__(self, settings: Settings) -> None:
+        import openvino_genai as genai
+
+        self._genai = genai
+        self._settings = settings
+        self._tokenizer = genai.Tokenizer(settings.folder)
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = settings.kv_blocks
+        scheduler.max_num_batched_tokens = settings.prefill_chunk
+        scheduler.max_num_seqs = settings.max_batch
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = settings.prefix_cache
+        properties: dict[str, Any] = {
+            "KV_CACHE_PRECISION": settings.kv_precision,
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "sampler_num_threads": settings.threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group,
+        }
+        self._pipeline = genai.ContinuousBatchingPipeline(
+            settings.folder, self._tokenizer, scheduler, "CPU", **properties
+        )
+        self._running: dict[int, _Running] = {}
+        self._index = PrefixIndex(settings.kv_blocks, sharing=settings.prefix_cache)
+        self._waiting: deque[Add] = deque()
+        self._together = 0
+        """How many jobs the last step was for."""
+        self._given_back = 0
+        """How many of them the engine could not keep; they stand first among those that wait."""
+        self._background = Background()
+        self._probe: Any = None
+        self._grammars: set[Grammar] = set()
+        self._next_request = 0
+        self._failures: list[Failure] = []
+
+    def warm_up(self) -> dict[str, int]:
+        """Generate a little, so that nothing is left to be done by the first user's request."""
+        sampling = Sampling(max_tokens=WARM_UP_TOKENS, temperature=0.0, ignore_eos=True)
+        self.add(Add(-1, [0] * 8, sampling))
+        produced = 0
+        while self._running:
+            produced += sum(len(output.token_ids) for output in self.step())
+        if produced != WARM_UP_TOKENS:
+            raise RuntimeError(f"the engine gave {produced} of {WARM_UP_TOKENS} tokens")
+        kv_bytes = int(self._pipeline.get_metrics().cache_size_in_bytes)
+        return {"kv_bytes": kv_bytes, "kv_tokens": self._settings.kv_blocks * BLOCK_TOKENS}
+
+    def take(self, message: Add) -> None:
+        """Begin a job, now or, where it may wait, when there is room for it."""
+        # Without a prefix cache there are no slices.
+        if message.priority > 0 and self._settings.prefix_cache:
+            self._background.add(message)
+        else:
+            self._waiting.append(message)
+
+    def add(self, message: Add) -> None:
+        """Begin a job, or note why it cannot be."""
+        grammar = message.sampling.grammar
+        if grammar is not None:
+            fault = self._check_grammar(grammar)
+            if fault:
+                self._failures.append(Failure(message.job, "grammar", fault))
+                return
+        blocks = count_blocks(len(message.prompt) + message.sampling.max_tokens)
+        if len(message.prompt) // BLOCK_TOKENS + 1 > self._settings.kv_blocks:
+            self._failures.append(
+                Failure(
+                    message.job,
+                    "memory",
+                    f"the request needs {blocks} blocks of KV cache and there are "
+                    f"{self._settings.kv_blocks}; give the engine a larger kv_cache",
+                )
+            )
+            return
+        try:
+            config = self._make_config(message.sampling)
+            cached = 0 if message.resumed else self._index.match(message.prompt)
+            tensor = ov.Tensor(np.array([message.prompt], dtype=np.int64))
+            self._next_request += 1
+            handle = self._pipeline.add_request(self._next_request, tensor, config)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            self._failures.append(Failure(message.job, "engine", first_line(error)))
+            return
+        running = _Running(message, handle, cached)
+        running.held = self._index.begin(message.prompt)
+        running.own_blocks = count_blocks(len(message.prompt)) - len(running.held)
+        running.rest = len(message.prompt) - len(running.held) * BLOCK_TOKENS
+        self._running[message.job] = running
+
+    def cancel(self, job: int) -> None:
+        """Stop a job; the next step frees what it held.
+
+        The engine's prefix cache takes a block of a prompt for computed from the moment that it is
+        given out, so a prompt that is cancelled between two chunks would leave one behind that holds
+        anything. Such a prompt is first computed to its end.
+        """
+        if self._background.remove(job):
+            return
+        running = self._running.get(job)
+        if running is None:
+            self._waiting = deque(message for message in self._waiting if message.job != job)
+            return
+        if running.stepped and not running.reported and self._settings.prefix_cache:
+            running.abandoned = True
+            return
+        running.handle.cancel()
+        self._forget(running)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything, or something is left to tell."""
+        return (
+            bool(self._failures)
+            or bool(self._waiting)
+            or bool(self._background)
+            or bool(self._pipeline.has_non_finished_requests())
+        )
+
+    def step(self) -> list[Output]:
+        """One step of the engine: new tokens of every running job."""
+        self._given_back = 0
+        self._make_room()
+        self._begin_waiting()
+        self._begin_background()
+        self._note_step()
+        self._together, self._given_back = len(self._running), 0
+        if self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        outputs = []
+        for running in list(self._running.values()):
+            output = self._read(running)
+            if output is None:
+                continue
+            if running.abandoned:
+                self.cancel(running.job)
+            elif output.job != SLICE_JOB:
+                outputs.append(output)
+        return outputs
+
+    def _make_room(self) -> None:
+        """Have the youngest answers step back while there is too little room for all to grow; they go
+        on later from where they were.
+
+        The engine would do so itself, but its prefix cache then takes blocks for computed that are not.
+        What steps back is freed behind the next step, in which each of the others takes one block at most.
+        """
+        growing = [running for running in self._running.values() if running.growth]
+        free = self._index.free_blocks
+        while len(growing) > free and len(self._running) > 1:
+            youngest = next((r for r in reversed(growing) if r.reported), None)
+            if youngest is None:
+                return
+            growing.remove(youngest)
+            youngest.handle.cancel()
+            self._give_back(youngest)
+
+    def _note_step(self) -> None:
+        """Account for what the next step computes: a token of each answer, then prompts in their order,
+        as far as the chunk goes.
+        """
+        budget = self._settings.prefill_chunk - sum(r.reported for r in self._running.values())
+        for running in self._running.values():
+            running.stepped = True
+            if not running.reported:
+                part = min(running.rest, max(0, budget))
+                running.rest -= part
+                budget -= part
+
+    def _begin_waiting(self) -> None:
+        """Begin jobs in their order, as far as the KV cache has room for them beside those that run.
+
+        The engine itself takes any number, and gives some up once none of them can grow. It also
+        looks for what is cached of a prompt when it takes it; so a job waits here while a step's worth
+        of prompts is there already, and while one that begins like it is being computed.
+        """
+        while self._waiting:
+            message = self._waiting[0]
+            rest = sum(running.rest for running in self._running.values())
+            if rest >= self._settings.prefill_chunk or self._is_being_computed(message):
+                return
+            if not self._has_room(message):
+                return
+            self.add(self._waiting.popleft())
+
+    def _is_being_computed(self, message: Add) -> bool:
+        """Whether more of this prompt is about to be cached than is."""
+        if not self._settings.prefix_cache:
+            return False
+        cached = self._index.match(message.prompt)
+        end = (cached // BLOCK_TOKENS + 1) * BLOCK_TOKENS
+        if end >= len(message.prompt):
+            return False
+        head = message.prompt[:end]
+        return any(
+            not running.reported and len(running.prompt) >= end and running.prompt[:end] == head
+            for running in self._running.values()
+        )
+
+    def _has_room(self, message: Add) -> bool:
+        """Whether a job fits beside those that run, with room for all to grow."""
+        if not self._running:
+            return True
+        growth = sum(min(GROWTH_BLOCKS, running.growth) for running in self._running.values())
+        own = min(GROWTH_BLOCKS, count_blocks(message.sampling.max_tokens))
+        return self._index.has_room(message.prompt, growth + own)
+
+    def _begin_background(self) -> None:
+        """Begin jobs that may wait, unless some prompt is being computed already."""
+        if self._waiting or not all(r.reported for r in self._running.values()):
+            return
+        budget = SLICE_TOKENS
+        while budget > 0 and (first := self._background.first) and self._has_room(first):
+            found = self._background.take(self._index.match, budget)
+            if found is None:
+                return
+            job, tokens = found
+            budget -= tokens
+            self.add(job)
+            if job.job == SLICE_JOB:
+                return
+
+    def report(self, outputs: list[Output]) -> Step:
+        """What the server is told after a step."""
+        metrics = self._pipeline.get_metrics()
+        failures, self._failures = self._failures, []
+        scheduled = int(metrics.scheduled_requests)
+        total = len(self._running)
+        return Step(
+            outputs,
+            failures,
+            min(scheduled, total),
+            max(0, total - scheduled) + len(self._waiting) + len(self._background),
+            float(metrics.cache_usage) / 100.0,
+        )
+
+    def _read(self, running: _Running) -> Output | None:
+        handle = running.handle
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        finish = ""
+        while handle.can_read():
+            for output in handle.read().values():
+                tokens += output.generated_ids
+                logprobs += output.generated_log_probs
+                reason = output.finish_reason
+                if reason != self._genai.GenerationFinishReason.NONE:
+                    length = reason == self._genai.GenerationFinishReason.LENGTH
+                    finish = "length" if length else "stop"
+        ignored = not finish and handle.get_status() == self._genai.GenerationStatus.IGNORED
+        self._note_growth(running, tokens)
+        if ignored:
+            self._give_back(running)
+        elif finish:
+            self._forget(running)
+        if not tokens and not finish:
+            return None
+        cached = 0 if running.reported else running.cached
+        if not running.reported:
+            running.reported, running.rest = True, 0
+            if running.job in self._running:
+                running.own_blocks -= self._index.share(running.prompt, running.held)
+        return Output(running.job, tokens, logprobs or None, finish, cached)
+
+    def _note_growth(self, running: _Running, tokens: list[int]) -> None:
+        before = count_blocks(len(running.prompt) + len(running.generated))
+        running.generated += tokens
+        grown = count_blocks(len(running.prompt) + len(running.generated)) - before
+        if grown:
+            running.own_blocks += grown
+            self._index.grow(grown)
+
+    def _forget(self, running: _Running) -> None:
+        self._running.pop(running.job, None)
+        self._release(running)
+
+    def _give_back(self, running: _Running) -> None:
+        """The engine could not keep a job: it goes on from where it was once there is room, first of
+        all that wait. A grammar's state cannot be taken up again, and what does not fit even alone
+        never will.
+        """
+        self._forget(running)
+        if running.abandoned:
+            return
+        message, sampling = running.message, running.message.sampling
+        done = len(running.generated)
+        if (
+            (self._together == 1 and len(self._running) == 0)
+            or running.job == SLICE_JOB
+            or (sampling.grammar is not None and done)
+        ):
+            self._failures.append(
+                Failure(
+                    running.job,
+                    "memory",
+                    "the KV cache is full and this request could not be kept; try again, or give "
+                    "the engine a larger kv_cache",
+                )
+            )
+            return
+        rest = msgspec.structs.replace(
+            sampling,
+            max_tokens=sampling.max_tokens - done,
+            min_tokens=max(0, sampling.min_tokens - done),
+            seed=(sampling.seed + done) % 2**31,
+        )
+        again = Add(
+            running.job,
+            running.prompt + running.generated,
+            rest,
+            message.priority,
+            resumed=message.resumed or running.reported,
+        )
+        if message.priority > 0:
+            self._background.add(again)
+        else:
+            self._waiting.insert(self._given_back, again)
+            self._given_back += 1
+
+    def _release(self, running: _Running) -> None:
+        # The last token was sampled but never computed, so it is not in the cache.
+        computed = running.prompt + running.generated[:-1] if running.generated else []
+        self._index.end(running.held, computed, running.own_blocks)
+
+    def _make_config(self, sampling: Sampling) -> Any:
+        genai, settings = self._genai, self._settings
+        config = genai.GenerationConfig()
+        config.max_new_tokens = sampling.max_tokens
+        config.min_new_tokens = sampling.min_tokens
+        config.ignore_eos = sampling.ignore_eos
+        if settings.eos_token_ids:
+            config.eos_token_id = settings.eos_token_ids[0]
+        config.stop_token_ids = {*settings.eos_token_ids, *sampling.stop_token_ids}
+        config.do_sample = sampling.temperature > 0
+        if config.do_sample:
+            config.temperature = sampling.temperature
+            config.top_p = sampling.top_p or 1e-9
+            if sampling.top_k:
+                config.top_k = sampling.top_k
+            config.min_p = sampling.min_p
+            config.rng_seed = sampling.seed
+        config.repetition_penalty = sampling.repetition_penalty
+        config.presence_penalty = sampling.presence_penalty
+        config.frequency_penalty = sampling.frequency_penalty
+        config.logprobs = 1 if sampling.logprobs else 0
+        if sampling.grammar is not None:
+            config.structured_output_config = self._make_structure(sampling.grammar)
+        return config
+
+    def _make_structure(self, grammar: Grammar) -> Any:
+        structure = self._genai.StructuredOutputConfig()
+        if grammar.kind == "json_schema":
+            structure.json_schema = grammar.text
+        elif grammar.kind == "regex":
+            structure.regex = grammar.text
+        else:
+            structure.structural_tags_config = grammar.text
+        return structure
+
+    def _check_grammar(self, grammar: Grammar) -> str | None:
+        """Why a grammar cannot be enforced; None if it can.
+
+        The engine compiles a grammar in the step that first samples with it, and one that does
+        not compile breaks that step for every request, for good. So it is first compiled by a
+        tiny pipeline that shares the tokenizer, and with it the compiled grammars.
+        """
+        if grammar in self._grammars:
+            return None
+        if self._probe is None:
+            scheduler = self._genai.SchedulerConfig()
+            scheduler.num_kv_blocks = 4
+            self._probe = self._genai.ContinuousBatchingPipeline(
+                str(Path(self._settings.folder) / "grammar"), self._tokenizer, scheduler, "CPU",
+                INFERENCE_NUM_THREADS=1,
+            )  # fmt: skip
+        config = self._make_config(Sampling(max_tokens=1, temperature=0.0, grammar=grammar))
+        try:
+            handle = self._probe.add_request(0, ov.Tensor(np.array([[0]], dtype=np.int64)), config)
+            while self._probe.has_non_finished_requests():
+                self._probe.step()
+            del handle
+        except RuntimeError as error:
+            self._probe = None
+            return last_line(error)
+        if len(self._grammars) > 10_000:
+            self._grammars.clear()
+        self._grammars.add(grammar)
+        return None
