@@ -39,11 +39,11 @@ from common import (
 )
 from thrifty.bench import LoadPlan, Workload, run_load, summarize
 from thrifty.bench.client import Target
-from thrifty.bench.workload import Ask, Lengths
+from thrifty.bench.workload import Lengths, PlannedRequest
 from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet, save_deployment
 from thrifty.gateway.routing import Router
-from thrifty.wire.client import parse_origin
+from thrifty.http.client import parse_origin
 
 KV_TOKENS = {"documents": 12_500, "prompts": 6000}
 SHARED_WORDS = {"documents": 1600, "prompts": 600}
@@ -132,7 +132,7 @@ def measure_decisions(count: int) -> dict[str, float]:
     running: list[Any] = []
     describe_us, choose_us = [], []
     for number in range(6000):
-        ask: Ask = next(asks)
+        ask: PlannedRequest = next(asks)
         body = {"messages": [{"role": "user", "content": ask.prompt}], "max_tokens": 100}
         began = time.perf_counter()
         request = router.describe(body)

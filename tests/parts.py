@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.batches.settings import BatchSettings
 from thrifty.db import Database, open_database
 from thrifty.db.fleet import (
     DeploymentRow,
@@ -30,17 +31,16 @@ from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
 from thrifty.gateway.assemble import Parts, assemble
-from thrifty.gateway.batches.settings import BatchSettings
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.settings import GatewaySettings
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
 from thrifty.home import HOME_VARIABLE
+from thrifty.http.client import HttpClient
+from thrifty.http.server import Handler, HttpServer, ServerLimits
+from thrifty.http.spool import OpenSpool
 from thrifty.observe.log_writer import LogWriter
-from thrifty.wire.client import HttpClient
-from thrifty.wire.server import Handler, HttpServer, ServerLimits
-from thrifty.wire.spool import OpenSpool
 
 JSON_HEADER = b"content-type: application/json\r\n"
 
@@ -170,7 +170,7 @@ async def ask(
     method: str = "POST",
 ) -> Reply:
     """One request with `client`."""
-    from thrifty.wire.client import parse_origin
+    from thrifty.http.client import parse_origin
 
     lines = JSON_HEADER + b"".join(f"{k}: {v}\r\n".encode() for k, v in (headers or {}).items())
     answer = await client.open(parse_origin(url), method, path, headers=lines, body=body)

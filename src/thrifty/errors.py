@@ -15,7 +15,7 @@
     └── CompressionError       a model cannot be made smaller as asked
 
 A message says what was seen, what the rule is, and what to do next. Errors that cross HTTP are
-`thrifty.wire.errors.WireError`; errors of libraries become one of these where they enter.
+`thrifty.openai.errors.WireError`; errors of libraries become one of these where they enter.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.figures import Measurement
+from thrifty.artifacts.measurements import Measurement
 from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import FleetError
 from thrifty.fleet.controller import Controller
@@ -153,7 +153,7 @@ class Compressor:
     def _measure_speed(
         self, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
     ) -> Measurement:
-        from thrifty.trial import measure_speed
+        from thrifty.speed_benchmark import measure_speed
 
         return measure_speed(self._store, self._home, version, artifact, self._machine, on_progress)
 

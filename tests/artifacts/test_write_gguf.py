@@ -21,8 +21,8 @@ from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_vocabulary import check_same_tokens, read_tokenizer
 from thrifty.artifacts.write_gguf import encode_floats, read_content, write_gguf
-from thrifty.engines.openvino.decoder_graph import compute_rope_frequencies
 from thrifty.errors import FormatRefused, IntegrityError, ThriftyError
+from thrifty.graphs.decoder import compute_rope_frequencies
 
 SIZE = 400
 F32, F16 = 0, 1

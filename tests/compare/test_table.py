@@ -1,4 +1,4 @@
-"""Models side by side: measured once, under one yardstick, with the rest told of and not mixed in."""
+"""Models side by side: measured once, under one suite, with the rest told of and not mixed in."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from thrifty.compare.table import compare
 from thrifty.compress.quantize.openvino import quantize_openvino
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.machine import detect_machine
-from thrifty.evaluate.figures import find_root
+from thrifty.evaluate.suite import find_root
 from thrifty.home import Home
-from thrifty.trial import SPEED, make_conditions, measure_speed
+from thrifty.speed_benchmark import SPEED, make_conditions, measure_speed
 
 pytestmark = pytest.mark.engine
 
@@ -51,13 +51,13 @@ def texts(home: Home) -> tuple[str, str]:
 
 
 def record_speed(store: Store, artifact: Artifact, speed: float, **changes: Any) -> None:
-    """As a trial would, without one."""
+    """As the speed benchmark would, without one."""
     from thrifty.engines.registry import choose_engine
 
     conditions = {**make_conditions(choose_engine("auto", artifact), detect_machine()), **changes}
     values = {"load_s": 1.0, "ttft_s": 0.1, "tokens_per_s": {"1": speed / 3, "8": speed},
               "memory_bytes": 1, "busy_before": 0.0}  # fmt: skip
-    store.record_figures(artifact.id, SPEED, conditions, values)
+    store.record_measurement(artifact.id, SPEED, conditions, values)
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +150,18 @@ def test_the_root_is_as_far_back_as_there_are_models(store: Store, made: Any, sm
 
 
 @pytest.mark.service
-def test_a_trial_measures_a_replica_and_leaves_nothing_behind(
+def test_a_speed_benchmark_measures_a_replica_and_leaves_nothing_behind(
     store: Store, home: Home, small: Any
 ) -> None:
     from thrifty.fleet.process import find_ours, start_process
 
-    # What a trial that was killed has left is ended.
+    # What a benchmark that was killed has left is ended.
     left = start_process(
-        ["sleep", "600"], role="replica", process_id="trial-0", home=home.root,
+        ["sleep", "600"], role="replica", process_id="speed-benchmark-0", home=home.root,
         log_path=home.logs / "left.log",
     )  # fmt: skip
     machine = detect_machine()
-    store.record_figures(small[1].id, SPEED, {"engine": "none"}, {})
+    store.record_measurement(small[1].id, SPEED, {"engine": "none"}, {})
     (store.root / "figures" / f"{small[1].id}.json").unlink()
     found = measure_speed(store, home, *small, machine)
     assert found.values["load_s"] > 0
@@ -174,7 +174,7 @@ def test_a_trial_measures_a_replica_and_leaves_nothing_behind(
     assert measure_speed(store, home, *small, machine) == found
     again = measure_speed(store, home, *small, machine, again=True)
     assert again.values != found.values
-    speeds = [one for one in store.read_figures(small[1].id) if one.kind == SPEED]
+    speeds = [one for one in store.read_measurements(small[1].id) if one.kind == SPEED]
     assert [one.values for one in speeds] == [again.values], "in place of the ones before"
 
 

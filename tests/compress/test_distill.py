@@ -22,9 +22,9 @@ from tests.parts import running_echo
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.compress.distill.answers import RemoteTeacher, write_answers
-from thrifty.compress.distill.lessons import TextLessons, pack
 from thrifty.compress.distill.settings import DIVERGENCES as NAMES
 from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.training_examples import TextExamples, pack
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate import evaluate
@@ -174,9 +174,9 @@ def test_texts_that_share_a_window_do_not_see_each_other(tmp_path: Path) -> None
     rng = np.random.default_rng(8)
     texts = [rng.integers(0, 256, length) for length in (20, 31, 44, 12, 50)]
     firsts = [3, 0, 20, 10, 7]
-    together = NextTokens(TextLessons(texts, 128, firsts), 2, TRAINING)
-    alone = NextTokens(TextLessons(texts, 1, firsts), 5, TRAINING)
-    assert together._lessons.count == 2
+    together = NextTokens(TextExamples(texts, 128, firsts), 2, TRAINING)
+    alone = NextTokens(TextExamples(texts, 1, firsts), 5, TRAINING)
+    assert together._examples.count == 2
     with torch.no_grad():
         total, count = together.measure(model, "cpu", 0, 1)
         expected, predictions = alone.measure(model, "cpu", 0, 1)

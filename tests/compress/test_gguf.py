@@ -194,7 +194,7 @@ def test_importance_makes_outputs_err_less(store: Store, made: Any, tmp_path: Pa
     content = read_content(source, "tiny")
     types = choose_types(SCHEMES["q4_k_m"], content.tensors, content.shape)
     from thrifty.compress.quantize.gguf import _measure
-    from thrifty.engines.server.text import TextTokenizer
+    from thrifty.text.tokenizer import TextTokenizer
 
     importance = _measure(source, TextTokenizer.load(source), text, 2048, ignore_progress)
     other = store.folder_of(plain[1].id) / "unweighed.gguf"

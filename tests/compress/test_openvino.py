@@ -17,13 +17,13 @@ from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
-from thrifty.compress.judge import Measured
+from thrifty.compress.divergence_evaluator import RecipeResult
 from thrifty.compress.quantize import openvino
-from thrifty.compress.quantize.forms import FORMS, Form, Rounder
 from thrifty.compress.quantize.gptq import round_to_nearest
 from thrifty.compress.quantize.openvino import quantize_openvino
 from thrifty.compress.quantize.recipes import Int4Weights, choose_recipe
 from thrifty.compress.quantize.sensitivity import measure_sensitivity
+from thrifty.compress.quantize.weight_formats import WEIGHT_FORMATS, Quantizer, WeightFormat
 from thrifty.engines.openvino.prepare import make_recipe
 from thrifty.errors import CompressionError
 from thrifty.evaluate import evaluate
@@ -88,15 +88,15 @@ def test_sensitivity_is_the_divergence_of_that_matrix_alone(
     assert again == pytest.approx(found, rel=0.05)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
-def test_a_graph_multiplies_with_what_a_form_stands_for(form: Form) -> None:
+@pytest.mark.parametrize("form", WEIGHT_FORMATS, ids=str)
+def test_a_graph_multiplies_with_what_a_form_stands_for(form: WeightFormat) -> None:
     rng = np.random.default_rng(6)
     weights = rng.normal(0.01, 0.02, (48, 128)).astype(np.float32)
     fed = rng.normal(0, 1, (1, 40, 128)).astype(np.float32) * np.linspace(0.1, 8, 128)
     fed = fed.astype(np.float32)
     inputs = {"m": (fed[0].T @ fed[0] / 40 + np.eye(128)).astype(np.float32)}
     tensors = SimpleNamespace(read_tensor=lambda name: weights)
-    found = Rounder(SimpleNamespace(tensors=tensors), inputs).make("m", form)  # type: ignore[arg-type]
+    found = Quantizer(SimpleNamespace(tensors=tensors), inputs).make("m", form)  # type: ignore[arg-type]
     x = op.parameter([1, -1, 128], ov.Type.f32)
     y = Int4Weights({"m": found}).multiply(x, "m", weights)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
@@ -107,12 +107,18 @@ def test_a_graph_multiplies_with_what_a_form_stands_for(form: Form) -> None:
 
 
 def test_the_first_recipe_that_is_nearly_the_best_is_taken() -> None:
-    measured = [Measured("plain", 4.25, 0.5), Measured("fast", 5, 0.104), Measured("best", 5, 0.1)]
+    measured = [
+        RecipeResult("plain", 4.25, 0.5),
+        RecipeResult("fast", 5, 0.104),
+        RecipeResult("best", 5, 0.1),
+    ]
     assert choose_recipe(measured).recipe == "fast"
     # Offsets are slower to compute with, and are taken where they are worth it.
-    assert choose_recipe([*measured, Measured("with offsets", 5, 0.06)]).recipe == "fast"
-    assert choose_recipe([*measured, Measured("with offsets", 5, 0.04)]).recipe == "with offsets"
-    assert choose_recipe([Measured("with offsets", 4.5, 0.04)]).recipe == "with offsets"
+    assert choose_recipe([*measured, RecipeResult("with offsets", 5, 0.06)]).recipe == "fast"
+    assert (
+        choose_recipe([*measured, RecipeResult("with offsets", 5, 0.04)]).recipe == "with offsets"
+    )
+    assert choose_recipe([RecipeResult("with offsets", 4.5, 0.04)]).recipe == "with offsets"
 
 
 @pytest.mark.parametrize("scheme", ["int8", "w8a8", "int4"])

@@ -97,7 +97,7 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
 ) -> None:
     divergences = []
     for stage in compressed.stages:
-        by_kind = {one.kind: one for one in store.read_figures(stage.artifact.id)}
+        by_kind = {one.kind: one for one in store.read_measurements(stage.artifact.id)}
         assert set(by_kind) == {"quality", "task"}
         quality, task = by_kind["quality"], by_kind["task"]
         for one in (quality, task):

@@ -18,7 +18,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import CompressionError, EvaluationError
 from thrifty.home import Home
 from thrifty.spec.compress import CompressSpec
-from thrifty.trial import measure_speed
+from thrifty.speed_benchmark import measure_speed
 from thrifty.types import Family
 
 pytestmark = pytest.mark.engine

@@ -16,7 +16,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.calibration import collect_inputs
-from thrifty.compress.judge import Judge
+from thrifty.compress.divergence_evaluator import DivergenceEvaluator
 from thrifty.compress.prune.depth import measure_influence, rank_layers
 from thrifty.compress.prune.prune import prune_decoder
 from thrifty.compress.prune.views import keep_layers
@@ -96,7 +96,7 @@ def test_parts_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
     write_decoder(found, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["intermediate_size"], config["num_attention_heads"]) == (64, 2)
-    judge = Judge(checkpoint, None, WINDOWS)  # type: ignore[arg-type]
+    judge = DivergenceEvaluator(checkpoint, None, WINDOWS)  # type: ignore[arg-type]
     # Both compute as they would be served, in fewer bits than the judge's own.
     assert judge.measure(load_decoder(tmp_path / "out")) < judge.measure(checkpoint) + 0.01
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.artifacts.stored import SOURCE
-from tests.engines.test_encoder_graph import (
+from tests.evaluate.test_embeddings import make_words, write_texts
+from tests.graphs.test_encoder import (
     INNER,
     LAYERS,
     VOCAB,
@@ -18,8 +19,7 @@ from tests.engines.test_encoder_graph import (
     make_tensors,
     write_pooling,
 )
-from tests.engines.test_encoder_graph import write as write_files
-from tests.evaluate.test_embeddings import make_words, write_texts
+from tests.graphs.test_encoder import write as write_files
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import EncoderCheckpoint, load_encoder
 from thrifty.artifacts.write_encoder import write_encoder

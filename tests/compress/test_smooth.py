@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from openvino import opset13 as op
 
-from tests.engines.test_decoder_graph import EXACT, MODELS, PROMPT, Graph
+from tests.graphs.test_decoder import EXACT, MODELS, PROMPT, Graph
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
 from thrifty.compress.calibration import collect_importance
 from thrifty.compress.prune.views import ReplacedTensors
 from thrifty.compress.quantize.smooth import MOST, smooth
-from thrifty.engines.openvino.decoder_graph import build_decoder
-from thrifty.engines.openvino.weights import int8_codes
+from thrifty.graphs.decoder import build_decoder
+from thrifty.graphs.weights import int8_codes
 
 pytestmark = pytest.mark.engine
 
@@ -77,9 +77,9 @@ def test_inputs_that_stick_out_become_smaller(tmp_path: Path) -> None:
 def test_factors_are_bounded_and_dead_columns_are_left_alone(tmp_path: Path) -> None:
     checkpoint = load("llama", tmp_path)
     squares = collect_importance(checkpoint, WINDOWS)
-    spread = squares[DOWN].copy()
-    spread[0], spread[1], spread[2] = 1e20, 1e-20, 0
-    smoothed = smooth(checkpoint, {**squares, DOWN: spread}, 0.5)
+    awq_scales = squares[DOWN].copy()
+    awq_scales[0], awq_scales[1], awq_scales[2] = 1e20, 1e-20, 0
+    smoothed = smooth(checkpoint, {**squares, DOWN: awq_scales}, 0.5)
     before, after = (one.tensors.read_tensor(f"{DOWN}.weight") for one in (checkpoint, smoothed))
     factors = np.median(after / before, axis=0)
     assert factors.max() == pytest.approx(MOST, rel=1e-3)

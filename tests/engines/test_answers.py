@@ -30,8 +30,8 @@ from thrifty.engines.server.backend import (
 )
 from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import GenerationRequest, parse_chat, parse_completion
+from thrifty.http.client import HttpClient
 from thrifty.types import Family
-from thrifty.wire.client import HttpClient
 
 TOKENIZER = make_tokenizer()
 END = 256

@@ -30,9 +30,9 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.fleet.local import find_free_port
 from thrifty.fleet.process import ManagedProcess, find_ours, start_process
+from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import load_spec
 from thrifty.types import ignore_progress
-from thrifty.wire.fields import CHAT_FIELDS
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -14,13 +14,13 @@ import pytest
 
 from tests.artifacts.models import Llama
 from tests.artifacts.stored import SOURCE
-from tests.engines.test_decoder_graph import EXACT, Graph, compute_logits
-from tests.engines.test_encoder_graph import embed_plainly, make_tensors
-from tests.engines.test_encoder_graph import write as write_encoder
+from tests.graphs.test_decoder import EXACT, Graph, compute_logits
+from tests.graphs.test_encoder import embed_plainly, make_tensors
+from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.messages import Add, Embed
-from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
+from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.prepare import RECIPE_VERSION, kv_bytes_per_token, prepare_model
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import Output, Sampling

@@ -16,10 +16,10 @@ from thrifty.engines.server.request import (
     parse_completion,
     split_inputs,
 )
-from thrifty.engines.server.text import TextTokenizer
+from thrifty.openai.errors import WireError
+from thrifty.openai.fields import Endpoint
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
-from thrifty.wire.errors import WireError
-from thrifty.wire.fields import Endpoint
 
 CONTEXT = 64
 FACTS = ModelFacts(Family.DECODER, CONTEXT, (256,))

@@ -21,7 +21,7 @@ from thrifty.engines.server.tools import (
     parse_tools,
     render_history,
 )
-from thrifty.wire.errors import WireError
+from thrifty.openai.errors import WireError
 
 
 def tool(name: str = "weather", parameters: Any = None) -> dict[str, Any]:

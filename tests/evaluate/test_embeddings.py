@@ -16,11 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from tests.artifacts.stored import SOURCE
-from tests.engines.test_encoder_graph import CONTEXT, EXACT, VOCAB, embed_plainly, write_pooling
-from tests.engines.test_encoder_graph import write as write_encoder
+from tests.graphs.test_encoder import CONTEXT, EXACT, VOCAB, embed_plainly, write_pooling
+from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Store
 from thrifty.engines.openvino.prepare import prepare_model
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError, ThriftyError
 from thrifty.evaluate import evaluate
 from thrifty.evaluate.embedder import Vectors, encode_text
@@ -36,6 +35,7 @@ from thrifty.evaluate.embeddings import (
 )
 from thrifty.evaluate.open_model import open_encoder
 from thrifty.evaluate.statistics import rank_correlation
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import ignore_progress
 
 WORDS = [f"w{number}" for number in range(4, VOCAB)]

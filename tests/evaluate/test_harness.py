@@ -24,7 +24,7 @@ from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError
 from thrifty.evaluate import evaluate
-from thrifty.evaluate.harness import Harness, Measured, compare_measured
+from thrifty.evaluate.harness import Harness, MetricValues, compare_measured
 from thrifty.evaluate.harness_model import HarnessModel
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.open_model import open_model
@@ -294,7 +294,7 @@ def test_tasks_that_cannot_be_run_are_told_of(folder: Path, tmp_path: Path) -> N
 
 def measured(values: list[Any], metric: str = "f1", rises: bool = True) -> dict[str, Any]:
     items = tuple(range(len(values)))
-    one = Measured(metric, items, tuple(values), ("",) * len(values), rises, None)
+    one = MetricValues(metric, items, tuple(values), ("",) * len(values), rises, None)
     return {"lm_eval:x": [one]}
 
 

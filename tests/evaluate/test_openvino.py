@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engines.test_decoder_graph import compute_logits
 from tests.engines.test_prepare import MODEL, put
 from tests.evaluate.bigram import write_text
+from tests.graphs.test_decoder import compute_logits
 from thrifty.artifacts import Store
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError, ThriftyError

@@ -10,11 +10,11 @@ import pytest
 from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Store
-from thrifty.engines.openvino.decoder_graph import make_inputs
 from thrifty.errors import EvaluationError
 from thrifty.evaluate import evaluate
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.openvino_scorer import OpenVinoScorer
+from thrifty.graphs.decoder import make_inputs
 
 pytestmark = pytest.mark.engine
 

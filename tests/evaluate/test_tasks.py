@@ -14,13 +14,12 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.evaluate.bigram import Bigram
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.task_result import compare_answers
 from thrifty.evaluate.tasks import (
     Answered,
-    Choice,
-    Open,
+    MultipleChoiceItem,
+    OpenItem,
     answer_items,
     encode_pair,
     encode_start,
@@ -28,6 +27,7 @@ from thrifty.evaluate.tasks import (
     normalize_answer,
     read_task,
 )
+from thrifty.text.tokenizer import TextTokenizer
 
 MODEL = Bigram(0)
 
@@ -71,7 +71,7 @@ def test_the_likeliest_choice_is_the_answer() -> None:
     lengths = [total / len(choice) for total, choice in zip(totals, choices, strict=True)]
     best, best_by_length = int(np.argmax(totals)), int(np.argmax(lengths))
     for answer in range(3):
-        (found,) = answer_items(MODEL, [Choice("Q: ?\nA:", choices, answer)])
+        (found,) = answer_items(MODEL, [MultipleChoiceItem("Q: ?\nA:", choices, answer)])
         assert found.right == (best == answer)
         assert found.right_by_length == (best_by_length == answer)
         assert found.chosen == choices[best]
@@ -98,7 +98,7 @@ class Writes(Bigram):
     ],
 )  # fmt: skip
 def test_a_written_answer_must_be_one_of_those_known(text: str, right: bool) -> None:
-    (found,) = answer_items(Writes(text), [Open("Q: ?\nA:", ("Paris", "City of Light"))])
+    (found,) = answer_items(Writes(text), [OpenItem("Q: ?\nA:", ("Paris", "City of Light"))])
     assert found.right == found.right_by_length == right
 
 
@@ -154,7 +154,7 @@ def test_items_are_read_as_far_as_they_are_wanted(tmp_path: Path) -> None:
     items = [{"context": f"{i}", "choices": [" a", " b"], "answer": 1} for i in range(9)]
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
     assert len(read_task(path)) == 9
-    assert read_task(path, 4)[3] == Choice("3", (" a", " b"), 1)
+    assert read_task(path, 4)[3] == MultipleChoiceItem("3", (" a", " b"), 1)
 
 
 def test_flips_are_counted_both_ways() -> None:

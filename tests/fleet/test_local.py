@@ -21,9 +21,9 @@ from thrifty.fleet import local
 from thrifty.fleet.external import ExternalReplica
 from thrifty.fleet.local import LocalReplica
 from thrifty.home import Home
+from thrifty.http.server import Exchange
 from thrifty.spec import load_spec
 from thrifty.types import ReplicaState
-from thrifty.wire.server import Exchange
 
 
 def echo_served(**options: Any) -> Served:

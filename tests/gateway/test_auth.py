@@ -124,7 +124,7 @@ async def test_keys_are_kept_as_checksums_only(tmp_path: Path) -> None:
 
 async def test_the_clients_key_does_not_reach_the_replica(tmp_path: Path) -> None:
     from tests.parts import running_server
-    from thrifty.wire.server import Exchange
+    from thrifty.http.server import Exchange
 
     seen: list[dict[bytes, bytes]] = []
 

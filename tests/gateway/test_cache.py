@@ -18,7 +18,7 @@ from thrifty.gateway.cache.key import is_deterministic
 from thrifty.gateway.cache.replay import assemble_answer
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.call import Call
-from thrifty.wire.fields import Endpoint
+from thrifty.openai.fields import Endpoint
 
 CHAT: dict[str, Any] = {
     "model": "echo",
@@ -420,7 +420,7 @@ async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
     """Not at the end: its first token comes long before the generation is over."""
     import time
 
-    from thrifty.wire.client import HttpClient, parse_origin
+    from thrifty.http.client import HttpClient, parse_origin
 
     async with (
         running_echo(ttft_s=0.05, tpot_s=0.05) as url,
@@ -444,7 +444,7 @@ async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
 
 
 async def test_followers_go_on_when_the_leader_hangs_up(tmp_path: Path) -> None:
-    from thrifty.wire.client import HttpClient, parse_origin
+    from thrifty.http.client import HttpClient, parse_origin
 
     async with (
         running_echo(ttft_s=0.1, tpot_s=0.01) as url,
@@ -465,7 +465,7 @@ async def test_followers_go_on_when_the_leader_hangs_up(tmp_path: Path) -> None:
 
 
 async def test_a_generation_nobody_waits_for_is_cancelled(tmp_path: Path) -> None:
-    from thrifty.wire.client import HttpClient, parse_origin
+    from thrifty.http.client import HttpClient, parse_origin
 
     async with running_echo(tpot_s=0.02) as url, running_gateway(tmp_path, [url]) as gateway:
         client = HttpClient()

@@ -22,8 +22,8 @@ from tests.parts import (
 )
 from thrifty.db.tables import requests
 from thrifty.fleet.local import find_free_port
-from thrifty.wire.client import BrokenResponse, HttpClient, NoResponse, parse_origin
-from thrifty.wire.server import EVENT_STREAM_HEADERS, Exchange, ServerLimits
+from thrifty.http.client import BrokenResponse, HttpClient, NoResponse, parse_origin
+from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange, ServerLimits
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
 CHUNK = (

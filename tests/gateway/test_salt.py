@@ -11,8 +11,8 @@ from tests.parts import echo_deployment, running_gateway, running_server
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings
 from thrifty.db.keys import create_key
 from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.http.server import Exchange
 from thrifty.spec import Spec
-from thrifty.wire.server import Exchange
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 

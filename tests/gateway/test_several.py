@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 import requests
 
+import openai
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
 from thrifty.fleet.local import find_free_port
 from thrifty.fleet.process import find_ours
-from thrifty.gateway.gather import merge_pages
+from thrifty.gateway.merge_metrics import merge_pages
 
 pytestmark = pytest.mark.service
 

@@ -28,7 +28,7 @@ from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
 from thrifty.gateway.cache.shared import LOCK_S, NOTHING_MS
 from thrifty.gateway.settings import GatewaySettings
-from thrifty.wire.client import HttpClient, TransportError
+from thrifty.http.client import HttpClient, TransportError
 
 CALM = SharedSettings(timeout_s=0.5)
 """On a busy machine, no answer may count as late but those that a test wants late."""

@@ -24,9 +24,9 @@ from thrifty.artifacts.gguf_vocabulary import CHECK_TEXT
 from thrifty.artifacts.sources import fetch_model
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.quantize.gguf import quantize_gguf
-from thrifty.engines.openvino.decoder_graph import build_decoder, make_inputs
 from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.fleet.local import find_free_port
+from thrifty.graphs.decoder import build_decoder, make_inputs
 
 pytestmark = [
     pytest.mark.peer,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.batches.talk import make_input, make_line
+from tests.batches.talk import make_input, make_line
 from tests.parts import RunningService, run_thrifty, running_service
 from tests.service.test_up import write_spec
 from thrifty.fleet.local import find_free_port

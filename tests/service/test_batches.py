@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.gateway.batches.talk import make_input, make_line
+from tests.batches.talk import make_input, make_line
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
 from tests.service.test_up import nothing_left, write_spec
 from thrifty.fleet.process import ProcessId, find_ours

@@ -49,8 +49,8 @@ from thrifty.artifacts.disk import (
     try_lock_file,
     write_file,
 )
-from thrifty.artifacts.figures import Measurement, read_measurements, write_measurement
 from thrifty.artifacts.inspect import inspect_model
+from thrifty.artifacts.measurements import Measurement, read_measurements, write_measurement
 from thrifty.errors import ArtifactError, IntegrityError
 from thrifty.home import make_private_folder
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -183,7 +183,7 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         return version, artifact
 
-    def record_figures(
+    def record_measurement(
         self, artifact_id: str, kind: str, conditions: dict[str, Any], values: dict[str, Any]
     ) -> Measurement:
         """Keep what was measured of a stored model. Earlier figures under the same conditions give
@@ -198,7 +198,7 @@ class Store:
             except OSError as error:
                 raise ArtifactError(self._describe_disk_fault("figures", error)) from None
 
-    def read_figures(self, artifact_id: str) -> tuple[Measurement, ...]:
+    def read_measurements(self, artifact_id: str) -> tuple[Measurement, ...]:
         """What was measured of a stored model since it was made. Raises `IntegrityError`."""
         return read_measurements(self.root / "figures", artifact_id)
 

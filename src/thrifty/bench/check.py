@@ -13,9 +13,9 @@ import msgspec
 from thrifty.bench.client import Target, ask_once
 from thrifty.bench.load import LoadPlan, run_load
 from thrifty.bench.summary import summarize
-from thrifty.bench.workload import Ask, Lengths, Workload
+from thrifty.bench.workload import Lengths, PlannedRequest, Workload
 from thrifty.errors import BenchError
-from thrifty.wire.client import HttpClient, parse_origin
+from thrifty.http.client import HttpClient, parse_origin
 
 QUESTION = "What is the capital of France?"
 STREAMS = (1, 8)
@@ -26,7 +26,7 @@ EMBEDDED_TOGETHER = (1, 32)
 
 
 @dataclass(frozen=True)
-class Measured:
+class ServiceSpeed:
     """What was measured just now."""
 
     question: str
@@ -77,7 +77,7 @@ async def measure_service(
     key: str | None = None,
     chat: bool = True,
     on_step: Callable[[str], None] = lambda step: None,
-) -> Measured:
+) -> ServiceSpeed:
     """Time to first token, and tokens per second at 1 and 8 streams, through the gateway, or from a
     replica itself. Models without a chat template can be measured with `chat` off.
     """
@@ -88,7 +88,7 @@ async def measure_service(
     client = HttpClient()
     try:
         first = [
-            await ask_once(client, target, Ask(f"{QUESTION} ({attempt})", 4))
+            await ask_once(client, target, PlannedRequest(f"{QUESTION} ({attempt})", 4))
             for attempt in range(3)
         ]
     finally:
@@ -104,7 +104,7 @@ async def measure_service(
         speeds[streams] = summary.output_tokens_per_s.value
     best = max(speeds.values())
     cost = price_per_hour / (best * 3600) * 1e6 if best else float("inf")
-    return Measured(QUESTION, answer, good[len(good) // 2], speeds, cost, price_per_hour)
+    return ServiceSpeed(QUESTION, answer, good[len(good) // 2], speeds, cost, price_per_hour)
 
 
 async def measure_embeddings(

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from thrifty.bench.workload import Ask
+from thrifty.bench.workload import PlannedRequest
 from thrifty.errors import BenchError
-from thrifty.wire.client import Answer, HttpClient, Origin, TransportError
-from thrifty.wire.sse import may_hold_usage, parse_usage, read_data, split_events
+from thrifty.http.client import Answer, HttpClient, Origin, TransportError
+from thrifty.openai.events import may_hold_usage, parse_usage, read_data, split_events
 
 _encode = msgspec.json.Encoder().encode
 
@@ -65,7 +65,7 @@ class Target:
         base = "" if self.origin.base_path.endswith("/v1") else "/v1"
         return f"{base}/chat/completions" if self.chat else f"{base}/completions"
 
-    def encode(self, ask: Ask) -> bytes:
+    def encode(self, ask: PlannedRequest) -> bytes:
         """The request's body."""
         body: dict[str, Any] = {
             "model": self.model,
@@ -92,7 +92,7 @@ class Target:
         )
 
 
-async def ask_once(client: HttpClient, target: Target, ask: Ask) -> Sample:
+async def ask_once(client: HttpClient, target: Target, ask: PlannedRequest) -> Sample:
     """Make one request and follow its stream to the end. Faults end up in the sample."""
     sample = Sample(time.perf_counter())
     reader = _StreamReader(sample)
@@ -149,7 +149,7 @@ class _StreamReader:
             self._sample.cached_tokens = usage.cached_tokens
 
 
-async def require_working(client: HttpClient, target: Target, ask: Ask) -> Sample:
+async def require_working(client: HttpClient, target: Target, ask: PlannedRequest) -> Sample:
     """One request that must work. Raises `BenchError` with the next step where it does not."""
     sample = await ask_once(client, target, ask)
     if sample.error is None:

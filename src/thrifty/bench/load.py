@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from thrifty.bench.client import Sample, Target, ask_once, require_working
-from thrifty.bench.workload import Ask, Workload
-from thrifty.wire.client import HttpClient
+from thrifty.bench.workload import PlannedRequest, Workload
+from thrifty.http.client import HttpClient
 
 MAX_OPEN_REQUESTS = 4096
 """Open arrivals beyond this many unanswered ones are not sent but counted as failed: the service
@@ -33,7 +33,7 @@ class LoadPlan:
     warm_up_s: float = 2.0
     concurrency: int | None = None
     rate: float | None = None
-    trace: Sequence[Ask] | None = None
+    trace: Sequence[PlannedRequest] | None = None
     seed: int = 0
 
     @property
@@ -110,7 +110,7 @@ async def _run_closed(
 
 def _arrivals(
     workload: Workload, plan: LoadPlan, start_s: float, end_s: float
-) -> Iterator[tuple[float, Ask]]:
+) -> Iterator[tuple[float, PlannedRequest]]:
     if plan.trace is not None:
         for ask in plan.trace:
             yield start_s + ask.at_s, ask
@@ -128,12 +128,12 @@ def _arrivals(
 async def _run_open(
     client: HttpClient,
     target: Target,
-    arrivals: Iterator[tuple[float, Ask]],
+    arrivals: Iterator[tuple[float, PlannedRequest]],
     samples: list[Sample],
 ) -> None:
     running: set[asyncio.Task[None]] = set()
 
-    async def one(ask: Ask, due_s: float) -> None:
+    async def one(ask: PlannedRequest, due_s: float) -> None:
         sample = await ask_once(client, target, ask)
         # The user began to wait when the request was due, not when we got round to sending it.
         sample.started_s = due_s

@@ -48,7 +48,7 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class Objective:
+class LatencyObjective:
     """What a request must meet to count as good. None: does not matter."""
 
     ttft_s: float | None = None
@@ -94,7 +94,7 @@ class LevelSummary:
         return asdict(self)
 
 
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str) -> LatencyObjective:
     """`ttft=500ms,tpot=60ms,e2e=10s`, any of them. Raises `BenchError`."""
     values: dict[str, float] = {}
     for part in text.split(","):
@@ -105,10 +105,10 @@ def parse_objective(text: str) -> Objective:
             values[f"{name}_s"] = parse_duration_s(value)
         except ValueError as error:
             raise BenchError(str(error)) from None
-    return Objective(**values)
+    return LatencyObjective(**values)
 
 
-def summarize(result: LoadResult, objective: Objective | None = None) -> LevelSummary:
+def summarize(result: LoadResult, objective: LatencyObjective | None = None) -> LevelSummary:
     """The figures of one level."""
     plan = result.plan
     start_s, end_s = result.window_start_s, result.window_end_s

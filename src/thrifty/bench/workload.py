@@ -267,7 +267,7 @@ def parse_lengths(text: str) -> Lengths:
 
 
 @dataclass(frozen=True)
-class Ask:
+class PlannedRequest:
     """One request to be made. `at_s` is when, for traces; 0 otherwise."""
 
     prompt: str
@@ -290,7 +290,7 @@ class Workload:
     repeat_share: float = 0.0
     seed: int = 0
 
-    def asks(self, level: str = "") -> Iterator[Ask]:
+    def asks(self, level: str = "") -> Iterator[PlannedRequest]:
         """Requests without end. Another `level` asks other questions, also with other shared
         beginnings, so that one level of load does not find the caches warm from another.
         """
@@ -299,7 +299,7 @@ class Workload:
             random.Random(f"{self.seed}/{level}/prefix/{index}").choices(WORDS, k=4096)
             for index in range(self.prefixes)
         ]
-        past: list[Ask] = []
+        past: list[PlannedRequest] = []
         while True:
             if past and rng.random() < self.repeat_share:
                 yield rng.choice(past)
@@ -307,13 +307,13 @@ class Workload:
             length = self.prompt.draw(rng)
             shared = round(length * self.prefix_share)
             words = rng.choice(beginnings)[:shared] + rng.choices(WORDS, k=length - shared)
-            ask = Ask(" ".join(words), self.output.draw(rng))
+            ask = PlannedRequest(" ".join(words), self.output.draw(rng))
             if len(past) < MAX_REMEMBERED:
                 past.append(ask)
             yield ask
 
 
-def read_trace(path: Path, seed: int = 0) -> list[Ask]:
+def read_trace(path: Path, seed: int = 0) -> list[PlannedRequest]:
     """Requests from a file of JSON lines.
 
     Each line has `at_s` (seconds from the start) and either `prompt` or `prompt_tokens`, and
@@ -334,7 +334,7 @@ def read_trace(path: Path, seed: int = 0) -> list[Ask]:
                 rng.choices(WORDS, k=int(item["prompt_tokens"]))
             )
             limit = int(item.get("max_tokens") or item["output_tokens"])
-            asks.append(Ask(prompt, limit, float(item["at_s"])))
+            asks.append(PlannedRequest(prompt, limit, float(item["at_s"])))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchError(
                 f"{path}, line {number}: {error!r}; each line needs at_s, prompt or prompt_tokens, "

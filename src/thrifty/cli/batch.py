@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from thrifty.batches.client import OnProgress, run_batch
 from thrifty.cli.show import err, print_json, print_line, show_progress
 from thrifty.errors import BatchError
 from thrifty.fleet.controller_note import read_controller_note
-from thrifty.gateway.batches.client import OnProgress, run_batch
 from thrifty.home import find_home
 from thrifty.types import Progress
 

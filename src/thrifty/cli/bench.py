@@ -15,8 +15,8 @@ from thrifty.bench.summary import Distribution, LevelSummary, parse_objective, s
 from thrifty.bench.workload import Workload, parse_lengths, read_trace
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.errors import BenchError
+from thrifty.http.client import HttpClient, TransportError, parse_origin
 from thrifty.units import parse_duration_s
-from thrifty.wire.client import HttpClient, TransportError, parse_origin
 
 
 def run_bench(

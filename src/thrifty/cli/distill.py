@@ -10,7 +10,7 @@ from thrifty.cli.texts import find_named
 from thrifty.compress.distill.answers import RemoteTeacher
 from thrifty.compress.distill.distill import distill_model
 from thrifty.compress.distill.settings import Training
-from thrifty.evaluate.figures import find_text
+from thrifty.evaluate.suite import find_text
 from thrifty.home import find_home
 
 

@@ -11,8 +11,8 @@ from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named
 from thrifty.evaluate import Evaluation, evaluate
 from thrifty.evaluate.embeddings import EmbeddingAgreement
-from thrifty.evaluate.figures import find_text
 from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.suite import find_text
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
 from thrifty.types import OnProgress

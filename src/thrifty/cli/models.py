@@ -89,7 +89,7 @@ def run_show(name: str, *, as_json: bool) -> None:
     ):
         if value:
             print_line(f"{label:<8} {value}")
-    for one in store.read_figures(artifact.id):
+    for one in store.read_measurements(artifact.id):
         print_line(
             f"measured {one.measured} {one.kind}: {msgspec.json.encode(one.values).decode()}"
         )
@@ -159,6 +159,6 @@ def _describe(store: Store, version: NamedVersion, artifact: Artifact) -> dict[s
         "size_bytes": artifact.size_bytes,
         "created": version.created,
         "lineage": msgspec.to_builtins(version.lineage),
-        "measured": msgspec.to_builtins(store.read_figures(artifact.id)),
+        "measured": msgspec.to_builtins(store.read_measurements(artifact.id)),
         "path": str(store.folder_of(artifact.id)),
     }

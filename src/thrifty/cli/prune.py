@@ -11,7 +11,7 @@ from thrifty.compress.prune.encoder import prune_encoder
 from thrifty.compress.prune.encoder_report import PrunedEncoder
 from thrifty.compress.prune.prune import Pruned, prune_decoder
 from thrifty.errors import CompressionError
-from thrifty.evaluate.figures import find_text
+from thrifty.evaluate.suite import find_text
 from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes

@@ -8,7 +8,7 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named
-from thrifty.compress.judge import Measured
+from thrifty.compress.divergence_evaluator import RecipeResult
 from thrifty.compress.pipeline import TEXT
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gguf_types import PLAIN
@@ -47,7 +47,7 @@ def run_quantize(
             text = TEXT
         learned = find_named(text, home, store, on_progress)
         judged = find_named(held_out, home, store, on_progress)
-        measured: list[Measured] = []
+        measured: list[RecipeResult] = []
         if scheme in GGUF_SCHEMES:
             new_version, new_artifact = quantize_gguf(
                 store, version, artifact, scheme, out=out, calibration=learned, held_out=judged,

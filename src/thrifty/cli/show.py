@@ -46,7 +46,7 @@ _VERBS = {
     "sensitivity": "Measuring each matrix",
     "forms": "Trying forms",
     "judge": "Comparing recipes",
-    "trial": "Measuring the speed",
+    "speed_benchmark": "Measuring the speed",
 }
 PLAIN_INTERVAL_S = 2.0
 

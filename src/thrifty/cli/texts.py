@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from thrifty.artifacts import Store
-from thrifty.evaluate.figures import find_text
+from thrifty.evaluate.suite import find_text
 from thrifty.home import Home
 from thrifty.types import OnProgress
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from thrifty.artifacts import Store
-from thrifty.bench.check import Measured, ask_question, measure_service
+from thrifty.bench.check import ServiceSpeed, ask_question, measure_service
 from thrifty.cli.show import err, print_line, show_progress, tell
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
@@ -134,7 +134,7 @@ async def _introduce_one(
     load_s = max((replica.ready_after_s for replica in replicas), default=0.0)
     key = os.environ.get("THRIFTY_KEY")
     may_measure = measure and served.family == Family.DECODER and served.engine != "remote"
-    measured: Measured | None = None
+    measured: ServiceSpeed | None = None
     if may_measure:
         try:
             answer, _ = await ask_question(url, served.name, key)

@@ -8,29 +8,29 @@ from thrifty.artifacts import NamedVersion, Store
 
 
 @dataclass(frozen=True)
-class Step:
+class LineageStep:
     """A model, and how it came to be."""
 
     name: str
     how: str
 
 
-def describe_lineage(store: Store, version: NamedVersion) -> list[Step]:
+def describe_lineage(store: Store, version: NamedVersion) -> list[LineageStep]:
     """From the model itself to what it was made from first, as far as that is stored."""
     known = {one.label: one for one in store.versions()}
-    steps = [Step(version.label, describe_making(version))]
+    steps = [LineageStep(version.label, describe_making(version))]
     seen = {version.label}
     while version.lineage.parents:
         parent = version.lineage.parents[0]
         others = [one for one in known.values() if one.artifact == parent.id]
         if parent.name not in known and not others:
-            steps.append(Step(parent.name, "no longer stored"))
+            steps.append(LineageStep(parent.name, "no longer stored"))
             break
         version = known.get(parent.name) or others[-1]
         if version.label in seen:
             break
         seen.add(version.label)
-        steps.append(Step(version.label, describe_making(version)))
+        steps.append(LineageStep(version.label, describe_making(version)))
     return steps
 
 

@@ -1,6 +1,6 @@
 """Models side by side, from what is recorded of them and what is measured now.
 
-One table has one yardstick: one reference, one text and so much of it, one engine and processor. What was
+One table has one suite: one reference, one text and so much of it, one engine and processor. What was
 measured under other conditions is not mixed in; it is told of beside the table.
 """
 
@@ -13,30 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.figures import Measurement, find_measurement
+from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compare.lineage import Step, describe_lineage
+from thrifty.compare.lineage import LineageStep, describe_lineage
 from thrifty.engines.machine import Machine
 from thrifty.engines.openvino.prepare import make_recipe
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, EvaluationError, FleetError, SpecError
-from thrifty.evaluate.figures import (
+from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.suite import (
     HELD_OUT,
     HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
     TASK,
+    EvaluationSuite,
     Named,
-    Yardstick,
     describe_arithmetic,
     describe_form,
     find_root,
     find_text,
     measure_quality,
 )
-from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import Home, make_private_folder
-from thrifty.trial import SPEED, find_speed, make_conditions, measure_speed
+from thrifty.speed_benchmark import SPEED, find_speed, make_conditions, measure_speed
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 from thrifty.units import format_bytes
 
@@ -62,7 +62,7 @@ class Row:
     """An encoder's."""
     tasks: dict[str, dict[str, Any]]
     speed: dict[str, Any] | None
-    lineage: list[Step]
+    lineage: list[LineageStep]
     """From the model itself to what it was made from first."""
 
 
@@ -142,7 +142,7 @@ def compare(
         raise EvaluationError(
             f"{root.label} is an encoder: it answers no tasks, and is judged by {HELD_OUT_TEXTS:,} passages"
         )
-    yardstick = _choose_yardstick(
+    suite = _choose_suite(
         root, family, found, text, tokens, tasks, items, measure, store, home, on_progress
     )
     rows = []
@@ -150,25 +150,23 @@ def compare(
         if measure:
             on_model(version.label)
         rows.append(
-            _make_row(version, artifact, yardstick, measure, speed_again, store, home, machine, notes, on_progress)
+            _make_row(version, artifact, suite, measure, speed_again, store, home, machine, notes, on_progress)
         )  # fmt: skip
-        notes += _tell_of_others(version, artifact, yardstick, store, machine)
-    conditions = (
-        {"name": yardstick.text.name, **yardstick.text_conditions} if yardstick.text else {}
-    )
+        notes += _tell_of_others(version, artifact, suite, store, machine)
+    conditions = {"name": suite.text.name, **suite.text_conditions} if suite.text else {}
     speed = make_conditions(choose_engine("auto", found[0][1]), machine)
     return Comparison(
         root.label,
-        yardstick.family,
+        suite.family,
         rows,
         conditions,
-        [task.name for task in yardstick.tasks],
+        [task.name for task in suite.tasks],
         speed,
         notes,
     )
 
 
-def _choose_yardstick(
+def _choose_suite(
     root: NamedVersion,
     family: Family,
     found: Sequence[Model],
@@ -180,17 +178,17 @@ def _choose_yardstick(
     store: Store,
     home: Home,
     on_progress: OnProgress,
-) -> Yardstick:
+) -> EvaluationSuite:
     """As it is asked for; else what most of the models were measured on before."""
     make_private_folder(home.data)
     here = describe_arithmetic().items()
     recorded = [
         one
         for _, artifact in found
-        for one in store.read_figures(artifact.id)
+        for one in store.read_measurements(artifact.id)
         if one.conditions.get("reference") == root.artifact and here <= one.conditions.items()
     ]
-    kind = Yardstick(root, family=family).kind
+    kind = EvaluationSuite(root, family=family).kind
     texts = [one for one in recorded if one.kind == kind]
     chosen = find_text(text, home.data, store, on_progress) if text is not None else None
     if chosen is not None:
@@ -214,7 +212,7 @@ def _choose_yardstick(
     if not questions:
         same = [one for one in asked if one.conditions["items"] == items]
         questions = list({one.values["task"]: _named(one, "task") for one in same}.values())
-    return Yardstick(
+    return EvaluationSuite(
         root, chosen, family, tokens=tokens or HELD_OUT_TOKENS, tasks=tuple(questions), items=items
     )
 
@@ -238,7 +236,7 @@ def _named(one: Measurement, kind: str) -> Named:
 def _make_row(
     version: NamedVersion,
     artifact: Artifact,
-    yardstick: Yardstick,
+    suite: EvaluationSuite,
     measure: bool,
     speed_again: bool,
     store: Store,
@@ -249,11 +247,11 @@ def _make_row(
 ) -> Row:
     quality: Measurement | None = None
     tasks: dict[str, dict[str, Any]] = {}
-    comparable = artifact.description.family is yardstick.family
+    comparable = artifact.description.family is suite.family
     if measure and comparable:
         try:
-            _require_files(yardstick)
-            measure_quality(store, home.evaluations, version, artifact, yardstick, on_progress)
+            _require_files(suite)
+            measure_quality(store, home.evaluations, version, artifact, suite, on_progress)
         except EvaluationError as error:
             notes.append(f"{version.label}: its quality was not measured: {error}")
     as_is = _is_made_gguf(version, artifact)
@@ -267,12 +265,12 @@ def _make_row(
             measure_speed(store, home, version, artifact, machine, on_progress, again=speed_again)
         except (BenchError, FleetError, SpecError) as error:
             notes.append(f"{version.label}: its speed was not measured: {error}")
-    recorded = store.read_figures(artifact.id)
-    if yardstick.text is not None and comparable:
-        quality = find_measurement(recorded, yardstick.kind, yardstick.text_conditions)
-    encoder = yardstick.family is Family.ENCODER
-    for task in yardstick.tasks:
-        known = find_measurement(recorded, TASK, yardstick.task_conditions(task))
+    recorded = store.read_measurements(artifact.id)
+    if suite.text is not None and comparable:
+        quality = find_measurement(recorded, suite.kind, suite.text_conditions)
+    encoder = suite.family is Family.ENCODER
+    for task in suite.tasks:
+        known = find_measurement(recorded, TASK, suite.task_conditions(task))
         if known is not None:
             tasks[task.name] = known.values
     speed = None if as_is else find_speed(store, artifact, machine)
@@ -298,10 +296,10 @@ def _make_row(
     )
 
 
-def _require_files(yardstick: Yardstick) -> None:
+def _require_files(suite: EvaluationSuite) -> None:
     """Texts that figures are of may be gone, or have changed since."""
-    files = [one for one in yardstick.tasks if not is_harness_task(one.name)]
-    for one in (yardstick.text, *files):
+    files = [one for one in suite.tasks if not is_harness_task(one.name)]
+    for one in (suite.text, *files):
         if one is not None and (not one.path.exists() or digest_file(one.path) != one.sha256):
             raise EvaluationError(
                 f"{one.path} is no longer what others were measured on; name text with --text, and "
@@ -336,17 +334,17 @@ def _count_bits(run: Artifact | None) -> float | None:
 def _tell_of_others(
     version: NamedVersion,
     artifact: Artifact,
-    yardstick: Yardstick,
+    suite: EvaluationSuite,
     store: Store,
     machine: Machine,
 ) -> list[str]:
     """Figures that are recorded and not in the table, because they were measured otherwise."""
-    shown: list[dict[str, Any]] = [yardstick.task_conditions(task) for task in yardstick.tasks]
-    if yardstick.text is not None:
-        shown.append(yardstick.text_conditions)
+    shown: list[dict[str, Any]] = [suite.task_conditions(task) for task in suite.tasks]
+    if suite.text is not None:
+        shown.append(suite.text_conditions)
     shown.append(make_conditions(choose_engine("auto", artifact), machine))
     told = []
-    for one in store.read_figures(artifact.id):
+    for one in store.read_measurements(artifact.id):
         if one.conditions in shown:
             continue
         where = f"{one.conditions.get('engine')}, {one.conditions.get('processor')}"

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import openvino as ov
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
-from thrifty.engines.openvino.decoder_graph import TAP, build_decoder, make_inputs
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
+from thrifty.graphs.decoder import TAP, build_decoder, make_inputs
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]

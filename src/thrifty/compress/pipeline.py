@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.figures import Measurement
+from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.calibration import check_no_overlap
 from thrifty.data import SETS
 from thrifty.errors import CompressionError, Problem, ThriftyError
-from thrifty.evaluate.figures import (
+from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.open_model import is_url
+from thrifty.evaluate.suite import (
     HELD_OUT,
     HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
+    EvaluationSuite,
     Named,
-    Yardstick,
     describe_missing,
     find_text,
     measure_quality,
 )
-from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.open_model import is_url
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
@@ -128,7 +128,7 @@ def run_pipeline(
     """
     version, artifact = source
     check_model(compress, source)
-    learned, yardstick = _find_texts(compress, source, store, home, on_progress)
+    learned, suite = _find_texts(compress, source, store, home, on_progress)
     teacher = version.label
     if compress.distill.teacher is not None:
         with _in_stage("distill", version.label):
@@ -147,7 +147,7 @@ def run_pipeline(
                     _prefix(name, on_progress),
                 )  # fmt: skip
             stage = _measure(
-                name, version, artifact, yardstick, store, home, measure_speed, on_progress
+                name, version, artifact, suite, store, home, measure_speed, on_progress
             )
             stages.append(stage)
             if stage.not_measured:
@@ -298,7 +298,7 @@ def _measure(
     stage: str,
     version: NamedVersion,
     artifact: Artifact,
-    yardstick: Yardstick,
+    suite: EvaluationSuite,
     store: Store,
     home: Home,
     measure_speed: MeasureSpeed | None,
@@ -308,7 +308,7 @@ def _measure(
     reason = ""
     told = _prefix(stage, on_progress)
     with _in_stage(f"measuring after {stage}", version.label):
-        measured += measure_quality(store, home.evaluations, version, artifact, yardstick, told)
+        measured += measure_quality(store, home.evaluations, version, artifact, suite, told)
         if measure_speed is not None:
             try:
                 measured.append(measure_speed(version, artifact, told))
@@ -323,7 +323,7 @@ def _measure(
 
 def _find_texts(
     compress: CompressSpec, source: Model, store: Store, home: Home, on_progress: OnProgress
-) -> tuple[Named | None, Yardstick]:
+) -> tuple[Named | None, EvaluationSuite]:
     """What is learned from, and what results are held to; neither holds a part of the other."""
     family = source[1].description.family
     make_private_folder(home.data)
@@ -338,10 +338,10 @@ def _find_texts(
     if learned is not None:
         _check_apart(learned, judged, home)
     tokens = compress.held_out_tokens or HELD_OUT_TOKENS
-    yardstick = Yardstick(
+    suite = EvaluationSuite(
         source[0], judged, family, tokens=tokens, tasks=tasks, items=compress.items
     )
-    return learned, yardstick
+    return learned, suite
 
 
 def _check_apart(learned: Named, judged: Named, home: Home) -> None:

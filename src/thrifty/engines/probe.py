@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from thrifty.engines.base import EngineLoad, Served
+from thrifty.http.client import HttpClient, TransportError
 from thrifty.types import Family
-from thrifty.wire.client import HttpClient, TransportError
 
 HEALTH_TIMEOUT_S = 5.0
 GENERATION_TIMEOUT_S = 120.0

@@ -21,10 +21,10 @@ from thrifty.engines.base import (
 )
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
+from thrifty.http.client import HttpClient, TransportError, parse_origin
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, OnProgress
-from thrifty.wire.client import HttpClient, TransportError, parse_origin
 
 PROBE_TIMEOUT_S = 10.0
 

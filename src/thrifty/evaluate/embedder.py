@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.engines.server.text import TextTokenizer
+from thrifty.text.tokenizer import TextTokenizer
 
 Vectors = npt.NDArray[np.float32]
 

@@ -38,7 +38,7 @@ SEED, SHOTS_SEED = 0, 1234
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValues:
     """One metric of one task, item by item."""
 
     metric: str
@@ -84,7 +84,7 @@ class Harness:
 
     def answer(
         self, scorer: Scorer, kept: KeptAnswers, on_progress: OnProgress = ignore_progress
-    ) -> dict[str, list[Measured]]:
+    ) -> dict[str, list[MetricValues]]:
         """How `scorer` does: the metrics of each task by its name; a group's are those of all its
         items. Raises `EvaluationError`.
         """
@@ -93,7 +93,7 @@ class Harness:
         from thrifty.evaluate.harness_model import HarnessModel
 
         model = HarnessModel(scorer, kept, on_progress)
-        found: dict[str, list[Measured]] = {}
+        found: dict[str, list[MetricValues]] = {}
         for name, loaded in self._loaded.items():
             run = partial(
                 evaluate, model, loaded, limit=self._limit, bootstrap_iters=0, log_samples=True
@@ -111,7 +111,7 @@ class Harness:
 
 
 def compare_measured(
-    given: dict[str, list[Measured]], known: dict[str, list[Measured]], margin: float
+    given: dict[str, list[MetricValues]], known: dict[str, list[MetricValues]], margin: float
 ) -> dict[str, TaskResult]:
     """Each task's first metric under its name, its others under `NAME/METRIC`."""
     found: dict[str, TaskResult] = {}
@@ -125,7 +125,7 @@ def compare_measured(
 
 
 def _compare(
-    given: Measured, known: Measured, by_length: Measured | None, margin: float
+    given: MetricValues, known: MetricValues, by_length: MetricValues | None, margin: float
 ) -> TaskResult:
     before = dict(zip(known.items, zip(known.values, known.answers, strict=True), strict=True))
     both = [
@@ -169,7 +169,7 @@ def _measure_pair(
     return mean_with_interval(a), mean_with_interval(b), paired_means(a, b)
 
 
-def _read_metrics(task: Any, samples: Iterable[dict[str, Any]]) -> list[Measured]:
+def _read_metrics(task: Any, samples: Iterable[dict[str, Any]]) -> list[MetricValues]:
     """A task's metrics, in its order. Of several filters, those behind the first are named."""
     from lm_eval.api.metrics import mean
 
@@ -187,7 +187,9 @@ def _read_metrics(task: Any, samples: Iterable[dict[str, Any]]) -> list[Measured
         simple = aggregate is mean and all(isinstance(v, int | float | np.number) for v in values)
         name = metric if kind == first else f"{metric},{kind}"
         rises = better.get(metric) is not False
-        found.append(Measured(name, items, values, answers, rises, None if simple else aggregate))
+        found.append(
+            MetricValues(name, items, values, answers, rises, None if simple else aggregate)
+        )
     return found
 
 
@@ -200,7 +202,7 @@ def _tell_answer(answers: Sequence[Any]) -> str:
     return str(answers[0]) if answers and isinstance(answers[0], str) else ""
 
 
-def _pool(parts: Sequence[list[Measured]]) -> list[Measured]:
+def _pool(parts: Sequence[list[MetricValues]]) -> list[MetricValues]:
     """The metrics that all tasks of a group have, over the items of all."""
     names = [one.metric for one in parts[0]]
     pooled = []
@@ -211,7 +213,7 @@ def _pool(parts: Sequence[list[Measured]]) -> list[Measured]:
         values = tuple(value for one in same for value in one.values)
         answers = tuple(answer for one in same for answer in one.answers)
         numbers = tuple(range(len(values)))
-        pooled.append(Measured(name, numbers, values, answers, same[0].higher_is_better, None))
+        pooled.append(MetricValues(name, numbers, values, answers, same[0].higher_is_better, None))
     return pooled
 
 

@@ -7,10 +7,10 @@ import json
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.scorer import Scorer
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 

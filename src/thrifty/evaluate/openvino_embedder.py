@@ -11,9 +11,9 @@ import numpy.typing as npt
 import openvino as ov
 
 from thrifty.engines.openvino.adapter import read_note
-from thrifty.engines.openvino.weights import choose_activation_group
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
+from thrifty.graphs.weights import choose_activation_group
+from thrifty.text.tokenizer import TextTokenizer
 
 
 class OpenVinoEmbedder:

@@ -11,12 +11,12 @@ import openvino as ov
 from openvino import opset13 as op
 
 from thrifty.engines.openvino.adapter import read_note
-from thrifty.engines.openvino.weights import choose_activation_group
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.paged import PagedModel
 from thrifty.evaluate.scorer import Logprobs, Ranked, Scored
 from thrifty.evaluate.windows import TokenArray
+from thrifty.graphs.weights import choose_activation_group
+from thrifty.text.tokenizer import TextTokenizer
 
 BLOCK = 64
 """Logits that are looked at together, to find the largest of all."""

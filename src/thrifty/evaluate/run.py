@@ -25,7 +25,7 @@ from thrifty.evaluate.embeddings import (
     read_pairs,
     read_passages,
 )
-from thrifty.evaluate.harness import Harness, Measured, compare_measured, is_harness_task
+from thrifty.evaluate.harness import Harness, MetricValues, compare_measured, is_harness_task
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.open_model import (
     digest_vocabulary,
@@ -302,7 +302,7 @@ def _require_same_tokens(student: Scorer, teacher: Scorer) -> None:
 
 def _answer_harness(
     harness: Harness | None, scorer: Scorer, folder: Path, on_progress: OnProgress
-) -> dict[str, list[Measured]]:
+) -> dict[str, list[MetricValues]]:
     if harness is None:
         return {}
     with KeptAnswers(folder / "answers" / f"harness-{_key(scorer.identity)}.jsonl") as kept:

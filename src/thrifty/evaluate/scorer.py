@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.evaluate.windows import TokenArray
+from thrifty.text.tokenizer import TextTokenizer
 
 Logprobs = npt.NDArray[np.float32]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Vectors
 from thrifty.evaluate.served import ServedUrl
+from thrifty.text.tokenizer import TextTokenizer
 
 MOST_TEXTS = 64
 """In one request."""

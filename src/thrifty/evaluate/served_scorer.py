@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Ranked, Scored
 from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import TokenArray
+from thrifty.text.tokenizer import TextTokenizer
 
 MOST_ALTERNATIVES = 20
 """vLLM gives no more unless it is told to (`--max-logprobs`)."""

@@ -20,17 +20,17 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Scorer
 from thrifty.evaluate.windows import TokenArray
+from thrifty.text.tokenizer import TextTokenizer
 
 ANSWER_TOKENS = 32
 """How many tokens a written answer may have."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class MultipleChoiceItem:
     """One multiple-choice item."""
 
     context: str
@@ -39,7 +39,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenItem:
     """One item whose answer is written."""
 
     prompt: str
@@ -47,7 +47,7 @@ class Open:
     stop: tuple[str, ...] = ("\n",)
 
 
-Item = Choice | Open
+Item = MultipleChoiceItem | OpenItem
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def _read_item(line: str, where: str) -> Item:
                 raise EvaluationError(
                     f"{where}: 'answer' must be the number of one of two or more choices, from 0"
                 )
-            return Choice(record["context"], tuple(choices), answer)
+            return MultipleChoiceItem(record["context"], tuple(choices), answer)
         answers, stop = record.get("answers"), record.get("stop", ["\n"])
         if _are_texts(answers) and answers and isinstance(record.get("prompt"), str):
             if not _are_texts(stop):
                 raise EvaluationError(f"{where}: 'stop' must be a list of strings")
-            return Open(record["prompt"], tuple(answers), tuple(stop))
+            return OpenItem(record["prompt"], tuple(answers), tuple(stop))
     raise EvaluationError(
         f"{where}: an item has 'context', 'choices' and 'answer', or 'prompt' and 'answers'"
     )
@@ -111,11 +111,13 @@ def answer_items(scorer: Scorer, items: Sequence[Item]) -> Iterator[Answered]:
     """How `scorer` does on each item, in their order."""
     for item in items:
         yield (
-            answer_choice(scorer, item) if isinstance(item, Choice) else _answer_open(scorer, item)
+            answer_choice(scorer, item)
+            if isinstance(item, MultipleChoiceItem)
+            else _answer_open(scorer, item)
         )
 
 
-def answer_choice(scorer: Scorer, item: Choice) -> Answered:
+def answer_choice(scorer: Scorer, item: MultipleChoiceItem) -> Answered:
     """The likeliest choice."""
     totals = np.array([log_likelihood(scorer, item.context, c)[0] for c in item.choices])
     by_length = totals / np.array([max(1, len(choice)) for choice in item.choices])
@@ -184,7 +186,7 @@ def find_prefix(scorer: Scorer) -> int:
     raise EvaluationError("an item without a context needs a tokenizer with a token for the start")
 
 
-def _answer_open(scorer: Scorer, item: Open) -> Answered:
+def _answer_open(scorer: Scorer, item: OpenItem) -> Answered:
     text = write_answer(scorer, item.prompt, item.stop, ANSWER_TOKENS)
     right = normalize_answer(text) in {normalize_answer(answer) for answer in item.answers}
     return Answered(right, right, text.strip(), 0.0)

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.artifacts.checkpoint import load_encoder
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
 from thrifty.evaluate.torch_model import load_torch_model
+from thrifty.text.tokenizer import TextTokenizer
 
 
 class TorchEmbedder:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.evaluate.scorer import Ranked, Scored
 from thrifty.evaluate.torch_model import cache_of, load_torch_model
 from thrifty.evaluate.windows import TokenArray
+from thrifty.text.tokenizer import TextTokenizer
 
 
 class TorchScorer:

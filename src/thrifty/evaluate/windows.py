@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import EvaluationError
+from thrifty.text.tokenizer import TextTokenizer
 
 TokenArray = npt.NDArray[np.int64]
 

@@ -26,7 +26,7 @@ from thrifty.errors import FleetError
 from thrifty.fleet.local import BACKOFF_S
 from thrifty.fleet.process import ManagedProcess, start_process
 from thrifty.home import Home
-from thrifty.wire.client import HttpClient, TransportError
+from thrifty.http.client import HttpClient, TransportError
 
 log = logging.getLogger(__name__)
 

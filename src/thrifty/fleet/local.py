@@ -24,8 +24,8 @@ from thrifty.engines.base import Engine, Served
 from thrifty.errors import EngineError, FleetError
 from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, start_process
 from thrifty.home import Home
+from thrifty.http.client import TransportError
 from thrifty.types import ReplicaState
-from thrifty.wire.client import TransportError
 
 log = logging.getLogger(__name__)
 

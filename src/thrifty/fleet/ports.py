@@ -9,7 +9,7 @@ from collections.abc import Collection
 import psutil
 
 from thrifty.errors import FleetError
-from thrifty.wire.server import BACKLOG
+from thrifty.http.server import BACKLOG
 
 
 def choose_port(host: str, port: int, own: Collection[int]) -> int:

@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from thrifty.batches.api import BATCH_PATHS, BatchPages
 from thrifty.db.keys import Role
 from thrifty.gateway.admission.check import admit
-from thrifty.gateway.admission.limits import Limiter
-from thrifty.gateway.admission.slots import deadline_exceeded
+from thrifty.gateway.admission.concurrency import deadline_exceeded
+from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.alarms import raise_alarms
 from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.batches.api import BATCH_PATHS, BatchPages
-from thrifty.gateway.cache import Entry, Flight, Flights, Owner, make_key
+from thrifty.gateway.cache import Entry, Owner, SingleFlight, SingleFlightGroup, make_key
 from thrifty.gateway.cache.answers import AnswerCache
-from thrifty.gateway.cache.flights import Landing
 from thrifty.gateway.cache.key import is_deterministic
 from thrifty.gateway.cache.replay import assemble_stream
 from thrifty.gateway.cache.shared import Claim, Found
 from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.cache.single_flight import Result
 from thrifty.gateway.cache_pages import CachePages
 from thrifty.gateway.call import BYPASS, HIT, IN_FLIGHT, MISS, SHARED, Call
 from thrifty.gateway.fallback import forward_or_fall_back
@@ -30,11 +30,11 @@ from thrifty.gateway.pages import Pages
 from thrifty.gateway.record import Recorder
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
+from thrifty.http.exchange import encode_lines
+from thrifty.http.server import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.errors import SERVER, WireError, internal_error
-from thrifty.wire.exchange import encode_lines
-from thrifty.wire.fields import Endpoint
-from thrifty.wire.server import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange
+from thrifty.openai.errors import SERVER, WireError, internal_error
+from thrifty.openai.fields import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class Gateway:
         cache: AnswerCache,
         recorder: Recorder,
         metrics: GatewayMetrics,
-        limiter: Limiter,
+        limiter: KeyLimiter,
     ) -> None:
         self._limiter = limiter
         self._table = table
         self._reader = reader
         self._forwarder = forwarder
         self._cache = cache
-        self._flights = Flights()
+        self._flights = SingleFlightGroup()
         self._shortcuts = Shortcuts(SHORTCUTS_BYTES)
         self._recorder = recorder
         self._metrics = metrics
@@ -211,10 +211,10 @@ class Gateway:
         await self._cache_pages.publish(worker)
 
     async def _forward(self, call: Call) -> None:
-        landing = await self._send(call, None)
-        self._note_text(call, landing)
+        result = await self._send(call, None)
+        self._note_text(call, result)
 
-    async def _send(self, call: Call, flight: Flight | None) -> Landing:
+    async def _send(self, call: Call, flight: SingleFlight | None) -> Result:
         return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call) -> bytes | None:
@@ -254,9 +254,9 @@ class Gateway:
         else:
             call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body())
 
-    async def _lead(self, call: Call, key: bytes, flight: Flight) -> None:
+    async def _lead(self, call: Call, key: bytes, flight: SingleFlight) -> None:
         """Get the answer from another worker or from a replica, and keep what comes for others."""
-        landing = Landing(
+        result = Result(
             error=WireError(
                 502, "the shared generation broke off", type=SERVER, code="replica_lost"
             )
@@ -271,7 +271,7 @@ class Gateway:
             if shared is not None and shared.available:
                 found = await self._find_shared(call, key, owner, flight)
                 if isinstance(found, Found):
-                    landing = Landing(200, b"", found.entry)
+                    result = Result(200, b"", found.entry)
                     ttl_s = min(found.ttl_s, deployment.settings.cache_ttl_s)
                     self._cache.keep(key, found.entry, ttl_s)
                     self._answer_from(call, found.entry)
@@ -280,21 +280,21 @@ class Gateway:
                 claim = found
                 if call.exchange.disconnected and not flight.followers:
                     raise ClientGone
-            landing = await self._send(call, flight)
-            landing = _make_entry(call, landing, owner, purge_id)
-            kept = self._keep(call, key, landing.entry, owner)
-            self._note_text(call, landing)
+            result = await self._send(call, flight)
+            result = _make_entry(call, result, owner, purge_id)
+            kept = self._keep(call, key, result.entry, owner)
+            self._note_text(call, result)
         except WireError as error:
-            landing = Landing(error=error)
+            result = Result(error=error)
             raise
         finally:
-            self._flights.end(key, landing)
+            self._flights.end(key, result)
             if claim is not None and shared is not None:
-                entry = landing.entry if kept else None
+                entry = result.entry if kept else None
                 shared.settle(claim, entry, deployment.settings.cache_ttl_s)
 
     async def _find_shared(
-        self, call: Call, key: bytes, owner: Owner, flight: Flight
+        self, call: Call, key: bytes, owner: Owner, flight: SingleFlight
     ) -> Found | Claim | None:
         """The answer that another worker has made, or is making."""
         assert self._cache.shared is not None
@@ -317,7 +317,7 @@ class Gateway:
             return False  # while versions change, a replica of the other one may have answered
         return self._cache.keep(key, entry, call.deployment.settings.cache_ttl_s)
 
-    async def _follow(self, call: Call, flight: Flight) -> None:
+    async def _follow(self, call: Call, flight: SingleFlight) -> None:
         """Take part in an identical request's generation."""
         assert call.deployment is not None
         call.cache, call.tier = HIT, IN_FLIGHT
@@ -338,24 +338,24 @@ class Gateway:
         try:
             left_s = call.deadline_s - time.perf_counter() if call.deadline_s else None
             await asyncio.wait(
-                {flight.landed, gone},
+                {flight.result, gone},
                 timeout=None if left_s is None else max(0.0, left_s),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if not (flight.landed.done() or gone.done()):
+            if not (flight.result.done() or gone.done()):
                 if not call.exchange.started:
                     raise deadline_exceeded("before the shared generation began to answer")
-                await asyncio.wait({flight.landed, gone}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({flight.result, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             flight.followers -= 1
             if number is not None:
                 flight.leave(number)
-        if not flight.landed.done():
+        if not flight.result.done():
             raise ClientGone
-        self._finish_following(call, flight.landed.result())
+        self._finish_following(call, flight.result.result())
 
     @staticmethod
-    def _make_listener(call: Call, flight: Flight) -> Callable[[bytes], None]:
+    def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
         def listen(data: bytes) -> None:
             call.last_byte_s = time.perf_counter()
             if not call.first_byte_s:
@@ -367,40 +367,40 @@ class Gateway:
 
         return listen
 
-    def _finish_following(self, call: Call, landing: Landing) -> None:
+    def _finish_following(self, call: Call, result: Result) -> None:
         exchange = call.exchange
         if exchange.started:
-            if landing.entry is not None:
-                call.usage, call.saved_s = landing.entry.usage, landing.entry.took_s
-            if landing.error is not None:
-                call.error = landing.error.code
+            if result.entry is not None:
+                call.usage, call.saved_s = result.entry.usage, result.entry.took_s
+            if result.error is not None:
+                call.error = result.error.code
             exchange.finish()
-        elif landing.error is not None:
-            raise landing.error
-        elif landing.entry is not None:
-            self._answer_from(call, landing.entry)
-        elif landing.body.startswith(b"data:"):
+        elif result.error is not None:
+            raise result.error
+        elif result.entry is not None:
+            self._answer_from(call, result.entry)
+        elif result.body.startswith(b"data:"):
             raise WireError(
                 502, "the shared generation broke off", type=SERVER, code="engine_error"
             )
         else:
-            call.cache = BYPASS if landing.status != 200 else HIT
-            exchange.respond(landing.status, landing.body, [JSON_TYPE, *call.headers()])
+            call.cache = BYPASS if result.status != 200 else HIT
+            exchange.respond(result.status, result.body, [JSON_TYPE, *call.headers()])
 
-    def _note_text(self, call: Call, landing: Landing) -> None:
+    def _note_text(self, call: Call, result: Result) -> None:
         if self._recorder.wants_text:
-            call.answer_text = landing.body.decode("utf-8", "replace")
+            call.answer_text = result.body.decode("utf-8", "replace")
 
 
-def _make_entry(call: Call, landing: Landing, owner: Owner, purge_id: int) -> Landing:
+def _make_entry(call: Call, result: Result, owner: Owner, purge_id: int) -> Result:
     """A good answer as it is kept, and given to those who asked the same meanwhile."""
-    if landing.status != 200 or call.error is not None:
-        return landing
-    body: bytes | None = landing.body
-    if landing.body.startswith(b"data:"):
-        body = assemble_stream(landing.body)
+    if result.status != 200 or call.error is not None:
+        return result
+    body: bytes | None = result.body
+    if result.body.startswith(b"data:"):
+        body = assemble_stream(result.body)
     if body is None:
-        return landing
+        return result
     entry = Entry(
         body,
         replica=call.replica.id if call.replica else "",
@@ -409,4 +409,4 @@ def _make_entry(call: Call, landing: Landing, owner: Owner, purge_id: int) -> La
         took_s=max(0.0, call.last_byte_s - call.sent_s),
         purge_id=purge_id,
     )
-    return Landing(200, landing.body, entry)
+    return Result(200, result.body, entry)

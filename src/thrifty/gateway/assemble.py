@@ -13,14 +13,14 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from thrifty.batches.service import Batches, make_batches
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.errors import DatabaseError
-from thrifty.gateway.admission.limits import Limiter
+from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app import Gateway
-from thrifty.gateway.batches.service import Batches, make_batches
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.forward import Forwarder
@@ -29,10 +29,10 @@ from thrifty.gateway.settings import GatewaySettings
 from thrifty.gateway.shared_store import SharedStore
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
+from thrifty.http.client import HttpClient
+from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.client import HttpClient
-from thrifty.wire.server import HttpServer, ServerLimits
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ async def assemble(
             cache=cache,
             recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
             metrics=metrics,
-            limiter=Limiter(metrics, book, shared),
+            limiter=KeyLimiter(metrics, book, shared),
         )
         batches = None
         if settings.batches.folder:

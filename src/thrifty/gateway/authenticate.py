@@ -9,8 +9,8 @@ from __future__ import annotations
 from thrifty.db.keys import PREFIX, Key, Role, hash_key
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
-from thrifty.wire.errors import AUTHENTICATION, PERMISSION, WireError
-from thrifty.wire.server import Exchange
+from thrifty.http.server import Exchange
+from thrifty.openai.errors import AUTHENTICATION, PERMISSION, WireError
 
 _BEARER = b"bearer "
 _PREFIX = PREFIX.encode()

@@ -15,8 +15,8 @@ from thrifty.gateway.authenticate import authenticate_late
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
-from thrifty.wire.errors import WireError, bad_request, unavailable
-from thrifty.wire.server import Exchange
+from thrifty.http.server import Exchange
+from thrifty.openai.errors import WireError, bad_request, unavailable
 
 PATH = "/v1/cache"
 FILTERS = ("deployment", "version", "tenant")

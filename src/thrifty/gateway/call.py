@@ -6,17 +6,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from thrifty.gateway.routing.router import UNKNOWN, Outstanding
-from thrifty.wire.fields import Endpoint
-from thrifty.wire.ids import new_id
-from thrifty.wire.sse import Usage
+from thrifty.openai.events import Usage
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.ids import new_id
 
 if TYPE_CHECKING:
     from thrifty.db.keys import Key
-    from thrifty.gateway.admission.limits import Held
-    from thrifty.gateway.admission.slots import Gate
-    from thrifty.gateway.cache.flights import Flight
+    from thrifty.gateway.admission.concurrency import ConcurrencyLimiter
+    from thrifty.gateway.admission.limits import Reservation
+    from thrifty.gateway.cache.single_flight import SingleFlight
     from thrifty.gateway.table import Deployment, Replica
-    from thrifty.wire.server import Exchange
+    from thrifty.http.server import Exchange
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
@@ -55,7 +55,6 @@ class Call:
         "exchange",
         "fell_back",
         "first_byte_s",
-        "held",
         "idle_at",
         "include_usage",
         "key",
@@ -70,6 +69,7 @@ class Call:
         "received_s",
         "replica",
         "request_id",
+        "reservation",
         "routed",
         "saved_s",
         "sent_s",
@@ -105,7 +105,7 @@ class Call:
         self.saved_s = 0.0
         self.deadline_s = 0.0
         """When the answer must have begun, as `time.perf_counter`; 0 where there is no deadline."""
-        self.held: Held | None = None
+        self.reservation: Reservation | None = None
         self.rate_headers: list[tuple[bytes, bytes]] | None = None
         self.replica: Replica | None = None
         self.version = ""
@@ -116,7 +116,7 @@ class Call:
         """Whether it waits for a replica to become ready; not where another deployment is."""
         self.may_yield = False
         """Whether its tenant holds much while others are about, so that theirs may go first."""
-        self.idle_at: Gate | None = None
+        self.idle_at: ConcurrencyLimiter | None = None
         """Where its slot is, while it may wait at a replica for those of others."""
         self.attempts = 0
         self.queue_s = 0.0
@@ -155,7 +155,7 @@ class Call:
             self.idle_at.end_idle()
             self.idle_at = None
 
-    def assign(self, replica: Replica, flight: Flight | None) -> None:
+    def assign(self, replica: Replica, flight: SingleFlight | None) -> None:
         """Note who works for it, and for those who share its generation."""
         self.replica, self.version = replica, replica.version
         if flight is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from thrifty.gateway.call import Call
-from thrifty.wire.errors import SERVER, WireError
+from thrifty.openai.errors import SERVER, WireError
 
 RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
 BUSY = 503

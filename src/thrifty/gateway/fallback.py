@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 
-from thrifty.gateway.cache.flights import Flight, Landing
+from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.call import Call
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.routing import UNKNOWN
 from thrifty.gateway.table import Deployment, RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.errors import WireError
-from thrifty.wire.fields import check_fields
+from thrifty.openai.errors import WireError
+from thrifty.openai.fields import check_fields
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ async def forward_or_fall_back(
     table: RoutingTable,
     metrics: GatewayMetrics,
     call: Call,
-    flight: Flight | None,
-) -> Landing:
+    flight: SingleFlight | None,
+) -> Result:
     """As `Forwarder.forward`, by the call's deployment or one of its fallbacks. Raises the first
     deployment's error where none could answer.
     """

@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import Callable
 
-from thrifty.gateway.admission.hedge import Hedger
-from thrifty.gateway.admission.slots import (
+from thrifty.gateway.admission.concurrency import (
     DEADLINE_CODES,
-    Gate,
+    ConcurrencyLimiter,
     deadline_exceeded,
     no_replica_ready,
 )
-from thrifty.gateway.cache.flights import Flight, Landing
+from thrifty.gateway.admission.hedge import Hedger
+from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.call import Call
 from thrifty.gateway.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
 from thrifty.gateway.relay import Relay
@@ -29,8 +29,7 @@ from thrifty.gateway.retry_budget import RetryBudget
 from thrifty.gateway.routing import UNKNOWN, Outstanding
 from thrifty.gateway.table import Deployment, Replica, RoutingTable
 from thrifty.gateway.upstream_request import make_headers, prepare_body
-from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.client import (
+from thrifty.http.client import (
     Answer,
     BrokenResponse,
     ConnectFailed,
@@ -38,10 +37,11 @@ from thrifty.wire.client import (
     NoResponse,
     TransportError,
 )
-from thrifty.wire.errors import SERVER, WireError, unavailable
-from thrifty.wire.fields import Endpoint
-from thrifty.wire.server import JSON_TYPE
-from thrifty.wire.sse import parse_usage
+from thrifty.http.server import JSON_TYPE
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.errors import SERVER, WireError, unavailable
+from thrifty.openai.events import parse_usage
+from thrifty.openai.fields import Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Forwarder:
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Told of every call and the replica that it goes to; set while batches run."""
 
-    async def forward(self, call: Call, flight: Flight | None) -> Landing:
+    async def forward(self, call: Call, flight: SingleFlight | None) -> Result:
         """Answer the call from a replica; returns what came, for the cache and for followers.
 
         Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
@@ -79,31 +79,33 @@ class Forwarder:
         assert call.deployment is not None
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
-        gate = call.deployment.gate
-        if gate.capacity is None:
+        concurrency = call.deployment.concurrency
+        if concurrency.capacity is None:
             return await self._forward(call, flight)
-        if not gate.enter(call.tenant, call.priority):
-            await self._wait_for_slot(call, gate, flight)
+        if not concurrency.enter(call.tenant, call.priority):
+            await self._wait_for_slot(call, concurrency, flight)
         entered_s = time.perf_counter()
-        call.may_yield = gate.holds_much(call.tenant)
+        call.may_yield = concurrency.holds_much(call.tenant)
         knows_priorities = call.deployment.settings.priority_field is not None
         if call.may_yield and call.stream and knows_priorities:
             # An answer that does not stream tells nobody when it has begun.
-            call.idle_at = gate
-            gate.begin_idle()
+            call.idle_at = concurrency
+            concurrency.begin_idle()
         try:
             _require_listener(call, flight)
             return await self._forward(call, flight)
         finally:
             call.end_idle()
-            gate.leave(call.tenant, call.priority, time.perf_counter() - entered_s)
+            concurrency.leave(call.tenant, call.priority, time.perf_counter() - entered_s)
 
-    async def _wait_for_slot(self, call: Call, gate: Gate, flight: Flight | None) -> None:
+    async def _wait_for_slot(
+        self, call: Call, concurrency: ConcurrencyLimiter, flight: SingleFlight | None
+    ) -> None:
         """Wait until a replica has room, in a fair order. Raises a 503 or 504."""
         deployment = call.deployment
         assert deployment is not None
         settings = deployment.settings
-        if not (gate.capacity or call.may_wait):
+        if not (concurrency.capacity or call.may_wait):
             raise no_replica_ready(deployment.name, settings.wait_timeout_s)
         if flight is not None:
             call.exchange.on_disconnect = _do_nothing
@@ -112,7 +114,7 @@ class Forwarder:
         try:
             while True:
                 try:
-                    return await gate.wait(
+                    return await concurrency.wait(
                         call.tenant, cost, call.priority,
                         most=settings.waiting, timeout_s=settings.wait_timeout_s,
                         deadline_s=call.deadline_s,
@@ -125,7 +127,7 @@ class Forwarder:
         finally:
             call.queue_s += time.perf_counter() - began_s
 
-    async def _forward(self, call: Call, flight: Flight | None) -> Landing:
+    async def _forward(self, call: Call, flight: SingleFlight | None) -> Result:
         deployment = call.deployment
         assert deployment is not None
         self._budget.earn()
@@ -146,10 +148,10 @@ class Forwarder:
             try:
                 if self.on_chosen is not None:
                     self.on_chosen(call, replica)
-                landing = await self._attempt(call, replica, body, flight)
-                self._note_answer(call, landing)
+                result = await self._attempt(call, replica, body, flight)
+                self._note_answer(call, result)
                 streamed = call.stream
-                return landing
+                return result
             except ConnectFailed as error:
                 failure: Exception = error
                 connects += 1
@@ -183,7 +185,7 @@ class Forwarder:
             tried.add(replica.id)
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
 
-    async def _choose(self, call: Call, tried: set[str], flight: Flight | None) -> Replica:
+    async def _choose(self, call: Call, tried: set[str], flight: SingleFlight | None) -> Replica:
         """A ready replica, one that was not tried if possible; waits for one if it must."""
         assert call.deployment is not None
         began_s = time.perf_counter()
@@ -238,8 +240,8 @@ class Forwarder:
         return chosen
 
     async def _attempt(
-        self, call: Call, replica: Replica, body: bytes, flight: Flight | None
-    ) -> Landing:
+        self, call: Call, replica: Replica, body: bytes, flight: SingleFlight | None
+    ) -> Result:
         deployment = call.deployment
         assert deployment is not None
         call.assign(replica, flight)
@@ -265,14 +267,14 @@ class Forwarder:
         if b"retry-after" in answer.headers:
             headers.append((b"retry-after", answer.headers[b"retry-after"]))
         exchange.respond(answer.status, data, headers)
-        return Landing(answer.status, data)
+        return Result(answer.status, data)
 
     async def _open(
         self,
         call: Call,
         replica: Replica,
         body: bytes,
-        flight: Flight | None,
+        flight: SingleFlight | None,
         sent: list[Answer],
     ) -> Answer:
         """Send the call to a replica; returns once the head of its answer is here. `sent` gets the
@@ -306,7 +308,7 @@ class Forwarder:
             on_sent=watch,
         )
 
-    async def _relay(self, call: Call, answer: Answer, flight: Flight | None) -> Landing:
+    async def _relay(self, call: Call, answer: Answer, flight: SingleFlight | None) -> Result:
         relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
         entry = (call, relay, answer)
         call.last_byte_s = time.perf_counter()
@@ -327,7 +329,7 @@ class Forwarder:
                 self._note_failure(call.deployment, call.replica)
             call.error = "replica_lost"
             relay.fail(f"The replica was lost while it answered: {error}.", "replica_lost")
-            return Landing(error=WireError(502, "the shared generation broke off", type=SERVER,
+            return Result(error=WireError(502, "the shared generation broke off", type=SERVER,
                                            code="replica_lost"))  # fmt: skip
         finally:
             self._streams.discard(entry)
@@ -336,18 +338,18 @@ class Forwarder:
         relay.finish()
         if not relay.complete:
             call.error = "engine_error"
-        return Landing(200, relay.captured)
+        return Result(200, relay.captured)
 
-    def _note_answer(self, call: Call, landing: Landing) -> None:
+    def _note_answer(self, call: Call, result: Result) -> None:
         """A replica answered; one that broke off has been noted."""
         deployment, replica = call.deployment, call.replica
-        if deployment is None or replica is None or landing.error is not None:
+        if deployment is None or replica is None or result.error is not None:
             return
         if deployment.health.note_success(replica.id, time.monotonic()):
             log.info("%s answers again", replica.id)
             deployment.resize(self._table.workers)
-        if call.stream and deployment.gate.capacity is not None:
-            deployment.gate.note_begin(call.first_byte_s - call.sent_s)
+        if call.stream and deployment.concurrency.capacity is not None:
+            deployment.concurrency.note_begin(call.first_byte_s - call.sent_s)
 
     def _note_failure(self, deployment: Deployment, replica: Replica) -> None:
         """A replica failed a request."""
@@ -361,7 +363,7 @@ class Forwarder:
         """End streams whose replica has gone silent; look at who waits and who is left alone."""
         for known in self._table.deployments.values():
             known.resize(self._table.workers)
-            known.gate.sweep()
+            known.concurrency.sweep()
         for call, relay, answer in list(self._streams):
             deployment = call.deployment
             if deployment is None or relay.paused:
@@ -373,7 +375,7 @@ class Forwarder:
                 _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
 
 
-def _require_listener(call: Call, flight: Flight | None) -> None:
+def _require_listener(call: Call, flight: SingleFlight | None) -> None:
     """Raise `ClientGone` where neither the client nor a follower waits any more."""
     if call.exchange.disconnected and not (flight is not None and flight.followers):
         raise ClientGone
@@ -405,7 +407,7 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
              None if details is None else details.cached_tokens, streamed=streamed)  # fmt: skip
 
 
-def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: Flight | None) -> None:
+def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: SingleFlight | None) -> None:
     """The deadline has passed: break off a stream that has not begun, unless others wait for it."""
     if not relay.begun and not (flight is not None and flight.followers):
         _break_off(answer, "its deadline passed before the first token")

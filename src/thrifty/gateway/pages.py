@@ -14,13 +14,13 @@ from thrifty.gateway.authenticate import authenticate_late
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache_pages import PATH as CACHE_PATH
 from thrifty.gateway.cache_pages import CachePages
-from thrifty.gateway.gather import gather_metrics
+from thrifty.gateway.merge_metrics import merge_metrics
 from thrifty.gateway.table import Deployment, RoutingTable
 from thrifty.gateway.table_reader import TableReader
+from thrifty.http.server import Exchange
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.errors import NOT_FOUND, WireError
-from thrifty.wire.fields import FIELDS
-from thrifty.wire.server import Exchange
+from thrifty.openai.errors import NOT_FOUND, WireError
+from thrifty.openai.fields import FIELDS
 
 _encode = msgspec.json.Encoder().encode
 _MODEL_PATH = re.compile(r"/v1/models/(.+)")
@@ -64,7 +64,7 @@ class Pages:
             self._refresh_gauges()
             text = generate_latest(self._metrics.registry)
             if b"worker=self" not in exchange.query:
-                text = await gather_metrics(text, self._table.gateways, exchange.headers)
+                text = await merge_metrics(text, self._table.gateways, exchange.headers)
             exchange.respond(200, text, [_METRICS_TYPE])
         elif path == "/v1/models":
             await authenticate_late(exchange, self._table, self._reader, _CALLERS)
@@ -112,12 +112,12 @@ class Pages:
                 metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
                 ejected = deployment.health.is_ejected(replica.id)
                 metrics.replica_ejected.labels(*labels).set(1 if ejected else 0)
-            gate = deployment.gate
-            if gate.capacity is not None:
-                metrics.slots.labels(deployment.name).set(gate.capacity)
-                metrics.slots_taken.labels(deployment.name).set(gate.taken)
+            concurrency = deployment.concurrency
+            if concurrency.capacity is not None:
+                metrics.slots.labels(deployment.name).set(concurrency.capacity)
+                metrics.slots_taken.labels(deployment.name).set(concurrency.taken)
                 for priority, name in enumerate(("interactive", "batch")):
-                    waiting = gate.queue.waiting(priority)
+                    waiting = concurrency.queue.waiting(priority)
                     metrics.queue_length.labels(deployment.name, name).set(waiting)
         metrics.cache_bytes.set(self._cache.size_bytes)
         metrics.cache_entries.set(len(self._cache))

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 
-from thrifty.gateway.cache.flights import Flight
+from thrifty.gateway.cache.single_flight import SingleFlight
 from thrifty.gateway.call import Call
-from thrifty.wire.client import Answer
-from thrifty.wire.errors import SERVER, WireError
-from thrifty.wire.server import EVENT_STREAM_HEADERS
-from thrifty.wire.sse import (
+from thrifty.http.client import Answer
+from thrifty.http.server import EVENT_STREAM_HEADERS
+from thrifty.openai.errors import SERVER, WireError
+from thrifty.openai.events import (
     DONE,
     encode_error_event,
     may_hold_usage,
@@ -29,7 +29,9 @@ class Relay:
 
     __slots__ = ("_answer", "_call", "_captured", "_flight", "_rest", "_tail", "paused")
 
-    def __init__(self, call: Call, answer: Answer, flight: Flight | None, *, capture: bool) -> None:
+    def __init__(
+        self, call: Call, answer: Answer, flight: SingleFlight | None, *, capture: bool
+    ) -> None:
         self._call = call
         self._answer = answer
         self._flight = flight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from thrifty.gateway.batches.settings import BatchSettings
+from thrifty.batches.settings import BatchSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.shared_store import TIMEOUT_S
 

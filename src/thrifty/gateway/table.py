@@ -16,13 +16,13 @@ from typing import Any
 from thrifty.db.cache import Purge
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, FleetState, GatewayRow, ReplicaRow
 from thrifty.db.keys import Key
+from thrifty.gateway.admission.concurrency import ConcurrencyLimiter
 from thrifty.gateway.admission.estimate import Estimator
 from thrifty.gateway.admission.health import Health
-from thrifty.gateway.admission.slots import Gate
 from thrifty.gateway.routing import Router, hash_affinity, hash_conversation
+from thrifty.http.client import Origin, parse_origin
+from thrifty.openai.fields import GATEWAY_FIELDS
 from thrifty.types import ReplicaState
-from thrifty.wire.client import Origin, parse_origin
-from thrifty.wire.fields import GATEWAY_FIELDS
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Deployment:
     ready: list[Replica] = field(default_factory=list)
     """Those that get traffic. A new list whenever they change."""
     waiting: int = 0
-    gate: Gate = field(default_factory=lambda: Gate(""))
+    concurrency: ConcurrencyLimiter = field(default_factory=lambda: ConcurrencyLimiter(""))
     """Who may go to a replica, and who waits."""
     health: Health = field(default_factory=Health)
     """Which replicas are left alone."""
@@ -124,17 +124,17 @@ class Deployment:
         return {replica.id for replica in self.ready}
 
     def resize(self, workers: int) -> None:
-        """Tell the gate how many slots there are for this worker, which is one of `workers`."""
+        """Tell the limiter how many slots there are for this worker, which is one of `workers`."""
         slots = self.settings.slots
         if slots is None:
             self.full = 0
-            self.gate.resize(None)
+            self.concurrency.resize(None)
             return
         self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
         count = len(self.ready)
         if not self.health.fine:
             count -= self.health.left_alone(self.ready_ids())
-        self.gate.resize(-(-slots * count // workers))
+        self.concurrency.resize(-(-slots * count // workers))
 
     def keep_version(
         self, candidates: list[Replica], body: Mapping[str, Any], session: str
@@ -215,7 +215,7 @@ class RoutingTable:
         for name, gone in before.items():
             if name not in self.deployments:
                 # Who waits goes on, and finds that the model is not there any more.
-                gone.gate.resize(None)
+                gone.concurrency.resize(None)
         self.purges = state.purges
         self.loaded = True
         for listener in self.listeners:
@@ -238,9 +238,9 @@ def _merge_deployment(known: Deployment | None, row: DeploymentRow) -> Deploymen
             replica.slot = -1
     honoured = None if honours is None else frozenset(honours) | GATEWAY_FIELDS
     deployment = Deployment(row, router, honoured)
-    deployment.gate = Gate(row.name)
+    deployment.concurrency = ConcurrencyLimiter(row.name)
     if known is not None:
-        deployment.gate, deployment.health = known.gate, known.health
+        deployment.concurrency, deployment.health = known.concurrency, known.health
         deployment.estimator = known.estimator
         deployment.waiting = known.waiting
         known.wake()

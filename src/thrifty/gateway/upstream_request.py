@@ -12,7 +12,7 @@ import msgspec
 
 from thrifty.gateway.call import Call
 from thrifty.gateway.table import Deployment
-from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
 _encode = msgspec.json.Encoder().encode
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from thrifty.gateway.assemble import assemble
 from thrifty.gateway.settings import GatewaySettings
-from thrifty.wire.process import ADDRESS_IN_USE, report_error, run_process
-from thrifty.wire.server import HttpServer
+from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
+from thrifty.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 

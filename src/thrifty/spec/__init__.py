@@ -1,6 +1,6 @@
 """What the user asks for: `thrifty.yaml` as typed models, and nothing else."""
 
-from thrifty.spec.load import LoadedSpec, Origin, load_spec
+from thrifty.spec.load import LoadedSpec, ValueOrigin, load_spec
 from thrifty.spec.models import (
     CacheSpec,
     EngineSpec,
@@ -19,9 +19,9 @@ __all__ = [
     "GatewaySpec",
     "LimitsSpec",
     "LoadedSpec",
-    "Origin",
     "RecordSpec",
     "ReplicasSpec",
     "Spec",
+    "ValueOrigin",
     "load_spec",
 ]

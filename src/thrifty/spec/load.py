@@ -43,7 +43,7 @@ ENVIRONMENT = {
 """Which variable sets which key."""
 
 
-class Origin(StrEnum):
+class ValueOrigin(StrEnum):
     """Where a value came from."""
 
     FLAG = "flag"
@@ -61,7 +61,7 @@ class LoadedSpec:
     lines: Mapping[str, int] = field(default_factory=dict)
     """Line in the file, by key path."""
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Origin of each key path that was set, such as `file, line 3` or `flag`."""
+    """ValueOrigin of each key path that was set, such as `file, line 3` or `flag`."""
 
     def refuse(self, problems: list[Problem]) -> None:
         """Raise `SpecError` with lines filled in, if there are any `problems`."""
@@ -115,7 +115,7 @@ class LoadedSpec:
     def _rows(self) -> list[tuple[str, Any, str]]:
         rows = []
         for path, value in _walk(self.spec):
-            origin = self.origins.get(path, Origin.DEFAULT.value)
+            origin = self.origins.get(path, ValueOrigin.DEFAULT.value)
             shown = MASK if is_secret(path) and value is not None else value
             rows.append((path, shown, origin))
         return rows
@@ -139,16 +139,20 @@ def load_spec(
     problems: list[Problem] = []
     if path is not None:
         data, lines, problems = _read_file(Path(path))
-    origins = {p: f"{Origin.FILE.value}, line {n}" for p, n in lines.items()}
+    origins = {p: f"{ValueOrigin.FILE.value}, line {n}" for p, n in lines.items()}
     _expand(data, origins)
     for variable, key in ENVIRONMENT.items():
         if environment.get(variable):
             _set(
-                data, key, environment[variable], f"{Origin.ENVIRONMENT.value}, {variable}", origins
+                data,
+                key,
+                environment[variable],
+                f"{ValueOrigin.ENVIRONMENT.value}, {variable}",
+                origins,
             )
     for key, value in (flags or {}).items():
         if value is not None:
-            _set(data, key, value, Origin.FLAG.value, origins)
+            _set(data, key, value, ValueOrigin.FLAG.value, origins)
     _expand(data, origins)
     try:
         spec = Spec.model_validate(data)
@@ -380,7 +384,7 @@ def _locate(
     """A problem with the value at `path`, at its line or with the flag or variable to blame."""
     nearest = _nearest(origins, path)
     origin = origins[nearest] if nearest else ""
-    if nearest == path and origin and not origin.startswith(Origin.FILE.value):
+    if nearest == path and origin and not origin.startswith(ValueOrigin.FILE.value):
         return Problem(path, f"{message} ({origin})")
     near_line = _nearest(lines, path)
     return Problem(path, message, lines[near_line] if near_line else None)

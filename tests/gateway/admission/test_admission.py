@@ -20,8 +20,8 @@ from tests.parts import (
     running_server,
 )
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings
-from thrifty.wire.client import HttpClient
-from thrifty.wire.server import EVENT_STREAM_HEADERS, Exchange
+from thrifty.http.client import HttpClient
+from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
 
@@ -51,8 +51,8 @@ async def test_a_replica_never_has_more_than_its_slots(tmp_path: Path) -> None:
             await asyncio.sleep(0.005)
         assert {task.result().status for task in tasks} == {200}
         assert 0 < most <= 3
-        gate = gateway.table.deployments["echo"].gate
-        assert (gate.capacity, gate.taken, len(gate.queue)) == (6, 0, 0)
+        concurrency = gateway.table.deployments["echo"].concurrency
+        assert (concurrency.capacity, concurrency.taken, len(concurrency.queue)) == (6, 0, 0)
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_slots", deployment="echo") == 6
         assert metrics.metric("thrifty_queue_length", priority="interactive") == 0
@@ -131,12 +131,12 @@ async def test_a_client_that_leaves_the_queue_is_not_served(tmp_path: Path) -> N
             task.cancel()
         replies = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(not isinstance(reply, BaseException) for reply in replies) == 2
-        gate = gateway.table.deployments["echo"].gate
+        concurrency = gateway.table.deployments["echo"].concurrency
         for _ in range(100):
-            if gate.taken == 0 and not len(gate.queue):
+            if concurrency.taken == 0 and not len(concurrency.queue):
                 break
             await asyncio.sleep(0.02)
-        assert (gate.taken, len(gate.queue)) == (0, 0)
+        assert (concurrency.taken, len(concurrency.queue)) == (0, 0)
         assert served <= 3
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.redis_server import running_redis
 from thrifty.db.keys import KeyLimits
-from thrifty.gateway.admission.counts import SLOT_S, Ask, Grant, KeyCounts, Limit, Refusal
+from thrifty.gateway.admission.counts import SLOT_S, Grant, KeyCounts, Limit, QuotaRequest, Refusal
 from thrifty.gateway.admission.shared_counts import SharedCounts, SharedGrant
 from thrifty.gateway.shared_store import SharedStore
 
@@ -18,8 +18,8 @@ DAY = "2026-11-23"
 GAPS = st.floats(0, 30, allow_nan=False)
 
 
-def ask(tokens: int = 1, cost: float = 0.0, day: float = 0.0, month: float = 0.0) -> Ask:
-    return Ask(tokens, cost, day, month)
+def ask(tokens: int = 1, cost: float = 0.0, day: float = 0.0, month: float = 0.0) -> QuotaRequest:
+    return QuotaRequest(tokens, cost, day, month)
 
 
 @given(st.integers(1, 20), st.lists(GAPS, max_size=150))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError, EvaluationError
 from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import read_windows
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 PROMPT_TOKENS = 64

@@ -21,13 +21,13 @@ from thrifty.artifacts.checkpoint import (
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.distill.answers import RemoteTeacher, write_answers
 from thrifty.compress.distill.settings import Training
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
 from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.run import record_reference
 from thrifty.evaluate.scorer import Scorer
 from thrifty.evaluate.windows import digest_file, read_texts, read_windows
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress
 
 WINDOW = 512

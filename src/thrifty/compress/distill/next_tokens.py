@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from thrifty.compress.distill.lessons import Lesson, Lessons
 from thrifty.compress.distill.losses import (
     DIVERGENCES,
     add_rest,
@@ -19,17 +18,18 @@ from thrifty.compress.distill.losses import (
     teacher_log_probabilities,
 )
 from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.training_examples import TrainingExample, TrainingExamples
 from thrifty.evaluate.torch_model import cache_of
 
 
 class NextTokens:
-    """The last `held_out` of the lessons are looked at; the others are learned from."""
+    """The last `held_out` of the examples are looked at; the others are learned from."""
 
     unit = "nats a token"
 
     def __init__(
         self,
-        lessons: Lessons,
+        examples: TrainingExamples,
         held_out: int,
         training: Training,
         layers: Sequence[int] | None = None,
@@ -37,97 +37,97 @@ class NextTokens:
         """`layers`: for each of the student's hidden states, the teacher's that it is compared with; None
         spreads them evenly.
         """
-        self._lessons = lessons
+        self._examples = examples
         self._training = training
         self._layers = layers
-        self.examples = lessons.count - held_out
-        self.example_tokens = lessons.window
-        self.held_out_tokens = held_out * lessons.window
+        self.examples = examples.count - held_out
+        self.example_tokens = examples.window
+        self.held_out_tokens = held_out * examples.window
         self._divergence = DIVERGENCES[training.divergence]
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
-        """The mean loss over some lessons, and how many tokens they have."""
-        lessons = [self._read(model, number, device) for number in numbers]
+        """The mean loss over some examples, and how many tokens they have."""
+        examples = [self._read(model, number, device) for number in numbers]
         total: Any = 0.0
-        for _, group in groupby(lessons, key=lambda lesson: len(lesson.tokens)):
+        for _, group in groupby(examples, key=lambda example: len(example.tokens)):
             same = list(group)
-            total = total + self._loss(model, same, device) * (len(same) / len(lessons))
-        return total, sum(len(lesson.tokens) for lesson in lessons)
+            total = total + self._loss(model, same, device) * (len(same) / len(examples))
+        return total, sum(len(example.tokens) for example in examples)
 
     def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
         """The sum of the held-out divergence from the teacher (without one: of the text's negative
         log-likelihood) over this rank's share of the windows, and over how many predictions.
         """
         total, count = 0.0, 0
-        for number in range(self.examples + rank, self._lessons.count, ranks):
-            lesson = self._lessons.read(number)
-            student, target, _ = self._run(model, [lesson], device, hidden=False)
-            if self._lessons.taught:
-                found = forward_kl(self._teach([lesson], device), student)
+        for number in range(self.examples + rank, self._examples.count, ranks):
+            example = self._examples.read(number)
+            student, target, _ = self._run(model, [example], device, hidden=False)
+            if self._examples.taught:
+                found = forward_kl(self._teach([example], device), student)
             else:
                 found = -target
-            counts = torch.from_numpy(lesson.counts).to(device)
+            counts = torch.from_numpy(example.counts).to(device)
             total += float(found[counts].sum())
             count += int(counts.sum())
         return total, count
 
-    def _read(self, model: Any, number: int, device: Any) -> Lesson:
+    def _read(self, model: Any, number: int, device: Any) -> TrainingExample:
         training = self._training
         if random.Random(f"{training.seed} {number} on-policy").random() >= training.on_policy:
-            return self._lessons.read(number)
-        tokens = self._lessons.text(number)
+            return self._examples.read(number)
+        tokens = self._examples.text(number)
         first = len(tokens) // 2
-        return self._lessons.ask(_write(model, tokens[:first], len(tokens), device), first - 1)
+        return self._examples.ask(_write(model, tokens[:first], len(tokens), device), first - 1)
 
-    def _loss(self, model: Any, lessons: Sequence[Lesson], device: Any) -> Any:
+    def _loss(self, model: Any, examples: Sequence[TrainingExample], device: Any) -> Any:
         training = self._training
-        student, target, hidden = self._run(model, lessons, device, hidden=training.hidden > 0)
-        counts = torch.from_numpy(np.concatenate([one.counts for one in lessons])).to(device)
-        mix = training.mix if self._lessons.taught else 1.0
+        student, target, hidden = self._run(model, examples, device, hidden=training.hidden > 0)
+        counts = torch.from_numpy(np.concatenate([one.counts for one in examples])).to(device)
+        mix = training.mix if self._examples.taught else 1.0
         loss: Any = 0.0
         if mix < 1:
-            found = self._divergence(self._teach(lessons, device), student)
+            found = self._divergence(self._teach(examples, device), student)
             loss = loss + (1 - mix) * found[counts].mean()
         if mix > 0:
             loss = loss - mix * target[counts].mean()
         if hidden is not None:
             taught = torch.stack(
-                [torch.as_tensor(np.asarray(lesson.hidden)) for lesson in lessons], dim=1
+                [torch.as_tensor(np.asarray(example.hidden)) for example in examples], dim=1
             ).to(device)
             loss = loss + training.hidden * hidden_distance(taught, hidden, self._layers)
         return loss
 
     def _run(
-        self, model: Any, lessons: Sequence[Lesson], device: Any, *, hidden: bool
+        self, model: Any, examples: Sequence[TrainingExample], device: Any, *, hidden: bool
     ) -> tuple[Any, Any, Any]:
         """The student's coarse log-probabilities [B (T - 1), k + 1] (nothing, without a teacher), those of
         the tokens that come [B (T - 1)], and its hidden states [layers + 1, B, T, channels].
         """
-        tokens = torch.stack([torch.from_numpy(lesson.tokens) for lesson in lessons]).to(device)
-        positions = torch.from_numpy(np.stack([_positions(lesson) for lesson in lessons]))
+        tokens = torch.stack([torch.from_numpy(example.tokens) for example in examples]).to(device)
+        positions = torch.from_numpy(np.stack([_positions(example) for example in examples]))
         wanted = tokens[:, 1:].reshape(-1, 1)
-        if self._lessons.taught:
-            ids = np.concatenate([_known(lesson.ids) for lesson in lessons])
+        if self._examples.taught:
+            ids = np.concatenate([_known(example.ids) for example in examples])
             wanted = torch.cat([wanted, torch.from_numpy(ids).to(device)], dim=1)
         # Positions that begin again keep texts that share a window from seeing each other.
         found, states = model(tokens, positions.to(device), wanted, hidden)
-        student = add_rest(found[:, 1:]) if self._lessons.taught else None
+        student = add_rest(found[:, 1:]) if self._examples.taught else None
         return student, found[:, 0], states
 
-    def _teach(self, lessons: Sequence[Lesson], device: Any) -> Any:
-        logprobs = np.concatenate([_known(lesson.logprobs) for lesson in lessons])
-        tail = np.concatenate([_known(lesson.tail) for lesson in lessons])
+    def _teach(self, examples: Sequence[TrainingExample], device: Any) -> Any:
+        logprobs = np.concatenate([_known(example.logprobs) for example in examples])
+        tail = np.concatenate([_known(example.tail) for example in examples])
         return teacher_log_probabilities(
             torch.from_numpy(logprobs).to(device), torch.from_numpy(tail).to(device)
         )
 
 
-def _positions(lesson: Lesson) -> Any:
-    return np.arange(len(lesson.tokens)) if lesson.positions is None else lesson.positions
+def _positions(example: TrainingExample) -> Any:
+    return np.arange(len(example.tokens)) if example.positions is None else example.positions
 
 
 def _known(values: Any) -> Any:
-    assert values is not None, "a lesson that is taught has all of the teacher's words"
+    assert values is not None, "a example that is taught has all of the teacher's words"
     return values
 
 

@@ -26,11 +26,16 @@ from accelerate.utils import set_seed
 from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.compress.distill import lora
-from thrifty.compress.distill.lessons import KeptLessons, Lessons, LiveLessons, TextLessons
 from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.student import Student
 from thrifty.compress.distill.train import Objective, Trainer, write_tensors
+from thrifty.compress.distill.training_examples import (
+    CachedExamples,
+    LiveExamples,
+    TextExamples,
+    TrainingExamples,
+)
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ThriftyError
 from thrifty.evaluate.open_model import open_model
@@ -77,10 +82,10 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     else:
         model = load_student(Path(job["student"]), training)
         trained = Student(model)
-        lessons = _open_lessons(folder, job, training)
-        wanted = job["held_out_tokens"] // max(1, lessons.window)
-        held_out = max(1, min(wanted, lessons.count // 10))
-        objective = NextTokens(lessons, held_out, training, job.get("layers"))
+        examples = _open_examples(folder, job, training)
+        wanted = job["held_out_tokens"] // max(1, examples.window)
+        held_out = max(1, min(wanted, examples.count // 10))
+        objective = NextTokens(examples, held_out, training, job.get("layers"))
     trainer = Trainer(trained, objective, training, folder, accelerator)
     tell = _tell_progress if accelerator.is_main_process else (lambda _: None)
     state = trainer.run(tell)
@@ -117,20 +122,20 @@ def load_student(folder: Path, training: Training, kind: str = "AutoModelForCaus
     return model
 
 
-def _open_lessons(folder: Path, job: dict[str, Any], training: Training) -> Lessons:
+def _open_examples(folder: Path, job: dict[str, Any], training: Training) -> TrainingExamples:
     if "kept" in job:
-        return KeptLessons(open_record(Path(job["kept"])))
+        return CachedExamples(open_record(Path(job["kept"])))
     if "texts" in job:
         lines = [json.loads(line) for line in (folder / job["texts"]).read_bytes().splitlines()]
         lines = [line for line in lines if len(line["tokens"]) > line["first"] + 1]
         texts = [np.array(line["tokens"], np.int64) for line in lines]
-        return TextLessons(texts, job["window"], [line["first"] for line in lines])
+        return TextExamples(texts, job["window"], [line["first"] for line in lines])
     live = job["live"]
     teacher = open_model(
         live["teacher"], Store(Path(live["store"])), exact=True, backend=live["backend"]
     )
     windows = np.load(folder / "windows.npy", mmap_mode="r", allow_pickle=False)
-    return LiveLessons(teacher, windows, live["k"], hidden=training.hidden > 0)
+    return LiveExamples(teacher, windows, live["k"], hidden=training.hidden > 0)
 
 
 def _tell(**what: Any) -> None:

@@ -1,6 +1,6 @@
 """Which layers can go: those that change their input least, tried by what the model then says.
 
-One graph holds the whole model, with a gate behind what each layer adds. A shut gate is a layer left
+One graph holds the whole model, with a mask behind what each layer adds. A shut mask is a layer left
 out, so a choice is tried by running the graph, not by building another.
 """
 
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.compress.ablation_masks import AblationMasks, MaskedModel
 from thrifty.compress.calibration import TapRun
-from thrifty.compress.gates import GatedModel, Gates
-from thrifty.engines.openvino.weights import float16_weight, table_weight
 from thrifty.evaluate.windows import TokenArray
+from thrifty.graphs.weights import float16_weight, table_weight
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
@@ -37,19 +37,19 @@ class LayerRemoval:
     kl_divergence: float
 
 
-class GatedLayers:
-    """16-bit weights; what each layer adds is multiplied with its gate."""
+class MaskedLayers:
+    """16-bit weights; what each layer adds is multiplied with its mask."""
 
     def __init__(self, layers: int) -> None:
-        self._gates = Gates(layers)
-        self.inputs: list[Any] = [self._gates.input]
+        self._masks = AblationMasks(layers)
+        self.inputs: list[Any] = [self._masks.input]
 
     def multiply(self, x: Any, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
         product = op.matmul(x, float16_weight(values), False, True)
         if not name.endswith(_ADDED):
             return product
-        return self._gates.multiply(product, int(name.split(".")[2]))
+        return self._masks.multiply(product, int(name.split(".")[2]))
 
     def table(self, name: str, values: FloatArray) -> Any:
         """See `Weights`."""
@@ -99,20 +99,20 @@ def rank_layers(
     layers = checkpoint.shape.layers
     influence = measure_influence(checkpoint, windows[:2])
     tried = set(np.argsort(influence)[: max(most, round(CANDIDATES * layers))].tolist())
-    gates = np.ones(layers, np.float32)
-    model = GatedModel(checkpoint, GatedLayers(layers), windows, gates)
+    masks = np.ones(layers, np.float32)
+    model = MaskedModel(checkpoint, MaskedLayers(layers), windows, masks)
     runs = sum(len(tried) - step for step in range(most))
     done, found = 0, list[LayerRemoval]()
     for _ in range(most):
         costs = {}
         for layer in sorted(tried):
-            gates[layer] = 0
-            costs[layer] = model.measure(gates)
-            gates[layer] = 1
+            masks[layer] = 0
+            costs[layer] = model.measure(masks)
+            masks[layer] = 1
             done += 1
             on_progress(Progress("layers", done, runs, "trials"))
         best = min(costs, key=lambda layer: costs[layer])
-        gates[best] = 0
+        masks[best] = 0
         tried.discard(best)
         found.append(LayerRemoval(best, float(influence[best]), costs[best]))
     return found

@@ -33,11 +33,11 @@ from thrifty.compress.prune.encoder_width import (
 from thrifty.compress.prune.prune import CALIBRATION_TOKENS, shrinking
 from thrifty.compress.prune.request import check_request, register
 from thrifty.compress.prune.views import KeptLayers
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.embedder import encode_text
 from thrifty.evaluate.embeddings import compare_vectors, read_passages
 from thrifty.evaluate.windows import digest_file
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 WINDOW = 256

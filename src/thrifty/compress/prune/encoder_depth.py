@@ -10,29 +10,29 @@ import numpy.typing as npt
 from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint
-from thrifty.compress.gates import Gates
+from thrifty.compress.ablation_masks import AblationMasks
 from thrifty.compress.prune.encoder_inputs import EncoderRun
 from thrifty.compress.prune.encoder_report import EncoderLayerRemoval
-from thrifty.engines.openvino.encoder_graph import OUTPUT
-from thrifty.engines.openvino.weights import SchemeWeights
 from thrifty.evaluate.embeddings import cosines
+from thrifty.graphs.encoder import OUTPUT
+from thrifty.graphs.weights import SchemeWeights
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 CANDIDATES = 12
 """So many layers, by least influence, are tried at each step."""
 
 
-class _GatedLayers(SchemeWeights):
-    """16-bit weights, and a gate for each layer: shut, its input goes on as it came."""
+class _MaskedLayers(SchemeWeights):
+    """16-bit weights, and a mask for each layer: shut, its input goes on as it came."""
 
     def __init__(self, layers: int) -> None:
         super().__init__("none")
-        self._gates = Gates(layers)
-        self.inputs = [self._gates.input]
+        self._masks = AblationMasks(layers)
+        self.inputs = [self._masks.input]
 
     def mix(self, layer: int, before: Any, after: Any) -> Any:
         """See `Mix`."""
-        return op.add(before, self._gates.multiply(op.subtract(after, before), layer))
+        return op.add(before, self._masks.multiply(op.subtract(after, before), layer))
 
 
 def measure_encoder_influence(
@@ -65,22 +65,22 @@ def rank_encoder_layers(
     layers = checkpoint.shape.layers
     influence = measure_encoder_influence(checkpoint, texts)
     tried = set(np.argsort(influence)[: max(most, CANDIDATES)].tolist())
-    weights = _GatedLayers(layers)
+    weights = _MaskedLayers(layers)
     run = EncoderRun(checkpoint, weights=weights, mix=weights.mix)
-    gates = np.ones(layers, np.float32)
-    whole = run.embed(texts, {"gates": gates})
+    masks = np.ones(layers, np.float32)
+    whole = run.embed(texts, {"masks": masks})
     runs = sum(len(tried) - step for step in range(most))
     done, found = 0, list[EncoderLayerRemoval]()
     for _ in range(most):
         alike = {}
         for layer in sorted(tried):
-            gates[layer] = 0
-            alike[layer] = float(cosines(run.embed(texts, {"gates": gates}), whole).mean())
-            gates[layer] = 1
+            masks[layer] = 0
+            alike[layer] = float(cosines(run.embed(texts, {"masks": masks}), whole).mean())
+            masks[layer] = 1
             done += 1
             on_progress(Progress("layers", done, runs, "trials"))
         best = max(alike, key=lambda layer: alike[layer])
-        gates[best] = 0
+        masks[best] = 0
         tried.discard(best)
         found.append(EncoderLayerRemoval(best, float(influence[best]), alike[best]))
     return found

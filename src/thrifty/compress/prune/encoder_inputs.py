@@ -12,9 +12,9 @@ import openvino as ov
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint
 from thrifty.artifacts.write_encoder import ENCODER_MATRICES
-from thrifty.engines.openvino.encoder_graph import OUTPUT, TAP, Mix, build_encoder
-from thrifty.engines.openvino.weights import Weights
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
+from thrifty.graphs.encoder import OUTPUT, TAP, Mix, build_encoder
+from thrifty.graphs.weights import Weights
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]

@@ -18,7 +18,7 @@ from thrifty.artifacts.write_encoder import EMBEDDING_TABLES, ENCODER_NORMS
 from thrifty.compress.prune.columns import Columns, keep_columns, remove_columns
 from thrifty.compress.prune.encoder_inputs import Inputs
 from thrifty.compress.prune.views import ReplacedTensors
-from thrifty.engines.openvino.encoder_graph import OUTPUT
+from thrifty.graphs.encoder import OUTPUT
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]

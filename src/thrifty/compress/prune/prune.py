@@ -16,15 +16,15 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.calibration import check_no_overlap, collect_inputs
-from thrifty.compress.judge import Judge
+from thrifty.compress.divergence_evaluator import DivergenceEvaluator
 from thrifty.compress.prune.depth import LayerRemoval, rank_layers
 from thrifty.compress.prune.request import check_request, register
 from thrifty.compress.prune.views import keep_layers
 from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
 from thrifty.engines.openvino.prepare import prepare_model, write_tokenizer
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.windows import TokenArray, digest_file, read_windows
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
 WINDOW = 512
@@ -148,7 +148,7 @@ def prune_decoder(
     base = prepare_model(store, version, artifact, "none", on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(base[1].id))
     texts = _read_texts(calibration, tokenizer, tokens)
-    judge = Judge(checkpoint, tokenizer, texts.to_choose_by)
+    judge = DivergenceEvaluator(checkpoint, tokenizer, texts.to_choose_by)
     pruner = _Pruner(checkpoint, texts.to_learn_from, on_progress)
     cuts = pruner.find_cuts(parameters, depth=depth, width=width)
     removals = rank_layers(
@@ -271,7 +271,7 @@ class _Pruner:
                 break
 
     def try_all(
-        self, cuts: Sequence[Cut], removals: Sequence[LayerRemoval], judge: Judge
+        self, cuts: Sequence[Cut], removals: Sequence[LayerRemoval], judge: DivergenceEvaluator
     ) -> list[Tried]:
         """What each way comes to, when it learns from a part of the text."""
         tried = []

@@ -23,7 +23,9 @@ MOST = 64.0
 """Times, or its inverse: beyond that, 16 bits of an input would tell too little."""
 
 
-def find_spread(matrices: Sequence[FloatArray], inputs: FloatArray, group: int) -> HalfArray | None:
+def find_awq_scales(
+    matrices: Sequence[FloatArray], inputs: FloatArray, group: int
+) -> HalfArray | None:
     """What to multiply an input [columns] with, before `matrices` [rows, columns] that are fed it and are
     divided by the same; None where leaving all as it is errs least. `inputs` is the mean of x x^T.
     """
@@ -36,17 +38,17 @@ def find_spread(matrices: Sequence[FloatArray], inputs: FloatArray, group: int) 
     least = _measure(matrices, inputs, group, np.ones(len(inputs), np.float16))
     for power in POWERS:
         larger = np.clip(np.exp(power * relative), 1 / MOST, MOST)
-        spread = (1 / larger).astype(np.float16)
-        error = _measure(matrices, inputs, group, spread)
+        awq_scales = (1 / larger).astype(np.float16)
+        error = _measure(matrices, inputs, group, awq_scales)
         if error < least:
-            chosen, least = spread, error
+            chosen, least = awq_scales, error
     return chosen
 
 
 def _measure(
-    matrices: Sequence[FloatArray], inputs: FloatArray, group: int, spread: HalfArray
+    matrices: Sequence[FloatArray], inputs: FloatArray, group: int, awq_scales: HalfArray
 ) -> float:
-    by = spread.astype(np.float32)
+    by = awq_scales.astype(np.float32)
     return sum(
         output_error(values, round_to_nearest(values / by, group).dequantize() * by, inputs)
         for values in matrices

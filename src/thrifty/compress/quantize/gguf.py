@@ -38,9 +38,9 @@ from thrifty.compress.calibration import check_no_overlap, collect_importance
 from thrifty.compress.quantize.ggml import PACKAGE, Ggml, find_library
 from thrifty.compress.quantize.gguf_types import PLAIN, SCHEMES, Scheme, choose_types
 from thrifty.engines.openvino.prepare import write_tokenizer
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import ArtifactError, CompressionError, FormatRefused, IntegrityError
 from thrifty.evaluate.windows import digest_file, read_windows
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]

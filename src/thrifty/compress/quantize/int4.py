@@ -8,7 +8,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.engines.openvino.weights import int8_codes
+from thrifty.graphs.weights import int8_codes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -56,7 +56,7 @@ class Int4Codes:
     """[rows, columns / group]."""
     zeros: npt.NDArray[np.float16] | None = None
     """As the scales. None: all are 0. Whole numbers from -8 to 7 are zero points; others are offsets."""
-    spread: npt.NDArray[np.float16] | None = None
+    awq_scales: npt.NDArray[np.float16] | None = None
     """[columns]: what the input is multiplied with before the matrix (AWQ). None: nothing."""
     correction: LowRank | None = None
     """What is added to make a part of the error good."""
@@ -81,7 +81,7 @@ class Int4Codes:
         """Of everything that is kept."""
         zeros = {Grid.SYMMETRIC: 0, Grid.ZERO_POINTS: 4, Grid.OFFSETS: 16}[self.grid]
         bits = 4 + (16 + zeros) / self.group
-        if self.spread is not None:
+        if self.awq_scales is not None:
             bits += 16 / len(self.codes)
         if self.correction is not None:
             bits += self.correction.bits / self.codes.size
@@ -93,8 +93,8 @@ class Int4Codes:
         found: FloatArray = self.codes * scales
         if self.zeros is not None:
             found -= np.repeat(self.zeros.astype(np.float32), self.group, axis=1) * scales
-        if self.spread is not None:
-            found *= self.spread.astype(np.float32)
+        if self.awq_scales is not None:
+            found *= self.awq_scales.astype(np.float32)
         if self.correction is not None:
             found += self.correction.multiply()
         return found

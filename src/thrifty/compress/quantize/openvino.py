@@ -25,27 +25,27 @@ from thrifty.compress.calibration import (
     collect_largest,
     read_calibration,
 )
-from thrifty.compress.judge import Judge, Measured
+from thrifty.compress.divergence_evaluator import DivergenceEvaluator, RecipeResult
 from thrifty.compress.quantize import smooth
-from thrifty.compress.quantize.forms import FORMS
 from thrifty.compress.quantize.recipes import (
     Int4Weights,
     choose_recipe,
     try_recipes,
 )
-from thrifty.compress.quantize.static import (
+from thrifty.compress.quantize.static_activations import (
     OwnHead,
-    StaticWeights,
+    StaticActivationWeights,
     choose_static,
     count_bits,
     find_noise,
 )
+from thrifty.compress.quantize.weight_formats import WEIGHT_FORMATS
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
-from thrifty.engines.openvino.weights import int8_bits_per_weight
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.evaluate.windows import TokenArray, digest_file
+from thrifty.graphs.weights import int8_bits_per_weight
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
 WINDOW = 512
@@ -61,7 +61,7 @@ NOISE = (0.002, 0.004, 0.008)
 MOST_DIVERGENCE = 0.025
 """KL, nats: what fixed grids may cost a model. About as much as 2.5% of perplexity."""
 
-Made = tuple[NamedVersion, Artifact, list[Measured]]
+Made = tuple[NamedVersion, Artifact, list[RecipeResult]]
 
 
 def quantize_openvino(
@@ -111,7 +111,7 @@ def quantize_openvino(
         "calibration_sha256": digest_file(calibration),
     }  # fmt: skip
     if scheme == "int4":
-        recipe |= {"bits": bits, "forms": [str(form) for form in FORMS]}
+        recipe |= {"bits": bits, "forms": [str(form) for form in WEIGHT_FORMATS]}
     else:
         recipe |= {"smoothing": list(SMOOTHING[scheme]), "smoothing_version": smooth.VERSION}
     if scheme == "w8a8":
@@ -150,11 +150,11 @@ def _make_int8(
     judges: list[TokenArray],
     learned: list[TokenArray],
     on_progress: OnProgress,
-) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[RecipeResult]]:
     """What is prepared otherwise, what is known of it, and what was tried."""
     squares = collect_importance(checkpoint, learned, on_progress)
     usual = {name: np.sqrt(found) for name, found in squares.items()}
-    judge = Judge(checkpoint, tokenizer, judges)
+    judge = DivergenceEvaluator(checkpoint, tokenizer, judges)
     bits = int8_bits_per_weight(list(_read_shapes(checkpoint, squares).values()))
     ways = {"round to nearest": checkpoint}
     ways |= {
@@ -163,7 +163,7 @@ def _make_int8(
     }
     measured = []
     for name, way in ways.items():
-        measured.append(Measured(name, bits, judge.measure(way, "int8")))
+        measured.append(RecipeResult(name, bits, judge.measure(way, "int8")))
         on_progress(Progress("judge", len(measured), len(ways), "recipes"))
     best = min(measured, key=lambda one: one.kl_divergence)
     figures = {"recipe": best.recipe, "bits_per_weight": bits}
@@ -176,12 +176,12 @@ def _make_w8a8(
     judges: list[TokenArray],
     learned: list[TokenArray],
     on_progress: OnProgress,
-) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[RecipeResult]]:
     """The same. Of what costs the model little enough, that with the most matrices on fixed grids is taken."""
     checkpoint = replace(checkpoint, tensors=OwnHead(checkpoint.tensors))
     largest = collect_largest(checkpoint, learned, on_progress)
     shapes = _read_shapes(checkpoint, largest)
-    judge = Judge(checkpoint, tokenizer, judges)
+    judge = DivergenceEvaluator(checkpoint, tokenizer, judges)
     measured, made = [], {}
     total = len(SMOOTHING["w8a8"]) * len(NOISE)
     for index, power in enumerate(SMOOTHING["w8a8"]):
@@ -193,9 +193,11 @@ def _make_w8a8(
             static = choose_static(noise, limit)
             recipe = f"smoothed by {power:g}, {len(static)} of {len(noise)} matrices fixed"
             if static and recipe not in made:
-                weights = StaticWeights({name: float(tops[name].max()) for name in static})
+                weights = StaticActivationWeights(
+                    {name: float(tops[name].max()) for name in static}
+                )
                 divergence = judge.measure(way, weights)
-                measured.append(Measured(recipe, count_bits(shapes, static), divergence))
+                measured.append(RecipeResult(recipe, count_bits(shapes, static), divergence))
                 made[recipe] = {"checkpoint": way, "weights": weights}, len(static)
             on_progress(Progress("judge", place + 1, total, "recipes"))
     if not measured:
@@ -230,9 +232,9 @@ def _make_int4(
     bits: float,
     kept: KeptAnswers,
     on_progress: OnProgress,
-) -> tuple[dict[str, Any], dict[str, Any], list[Measured]]:
+) -> tuple[dict[str, Any], dict[str, Any], list[RecipeResult]]:
     """The same. What was measured is kept, so that a run that is broken off goes on."""
-    rounder, recipes, measured = try_recipes(
+    quantizer, recipes, measured = try_recipes(
         checkpoint, tokenizer, judges, learned, bits=bits, kept=kept, on_progress=on_progress
     )
     best = choose_recipe(measured)
@@ -241,4 +243,4 @@ def _make_int4(
         "bits_per_weight": best.bits_per_weight, "recipe": best.recipe,
         "forms": dict(Counter(map(str, forms.values())).most_common()),
     }  # fmt: skip
-    return {"weights": Int4Weights(rounder.make_all(forms, on_progress))}, figures, measured
+    return {"weights": Int4Weights(quantizer.make_all(forms, on_progress))}, figures, measured

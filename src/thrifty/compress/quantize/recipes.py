@@ -1,6 +1,6 @@
 """Ways to 4 bits, tried and measured.
 
-Within a budget of bits, each matrix is tried in every form (`forms.py`), what a form costs the model is told
+Within a budget of bits, each matrix is tried in every form (`weight_formats.py`), what a form costs the model is told
 by what it does to the layer's outputs and by how sensitive the model is to them (`sensitivity.py`), and the
 budget goes where it saves most (`budget.py`). The recipes that come of it are then judged as they would be served.
 Table and head are kept in 8 bits: they are looked up, not computed with, and cost most.
@@ -18,21 +18,29 @@ from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
 from thrifty.compress.calibration import collect_inputs
-from thrifty.compress.judge import Judge, Measured
-from thrifty.compress.quantize.budget import SLACK, Choice, choose
-from thrifty.compress.quantize.forms import BASE, FORMS, PLAIN, Codes, Form, Rounder, Weighed
+from thrifty.compress.divergence_evaluator import DivergenceEvaluator, RecipeResult
+from thrifty.compress.quantize.bit_budget import SLACK, FormatOption, choose
 from thrifty.compress.quantize.int4 import Grid, Int4Codes
 from thrifty.compress.quantize.sensitivity import measure_sensitivity
-from thrifty.engines.openvino.weights import (
+from thrifty.compress.quantize.weight_formats import (
+    BASE,
+    PLAIN,
+    WEIGHT_FORMATS,
+    Codes,
+    FormatError,
+    Quantizer,
+    WeightFormat,
+)
+from thrifty.errors import CompressionError
+from thrifty.evaluate.kept_answers import KeptAnswers
+from thrifty.evaluate.windows import TokenArray
+from thrifty.graphs.weights import (
     float16_weight,
     int4_codes,
     int8_weight,
     table_weight,
 )
-from thrifty.engines.server.text import TextTokenizer
-from thrifty.errors import CompressionError
-from thrifty.evaluate.kept_answers import KeptAnswers
-from thrifty.evaluate.windows import TokenArray
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
@@ -55,7 +63,7 @@ class Recipe:
     """One way to 4 bits: every matrix in some form."""
 
     name: str
-    forms: Mapping[str, Form]
+    forms: Mapping[str, WeightFormat]
     bits_per_weight: float
     """Over all matrices but the table and the head."""
 
@@ -72,7 +80,7 @@ class Int4Weights:
         found = self._codes.get(name)
         if not isinstance(found, Int4Codes):
             return op.matmul(x, int8_weight(values), False, True)
-        fed = x if found.spread is None else op.multiply(x, _floats(found.spread))
+        fed = x if found.awq_scales is None else op.multiply(x, _floats(found.awq_scales))
         if found.grid is Grid.OFFSETS:
             y = op.add(op.matmul(fed, int4_codes(found.codes, found.scales), False, True),
                        _multiply_offsets(fed, found))  # fmt: skip
@@ -104,7 +112,7 @@ def _floats(values: npt.NDArray[Any]) -> Any:
     return op.constant(values.astype(np.float32).reshape(1, 1, -1))
 
 
-def choose_recipe(measured: Sequence[Measured]) -> Measured:
+def choose_recipe(measured: Sequence[RecipeResult]) -> RecipeResult:
     """The first that is nearly as good as the best; one with offsets only where it is much better than
     any without.
     """
@@ -124,59 +132,59 @@ def try_recipes(
     bits: float,
     kept: KeptAnswers,
     on_progress: OnProgress = ignore_progress,
-) -> tuple[Rounder, list[Recipe], list[Measured]]:
+) -> tuple[Quantizer, list[Recipe], list[RecipeResult]]:
     """What makes matrices, every recipe that fits the budget, and what each came to. What was measured is
     kept, and not measured again.
     """
-    rounder = Rounder(checkpoint, collect_inputs(checkpoint, learned, on_progress))
-    base = rounder.make_all(dict.fromkeys(rounder.names, BASE), on_progress)
+    quantizer = Quantizer(checkpoint, collect_inputs(checkpoint, learned, on_progress))
+    base = quantizer.make_all(dict.fromkeys(quantizer.names, BASE), on_progress)
     probes = learned[:SENSITIVITY_WINDOWS]
     costs = measure_sensitivity(checkpoint, base, probes, kept, on_progress)
-    recipes = _make_recipes(rounder, _weigh(rounder, costs, kept, on_progress), bits)
-    judge, measured = Judge(checkpoint, tokenizer, judges), list[Measured]()
+    recipes = _make_recipes(quantizer, _weigh(quantizer, costs, kept, on_progress), bits)
+    judge, measured = DivergenceEvaluator(checkpoint, tokenizer, judges), list[RecipeResult]()
     for index, one in enumerate(recipes):
         asked = ("judged", {name: str(form) for name, form in one.forms.items()})
         divergence = kept.find(*asked)
         if divergence is None:
-            codes = rounder.make_all(one.forms, on_progress)
+            codes = quantizer.make_all(one.forms, on_progress)
             divergence = judge.measure(checkpoint, Int4Weights(codes))
             kept.add(divergence, *asked)
-        measured.append(Measured(one.name, one.bits_per_weight, divergence))
+        measured.append(RecipeResult(one.name, one.bits_per_weight, divergence))
         on_progress(Progress("judge", index + 1, len(recipes), "recipes"))
-    return rounder, recipes, measured
+    return quantizer, recipes, measured
 
 
 def _weigh(
-    rounder: Rounder, costs: Mapping[str, float], kept: KeptAnswers, on_progress: OnProgress
-) -> dict[str, list[Choice[Form]]]:
+    quantizer: Quantizer, costs: Mapping[str, float], kept: KeptAnswers, on_progress: OnProgress
+) -> dict[str, list[FormatOption[WeightFormat]]]:
     """What each form of each matrix costs the model: as much more or less than the base, whose cost was
     measured, as the outputs of that layer lose.
     """
-    choices: dict[str, list[Choice[Form]]] = {}
-    for index, name in enumerate(rounder.names):
+    choices: dict[str, list[FormatOption[WeightFormat]]] = {}
+    for index, name in enumerate(quantizer.names):
         found = kept.find("weighed", name)
         if found is None:
             found = [
-                [FORMS.index(one.form), one.bits_per_weight, one.error]
-                for one in rounder.weigh(name)
+                [WEIGHT_FORMATS.index(one.form), one.bits_per_weight, one.error]
+                for one in quantizer.weigh(name)
             ]
             kept.add(found, "weighed", name)
-        weighed = [Weighed(FORMS[form], bits, error) for form, bits, error in found]
+        weighed = [FormatError(WEIGHT_FORMATS[form], bits, error) for form, bits, error in found]
         base = next(one.error for one in weighed if one.form == BASE) or 1.0
-        size = rounder.size(name)
+        size = quantizer.size(name)
         choices[name] = [
-            Choice(one.form, one.bits_per_weight * size, costs[name] * one.error / base)
+            FormatOption(one.form, one.bits_per_weight * size, costs[name] * one.error / base)
             for one in weighed
         ]
-        on_progress(Progress("forms", index + 1, len(rounder.names), "matrices"))
+        on_progress(Progress("forms", index + 1, len(quantizer.names), "matrices"))
     return choices
 
 
 def _make_recipes(
-    rounder: Rounder, choices: Mapping[str, Sequence[Choice[Form]]], bits: float
+    quantizer: Quantizer, choices: Mapping[str, Sequence[FormatOption[WeightFormat]]], bits: float
 ) -> list[Recipe]:
     """Those that have room in `bits` a weight. Raises `CompressionError` where none has."""
-    weights = sum(rounder.size(name) for name in choices)
+    weights = sum(quantizer.size(name) for name in choices)
     uniform = {name: next(c for c in found if c.form == BASE) for name, found in choices.items()}
     least = sum(one.bits for one in uniform.values()) / weights
     recipes = []

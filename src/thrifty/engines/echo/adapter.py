@@ -21,10 +21,10 @@ from thrifty.engines.base import (
 from thrifty.engines.machine import Machine
 from thrifty.engines.probe import probe_generation, read_server_load
 from thrifty.errors import Problem
+from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import Spec
 from thrifty.spec.section import Count, Duration, Section
 from thrifty.types import Family, OnProgress
-from thrifty.wire.fields import CHAT_FIELDS
 
 _REFUSED = {"logit_bias", "priority", "response_format", "best_of", "suffix", "functions", "function_call",
             "audio", "metadata", "modalities", "prediction", "prompt_cache_key",

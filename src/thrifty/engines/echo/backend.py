@@ -24,7 +24,7 @@ from thrifty.engines.server.backend import (
     Output,
     Sampling,
 )
-from thrifty.engines.server.text import TextTokenizer
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
 
 EMBEDDING_SIZE = 32

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from thrifty.engines.openvino.adapter import HONOURS, read_note
 from thrifty.engines.openvino.backend import OpenVinoBackend
-from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
+from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.app import ModelServer
 from thrifty.engines.server.main import serve_model
-from thrifty.engines.server.text import TextTokenizer
+from thrifty.text.tokenizer import TextTokenizer
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from thrifty.engines.base import (
     parse_options,
 )
 from thrifty.engines.machine import Machine, available_memory_bytes
-from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
+from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
 from thrifty.engines.probe import probe_generation, read_server_load
 from thrifty.errors import EngineError, Problem

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from thrifty.engines.openvino.messages import Add
-from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS
+from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.server.backend import Sampling
 
 SLICE_TOKENS = 32

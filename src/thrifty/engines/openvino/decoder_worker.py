@@ -13,7 +13,7 @@ import openvino as ov
 
 from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
 from thrifty.engines.openvino.messages import Add, Step, first_line, last_line
-from thrifty.engines.openvino.prefix_index import BLOCK_TOKENS, PrefixIndex
+from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS, PrefixCacheModel
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling
 
@@ -87,7 +87,7 @@ class DecoderWorker:
             settings.folder, self._tokenizer, scheduler, "CPU", **properties
         )
         self._running: dict[int, _Running] = {}
-        self._index = PrefixIndex(settings.kv_blocks, sharing=settings.prefix_cache)
+        self._index = PrefixCacheModel(settings.kv_blocks, sharing=settings.prefix_cache)
         self._waiting: deque[Add] = deque()
         self._together = 0
         """How many jobs the last step was for."""

@@ -29,11 +29,11 @@ from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
 from thrifty.engines.openvino.adapter import BYTES_PER_WEIGHT
-from thrifty.engines.openvino.decoder_graph import build_decoder
-from thrifty.engines.openvino.encoder_graph import build_encoder
-from thrifty.engines.openvino.weights import Weights, choose_activation_group
-from thrifty.engines.server.vocabulary import read_vocabulary
 from thrifty.errors import ArtifactError, FormatRefused
+from thrifty.graphs.decoder import build_decoder
+from thrifty.graphs.encoder import build_encoder
+from thrifty.graphs.weights import Weights, choose_activation_group
+from thrifty.text.vocabulary import read_vocabulary
 from thrifty.types import Family, Format, OnProgress
 
 RECIPE_VERSION = 3

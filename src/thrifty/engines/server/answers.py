@@ -13,9 +13,9 @@ import msgspec
 from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import GenerationRequest
 from thrifty.engines.server.tools import OPEN, parse_calls
-from thrifty.wire.fields import Endpoint
-from thrifty.wire.ids import new_id
-from thrifty.wire.sse import encode_event
+from thrifty.openai.events import encode_event
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.ids import new_id
 
 _encode = msgspec.json.Encoder().encode
 

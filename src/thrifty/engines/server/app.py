@@ -20,13 +20,13 @@ from thrifty.engines.server.request import (
     parse_completion,
     split_inputs,
 )
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.errors import EngineError
+from thrifty.http.server import Exchange
+from thrifty.openai.errors import NOT_FOUND, SERVER, WireError, bad_request
+from thrifty.openai.fields import Endpoint, check_fields
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
-from thrifty.wire.errors import NOT_FOUND, SERVER, WireError, bad_request
-from thrifty.wire.fields import Endpoint, check_fields
-from thrifty.wire.server import Exchange
 
 log = logging.getLogger(__name__)
 

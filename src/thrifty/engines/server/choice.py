@@ -6,7 +6,7 @@ from typing import Any
 
 from thrifty.engines.server.backend import Output
 from thrifty.engines.server.request import GenerationRequest
-from thrifty.engines.server.text import IncrementalText, TextTokenizer
+from thrifty.text.tokenizer import IncrementalText, TextTokenizer
 
 
 class Choice:

@@ -14,12 +14,12 @@ from thrifty.engines.server.answers import ChunkWriter, build_answer, encode_usa
 from thrifty.engines.server.backend import Backend, Failure, Output
 from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import GenerationRequest
-from thrifty.engines.server.text import TextTokenizer
-from thrifty.wire.errors import SERVER, WireError, bad_request, unavailable
-from thrifty.wire.fields import Endpoint
-from thrifty.wire.ids import new_id
-from thrifty.wire.server import EVENT_STREAM_HEADERS, Exchange
-from thrifty.wire.sse import DONE, encode_error_event
+from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange
+from thrifty.openai.errors import SERVER, WireError, bad_request, unavailable
+from thrifty.openai.events import DONE, encode_error_event
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.ids import new_id
+from thrifty.text.tokenizer import TextTokenizer
 
 _SEEDS = 2**31
 

@@ -8,8 +8,8 @@ import time
 
 from thrifty.engines.server.app import ModelServer
 from thrifty.errors import ThriftyError
-from thrifty.wire.process import ADDRESS_IN_USE, report_error, run_process
-from thrifty.wire.server import HttpServer, ServerLimits
+from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
+from thrifty.http.server import HttpServer, ServerLimits
 
 log = logging.getLogger(__name__)
 

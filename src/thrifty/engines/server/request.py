@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
-from thrifty.engines.server.text import TextTokenizer
 from thrifty.engines.server.tools import (
     ToolPlan,
     add_to_system,
@@ -18,8 +17,9 @@ from thrifty.engines.server.tools import (
     parse_tools,
     render_history,
 )
-from thrifty.wire.errors import WireError, bad_request
-from thrifty.wire.fields import Endpoint
+from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.fields import Endpoint
+from thrifty.text.tokenizer import TextTokenizer
 
 COMPLETION_DEFAULT_TOKENS = 16
 """What OpenAI's `/v1/completions` generates when `max_tokens` is left out."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar
-from thrifty.wire.errors import bad_request
-from thrifty.wire.ids import new_id
+from thrifty.openai.errors import bad_request
+from thrifty.openai.ids import new_id
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -8,8 +8,8 @@ import msgspec
 
 from thrifty.gateway.call import Call
 from thrifty.gateway.table import Deployment, RoutingTable
-from thrifty.wire.errors import NOT_FOUND, WireError, bad_request, unavailable
-from thrifty.wire.fields import Endpoint, check_fields
+from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, unavailable
+from thrifty.openai.fields import Endpoint, check_fields
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000

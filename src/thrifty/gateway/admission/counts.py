@@ -33,7 +33,7 @@ class Limit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class QuotaRequest:
     """What a request would take, by estimate, and what its key has spent so far by the database."""
 
     tokens: int
@@ -43,7 +43,7 @@ class Ask:
 
 
 @dataclass(slots=True)
-class Usage:
+class QuotaUsage:
     """How far a key has used its minute, for the headers of answers. Times in seconds from now."""
 
     requests: int = 0
@@ -61,7 +61,7 @@ class Refusal:
     limit: Limit
     used: float
     retry_after_s: float | None
-    usage: Usage | None = None
+    usage: QuotaUsage | None = None
     """How far the minute is used, where that came along."""
 
 
@@ -73,10 +73,10 @@ class Grant:
     slot: int
     tokens: int
     cost: float
-    usage: Usage
+    usage: QuotaUsage
 
 
-class Window:
+class MinuteWindow:
     """A sum over the last minute."""
 
     __slots__ = ("_slots", "total")
@@ -133,14 +133,14 @@ class KeyCounts:
     __slots__ = ("_numbers", "_reserved", "requests", "running", "tokens", "used_s")
 
     def __init__(self) -> None:
-        self.requests = Window()
-        self.tokens = Window()
+        self.requests = MinuteWindow()
+        self.tokens = MinuteWindow()
         self.running: set[int] = set()
         self._reserved = 0.0
         self._numbers = 0
         self.used_s = 0.0
 
-    def take(self, limits: KeyLimits, ask: Ask, now_s: float) -> Grant | Refusal:
+    def take(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Grant | Refusal:
         """Count a request and reserve what it asks for, or say why not; then nothing is counted.
 
         `now_s` is any clock that does not go back.
@@ -148,7 +148,7 @@ class KeyCounts:
         refusal = self._find_refusal(limits, ask, now_s)
         return refusal if refusal is not None else self.count(limits, ask, now_s)
 
-    def count(self, limits: KeyLimits, ask: Ask, now_s: float) -> Grant:
+    def count(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Grant:
         """Count a request without asking whether it may go on."""
         slot = int(now_s // SLOT_S)
         self.used_s = now_s
@@ -178,16 +178,16 @@ class KeyCounts:
             # What it took beyond its reservation was taken lately.
             self.tokens.add(slot, change)
 
-    def usage(self, now_s: float) -> Usage:
+    def usage(self, now_s: float) -> QuotaUsage:
         """How far the minute is used."""
-        return Usage(
+        return QuotaUsage(
             self.requests.total,
             self.tokens.total,
             self.requests.reset_s(now_s),
             self.tokens.reset_s(now_s),
         )
 
-    def _find_refusal(self, limits: KeyLimits, ask: Ask, now_s: float) -> Refusal | None:
+    def _find_refusal(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Refusal | None:
         slot = int(now_s // SLOT_S)
         self.requests.trim(slot)
         self.tokens.trim(slot)
@@ -204,7 +204,7 @@ class KeyCounts:
         return find_spent(limits, ask, self._reserved)
 
 
-def bound_cost(limits: KeyLimits, ask: Ask) -> float:
+def bound_cost(limits: KeyLimits, ask: QuotaRequest) -> float:
     """What is reserved of the budgets: the estimate, but never more than what is left."""
     cost = ask.cost
     if limits.budget_day is not None:
@@ -214,7 +214,7 @@ def bound_cost(limits: KeyLimits, ask: Ask) -> float:
     return max(0.0, cost)
 
 
-def find_spent(limits: KeyLimits, ask: Ask, reserved: float) -> Refusal | None:
+def find_spent(limits: KeyLimits, ask: QuotaRequest, reserved: float) -> Refusal | None:
     """The budget that has no room for the request beside what is `reserved` for others."""
     cost = bound_cost(limits, ask)
     for limit, budget, spent in (

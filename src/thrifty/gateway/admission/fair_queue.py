@@ -41,7 +41,7 @@ class _Flow:
     tickets: deque[Ticket] = field(default_factory=deque)
 
 
-class RoundRobin:
+class DeficitRoundRobin:
     """The waiting requests of one priority."""
 
     __slots__ = ("_fresh", "_turns", "count")
@@ -162,7 +162,7 @@ class FairQueue:
     __slots__ = ("_queues",)
 
     def __init__(self) -> None:
-        self._queues = (RoundRobin(), RoundRobin())
+        self._queues = (DeficitRoundRobin(), DeficitRoundRobin())
 
     def __len__(self) -> int:
         return self._queues[0].count + self._queues[1].count

@@ -12,18 +12,18 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from thrifty.gateway.cache.flights import Flight
+from thrifty.gateway.cache.single_flight import SingleFlight
 from thrifty.gateway.call import Call
 from thrifty.gateway.failures import RETRIABLE_STATUSES
 from thrifty.gateway.retry_budget import RetryBudget
 from thrifty.gateway.routing import Outstanding
 from thrifty.gateway.table import Deployment, Replica
+from thrifty.http.client import Answer, TransportError
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.client import Answer, TransportError
 
 AnyReplica = TypeVar("AnyReplica")
 OpenOn = Callable[[AnyReplica], Awaitable[Answer]]
-Send = Callable[[Call, Replica, bytes, Flight | None, list[Answer]], Awaitable[Answer]]
+Send = Callable[[Call, Replica, bytes, SingleFlight | None, list[Answer]], Awaitable[Answer]]
 Pick = Callable[[Call, Deployment, list[Replica]], Replica]
 
 
@@ -49,7 +49,7 @@ class Hedger:
         self._metrics = metrics
 
     async def open(
-        self, call: Call, first: Replica, body: bytes, flight: Flight | None, after_s: float
+        self, call: Call, first: Replica, body: bytes, flight: SingleFlight | None, after_s: float
     ) -> Answer:
         """As `send` to `first`, with a second replica where that one does not begin within
         `after_s`. Who answers is assigned to the call.
@@ -67,7 +67,7 @@ class Hedger:
 
         def choose_other() -> Replica | None:
             nonlocal second
-            if not deployment.gate.has_free_slot:
+            if not deployment.concurrency.has_free_slot:
                 return None
             others = [r for r in deployment.candidates({first.id}) if r.id != first.id]
             if not others or not self._budget.spend():

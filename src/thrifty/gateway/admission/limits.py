@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from thrifty.db.keys import Key
-from thrifty.gateway.admission.counts import Ask, Grant, Limit, ProcessCounts, Refusal, Usage
+from thrifty.gateway.admission.counts import (
+    Grant,
+    Limit,
+    ProcessCounts,
+    QuotaRequest,
+    QuotaUsage,
+    Refusal,
+)
 from thrifty.gateway.admission.estimate import compute_cost
 from thrifty.gateway.admission.shared_counts import RENEW_S, SharedCounts, SharedGrant
 from thrifty.gateway.admission.spend import (
@@ -26,7 +33,7 @@ from thrifty.gateway.admission.spend import (
 )
 from thrifty.gateway.call import HIT, Call
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.wire.errors import RATE_LIMIT, WireError
+from thrifty.openai.errors import RATE_LIMIT, WireError
 
 INSUFFICIENT_QUOTA = "insufficient_quota"
 CLIENT_CLOSED = 499
@@ -35,7 +42,7 @@ Sizes = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Held:
+class Reservation:
     """What a call holds of its key's limits until it ends."""
 
     key: Key
@@ -45,7 +52,7 @@ class Held:
     shared: SharedGrant | None
 
 
-class Limiter:
+class KeyLimiter:
     """Holds keys to their limits. `clock` gives seconds that never go back."""
 
     def __init__(
@@ -60,7 +67,7 @@ class Limiter:
         self._shared = shared
         self._clock = clock
         self._counts = ProcessCounts()
-        self._running: dict[str, dict[str, Held]] = {}
+        self._running: dict[str, dict[str, Reservation]] = {}
         """What is counted in Redis: by the key's id and the grant's."""
         self._renewed_s = clock()
 
@@ -86,7 +93,7 @@ class Limiter:
             )
         if call.key is None or deployment is None:
             return
-        held = call.held
+        reservation = call.reservation
         tokens, cost = 0, 0.0
         if usage is not None and generated:
             tokens = usage.prompt_tokens + usage.completion_tokens
@@ -94,21 +101,23 @@ class Limiter:
                 deployment.settings,
                 usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
             )  # fmt: skip
-        elif held is not None and _broke_off(call):
+        elif reservation is not None and _broke_off(call):
             # A client that hangs up before the counts come does not go free; it is taken to have
             # had an answer of the usual length.
-            answer = min(held.answer, round(deployment.estimator.answer_tokens))
-            tokens = held.prompt + answer
-            cost = compute_cost(deployment.settings, held.prompt, answer)
+            answer = min(reservation.answer, round(deployment.estimator.answer_tokens))
+            tokens = reservation.prompt + answer
+            cost = compute_cost(deployment.settings, reservation.prompt, answer)
         if cost:
             self._book.add(call.key.id, cost)
-        if held is None:
+        if reservation is None:
             return
-        call.held = None
-        self._counts.of(held.key.id).settle(held.grant, tokens, self._clock())
-        if held.shared is not None and self._shared is not None:
-            self._running.get(held.key.id, {}).pop(held.shared.id, None)
-            self._shared.settle(held.key.id, held.shared, tokens, cost, name_day(time.time()))
+        call.reservation = None
+        self._counts.of(reservation.key.id).settle(reservation.grant, tokens, self._clock())
+        if reservation.shared is not None and self._shared is not None:
+            self._running.get(reservation.key.id, {}).pop(reservation.shared.id, None)
+            self._shared.settle(
+                reservation.key.id, reservation.shared, tokens, cost, name_day(time.time())
+            )
 
     def sweep(self) -> None:
         """Forget what is old, and renew the leases of long requests; about once a second."""
@@ -118,12 +127,16 @@ class Limiter:
             self._renewed_s = now_s
             for key_id, running in list(self._running.items()):
                 if running:
-                    grants = [held.shared for held in running.values() if held.shared is not None]
+                    grants = [
+                        reservation.shared
+                        for reservation in running.values()
+                        if reservation.shared is not None
+                    ]
                     self._shared.renew(key_id, grants)
                 else:
                     del self._running[key_id]
 
-    def _make_ask(self, call: Call, key: Key) -> tuple[Ask, Sizes]:
+    def _make_ask(self, call: Call, key: Key) -> tuple[QuotaRequest, Sizes]:
         deployment = call.deployment
         assert deployment is not None
         prompt, answer = deployment.estimator.estimate(call.body, len(call.exchange.body))
@@ -131,18 +144,18 @@ class Limiter:
         if key.budget_day is not None or key.budget_month is not None:
             day, month = self._book.spent(key.id)
         cost = compute_cost(deployment.settings, prompt, answer)
-        return Ask(prompt + answer, cost, day, month), (prompt, answer)
+        return QuotaRequest(prompt + answer, cost, day, month), (prompt, answer)
 
-    def _admit_here(self, call: Call, key: Key, ask: Ask, sizes: Sizes) -> None:
+    def _admit_here(self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes) -> None:
         counts, now_s = self._counts.of(key.id), self._clock()
         taken = counts.take(key.limits, ask, now_s)
         if isinstance(taken, Refusal):
             raise self._refuse(call, key, ask, taken, counts.usage(now_s))
-        call.held = Held(key, *sizes, taken, None)
+        call.reservation = Reservation(key, *sizes, taken, None)
         call.rate_headers = make_headers(key, taken.usage)
 
     async def _admit_shared(
-        self, call: Call, key: Key, ask: Ask, sizes: Sizes, shared: SharedCounts
+        self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes, shared: SharedCounts
     ) -> None:
         taken = await shared.take(key.id, key.limits, ask, name_day(time.time()))
         if taken is None:
@@ -152,12 +165,12 @@ class Limiter:
         if isinstance(taken, Refusal):
             raise self._refuse(call, key, ask, taken, taken.usage)
         grant = self._counts.of(key.id).count(key.limits, ask, self._clock())
-        held = call.held = Held(key, *sizes, grant, taken)
-        self._running.setdefault(key.id, {})[taken.id] = held
+        reservation = call.reservation = Reservation(key, *sizes, grant, taken)
+        self._running.setdefault(key.id, {})[taken.id] = reservation
         call.rate_headers = make_headers(key, taken.usage)
 
     def _refuse(
-        self, call: Call, key: Key, ask: Ask, refusal: Refusal, usage: Usage | None
+        self, call: Call, key: Key, ask: QuotaRequest, refusal: Refusal, usage: QuotaUsage | None
     ) -> WireError:
         assert call.deployment is not None
         self._metrics.rejections.labels(call.deployment.name, refusal.limit.value).inc()
@@ -166,7 +179,7 @@ class Limiter:
         return make_refusal(key, ask, refusal, time.time())
 
 
-def make_refusal(key: Key, ask: Ask, refusal: Refusal, at_s: float) -> WireError:
+def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> WireError:
     """The 429 for a limit that stands in the way. `at_s`: seconds since 1970."""
     limit, used, wait_s = refusal.limit, refusal.used, refusal.retry_after_s
     if limit in (Limit.BUDGET_DAY, Limit.BUDGET_MONTH):
@@ -209,7 +222,7 @@ def make_refusal(key: Key, ask: Ask, refusal: Refusal, at_s: float) -> WireError
     )  # fmt: skip
 
 
-def make_headers(key: Key, usage: Usage) -> list[tuple[bytes, bytes]]:
+def make_headers(key: Key, usage: QuotaUsage) -> list[tuple[bytes, bytes]]:
     """The headers that tell a client how far its minute is used, as OpenAI names them."""
     headers = []
     if key.rpm is not None:

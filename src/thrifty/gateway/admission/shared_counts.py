@@ -25,10 +25,10 @@ from thrifty.db.keys import KeyLimits
 from thrifty.gateway.admission.counts import (
     SLOT_S,
     SLOTS,
-    Ask,
     Limit,
+    QuotaRequest,
+    QuotaUsage,
     Refusal,
-    Usage,
 )
 from thrifty.gateway.shared_store import Argument, Script, SharedStore
 
@@ -188,7 +188,7 @@ class SharedGrant:
     id: str
     slot: int
     tokens: int
-    usage: Usage
+    usage: QuotaUsage
 
 
 class SharedCounts:
@@ -207,7 +207,7 @@ class SharedCounts:
         return self._store.available
 
     async def take(
-        self, key_id: str, limits: KeyLimits, ask: Ask, day: str
+        self, key_id: str, limits: KeyLimits, ask: QuotaRequest, day: str
     ) -> SharedGrant | Refusal | None:
         """Count a request and reserve what it asks for, or say why not. None where the store is
         away. `day` is today (UTC), as `2026-11-23`.
@@ -227,7 +227,7 @@ class SharedCounts:
             )  # fmt: skip
         except asyncio.CancelledError:
             # The client has gone; what Redis may have counted for it must not stay.
-            self.settle(key_id, SharedGrant(ident, 0, 0, Usage()), 0, 0.0, day)
+            self.settle(key_id, SharedGrant(ident, 0, 0, QuotaUsage()), 0, 0.0, day)
             raise
         return None if found is None else _read_answer(found, ident, limits, ask)
 
@@ -264,10 +264,10 @@ def _name_keys(key_id: str, day: str) -> list[str]:
 
 
 def _read_answer(
-    found: list[Any], ident: str, limits: KeyLimits, ask: Ask
+    found: list[Any], ident: str, limits: KeyLimits, ask: QuotaRequest
 ) -> SharedGrant | Refusal:
     verdict = found[0].decode()
-    usage = Usage(int(found[3]), int(found[4]), int(found[5]) / 1e3, int(found[6]) / 1e3)
+    usage = QuotaUsage(int(found[3]), int(found[4]), int(found[5]) / 1e3, int(found[6]) / 1e3)
     if verdict != "ok":
         wait_ms = int(found[2])
         wait_s = None if wait_ms < 0 else max(0.001, wait_ms / 1e3)

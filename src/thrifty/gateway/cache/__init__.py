@@ -1,7 +1,7 @@
 """What is remembered between requests: whole answers to identical requests."""
 
 from thrifty.gateway.cache.exact import Entry, ExactCache, Owner
-from thrifty.gateway.cache.flights import Flight, Flights
 from thrifty.gateway.cache.key import make_key
+from thrifty.gateway.cache.single_flight import SingleFlight, SingleFlightGroup
 
-__all__ = ["Entry", "ExactCache", "Flight", "Flights", "Owner", "make_key"]
+__all__ = ["Entry", "ExactCache", "Owner", "SingleFlight", "SingleFlightGroup", "make_key"]

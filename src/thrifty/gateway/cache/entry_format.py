@@ -14,7 +14,7 @@ import hashlib
 import msgspec
 
 from thrifty.gateway.cache.exact import Entry, Owner
-from thrifty.wire.sse import Usage
+from thrifty.openai.events import Usage
 
 _MAGIC = b"tc1"
 _CHECKSUM_BYTES = 12

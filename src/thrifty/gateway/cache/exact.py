@@ -17,8 +17,8 @@ from typing import NamedTuple
 import msgspec
 
 from thrifty.gateway.cache.replay import ID_MARK, cut_id, make_chunks
-from thrifty.wire.ids import new_id
-from thrifty.wire.sse import DONE, Usage
+from thrifty.openai.events import DONE, Usage
+from thrifty.openai.ids import new_id
 
 ENTRY_BYTES = 800
 """What an entry takes beside its answer: keys, objects, the places in the order and the group."""

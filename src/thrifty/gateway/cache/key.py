@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from thrifty.wire.fields import GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
 IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model", "priority"}
 """Fields that change how or when an answer is sent, not what it is. The model is in the key by its

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from thrifty.wire.sse import DONE, encode_event, read_data, split_events
+from thrifty.openai.events import DONE, encode_event, read_data, split_events
 
 ID_MARK = b"\x00id\x00"
 """Where an answer's id goes; no JSON holds these bytes."""

@@ -1,0 +1,139 @@
+"""What the pages about files and about batches share: threads, parameters, lists, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from thrifty.http.server import Exchange
+from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
+
+THREADS = 4
+MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 86400
+PURPOSE = "batch"
+"""The only purpose of files that are uploaded."""
+
+encode = msgspec.json.Encoder().encode
+
+
+class Threads:
+    """A few threads, on which the database and the disk are waited for."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="files")
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function` returns. It is carried out whole, whatever becomes of who waits."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, function, *arguments)
+
+    def close(self) -> None:
+        """End the threads, each after what it is at."""
+        self._pool.shutdown(wait=False)
+
+
+async def respond_page(
+    exchange: Exchange,
+    threads: Threads,
+    read: Callable[[], tuple[list[Any], bool]],
+    describe: Callable[[Any], dict[str, Any]],
+) -> None:
+    """Answer with a page of a list. `read` returns its rows, and whether there are more."""
+    try:
+        rows, more = await threads.run(read)
+    except KeyError as error:
+        raise no_such("entry", str(error.args[0]), "after") from None
+    exchange.respond(
+        200,
+        encode(
+            {
+                "object": "list",
+                "data": [describe(row) for row in rows],
+                "first_id": rows[0].id if rows else None,
+                "last_id": rows[-1].id if rows else None,
+                "has_more": more,
+            }
+        ),
+    )
+
+
+def to_stamp(seconds: float | None) -> int | None:
+    """A time as the dialect writes it: whole seconds."""
+    return None if seconds is None else int(seconds)
+
+
+def read_query(exchange: Exchange, names: tuple[str, ...]) -> dict[str, str]:
+    """The query's parameters, of which only `names` may be there."""
+    query = {}
+    for name, values in parse_qs(exchange.query.decode("latin-1")).items():
+        if name not in names:
+            raise unknown(name)
+        query[name] = values[-1]
+    return query
+
+
+def read_limit(query: Mapping[str, str], default: int, most: int) -> int:
+    """How many rows a page may have."""
+    text = query.get("limit", str(default))
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
+        raise bad_request(
+            f"'limit' must be a whole number between 1 and {most}, not {text[:60]!r}.",
+            "limit",
+            "invalid_value",
+        )
+    return int(text)
+
+
+def read_expiry(anchor: Any, seconds: Any, name: str = "expires_after") -> float | None:
+    """The seconds that a file is to be kept."""
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise bad_request(
+            f"'{name}.anchor' must be 'created_at', not {str(anchor)[:60]!r}.",
+            f"{name}.anchor",
+            "invalid_value",
+        )
+    text = str(seconds)
+    if isinstance(seconds, bool) or not text.isdecimal() or len(text) > 9 or not MIN_KEEP_S <= int(text) <= MAX_KEEP_S:  # fmt: skip
+        raise bad_request(
+            f"'{name}.seconds' must be a whole number between {MIN_KEEP_S} and {MAX_KEEP_S}, not "
+            f"{text[:60]!r}.",
+            f"{name}.seconds",
+            "invalid_value",
+        )
+    return float(text)
+
+
+def unknown(name: str) -> WireError:
+    """The refusal of a parameter that there is not."""
+    return bad_request(f"Unknown parameter: '{name[:64]}'.", name[:64], "unknown_parameter")
+
+
+def missing(name: str) -> WireError:
+    """The refusal where a parameter is not there."""
+    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
+
+
+def no_such(what: str, ident: str, param: str | None = None) -> WireError:
+    """The answer where a tenant has no file, batch or entry of that id."""
+    return WireError(
+        404,
+        f"There is no {what} {ident[:100]!r}.",
+        type=NOT_FOUND,
+        param=param,
+        code=f"{what}_not_found",
+    )
+
+
+def wrong_method(exchange: Exchange, methods: str) -> WireError:
+    """The refusal of a method that the path does not take."""
+    return WireError(
+        405, f"{exchange.path[:100]} takes {methods}, not {exchange.method}.",
+        code="method_not_allowed",
+    )  # fmt: skip

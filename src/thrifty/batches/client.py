@@ -1,0 +1,253 @@
+"""A batch run from the command line: upload, wait, fetch. Killed, it goes on where it was.
+
+A note beside the output says which batch was made of which input. As long as it is there, the same
+command takes that batch up again and makes no second one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import requests
+
+from thrifty.errors import BatchError
+
+POLL_S = 0.5
+TIMEOUT_S = 60.0
+GIVE_UP_S = 120.0
+"""A service that cannot be reached this long has gone, not only restarted."""
+CHUNK_BYTES = 1 << 20
+OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+
+OnProgress = Callable[[dict[str, Any]], None]
+"""Told of the batch, as the service describes it, now and then."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Which batch belongs to an output."""
+
+    url: str
+    batch_id: str
+    input_sha256: str
+
+
+class BatchClient:
+    """The Files and Batch API at one URL."""
+
+    def __init__(self, url: str, key: str | None) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._session = requests.Session()
+        if key:
+            self._session.headers["authorization"] = f"Bearer {key}"
+
+    def upload(self, path: Path) -> str:
+        """Upload an input file; returns its id."""
+        with path.open("rb") as file:
+            form = _Form(file, path.name)
+            headers = {"content-type": form.content_type}
+            answer = self._ask("POST", "/v1/files", data=form, headers=headers)
+        return str(answer["id"])
+
+    def create(self, file_id: str, endpoint: str, window: str) -> dict[str, Any]:
+        """Make a batch."""
+        body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window}
+        return self._ask("POST", "/v1/batches", json=body)
+
+    def find(self, batch_id: str) -> dict[str, Any] | None:
+        """A batch as it is now; None where there is none."""
+        return self._ask("GET", f"/v1/batches/{batch_id}", missing_ok=True) or None
+
+    def fetch(self, file_id: str | None, target: Path) -> None:
+        """Write a file's contents to `target`, whole or not at all; nothing at all makes an empty
+        file.
+        """
+        temporary = target.with_name(f"{target.name}.part")
+        with temporary.open("wb") as file:
+            if file_id is not None:
+                url = f"{self.url}/v1/files/{file_id}/content"
+                with self._session.get(url, stream=True, timeout=TIMEOUT_S) as reply:
+                    if reply.status_code != 200:
+                        raise _refused(reply)
+                    for data in reply.iter_content(CHUNK_BYTES):
+                        file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._session.close()
+
+    def _ask(
+        self, method: str, path: str, *, missing_ok: bool = False, **fields: Any
+    ) -> dict[str, Any]:
+        reply = self._session.request(method, self.url + path, timeout=TIMEOUT_S, **fields)
+        if reply.status_code == 404 and missing_ok:
+            return {}
+        if reply.status_code != 200:
+            raise _refused(reply)
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+
+def run_batch(
+    source: Path,
+    output: Path,
+    errors: Path,
+    *,
+    url: str,
+    key: str | None,
+    window: str,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Have a file of requests worked off; returns the batch at its end. Blocks. Raises
+    `BatchError`.
+    """
+    service = BatchClient(url, key)
+    note_path = output.with_name(f"{output.name}.batch")
+    try:
+        digest = _hash_file(source)
+        batch = _resume(service, note_path, digest)
+        if batch is None:
+            endpoint = _read_endpoint(source)
+            batch = service.create(service.upload(source), endpoint, window)
+            _write_note(note_path, Note(service.url, batch["id"], digest))
+        batch = _wait(service, batch, on_progress)
+        service.fetch(batch["output_file_id"], output)
+        if batch["error_file_id"] is not None:
+            service.fetch(batch["error_file_id"], errors)
+        else:
+            errors.unlink(missing_ok=True)
+        note_path.unlink(missing_ok=True)
+    except requests.RequestException as error:
+        raise BatchError(
+            f"{service.url} cannot be reached: {_say(error)}. The same command goes on with the "
+            "batch once it can."
+        ) from None
+    except OSError as error:
+        raise BatchError(f"{error.filename or source}: {error.strerror or error}") from None
+    finally:
+        service.close()
+    return batch
+
+
+def _wait(service: BatchClient, batch: dict[str, Any], on_progress: OnProgress) -> dict[str, Any]:
+    away_since_s: float | None = None
+    while True:
+        on_progress(batch)
+        if batch["status"] in OVER:
+            return batch
+        time.sleep(POLL_S)
+        try:
+            found = service.find(batch["id"])
+            away_since_s = None
+        except (requests.RequestException, BatchError):
+            # A gateway that restarts is away for a moment; the batch goes on with it.
+            away_since_s = away_since_s or time.monotonic()
+            if time.monotonic() - away_since_s > GIVE_UP_S:
+                raise
+            continue
+        if found is None:
+            raise BatchError(f"the batch {batch['id']} is not at {service.url} any more")
+        batch = found
+
+
+def _resume(service: BatchClient, note_path: Path, digest: str) -> dict[str, Any] | None:
+    """The batch that an earlier run of the same command made, if it is still there."""
+    try:
+        note = Note(**json.loads(note_path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise BatchError(f"{note_path} is not a note of ours; move it away") from None
+    if note.input_sha256 != digest:
+        raise BatchError(
+            f"{note_path} belongs to a batch of another input ({note.batch_id}). Give another --out, "
+            "or delete that file if you do not want that batch's answers"
+        )
+    if note.url != service.url:
+        raise BatchError(
+            f"{note_path} belongs to a batch at {note.url}; give --url {note.url} to go on with it, or "
+            "delete that file"
+        )
+    return service.find(note.batch_id)
+
+
+def _write_note(path: Path, note: Note) -> None:
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json.dumps(asdict(note)), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_endpoint(path: Path) -> str:
+    """The `url` of the first line that has one."""
+    with path.open("rb") as file:
+        for data in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                url = json.loads(data)["url"]
+                if isinstance(url, str):
+                    return url
+    raise BatchError(f"{path} holds no line with a 'url' such as /v1/chat/completions")
+
+
+class _Form:
+    """A form with the file in it, read as it is sent."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        boundary = secrets.token_hex(16)
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+        safe = name.replace('"', "'").replace("\r", " ").replace("\n", " ")
+        head = (
+            f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="{safe}"\r\n\r\n'
+        ).encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
+        self._length = len(head) + os.fstat(file.fileno()).st_size + len(tail)
+        self._rest = [head]
+        self._file: IO[bytes] | None = file
+        self._tail = tail
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, count: int = -1) -> bytes:
+        """The next bytes of the form."""
+        if self._rest:
+            return self._rest.pop()
+        if self._file is not None:
+            data = self._file.read(CHUNK_BYTES if count < 0 else count)
+            if data:
+                return data
+            self._file = None
+            return self._tail
+        return b""
+
+
+def _refused(reply: requests.Response) -> BatchError:
+    try:
+        message = reply.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = reply.text[:300]
+    hint = "; give the key with --key or THRIFTY_KEY" if reply.status_code == 401 else ""
+    return BatchError(f"{reply.url} answered {reply.status_code}: {message}{hint}")
+
+
+def _say(error: requests.RequestException) -> str:
+    inner = error.args[0] if error.args else error
+    reason = getattr(inner, "reason", inner)
+    return str(reason)[:200]

@@ -1,0 +1,307 @@
+"""Lines on their way to replicas, and back into their queue when they must yield.
+
+Lines go out as far as the governor lets them, one of each batch in turn. When an interactive
+request is sent to a replica, lines beyond what that replica may now hold are withdrawn in the same
+turn of the event loop, the youngest first, because they lose least; they are done again later.
+An engine that knows priorities keeps them until interactive requests have all of its places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from thrifty.batches.governor import GovernorSettings, Share
+from thrifty.batches.lines import Line
+from thrifty.db.keys import Key
+from thrifty.gateway.call import BATCH, INTERACTIVE, Call
+from thrifty.gateway.forward import Forwarder
+from thrifty.gateway.table import Deployment, Replica, RoutingTable
+from thrifty.http.exchange import InnerExchange
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.fields import Endpoint
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.05
+"""How often places are looked at without any other reason."""
+FILL_S = 0.002
+"""Places that come free are filled together, after this long."""
+
+Run = Callable[[Call], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one attempt at a line ended. `status` is 0 where it was withdrawn."""
+
+    status: int
+    body: bytes = b""
+    request_id: str = ""
+    error: str | None = None
+    retry_after_s: float | None = None
+
+
+class Feed(Protocol):
+    """Where lines come from: a batch."""
+
+    endpoint: Endpoint
+    key: Key | None
+
+    def peek(self) -> Line | None:
+        """The next line, if one is ready."""
+        ...
+
+    def take(self) -> tuple[Line, str]:
+        """Take that line out; with it, the id for this attempt."""
+        ...
+
+    def note(self, line: Line, outcome: Outcome) -> None:
+        """An attempt has ended."""
+        ...
+
+
+class _Attempt:
+    """One line in flight."""
+
+    __slots__ = ("deployment", "exchange", "feed", "line", "replica", "withdrawn")
+
+    def __init__(self, feed: Feed, line: Line, exchange: InnerExchange, deployment: str) -> None:
+        self.feed = feed
+        self.line = line
+        self.exchange = exchange
+        self.deployment = deployment
+        self.replica: str | None = None
+        self.withdrawn = False
+
+
+class Dispatcher:
+    """Sends lines of every batch that this worker runs. Used on the event loop alone."""
+
+    def __init__(
+        self,
+        run: Run,
+        table: RoutingTable,
+        forwarder: Forwarder,
+        metrics: GatewayMetrics,
+        settings: GovernorSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run = run
+        self._table = table
+        self._forwarder = forwarder
+        self._metrics = metrics
+        self._settings = settings
+        self._clock = clock
+        self._feeds: list[Feed] = []
+        self._attempts: dict[Call, _Attempt] = {}
+        self._placed: dict[str, list[_Attempt]] = {}
+        """Attempts by the replica that they are at, oldest first."""
+        self._unplaced: Counter[str] = Counter()
+        """Attempts that have no replica yet, by deployment."""
+        self._shares: dict[str, Share] = {}
+        self._fill_due = False
+        self.elsewhere: dict[str, int] = {}
+        """Requests at a replica that other gateway workers sent, by replica."""
+
+    def add(self, feed: Feed) -> None:
+        """Begin to send a batch's lines."""
+        self._feeds.append(feed)
+        self._forwarder.on_chosen = self.note_chosen
+        self.schedule()
+
+    def find_laden(self) -> list[Replica]:
+        """The replicas that hold lines."""
+        return [
+            replica
+            for deployment in self._table.deployments.values()
+            for replica in deployment.replicas.values()
+            if replica.id in self._placed
+        ]
+
+    def remove(self, feed: Feed) -> None:
+        """Send no more of a batch's lines, and withdraw those in flight; each is still noted."""
+        if feed in self._feeds:
+            self._feeds.remove(feed)
+        for attempt in list(self._attempts.values()):
+            if attempt.feed is feed:
+                self._withdraw(attempt)
+
+    def note_chosen(self, call: Call, replica: Replica) -> None:
+        """A call goes to a replica: a line to be placed, or a request that lines make room for."""
+        attempt = self._attempts.get(call)
+        if attempt is None:
+            self._make_room(replica)
+            return
+        self._displace(attempt)
+        attempt.replica = replica.id
+        self._placed.setdefault(replica.id, []).append(attempt)
+
+    def schedule(self) -> None:
+        """Look for places soon."""
+        if not self._fill_due:
+            self._fill_due = True
+            asyncio.get_running_loop().call_later(FILL_S, self._fill)
+
+    def tick(self) -> None:
+        """Look at every replica that has lines, and fill what is free."""
+        if not self._feeds and not self._attempts:
+            self._forwarder.on_chosen = None
+            return
+        for deployment in self._table.deployments.values():
+            for replica in deployment.replicas.values():
+                if replica.id in self._placed:
+                    self._make_room(replica)
+        self.schedule()
+
+    def count_lines(self) -> dict[str, int]:
+        """Lines in flight, by deployment."""
+        counts = dict.fromkeys(self._table.deployments, 0)
+        for attempt in self._attempts.values():
+            counts[attempt.deployment] = counts.get(attempt.deployment, 0) + 1
+        return counts
+
+    # places
+
+    def _allow(self, deployment: Deployment, replica: Replica) -> int:
+        """How many lines may be at a replica now."""
+        share = self._shares.get(replica.id)
+        if share is None:
+            share = self._shares[replica.id] = Share()
+        lines = len(self._placed.get(replica.id, ()))
+        others = max(0, replica.in_flight - lines) + self.elsewhere.get(replica.id, 0)
+        queued = deployment.waiting + deployment.concurrency.queue.waiting(INTERACTIVE)
+        waiting = queued / max(1, len(deployment.replicas))
+        return share.look(
+            slots=deployment.settings.batch_slots if replica.ready else 0,
+            interactive=others + waiting,
+            settings=self._settings,
+            now_s=self._clock(),
+        )
+
+    def _make_room(self, replica: Replica) -> None:
+        """Withdraw lines beyond what a replica may hold now."""
+        placed = self._placed.get(replica.id, ())
+        deployment = self._table.deployments.get(replica.deployment)
+        if not self._feeds or deployment is None:
+            return
+        allowed = self._allow(deployment, replica)
+        if allowed > 0 and deployment.settings.priority_field is not None:
+            # The engine knows that lines may wait: those that run end sooner than they would be
+            # done again, and no new ones go out.
+            return
+        excess = sum(1 for a in placed if not a.withdrawn) - allowed
+        if excess <= 0:
+            return
+        for attempt in list(reversed(placed)):
+            if excess > 0 and not attempt.withdrawn:
+                self._withdraw(attempt)
+                excess -= 1
+
+    def _find_room(self, deployment: Deployment) -> tuple[int, frozenset[str]]:
+        """How many more lines may go out to a deployment, and the replicas that have no room."""
+        room = -self._unplaced[deployment.name]
+        full = []
+        healthy = deployment.candidates(set())
+        for replica in deployment.replicas.values():
+            allowed = self._allow(deployment, replica)
+            there = sum(1 for a in self._placed.get(replica.id, ()) if not a.withdrawn)
+            free = allowed - there
+            if free <= 0 or replica not in healthy:
+                full.append(replica.id)
+            else:
+                room += free
+        return room, frozenset(full)
+
+    # lines
+
+    def _fill(self) -> None:
+        self._fill_due = False
+        rooms: dict[str, tuple[int, frozenset[str]]] = {}
+        moved = True
+        while moved:
+            moved = False
+            for feed in list(self._feeds):
+                line = feed.peek()
+                if line is None:
+                    continue
+                deployment = self._table.names.get(line.model) if line.model else None
+                if deployment is None:
+                    # Nobody has this model; `admit` says so.
+                    self._send(feed, "", frozenset())
+                    moved = True
+                    continue
+                name = deployment.name
+                if name not in rooms:
+                    rooms[name] = self._find_room(deployment)
+                room, full = rooms[name]
+                if room > 0:
+                    rooms[name] = (room - 1, full)
+                    self._send(feed, name, full)
+                    moved = True
+        # The next batch begins next time.
+        self._feeds = self._feeds[1:] + self._feeds[:1]
+
+    def _send(self, feed: Feed, deployment: str, full: frozenset[str]) -> None:
+        line, request_id = feed.take()
+        headers = {b"x-request-id": request_id.encode()}
+        exchange = InnerExchange(feed.endpoint.value, line.body, headers)
+        call = Call(exchange, feed.endpoint)
+        call.priority = BATCH
+        call.key = feed.key
+        call.avoid = full
+        attempt = _Attempt(feed, line, exchange, deployment)
+        self._attempts[call] = attempt
+        self._unplaced[deployment] += 1
+        task = asyncio.get_running_loop().create_task(self._run(call))
+        exchange.task = task
+        task.add_done_callback(functools.partial(self._end, call))
+
+    def _withdraw(self, attempt: _Attempt) -> None:
+        attempt.withdrawn = True
+        attempt.exchange.hang_up()
+
+    def _displace(self, attempt: _Attempt) -> None:
+        """Take an attempt from where it is counted."""
+        if attempt.replica is None:
+            self._unplaced[attempt.deployment] -= 1
+            return
+        placed = self._placed[attempt.replica]
+        placed.remove(attempt)
+        if not placed:
+            del self._placed[attempt.replica]
+
+    def _end(self, call: Call, task: asyncio.Task[None]) -> None:
+        attempt = self._attempts.pop(call)
+        self._displace(attempt)
+        exchange = attempt.exchange
+        outcome = Outcome(0)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s failed", call.request_id, exc_info=error)
+            outcome = Outcome(500, b'{"error":{"message":"the gateway failed"}}', call.request_id)
+        elif exchange.finished:
+            outcome = Outcome(
+                exchange.status,
+                exchange.answer,
+                call.request_id,
+                call.error,
+                _read_retry_after(exchange.answer_headers),
+            )
+        attempt.feed.note(attempt.line, outcome)
+        result = "withdrawn" if outcome.status == 0 else str(outcome.status)
+        self._metrics.batch_lines.labels(attempt.deployment, result).inc()
+        if self._feeds:
+            self.schedule()
+
+
+def _read_retry_after(headers: list[tuple[bytes, bytes]]) -> float | None:
+    for name, value in headers:
+        if name == b"retry-after" and value.isdigit():
+            return float(value)
+    return None

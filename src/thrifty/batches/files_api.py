@@ -1,0 +1,228 @@
+"""`/v1/files`: uploads go to disk, answers come from there, and a tenant sees its own."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import PurePath
+from typing import IO, Any
+
+from thrifty.batches.api_parts import (
+    PURPOSE,
+    Threads,
+    encode,
+    missing,
+    no_such,
+    read_expiry,
+    read_limit,
+    read_query,
+    respond_page,
+    to_stamp,
+    unknown,
+    wrong_method,
+)
+from thrifty.batches.settings import BatchSettings
+from thrifty.batches.storage import Storage
+from thrifty.db import Database
+from thrifty.db.batches import FileRow, delete_file, find_file, insert_file, list_files
+from thrifty.errors import DatabaseError
+from thrifty.http.multipart import Part, find_parts, read_boundary
+from thrifty.http.server import Exchange
+from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
+
+CHUNK_BYTES = 1 << 18
+MAX_FIELD_BYTES = 4096
+
+_FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
+
+
+class FilesApi:
+    """Answers requests about files, for a tenant that is known."""
+
+    def __init__(
+        self, *, database: Database, storage: Storage, settings: BatchSettings, threads: Threads
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._settings = settings
+        self._threads = threads
+
+    async def answer(self, exchange: Exchange, tenant: str) -> None:
+        """Answer `/v1/files`, or raise a `WireError`, a `DatabaseError` or an `OSError`."""
+        if exchange.method == "POST":
+            await self._create(exchange, tenant)
+        elif exchange.method == "GET":
+            await self._list(exchange, tenant)
+        else:
+            raise wrong_method(exchange, "GET and POST")
+
+    async def answer_one(
+        self, exchange: Exchange, tenant: str, file_id: str, *, content: bool
+    ) -> None:
+        """Answer `/v1/files/ID`, or its `/content`. Raises as `answer` does."""
+        row = await self._threads.run(find_file, self._database, tenant, file_id)
+        if row is None:
+            raise no_such("file", file_id)
+        if exchange.method == "GET" and content:
+            await self._send_content(exchange, row)
+        elif exchange.method == "GET":
+            exchange.respond(200, encode(_describe(row)))
+        elif exchange.method == "DELETE" and not content:
+            user = await self._threads.run(delete_file, self._database, tenant, file_id)
+            if user is not None:
+                raise WireError(
+                    409,
+                    f"The file {file_id} is the input of {user}, which is not over; cancel that first.",
+                    code="file_in_use",
+                )
+            await self._threads.run(self._storage.remove, file_id)
+            exchange.respond(200, encode({"id": file_id, "object": "file", "deleted": True}))
+        else:
+            raise wrong_method(exchange, "GET" if content else "GET and DELETE")
+
+    async def _create(self, exchange: Exchange, tenant: str) -> None:
+        boundary = read_boundary(exchange.headers.get(b"content-type", b""))
+        assert exchange.spool is not None
+        body = await exchange.spool.finish()
+        row = await self._threads.run(
+            self._store, body, exchange.spool.size_bytes, boundary, tenant
+        )
+        exchange.respond(200, encode(_describe(row)))
+
+    def _store(self, body: IO[bytes], size_bytes: int, boundary: bytes, tenant: str) -> FileRow:
+        """On a thread, to its end whatever becomes of the client."""
+        with body:
+            parts = find_parts(body.fileno(), size_bytes, boundary)
+            fields = _name_parts(parts)
+            file = fields.get("file")
+            if file is None:
+                raise missing("file")
+            purpose = _read_text(body, fields.get("purpose"))
+            if purpose is None:
+                raise missing("purpose")
+            if purpose != PURPOSE:
+                raise bad_request(
+                    f"'purpose' must be '{PURPOSE}', not {purpose[:60]!r}.",
+                    "purpose",
+                    "invalid_value",
+                )
+            if file.size_bytes > self._settings.max_file_bytes:
+                raise WireError(
+                    413,
+                    f"the file has {file.size_bytes} bytes; the limit is "
+                    f"{self._settings.max_file_bytes} (batches.max_file in the spec)",
+                    param="file",
+                    code="body_too_large",
+                )
+            keep_s = read_expiry(
+                _read_text(body, fields.get("expires_after[anchor]")),
+                _read_text(body, fields.get("expires_after[seconds]")),
+            )
+            created_s = time.time()
+            file_id = self._storage.keep(body, file.start, file.end)
+        row = FileRow(
+            id=file_id,
+            tenant=tenant,
+            filename=_clean_name(file.filename),
+            purpose=purpose,
+            size_bytes=file.size_bytes,
+            created_s=created_s,
+            expires_s=created_s + (keep_s or self._settings.keep_s),
+        )
+        try:
+            insert_file(self._database, row)
+        except DatabaseError:
+            self._storage.remove(file_id)
+            raise
+        return row
+
+    async def _list(self, exchange: Exchange, tenant: str) -> None:
+        query = read_query(exchange, ("purpose", "after", "limit", "order"))
+        order = query.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise bad_request(f"'order' must be 'asc' or 'desc', not {order[:60]!r}.", "order", "invalid_value")  # fmt: skip
+        limit = read_limit(query, 10_000, 10_000)
+
+        def read() -> tuple[list[FileRow], bool]:
+            return list_files(
+                self._database,
+                tenant,
+                purpose=query.get("purpose"),
+                after=query.get("after"),
+                limit=limit,
+                newest_first=order == "desc",
+            )
+
+        await respond_page(exchange, self._threads, read, _describe)
+
+    async def _send_content(self, exchange: Exchange, row: FileRow) -> None:
+        try:
+            file = await self._threads.run(self._storage.path(row.id).open, "rb")
+        except FileNotFoundError:
+            raise WireError(
+                404,
+                f"The contents of {row.id} are gone from the server's disk.",
+                type=NOT_FOUND,
+                code="file_not_found",
+            ) from None
+        try:
+            name = row.filename.encode("ascii", "replace").replace(b'"', b"'")
+            exchange.start(
+                200,
+                [
+                    (b"content-type", b"application/octet-stream"),
+                    (b"content-disposition", b'attachment; filename="%b"' % name),
+                ],
+            )
+            # What is appended meanwhile is not this file's yet.
+            position = 0
+            while position < row.size_bytes:
+                wanted = min(CHUNK_BYTES, row.size_bytes - position)
+                data = await self._threads.run(os.pread, file.fileno(), wanted, position)
+                if not data:
+                    exchange.abort()
+                    return
+                position += len(data)
+                exchange.write(data)
+                await exchange.drain()
+            exchange.finish()
+        finally:
+            file.close()
+
+
+def _describe(row: FileRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.size_bytes,
+        "created_at": int(row.created_s),
+        "expires_at": to_stamp(row.expires_s),
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def _name_parts(parts: list[Part]) -> dict[str, Part]:
+    fields: dict[str, Part] = {}
+    for part in parts:
+        if part.name not in _FIELDS:
+            raise unknown(part.name)
+        if part.name in fields:
+            raise bad_request(f"'{part.name}' was sent twice.", part.name, "invalid_value")
+        fields[part.name] = part
+    return fields
+
+
+def _read_text(body: IO[bytes], part: Part | None) -> str | None:
+    if part is None:
+        return None
+    data = os.pread(body.fileno(), min(part.size_bytes, MAX_FIELD_BYTES), part.start)
+    return data.decode("utf-8", "replace")
+
+
+def _clean_name(name: str | None) -> str:
+    """The last part of a path, printable, of at most 255 characters."""
+    last = PurePath((name or "").replace("\\", "/")).name
+    return "".join(c for c in last if c.isprintable())[:255] or "upload.jsonl"

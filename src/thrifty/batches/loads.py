@@ -1,0 +1,68 @@
+"""What other gateway workers have at the replicas, by the replicas' own account.
+
+A worker knows its own requests the moment they come. Those of other workers it can only learn of
+from the replica, which says in `/load` how many requests it has; asked several times a second, while lines are
+there. With a single worker nobody asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from thrifty.gateway.table import Replica
+from thrifty.http.client import HttpClient, TransportError
+
+POLL_S = 0.1
+TIMEOUT_S = 1.0
+SILENT_S = 30.0
+"""A server that does not tell its load is asked again after this long."""
+
+
+class _Load(msgspec.Struct):
+    active_requests: int
+
+
+_decode = msgspec.json.Decoder(_Load).decode
+
+
+class LoadWatch:
+    """Asks replicas, and remembers their last two answers."""
+
+    def __init__(self) -> None:
+        self._client = HttpClient()
+        self._last: dict[str, int] = {}
+        self._silent_until_s: dict[str, float] = {}
+
+    async def look(self, replicas: Sequence[Replica]) -> dict[str, int]:
+        """Requests at each replica beyond those that this worker sent. What is seen once only may
+        just be on its way out, so the lesser of two looks counts.
+        """
+        loads = await asyncio.gather(*(self._ask(replica) for replica in replicas))
+        found: dict[str, int] = {}
+        now: dict[str, int] = {}
+        for replica, load in zip(replicas, loads, strict=True):
+            now[replica.id] = max(0, load - replica.in_flight)
+            found[replica.id] = min(now[replica.id], self._last.get(replica.id, 0))
+        self._last = now
+        return found
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
+    async def _ask(self, replica: Replica) -> int:
+        if self._silent_until_s.get(replica.id, 0.0) > time.monotonic():
+            return 0
+        try:
+            url = f"{replica.origin.url}/load"
+            status, body = await self._client.fetch(url, timeout_s=TIMEOUT_S)
+            if status == 200:
+                return _decode(body).active_requests
+        except (TransportError, msgspec.DecodeError):
+            pass
+        self._silent_until_s[replica.id] = time.monotonic() + SILENT_S
+        return 0

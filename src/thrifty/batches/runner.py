@@ -1,0 +1,367 @@
+"""Which gateway worker runs batches, and which batches there are.
+
+One worker of a service runs all of them, so that what lines take and what is left can be counted in
+one place. A lease in the database, renewed as long as there is work, says which worker it is; a
+lock on a file beside the results makes sure of it, however long a process was held up. The lock
+ends with its process: on the same files, the next worker takes over within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from thrifty.batches.dispatch import TICK_S, Dispatcher
+from thrifty.batches.job import CANCELLED, EXPIRED, REVOKED, Job
+from thrifty.batches.loads import POLL_S as LOAD_POLL_S
+from thrifty.batches.loads import LoadWatch
+from thrifty.batches.settings import BatchSettings
+from thrifty.batches.storage import Storage
+from thrifty.db import Database
+from thrifty.db.batches import (
+    LEASE,
+    BatchCounts,
+    BatchRow,
+    BatchStatus,
+    LeaseLost,
+    find_known_files,
+    read_active_batches,
+    save_counts,
+    take_expired_files,
+)
+from thrifty.db.fleet import read_gateways
+from thrifty.db.keys import Key, Role
+from thrifty.db.leases import read_owner, release_lease, take_lease
+from thrifty.errors import DatabaseError
+from thrifty.gateway.table import RoutingTable
+from thrifty.observe.metrics import GatewayMetrics
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+LEASE_S = 10.0
+"""How long a lease holds without being renewed. On the same files nobody waits for it."""
+RETRY_S = 1.0
+MAX_JOBS = 32
+"""Batches that run side by side; more wait their turn."""
+SWEEP_S = 60.0
+ORPHAN_SWEEP_S = 3600.0
+HOLD_S = 5.0
+"""A batch that could not be run is tried again after this long."""
+REVOKED_S = 2.0
+THREADS = 4
+
+
+class BatchRunner:
+    """Runs batches, when it is this worker's turn. `run` it as a task; `stop` it."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        storage: Storage,
+        table: RoutingTable,
+        dispatcher: Dispatcher,
+        metrics: GatewayMetrics,
+        settings: BatchSettings,
+        max_line_bytes: int,
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._table = table
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._settings = settings
+        self._max_line_bytes = max_line_bytes
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="batches")
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="batch-lease")
+        """The lease must be renewed whatever else takes its time."""
+        self._wake = asyncio.Event()
+        self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
+        self._saved: dict[str, BatchCounts] = {}
+        self._lock: int | None = None
+        self._owner = ""
+        self._up = True
+        self._stopping = False
+        self._over: set[str] = set()
+        """Batches that have ended, until a look at the database has seen it too."""
+        self._held: dict[str, float] = {}
+        """When batches that could not be run are tried again."""
+        self._keyless_s: dict[str, float] = {}
+        """Since when the keys of batches have been missing."""
+        self._task: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._others = False
+        """Whether there are other gateway workers."""
+        self._swept_s = time.monotonic()
+        self._orphans_swept_s = time.monotonic()
+
+    def start(self) -> None:
+        """Begin to look for work."""
+        self._task = asyncio.ensure_future(self._run())
+        self._ticking = asyncio.ensure_future(self._tick())
+        self._watching = asyncio.ensure_future(self._watch_loads())
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+
+    async def stop(self) -> None:
+        """Withdraw every line, write what is finished, and leave the rest to the next worker."""
+        self._stopping = True
+        self._wake.set()
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._drop_jobs()
+        for task in (self._ticking, self._watching):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self._dispatcher.tick()
+        with contextlib.suppress(DatabaseError):
+            await self._watch(self._let_go)
+        self._watcher.shutdown()
+        self._threads.shutdown()
+
+    async def on_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that may block."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function of the database, again and again while the database is away. Raises
+        `LeaseLost`.
+        """
+        while True:
+            try:
+                return await self.on_thread(function, self._database, *arguments)
+            except LeaseLost:
+                raise
+            except DatabaseError as error:
+                self._note_state(False, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _watch(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._watcher, function, *arguments)
+
+    async def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                await self._turn()
+                self._note_state(True, None)
+            except LeaseLost as error:
+                log.warning("%s; its batches are left to it", error)
+                await self._drop_jobs()
+                await self._watch(self._unlock)
+            except DatabaseError as error:
+                # Lines go on: results are safe behind the lock on their folder.
+                self._note_state(False, error)
+                self._database.recover()
+            except OSError as error:
+                log.error("batches cannot be run: %s", error)
+            except Exception:
+                log.exception("looking for batches failed")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S if self._up else RETRY_S):
+                    await self._wake.wait()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._dispatcher.tick()
+
+    async def _watch_loads(self) -> None:
+        """Keep in mind what other workers send to replicas that hold lines."""
+        watch = LoadWatch()
+        try:
+            while True:
+                await asyncio.sleep(LOAD_POLL_S)
+                laden = self._dispatcher.find_laden() if self._others else []
+                self._dispatcher.elsewhere = await watch.look(laden) if laden else {}
+        finally:
+            watch.close()
+
+    async def _turn(self) -> None:
+        """One look at what there is to do."""
+        rows: list[BatchRow] = await self._watch(self._look)
+        now_s = time.monotonic()
+        for row in rows:
+            known = self._jobs.get(row.id)
+            if known is not None:
+                if row.status is BatchStatus.CANCELLING:
+                    known[0].stop(CANCELLED)
+            elif row.id not in self._over and self._held.get(row.id, 0.0) <= now_s:
+                self._start_job(row)
+        self._over &= {row.id for row in rows}
+        for job, _ in self._jobs.values():
+            if job.row.expires_s < time.time():
+                job.stop(EXPIRED)
+            elif self._is_revoked(job.row, now_s):
+                job.stop(REVOKED)
+        for deployment, count in self._dispatcher.count_lines().items():
+            self._metrics.batch_lines_in_flight.labels(deployment).set(count)
+        self._metrics.batches_running.set(len(self._jobs))
+        changed = {
+            batch_id: job.counts
+            for batch_id, (job, _) in self._jobs.items()
+            if job.counts.total and job.counts != self._saved.get(batch_id)
+        }
+        if changed:
+            await self._watch(save_counts, self._database, self._owner, changed)
+            self._saved |= changed
+        await self._sweep()
+
+    def _look(self) -> list[BatchRow]:
+        """On a thread: what is to be run by this worker."""
+        rows = read_active_batches(self._database, MAX_JOBS)
+        if not rows and not self._jobs:
+            self._let_go()
+            return []
+        if self._lock is None and not self._take():
+            return []
+        if not take_lease(self._database, LEASE, self._owner, LEASE_S, force=False):
+            raise LeaseLost("another process runs batches now")
+        self._others = len(read_gateways(self._database)) > 1
+        # Once more: what was read before the lease was ours may have ended meanwhile.
+        return read_active_batches(self._database, MAX_JOBS)
+
+    def _take(self) -> bool:
+        """Take the lock on the folder, and the lease; returns whether both are ours."""
+        path = self._storage.folder / ".runner"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        try:
+            folder = os.read(descriptor, 64).decode("ascii", "replace")
+            if not folder:
+                folder = secrets.token_hex(8)
+                os.write(descriptor, folder.encode())
+            owner = f"{folder}/{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
+            # Whoever held the lease on these very files held this lock, and has ended.
+            before = read_owner(self._database, LEASE) or ""
+            ours = before.startswith(f"{folder}/")
+            if not take_lease(self._database, LEASE, owner, LEASE_S, force=ours):
+                os.close(descriptor)
+                return False
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            raise
+        self._lock, self._owner = descriptor, owner
+        log.info("this worker runs the batches now")
+        return True
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            try:
+                release_lease(self._database, LEASE, self._owner)
+            finally:
+                self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # jobs
+
+    def _start_job(self, row: BatchRow) -> None:
+        job = Job(
+            row,
+            self._find_key(row) or _stand_in(row),
+            owner=self._owner,
+            storage=self._storage,
+            dispatcher=self._dispatcher,
+            do=self.do,
+            on_thread=self.on_thread,
+            max_lines=self._settings.max_lines,
+            max_line_bytes=self._max_line_bytes,
+            keep_s=self._settings.keep_s,
+        )
+        task = asyncio.ensure_future(job.run())
+        self._jobs[row.id] = (job, task)
+        task.add_done_callback(lambda ended: self._forget(row.id, ended))
+
+    def _forget(self, batch_id: str, task: asyncio.Task[None]) -> None:
+        self._jobs.pop(batch_id, None)
+        self._saved.pop(batch_id, None)
+        self._metrics.batches_running.set(len(self._jobs))
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            # It is still active in the database, and is taken up again later.
+            log.error("%s: stopped: %s", batch_id, error, exc_info=error)
+            self._held[batch_id] = time.monotonic() + HOLD_S
+        else:
+            self._over.add(batch_id)
+            self._held.pop(batch_id, None)
+            self._keyless_s.pop(batch_id, None)
+            self.wake()
+
+    async def _drop_jobs(self) -> None:
+        tasks = [task for _, task in self._jobs.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _find_key(self, row: BatchRow) -> Key | None:
+        return next((key for key in self._table.keys.values() if key.id == row.key_id), None)
+
+    def _is_revoked(self, row: BatchRow, now_s: float) -> bool:
+        """Whether its key has been gone for a while: this worker may not know a new one yet."""
+        if row.key_id is None or not self._table.loaded or self._find_key(row) is not None:
+            self._keyless_s.pop(row.id, None)
+            return False
+        return now_s - self._keyless_s.setdefault(row.id, now_s) > REVOKED_S
+
+    # the rest
+
+    async def _sweep(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._swept_s > SWEEP_S:
+            self._swept_s = now_s
+            await self.on_thread(self._remove_expired)
+        if now_s - self._orphans_swept_s > ORPHAN_SWEEP_S:
+            self._orphans_swept_s = now_s
+            await self.on_thread(self._storage.sweep, self._find_needed)
+
+    def _remove_expired(self) -> None:
+        for file_id in take_expired_files(self._database, time.time()):
+            self._storage.remove(file_id)
+
+    def _find_needed(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` that a row or a running batch needs."""
+        needed = find_known_files(self._database, names)
+        for row in read_active_batches(self._database, 1_000_000):
+            suffix = row.id.removeprefix("batch_")
+            needed |= {f"file-{suffix}-output", f"file-{suffix}-errors"}
+        return needed
+
+    def _note_state(self, up: bool, error: DatabaseError | None) -> None:
+        if up != self._up:
+            self._up = up
+            if up:
+                log.info("batches: the database answers again")
+            else:
+                log.warning("batches: the database is away (%s); lines in memory go on", error)
+
+
+def _stand_in(row: BatchRow) -> Key | None:
+    """The key of a batch whose own is not in the table: for its tenant's sake alone."""
+    if row.key_id is None:
+        return None
+    return Key(row.key_id, "", Role.USER, row.tenant, "", "", 0.0, None)

@@ -1,0 +1,69 @@
+"""The parts of batch processing, put together for one gateway worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from thrifty.batches.api import BatchPages
+from thrifty.batches.dispatch import Dispatcher, Run
+from thrifty.batches.runner import BatchRunner
+from thrifty.batches.settings import BatchSettings
+from thrifty.batches.storage import Storage
+from thrifty.db import Database
+from thrifty.gateway.forward import Forwarder
+from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.table_reader import TableReader
+from thrifty.http.spool import OpenSpool
+from thrifty.observe.metrics import GatewayMetrics
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What answers requests about batches, and what runs them."""
+
+    pages: BatchPages
+    runner: BatchRunner
+    dispatcher: Dispatcher
+
+    @property
+    def spools(self) -> dict[str, OpenSpool]:
+        """The paths whose bodies go to disk."""
+        return {"/v1/files": self.pages.open_spool}
+
+
+def make_batches(
+    *,
+    database: Database,
+    table: RoutingTable,
+    reader: TableReader,
+    forwarder: Forwarder,
+    metrics: GatewayMetrics,
+    run: Run,
+    settings: BatchSettings,
+    max_body_bytes: int,
+) -> Batches:
+    """Put the parts together; `runner.start` begins to run batches. `run` takes a call along the
+    path of a request. Raises `ThriftyError` where the folder cannot be made.
+    """
+    storage = Storage(Path(settings.folder))
+    dispatcher = Dispatcher(run, table, forwarder, metrics, settings.governor)
+    runner = BatchRunner(
+        database=database,
+        storage=storage,
+        table=table,
+        dispatcher=dispatcher,
+        metrics=metrics,
+        settings=settings,
+        max_line_bytes=max_body_bytes,
+    )
+    pages = BatchPages(
+        table=table,
+        reader=reader,
+        database=database,
+        storage=storage,
+        settings=settings,
+        max_body_bytes=max_body_bytes,
+        wake=runner.wake,
+    )
+    return Batches(pages, runner, dispatcher)

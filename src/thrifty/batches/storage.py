@@ -1,0 +1,100 @@
+"""The contents of files, in one folder: written beside, synced, renamed into place.
+
+Whose a file is and what it is called stands in the database. A file without a row is what a killed
+process left behind; `sweep` removes it once it is old.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+from thrifty.home import make_private_folder
+from thrifty.openai.ids import new_id
+
+_FILE_ID = re.compile(r"file-[0-9a-f]{28}(-output|-errors)?")
+ORPHAN_S = 86_400.0
+"""A file without a row is removed once nobody has written to it for this long."""
+COPY_BYTES = 1 << 20
+
+
+class Storage:
+    """The files below one folder. Everything here may block."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_private_folder(folder)
+
+    def path(self, file_id: str) -> Path:
+        """Where a file's contents are. Raises `ValueError` on what is no id of ours."""
+        if not _FILE_ID.fullmatch(file_id):
+            raise ValueError(f"{file_id!r} is not a file's id")
+        return self.folder / file_id
+
+    def keep(self, source: IO[bytes], start: int, end: int) -> str:
+        """Copy the bytes from `start` up to `end` of a file into a new one; returns its id. Raises
+        `OSError`.
+        """
+        file_id = f"file-{new_id()}"
+        path = self.path(file_id)
+        temporary = path.with_suffix(".new")
+        try:
+            with open(temporary, "xb", opener=_private) as target:
+                _copy(source, start, end, target)
+                os.fsync(target.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(self.folder)
+        return file_id
+
+    def remove(self, file_id: str) -> None:
+        """Remove a file's contents, if they are there."""
+        self.path(file_id).unlink(missing_ok=True)
+
+    def sweep(self, find_known: Callable[[Iterable[str]], set[str]]) -> int:
+        """Remove old files that `find_known` does not know; returns how many."""
+        oldest_s = time.time() - ORPHAN_S
+        old = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                known_form = _FILE_ID.fullmatch(entry.name.removesuffix(".new"))
+                if known_form and entry.stat().st_mtime < oldest_s:
+                    old.append(entry.name)
+        removed = 0
+        for index in range(0, len(old), 500):
+            group = old[index : index + 500]
+            known = find_known(group)
+            for name in group:
+                if name not in known:
+                    (self.folder / name).unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+
+def sync_folder(folder: Path) -> None:
+    """Have names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _copy(source: IO[bytes], start: int, end: int, target: IO[bytes]) -> None:
+    source.seek(start)
+    left = end - start
+    while left > 0:
+        data = source.read(min(COPY_BYTES, left))
+        if not data:
+            raise OSError("the upload ended early")
+        target.write(data)
+        left -= len(data)

@@ -1,0 +1,1 @@
+"""OpenVINO graphs built from a checkpoint's weights, without PyTorch."""

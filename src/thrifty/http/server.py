@@ -1,0 +1,164 @@
+"""An HTTP/1.1 server for the request path: it listens, keeps time, and drains.
+
+`connection` reads requests and keeps their limits, `exchange` answers them. Routing,
+authentication and JSON are the handler's.
+
+Deadlines are kept by one sweep a second over the open connections, not by a timer for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any
+
+from thrifty.http.connection import HttpProtocol
+from thrifty.http.exchange import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, Handler, Headers
+from thrifty.http.spool import OpenSpool
+from thrifty.openai.errors import WireError
+
+__all__ = [
+    "EVENT_STREAM_HEADERS",
+    "JSON_TYPE",
+    "Exchange",
+    "Handler",
+    "Headers",
+    "HttpServer",
+    "ServerLimits",
+]
+
+log = logging.getLogger(__name__)
+
+SWEEP_INTERVAL_S = 1.0
+"""How often deadlines are looked at, unless one of them is so short that this would be late."""
+CUT_TIMEOUT_S = 1.0
+"""What handlers get to clean up once a drain has cut their connections."""
+BACKLOG = 2048
+ACCEPT_TURNS = 5
+IDLE_GRACE_S = 0.2
+"""When the server stops, idle connections are kept open this long for what is on its way."""
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What one connection may cost."""
+
+    max_body_bytes: int = 8_000_000
+    max_header_bytes: int = 32_768
+    read_timeout_s: float = 20.0
+    write_timeout_s: float = 60.0
+    keep_alive_s: float = 75.0
+    max_connections: int = 20_000
+
+
+class HttpServer:
+    """Listens, and hands each request to `handler`."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: ServerLimits | None = None,
+        on_refused: Callable[[WireError], None] | None = None,
+        spools: Mapping[str, OpenSpool] | None = None,
+    ) -> None:
+        self.handler = handler
+        self.spools = spools or {}
+        """Paths whose bodies may go to disk."""
+        self.limits = limits or ServerLimits()
+        self.refused = on_refused or (lambda error: None)
+        self.connections: set[HttpProtocol] = set()
+        self.draining = False
+        self.date_line = b""
+        self.loop: asyncio.AbstractEventLoop
+        self._listeners: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(
+        self,
+        host: str,
+        port: int,
+        *,
+        reuse_port: bool = False,
+        tls: ssl.SSLContext | None = None,
+        sock: socket.socket | None = None,
+    ) -> int:
+        """Listen on `host` and `port` (0: a free one), or on a socket that listens already, and
+        where it was called before too; return the port. Raises `OSError`.
+        """
+        self.loop = asyncio.get_running_loop()
+        self._set_date()
+        options: dict[str, Any] = {"host": host, "port": port}
+        if sock is not None:
+            options = {"sock": sock}
+        elif reuse_port:
+            options["reuse_port"] = True
+        listener = await self.loop.create_server(
+            lambda: HttpProtocol(self), backlog=BACKLOG, ssl=tls, **options
+        )
+        self._listeners.append(listener)
+        if self._sweeper is None:
+            self._sweeper = self.loop.create_task(self._sweep())
+        return int(listener.sockets[0].getsockname()[1])
+
+    async def drain(self, timeout_s: float, idle_grace_s: float = IDLE_GRACE_S) -> int:
+        """Stop listening, let running exchanges finish, cut what is left after `timeout_s`. Idle
+        connections may begin one more within `idle_grace_s`, which then is their last.
+
+        Returns how many exchanges were cut.
+        """
+        self.draining = True
+        # Connections that wait to be accepted would be reset with the listener.
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        for listener in self._listeners:
+            listener.close()
+        # A request may be on its way on a connection that looks idle; it is still answered. So it is
+        # on one whose last answer had begun before the drain, and did not say that it was the last.
+        began_s = time.monotonic()
+        grace_s = min(idle_grace_s, timeout_s)
+        while self.connections and time.monotonic() < began_s + timeout_s + grace_s:
+            now_s = time.monotonic()
+            for connection in list(self.connections):
+                if now_s - max(began_s, connection.idle_since_s) >= grace_s:
+                    connection.close_if_idle()
+            await asyncio.sleep(0.01)
+        left = [c for c in self.connections if c.busy]
+        tasks = [c.task for c in left if c.task is not None]
+        for connection in list(self.connections):
+            connection.abort()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        deadline_s = time.monotonic() + CUT_TIMEOUT_S
+        while self.connections and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.001)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CUT_TIMEOUT_S)
+        return len(left)
+
+    def _set_date(self) -> None:
+        self.date_line = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+
+    async def _sweep(self) -> None:
+        limits = self.limits
+        shortest_s = min(limits.read_timeout_s, limits.write_timeout_s, limits.keep_alive_s)
+        interval_s = min(SWEEP_INTERVAL_S, shortest_s / 4)
+        while True:
+            await asyncio.sleep(interval_s)
+            self._set_date()
+            now_s = time.monotonic()
+            for connection in list(self.connections):
+                try:
+                    connection.sweep(now_s)
+                except Exception:
+                    # One connection must not end the deadlines of all others.
+                    log.exception("a connection's deadlines could not be checked")
+                    connection.abort()

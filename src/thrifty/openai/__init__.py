@@ -1,0 +1,1 @@
+"""The OpenAI dialect: request fields, errors, streamed events, ids."""

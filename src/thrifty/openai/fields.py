@@ -1,0 +1,279 @@
+"""The fields of OpenAI-style requests: what each may hold, and whether an engine can honour it.
+
+Nothing is accepted and ignored. A field is refused with a 400 that names it when it is unknown,
+when its value is not what the field holds, and when the engine behind the model cannot honour it
+(unless the value is the one that means "as usual").
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from thrifty.openai.errors import bad_request
+
+
+class Endpoint(StrEnum):
+    """The endpoints that reach an engine, by their path."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    TOKENIZE = "/tokenize"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One request field. `rule` finishes the sentence "it must be ..."."""
+
+    rule: str
+    accepts: Callable[[Any], bool]
+    neutral: tuple[Any, ...] = ()
+    """Values that ask for nothing special, which every engine honours."""
+
+
+def _number(low: float, high: float, *neutral: float) -> Field:
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        )
+
+    return Field(f"a number between {low:g} and {high:g}", accepts, neutral)
+
+
+def _integer(low: int, high: int, *neutral: int) -> Field:
+    def accepts(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    return Field(f"a whole number between {low} and {high}", accepts, neutral)
+
+
+def _boolean(*neutral: bool) -> Field:
+    return Field("true or false", lambda value: isinstance(value, bool), neutral)
+
+
+def _string(*neutral: str) -> Field:
+    return Field("a string", lambda value: isinstance(value, str), neutral)
+
+
+def _choice(*choices: str, neutral: tuple[str, ...] = ()) -> Field:
+    return Field(f"one of {', '.join(map(repr, choices))}", lambda value: value in choices, neutral)
+
+
+def _object(*neutral: Any) -> Field:
+    return Field("an object", lambda value: isinstance(value, dict), neutral)
+
+
+def _array(*neutral: Any) -> Field:
+    return Field("an array", lambda value: isinstance(value, list), neutral)
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _is_text_input(value: Any) -> bool:
+    """A string, token ids, or a non-empty batch of either."""
+    if isinstance(value, str):
+        return True
+    if not isinstance(value, list) or not value:
+        return False
+    return (
+        _is_token_ids(value)
+        or all(isinstance(item, str) for item in value)
+        or all(_is_token_ids(item) and item for item in value)
+    )
+
+
+def _is_stop(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    return (
+        isinstance(value, list)
+        and len(value) <= 16
+        and all(isinstance(item, str) and item for item in value)
+    )
+
+
+def _is_stream_options(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= {"include_usage"}
+        and all(isinstance(item, bool) for item in value.values())
+    )
+
+
+MAX_NAME = 64
+"""No field has a longer name, by far."""
+_MAX_INT = 2**31 - 1
+_MAX_SEED = 2**63 - 1
+
+_TEXT_INPUT = Field("a string, an array of strings, or token ids", _is_text_input)
+_TOKEN_IDS = Field("an array of token ids", _is_token_ids, ([],))
+_STOP = Field("a string or an array of up to 16 strings", _is_stop, ([], ""))
+
+_SAMPLING: dict[str, Field] = {
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1, 1),
+    "top_k": _integer(-1, _MAX_INT, -1, 0),
+    "min_p": _number(0, 1, 0),
+    "presence_penalty": _number(-2, 2, 0),
+    "frequency_penalty": _number(-2, 2, 0),
+    "repetition_penalty": _number(0.01, 10, 1),
+    "seed": _integer(-_MAX_SEED, _MAX_SEED),
+    "max_tokens": _integer(1, _MAX_INT),
+    "min_tokens": _integer(0, _MAX_INT, 0),
+    "ignore_eos": _boolean(False),
+    "stop": _STOP,
+    "stop_token_ids": _TOKEN_IDS,
+    "n": _integer(1, 128, 1),
+    "logit_bias": _object({}),
+    "user": _string(),
+    "priority": _integer(0, 1000, 0),
+}
+_STREAMING: dict[str, Field] = {
+    "stream": _boolean(),
+    "stream_options": Field("an object with include_usage (true or false)", _is_stream_options),
+}
+
+CHAT_FIELDS: dict[str, Field] = {
+    "model": _string(),
+    "messages": Field("a non-empty array", lambda value: isinstance(value, list) and bool(value)),
+    **_SAMPLING,
+    **_STREAMING,
+    "max_completion_tokens": _integer(1, _MAX_INT),
+    "logprobs": _boolean(False),
+    "top_logprobs": _integer(0, 20, 0),
+    "response_format": _object({"type": "text"}),
+    "tools": _array([]),
+    "tool_choice": Field(
+        "'none', 'auto', 'required' or an object that names a function",
+        lambda value: value in ("none", "auto", "required") or isinstance(value, dict),
+        ("none", "auto"),
+    ),
+    "parallel_tool_calls": _boolean(True),
+    "chat_template_kwargs": _object({}),
+    "functions": _array(),
+    "function_call": Field("a string or an object", lambda v: isinstance(v, str | dict)),
+    "audio": _object(),
+    "metadata": _object({}),
+    "modalities": _array(["text"]),
+    "prediction": _object(),
+    "prompt_cache_key": _string(),
+    "reasoning_effort": _string(),
+    "safety_identifier": _string(),
+    "service_tier": _string("auto", "default"),
+    "store": _boolean(False),
+    "verbosity": _string(),
+    "web_search_options": _object(),
+}
+COMPLETION_FIELDS: dict[str, Field] = {
+    "model": _string(),
+    "prompt": _TEXT_INPUT,
+    **_SAMPLING,
+    **_STREAMING,
+    "max_tokens": _integer(1, _MAX_INT),
+    "logprobs": _integer(0, 5),
+    "echo": _boolean(False),
+    "suffix": _string(""),
+    "best_of": _integer(1, 20, 1),
+}
+EMBEDDING_FIELDS: dict[str, Field] = {
+    "model": _string(),
+    "input": _TEXT_INPUT,
+    "encoding_format": _choice("float", "base64"),
+    "dimensions": _integer(1, 1_000_000),
+    "user": _string(),
+}
+TOKENIZE_FIELDS: dict[str, Field] = {
+    "model": _string(),
+    "prompt": _string(),
+    "messages": CHAT_FIELDS["messages"],
+    "tools": CHAT_FIELDS["tools"],
+    "add_special_tokens": _boolean(),
+    "add_generation_prompt": _boolean(),
+    "return_token_strs": _boolean(),
+}
+
+FIELDS: dict[Endpoint, dict[str, Field]] = {
+    Endpoint.CHAT: CHAT_FIELDS,
+    Endpoint.COMPLETIONS: COMPLETION_FIELDS,
+    Endpoint.EMBEDDINGS: EMBEDDING_FIELDS,
+    Endpoint.TOKENIZE: TOKENIZE_FIELDS,
+}
+REQUIRED: dict[Endpoint, str] = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETIONS: "prompt",
+    Endpoint.EMBEDDINGS: "input",
+}
+ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user"})
+
+_INSTEAD = {
+    "functions": "use 'tools' instead",
+    "function_call": "use 'tool_choice' instead",
+}
+
+
+GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
+"""Fields that the gateway honours by itself; engines of ours do not get them."""
+
+
+def check_fields(
+    body: Mapping[str, Any],
+    endpoint: Endpoint,
+    honoured: Collection[str] | None,
+    engine: str = "engine",
+) -> None:
+    """Raise a 400 that names the first field at fault, if there is one.
+
+    `honoured` names the fields that the engine can honour; `None` means that it is not known (a
+    server that others run), and then only fields that are known here are checked.
+    """
+    fields = FIELDS[endpoint]
+    required = REQUIRED.get(endpoint)
+    if required is not None and body.get(required) is None:
+        raise bad_request(
+            f"Missing required parameter: '{required}'.", required, "missing_required_parameter"
+        )
+    for name, value in body.items():
+        field = fields.get(name)
+        if field is None:
+            if honoured is not None:
+                raise _unknown(name, fields)
+            continue
+        if value is None:
+            continue
+        if not field.accepts(value):
+            raise bad_request(
+                f"'{name}' must be {field.rule}, not {_show(value)}.", name, "invalid_value"
+            )
+        if (
+            honoured is not None
+            and name not in honoured
+            and name not in ALWAYS_HONOURED
+            and name != required
+            and value not in field.neutral
+        ):
+            instead = _INSTEAD.get(name, "leave it out, or use an engine that can")
+            raise bad_request(
+                f"The engine behind this model ({engine}) cannot honour '{name}'; {instead}.",
+                name,
+                "unsupported_parameter",
+            )
+
+
+def _unknown(name: str, fields: Collection[str]) -> Exception:
+    if len(name) > MAX_NAME:
+        # Comparing megabytes would hold everybody up.
+        name = f"{name[:MAX_NAME]}..."
+    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

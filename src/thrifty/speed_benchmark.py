@@ -1,0 +1,195 @@
+"""How fast a stored model is here: one replica of it, started as the fleet starts them, and measured as
+`thrifty up` measures.
+
+Nothing else of the service runs: no gateway, no database. One benchmark at a time runs in a home. The
+next benchmark, `thrifty up` and `thrifty down` end whatever a killed benchmark left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from typing import Any
+
+import psutil
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.disk import lock_file
+from thrifty.artifacts.measurements import Measurement, find_measurement
+from thrifty.bench.check import (
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    ServiceSpeed,
+    measure_embeddings,
+    measure_service,
+)
+from thrifty.engines.base import Engine, Served
+from thrifty.engines.machine import Machine
+from thrifty.engines.registry import choose_engine
+from thrifty.errors import FleetError, SpecError
+from thrifty.fleet.local import LocalReplica
+from thrifty.fleet.process import find_ours
+from thrifty.home import Home
+from thrifty.spec import Spec
+from thrifty.spec.compress import CompressSpec, QuantizeSpec
+from thrifty.types import Family, OnProgress, Progress, ReplicaState, ignore_progress
+
+SPEED = "speed"
+START_TIMEOUT_S = 600.0
+_ID = "speed-benchmark-"
+_PACKAGES = {"openvino": "openvino-genai"}
+"""The package whose version counts, by engine."""
+
+
+def find_speed(store: Store, artifact: Artifact, machine: Machine) -> Measurement | None:
+    """What was recorded of a model's speed on this machine, with this version of its engine."""
+    engine = choose_engine("auto", artifact)
+    conditions = make_conditions(engine, machine)
+    return find_measurement(store.read_measurements(artifact.id), SPEED, conditions)
+
+
+def make_conditions(engine: Engine, machine: Machine) -> dict[str, Any]:
+    """What figures of speed depend on, beside the model."""
+    try:
+        number = package_version(_PACKAGES.get(engine.kind, engine.kind))
+    except PackageNotFoundError:
+        number = ""
+    return {
+        "engine": f"{engine.kind} {number}".strip(),
+        "processor": machine.processor,
+        "threads": machine.core_count,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+    }
+
+
+def measure_speed(
+    store: Store,
+    home: Home,
+    version: NamedVersion,
+    artifact: Artifact,
+    machine: Machine,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    again: bool = False,
+) -> Measurement:
+    """Load time, time to first token and tokens per second at 1 and 8 streams (of an encoder, texts per second)
+    with the engine's default options, measured unless they are recorded, or `again`; checkpoints run with 16-bit weights.
+    Blocks.
+
+    Raises `SpecError` where the model cannot be served here, and `FleetError` and `BenchError` where it
+    does not start or answer.
+    """
+    known = find_speed(store, artifact, machine)
+    if known is not None and not again:
+        return known
+    engine = choose_engine("auto", artifact)
+    spec = Spec(name="speed-benchmark", compress=CompressSpec(quantize=QuantizeSpec(scheme="none")))
+    problems = engine.check(spec, artifact, machine)
+    if problems:
+        raise SpecError(problems, version.label)
+    served = engine.prepare(spec, (version, artifact), store, machine, on_progress)
+    store.verify(store.load(served.artifact or artifact.id))
+    with lock_file(home.run / "speed_benchmark.lock"):
+        _end_leftovers(home)
+        busy = psutil.cpu_percent(interval=0.3) / 100
+        values = _run(_try(engine, served, home, store, machine, on_progress))
+    values["busy_before"] = busy
+    values["form"] = _describe_form(store, served)
+    values["size_bytes"] = store.load(served.artifact or artifact.id).size_bytes
+    return store.record_measurement(artifact.id, SPEED, make_conditions(engine, machine), values)
+
+
+async def _try(
+    engine: Engine,
+    served: Served,
+    home: Home,
+    store: Store,
+    machine: Machine,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    replica = LocalReplica(
+        f"{_ID}0", served, engine, home=home, store=store, cores=machine.cores, memory_share=1.0,
+        memory_limit=None, start_timeout_s=START_TIMEOUT_S, on_change=lambda: None,
+    )  # fmt: skip
+    on_progress(Progress("speed_benchmark", 0, 3, "steps"))
+    replica.start()
+    try:
+        waiting = asyncio.ensure_future(replica.ready_once.wait())
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=0.1)
+            if replica.restarts:
+                break
+        waiting.cancel()
+        if replica.state is not ReplicaState.READY:
+            raise FleetError(
+                f"{served.version} does not start: {replica.message}; its log is "
+                f"{home.logs / f'{replica.id}.log'}"
+            )
+        values: dict[str, Any] = {"load_s": replica.ready_after_s}
+        values |= await _measure(replica.row().url, served, store, on_progress)
+        if replica.restarts or replica.state is not ReplicaState.READY:
+            # Whatever was measured of it is not its speed.
+            raise FleetError(f"{served.version} ended while it was measured: {replica.message}")
+        row = replica.row()
+        process = psutil.Process(row.pid) if row.pid else None
+        with contextlib.suppress(psutil.Error):
+            if process is not None:
+                everyone = [process, *process.children(recursive=True)]
+                values["memory_bytes"] = sum(one.memory_info().rss for one in everyone)
+        return values
+    finally:
+        await replica.stop(grace_s=10.0)
+        on_progress(Progress("speed_benchmark", 3, 3, "steps"))
+
+
+async def _measure(
+    url: str, served: Served, store: Store, on_progress: OnProgress
+) -> dict[str, Any]:
+    done = 0
+
+    def note(_: str) -> None:
+        nonlocal done
+        done += 1
+        on_progress(Progress("speed_benchmark", done, 3, "steps"))
+
+    if served.family == Family.ENCODER:
+        context = store.load(served.artifact).description.context_length if served.artifact else 0
+        words = min(PROMPT_TOKENS, context // 2) or PROMPT_TOKENS
+        found = await measure_embeddings(url, served.name, words=words, on_step=note)
+        return {"texts_per_s": {str(together): speed for together, speed in found.items()}}
+    measured: ServiceSpeed = await measure_service(
+        url, served.name, answer="", price_per_hour=0.0, chat=False, on_step=note
+    )
+    speeds = {str(streams): speed for streams, speed in measured.tokens_per_s.items()}
+    return {"ttft_s": measured.ttft_s, "tokens_per_s": speeds}
+
+
+def _describe_form(store: Store, served: Served) -> str:
+    if served.artifact is None:
+        return ""
+    return store.load(served.artifact).description.weights or "f16"
+
+
+def _end_leftovers(home: Home) -> None:
+    """End the processes of a killed benchmark. We hold the lock, so none of them is in use."""
+    for ident, _, process_id in find_ours(home.root):
+        process = ident.find()
+        if process_id.startswith(_ID) and process is not None:
+            with contextlib.suppress(psutil.Error):
+                for one in [*process.children(recursive=True), process]:
+                    one.kill()
+
+
+def _run(benchmark: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """In an event loop of its own, also where one runs already in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(benchmark)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, benchmark).result()

@@ -1,0 +1,332 @@
+"""Every field of every endpoint: what it takes, what it refuses, and in which words."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thrifty.openai.errors import WireError
+from thrifty.openai.fields import ALWAYS_HONOURED, FIELDS, REQUIRED, Endpoint, check_fields
+
+ALL = [(endpoint, name) for endpoint, fields in FIELDS.items() for name in fields]
+EVERYTHING = frozenset(name for _, name in ALL)
+
+SAMPLES: dict[str, list[Any]] = {
+    "boolean": [True, False],
+    "whole": [1, 2],
+    "number": [0.5],
+    "string": ["x", ""],
+    "array": [[], ["x"], [{}]],
+    "object": [{}, {"a": 1}],
+}
+"""Values by their JSON type."""
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+RIGHT: dict[str, list[Any]] = {
+    "temperature": [0, 1, 0.7, 2],
+    "top_p": [0, 0.5, 1],
+    "top_k": [-1, 0, 40],
+    "min_p": [0, 0.05, 1],
+    "presence_penalty": [-2, 0, 1.5, 2],
+    "frequency_penalty": [-2, 0, 1.5, 2],
+    "repetition_penalty": [0.01, 1, 1.1, 10],
+    "seed": [0, -5, 2**63 - 1],
+    "max_tokens": [1, 2**31 - 1],
+    "max_completion_tokens": [1, 2**31 - 1],
+    "min_tokens": [0, 5],
+    "priority": [0, 1, 1000],
+    "ignore_eos": [True, False],
+    "stop": ["x", "", [], ["a", "b"], ["x"] * 16],
+    "stop_token_ids": [[], [0, 5]],
+    "n": [1, 128],
+    "best_of": [1, 20],
+    "logit_bias": [{}, {"50256": -100}],
+    "user": ["ann", ""],
+    "stream": [True, False],
+    "stream_options": [{}, {"include_usage": True}],
+    "model": ["m"],
+    "messages": [MESSAGES],
+    "top_logprobs": [0, 20],
+    "response_format": [{"type": "text"}, {"type": "json_object"}],
+    "tools": [[], [{"type": "function"}]],
+    "tool_choice": ["none", "auto", "required", {"type": "function"}],
+    "parallel_tool_calls": [True, False],
+    "chat_template_kwargs": [{}, {"enable_thinking": False}],
+    "functions": [[{"name": "f"}]],
+    "function_call": ["auto", {"name": "f"}],
+    "audio": [{"voice": "x"}],
+    "metadata": [{}, {"a": "b"}],
+    "modalities": [["text"], ["text", "audio"]],
+    "prediction": [{"type": "content"}],
+    "prompt_cache_key": ["k"],
+    "reasoning_effort": ["low"],
+    "safety_identifier": ["s"],
+    "service_tier": ["auto", "default", "flex"],
+    "store": [True, False],
+    "verbosity": ["low"],
+    "web_search_options": [{}],
+    "echo": [True, False],
+    "suffix": ["", "x"],
+    "input": ["x", ["x", "y"], [1, 2], [[1], [2, 3]]],
+    "encoding_format": ["float", "base64"],
+    "dimensions": [1, 256],
+    "add_special_tokens": [True, False],
+    "add_generation_prompt": [True, False],
+    "return_token_strs": [True, False],
+}
+RIGHT_HERE: dict[tuple[Endpoint, str], list[Any]] = {
+    (Endpoint.CHAT, "logprobs"): [True, False],
+    (Endpoint.COMPLETIONS, "logprobs"): [0, 5],
+    (Endpoint.COMPLETIONS, "prompt"): RIGHT["input"],
+    (Endpoint.TOKENIZE, "prompt"): ["x", ""],
+}
+"""Fields that take different things on different endpoints."""
+
+WRONG_IN_RANGE: dict[str, list[Any]] = {
+    "temperature": [-0.1, 2.1, float("nan"), float("inf")],
+    "top_p": [-0.1, 1.1],
+    "top_k": [-2, 2**31],
+    "min_p": [-0.1, 1.1],
+    "presence_penalty": [-2.1, 2.1],
+    "frequency_penalty": [-2.1, 2.1],
+    "repetition_penalty": [0, 10.5],
+    "seed": [2**63],
+    "max_tokens": [0, -1, 2**31],
+    "max_completion_tokens": [0],
+    "min_tokens": [-1],
+    "priority": [-1, 1001],
+    "stop": [["x"] * 17, [""], [1]],
+    "stop_token_ids": [[-1], [1.0], [True], ["x"]],
+    "n": [0, 129],
+    "best_of": [0, 21],
+    "top_logprobs": [-1, 21],
+    "stream_options": [{"include_usage": 1}, {"include": True}],
+    "messages": [[]],
+    "tool_choice": ["any", ""],
+    "input": [[], [[]], ["x", 1], [1, "x"], [[1], []], [[1], "x"], [-1], [True], [[1], [True]]],
+    "encoding_format": ["int8", ""],
+    "dimensions": [0],
+}
+
+
+def right_values(endpoint: Endpoint, name: str) -> list[Any]:
+    return RIGHT_HERE.get((endpoint, name)) or RIGHT[name]
+
+
+def kind_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    kinds = {int: "whole", float: "number", str: "string", list: "array", dict: "object"}
+    return kinds[type(value)]
+
+
+def body_with(endpoint: Endpoint, name: str, value: Any) -> dict[str, Any]:
+    required = {
+        Endpoint.CHAT: {"messages": MESSAGES},
+        Endpoint.COMPLETIONS: {"prompt": "x"},
+        Endpoint.EMBEDDINGS: {"input": "x"},
+        Endpoint.TOKENIZE: {},
+    }[endpoint]
+    return {**required, name: value}
+
+
+def refusal(body: dict[str, Any], endpoint: Endpoint, honoured: Any = EVERYTHING) -> WireError:
+    with pytest.raises(WireError) as caught:
+        check_fields(body, endpoint, honoured, "echo")
+    assert caught.value.status == 400
+    assert caught.value.type == "invalid_request_error"
+    return caught.value
+
+
+def test_the_number_of_fields_is_plausible() -> None:
+    assert len(ALL) > 60
+    assert {endpoint: len(fields) > 4 for endpoint, fields in FIELDS.items()} == dict.fromkeys(
+        Endpoint, True
+    )
+    assert set(RIGHT) | {name for _, name in RIGHT_HERE} == EVERYTHING, "no case is left over"
+
+
+@pytest.mark.parametrize(("endpoint", "name"), ALL)
+def test_every_field_takes_right_values(endpoint: Endpoint, name: str) -> None:
+    for value in right_values(endpoint, name):
+        # As it comes from JSON, where 1.0 and 1 are different.
+        body = json.loads(json.dumps(body_with(endpoint, name, value)))
+        check_fields(body, endpoint, EVERYTHING)
+        check_fields(body, endpoint, None)
+
+
+@pytest.mark.parametrize(("endpoint", "name"), ALL)
+def test_every_field_refuses_other_types_and_names_itself(endpoint: Endpoint, name: str) -> None:
+    kinds = {kind_of(value) for value in right_values(endpoint, name)}
+    if "number" in kinds:
+        kinds.add("whole")
+    others = [value for kind, values in SAMPLES.items() if kind not in kinds for value in values]
+    assert len(others) >= 4
+    assert "boolean" in kinds or True in others, "booleans are not numbers"
+    rule = FIELDS[endpoint][name].rule
+    for value in others:
+        for honoured in (EVERYTHING, frozenset[str](), None):
+            error = refusal(body_with(endpoint, name, value), endpoint, honoured)
+            assert (error.param, error.code) == (name, "invalid_value")
+            assert error.message == f"'{name}' must be {rule}, not {value!r}."
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name"), [case for case in ALL if case[1] in WRONG_IN_RANGE]
+)  # fmt: skip
+def test_values_out_of_range_are_refused(endpoint: Endpoint, name: str) -> None:
+    for value in WRONG_IN_RANGE[name]:
+        error = refusal(body_with(endpoint, name, value), endpoint)
+        assert (error.param, error.code) == (name, "invalid_value")
+
+
+def test_a_rule_says_what_would_be_right() -> None:
+    message = refusal({"messages": MESSAGES, "temperature": 3}, Endpoint.CHAT).message
+    assert message == "'temperature' must be a number between 0 and 2, not 3."
+    message = refusal({"messages": MESSAGES, "n": 0}, Endpoint.CHAT).message
+    assert message == "'n' must be a whole number between 1 and 128, not 0."
+    message = refusal({"messages": MESSAGES, "max_tokens": 2**31}, Endpoint.CHAT).message
+    assert message == (
+        "'max_tokens' must be a whole number between 1 and 2147483647, not 2147483648."
+    )
+    message = refusal({"input": "x", "encoding_format": "int"}, Endpoint.EMBEDDINGS).message
+    assert message == "'encoding_format' must be one of 'float', 'base64', not 'int'."
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    message = refusal({"messages": "x" * 10_000}, Endpoint.CHAT).message
+    assert len(message) < 120
+    assert message.endswith("xxx....")
+
+
+# None, neutral values, and what cannot be honoured
+
+
+@pytest.mark.parametrize(("endpoint", "name"), ALL)
+def test_null_means_not_given(endpoint: Endpoint, name: str) -> None:
+    if name == REQUIRED.get(endpoint):
+        error = refusal({name: None}, endpoint)
+        assert (error.param, error.code) == (name, "missing_required_parameter")
+        return
+    for honoured in (EVERYTHING, frozenset[str](), None):
+        check_fields(body_with(endpoint, name, None), endpoint, honoured)
+
+
+@pytest.mark.parametrize(("endpoint", "name"), ALL)
+def test_what_an_engine_cannot_honour_is_refused_unless_it_asks_for_nothing(
+    endpoint: Endpoint, name: str
+) -> None:
+    field = FIELDS[endpoint][name]
+    for value in field.neutral:
+        assert field.accepts(value), "a neutral value is a right one"
+        check_fields(body_with(endpoint, name, value), endpoint, frozenset())
+    asking = [value for value in right_values(endpoint, name) if value not in field.neutral]
+    assert asking, "some value asks for something"
+    for value in asking:
+        body = body_with(endpoint, name, value)
+        if name in ALWAYS_HONOURED or name == REQUIRED.get(endpoint):
+            check_fields(body, endpoint, frozenset())
+            continue
+        error = refusal(body, endpoint, EVERYTHING - {name})
+        assert (error.param, error.code) == (name, "unsupported_parameter")
+        assert error.message.startswith(
+            f"The engine behind this model (echo) cannot honour '{name}'; "
+        )
+        check_fields(body, endpoint, frozenset({name}))
+        check_fields(body, endpoint, None)  # a server that others run may know it
+
+
+def test_a_refusal_names_what_to_use_instead() -> None:
+    body = {"messages": MESSAGES, "functions": [{"name": "f"}]}
+    assert refusal(body, Endpoint.CHAT, frozenset()).message.endswith("; use 'tools' instead.")
+    body = {"messages": MESSAGES, "function_call": "auto"}
+    assert refusal(body, Endpoint.CHAT, frozenset()).message.endswith(
+        "; use 'tool_choice' instead."
+    )
+    body = {"messages": MESSAGES, "logit_bias": {"1": 2}}
+    message = refusal(body, Endpoint.CHAT, frozenset()).message
+    assert message.endswith("; leave it out, or use an engine that can.")
+
+
+# Required and unknown fields
+
+
+@pytest.mark.parametrize("endpoint", Endpoint)
+def test_the_required_field_is_asked_for_first(endpoint: Endpoint) -> None:
+    required = REQUIRED.get(endpoint)
+    if required is None:
+        check_fields({}, endpoint, EVERYTHING)
+        return
+    error = refusal({"temprature": 1}, endpoint)
+    assert (error.param, error.code) == (required, "missing_required_parameter")
+    assert error.message == f"Missing required parameter: '{required}'."
+
+
+@pytest.mark.parametrize(("endpoint", "name"), ALL)
+def test_a_field_with_a_slip_in_its_name_is_refused_with_the_right_name(
+    endpoint: Endpoint, name: str
+) -> None:
+    if len(name) < 4:
+        return
+    slip = name + name[-1]
+    error = refusal(body_with(endpoint, slip, 1), endpoint)
+    assert (error.param, error.code) == (slip, "unknown_parameter")
+    assert error.message == f"Unknown parameter: '{slip}'. Did you mean '{name}'?"
+    check_fields(body_with(endpoint, slip, 1), endpoint, None)
+
+
+def test_a_field_that_resembles_nothing_gets_no_suggestion() -> None:
+    error = refusal({"messages": MESSAGES, "zzz": 1}, Endpoint.CHAT)
+    assert error.message == "Unknown parameter: 'zzz'."
+
+
+def test_a_field_whose_name_is_a_flood_is_refused_at_once_and_in_short() -> None:
+    name = "temperature" * 2_000_000
+    began_s = time.perf_counter()
+    error = refusal({"messages": MESSAGES, name: 1}, Endpoint.CHAT)
+    assert time.perf_counter() - began_s < 1
+    assert error.param == f"{name[:64]}..."
+    assert error.message == f"Unknown parameter: '{name[:64]}...'."
+
+
+def test_fields_of_one_endpoint_are_unknown_to_another() -> None:
+    for endpoint, name in (
+        (Endpoint.COMPLETIONS, "messages"),
+        (Endpoint.CHAT, "prompt"),
+        (Endpoint.EMBEDDINGS, "temperature"),
+        (Endpoint.TOKENIZE, "input"),
+    ):
+        assert refusal(body_with(endpoint, name, "x"), endpoint).code == "unknown_parameter"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=5), below, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(Endpoint),
+    st.dictionaries(st.sampled_from(sorted(EVERYTHING)) | st.text(max_size=8), JSON, max_size=5),
+    st.sampled_from([EVERYTHING, frozenset[str](), None]),
+)
+def test_any_object_passes_or_is_refused_by_name(
+    endpoint: Endpoint, body: dict[str, Any], honoured: Any
+) -> None:
+    try:
+        check_fields(body, endpoint, honoured)
+        return
+    except WireError as caught:
+        error = caught
+    assert error.status == 400
+    assert error.param is not None
+    assert f"'{error.param}'" in error.message
+    assert len(error.message) < 400
