@@ -24,7 +24,7 @@ from thrifty.home import make_private_folder
 BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration; a test holds it to the folder."""
 
 

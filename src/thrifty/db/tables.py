@@ -47,7 +47,62 @@ deployments = Table(
     Column("settings", Text, nullable=False),
     Column("updated_s", Double, nullable=False),
 )
-"""What is to be served. `settings` is JSON: what a gateway needs of the spec."""
+"""What is to be served. `settings` is JSON: what a gateway needs of the spec. `engine`, `version`,
+`revision` and `artifact` are those of the version with most weight, for gateway workers of the first
+release; `versions` has them all."""
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("deployment", String(64), primary_key=True),
+    Column("label", String(64), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("engine", String(32), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("artifact", String(64)),
+    Column("weight", Double, nullable=False),
+    Column("shadow", Double, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("updated_s", Double, nullable=False),
+)
+"""The versions of each deployment: what answers depend on, and its share of the traffic. `settings`
+is JSON."""
+
+desired = Table(
+    "desired",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("change_id", BigInteger, nullable=False),
+)
+"""The desired state of each deployment, and of the service itself under the empty name, as JSON. The
+control loop brings the world to it."""
+
+desired_changes = Table(
+    "desired_changes",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("state", Text),
+    Index(None, "name"),
+)
+"""Every change of the desired state: the state after it (NULL: the deployment was removed), when, by
+whom and why. `kind` is `apply`, `traffic`, `rollback`, `release` or `autoscale`."""
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""Secrets that all processes of a service share, such as the one that marks response ids as ours."""
 
 replicas = Table(
     "replicas",
@@ -120,7 +175,12 @@ requests = Table(
         "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
     ),
     Column("at_s", Double, nullable=False),
-    Column("request_id", String(64), nullable=False),
+    Column("request_id", String(64)),
+    Column("client_request_id", String(64)),
+    Column("conversation_id", String(32)),
+    Column("origin", String(16)),
+    Column("shadow_of", BigInteger),
+    Column("rerouted", Boolean),
     Column("endpoint", String(32), nullable=False),
     Column("deployment", String(64)),
     Column("version", String(128)),
@@ -143,19 +203,27 @@ requests = Table(
     Column("overhead_us", Double),
     Index(None, "at_s"),
     Index(None, "request_id"),
+    Index(None, "client_request_id"),
+    Index(None, "conversation_id"),
 )
-"""One row for each request. No prompts, no answers."""
+"""One row for each response, without prompts and answers. `id` is the number in the response's id.
+`origin` says who asked (NULL: a client, before origins were recorded); `shadow_of` is the response
+that a shadow copies; `rerouted` marks answers by another version than the chosen one. `request_id` is
+written by gateway workers of the first release only."""
 
 request_texts = Table(
     "request_texts",
     metadata,
-    Column("request_id", String(64), primary_key=True),
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("request_id", String(64)),
     Column("at_s", Double, nullable=False),
     Column("prompt", Text, nullable=False),
     Column("answer", Text, nullable=False),
     Index(None, "at_s"),
 )
-"""Prompts and answers, where `record.prompts` asks for them."""
+"""Prompts and answers, where `record.prompts` asks for them. `id` is that of `requests`."""
 
 cache_purges = Table(
     "cache_purges",
