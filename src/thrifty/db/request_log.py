@@ -13,7 +13,7 @@ from thrifty.db.database import Database
 from thrifty.db.tables import request_texts, requests
 
 COLUMNS = (
-    "at_s", "request_id", "endpoint", "deployment", "version", "replica", "tenant", "key_id",
+    "id", "at_s", "client_request_id", "conversation_id", "origin", "shadow_of", "rerouted", "endpoint", "deployment", "version", "replica", "tenant", "key_id",
     "end_user", "status", "error", "stream", "cache", "attempts", "prompt_tokens",
     "completion_tokens", "cached_tokens", "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms",
     "overhead_us",
