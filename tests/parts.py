@@ -30,12 +30,12 @@ from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
-from thrifty.gateway.assemble import Parts, assemble
+from thrifty.worker.assemble import Parts, assemble
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
-from thrifty.gateway.settings import GatewaySettings
-from thrifty.gateway.table import RoutingTable
-from thrifty.gateway.table_reader import TableReader
+from thrifty.worker.settings import GatewaySettings
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.reader import TableReader
 from thrifty.home import HOME_VARIABLE
 from thrifty.http.client import HttpClient
 from thrifty.http.server import Handler, HttpServer, ServerLimits

@@ -17,7 +17,7 @@ from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
 from thrifty.gateway.cache.replay import assemble_answer
 from thrifty.gateway.cache.shortcuts import Shortcuts
-from thrifty.gateway.call import Call
+from thrifty.gateway.state.call import Call
 from thrifty.openai.fields import Endpoint
 
 CHAT: dict[str, Any] = {

@@ -20,9 +20,9 @@ from tests.parts import (
     running_gateway,
 )
 from thrifty.db.fleet import save_deployment
-from thrifty.gateway.alarms import raise_alarms
+from thrifty.gateway.app.gateway.alarms import raise_alarms
 from thrifty.gateway.routing import Router
-from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 
 LONG = "All who work here must wash their hands before they return to their work. " * 30

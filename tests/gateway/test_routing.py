@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from thrifty.gateway.routing import POLICIES, Knowledge, RoutedRequest, Router, make_policy
-from thrifty.gateway.routing.rates import Ahead, Rates
+from thrifty.gateway.state.rates import Ahead, Rates
 from thrifty.spec.models import Routing
 
 PLAIN = RoutedRequest(100.0, 50.0)

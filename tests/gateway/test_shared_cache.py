@@ -27,7 +27,7 @@ from thrifty.gateway.cache import Entry, Owner
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
 from thrifty.gateway.cache.shared import LOCK_S, NOTHING_MS
-from thrifty.gateway.settings import GatewaySettings
+from thrifty.worker.settings import GatewaySettings
 from thrifty.http.client import HttpClient, TransportError
 
 CALM = SharedSettings(timeout_s=0.5)
@@ -199,7 +199,7 @@ async def test_who_waits_takes_over_when_the_leader_is_killed(
     ):
         settings = GatewaySettings("127.0.0.1", find_free_port(), cache_shared=CALM)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode(),
+            sys.executable, "-m", "thrifty.worker", msgspec.json.encode(settings).decode(),
             env={**os.environ, "THRIFTY_DATABASE_URL": f"sqlite:///{tmp_path}/thrifty.db",
                  "THRIFTY_REDIS_URL": server.url},
             stderr=subprocess.DEVNULL,

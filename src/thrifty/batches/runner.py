@@ -42,7 +42,7 @@ from thrifty.db.fleet import read_gateways
 from thrifty.db.keys import Key, Role
 from thrifty.db.leases import read_owner, release_lease, take_lease
 from thrifty.errors import DatabaseError
-from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)

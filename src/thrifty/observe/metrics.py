@@ -22,7 +22,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-LABELS = ("deployment", "version", "replica")
+VERSION = ("deployment", "version")
+LABELS = (*VERSION, "replica")
 
 LATENCY_S = (
     0.005,
@@ -329,13 +330,14 @@ class GatewayMetrics:
         self.queue_length = self._gauge(
             "thrifty_queue_length",
             "Requests that wait for room at a replica, by priority (interactive, batch).",
-            ("deployment", "priority"),
+            (*VERSION, "priority"),
         )
         self.slots = self._gauge(
-            "thrifty_slots", "Requests that this worker may have at replicas.", ("deployment",)
+            "thrifty_slots", "Requests that this worker may have at replicas.", VERSION
         )
-        self.slots_taken = self._gauge(
-            "thrifty_slots_taken", "Requests that have a slot.", ("deployment",)
+        self.slots_taken = self._gauge("thrifty_slots_taken", "Requests that have a slot.", VERSION)
+        self.version_weight = self._gauge(
+            "thrifty_version_weight", "The weight of each version in its deployment.", VERSION
         )
         self.ejections = self._counter(
             "thrifty_ejections", "How often a replica was left alone because it failed.", LABELS
@@ -387,6 +389,16 @@ class GatewayMetrics:
             "Requests that another deployment answered.",
             ("deployment", "by"),
         )
+        self.reroutes = self._counter(
+            "thrifty_reroutes",
+            "Requests that another version answered, because the chosen one had no ready replica.",
+            ("deployment", "version", "by"),
+        )
+        self.shadows = self._counter(
+            "thrifty_shadow_requests",
+            "Copies of requests for versions that are tried, by how they ended.",
+            ("deployment", "version", "result"),
+        )
         self.share_alarms = self._counter(
             "thrifty_routing_share_alarms",
             "Windows in which a replica's share was far from its due.",
@@ -395,7 +407,7 @@ class GatewayMetrics:
         self.signals_lost = self._gauge(
             "thrifty_routing_signals_lost",
             "1 where replicas stopped to say what they found cached.",
-            ("deployment",),
+            VERSION,
         )
         self.batch_lines = self._counter(
             "thrifty_batch_lines",
