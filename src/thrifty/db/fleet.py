@@ -39,6 +39,8 @@ class DeploymentSettings:
     """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     priority_field: str | None = None
     """The request field by which the engine learns that lines of batches may wait, if it has one."""
+    load_path: str | None = "/load"
+    """Where replicas report their load; None: nowhere."""
     batch_slots: int = 32
     """Requests that a replica works on at once, as far as batches go."""
     created_s: float = 0.0

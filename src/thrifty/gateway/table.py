@@ -46,6 +46,8 @@ class Replica:
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
 
+    load_path: str | None = None
+    """Where it reports its load."""
     rates_key: str = ""
     """What it shares its speed with: replicas of one revision that we run have the same model,
     engine and kind of device; servers of others each have their own."""
@@ -205,6 +207,8 @@ class RoutingTable:
             known = before[deployment.name].replicas if deployment.name in before else {}
             rows = [row for row in state.replicas if row.deployment == deployment.name]
             deployment.replicas = {row.id: _merge_replica(known.get(row.id), row) for row in rows}
+            for replica in deployment.replicas.values():
+                replica.load_path = deployment.settings.load_path
             self.gone += [known[i] for i in known if i not in deployment.replicas]
             _note_replicas(deployment, list(known.values()))
             for row_id, replica in deployment.replicas.items():
