@@ -156,7 +156,7 @@ def make_command_page() -> str:
 
 def make_field_page() -> str:
     """Which request fields there are, and which engines honour them."""
-    kinds = [kind for kind in engine_kinds() if find_engine(kind).honours is not None]
+    kinds = [kind for kind in engine_kinds() if find_engine(kind).traits.honours is not None]
     parts = [
         "# Request fields\n",
         NOTE,
@@ -171,7 +171,7 @@ def make_field_page() -> str:
         for name, field in fields.items():
             marks = []
             for kind in kinds:
-                honours = find_engine(kind).honours or frozenset()
+                honours = find_engine(kind).traits.honours or frozenset()
                 always = name in ("model", "stream", "stream_options", "user", *GATEWAY_FIELDS)
                 yes = name in honours or always
                 if endpoint is Endpoint.EMBEDDINGS and kind == "echo":

@@ -64,7 +64,9 @@ async def running_server(
 async def running_echo(name: str = "echo", **options: Any) -> AsyncIterator[str]:
     """An echo model server; gives its URL."""
     backend = EchoBackend(**options)
-    model = ModelServer(name, backend, make_tokenizer(), engine="echo", honours=EchoEngine.honours)
+    model = ModelServer(
+        name, backend, make_tokenizer(), engine="echo", honours=EchoEngine.traits.honours or ()
+    )
     await model.start()
     async with running_server(model.handle) as (url, _):
         yield url
@@ -195,7 +197,7 @@ async def know_keys(gateway: GatewayUnderTest, count: int) -> None:
 
 def echo_deployment(name: str = "echo", **settings: Any) -> DeploymentRow:
     """The row of an echo deployment."""
-    honours = tuple(sorted(EchoEngine.honours))
+    honours = tuple(sorted(EchoEngine.traits.honours or ()))
     return DeploymentRow(
         name,
         "echo",

@@ -70,7 +70,7 @@ async def test_engines_without_a_salt_are_not_sent_one(tmp_path: Path) -> None:
 
 def test_every_engine_says_whether_it_knows_a_salt() -> None:
     for kind in engine_kinds():
-        assert find_engine(kind).salt_field in (None, "cache_salt")
+        assert find_engine(kind).traits.salt_field in (None, "cache_salt")
 
 
 def test_remote_servers_get_the_field_that_the_spec_names() -> None:
@@ -79,18 +79,21 @@ def test_remote_servers_get_the_field_that_the_spec_names() -> None:
         {"engine": {"kind": "remote", "urls": ["http://x"], "salt_field": "cache_salt"}}
     )
     served = engine.prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
-    assert served.options["salt_field"] == "cache_salt"
+    assert served.upstream.salt_field == "cache_salt"
 
 
 def test_engines_that_know_priorities_are_told_them() -> None:
-    assert "priority" in (find_engine("openvino").honours or ())
+    traits = find_engine("openvino").traits
+    assert traits.priority_field in (traits.honours or ())
     spec = Spec.model_validate(
         {"engine": {"kind": "remote", "urls": ["http://x"], "priority_field": "priority"}}
     )
     served = find_engine("remote").prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
-    assert served.options["priority_field"] == "priority"
+    assert served.upstream.priority_field == "priority"
 
 
 def test_engines_that_do_not_know_priorities_are_not_told_them() -> None:
     """Else lines would be left where they are, in the way of others."""
-    assert "priority" not in (find_engine("echo").honours or ())
+    traits = find_engine("echo").traits
+    assert traits.priority_field is None
+    assert "priority" not in (traits.honours or ())

@@ -53,8 +53,10 @@ class VersionSettings:
     """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     priority_field: str | None = None
     """The request field by which the engine learns that lines of batches may wait, if it has one."""
-    takes_response_id: bool = False
-    """Whether the engine uses the id in the header `x-request-id` as the id of its answer."""
+    load_path: str | None = "/load"
+    """Where replicas report their load; None: nowhere."""
+    accepts_response_id: bool = False
+    """Whether the engine takes the id of its response from the header `x-request-id`."""
     slots: int | None = None
     """How many requests a replica gets at once; None: without a bound."""
     batch_slots: int = 32

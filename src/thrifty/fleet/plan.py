@@ -21,8 +21,6 @@ from thrifty.spec import LoadedSpec, Spec
 from thrifty.spec.load import suggest
 from thrifty.types import OnProgress, ignore_progress
 
-MODEL_FREE = frozenset({"remote", "echo"})
-"""Engines that load no model of ours."""
 BATCH_SLOTS = 32
 """Beyond this, a replica on a CPU gives hardly more tokens, only later ones."""
 
@@ -53,7 +51,8 @@ class Plan:
     def deployment(self) -> DeploymentRow:
         """The deployment, as gateways read it."""
         served, spec = self.served, self.spec
-        honours = self.engine.honours
+        traits, upstream = self.engine.traits, served.upstream
+        honours = traits.honours
         return DeploymentRow(
             name=served.name,
             engine=served.engine,
@@ -71,13 +70,12 @@ class Plan:
                 first_token_timeout_s=spec.limits.first_token_timeout,
                 idle_timeout_s=spec.limits.idle_timeout,
                 honours=None if honours is None else tuple(sorted(honours)),
-                upstream_model=served.options.get("upstream_model"),
-                key_env=served.options.get("key_env"),
-                salt_field=served.options.get("salt_field", self.engine.salt_field),
-                priority_field=served.options.get(
-                    "priority_field", "priority" if honours and "priority" in honours else None
-                ),
-                batch_slots=_count_batch_slots(spec, served),
+                upstream_model=upstream.model,
+                key_env=upstream.key_env,
+                salt_field=upstream.salt_field,
+                priority_field=upstream.priority_field,
+                load_path=traits.load_path,
+                batch_slots=_count_batch_slots(spec, self.engine.find_slots(served)),
                 created_s=time.time(),
                 slots=spec.replicas.slots or self.engine.find_slots(served),
                 timeout_s=spec.limits.timeout,
@@ -91,11 +89,10 @@ class Plan:
         )
 
 
-def _count_batch_slots(spec: Spec, served: Served) -> int:
+def _count_batch_slots(spec: Spec, limit: int | None) -> int:
     """How many requests a replica works on at once, as far as batches go."""
-    limit = served.options.get("slots") or served.options.get("max_batch")
     wanted = spec.batches.slots or BATCH_SLOTS
-    return min(wanted, int(limit)) if limit else wanted
+    return min(wanted, limit) if limit else wanted
 
 
 def make_plans(
@@ -147,7 +144,7 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
 
 def _check_loads_models(loaded: LoadedSpec) -> None:
     kind = loaded.spec.engine.kind
-    if kind in MODEL_FREE:
+    if kind != "auto" and not find_engine(kind).traits.loads_model:
         message = (
             f"the engine {kind!r} loads no model, so there is nothing to compress; write it beside the "
             "deployments that it is for"
@@ -160,7 +157,7 @@ def _find_model(
 ) -> tuple[Engine, tuple[NamedVersion, Artifact] | None]:
     """Fetch what one deployment asks for, and say which engine runs it. Raises `SpecError` too."""
     spec, kind = loaded.spec, loaded.spec.engine.kind
-    if kind in MODEL_FREE:
+    if kind != "auto" and not find_engine(kind).traits.loads_model:
         return find_engine(kind), None
     model = fetch_model(store, spec.model, on_progress=on_progress)
     store.verify(model[1], on_progress=on_progress)

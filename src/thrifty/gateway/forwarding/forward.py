@@ -285,7 +285,7 @@ class Forwarder:
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
         if answer.status == 200:
             call.outcome.usage, _ = parse_usage(data)
-            if not version.settings.takes_response_id:
+            if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
         content_type = answer.headers.get(b"content-type")
         headers = [(b"content-type", content_type) if content_type else JSON_TYPE, *call.headers()]

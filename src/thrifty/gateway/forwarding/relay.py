@@ -39,7 +39,7 @@ class Relay:
         self._captured: list[bytes] | None = [] if capture else None
         self._rest = b""
         self._tail = b""
-        takes_id = call.placed.version.settings.takes_response_id
+        takes_id = call.placed.version.settings.accepts_response_id
         self._rewriter = None if takes_id else IdRewriter(call.body_id)
         self.paused = False
         exchange = call.exchange

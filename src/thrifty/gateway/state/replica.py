@@ -32,6 +32,8 @@ class Replica:
     """Its number in its version's prefix index."""
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
+    load_path: str | None = None
+    """Where it reports its load."""
     rates_key: str = ""
     """What it shares its speed with: replicas of one revision that we run have the same model,
     engine and kind of device; servers that others run have a speed each."""

@@ -139,6 +139,7 @@ class Version:
                 prefixes.leave(replica.slot)
                 self.health.forget(replica.id)
         for replica in self.replicas.values():
+            replica.load_path = self.settings.load_path
             if replica.slot not in prefixes:
                 replica.slot = prefixes.join()
             cache_tokens = (replica.load.get("facts") or {}).get("kv_cache_tokens")
