@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from thrifty.gateway.app.gateway.alarms import raise_alarms
 
 from tests.parts import (
     GatewayUnderTest,
@@ -20,7 +21,6 @@ from tests.parts import (
     running_gateway,
 )
 from thrifty.db.fleet import save_deployment
-from thrifty.gateway.app.gateway.alarms import raise_alarms
 from thrifty.gateway.routing import Router
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics

@@ -27,8 +27,8 @@ from thrifty.gateway.cache import Entry, Owner
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
 from thrifty.gateway.cache.shared import LOCK_S, NOTHING_MS
-from thrifty.worker.settings import GatewaySettings
 from thrifty.http.client import HttpClient, TransportError
+from thrifty.worker.settings import GatewaySettings
 
 CALM = SharedSettings(timeout_s=0.5)
 """On a busy machine, no answer may count as late but those that a test wants late."""

@@ -87,9 +87,7 @@ class BatchesApi:
     async def cancel(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
         """Cancel a batch that is not over."""
         tenant, batch_id = read_tenant(key), ids["batch"]
-        done = await self._threads.run(
-            cancel_batch, self._database, tenant, batch_id, time.time()
-        )
+        done = await self._threads.run(cancel_batch, self._database, tenant, batch_id, time.time())
         row = await self._find(tenant, batch_id)
         if done:
             self._wake()
@@ -102,9 +100,7 @@ class BatchesApi:
         exchange.respond(200, encode(_describe(row)))
 
     async def _find(self, tenant: str, batch_id: str) -> BatchRow:
-        row: BatchRow | None = await self._threads.run(
-            find_batch, self._database, tenant, batch_id
-        )
+        row: BatchRow | None = await self._threads.run(find_batch, self._database, tenant, batch_id)
         if row is None:
             raise no_such("batch", batch_id)
         return row

@@ -22,8 +22,8 @@ import msgspec
 from thrifty.batches.governor import GovernorSettings, Share
 from thrifty.batches.lines import Line
 from thrifty.db.keys import Key
-from thrifty.gateway.state.call import BATCH, INTERACTIVE, Call, Origin
 from thrifty.gateway.forwarding.forward import Forwarder
+from thrifty.gateway.state.call import BATCH, INTERACTIVE, Call, Origin
 from thrifty.gateway.state.deployment import Deployment
 from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.table import RoutingTable

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import PurePath
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import IO, Any
 
 from thrifty.batches.api_parts import (

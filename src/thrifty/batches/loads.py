@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from thrifty.gateway.state.table import Replica
+from thrifty.gateway.state.replica import Replica
 from thrifty.http.client import HttpClient, TransportError
 
 POLL_S = 0.1

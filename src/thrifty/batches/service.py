@@ -47,9 +47,7 @@ def make_batches(
     path of a request. Raises `ThriftyError` where the folder cannot be made.
     """
     storage = Storage(Path(settings.folder))
-    dispatcher = Dispatcher(
-        run, table, forwarder, metrics, settings.governor, conversations
-    )
+    dispatcher = Dispatcher(run, table, forwarder, metrics, settings.governor, conversations)
     runner = BatchRunner(
         database=database,
         storage=storage,

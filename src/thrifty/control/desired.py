@@ -43,8 +43,8 @@ class DesiredVersion:
     """The engine's options, resolved, as `Served.options`."""
     weight: float = 1.0
     shadow: float = 0.0
-    settings: VersionSettings = VersionSettings()
-    replicas: DesiredReplicas = DesiredReplicas()
+    settings: VersionSettings = field(default_factory=VersionSettings)
+    replicas: DesiredReplicas = field(default_factory=DesiredReplicas)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings, VersionRow, VersionSettings
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
@@ -53,40 +53,43 @@ class Plan:
         served, spec = self.served, self.spec
         traits, upstream = self.engine.traits, served.upstream
         honours = traits.honours
-        return DeploymentRow(
-            name=served.name,
+        version = VersionRow(
+            label=served.version,
+            model=served.version,
             engine=served.engine,
-            version=served.version,
             revision=served.revision,
             artifact=served.artifact,
-            family=served.family,
-            settings=DeploymentSettings(
-                routing=spec.routing,
-                cache_when=spec.cache.exact.when,
-                cache_ttl_s=spec.cache.exact.ttl,
-                max_tokens=spec.limits.max_tokens,
-                waiting=spec.limits.waiting,
-                wait_timeout_s=spec.limits.wait_timeout,
-                first_token_timeout_s=spec.limits.first_token_timeout,
-                idle_timeout_s=spec.limits.idle_timeout,
+            settings=VersionSettings(
                 honours=None if honours is None else tuple(sorted(honours)),
                 upstream_model=upstream.model,
                 key_env=upstream.key_env,
                 salt_field=upstream.salt_field,
                 priority_field=upstream.priority_field,
                 load_path=traits.load_path,
+                accepts_response_id=traits.accepts_response_id,
                 batch_slots=_count_batch_slots(spec, self.engine.find_slots(served)),
-                created_s=time.time(),
                 slots=spec.replicas.slots or self.engine.find_slots(served),
-                timeout_s=spec.limits.timeout,
-                hedge_s=spec.limits.hedge,
                 price_input=spec.prices.input,
                 price_cached=_first(spec.prices.cached_input, spec.prices.input),
                 price_output=spec.prices.output,
-                aliases=spec.aliases,
-                fallback=spec.fallback,
             ),
         )
+        settings = DeploymentSettings(
+            routing=spec.routing,
+            cache_when=spec.cache.exact.when,
+            cache_ttl_s=spec.cache.exact.ttl,
+            max_tokens=spec.limits.max_tokens,
+            waiting=spec.limits.waiting,
+            wait_timeout_s=spec.limits.wait_timeout,
+            first_token_timeout_s=spec.limits.first_token_timeout,
+            idle_timeout_s=spec.limits.idle_timeout,
+            created_s=time.time(),
+            timeout_s=spec.limits.timeout,
+            hedge_s=spec.limits.hedge,
+            aliases=spec.aliases,
+            fallback=spec.fallback,
+        )
+        return DeploymentRow(served.name, served.family, settings, (version,))
 
 
 def _count_batch_slots(spec: Spec, limit: int | None) -> int:

@@ -266,7 +266,9 @@ def check_honoured(
             and name != REQUIRED.get(endpoint)
         ):
             instead = _INSTEAD.get(name, "leave it out, or use an engine that can")
-            behind = f"engine {engine}" if version is None else f"version {version}, engine {engine}"
+            behind = (
+                f"engine {engine}" if version is None else f"version {version}, engine {engine}"
+            )
             raise bad_request(
                 f"The engine behind this model ({behind}) cannot honour '{name}'; {instead}.",
                 name,

@@ -6,8 +6,8 @@ import sys
 
 import msgspec
 
-from thrifty.worker.settings import GatewaySettings
 from thrifty.worker.process import run_worker
+from thrifty.worker.settings import GatewaySettings
 
 
 def main() -> int:

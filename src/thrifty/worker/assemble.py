@@ -109,10 +109,27 @@ async def assemble(settings: GatewaySettings, secrets_: Secrets) -> AsyncIterato
         ids = await _make_ids(stack, database, secret)
         conversations = Conversations(secret)
         gateway, spend, pages = _make_gateway(
-            stack, settings, table, reader, forwarder, cache, writer, metrics, store, ids, conversations
+            stack,
+            settings,
+            table,
+            reader,
+            forwarder,
+            cache,
+            writer,
+            metrics,
+            store,
+            ids,
+            conversations,
         )
         batches = _make_batches(
-            stack, secrets_.database_url, settings, table, forwarder, metrics, gateway, conversations
+            stack,
+            secrets_.database_url,
+            settings,
+            table,
+            forwarder,
+            metrics,
+            gateway,
+            conversations,
         )
         cache_pages = CachePages(reader, cache)
         routes = [*pages.routes(), *cache_pages.routes()]

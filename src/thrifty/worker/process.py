@@ -10,10 +10,10 @@ import socket
 import sys
 from pathlib import Path
 
-from thrifty.worker.assemble import Secrets, assemble
-from thrifty.worker.settings import GatewaySettings
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
+from thrifty.worker.assemble import Secrets, assemble
+from thrifty.worker.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 

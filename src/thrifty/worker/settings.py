@@ -23,7 +23,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """The variable that holds the URL: it may hold a password, which a command line would show."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
     """As for the database; empty or not set where there is none."""
-    id_secret_env: str = "THRIFTY_ID_SECRET"
+    id_secret_env: str = "THRIFTY_ID_SECRET"  # noqa: S105
     """As for the database: the secret, in hex, that marks response ids as ours."""
     redis_timeout_s: float = TIMEOUT_S
     max_body_bytes: int = 8_000_000

@@ -7,8 +7,8 @@ Without any key in the database the gateway is open, which it only starts as on 
 from __future__ import annotations
 
 from thrifty.db.keys import PREFIX, Key, Role, hash_key
-from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.reader import TableReader
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.server import Exchange
 from thrifty.openai.errors import AUTHENTICATION, PERMISSION, WireError
 

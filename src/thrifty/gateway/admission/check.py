@@ -82,9 +82,7 @@ def check_version(call: Call, form: Form, target: Target) -> None:
         form.deadline_s = call.received_s + _read_timeout_s(asked, limits.timeout_s)
 
 
-def find_deployment(
-    body: dict[str, Any], endpoint: Endpoint, table: RoutingTable
-) -> Deployment:
+def find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> Deployment:
     """The deployment that a body names. Raises a 404."""
     model = body.get("model")
     if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
@@ -104,11 +102,8 @@ def find_deployment(
 
 
 def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:
-    if call.key is None:
-        allowed = call.exchange.from_this_machine
-    else:
-        allowed = call.key.role in _PINNERS
-    if not allowed:
+    key = call.key
+    if not (call.exchange.from_this_machine if key is None else key.role in _PINNERS):
         raise WireError(
             403,
             f"The header '{VERSION_HEADER.decode()}' pins a version, which takes the key of an "

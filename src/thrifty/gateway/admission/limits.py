@@ -23,7 +23,6 @@ from thrifty.gateway.admission.counts import (
     QuotaUsage,
     Refusal,
 )
-from thrifty.gateway.state.estimate import compute_cost
 from thrifty.gateway.admission.shared_counts import RENEW_S, SharedCounts, SharedGrant
 from thrifty.gateway.admission.spend import (
     SpendBook,
@@ -32,6 +31,7 @@ from thrifty.gateway.admission.spend import (
     until_next_month_s,
 )
 from thrifty.gateway.state.call import HIT, Call, Form, Origin
+from thrifty.gateway.state.estimate import compute_cost
 from thrifty.gateway.state.version import Version
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import RATE_LIMIT, WireError
@@ -73,9 +73,7 @@ class KeyLimiter:
         self._reserved: dict[Call, Reservation] = {}
         self._renewed_s = clock()
 
-    def admit(
-        self, call: Call, form: Form, version: Version
-    ) -> Coroutine[Any, Any, None] | None:
+    def admit(self, call: Call, form: Form, version: Version) -> Coroutine[Any, Any, None] | None:
         """Count a call of a limited key, by the estimates and prices of the version that it goes to;
         returns what is still to be awaited where Redis counts. Raises a 429 that names the limit.
         """

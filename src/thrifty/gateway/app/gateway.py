@@ -1,6 +1,6 @@
 """The path of a request as a whole. Each step is a module of its own; this one puts them in a row.
 
-    authenticate -> form -> version -> limits -> validity -> cache -> slot -> route -> forward -> record
+authenticate -> form -> version -> limits -> validity -> cache -> slot -> route -> forward -> record
 """
 
 from __future__ import annotations

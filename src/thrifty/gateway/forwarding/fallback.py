@@ -55,7 +55,9 @@ async def forward_or_fall_back(
         log.info("%s: %s answers for %s", call.response_id.text, deployment.name, first.name)
         metrics.fallbacks.labels(first.name, deployment.name).inc()
         version = deployment.choose(target.conversation_id)
-        _retarget(call, Target(deployment, version, version, target.conversation_id, fell_back=True))
+        _retarget(
+            call, Target(deployment, version, version, target.conversation_id, fell_back=True)
+        )
         try:
             return await _forward(forwarder, table, metrics, call, flight)
         except WireError as error:
@@ -69,9 +71,7 @@ async def forward_or_fall_back(
     raise failure
 
 
-async def _forward_pinned(
-    forwarder: Forwarder, call: Call, flight: SingleFlight | None
-) -> Result:
+async def _forward_pinned(forwarder: Forwarder, call: Call, flight: SingleFlight | None) -> Result:
     call.delivery.may_wait = False
     try:
         return await forwarder.forward(call, flight)
@@ -101,9 +101,7 @@ async def _forward(
             _reroute(call, target, deployment, metrics)
 
 
-def _reroute(
-    call: Call, target: Target, deployment: Deployment, metrics: GatewayMetrics
-) -> None:
+def _reroute(call: Call, target: Target, deployment: Deployment, metrics: GatewayMetrics) -> None:
     """Give a call another version. Raises a 400 where that cannot honour the request."""
     left = target.version
     chosen = deployment.choose(target.conversation_id)

@@ -14,6 +14,13 @@ import logging
 import time
 from collections.abc import Callable
 
+from thrifty.gateway.cache.single_flight import Result, SingleFlight
+from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
+from thrifty.gateway.forwarding.hedge import Hedger
+from thrifty.gateway.forwarding.relay import Relay
+from thrifty.gateway.forwarding.retry_budget import RetryBudget
+from thrifty.gateway.forwarding.upstream_request import make_headers, prepare_body
+from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.concurrency import (
     DEADLINE_CODES,
     ConcurrencyLimiter,
@@ -21,17 +28,10 @@ from thrifty.gateway.state.concurrency import (
     deadline_exceeded,
     no_replica_ready,
 )
-from thrifty.gateway.forwarding.hedge import Hedger
-from thrifty.gateway.cache.single_flight import Result, SingleFlight
-from thrifty.gateway.state.call import Call
-from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
-from thrifty.gateway.forwarding.relay import Relay
-from thrifty.gateway.forwarding.retry_budget import RetryBudget
 from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.router import UNKNOWN, Outstanding
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
-from thrifty.gateway.forwarding.upstream_request import make_headers, prepare_body
 from thrifty.http.client import (
     Answer,
     BrokenResponse,
@@ -44,8 +44,8 @@ from thrifty.http.server import JSON_TYPE
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import SERVER, WireError, unavailable
 from thrifty.openai.events import parse_usage
-from thrifty.openai.id_rewrite import replace_id
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.id_rewrite import replace_id
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from thrifty.gateway.cache.single_flight import SingleFlight
-from thrifty.gateway.state.call import Call
 from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
+from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.router import Outstanding
 from thrifty.gateway.state.version import Version

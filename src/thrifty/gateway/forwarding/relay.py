@@ -14,7 +14,6 @@ from thrifty.gateway.state.call import Call
 from thrifty.http.client import Answer
 from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.openai.errors import SERVER, WireError
-from thrifty.openai.id_rewrite import IdRewriter
 from thrifty.openai.events import (
     DONE,
     encode_error_event,
@@ -23,12 +22,22 @@ from thrifty.openai.events import (
     read_data,
     split_events,
 )
+from thrifty.openai.id_rewrite import IdRewriter
 
 
 class Relay:
     """Writes one replica's stream to one client, and to the followers of its flight."""
 
-    __slots__ = ("_answer", "_call", "_captured", "_flight", "_rest", "_rewriter", "_tail", "paused")
+    __slots__ = (
+        "_answer",
+        "_call",
+        "_captured",
+        "_flight",
+        "_rest",
+        "_rewriter",
+        "_tail",
+        "paused",
+    )
 
     def __init__(
         self, call: Call, answer: Answer, flight: SingleFlight | None, *, capture: bool

@@ -32,9 +32,7 @@ def prepare_body(call: Call, version: Version) -> bytes:
         changes[salt_field] = _make_salt(call.tenant, form.body.get(salt_field))
     priority_field = settings.priority_field
     generates = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
-    if priority_field is not None and generates and (
-        call.priority or call.delivery.may_yield
-    ):
+    if priority_field is not None and generates and (call.priority or call.delivery.may_yield):
         changes[priority_field] = max(1, call.priority, form.body.get(priority_field) or 0)
     ours = version.honours is not None
     if ours and any(name in GATEWAY_FIELDS for name in form.body):

@@ -13,8 +13,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from thrifty.gateway.state.policy import AnyCandidate, Candidate, Knowledge
 from thrifty.gateway.routing.least_work import find_least_work, sample
+from thrifty.gateway.state.policy import AnyCandidate, Candidate, Knowledge
 from thrifty.gateway.state.rates import Ahead
 from thrifty.gateway.state.routed_request import RoutedRequest
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
 from thrifty.gateway.routing.least_work import find_least_work
+from thrifty.gateway.state.policy import AnyCandidate, Knowledge
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 

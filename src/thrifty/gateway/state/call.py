@@ -1,9 +1,9 @@
 """One request on its way through the gateway: what each step learned, for the steps after it.
 
-    Call      from its bytes: the exchange, the endpoint, who asks, and how it ends
-    Form      from admission: the body as it was understood
-    Target    from the choice of a version: the deployment, the version, the conversation
-    Delivery  from forwarding: the replica, its load, and times
+Call      from its bytes: the exchange, the endpoint, who asks, and how it ends
+Form      from admission: the body as it was understood
+Target    from the choice of a version: the deployment, the version, the conversation
+Delivery  from forwarding: the replica, its load, and times
 """
 
 from __future__ import annotations
