@@ -39,7 +39,7 @@ from thrifty.gateway.table_reader import TableReader
 from thrifty.home import HOME_VARIABLE
 from thrifty.http.client import HttpClient
 from thrifty.http.server import Handler, HttpServer, ServerLimits
-from thrifty.http.spool import OpenSpool
+from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
 
 JSON_HEADER = b"content-type: application/json\r\n"

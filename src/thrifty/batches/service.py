@@ -14,7 +14,7 @@ from thrifty.db import Database
 from thrifty.gateway.forward import Forwarder
 from thrifty.gateway.table import RoutingTable
 from thrifty.gateway.table_reader import TableReader
-from thrifty.http.spool import OpenSpool
+from thrifty.http.upload import OpenSpool
 from thrifty.observe.metrics import GatewayMetrics
 
 

@@ -18,22 +18,20 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
 
-from thrifty.http.exchange import JSON_TYPE, Exchange
-from thrifty.http.spool import Upload, begin_upload
+from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.types import JSON_TYPE, ServerLimits
+from thrifty.http.upload import OpenSpool, Upload, begin_upload
 from thrifty.openai.errors import WireError, internal_error, unavailable
 
 if sys.platform != "win32":
     import fcntl
     import termios
-
-if TYPE_CHECKING:
-    from thrifty.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +41,19 @@ MAX_PIPELINED_BODY_BYTES = 65_536
 DROP_LIMIT_BYTES = 256_000_000
 """What a refused client may go on sending before it is cut off."""
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+
+class Server(Protocol):
+    """What a connection needs of the server that accepted it."""
+
+    handler: Handler
+    spools: Mapping[str, OpenSpool]
+    limits: ServerLimits
+    refused: Callable[[WireError], None]
+    connections: set[HttpProtocol]
+    draining: bool
+    date_line: bytes
+    loop: asyncio.AbstractEventLoop
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -76,7 +87,7 @@ class HttpProtocol(asyncio.Protocol):
         "write_paused",
     )
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._loop = server.loop
         self._parser = httptools.HttpRequestParser(self)
@@ -227,7 +238,7 @@ class HttpProtocol(asyncio.Protocol):
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
             try:
-                self._upload = begin_upload(self, exchange, length)
+                self._upload = begin_upload(self, self.server.spools, exchange, length)
             except WireError as error:
                 self._refusal = error
                 raise

@@ -4,35 +4,60 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
+from thrifty.http.spool import Spool
+from thrifty.http.types import JSON_TYPE, Headers, encode_lines
 from thrifty.openai.errors import WireError
 
-if TYPE_CHECKING:
-    from thrifty.http.connection import HttpProtocol
-    from thrifty.http.spool import Spool
-
-Headers = Iterable[tuple[bytes, bytes]]
-Handler = Callable[["Exchange"], Coroutine[Any, Any, None] | None]
-"""Answers at once and returns None, or returns what is still to be done. An answer that needs no
-waiting then costs no task."""
+__all__ = [
+    "Connection",
+    "Exchange",
+    "Handler",
+    "Headers",
+    "InnerExchange",
+    "ServerState",
+    "encode_lines",
+]
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
 }
-JSON_TYPE = (b"content-type", b"application/json")
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-]
 
 
-def encode_lines(headers: Headers) -> bytes:
-    """Header lines as they are sent."""
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
+class ServerState(Protocol):
+    """What an answer needs to know of the server."""
+
+    draining: bool
+    """Whether each answer is the last one on its connection."""
+    date_line: bytes
+    """The current `date` header line."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of the connection that it is answered on."""
+
+    closed: bool
+    write_paused: bool
+
+    @property
+    def server(self) -> ServerState:
+        """The server that the connection belongs to."""
+
+    def send(self, data: bytes) -> None:
+        """Write `data`; what does not go out at once is buffered."""
+
+    async def wait_writable(self) -> None:
+        """Return once the send buffer has room, or the client is gone."""
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Take the next request, or close."""
+
+    def abort(self) -> None:
+        """Cut the connection now."""
 
 
 class Exchange:
@@ -63,7 +88,7 @@ class Exchange:
         "version",
     )
 
-    def __init__(self, protocol: HttpProtocol) -> None:
+    def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
         self._started = False
         self._head_only = False
@@ -201,6 +226,11 @@ class Exchange:
         self._protocol.exchange_ended(self)
 
 
+Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
+"""Answers at once and returns None, or returns the coroutine that answers. An answer that needs no
+waiting then costs no task."""
+
+
 class InnerExchange(Exchange):
     """A request that comes from within this process, and its answer: there is no connection.
 
@@ -211,7 +241,7 @@ class InnerExchange(Exchange):
 
     def __init__(self, path: str, body: bytes, headers: dict[bytes, bytes]) -> None:
         # Everything that would reach for the connection is overridden below.
-        super().__init__(cast("HttpProtocol", None))
+        super().__init__(cast(Connection, None))
         self.method = "POST"
         self.path = path
         self.body = body

@@ -15,13 +15,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
 from thrifty.http.connection import HttpProtocol
-from thrifty.http.exchange import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, Handler, Headers
-from thrifty.http.spool import OpenSpool
+from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE, Headers, ServerLimits
+from thrifty.http.upload import OpenSpool
 from thrifty.openai.errors import WireError
 
 __all__ = [
@@ -44,18 +44,6 @@ BACKLOG = 2048
 ACCEPT_TURNS = 5
 IDLE_GRACE_S = 0.2
 """When the server stops, idle connections are kept open this long for what is on its way."""
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """What one connection may cost."""
-
-    max_body_bytes: int = 8_000_000
-    max_header_bytes: int = 32_768
-    read_timeout_s: float = 20.0
-    write_timeout_s: float = 60.0
-    keep_alive_s: float = 75.0
-    max_connections: int = 20_000
 
 
 class HttpServer:
