@@ -24,6 +24,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from thrifty.http.cors import Cors
 from thrifty.http.exchange import Exchange, Handler
 from thrifty.http.types import JSON_TYPE, ServerLimits
 from thrifty.http.upload import OpenSpool, Upload, begin_upload
@@ -53,6 +54,7 @@ class Server(Protocol):
     connections: set[HttpProtocol]
     draining: bool
     date_line: bytes
+    cors: Cors | None
     loop: asyncio.AbstractEventLoop
 
 
@@ -73,6 +75,7 @@ class HttpProtocol(asyncio.Protocol):
         "_queue",
         "_read_paused",
         "_refusal",
+        "_refused_origin",
         "_sent_bytes",
         "_silent_bytes",
         "_stuck_since_s",
@@ -99,7 +102,9 @@ class HttpProtocol(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         """Whole requests that wait for their turn."""
         self._refusal: WireError | None = None
-        """What ends this connection, behind the answers to what is running and queued."""
+        """What ends this connection, after the answers to what is running and queued."""
+        self._refused_origin: bytes | None = None
+        """The `Origin` header of the request that was refused."""
         self._url = b""
         self._body: bytes | bytearray = b""
         self._header_bytes = 0
@@ -338,6 +343,10 @@ class HttpProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def get_extra_info(self, name: str) -> Any:
+        """What the transport knows by this name, such as `peername`."""
+        return None if self._transport is None else self._transport.get_extra_info(name)
+
     def close_if_idle(self) -> None:
         """Close a connection between requests; a running exchange closes it when it ends."""
         if self._current is None and self._building is None and not self._queue and not self.closed:
@@ -551,8 +560,10 @@ class HttpProtocol(asyncio.Protocol):
         if self.closed:
             return
         self._refusal = error
-        if self._building is not None and self._building.spool is not None:
-            self._building.spool.close()
+        if self._building is not None:
+            self._refused_origin = self._building.headers.get(b"origin")
+            if self._building.spool is not None:
+                self._building.spool.close()
         self._building = None
         self._body = b""
         self.deadline_s = None
@@ -571,6 +582,8 @@ class HttpProtocol(asyncio.Protocol):
     def _write_refusal(self, error: WireError) -> None:
         exchange = Exchange(self)
         exchange.keep_alive = False
+        if self._refused_origin is not None:
+            exchange.headers[b"origin"] = self._refused_origin
         body = error.encode()
         head = exchange.encode_head(
             error.status, [JSON_TYPE, *error.headers], [b"content-length: %d\r\n" % len(body)]

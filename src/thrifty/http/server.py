@@ -19,6 +19,7 @@ from email.utils import formatdate
 from typing import Any
 
 from thrifty.http.connection import HttpProtocol
+from thrifty.http.cors import Cors
 from thrifty.http.exchange import Exchange, Handler
 from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE, Headers, ServerLimits
 from thrifty.http.upload import OpenSpool
@@ -55,10 +56,13 @@ class HttpServer:
         limits: ServerLimits | None = None,
         on_refused: Callable[[WireError], None] | None = None,
         spools: Mapping[str, OpenSpool] | None = None,
+        cors: Cors | None = None,
     ) -> None:
         self.handler = handler
         self.spools = spools or {}
         """Paths whose bodies may go to disk."""
+        self.cors = cors
+        """The web pages that may read answers."""
         self.limits = limits or ServerLimits()
         self.refused = on_refused or (lambda error: None)
         self.connections: set[HttpProtocol] = set()
