@@ -40,7 +40,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.home import HOME_VARIABLE
 from thrifty.http.client import HttpClient
 from thrifty.http.server import Handler, HttpServer, ServerLimits
-from thrifty.http.spool import OpenSpool
+from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
 from thrifty.worker.assemble import Parts, Secrets, assemble
 from thrifty.worker.settings import GatewaySettings

@@ -13,7 +13,7 @@ from thrifty.batches.storage import Storage
 from thrifty.db import Database
 from thrifty.gateway.forwarding.forward import Forwarder
 from thrifty.gateway.state.table import RoutingTable
-from thrifty.http.spool import OpenSpool
+from thrifty.http.upload import OpenSpool
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
 

@@ -232,7 +232,7 @@ def models_collect(as_json: Json = False) -> None:
 @keys_app.command("create")
 def keys_create(
     name: Annotated[str, typer.Option(help="A name for the key.")],
-    role: Annotated[str, typer.Option(help="user, monitor or admin.")] = "user",
+    role: Annotated[str, typer.Option(help="viewer, user, operator or admin.")] = "user",
     tenant: Annotated[
         str | None, typer.Option(help="Keys of one tenant share cached answers. Default: the name.")
     ] = None,

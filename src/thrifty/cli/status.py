@@ -123,8 +123,11 @@ def _make_report(state: FleetState | None, note: ControllerNote | None) -> dict[
                 "engine": main.engine,
                 "versions": [
                     {
-                        "label": version.label, "model": version.model, "engine": version.engine,
-                        "revision": version.revision, "weight": version.weight,
+                        "label": version.label,
+                        "model": version.model,
+                        "engine": version.engine,
+                        "revision": version.revision,
+                        "weight": version.weight,
                         "shadow": version.shadow,
                     }
                     for version in row.versions

@@ -18,22 +18,21 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
 
-from thrifty.http.exchange import JSON_TYPE, Exchange
-from thrifty.http.spool import Upload, begin_upload
+from thrifty.http.cors import Cors
+from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.types import JSON_TYPE, ServerLimits
+from thrifty.http.upload import OpenSpool, Upload, begin_upload
 from thrifty.openai.errors import WireError, internal_error, unavailable
 
 if sys.platform != "win32":
     import fcntl
     import termios
-
-if TYPE_CHECKING:
-    from thrifty.http.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,20 @@ MAX_PIPELINED_BODY_BYTES = 65_536
 DROP_LIMIT_BYTES = 256_000_000
 """What a refused client may go on sending before it is cut off."""
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+
+class Server(Protocol):
+    """What a connection needs of the server that accepted it."""
+
+    handler: Handler
+    spools: Mapping[str, OpenSpool]
+    limits: ServerLimits
+    refused: Callable[[WireError], None]
+    connections: set[HttpProtocol]
+    draining: bool
+    date_line: bytes
+    cors: Cors | None
+    loop: asyncio.AbstractEventLoop
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -62,6 +75,7 @@ class HttpProtocol(asyncio.Protocol):
         "_queue",
         "_read_paused",
         "_refusal",
+        "_refused_origin",
         "_sent_bytes",
         "_silent_bytes",
         "_stuck_since_s",
@@ -76,7 +90,7 @@ class HttpProtocol(asyncio.Protocol):
         "write_paused",
     )
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._loop = server.loop
         self._parser = httptools.HttpRequestParser(self)
@@ -88,7 +102,9 @@ class HttpProtocol(asyncio.Protocol):
         self._queue: deque[Exchange] = deque()
         """Whole requests that wait for their turn."""
         self._refusal: WireError | None = None
-        """What ends this connection, behind the answers to what is running and queued."""
+        """What ends this connection, after the answers to what is running and queued."""
+        self._refused_origin: bytes | None = None
+        """The `Origin` header of the request that was refused."""
         self._url = b""
         self._body: bytes | bytearray = b""
         self._header_bytes = 0
@@ -227,7 +243,7 @@ class HttpProtocol(asyncio.Protocol):
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
             try:
-                self._upload = begin_upload(self, exchange, length)
+                self._upload = begin_upload(self, self.server.spools, exchange, length)
             except WireError as error:
                 self._refusal = error
                 raise
@@ -326,6 +342,10 @@ class HttpProtocol(asyncio.Protocol):
         """Cut the connection now."""
         if self._transport is not None:
             self._transport.abort()
+
+    def get_extra_info(self, name: str) -> Any:
+        """What the transport knows by this name, such as `peername`."""
+        return None if self._transport is None else self._transport.get_extra_info(name)
 
     def close_if_idle(self) -> None:
         """Close a connection between requests; a running exchange closes it when it ends."""
@@ -540,8 +560,10 @@ class HttpProtocol(asyncio.Protocol):
         if self.closed:
             return
         self._refusal = error
-        if self._building is not None and self._building.spool is not None:
-            self._building.spool.close()
+        if self._building is not None:
+            self._refused_origin = self._building.headers.get(b"origin")
+            if self._building.spool is not None:
+                self._building.spool.close()
         self._building = None
         self._body = b""
         self.deadline_s = None
@@ -560,6 +582,8 @@ class HttpProtocol(asyncio.Protocol):
     def _write_refusal(self, error: WireError) -> None:
         exchange = Exchange(self)
         exchange.keep_alive = False
+        if self._refused_origin is not None:
+            exchange.headers[b"origin"] = self._refused_origin
         body = error.encode()
         head = exchange.encode_head(
             error.status, [JSON_TYPE, *error.headers], [b"content-length: %d\r\n" % len(body)]

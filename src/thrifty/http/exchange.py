@@ -3,36 +3,84 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
+from thrifty.http.cors import Cors
+from thrifty.http.spool import Spool
+from thrifty.http.types import JSON_TYPE, Headers, encode_lines
 from thrifty.openai.errors import WireError
 
-if TYPE_CHECKING:
-    from thrifty.http.connection import HttpProtocol
-    from thrifty.http.spool import Spool
-
-Headers = Iterable[tuple[bytes, bytes]]
-Handler = Callable[["Exchange"], Coroutine[Any, Any, None] | None]
-"""Answers at once and returns None, or returns what is still to be done. An answer that needs no
-waiting then costs no task."""
+__all__ = [
+    "Connection",
+    "Exchange",
+    "Handler",
+    "Headers",
+    "InnerExchange",
+    "ServerState",
+    "encode_lines",
+    "is_loopback",
+]
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
 }
-JSON_TYPE = (b"content-type", b"application/json")
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-]
 
 
-def encode_lines(headers: Headers) -> bytes:
-    """Header lines as they are sent."""
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
+_FORWARDING_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+NO_BODY = frozenset({204, 304})
+"""Statuses whose answers have neither a body nor its length (RFC 9110, 8.6)."""
+
+
+class ServerState(Protocol):
+    """What an answer needs to know of the server."""
+
+    draining: bool
+    """Whether each answer is the last one on its connection."""
+    date_line: bytes
+    """The current `date` header line."""
+    cors: Cors | None
+    """The web pages that may read answers; None: no other origin's."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of the connection that it is answered on."""
+
+    closed: bool
+    write_paused: bool
+
+    @property
+    def server(self) -> ServerState:
+        """The server that the connection belongs to."""
+
+    def send(self, data: bytes) -> None:
+        """Write `data`; what does not go out at once is buffered."""
+
+    async def wait_writable(self) -> None:
+        """Return once the send buffer has room, or the client is gone."""
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Take the next request, or close."""
+
+    def abort(self) -> None:
+        """Cut the connection now."""
+
+    def get_extra_info(self, name: str) -> Any:
+        """What the transport knows by this name (`peername`, `sockname`, `ssl_object`)."""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address is this machine's own loopback."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return found.is_loopback or (mapped is not None and mapped.is_loopback)
 
 
 class Exchange:
@@ -43,6 +91,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_chunked",
         "_head_only",
         "_protocol",
         "_started",
@@ -63,10 +112,11 @@ class Exchange:
         "version",
     )
 
-    def __init__(self, protocol: HttpProtocol) -> None:
+    def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
         self._started = False
         self._head_only = False
+        self._chunked = False
         self.method = ""
         self.path = ""
         self.query = b""
@@ -95,6 +145,36 @@ class Exchange:
         return self._protocol.closed
 
     @property
+    def peer(self) -> tuple[str, int] | None:
+        """The client's address and port; None where it has none (a Unix socket)."""
+        return _read_address(self._get_extra_info("peername"))
+
+    @property
+    def local(self) -> tuple[str, int] | None:
+        """The address and port that the client connected to."""
+        return _read_address(self._get_extra_info("sockname"))
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self._get_extra_info("ssl_object") is not None
+
+    @property
+    def from_this_machine(self) -> bool:
+        """Whether the client connected over loopback and no proxy says that it passes on a
+        request of somebody else.
+        """
+        peer = self.peer
+        if peer is None or not is_loopback(peer[0]):
+            return False
+        return not any(name in self.headers for name in _FORWARDING_HEADERS)
+
+    @property
+    def cors(self) -> Cors | None:
+        """The web pages that may read answers, as the server is told."""
+        return self._protocol.server.cors
+
+    @property
     def writable(self) -> bool:
         """Whether the client keeps up with what is written."""
         return not self._protocol.write_paused
@@ -103,7 +183,8 @@ class Exchange:
         """Send the whole answer."""
         if self._protocol.closed or self._started:
             return
-        head = self.encode_head(status, headers, [b"content-length: %d\r\n" % len(body)])
+        framing = [] if status in NO_BODY else [b"content-length: %d\r\n" % len(body)]
+        head = self.encode_head(status, headers, framing)
         self._protocol.send(head if self._head_only else head + body)
         self._end()
 
@@ -122,6 +203,8 @@ class Exchange:
             if stream and self.version == "1.0":
                 self.keep_alive = False
             lines += b"connection: keep-alive\r\n" if self.keep_alive else b"connection: close\r\n"
+        if protocol.server.cors is not None:
+            lines += protocol.server.cors.lines(self.headers.get(b"origin"))
         date_line = protocol.server.date_line
         if not stream:
             form = b"HTTP/1.1 200 OK\r\n%b%bcontent-length: %d\r\n\r\n%b"
@@ -138,26 +221,35 @@ class Exchange:
         """Send `error` as the whole answer."""
         self.respond(error.status, error.encode(), [JSON_TYPE, *error.headers, *headers])
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Begin an answer whose length is not known yet."""
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """Begin an answer that is sent in parts. `length` is what all parts together will have;
+        None where that is not known yet.
+        """
         if self._protocol.closed or self._started:
             return
-        if self.version == "1.0":
+        framing: list[bytes] = []
+        if length is not None:
+            framing = [b"content-length: %d\r\n" % length]
+        elif status in NO_BODY:
+            pass
+        elif self.version == "1.0":
             self.keep_alive = False
-            framing: list[bytes] = []
         else:
+            self._chunked = True
             framing = [b"transfer-encoding: chunked\r\n"]
         self._protocol.send(self.encode_head(status, headers, framing))
+        if status in NO_BODY:
+            self._head_only = True
 
     def write(self, data: bytes) -> None:
         """Send a part of the answer. Never waits: see `writable`, `on_pause` and `drain`."""
         if not data or self._protocol.closed or self.finished or self._head_only:
             return
         assert self._started, "write() before start()"
-        if self.version == "1.0":
-            self._protocol.send(data)
-        else:
+        if self._chunked:
             self._protocol.send(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._protocol.send(data)
 
     async def drain(self) -> None:
         """Wait until the client has read enough for more to be written."""
@@ -168,7 +260,7 @@ class Exchange:
         if self._protocol.closed or self.finished:
             return
         assert self._started, "finish() before start()"
-        if self.version != "1.0" and not self._head_only:
+        if self._chunked and not self._head_only:
             self._protocol.send(b"0\r\n\r\n")
         self._end()
 
@@ -184,9 +276,12 @@ class Exchange:
         self._started = True
         self.status = status
         self._head_only = self.method == "HEAD"
-        if self._protocol.server.draining:
+        server = self._protocol.server
+        if server.draining:
             self.keep_alive = False
-        lines = [status_line, self._protocol.server.date_line]
+        lines = [status_line, server.date_line]
+        if server.cors is not None:
+            lines.append(server.cors.lines(self.headers.get(b"origin")))
         lines += [b"%b: %b\r\n" % header for header in headers]
         lines += framing
         if not self.keep_alive:
@@ -196,9 +291,21 @@ class Exchange:
         lines.append(b"\r\n")
         return b"".join(lines)
 
+    def _get_extra_info(self, name: str) -> Any:
+        return self._protocol.get_extra_info(name)
+
     def _end(self) -> None:
         self.finished = True
         self._protocol.exchange_ended(self)
+
+
+Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
+"""Answers at once and returns None, or returns the coroutine that answers. An answer that needs no
+waiting then costs no task."""
+
+
+def _read_address(value: Any) -> tuple[str, int] | None:
+    return (str(value[0]), int(value[1])) if isinstance(value, tuple) else None
 
 
 class InnerExchange(Exchange):
@@ -211,7 +318,7 @@ class InnerExchange(Exchange):
 
     def __init__(self, path: str, body: bytes, headers: dict[bytes, bytes]) -> None:
         # Everything that would reach for the connection is overridden below.
-        super().__init__(cast("HttpProtocol", None))
+        super().__init__(cast(Connection, None))
         self.method = "POST"
         self.path = path
         self.body = body
@@ -220,6 +327,10 @@ class InnerExchange(Exchange):
         self.answer = b""
         self.answer_headers: list[tuple[bytes, bytes]] = []
         self._gone = False
+
+    @property
+    def cors(self) -> None:
+        """None: no web page reads the answer."""
 
     @property
     def disconnected(self) -> bool:
@@ -252,7 +363,7 @@ class InnerExchange(Exchange):
         """Keep a whole 200. Nobody reads the header lines of one."""
         self.respond(200, body)
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Begin the answer."""
         if not self._started:
             self._started = True
@@ -273,3 +384,6 @@ class InnerExchange(Exchange):
     def abort(self) -> None:
         """End the answer where it is."""
         self.finished = True
+
+    def _get_extra_info(self, name: str) -> None:
+        """Nothing: there is no transport."""

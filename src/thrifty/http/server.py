@@ -15,13 +15,14 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
 from thrifty.http.connection import HttpProtocol
-from thrifty.http.exchange import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, Handler, Headers
-from thrifty.http.spool import OpenSpool
+from thrifty.http.cors import Cors
+from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE, Headers, ServerLimits
+from thrifty.http.upload import OpenSpool
 from thrifty.openai.errors import WireError
 
 __all__ = [
@@ -46,18 +47,6 @@ IDLE_GRACE_S = 0.2
 """When the server stops, idle connections are kept open this long for what is on its way."""
 
 
-@dataclass(frozen=True)
-class ServerLimits:
-    """What one connection may cost."""
-
-    max_body_bytes: int = 8_000_000
-    max_header_bytes: int = 32_768
-    read_timeout_s: float = 20.0
-    write_timeout_s: float = 60.0
-    keep_alive_s: float = 75.0
-    max_connections: int = 20_000
-
-
 class HttpServer:
     """Listens, and hands each request to `handler`."""
 
@@ -67,10 +56,13 @@ class HttpServer:
         limits: ServerLimits | None = None,
         on_refused: Callable[[WireError], None] | None = None,
         spools: Mapping[str, OpenSpool] | None = None,
+        cors: Cors | None = None,
     ) -> None:
         self.handler = handler
         self.spools = spools or {}
         """Paths whose bodies may go to disk."""
+        self.cors = cors
+        """The web pages that may read answers."""
         self.limits = limits or ServerLimits()
         self.refused = on_refused or (lambda error: None)
         self.connections: set[HttpProtocol] = set()

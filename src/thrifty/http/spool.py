@@ -1,9 +1,7 @@
-"""A large request body on its way to the disk.
+"""A request body that is written to disk because it may be too large for memory.
 
-Bodies are held in memory, within one bound for all; an upload may be larger than that. On paths
-that the server is told of, the body goes to an unnamed temporary file instead: a thread writes it,
-and the connection stops reading while the disk is behind. The file has no name, so nothing is left
-of it when the process is killed.
+A thread writes to an unnamed temporary file. The file has no name, so nothing is left of it when
+the process is killed. `upload` connects a spool to the connection that its bytes come from.
 """
 
 from __future__ import annotations
@@ -13,22 +11,12 @@ import errno
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from thrifty.openai.errors import SERVER, WireError
 
-if TYPE_CHECKING:
-    from thrifty.http.connection import HttpProtocol
-    from thrifty.http.exchange import Exchange
-
 MAX_PENDING_BYTES = 4_000_000
 """What may wait for the disk in memory before the connection stops reading."""
-STEP_BYTES = 1_000_000
-"""An upload may take the read timeout for each of this many bytes."""
-
-OpenSpool = Callable[["Exchange"], "Spool | None"]
-"""Decides, at the end of a request's head, whether its body is spooled; None: it is not. May raise
-a `WireError`, which refuses the request before its body is read."""
 
 
 class Spool:
@@ -124,51 +112,6 @@ class Spool:
                 self.on_room()
 
         loop.run_in_executor(None, _write_all, file, data).add_done_callback(wrote)
-
-
-class Upload:
-    """One body on its way from its connection into its spool.
-
-    The connection does not read while the disk is behind. Each further megabyte has the time that a
-    whole request has otherwise.
-    """
-
-    __slots__ = ("_connection", "_held", "_spool")
-
-    def __init__(self, connection: HttpProtocol, spool: Spool) -> None:
-        self._connection = connection
-        self._spool = spool
-        self._held = False
-        spool.on_room = self._go_on
-
-    def take(self, data: bytes) -> None:
-        """Bytes of the body. Raises a 413 beyond the limit."""
-        spool = self._spool
-        before = spool.size_bytes
-        spool.take(data)
-        if spool.size_bytes // STEP_BYTES > before // STEP_BYTES:
-            self._connection.extend_deadline()
-        if spool.full:
-            self._held = True
-            self._connection.hold_reading()
-
-    def _go_on(self) -> None:
-        if self._held:
-            self._held = False
-            self._connection.extend_deadline()
-            self._connection.go_on_reading()
-
-
-def begin_upload(connection: HttpProtocol, exchange: Exchange, length: int) -> Upload | None:
-    """Let the body go to disk, where the path's owner wants that. `length` is what the request's
-    head says of it. Raises the `WireError` that refuses it.
-    """
-    spool = exchange.spool = connection.server.spools[exchange.path](exchange)
-    if spool is None:
-        return None
-    if length > spool.limit_bytes:
-        raise spool.too_large(f"{length} bytes")
-    return Upload(connection, spool)
 
 
 def no_room(error: OSError) -> WireError:

@@ -59,14 +59,15 @@ class LogWriter:
         """Begin to write."""
         self._thread.start()
 
-    def put(self, row: tuple[Any, ...], text: dict[str, Any] | None = None) -> None:
+    def put(self, row: tuple[Any, ...], text: Any = None) -> None:
         """Queue one row; never waits. A full queue drops it."""
         if len(self._rows) >= QUEUE_ROWS:
             self._on_dropped(1)
             return
         self._rows.append(row)
         if text is not None:
-            self._texts.append(text)
+            answer = text.answer.decode("utf-8", "replace")
+            self._texts.append({"id": row[0], "at_s": row[1], "prompt": str(text.body), "answer": answer})
         if len(self._rows) == BATCH_ROWS:
             self._wake.set()
 
@@ -77,6 +78,10 @@ class LogWriter:
         self._thread.join(timeout_s)
         if self._rows:
             self._on_dropped(len(self._rows))
+
+    def describe(self) -> dict[str, Any] | None:
+        """What is wrong with the log; None where nothing is."""
+        return None if self._up else {"state": "stopped"}
 
     def _run(self) -> None:
         log_table = RequestLog(self._database)

@@ -32,6 +32,7 @@ class WireError(ThriftyError):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -40,6 +41,7 @@ class WireError(ThriftyError):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self._headers = headers
 
     @property
     def body(self) -> dict[str, Any]:
@@ -59,10 +61,10 @@ class WireError(ThriftyError):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers that go with it."""
+        """Response headers that belong to it, such as `retry-after` and `allow`."""
         if self.retry_after_s is None:
-            return []
-        return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s)))]
+            return list(self._headers)
+        return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s))), *self._headers]
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> WireError:
