@@ -37,6 +37,7 @@ from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.version import Version
 from thrifty.home import HOME_VARIABLE
 from thrifty.http.client import HttpClient
 from thrifty.http.server import Handler, HttpServer, ServerLimits
@@ -88,6 +89,11 @@ class GatewayUnderTest:
     @property
     def table(self) -> RoutingTable:
         return self.parts.table
+
+    def version(self, deployment: str = "echo", label: str | None = None) -> Version:
+        """The version of that label; without one, the version with most weight."""
+        found = self.table.deployments[deployment]
+        return found.main if label is None else found.versions[label]
 
     @property
     def reader(self) -> TableReader:

@@ -18,6 +18,8 @@ from thrifty.db.fleet import (
     DeploymentRow,
     DeploymentSettings,
     ReplicaRow,
+    VersionRow,
+    VersionSettings,
     read_fleet,
     save_deployment,
     save_replicas,
@@ -233,9 +235,11 @@ def test_a_deleted_file_is_written_anew_with_all_that_was_in_it(
 
 def test_fleet_rows_come_back_as_they_were(tmp_path: Path) -> None:
     database = open_database(url(tmp_path), migrate=True)
-    deployment = DeploymentRow(
-        "a", "echo", "v", "r", None, "decoder", DeploymentSettings(honours=("n",), key_env="K")
+    versions = (
+        VersionRow("v", "m@v1", "echo", "r", "art", 9.0, 0.0, VersionSettings(honours=("n",))),
+        VersionRow("w", "m@v2", "remote", "s", None, 1.0, 0.5, VersionSettings(key_env="K")),
     )
+    deployment = DeploymentRow("a", "decoder", DeploymentSettings(max_tokens=7), versions)
     replica = ReplicaRow(
         "a-0", "a", "echo", "v", "r", "art", "http://x", "ready", 7, 8.5, 9, 1, "m", {"k": 1}
     )

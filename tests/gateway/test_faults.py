@@ -281,7 +281,7 @@ async def test_in_flight_requests_are_counted_until_their_last_byte(tmp_path: Pa
         ):
             tasks = [asyncio.ensure_future(gateway.ask(body, path)) for _ in range(16)]
             await asyncio.sleep(0.15)
-            replicas = gateway.table.deployments["echo"].replicas.values()
+            replicas = gateway.version().replicas.values()
             assert [replica.in_flight for replica in replicas] == [4, 4, 4, 4]
             await asyncio.gather(*tasks)
             assert [replica.in_flight for replica in replicas] == [0, 0, 0, 0]
@@ -373,7 +373,7 @@ async def test_a_client_that_hangs_up_cancels_its_generation(tmp_path: Path) -> 
             assert json.loads(load)["running"] == 0
         client.close()
         for _ in range(100):
-            if all(r.in_flight == 0 for r in gateway.table.deployments["echo"].replicas.values()):
+            if all(r.in_flight == 0 for r in gateway.version().replicas.values()):
                 break
             await asyncio.sleep(0.02)
         metrics = await gateway.ask(b"", "/metrics", method="GET")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from thrifty.gateway.app.gateway.alarms import raise_alarms
+from thrifty.gateway.app.alarms import raise_alarms
 
 from tests.parts import (
     GatewayUnderTest,
@@ -21,7 +21,8 @@ from tests.parts import (
     running_gateway,
 )
 from thrifty.db.fleet import save_deployment
-from thrifty.gateway.routing import Router
+from thrifty.gateway.routing import make_policy
+from thrifty.gateway.state.router import Router
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 
@@ -35,7 +36,7 @@ def chat(*texts: str, **fields: Any) -> dict[str, Any]:
 
 
 def account(gateway: GatewayUnderTest) -> list[tuple[int, float, float]]:
-    replicas = gateway.table.deployments["echo"].replicas.values()
+    replicas = gateway.version().replicas.values()
     return [(r.in_flight, r.prefill_tokens, r.decode_tokens) for r in replicas]
 
 
@@ -120,7 +121,7 @@ async def test_replicas_without_a_prefix_cache_are_not_stuck_to(tmp_path: Path) 
     async with fleet(tmp_path, 2) as (gateway, _):
         for number in range(40):
             await gateway.ask(chat(f"{number % 4} {LONG}", "x"))
-        held = gateway.table.deployments["echo"].router.knowledge.prefixes._held.values()
+        held = gateway.version().router.knowledge.prefixes._held.values()
         assert all(h.capacity <= 20 for h in held)
 
 
@@ -164,10 +165,10 @@ async def test_a_conversation_stays_on_one_version(tmp_path: Path) -> None:
 async def test_a_replica_that_was_restarted_is_forgotten(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as (gateway, urls):
         await gateway.ask(chat(LONG, "hello"))
-        prefixes = gateway.table.deployments["echo"].router.knowledge.prefixes
+        prefixes = gateway.version().router.knowledge.prefixes
         assert len(prefixes) > 0
         await gateway.set_replicas([replica_row(i, url, restarts=1) for i, url in enumerate(urls)])
-        while gateway.table.deployments["echo"].replicas["echo-0"].restarts != 1:
+        while gateway.version().replicas["echo-0"].restarts != 1:
             await asyncio.sleep(0.01)
         assert len(prefixes) == 0
         assert (await gateway.ask(chat(LONG, "hello"))).status == 200
@@ -179,25 +180,25 @@ async def test_the_policy_can_change_while_it_runs(tmp_path: Path) -> None:
         row = echo_deployment(routing="round_robin", cache_when="never")
         await asyncio.to_thread(save_deployment, gateway.database, row)
         await gateway.reader.refresh()
-        while gateway.table.deployments["echo"].router.policy != "round_robin":
+        while gateway.version().limits.routing != "round_robin":
             await asyncio.sleep(0.01)
         found = [
             (await gateway.ask(chat(LONG, "hello"))).headers[b"x-thrifty-replica"] for _ in range(6)
         ]
         assert found[:3] == found[3:]
         assert len(set(found)) == 3
-        slots = [r.slot for r in gateway.table.deployments["echo"].replicas.values()]
+        slots = [r.slot for r in gateway.version().replicas.values()]
         assert len(set(slots)) == 3
 
 
 def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
-    table, metrics = RoutingTable(), GatewayMetrics()
+    table, metrics = RoutingTable(make_policy), GatewayMetrics()
     row = echo_deployment()
     from thrifty.db.fleet import FleetState
 
     rows = [replica_row(i, f"http://127.0.0.1:{9000 + i}") for i in range(4)]
     table.apply(FleetState(1, [row], rows, []))
-    deployment = table.deployments["echo"]
+    deployment = table.deployments["echo"].main
     for replica in deployment.ready:
         replica.in_flight = 5
     router: Router = deployment.router

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.parts import echo_deployment, running_gateway, running_server
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from tests.parts import echo_deployment, make_deployment, running_gateway, running_server
 from thrifty.db.keys import create_key
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.http.server import Exchange
@@ -24,10 +23,7 @@ async def test_each_tenant_gets_a_salt_that_nobody_else_can_choose(tmp_path: Pat
         bodies.append(json.loads(exchange.body))
         exchange.respond(200, b'{"id":"x-1","object":"chat.completion","choices":[]}')
 
-    row = DeploymentRow(
-        "echo", "remote", "remote@1", "r1", None, "decoder",
-        DeploymentSettings(salt_field="cache_salt"),
-    )  # fmt: skip
+    row = make_deployment(engine="remote", label="remote@1", salt_field="cache_salt")
     async with (
         running_server(answer) as (url, _),
         running_gateway(tmp_path, [url], deployment=row) as gateway,

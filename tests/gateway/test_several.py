@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import requests
-from thrifty.gateway.app.gateway.merge_metrics import merge_pages
+from thrifty.gateway.app.merge_metrics import merge_pages
 
 import openai
 from tests.parts import RunningService, run_thrifty, running_service, wait_until

@@ -67,7 +67,9 @@ class LogWriter:
         self._rows.append(row)
         if text is not None:
             answer = text.answer.decode("utf-8", "replace")
-            self._texts.append({"id": row[0], "at_s": row[1], "prompt": str(text.body), "answer": answer})
+            self._texts.append(
+                {"id": row[0], "at_s": row[1], "prompt": str(text.body), "answer": answer}
+            )
         if len(self._rows) == BATCH_ROWS:
             self._wake.set()
 

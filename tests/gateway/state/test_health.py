@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.gateway.admission import health as module
+from thrifty.gateway.state import health as module
 from thrifty.gateway.state.health import AVOID_S, EJECT_S, MAX_EJECT_S, Health
 
 
