@@ -99,8 +99,11 @@ async def test_unknown_paths_and_methods(tmp_path: Path) -> None:
         assert (reply.status, reply.error["code"]) == (404, "unknown_path")
         reply = await gateway.ask(b"", "/v1/chat/completions", method="GET")
         assert (reply.status, reply.error["code"]) == (405, "method_not_allowed")
+        assert reply.headers[b"allow"] == b"POST, OPTIONS"
         reply = await gateway.ask(CHAT, "/healthz")
-        assert reply.status == 404
+        assert (reply.status, reply.headers[b"allow"]) == (405, b"GET, HEAD, OPTIONS")
+        reply = await gateway.ask(b"", "/v1/chat/completions", method="OPTIONS")
+        assert (reply.status, reply.headers[b"allow"]) == (204, b"POST, OPTIONS")
 
 
 # Replicas that fail

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import requests
-from thrifty.gateway.app.merge_metrics import merge_pages
 
 import openai
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
 from thrifty.fleet.local import find_free_port
 from thrifty.fleet.process import find_ours
+from thrifty.gateway.app.merge_metrics import merge_pages
 
 pytestmark = pytest.mark.service
 

@@ -18,7 +18,7 @@ from thrifty.db import Database
 from thrifty.db.keys import Key
 from thrifty.errors import DatabaseError
 from thrifty.gateway.admission.authenticate import UnknownKey, authenticate
-from thrifty.gateway.app.endpoints import Answer, Endpoint
+from thrifty.gateway.app.endpoints import Answer, OwnRoute
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.server import Exchange
 from thrifty.http.spool import Spool, no_room
@@ -69,7 +69,7 @@ class BatchPages:
             limit, name = self._max_body_bytes, "limits.max_body"
         return Spool(self._storage.folder, limit, name)
 
-    def routes(self) -> list[Endpoint]:
+    def routes(self) -> list[OwnRoute]:
         """What it answers."""
         files, batches = self._files, self._batches
         return [
@@ -85,7 +85,7 @@ class BatchPages:
         ]
 
     @staticmethod
-    def _route(method: str, path: str, handler: Answer, summary: str) -> Endpoint:
+    def _route(method: str, path: str, handler: Answer, summary: str) -> OwnRoute:
         async def answer(
             exchange: Exchange, key: Key | None, parameters: Mapping[str, str]
         ) -> None:
@@ -98,4 +98,4 @@ class BatchPages:
             except OSError as error:
                 raise no_room(error) from None
 
-        return Endpoint(method, path, Role.USER, answer, summary)
+        return OwnRoute(method, path, Role.USER, answer, summary)

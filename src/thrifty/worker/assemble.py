@@ -132,7 +132,7 @@ async def assemble(settings: GatewaySettings, secrets_: Secrets) -> AsyncIterato
             conversations,
         )
         cache_pages = CachePages(reader, cache)
-        routes = [*pages.routes(), *cache_pages.routes()]
+        routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
         if batches is not None:
             routes += batches.pages.routes()
         gateway.answer_other = Endpoints(table, reader, RouteTable(routes)).answer

@@ -102,7 +102,7 @@ class Generation:
             self._exchange.write(DONE)
             self._exchange.finish()
         else:
-            self._exchange.respond(200, build_answer(self._request, self._choices))
+            self._exchange.respond(200, build_answer(self._request, self._choices, self._id))
         self._end()
 
     def _fail(self, failure: Failure) -> None:

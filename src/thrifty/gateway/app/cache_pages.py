@@ -13,7 +13,7 @@ import msgspec
 from thrifty.db.cache import add_purge, read_cache_stats, save_cache_stats
 from thrifty.db.keys import Key
 from thrifty.errors import DatabaseError
-from thrifty.gateway.app.endpoints import Endpoint
+from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.state.reader import TableReader
 from thrifty.http.exchange import Exchange
@@ -36,11 +36,11 @@ class CachePages:
         self._reader = reader
         self._cache = cache
 
-    def routes(self) -> list[Endpoint]:
+    def routes(self) -> list[OwnRoute]:
         """What it answers."""
         return [
-            Endpoint("GET", PATH, Role.ADMIN, self._show, "what the exact cache holds and saved"),
-            Endpoint(
+            OwnRoute("GET", PATH, Role.ADMIN, self._show, "what the exact cache holds and saved"),
+            OwnRoute(
                 "DELETE", PATH, Role.ADMIN, self._forget,
                 "have the exact cache forget answers, all or by deployment, version or tenant",
             ),

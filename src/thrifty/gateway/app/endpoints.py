@@ -14,7 +14,8 @@ from thrifty.http.routes import Route, RouteTable
 Answer = Callable[[Exchange, Key | None, Mapping[str, str]], Awaitable[None]]
 """Answers a request of the holder of a key (None: no keys are needed), with the values of the path's
 parameters; may raise a `WireError`."""
-Endpoint = Route[Answer]
+OwnRoute = Route[Answer]
+"""A route that is answered by the gateway itself."""
 
 
 class Endpoints:

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from thrifty.db.keys import Key
 from thrifty.gateway.admission.authenticate import UnknownKey, authenticate, authenticate_late
 from thrifty.gateway.admission.check import check_version, find_target, read_form
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.app.alarms import raise_alarms
 from thrifty.gateway.app.answer import Answerer
+from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
@@ -46,6 +48,12 @@ _REJECTIONS = frozenset(
 )  # fmt: skip
 """Errors that say that a request was not admitted; limits of keys are counted by the limiter."""
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+_SUMMARIES = {
+    Endpoint.CHAT: "answer a conversation",
+    Endpoint.COMPLETIONS: "go on with a text",
+    Endpoint.EMBEDDINGS: "embed texts",
+    Endpoint.TOKENIZE: "split a text into tokens",
+}
 
 OnEnded = Callable[[Call], None]
 AnswerOther = Callable[[Exchange], Coroutine[Any, Any, None] | None]
@@ -103,6 +111,20 @@ class Gateway:
             self._end(call, None)
             return None
         return self._finish(call, rest)
+
+    def routes(self) -> list[OwnRoute]:
+        """The endpoints that reach a model. `handle` answers them before any table is asked; the
+        table needs them to know which methods their paths take.
+        """
+        return [
+            OwnRoute("POST", endpoint.value, Role.USER, self._answer_route, summary)
+            for endpoint, summary in _SUMMARIES.items()
+        ]
+
+    async def _answer_route(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        call = Call(exchange, _ENDPOINTS[exchange.path])
+        call.key = key
+        await self.run(call)
 
     async def run(self, call: Call) -> None:
         """Take a call that comes from within the same path, from its form on. Its exchange has the

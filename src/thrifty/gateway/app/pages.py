@@ -10,7 +10,7 @@ import msgspec
 from prometheus_client import generate_latest
 
 from thrifty.db.keys import Key
-from thrifty.gateway.app.endpoints import Endpoint
+from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.merge_metrics import merge_metrics
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.state.deployment import Deployment
@@ -41,16 +41,16 @@ class Pages:
         self._cache = cache
         self._describe_log = describe_log
 
-    def routes(self) -> list[Endpoint]:
+    def routes(self) -> list[OwnRoute]:
         """What it answers."""
         return [
-            Endpoint("GET", "/healthz", None, self._answer_health, "whether this worker lives"),
-            Endpoint(
+            OwnRoute("GET", "/healthz", None, self._answer_health, "whether this worker lives"),
+            OwnRoute(
                 "GET", "/readyz", None, self._answer_ready, "whether each deployment can answer"
             ),
-            Endpoint("GET", "/metrics", Role.VIEWER, self._answer_metrics, "Prometheus metrics"),
-            Endpoint("GET", "/v1/models", Role.USER, self._list_models, "the models"),
-            Endpoint("GET", "/v1/models/{model:path}", Role.USER, self._show_model, "one model"),
+            OwnRoute("GET", "/metrics", Role.VIEWER, self._answer_metrics, "Prometheus metrics"),
+            OwnRoute("GET", "/v1/models", Role.USER, self._list_models, "the models"),
+            OwnRoute("GET", "/v1/models/{model:path}", Role.USER, self._show_model, "one model"),
         ]
 
     async def _answer_health(self, exchange: Exchange, _: Key | None, __: Any) -> None:
