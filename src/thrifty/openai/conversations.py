@@ -115,7 +115,7 @@ def _read_key(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
     key = (body.get("user"), parts)
     try:
         return msgspec.json.encode(key)
-    except (UnicodeEncodeError, RecursionError, TypeError, ValueError):
+    except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
         return _encode(repr(key))  # such as half of a surrogate pair
 
 
