@@ -15,12 +15,12 @@ from tests.parts import echo_deployment, running_echo, running_gateway
 from thrifty.db.fleet import FleetState, save_deployment
 from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
-from thrifty.gateway.cache.replay import assemble_answer
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.routing import make_policy
 from thrifty.gateway.state.call import Call, Form, Target
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_answers import assemble_answer
 
 CHAT: dict[str, Any] = {
     "model": "echo",

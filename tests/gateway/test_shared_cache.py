@@ -18,7 +18,15 @@ import msgspec
 import pytest
 from redis import Redis
 
-from tests.parts import GatewayUnderTest, replica_row, Reply, ask, echo_deployment, running_echo, running_gateway
+from tests.parts import (
+    GatewayUnderTest,
+    Reply,
+    ask,
+    echo_deployment,
+    replica_row,
+    running_echo,
+    running_gateway,
+)
 from tests.redis_server import RedisServer, running_redis
 from thrifty.db.cache import add_purge
 from thrifty.db.fleet import save_deployment

@@ -42,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from thrifty import __version__
+        from thrifty.version import __version__
 
         typer.echo(f"thrifty {__version__}")
         raise typer.Exit

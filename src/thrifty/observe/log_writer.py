@@ -17,6 +17,7 @@ from typing import Any
 from thrifty.db import Database
 from thrifty.db.request_log import RequestLog
 from thrifty.errors import DatabaseError
+from thrifty.observe.texts import Texts
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 PRUNE_INTERVAL_S = 600.0
 
 OnCount = Callable[[int], None]
+MakeTexts = Callable[[], Texts | None]
 
 
 class LogWriter:
@@ -59,17 +61,16 @@ class LogWriter:
         """Begin to write."""
         self._thread.start()
 
-    def put(self, row: tuple[Any, ...], text: Any = None) -> None:
-        """Queue one row; never waits. A full queue drops it."""
+    def put(self, row: tuple[Any, ...], make_text: MakeTexts | None = None) -> None:
+        """Queue one row; never waits. A full queue drops it. `make_text` makes the texts of the
+        response, on the writer's thread.
+        """
         if len(self._rows) >= QUEUE_ROWS:
             self._on_dropped(1)
             return
         self._rows.append(row)
-        if text is not None:
-            answer = text.answer.decode("utf-8", "replace")
-            self._texts.append(
-                {"id": row[0], "at_s": row[1], "prompt": str(text.body), "answer": answer}
-            )
+        if make_text is not None and (texts := make_text()) is not None:
+            self._texts.append({"id": row[0], "at_s": row[1], **texts._asdict()})
         if len(self._rows) == BATCH_ROWS:
             self._wake.set()
 

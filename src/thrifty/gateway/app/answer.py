@@ -15,7 +15,6 @@ from thrifty.gateway.admission.check import check_version
 from thrifty.gateway.cache import Entry, Owner, SingleFlight, SingleFlightGroup, make_key
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.key import is_deterministic
-from thrifty.gateway.cache.replay import assemble_stream
 from thrifty.gateway.cache.shared import Claim, Found
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.cache.single_flight import Result
@@ -29,6 +28,7 @@ from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import SERVER, WireError
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_answers import assemble_stream
 
 _JSON_LINE = encode_lines([JSON_TYPE])
 _STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
@@ -252,7 +252,6 @@ class Answerer:
         if self._keep_texts:
             entry = result.entry
             call.outcome.answer = result.body if entry is None else entry.body
-            call.outcome.streamed = result.streamed and entry is None
 
 
 def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:

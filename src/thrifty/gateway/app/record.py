@@ -4,11 +4,13 @@ step; it never waits.
 
 from __future__ import annotations
 
+import functools
+
 from thrifty.gateway.state.call import HIT, Call
 from thrifty.gateway.state.estimate import compute_cost
-from thrifty.observe.log_writer import LogWriter
+from thrifty.observe.log_writer import LogWriter, MakeTexts
 from thrifty.observe.metrics import GatewayMetrics, Observation, Saved
-from thrifty.observe.texts import RawTexts
+from thrifty.observe.texts import make_texts
 
 
 class Recorder:
@@ -91,11 +93,12 @@ class Recorder:
         )
         self._writer.put(row, self._make_texts(call))
 
-    def _make_texts(self, call: Call) -> RawTexts | None:
+    def _make_texts(self, call: Call) -> MakeTexts | None:
         if not self._prompts or call.form is None or not call.origin.counts:
             return None
-        outcome = call.outcome
-        return RawTexts(call.endpoint, call.form.body, outcome.answer, streamed=outcome.streamed)
+        return functools.partial(
+            make_texts, call.endpoint, call.form.body, call.outcome.answer or None
+        )
 
 
 def _saved(call: Call) -> Saved:

@@ -137,8 +137,6 @@ class Outcome:
     usage: Usage | None = None
     answer: bytes = b""
     """The answer as JSON, or its stream, where texts are kept."""
-    streamed: bool = False
-    """Whether `answer` is an event stream."""
     ended_s: float = 0.0
 
 
