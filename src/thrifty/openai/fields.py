@@ -267,7 +267,7 @@ def check_honoured(
         ):
             instead = _INSTEAD.get(name, "leave it out, or use an engine that can")
             behind = (
-                f"engine {engine}" if version is None else f"version {version}, engine {engine}"
+                engine if version is None else f"version {version}, {engine}"
             )
             raise bad_request(
                 f"The engine behind this model ({behind}) cannot honour '{name}'; {instead}.",
