@@ -24,6 +24,7 @@ from thrifty.db.request_log import RequestLog
 from thrifty.db.tables import request_texts, requests
 from thrifty.observe import log_writer
 from thrifty.observe.log_writer import BATCH_ROWS, QUEUE_ROWS, LogHealth, LogWriter
+from thrifty.observe.metrics import GatewayMetrics
 
 
 class Counts:
@@ -381,4 +382,26 @@ def test_many_threads_put_and_each_row_is_written_once(tmp_path: Path) -> None:
     writer.stop(60)
     assert counts.written + counts.dropped == 3000
     assert count_rows(database) == counts.written
+    database.close()
+
+
+def test_the_metrics_show_a_log_that_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, counts = open_database(url(tmp_path), migrate=True), Counts()
+    writer, metrics = counts.writer(database), GatewayMetrics()
+    metrics.watch_log(writer)
+
+    def read(name: str) -> float | None:
+        return metrics.registry.get_sample_value(name)
+
+    os.unlink(tmp_path / "t.db")
+    for _ in range(3):
+        writer.put(row())
+    assert (read("thrifty_log_up"), read("thrifty_log_rows_waiting")) == (1, 3)
+    writer.start()
+    wait_until(lambda: counts.states == [False], what="the fault to be noticed")
+    monkeypatch.setattr(log_writer, "STOPPED_S", 0.0)
+    assert (read("thrifty_log_up"), read("thrifty_log_rows_waiting")) == (0, 3)
+    writer.stop()
     database.close()
