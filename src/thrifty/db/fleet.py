@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
+from thrifty.db.harmless import make_values_harmless
 from thrifty.db.keys import Key, Role
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
@@ -189,6 +190,8 @@ def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed
                 "load": None if row.load is None else _dump(dict(row.load)),
                 "updated_s": time.time(),
             }
+            # A server's message may hold anything; the other replicas must not wait for it.
+            values = make_values_harmless(replicas, values)
             _upsert(connection, replicas, replicas.c.id == row.id, values)
         if routing_changed:
             note_change(connection)

@@ -22,6 +22,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from thrifty.observe.log_writer import LogHealth, LogWriter
+
 VERSION = ("deployment", "version")
 LABELS = (*VERSION, "replica")
 
@@ -384,6 +386,10 @@ class GatewayMetrics:
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
+        self.log_up = self._gauge("thrifty_log_up", "0 where the request log has stopped.", ())
+        self.log_rows_waiting = self._gauge(
+            "thrifty_log_rows_waiting", "Request log rows that wait to be written.", ()
+        )
         self.fallbacks = self._counter(
             "thrifty_fallbacks",
             "Requests that another deployment answered.",
@@ -427,6 +433,11 @@ class GatewayMetrics:
         self.shared_store_errors = self._counter(
             "thrifty_shared_store_errors", "Faults of the shared Redis, by kind.", ("kind",)
         )
+
+    def watch_log(self, writer: LogWriter) -> None:
+        """Have the gauges of the request log show a writer's state whenever they are read."""
+        self.log_up.set_function(lambda: float(writer.state.health is not LogHealth.STOPPED))
+        self.log_rows_waiting.set_function(lambda: float(writer.state.waiting_rows))
 
     def forget_replica(self, deployment: str, version: str, replica: str) -> None:
         """Drop the gauges of a replica that is gone; its counters stay, as Prometheus expects."""

@@ -291,8 +291,10 @@ def _start_writer(
         max_rows=settings.record_max_rows,
         on_written=metrics.written_rows.inc,
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
+        on_rejected=metrics.dropped_rows.labels("bad_row").inc,
         on_state=lambda up: metrics.database_up.set(1 if up else 0),
     )
+    metrics.watch_log(writer)
     writer.start()
     stack.callback(writer.stop)
     return writer
