@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
@@ -21,6 +20,7 @@ from typing import Any
 from thrifty.http.connection import HttpProtocol
 from thrifty.http.cors import Cors
 from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.tls import CHECK_INTERVAL_S, ServerTls
 from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE, Headers, ServerLimits
 from thrifty.http.upload import OpenSpool
 from thrifty.openai.errors import WireError
@@ -43,6 +43,8 @@ CUT_TIMEOUT_S = 1.0
 """What handlers get to clean up once a drain has cut their connections."""
 BACKLOG = 2048
 ACCEPT_TURNS = 5
+TLS_SHUTDOWN_TIMEOUT_S = 5.0
+"""How long a closed connection waits for the client's side of TLS's goodbye."""
 IDLE_GRACE_S = 0.2
 """When the server stops, idle connections are kept open this long for what is on its way."""
 
@@ -71,6 +73,7 @@ class HttpServer:
         self.loop: asyncio.AbstractEventLoop
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
+        self._watchers: list[asyncio.Task[None]] = []
 
     async def start(
         self,
@@ -78,7 +81,7 @@ class HttpServer:
         port: int,
         *,
         reuse_port: bool = False,
-        tls: ssl.SSLContext | None = None,
+        tls: ServerTls | None = None,
         sock: socket.socket | None = None,
     ) -> int:
         """Listen on `host` and `port` (0: a free one), or on a socket that listens already, and
@@ -91,10 +94,19 @@ class HttpServer:
             options = {"sock": sock}
         elif reuse_port:
             options["reuse_port"] = True
+        if tls is not None:
+            # Until its handshake is over, a connection is not among those that the sweep sees.
+            options |= {
+                "ssl": tls.context,
+                "ssl_handshake_timeout": self.limits.read_timeout_s,
+                "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT_S,
+            }
         listener = await self.loop.create_server(
-            lambda: HttpProtocol(self), backlog=BACKLOG, ssl=tls, **options
+            lambda: HttpProtocol(self), backlog=BACKLOG, **options
         )
         self._listeners.append(listener)
+        if tls is not None:
+            self._watchers.append(self.loop.create_task(_watch(tls)))
         if self._sweeper is None:
             self._sweeper = self.loop.create_task(self._sweep())
         return int(listener.sockets[0].getsockname()[1])
@@ -125,10 +137,11 @@ class HttpServer:
         tasks = [c.task for c in left if c.task is not None]
         for connection in list(self.connections):
             connection.abort()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        for task in (self._sweeper, *self._watchers):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         deadline_s = time.monotonic() + CUT_TIMEOUT_S
         while self.connections and time.monotonic() < deadline_s:
             await asyncio.sleep(0.001)
@@ -154,3 +167,10 @@ class HttpServer:
                     # One connection must not end the deadlines of all others.
                     log.exception("a connection's deadlines could not be checked")
                     connection.abort()
+
+
+async def _watch(tls: ServerTls) -> None:
+    """Have changed certificates read, for ever. In a thread: a disk may be slow."""
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL_S)
+        await asyncio.to_thread(tls.reload_if_changed)
