@@ -112,7 +112,7 @@ def test_the_address_that_was_connected_to_is_a_host() -> None:
     check(b"10.0.0.5", "::ffff:10.0.0.5")
     check(b"[fe80::1]:8080", "fe80::1%eth0")
     for host, address in ((b"10.0.0.5", "10.0.0.6"), (b"10.0.0.5", None), (b"host", "10.0.0.5")):
-        with pytest.raises(WireError, match="does not go by the name"):
+        with pytest.raises(WireError, match="is not known by the name"):
             check(host, address)
 
 

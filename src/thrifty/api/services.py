@@ -1,8 +1,8 @@
-"""What the management API needs done, as one protocol. `control` and `db` do it.
+"""What the management API needs from the rest of Thrifty, as one protocol.
 
-Methods block: the application calls them in threads. They raise `WireError` for what has a status of
-its own (`not_found` makes a 404), `SpecError` for a spec that is refused, `DatabaseError` while the
-database is away, and other `ThriftyError`s for what cannot be done; `who` names the caller.
+Methods may block: the application calls them in threads. They raise `WireError` where a certain
+status is meant (`not_found` makes a 404), `SpecError` for an invalid spec, `DatabaseError` while
+the database is away, and other `ThriftyError`s for what cannot be done. `who` names the caller.
 """
 
 from __future__ import annotations

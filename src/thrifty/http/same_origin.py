@@ -1,14 +1,14 @@
-"""Keeps web pages from steering the service through the browser of somebody who may.
+"""Prevents web pages from controlling the service through an operator's browser.
 
-A browser sends requests for any page that it shows, also to loopback and to the local network. Three
-checks stop those, for the routes that change or reveal something:
+A browser sends requests on behalf of any page that it shows, also to loopback and to the local
+network. Three checks stop them on the routes that change or reveal something:
 
-    Host             names this service. A page that had its own name resolve to our address (DNS
-                     rebinding) sends that name.
-    Origin           is this service, or listed in `gateway.cors`. Pages of other sites send theirs.
-    Content-Type     is JSON. Forms and simple requests of other sites cannot send that unasked.
+    Host            must name this service. In a DNS rebinding attack, the attacker's own host name
+                    resolves to our address, and the browser sends that name.
+    Origin          must be this service, or be listed in `gateway.cors`.
+    Content-Type    must be JSON, which other sites can only send after a CORS preflight.
 
-Clients that are no browsers send no `Origin` and are not affected by the second.
+Clients other than browsers send no `Origin`; the second check does not affect them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SameOrigin:
 
     def __init__(self, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
         """`hosts` and `origins` are in the form that browsers send (`spec.origins`). `*` among the
-        origins counts for nothing here: it lets every page call models, not steer the service.
+        origins has no effect here: it lets every page call models, not manage the service.
         """
         self._hosts = frozenset(host.encode() for host in hosts)
         self._origins = frozenset(origin.encode() for origin in origins if origin != "*")
@@ -53,22 +53,22 @@ class SameOrigin:
         has_body: bool,
         address: str | None = None,
     ) -> None:
-        """As `check`. `address` is the one that the client connected to: as a `Host`, it needs no
-        name, so that no name can have been rebound to it.
+        """As `check`. `address`, to which the client connected, is accepted as a `Host`, because DNS
+        rebinding needs a name.
         """
         host = headers.get(b"host", b"")
         if not self._knows(host, address):
             raise _refuse(
-                f"This service does not go by the name {_show(host)}. Add it to gateway.hosts in the "
-                "spec, if that is right.",
+                f"This service is not known by the name {_show(host)}. If that is its name, add it "
+                "to gateway.hosts in the spec.",
                 "host_not_allowed",
             )
         origin = headers.get(b"origin")
         if origin is not None:
             if not (_is_origin_of(origin, host) or origin in self._origins):
                 raise _refuse(
-                    f"Pages of {_show(origin)} may not use this. Add it to gateway.cors in the spec, "
-                    "if they should.",
+                    f"Pages of {_show(origin)} may not use this. If they should, add it to "
+                    "gateway.cors in the spec.",
                     "origin_not_allowed",
                 )
         elif not _is_harmless(method, headers):

@@ -1,9 +1,9 @@
-"""An HTTP/1.1 server for the request path: it listens, keeps time, and drains.
+"""An HTTP/1.1 server for the request path: it listens, enforces deadlines, and drains.
 
-`connection` reads requests and keeps their limits, `exchange` answers them. Routing,
-authentication and JSON are the handler's.
+`connection` reads requests and enforces their limits, `exchange` answers them. Routing,
+authentication and JSON are up to the handler.
 
-Deadlines are kept by one sweep a second over the open connections, not by a timer for each.
+Deadlines are enforced by one sweep a second over the open connections, not by a timer for each.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_S = 1.0
-"""How often deadlines are looked at, unless one of them is so short that this would be late."""
+"""How often deadlines are checked, unless one of them is too short for that."""
 CUT_TIMEOUT_S = 1.0
-"""What handlers get to clean up once a drain has cut their connections."""
+"""How long handlers may clean up after a drain has cut their connections."""
 BACKLOG = 2048
 ACCEPT_TURNS = 5
 TLS_SHUTDOWN_TIMEOUT_S = 5.0
-"""How long a closed connection waits for the client's side of TLS's goodbye."""
+"""How long a closed connection waits for the client's half of the TLS shutdown."""
 IDLE_GRACE_S = 0.2
-"""When the server stops, idle connections are kept open this long for what is on its way."""
+"""When the server stops, idle connections stay open this long for requests already on their way."""
 
 
 class HttpServer:
@@ -62,7 +62,7 @@ class HttpServer:
     ) -> None:
         self.handler = handler
         self.spools = spools or {}
-        """Paths whose bodies may go to disk."""
+        """Paths whose request bodies may be written to disk."""
         self.cors = cors
         """The web pages that may read answers."""
         self.limits = limits or ServerLimits()
@@ -84,8 +84,8 @@ class HttpServer:
         tls: ServerTls | None = None,
         sock: socket.socket | None = None,
     ) -> int:
-        """Listen on `host` and `port` (0: a free one), or on a socket that listens already, and
-        where it was called before too; return the port. Raises `OSError`.
+        """Listen on `host` and `port` (0: a free one), or on `sock`, which listens already. May be
+        called several times; each call adds a listener. Returns the port. Raises `OSError`.
         """
         self.loop = asyncio.get_running_loop()
         self._set_date()
@@ -112,19 +112,19 @@ class HttpServer:
         return int(listener.sockets[0].getsockname()[1])
 
     async def drain(self, timeout_s: float, idle_grace_s: float = IDLE_GRACE_S) -> int:
-        """Stop listening, let running exchanges finish, cut what is left after `timeout_s`. Idle
-        connections may begin one more within `idle_grace_s`, which then is their last.
+        """Stop listening, let running exchanges finish, and cut the rest after `timeout_s`. Idle
+        connections may start one last exchange within `idle_grace_s`.
 
         Returns how many exchanges were cut.
         """
         self.draining = True
-        # Connections that wait to be accepted would be reset with the listener.
+        # Connections that wait to be accepted would be reset when the listener closes.
         for _ in range(ACCEPT_TURNS):
             await asyncio.sleep(0)
         for listener in self._listeners:
             listener.close()
-        # A request may be on its way on a connection that looks idle; it is still answered. So it is
-        # on one whose last answer had begun before the drain, and did not say that it was the last.
+        # A request may be on its way on a connection that looks idle, or on one whose last answer
+        # started before the drain and so did not announce the close. Both are still answered.
         began_s = time.monotonic()
         grace_s = min(idle_grace_s, timeout_s)
         while self.connections and time.monotonic() < began_s + timeout_s + grace_s:
@@ -164,13 +164,13 @@ class HttpServer:
                 try:
                     connection.sweep(now_s)
                 except Exception:
-                    # One connection must not end the deadlines of all others.
+                    # One faulty connection must not stop the sweep for all others.
                     log.exception("a connection's deadlines could not be checked")
                     connection.abort()
 
 
 async def _watch(tls: ServerTls) -> None:
-    """Have changed certificates read, for ever. In a thread: a disk may be slow."""
+    """Reload changed certificates until cancelled, in a thread because the disk may be slow."""
     while True:
         await asyncio.sleep(CHECK_INTERVAL_S)
         await asyncio.to_thread(tls.reload_if_changed)
