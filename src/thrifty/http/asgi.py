@@ -156,7 +156,7 @@ class _Request:
         self.task: asyncio.Task[Any] = task
         self.is_event_stream = False
         self.told_gone = False
-        """Whether the application was told that the client is gone before its response was whole."""
+        """Whether the application was told of a disconnect before its response was complete."""
         self._exchange = exchange
         self._over = asyncio.Event()
         """Set once the client is gone or the response is complete: `receive` then says so."""

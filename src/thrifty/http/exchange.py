@@ -44,7 +44,7 @@ class ServerState(Protocol):
     date_line: bytes
     """The current `date` header line."""
     cors: Cors | None
-    """The web pages that may read answers; None: no other origin's."""
+    """The web pages that may read answers; None: only those of the same origin."""
 
 
 class Connection(Protocol):
@@ -87,7 +87,8 @@ class Exchange:
     """One request and its answer.
 
     The handler calls `respond` once, or `start`, any number of `write`, and `finish`. When the
-    client goes away, `on_disconnect` is called; without one, the handler's task is cancelled.
+    client disconnects, `on_disconnect` is called, or the handler's task is cancelled where it is
+    not set.
     """
 
     __slots__ = (
@@ -123,7 +124,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
         self.spool: Spool | None = None
-        """The body, where it went to disk; `body` is empty then."""
+        """The body, where it was written to disk; `body` is empty then."""
         self.version = "1.1"
         self.keep_alive = True
         self.status = 0
@@ -136,7 +137,7 @@ class Exchange:
 
     @property
     def started(self) -> bool:
-        """Whether the status line is out; from then on only the stream can tell of errors."""
+        """Whether the status line was sent; from then on, only the stream can report errors."""
         return self._started
 
     @property
@@ -171,7 +172,7 @@ class Exchange:
 
     @property
     def cors(self) -> Cors | None:
-        """The web pages that may read answers, as the server is told."""
+        """The web pages that may read answers; None: only those of the same origin."""
         return self._protocol.server.cors
 
     @property
@@ -189,8 +190,8 @@ class Exchange:
         self._end()
 
     def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
-        """Send a whole 200 to a POST, its header lines bytes already, in one write. `stream` sends
-        it as a stream is sent, without its length.
+        """Send a complete 200 to a POST in one write; `lines` are its encoded header lines. With
+        `stream`, it is sent as a stream is, without its length.
         """
         protocol = self._protocol
         if protocol.closed or self._started:
@@ -218,7 +219,7 @@ class Exchange:
         self._end()
 
     def respond_error(self, error: WireError, headers: Headers = ()) -> None:
-        """Send `error` as the whole answer."""
+        """Send `error` as the complete answer."""
         self.respond(error.status, error.encode(), [JSON_TYPE, *error.headers, *headers])
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
@@ -265,13 +266,13 @@ class Exchange:
         self._end()
 
     def abort(self) -> None:
-        """Cut the connection, so that the client cannot take a half answer for a whole one."""
+        """Cut the connection, so that no client mistakes a partial answer for a complete one."""
         self.finished = True
         self._protocol.abort()
 
     def encode_head(self, status: int, headers: Headers, framing: list[bytes]) -> bytes:
-        """The head of the answer; from now on it counts as begun."""
-        # Servers upstream use numbers beyond the registered ones (529, say).
+        """The head of the answer, which counts as started from now on."""
+        # Upstream servers also use unregistered status codes, such as 529.
         status_line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         self._started = True
         self.status = status
@@ -309,15 +310,15 @@ def _read_address(value: Any) -> tuple[str, int] | None:
 
 
 class InnerExchange(Exchange):
-    """A request that comes from within this process, and its answer: there is no connection.
+    """A request made within this process, and its answer: there is no connection.
 
-    `hang_up` is what a client does that goes away.
+    `hang_up` does what a disconnecting client does.
     """
 
     __slots__ = ("_gone", "answer", "answer_headers")
 
     def __init__(self, path: str, body: bytes, headers: dict[bytes, bytes]) -> None:
-        # Everything that would reach for the connection is overridden below.
+        # Everything that would use the connection is overridden below.
         super().__init__(cast(Connection, None))
         self.method = "POST"
         self.path = path
@@ -330,20 +331,20 @@ class InnerExchange(Exchange):
 
     @property
     def cors(self) -> None:
-        """None: no web page reads the answer."""
+        """None, since no web page reads the answer."""
 
     @property
     def disconnected(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether nobody waits for the answer."""
         return self._gone
 
     @property
     def writable(self) -> bool:
-        """Always: the answer is kept in memory."""
+        """Always True: the answer is kept in memory."""
         return True
 
     def hang_up(self) -> None:
-        """Give the answer up, unless it is there already."""
+        """Abandon the request, unless it is answered already."""
         if self._gone or self.finished:
             return
         self._gone = True
@@ -353,14 +354,14 @@ class InnerExchange(Exchange):
             self.task.cancel()
 
     def respond(self, status: int, body: bytes, headers: Headers = (JSON_TYPE,)) -> None:
-        """Keep the whole answer."""
+        """Store the complete answer."""
         if not self._started:
             self.start(status, headers)
             self.answer = body
             self.finished = True
 
     def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
-        """Keep a whole 200. Nobody reads the header lines of one."""
+        """Store a complete 200. Its header lines are dropped: nobody reads them."""
         self.respond(200, body)
 
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
@@ -371,11 +372,11 @@ class InnerExchange(Exchange):
             self.answer_headers = list(headers)
 
     def write(self, data: bytes) -> None:
-        """Keep a part of the answer."""
+        """Store a part of the answer."""
         self.answer += data
 
     async def drain(self) -> None:
-        """There is nothing to wait for."""
+        """Return at once: there is nothing to wait for."""
 
     def finish(self) -> None:
         """End the answer."""

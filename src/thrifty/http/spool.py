@@ -16,11 +16,11 @@ from typing import IO
 from thrifty.openai.errors import SERVER, WireError
 
 MAX_PENDING_BYTES = 4_000_000
-"""What may wait for the disk in memory before the connection stops reading."""
+"""How much may wait in memory for the disk before the connection stops reading."""
 
 
 class Spool:
-    """One body. Used on the event loop alone; only the writing itself is a thread's."""
+    """One body. Used only on the event loop; a thread does the writing itself."""
 
     def __init__(self, folder: Path, limit_bytes: int, limit_name: str) -> None:
         self.size_bytes = 0
@@ -36,14 +36,14 @@ class Spool:
         self._idle.set()
         self._closed = False
         try:
-            # Unbuffered: what a thread was given is with the kernel once the thread is done.
+            # Unbuffered: the kernel has what a thread was given once that thread is done.
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             self._failure = error
 
     @property
     def full(self) -> bool:
-        """Whether the disk is behind; `on_room` tells when it has caught up."""
+        """Whether the disk is behind; `on_room` is called when it has caught up."""
         return self._pending_bytes > MAX_PENDING_BYTES
 
     def too_large(self, seen: str) -> WireError:
@@ -56,7 +56,7 @@ class Spool:
         )
 
     def take(self, data: bytes) -> None:
-        """Bytes of the body. Raises a 413 beyond the limit."""
+        """Take bytes of the body. Raises a 413 beyond the limit."""
         self.size_bytes += len(data)
         if self.size_bytes > self.limit_bytes:
             raise self.too_large(f"more than {self.limit_bytes} bytes")
@@ -68,7 +68,7 @@ class Spool:
             self._write()
 
     async def finish(self) -> IO[bytes]:
-        """The whole body as a file, which the caller now owns and closes. Raises a 507."""
+        """The complete body as a file, which the caller owns and closes. Raises a 500 or 507."""
         await self._idle.wait()
         if self._failure is not None:
             raise no_room(self._failure)
@@ -77,7 +77,7 @@ class Spool:
         return file
 
     def close(self) -> None:
-        """Give the body up, unless `finish` has handed it over."""
+        """Discard the body, unless `finish` has handed it over."""
         self._closed = True
         self._pending.clear()
         if self._idle.is_set() and self._file is not None:
@@ -115,7 +115,7 @@ class Spool:
 
 
 def no_room(error: OSError) -> WireError:
-    """The answer where something could not be written."""
+    """The error to answer with when something could not be written."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return WireError(507, f"the server cannot store this: {reason}", type=SERVER,
