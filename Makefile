@@ -28,9 +28,10 @@ $(LIGHT): $(VENV)/bin/python pyproject.toml $(LOCK)
 	$(PIP) -e .
 	@touch $@
 
+# Bytecode is written when it is first used: all of it would be a third of a GB.
 $(DEV): $(LIGHT)
 	$(BIN)/python constraints/install_torch.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
-	$(PIP) -e '.[dev]'
+	$(PIP) --no-compile -e '.[dev]'
 	@touch $@
 
 .PHONY: install

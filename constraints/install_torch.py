@@ -52,7 +52,7 @@ def main() -> int:
             return 0
     # Without dependencies: those come from the usual index, at their locked versions.
     installed = subprocess.run(
-        [*PIP, "install", "--quiet", "--no-deps", "--retries", "1",
+        [*PIP, "install", "--quiet", "--no-deps", "--no-compile", "--retries", "1",
          "--index-url", index or CPU_INDEX, f"torch=={pin}"],
         check=False,
     )  # fmt: skip

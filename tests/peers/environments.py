@@ -32,12 +32,13 @@ def make_environment(name: str, *requirements: str) -> Path:
         if done.exists() and done.read_text() == wanted:
             return python
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         ours = next((folder / "lib").glob("python*/site-packages"))
         lines = [f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages()]
         (ours / "tests.pth").write_text("".join(lines))
+        # The tests' own pip, which the new environment sees too.
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-               "--constraint", str(LOCK)]  # fmt: skip
+               "--no-compile", "--constraint", str(LOCK)]  # fmt: skip
         subprocess.run([*pip, *requirements], check=True, stdout=sys.stderr)
         done.write_text(wanted)
     return python
