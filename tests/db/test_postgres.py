@@ -1,4 +1,4 @@
-"""The same tables on a real PostgreSQL, which pgserver brings."""
+"""The same tables on a real PostgreSQL, which a package brings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select, text
 
 from tests.parts import running_echo, running_gateway
+from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.cache import add_purge, read_cache_stats, save_cache_stats
 from thrifty.db.fleet import read_fleet
@@ -19,17 +20,13 @@ from thrifty.db.spend import exchange_spend
 from thrifty.db.tables import requests
 from thrifty.errors import ThriftyError
 
-pgserver = pytest.importorskip("pgserver")
 pytestmark = [pytest.mark.peer]
 
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
 
 
 @pytest.fixture
