@@ -266,9 +266,7 @@ def check_honoured(
             and name != REQUIRED.get(endpoint)
         ):
             instead = _INSTEAD.get(name, "leave it out, or use an engine that can")
-            behind = (
-                engine if version is None else f"version {version}, {engine}"
-            )
+            behind = engine if version is None else f"version {version}, {engine}"
             raise bad_request(
                 f"The engine behind this model ({behind}) cannot honour '{name}'; {instead}.",
                 name,
