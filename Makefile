@@ -6,23 +6,36 @@ BIN := $(VENV)/bin
 LIGHT := $(VENV)/.light
 DEV := $(VENV)/.dev
 
+# Every install takes the versions in constraints/dev.txt, which `make lock` writes.
+LOCK := constraints/dev.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+
+# Where PyTorch comes from. Empty: its CPU build if there is no GPU, else what PyPI has.
+TORCH_INDEX ?=
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help: ## List what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo 'Variables: PYTHON, VENV, TORCH_INDEX, UPGRADE (CONTRIBUTING.md)'
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Thrifty needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(LIGHT): $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+$(LIGHT): $(VENV)/bin/python pyproject.toml $(LOCK)
+	$(PIP) -e .
 	@touch $@
 
+# Bytecode is written when it is first used: all of it would be a third of a GB.
 $(DEV): $(LIGHT)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python constraints/install_torch.py $(if $(TORCH_INDEX),--index $(TORCH_INDEX))
+	$(PIP) --no-compile -e '.[dev]'
 	@touch $@
+
+.PHONY: install
+install: $(LIGHT) ## Make .venv with the light install, as users have it
 
 .PHONY: up
 up: $(LIGHT) ## Serve the default model (ARGS="..." are those of `thrifty up`)
@@ -42,6 +55,18 @@ test: $(DEV) ## The whole suite
 	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer"
 	$(BIN)/python -m pytest -q -m "service or engine or peer"
 
+.PHONY: test-all
+test-all: test lint build ## Everything that can be checked: tests, lint and the built packages
+
+.PHONY: test-busy
+test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)
+	sh tests/busy.sh $(BIN)/python -m pytest -q $(TESTS)
+
+.PHONY: test-offline
+test-offline: $(DEV) ## The fast tests with settings around them that must not matter
+	HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 FORCE_COLOR=1 THRIFTY_PORT=1 OPENAI_API_KEY=wrong \
+	  $(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer"
+
 .PHONY: lint
 lint: $(DEV) ## Lint, formatting, types and the import contract
 	$(BIN)/ruff check
@@ -52,6 +77,14 @@ lint: $(DEV) ## Lint, formatting, types and the import contract
 .PHONY: docs
 docs: $(DEV) ## Write the generated pages anew
 	$(BIN)/python docs/generate.py
+
+.PHONY: lock
+lock: ## Bring constraints/dev.txt in line with pyproject.toml (UPGRADE=1: newest versions)
+	$(PYTHON) -m venv .make/lock
+	.make/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	.make/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra lm-eval --no-annotate \
+	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) \
+	  --output-file $(LOCK) pyproject.toml constraints/dev.in
 
 .PHONY: build
 build: $(DEV) ## Build the wheel and the sdist, and try them in an empty environment

@@ -42,7 +42,8 @@ from thrifty.bench.client import Target
 from thrifty.bench.workload import Lengths, PlannedRequest
 from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet, save_deployment
-from thrifty.gateway.routing import Router
+from thrifty.gateway.routing import make_policy
+from thrifty.gateway.state.router import Router
 from thrifty.http.client import parse_origin
 
 KV_TOKENS = {"documents": 12_500, "prompts": 6000}
@@ -125,7 +126,7 @@ class Copy:
 
 def measure_decisions(count: int) -> dict[str, float]:
     """Conversations of 4 KB over a fleet under load; microseconds."""
-    router = Router("auto", random.Random(1))
+    router = Router(make_policy("auto", random.Random(1)))
     fleet = [Copy(f"r-{n}", router.knowledge.prefixes.join()) for n in range(count)]
     rng = random.Random(2)
     asks = Workload(Lengths("fixed", 700, 0), prefix_share=0.8, prefixes=200).asks()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 NAMES = (
     "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
-    "batches", "compression", "compression_memory", "served_tokens", "distillation",
+    "version_shares", "batches", "compression", "compression_memory", "served_tokens", "distillation",
+    "install_size",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 from thrifty.cli.app import app
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.http.routes import Route
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec
@@ -28,6 +30,7 @@ ORDER = (
     "batches",
 )  # fmt: skip
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
+ROUTES_BEGIN, ROUTES_END = "<!-- routes: made by docs/generate.py -->", "<!-- end of routes -->"
 NOTE = "<!-- Made by docs/generate.py from the code. Change that, then: make docs -->\n"
 
 
@@ -156,7 +159,7 @@ def make_command_page() -> str:
 
 def make_field_page() -> str:
     """Which request fields there are, and which engines honour them."""
-    kinds = [kind for kind in engine_kinds() if find_engine(kind).honours is not None]
+    kinds = [kind for kind in engine_kinds() if find_engine(kind).traits.honours is not None]
     parts = [
         "# Request fields\n",
         NOTE,
@@ -171,7 +174,7 @@ def make_field_page() -> str:
         for name, field in fields.items():
             marks = []
             for kind in kinds:
-                honours = find_engine(kind).honours or frozenset()
+                honours = find_engine(kind).traits.honours or frozenset()
                 always = name in ("model", "stream", "stream_options", "user", *GATEWAY_FIELDS)
                 yes = name in honours or always
                 if endpoint is Endpoint.EMBEDDINGS and kind == "echo":
@@ -180,6 +183,27 @@ def make_field_page() -> str:
             rows.append((f"`{name}`", field.rule, *marks))
         parts.append(table(("field", "must be", *kinds), rows))
     return "\n".join(parts)
+
+
+def make_route_table(routes: Iterable[Route[Any]]) -> str:
+    """Every route, who may call it, and what it does."""
+    rows = [
+        (
+            f"`{route.method} {route.path}`",
+            f"`{route.role}`" if route.role else "anyone",
+            route.summary,
+        )
+        for route in routes
+    ]
+    return table(("route", "role", "what it does"), rows)
+
+
+def make_api_page(routes: Iterable[Route[Any]]) -> str:
+    """The page of the API, with its table of routes made from `routes`."""
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    before, rest = text.split(ROUTES_BEGIN)
+    _, after = rest.split(ROUTES_END)
+    return f"{before}{ROUTES_BEGIN}\n{make_route_table(routes)}{ROUTES_END}{after}"
 
 
 def read_results() -> list[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.environment import TemporaryHome, clear_environment
 from thrifty.home import HOME_VARIABLE, Home
+
+# Before the tests import libraries that read their settings when they are imported.
+clear_environment(os.environ)
 
 TEST_TIMEOUT_S = 180.0
 
@@ -35,12 +39,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(autouse=True)
-def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Settings of whoever runs the tests must not leak into them."""
-    for name in list(os.environ):
-        if name.startswith("THRIFTY_") and name not in (HOME_VARIABLE, "THRIFTY_TEST_HOME"):
-            monkeypatch.delenv(name)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a home of its own."""
+    config.add_cleanup(TemporaryHome(os.environ).remove)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from thrifty.db.fleet import (
     DeploymentRow,
     DeploymentSettings,
     ReplicaRow,
+    VersionRow,
+    VersionSettings,
     save_deployment,
     save_replicas,
 )
@@ -30,17 +33,18 @@ from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
-from thrifty.gateway.assemble import Parts, assemble
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
-from thrifty.gateway.settings import GatewaySettings
-from thrifty.gateway.table import RoutingTable
-from thrifty.gateway.table_reader import TableReader
+from thrifty.gateway.state.reader import TableReader
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.version import Version
 from thrifty.home import HOME_VARIABLE
 from thrifty.http.client import HttpClient
 from thrifty.http.server import Handler, HttpServer, ServerLimits
-from thrifty.http.spool import OpenSpool
+from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
+from thrifty.worker.assemble import Parts, Secrets, assemble
+from thrifty.worker.settings import GatewaySettings
 
 JSON_HEADER = b"content-type: application/json\r\n"
 
@@ -64,7 +68,9 @@ async def running_server(
 async def running_echo(name: str = "echo", **options: Any) -> AsyncIterator[str]:
     """An echo model server; gives its URL."""
     backend = EchoBackend(**options)
-    model = ModelServer(name, backend, make_tokenizer(), engine="echo", honours=EchoEngine.honours)
+    model = ModelServer(
+        name, backend, make_tokenizer(), engine="echo", honours=EchoEngine.traits.honours or ()
+    )
     await model.start()
     async with running_server(model.handle) as (url, _):
         yield url
@@ -83,6 +89,11 @@ class GatewayUnderTest:
     @property
     def table(self) -> RoutingTable:
         return self.parts.table
+
+    def version(self, deployment: str = "echo", label: str | None = None) -> Version:
+        """The version of that label; without one, the version with most weight."""
+        found = self.table.deployments[deployment]
+        return found.main if label is None else found.versions[label]
 
     @property
     def reader(self) -> TableReader:
@@ -193,18 +204,35 @@ async def know_keys(gateway: GatewayUnderTest, count: int) -> None:
         await asyncio.sleep(0.02)
 
 
+VERSION_SETTINGS = {field.name for field in dataclasses.fields(VersionSettings)}
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[DeploymentSettings, VersionSettings]:
+    """Settings of a deployment and of its versions, told apart by their names."""
+    own = {name: value for name, value in settings.items() if name not in VERSION_SETTINGS}
+    version = {name: value for name, value in settings.items() if name in VERSION_SETTINGS}
+    return DeploymentSettings(**own), VersionSettings(**version)
+
+
+def make_deployment(
+    name: str = "echo",
+    engine: str = "echo",
+    label: str = "echo@v1",
+    revision: str = "r1",
+    **settings: Any,
+) -> DeploymentRow:
+    """The row of a deployment with one version."""
+    own, version_settings = split_settings(settings)
+    version = VersionRow(label, label, engine, revision, settings=version_settings)
+    return DeploymentRow(name, "decoder", own, (version,))
+
+
 def echo_deployment(name: str = "echo", **settings: Any) -> DeploymentRow:
     """The row of an echo deployment."""
-    honours = tuple(sorted(EchoEngine.honours))
-    return DeploymentRow(
-        name,
-        "echo",
-        "echo@v1",
-        "r1",
-        None,
-        "decoder",
-        DeploymentSettings(honours=honours, **settings),
-    )
+    traits = EchoEngine.traits
+    honours = tuple(sorted(traits.honours or ()))
+    given = {"honours": honours, "accepts_response_id": traits.accepts_response_id, **settings}
+    return make_deployment(name, **given)
 
 
 def replica_row(index: int, url: str, name: str = "echo", **changes: Any) -> ReplicaRow:
@@ -239,7 +267,9 @@ async def running_gateway(
     database = open_database(chosen_url, migrate=True)
     row = deployment or echo_deployment()
     save_deployment(database, row)
-    rows = [replica_row(i, url, row.name, version=row.version) for i, url in enumerate(urls)]
+    rows = [
+        replica_row(i, url, row.name, version=row.versions[0].label) for i, url in enumerate(urls)
+    ]
     save_replicas(database, rows, routing_changed=True)
     limits = limits or ServerLimits()
     settings = GatewaySettings(
@@ -253,7 +283,7 @@ async def running_gateway(
         settings = msgspec.structs.replace(settings, batches=places)
     client = HttpClient()
     try:
-        async with assemble(settings, chosen_url, redis_url or "") as parts:
+        async with assemble(settings, Secrets(chosen_url, redis_url or "", b"s" * 32)) as parts:
             try:
                 port = await parts.server.start(settings.host, settings.port)
                 while not parts.table.loaded:

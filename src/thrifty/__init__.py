@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from thrifty.service import Service
     from thrifty.spec import Spec, load_spec
 
-__version__ = "0.1.0"
+from thrifty.version import __version__
 
 _WHERE = {
     "Artifact": "thrifty.artifacts",

@@ -9,6 +9,7 @@
     ├── EngineError            an engine cannot do this here
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is away, or is not ours
+    │   └── BadDataError       it is there, and refuses what was to be written
     ├── BenchError             a load test cannot be run as asked
     ├── BatchError             a batch cannot be run, or did not come to its end
     ├── EvaluationError        a model cannot be evaluated as asked
@@ -81,6 +82,10 @@ class FleetError(ThriftyError):
 
 class DatabaseError(ThriftyError):
     """The database cannot be opened or is not one of ours."""
+
+
+class BadDataError(DatabaseError):
+    """The database refuses values, and will do so again: nothing is gained by another try."""
 
 
 class BenchError(ThriftyError):

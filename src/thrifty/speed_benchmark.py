@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from typing import Any
 
 import psutil
@@ -41,8 +39,6 @@ from thrifty.types import Family, OnProgress, Progress, ReplicaState, ignore_pro
 SPEED = "speed"
 START_TIMEOUT_S = 600.0
 _ID = "speed-benchmark-"
-_PACKAGES = {"openvino": "openvino-genai"}
-"""The package whose version counts, by engine."""
 
 
 def find_speed(store: Store, artifact: Artifact, machine: Machine) -> Measurement | None:
@@ -54,12 +50,8 @@ def find_speed(store: Store, artifact: Artifact, machine: Machine) -> Measuremen
 
 def make_conditions(engine: Engine, machine: Machine) -> dict[str, Any]:
     """What figures of speed depend on, beside the model."""
-    try:
-        number = package_version(_PACKAGES.get(engine.kind, engine.kind))
-    except PackageNotFoundError:
-        number = ""
     return {
-        "engine": f"{engine.kind} {number}".strip(),
+        "engine": f"{engine.kind} {engine.traits.find_version()}".strip(),
         "processor": machine.processor,
         "threads": machine.core_count,
         "prompt_tokens": PROMPT_TOKENS,

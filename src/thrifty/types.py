@@ -24,6 +24,43 @@ class Format(StrEnum):
     OPENVINO = "openvino"
 
 
+class Role(StrEnum):
+    """What the holder of an API key may do."""
+
+    VIEWER = "viewer"
+    """Read metrics and the state of the service."""
+    MONITOR = VIEWER
+    """The earlier name of viewers."""
+    USER = "user"
+    """Call models."""
+    OPERATOR = "operator"
+    """Run the service: change traffic, apply specs, roll back. May also call models and read what
+    viewers read."""
+    ADMIN = "admin"
+    """Everything, API keys and other tenants' data too."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Role | None:
+        # Version 0.1 wrote this name for viewers; its rows are kept, and it may still run beside us.
+        return cls.VIEWER if value == "monitor" else None
+
+    def may_act_as(self, required: Role) -> bool:
+        """Whether a key of this role may do what needs the role `required`."""
+        return self in required.holders()
+
+    def holders(self) -> frozenset[Role]:
+        """The roles that may do what needs this role."""
+        return _HOLDERS[self]
+
+
+_HOLDERS = {
+    Role.VIEWER: frozenset({Role.VIEWER, Role.OPERATOR, Role.ADMIN}),
+    Role.USER: frozenset({Role.USER, Role.OPERATOR, Role.ADMIN}),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.ADMIN}),
+    Role.ADMIN: frozenset({Role.ADMIN}),
+}
+
+
 class ReplicaState(StrEnum):
     """The life of a replica; only `READY` ones get traffic."""
 

@@ -108,7 +108,10 @@ def test_package_without_a_model_is_refused(index: WebServer, store: Store) -> N
     assert store.versions() == []
 
 
-def test_unknown_package_is_told_in_pips_words(index: WebServer, store: Store) -> None:
+def test_unknown_package_is_told_in_pips_words_without_color(
+    index: WebServer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
     with pytest.raises(
         SourceError,
         match=r"pip cannot find a wheel for 'nothing==3': No matching distribution.*index settings",

@@ -202,7 +202,7 @@ async def test_tenants_see_their_own_alone(tmp_path: Path) -> None:
             name: create_key(gateway.database, name, tenant=tenant)[1]
             for name, tenant in (("ann", "red"), ("bob", "blue"), ("abe", "red"))
         }
-        _, watcher = create_key(gateway.database, "mo", role="monitor")
+        _, watcher = create_key(gateway.database, "mo", role="viewer")
         await gateway.reader.refresh()
         ann, bob, abe = (Talk(gateway, keys[name]) for name in ("ann", "bob", "abe"))
         batch = await ann.create([make_line("a", "secret")])

@@ -16,6 +16,7 @@ from tests.parts import (
     JSON_HEADER,
     GatewayUnderTest,
     echo_deployment,
+    make_deployment,
     replica_row,
     running_echo,
     running_gateway,
@@ -24,7 +25,7 @@ from tests.parts import (
 from thrifty.batches.governor import GovernorSettings
 from thrifty.batches.settings import BatchSettings
 from thrifty.db.batches import BatchRow, find_batch
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings, GatewayRow, save_gateway
+from thrifty.db.fleet import GatewayRow, save_gateway
 from thrifty.db.keys import create_key, revoke_key
 from thrifty.http.client import parse_origin
 from thrifty.http.server import Exchange
@@ -212,8 +213,9 @@ async def test_an_engine_that_knows_priorities_keeps_the_lines_that_run(tmp_path
             await go_on.wait()
         exchange.respond(200, b'{"id":"x","object":"chat.completion","choices":[]}')
 
-    settings = DeploymentSettings(batch_slots=4, priority_field="priority")
-    row = DeploymentRow("echo", "remote", "remote@1", "r1", None, "decoder", settings)
+    row = make_deployment(
+        engine="remote", label="remote@1", batch_slots=4, priority_field="priority"
+    )
     async with (
         running_server(answer) as (url, _),
         running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as gateway,

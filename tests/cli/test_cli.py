@@ -150,7 +150,7 @@ def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
         (["pull", "what:ever"], 1, "unknown kind of source 'what'"),
         (["pull", "hf:noslash"], 1, "write hf:ORG/NAME"),
         (["keys", "create", "--name", "a b"], 1, "not a valid name"),
-        (["keys", "create", "--name", "a", "--role", "boss"], 1, "roles are user, monitor, admin"),
+        (["keys", "create", "--name", "a", "--role", "boss"], 1, "roles are viewer, user, operator, admin"),
         (["keys", "create", "--name", "a", "--rpm", "0"], 1, "0 is not valid for rpm"),
         (["keys", "create", "--name", "a", "--budget-day", "-1"], 1, "not valid for budget-day"),
         (["keys", "create", "--name", "a", "--budget-month", "nan"], 1, "amount of at least 0"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.batches import (
     ACTIVE,
@@ -44,14 +45,10 @@ def database(
         yield opened
         opened.close()
         return
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        opened = open_database(server.get_uri(), migrate=True)
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        opened = open_database(url, migrate=True)
         yield opened
         opened.close()
-    finally:
-        server.cleanup()
 
 
 def batch(number: int = 1, **changes: Any) -> BatchRow:

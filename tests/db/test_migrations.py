@@ -12,6 +12,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Boolean, Column, Connection, Float, Integer, Numeric, String, inspect, text
 
+from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.database import HEAD, MIGRATIONS
 from thrifty.db.tables import metadata
@@ -32,12 +33,8 @@ def url(request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/t.db"
         return
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The same tables on a real PostgreSQL, which pgserver brings."""
+"""The same tables on a real PostgreSQL, which a package brings."""
 
 from __future__ import annotations
 
@@ -10,28 +10,23 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from tests.db.test_database import row
 from tests.parts import running_echo, running_gateway
+from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.cache import add_purge, read_cache_stats, save_cache_stats
 from thrifty.db.fleet import read_fleet
 from thrifty.db.keys import create_key, list_keys, revoke_key
-from thrifty.db.request_log import RequestLog
 from thrifty.db.spend import exchange_spend
 from thrifty.db.tables import requests
 from thrifty.errors import ThriftyError
 
-pgserver = pytest.importorskip("pgserver")
 pytestmark = [pytest.mark.peer]
 
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -60,18 +55,6 @@ def test_keys_live_there(database: Database) -> None:
         create_key(database, "ann")
     revoke_key(database, "ann")
     assert list_keys(database) == []
-
-
-def test_rows_written_as_json_come_back_as_they_were(database: Database) -> None:
-    log = RequestLog(database)
-    log.write(
-        [row("a"), row("b")], [{"request_id": "a", "at_s": 1.0, "prompt": "p", "answer": "ä"}]
-    )
-    with database.begin() as connection:
-        found = connection.execute(requests.select().order_by(requests.c.id)).mappings().all()
-    assert [r["request_id"] for r in found] == ["a", "b"]
-    assert (found[0]["replica"], found[0]["stream"], found[0]["e2e_ms"]) == ("é\"'\\🎉", True, 1.5)
-    assert log.prune(1.0, 10) == 2
 
 
 async def test_a_gateway_serves_and_records_on_it(

@@ -72,7 +72,7 @@ def run(request: GenerationRequest, outputs: list[Output]) -> tuple[list[Any], d
     for output in outputs:
         if choice.finish_reason is None:
             stream += writer.write(*choice.feed(output))
-    return parse(stream), json.loads(build_answer(request, [choice]))
+    return parse(stream), json.loads(build_answer(request, [choice], "chatcmpl-1"))
 
 
 def parse(stream: bytes) -> list[Any]:
@@ -143,7 +143,7 @@ def test_whole_chat_answer() -> None:
 
 def test_whole_completion() -> None:
     _, answer = run(completion(), cut("Ja.", [2], "length"))
-    assert answer.pop("id").startswith("cmpl-")
+    assert answer.pop("id") == "chatcmpl-1"
     assert answer["object"] == "text_completion"
     assert answer["choices"] == [
         {"index": 0, "text": "Ja.", "logprobs": None, "finish_reason": "length"}
@@ -338,7 +338,7 @@ def test_prompts_count_once_however_many_choices_they_have() -> None:
         "total_tokens": 18,
         "prompt_tokens_details": {"cached_tokens": 6},
     }
-    assert json.loads(build_answer(request, choices))["usage"] == expected
+    assert json.loads(build_answer(request, choices, "chatcmpl-1"))["usage"] == expected
     (event,) = parse(encode_usage_chunk(request, choices, "id-1", 17))
     assert event == {
         "id": "id-1", "object": "text_completion", "created": 17, "model": "m", "choices": [],

@@ -122,7 +122,7 @@ def starting(kind: str, home: Path) -> Iterator[Server]:
     served = engine.prepare(spec, model, store, detect_machine(), ignore_progress)
     port = find_free_port()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0, 1]
-    launch = engine.launch(served, port, cores, 0.5)
+    launch = engine.launch(served, store, port, cores, 0.5)
     process = start_process(
         launch.command, role="replica", process_id=f"{kind}-{port}", home=home,
         log_path=home / "logs" / f"{kind}-{port}.log", environment=launch.environment, cores=cores,
@@ -190,7 +190,7 @@ def usage_adds_up(usage: dict[str, Any]) -> bool:
 
 
 def test_every_engine_that_starts_servers_is_held_to_this() -> None:
-    ours = {name for name in engine_kinds() if not find_engine(name).external}
+    ours = {name for name in engine_kinds() if not find_engine(name).traits.external}
     assert ours == set(SPECS) == set(CAPITALS)
 
 
@@ -453,7 +453,7 @@ def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> 
               "response_format": {"type": "json_object"}, "tools": [{"type": "function"}],
               "tool_choice": "required", "parallel_tool_calls": False,
               "chat_template_kwargs": {"a": 1}, "priority": 3}  # fmt: skip
-    honours = server.engine.honours
+    honours = server.engine.traits.honours
     assert honours is not None
     refused = set(CHAT_FIELDS) - honours - {"model", "messages", "stream", "stream_options", "user"}
     assert len(refused) > 10

@@ -137,6 +137,10 @@ def test_what_is_no_message_is_refused(decode: Any, data: bytes) -> None:
 
 
 def test_settings_survive_a_command_line() -> None:
-    settings = Settings("/models/ü", "decoder", 2, kv_blocks=9, eos_token_ids=(1, 2))
+    settings = Settings(
+        "/models/ü", "decoder", 2, {"max_batch": 7, "prefix_cache": True}, 9, eos_token_ids=(1, 2)
+    )
     text = msgspec.json.encode(msgspec.to_builtins(settings)).decode()
-    assert msgspec.convert(msgspec.json.decode(text), Settings) == settings
+    found = msgspec.convert(msgspec.json.decode(text), Settings)
+    assert found == settings
+    assert (found.options.max_batch, found.options.prefix_cache) == (7, True)

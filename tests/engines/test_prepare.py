@@ -20,6 +20,7 @@ from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.messages import Add, Embed
+from thrifty.engines.openvino.options import OpenVinoOptions
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.prepare import RECIPE_VERSION, kv_bytes_per_token, prepare_model
 from thrifty.engines.openvino.worker_settings import Settings
@@ -32,6 +33,15 @@ pytestmark = pytest.mark.engine
 END = 256
 MODEL = Llama(vocab=257, head_dim=32, kv_heads=2, heads=2, hidden=64, context=256, tied=False)
 PROMPT = list(b"The quick brown fox jumps over the lazy dog")
+
+
+def make_settings(
+    folder: str, family: str, threads: int, *, kv_blocks: int = 0,
+    eos_token_ids: tuple[int, ...] = (), **options: Any,
+) -> Settings:  # fmt: skip
+    """What a worker is told; activations are computed in float32 unless something else is said."""
+    values = OpenVinoOptions(**{"activation_group": 0, **options}).model_dump()
+    return Settings(folder, family, threads, values, kv_blocks, eos_token_ids)
 
 
 @pytest.fixture
@@ -168,7 +178,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worker(folder: Path) -> Any:
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
-    settings = Settings(
+    settings = make_settings(
         str(folder), "decoder", 1, kv_blocks=32, kv_precision="f16", prefill_chunk=32,
         eos_token_ids=(END,),
     )  # fmt: skip
@@ -262,7 +272,7 @@ def test_cached_tokens_are_those_that_the_engine_skips(folder: Path) -> None:
     """
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
-    settings = Settings(
+    settings = make_settings(
         str(folder), "decoder", 1, kv_blocks=24, prefill_chunk=BLOCK_TOKENS, eos_token_ids=(END,)
     )
     worker = DecoderWorker(settings)
@@ -337,7 +347,7 @@ def test_what_a_prompt_left_behind_when_it_was_cancelled_is_not_taken_for_comput
     """A prompt that is cancelled between two chunks has a block that is computed in part."""
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
-    settings = Settings(
+    settings = make_settings(
         str(folder), "decoder", 1, kv_blocks=64, kv_precision="f16", prefill_chunk=40,
         eos_token_ids=(END,),
     )  # fmt: skip
@@ -358,7 +368,7 @@ def test_what_the_cache_has_no_room_for_waits_for_its_turn(folder: Path) -> None
     """More than three times what the cache holds: nothing fails, and the answers are the same."""
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
-    settings = Settings(
+    settings = make_settings(
         str(folder), "decoder", 1, kv_blocks=16, kv_precision="f16", prefill_chunk=32,
         eos_token_ids=(END,),
     )  # fmt: skip
@@ -387,7 +397,7 @@ def test_answers_that_outgrow_the_cache_go_on_where_they_were(
     """They fit when they begin, and not when they are long: some step back and come again."""
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
-    settings = Settings(
+    settings = make_settings(
         str(folder), "decoder", 1, kv_blocks=12, kv_precision="f16", prefill_chunk=32,
         eos_token_ids=(END,), prefix_cache=prefix_cache,
     )  # fmt: skip
@@ -413,7 +423,7 @@ def test_answers_that_outgrow_the_cache_go_on_where_they_were(
 def test_an_answer_too_long_for_the_whole_cache_fails_alone(folder: Path) -> None:
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
-    settings = Settings(
+    settings = make_settings(
         str(folder), "decoder", 1, kv_blocks=4, kv_precision="f16", eos_token_ids=(END,)
     )
     worker = DecoderWorker(settings)
@@ -486,7 +496,7 @@ def test_cache_takes_what_was_foretold(folder: Path, worker: Any) -> None:
     )  # fmt: skip
     note = json.loads((folder / "thrifty.json").read_text())
     assert note["kv_bytes_per_token"] == kv_bytes_per_token(shape)
-    small = DecoderWorker(Settings(str(folder), "decoder", 1, kv_blocks=16))
+    small = DecoderWorker(make_settings(str(folder), "decoder", 1, kv_blocks=16))
     facts = small.warm_up()
     assert facts["kv_tokens"] == 16 * BLOCK_TOKENS
     assert facts["kv_bytes"] == pytest.approx(
@@ -508,7 +518,7 @@ def test_engine_embeds_what_the_reference_does(store: Store) -> None:
     _, folder = prepare(store, made, "none")
     note = json.loads((folder / "thrifty.json").read_text())
     assert (note["family"], note["embedding_size"], note["context_length"]) == ("encoder", 32, 24)
-    worker = EncoderWorker(Settings(str(folder), "encoder", 1))
+    worker = EncoderWorker(make_settings(str(folder), "encoder", 1))
     assert worker.warm_up() == 32
     inputs = [[[2, 5, 3], [2, *range(6, 20), 3]], [[2, 9, 9, 3]]]
     answers = worker.embed([Embed(7, inputs[0]), Embed(8, inputs[1])])

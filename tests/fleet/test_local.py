@@ -38,7 +38,7 @@ class Broken(EchoEngine):
     """An echo engine whose command ends at once."""
 
     def launch(
-        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
     ) -> Launch:
         code = "print('Error: the weights are gone'); raise SystemExit(4)"
         return Launch([sys.executable, "-c", code])
@@ -216,7 +216,7 @@ async def test_an_external_replica_is_watched(monkeypatch: pytest.MonkeyPatch) -
     async def upstream(exchange: Exchange) -> None:
         exchange.respond(status, b"{}")
 
-    served = Served("m", "remote", "v", "r", "decoder", options={"urls": [], "key_env": None})
+    served = Served("m", "remote", "v", "r", "decoder", options={})
     async with running_server(upstream) as (url, _):
         one = ExternalReplica("m-0", url, served, RemoteEngine(), lambda: None)
         one.start()

@@ -95,7 +95,8 @@ async def test_a_revoked_last_key_does_not_open_the_door(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("role", "chat", "metrics"), [("user", 200, 403), ("monitor", 403, 200), ("admin", 200, 200)]
+    ("role", "chat", "metrics"),
+    [("user", 200, 403), ("viewer", 403, 200), ("monitor", 403, 200), ("admin", 200, 200)],
 )
 async def test_roles_allow_what_they_say(
     tmp_path: Path, role: str, chat: int, metrics: int
@@ -146,7 +147,9 @@ def test_names_and_roles_are_checked(tmp_path: Path) -> None:
     database = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
     with pytest.raises(ThriftyError, match="not a valid name"):
         create_key(database, "a b")
-    with pytest.raises(ThriftyError, match="'boss' is not a role; roles are user, monitor, admin"):
+    with pytest.raises(
+        ThriftyError, match="'boss' is not a role; roles are viewer, user, operator, admin"
+    ):
         create_key(database, "ann", "boss")
     create_key(database, "ann")
     with pytest.raises(ThriftyError, match="thrifty keys revoke ann"):

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import echo_deployment, running_echo, running_gateway
-from thrifty.db.fleet import save_deployment
+from thrifty.db.fleet import FleetState, save_deployment
 from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
-from thrifty.gateway.cache.replay import assemble_answer
 from thrifty.gateway.cache.shortcuts import Shortcuts
-from thrifty.gateway.call import Call
+from thrifty.gateway.routing import make_policy
+from thrifty.gateway.state.call import Call, Form, Target
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_answers import assemble_answer
 
 CHAT: dict[str, Any] = {
     "model": "echo",
@@ -371,20 +373,27 @@ def test_shortcuts_are_bounded() -> None:
             self.headers: dict[bytes, bytes] = {}
             self.received_s = 0.0
 
+    table = RoutingTable(make_policy)
+    table.apply(FleetState(1, [echo_deployment()], [], []))
+    deployment = table.deployments["echo"]
+
+    def make_call(body: bytes) -> Call:
+        call = Call(Asked(body), Endpoint.CHAT)  # type: ignore[arg-type]
+        call.form = Form({"model": "echo"}, stream=False, include_usage=False)
+        call.target = Target(deployment, deployment.main, deployment.main, "")
+        return call
+
     shortcuts = Shortcuts(100_000)
     for number in range(100):
-        call = Call(Asked(b"x" * 200 + b"%d" % number), Endpoint.CHAT)  # type: ignore[arg-type]
-        call.body, call.deployment = {"model": "echo"}, object()  # type: ignore[assignment]
+        call = make_call(b"x" * 200 + b"%d" % number)
         shortcuts.note(call, b"k")
         shortcuts.note(call, b"k")
         assert shortcuts.size_bytes <= 100_000
     assert 40 < len(shortcuts) < 60
-    call = Call(Asked(b"x" * 40_000), Endpoint.CHAT)  # type: ignore[arg-type]
-    call.body, call.deployment = {"model": "echo"}, object()  # type: ignore[assignment]
     before = len(shortcuts)
-    shortcuts.note(call, b"k")
+    shortcuts.note(make_call(b"x" * 40_000), b"k")
     assert len(shortcuts) == before
-    assert not shortcuts.take(call, {})
+    assert shortcuts.take(make_call(b"x" * 40_000), {}) is None
 
 
 # Requests at the same time

@@ -99,8 +99,11 @@ async def test_unknown_paths_and_methods(tmp_path: Path) -> None:
         assert (reply.status, reply.error["code"]) == (404, "unknown_path")
         reply = await gateway.ask(b"", "/v1/chat/completions", method="GET")
         assert (reply.status, reply.error["code"]) == (405, "method_not_allowed")
+        assert reply.headers[b"allow"] == b"POST, OPTIONS"
         reply = await gateway.ask(CHAT, "/healthz")
-        assert reply.status == 404
+        assert (reply.status, reply.headers[b"allow"]) == (405, b"GET, HEAD, OPTIONS")
+        reply = await gateway.ask(b"", "/v1/chat/completions", method="OPTIONS")
+        assert (reply.status, reply.headers[b"allow"]) == (204, b"POST, OPTIONS")
 
 
 # Replicas that fail
@@ -281,7 +284,7 @@ async def test_in_flight_requests_are_counted_until_their_last_byte(tmp_path: Pa
         ):
             tasks = [asyncio.ensure_future(gateway.ask(body, path)) for _ in range(16)]
             await asyncio.sleep(0.15)
-            replicas = gateway.table.deployments["echo"].replicas.values()
+            replicas = gateway.version().replicas.values()
             assert [replica.in_flight for replica in replicas] == [4, 4, 4, 4]
             await asyncio.gather(*tasks)
             assert [replica.in_flight for replica in replicas] == [0, 0, 0, 0]
@@ -373,7 +376,7 @@ async def test_a_client_that_hangs_up_cancels_its_generation(tmp_path: Path) -> 
             assert json.loads(load)["running"] == 0
         client.close()
         for _ in range(100):
-            if all(r.in_flight == 0 for r in gateway.table.deployments["echo"].replicas.values()):
+            if all(r.in_flight == 0 for r in gateway.version().replicas.values()):
                 break
             await asyncio.sleep(0.02)
         metrics = await gateway.ask(b"", "/metrics", method="GET")

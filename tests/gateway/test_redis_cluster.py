@@ -16,7 +16,7 @@ from tests.parts import add_key, know_keys, running_echo, running_gateway
 from tests.redis_server import SLOTS, RedisServer, running_cluster
 from thrifty.db.cache import add_purge
 from thrifty.db.keys import KeyLimits
-from thrifty.gateway.shared_store import Script, SharedStore
+from thrifty.gateway.state.shared_store import Script, SharedStore
 
 ALL = range(SLOTS)
 HALVES = (range(SLOTS // 2), range(SLOTS // 2, SLOTS))
@@ -41,7 +41,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [
         record.getMessage()
         for record in caplog.records
-        if record.levelno == logging.ERROR and record.name == "thrifty.gateway.shared_store"
+        if record.levelno == logging.ERROR and record.name == "thrifty.gateway.state.shared_store"
     ]
 
 

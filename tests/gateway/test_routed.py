@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections import Counter
 from pathlib import Path
@@ -20,9 +19,10 @@ from tests.parts import (
     running_gateway,
 )
 from thrifty.db.fleet import save_deployment
-from thrifty.gateway.alarms import raise_alarms
-from thrifty.gateway.routing import Router
-from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.app.alarms import raise_alarms
+from thrifty.gateway.routing import make_policy
+from thrifty.gateway.state.router import Router
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 
 LONG = "All who work here must wash their hands before they return to their work. " * 30
@@ -35,7 +35,7 @@ def chat(*texts: str, **fields: Any) -> dict[str, Any]:
 
 
 def account(gateway: GatewayUnderTest) -> list[tuple[int, float, float]]:
-    replicas = gateway.table.deployments["echo"].replicas.values()
+    replicas = gateway.version().replicas.values()
     return [(r.in_flight, r.prefill_tokens, r.decode_tokens) for r in replicas]
 
 
@@ -120,7 +120,7 @@ async def test_replicas_without_a_prefix_cache_are_not_stuck_to(tmp_path: Path) 
     async with fleet(tmp_path, 2) as (gateway, _):
         for number in range(40):
             await gateway.ask(chat(f"{number % 4} {LONG}", "x"))
-        held = gateway.table.deployments["echo"].router.knowledge.prefixes._held.values()
+        held = gateway.version().router.knowledge.prefixes._held.values()
         assert all(h.capacity <= 20 for h in held)
 
 
@@ -137,37 +137,13 @@ async def test_a_session_stays_where_it_is_under_bounded_hash(tmp_path: Path, ho
         assert len(homes) == 1
 
 
-async def test_a_conversation_stays_on_one_version(tmp_path: Path) -> None:
-    async with fleet(tmp_path, 4) as (gateway, urls):
-        rows = [
-            replica_row(i, url, version=f"echo@v{i % 2}", revision=f"r{i % 2}")
-            for i, url in enumerate(urls)
-        ]
-        await gateway.set_replicas(rows)
-        seen = set()
-        for number in range(16):
-            versions = set()
-            texts = ["be kind", f"question {number}"]
-            for turn in range(3):
-                reply = await gateway.ask(chat(*texts))
-                versions.add(reply.headers[b"x-thrifty-version"])
-                texts += [f"answer {turn}", f"more {turn}"]
-            assert len(versions) == 1, "an answer of one version, a question to the other"
-            seen |= versions
-        assert len(seen) == 2, "both versions are used"
-        await gateway.set_replicas(
-            [dataclasses.replace(row, state="backoff") for row in rows[1::2]]
-        )
-        assert (await gateway.ask(chat("be kind", "question 1"))).status == 200
-
-
 async def test_a_replica_that_was_restarted_is_forgotten(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as (gateway, urls):
         await gateway.ask(chat(LONG, "hello"))
-        prefixes = gateway.table.deployments["echo"].router.knowledge.prefixes
+        prefixes = gateway.version().router.knowledge.prefixes
         assert len(prefixes) > 0
         await gateway.set_replicas([replica_row(i, url, restarts=1) for i, url in enumerate(urls)])
-        while gateway.table.deployments["echo"].replicas["echo-0"].restarts != 1:
+        while gateway.version().replicas["echo-0"].restarts != 1:
             await asyncio.sleep(0.01)
         assert len(prefixes) == 0
         assert (await gateway.ask(chat(LONG, "hello"))).status == 200
@@ -179,25 +155,25 @@ async def test_the_policy_can_change_while_it_runs(tmp_path: Path) -> None:
         row = echo_deployment(routing="round_robin", cache_when="never")
         await asyncio.to_thread(save_deployment, gateway.database, row)
         await gateway.reader.refresh()
-        while gateway.table.deployments["echo"].router.policy != "round_robin":
+        while gateway.version().limits.routing != "round_robin":
             await asyncio.sleep(0.01)
         found = [
             (await gateway.ask(chat(LONG, "hello"))).headers[b"x-thrifty-replica"] for _ in range(6)
         ]
         assert found[:3] == found[3:]
         assert len(set(found)) == 3
-        slots = [r.slot for r in gateway.table.deployments["echo"].replicas.values()]
+        slots = [r.slot for r in gateway.version().replicas.values()]
         assert len(set(slots)) == 3
 
 
 def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
-    table, metrics = RoutingTable(), GatewayMetrics()
+    table, metrics = RoutingTable(make_policy), GatewayMetrics()
     row = echo_deployment()
     from thrifty.db.fleet import FleetState
 
     rows = [replica_row(i, f"http://127.0.0.1:{9000 + i}") for i in range(4)]
     table.apply(FleetState(1, [row], rows, []))
-    deployment = table.deployments["echo"]
+    deployment = table.deployments["echo"].main
     for replica in deployment.ready:
         replica.in_flight = 5
     router: Router = deployment.router
@@ -210,8 +186,8 @@ def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
     said = [record.getMessage() for record in caplog.records]
     assert any("echo-2 got 100 %" in text and "its due was 25 %" in text for text in said)
     assert sum("no longer say" in text for text in said) == 1, "once, not every second"
-    assert metrics.signals_lost.labels("echo")._value.get() == 1
+    assert metrics.signals_lost.labels("echo", "echo@v1")._value.get() == 1
     assert metrics.share_alarms.labels("echo", "echo-2")._value.get() == 1
     router.silent = 0
     raise_alarms(table, metrics)
-    assert metrics.signals_lost.labels("echo")._value.get() == 0
+    assert metrics.signals_lost.labels("echo", "echo@v1")._value.get() == 0

@@ -11,8 +11,11 @@ from typing import Any, get_args
 
 import pytest
 
-from thrifty.gateway.routing import POLICIES, Knowledge, RoutedRequest, Router, make_policy
-from thrifty.gateway.routing.rates import Ahead, Rates
+from thrifty.gateway.routing import POLICIES, make_policy
+from thrifty.gateway.state.policy import Knowledge
+from thrifty.gateway.state.rates import Ahead, Rates
+from thrifty.gateway.state.routed_request import RoutedRequest
+from thrifty.gateway.state.router import Router
 from thrifty.spec.models import Routing
 
 PLAIN = RoutedRequest(100.0, 50.0)
@@ -54,7 +57,7 @@ def test_every_policy_of_the_spec_exists_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_every_policy_takes_the_only_candidate_and_shares_among_idle_ones(name: str) -> None:
-    router = Router(name, random.Random(3))
+    router = Router(make_policy(name, random.Random(3)))
     fleet = copies(4, router)
     assert router.choose(fleet[:1], router.describe(chat("a"))) is fleet[0]
     counts: Counter[str] = Counter()
@@ -67,7 +70,7 @@ def test_every_policy_takes_the_only_candidate_and_shares_among_idle_ones(name: 
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_load_that_all_policies_put_on_a_fleet_is_even_and_comes_to_nothing(name: str) -> None:
     """Requests of one length, no sharing: whatever the policy, no replica may take it all."""
-    router = Router(name, random.Random(5))
+    router = Router(make_policy(name, random.Random(5)))
     fleet = copies(16, router)
     begun = []
     for number in range(1600):
@@ -134,7 +137,7 @@ def test_round_robin_goes_on_when_replicas_come_and_go() -> None:
 
 
 def test_bounded_hash_keeps_a_session_in_all_gateways_and_moves_few_when_one_leaves() -> None:
-    one, two = (Router("bounded_hash", random.Random(seed)) for seed in (1, 2))
+    one, two = (Router(make_policy("bounded_hash", random.Random(seed))) for seed in (1, 2))
     fleet = copies(10)
 
     def places(router: Router, among: list[Copy]) -> list[str]:
@@ -154,7 +157,7 @@ def test_bounded_hash_keeps_a_session_in_all_gateways_and_moves_few_when_one_lea
 
 
 def test_bounded_hash_keeps_a_conversation_without_a_session_as_it_grows() -> None:
-    router = Router("bounded_hash")
+    router = Router(make_policy("bounded_hash"))
     fleet = copies(8)
     turns = ["you are kind", "hello", "hello, how can I help?", "tell me more", "more", "and more"]
     found = {router.choose(fleet, router.describe(chat(*turns[:n]))).id for n in (2, 4, 6)}
@@ -162,7 +165,7 @@ def test_bounded_hash_keeps_a_conversation_without_a_session_as_it_grows() -> No
 
 
 def test_bounded_hash_is_bounded() -> None:
-    router = Router("bounded_hash")
+    router = Router(make_policy("bounded_hash"))
     fleet = copies(10)
     for _ in range(1000):
         request = router.describe(chat("x"), session="the one that everybody is in")
@@ -182,7 +185,7 @@ def send(router: Router, fleet: list[Copy], body: dict[str, Any], now_s: float =
 
 
 def test_a_conversation_goes_where_its_beginning_is() -> None:
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(8, router)
     turns = [LONG, "first question"]
     first, load = send(router, fleet, chat(*turns))
@@ -199,7 +202,7 @@ def test_a_conversation_goes_where_its_beginning_is() -> None:
 
 def test_the_whole_conversation_and_the_tools_count_not_the_first_message() -> None:
     """One system prompt for everybody must not send everybody to one replica."""
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(4, router)
     homes: dict[int, str] = {}
     for number in range(40):
@@ -222,7 +225,7 @@ def test_the_whole_conversation_and_the_tools_count_not_the_first_message() -> N
 
 
 def test_a_hot_beginning_spills_over_once_waiting_costs_more_than_computing() -> None:
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(4, router)
     counts: Counter[str] = Counter()
     for number in range(600):
@@ -234,7 +237,7 @@ def test_a_hot_beginning_spills_over_once_waiting_costs_more_than_computing() ->
 
 def test_locality_survives_a_moment_of_load() -> None:
     """A few requests more on the replica that has it all cached are no reason to move."""
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     home, load = send(router, fleet, chat(LONG, "hello"))
     load.first_token(0.5)
@@ -245,7 +248,7 @@ def test_locality_survives_a_moment_of_load() -> None:
 
 
 def test_a_replica_that_begins_anew_is_forgotten() -> None:
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     home, load = send(router, fleet, chat(LONG, "hello"))
     load.end(1.0, 900, 50, 0)
@@ -260,7 +263,7 @@ def test_a_replica_that_begins_anew_is_forgotten() -> None:
 
 
 def test_an_engine_that_keeps_less_than_was_thought_is_believed() -> None:
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     for number in range(60):
         for again in range(2):
@@ -275,7 +278,7 @@ def test_an_engine_that_keeps_less_than_was_thought_is_believed() -> None:
 
 def test_what_is_still_being_computed_is_not_missed() -> None:
     """Many at once with the same beginning: none finds it cached, and that says nothing."""
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     loads = [send(router, fleet, chat(LONG, f"question {n}"))[1] for n in range(30)]
     before = {slot: held.capacity for slot, held in router.knowledge.prefixes._held.items()}
@@ -287,7 +290,7 @@ def test_what_is_still_being_computed_is_not_missed() -> None:
 
 
 def test_the_index_is_bounded() -> None:
-    router = Router("auto", random.Random(2))
+    router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     for copy in fleet:
         router.set_capacity(copy, 64 * 100)
@@ -298,7 +301,7 @@ def test_the_index_is_bounded() -> None:
 
 
 def test_completions_tokens_and_embeddings_are_described_too() -> None:
-    router = Router("auto")
+    router = Router(make_policy("auto"))
     assert len(router.describe({"prompt": "x" * 1024}).blocks) == 4
     assert len(router.describe({"prompt": [list(range(1000))]}).blocks) > 4
     assert router.describe({"input": ["a", "b" * 900]}, decodes=False).blocks == ()
@@ -335,7 +338,7 @@ def test_rates_stay_sane_on_samples_that_say_nothing() -> None:
 
 def test_who_has_what_is_asked_for_but_lets_everybody_wait_is_left() -> None:
     """A replica whose cache is full keeps even those waiting whose prompt it has computed."""
-    router = Router("auto", random.Random(3))
+    router = Router(make_policy("auto", random.Random(3)))
     full, free = fleet = copies(2, router)
     first = router.describe(chat(LONG))
     load = router.begin(full, first, 0.0)
@@ -357,7 +360,7 @@ def test_who_has_what_is_asked_for_but_lets_everybody_wait_is_left() -> None:
 
 
 def test_replicas_of_different_kinds_have_speeds_of_their_own() -> None:
-    router = Router("auto", random.Random(1))
+    router = Router(make_policy("auto", random.Random(1)))
     fleet = copies(2, router)
     fleet[1].rates_key = "v2"
     for number in range(50):
@@ -371,7 +374,7 @@ def test_replicas_of_different_kinds_have_speeds_of_their_own() -> None:
 
 
 def test_tokens_are_estimated_from_what_engines_report() -> None:
-    router = Router("auto")
+    router = Router(make_policy("auto"))
     fleet = copies(2, router)
     for number in range(200):
         _, load = send(router, fleet, chat("x" * 3000, str(number)))
@@ -383,7 +386,7 @@ def test_tokens_are_estimated_from_what_engines_report() -> None:
 
 
 def test_an_alarm_when_one_replica_takes_far_more_than_its_due() -> None:
-    router = Router("auto")
+    router = Router(make_policy("auto"))
     fleet = copies(4, router)
     for copy in fleet:
         copy.in_flight = 5
@@ -396,7 +399,7 @@ def test_an_alarm_when_one_replica_takes_far_more_than_its_due() -> None:
 
 
 def test_no_alarm_for_even_shares_nor_without_load() -> None:
-    router = Router("shortest_queue", random.Random(1))
+    router = Router(make_policy("shortest_queue", random.Random(1)))
     fleet = copies(4, router)
     for _ in range(400):
         router.shares.note("r-0", fleet)
@@ -416,7 +419,7 @@ def test_a_choice_costs_little_and_grows_slower_than_the_fleet() -> None:
     """A generous bound, that holds on a busy machine; benchmarks/routing.py measures."""
     took = {}
     for count in (64, 1024):
-        router = Router("auto", random.Random(2))
+        router = Router(make_policy("auto", random.Random(2)))
         fleet = copies(count, router)
         bodies = [chat("You are kind.", f"{n % 50} {LONG}", str(n)) for n in range(300)]
         samples = []
@@ -432,7 +435,7 @@ def test_a_choice_costs_little_and_grows_slower_than_the_fleet() -> None:
 
 
 def test_a_thousand_replicas_stay_even() -> None:
-    router = Router("auto", random.Random(5))
+    router = Router(make_policy("auto", random.Random(5)))
     fleet = copies(1000, router)
     for number in range(10_000):
         send(router, fleet, chat("x", str(number)))

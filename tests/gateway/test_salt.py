@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.parts import echo_deployment, running_gateway, running_server
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from tests.parts import echo_deployment, make_deployment, running_gateway, running_server
 from thrifty.db.keys import create_key
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.http.server import Exchange
@@ -24,10 +23,7 @@ async def test_each_tenant_gets_a_salt_that_nobody_else_can_choose(tmp_path: Pat
         bodies.append(json.loads(exchange.body))
         exchange.respond(200, b'{"id":"x-1","object":"chat.completion","choices":[]}')
 
-    row = DeploymentRow(
-        "echo", "remote", "remote@1", "r1", None, "decoder",
-        DeploymentSettings(salt_field="cache_salt"),
-    )  # fmt: skip
+    row = make_deployment(engine="remote", label="remote@1", salt_field="cache_salt")
     async with (
         running_server(answer) as (url, _),
         running_gateway(tmp_path, [url], deployment=row) as gateway,
@@ -70,7 +66,7 @@ async def test_engines_without_a_salt_are_not_sent_one(tmp_path: Path) -> None:
 
 def test_every_engine_says_whether_it_knows_a_salt() -> None:
     for kind in engine_kinds():
-        assert find_engine(kind).salt_field in (None, "cache_salt")
+        assert find_engine(kind).traits.salt_field in (None, "cache_salt")
 
 
 def test_remote_servers_get_the_field_that_the_spec_names() -> None:
@@ -79,18 +75,21 @@ def test_remote_servers_get_the_field_that_the_spec_names() -> None:
         {"engine": {"kind": "remote", "urls": ["http://x"], "salt_field": "cache_salt"}}
     )
     served = engine.prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
-    assert served.options["salt_field"] == "cache_salt"
+    assert served.upstream.salt_field == "cache_salt"
 
 
 def test_engines_that_know_priorities_are_told_them() -> None:
-    assert "priority" in (find_engine("openvino").honours or ())
+    traits = find_engine("openvino").traits
+    assert traits.priority_field in (traits.honours or ())
     spec = Spec.model_validate(
         {"engine": {"kind": "remote", "urls": ["http://x"], "priority_field": "priority"}}
     )
     served = find_engine("remote").prepare(spec, None, None, None, lambda _: None)  # type: ignore[arg-type]
-    assert served.options["priority_field"] == "priority"
+    assert served.upstream.priority_field == "priority"
 
 
 def test_engines_that_do_not_know_priorities_are_not_told_them() -> None:
     """Else lines would be left where they are, in the way of others."""
-    assert "priority" not in (find_engine("echo").honours or ())
+    traits = find_engine("echo").traits
+    assert traits.priority_field is None
+    assert "priority" not in (traits.honours or ())

@@ -11,7 +11,7 @@ import pytest
 
 from tests.redis_server import RedisServer, running_redis
 from thrifty.errors import ThriftyError
-from thrifty.gateway.shared_store import Script, SharedStore, mask_url
+from thrifty.gateway.state.shared_store import Script, SharedStore, mask_url
 
 COUNT = Script("return {redis.call('INCRBY', KEYS[1], ARGV[1]), ARGV[2]}")
 

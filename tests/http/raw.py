@@ -68,7 +68,7 @@ class RawClient:
     async def read_answer(self, *, to_head: bool = False) -> Answer:
         """An answer, whole; `to_head` for one to HEAD."""
         answer = await self.read_head()
-        if to_head or answer.status < 200:
+        if to_head or answer.status < 200 or answer.status in (204, 304):
             return answer
         if answer.headers.get("transfer-encoding") == "chunked":
             answer.body = b"".join([chunk async for chunk in self.read_chunks()])

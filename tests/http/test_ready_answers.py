@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.http.raw import Answer, serving
-from thrifty.http.exchange import EVENT_STREAM_HEADERS, JSON_TYPE, Exchange, encode_lines
+from thrifty.http.exchange import Exchange
+from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE, encode_lines
 
 pytestmark = pytest.mark.usefixtures("either_loop")
 

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import ssl
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.http.raw import Answer, RawClient, Served, serving, wait_for
-from thrifty.http.client import HttpClient
 from thrifty.http.server import Exchange, HttpServer
 from thrifty.openai.errors import WireError, unavailable
 
@@ -535,38 +530,7 @@ async def test_statuses_that_nobody_registered_pass_through() -> None:
             assert (await client.get(f"/{status}")).status == status
 
 
-# TLS, ports
-
-
-async def test_it_speaks_tls_with_our_client_and_refuses_bodies_there_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-keyout", str(key), "-out", str(certificate), "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, key)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    server = HttpServer(reflect)
-    port = await server.start("127.0.0.1", 0, tls=context)
-    client = HttpClient()
-    url = f"https://localhost:{port}"
-    try:
-        for _ in range(2):
-            status, body = await client.fetch(f"{url}/a", method="POST", body=b"x" * 100_000)
-            assert (status, len(json.loads(body)["body"])) == (200, 100_000)
-        assert len(server.connections) == 1
-        status, _ = await client.fetch(url, method="POST", body=b"x" * 9_000_000)
-        assert status == 413
-    finally:
-        client.close()
-        await server.drain(0)
+# Ports
 
 
 async def test_two_servers_may_share_a_port_and_one_alone_may_not_take_it_twice() -> None:

@@ -20,6 +20,7 @@ import requests
 
 from tests.batches.talk import make_input, make_line
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
+from tests.postgres_server import running_postgres
 from tests.service.test_up import nothing_left, write_spec
 from thrifty.fleet.process import ProcessId, find_ours
 
@@ -145,12 +146,8 @@ def database(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     if request.param == "sqlite":
         yield None
         return
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",
         "line 4, gateway.port: must be less than or equal to 65535, not 70000",
-        "line 5, gateway.hots: is not a known key; did you mean 'host'?",
+        "line 5, gateway.hots: is not a known key; did you mean 'hosts'?",
         "line 6, limits.max_body: 'lots' is not a size such as 512KB, 256MB or 2GiB",
         "line 6, limits.waiting: 1.5 is not a whole number",
         "line 6, limits.wait_timeout: '5x' has the unknown unit 'x'; "

@@ -24,7 +24,7 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 KEYS = dict(walk(Spec))
-LISTS = ("aliases", "fallback", "compress.tasks", "deployments")
+LISTS = ("aliases", "fallback", "compress.tasks", "deployments", "gateway.cors", "gateway.hosts")
 LEAVES = [
     path
     for path, field in KEYS.items()
@@ -133,6 +133,9 @@ def test_shorthands_mean_the_whole_mapping(data: dict[str, Any], path: str, valu
         {"name": ""}, {"name": "a b"}, {"name": "-a"}, {"name": "a" * 65}, {"name": "a/b"},
         {"name": "é"}, {"name": 5}, {"model": ""}, {"model": "  "}, {"model": 5},
         {"gateway": {"port": 65_536}}, {"gateway": {"port": -1}}, {"gateway": {"port": 80.5}},
+        {"gateway": {"cors": "example.com"}}, {"gateway": {"cors": ["*", 5]}},
+        {"gateway": {"hosts": "a:80"}}, {"gateway": {"tls": {"cert": "a.pem"}}},
+        {"gateway": {"tls": {"key": "a.pem"}}}, {"gateway": {"tls": "a.pem"}},
         {"gateway": {"read_timeout": 0}}, {"gateway": {"read_timeout": "5 parsecs"}},
         {"cache": {"exact": {"max_bytes": "1 acre"}}}, {"limits": {"max_tokens": 0}},
         {"limits": {"max_tokens": "1.5"}}, {"record": {"requests": "maybe"}},
@@ -143,6 +146,23 @@ def test_shorthands_mean_the_whole_mapping(data: dict[str, Any], path: str, valu
 def test_impossible_values_are_refused(data: Any) -> None:
     with pytest.raises(ValidationError):
         Spec.model_validate(data)
+
+
+def test_origins_and_hosts_are_kept_as_browsers_send_them() -> None:
+    gateway = Spec.model_validate(
+        {
+            "gateway": {
+                "cors": ["https://Chat.Example.com:443/", "*"],
+                "hosts": "LLM.example.com",
+                "tls": {"cert": "a.pem", "key": "b.pem"},
+            }
+        }
+    ).gateway
+    assert gateway.cors == ("https://chat.example.com", "*")
+    assert gateway.hosts == ("llm.example.com",)
+    assert (gateway.tls.cert, gateway.tls.key) == ("a.pem", "b.pem")
+    plain = Spec.model_validate({"gateway": {"cors": None, "hosts": None, "tls": None}}).gateway
+    assert (plain.cors, plain.hosts, plain.tls.cert) == ((), (), None)
 
 
 def test_units_become_numbers() -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from thrifty import __version__
 from thrifty.artifacts.disk import write_file
 from thrifty.errors import IntegrityError
 from thrifty.home import make_private_folder
+from thrifty.version import __version__
 
 
 class Measurement(msgspec.Struct, frozen=True):

@@ -30,7 +30,6 @@ from typing import Any
 
 import msgspec
 
-from thrifty import __version__
 from thrifty.artifacts.artifact import (
     Artifact,
     FileEntry,
@@ -55,6 +54,7 @@ from thrifty.errors import ArtifactError, IntegrityError
 from thrifty.home import make_private_folder
 from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
+from thrifty.version import __version__
 
 STALE_PARTIAL_S = 7 * 86400.0
 """A partial download that nobody has continued for this long is garbage."""

@@ -1,14 +1,13 @@
 """`/v1/files` and `/v1/batches`, as OpenAI has them. A tenant sees its own and nobody else's.
 
-This module says who asks and which page that is; the pages are `files_api` and `batches_api`.
+This module is their table of routes; what answers is in `files_api` and `batches_api`.
 Nothing here is on the path of a request to a model: the database and the disk are waited for, on a
 few threads.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from thrifty.batches.api_parts import Threads
 from thrifty.batches.batches_api import BatchesApi
@@ -16,20 +15,17 @@ from thrifty.batches.files_api import FilesApi
 from thrifty.batches.settings import BatchSettings
 from thrifty.batches.storage import Storage
 from thrifty.db import Database
-from thrifty.db.keys import Key, Role
+from thrifty.db.keys import Key
 from thrifty.errors import DatabaseError
-from thrifty.gateway.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.table import RoutingTable
-from thrifty.gateway.table_reader import TableReader
+from thrifty.gateway.admission.authenticate import UnknownKey, authenticate
+from thrifty.gateway.app.endpoints import Answer, OwnRoute
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.server import Exchange
 from thrifty.http.spool import Spool, no_room
-from thrifty.openai.errors import NOT_FOUND, WireError, unavailable
+from thrifty.openai.errors import unavailable
+from thrifty.types import Role
 
-BATCH_PATHS = ("/v1/files", "/v1/batches")
-
-_FILE_PATH = re.compile(r"/v1/files/([^/]{1,128})(/content)?")
-_BATCH_PATH = re.compile(r"/v1/batches/([^/]{1,128})(/cancel)?")
-_CALLERS = frozenset({Role.USER, Role.ADMIN})
+_CALLERS = Role.USER.holders()
 
 
 class BatchPages:
@@ -39,7 +35,6 @@ class BatchPages:
         self,
         *,
         table: RoutingTable,
-        reader: TableReader,
         database: Database,
         storage: Storage,
         settings: BatchSettings,
@@ -47,7 +42,6 @@ class BatchPages:
         wake: Callable[[], None],
     ) -> None:
         self._table = table
-        self._reader = reader
         self._storage = storage
         self._settings = settings
         self._max_body_bytes = max_body_bytes
@@ -75,30 +69,33 @@ class BatchPages:
             limit, name = self._max_body_bytes, "limits.max_body"
         return Spool(self._storage.folder, limit, name)
 
-    async def answer(self, exchange: Exchange) -> None:
-        """Answer, or raise a `WireError`."""
-        key = await authenticate_late(exchange, self._table, self._reader, _CALLERS)
-        tenant = key.tenant if key is not None else ""
-        try:
-            await self._answer(exchange, key, tenant)
-        except DatabaseError:
-            raise unavailable(
-                "the database is away; try again soon", "database_away", 5.0
-            ) from None
-        except OSError as error:
-            raise no_room(error) from None
+    def routes(self) -> list[OwnRoute]:
+        """What it answers."""
+        files, batches = self._files, self._batches
+        return [
+            self._route("GET", "/v1/files", files.list_files, "the files"),
+            self._route("POST", "/v1/files", files.create, "upload a file"),
+            self._route("GET", "/v1/files/{file}", files.show, "one file"),
+            self._route("DELETE", "/v1/files/{file}", files.delete, "delete a file"),
+            self._route("GET", "/v1/files/{file}/content", files.send_content, "a file's content"),
+            self._route("GET", "/v1/batches", batches.list_batches, "the batches"),
+            self._route("POST", "/v1/batches", batches.create, "begin a batch"),
+            self._route("GET", "/v1/batches/{batch}", batches.show, "one batch"),
+            self._route("POST", "/v1/batches/{batch}/cancel", batches.cancel, "cancel a batch"),
+        ]
 
-    async def _answer(self, exchange: Exchange, key: Key | None, tenant: str) -> None:
-        path = exchange.path
-        if path == "/v1/files":
-            await self._files.answer(exchange, tenant)
-        elif path == "/v1/batches":
-            await self._batches.answer(exchange, key, tenant)
-        elif match := _FILE_PATH.fullmatch(path):
-            await self._files.answer_one(exchange, tenant, match[1], content=bool(match[2]))
-        elif match := _BATCH_PATH.fullmatch(path):
-            await self._batches.answer_one(exchange, tenant, match[1], cancel=bool(match[2]))
-        else:
-            raise WireError(
-                404, f"There is nothing at {path[:100]}.", type=NOT_FOUND, code="unknown_path"
-            )
+    @staticmethod
+    def _route(method: str, path: str, handler: Answer, summary: str) -> OwnRoute:
+        async def answer(
+            exchange: Exchange, key: Key | None, parameters: Mapping[str, str]
+        ) -> None:
+            try:
+                await handler(exchange, key, parameters)
+            except DatabaseError:
+                raise unavailable(
+                    "the database is away; try again soon", "database_away", 5.0
+                ) from None
+            except OSError as error:
+                raise no_room(error) from None
+
+        return OwnRoute(method, path, Role.USER, answer, summary)

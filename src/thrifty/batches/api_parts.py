@@ -10,7 +10,8 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from thrifty.http.server import Exchange
+from thrifty.db.keys import Key
+from thrifty.http.exchange import Exchange
 from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
 
 THREADS = 4
@@ -60,6 +61,11 @@ async def respond_page(
             }
         ),
     )
+
+
+def read_tenant(key: Key | None) -> str:
+    """Whose files and batches the holder of a key sees; where there are no keys, all are one's."""
+    return key.tenant if key is not None else ""
 
 
 def to_stamp(seconds: float | None) -> int | None:
@@ -129,11 +135,3 @@ def no_such(what: str, ident: str, param: str | None = None) -> WireError:
         param=param,
         code=f"{what}_not_found",
     )
-
-
-def wrong_method(exchange: Exchange, methods: str) -> WireError:
-    """The refusal of a method that the path does not take."""
-    return WireError(
-        405, f"{exchange.path[:100]} takes {methods}, not {exchange.method}.",
-        code="method_not_allowed",
-    )  # fmt: skip

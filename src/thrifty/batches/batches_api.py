@@ -17,10 +17,10 @@ from thrifty.batches.api_parts import (
     read_expiry,
     read_limit,
     read_query,
+    read_tenant,
     respond_page,
     to_stamp,
     unknown,
-    wrong_method,
 )
 from thrifty.batches.settings import BatchSettings
 from thrifty.db import Database
@@ -72,36 +72,38 @@ class BatchesApi:
         self._threads = threads
         self._wake = wake
 
-    async def answer(self, exchange: Exchange, key: Key | None, tenant: str) -> None:
-        """Answer `/v1/batches`, or raise a `WireError` or a `DatabaseError`."""
-        if exchange.method == "POST":
-            await self._create(exchange, key, tenant)
-        elif exchange.method == "GET":
-            await self._list(exchange, tenant)
-        else:
-            raise wrong_method(exchange, "GET and POST")
+    async def list_batches(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        """The tenant's batches. Raises a `WireError` or a `DatabaseError`, as the others do."""
+        await self._list(exchange, read_tenant(key))
 
-    async def answer_one(
-        self, exchange: Exchange, tenant: str, batch_id: str, *, cancel: bool
-    ) -> None:
-        """Answer `/v1/batches/ID`, or its `/cancel`. Raises as `answer` does."""
-        if exchange.method != ("POST" if cancel else "GET"):
-            raise wrong_method(exchange, "POST" if cancel else "GET")
-        done = cancel and await self._threads.run(
-            cancel_batch, self._database, tenant, batch_id, time.time()
-        )
-        row = await self._threads.run(find_batch, self._database, tenant, batch_id)
-        if row is None:
-            raise no_such("batch", batch_id)
+    async def create(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        """Begin a batch."""
+        await self._create(exchange, key, read_tenant(key))
+
+    async def show(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
+        """One batch."""
+        exchange.respond(200, encode(_describe(await self._find(read_tenant(key), ids["batch"]))))
+
+    async def cancel(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
+        """Cancel a batch that is not over."""
+        tenant, batch_id = read_tenant(key), ids["batch"]
+        done = await self._threads.run(cancel_batch, self._database, tenant, batch_id, time.time())
+        row = await self._find(tenant, batch_id)
         if done:
             self._wake()
-        elif cancel and row.status is not BatchStatus.CANCELLING:
+        elif row.status is not BatchStatus.CANCELLING:
             raise WireError(
                 409,
                 f"The batch {batch_id} is {row.status.value!r} and cannot be cancelled any more.",
                 code="batch_not_cancellable",
             )
         exchange.respond(200, encode(_describe(row)))
+
+    async def _find(self, tenant: str, batch_id: str) -> BatchRow:
+        row: BatchRow | None = await self._threads.run(find_batch, self._database, tenant, batch_id)
+        if row is None:
+            raise no_such("batch", batch_id)
+        return row
 
     async def _create(self, exchange: Exchange, key: Key | None, tenant: str) -> None:
         body = _read_body(exchange)

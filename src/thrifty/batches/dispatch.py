@@ -17,14 +17,20 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from thrifty.batches.governor import GovernorSettings, Share
 from thrifty.batches.lines import Line
 from thrifty.db.keys import Key
-from thrifty.gateway.call import BATCH, INTERACTIVE, Call
-from thrifty.gateway.forward import Forwarder
-from thrifty.gateway.table import Deployment, Replica, RoutingTable
+from thrifty.gateway.forwarding.forward import Forwarder
+from thrifty.gateway.state.call import BATCH, INTERACTIVE, Call, Origin
+from thrifty.gateway.state.deployment import Deployment
+from thrifty.gateway.state.replica import Replica
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import InnerExchange
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.conversations import Conversations
 from thrifty.openai.fields import Endpoint
 
 log = logging.getLogger(__name__)
@@ -35,6 +41,9 @@ FILL_S = 0.002
 """Places that come free are filled together, after this long."""
 
 Run = Callable[[Call], Coroutine[Any, Any, None]]
+VersionName = tuple[str, str]
+"""A deployment and the label of a version; both empty where nobody has the model."""
+_NOBODY = ("", "")
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,15 @@ class Feed(Protocol):
 class _Attempt:
     """One line in flight."""
 
-    __slots__ = ("deployment", "exchange", "feed", "line", "replica", "withdrawn")
+    __slots__ = ("exchange", "feed", "line", "replica", "version", "withdrawn")
 
-    def __init__(self, feed: Feed, line: Line, exchange: InnerExchange, deployment: str) -> None:
+    def __init__(
+        self, feed: Feed, line: Line, exchange: InnerExchange, version: VersionName
+    ) -> None:
         self.feed = feed
         self.line = line
         self.exchange = exchange
-        self.deployment = deployment
+        self.version = version
         self.replica: str | None = None
         self.withdrawn = False
 
@@ -91,6 +102,7 @@ class Dispatcher:
         forwarder: Forwarder,
         metrics: GatewayMetrics,
         settings: GovernorSettings,
+        conversations: Conversations,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -98,13 +110,14 @@ class Dispatcher:
         self._forwarder = forwarder
         self._metrics = metrics
         self._settings = settings
+        self._conversations = conversations
         self._clock = clock
         self._feeds: list[Feed] = []
         self._attempts: dict[Call, _Attempt] = {}
         self._placed: dict[str, list[_Attempt]] = {}
         """Attempts by the replica that they are at, oldest first."""
-        self._unplaced: Counter[str] = Counter()
-        """Attempts that have no replica yet, by deployment."""
+        self._unplaced: Counter[VersionName] = Counter()
+        """Attempts that have no replica yet, by version."""
         self._shares: dict[str, Share] = {}
         self._fill_due = False
         self.elsewhere: dict[str, int] = {}
@@ -120,8 +133,8 @@ class Dispatcher:
         """The replicas that hold lines."""
         return [
             replica
-            for deployment in self._table.deployments.values()
-            for replica in deployment.replicas.values()
+            for version in self._table.versions()
+            for replica in version.replicas.values()
             if replica.id in self._placed
         ]
 
@@ -154,8 +167,8 @@ class Dispatcher:
         if not self._feeds and not self._attempts:
             self._forwarder.on_chosen = None
             return
-        for deployment in self._table.deployments.values():
-            for replica in deployment.replicas.values():
+        for version in self._table.versions():
+            for replica in version.replicas.values():
                 if replica.id in self._placed:
                     self._make_room(replica)
         self.schedule()
@@ -164,22 +177,22 @@ class Dispatcher:
         """Lines in flight, by deployment."""
         counts = dict.fromkeys(self._table.deployments, 0)
         for attempt in self._attempts.values():
-            counts[attempt.deployment] = counts.get(attempt.deployment, 0) + 1
+            counts[attempt.version[0]] = counts.get(attempt.version[0], 0) + 1
         return counts
 
     # places
 
-    def _allow(self, deployment: Deployment, replica: Replica) -> int:
+    def _allow(self, version: Version, replica: Replica) -> int:
         """How many lines may be at a replica now."""
         share = self._shares.get(replica.id)
         if share is None:
             share = self._shares[replica.id] = Share()
         lines = len(self._placed.get(replica.id, ()))
         others = max(0, replica.in_flight - lines) + self.elsewhere.get(replica.id, 0)
-        queued = deployment.waiting + deployment.concurrency.queue.waiting(INTERACTIVE)
-        waiting = queued / max(1, len(deployment.replicas))
+        queued = version.waiting + version.concurrency.queue.waiting(INTERACTIVE)
+        waiting = queued / max(1, len(version.replicas))
         return share.look(
-            slots=deployment.settings.batch_slots if replica.ready else 0,
+            slots=version.settings.batch_slots if replica.ready else 0,
             interactive=others + waiting,
             settings=self._settings,
             now_s=self._clock(),
@@ -188,11 +201,11 @@ class Dispatcher:
     def _make_room(self, replica: Replica) -> None:
         """Withdraw lines beyond what a replica may hold now."""
         placed = self._placed.get(replica.id, ())
-        deployment = self._table.deployments.get(replica.deployment)
-        if not self._feeds or deployment is None:
+        version = self._table.find_version(replica.deployment, replica.version)
+        if not self._feeds or version is None:
             return
-        allowed = self._allow(deployment, replica)
-        if allowed > 0 and deployment.settings.priority_field is not None:
+        allowed = self._allow(version, replica)
+        if allowed > 0 and version.settings.priority_field is not None:
             # The engine knows that lines may wait: those that run end sooner than they would be
             # done again, and no new ones go out.
             return
@@ -204,13 +217,13 @@ class Dispatcher:
                 self._withdraw(attempt)
                 excess -= 1
 
-    def _find_room(self, deployment: Deployment) -> tuple[int, frozenset[str]]:
-        """How many more lines may go out to a deployment, and the replicas that have no room."""
-        room = -self._unplaced[deployment.name]
+    def _find_room(self, version: Version) -> tuple[int, frozenset[str]]:
+        """How many more lines may go out to a version, and the replicas that have no room."""
+        room = -self._unplaced[version.deployment, version.label]
         full = []
-        healthy = deployment.candidates(set())
-        for replica in deployment.replicas.values():
-            allowed = self._allow(deployment, replica)
+        healthy = version.candidates(set())
+        for replica in version.replicas.values():
+            allowed = self._allow(version, replica)
             there = sum(1 for a in self._placed.get(replica.id, ()) if not a.withdrawn)
             free = allowed - there
             if free <= 0 or replica not in healthy:
@@ -223,7 +236,7 @@ class Dispatcher:
 
     def _fill(self) -> None:
         self._fill_due = False
-        rooms: dict[str, tuple[int, frozenset[str]]] = {}
+        rooms: dict[VersionName, tuple[int, frozenset[str]]] = {}
         moved = True
         while moved:
             moved = False
@@ -234,12 +247,13 @@ class Dispatcher:
                 deployment = self._table.names.get(line.model) if line.model else None
                 if deployment is None:
                     # Nobody has this model; `admit` says so.
-                    self._send(feed, "", frozenset())
+                    self._send(feed, _NOBODY, frozenset())
                     moved = True
                     continue
-                name = deployment.name
+                version = self._find_version(feed, line, deployment)
+                name = (version.deployment, version.label)
                 if name not in rooms:
-                    rooms[name] = self._find_room(deployment)
+                    rooms[name] = self._find_room(version)
                 room, full = rooms[name]
                 if room > 0:
                     rooms[name] = (room - 1, full)
@@ -248,17 +262,26 @@ class Dispatcher:
         # The next batch begins next time.
         self._feeds = self._feeds[1:] + self._feeds[:1]
 
-    def _send(self, feed: Feed, deployment: str, full: frozenset[str]) -> None:
+    def _find_version(self, feed: Feed, line: Line, deployment: Deployment) -> Version:
+        """The version that will answer a line, by the conversation that the line begins."""
+        if deployment.only is not None:
+            return deployment.only
+        tenant = feed.key.tenant if feed.key is not None else ""
+        body = msgspec.json.decode(line.body)
+        conversation_id = self._conversations.identify(tenant, None, feed.endpoint, body)
+        return deployment.find_answering(conversation_id)[1]
+
+    def _send(self, feed: Feed, version: VersionName, full: frozenset[str]) -> None:
         line, request_id = feed.take()
         headers = {b"x-request-id": request_id.encode()}
         exchange = InnerExchange(feed.endpoint.value, line.body, headers)
-        call = Call(exchange, feed.endpoint)
+        call = Call(exchange, feed.endpoint, Origin.BATCH)
         call.priority = BATCH
         call.key = feed.key
         call.avoid = full
-        attempt = _Attempt(feed, line, exchange, deployment)
+        attempt = _Attempt(feed, line, exchange, version)
         self._attempts[call] = attempt
-        self._unplaced[deployment] += 1
+        self._unplaced[version] += 1
         task = asyncio.get_running_loop().create_task(self._run(call))
         exchange.task = task
         task.add_done_callback(functools.partial(self._end, call))
@@ -270,7 +293,7 @@ class Dispatcher:
     def _displace(self, attempt: _Attempt) -> None:
         """Take an attempt from where it is counted."""
         if attempt.replica is None:
-            self._unplaced[attempt.deployment] -= 1
+            self._unplaced[attempt.version] -= 1
             return
         placed = self._placed[attempt.replica]
         placed.remove(attempt)
@@ -283,19 +306,20 @@ class Dispatcher:
         exchange = attempt.exchange
         outcome = Outcome(0)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s failed", call.request_id, exc_info=error)
-            outcome = Outcome(500, b'{"error":{"message":"the gateway failed"}}', call.request_id)
+            log.error("%s failed", call.response_id.text, exc_info=error)
+            body = b'{"error":{"message":"the gateway failed"}}'
+            outcome = Outcome(500, body, call.client_request_id or "")
         elif exchange.finished:
             outcome = Outcome(
                 exchange.status,
                 exchange.answer,
-                call.request_id,
-                call.error,
+                call.client_request_id or "",
+                call.outcome.error,
                 _read_retry_after(exchange.answer_headers),
             )
         attempt.feed.note(attempt.line, outcome)
         result = "withdrawn" if outcome.status == 0 else str(outcome.status)
-        self._metrics.batch_lines.labels(attempt.deployment, result).inc()
+        self._metrics.batch_lines.labels(attempt.version[0], result).inc()
         if self._feeds:
             self.schedule()
 

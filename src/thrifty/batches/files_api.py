@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import IO, Any
 
@@ -16,15 +17,16 @@ from thrifty.batches.api_parts import (
     read_expiry,
     read_limit,
     read_query,
+    read_tenant,
     respond_page,
     to_stamp,
     unknown,
-    wrong_method,
 )
 from thrifty.batches.settings import BatchSettings
 from thrifty.batches.storage import Storage
 from thrifty.db import Database
 from thrifty.db.batches import FileRow, delete_file, find_file, insert_file, list_files
+from thrifty.db.keys import Key
 from thrifty.errors import DatabaseError
 from thrifty.http.multipart import Part, find_parts, read_boundary
 from thrifty.http.server import Exchange
@@ -47,38 +49,44 @@ class FilesApi:
         self._settings = settings
         self._threads = threads
 
-    async def answer(self, exchange: Exchange, tenant: str) -> None:
-        """Answer `/v1/files`, or raise a `WireError`, a `DatabaseError` or an `OSError`."""
-        if exchange.method == "POST":
-            await self._create(exchange, tenant)
-        elif exchange.method == "GET":
-            await self._list(exchange, tenant)
-        else:
-            raise wrong_method(exchange, "GET and POST")
+    async def list_files(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        """The tenant's files. Raises a `WireError` or a `DatabaseError`, as the others do."""
+        await self._list(exchange, read_tenant(key))
 
-    async def answer_one(
-        self, exchange: Exchange, tenant: str, file_id: str, *, content: bool
+    async def create(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        """Take an upload. Raises an `OSError` where the disk does not."""
+        await self._create(exchange, read_tenant(key))
+
+    async def show(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
+        """One file."""
+        exchange.respond(200, encode(_describe(await self._find(key, ids))))
+
+    async def send_content(
+        self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]
     ) -> None:
-        """Answer `/v1/files/ID`, or its `/content`. Raises as `answer` does."""
-        row = await self._threads.run(find_file, self._database, tenant, file_id)
+        """What a file holds."""
+        await self._send_content(exchange, await self._find(key, ids))
+
+    async def delete(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
+        """Delete a file, unless a batch reads it."""
+        row = await self._find(key, ids)
+        user = await self._threads.run(delete_file, self._database, read_tenant(key), row.id)
+        if user is not None:
+            raise WireError(
+                409,
+                f"The file {row.id} is the input of {user}, which is not over; cancel that first.",
+                code="file_in_use",
+            )
+        await self._threads.run(self._storage.remove, row.id)
+        exchange.respond(200, encode({"id": row.id, "object": "file", "deleted": True}))
+
+    async def _find(self, key: Key | None, ids: Mapping[str, str]) -> FileRow:
+        row: FileRow | None = await self._threads.run(
+            find_file, self._database, read_tenant(key), ids["file"]
+        )
         if row is None:
-            raise no_such("file", file_id)
-        if exchange.method == "GET" and content:
-            await self._send_content(exchange, row)
-        elif exchange.method == "GET":
-            exchange.respond(200, encode(_describe(row)))
-        elif exchange.method == "DELETE" and not content:
-            user = await self._threads.run(delete_file, self._database, tenant, file_id)
-            if user is not None:
-                raise WireError(
-                    409,
-                    f"The file {file_id} is the input of {user}, which is not over; cancel that first.",
-                    code="file_in_use",
-                )
-            await self._threads.run(self._storage.remove, file_id)
-            exchange.respond(200, encode({"id": file_id, "object": "file", "deleted": True}))
-        else:
-            raise wrong_method(exchange, "GET" if content else "GET and DELETE")
+            raise no_such("file", ids["file"])
+        return row
 
     async def _create(self, exchange: Exchange, tenant: str) -> None:
         boundary = read_boundary(exchange.headers.get(b"content-type", b""))

@@ -1,8 +1,8 @@
-"""What other gateway workers have at the replicas, by the replicas' own account.
+"""How many requests other gateway workers have at the replicas, as the replicas report it.
 
-A worker knows its own requests the moment they come. Those of other workers it can only learn of
-from the replica, which says in `/load` how many requests it has; asked several times a second, while lines are
-there. With a single worker nobody asks.
+A worker knows its own requests at once. It learns of those of other workers from the replica, whose
+load endpoint reports the number of active requests. It asks several times a second while lines of
+batches are there, and not at all where it is the only worker.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from thrifty.gateway.table import Replica
+from thrifty.gateway.state.replica import Replica
 from thrifty.http.client import HttpClient, TransportError
 
 POLL_S = 0.1
 TIMEOUT_S = 1.0
 SILENT_S = 30.0
-"""A server that does not tell its load is asked again after this long."""
+"""A server that does not report its load is asked again after this long."""
 
 
 class _Load(msgspec.Struct):
@@ -30,7 +30,7 @@ _decode = msgspec.json.Decoder(_Load).decode
 
 
 class LoadWatch:
-    """Asks replicas, and remembers their last two answers."""
+    """Asks replicas for their load, and remembers the last two answers of each."""
 
     def __init__(self) -> None:
         self._client = HttpClient()
@@ -38,8 +38,8 @@ class LoadWatch:
         self._silent_until_s: dict[str, float] = {}
 
     async def look(self, replicas: Sequence[Replica]) -> dict[str, int]:
-        """Requests at each replica beyond those that this worker sent. What is seen once only may
-        just be on its way out, so the lesser of two looks counts.
+        """Requests at each replica beyond those that this worker sent: the lesser of the last two
+        answers, as a request that is seen only once may just be ending.
         """
         loads = await asyncio.gather(*(self._ask(replica) for replica in replicas))
         found: dict[str, int] = {}
@@ -55,10 +55,11 @@ class LoadWatch:
         self._client.close()
 
     async def _ask(self, replica: Replica) -> int:
-        if self._silent_until_s.get(replica.id, 0.0) > time.monotonic():
+        silent = self._silent_until_s.get(replica.id, 0.0) > time.monotonic()
+        if silent or replica.load_path is None:
             return 0
         try:
-            url = f"{replica.origin.url}/load"
+            url = f"{replica.origin.url}{replica.load_path}"
             status, body = await self._client.fetch(url, timeout_s=TIMEOUT_S)
             if status == 200:
                 return _decode(body).active_requests

@@ -41,8 +41,8 @@ from thrifty.db.batches import (
 from thrifty.db.fleet import read_gateways
 from thrifty.db.keys import Key, Role
 from thrifty.db.leases import read_owner, release_lease, take_lease
-from thrifty.errors import DatabaseError
-from thrifty.gateway.table import RoutingTable
+from thrifty.errors import BadDataError, DatabaseError
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -138,13 +138,14 @@ class BatchRunner:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function of the database, again and again while the database is away. Raises
-        `LeaseLost`.
+        """Run a function of the database, again and again while the database is away.
+
+        Raises `LeaseLost`, and `BadDataError` where another try would fail as well.
         """
         while True:
             try:
                 return await self.on_thread(function, self._database, *arguments)
-            except LeaseLost:
+            except (LeaseLost, BadDataError):
                 raise
             except DatabaseError as error:
                 self._note_state(False, error)

@@ -11,11 +11,11 @@ from thrifty.batches.runner import BatchRunner
 from thrifty.batches.settings import BatchSettings
 from thrifty.batches.storage import Storage
 from thrifty.db import Database
-from thrifty.gateway.forward import Forwarder
-from thrifty.gateway.table import RoutingTable
-from thrifty.gateway.table_reader import TableReader
-from thrifty.http.spool import OpenSpool
+from thrifty.gateway.forwarding.forward import Forwarder
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.http.upload import OpenSpool
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.conversations import Conversations
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ def make_batches(
     *,
     database: Database,
     table: RoutingTable,
-    reader: TableReader,
     forwarder: Forwarder,
     metrics: GatewayMetrics,
     run: Run,
     settings: BatchSettings,
     max_body_bytes: int,
+    conversations: Conversations,
 ) -> Batches:
     """Put the parts together; `runner.start` begins to run batches. `run` takes a call along the
     path of a request. Raises `ThriftyError` where the folder cannot be made.
     """
     storage = Storage(Path(settings.folder))
-    dispatcher = Dispatcher(run, table, forwarder, metrics, settings.governor)
+    dispatcher = Dispatcher(run, table, forwarder, metrics, settings.governor, conversations)
     runner = BatchRunner(
         database=database,
         storage=storage,
@@ -59,7 +59,6 @@ def make_batches(
     )
     pages = BatchPages(
         table=table,
-        reader=reader,
         database=database,
         storage=storage,
         settings=settings,

@@ -42,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from thrifty import __version__
+        from thrifty.version import __version__
 
         typer.echo(f"thrifty {__version__}")
         raise typer.Exit
@@ -232,7 +232,7 @@ def models_collect(as_json: Json = False) -> None:
 @keys_app.command("create")
 def keys_create(
     name: Annotated[str, typer.Option(help="A name for the key.")],
-    role: Annotated[str, typer.Option(help="user, monitor or admin.")] = "user",
+    role: Annotated[str, typer.Option(help="viewer, user, operator or admin.")] = "user",
     tenant: Annotated[
         str | None, typer.Option(help="Keys of one tenant share cached answers. Default: the name.")
     ] = None,

@@ -8,7 +8,7 @@ from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import open_database
 from thrifty.db.cache import add_purge, read_cache_stats
 from thrifty.fleet.controller_note import find_database_url
-from thrifty.gateway.cache_pages import summarize
+from thrifty.gateway.app.cache_pages import summarize
 from thrifty.home import find_home
 from thrifty.units import format_bytes
 

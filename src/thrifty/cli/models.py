@@ -145,7 +145,7 @@ def _read_deployed() -> frozenset[str]:
         state = read_fleet(database)
     finally:
         database.close()
-    deployed = {row.artifact for row in state.deployments} | {
+    deployed = {version.artifact for row in state.deployments for version in row.versions} | {
         row.artifact for row in state.replicas
     }
     return frozenset(artifact for artifact in deployed if artifact)

@@ -115,11 +115,23 @@ def _make_report(state: FleetState | None, note: ControllerNote | None) -> dict[
         ]
         if not replicas and not alive:
             continue
+        main = max(row.versions, key=lambda version: version.weight)
         deployments.append(
             {
                 "name": row.name,
-                "version": row.version,
-                "engine": row.engine,
+                "version": main.label,
+                "engine": main.engine,
+                "versions": [
+                    {
+                        "label": version.label,
+                        "model": version.model,
+                        "engine": version.engine,
+                        "revision": version.revision,
+                        "weight": version.weight,
+                        "shadow": version.shadow,
+                    }
+                    for version in row.versions
+                ],
                 "replicas": [
                     {
                         "id": replica.id,

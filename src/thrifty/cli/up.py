@@ -133,7 +133,7 @@ async def _introduce_one(
     replicas = controller.replicas_of(served.name)
     load_s = max((replica.ready_after_s for replica in replicas), default=0.0)
     key = os.environ.get("THRIFTY_KEY")
-    may_measure = measure and served.family == Family.DECODER and served.engine != "remote"
+    may_measure = measure and served.family == Family.DECODER and not plan.engine.traits.external
     measured: ServiceSpeed | None = None
     if may_measure:
         try:

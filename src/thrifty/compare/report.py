@@ -10,11 +10,11 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from thrifty import __version__
 from thrifty.artifacts.disk import write_file
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns
 from thrifty.compare.scatter import Point, Scatter, make_scatters, round_step
 from thrifty.compare.table import Comparison, Row
+from thrifty.version import __version__
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 16, 50

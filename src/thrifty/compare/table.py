@@ -17,7 +17,6 @@ from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compare.lineage import LineageStep, describe_lineage
 from thrifty.engines.machine import Machine
-from thrifty.engines.openvino.prepare import make_recipe
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, EvaluationError, FleetError, SpecError
 from thrifty.evaluate.harness import is_harness_task
@@ -316,8 +315,7 @@ def _find_run(store: Store, artifact: Artifact) -> Artifact | None:
     """The files that are run: those of the checkpoint with 16-bit weights, if they are made yet."""
     if artifact.description.format is Format.OPENVINO:
         return artifact
-    made = store.find_made(artifact.id, make_recipe("none"))
-    return made[1] if made is not None else None
+    return choose_engine("auto", artifact).find_prepared(artifact, "none", store)
 
 
 def _count_bits(run: Artifact | None) -> float | None:

@@ -16,9 +16,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+    StatementError,
+)
 
-from thrifty.errors import DatabaseError
+from thrifty.errors import BadDataError, DatabaseError
 from thrifty.home import make_private_folder
 
 BUSY_TIMEOUT_S = 5.0
@@ -56,13 +64,20 @@ class Database:
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A transaction. Raises `DatabaseError` where the database is away."""
+        """A transaction.
+
+        Raises `BadDataError` where the database refuses a value, and `DatabaseError` where it is
+        away, full or locked, so that the same may succeed later.
+        """
         self.require_file()
         try:
             with self.engine.begin() as connection:
                 yield connection
-        except DBAPIError as error:
-            raise DatabaseError(f"the database {self.safe_url} failed: {_reason(error)}") from error
+        except (StatementError, UnicodeEncodeError, OverflowError) as error:
+            name, reason = self.safe_url, _reason(error)
+            if _is_bad_data(error):
+                raise BadDataError(f"the database {name} refuses a value: {reason}") from error
+            raise DatabaseError(f"the database {name} failed: {reason}") from error
 
     def file_is_gone(self) -> bool:
         """Whether the file was deleted or replaced since it was opened."""
@@ -229,6 +244,18 @@ def _migration_lock(database: Database) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_bad_data(error: Exception) -> bool:
+    """Whether it is about the values, and not about the database."""
+    if not isinstance(error, DBAPIError):
+        return True  # the driver could not even encode them
+    if isinstance(error, (DataError, IntegrityError)):
+        return True
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return bool(state[:2] == "54")  # a program limit, such as that of an index entry
+    return str(error.orig).startswith(("malformed JSON", "Error binding parameter"))
 
 
 def _reason(error: Exception) -> str:

@@ -1,9 +1,9 @@
-"""Deployments, replicas and gateways as rows: the controller writes them, gateways read them."""
+"""Deployments, versions, replicas and gateways as rows: the controller writes, gateways read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,13 +13,14 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
+from thrifty.db.harmless import make_values_harmless
 from thrifty.db.keys import Key, Role
-from thrifty.db.tables import deployments, gateways, keys, replicas
+from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
 @dataclass(frozen=True)
 class DeploymentSettings:
-    """What a gateway needs to know of a deployment's spec and engine. Times in seconds."""
+    """What a gateway needs to know of a deployment, whichever version answers. Times in seconds."""
 
     routing: str = "auto"
     cache_when: str = "deterministic"
@@ -29,6 +30,20 @@ class DeploymentSettings:
     wait_timeout_s: float = 30.0
     first_token_timeout_s: float = 600.0
     idle_timeout_s: float = 120.0
+    created_s: float = 0.0
+    timeout_s: float | None = None
+    """How long an answer may take to begin."""
+    hedge_s: float | None = None
+    """How long until a second replica is asked."""
+    aliases: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    """Deployments that answer what this one cannot."""
+
+
+@dataclass(frozen=True)
+class VersionSettings:
+    """What a gateway needs to know of one version: its engine's abilities, and its prices."""
+
     honours: tuple[str, ...] | None = None
     """Request fields that the engine can honour; None where only the server behind it knows."""
     upstream_model: str | None = None
@@ -39,35 +54,48 @@ class DeploymentSettings:
     """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
     priority_field: str | None = None
     """The request field by which the engine learns that lines of batches may wait, if it has one."""
-    batch_slots: int = 32
-    """Requests that a replica works on at once, as far as batches go."""
-    created_s: float = 0.0
+    load_path: str | None = "/load"
+    """Where replicas report their load; None: nowhere."""
+    accepts_response_id: bool = False
+    """Whether the engine takes the id of its response from the header `x-request-id`."""
     slots: int | None = None
     """How many requests a replica gets at once; None: without a bound."""
-    timeout_s: float | None = None
-    """How long an answer may take to begin."""
-    hedge_s: float | None = None
-    """How long until a second replica is asked."""
+    batch_slots: int = 32
+    """Requests that a replica works on at once, as far as batches go."""
     price_input: float = 0.0
     """For a million tokens, as the other prices."""
     price_cached: float = 0.0
     price_output: float = 0.0
-    aliases: tuple[str, ...] = ()
-    fallback: tuple[str, ...] = ()
-    """Deployments that answer what this one cannot."""
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """One version of a deployment."""
+
+    label: str
+    """What headers, metrics, traffic and logs show; unique in the deployment."""
+    model: str
+    """The stored model's `name@vN`, or what an engine without stored models calls it."""
+    engine: str
+    revision: str
+    """Changes whenever an answer could: the model's bytes, the engine, its options."""
+    artifact: str | None = None
+    weight: float = 1.0
+    """Its share of the conversations, relative to the other versions' weights; at least 0."""
+    shadow: float = 0.0
+    """The share of requests, from 0 to 1, of which it gets copies whose answers nobody sees."""
+    settings: VersionSettings = VersionSettings()
 
 
 @dataclass(frozen=True)
 class DeploymentRow:
-    """What is to be served."""
+    """What is to be served under one name."""
 
     name: str
-    engine: str
-    version: str
-    revision: str
-    artifact: str | None
     family: str
     settings: DeploymentSettings
+    versions: tuple[VersionRow, ...]
+    """At least one, in the order of the spec."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +106,7 @@ class ReplicaRow:
     deployment: str
     engine: str
     version: str
+    """The label of its version."""
     revision: str
     artifact: str | None
     url: str
@@ -115,17 +144,37 @@ class FleetState:
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
-    """Write one deployment, new or changed."""
-    values = {**asdict(row), "settings": _dump(row.settings), "updated_s": time.time()}
+    """Write one deployment with its versions, new or changed. Versions that it no longer has go."""
     with database.begin() as connection:
-        _upsert(connection, deployments, deployments.c.name == row.name, values)
+        write_deployment(connection, row)
         note_change(connection)
 
 
+def write_deployment(connection: Connection, row: DeploymentRow) -> None:
+    """As `save_deployment`, in the caller's transaction, which must note the change."""
+    now_s = time.time()
+    main = max(row.versions, key=lambda version: version.weight)
+    settings = {**asdict(main.settings), **asdict(row.settings)}
+    values = {
+        "name": row.name, "family": row.family, "engine": main.engine, "version": main.label,
+        "revision": main.revision, "artifact": main.artifact, "settings": _dump(settings),
+        "updated_s": now_s,
+    }  # fmt: skip
+    _upsert(connection, deployments, deployments.c.name == row.name, values)
+    connection.execute(delete(versions).where(versions.c.deployment == row.name))
+    for position, version in enumerate(row.versions):
+        values = {
+            **asdict(version), "deployment": row.name, "position": position,
+            "settings": _dump(version.settings), "updated_s": now_s,
+        }  # fmt: skip
+        connection.execute(insert(versions).values(values))
+
+
 def remove_deployments_except(database: Database, names: list[str]) -> None:
-    """Forget the deployments that the spec no longer has, and their replicas."""
+    """Forget the deployments that the spec no longer has, their versions and their replicas."""
     with database.begin() as connection:
         connection.execute(delete(deployments).where(deployments.c.name.not_in(names)))
+        connection.execute(delete(versions).where(versions.c.deployment.not_in(names)))
         connection.execute(delete(replicas).where(replicas.c.deployment.not_in(names)))
         note_change(connection)
 
@@ -141,6 +190,8 @@ def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed
                 "load": None if row.load is None else _dump(dict(row.load)),
                 "updated_s": time.time(),
             }
+            # A server's message may hold anything; the other replicas must not wait for it.
+            values = make_values_harmless(replicas, values)
             _upsert(connection, replicas, replicas.c.id == row.id, values)
         if routing_changed:
             note_change(connection)
@@ -185,6 +236,9 @@ def read_fleet(database: Database) -> FleetState:
     with database.begin() as connection:
         change = read_change(connection)
         deployment_rows = connection.execute(select(deployments)).mappings().all()
+        version_rows = (
+            connection.execute(select(versions).order_by(versions.c.position)).mappings().all()
+        )
         replica_rows = connection.execute(select(replicas).order_by(replicas.c.id)).mappings().all()
         gateway_rows = _read_gateways(connection)
         key_rows = (
@@ -195,10 +249,10 @@ def read_fleet(database: Database) -> FleetState:
         change,
         [
             DeploymentRow(
-                **{
-                    **_without(row, "updated_s"),
-                    "settings": msgspec.json.decode(row["settings"], type=DeploymentSettings),
-                }
+                row["name"],
+                row["family"],
+                msgspec.json.decode(row["settings"], type=DeploymentSettings),
+                _read_versions(row, version_rows),
             )
             for row in deployment_rows
         ],
@@ -215,6 +269,34 @@ def read_fleet(database: Database) -> FleetState:
         gateway_rows,
         purges,
     )
+
+
+def _read_versions(
+    deployment: Mapping[Any, Any], rows: Sequence[Mapping[Any, Any]]
+) -> tuple[VersionRow, ...]:
+    """The versions of one deployment. A controller of the first release writes none: then the
+    deployment's own row says what its only version is.
+    """
+    found = tuple(
+        VersionRow(
+            **{
+                **_without(row, "deployment", "position", "updated_s"),
+                "settings": msgspec.json.decode(row["settings"], type=VersionSettings),
+            }
+        )
+        for row in rows
+        if row["deployment"] == deployment["name"]
+    )
+    if found:
+        return found
+    settings = msgspec.json.decode(deployment["settings"], type=VersionSettings)
+    label = deployment["version"]
+    return (
+        VersionRow(
+            label, label, deployment["engine"], deployment["revision"], deployment["artifact"],
+            settings=settings,
+        ),
+    )  # fmt: skip
 
 
 def _read_gateways(connection: Connection) -> list[GatewayRow]:

@@ -1,7 +1,7 @@
-"""API keys: made once, shown once, kept as a checksum.
+"""API keys: made once, shown once, stored as a hash.
 
-A key holds 256 random bits, so a plain SHA-256 of it cannot be turned back or guessed; slow
-password hashing would only slow every request down.
+A key holds 256 random bits, so a plain SHA-256 of it can be neither reversed nor guessed; a slow
+password hash would only slow every request down.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
-from enum import StrEnum
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -21,26 +20,16 @@ from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.tables import keys
 from thrifty.errors import ThriftyError
+from thrifty.types import Role as Role
 
 PREFIX = "sk-thrifty-"
 MAX_LIMIT = 1e15
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
-class Role(StrEnum):
-    """What a key may do."""
-
-    USER = "user"
-    """Call models."""
-    MONITOR = "monitor"
-    """Read metrics."""
-    ADMIN = "admin"
-    """Everything."""
-
-
 @dataclass(frozen=True)
 class KeyLimits:
-    """What a key may use at most; None does not limit. Money is in the currency of the prices."""
+    """What a key may use at most; None: no limit. Money is in the currency of the prices."""
 
     rpm: int | None = None
     """Requests a minute."""
@@ -93,7 +82,7 @@ NO_LIMITS = KeyLimits()
 
 
 def hash_key(secret: str | bytes) -> str:
-    """The checksum under which a key is kept."""
+    """The hash under which a key is stored."""
     data = secret.encode() if isinstance(secret, str) else secret
     return hashlib.sha256(data).hexdigest()
 
@@ -105,7 +94,7 @@ def create_key(
     tenant: str | None = None,
     limits: KeyLimits = NO_LIMITS,
 ) -> tuple[Key, str]:
-    """Make a key; returns it and the secret, which is not kept. Raises `ThriftyError`."""
+    """Make a key; returns it and the secret, which is not stored. Raises `ThriftyError`."""
     for what, value in (("name", name), ("tenant", tenant)):
         if value is not None and not _NAME.fullmatch(value):
             raise ThriftyError(
@@ -153,7 +142,7 @@ def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:
 
 
 def revoke_key(database: Database, name: str) -> None:
-    """End a key. It keeps its row, under another name, so that the log goes on making sense."""
+    """End a key. Its row stays, under another name, so that the request log still refers to it."""
     with database.begin() as connection:
         now_s = time.time()
         result = connection.execute(

@@ -1,26 +1,51 @@
-"""The request log's rows: put in by batches, and taken out when they are old."""
+"""The request log's rows: put in by batches, and taken out when they are old or too many.
+
+One bad row never holds others back. Values are made to fit their columns first; what the database
+refuses all the same is found by halving the batch, and set aside.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import msgspec
-from sqlalchemy import delete, func, insert, select, text
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, text
 
 from thrifty.db.database import Database
+from thrifty.db.harmless import RowShape, make_values_harmless
 from thrifty.db.tables import request_texts, requests
+from thrifty.errors import BadDataError, DatabaseError
 
 COLUMNS = (
-    "at_s", "request_id", "endpoint", "deployment", "version", "replica", "tenant", "key_id",
-    "end_user", "status", "error", "stream", "cache", "attempts", "prompt_tokens",
-    "completion_tokens", "cached_tokens", "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms",
-    "overhead_us",
+    "id", "at_s", "client_request_id", "conversation_id", "origin", "shadow_of", "rerouted",
+    "endpoint", "deployment", "version", "replica", "tenant", "key_id", "end_user", "status",
+    "error", "stream", "cache", "attempts", "prompt_tokens", "completion_tokens", "cached_tokens",
+    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us",
 )  # fmt: skip
 """The order of values in a row that is to be written."""
 DELETE_ROWS = 5_000
 """Old rows go in pieces of this many, so that no transaction holds the database for long."""
+
+Row = tuple[Any, ...]
+"""Values in the order of `COLUMNS`."""
+
+
+class Entry(NamedTuple):
+    """One response: its row, and its prompt and answer where they are kept."""
+
+    row: Row
+    text: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be written, and why. `kind` is the same for rows of the same fault."""
+
+    row: Row
+    kind: str
+    reason: str
 
 
 class RequestLog:
@@ -33,48 +58,157 @@ class RequestLog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._shape = RowShape(requests, COLUMNS)
         self._statement = text(_make_insert(database))
 
-    def write(self, rows: Sequence[tuple[Any, ...]], texts: Sequence[dict[str, Any]] = ()) -> None:
-        """Put rows in, in one transaction. Raises `DatabaseError`; then none of them is in."""
+    def write(self, entries: Sequence[Entry]) -> list[BadRow]:
+        """Put all rows in that can be, each with its text in the same transaction; returns the rest.
+
+        Raises `DatabaseError` where the database is away; some rows may then be in. Writing the
+        same entries again is safe: a row that is in already counts as written. An id that belongs
+        to another row makes a row bad.
+        """
+        bad: list[BadRow] = []
+        if entries:
+            self._write(list(entries), bad)
+        return bad
+
+    def _write(self, entries: list[Entry], bad: list[BadRow]) -> None:
+        try:
+            batch = self._shape.encode([entry.row for entry in entries])
+            if batch is None:
+                entries = self._make_harmless(entries, bad)
+                batch = self._shape.encode([entry.row for entry in entries])
+                if batch is None:
+                    raise BadDataError("a row cannot be made to fit its columns")
+            taken = self._insert(entries, batch)
+            bad += [BadRow(entry.row, "repeated id", "its id is another row's") for entry in taken]
+        except Exception as error:
+            if isinstance(error, DatabaseError) and not isinstance(error, BadDataError):
+                raise
+            if len(entries) == 1:
+                bad.append(BadRow(entries[0].row, type(error).__name__, str(error)))
+                return
+            half = len(entries) // 2
+            self._write(entries[:half], bad)
+            self._write(entries[half:], bad)
+
+    def _make_harmless(self, entries: list[Entry], bad: list[BadRow]) -> list[Entry]:
+        """The entries that can be made to fit; the others become bad rows."""
+        fitting = []
+        for entry in entries:
+            try:
+                fitting.append(entry._replace(row=self._shape.make_harmless(entry.row)))
+            except BadDataError as error:
+                bad.append(BadRow(entry.row, "does not fit", str(error)))
+        return fitting
+
+    def _insert(self, entries: list[Entry], batch: str) -> list[Entry]:
+        """Insert in one transaction; returns the entries whose ids other rows have."""
+        if not entries:
+            return []
         with self._database.begin() as connection:
-            if rows:
-                batch = msgspec.json.encode(rows).decode()
-                connection.execute(self._statement, {"batch": batch})
+            count = connection.execute(self._statement, {"batch": batch}).rowcount
+            taken = [] if count == len(entries) else _find_taken(connection, entries)
+            refused = {id(entry) for entry in taken}
+            texts = [
+                make_values_harmless(
+                    request_texts,
+                    {"id": entry.row[0], "at_s": entry.row[1], "prompt": entry.text[0],
+                     "answer": entry.text[1]},
+                )
+                for entry in entries
+                if entry.text is not None and id(entry) not in refused
+            ]  # fmt: skip
+            if texts and count != len(entries):
+                texts = _leave_known(connection, texts)
             if texts:
-                connection.execute(insert(request_texts), list(texts))
+                connection.execute(insert(request_texts), texts)
+        return taken
 
     def prune(self, keep_s: float, max_rows: int) -> int:
-        """Delete rows that are too old or too many; returns how many went."""
-        removed = 0
+        """Delete rows that are older than `keep_s` or beyond the newest `max_rows`, and their texts.
+
+        Returns how many rows went. Ids need not be dense: age decides, and ids only among rows of
+        the same moment.
+        """
         oldest_s = time.time() - keep_s
         with self._database.begin() as connection:
-            newest_id = connection.execute(select(func.max(requests.c.id))).scalar() or 0
+            newest_beyond = connection.execute(
+                select(requests.c.at_s, requests.c.id)
+                .order_by(requests.c.at_s.desc(), requests.c.id.desc())
+                .offset(max_rows)
+                .limit(1)
+            ).first()
+        cutoff = None if newest_beyond is None else (newest_beyond[0], newest_beyond[1])
+        removed = self._prune_table(requests, oldest_s, cutoff)
+        self._prune_table(request_texts, oldest_s, cutoff)
+        return removed
+
+    def _prune_table(self, table: Table, oldest_s: float, cutoff: tuple[float, int] | None) -> int:
+        doomed = select(table.c.id).where(_is_older(table, oldest_s, cutoff))
+        doomed = doomed.order_by(table.c.at_s).limit(DELETE_ROWS)
+        removed = 0
         while True:
             with self._database.begin() as connection:
-                doomed = (
-                    select(requests.c.id)
-                    .where((requests.c.at_s < oldest_s) | (requests.c.id <= newest_id - max_rows))
-                    .order_by(requests.c.id)
-                    .limit(DELETE_ROWS)
-                )
-                count = connection.execute(
-                    delete(requests).where(requests.c.id.in_(doomed))
-                ).rowcount
-                connection.execute(delete(request_texts).where(request_texts.c.at_s < oldest_s))
+                count = connection.execute(delete(table).where(table.c.id.in_(doomed))).rowcount
             removed += count
             if count < DELETE_ROWS:
                 return removed
+
+
+def _is_older(
+    table: Table, oldest_s: float, cutoff: tuple[float, int] | None
+) -> ColumnElement[bool]:
+    old = table.c.at_s < oldest_s
+    if cutoff is None:
+        return old
+    at_s, row_id = cutoff
+    return old | (table.c.at_s < at_s) | ((table.c.at_s == at_s) & (table.c.id <= row_id))
+
+
+def _find_taken(connection: Connection, entries: list[Entry]) -> list[Entry]:
+    """The entries that are not the rows with their ids: others, or an earlier one of this batch."""
+    by_id: dict[int, list[Entry]] = {}
+    for entry in entries:
+        by_id.setdefault(entry.row[0], []).append(entry)
+    columns = [requests.c[name] for name in COLUMNS]
+    own = set()
+    for found in connection.execute(select(*columns).where(requests.c.id.in_(by_id))):
+        for entry in by_id[found.id]:
+            if all(map(_is_same, found, entry.row)):
+                own.add(id(entry))
+                break
+    return [entry for entry in entries if id(entry) not in own]
+
+
+def _is_same(stored: Any, value: Any) -> bool:
+    if isinstance(stored, float) and isinstance(value, int | float):
+        # SQLite's reading of decimal numbers may be off in the last place.
+        return abs(stored - value) <= 1e-12 * abs(stored)
+    return bool(stored == value)
+
+
+def _leave_known(connection: Connection, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The texts that are not there yet; the rows of the others were written before."""
+    ids = [values["id"] for values in texts]
+    known = connection.execute(select(request_texts.c.id).where(request_texts.c.id.in_(ids)))
+    found = set(known.scalars())
+    return [values for values in texts if values["id"] not in found]
 
 
 def _make_insert(database: Database) -> str:
     columns = ", ".join(f'"{name}"' for name in COLUMNS)
     if database.is_sqlite:
         values = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(COLUMNS)))
-        source = "json_each(:batch)"
+        # Without a condition, SQLite would take ON for a part of a join.
+        source = "json_each(:batch) WHERE true"
     else:
         dialect = database.engine.dialect
         types = [requests.c[name].type.compile(dialect=dialect) for name in COLUMNS]
         values = ", ".join(f"CAST(value->>{i} AS {kind})" for i, kind in enumerate(types))
         source = "json_array_elements(CAST(:batch AS json))"
-    return f"INSERT INTO requests ({columns}) SELECT {values} FROM {source}"  # noqa: S608
+    return (
+        f"INSERT INTO requests ({columns}) SELECT {values} FROM {source} "  # noqa: S608
+        "ON CONFLICT (id) DO NOTHING"
+    )

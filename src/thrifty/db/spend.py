@@ -5,6 +5,7 @@ Money is in the currency of the deployments' prices. Days are of UTC, written `2
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -40,6 +41,7 @@ def exchange_spend(
     rows = [
         {"key_id": key_id, "day": day, "spend": amount, "at_s": now_s}
         for (key_id, day), amount in sorted(amounts.items())
+        if math.isfinite(amount)  # a server's counts may be anything
     ]
     query = select(key_spend.c.key_id, key_spend.c.day, key_spend.c.spend).where(
         key_spend.c.day >= first_day, key_spend.c.updated_s >= since_s - OVERLAP_S

@@ -1,17 +1,20 @@
-"""What an engine is to the rest of Thrifty: one adapter, one folder or file, one line in a table.
+"""The interface between an engine and the rest of Thrifty: an adapter and its declared traits.
 
-An adapter says what its engine can load and do here and why not, prepares a model for it, gives
-the command that starts a server, tells when that server is ready, and reads its load. It runs
-nothing by itself: the same adapter serves every fleet.
+An adapter says what its engine can load and do on a machine, prepares a model, gives the command
+that starts a server, tells when that server is ready and reads its load. It runs nothing by itself,
+so the same adapter serves every fleet. `Traits` holds the facts that other layers decide by: no
+code outside an engine's folder asks which engine it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from typing import Any, Protocol
 
+import msgspec
 from pydantic import ValidationError
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
@@ -19,7 +22,71 @@ from thrifty.engines.machine import Machine
 from thrifty.errors import Problem
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
-from thrifty.types import OnProgress
+from thrifty.types import Family, Format, OnProgress
+
+
+@dataclass(frozen=True)
+class WeightScheme:
+    """A form of the weights that an engine makes from a checkpoint and runs."""
+
+    bytes_per_weight: float
+    """On average over a model, with scales, for estimates of memory."""
+    needs_one_of: frozenset[str] = frozenset()
+    """Processor features, by the names in `machine.FEATURES`, of which it needs one to compute
+    correctly. Empty: it is correct on every processor that the engine supports.
+    """
+    needs_reason: str = ""
+    """What goes wrong without them."""
+    fallback: str | None = None
+    """The scheme to take where they are missing."""
+
+    def runs_on(self, features: frozenset[str]) -> bool:
+        """Whether it computes correctly on a processor with `features`."""
+        return not self.needs_one_of or bool(self.needs_one_of & features)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an engine declares about itself; nothing here depends on a machine or a model."""
+
+    formats: frozenset[Format] = frozenset()
+    """Formats of models that it loads, or prepares for itself."""
+    families: frozenset[Family] = frozenset()
+    schemes: Mapping[str, WeightScheme] = field(default_factory=dict)
+    """The forms of weights that it makes and runs, by the name that specs use."""
+    auto_rank: int | None = None
+    """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
+    loads_model: bool = True
+    """Whether it needs a model from the store."""
+    external: bool = False
+    """Whether others run its servers: they are used, but not started or stopped."""
+    default_slots: int | None = None
+    """How many requests a replica runs at once by default; None where that is not known."""
+    honours: frozenset[str] | None = None
+    """Request fields that it honours; None where only the server knows."""
+    salt_field: str | None = None
+    """The request field that separates tenants in its prefix cache (vLLM: `cache_salt`). Without
+    one, tenants of a replica share cached prefixes.
+    """
+    priority_field: str | None = None
+    """The request field by which lines of batches give way to other requests."""
+    tokenizes: bool = False
+    """Whether its servers answer `/tokenize`."""
+    load_path: str | None = None
+    """Where its servers report `active_requests` and their load as JSON; None: they do not."""
+    accepts_response_id: bool = False
+    """Whether its servers take the id of the response from the header `x-request-id`."""
+    adapters: bool = False
+    """Whether one replica serves several LoRA adapters of its model."""
+    package: str | None = None
+    """The Python package whose version measurements name."""
+
+    def find_version(self) -> str:
+        """The installed version of `package`, or an empty string."""
+        try:
+            return package_version(self.package) if self.package else ""
+        except PackageNotFoundError:
+            return ""
 
 
 @dataclass(frozen=True)
@@ -32,8 +99,26 @@ class Capability:
 
 
 @dataclass(frozen=True)
+class Upstream:
+    """How a gateway has to speak to the servers of a deployment."""
+
+    urls: tuple[str, ...] = ()
+    """The servers that others run; empty where a fleet starts them."""
+    model: str | None = None
+    """What the servers call the model, where that is another name."""
+    key_env: str | None = None
+    """The environment variable that holds the servers' API key."""
+    salt_field: str | None = None
+    priority_field: str | None = None
+
+
+@dataclass(frozen=True)
 class Served:
-    """What a replica is to serve: everything its command needs, and nothing of the user's spec."""
+    """What a replica serves: everything that a fleet needs to start one, as plain data.
+
+    It names the model's files by the artifact's id. Whoever starts a replica finds them in the
+    store that it has.
+    """
 
     name: str
     """What clients write in `model`."""
@@ -41,12 +126,21 @@ class Served:
     version: str
     """The version's label, as metrics and headers show it."""
     revision: str
-    """Changes whenever an answer could: the model's bytes, the engine, its options."""
+    """Changes whenever an answer could: with the model's bytes, the engine or its options."""
     family: str
-    folder: Path | None = None
     artifact: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The engine's options, resolved: no `auto` is left."""
+    """The engine's options without any `auto`: values of JSON."""
+    upstream: Upstream = field(default_factory=Upstream)
+
+    def to_json(self) -> bytes:
+        """As JSON. Raises `TypeError` where an option is no value of JSON."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Served:
+        """What `to_json` wrote. Raises `msgspec.ValidationError`."""
+        return msgspec.json.decode(text, type=cls)
 
 
 @dataclass(frozen=True)
@@ -68,7 +162,7 @@ class EngineLoad:
 
 
 class Engine(Protocol):
-    """An adapter. See the module's text."""
+    """An adapter. See the module's docstring."""
 
     @property
     def kind(self) -> str:
@@ -81,20 +175,12 @@ class Engine(Protocol):
         ...
 
     @property
-    def honours(self) -> frozenset[str] | None:
-        """Request fields that it can honour; None where only the server behind it knows."""
+    def traits(self) -> Traits:
+        """What it declares about itself."""
         ...
 
-    @property
-    def salt_field(self) -> str | None:
-        """The request field that keeps tenants apart in its prefix cache (vLLM's is `cache_salt`);
-        None where it has none, and then tenants of one replica share cached beginnings.
-        """
-        ...
-
-    @property
-    def external(self) -> bool:
-        """Whether its servers are somebody else's: they are used, not started or stopped."""
+    def find_features(self, machine: Machine) -> frozenset[str]:
+        """The features of the processor that it uses: all, unless it was limited to fewer."""
         ...
 
     def capabilities(self, machine: Machine) -> list[Capability]:
@@ -102,8 +188,8 @@ class Engine(Protocol):
         ...
 
     def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
-        """Why this spec cannot be served here; empty if it can. `artifact` is None where none is
-        needed.
+        """Why this spec cannot be served here; empty if it can. `artifact` is None where the engine
+        loads no model, or before it is known.
         """
         ...
 
@@ -115,17 +201,23 @@ class Engine(Protocol):
         machine: Machine,
         on_progress: OnProgress,
     ) -> Served:
-        """Make the model ready to be loaded, once; later calls find what was made. Blocks."""
+        """Make the model ready to be loaded. Later calls find what the first one made. Blocks."""
+        ...
+
+    def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
+        """The files that it runs for `artifact` with weights in `scheme`; None if not made yet."""
         ...
 
     def launch(
-        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
     ) -> Launch:
-        """The command of a server on loopback `port`, using `cores` and that share of memory."""
+        """The command of a server on loopback `port`, using `cores` and that share of memory.
+        `store` holds the model's files.
+        """
         ...
 
     def find_slots(self, served: Served) -> int | None:
-        """How many requests a replica runs at once before they slow each other down or wait; None
+        """How many requests a replica runs at once with these options before others wait; None
         where that is not known.
         """
         ...

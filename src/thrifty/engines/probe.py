@@ -1,4 +1,4 @@
-"""Asking a model server whether it is ready, and how busy it is."""
+"""Requests to a model server: is it ready, and how busy is it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from thrifty.engines.base import EngineLoad, Served
 from thrifty.http.client import HttpClient, TransportError
 from thrifty.types import Family
 
+LOAD_PATH = "/load"
+"""Where our own servers report their load."""
 HEALTH_TIMEOUT_S = 5.0
 GENERATION_TIMEOUT_S = 120.0
 _JSON = b"content-type: application/json\r\n"
@@ -55,10 +57,10 @@ async def probe_generation(
 
 
 async def read_server_load(url: str) -> EngineLoad:
-    """The load that our own server tells at `/load`. Raises `TransportError`."""
+    """The load that our own server reports. Raises `TransportError`."""
     client = HttpClient()
     try:
-        _, body = await client.fetch(f"{url}/load", timeout_s=HEALTH_TIMEOUT_S)
+        _, body = await client.fetch(f"{url}{LOAD_PATH}", timeout_s=HEALTH_TIMEOUT_S)
     finally:
         client.close()
     data: dict[str, Any] = msgspec.json.decode(body)

@@ -16,9 +16,6 @@ _ENGINES = {
 }
 """Adapters by the name that specs use, imported when they are asked for."""
 
-AUTO_ORDER = ("openvino",)
-"""Which engines `auto` may take, the best first. `remote` and `echo` are only taken by name."""
-
 
 def engine_kinds() -> list[str]:
     """The names of all engines."""
@@ -36,10 +33,20 @@ def find_engine(kind: str) -> Engine:
 
 
 def choose_engine(kind: str, artifact: Artifact | None) -> Engine:
-    """The adapter for `kind`; for `auto`, the best one for the model. Raises `EngineError`."""
+    """The adapter for `kind`; for `auto`, the first by `auto_rank` that serves such models.
+
+    Raises `EngineError`.
+    """
     if kind != "auto":
         return find_engine(kind)
     family = artifact.description.family if artifact else Family.DECODER
-    for candidate in AUTO_ORDER:
-        return find_engine(candidate)
-    raise EngineError(f"no engine here serves a {family.value}")
+    ranked = []
+    for engine in map(find_engine, _ENGINES):
+        traits = engine.traits
+        fits = artifact is None or artifact.description.format in traits.formats
+        if traits.auto_rank is not None and family in traits.families and fits:
+            ranked.append((traits.auto_rank, engine.kind, engine))
+    if not ranked:
+        what = f"a {artifact.description.format.value} {family}" if artifact else f"a {family}"
+        raise EngineError(f"no engine serves {what} by itself; name one (engine.kind)")
+    return min(ranked, key=lambda one: one[:2])[2]

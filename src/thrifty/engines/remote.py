@@ -1,4 +1,4 @@
-"""Servers that others run: any URL, or list of URLs, that speaks the OpenAI dialect."""
+"""Servers that others run: one or more URLs that speak the OpenAI dialect."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from thrifty.engines.base import (
     EngineLoad,
     Launch,
     Served,
+    Traits,
+    Upstream,
     check_options,
     parse_options,
 )
@@ -68,13 +70,15 @@ class RemoteOptions(Section):
 
 
 class RemoteEngine:
-    """Uses servers; starts and stops none."""
+    """Uses servers that others run; starts and stops none."""
 
     kind = "remote"
     options = RemoteOptions
-    honours = None
-    salt_field = None
-    external = True
+    traits = Traits(families=frozenset(Family), loads_model=False, external=True, load_path="/load")
+
+    def find_features(self, machine: Machine) -> frozenset[str]:
+        """None of this machine's."""
+        return frozenset()
 
     def capabilities(self, machine: Machine) -> list[Capability]:
         """It needs nothing of this machine."""
@@ -113,19 +117,19 @@ class RemoteEngine:
             version=f"remote@{revision[:8]}",
             revision=revision,
             family=Family.DECODER.value,
-            options={
-                "urls": list(options.urls),
-                "upstream_model": upstream,
-                "key_env": options.key_env,
-                "salt_field": options.salt_field,
-                "priority_field": options.priority_field,
-            },
+            upstream=Upstream(
+                options.urls, upstream, options.key_env, options.salt_field, options.priority_field
+            ),
         )
 
+    def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
+        """Never any: the servers have their own model."""
+        return None
+
     def launch(
-        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
     ) -> Launch:
-        """Never called: the servers are somebody else's."""
+        """Never called: others start these servers. Raises `EngineError`."""
         raise EngineError("remote servers are not started by Thrifty")
 
     def find_slots(self, served: Served) -> int | None:
@@ -136,7 +140,7 @@ class RemoteEngine:
         """Ready when it lists its models, or at least answers."""
         client = HttpClient()
         headers = b""
-        key_env = served.options.get("key_env")
+        key_env = served.upstream.key_env
         if key_env:
             headers = f"authorization: Bearer {os.environ.get(key_env, '')}\r\n".encode()
         try:

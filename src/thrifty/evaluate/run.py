@@ -15,6 +15,7 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.backends import DEFAULT_BACKEND, find_backend
 from thrifty.evaluate.divergence import Divergence, measure_divergence
 from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.embeddings import (
@@ -46,8 +47,6 @@ from thrifty.units import format_bytes
 
 WINDOW = 512
 TOP_K = 64
-KV_PRECISIONS = ("u8", "f16")
-"""As `engine.kv_precision` has them."""
 MARGIN = 0.02
 """How much worse a share may be for the candidate to pass as not inferior."""
 
@@ -90,7 +89,7 @@ def evaluate(
     max_tokens: int | None = None,
     max_items: int | None = None,
     margin: float = MARGIN,
-    backend: str = "openvino",
+    backend: str = DEFAULT_BACKEND,
     kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
@@ -264,13 +263,15 @@ def _require_room(place: Path, meta: ReferenceMeta, tokens: int) -> None:
 
 
 def _check_kv_precision(kv_precision: str, model: str, backend: str) -> None:
-    if kv_precision not in KV_PRECISIONS:
+    known = () if is_url(model) else find_backend(backend).kv_precisions
+    if not known:
         raise EvaluationError(
-            f"the KV cache is kept in {' or '.join(KV_PRECISIONS)}, not {kv_precision!r}"
+            "the KV cache's precision can be chosen for models that OpenVINO runs here; servers "
+            "and PyTorch have their own"
         )
-    if is_url(model) or backend != "openvino":
+    if kv_precision not in known:
         raise EvaluationError(
-            "the KV cache's precision is chosen for models that OpenVINO runs here; a server has its own"
+            f"the KV cache is stored in {' or '.join(known)}, not in {kv_precision!r}"
         )
 
 

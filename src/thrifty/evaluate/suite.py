@@ -17,11 +17,12 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.data import SETS, fetch_set
 from thrifty.engines.machine import detect_machine
-from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.backends import DEFAULT_BACKEND, describe_backend
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
 from thrifty.evaluate.windows import digest_file
+from thrifty.graphs.activations import ACTIVATION_GROUP
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 QUALITY, EMBEDDINGS, TASK = "quality", "embeddings", "task"
@@ -85,9 +86,9 @@ class EvaluationSuite:
 
 def describe_arithmetic() -> dict[str, Any]:
     """What computes here, as far as figures of quality depend on it."""
-    engine = f"openvino {package_version('openvino')}"
+    machine = detect_machine()
     return {
-        "engine": engine, "processor": detect_machine().processor,
+        "engine": describe_backend(DEFAULT_BACKEND), "processor": machine.processor,
         "activation_group": ACTIVATION_GROUP,
     }  # fmt: skip
 

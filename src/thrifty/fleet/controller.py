@@ -229,15 +229,15 @@ class Controller:
 
     def _make_replicas(self) -> None:
         on_change: OnChange = self._changed.set
-        local = [plan for plan in self.plans if not plan.engine.external]
+        local = [plan for plan in self.plans if not plan.engine.traits.external]
         total = sum(plan.spec.replicas.count for plan in local)
         shares = iter(share_cores(self._machine.cores, total) if total else ())
         for plan in self.plans:
             name, replicas = plan.served.name, plan.spec.replicas
-            if plan.engine.external:
+            if plan.engine.traits.external:
                 self.replicas += [
                     ExternalReplica(f"{name}-{index}", url, plan.served, plan.engine, on_change)
-                    for index, url in enumerate(plan.served.options["urls"])
+                    for index, url in enumerate(plan.served.upstream.urls)
                 ]
                 continue
             own = [next(shares) for _ in range(replicas.count)]

@@ -135,7 +135,7 @@ class GatewayWorkers:
             **self._settings, "id": name, "ready_file": str(ready), "listen_fd": listening,
         }  # fmt: skip
         process = start_process(
-            [sys.executable, "-m", "thrifty.gateway", msgspec.json.encode(settings).decode()],
+            [sys.executable, "-m", "thrifty.worker", msgspec.json.encode(settings).decode()],
             role="gateway",
             process_id=name,
             home=self._home.root,

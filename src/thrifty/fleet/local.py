@@ -165,7 +165,9 @@ class LocalReplica:
         lease = None
         try:
             port = find_free_port()
-            launch = self._engine.launch(self.served, port, self._cores, self._memory_share)
+            launch = self._engine.launch(
+                self.served, self._store, port, self._cores, self._memory_share
+            )
             if self.served.artifact is not None:
                 lease = self._store.lease(self.served.artifact)
             self._process = start_process(

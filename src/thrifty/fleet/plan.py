@@ -12,7 +12,7 @@ from typing import Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings, VersionRow, VersionSettings
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
@@ -21,8 +21,6 @@ from thrifty.spec import LoadedSpec, Spec
 from thrifty.spec.load import suggest
 from thrifty.types import OnProgress, ignore_progress
 
-MODEL_FREE = frozenset({"remote", "echo"})
-"""Engines that load no model of ours."""
 BATCH_SLOTS = 32
 """Beyond this, a replica on a CPU gives hardly more tokens, only later ones."""
 
@@ -53,49 +51,51 @@ class Plan:
     def deployment(self) -> DeploymentRow:
         """The deployment, as gateways read it."""
         served, spec = self.served, self.spec
-        honours = self.engine.honours
-        return DeploymentRow(
-            name=served.name,
+        traits, upstream = self.engine.traits, served.upstream
+        honours = traits.honours
+        version = VersionRow(
+            label=served.version,
+            model=served.version,
             engine=served.engine,
-            version=served.version,
             revision=served.revision,
             artifact=served.artifact,
-            family=served.family,
-            settings=DeploymentSettings(
-                routing=spec.routing,
-                cache_when=spec.cache.exact.when,
-                cache_ttl_s=spec.cache.exact.ttl,
-                max_tokens=spec.limits.max_tokens,
-                waiting=spec.limits.waiting,
-                wait_timeout_s=spec.limits.wait_timeout,
-                first_token_timeout_s=spec.limits.first_token_timeout,
-                idle_timeout_s=spec.limits.idle_timeout,
+            settings=VersionSettings(
                 honours=None if honours is None else tuple(sorted(honours)),
-                upstream_model=served.options.get("upstream_model"),
-                key_env=served.options.get("key_env"),
-                salt_field=served.options.get("salt_field", self.engine.salt_field),
-                priority_field=served.options.get(
-                    "priority_field", "priority" if honours and "priority" in honours else None
-                ),
-                batch_slots=_count_batch_slots(spec, served),
-                created_s=time.time(),
+                upstream_model=upstream.model,
+                key_env=upstream.key_env,
+                salt_field=upstream.salt_field,
+                priority_field=upstream.priority_field,
+                load_path=traits.load_path,
+                accepts_response_id=traits.accepts_response_id,
+                batch_slots=_count_batch_slots(spec, self.engine.find_slots(served)),
                 slots=spec.replicas.slots or self.engine.find_slots(served),
-                timeout_s=spec.limits.timeout,
-                hedge_s=spec.limits.hedge,
                 price_input=spec.prices.input,
                 price_cached=_first(spec.prices.cached_input, spec.prices.input),
                 price_output=spec.prices.output,
-                aliases=spec.aliases,
-                fallback=spec.fallback,
             ),
         )
+        settings = DeploymentSettings(
+            routing=spec.routing,
+            cache_when=spec.cache.exact.when,
+            cache_ttl_s=spec.cache.exact.ttl,
+            max_tokens=spec.limits.max_tokens,
+            waiting=spec.limits.waiting,
+            wait_timeout_s=spec.limits.wait_timeout,
+            first_token_timeout_s=spec.limits.first_token_timeout,
+            idle_timeout_s=spec.limits.idle_timeout,
+            created_s=time.time(),
+            timeout_s=spec.limits.timeout,
+            hedge_s=spec.limits.hedge,
+            aliases=spec.aliases,
+            fallback=spec.fallback,
+        )
+        return DeploymentRow(served.name, served.family, settings, (version,))
 
 
-def _count_batch_slots(spec: Spec, served: Served) -> int:
+def _count_batch_slots(spec: Spec, limit: int | None) -> int:
     """How many requests a replica works on at once, as far as batches go."""
-    limit = served.options.get("slots") or served.options.get("max_batch")
     wanted = spec.batches.slots or BATCH_SLOTS
-    return min(wanted, int(limit)) if limit else wanted
+    return min(wanted, limit) if limit else wanted
 
 
 def make_plans(
@@ -147,7 +147,7 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
 
 def _check_loads_models(loaded: LoadedSpec) -> None:
     kind = loaded.spec.engine.kind
-    if kind in MODEL_FREE:
+    if kind != "auto" and not find_engine(kind).traits.loads_model:
         message = (
             f"the engine {kind!r} loads no model, so there is nothing to compress; write it beside the "
             "deployments that it is for"
@@ -160,7 +160,7 @@ def _find_model(
 ) -> tuple[Engine, tuple[NamedVersion, Artifact] | None]:
     """Fetch what one deployment asks for, and say which engine runs it. Raises `SpecError` too."""
     spec, kind = loaded.spec, loaded.spec.engine.kind
-    if kind in MODEL_FREE:
+    if kind != "auto" and not find_engine(kind).traits.loads_model:
         return find_engine(kind), None
     model = fetch_model(store, spec.model, on_progress=on_progress)
     store.verify(model[1], on_progress=on_progress)

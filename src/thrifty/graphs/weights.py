@@ -18,8 +18,8 @@ from openvino import opset13 as op
 from openvino.op import Constant
 
 from thrifty.artifacts.checkpoint import Tensors
-from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
 from thrifty.errors import IntegrityError
+from thrifty.graphs.activations import ACTIVATION_GROUP, LEAST_ACTIVATION_GROUP
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -28,8 +28,6 @@ INT4_GROUP_SIZES = (128, 64, 32)
 INT8_GROUP_SIZES = (64, 32)
 """As those: nearer than whole rows, and computed by the same kernels."""
 LOWEST_INT4 = -8
-LEAST_ACTIVATION_GROUP = 32
-"""What the engine's kernels go down to."""
 
 
 def read_weight(tensors: Tensors, name: str, *sizes: int | None) -> FloatArray:

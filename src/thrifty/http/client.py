@@ -1,16 +1,16 @@
 """An HTTP/1.1 client for the request path: pooled connections, streamed answers.
 
-A request ends in one of three ways that the caller must tell apart, because only the caller knows
+A request can fail in three ways. The caller must tell them apart, because only the caller knows
 what may be repeated:
 
     ConnectFailed     nothing was sent
     NoResponse        it was sent, and the connection ended before the first byte of an answer
-    BrokenResponse    the answer had begun
+    BrokenResponse    the answer had started
 
-One case is repaired here: a kept-alive connection that the server closed just as the request went
-out. No server has acted on such a request, so it goes out once more on a fresh connection. A
-server that died of the request looks the same for a moment: where the fresh connection fails, or
-the old one ended late, the request counts as sent.
+One case is handled here: a kept-alive connection that the server closed just as the request was
+sent. No server has acted on such a request, so it is sent once more on a new connection. A server
+that crashed on the request looks the same for a moment: if the new connection fails, or the old one
+ended late, the request counts as sent.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ OnData = Callable[[bytes], None]
 CONNECT_TIMEOUT_S = 5.0
 MAX_IDLE_PER_ORIGIN = 256
 MAX_IDLE_S = 55.0
-"""Shorter than the keep-alive of the servers in the field (60 s and more), so that an idle
-connection is mostly given up by us first."""
+"""Shorter than the keep-alive of common servers (60 s and more), so that we usually close an idle
+connection first."""
 STALE_WINDOW_S = 1.0
-"""A connection that was closed for idleness ends within a round trip of the request; one that ends
-later took the request with it."""
+"""A connection that was closed for idleness ends within a round trip of the request. One that ends
+later may have received the request."""
 
 
 class TransportError(ThriftyError):
-    """A request did not come back whole."""
+    """A request got no complete answer."""
 
 
 class ConnectFailed(TransportError):
@@ -67,7 +67,7 @@ class _StaleConnection(Exception):
 
 @dataclass(frozen=True)
 class Origin:
-    """A server: where to connect, and what to put before each path."""
+    """A server: where to connect, and the prefix of each path."""
 
     host: str
     port: int
@@ -94,7 +94,7 @@ def parse_origin(url: str) -> Origin:
     try:
         parts = urlsplit(url)
         port = parts.port
-        # What comes out of this can be written into a request as it is.
+        # The result can be written into a request as it is.
         host = (parts.hostname or "").encode("idna").decode("ascii")
     except ValueError as error:
         raise ValueError(f"{url!r} is not a URL: {error}") from None
@@ -109,11 +109,11 @@ def parse_origin(url: str) -> Origin:
 
 
 class Answer:
-    """An answer under way: its head is here, its body arrives.
+    """An answer whose head is here and whose body is arriving.
 
-    Body bytes go to the function given to `attach`; what came earlier is handed over at once.
-    `done` completes when the body is whole, or raises `BrokenResponse`. From then on the
-    connection is another's, and `pause`, `resume` and `abort` do nothing.
+    Body bytes go to the function given to `attach`; bytes that came earlier are passed on at once.
+    `done` completes when the body is complete, or raises `BrokenResponse`. From then on the
+    connection serves others, and `pause`, `resume` and `abort` do nothing.
     """
 
     __slots__ = (
@@ -132,7 +132,7 @@ class Answer:
         self.headers: dict[bytes, bytes] = {}
 
     def attach(self, sink: OnData) -> None:
-        """Send body bytes to `sink` from now on, first those that are here already."""
+        """Pass body bytes to `sink`, beginning with those that are here already."""
         self._sink = sink
         held, self._held = self._held, []
         for data in held:
@@ -140,7 +140,7 @@ class Answer:
 
     async def wait_body(self) -> None:
         """Wait for the first byte of the body, or its end. Not after `attach`. Raises
-        `BrokenResponse`; a reader that is cancelled gives the answer up.
+        `BrokenResponse`. Cancelling it aborts the answer.
         """
         if not self._held and not self.done.done():
             begun = self._begun = asyncio.Event()
@@ -154,7 +154,7 @@ class Answer:
             self.done.result()
 
     async def read(self) -> bytes:
-        """The whole body. A reader that is cancelled gives the answer up."""
+        """The complete body. Cancelling it aborts the answer."""
         try:
             await self.done
         except asyncio.CancelledError:
@@ -165,17 +165,17 @@ class Answer:
         return body
 
     def pause(self) -> None:
-        """Stop reading from the server, because the reader of the answer is slow."""
+        """Stop reading from the server, because whoever reads the answer is slow."""
         if self._connection is not None:
             self._connection.pause()
 
     def resume(self) -> None:
-        """Go on reading."""
+        """Read again."""
         if self._connection is not None:
             self._connection.resume()
 
     def abort(self) -> None:
-        """Give the answer up: the connection is cut, which tells the server to stop working."""
+        """Abandon the answer: cut the connection, which tells the server to stop working."""
         self.given_up = True
         if self._connection is not None:
             self._connection.abort()
@@ -184,7 +184,7 @@ class Answer:
         self.fail(error("the request was given up"))
 
     def release(self) -> None:
-        """The connection goes on to others, or is gone."""
+        """Forget the connection, which serves others from now on or is gone."""
         self._connection = None
 
     def feed(self, data: bytes) -> None:
@@ -197,12 +197,12 @@ class Answer:
                 self._begun.set()
 
     def fail(self, error: BaseException) -> None:
-        """Take the connection's end."""
+        """Take the error that the connection ended with."""
         if not self.head.done():
             self.head.set_exception(error)
         elif not self.done.done():
             self.done.set_exception(error)
-            # Whoever has lost interest in the answer must not be told of an unread exception.
+            # Retrieved here, so that asyncio does not warn when nobody awaits the answer any more.
             self.done.exception()
 
 
@@ -240,7 +240,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether a request can still go out on it, as far as we know."""
+        """Whether a request can still be sent on it, as far as we know."""
         return not (self.closed or self._transport is None or self._transport.is_closing())
 
     def send(
@@ -281,7 +281,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._parser is None:
-            # Bytes that nobody asked for: the server is confused, or closing with an error page.
+            # Unexpected bytes: the server is confused, or closes with an error page.
             self.abort()
             self._pool.forget(self)
             return
@@ -345,7 +345,7 @@ class _Connection(asyncio.Protocol):
         if not answer.head.done():
             answer.head.set_result(answer)
         if self._head_only:
-            # The parser cannot know, and would wait for the body that the head speaks of.
+            # The parser cannot know this, and would wait for the body that the head declares.
             self.on_message_complete()
 
     def on_body(self, data: bytes) -> None:
@@ -380,7 +380,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Pool:
-    """The idle connections to one origin, the latest used first."""
+    """The idle connections to one origin, the most recently used first."""
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
         self.origin = origin
@@ -405,7 +405,7 @@ class _Pool:
         self.idle.append(connection)
 
     def close(self) -> None:
-        """Close what is idle now, and what runs once it ends."""
+        """Close idle connections now, and busy ones when their request ends."""
         self._closed = True
         while self.idle:
             self.idle.pop().abort()
@@ -438,7 +438,7 @@ class _Pool:
 
 
 class HttpClient:
-    """Requests to any number of origins, over kept-alive connections."""
+    """Sends requests to any number of origins, over kept-alive connections."""
 
     def __init__(self) -> None:
         self._pools: dict[Origin, _Pool] = {}
@@ -456,10 +456,10 @@ class HttpClient:
         head_timeout_s: float | None = None,
         on_sent: Callable[[Answer], None] | None = None,
     ) -> Answer:
-        """Send a request and return once the head of its answer is here.
+        """Send a request and return when the head of its answer is here.
 
-        `headers` are whole header lines, each ended by CRLF. `on_sent` gets the answer object as
-        soon as the request is out, so that a caller can abort it while it waits. Raises
+        `headers` are complete header lines, each ended by CRLF. `on_sent` gets the answer object as
+        soon as the request is sent, so that a caller can abort it while waiting. Raises
         `ConnectFailed`, `NoResponse`.
         """
         pool = self._pools.get(origin) or self._add_pool(origin)
@@ -499,9 +499,9 @@ class HttpClient:
         body: bytes = b"",
         timeout_s: float = 10.0,
     ) -> tuple[int, bytes]:
-        """Status and whole body of one request to `url`, within `timeout_s`.
+        """Status and complete body of one request to `url`, within `timeout_s`.
 
-        Raises `TransportError`, and `ValueError` where `url` is none.
+        Raises `TransportError`, and `ValueError` if `url` is not a URL.
         """
         parts = urlsplit(url)
         path = _quote(parts.path) + (f"?{_quote(parts.query)}" if parts.query else "")
@@ -526,14 +526,14 @@ class HttpClient:
             ) from None
 
     def close(self) -> None:
-        """Close every idle connection, and each running request's once it has ended."""
+        """Close every idle connection now, and busy ones when their request ends."""
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
 
     def close_origin(self, origin: Origin) -> None:
-        """Close the connections to an origin that is gone for good, and forget it; running
-        requests may end first.
+        """Close the connections to an origin that is gone for good, and forget it. Running requests
+        may finish first.
         """
         pool = self._pools.pop(origin, None)
         if pool is not None:
@@ -547,12 +547,12 @@ class HttpClient:
 
 
 def _quote(part: str) -> str:
-    """`part` of a URL in ASCII and without spaces; what is quoted already stays as it is."""
+    """`part` of a URL in ASCII and without spaces; existing percent-encoding is kept."""
     return quote(part, safe="/?:@!$&'()*+,;=%-._~")
 
 
 def _say_why(error: OSError | UnicodeError) -> str:
-    """The reason alone: event loops put addresses and their own words around it."""
+    """The reason alone, without the addresses and wording that event loops add."""
     if isinstance(error, OSError):
         if error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
             return os.strerror(error.errno)
@@ -561,7 +561,7 @@ def _say_why(error: OSError | UnicodeError) -> str:
 
 
 async def _connect(pool: _Pool, timeout_s: float, stale: Answer | None) -> _Connection:
-    """A fresh connection; after a `stale` one, the last look at whether to send again."""
+    """A new connection; after a `stale` one, unless the request was given up meanwhile."""
     try:
         if stale is None or not stale.given_up:
             connection = await pool.connect(timeout_s)

@@ -1,12 +1,12 @@
 """One connection of the HTTP server: httptools parses, an `Exchange` answers.
 
-It owns what a public server must not get wrong: limits on headers and bodies (told before the
-body is read where `Content-Length` gives it away), a deadline for sending a request and one for
-reading the answer, keep-alive, pipelining in order, and backpressure in both directions.
+It owns what a public server must get right: limits on headers and bodies (checked before the body
+is read where `Content-Length` declares its size), deadlines for sending a request and for reading
+the answer, keep-alive, ordered pipelining, and backpressure in both directions.
 
-A request that is refused here ends its connection: the refusal goes out behind the answers to
-what came before it, and then incoming bytes are dropped until the client hangs up or its time is
-over. Closing at once would reset the connection, and the client would never see the refusal.
+A request that is refused here ends its connection. The refusal is sent after the answers to earlier
+requests; then incoming bytes are dropped until the client hangs up or its deadline passes. Closing
+at once would reset the connection, and the client would never see the refusal.
 
 `Upgrade` is ignored, as RFC 9110 (7.8) allows: clients that offer h2c by default get HTTP/1.1.
 """
@@ -18,31 +18,44 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
 
-from thrifty.http.exchange import JSON_TYPE, Exchange
-from thrifty.http.spool import Upload, begin_upload
+from thrifty.http.cors import Cors
+from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.types import JSON_TYPE, ServerLimits
+from thrifty.http.upload import OpenSpool, Upload, begin_upload
 from thrifty.openai.errors import WireError, internal_error, unavailable
 
 if sys.platform != "win32":
     import fcntl
     import termios
 
-if TYPE_CHECKING:
-    from thrifty.http.server import HttpServer
-
 log = logging.getLogger(__name__)
 
 MAX_PIPELINED = 16
 MAX_PIPELINED_BODY_BYTES = 65_536
-"""Reading stops behind this many waiting requests, or one waiting body of this size."""
+"""Reading stops when this many requests wait, or one whose body is larger than this."""
 DROP_LIMIT_BYTES = 256_000_000
-"""What a refused client may go on sending before it is cut off."""
+"""How much a refused client may still send before it is cut off."""
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
+
+
+class Server(Protocol):
+    """What a connection needs of the server that accepted it."""
+
+    handler: Handler
+    spools: Mapping[str, OpenSpool]
+    limits: ServerLimits
+    refused: Callable[[WireError], None]
+    connections: set[HttpProtocol]
+    draining: bool
+    date_line: bytes
+    cors: Cors | None
+    loop: asyncio.AbstractEventLoop
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -62,6 +75,7 @@ class HttpProtocol(asyncio.Protocol):
         "_queue",
         "_read_paused",
         "_refusal",
+        "_refused_origin",
         "_sent_bytes",
         "_silent_bytes",
         "_stuck_since_s",
@@ -76,7 +90,7 @@ class HttpProtocol(asyncio.Protocol):
         "write_paused",
     )
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._loop = server.loop
         self._parser = httptools.HttpRequestParser(self)
@@ -86,31 +100,34 @@ class HttpProtocol(asyncio.Protocol):
         self._current: Exchange | None = None
         """The request that is being answered."""
         self._queue: deque[Exchange] = deque()
-        """Whole requests that wait for their turn."""
+        """Complete requests that wait for their turn."""
         self._refusal: WireError | None = None
-        """What ends this connection, behind the answers to what is running and queued."""
+        """What ends this connection, after the answers to what is running and queued."""
+        self._refused_origin: bytes | None = None
+        """The `Origin` header of the request that was refused."""
         self._url = b""
         self._body: bytes | bytearray = b""
         self._header_bytes = 0
         self._silent_bytes = 0
-        """What the parser has swallowed since it last told of anything."""
+        """Bytes that the parser has taken since it last called back."""
         self._dropped_bytes = 0
         self._continue_due = False
         self._advancing = False
         self._read_paused = False
         self._upload: Upload | None = None
-        """Where the body of the request that is arriving goes to disk."""
+        """Writes the body of the arriving request to disk, where it goes there."""
         self._writable: asyncio.Future[None] | None = None
         self._sent_bytes = 0
         self._flushed_bytes = 0
         self._stuck_since_s = 0.0
         self.closed = False
-        """No answer can go out any more; the transport may still be flushing."""
+        """Whether no answer can be sent any more; the transport may still be flushing."""
         self.write_paused = False
         self.deadline_s: float | None = None
-        """When the client must have sent (or, once refused, hung up); none while it waits for us."""
+        """When the client must have sent its request (or, once refused, hung up); None while it is
+        waiting for us."""
         self.idle_since_s = 0.0
-        """When its last exchange ended."""
+        """When the last exchange ended."""
 
     # asyncio's side
 
@@ -132,8 +149,8 @@ class HttpProtocol(asyncio.Protocol):
         self._leave()
 
     def eof_received(self) -> bool:
-        # Whether the client is gone or only done with sending cannot be told apart. Nobody half
-        # closes and then waits for a generation, and a generation for nobody is dear.
+        # A client that is gone and one that has only finished sending look the same. Clients do not
+        # half-close and then wait for a generation, and a generation for nobody is expensive.
         self._note_stuck()
         self._leave()
         return False
@@ -159,8 +176,8 @@ class HttpProtocol(asyncio.Protocol):
             )
             return
         if self._silent_bytes > self.server.limits.max_header_bytes and self._building is not None:
-            # One header (or trailer, or chunk extension) that does not end: the parser keeps it
-            # to itself until it does.
+            # One header (or trailer, or chunk extension) that does not end: the parser reports it
+            # only when it does.
             self._refuse(self._headers_too_large())
 
     def pause_writing(self) -> None:
@@ -199,7 +216,7 @@ class HttpProtocol(asyncio.Protocol):
         assert self._building is not None
         self._count_header_bytes(len(name) + len(value) + 4)
         if self._building.method:
-            return  # a trailer: whatever it claims comes too late to be believed
+            return  # a trailer: it comes too late to change how the request is handled
         headers = self._building.headers
         name = name.lower()
         value = value.rstrip(b" \t")
@@ -227,7 +244,7 @@ class HttpProtocol(asyncio.Protocol):
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
             try:
-                self._upload = begin_upload(self, exchange, length)
+                self._upload = begin_upload(self, self.server.spools, exchange, length)
             except WireError as error:
                 self._refusal = error
                 raise
@@ -258,7 +275,7 @@ class HttpProtocol(asyncio.Protocol):
         if not self._body:
             self._body = body
         else:
-            # Many small pieces must not cost many objects.
+            # Many small pieces must not become many objects.
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += body
@@ -271,7 +288,7 @@ class HttpProtocol(asyncio.Protocol):
         self._silent_bytes = 0
         exchange = self._building
         if exchange is None or not exchange.method:
-            return  # the first reading of a request with `Upgrade`
+            return  # the first pass over a request with `Upgrade`
         self._building = None
         self._upload = None
         if self.closed:
@@ -327,6 +344,10 @@ class HttpProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def get_extra_info(self, name: str) -> Any:
+        """What the transport knows by this name, such as `peername`."""
+        return None if self._transport is None else self._transport.get_extra_info(name)
+
     def close_if_idle(self) -> None:
         """Close a connection between requests; a running exchange closes it when it ends."""
         if self._current is None and self._building is None and not self._queue and not self.closed:
@@ -341,11 +362,11 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def task(self) -> asyncio.Task[None] | None:
-        """What answers the current request."""
+        """The task that answers the current request."""
         return self._current.task if self._current is not None else None
 
     def sweep(self, now_s: float) -> None:
-        """Enforce the deadlines; called about once a second."""
+        """Enforce the deadlines. Called about once a second."""
         limits = self.server.limits
         if self.write_paused or self.closed:
             flushed_bytes = self._count_flushed()
@@ -366,7 +387,8 @@ class HttpProtocol(asyncio.Protocol):
             self._refuse(
                 WireError(
                     408,
-                    f"the request did not arrive within {limits.read_timeout_s:g} s; send it faster",
+                    f"the request did not arrive within {limits.read_timeout_s:g} s; "
+                    "send it faster",
                     code="request_timeout",
                 )
             )
@@ -374,18 +396,18 @@ class HttpProtocol(asyncio.Protocol):
     # the upload's side
 
     def hold_reading(self) -> None:
-        """Read nothing for now: the disk is behind."""
+        """Stop reading for now, because the disk is behind."""
         if self._transport is not None:
             self._transport.pause_reading()
 
     def go_on_reading(self) -> None:
-        """Read on, unless requests that wait for their turn forbid it."""
+        """Read again, unless too many requests wait for their turn."""
         transport = self._transport
         if transport is not None and not transport.is_closing() and not self._read_paused:
             transport.resume_reading()
 
     def extend_deadline(self) -> None:
-        """Give the client a whole request's time for what it is still sending."""
+        """Give the client the read timeout again for what it is still sending."""
         if self.deadline_s is not None and not self.closed:
             self.deadline_s = time.monotonic() + self.server.limits.read_timeout_s
 
@@ -414,10 +436,10 @@ class HttpProtocol(asyncio.Protocol):
         )
 
     def _ignore_upgrades(self, rest: memoryview) -> None:
-        """Read a request that offers another protocol once more, without the offer.
+        """Parse a request that offers another protocol again, without the offer.
 
-        The parser takes everything behind such a head for the other protocol, the request's body
-        too.
+        The parser treats everything after such a head as the other protocol, including the
+        request's body.
         """
         while True:
             exchange = self._building
@@ -457,9 +479,9 @@ class HttpProtocol(asyncio.Protocol):
             self._fail(exchange, internal_error())
 
     def _advance(self) -> None:
-        """Dispatch what is queued; then see to what stands behind it."""
+        """Dispatch queued requests, then handle what comes after them."""
         if self._advancing:
-            return  # an answer that came at once; the loop below goes on
+            return  # an answer came at once; the loop below continues
         self._advancing = True
         while self._queue and self._current is None and not self.write_paused and not self.closed:
             self._dispatch(self._queue.popleft())
@@ -507,7 +529,7 @@ class HttpProtocol(asyncio.Protocol):
             exchange.abort()
 
     def _leave(self) -> None:
-        """The client is gone: whoever works for it is told."""
+        """The client is gone: tell whoever works for it."""
         self.closed = True
         self.deadline_s = None
         for waiting in (*self._queue, self._building):
@@ -527,7 +549,7 @@ class HttpProtocol(asyncio.Protocol):
                 exchange.task.cancel()
 
     def _close(self) -> None:
-        """Close once what was written has gone out, for which the client has its time."""
+        """Close when what was written is sent; the client has the write timeout to read it."""
         assert self._transport is not None
         if not self.write_paused:
             self._note_stuck()
@@ -536,12 +558,14 @@ class HttpProtocol(asyncio.Protocol):
         self._transport.close()
 
     def _refuse(self, error: WireError) -> None:
-        """Take nothing more from this client; tell it why, once it is its turn."""
+        """Take nothing more from this client, and tell it why when it is its turn."""
         if self.closed:
             return
         self._refusal = error
-        if self._building is not None and self._building.spool is not None:
-            self._building.spool.close()
+        if self._building is not None:
+            self._refused_origin = self._building.headers.get(b"origin")
+            if self._building.spool is not None:
+                self._building.spool.close()
         self._building = None
         self._body = b""
         self.deadline_s = None
@@ -560,6 +584,8 @@ class HttpProtocol(asyncio.Protocol):
     def _write_refusal(self, error: WireError) -> None:
         exchange = Exchange(self)
         exchange.keep_alive = False
+        if self._refused_origin is not None:
+            exchange.headers[b"origin"] = self._refused_origin
         body = error.encode()
         head = exchange.encode_head(
             error.status, [JSON_TYPE, *error.headers], [b"content-length: %d\r\n" % len(body)]
@@ -568,19 +594,21 @@ class HttpProtocol(asyncio.Protocol):
         self.server.refused(error)
 
     def _note_stuck(self) -> None:
-        """From now on, the client must read."""
+        """Start the clock: from now on, the client must read."""
         self._flushed_bytes = self._count_flushed()
         self._stuck_since_s = time.monotonic()
 
     def _count_flushed(self) -> int:
-        """Bytes that the client has taken, as far as can be known."""
+        """Bytes that the client has received, as far as can be known."""
         assert self._transport is not None
         waiting = self._transport.get_write_buffer_size() + _count_in_kernel(self._transport)
         return self._sent_bytes - waiting
 
 
 def _count_in_kernel(transport: asyncio.Transport) -> int:
-    """Bytes that the kernel holds and the client has not acknowledged: megabytes, if it is slow."""
+    """Bytes that the kernel holds because the client has not acknowledged them (megabytes, if it is
+    slow).
+    """
     if sys.platform == "win32":
         return 0
     try:

@@ -3,46 +3,96 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
+from thrifty.http.cors import Cors
+from thrifty.http.spool import Spool
+from thrifty.http.types import JSON_TYPE, Headers, encode_lines
 from thrifty.openai.errors import WireError
 
-if TYPE_CHECKING:
-    from thrifty.http.connection import HttpProtocol
-    from thrifty.http.spool import Spool
-
-Headers = Iterable[tuple[bytes, bytes]]
-Handler = Callable[["Exchange"], Coroutine[Any, Any, None] | None]
-"""Answers at once and returns None, or returns what is still to be done. An answer that needs no
-waiting then costs no task."""
+__all__ = [
+    "Connection",
+    "Exchange",
+    "Handler",
+    "Headers",
+    "InnerExchange",
+    "ServerState",
+    "encode_lines",
+    "is_loopback",
+]
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
 }
-JSON_TYPE = (b"content-type", b"application/json")
-EVENT_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-]
 
 
-def encode_lines(headers: Headers) -> bytes:
-    """Header lines as they are sent."""
-    return b"".join([b"%b: %b\r\n" % header for header in headers])
+_FORWARDING_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+NO_BODY = frozenset({204, 304})
+"""Statuses whose answers have neither a body nor its length (RFC 9110, 8.6)."""
+
+
+class ServerState(Protocol):
+    """What an answer needs to know of the server."""
+
+    draining: bool
+    """Whether each answer is the last one on its connection."""
+    date_line: bytes
+    """The current `date` header line."""
+    cors: Cors | None
+    """The web pages that may read answers; None: only those of the same origin."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of the connection that it is answered on."""
+
+    closed: bool
+    write_paused: bool
+
+    @property
+    def server(self) -> ServerState:
+        """The server that the connection belongs to."""
+
+    def send(self, data: bytes) -> None:
+        """Write `data`; what does not go out at once is buffered."""
+
+    async def wait_writable(self) -> None:
+        """Return once the send buffer has room, or the client is gone."""
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Take the next request, or close."""
+
+    def abort(self) -> None:
+        """Cut the connection now."""
+
+    def get_extra_info(self, name: str) -> Any:
+        """What the transport knows by this name (`peername`, `sockname`, `ssl_object`)."""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address is this machine's own loopback."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None)
+    return found.is_loopback or (mapped is not None and mapped.is_loopback)
 
 
 class Exchange:
     """One request and its answer.
 
     The handler calls `respond` once, or `start`, any number of `write`, and `finish`. When the
-    client goes away, `on_disconnect` is called; without one, the handler's task is cancelled.
+    client disconnects, `on_disconnect` is called, or the handler's task is cancelled where it is
+    not set.
     """
 
     __slots__ = (
+        "_chunked",
         "_head_only",
         "_protocol",
         "_started",
@@ -63,17 +113,18 @@ class Exchange:
         "version",
     )
 
-    def __init__(self, protocol: HttpProtocol) -> None:
+    def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
         self._started = False
         self._head_only = False
+        self._chunked = False
         self.method = ""
         self.path = ""
         self.query = b""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
         self.spool: Spool | None = None
-        """The body, where it went to disk; `body` is empty then."""
+        """The body, where it was written to disk; `body` is empty then."""
         self.version = "1.1"
         self.keep_alive = True
         self.status = 0
@@ -86,13 +137,43 @@ class Exchange:
 
     @property
     def started(self) -> bool:
-        """Whether the status line is out; from then on only the stream can tell of errors."""
+        """Whether the status line was sent; from then on, only the stream can report errors."""
         return self._started
 
     @property
     def disconnected(self) -> bool:
         """Whether the client is gone."""
         return self._protocol.closed
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """The client's address and port; None where it has none (a Unix socket)."""
+        return _read_address(self._get_extra_info("peername"))
+
+    @property
+    def local(self) -> tuple[str, int] | None:
+        """The address and port that the client connected to."""
+        return _read_address(self._get_extra_info("sockname"))
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self._get_extra_info("ssl_object") is not None
+
+    @property
+    def from_this_machine(self) -> bool:
+        """Whether the client connected over loopback and no proxy says that it passes on a
+        request of somebody else.
+        """
+        peer = self.peer
+        if peer is None or not is_loopback(peer[0]):
+            return False
+        return not any(name in self.headers for name in _FORWARDING_HEADERS)
+
+    @property
+    def cors(self) -> Cors | None:
+        """The web pages that may read answers; None: only those of the same origin."""
+        return self._protocol.server.cors
 
     @property
     def writable(self) -> bool:
@@ -103,13 +184,14 @@ class Exchange:
         """Send the whole answer."""
         if self._protocol.closed or self._started:
             return
-        head = self.encode_head(status, headers, [b"content-length: %d\r\n" % len(body)])
+        framing = [] if status in NO_BODY else [b"content-length: %d\r\n" % len(body)]
+        head = self.encode_head(status, headers, framing)
         self._protocol.send(head if self._head_only else head + body)
         self._end()
 
     def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
-        """Send a whole 200 to a POST, its header lines bytes already, in one write. `stream` sends
-        it as a stream is sent, without its length.
+        """Send a complete 200 to a POST in one write; `lines` are its encoded header lines. With
+        `stream`, it is sent as a stream is, without its length.
         """
         protocol = self._protocol
         if protocol.closed or self._started:
@@ -122,6 +204,8 @@ class Exchange:
             if stream and self.version == "1.0":
                 self.keep_alive = False
             lines += b"connection: keep-alive\r\n" if self.keep_alive else b"connection: close\r\n"
+        if protocol.server.cors is not None:
+            lines += protocol.server.cors.lines(self.headers.get(b"origin"))
         date_line = protocol.server.date_line
         if not stream:
             form = b"HTTP/1.1 200 OK\r\n%b%bcontent-length: %d\r\n\r\n%b"
@@ -135,29 +219,38 @@ class Exchange:
         self._end()
 
     def respond_error(self, error: WireError, headers: Headers = ()) -> None:
-        """Send `error` as the whole answer."""
+        """Send `error` as the complete answer."""
         self.respond(error.status, error.encode(), [JSON_TYPE, *error.headers, *headers])
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Begin an answer whose length is not known yet."""
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+        """Begin an answer that is sent in parts. `length` is what all parts together will have;
+        None where that is not known yet.
+        """
         if self._protocol.closed or self._started:
             return
-        if self.version == "1.0":
+        framing: list[bytes] = []
+        if length is not None:
+            framing = [b"content-length: %d\r\n" % length]
+        elif status in NO_BODY:
+            pass
+        elif self.version == "1.0":
             self.keep_alive = False
-            framing: list[bytes] = []
         else:
+            self._chunked = True
             framing = [b"transfer-encoding: chunked\r\n"]
         self._protocol.send(self.encode_head(status, headers, framing))
+        if status in NO_BODY:
+            self._head_only = True
 
     def write(self, data: bytes) -> None:
         """Send a part of the answer. Never waits: see `writable`, `on_pause` and `drain`."""
         if not data or self._protocol.closed or self.finished or self._head_only:
             return
         assert self._started, "write() before start()"
-        if self.version == "1.0":
-            self._protocol.send(data)
-        else:
+        if self._chunked:
             self._protocol.send(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._protocol.send(data)
 
     async def drain(self) -> None:
         """Wait until the client has read enough for more to be written."""
@@ -168,25 +261,28 @@ class Exchange:
         if self._protocol.closed or self.finished:
             return
         assert self._started, "finish() before start()"
-        if self.version != "1.0" and not self._head_only:
+        if self._chunked and not self._head_only:
             self._protocol.send(b"0\r\n\r\n")
         self._end()
 
     def abort(self) -> None:
-        """Cut the connection, so that the client cannot take a half answer for a whole one."""
+        """Cut the connection, so that no client mistakes a partial answer for a complete one."""
         self.finished = True
         self._protocol.abort()
 
     def encode_head(self, status: int, headers: Headers, framing: list[bytes]) -> bytes:
-        """The head of the answer; from now on it counts as begun."""
-        # Servers upstream use numbers beyond the registered ones (529, say).
+        """The head of the answer, which counts as started from now on."""
+        # Upstream servers also use unregistered status codes, such as 529.
         status_line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         self._started = True
         self.status = status
         self._head_only = self.method == "HEAD"
-        if self._protocol.server.draining:
+        server = self._protocol.server
+        if server.draining:
             self.keep_alive = False
-        lines = [status_line, self._protocol.server.date_line]
+        lines = [status_line, server.date_line]
+        if server.cors is not None:
+            lines.append(server.cors.lines(self.headers.get(b"origin")))
         lines += [b"%b: %b\r\n" % header for header in headers]
         lines += framing
         if not self.keep_alive:
@@ -196,22 +292,34 @@ class Exchange:
         lines.append(b"\r\n")
         return b"".join(lines)
 
+    def _get_extra_info(self, name: str) -> Any:
+        return self._protocol.get_extra_info(name)
+
     def _end(self) -> None:
         self.finished = True
         self._protocol.exchange_ended(self)
 
 
-class InnerExchange(Exchange):
-    """A request that comes from within this process, and its answer: there is no connection.
+Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
+"""Answers at once and returns None, or returns the coroutine that answers. An answer that needs no
+waiting then costs no task."""
 
-    `hang_up` is what a client does that goes away.
+
+def _read_address(value: Any) -> tuple[str, int] | None:
+    return (str(value[0]), int(value[1])) if isinstance(value, tuple) else None
+
+
+class InnerExchange(Exchange):
+    """A request made within this process, and its answer: there is no connection.
+
+    `hang_up` does what a disconnecting client does.
     """
 
     __slots__ = ("_gone", "answer", "answer_headers")
 
     def __init__(self, path: str, body: bytes, headers: dict[bytes, bytes]) -> None:
-        # Everything that would reach for the connection is overridden below.
-        super().__init__(cast("HttpProtocol", None))
+        # Everything that would use the connection is overridden below.
+        super().__init__(cast(Connection, None))
         self.method = "POST"
         self.path = path
         self.body = body
@@ -222,17 +330,21 @@ class InnerExchange(Exchange):
         self._gone = False
 
     @property
+    def cors(self) -> None:
+        """None, since no web page reads the answer."""
+
+    @property
     def disconnected(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether nobody waits for the answer."""
         return self._gone
 
     @property
     def writable(self) -> bool:
-        """Always: the answer is kept in memory."""
+        """Always True: the answer is kept in memory."""
         return True
 
     def hang_up(self) -> None:
-        """Give the answer up, unless it is there already."""
+        """Abandon the request, unless it is answered already."""
         if self._gone or self.finished:
             return
         self._gone = True
@@ -242,17 +354,17 @@ class InnerExchange(Exchange):
             self.task.cancel()
 
     def respond(self, status: int, body: bytes, headers: Headers = (JSON_TYPE,)) -> None:
-        """Keep the whole answer."""
+        """Store the complete answer."""
         if not self._started:
             self.start(status, headers)
             self.answer = body
             self.finished = True
 
     def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
-        """Keep a whole 200. Nobody reads the header lines of one."""
+        """Store a complete 200. Its header lines are dropped: nobody reads them."""
         self.respond(200, body)
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         """Begin the answer."""
         if not self._started:
             self._started = True
@@ -260,11 +372,11 @@ class InnerExchange(Exchange):
             self.answer_headers = list(headers)
 
     def write(self, data: bytes) -> None:
-        """Keep a part of the answer."""
+        """Store a part of the answer."""
         self.answer += data
 
     async def drain(self) -> None:
-        """There is nothing to wait for."""
+        """Return at once: there is nothing to wait for."""
 
     def finish(self) -> None:
         """End the answer."""
@@ -273,3 +385,6 @@ class InnerExchange(Exchange):
     def abort(self) -> None:
         """End the answer where it is."""
         self.finished = True
+
+    def _get_extra_info(self, name: str) -> None:
+        """Nothing: there is no transport."""

@@ -1,8 +1,8 @@
-"""`multipart/form-data` (RFC 7578) in a file: where each part lies, without reading it all.
+"""`multipart/form-data` (RFC 7578) in a file: the offsets of its parts.
 
-The body is on disk already, so that parts are told by their offsets and the large one is copied by
-the kernel. The file is searched in windows: one search over hundreds of megabytes would hold
-Python's interpreter lock, and the event loop with it.
+The body is on disk already, so parts are described by their offsets, and the kernel copies the
+large one. The file is searched in windows: one search over hundreds of megabytes would hold
+Python's interpreter lock and stall the event loop.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_HEAD_BYTES = 16_384
 
 @dataclass(frozen=True)
 class Part:
-    """One field of a form. Its bytes lie from `start` up to `end`."""
+    """One field of a form: the bytes from `start` up to `end`."""
 
     name: str
     filename: str | None
@@ -29,12 +29,12 @@ class Part:
 
     @property
     def size_bytes(self) -> int:
-        """How long it is."""
+        """Its size."""
         return self.end - self.start
 
 
 def read_boundary(content_type: bytes) -> bytes:
-    """The boundary that a `Content-Type` names. Raises a 400 where it is not a form's."""
+    """The boundary that a `Content-Type` names. Raises a 400 if it is not that of a form."""
     message = Message()
     message["content-type"] = content_type.decode("latin-1")
     boundary = message.get_boundary()
@@ -67,7 +67,7 @@ def find_parts(descriptor: int, size_bytes: int, boundary: bytes) -> list[Part]:
         padding = len(begin) - len(begin.lstrip(b" \t"))
         if begin[padding : padding + 2] != b"\r\n":
             raise _malformed("a boundary is not followed by a new line")
-        # The empty line may follow at once, where a part has no headers.
+        # A part without headers begins with the empty line.
         head_end = begin.find(b"\r\n\r\n", padding)
         if head_end < 0:
             raise _malformed("the headers of a part do not end")
@@ -83,7 +83,7 @@ def find_parts(descriptor: int, size_bytes: int, boundary: bytes) -> list[Part]:
 
 
 def _find(descriptor: int, needle: bytes, start: int, size_bytes: int) -> int:
-    """Where `needle` lies at or behind `start`; -1 where it does not."""
+    """The first offset of `needle` from `start` on; -1 if there is none."""
     position = start
     while position < size_bytes:
         window = os.pread(descriptor, WINDOW_BYTES, position)

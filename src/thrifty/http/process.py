@@ -1,4 +1,4 @@
-"""What every server process does alike: logging, the event loop, and stopping on signals."""
+"""What all server processes have in common: logging, the event loop, and stopping on signals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from thrifty.errors import ThriftyError
 
 Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
-"""A process's life: it gets an event that is set by SIGTERM and SIGINT, and returns its status."""
+"""A process's main coroutine. SIGTERM and SIGINT set its event; it returns the exit status."""
 
 ADDRESS_IN_USE = 98
 """Exit status of a server that could not listen."""
@@ -22,7 +22,7 @@ LOG_VARIABLE = "THRIFTY_LOG"
 
 
 def run_process(main: Main) -> int:
-    """Run `main` on uvloop where there is one; returns the process's exit status."""
+    """Run `main`, on uvloop where it is installed; returns the process's exit status."""
     loop_factory = None
     with contextlib.suppress(ImportError):
         import uvloop
@@ -40,7 +40,7 @@ def run_process(main: Main) -> int:
 
 
 def read_log_level() -> int:
-    """The least level that is logged, from the environment. Raises `ThriftyError`."""
+    """The lowest level that is logged, from the environment. Raises `ThriftyError`."""
     name = os.environ.get(LOG_VARIABLE) or "info"
     level = logging.getLevelNamesMapping().get(name.upper())
     if level is None:
@@ -49,7 +49,7 @@ def read_log_level() -> int:
 
 
 def report_error(message: str) -> None:
-    """Write the line that a supervisor shows when it tells why a process ended."""
+    """Write the line that a supervisor shows as the reason why a process ended."""
     print(f"Error: {message}", file=sys.stderr, flush=True)  # noqa: T201
 
 

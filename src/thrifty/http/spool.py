@@ -1,9 +1,7 @@
-"""A large request body on its way to the disk.
+"""A request body that is written to disk because it may be too large for memory.
 
-Bodies are held in memory, within one bound for all; an upload may be larger than that. On paths
-that the server is told of, the body goes to an unnamed temporary file instead: a thread writes it,
-and the connection stops reading while the disk is behind. The file has no name, so nothing is left
-of it when the process is killed.
+A thread writes to an unnamed temporary file. The file has no name, so nothing is left of it when
+the process is killed. `upload` connects a spool to the connection that its bytes come from.
 """
 
 from __future__ import annotations
@@ -13,26 +11,16 @@ import errno
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from thrifty.openai.errors import SERVER, WireError
 
-if TYPE_CHECKING:
-    from thrifty.http.connection import HttpProtocol
-    from thrifty.http.exchange import Exchange
-
 MAX_PENDING_BYTES = 4_000_000
-"""What may wait for the disk in memory before the connection stops reading."""
-STEP_BYTES = 1_000_000
-"""An upload may take the read timeout for each of this many bytes."""
-
-OpenSpool = Callable[["Exchange"], "Spool | None"]
-"""Decides, at the end of a request's head, whether its body is spooled; None: it is not. May raise
-a `WireError`, which refuses the request before its body is read."""
+"""How much may wait in memory for the disk before the connection stops reading."""
 
 
 class Spool:
-    """One body. Used on the event loop alone; only the writing itself is a thread's."""
+    """One body. Used only on the event loop; a thread does the writing itself."""
 
     def __init__(self, folder: Path, limit_bytes: int, limit_name: str) -> None:
         self.size_bytes = 0
@@ -48,14 +36,14 @@ class Spool:
         self._idle.set()
         self._closed = False
         try:
-            # Unbuffered: what a thread was given is with the kernel once the thread is done.
+            # Unbuffered: the kernel has what a thread was given once that thread is done.
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             self._failure = error
 
     @property
     def full(self) -> bool:
-        """Whether the disk is behind; `on_room` tells when it has caught up."""
+        """Whether the disk is behind; `on_room` is called when it has caught up."""
         return self._pending_bytes > MAX_PENDING_BYTES
 
     def too_large(self, seen: str) -> WireError:
@@ -68,7 +56,7 @@ class Spool:
         )
 
     def take(self, data: bytes) -> None:
-        """Bytes of the body. Raises a 413 beyond the limit."""
+        """Take bytes of the body. Raises a 413 beyond the limit."""
         self.size_bytes += len(data)
         if self.size_bytes > self.limit_bytes:
             raise self.too_large(f"more than {self.limit_bytes} bytes")
@@ -80,7 +68,7 @@ class Spool:
             self._write()
 
     async def finish(self) -> IO[bytes]:
-        """The whole body as a file, which the caller now owns and closes. Raises a 507."""
+        """The complete body as a file, which the caller owns and closes. Raises a 500 or 507."""
         await self._idle.wait()
         if self._failure is not None:
             raise no_room(self._failure)
@@ -89,7 +77,7 @@ class Spool:
         return file
 
     def close(self) -> None:
-        """Give the body up, unless `finish` has handed it over."""
+        """Discard the body, unless `finish` has handed it over."""
         self._closed = True
         self._pending.clear()
         if self._idle.is_set() and self._file is not None:
@@ -126,53 +114,8 @@ class Spool:
         loop.run_in_executor(None, _write_all, file, data).add_done_callback(wrote)
 
 
-class Upload:
-    """One body on its way from its connection into its spool.
-
-    The connection does not read while the disk is behind. Each further megabyte has the time that a
-    whole request has otherwise.
-    """
-
-    __slots__ = ("_connection", "_held", "_spool")
-
-    def __init__(self, connection: HttpProtocol, spool: Spool) -> None:
-        self._connection = connection
-        self._spool = spool
-        self._held = False
-        spool.on_room = self._go_on
-
-    def take(self, data: bytes) -> None:
-        """Bytes of the body. Raises a 413 beyond the limit."""
-        spool = self._spool
-        before = spool.size_bytes
-        spool.take(data)
-        if spool.size_bytes // STEP_BYTES > before // STEP_BYTES:
-            self._connection.extend_deadline()
-        if spool.full:
-            self._held = True
-            self._connection.hold_reading()
-
-    def _go_on(self) -> None:
-        if self._held:
-            self._held = False
-            self._connection.extend_deadline()
-            self._connection.go_on_reading()
-
-
-def begin_upload(connection: HttpProtocol, exchange: Exchange, length: int) -> Upload | None:
-    """Let the body go to disk, where the path's owner wants that. `length` is what the request's
-    head says of it. Raises the `WireError` that refuses it.
-    """
-    spool = exchange.spool = connection.server.spools[exchange.path](exchange)
-    if spool is None:
-        return None
-    if length > spool.limit_bytes:
-        raise spool.too_large(f"{length} bytes")
-    return Upload(connection, spool)
-
-
 def no_room(error: OSError) -> WireError:
-    """The answer where something could not be written."""
+    """The error to answer with when something could not be written."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return WireError(507, f"the server cannot store this: {reason}", type=SERVER,

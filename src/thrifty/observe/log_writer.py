@@ -1,8 +1,9 @@
 """The one writer of the request log: a thread that drains a bounded queue in batches.
 
-The request path appends a tuple and goes on. When the database is away the queue fills, and then
-rows are dropped and counted; requests never are. What is in the queue is written once the database
-is back.
+The request path appends a row and goes on. While the database is away the queue fills; when it is
+full, rows are dropped and counted. Requests never fail because of it. What is in the queue is
+written once the database is back. A row that cannot be written at all is set aside: counted, and
+logged once for each kind of fault. `state` says whether the log keeps up.
 """
 
 from __future__ import annotations
@@ -12,25 +13,69 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 from thrifty.db import Database
-from thrifty.db.request_log import RequestLog
+from thrifty.db.request_log import BadRow, Entry, RequestLog
 from thrifty.errors import DatabaseError
 
 log = logging.getLogger(__name__)
 
 QUEUE_ROWS = 4096
+QUEUE_TEXT_BYTES = 64_000_000
+"""What waits to become texts; beyond this bound, rows are written without their texts."""
 BATCH_ROWS = 512
+BATCH_TEXT_CHARS = 8_000_000
 INTERVAL_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
-PRUNE_INTERVAL_S = 600.0
+STOPPED_S = 10.0
+"""A log that could not be written for so long counts as stopped."""
+STOP_TRIES = 3
+"""At the end, the rest is tried so often while the database is away."""
+PRUNE_DELAY_S, PRUNE_INTERVAL_S = 30.0, 600.0
+MAX_KINDS = 100
+"""Bound on the kinds of faults that are remembered as logged."""
 
 OnCount = Callable[[int], None]
+MakeTexts = Callable[[], tuple[str, str] | None]
+"""Makes a response's prompt and answer, or None where they are not kept."""
+
+
+class LogHealth(StrEnum):
+    """How the request log is doing."""
+
+    OK = "ok"
+    BEHIND = "behind"
+    """Rows wait longer than they should; none is lost yet, unless the queue is full."""
+    STOPPED = "stopped"
+    """Nothing has been written for `STOPPED_S`, or the writer has ended."""
+
+
+@dataclass(frozen=True)
+class LogState:
+    """The log's health, with the reason and the time (seconds since 1970) it began."""
+
+    health: LogHealth = LogHealth.OK
+    reason: str = ""
+    since_s: float | None = None
+    waiting_rows: int = 0
+
+
+class _Waiting(NamedTuple):
+    row: tuple[Any, ...]
+    make_text: MakeTexts | None
+    text_bytes: int
 
 
 class LogWriter:
-    """Start it, `put` rows from any thread, `stop` it to have the rest written."""
+    """Start it, `put` rows from any thread, `stop` it to have the rest written.
+
+    The callbacks run on the writer's thread, except that `put` and `stop` call `on_dropped`:
+    `on_written` counts rows that are in, `on_dropped` rows lost to a full queue or to the end,
+    `on_rejected` rows that cannot be written. `on_state` is told when the database goes and comes.
+    """
 
     def __init__(
         self,
@@ -40,6 +85,7 @@ class LogWriter:
         max_rows: int,
         on_written: OnCount,
         on_dropped: OnCount,
+        on_rejected: OnCount = lambda count: None,
         on_state: Callable[[bool], None] = lambda up: None,
     ) -> None:
         self._database = database
@@ -47,27 +93,74 @@ class LogWriter:
         self._max_rows = max_rows
         self._on_written = on_written
         self._on_dropped = on_dropped
+        self._on_rejected = on_rejected
         self._on_state = on_state
-        self._rows: deque[tuple[Any, ...]] = deque()
-        self._texts: deque[dict[str, Any]] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._batch: list[Entry] = []
+        """Out of the queue, and not written yet."""
+        self._text_bytes = 0
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
-        self._up = True
+        self._fault = ""
+        self._fault_since_s: float | None = None
+        self._full_since_s: float | None = None
+        self._kinds: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
+
+    @property
+    def state(self) -> LogState:
+        """How it is doing now. Cheap; any thread may ask."""
+        waiting, fault, since_s = self._count_waiting(), self._fault, self._fault_since_s
+        if not self._thread.is_alive() and (self._stopping or self._thread.ident is not None):
+            return LogState(LogHealth.STOPPED, fault or "it was stopped", since_s, waiting)
+        if since_s is not None:
+            long_ago = time.time() - since_s >= STOPPED_S
+            health = LogHealth.STOPPED if long_ago else LogHealth.BEHIND
+            return LogState(health, fault, since_s, waiting)
+        full_since_s = self._full_since_s
+        if full_since_s is not None:
+            reason = "rows come faster than they are written"
+            return LogState(LogHealth.BEHIND, reason, full_since_s, waiting)
+        return LogState(waiting_rows=waiting)
+
+    def describe(self) -> dict[str, Any] | None:
+        """What is wrong with the log, for `/readyz` and `thrifty status`; None where nothing is."""
+        state = self.state
+        if state.health is LogHealth.OK:
+            return None
+        return {
+            "state": state.health.value, "reason": state.reason, "since_s": state.since_s,
+            "waiting_rows": state.waiting_rows,
+        }  # fmt: skip
 
     def start(self) -> None:
         """Begin to write."""
         self._thread.start()
 
-    def put(self, row: tuple[Any, ...], text: dict[str, Any] | None = None) -> None:
-        """Queue one row; never waits. A full queue drops it."""
-        if len(self._rows) >= QUEUE_ROWS:
+    def put(
+        self, row: tuple[Any, ...], make_text: MakeTexts | None = None, text_bytes: int = 0
+    ) -> None:
+        """Queue one row (values in the order of `request_log.COLUMNS`); never waits.
+
+        A full queue drops it. `make_text` runs later, on the writer's thread; `text_bytes` says
+        how much it keeps in memory until then.
+        """
+        waiting = len(self._queue)
+        if waiting >= QUEUE_ROWS // 2 and self._full_since_s is None:
+            self._full_since_s = time.time()
+        if waiting >= QUEUE_ROWS:
             self._on_dropped(1)
             return
-        self._rows.append(row)
-        if text is not None:
-            self._texts.append(text)
-        if len(self._rows) == BATCH_ROWS:
+        if make_text is not None and text_bytes:
+            with self._lock:
+                if self._text_bytes + text_bytes > QUEUE_TEXT_BYTES:
+                    make_text, text_bytes = None, 0
+                self._text_bytes += text_bytes
+            if make_text is None:
+                self._log_once("texts", "texts come faster than they are written; some are lost")
+        self._queue.append(_Waiting(row, make_text, text_bytes))
+        if waiting + 1 == BATCH_ROWS:
             self._wake.set()
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -75,49 +168,105 @@ class LogWriter:
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
-        if self._rows:
-            self._on_dropped(len(self._rows))
+        left = self._count_waiting()
+        if left:
+            log.warning("the request log lost its last %d rows: %s", left, self._fault or "no time")
+            self._on_dropped(left)
 
     def _run(self) -> None:
         log_table = RequestLog(self._database)
         failures = 0
-        next_prune_s = time.monotonic() + 30.0
-        while not (self._stopping and not self._rows):
-            self._wake.wait(INTERVAL_S)
+        next_prune_s = time.monotonic() + PRUNE_DELAY_S
+        while self._count_waiting() or not self._stopping:
+            self._wake.wait(0.0 if self._stopping else INTERVAL_S)
             self._wake.clear()
             try:
                 self._write_batches(log_table)
-                if time.monotonic() > next_prune_s:
+                if time.monotonic() > next_prune_s and not self._stopping:
                     next_prune_s = time.monotonic() + PRUNE_INTERVAL_S
                     log_table.prune(self._keep_s, self._max_rows)
+                self._note_fault(None)
                 failures = 0
-            except DatabaseError as error:
-                self._note_state(False, error)
-                if self._stopping:
+            except Exception as error:
+                # Also what is not foreseen: this thread goes on whatever happens.
+                self._note_fault(error)
+                if self._stopping and failures >= STOP_TRIES - 1:
                     return
                 self._database.recover()
-                time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+                time.sleep(RETRY_S[0 if self._stopping else min(failures, len(RETRY_S) - 1)])
                 failures += 1
 
     def _write_batches(self, log_table: RequestLog) -> None:
-        while self._rows:
-            count = min(BATCH_ROWS, len(self._rows))
-            batch = [self._rows[index] for index in range(count)]
-            texts = list(self._texts)
-            log_table.write(batch, texts)
-            # Only now are they gone from the queue: a batch that failed is tried again.
-            for _ in range(count):
-                self._rows.popleft()
-            for _ in range(len(texts)):
-                self._texts.popleft()
-            self._on_written(count)
-            self._note_state(True, None)
+        while self._count_waiting():
+            if not self._batch:
+                self._batch = self._take_batch()
+            bad = log_table.write(self._batch)
+            # Only now are they gone: a batch that failed is tried again.
+            written = len(self._batch) - len(bad)
+            self._batch = []
+            if len(self._queue) < QUEUE_ROWS // 2:
+                self._full_since_s = None
+            if written:
+                self._on_written(written)
+            self._note_bad(bad)
+            self._note_fault(None)
 
-    def _note_state(self, up: bool, error: DatabaseError | None) -> None:
-        if up != self._up:
-            self._up = up
-            if up:
+    def _take_batch(self) -> list[Entry]:
+        batch: list[Entry] = []
+        chars = released = 0
+        while self._queue and len(batch) < BATCH_ROWS and chars <= BATCH_TEXT_CHARS:
+            row, make_text, text_bytes = self._queue.popleft()
+            text = self._make_text(make_text)
+            batch.append(Entry(row, text))
+            chars += len(text[0]) + len(text[1]) if text is not None else 0
+            released += text_bytes
+        with self._lock:
+            self._text_bytes -= released
+        return batch
+
+    def _make_text(self, make_text: MakeTexts | None) -> tuple[str, str] | None:
+        try:
+            return None if make_text is None else make_text()
+        except Exception:
+            if self._log_once("text", "the texts of a response cannot be made; it has none"):
+                log.exception("the reason:")
+            return None
+
+    def _count_waiting(self) -> int:
+        return len(self._queue) + len(self._batch)
+
+    def _note_bad(self, bad: list[BadRow]) -> None:
+        if not bad:
+            return
+        self._on_rejected(len(bad))
+        for row in bad:
+            self._log_once(
+                row.kind,
+                f"the request log's row {str(row.row[:1])[:40]} cannot be written "
+                f"({row.reason[:300]}); it is left out, and so are others of this kind",
+            )
+
+    def _log_once(self, kind: str, message: str) -> bool:
+        """Whether it was the first of its kind."""
+        if kind in self._kinds or len(self._kinds) >= MAX_KINDS:
+            return False
+        self._kinds.add(kind)
+        log.warning("%s", message)
+        return True
+
+    def _note_fault(self, error: Exception | None) -> None:
+        if error is None:
+            if self._fault_since_s is not None:
+                self._fault_since_s, self._fault = None, ""
                 log.info("the request log is written again")
-            else:
-                log.warning("the request log cannot be written: %s; rows wait in memory", error)
-            self._on_state(up)
+                self._on_state(True)
+            return
+        self._fault = str(error) or type(error).__name__
+        if self._fault_since_s is None:
+            self._fault_since_s = time.time()
+            unforeseen = None if isinstance(error, DatabaseError) else error
+            log.warning(
+                "the request log cannot be written: %s; rows wait in memory", error,
+                exc_info=unforeseen,
+            )  # fmt: skip
+            self._on_state(False)

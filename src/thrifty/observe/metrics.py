@@ -22,7 +22,10 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-LABELS = ("deployment", "version", "replica")
+from thrifty.observe.log_writer import LogHealth, LogWriter
+
+VERSION = ("deployment", "version")
+LABELS = (*VERSION, "replica")
 
 LATENCY_S = (
     0.005,
@@ -329,13 +332,14 @@ class GatewayMetrics:
         self.queue_length = self._gauge(
             "thrifty_queue_length",
             "Requests that wait for room at a replica, by priority (interactive, batch).",
-            ("deployment", "priority"),
+            (*VERSION, "priority"),
         )
         self.slots = self._gauge(
-            "thrifty_slots", "Requests that this worker may have at replicas.", ("deployment",)
+            "thrifty_slots", "Requests that this worker may have at replicas.", VERSION
         )
-        self.slots_taken = self._gauge(
-            "thrifty_slots_taken", "Requests that have a slot.", ("deployment",)
+        self.slots_taken = self._gauge("thrifty_slots_taken", "Requests that have a slot.", VERSION)
+        self.version_weight = self._gauge(
+            "thrifty_version_weight", "The weight of each version in its deployment.", VERSION
         )
         self.ejections = self._counter(
             "thrifty_ejections", "How often a replica was left alone because it failed.", LABELS
@@ -382,10 +386,24 @@ class GatewayMetrics:
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
+        self.log_up = self._gauge("thrifty_log_up", "0 where the request log has stopped.", ())
+        self.log_rows_waiting = self._gauge(
+            "thrifty_log_rows_waiting", "Request log rows that wait to be written.", ()
+        )
         self.fallbacks = self._counter(
             "thrifty_fallbacks",
             "Requests that another deployment answered.",
             ("deployment", "by"),
+        )
+        self.reroutes = self._counter(
+            "thrifty_reroutes",
+            "Requests that another version answered, because the chosen one had no ready replica.",
+            ("deployment", "version", "by"),
+        )
+        self.shadows = self._counter(
+            "thrifty_shadow_requests",
+            "Copies of requests for versions that are tried, by how they ended.",
+            ("deployment", "version", "result"),
         )
         self.share_alarms = self._counter(
             "thrifty_routing_share_alarms",
@@ -395,7 +413,7 @@ class GatewayMetrics:
         self.signals_lost = self._gauge(
             "thrifty_routing_signals_lost",
             "1 where replicas stopped to say what they found cached.",
-            ("deployment",),
+            VERSION,
         )
         self.batch_lines = self._counter(
             "thrifty_batch_lines",
@@ -415,6 +433,11 @@ class GatewayMetrics:
         self.shared_store_errors = self._counter(
             "thrifty_shared_store_errors", "Faults of the shared Redis, by kind.", ("kind",)
         )
+
+    def watch_log(self, writer: LogWriter) -> None:
+        """Have the gauges of the request log show a writer's state whenever they are read."""
+        self.log_up.set_function(lambda: float(writer.state.health is not LogHealth.STOPPED))
+        self.log_rows_waiting.set_function(lambda: float(writer.state.waiting_rows))
 
     def forget_replica(self, deployment: str, version: str, replica: str) -> None:
         """Drop the gauges of a replica that is gone; its counters stay, as Prometheus expects."""

@@ -1,4 +1,4 @@
-"""Errors that cross HTTP, in the OpenAI shape that every client library understands."""
+"""Errors as they are sent over HTTP, in the OpenAI shape that client libraries understand."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OVERLOADED = "overloaded_error"
 
 
 class WireError(ThriftyError):
-    """An answer that is an error: its HTTP status and the OpenAI error object.
+    """An error to answer with: its HTTP status and the OpenAI error object.
 
-    `param` names the request field at fault; `code` is the short name that programs test for.
+    `param` names the request field at fault; `code` is a short name for programs to test.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class WireError(ThriftyError):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -40,10 +41,11 @@ class WireError(ThriftyError):
         self.param = param
         self.code = code
         self.retry_after_s = retry_after_s
+        self._headers = headers
 
     @property
     def body(self) -> dict[str, Any]:
-        """The error object, as it is sent."""
+        """The error object as it is sent."""
         return {
             "error": {
                 "message": self.message,
@@ -59,10 +61,10 @@ class WireError(ThriftyError):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers that go with it."""
+        """Response headers that belong to it, such as `retry-after` and `allow`."""
         if self.retry_after_s is None:
-            return []
-        return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s)))]
+            return list(self._headers)
+        return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s))), *self._headers]
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> WireError:
@@ -71,10 +73,10 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 def unavailable(message: str, code: str, retry_after_s: float = 1.0) -> WireError:
-    """A 503: not now; the client may try again."""
+    """A 503: not possible now; the client may try again."""
     return WireError(503, message, type=OVERLOADED, code=code, retry_after_s=retry_after_s)
 
 
 def internal_error(message: str = "the server had an internal error") -> WireError:
-    """A 500: our own fault."""
+    """A 500: an error of our own."""
     return WireError(500, message, type=SERVER, code="internal_error")

@@ -1,7 +1,7 @@
 """Server-sent events, as bytes.
 
-A stream is a row of `data: {json}` events, each closed by a blank line, the last one
-`data: [DONE]`. A stream that fails after its first byte ends with one error event instead, which
+A stream is a sequence of `data: {json}` events, each ended by a blank line; the last one is
+`data: [DONE]`. A stream that fails after its first byte ends with an error event instead, which
 client libraries raise as an error.
 """
 
@@ -18,7 +18,7 @@ _USAGE_KEY = b'"usage":'
 
 
 class Usage(msgspec.Struct, gc=False):
-    """Token counts, as the last chunk of a stream or a whole answer carries them."""
+    """Token counts, as in the last chunk of a stream or in a complete answer."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -26,12 +26,12 @@ class Usage(msgspec.Struct, gc=False):
 
     @property
     def cached_tokens(self) -> int:
-        """How many prompt tokens came from the engine's prefix cache."""
+        """How many prompt tokens the engine's prefix cache had."""
         return self.prompt_tokens_details.cached_tokens or 0 if self.prompt_tokens_details else 0
 
 
 class PromptDetails(msgspec.Struct, gc=False):
-    """The part of usage that tells of the prefix cache."""
+    """The part of usage about the prefix cache."""
 
     cached_tokens: int | None = 0
 
@@ -45,17 +45,17 @@ _usage_decoder = msgspec.json.Decoder(_UsageChunk)
 
 
 def encode_event(value: Any) -> bytes:
-    """One event with `value` as JSON."""
+    """One event that holds `value` as JSON."""
     return b"data: %b\n\n" % msgspec.json.encode(value)
 
 
 def encode_error_event(error: WireError) -> bytes:
-    """The event that ends a stream which failed after its first byte."""
+    """The event that ends a stream that failed after its first byte."""
     return b"data: %b\n\n" % error.encode()
 
 
 def split_events(buffer: bytes) -> tuple[list[bytes], bytes]:
-    """Whole events in `buffer` (each with its closing blank line), and the unfinished rest."""
+    """The complete events in `buffer` (each with its blank line), and the incomplete rest."""
     if b"\r" in buffer:
         buffer = buffer.replace(b"\r\n", b"\n")
     *events, rest = buffer.split(b"\n\n")
@@ -63,7 +63,7 @@ def split_events(buffer: bytes) -> tuple[list[bytes], bytes]:
 
 
 def read_data(event: bytes) -> bytes:
-    """The payload of one event; empty for comments and events without data."""
+    """The data of one event; empty for comments and events without data."""
     lines = [
         line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
     ]
@@ -71,14 +71,14 @@ def read_data(event: bytes) -> bytes:
 
 
 def may_hold_usage(chunk: bytes) -> bool:
-    """Whether `chunk` is worth reading for token counts. Text in answers cannot fool it: JSON
-    escapes quotes.
+    """Whether `chunk` may hold token counts. Text in answers does not match, because JSON escapes
+    quotes.
     """
     return _USAGE_KEY in chunk
 
 
 def parse_usage(data: bytes) -> tuple[Usage | None, bool]:
-    """Token counts in one JSON payload, and whether it carries nothing else (no choices)."""
+    """The token counts in one JSON payload, and whether it holds nothing else (no choices)."""
     try:
         chunk = _usage_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

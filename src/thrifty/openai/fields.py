@@ -221,16 +221,9 @@ GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
 """Fields that the gateway honours by itself; engines of ours do not get them."""
 
 
-def check_fields(
-    body: Mapping[str, Any],
-    endpoint: Endpoint,
-    honoured: Collection[str] | None,
-    engine: str = "engine",
-) -> None:
-    """Raise a 400 that names the first field at fault, if there is one.
-
-    `honoured` names the fields that the engine can honour; `None` means that it is not known (a
-    server that others run), and then only fields that are known here are checked.
+def check_form(body: Mapping[str, Any], endpoint: Endpoint) -> None:
+    """Raise a 400 that names the first field whose value is not what the field holds, or that is
+    required and missing. Fields that are not known here pass: a server that others run may know them.
     """
     fields = FIELDS[endpoint]
     required = REQUIRED.get(endpoint)
@@ -240,29 +233,56 @@ def check_fields(
         )
     for name, value in body.items():
         field = fields.get(name)
-        if field is None:
-            if honoured is not None:
-                raise _unknown(name, fields)
-            continue
-        if value is None:
-            continue
-        if not field.accepts(value):
+        if field is not None and value is not None and not field.accepts(value):
             raise bad_request(
                 f"'{name}' must be {field.rule}, not {_show(value)}.", name, "invalid_value"
             )
+
+
+def check_honoured(
+    body: Mapping[str, Any],
+    endpoint: Endpoint,
+    honoured: Collection[str] | None,
+    engine: str = "engine",
+    version: str | None = None,
+) -> None:
+    """Raise a 400 that names the first field that the engine cannot honour, if there is one.
+
+    `honoured` names the fields that the engine can honour; `None` means that only the server behind
+    it knows. `version` is named in the message where the model may have several.
+    """
+    if honoured is None:
+        return
+    fields = FIELDS[endpoint]
+    for name, value in body.items():
+        field = fields.get(name)
+        if field is None:
+            raise _unknown(name, fields)
         if (
-            honoured is not None
+            value is not None
             and name not in honoured
             and name not in ALWAYS_HONOURED
-            and name != required
             and value not in field.neutral
+            and name != REQUIRED.get(endpoint)
         ):
             instead = _INSTEAD.get(name, "leave it out, or use an engine that can")
+            behind = engine if version is None else f"version {version}, {engine}"
             raise bad_request(
-                f"The engine behind this model ({engine}) cannot honour '{name}'; {instead}.",
+                f"The engine behind this model ({behind}) cannot honour '{name}'; {instead}.",
                 name,
                 "unsupported_parameter",
             )
+
+
+def check_fields(
+    body: Mapping[str, Any],
+    endpoint: Endpoint,
+    honoured: Collection[str] | None,
+    engine: str = "engine",
+) -> None:
+    """`check_form` and `check_honoured`."""
+    check_form(body, endpoint)
+    check_honoured(body, endpoint, honoured, engine)
 
 
 def _unknown(name: str, fields: Collection[str]) -> Exception:

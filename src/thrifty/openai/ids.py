@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+from collections.abc import Mapping
 
 _process = os.urandom(9).hex()
 _numbers = itertools.count(1)
+_GIVEN = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
 def new_id() -> str:
     """28 hexadecimal digits, unique among all processes."""
     return f"{_process}{next(_numbers):010x}"
+
+
+def read_response_id(headers: Mapping[bytes, bytes]) -> str:
+    """The id that the caller gives the response in `x-request-id`, or a new one."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _GIVEN.fullmatch(given):
+        return given.decode()
+    return new_id()

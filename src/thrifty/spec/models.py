@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
+from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.section import (
     Bytes,
     Count,
@@ -185,8 +186,31 @@ class PricesSpec(Section):
     )
 
 
+class TlsSpec(Section):
+    """The certificate that the gateway shows."""
+
+    cert: str | None = Field(
+        None,
+        min_length=1,
+        description="A PEM file with the certificate and those that lead to its root. With it and "
+        "`key`, the gateway speaks HTTPS alone, TLS 1.2 or newer. Changed files are read within "
+        "about a second.",
+    )
+    key: str | None = Field(
+        None,
+        min_length=1,
+        description="A PEM file with the certificate's private key, unencrypted.",
+    )
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> TlsSpec:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("needs both 'cert' and 'key'")
+        return self
+
+
 class GatewaySpec(Section):
-    """The front door."""
+    """The server that clients talk to."""
 
     host: str = Field("127.0.0.1", description="The address to listen on.")
     port: Integer = Field(
@@ -211,6 +235,35 @@ class GatewaySpec(Section):
     drain_timeout: Duration = Field(
         30.0, description="How long running requests may go on when the service stops."
     )
+    cors: tuple[str, ...] = Field(
+        (),
+        description="Origins whose web pages may call models, such as `https://chat.example.com`, or "
+        "`*` for every origin. Pages of origins that are listed by name may also use the management "
+        "API; `*` does not allow that. Default: none.",
+    )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Names under which clients reach the management API, such as `llm.example.com`. "
+        "Loopback names, and the address that the client connects to, are always accepted.",
+    )
+    tls: TlsSpec = Field(
+        default_factory=lambda: TlsSpec(), description="HTTPS: a mapping of `cert` and `key`."
+    )
+
+    @field_validator("cors", "hosts", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
+
+    @field_validator("cors")
+    @classmethod
+    def _check_cors(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(parse_origin(origin) for origin in value)
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(parse_host(host) for host in value)
 
 
 class BatchesSpec(Section):

@@ -14,12 +14,12 @@ import pytest
 from tests.parts import (
     add_key,
     echo_deployment,
+    make_deployment,
     replica_row,
     running_echo,
     running_gateway,
     running_server,
 )
-from thrifty.db.fleet import DeploymentRow, DeploymentSettings
 from thrifty.http.client import HttpClient
 from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange
 
@@ -51,7 +51,7 @@ async def test_a_replica_never_has_more_than_its_slots(tmp_path: Path) -> None:
             await asyncio.sleep(0.005)
         assert {task.result().status for task in tasks} == {200}
         assert 0 < most <= 3
-        concurrency = gateway.table.deployments["echo"].concurrency
+        concurrency = gateway.version().concurrency
         assert (concurrency.capacity, concurrency.taken, len(concurrency.queue)) == (6, 0, 0)
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_slots", deployment="echo") == 6
@@ -131,7 +131,7 @@ async def test_a_client_that_leaves_the_queue_is_not_served(tmp_path: Path) -> N
             task.cancel()
         replies = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(not isinstance(reply, BaseException) for reply in replies) == 2
-        concurrency = gateway.table.deployments["echo"].concurrency
+        concurrency = gateway.version().concurrency
         for _ in range(100):
             if concurrency.taken == 0 and not len(concurrency.queue):
                 break
@@ -165,7 +165,7 @@ async def test_an_answer_that_has_not_begun_in_time_is_given_up(tmp_path: Path) 
                 break
             await asyncio.sleep(0.01)
         assert await load_of(url) == 0
-        assert gateway.table.deployments["echo"].health.fine
+        assert gateway.version().health.fine
         assert (await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "3000"})).status == 200
 
 
@@ -225,8 +225,7 @@ async def test_requests_of_who_holds_much_tell_the_engine_that_they_may_wait(
         await asyncio.sleep(0.3)
         exchange.respond(200, b'{"id":"x","object":"chat.completion","choices":[]}')
 
-    settings = DeploymentSettings(slots=8, priority_field="priority")
-    row = DeploymentRow("echo", "remote", "remote@1", "r1", None, "decoder", settings)
+    row = make_deployment(engine="remote", label="remote@1", slots=8, priority_field="priority")
     async with (
         running_server(answer) as (url, _),
         running_gateway(tmp_path, [url], deployment=row) as gateway,
@@ -267,7 +266,7 @@ async def test_a_broken_replica_is_left_alone_and_comes_back(tmp_path: Path) -> 
         running_echo() as good,
         running_gateway(tmp_path, [bad, good]) as gateway,
     ):
-        health = gateway.table.deployments["echo"].health
+        health = gateway.version().health
         for _ in range(200):
             assert (await gateway.ask(CHAT)).status == 200
             if health.is_ejected("echo-0"):
@@ -332,7 +331,7 @@ async def test_a_second_replica_is_asked_where_the_first_stalls(tmp_path: Path) 
                 break
             await asyncio.sleep(0.02)
         assert seen["cancelled"] == seen["asked"]
-        replicas = gateway.table.deployments["echo"].replicas.values()
+        replicas = gateway.version().replicas.values()
         assert [replica.in_flight for replica in replicas] == [0, 0]
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_hedges_total") == seen["asked"]
@@ -383,7 +382,7 @@ async def test_a_client_that_hangs_up_cancels_both(tmp_path: Path) -> None:
                 break
             await asyncio.sleep(0.02)
         assert (first["cancelled"], second["cancelled"]) == (1, 1)
-        replicas = gateway.table.deployments["echo"].replicas.values()
+        replicas = gateway.version().replicas.values()
         assert [replica.in_flight for replica in replicas] == [0, 0]
 
 
@@ -400,5 +399,5 @@ async def test_where_both_fail_the_request_is_sent_again_or_told(tmp_path: Path)
     ):
         reply = await gateway.ask(CHAT)
         assert (reply.status, reply.error["code"]) == (502, "replica_lost")
-        replicas = gateway.table.deployments["echo"].replicas.values()
+        replicas = gateway.version().replicas.values()
         assert [replica.in_flight for replica in replicas] == [0, 0]

@@ -12,7 +12,7 @@ from tests.redis_server import running_redis
 from thrifty.db.keys import KeyLimits
 from thrifty.gateway.admission.counts import SLOT_S, Grant, KeyCounts, Limit, QuotaRequest, Refusal
 from thrifty.gateway.admission.shared_counts import SharedCounts, SharedGrant
-from thrifty.gateway.shared_store import SharedStore
+from thrifty.gateway.state.shared_store import SharedStore
 
 DAY = "2026-11-23"
 GAPS = st.floats(0, 30, allow_nan=False)

@@ -61,7 +61,7 @@ async def test_requests_a_minute(tmp_path: Path) -> None:
 
 
 async def make_key_for_metrics(gateway: GatewayUnderTest) -> dict[str, str]:
-    return await add_key(gateway, "watcher", "monitor")
+    return await add_key(gateway, "watcher", "viewer")
 
 
 async def test_a_cache_hit_is_a_request_but_takes_no_tokens(tmp_path: Path) -> None:

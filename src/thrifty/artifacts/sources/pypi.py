@@ -52,8 +52,8 @@ def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
     """Name, version, URL and SHA-256 of the wheel that pip would install."""
     command = [
         sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps",
-        "--only-binary", ":all:", "--quiet", "--disable-pip-version-check", "--report", "-",
-        requirement,
+        "--only-binary", ":all:", "--quiet", "--no-color", "--disable-pip-version-check",
+        "--report", "-", requirement,
     ]  # fmt: skip
     try:
         result = subprocess.run(

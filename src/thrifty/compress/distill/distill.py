@@ -38,6 +38,7 @@ from thrifty.compress.distill.settings import Training
 from thrifty.engines.machine import available_memory_bytes
 from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.errors import CompressionError
+from thrifty.evaluate.backends import DEFAULT_BACKEND
 from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
@@ -72,7 +73,7 @@ def distill_model(
     held_out: Path | None = None,
     window: int | None = None,
     live: bool = False,
-    backend: str = "openvino",
+    backend: str = DEFAULT_BACKEND,
     processes: int = 1,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[NamedVersion, Artifact]:

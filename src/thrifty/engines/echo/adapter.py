@@ -15,11 +15,12 @@ from thrifty.engines.base import (
     EngineLoad,
     Launch,
     Served,
+    Traits,
     check_options,
     parse_options,
 )
 from thrifty.engines.machine import Machine
-from thrifty.engines.probe import probe_generation, read_server_load
+from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.errors import Problem
 from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import Spec
@@ -30,6 +31,13 @@ _REFUSED = {"logit_bias", "priority", "response_format", "best_of", "suffix", "f
             "audio", "metadata", "modalities", "prediction", "prompt_cache_key",
             "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
             "web_search_options", "tools", "tool_choice"}  # fmt: skip
+
+
+_HONOURS = frozenset(
+    (set(CHAT_FIELDS) - _REFUSED)
+    | {"prompt", "echo", "input", "encoding_format", "dimensions", "add_special_tokens",
+       "add_generation_prompt", "return_token_strs"}
+)  # fmt: skip
 
 
 class EchoOptions(Section):
@@ -52,13 +60,19 @@ class EchoEngine:
 
     kind = "echo"
     options = EchoOptions
-    honours = frozenset(
-        (set(CHAT_FIELDS) - _REFUSED)
-        | {"prompt", "echo", "input", "encoding_format", "dimensions", "add_special_tokens",
-           "add_generation_prompt", "return_token_strs"}
-    )  # fmt: skip
-    salt_field = None
-    external = False
+    traits = Traits(
+        families=frozenset({Family.DECODER}),
+        loads_model=False,
+        default_slots=EchoOptions().slots,
+        honours=_HONOURS,
+        tokenizes=True,
+        load_path=LOAD_PATH,
+        accepts_response_id=True,
+    )
+
+    def find_features(self, machine: Machine) -> frozenset[str]:
+        """None: it computes nothing."""
+        return frozenset()
 
     def capabilities(self, machine: Machine) -> list[Capability]:
         """It runs everywhere."""
@@ -90,11 +104,15 @@ class EchoEngine:
             options=options,
         )
 
+    def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
+        """Never any: it loads no model."""
+        return None
+
     def launch(
-        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
     ) -> Launch:
         """`python -m thrifty.engines.echo`."""
-        settings = {"name": served.name, "port": port, **served.options}
+        settings = {"name": served.name, "port": port, "options": served.options}
         return Launch([sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)])
 
     def find_slots(self, served: Served) -> int | None:

@@ -6,7 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from thrifty.engines.openvino.adapter import HONOURS, read_note
+import msgspec
+
+from thrifty.engines.openvino.adapter import HONOURS, OpenVinoEngine
 from thrifty.engines.openvino.backend import OpenVinoBackend
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.worker_settings import Settings
@@ -18,28 +20,16 @@ from thrifty.text.tokenizer import TextTokenizer
 def main() -> int:
     """Serve until told to stop."""
     given = json.loads(sys.argv[1])
-    folder = Path(given["folder"])
-    note = read_note(folder)
-    settings = Settings(
-        folder=str(folder),
-        family=given["family"],
-        threads=given["threads"],
-        kv_blocks=given["kv_blocks"],
-        kv_precision=given["kv_precision"],
-        max_batch=given["max_batch"],
-        prefill_chunk=given["prefill_chunk"],
-        prefix_cache=given["prefix_cache"],
-        activation_group=given["activation_group"],
-        eos_token_ids=tuple(note.get("eos_token_ids", ())),
-    )
-    context = given["context"]
+    settings = msgspec.convert(given["worker"], Settings)
+    context = settings.options.context
+    assert context is not None
     if settings.kv_blocks:
         # What does not fit the KV cache could never be answered.
         context = min(context, settings.kv_blocks * BLOCK_TOKENS)
-    backend = OpenVinoBackend(settings, context)
     server = ModelServer(
-        given["name"], backend, TextTokenizer.load(folder), engine="openvino", honours=HONOURS
-    )
+        given["name"], OpenVinoBackend(settings, context),
+        TextTokenizer.load(Path(settings.folder)), engine=OpenVinoEngine.kind, honours=HONOURS,
+    )  # fmt: skip
     return serve_model(server, "127.0.0.1", given["port"])
 
 

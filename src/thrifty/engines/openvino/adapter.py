@@ -7,9 +7,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
+import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DECODERS, ENCODERS, GGUF_DECODERS
@@ -19,16 +19,24 @@ from thrifty.engines.base import (
     EngineLoad,
     Launch,
     Served,
+    Traits,
+    Upstream,
     check_options,
     parse_options,
 )
 from thrifty.engines.machine import Machine, available_memory_bytes
+from thrifty.engines.openvino.options import (
+    CAPACITY,
+    OpenVinoOptions,
+    find_context_fault,
+    resolve,
+)
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
-from thrifty.engines.openvino.worker_settings import ACTIVATION_GROUP
-from thrifty.engines.probe import probe_generation, read_server_load
+from thrifty.engines.openvino.processor import DOT_PRODUCTS, SCHEMES, find_features
+from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
-from thrifty.spec.section import Bytes, Count, Section
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
@@ -44,41 +52,11 @@ HONOURS = frozenset(
 )  # fmt: skip
 
 RUNTIME_BYTES = 350_000_000
-"""What a replica takes beside weights and KV cache: libraries and buffers."""
+"""Memory of a replica beyond weights and KV cache: libraries and buffers."""
 AUTO_KV_SHARE = 0.2
-"""`auto` gives the KV cache at most this share of the memory that is free."""
+"""By default the KV cache gets at most this share of the free memory..."""
 AUTO_KV_CONTEXTS = 16
-"""... and no more than this many full contexts."""
-BYTES_PER_WEIGHT = {"none": 2.0, "int8": 1.04, "w8a8": 1.5, "int4": 0.6}
-"""By what is done to weights, with their scales. Beside matrices in 8 bits, `w8a8` has a table in 16, which in small
-models is most of it.
-"""
-
-
-class OpenVinoOptions(Section):
-    """Options of the OpenVINO engine."""
-
-    kv_cache: Bytes | None = Field(
-        None,
-        description="Memory for the KV cache of each replica. Default: a share of what is free.",
-    )
-    kv_precision: Literal["u8", "f16"] = Field(
-        "u8",
-        description="How the KV cache is stored. `f16` takes twice the memory, and less time where streams are many.",
-    )
-    context: Count | None = Field(
-        None, ge=64, description="The longest prompt and answer together. Default: the model's."
-    )
-    max_batch: Count = Field(128, ge=1, description="How many answers are generated at once.")
-    prefill_chunk: Count = Field(
-        256, ge=32, description="How many tokens are computed in one step. Longer prompts are cut "
-        "into chunks of this length, so that running answers go on meanwhile."
-    )  # fmt: skip
-    prefix_cache: bool = Field(True, description="Reuse the KV cache of equal beginnings.")
-    activation_group: Count | None = Field(
-        None, ge=0, description="How many activations share a scale when they are multiplied with "
-        "8-bit or 4-bit weights; larger is faster and a little less exact. 0 turns it off."
-    )  # fmt: skip
+"""... and at most this many full contexts."""
 
 
 class OpenVinoEngine:
@@ -86,17 +64,30 @@ class OpenVinoEngine:
 
     kind = "openvino"
     options = OpenVinoOptions
-    honours = HONOURS
-    salt_field = None
-    external = False
+    traits = Traits(
+        formats=frozenset(Format),
+        families=frozenset(Family),
+        schemes=SCHEMES,
+        auto_rank=1,
+        default_slots=OpenVinoOptions().max_batch,
+        honours=HONOURS,
+        priority_field="priority",
+        tokenizes=True,
+        load_path=LOAD_PATH,
+        accepts_response_id=True,
+        package="openvino-genai",
+    )
+
+    def find_features(self, machine: Machine) -> frozenset[str]:
+        """Those of the processor that `ONEDNN_MAX_CPU_ISA` leaves."""
+        return find_features(machine)
 
     def capabilities(self, machine: Machine) -> list[Capability]:
         """Formats and speeds on this processor."""
         fault = _platform_fault(machine)
         if fault:
             return [Capability("every model", False, fault)]
-        features = machine.features
-        vnni = bool(features & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+        vnni = bool(DOT_PRODUCTS & find_features(machine))
         slow = "works, but this processor has no 8-bit dot products, so it is slower"
         return [
             Capability("decoders from GGUF", True, ", ".join(sorted(GGUF_DECODERS))),
@@ -121,7 +112,7 @@ class OpenVinoEngine:
         if fault:
             return [Problem("model", fault)]
         options: OpenVinoOptions = parse_options(self, spec)
-        fault = _context_fault(options, artifact.description.context_length)
+        fault = find_context_fault(options, artifact.description.context_length)
         if fault:
             return [Problem("engine.context", fault)]
         return self._check_memory(spec, artifact)
@@ -131,7 +122,7 @@ class OpenVinoEngine:
         free = available_memory_bytes()
         copies = spec.replicas.count
         scheme = _choose_scheme(spec, artifact)
-        per_weight = BYTES_PER_WEIGHT.get(scheme, BYTES_PER_WEIGHT["none"])
+        per_weight = SCHEMES.get(scheme, SCHEMES["none"]).bytes_per_weight
         weights = round(artifact.description.parameters * per_weight)
         fixed = copies * (weights + RUNTIME_BYTES)
         if fixed > free:
@@ -173,10 +164,9 @@ class OpenVinoEngine:
 
             scheme = _choose_scheme(spec, artifact)
             version, artifact = prepare_model(store, version, artifact, scheme, on_progress)
-        folder = store.folder_of(artifact.id)
-        note = read_json(folder / OPENVINO_NOTE)
-        options = _resolve_options(parse_options(self, spec), note, spec)
-        relevant = {k: v for k, v in options.items() if k not in ("kv_cache", "max_batch")}
+        note = read_note(store.folder_of(artifact.id))
+        options = resolve(parse_options(self, spec), note).model_dump()
+        relevant = {k: v for k, v in options.items() if k not in CAPACITY}
         text = json.dumps([artifact.id, self.kind, relevant], sort_keys=True)
         return Served(
             name=name,
@@ -184,38 +174,47 @@ class OpenVinoEngine:
             version=version.label,
             revision=hashlib.sha256(text.encode()).hexdigest()[:12],
             family=artifact.description.family.value,
-            folder=folder,
             artifact=artifact.id,
             options=options,
+            upstream=Upstream(priority_field=self.traits.priority_field),
         )
 
+    def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
+        """The graph of a checkpoint, if it was built; a graph is its own."""
+        from thrifty.engines.openvino.prepare import make_recipe
+
+        if artifact.description.format is Format.OPENVINO:
+            return artifact
+        made = store.find_made(artifact.id, make_recipe(scheme))
+        return made[1] if made is not None else None
+
     def launch(
-        self, served: Served, port: int, cores: Sequence[int], memory_share: float
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
     ) -> Launch:
-        """`python -m thrifty.engines.openvino`."""
-        assert served.folder is not None
-        settings = {
-            "name": served.name,
-            "port": port,
-            "folder": str(served.folder),
-            "family": served.family,
-            "threads": len(cores),
-            **_size_kv_cache(served, memory_share),
-            "context": served.options["context"],
-            "kv_precision": served.options["kv_precision"],
-            "max_batch": served.options["max_batch"],
-            "prefill_chunk": served.options["prefill_chunk"],
-            "prefix_cache": served.options["prefix_cache"],
-            "activation_group": served.options["activation_group"],
-        }
-        return Launch([sys.executable, "-m", "thrifty.engines.openvino", json.dumps(settings)])
+        """`python -m thrifty.engines.openvino`. Raises `EngineError`."""
+        assert served.artifact is not None
+        folder = store.folder_of(served.artifact)
+        note = read_note(folder)
+        options = OpenVinoOptions.model_validate(served.options)
+        settings = Settings(
+            folder=str(folder),
+            family=served.family,
+            threads=len(cores),
+            values=dict(served.options),
+            kv_blocks=_count_kv_blocks(served.family, options, note, memory_share),
+            eos_token_ids=tuple(note.get("eos_token_ids", ())),
+        )
+        text = json.dumps(
+            {"name": served.name, "port": port, "worker": msgspec.to_builtins(settings)}
+        )
+        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text])
 
     def find_slots(self, served: Served) -> int | None:
-        """What its scheduler takes into one step; encoders batch by themselves."""
+        """What its scheduler takes into one step; encoders have no such limit."""
         return None if served.family == Family.ENCODER else int(served.options["max_batch"])
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
-        """Ready when a token was generated."""
+        """Ready when it has generated a token."""
         return await probe_generation(url, served, deep=deep)
 
     async def read_load(self, url: str) -> EngineLoad:
@@ -257,16 +256,6 @@ def _format_fault(artifact: Artifact) -> str | None:
     return None
 
 
-def _context_fault(options: OpenVinoOptions, limit: int) -> str | None:
-    """Why the context that is asked for is not possible. A `limit` of 0 is not known."""
-    if options.context is None or not limit or options.context <= limit:
-        return None
-    return (
-        f"{options.context} tokens are asked for, and the model was made for at most {limit}; "
-        "ask for no more than that"
-    )
-
-
 def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
     """What is done to the weights, or was: `none`, `int8`, `w8a8` or `int4`."""
     if artifact.description.format is Format.OPENVINO:
@@ -275,54 +264,34 @@ def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
     return "int8" if wanted == "auto" else wanted
 
 
-def _resolve_options(options: OpenVinoOptions, note: dict[str, Any], spec: Spec) -> dict[str, Any]:
-    limit = int(note["context_length"])
-    fault = _context_fault(options, limit)
-    if fault:
-        raise EngineError(f"engine.context: {fault}")
-    context = options.context or limit
-    group = options.activation_group
-    if group is None:
-        group = int(note.get("activation_group", ACTIVATION_GROUP))
-    return {
-        "kv_cache": options.kv_cache,
-        "kv_precision": options.kv_precision,
-        "context": context,
-        "max_batch": options.max_batch,
-        "prefill_chunk": options.prefill_chunk,
-        "prefix_cache": options.prefix_cache,
-        "activation_group": group,
-        "kv_bytes_per_token": int(note.get("kv_bytes_per_token", 0)),
-        "eos_token_ids": list(note.get("eos_token_ids", [])),
-    }
-
-
-def _size_kv_cache(served: Served, memory_share: float) -> dict[str, int]:
-    """How many blocks of KV cache a replica gets. Raises `EngineError` where one context is not
-    possible.
+def _count_kv_blocks(
+    family: str, options: OpenVinoOptions, note: dict[str, Any], memory_share: float
+) -> int:
+    """How many blocks of KV cache a replica gets. Raises `EngineError` where they hold too little
+    to work with.
     """
-    per_token = served.options["kv_bytes_per_token"]
-    if served.family == Family.ENCODER or not per_token:
-        return {"kv_blocks": 0}
-    if served.options["kv_precision"] != "u8":
+    per_token = int(note.get("kv_bytes_per_token", 0))
+    if family == Family.ENCODER or not per_token:
+        return 0
+    if options.kv_precision != "u8":
         per_token = round(per_token * 1.7)
-    block_bytes = per_token * BLOCK_TOKENS
-    context = served.options["context"]
-    asked = served.options["kv_cache"]
-    if asked is None:
+    assert options.context is not None
+    context_bytes = options.context * per_token
+    given = float(options.kv_cache or 0)
+    if options.kv_cache is None:
         free = available_memory_bytes() * memory_share
-        asked = min(free * AUTO_KV_SHARE, AUTO_KV_CONTEXTS * context * per_token)
-        asked = max(asked, min(context * per_token, free * 0.8))
-    blocks = int(asked // block_bytes)
-    if blocks * BLOCK_TOKENS < min(context, 512):
+        given = min(free * AUTO_KV_SHARE, AUTO_KV_CONTEXTS * context_bytes)
+        given = max(given, min(context_bytes, free * 0.8))
+    blocks = int(given // (per_token * BLOCK_TOKENS))
+    if blocks * BLOCK_TOKENS < min(options.context, 512):
         raise EngineError(
-            f"a KV cache of {format_bytes(asked)} holds {blocks * BLOCK_TOKENS} tokens of this "
+            f"a KV cache of {format_bytes(given)} holds {blocks * BLOCK_TOKENS} tokens of this "
             f"model, too few to work with; give it at least {format_bytes(512 * per_token)} "
             "(engine.kv_cache), or a shorter engine.context"
         )
-    return {"kv_blocks": blocks}
+    return blocks
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """What preparation wrote of a model."""
+    """What preparation recorded about the model in `folder`."""
     return read_json(folder / OPENVINO_NOTE)

@@ -70,24 +70,25 @@ class DecoderWorker:
 
         self._genai = genai
         self._settings = settings
+        options = self._options = settings.options
         self._tokenizer = genai.Tokenizer(settings.folder)
         scheduler = genai.SchedulerConfig()
         scheduler.num_kv_blocks = settings.kv_blocks
-        scheduler.max_num_batched_tokens = settings.prefill_chunk
-        scheduler.max_num_seqs = settings.max_batch
+        scheduler.max_num_batched_tokens = options.prefill_chunk
+        scheduler.max_num_seqs = options.max_batch
         scheduler.dynamic_split_fuse = True
-        scheduler.enable_prefix_caching = settings.prefix_cache
+        scheduler.enable_prefix_caching = options.prefix_cache
         properties: dict[str, Any] = {
-            "KV_CACHE_PRECISION": settings.kv_precision,
+            "KV_CACHE_PRECISION": options.kv_precision,
             "INFERENCE_NUM_THREADS": settings.threads,
             "sampler_num_threads": settings.threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
         }
         self._pipeline = genai.ContinuousBatchingPipeline(
             settings.folder, self._tokenizer, scheduler, "CPU", **properties
         )
         self._running: dict[int, _Running] = {}
-        self._index = PrefixCacheModel(settings.kv_blocks, sharing=settings.prefix_cache)
+        self._index = PrefixCacheModel(settings.kv_blocks, sharing=options.prefix_cache)
         self._waiting: deque[Add] = deque()
         self._together = 0
         """How many jobs the last step was for."""
@@ -114,7 +115,7 @@ class DecoderWorker:
     def take(self, message: Add) -> None:
         """Begin a job, now or, where it may wait, when there is room for it."""
         # Without a prefix cache there are no slices.
-        if message.priority > 0 and self._settings.prefix_cache:
+        if message.priority > 0 and self._options.prefix_cache:
             self._background.add(message)
         else:
             self._waiting.append(message)
@@ -166,7 +167,7 @@ class DecoderWorker:
         if running is None:
             self._waiting = deque(message for message in self._waiting if message.job != job)
             return
-        if running.stepped and not running.reported and self._settings.prefix_cache:
+        if running.stepped and not running.reported and self._options.prefix_cache:
             running.abandoned = True
             return
         running.handle.cancel()
@@ -224,7 +225,7 @@ class DecoderWorker:
         """Account for what the next step computes: a token of each answer, then prompts in their order,
         as far as the chunk goes.
         """
-        budget = self._settings.prefill_chunk - sum(r.reported for r in self._running.values())
+        budget = self._options.prefill_chunk - sum(r.reported for r in self._running.values())
         for running in self._running.values():
             running.stepped = True
             if not running.reported:
@@ -242,7 +243,7 @@ class DecoderWorker:
         while self._waiting:
             message = self._waiting[0]
             rest = sum(running.rest for running in self._running.values())
-            if rest >= self._settings.prefill_chunk or self._is_being_computed(message):
+            if rest >= self._options.prefill_chunk or self._is_being_computed(message):
                 return
             if not self._has_room(message):
                 return
@@ -250,7 +251,7 @@ class DecoderWorker:
 
     def _is_being_computed(self, message: Add) -> bool:
         """Whether more of this prompt is about to be cached than is."""
-        if not self._settings.prefix_cache:
+        if not self._options.prefix_cache:
             return False
         cached = self._index.match(message.prompt)
         end = (cached // BLOCK_TOKENS + 1) * BLOCK_TOKENS

@@ -23,7 +23,7 @@ class EncoderWorker:
         path = Path(settings.folder) / "openvino_model.xml"
         properties = {
             "INFERENCE_NUM_THREADS": settings.threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.activation_group,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.options.activation_group,
         }
         self._model = core.compile_model(str(path), "CPU", properties)
         self._request = self._model.create_infer_request()

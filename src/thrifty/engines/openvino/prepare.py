@@ -28,7 +28,7 @@ from thrifty.artifacts.checkpoint import (
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
-from thrifty.engines.openvino.adapter import BYTES_PER_WEIGHT
+from thrifty.engines.openvino.processor import SCHEMES
 from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.graphs.decoder import build_decoder
 from thrifty.graphs.encoder import build_encoder
@@ -70,7 +70,7 @@ def prepare_model(
     made = store.find_made(artifact.id, recipe)
     if made is not None and out in (None, made[0].name):
         return made
-    needed = round(artifact.description.parameters * BYTES_PER_WEIGHT[scheme])
+    needed = round(artifact.description.parameters * SCHEMES[scheme].bytes_per_weight)
     store.require_space(needed + 50_000_000, f"preparing {version.label}")
     name = version.name if scheme == "none" else f"{version.name}-{scheme}"
     with store.stage(f"openvino {artifact.id} {json.dumps(recipe, sort_keys=True)}") as folder:

@@ -15,7 +15,6 @@ from thrifty.engines.server.request import GenerationRequest
 from thrifty.engines.server.tools import OPEN, parse_calls
 from thrifty.openai.events import encode_event
 from thrifty.openai.fields import Endpoint
-from thrifty.openai.ids import new_id
 
 _encode = msgspec.json.Encoder().encode
 
@@ -32,12 +31,12 @@ def build_usage(request: GenerationRequest, choices: list[Choice]) -> dict[str, 
     }
 
 
-def build_answer(request: GenerationRequest, choices: list[Choice]) -> bytes:
+def build_answer(request: GenerationRequest, choices: list[Choice], answer_id: str) -> bytes:
     """The whole answer to a request that is not streamed."""
     chat = request.endpoint is Endpoint.CHAT
     return _encode(
         {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{new_id()}",
+            "id": answer_id,
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": request.model,

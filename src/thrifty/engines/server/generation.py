@@ -18,7 +18,7 @@ from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange
 from thrifty.openai.errors import SERVER, WireError, bad_request, unavailable
 from thrifty.openai.events import DONE, encode_error_event
 from thrifty.openai.fields import Endpoint
-from thrifty.openai.ids import new_id
+from thrifty.openai.ids import read_response_id
 from thrifty.text.tokenizer import TextTokenizer
 
 _SEEDS = 2**31
@@ -43,7 +43,7 @@ class Generation:
         self._by_job: dict[int, Choice] = {}
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         kind = "chatcmpl" if request.endpoint is Endpoint.CHAT else "cmpl"
-        self._id = f"{kind}-{new_id()}"
+        self._id = f"{kind}-{read_response_id(exchange.headers)}"
         self._created = int(time.time())
         self._writers = (
             [ChunkWriter(request, c, self._id, self._created) for c in self._choices]
@@ -102,7 +102,7 @@ class Generation:
             self._exchange.write(DONE)
             self._exchange.finish()
         else:
-            self._exchange.respond(200, build_answer(self._request, self._choices))
+            self._exchange.respond(200, build_answer(self._request, self._choices, self._id))
         self._end()
 
     def _fail(self, failure: Failure) -> None:

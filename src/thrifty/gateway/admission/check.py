@@ -1,4 +1,9 @@
-"""Is it a request that this deployment can answer? JSON, model, fields, bounds, deadline."""
+"""Is it a request that can be answered? JSON, model, form, version, fields, bounds, deadline.
+
+`read_form` and `find_target` go before the limits of the key, `check_version` after them: what a
+request may ask for depends on the version that answers it, but which version that is never depends
+on what it asks for.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,130 @@ from typing import Any
 
 import msgspec
 
-from thrifty.gateway.call import Call
-from thrifty.gateway.table import Deployment, RoutingTable
-from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, unavailable
-from thrifty.openai.fields import Endpoint, check_fields
+from thrifty.gateway.state.call import Call, Form, Target
+from thrifty.gateway.state.deployment import Deployment
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.version import Version
+from thrifty.openai.conversations import Conversations
+from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
+from thrifty.openai.fields import Endpoint, check_form, check_honoured
+from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
+VERSION_HEADER = b"x-thrifty-version"
+CONVERSATION_HEADER = b"x-thrifty-conversation"
 MAX_TIMEOUT_MS = 86_400_000
+_PINNERS = Role.OPERATOR.holders()
 
 _decode = msgspec.json.Decoder().decode
 
 
-def admit(call: Call, table: RoutingTable) -> None:
-    """Fill in the call's body and deployment. Raises a 4xx that names the fault."""
+def read_form(call: Call, table: RoutingTable) -> Form:
+    """The body of a call as it was understood, without regard to who answers it. Raises a 4xx that
+    names the fault, and a 503 while the gateway starts.
+    """
     if not table.loaded:
         raise unavailable("the gateway is starting; try again in a moment", "starting")
-    call.body = body = _decode_body(call.exchange.body)
-    call.deployment = deployment = _find_deployment(body, call.endpoint, table)
-    check_fields(body, call.endpoint, deployment.honours, deployment.row.engine)
-    call.stream = body.get("stream") is True
+    body = _decode_body(call.exchange.body)
+    _require_model(body, call.endpoint, table)
+    check_form(body, call.endpoint)
     options = body.get("stream_options")
-    call.include_usage = bool(options and options.get("include_usage"))
-    _limit_tokens(body, deployment.settings.max_tokens)
+    return Form(
+        body,
+        stream=body.get("stream") is True,
+        include_usage=bool(options and options.get("include_usage")),
+    )
+
+
+def find_target(
+    call: Call, form: Form, table: RoutingTable, conversations: Conversations
+) -> Target:
+    """The deployment that the request names, and the version that its conversation belongs to, or
+    that an operator pinned. Raises a 403 or 404.
+    """
+    deployment = find_deployment(form.body, call.endpoint, table)
+    headers = call.exchange.headers
+    conversation_id = conversations.identify(
+        call.tenant, headers.get(CONVERSATION_HEADER), call.endpoint, form.body
+    )
+    return place(call, deployment, conversation_id)
+
+
+def place(call: Call, deployment: Deployment, conversation_id: str) -> Target:
+    """The target of a conversation with a deployment. Raises a 403 or 404."""
+    pinned = call.exchange.headers.get(VERSION_HEADER)
+    if pinned is not None:
+        version = _find_pinned(call, deployment, pinned)
+        return Target(deployment, version, version, conversation_id, pinned=True)
+    chosen, version = deployment.find_answering(conversation_id)
+    return Target(deployment, chosen, version, conversation_id)
+
+
+def check_version(call: Call, form: Form, target: Target) -> None:
+    """Whether the version that answers can honour the request. Raises a 400 that names the field
+    and the version. Sets the deadline.
+    """
+    version, limits = target.version, target.deployment.settings
+    check_honoured(form.body, call.endpoint, version.honours, version.row.engine, version.label)
+    _limit_tokens(form.body, limits.max_tokens)
     asked = call.exchange.headers.get(TIMEOUT_HEADER)
-    if asked is not None or deployment.settings.timeout_s is not None:
-        call.deadline_s = call.received_s + _read_timeout_s(asked, deployment.settings.timeout_s)
+    if asked is not None or limits.timeout_s is not None:
+        form.deadline_s = call.received_s + _read_timeout_s(asked, limits.timeout_s)
+
+
+def find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> Deployment:
+    """The deployment that a body names. Raises a 404."""
+    model = body.get("model")
+    if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
+        return next(iter(table.deployments.values()))
+    deployment = table.names.get(model) if isinstance(model, str) else None
+    if deployment is None:
+        names = ", ".join(repr(name) for name in table.names) or "none"
+        raise WireError(
+            404,
+            f"The model '{str(model)[:100]}' does not exist or you do not have access to it. "
+            f"Models here: {names}.",
+            type=NOT_FOUND,
+            param="model",
+            code="model_not_found",
+        )
+    return deployment
+
+
+def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:
+    key = call.key
+    if not (call.exchange.from_this_machine if key is None else key.role in _PINNERS):
+        raise WireError(
+            403,
+            f"The header '{VERSION_HEADER.decode()}' pins a version, which takes the key of an "
+            "operator; leave the header out, or use such a key.",
+            type=PERMISSION,
+            code="role_not_allowed",
+        )
+    label = pinned.decode("latin-1")
+    version = deployment.versions.get(label)
+    if version is None:
+        labels = ", ".join(repr(name) for name in deployment.versions)
+        raise WireError(
+            404,
+            f"'{deployment.name}' has no version {label[:64]!r}. Its versions: {labels}.",
+            type=NOT_FOUND,
+            param=VERSION_HEADER.decode(),
+            code="version_not_found",
+        )
+    return version
+
+
+def _require_model(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> None:
+    model = body.get("model")
+    if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
+        return
+    if model is None:
+        raise bad_request(
+            "Missing required parameter: 'model'.", "model", "missing_required_parameter"
+        )
+    if not isinstance(model, str):
+        raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
 
 
 def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
@@ -61,30 +165,6 @@ def _decode_body(data: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise bad_request("The body must be a JSON object.", code="invalid_json")
     return body
-
-
-def _find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> Deployment:
-    model = body.get("model")
-    if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
-        return next(iter(table.deployments.values()))
-    if model is None:
-        raise bad_request(
-            "Missing required parameter: 'model'.", "model", "missing_required_parameter"
-        )
-    if not isinstance(model, str):
-        raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
-    deployment = table.names.get(model)
-    if deployment is None:
-        names = ", ".join(repr(name) for name in table.names) or "none"
-        raise WireError(
-            404,
-            f"The model '{model[:100]}' does not exist or you do not have access to it. "
-            f"Models here: {names}.",
-            type=NOT_FOUND,
-            param="model",
-            code="model_not_found",
-        )
-    return deployment
 
 
 def _limit_tokens(body: dict[str, Any], limit: int | None) -> None:

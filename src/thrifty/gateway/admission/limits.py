@@ -23,7 +23,6 @@ from thrifty.gateway.admission.counts import (
     QuotaUsage,
     Refusal,
 )
-from thrifty.gateway.admission.estimate import compute_cost
 from thrifty.gateway.admission.shared_counts import RENEW_S, SharedCounts, SharedGrant
 from thrifty.gateway.admission.spend import (
     SpendBook,
@@ -31,7 +30,9 @@ from thrifty.gateway.admission.spend import (
     until_next_day_s,
     until_next_month_s,
 )
-from thrifty.gateway.call import HIT, Call
+from thrifty.gateway.state.call import HIT, Call, Form, Origin
+from thrifty.gateway.state.estimate import compute_cost
+from thrifty.gateway.state.version import Version
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import RATE_LIMIT, WireError
 
@@ -69,13 +70,17 @@ class KeyLimiter:
         self._counts = ProcessCounts()
         self._running: dict[str, dict[str, Reservation]] = {}
         """What is counted in Redis: by the key's id and the grant's."""
+        self._reserved: dict[Call, Reservation] = {}
         self._renewed_s = clock()
 
-    def admit(self, call: Call, key: Key) -> Coroutine[Any, Any, None] | None:
-        """Count a call of a limited key; returns what is still to be awaited where Redis counts.
-        Raises a 429 that names the limit.
+    def admit(self, call: Call, form: Form, version: Version) -> Coroutine[Any, Any, None] | None:
+        """Count a call of a limited key, by the estimates and prices of the version that it goes to;
+        returns what is still to be awaited where Redis counts. Raises a 429 that names the limit.
         """
-        ask, sizes = self._make_ask(call, key)
+        key = call.key
+        if key is None or not key.limited:
+            return None
+        ask, sizes = self._make_request(call, key, form, version)
         if self._shared is not None:
             if self._shared.available:
                 return self._admit_shared(call, key, ask, sizes, self._shared)
@@ -85,33 +90,35 @@ class KeyLimiter:
 
     def settle(self, call: Call) -> None:
         """A call has ended: put what it took in the place of what was reserved for it."""
-        usage, deployment = call.usage, call.deployment
-        generated = usage is not None and call.cache != HIT
-        if usage is not None and generated and deployment is not None:
-            deployment.estimator.learn(
+        usage, target = call.outcome.usage, call.target
+        generated = usage is not None and call.cache.result != HIT
+        if target is None or call.origin is Origin.SHADOW:
+            return
+        version = target.version
+        if usage is not None and generated:
+            version.estimator.learn(
                 len(call.exchange.body), usage.prompt_tokens, usage.completion_tokens
             )
-        if call.key is None or deployment is None:
+        if call.key is None:
             return
-        reservation = call.reservation
+        reservation = self._reserved.pop(call, None)
         tokens, cost = 0, 0.0
         if usage is not None and generated:
             tokens = usage.prompt_tokens + usage.completion_tokens
             cost = compute_cost(
-                deployment.settings,
+                version.settings,
                 usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
             )  # fmt: skip
         elif reservation is not None and _broke_off(call):
-            # A client that hangs up before the counts come does not go free; it is taken to have
-            # had an answer of the usual length.
-            answer = min(reservation.answer, round(deployment.estimator.answer_tokens))
+            # A client that hangs up before the counts come is charged for an answer of the usual
+            # length.
+            answer = min(reservation.answer, round(version.estimator.answer_tokens))
             tokens = reservation.prompt + answer
-            cost = compute_cost(deployment.settings, reservation.prompt, answer)
+            cost = compute_cost(version.settings, reservation.prompt, answer)
         if cost:
             self._book.add(call.key.id, cost)
         if reservation is None:
             return
-        call.reservation = None
         self._counts.of(reservation.key.id).settle(reservation.grant, tokens, self._clock())
         if reservation.shared is not None and self._shared is not None:
             self._running.get(reservation.key.id, {}).pop(reservation.shared.id, None)
@@ -136,14 +143,14 @@ class KeyLimiter:
                 else:
                     del self._running[key_id]
 
-    def _make_ask(self, call: Call, key: Key) -> tuple[QuotaRequest, Sizes]:
-        deployment = call.deployment
-        assert deployment is not None
-        prompt, answer = deployment.estimator.estimate(call.body, len(call.exchange.body))
+    def _make_request(
+        self, call: Call, key: Key, form: Form, version: Version
+    ) -> tuple[QuotaRequest, Sizes]:
+        prompt, answer = version.estimator.estimate(form.body, len(call.exchange.body))
         day = month = 0.0
         if key.budget_day is not None or key.budget_month is not None:
             day, month = self._book.spent(key.id)
-        cost = compute_cost(deployment.settings, prompt, answer)
+        cost = compute_cost(version.settings, prompt, answer)
         return QuotaRequest(prompt + answer, cost, day, month), (prompt, answer)
 
     def _admit_here(self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes) -> None:
@@ -151,7 +158,7 @@ class KeyLimiter:
         taken = counts.take(key.limits, ask, now_s)
         if isinstance(taken, Refusal):
             raise self._refuse(call, key, ask, taken, counts.usage(now_s))
-        call.reservation = Reservation(key, *sizes, taken, None)
+        self._reserved[call] = Reservation(key, *sizes, taken, None)
         call.rate_headers = make_headers(key, taken.usage)
 
     async def _admit_shared(
@@ -165,15 +172,14 @@ class KeyLimiter:
         if isinstance(taken, Refusal):
             raise self._refuse(call, key, ask, taken, taken.usage)
         grant = self._counts.of(key.id).count(key.limits, ask, self._clock())
-        reservation = call.reservation = Reservation(key, *sizes, grant, taken)
+        reservation = self._reserved[call] = Reservation(key, *sizes, grant, taken)
         self._running.setdefault(key.id, {})[taken.id] = reservation
         call.rate_headers = make_headers(key, taken.usage)
 
     def _refuse(
         self, call: Call, key: Key, ask: QuotaRequest, refusal: Refusal, usage: QuotaUsage | None
     ) -> WireError:
-        assert call.deployment is not None
-        self._metrics.rejections.labels(call.deployment.name, refusal.limit.value).inc()
+        self._metrics.rejections.labels(call.placed.deployment.name, refusal.limit.value).inc()
         if usage is not None:
             call.rate_headers = make_headers(key, usage)
         return make_refusal(key, ask, refusal, time.time())
@@ -251,4 +257,7 @@ def format_reset(seconds: float) -> str:
 
 def _broke_off(call: Call) -> bool:
     """Whether a replica worked for a call that ended without its counts."""
-    return bool(call.sent_s) and (bool(call.first_byte_s) or call.status == CLIENT_CLOSED)
+    delivery = call.delivery
+    return bool(delivery.sent_s) and (
+        bool(delivery.first_byte_s) or call.outcome.status == CLIENT_CLOSED
+    )

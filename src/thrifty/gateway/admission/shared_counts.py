@@ -30,7 +30,7 @@ from thrifty.gateway.admission.counts import (
     QuotaUsage,
     Refusal,
 )
-from thrifty.gateway.shared_store import Argument, Script, SharedStore
+from thrifty.gateway.state.shared_store import Argument, Script, SharedStore
 
 LEASE_S = 60
 RENEW_S = 20.0

@@ -14,8 +14,8 @@ from thrifty.db.cache import Purge
 from thrifty.gateway.cache.exact import Entry, ExactCache, Owner
 from thrifty.gateway.cache.purges import Purges
 from thrifty.gateway.cache.shared import SharedTier
-from thrifty.gateway.shared_store import SharedStore
-from thrifty.gateway.table import RoutingTable
+from thrifty.gateway.state.shared_store import SharedStore
+from thrifty.gateway.state.table import RoutingTable
 from thrifty.observe.metrics import GatewayMetrics
 
 
@@ -48,7 +48,8 @@ class AnswerCache:
             metrics.shared_cache.figures = vars(self.shared.figures)
         self._table = table
         self._metrics = metrics
-        self._revisions: dict[str, str] = {}
+        self._served: set[tuple[str, str, str]] = set()
+        """Deployment, label and revision of each version that is served."""
         self._loaded = False
         table.listeners.append(self._note_table)
 
@@ -67,7 +68,7 @@ class AnswerCache:
         given to others.
         """
         if self.purges.cover(entry.owner, entry.purge_id) or (
-            self._loaded and self._revisions.get(entry.owner.deployment) != entry.owner.revision
+            self._loaded and not self._is_served(entry.owner)
         ):
             return False
         self.memory.put(key, entry, ttl_s)
@@ -96,13 +97,13 @@ class AnswerCache:
             self._forget("purge", _choose_purged(purge))
             if self.shared is not None and not first:
                 self.shared.forget(purge)
-        deployments = self._table.deployments
-        revisions = {name: deployment.row.revision for name, deployment in deployments.items()}
-        if revisions != self._revisions:
-            self._revisions = revisions
-            self._forget(
-                "promotion", lambda owner: revisions.get(owner.deployment) != owner.revision
-            )
+        served = {(v.deployment, v.label, v.revision) for v in self._table.versions()}
+        if served != self._served:
+            self._served = served
+            self._forget("promotion", lambda owner: not self._is_served(owner))
+
+    def _is_served(self, owner: Owner) -> bool:
+        return (owner.deployment, owner.version, owner.revision) in self._served
 
     def _forget(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
         count = self.memory.forget(chosen)

@@ -1,7 +1,7 @@
 """The exact response cache of one process: whole answers, bounded in bytes and in age.
 
 An answer is kept as the JSON of one that was not streamed, however it was asked for, and can be
-given either way. Its id is cut out, so that each hit gets an id of its own.
+given either way. Its id is cut out, so that each hit is given under the id of its own response.
 
 Answers of one deployment, version and tenant form a group, and a group is forgotten at once: it is
 marked, nobody gets anything of it from then on, and its memory is freed piece by piece.
@@ -18,7 +18,6 @@ import msgspec
 
 from thrifty.gateway.cache.replay import ID_MARK, cut_id, make_chunks
 from thrifty.openai.events import DONE, Usage
-from thrifty.openai.ids import new_id
 
 ENTRY_BYTES = 800
 """What an entry takes beside its answer: keys, objects, the places in the order and the group."""
@@ -105,13 +104,13 @@ class Entry:
                 self._lines += b"x-thrifty-version: %b\r\n" % self.owner.version.encode()
         return self._lines
 
-    def as_body(self) -> bytes:
-        """The answer whole, under a new id."""
+    def as_body(self, response_id: str) -> bytes:
+        """The answer whole, under the id of a response of its own."""
         parts = self._parts or self._cut()
-        return self._new_id().join(parts)
+        return self._name(response_id).join(parts)
 
-    def as_stream(self, include_usage: bool) -> bytes:
-        """The answer as a stream, under a new id."""
+    def as_stream(self, include_usage: bool, response_id: str) -> bytes:
+        """The answer as a stream, under the id of a response of its own."""
         if self._parts is None:
             self._cut()
         if self._streams is None:
@@ -121,15 +120,15 @@ class Entry:
             chunks, usage = make_chunks(msgspec.json.decode(self.body))
             whole = b"".join([*chunks, *(usage if include_usage else ()), DONE])
             pieces = self._streams[include_usage] = whole.split(ID_MARK)
-        return self._new_id().join(pieces)
+        return self._name(response_id).join(pieces)
 
     def _cut(self) -> list[bytes]:
         self._prefix, parts = cut_id(self._body)
         self._parts, self._body = parts, b""
         return parts
 
-    def _new_id(self) -> bytes:
-        return b"%b-%b" % (self._prefix, new_id().encode()) if self._prefix else b""
+    def _name(self, response_id: str) -> bytes:
+        return b"%b-%b" % (self._prefix, response_id.encode()) if self._prefix else b""
 
 
 class _Group:

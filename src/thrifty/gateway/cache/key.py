@@ -12,7 +12,7 @@ from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
 IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model", "priority"}
 """Fields that change how or when an answer is sent, not what it is. The model is in the key by its
-deployment and revision."""
+deployment, version and revision."""
 KEY_BYTES = 20
 
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -20,7 +20,7 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 
 def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, Any]) -> bytes:
     """A checksum over everything that decides an answer, and over whose it is. `served` names the
-    deployment and the revision that it serves.
+    deployment, the version and its revision.
     """
     relevant = {
         name: value for name, value in body.items() if value is not None and name not in IRRELEVANT

@@ -1,111 +1,15 @@
-"""Answers from one form into the other: whole ones from streams, and streams from whole ones."""
+"""Answers that are kept, as they are given again: under another id, whole or as a stream."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import msgspec
 
-from thrifty.openai.events import DONE, encode_event, read_data, split_events
+from thrifty.openai.events import encode_event
 
 ID_MARK = b"\x00id\x00"
 """Where an answer's id goes; no JSON holds these bytes."""
-
-
-def assemble_stream(stream: bytes) -> bytes | None:
-    """The whole answer in a finished stream."""
-    if not stream.rstrip().endswith(DONE.rstrip()) and DONE not in stream:
-        return None
-    events, _ = split_events(stream)
-    chunks = []
-    for event in events:
-        data = read_data(event)
-        if not data or data == b"[DONE]":
-            continue
-        with contextlib.suppress(msgspec.DecodeError):
-            chunk = msgspec.json.decode(data)
-            if "error" in chunk:
-                return None
-            chunks.append(chunk)
-    return assemble_answer(chunks)
-
-
-def assemble_answer(events: list[dict[str, Any]]) -> bytes | None:
-    """The answer that a stream's chunks amount to, as if it had not been streamed.
-
-    None where the chunks are not of a kind that is known, or a choice has not ended.
-    """
-    if not events:
-        return None
-    chat = events[0].get("object") == "chat.completion.chunk"
-    if not chat and events[0].get("object") != "text_completion":
-        return None
-    choices: dict[int, dict[str, Any]] = {}
-    usage = None
-    for event in events:
-        usage = event.get("usage") or usage
-        for part in event.get("choices") or ():
-            choice = choices.setdefault(
-                part["index"],
-                {"index": part["index"], "finish_reason": None, "logprobs": None},
-            )
-            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
-            merge = _merge_delta if chat else _merge_text
-            merge(choice, part)
-    if not choices or any(choice["finish_reason"] is None for choice in choices.values()):
-        return None
-    answer = {
-        "id": events[0].get("id", ""),
-        "object": "chat.completion" if chat else "text_completion",
-        "created": events[0].get("created", 0),
-        "model": events[0].get("model", ""),
-        "choices": [choices[index] for index in sorted(choices)],
-    }
-    if usage is not None:
-        answer["usage"] = usage
-    return msgspec.json.encode(answer)
-
-
-def _merge_delta(choice: dict[str, Any], part: dict[str, Any]) -> None:
-    message = choice.setdefault("message", {"role": "assistant", "content": None, "refusal": None})
-    delta = part.get("delta") or {}
-    for key, value in delta.items():
-        if value is None or key == "role":
-            continue
-        if key == "tool_calls":
-            _merge_tool_calls(message.setdefault("tool_calls", []), value)
-        elif isinstance(value, str):
-            message[key] = (message.get(key) or "") + value
-        else:
-            message[key] = value
-    logprobs = part.get("logprobs")
-    if logprobs:
-        known = choice["logprobs"] or {"content": [], "refusal": None}
-        known["content"] = known["content"] + (logprobs.get("content") or [])
-        choice["logprobs"] = known
-
-
-def _merge_tool_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
-    for part in parts:
-        index = part.get("index", len(calls))
-        while len(calls) <= index:
-            calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = calls[index], part.get("function") or {}
-        call["id"] = part.get("id") or call["id"]
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
-
-
-def _merge_text(choice: dict[str, Any], part: dict[str, Any]) -> None:
-    choice["text"] = choice.get("text", "") + (part.get("text") or "")
-    logprobs = part.get("logprobs")
-    if logprobs:
-        known = choice["logprobs"] or {}
-        choice["logprobs"] = {
-            key: (known.get(key) or []) + value if isinstance(value, list) else value
-            for key, value in logprobs.items()
-        }
 
 
 def cut_id(body: bytes) -> tuple[bytes, list[bytes]]:

@@ -32,7 +32,7 @@ from thrifty.db.cache import PURGE_KEEP_S, Purge
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
 from thrifty.gateway.cache.exact import Entry, Owner
 from thrifty.gateway.cache.purges import Purges
-from thrifty.gateway.shared_store import Script, SharedStore
+from thrifty.gateway.state.shared_store import Script, SharedStore
 
 log = logging.getLogger(__name__)
 

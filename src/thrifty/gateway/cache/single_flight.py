@@ -22,6 +22,8 @@ class Result:
 
     status: int = 0
     body: bytes = b""
+    streamed: bool = False
+    """Whether `body` is an event stream, which its content type says."""
     entry: Entry | None = None
     error: WireError | None = None
 
@@ -35,6 +37,9 @@ class SingleFlight:
         self.begun = False
         self.replica = ""
         self.version = ""
+        """The label of the version that answers."""
+        self.response_id = b""
+        """The id under which the leader's client gets the stream."""
         self._backlog: list[bytes] = []
         self._usage: bytes = b""
         self._listeners: dict[int, tuple[OnData, bool]] = {}

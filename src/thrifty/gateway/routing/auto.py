@@ -13,10 +13,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate, Candidate, Knowledge
 from thrifty.gateway.routing.least_work import find_least_work, sample
-from thrifty.gateway.routing.rates import Ahead
-from thrifty.gateway.routing.request import RoutedRequest
+from thrifty.gateway.state.policy import AnyCandidate, Candidate, Knowledge
+from thrifty.gateway.state.rates import Ahead
+from thrifty.gateway.state.routed_request import RoutedRequest
 
 HOLDERS = 8
 """So many of those with the longest match are looked at."""
@@ -26,6 +26,9 @@ MARGIN = 0.25
 
 class Auto:
     """Prefix-aware, and bounded by load."""
+
+    wants_prefix = True
+    wants_affinity = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

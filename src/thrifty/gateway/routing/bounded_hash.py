@@ -14,8 +14,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from thrifty.gateway.routing.base import AnyCandidate, Knowledge
-from thrifty.gateway.routing.request import RoutedRequest
+from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.routed_request import RoutedRequest
 
 PLACES = 64
 """Each replica's, on the ring."""
@@ -24,6 +24,9 @@ BOUND = 1.25
 
 class BoundedHash:
     """The ring is built anew when the candidates change."""
+
+    wants_prefix = False
+    wants_affinity = True
 
     def __init__(self, rng: random.Random) -> None:
         self._ids: tuple[str, ...] = ()

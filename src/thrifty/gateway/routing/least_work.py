@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate, Knowledge
-from thrifty.gateway.routing.request import RoutedRequest
+from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.routed_request import RoutedRequest
 
 SCAN = 64
 """Up to so many candidates are all looked at; of more, a sample. The best of 16 out of a thousand is
@@ -21,6 +21,9 @@ SAMPLE = 16
 
 class LeastWork:
     """Ties are broken at random."""
+
+    wants_prefix = True
+    wants_affinity = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

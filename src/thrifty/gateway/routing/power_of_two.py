@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate, Knowledge
 from thrifty.gateway.routing.least_work import find_least_work
-from thrifty.gateway.routing.request import RoutedRequest
+from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class PowerOfTwo:
     """Nearly as even as looking at all of them, and gateways that know little of one another do not
     all run to the same replica.
     """
+
+    wants_prefix = True
+    wants_affinity = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable
 
 from thrifty.gateway.routing.auto import Auto
-from thrifty.gateway.routing.base import RoutingPolicy
 from thrifty.gateway.routing.bounded_hash import BoundedHash
 from thrifty.gateway.routing.least_work import LeastWork
 from thrifty.gateway.routing.power_of_two import PowerOfTwo
 from thrifty.gateway.routing.round_robin import RoundRobin
 from thrifty.gateway.routing.shortest_queue import ShortestQueue
+from thrifty.gateway.state.policy import RoutingPolicy
 
 POLICIES: dict[str, Callable[[random.Random], RoutingPolicy]] = {
     "auto": Auto,
@@ -21,10 +21,6 @@ POLICIES: dict[str, Callable[[random.Random], RoutingPolicy]] = {
     "bounded_hash": BoundedHash,
     "round_robin": RoundRobin,
 }
-PREFIX_POLICIES = frozenset({"auto", "least_work", "power_of_two"})
-"""Those that count what is cached."""
-AFFINITY_POLICIES = frozenset({"bounded_hash"})
-"""Those that go by the session or the beginning of a prompt."""
 
 
 def make_policy(name: str, rng: random.Random | None = None) -> RoutingPolicy:

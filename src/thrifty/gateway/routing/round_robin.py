@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate, Knowledge
-from thrifty.gateway.routing.request import RoutedRequest
+from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class RoundRobin:
     """Goes round by name, so that replicas which come and go do not upset the order. Begins
     anywhere, so that several gateways do not move in step.
     """
+
+    wants_prefix = False
+    wants_affinity = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

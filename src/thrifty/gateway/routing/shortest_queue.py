@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.routing.base import AnyCandidate, Knowledge
-from thrifty.gateway.routing.request import RoutedRequest
+from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class ShortestQueue:
     """Ties are broken at random, so that equal replicas share what comes and several gateways do
     not all pick the same one.
     """
+
+    wants_prefix = False
+    wants_affinity = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

@@ -1,0 +1,210 @@
+"""The management API's application: FastAPI over `ApiServices`, with errors in the OpenAI shape.
+
+Its functions are plain ones, which FastAPI runs in threads. Roles are not checked here but by the
+server in front, from the same table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi as make_document
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+from thrifty.api.models import (
+    Applied,
+    ApplyRequest,
+    Change,
+    CreatedKey,
+    ErrorAnswer,
+    KeyList,
+    NewKey,
+    Plan,
+    PlanRequest,
+    RollbackRequest,
+    Status,
+    Traffic,
+    TrafficChange,
+)
+from thrifty.api.page import PAGE_HEADERS, render_page
+from thrifty.api.services import ApiServices
+from thrifty.api.table import API_ROUTES, PREFIX
+from thrifty.errors import DatabaseError, SpecError, ThriftyError
+from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, internal_error, unavailable
+
+LOOPBACK_CALLER = "loopback"
+"""Who calls where no keys exist."""
+
+
+def make_api(services: ApiServices) -> FastAPI:
+    """The ASGI application."""
+    app = FastAPI(
+        title="Thrifty",
+        version=version("thrifty"),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    for route in API_ROUTES:
+        roles = sorted(route.callers or ())
+        app.add_api_route(
+            route.path,
+            HANDLERS[route.handler],
+            methods=[route.method],
+            operation_id=route.handler,
+            summary=route.summary,
+            description=f"For keys of the roles {', '.join(roles)}." if roles else "For anybody.",
+            status_code=201 if route.handler == "create_key" else 200,
+            responses={"default": {"model": ErrorAnswer, "description": "An error."}},
+            openapi_extra={"security": [{"key": []}]} if roles else None,
+            include_in_schema=route.path.startswith(PREFIX),
+            dependencies=[Depends(_forbid_storing)],
+        )
+    app.add_exception_handler(Exception, _answer_error)
+    for kind in (ThriftyError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer_error)
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    return app
+
+
+def _get_services(request: Request) -> ApiServices:
+    services: ApiServices = request.app.state.services
+    return services
+
+
+def _get_caller(request: Request) -> str:
+    return str(getattr(request.state, "caller", None) or LOOPBACK_CALLER)
+
+
+def _forbid_storing(response: Response) -> None:
+    """Answers hold keys and states: browsers and proxies store none of them."""
+    response.headers["cache-control"] = "no-store"
+    response.headers["x-content-type-options"] = "nosniff"
+
+
+Services = Annotated[ApiServices, Depends(_get_services)]
+Caller = Annotated[str, Depends(_get_caller)]
+
+
+def get_status(services: Services) -> Status:
+    """The whole service."""
+    return services.get_status()
+
+
+def get_traffic(name: str, services: Services) -> Traffic:
+    """The weights of a deployment."""
+    return services.get_traffic(name)
+
+
+def set_traffic(name: str, body: TrafficChange, services: Services, caller: Caller) -> Traffic:
+    """Change weights."""
+    return services.set_traffic(name, body.weights, who=caller, why=body.why)
+
+
+def roll_back(
+    name: str, services: Services, caller: Caller, body: RollbackRequest | None = None
+) -> Change:
+    """Restore the previous desired state."""
+    return services.roll_back(name, who=caller, why=body.why if body is not None else "")
+
+
+def make_plan(body: PlanRequest, services: Services) -> Plan:
+    """What applying a spec would do."""
+    return services.make_plan(body.spec)
+
+
+def apply_spec(body: ApplyRequest, services: Services, caller: Caller) -> Applied:
+    """Apply a spec."""
+    return services.apply_spec(body.spec, reset=body.reset, who=caller, why=body.why)
+
+
+def list_keys(services: Services) -> KeyList:
+    """The keys."""
+    return services.list_keys()
+
+
+def create_key(body: NewKey, services: Services, caller: Caller) -> CreatedKey:
+    """Make a key."""
+    return services.create_key(body, who=caller)
+
+
+def revoke_key(name: str, services: Services, caller: Caller) -> dict[str, str]:
+    """Revoke a key."""
+    services.revoke_key(name, who=caller)
+    return {"revoked": name}
+
+
+def get_openapi(request: Request) -> JSONResponse:
+    """The OpenAPI document."""
+    return JSONResponse(request.app.openapi())
+
+
+def get_docs(request: Request) -> HTMLResponse:
+    """The page for people."""
+    return HTMLResponse(render_page(request.app.openapi()), headers=PAGE_HEADERS)
+
+
+HANDLERS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        get_status, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
+        create_key, revoke_key, get_openapi, get_docs,
+    )
+}  # fmt: skip
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = make_document(title=app.title, version=app.version, routes=app.routes)
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _answer_error(_: Request, error: Exception) -> JSONResponse:
+    found = to_wire_error(error)
+    headers = {name.decode(): value.decode() for name, value in found.headers}
+    return JSONResponse(found.body, status_code=found.status, headers=headers)
+
+
+def to_wire_error(error: Exception) -> WireError:
+    """The answer to what a service or the framework raised."""
+    match error:
+        case WireError():
+            return error
+        case RequestValidationError():
+            return _explain_validation(error)
+        case HTTPException(status_code=404):
+            return WireError(404, "There is nothing here.", type=NOT_FOUND, code="unknown_path")
+        case HTTPException(status_code=405):
+            return WireError(405, "Another method is needed.", code="method_not_allowed")
+        case HTTPException():
+            return WireError(error.status_code, error.detail, code="invalid_request")
+        case SpecError():
+            return bad_request(str(error), "spec", "invalid_spec")
+        case DatabaseError():
+            return unavailable("the database is away; try again soon", "database_away", 5.0)
+        case ThriftyError():
+            return bad_request(str(error), code="refused")
+    return internal_error()
+
+
+def _explain_validation(error: RequestValidationError) -> WireError:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return bad_request(f"The body is not valid JSON: {reason}.", code="invalid_json")
+    where = ".".join(str(part) for part in first["loc"][1:] if part != "[key]") or None
+    if first["type"] == "missing":
+        what = f"'{where}'" if where else "the body, as JSON"
+        return bad_request(f"Missing: {what}.", where, "missing_required_parameter")
+    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
+    return bad_request(f"'{where or 'the body'}': {first['msg']}.", where, code)

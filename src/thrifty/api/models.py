@@ -1,0 +1,214 @@
+"""What the management API takes and gives. `/openapi.json` is made from these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from thrifty.types import Role
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$")]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Why = Annotated[
+    str, Field(default="", max_length=1000, description="The reason, for the list of changes.")
+]
+MAX_WEIGHTS = 100
+
+
+class Request(BaseModel):
+    """A request's body: closed to fields that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """An answer's body."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ErrorDetail(Answer):
+    """An error, in the OpenAI shape."""
+
+    message: str
+    type: str
+    param: str | None = Field(None, description="The field at fault.")
+    code: str | None = Field(None, description="A short name for programs.")
+
+
+class ErrorAnswer(Answer):
+    """The body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+class ReplicaStatus(Answer):
+    """A running copy of a version."""
+
+    id: str
+    version: str = Field(description="The label of its version.")
+    state: str
+    url: str | None = None
+    pid: int | None = None
+    memory_bytes: int | None = None
+    restarts: int = 0
+    message: str | None = None
+
+
+class VersionStatus(Answer):
+    """One version of a deployment."""
+
+    label: str
+    weight: float = Field(description="Its share of the traffic, relative to the other versions.")
+    shadow: float = Field(0.0, description="The share of requests that it gets copies of.")
+    model: str = ""
+    engine: str = ""
+    state: str = Field("", description="`ready`, `rolling` or `waiting`.")
+    message: str | None = Field(None, description="Why it is not ready.")
+    ready: int = Field(0, description="How many replicas answer for it.")
+    wanted: int = Field(0, description="How many replicas it should have.")
+
+
+class DeploymentStatus(Answer):
+    """What is served under one name."""
+
+    name: str
+    versions: list[VersionStatus]
+    replicas: list[ReplicaStatus]
+
+
+class GatewayStatus(Answer):
+    """The server that clients talk to."""
+
+    url: str | None
+
+
+class Status(Answer):
+    """The whole service, as `thrifty status --json` prints it."""
+
+    deployments: list[DeploymentStatus]
+    gateway: GatewayStatus
+
+
+class TrafficChange(Request):
+    """New weights."""
+
+    weights: Annotated[dict[Label, Weight], Field(min_length=1, max_length=MAX_WEIGHTS)] = Field(
+        description="Relative weights by version. Versions that are not named keep theirs; not all "
+        "may become 0."
+    )
+    why: Why
+
+
+class Traffic(Answer):
+    """The weights of a deployment's versions."""
+
+    deployment: str
+    weights: dict[str, float]
+    owner: str = Field("spec", description="Who holds the weights: `spec`, `traffic` or a release.")
+
+
+class RollbackRequest(Request):
+    """Why a deployment is rolled back."""
+
+    why: Why
+
+
+class Change(Answer):
+    """One change of a deployment's desired state."""
+
+    id: int
+    deployment: str
+    at_s: float = Field(description="Seconds since 1970.")
+    kind: str
+    who: str
+    why: str = ""
+
+
+class PlanStep(Answer):
+    """One thing that would be done."""
+
+    what: str
+    size_bytes: int | None = None
+    seconds: float | None = None
+    why: str
+
+
+class Plan(Answer):
+    """What applying a spec would do."""
+
+    fetch: list[PlanStep] = []
+    prepare: list[PlanStep] = []
+    start: list[PlanStep] = []
+    stop: list[PlanStep] = []
+    change: list[PlanStep] = []
+
+
+class PlanRequest(Request):
+    """A spec to look at."""
+
+    spec: dict[str, Any] = Field(description="The spec, as a mapping.")
+
+
+class ApplyRequest(Request):
+    """A spec to apply."""
+
+    spec: dict[str, Any] = Field(description="The spec, as a mapping.")
+    reset: bool = Field(
+        False, description="Also take back what an operator or a release has set since."
+    )
+    why: Why
+
+
+class Applied(Answer):
+    """What was done, or begun."""
+
+    plan: Plan
+    held: list[str] = Field(
+        default=[], description="What stays because an operator or a release has set it."
+    )
+
+
+class KeyLimitsModel(Request):
+    """What a key may use at most; null: no limit."""
+
+    rpm: int | None = Field(None, ge=1, description="Requests a minute.")
+    tpm: int | None = Field(None, ge=1, description="Tokens a minute, of prompts and answers.")
+    concurrency: int | None = Field(None, ge=1, description="Requests at once.")
+    budget_day: float | None = Field(None, ge=0, description="Spend on a day (UTC).")
+    budget_month: float | None = Field(None, ge=0, description="Spend in a calendar month (UTC).")
+
+
+class NewKey(Request):
+    """A key to make."""
+
+    name: str = Field(min_length=1, max_length=64)
+    role: Role = Role.USER
+    tenant: str | None = Field(None, description="Default: the name.")
+    limits: KeyLimitsModel = KeyLimitsModel()
+
+
+class KeyInfo(Answer):
+    """A key, without its secret."""
+
+    id: str
+    name: str
+    role: Role
+    tenant: str
+    hint: str = Field(description="How the secret begins.")
+    created_s: float = Field(description="Seconds since 1970.")
+    limits: KeyLimitsModel
+
+
+class KeyList(Answer):
+    """The keys that are not revoked, by name."""
+
+    keys: list[KeyInfo]
+
+
+class CreatedKey(Answer):
+    """A new key."""
+
+    key: KeyInfo
+    secret: str = Field(description="What the holder sends. It is stored nowhere.")

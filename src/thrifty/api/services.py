@@ -1,0 +1,68 @@
+"""What the management API needs from the rest of Thrifty, as one protocol.
+
+Methods may block: the application calls them in threads. They raise `WireError` where a certain
+status is meant (`not_found` makes a 404), `SpecError` for an invalid spec, `DatabaseError` while
+the database is away, and other `ThriftyError`s for what cannot be done. `who` names the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from thrifty.api.models import (
+    Applied,
+    Change,
+    CreatedKey,
+    KeyList,
+    NewKey,
+    Plan,
+    Status,
+    Traffic,
+)
+from thrifty.openai.errors import NOT_FOUND, WireError
+
+
+class ApiServices(Protocol):
+    """The service, as its operators see it."""
+
+    def get_status(self) -> Status:
+        """What runs."""
+
+    def get_traffic(self, deployment: str) -> Traffic:
+        """The weights of a deployment's versions. Raises a 404."""
+
+    def set_traffic(
+        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+    ) -> Traffic:
+        """Change the weights that are named. Raises a 404 for a deployment or label that there is
+        not, and a 400 where all weights would be 0.
+        """
+
+    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
+        """Restore the previous desired state. Raises a 404, and a 409 where there is none."""
+
+    def make_plan(self, spec: Mapping[str, Any]) -> Plan:
+        """What applying `spec` would do. Raises `SpecError`."""
+
+    def apply_spec(self, spec: Mapping[str, Any], *, reset: bool, who: str, why: str) -> Applied:
+        """Make `spec` the desired state; returns without waiting for it. Raises `SpecError`."""
+
+    def list_keys(self) -> KeyList:
+        """The keys that are not revoked."""
+
+    def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
+        """Make a key."""
+
+    def revoke_key(self, name: str, *, who: str) -> None:
+        """Revoke a key. Raises a 404."""
+
+
+def not_found(what: str, name: str) -> WireError:
+    """A 404: there is no `what` of this name."""
+    return WireError(
+        404,
+        f"There is no {what} named '{name[:100]}'.",
+        type=NOT_FOUND,
+        code=f"{what.replace(' ', '_')}_not_found",
+    )

@@ -1,0 +1,32 @@
+"""Secrets that all processes of a service share; the first one that asks makes them."""
+
+from __future__ import annotations
+
+import os
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from thrifty.db.database import Database
+from thrifty.db.tables import secrets
+
+SECRET_BYTES = 32
+
+
+def read_secret(database: Database, name: str) -> bytes:
+    """The secret of that name (32 bytes), made and stored where there is none yet.
+
+    Every process gets the same one, also when several ask at once. Raises `DatabaseError`.
+    """
+    wanted = select(secrets.c.value).where(secrets.c.name == name)
+    with database.begin() as connection:
+        value = connection.execute(wanted).scalar()
+        if value is None:
+            try:
+                with connection.begin_nested():
+                    made = os.urandom(SECRET_BYTES).hex()
+                    connection.execute(insert(secrets).values(name=name, value=made))
+            except IntegrityError:
+                pass  # another process was first
+            value = connection.execute(wanted).scalar_one()
+    return bytes.fromhex(value)

@@ -1,0 +1,1 @@
+"""The path of a request as a whole, and what the gateway answers by itself."""

@@ -1,0 +1,288 @@
+"""From the choice of a version to an answer: the cache, a shared generation, or a replica.
+
+The cache knows answers by the version that gave them: no version's users get another one's. Identical
+requests at the same time share one generation, and an answer that was made is kept where it may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from thrifty.gateway.admission.check import check_version
+from thrifty.gateway.cache import Entry, Owner, SingleFlight, SingleFlightGroup, make_key
+from thrifty.gateway.cache.answers import AnswerCache
+from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.shared import Claim, Found
+from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.cache.single_flight import Result
+from thrifty.gateway.forwarding.fallback import forward_or_fall_back
+from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
+from thrifty.gateway.state.call import BYPASS, HIT, IN_FLIGHT, MISS, SHARED, Call, Origin
+from thrifty.gateway.state.concurrency import deadline_exceeded
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.http.exchange import encode_lines
+from thrifty.http.types import EVENT_STREAM_HEADERS, JSON_TYPE
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.errors import SERVER, WireError
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_answers import assemble_stream
+
+_JSON_LINE = encode_lines([JSON_TYPE])
+_STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
+
+
+class Answerer:
+    """Answers calls that were admitted."""
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        forwarder: Forwarder,
+        cache: AnswerCache,
+        shortcuts: Shortcuts,
+        metrics: GatewayMetrics,
+        *,
+        keep_texts: bool,
+    ) -> None:
+        self._table = table
+        self._forwarder = forwarder
+        self._cache = cache
+        self._shortcuts = shortcuts
+        self._metrics = metrics
+        self._keep_texts = keep_texts
+        self._flights = SingleFlightGroup()
+
+    def answer(self, call: Call, known_key: bytes | None) -> Coroutine[Any, Any, None] | None:
+        """Answer from the cache, or return what will answer. `known_key` is the cache key of a call
+        that was recognized by its bytes, and not looked at further.
+        """
+        key = self._choose_key(call, known_key)
+        entry = self._cache.memory.get(key) if key is not None else None
+        if entry is not None and key is not None:
+            self._answer_from(call, entry)
+            if known_key is None:
+                self._shortcuts.note(call, key)
+            return None
+        if known_key is not None:
+            check_version(call, call.understood, call.placed)
+        if key is None:
+            return self._forward(call)
+        flight = self._flights.find(key)
+        if flight is not None:
+            return self._follow(call, flight)
+        return self._lead(call, key, self._flights.begin(key, stream=call.understood.stream))
+
+    async def _forward(self, call: Call) -> None:
+        self._note_answer(call, await self._send(call, None))
+
+    async def _send(self, call: Call, flight: SingleFlight | None) -> Result:
+        return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
+
+    def _choose_key(self, call: Call, known_key: bytes | None) -> bytes | None:
+        """The cache key; None where the cache has no part in this request."""
+        target = call.placed
+        when = target.deployment.settings.cache_when
+        control = call.exchange.headers.get(b"cache-control", b"")
+        if when == "never" or b"no-store" in control or b"no-cache" in control:
+            return None
+        if call.origin is Origin.SHADOW or call.endpoint is Endpoint.TOKENIZE:
+            return None
+        if known_key is None:
+            version, body = target.version, call.understood.body
+            if when != "always" and not is_deterministic(call.endpoint, body, version.honours):
+                return None
+            known_key = make_key(call.endpoint, version.identity, call.tenant, body)
+        call.cache.result = MISS
+        return known_key
+
+    def _answer_from(self, call: Call, entry: Entry) -> None:
+        cache, form, delivery = call.cache, call.understood, call.delivery
+        cache.result, cache.label, cache.saved_s = HIT, entry.version, entry.took_s
+        call.outcome.usage = entry.usage
+        delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
+        response_id = call.response_id.text
+        named = call.client_request_id or response_id
+        lines = (
+            b"x-request-id: %b\r\nx-thrifty-response-id: %b\r\nx-thrifty-conversation: %b\r\n%b"
+            % (
+                named.encode(), response_id.encode(), call.placed.conversation_id.encode(),
+                entry.lines,
+            )
+        )  # fmt: skip
+        if call.rate_headers is not None:
+            lines += encode_lines(call.rate_headers)
+        if form.stream:
+            stream = entry.as_stream(form.include_usage, response_id)
+            call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
+        else:
+            call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body(response_id))
+        if self._keep_texts:
+            call.outcome.answer = entry.body
+
+    async def _lead(self, call: Call, key: bytes, flight: SingleFlight) -> None:
+        """Get the answer from another worker or from a replica, and keep what comes for others."""
+        result = Result(
+            error=WireError(
+                502, "the shared generation broke off", type=SERVER, code="replica_lost"
+            )
+        )
+        target, shared = call.placed, self._cache.shared
+        ttl_s = target.deployment.settings.cache_ttl_s
+        version = target.version
+        owner = Owner(version.deployment, version.revision, version.label, call.tenant)
+        purge_id = self._cache.purges.newest_id
+        flight.response_id = call.response_id.text.encode()
+        claim: Claim | None = None
+        kept = False
+        try:
+            if shared is not None and shared.available:
+                found = await self._find_shared(call, key, owner, flight)
+                if isinstance(found, Found):
+                    result = Result(200, b"", entry=found.entry)
+                    self._cache.keep(key, found.entry, min(found.ttl_s, ttl_s))
+                    self._answer_from(call, found.entry)
+                    call.cache.tier = SHARED
+                    return
+                claim = found
+                if call.exchange.disconnected and not flight.followers:
+                    raise ClientGone
+            result = await self._send(call, flight)
+            result = _make_entry(call, result, owner, purge_id)
+            kept = self._keep(call, key, result.entry, owner, ttl_s)
+            self._note_answer(call, result)
+        except WireError as error:
+            result = Result(error=error)
+            raise
+        finally:
+            self._flights.end(key, result)
+            if claim is not None and shared is not None:
+                shared.settle(claim, result.entry if kept else None, ttl_s)
+
+    async def _find_shared(
+        self, call: Call, key: bytes, owner: Owner, flight: SingleFlight
+    ) -> Found | Claim | None:
+        """The answer that another worker has made, or is making."""
+        assert self._cache.shared is not None
+        exchange, form = call.exchange, call.understood
+        # Others may wait for this look-up: it goes on without its first client.
+        exchange.on_disconnect = lambda: None
+        return await self._cache.shared.find(
+            key,
+            owner,
+            stream=form.stream,
+            left_s=form.deadline_s - time.perf_counter() if form.deadline_s else None,
+            wanted=lambda: flight.followers > 0 or not exchange.disconnected,
+        )
+
+    def _keep(
+        self, call: Call, key: bytes, entry: Entry | None, owner: Owner, ttl_s: float
+    ) -> bool:
+        """Keep an answer, if it is the one that the key stands for; whether it was kept."""
+        target, replica = call.placed, call.delivery.replica
+        if entry is None or target.fell_back or replica is None:
+            return False
+        if (replica.version, replica.revision) != (owner.version, owner.revision):
+            return False  # another version stood in, or this one was updated meanwhile
+        return self._cache.keep(key, entry, ttl_s)
+
+    async def _follow(self, call: Call, flight: SingleFlight) -> None:
+        """Take part in an identical request's generation."""
+        form = call.understood
+        call.cache.result, call.cache.tier = HIT, IN_FLIGHT
+        self._metrics.shared.labels(call.placed.deployment.name).inc()
+        flight.followers += 1
+        gone = asyncio.get_running_loop().create_future()
+
+        def hang_up() -> None:
+            if not gone.done():
+                gone.set_result(None)
+
+        call.exchange.on_disconnect = hang_up
+        number = None
+        if form.stream and flight.stream:
+            number = flight.listen(_make_listener(call, flight), wants_usage=form.include_usage)
+        try:
+            left_s = form.deadline_s - time.perf_counter() if form.deadline_s else None
+            await asyncio.wait(
+                {flight.result, gone},
+                timeout=None if left_s is None else max(0.0, left_s),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not (flight.result.done() or gone.done()):
+                if not call.exchange.started:
+                    raise deadline_exceeded("before the shared generation began to answer")
+                await asyncio.wait({flight.result, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            flight.followers -= 1
+            if number is not None:
+                flight.leave(number)
+        if not flight.result.done():
+            raise ClientGone
+        self._finish_following(call, flight, flight.result.result())
+
+    def _finish_following(self, call: Call, flight: SingleFlight, result: Result) -> None:
+        exchange = call.exchange
+        if exchange.started:
+            if result.entry is not None:
+                call.outcome.usage, call.cache.saved_s = result.entry.usage, result.entry.took_s
+            if result.error is not None:
+                call.outcome.error = result.error.code
+            exchange.finish()
+            self._note_answer(call, result)
+        elif result.error is not None:
+            raise result.error
+        elif result.entry is not None:
+            self._answer_from(call, result.entry)
+        elif result.streamed:
+            raise WireError(
+                502, "the shared generation broke off", type=SERVER, code="engine_error"
+            )
+        else:
+            call.cache.result = BYPASS if result.status != 200 else HIT
+            call.cache.label, call.cache.replica = flight.version, flight.replica
+            body = result.body.replace(flight.response_id, call.response_id.text.encode())
+            exchange.respond(result.status, body, [JSON_TYPE, *call.headers()])
+            self._note_answer(call, result)
+
+    def _note_answer(self, call: Call, result: Result) -> None:
+        """Keep the answer for the record of texts."""
+        if self._keep_texts:
+            entry = result.entry
+            call.outcome.answer = result.body if entry is None else entry.body
+
+
+def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
+    """Passes the stream of a shared generation on, under the id of the call's own response."""
+    delivery, own_id = call.delivery, call.response_id.text.encode()
+
+    def listen(data: bytes) -> None:
+        delivery.last_byte_s = time.perf_counter()
+        if not delivery.first_byte_s:
+            delivery.first_byte_s = delivery.last_byte_s
+            call.cache.label, call.cache.replica = flight.version, flight.replica
+            call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])
+        call.exchange.write(data.replace(flight.response_id, own_id))
+
+    return listen
+
+
+def _make_entry(call: Call, result: Result, owner: Owner, purge_id: int) -> Result:
+    """A good answer as it is kept, and given to those who asked the same meanwhile."""
+    if result.status != 200 or call.outcome.error is not None:
+        return result
+    body: bytes | None = assemble_stream(result.body) if result.streamed else result.body
+    if body is None:
+        return result
+    delivery, label = call.delivery, call.placed.version.label
+    entry = Entry(
+        body,
+        replica=delivery.replica.id if delivery.replica else "",
+        usage=call.outcome.usage,
+        owner=owner if owner.version == label else owner._replace(version=label),
+        took_s=max(0.0, delivery.last_byte_s - delivery.sent_s),
+        purge_id=purge_id,
+    )
+    return Result(200, result.body, result.streamed, entry)

@@ -1,0 +1,146 @@
+"""`/v1/cache`: what the exact cache holds and spared, and having it forget. For admin keys."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from thrifty.db.cache import add_purge, read_cache_stats, save_cache_stats
+from thrifty.db.keys import Key
+from thrifty.errors import DatabaseError
+from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.gateway.cache.answers import AnswerCache
+from thrifty.gateway.state.reader import TableReader
+from thrifty.http.exchange import Exchange
+from thrifty.openai.errors import bad_request, unavailable
+from thrifty.types import Role
+
+PATH = "/v1/cache"
+FILTERS = ("deployment", "version", "tenant")
+MAX_NAME = 128
+PUBLISH_S = 2.0
+"""How often a worker writes its figures into the database, where they have changed."""
+KEEP_FRESH_S = 6.0
+_encode = msgspec.json.Encoder().encode
+
+
+class CachePages:
+    """The endpoint, and what it tells of all workers."""
+
+    def __init__(self, reader: TableReader, cache: AnswerCache) -> None:
+        self._reader = reader
+        self._cache = cache
+
+    def routes(self) -> list[OwnRoute]:
+        """What it answers."""
+        return [
+            OwnRoute("GET", PATH, Role.ADMIN, self._show, "what the exact cache holds and saved"),
+            OwnRoute(
+                "DELETE", PATH, Role.ADMIN, self._forget,
+                "have the exact cache forget answers, all or by deployment, version or tenant",
+            ),
+        ]  # fmt: skip
+
+    async def _show(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        with _database_needed():
+            stats = await asyncio.to_thread(read_cache_stats, self._reader.database)
+        exchange.respond(200, _encode({"object": "cache.stats", **summarize(stats)}))
+
+    async def _forget(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        filters = _read_filters(exchange.query)
+        with _database_needed():
+            answer = await self._purge(filters)
+        exchange.respond(200, _encode(answer))
+
+    async def publish(self, worker: str) -> None:
+        """Write this worker's figures now and then, for ever."""
+        last: dict[str, Any] = {}
+        written_s = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PUBLISH_S)
+            stats = self._cache.stats()
+            if stats == last and loop.time() - written_s < KEEP_FRESH_S:
+                continue
+            try:
+                await asyncio.to_thread(save_cache_stats, self._reader.database, worker, stats)
+            except DatabaseError:
+                continue  # the table's reader tells of it
+            last, written_s = stats, loop.time()
+
+    async def _purge(self, filters: dict[str, str]) -> dict[str, Any]:
+        purge = await asyncio.to_thread(add_purge, self._reader.database, **filters)
+        await self._reader.refresh()
+        return {"object": "cache.purge", **vars(purge)}
+
+
+@contextlib.contextmanager
+def _database_needed() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError:
+        raise unavailable(
+            "the database is away, so that other workers cannot be reached; try again",
+            "database_away",
+            retry_after_s=2.0,
+        ) from None
+
+
+def summarize(workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of each worker, and of all together."""
+    deployments: dict[str, dict[str, float]] = {}
+    shared: dict[str, float] | None = None
+    for worker in workers:
+        for name, figures in worker["deployments"].items():
+            _add(deployments.setdefault(name, {}), figures)
+        if worker["shared"] is not None:
+            shared = _add(shared or {}, worker["shared"])
+    total: dict[str, float] = {}
+    for figures in deployments.values():
+        _add(total, figures)
+        figures["hit_ratio"] = _ratio(figures)
+    total = {"entries": 0, "bytes": 0, **total, "hit_ratio": _ratio(total)}
+    return {"total": total, "deployments": deployments, "shared": shared, "workers": workers}
+
+
+def _add(sums: dict[str, float], figures: dict[str, float]) -> dict[str, float]:
+    for name, value in figures.items():
+        sums[name] = sums.get(name, 0) + value
+    return sums
+
+
+def _ratio(figures: dict[str, float]) -> float:
+    asked = figures.get("hit", 0) + figures.get("miss", 0)
+    return figures.get("hit", 0) / asked if asked else 0.0
+
+
+def _read_filters(query: bytes) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query),
+            errors="strict",
+        )  # fmt: skip
+    except (UnicodeDecodeError, ValueError):
+        raise bad_request("The query cannot be read.", code="invalid_value") from None
+    filters: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in FILTERS:
+            # A filter that was misspelt would purge too much.
+            raise bad_request(
+                f"Unknown parameter: '{name[:64]}'. Filters are {', '.join(FILTERS)}.",
+                name[:64],
+                "unknown_parameter",
+            )
+        if not value or len(value) > MAX_NAME or name in filters:
+            raise bad_request(
+                f"'{name}' must be given once, with 1 to {MAX_NAME} characters.",
+                name,
+                "invalid_value",
+            )
+        filters[name] = value
+    return filters

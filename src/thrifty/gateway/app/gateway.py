@@ -1,0 +1,238 @@
+"""The path of a request as a whole. Each step is a module of its own; this one puts them in a row.
+
+authenticate -> form -> version -> limits -> validity -> cache -> slot -> route -> forward -> record
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from thrifty.db.keys import Key
+from thrifty.gateway.admission.authenticate import UnknownKey, authenticate, authenticate_late
+from thrifty.gateway.admission.check import check_version, find_target, read_form
+from thrifty.gateway.admission.limits import KeyLimiter
+from thrifty.gateway.app.alarms import raise_alarms
+from thrifty.gateway.app.answer import Answerer
+from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.gateway.app.record import Recorder
+from thrifty.gateway.cache.shortcuts import Shortcuts
+from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
+from thrifty.gateway.state.call import Call, Origin
+from thrifty.gateway.state.reader import TableReader
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.http.exchange import Exchange
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.conversations import Conversations
+from thrifty.openai.errors import WireError, internal_error
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.response_ids import ResponseIds
+from thrifty.types import Role
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+CLIENT_CLOSED = 499
+"""nginx's status for a client that hung up before its answer."""
+ORIGIN_HEADER = b"x-thrifty-origin"
+_CALLERS = Role.USER.holders()
+_OPERATORS = Role.OPERATOR.holders()
+_REJECTIONS = frozenset(
+    {
+        "queue_full", "queue_timeout", "no_replica_ready", "deadline_unreachable",
+        "deadline_exceeded",
+    }
+)  # fmt: skip
+"""Errors that say that a request was not admitted; limits of keys are counted by the limiter."""
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+_SUMMARIES = {
+    Endpoint.CHAT: "answer a conversation",
+    Endpoint.COMPLETIONS: "go on with a text",
+    Endpoint.EMBEDDINGS: "embed texts",
+    Endpoint.TOKENIZE: "split a text into tokens",
+}
+
+OnEnded = Callable[[Call], None]
+AnswerOther = Callable[[Exchange], Coroutine[Any, Any, None] | None]
+
+
+class Gateway:
+    """Answers every request. `handle` is the HTTP server's handler."""
+
+    def __init__(
+        self,
+        *,
+        table: RoutingTable,
+        reader: TableReader,
+        forwarder: Forwarder,
+        answerer: Answerer,
+        shortcuts: Shortcuts,
+        recorder: Recorder,
+        metrics: GatewayMetrics,
+        limiter: KeyLimiter,
+        ids: ResponseIds,
+        conversations: Conversations,
+    ) -> None:
+        self._table = table
+        self._reader = reader
+        self._forwarder = forwarder
+        self._answerer = answerer
+        self._shortcuts = shortcuts
+        self._recorder = recorder
+        self._metrics = metrics
+        self._limiter = limiter
+        self._ids = ids
+        self._conversations = conversations
+        self.answer_other: AnswerOther
+        """Answers what is not a request to a model; set before the first request."""
+        self.on_ended: OnEnded = lambda call: None
+        """Told of each call that has ended, after it was recorded."""
+
+    def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
+        """One request, from its bytes to its record. What needs no waiting is done at once; the
+        rest is returned.
+        """
+        endpoint = _ENDPOINTS.get(exchange.path)
+        if endpoint is None or exchange.method != "POST":
+            return self.answer_other(exchange)
+        call = Call(exchange, endpoint)
+        try:
+            call.key = authenticate(exchange, self._table, _CALLERS)
+            rest = self._begin(call)
+        except UnknownKey:
+            rest = self._begin_late(call)
+        except Exception as error:
+            self._end(call, error)
+            return None
+        if rest is None:
+            self._end(call, None)
+            return None
+        return self._finish(call, rest)
+
+    def routes(self) -> list[OwnRoute]:
+        """The endpoints that reach a model. `handle` answers them before any table is asked; the
+        table needs them to know which methods their paths take.
+        """
+        return [
+            OwnRoute("POST", endpoint.value, Role.USER, self._answer_route, summary)
+            for endpoint, summary in _SUMMARIES.items()
+        ]
+
+    async def _answer_route(self, exchange: Exchange, key: Key | None, _: Any) -> None:
+        call = Call(exchange, _ENDPOINTS[exchange.path])
+        call.key = key
+        await self.run(call)
+
+    async def run(self, call: Call) -> None:
+        """Take a call that comes from within the same path, from its form on. Its exchange has the
+        answer, errors too.
+        """
+        try:
+            rest = self._begin(call)
+        except Exception as error:
+            self._end(call, error)
+            return
+        if rest is None:
+            self._end(call, None)
+        else:
+            await self._finish(call, rest)
+
+    def count_refusal(self, error: WireError) -> None:
+        """Count a request that the HTTP server refused before it came here."""
+        self._metrics.requests.count_error(error.code or error.type)
+
+    def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
+        """Admit, and answer from the cache; otherwise return what will answer."""
+        call.response_id = self._ids.new(call.tenant)
+        known_key = None
+        if call.target is None:
+            known_key = self._shortcuts.take(call, self._table.names)
+        if call.form is None:
+            call.form = read_form(call, self._table)
+        if call.target is None:
+            call.target = find_target(call, call.form, self._table, self._conversations)
+        if ORIGIN_HEADER in call.exchange.headers:
+            self._read_origin(call)
+        if call.key is not None and call.key.limited and call.origin is not Origin.SHADOW:
+            counting = self._limiter.admit(call, call.form, call.target.version)
+            if counting is not None:
+                return self._begin_counted(call, counting, known_key)
+        return self._proceed(call, known_key)
+
+    async def _begin_counted(
+        self, call: Call, counting: Coroutine[Any, Any, None], known_key: bytes | None
+    ) -> None:
+        """Begin once the limits of the key have been asked for elsewhere."""
+        await counting
+        rest = self._proceed(call, known_key)
+        if rest is not None:
+            await rest
+
+    def _proceed(self, call: Call, known_key: bytes | None) -> Coroutine[Any, Any, None] | None:
+        """Check the request against the version that answers, and answer."""
+        if known_key is None:
+            check_version(call, call.understood, call.placed)
+        return self._answerer.answer(call, known_key)
+
+    async def _begin_late(self, call: Call) -> None:
+        """Begin with a key that may have been made a moment ago."""
+        call.key = await authenticate_late(call.exchange, self._table, self._reader, _CALLERS)
+        rest = self._begin(call)
+        if rest is not None:
+            await rest
+
+    def _read_origin(self, call: Call) -> None:
+        """Thrifty's own measurements say so, where an operator or this machine makes them."""
+        if call.key is None:
+            trusted = call.exchange.from_this_machine
+        else:
+            trusted = call.key.role in _OPERATORS
+        if trusted and call.exchange.headers[ORIGIN_HEADER] == Origin.MEASUREMENT.encode():
+            call.origin = Origin.MEASUREMENT
+
+    async def _finish(self, call: Call, rest: Coroutine[Any, Any, None]) -> None:
+        try:
+            await rest
+        except asyncio.CancelledError:
+            self._end(call, ClientGone())
+            raise
+        except Exception as error:
+            self._end(call, error)
+        else:
+            self._end(call, None)
+
+    def _end(self, call: Call, error: Exception | None) -> None:
+        """Send the error, if there is one, and record the call."""
+        exchange, outcome = call.exchange, call.outcome
+        if not call.response_id.number:
+            call.response_id = self._ids.new(call.tenant)
+        if error is None:
+            outcome.status = exchange.status or CLIENT_CLOSED
+        elif isinstance(error, WireError):
+            outcome.status, outcome.error = error.status, error.code or error.type
+            if outcome.error in _REJECTIONS and call.target is not None:
+                name = call.target.deployment.name
+                self._metrics.rejections.labels(name, outcome.error).inc()
+            exchange.respond_error(error, call.headers())
+        elif isinstance(error, ClientGone):
+            outcome.status = CLIENT_CLOSED
+            outcome.error = "withdrawn" if call.priority else "client_gone"
+        else:
+            log.exception("%s failed", call.response_id.text, exc_info=error)
+            outcome.status, outcome.error = 500, "internal_error"
+            exchange.respond_error(internal_error(), call.headers())
+        outcome.ended_s = time.perf_counter()
+        self._limiter.settle(call)
+        self._recorder.record(call)
+        self.on_ended(call)
+
+    async def sweep(self) -> None:
+        """Enforce the deadlines of streams, and watch routing, about once a second, for ever."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._forwarder.sweep(time.perf_counter())
+            self._limiter.sweep()
+            raise_alarms(self._table, self._metrics)

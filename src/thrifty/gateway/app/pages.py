@@ -1,0 +1,141 @@
+"""What the gateway answers by itself: its models, its health, its metrics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from prometheus_client import generate_latest
+
+from thrifty.db.keys import Key
+from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.gateway.app.merge_metrics import merge_metrics
+from thrifty.gateway.cache import ExactCache
+from thrifty.gateway.state.deployment import Deployment
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.version import Version
+from thrifty.http.exchange import Exchange
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.errors import NOT_FOUND, WireError
+from thrifty.types import Role
+
+_encode = msgspec.json.Encoder().encode
+_METRICS_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+
+
+class Pages:
+    """The endpoints beside those that reach a model."""
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        metrics: GatewayMetrics,
+        cache: ExactCache,
+        describe_log: Callable[[], dict[str, Any] | None] = lambda: None,
+    ) -> None:
+        """`describe_log` says what is wrong with the request log, None where nothing is."""
+        self._table = table
+        self._metrics = metrics
+        self._cache = cache
+        self._describe_log = describe_log
+
+    def routes(self) -> list[OwnRoute]:
+        """What it answers."""
+        return [
+            OwnRoute("GET", "/healthz", None, self._answer_health, "whether this worker lives"),
+            OwnRoute(
+                "GET", "/readyz", None, self._answer_ready, "whether each deployment can answer"
+            ),
+            OwnRoute("GET", "/metrics", Role.VIEWER, self._answer_metrics, "Prometheus metrics"),
+            OwnRoute("GET", "/v1/models", Role.USER, self._list_models, "the models"),
+            OwnRoute("GET", "/v1/models/{model:path}", Role.USER, self._show_model, "one model"),
+        ]
+
+    async def _answer_health(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        # With the pid, because several workers may share the port.
+        exchange.respond(200, _encode({"status": "ok", "pid": os.getpid()}))
+
+    async def _answer_ready(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        """Ready when every deployment has a version with traffic and a ready replica."""
+        waiting = [d.name for d in self._table.deployments.values() if not d.ready]
+        ready = self._table.loaded and bool(self._table.deployments) and not waiting
+        body: dict[str, Any] = {
+            "status": "ready" if ready else "not ready", "waiting_for": waiting,
+        }  # fmt: skip
+        if (log := self._describe_log()) is not None:
+            body["request_log"] = log
+        exchange.respond(200 if ready else 503, _encode(body))
+
+    async def _answer_metrics(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        self._refresh_gauges()
+        text = generate_latest(self._metrics.registry)
+        if b"worker=self" not in exchange.query:
+            text = await merge_metrics(text, self._table.gateways, exchange.headers)
+        exchange.respond(200, text, [_METRICS_TYPE])
+
+    async def _list_models(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+        models = [_describe(name, d) for name, d in self._table.names.items()]
+        exchange.respond(200, _encode({"object": "list", "data": models}))
+
+    async def _show_model(
+        self, exchange: Exchange, _: Key | None, parameters: Mapping[str, str]
+    ) -> None:
+        name = parameters["model"]
+        deployment = self._table.names.get(name)
+        if deployment is None:
+            raise WireError(
+                404, f"The model '{name[:100]}' does not exist.", type=NOT_FOUND,
+                param="model", code="model_not_found",
+            )  # fmt: skip
+        exchange.respond(200, _encode(_describe(name, deployment)))
+
+    def _refresh_gauges(self) -> None:
+        metrics = self._metrics
+        for gone in self._table.take_gone():
+            metrics.forget_replica(gone.deployment, gone.version, gone.id)
+        for version in self._table.versions():
+            _refresh_version(metrics, version)
+        metrics.cache_bytes.set(self._cache.size_bytes)
+        metrics.cache_entries.set(len(self._cache))
+
+
+def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
+    for replica in version.replicas.values():
+        labels = (version.deployment, version.label, replica.id)
+        load = replica.load
+        metrics.in_flight.labels(*labels).set(replica.in_flight)
+        metrics.replica_up.labels(*labels).set(1 if replica.ready else 0)
+        metrics.replica_running.labels(*labels).set(load.get("running", 0))
+        metrics.replica_waiting.labels(*labels).set(load.get("waiting", 0))
+        metrics.replica_kv_usage.labels(*labels).set(load.get("kv_usage", 0))
+        metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
+        ejected = version.health.is_ejected(replica.id)
+        metrics.replica_ejected.labels(*labels).set(1 if ejected else 0)
+    own = (version.deployment, version.label)
+    metrics.version_weight.labels(*own).set(version.row.weight)
+    concurrency = version.concurrency
+    if concurrency.capacity is not None:
+        metrics.slots.labels(*own).set(concurrency.capacity)
+        metrics.slots_taken.labels(*own).set(concurrency.taken)
+        for priority, name in enumerate(("interactive", "batch")):
+            waiting = concurrency.queue.waiting(priority)
+            metrics.queue_length.labels(*own, name).set(waiting)
+
+
+def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
+    main = deployment.main
+    return {
+        "id": name,
+        "object": "model",
+        "created": int(deployment.settings.created_s),
+        "owned_by": "thrifty",
+        "version": main.label,
+        "versions": [
+            {"label": v.label, "weight": v.row.weight, "engine": v.row.engine}
+            for v in deployment.versions.values()
+        ],
+        "engine": main.row.engine,
+        "deployment": deployment.name,
+    }

@@ -1,0 +1,118 @@
+"""What happened, written down: metrics at once, a row for the request log on a queue. The last
+step; it never waits.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from thrifty.gateway.state.call import HIT, Call
+from thrifty.gateway.state.estimate import compute_cost
+from thrifty.observe.log_writer import LogWriter, MakeTexts
+from thrifty.observe.metrics import GatewayMetrics, Observation, Saved
+from thrifty.observe.texts import make_texts
+
+
+class Recorder:
+    """Counts and logs calls that have ended."""
+
+    def __init__(self, metrics: GatewayMetrics, writer: LogWriter | None, *, prompts: bool) -> None:
+        self._metrics = metrics
+        self._writer = writer
+        self._prompts = prompts
+
+    def record(self, call: Call) -> None:
+        """Take one call."""
+        target, delivery, outcome = call.target, call.delivery, call.outcome
+        deployment = target.deployment.name if target is not None else ""
+        replica = call.cache.replica or (delivery.replica.id if delivery.replica else "")
+        usage = outcome.usage
+        e2e_s = outcome.ended_s - call.received_s
+        sent_s = delivery.sent_s or outcome.ended_s
+        overhead_s = max(0.0, sent_s - call.received_s - delivery.queue_s)
+        ttft_s = delivery.first_byte_s - call.received_s if delivery.first_byte_s else None
+        tpot_s = None
+        completion = usage.completion_tokens if usage else 0
+        generated = call.cache.result != HIT
+        stream = call.form is not None and call.form.stream
+        if stream and completion > 1 and generated and delivery.first_byte_s:
+            tpot_s = (delivery.last_byte_s - delivery.first_byte_s) / (completion - 1)
+        if call.origin.counts:
+            self._metrics.requests.observe(
+                Observation(
+                    deployment=deployment,
+                    version=call.label,
+                    replica=replica,
+                    endpoint=call.endpoint.value,
+                    status=outcome.status,
+                    error=outcome.error,
+                    cache=call.cache.result,
+                    e2e_s=e2e_s,
+                    queue_s=delivery.queue_s,
+                    overhead_s=overhead_s,
+                    ttft_s=ttft_s,
+                    tpot_s=tpot_s,
+                    prompt_tokens=usage.prompt_tokens if usage and generated else 0,
+                    completion_tokens=completion if generated else 0,
+                    cached_tokens=usage.cached_tokens if usage and generated else 0,
+                    saved=_saved(call) if outcome.status == 200 and not generated else None,
+                    timed=not call.priority,
+                )
+            )
+        if self._writer is None:
+            return
+        user = call.form.body.get("user") if call.form is not None else None
+        row = (
+            call.response_id.number,
+            call.started_at_s,
+            call.client_request_id,
+            target.conversation_id or None if target is not None else None,
+            call.origin.value,
+            call.shadow_of,
+            target is not None and (target.rerouted or target.fell_back),
+            call.endpoint.value,
+            deployment or None,
+            call.label or None,
+            replica or None,
+            call.key.tenant if call.key else None,
+            call.key.id if call.key else None,
+            user[:256] if isinstance(user, str) else None,
+            outcome.status,
+            outcome.error,
+            stream,
+            call.cache.result,
+            delivery.attempts,
+            usage.prompt_tokens if usage else None,
+            usage.completion_tokens if usage else None,
+            usage.cached_tokens if usage else None,
+            _to_ms(delivery.queue_s),
+            None if ttft_s is None else _to_ms(ttft_s),
+            None if tpot_s is None else _to_ms(tpot_s),
+            _to_ms(e2e_s),
+            round(overhead_s * 1e6, 1),
+        )
+        self._writer.put(row, self._make_texts(call))
+
+    def _make_texts(self, call: Call) -> MakeTexts | None:
+        if not self._prompts or call.form is None or not call.origin.counts:
+            return None
+        return functools.partial(
+            make_texts, call.endpoint, call.form.body, call.outcome.answer or None
+        )
+
+
+def _saved(call: Call) -> Saved:
+    usage, cost = call.outcome.usage, 0.0
+    tier, saved_s = call.cache.tier, call.cache.saved_s
+    if usage is None:
+        return Saved(tier, saved_s, 0, 0, 0.0)
+    if call.target is not None:
+        prices = call.target.version.settings
+        cost = compute_cost(
+            prices, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+        )
+    return Saved(tier, saved_s, usage.prompt_tokens, usage.completion_tokens, cost)
+
+
+def _to_ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

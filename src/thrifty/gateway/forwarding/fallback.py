@@ -1,0 +1,152 @@
+"""When the chosen version cannot answer: another version does, or another deployment.
+
+Where the chosen version has no ready replica, the next version in the conversation's order answers.
+A fallback deployment has its turn where nothing has been sent to the client and no version of the
+first deployment is ready, or it failed with a 5xx. What either answers is not kept in the cache
+under the first key. A pinned request goes to its version or nowhere.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from thrifty.gateway.cache.single_flight import Result, SingleFlight
+from thrifty.gateway.forwarding.forward import Forwarder
+from thrifty.gateway.state.call import Call, Delivery, Target
+from thrifty.gateway.state.concurrency import NoReplica, no_replica_ready
+from thrifty.gateway.state.deployment import Deployment
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.errors import WireError, unavailable
+from thrifty.openai.fields import check_honoured
+
+log = logging.getLogger(__name__)
+
+
+async def forward_or_fall_back(
+    forwarder: Forwarder,
+    table: RoutingTable,
+    metrics: GatewayMetrics,
+    call: Call,
+    flight: SingleFlight | None,
+) -> Result:
+    """As `Forwarder.forward`, by the call's version, a stand-in, or a fallback deployment. Raises the
+    first deployment's error where none could answer.
+    """
+    target = call.placed
+    if target.pinned:
+        return await _forward_pinned(forwarder, call, flight)
+    first = target.deployment
+    if not first.settings.fallback:
+        return await _forward(forwarder, table, metrics, call, flight)
+    standing_in = [d for d in _find_fallbacks(first, table) if _can_take(call, d)]
+    failure: WireError | None = None
+    if first.ready or not any(d.ready for d in standing_in):
+        call.delivery.may_wait = not any(d.ready for d in standing_in)
+        try:
+            return await _forward(forwarder, table, metrics, call, flight)
+        except WireError as error:
+            if error.status < 500:
+                raise
+            failure = error
+    for deployment in standing_in:
+        if not deployment.ready:
+            continue
+        log.info("%s: %s answers for %s", call.response_id.text, deployment.name, first.name)
+        metrics.fallbacks.labels(first.name, deployment.name).inc()
+        version = deployment.choose(target.conversation_id)
+        _retarget(
+            call, Target(deployment, version, version, target.conversation_id, fell_back=True)
+        )
+        try:
+            return await _forward(forwarder, table, metrics, call, flight)
+        except WireError as error:
+            if error.status < 500:
+                raise
+            failure = failure or error
+    if failure is None:
+        # Their last replica has gone just now: wait for the first deployment's as ever.
+        _retarget(call, target)
+        return await _forward(forwarder, table, metrics, call, flight)
+    raise failure
+
+
+async def _forward_pinned(forwarder: Forwarder, call: Call, flight: SingleFlight | None) -> Result:
+    call.delivery.may_wait = False
+    try:
+        return await forwarder.forward(call, flight)
+    except NoReplica:
+        raise no_replica_ready(call.placed.version.concurrency.name, 0) from None
+
+
+async def _forward(
+    forwarder: Forwarder,
+    table: RoutingTable,
+    metrics: GatewayMetrics,
+    call: Call,
+    flight: SingleFlight | None,
+) -> Result:
+    """By the call's version, and by another one once that has no ready replica any more."""
+    while True:
+        try:
+            return await forwarder.forward(call, flight)
+        except NoReplica:
+            target = call.placed
+            deployment = table.deployments.get(target.version.deployment)
+            if deployment is None:
+                name = target.version.deployment
+                raise unavailable(
+                    f"the model '{name}' was just taken away", "model_removed"
+                ) from None
+            _reroute(call, target, deployment, metrics)
+
+
+def _reroute(call: Call, target: Target, deployment: Deployment, metrics: GatewayMetrics) -> None:
+    """Give a call another version. Raises a 400 where that cannot honour the request."""
+    left = target.version
+    chosen = deployment.choose(target.conversation_id)
+    others = deployment.stand_ins(target.conversation_id, chosen)
+    version = next((v for v in (chosen, *others) if v.ready), chosen)
+    check_honoured(
+        call.understood.body, call.endpoint, version.honours, version.row.engine, version.label
+    )
+    metrics.reroutes.labels(deployment.name, left.label, version.label).inc()
+    # The version that the conversation belonged to stays on record as the chosen one.
+    _retarget(
+        call,
+        Target(deployment, target.chosen, version, target.conversation_id, False, target.fell_back),
+    )
+
+
+def _retarget(call: Call, target: Target) -> None:
+    """Begin anew with another target; only the time that was spent waiting is kept."""
+    queue_s, attempts = call.delivery.queue_s, call.delivery.attempts
+    call.target = target
+    call.delivery = Delivery(queue_s=queue_s, attempts=attempts)
+
+
+def _find_fallbacks(first: Deployment, table: RoutingTable) -> list[Deployment]:
+    """The fallbacks, and theirs, each once."""
+    found: list[Deployment] = []
+    seen, names = {first.name}, list(first.settings.fallback)
+    while names:
+        name = names.pop(0)
+        deployment = table.deployments.get(name)
+        if deployment is not None and name not in seen:
+            seen.add(name)
+            found.append(deployment)
+            names += deployment.settings.fallback
+    return found
+
+
+def _can_take(call: Call, deployment: Deployment) -> bool:
+    """Whether it serves the same kind of model and honours the request's fields."""
+    target = call.placed
+    if target.deployment.row.family != deployment.row.family:
+        return False
+    version = deployment.choose(target.conversation_id)
+    try:
+        check_honoured(call.understood.body, call.endpoint, version.honours, version.row.engine)
+    except WireError:
+        return False
+    return True

@@ -1,0 +1,452 @@
+"""To a replica and back: choose, send, relay, and send again what may be sent again.
+
+What fails before the first byte has gone to the client is sent elsewhere, inside a budget. A
+request that a replica took and died of is sent once more and no oftener: it may be the reason.
+
+What is sent is `upstream_request`'s business, a second replica for a slow one `admission/hedge`'s, a
+stream on its way `relay`'s, and what the client is told in the end `failures`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from thrifty.gateway.cache.single_flight import Result, SingleFlight
+from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
+from thrifty.gateway.forwarding.hedge import Hedger
+from thrifty.gateway.forwarding.relay import Relay
+from thrifty.gateway.forwarding.retry_budget import RetryBudget
+from thrifty.gateway.forwarding.upstream_request import make_headers, prepare_body
+from thrifty.gateway.state.call import Call
+from thrifty.gateway.state.concurrency import (
+    DEADLINE_CODES,
+    ConcurrencyLimiter,
+    NoReplica,
+    deadline_exceeded,
+    no_replica_ready,
+)
+from thrifty.gateway.state.replica import Replica
+from thrifty.gateway.state.router import UNKNOWN, Outstanding
+from thrifty.gateway.state.table import RoutingTable
+from thrifty.gateway.state.version import Version
+from thrifty.http.client import (
+    Answer,
+    BrokenResponse,
+    ConnectFailed,
+    HttpClient,
+    NoResponse,
+    TransportError,
+)
+from thrifty.http.server import JSON_TYPE
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.openai.errors import SERVER, WireError, unavailable
+from thrifty.openai.events import parse_usage
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.id_rewrite import replace_id
+
+log = logging.getLogger(__name__)
+
+MAX_SENDS = 2
+MAX_CONNECTS = 5
+BACKOFF_S = 0.05
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+class Forwarder:
+    """Sends calls to replicas."""
+
+    def __init__(
+        self, client: HttpClient, table: RoutingTable, metrics: GatewayMetrics, *, capture: bool
+    ) -> None:
+        """`capture` keeps what streams hold, for the record of texts."""
+        self._client = client
+        self._table = table
+        self._metrics = metrics
+        self._capture = capture
+        self._budget = RetryBudget()
+        self._hedger = Hedger(self._open, self._pick, self._note_failure, self._budget, metrics)
+        self._streams: set[tuple[Call, Relay, Answer]] = set()
+        self._headers: dict[str, bytes] = {}
+        self.on_chosen: Callable[[Call, Replica], None] | None = None
+        """Told of every call and the replica that it goes to; set while batches run."""
+
+    async def forward(self, call: Call, flight: SingleFlight | None) -> Result:
+        """Answer the call from a replica; returns what came, for the cache and for followers.
+
+        Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
+        """
+        if call.expired:
+            raise deadline_exceeded("before it could be sent to a replica")
+        version = call.placed.version
+        concurrency = version.concurrency
+        if concurrency.capacity is None:
+            return await self._forward(call, flight)
+        if not concurrency.enter(call.tenant, call.priority):
+            await self._wait_for_slot(call, concurrency, flight)
+        entered_s = time.perf_counter()
+        delivery = call.delivery
+        delivery.may_yield = concurrency.holds_much(call.tenant)
+        knows_priorities = version.settings.priority_field is not None
+        if delivery.may_yield and call.understood.stream and knows_priorities:
+            # An answer that does not stream tells nobody when it has begun.
+            delivery.idle_at = concurrency
+            concurrency.begin_idle()
+        try:
+            _require_listener(call, flight)
+            return await self._forward(call, flight)
+        finally:
+            delivery.end_idle()
+            concurrency.leave(call.tenant, call.priority, time.perf_counter() - entered_s)
+
+    async def _wait_for_slot(
+        self, call: Call, concurrency: ConcurrencyLimiter, flight: SingleFlight | None
+    ) -> None:
+        """Wait until a replica has room, in a fair order. Raises a 503 or 504."""
+        version, form, delivery = call.placed.version, call.understood, call.delivery
+        limits = version.limits
+        if not concurrency.capacity and self._has_stand_in(call):
+            raise NoReplica
+        if not (concurrency.capacity or delivery.may_wait):
+            raise no_replica_ready(concurrency.name, limits.wait_timeout_s)
+        if flight is not None:
+            call.exchange.on_disconnect = _do_nothing
+        began_s = time.perf_counter()
+        cost = sum(version.estimator.estimate(form.body, len(call.exchange.body)))
+        try:
+            while True:
+                try:
+                    return await concurrency.wait(
+                        call.tenant, cost, call.priority,
+                        most=limits.waiting, timeout_s=limits.wait_timeout_s,
+                        deadline_s=form.deadline_s,
+                    )  # fmt: skip
+                except WireError as error:
+                    shared = flight is not None and flight.followers
+                    if not (shared and form.deadline_s) or error.code not in DEADLINE_CODES:
+                        raise
+                    form.deadline_s = 0.0  # others wait for it without one
+        finally:
+            delivery.queue_s += time.perf_counter() - began_s
+
+    async def _forward(self, call: Call, flight: SingleFlight | None) -> Result:
+        delivery = call.delivery
+        self._budget.earn()
+        version = call.placed.version
+        body = prepare_body(call, version)
+        tried: set[str] = set(call.avoid)
+        sends = connects = 0
+        if flight is not None:
+            # Others may wait for this generation: it goes on without its first client.
+            call.exchange.on_disconnect = _do_nothing
+        while True:
+            replica = await self._choose(call, version, tried, flight)
+            delivery.attempts += 1
+            load = version.router.begin(replica, delivery.routed, time.perf_counter())
+            delivery.load = load
+            version.note_begun(replica)
+            streamed = False
+            try:
+                if self.on_chosen is not None:
+                    self.on_chosen(call, replica)
+                result = await self._attempt(call, replica, body, flight)
+                self._note_answer(call, result)
+                streamed = call.understood.stream
+                return result
+            except ConnectFailed as error:
+                failure: Exception = error
+                connects += 1
+                last_chance = connects >= MAX_CONNECTS
+            except (NoResponse, BrokenResponse, Refused) as error:
+                failure = error
+                sends += 1
+                last_chance = sends >= MAX_SENDS
+            except BaseException:
+                version.health.note_unknown(replica.id)
+                raise
+            finally:
+                replica = delivery.replica or replica  # a hedge may have moved it
+                _end_load(delivery.load or load, call, streamed=streamed)
+                version.note_ended(replica)
+            if not (call.exchange.disconnected or call.expired) and not is_busy(failure):
+                self._note_failure(version, replica)
+            else:
+                version.health.note_unknown(replica.id)
+            _require_listener(call, flight)
+            if call.expired:
+                if flight is None or not flight.followers:
+                    raise deadline_exceeded("before a replica began to answer")
+                call.understood.deadline_s = 0.0  # others wait for it without one
+            if call.priority and (flight is None or not flight.followers):
+                last_chance = True  # the batch tries again, later
+            if last_chance or not self._budget.spend():
+                raise make_error(failure, call)
+            log.info("%s: %s failed (%s); sent again", call.response_id.text, replica.id, failure)
+            self._metrics.retries.labels(version.deployment).inc()
+            tried.add(replica.id)
+            await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
+
+    async def _choose(
+        self, call: Call, version: Version, tried: set[str], flight: SingleFlight | None
+    ) -> Replica:
+        """A ready replica, one that was not tried if possible; waits for one if it must."""
+        began_s = time.perf_counter()
+        try:
+            while True:
+                self._require_version(version)
+                candidates = version.candidates(tried) or version.candidates(set())
+                if candidates and not (
+                    tried and candidates[0].id in tried and len(candidates) == 1
+                ):
+                    return self._pick(call, version, candidates)
+                if candidates:
+                    # The only replica just failed; it is tried again once it had a moment.
+                    await version.wait_ready(0.3)
+                    tried.clear()
+                    continue
+                tried.clear()
+                if self._has_stand_in(call):
+                    raise NoReplica
+                await self._wait(call, version, began_s)
+                _require_listener(call, flight)
+        finally:
+            call.delivery.queue_s += time.perf_counter() - began_s
+
+    def _require_version(self, version: Version) -> None:
+        """Raise a 503 where a version was taken away while a request was on its way to it."""
+        deployment = self._table.deployments.get(version.deployment)
+        if deployment is None:
+            raise unavailable(
+                f"the model '{version.deployment}' was just taken away", "model_removed"
+            )
+        if version.label not in deployment.versions:
+            raise NoReplica
+
+    @staticmethod
+    def _has_stand_in(call: Call) -> bool:
+        """Whether another version could answer now."""
+        target = call.placed
+        if target.pinned or target.deployment.name != target.version.deployment:
+            return False
+        others = target.deployment.stand_ins(target.conversation_id, target.version)
+        return any(other.ready for other in others)
+
+    async def _wait(self, call: Call, version: Version, began_s: float) -> None:
+        limits = version.limits
+        left_s = limits.wait_timeout_s - (time.perf_counter() - began_s)
+        if left_s <= 0 or not call.delivery.may_wait:
+            raise no_replica_ready(version.concurrency.name, limits.wait_timeout_s)
+        if call.expired:
+            raise deadline_exceeded("while it waited for a replica")
+        if version.waiting >= limits.waiting:
+            raise unavailable(
+                f"no replica of '{version.concurrency.name}' is ready and {version.waiting} requests "
+                "wait already",
+                "queue_full",
+                retry_after_s=5.0,
+            )
+        version.waiting += 1
+        try:
+            await version.wait_ready(min(left_s, 1.0))
+        finally:
+            version.waiting -= 1
+
+    def _pick(self, call: Call, version: Version, candidates: list[Replica]) -> Replica:
+        """The replica for the next request."""
+        chosen = _route(call, version, candidates)
+        if not version.health.fine:
+            version.health.note_sent(chosen.id, time.monotonic())
+        return chosen
+
+    async def _attempt(
+        self, call: Call, replica: Replica, body: bytes, flight: SingleFlight | None
+    ) -> Result:
+        version, delivery = call.placed.version, call.delivery
+        assign(call, replica, flight)
+        delivery.sent_s = time.perf_counter()
+        exchange = call.exchange
+        hedge_s = version.limits.hedge_s
+        if hedge_s is None:
+            answer = await self._open(call, replica, body, flight, [])
+        else:
+            answer = await self._hedger.open(call, replica, body, flight, hedge_s)
+        delivery.origin_status = answer.status
+        streamed = answer.headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        if answer.status == 200 and streamed:
+            return await self._relay(call, answer, flight)
+        data = await answer.read()
+        if answer.status in RETRIABLE_STATUSES:
+            raise Refused(answer.status, data)
+        delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
+        if answer.status == 200:
+            call.outcome.usage, _ = parse_usage(data)
+            if not version.settings.accepts_response_id:
+                data = replace_id(data, call.body_id)
+        content_type = answer.headers.get(b"content-type")
+        headers = [(b"content-type", content_type) if content_type else JSON_TYPE, *call.headers()]
+        if b"retry-after" in answer.headers:
+            headers.append((b"retry-after", answer.headers[b"retry-after"]))
+        exchange.respond(answer.status, data, headers)
+        return Result(answer.status, data)
+
+    async def _open(
+        self,
+        call: Call,
+        replica: Replica,
+        body: bytes,
+        flight: SingleFlight | None,
+        sent: list[Answer],
+    ) -> Answer:
+        """Send the call to a replica; returns once the head of its answer is here. `sent` gets the
+        answer as soon as the request is out.
+        """
+        version, exchange = call.placed.version, call.exchange
+
+        def client_gone() -> None:
+            if flight is None or not flight.followers:
+                for answer in sent:
+                    answer.abort()
+
+        def watch(answer: Answer) -> None:
+            sent.append(answer)
+            exchange.on_disconnect = client_gone
+
+        timeout_s = version.limits.first_token_timeout_s
+        deadline_s = call.understood.deadline_s
+        if deadline_s:
+            timeout_s = min(timeout_s, max(0.001, deadline_s - time.perf_counter()))
+        lines = self._headers.get(version.identity)
+        if lines is None:
+            lines = self._headers[version.identity] = make_headers(version)
+        return await self._client.open(
+            replica.origin,
+            "POST",
+            call.endpoint.value,
+            headers=b"%bx-request-id: %b\r\n" % (lines, call.response_id.text.encode()),
+            body=body,
+            head_timeout_s=timeout_s,
+            on_sent=watch,
+        )
+
+    async def _relay(self, call: Call, answer: Answer, flight: SingleFlight | None) -> Result:
+        relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
+        entry = (call, relay, answer)
+        delivery, deadline_s = call.delivery, call.understood.deadline_s
+        delivery.last_byte_s = time.perf_counter()
+        self._streams.add(entry)
+        timer = None
+        if deadline_s:
+            timer = asyncio.get_running_loop().call_later(
+                deadline_s - delivery.last_byte_s, _end_if_late, call, relay, answer, flight
+            )
+        try:
+            answer.attach(relay.take)
+            await answer.done
+        except TransportError as error:
+            _require_listener(call, flight)
+            if not relay.begun:
+                raise
+            if delivery.replica is not None:
+                self._note_failure(call.placed.version, delivery.replica)
+            call.outcome.error = "replica_lost"
+            relay.fail(f"The replica was lost while it answered: {error}.", "replica_lost")
+            return Result(error=WireError(502, "the shared generation broke off", type=SERVER,
+                                           code="replica_lost"))  # fmt: skip
+        finally:
+            self._streams.discard(entry)
+            if timer is not None:
+                timer.cancel()
+        relay.finish()
+        if not relay.complete:
+            call.outcome.error = "engine_error"
+        return Result(200, relay.captured, streamed=True)
+
+    def _note_answer(self, call: Call, result: Result) -> None:
+        """A replica answered; one that broke off has been noted."""
+        version, delivery = call.placed.version, call.delivery
+        replica = delivery.replica
+        if replica is None or result.error is not None:
+            return
+        if version.health.note_success(replica.id, time.monotonic()):
+            log.info("%s answers again", replica.id)
+            version.resize(self._table.workers)
+        if call.understood.stream and version.concurrency.capacity is not None:
+            version.concurrency.note_begin(delivery.first_byte_s - delivery.sent_s)
+
+    def _note_failure(self, version: Version, replica: Replica) -> None:
+        """A replica failed a request."""
+        ready = version.ready_ids()
+        if version.health.note_failure(replica.id, ready, time.monotonic()):
+            log.warning("%s fails; it is left alone for a while", replica.id)
+            self._metrics.ejections.labels(version.deployment, version.label, replica.id).inc()
+            version.resize(self._table.workers)
+
+    def sweep(self, now_s: float) -> None:
+        """End streams whose replica has gone silent; look at who waits and who is left alone."""
+        for known in self._table.versions():
+            known.resize(self._table.workers)
+            known.concurrency.sweep()
+        for call, relay, answer in list(self._streams):
+            if relay.paused:
+                continue
+            limits = call.placed.version.limits
+            # Before the first token a replica may be at a long prompt; between tokens it may not.
+            limit_s = limits.idle_timeout_s if relay.begun else limits.first_token_timeout_s
+            if now_s - call.delivery.last_byte_s > limit_s:
+                _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
+
+
+def _require_listener(call: Call, flight: SingleFlight | None) -> None:
+    """Raise `ClientGone` where neither the client nor a follower waits any more."""
+    if call.exchange.disconnected and not (flight is not None and flight.followers):
+        raise ClientGone
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def assign(call: Call, replica: Replica, flight: SingleFlight | None) -> None:
+    """Note who works for a call, and for those who share its generation."""
+    call.delivery.replica = replica
+    if flight is not None:
+        flight.replica, flight.version = replica.id, replica.version
+
+
+def _route(call: Call, version: Version, candidates: list[Replica]) -> Replica:
+    """One of the candidates. Where there is but one, nothing needs to be known of the request."""
+    if len(candidates) == 1:
+        return candidates[0]
+    delivery = call.delivery
+    if delivery.routed is UNKNOWN:
+        decodes = call.endpoint is not Endpoint.EMBEDDINGS
+        delivery.routed = version.router.describe(
+            call.understood.body, call.session, decodes=decodes
+        )
+    return version.router.choose(candidates, delivery.routed)
+
+
+def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
+    now_s, usage = time.perf_counter(), call.outcome.usage
+    if usage is None:
+        load.end(now_s)
+        return
+    details = usage.prompt_tokens_details
+    load.end(now_s, usage.prompt_tokens, usage.completion_tokens,
+             None if details is None else details.cached_tokens, streamed=streamed)  # fmt: skip
+
+
+def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: SingleFlight | None) -> None:
+    """The deadline has passed: break off a stream that has not begun, unless others wait for it."""
+    if not relay.begun and not (flight is not None and flight.followers):
+        _break_off(answer, "its deadline passed before the first token")
+
+
+def _break_off(answer: Answer, why: str) -> None:
+    answer.fail(BrokenResponse(why))
+    answer.abort()

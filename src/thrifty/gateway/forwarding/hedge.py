@@ -1,0 +1,165 @@
+"""A second replica is asked where the first has not begun to answer in time; the first of the two to
+answer wins, and the other is cancelled.
+
+It cuts the longest waits where a replica stalls now and then, and costs nothing where none does. A
+hedge is paid from the retry budget, so that a slow fleet does not get twice its load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from thrifty.gateway.cache.single_flight import SingleFlight
+from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES
+from thrifty.gateway.forwarding.retry_budget import RetryBudget
+from thrifty.gateway.state.call import Call
+from thrifty.gateway.state.replica import Replica
+from thrifty.gateway.state.router import Outstanding
+from thrifty.gateway.state.version import Version
+from thrifty.http.client import Answer, TransportError
+from thrifty.observe.metrics import GatewayMetrics
+
+AnyReplica = TypeVar("AnyReplica")
+OpenOn = Callable[[AnyReplica], Awaitable[Answer]]
+Send = Callable[[Call, Replica, bytes, SingleFlight | None, list[Answer]], Awaitable[Answer]]
+Pick = Callable[[Call, Version, list[Replica]], Replica]
+
+
+class Hedger:
+    """Sends calls with a hedge, and counts the second replica's load.
+
+    `send` sends a body to a replica and adds what it opened to a list, `pick` chooses a replica for
+    a call, and `note_failure` is told of a second one that failed.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        pick: Pick,
+        note_failure: Callable[[Version, Replica], None],
+        budget: RetryBudget,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._send = send
+        self._pick = pick
+        self._note_failure = note_failure
+        self._budget = budget
+        self._metrics = metrics
+
+    async def open(
+        self, call: Call, first: Replica, body: bytes, flight: SingleFlight | None, after_s: float
+    ) -> Answer:
+        """As `send` to `first`, with a second replica where that one does not begin within
+        `after_s`. Who answers is assigned to the call.
+        """
+        version, delivery = call.placed.version, call.delivery
+        sent: list[Answer] = []
+        second: tuple[Replica, Outstanding] | None = None
+
+        async def open_on(replica: Replica) -> Answer:
+            answer = await self._send(call, replica, body, flight, sent)
+            if answer.status == 200:
+                await answer.wait_body()
+            return answer
+
+        def choose_other() -> Replica | None:
+            nonlocal second
+            if not version.concurrency.has_free_slot:
+                return None
+            others = [r for r in version.candidates({first.id}) if r.id != first.id]
+            if not others or not self._budget.spend():
+                return None
+            other = self._pick(call, version, others)
+            second = other, version.router.begin(other, delivery.routed, time.perf_counter())
+            version.note_begun(other)
+            self._metrics.hedges.labels(version.deployment).inc()
+            return other
+
+        winner = first
+        try:
+            answer, winner = await open_hedged(
+                open_on, first, choose_other, after_s, lambda a: a.status not in RETRIABLE_STATUSES
+            )
+        except TransportError:
+            if second is not None and not call.expired and not call.exchange.disconnected:
+                self._note_failure(version, second[0])
+            raise
+        finally:
+            # From here on only one of them works for the call: the other's load ends.
+            if second is not None:
+                loser, load = second
+                if winner is loser:
+                    loser, load = first, delivery.load or load
+                    delivery.load = second[1]
+                    self._metrics.hedges_won.labels(version.deployment).inc()
+                    delivery.replica = winner
+                    if flight is not None:
+                        flight.replica = winner.id
+                load.end(time.perf_counter())
+                version.note_ended(loser)
+                version.health.note_unknown(loser.id)
+        return answer
+
+
+async def open_hedged(
+    open_on: OpenOn[AnyReplica],
+    first: AnyReplica,
+    choose_other: Callable[[], AnyReplica | None],
+    after_s: float,
+    is_good: Callable[[Answer], bool],
+) -> tuple[Answer, AnyReplica]:
+    """An answer that has begun, and the replica that gives it.
+
+    `open_on` sends the request to a replica; it is called for `first`, and after `after_s` for what
+    `choose_other` gives, if that is one. An answer that is not good wins only where the other
+    request ends no better. Raises what the last request raised where none was answered.
+    """
+    running: dict[asyncio.Future[Answer], AnyReplica] = {}
+    running[asyncio.ensure_future(open_on(first))] = first
+    bad: tuple[Answer, AnyReplica] | None = None
+    failure: TransportError | None = None
+    timeout_s: float | None = after_s
+    try:
+        while running:
+            done, _ = await asyncio.wait(
+                running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                timeout_s = None
+                other = choose_other()
+                if other is not None:
+                    running[asyncio.ensure_future(open_on(other))] = other
+                continue
+            # Where the first ends badly before its time, sending again is the caller's business.
+            for task in done:
+                replica = running.pop(task)
+                try:
+                    answer = task.result()
+                except TransportError as error:
+                    failure = error
+                    continue
+                if is_good(answer):
+                    if bad is not None:
+                        bad[0].abort()
+                    return answer, replica
+                if bad is not None:
+                    bad[0].abort()
+                bad = (answer, replica)
+        if bad is not None:
+            return bad
+        assert failure is not None
+        raise failure
+    finally:
+        for task in running:
+            _give_up(task)
+
+
+def _give_up(task: asyncio.Future[Answer]) -> None:
+    """Cancel a request; where it has just been answered, give the answer up."""
+    if task.cancel():
+        return
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()

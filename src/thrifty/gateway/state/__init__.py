@@ -1,0 +1,1 @@
+"""What one worker knows: deployments, versions, replicas, their load, health and speed."""

@@ -1,0 +1,93 @@
+"""One name that clients write in `model`, and the versions behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from thrifty.gateway.state.version import MakePolicy, Version, merge_version
+from thrifty.openai.conversations import choose_version
+
+
+@dataclass
+class Deployment:
+    """A deployment, as this worker sees it."""
+
+    row: DeploymentRow
+    versions: dict[str, Version]
+    """By label, in the order of the spec."""
+
+    def __post_init__(self) -> None:
+        self._weights = [(label, v.row.weight) for label, v in self.versions.items()]
+        weighted = [label for label, weight in self._weights if weight > 0]
+        self._only = self.versions[weighted[0]] if len(weighted) == 1 else None
+        self.shadows = [version for version in self.versions.values() if version.row.shadow > 0]
+        """Versions that get copies of requests."""
+
+    @property
+    def name(self) -> str:
+        """What clients write in `model`."""
+        return self.row.name
+
+    @property
+    def settings(self) -> DeploymentSettings:
+        """Its policies and limits."""
+        return self.row.settings
+
+    @property
+    def main(self) -> Version:
+        """The version with most weight."""
+        return max(self.versions.values(), key=lambda version: version.row.weight)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a version with traffic has a ready replica."""
+        return any(v.ready for v in self.versions.values() if v.row.weight > 0)
+
+    def choose(self, conversation_id: str) -> Version:
+        """The version that a conversation belongs to. It depends on the conversation and the weights
+        alone, so that every worker comes to the same answer.
+        """
+        if self._only is not None:
+            return self._only
+        return self.versions[choose_version(conversation_id, self._weights)[0]]
+
+    def find_answering(self, conversation_id: str) -> tuple[Version, Version]:
+        """The version that a conversation belongs to, and the one that answers now: the same, or the
+        next in the conversation's order that has a ready replica.
+        """
+        chosen = self.choose(conversation_id)
+        if chosen.ready:
+            return chosen, chosen
+        others = self.stand_ins(conversation_id, chosen)
+        return chosen, next((other for other in others if other.ready), chosen)
+
+    @property
+    def only(self) -> Version | None:
+        """The version that gets all traffic, where there is but one."""
+        return self._only
+
+    def stand_ins(self, conversation_id: str, chosen: Version) -> Iterator[Version]:
+        """The versions that may answer for the chosen one, in the conversation's order."""
+        if self._only is not None:
+            return
+        for label in choose_version(conversation_id, self._weights):
+            if label != chosen.label:
+                yield self.versions[label]
+
+
+def merge_deployment(
+    known: Deployment | None, row: DeploymentRow, make_policy: MakePolicy
+) -> Deployment:
+    """The deployment of a row; what is the same stays the same object."""
+    if known is not None and known.row == row:
+        return known
+    before = known.versions if known is not None else {}
+    versions = {
+        version.label: merge_version(
+            before.get(version.label), row.name, version, row.settings, make_policy
+        )
+        for version in row.versions
+    }
+    return Deployment(row, versions)

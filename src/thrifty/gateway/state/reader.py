@@ -1,0 +1,132 @@
+"""The thread that keeps the routing table fresh.
+
+It asks for one number several times a second, and reads the rest when that number has moved. While
+the database is away, requests go on with the last table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from thrifty.db import Database
+from thrifty.db.fleet import FleetState, read_change_count, read_fleet
+from thrifty.errors import DatabaseError
+from thrifty.gateway.state.table import RoutingTable
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+FULL_READ_S = 2.0
+"""Figures (memory, load) change without the counter; they are read this often."""
+AWAY_POLL_S = 1.0
+FIRST_LOOK_S = 5.0
+MIN_REFRESH_S = 0.1
+"""Unknown keys may ask for a look at the database; not more often than this."""
+
+
+class TableReader:
+    """Reads on its own thread, applies on the event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        table: RoutingTable,
+        on_applied: Callable[[], None] = lambda: None,
+        on_state: Callable[[bool], None] = lambda up: None,
+    ) -> None:
+        self._database = database
+        self._table = table
+        self._on_applied = on_applied
+        self._on_state = on_state
+        self._loop = asyncio.get_running_loop()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._up = True
+        self._change = -1
+        self._read_s = 0.0
+        self._looked = asyncio.Event()
+        self._refresh: asyncio.Future[None] | None = None
+        self._refreshed_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="routing-table", daemon=True)
+
+    @property
+    def database(self) -> Database:
+        """Where it reads."""
+        return self._database
+
+    async def start(self) -> None:
+        """Begin to read; returns after the first look, or soon where the database is away."""
+        self._thread.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await self._looked.wait()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(2.0)
+
+    async def refresh(self) -> None:
+        """Look at the database now, or, where somebody just did, in a moment."""
+        if self._refresh is None:
+            self._refresh = self._loop.create_future()
+            wait_s = self._refreshed_s + MIN_REFRESH_S - time.monotonic()
+            self._loop.call_later(max(0.0, wait_s), self._wake.set)
+        try:
+            async with asyncio.timeout(1.0):
+                await asyncio.shield(self._refresh)
+        except TimeoutError:
+            return
+
+    def _run(self) -> None:
+        while not self._stopping:
+            asked = self._wake.is_set()
+            self._wake.clear()
+            try:
+                state = self._read(force=asked)
+                self._note_state(True, None)
+            except DatabaseError as error:
+                state = None
+                self._note_state(False, error)
+                if self._database.recover():
+                    self._change = -1
+            if not self._stopping:
+                self._loop.call_soon_threadsafe(self._apply, state, asked)
+            self._wake.wait(POLL_S if self._up else AWAY_POLL_S)
+
+    def _read(self, *, force: bool) -> FleetState | None:
+        now_s = time.monotonic()
+        change = read_change_count(self._database)
+        if change == self._change and not force and now_s - self._read_s < FULL_READ_S:
+            return None
+        state = read_fleet(self._database)
+        self._change = state.change
+        self._read_s = now_s
+        return state
+
+    def _apply(self, state: FleetState | None, asked: bool) -> None:
+        if state is not None:
+            self._table.apply(state)
+            self._on_applied()
+        self._looked.set()
+        if asked and self._refresh is not None:
+            self._refreshed_s = time.monotonic()
+            self._refresh.set_result(None)
+            self._refresh = None
+
+    def _note_state(self, up: bool, error: DatabaseError | None) -> None:
+        if up != self._up:
+            self._up = up
+            if up:
+                log.info("the database answers again")
+            else:
+                log.warning(
+                    "the database is away (%s); going on with the last routing table", error
+                )
+            self._on_state(up)

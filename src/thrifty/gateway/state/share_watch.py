@@ -1,0 +1,65 @@
+"""An alarm for replicas that get far more, or far less, than their due.
+
+Only choices made under load count: with idle replicas at hand, sending every request to the one that
+has its prefix cached is as it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thrifty.gateway.state.policy import Candidate
+
+MIN_CHOICES = 200
+"""A window ends after this many choices under load, for each pair of replicas."""
+MUCH, LITTLE = 2.0, 0.25
+"""Times the due share."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One replica whose share is far from its due. Both are fractions of the choices."""
+
+    replica: str
+    share: float
+    due: float
+
+
+class ShareWatch:
+    """Counts choices in windows."""
+
+    def __init__(self) -> None:
+        self._chosen: dict[str, int] = {}
+        self._due: dict[str, float] = {}
+        self._choices = 0
+        self._busy = 0
+        self._seen = 0
+
+    def note(self, chosen: str, candidates: Sequence[Candidate]) -> None:
+        """Count one choice, if it was made under load."""
+        # One in eight is enough, and keeps a choice among a thousand cheap.
+        self._seen += 1
+        if self._seen % 8:
+            return
+        count = len(candidates)
+        if sum(candidate.in_flight for candidate in candidates) < 2 * count:
+            return
+        self._choices += 1
+        self._chosen[chosen] = self._chosen.get(chosen, 0) + 1
+        for candidate in candidates:
+            self._due[candidate.id] = self._due.get(candidate.id, 0.0) + 1 / count
+
+    def take_alarms(self) -> list[Alarm] | None:
+        """The window's alarms, once it is full; None before that. Then a new one begins."""
+        if self._choices < MIN_CHOICES // 8 * max(1, len(self._due) // 2):
+            return None
+        alarms = []
+        for replica, due in self._due.items():
+            share = self._chosen.get(replica, 0)
+            # Three standard deviations beyond the bounds: chance alone raises no alarm.
+            high, low = MUCH * due, LITTLE * due
+            if share > high + 3 * high**0.5 or share < low - 3 * low**0.5:
+                alarms.append(Alarm(replica, share / self._choices, due / self._choices))
+        self._chosen, self._due, self._choices = {}, {}, 0
+        return alarms

@@ -1,0 +1,95 @@
+"""What a gateway knows of the fleet: deployments, versions, replicas, keys.
+
+It is read from the database by `reader` and stays as it was when the database or the controller is
+away. Requests in flight are counted here, from the moment a replica is chosen until the last byte.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from thrifty.db.cache import Purge
+from thrifty.db.fleet import FleetState, GatewayRow, ReplicaRow
+from thrifty.db.keys import Key
+from thrifty.gateway.state.deployment import Deployment, merge_deployment
+from thrifty.gateway.state.replica import Replica
+from thrifty.gateway.state.version import MakePolicy, Version
+
+
+class RoutingTable:
+    """Deployments by name, keys by checksum. Changed only on the event loop."""
+
+    def __init__(self, make_policy: MakePolicy) -> None:
+        self._make_policy = make_policy
+        self.deployments: dict[str, Deployment] = {}
+        self.names: dict[str, Deployment] = {}
+        """Deployments by all that clients may write in `model`: names and aliases."""
+        self.gateways: list[GatewayRow] = []
+        self.keys: dict[str, Key] = {}
+        self.keys_exist = False
+        """Stays true once a key was seen: a lost database must not open the door."""
+        self.loaded = False
+        self.workers = 1
+        """How many gateway workers share the replicas' slots."""
+        self.change = -1
+        self.gone: list[Replica] = []
+        self.purges: Sequence[Purge] = ()
+        self.listeners: list[Callable[[], None]] = []
+        """Called each time a new state was taken, changed or not."""
+
+    def versions(self) -> Iterator[Version]:
+        """Every version of every deployment."""
+        for deployment in self.deployments.values():
+            yield from deployment.versions.values()
+
+    def find_version(self, deployment: str, label: str) -> Version | None:
+        """The version of that label, if it is there."""
+        found = self.deployments.get(deployment)
+        return None if found is None else found.versions.get(label)
+
+    def apply(self, state: FleetState) -> None:
+        """Take a new state; counters of replicas that are still there are kept."""
+        self.change = state.change
+        self.keys = {key.hash: key for key in state.keys}
+        self.keys_exist = self.keys_exist or bool(self.keys)
+        before = self.deployments
+        self.deployments = {
+            row.name: merge_deployment(before.get(row.name), row, self._make_policy)
+            for row in state.deployments
+        }
+        self.gateways = state.gateways
+        self.names = {
+            alias: deployment
+            for deployment in self.deployments.values()
+            for alias in deployment.settings.aliases
+        } | self.deployments
+        rows: defaultdict[tuple[str, str], list[ReplicaRow]] = defaultdict(list)
+        for replica in state.replicas:
+            rows[replica.deployment, replica.version].append(replica)
+        for version in self.versions():
+            self.gone += version.take_replicas(rows[version.deployment, version.label])
+            version.resize(self.workers)
+            if not version.ready and self.deployments[version.deployment].ready:
+                version.concurrency.dismiss()
+        self._let_go(before)
+        self.purges = state.purges
+        self.loaded = True
+        for listener in self.listeners:
+            listener()
+
+    def _let_go(self, before: dict[str, Deployment]) -> None:
+        """Requests that wait for a version which is gone go on, and find that it is not there."""
+        for deployment in before.values():
+            now = self.deployments.get(deployment.name)
+            for version in deployment.versions.values():
+                if now is None or version.label not in now.versions:
+                    self.gone += version.replicas.values()
+                    version.ready = []
+                    version.concurrency.resize(None)
+                    version.wake()
+
+    def take_gone(self) -> list[Replica]:
+        """Replicas that have left since the last call."""
+        gone, self.gone = self.gone, []
+        return gone

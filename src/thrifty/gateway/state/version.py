@@ -1,0 +1,184 @@
+"""One version of a deployment: everything that its answers depend on.
+
+Its replicas, their health and load, the router with what it has learned, the slots, and what its
+engine honours belong to it alone. Two versions share nothing, so that one cannot disturb the other's
+measurements, and no answer of one can be taken for the other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from thrifty.db.fleet import DeploymentSettings, ReplicaRow, VersionRow, VersionSettings
+from thrifty.gateway.state.concurrency import ConcurrencyLimiter
+from thrifty.gateway.state.estimate import Estimator
+from thrifty.gateway.state.health import Health
+from thrifty.gateway.state.policy import RoutingPolicy
+from thrifty.gateway.state.replica import Replica, merge_replica
+from thrifty.gateway.state.router import Router
+from thrifty.openai.fields import GATEWAY_FIELDS
+from thrifty.types import ReplicaState
+
+MakePolicy = Callable[[str], RoutingPolicy]
+"""Makes a routing policy by the name that specs use."""
+
+
+@dataclass
+class Version:
+    """A version, as this worker sees it."""
+
+    deployment: str
+    row: VersionRow
+    limits: DeploymentSettings
+    """The deployment's policies and limits, which hold for each of its versions."""
+    router: Router
+    concurrency: ConcurrencyLimiter
+    """Who may go to a replica, and who waits."""
+    honours: frozenset[str] | None
+    """Request fields that its engine honours; None where only the server behind it knows."""
+    health: Health = field(default_factory=Health)
+    estimator: Estimator = field(default_factory=Estimator)
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    ready: list[Replica] = field(default_factory=list)
+    """Replicas that get traffic. A new list whenever they change."""
+    waiting: int = 0
+    """Requests that wait for a replica to become ready."""
+    full: int = 0
+    """How many replicas have no free slot."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def label(self) -> str:
+        """What headers, metrics, traffic and logs show."""
+        return self.row.label
+
+    @property
+    def revision(self) -> str:
+        """Changes whenever an answer could."""
+        return self.row.revision
+
+    @property
+    def settings(self) -> VersionSettings:
+        """Its engine's abilities, and its prices."""
+        return self.row.settings
+
+    @property
+    def identity(self) -> str:
+        """What answers are kept under: no other version or revision has the same."""
+        return f"{self.deployment}/{self.row.label}/{self.row.revision}"
+
+    def candidates(self, excluded: set[str]) -> list[Replica]:
+        """Ready replicas that are not excluded. Replicas that failed are left alone, and those
+        without a free slot where there are others.
+        """
+        if not excluded and not self.full and self.health.fine:
+            return self.ready
+        ready: Sequence[Replica]
+        ready = [replica for replica in self.ready if replica.id not in excluded]
+        if not self.health.fine:
+            ready = self.health.choose_from(ready, time.monotonic())
+        slots = self.settings.slots
+        if self.full and slots is not None:
+            ready = [replica for replica in ready if replica.in_flight < slots] or ready
+        return list(ready)
+
+    def note_begun(self, replica: Replica) -> None:
+        """A request more was counted against a replica."""
+        if replica.in_flight == self.settings.slots:
+            self.full += 1
+
+    def note_ended(self, replica: Replica) -> None:
+        """A request less is counted against a replica."""
+        slots = self.settings.slots
+        if slots is not None and replica.in_flight == slots - 1:
+            self.full = max(0, self.full - 1)
+
+    def ready_ids(self) -> set[str]:
+        """The ids of the replicas that get traffic."""
+        return {replica.id for replica in self.ready}
+
+    def resize(self, workers: int) -> None:
+        """Tell the limiter how many slots there are for this worker, which is one of `workers`."""
+        slots = self.settings.slots
+        if slots is None:
+            self.full = 0
+            self.concurrency.resize(None)
+            return
+        self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
+        count = len(self.ready)
+        if not self.health.fine:
+            count -= self.health.left_alone(self.ready_ids())
+        self.concurrency.resize(-(-slots * count // workers))
+
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Wait until a replica becomes ready, or the version changes otherwise."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def wake(self) -> None:
+        """Let requests that wait look again."""
+        self._changed.set()
+
+    def take_replicas(self, rows: Sequence[ReplicaRow]) -> list[Replica]:
+        """Take the replicas as they are now; returns those that are gone. Counters of replicas that
+        are still there are kept.
+        """
+        known = self.replicas
+        self.replicas = {row.id: merge_replica(known.get(row.id), row) for row in rows}
+        prefixes = self.router.knowledge.prefixes
+        for replica in known.values():
+            if self.replicas.get(replica.id) is not replica:
+                prefixes.leave(replica.slot)
+                self.health.forget(replica.id)
+        for replica in self.replicas.values():
+            replica.load_path = self.settings.load_path
+            if replica.slot not in prefixes:
+                replica.slot = prefixes.join()
+            cache_tokens = (replica.load.get("facts") or {}).get("kv_cache_tokens")
+            if cache_tokens:
+                self.router.set_capacity(replica, float(cache_tokens))
+        self.health.keep_only(self.replicas.keys())
+        # While a version is updated in place, replicas of its other revision end what they have.
+        ready = [
+            replica
+            for replica in self.replicas.values()
+            if replica.state == ReplicaState.READY and replica.revision == self.revision
+        ]
+        if ready != self.ready:
+            self.ready = ready
+        if ready:
+            self.wake()
+        return [known[name] for name in known if name not in self.replicas]
+
+
+def merge_version(
+    known: Version | None,
+    deployment: str,
+    row: VersionRow,
+    limits: DeploymentSettings,
+    make_policy: MakePolicy,
+) -> Version:
+    """The version of a row: a new one, or the known one changed in place, so that requests under way
+    see the change and everything that was learned stays.
+    """
+    honours = row.settings.honours
+    honoured = None if honours is None else frozenset(honours) | GATEWAY_FIELDS
+    if known is None:
+        router = Router(make_policy(limits.routing))
+        limiter = ConcurrencyLimiter(f"{deployment}/{row.label}")
+        return Version(deployment, row, limits, router, limiter, honoured)
+    if known.limits.routing != limits.routing:
+        known.router = Router(make_policy(limits.routing))
+        for replica in known.replicas.values():
+            replica.slot = -1
+    known.row, known.limits, known.honours = row, limits, honoured
+    known.wake()
+    return known

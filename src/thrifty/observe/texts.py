@@ -1,0 +1,242 @@
+"""What is kept of a request's prompt and answer: normalized messages, the same for whole answers,
+streams and answers from the cache.
+
+A prompt is a JSON list of messages, `{"role", "content", ...}`; content is always text. Images and
+other parts are named in brackets, their data is not kept. An answer is its text as it is. Where it
+is more than that (tool calls, several choices, a refusal, reasoning), it is a JSON list with one
+message for each choice. `parse_answer` reads both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from thrifty.db.harmless import make_harmless
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_answers import assemble_stream
+
+MAX_CHARS = 1_000_000
+"""A prompt and an answer may each have so much text; the longest pieces are cut."""
+MAX_MESSAGES = 2000
+MAX_NAME_CHARS = 256
+MAX_TOKEN_IDS = 100_000
+
+_LIST_BEGINS = '[{"role":"assistant"'
+_NAMES = ("name", "tool_call_id")
+_TEXTS = ("refusal", "reasoning_content", "reasoning")
+
+Message = dict[str, Any]
+
+
+class Texts(NamedTuple):
+    """The columns `prompt` and `answer` of one response."""
+
+    prompt: str
+    answer: str
+
+
+def make_texts(
+    endpoint: Endpoint, request: Mapping[str, Any], answer: bytes | None
+) -> Texts | None:
+    """The texts of one response; None where there are none to keep (embeddings, tokenization).
+
+    `request` is the request's JSON object; `answer` is what the client was sent: a whole answer, a
+    stream of events (one that broke off, too), or None. An error is no answer. Never raises, on
+    whatever a client or a server may send.
+    """
+    if endpoint is Endpoint.CHAT:
+        messages = _read_messages(request.get("messages"))
+    elif endpoint is Endpoint.COMPLETIONS:
+        messages = _read_prompts(request.get("prompt"))
+    else:
+        return None
+    return Texts(_encode(_bound(messages)), _write_answer(_bound(_read_choices(answer))))
+
+
+def parse_prompt(prompt: str) -> list[Message]:
+    """The messages in the column `prompt`. Raises `ValueError` where it holds something else."""
+    return msgspec.json.decode(prompt, type=list[Message])
+
+
+def parse_answer(answer: str) -> list[Message]:
+    """A message for each choice in the column `answer`; none where there was no answer."""
+    if answer.startswith(_LIST_BEGINS):
+        return msgspec.json.decode(answer, type=list[Message])
+    return [{"role": "assistant", "content": answer}] if answer else []
+
+
+def _read_messages(messages: Any) -> list[Message]:
+    if not isinstance(messages, list):
+        return []
+    return [_read_message(message) for message in _drop_middle(messages)]
+
+
+def _read_message(message: Any) -> Message:
+    if not isinstance(message, dict):
+        return {"role": "", "content": _read_content(message)}
+    role = message.get("role")
+    found: Message = {
+        "role": make_harmless(role, MAX_NAME_CHARS) if isinstance(role, str) else "",
+        "content": _read_content(message.get("content")),
+    }
+    for key in _NAMES:
+        value = message.get(key)
+        if isinstance(value, str):
+            found[key] = make_harmless(value, MAX_NAME_CHARS)
+    for key in _TEXTS:
+        value = message.get(key)
+        if isinstance(value, str) and value:
+            found[key] = make_harmless(value)
+    calls = message.get("tool_calls")
+    if not calls and isinstance(message.get("function_call"), dict):
+        calls = [{"function": message["function_call"]}]  # as it was before 'tools'
+    if isinstance(calls, list) and calls:
+        found["tool_calls"] = [_read_call(call) for call in calls[:MAX_MESSAGES]]
+    return found
+
+
+def _read_call(call: Any) -> Message:
+    call = call if isinstance(call, dict) else {}
+    function = call.get("function")
+    function = function if isinstance(function, dict) else {}
+    arguments = function.get("arguments")
+    return {
+        "id": _read_name(call.get("id")),
+        "type": "function",
+        "function": {
+            "name": _read_name(function.get("name")),
+            "arguments": make_harmless(
+                arguments if isinstance(arguments, str) else _encode(arguments)
+            ),
+        },
+    }
+
+
+def _read_content(content: Any) -> str | None:
+    if content is None:
+        return None
+    if isinstance(content, str):
+        return make_harmless(content)
+    if isinstance(content, list):
+        return "".join([_read_part(part) for part in content[:MAX_MESSAGES]])
+    return make_harmless(_encode(content))
+
+
+def _read_part(part: Any) -> str:
+    if isinstance(part, str):
+        return make_harmless(part)
+    if isinstance(part, dict):
+        for key in ("text", "refusal"):
+            if isinstance(part.get(key), str):
+                return make_harmless(part[key])
+        return f"[{_read_name(part.get('type')) or 'part'}]"
+    return "[part]"
+
+
+def _read_name(value: Any) -> str:
+    return make_harmless(value, MAX_NAME_CHARS) if isinstance(value, str) else ""
+
+
+def _read_prompts(prompt: Any) -> list[Message]:
+    """A completion's prompts, each as a message of the user."""
+    if isinstance(prompt, list) and not _is_token_ids(prompt):
+        return [_read_prompt(each) for each in prompt[:MAX_MESSAGES]]
+    return [] if prompt is None else [_read_prompt(prompt)]
+
+
+def _read_prompt(prompt: Any) -> Message:
+    if isinstance(prompt, list) and _is_token_ids(prompt):
+        return {"role": "user", "content": None, "token_ids": prompt[:MAX_TOKEN_IDS]}
+    return {"role": "user", "content": _read_content(prompt)}
+
+
+def _is_token_ids(items: list[Any]) -> bool:
+    return bool(items) and all(type(item) is int and 0 <= item < 2**31 for item in items)
+
+
+def _read_choices(answer: bytes | None) -> list[Message]:
+    if answer is not None and answer.lstrip()[:1] != b"{":
+        answer = assemble_stream(answer, partial=True)
+    if answer is None:
+        return []
+    try:
+        body = msgspec.json.decode(answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(choices, list):
+        return []
+    found = [choice for choice in choices if isinstance(choice, dict)]
+    found.sort(key=lambda choice: _order(choice.get("index")))
+    return [_read_choice(choice) for choice in found[:MAX_MESSAGES]]
+
+
+def _read_choice(choice: Mapping[str, Any]) -> Message:
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        message = {"content": choice.get("text")}
+    found = {**_read_message(message), "role": "assistant"}
+    # A stream's content begins as "" also where there is none.
+    found["content"] = found["content"] or None
+    return found
+
+
+def _order(index: Any) -> float:
+    return index if isinstance(index, int | float) else 0
+
+
+def _write_answer(choices: list[Message]) -> str:
+    if not choices:
+        return ""
+    if len(choices) == 1 and choices[0].keys() == {"role", "content"}:
+        text: str = choices[0]["content"] or ""
+        if not text.startswith(_LIST_BEGINS):
+            return text
+    return _encode(choices)
+
+
+def _encode(value: Any) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
+        return repr(value)  # such as half of a surrogate pair in what is no text
+
+
+def _drop_middle(items: list[Any]) -> list[Any]:
+    """At most `MAX_MESSAGES` of them, the first and the last ones."""
+    if len(items) <= MAX_MESSAGES:
+        return items
+    half = MAX_MESSAGES // 2
+    note = {"role": "system", "content": f"[{len(items) - 2 * half} messages were cut here]"}
+    return [*items[:half], note, *items[-half:]]
+
+
+def _bound(messages: list[Message]) -> list[Message]:
+    """Cut the longest texts until all of them together keep to `MAX_CHARS`."""
+    sizes = sorted(len(holder[key]) for holder, key in _walk_texts(messages))
+    left, limit = MAX_CHARS, MAX_CHARS
+    if sum(sizes) <= left:
+        return messages
+    for number, size in enumerate(sizes):
+        limit = left // (len(sizes) - number)
+        if size > limit:
+            break
+        left -= size
+    for holder, key in _walk_texts(messages):
+        text = holder[key]
+        if len(text) > limit:
+            holder[key] = f"{text[:limit]}[{len(text) - limit} characters were cut here]"
+    return messages
+
+
+def _walk_texts(messages: list[Message]) -> Iterable[tuple[Message, str]]:
+    """Where each text stands: the object that holds it, and the key."""
+    for message in messages:
+        for key in ("content", *_TEXTS):
+            if isinstance(message.get(key), str):
+                yield message, key
+        for call in message.get("tool_calls", ()):
+            yield call["function"], "arguments"

@@ -1,0 +1,1 @@
+"""A gateway worker: its parts put together, and its process."""

@@ -1,0 +1,128 @@
+"""The management API's services, kept in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from thrifty.api.models import (
+    Applied,
+    Change,
+    CreatedKey,
+    DeploymentStatus,
+    GatewayStatus,
+    KeyInfo,
+    KeyList,
+    NewKey,
+    Plan,
+    PlanStep,
+    ReplicaStatus,
+    Status,
+    Traffic,
+    VersionStatus,
+)
+from thrifty.api.services import not_found
+from thrifty.errors import DatabaseError, Problem, SpecError, ThriftyError
+from thrifty.openai.errors import WireError, bad_request
+
+
+class MemoryServices:
+    """One deployment, `chat`, with the versions a and b."""
+
+    def __init__(self) -> None:
+        self.weights = {"a": 90.0, "b": 10.0}
+        self.before: dict[str, float] | None = None
+        self.keys: dict[str, KeyInfo] = {}
+        self.applied: list[dict[str, Any]] = []
+        self.changes: list[tuple[str, str, str]] = []
+        """What was done, by whom and why."""
+        self.fails: Exception | None = None
+        """What reading the status raises."""
+        self.hold = threading.Event()
+        """Reading the status waits for this."""
+        self.hold.set()
+        self.holding = 0
+
+    def get_status(self) -> Status:
+        self.holding += 1
+        self.hold.wait()
+        if self.fails is not None:
+            raise self.fails
+        versions = [
+            VersionStatus(label=label, weight=weight) for label, weight in self.weights.items()
+        ]
+        replicas = [
+            ReplicaStatus(id=f"{label}-0", version=label, state="ready") for label in self.weights
+        ]
+        return Status(
+            deployments=[DeploymentStatus(name="chat", versions=versions, replicas=replicas)],
+            gateway=GatewayStatus(url="http://127.0.0.1:8080"),
+        )
+
+    def get_traffic(self, deployment: str) -> Traffic:
+        self._check(deployment)
+        return Traffic(deployment=deployment, weights=self.weights)
+
+    def set_traffic(
+        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+    ) -> Traffic:
+        self._check(deployment)
+        for label in weights:
+            if label not in self.weights:
+                raise not_found("version", label)
+        wanted = {**self.weights, **weights}
+        if not any(wanted.values()):
+            raise bad_request("not all weights may be 0", "weights", "invalid_value")
+        self.before, self.weights = self.weights, wanted
+        self.changes.append(("traffic", who, why))
+        return Traffic(deployment=deployment, weights=self.weights, owner="traffic")
+
+    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
+        self._check(deployment)
+        if self.before is None:
+            raise WireError(409, "there is nothing to go back to", code="nothing_before")
+        self.before, self.weights = self.weights, self.before
+        self.changes.append(("rollback", who, why))
+        return Change(
+            id=len(self.changes), deployment=deployment, at_s=time.time(), kind="rollback",
+            who=who, why=why,
+        )  # fmt: skip
+
+    def make_plan(self, spec: Mapping[str, Any]) -> Plan:
+        if "model" not in spec:
+            raise SpecError([Problem("modle", "is not a known key; did you mean 'model'?")])
+        step = PlanStep(what=str(spec["model"]), size_bytes=100, seconds=1.5, why="it is new")
+        return Plan(fetch=[step])
+
+    def apply_spec(self, spec: Mapping[str, Any], *, reset: bool, who: str, why: str) -> Applied:
+        plan = self.make_plan(spec)
+        self.applied.append(dict(spec))
+        self.changes.append(("reset" if reset else "apply", who, why))
+        return Applied(plan=plan, held=[] if reset else ["chat: weights"])
+
+    def list_keys(self) -> KeyList:
+        return KeyList(keys=sorted(self.keys.values(), key=lambda key: key.name))
+
+    def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
+        if key.name in self.keys:
+            raise ThriftyError(f"there is a key named {key.name!r} already")
+        made = KeyInfo(
+            id="1", name=key.name, role=key.role, tenant=key.tenant or key.name, hint="sk-...",
+            created_s=0.0, limits=key.limits,
+        )  # fmt: skip
+        self.keys[key.name] = made
+        self.changes.append(("key", who, key.name))
+        return CreatedKey(key=made, secret="sk-thrifty-secret")
+
+    def revoke_key(self, name: str, *, who: str) -> None:
+        if self.keys.pop(name, None) is None:
+            raise not_found("key", name)
+        self.changes.append(("revoke", who, name))
+
+    def _check(self, deployment: str) -> None:
+        if deployment == "away":
+            raise DatabaseError("connection refused by 10.0.0.1")
+        if deployment != "chat":
+            raise not_found("deployment", deployment)

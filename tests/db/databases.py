@@ -1,0 +1,42 @@
+"""Databases for tests that must hold on SQLite and on a real PostgreSQL alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from thrifty.db import Database, open_database
+from thrifty.db.tables import metadata
+
+KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.peer)]
+"""What a fixture with `params` takes."""
+
+
+def open_kind(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, *, migrate: bool = True
+) -> Iterator[Database]:
+    """An empty database of the kind; its server, if it has one, ends with it."""
+    folder = tmp_path_factory.mktemp(kind)
+    if kind == "sqlite":
+        database = open_database(f"sqlite:///{folder}/t.db", migrate=migrate)
+        yield database
+        database.close()
+        return
+    pgserver: Any = pytest.importorskip("pgserver")
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    try:
+        database = open_database(server.get_uri(), migrate=migrate)
+        yield database
+        database.close()
+    finally:
+        server.cleanup()
+
+
+def empty_tables(database: Database) -> None:
+    """Remove every row, so that a module's tests may share a database."""
+    with database.begin() as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(text(f"DELETE FROM {table.name}"))

@@ -1,0 +1,111 @@
+"""What engines declare about themselves, and that nobody else decides by their names."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from thrifty.artifacts import Store
+from thrifty.engines.base import Served, Traits, Upstream
+from thrifty.engines.machine import FEATURES, detect_machine
+from thrifty.engines.openvino.options import CAPACITY, OpenVinoOptions, resolve
+from thrifty.engines.openvino.processor import LIMIT_VARIABLE
+from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
+from thrifty.errors import EngineError
+from thrifty.spec import load_spec
+from thrifty.types import ignore_progress
+
+SOURCE = Path(__file__).parents[2] / "src" / "thrifty"
+OUTSIDE = sorted(p for p in SOURCE.rglob("*.py") if "engines" not in p.relative_to(SOURCE).parts)
+
+
+@pytest.mark.parametrize("kind", engine_kinds())
+def test_traits_are_plain_and_consistent(kind: str) -> None:
+    engine = find_engine(kind)
+    traits = engine.traits
+    assert isinstance(traits, Traits)
+    assert traits.families
+    assert bool(traits.formats) == traits.loads_model
+    assert traits.loads_model or not traits.schemes
+    for name in (traits.salt_field, traits.priority_field):
+        assert name is None or traits.honours is None or name in traits.honours
+    for scheme in traits.schemes.values():
+        assert scheme.needs_one_of <= set(FEATURES)
+        assert bool(scheme.needs_one_of) == bool(scheme.needs_reason)
+        if scheme.fallback is not None:
+            # Whatever takes the place of a scheme runs on every processor.
+            assert not traits.schemes[scheme.fallback].needs_one_of
+    assert engine.find_features(detect_machine()) <= detect_machine().features
+
+
+def test_auto_takes_only_what_offers_itself() -> None:
+    assert choose_engine("auto", None).traits.auto_rank is not None
+    assert find_engine("remote").traits.auto_rank is None
+    with pytest.raises(EngineError, match="there is no engine 'nothing'"):
+        choose_engine("nothing", None)
+
+
+def test_what_is_served_survives_json() -> None:
+    spec = load_spec(flags={"engine.kind": "echo", "engine.tpot": "2ms"}).spec
+    served = find_engine("echo").prepare(
+        spec, None, Store(Path("/none")), detect_machine(), ignore_progress
+    )
+    assert Served.from_json(served.to_json()) == served
+    remote = Served("m", "remote", "v", "r", "decoder", upstream=Upstream(("http://x",), "y"))
+    assert Served.from_json(remote.to_json()) == remote
+    assert set(json.loads(remote.to_json())) == {f.name for f in dataclasses.fields(Served)}
+
+
+def test_options_are_resolved_for_the_model() -> None:
+    note = {"context_length": 2048, "activation_group": 32}
+    found = resolve(OpenVinoOptions(), note)
+    assert (found.context, found.activation_group) == (2048, 32)
+    kept = resolve(OpenVinoOptions(context=512, activation_group=0), note)
+    assert (kept.context, kept.activation_group) == (512, 0)
+    with pytest.raises(EngineError, match="4096 tokens are asked for"):
+        resolve(OpenVinoOptions(context=4096), note)
+    assert set(CAPACITY) < set(OpenVinoOptions.model_fields)
+
+
+def test_a_limit_of_instructions_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = dataclasses.replace(
+        detect_machine(), features=frozenset({"avx2", "avx512f", "avx512_vnni", "amx_int8"})
+    )
+    engine = find_engine("openvino")
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    assert engine.find_features(machine) == machine.features
+    for limit, left in (("AVX2", {"avx2"}), ("avx512_core", {"avx2", "avx512f"})):
+        monkeypatch.setenv(LIMIT_VARIABLE, limit)
+        assert engine.find_features(machine) == left
+
+
+def test_w8a8_needs_exact_sums() -> None:
+    scheme = find_engine("openvino").traits.schemes["w8a8"]
+    assert not scheme.runs_on(frozenset({"avx2", "avx512f"}))
+    assert scheme.runs_on(frozenset({"avx2", "avx_vnni"}))
+    assert scheme.runs_on(frozenset({"asimd"}))
+    assert all(
+        one.runs_on(frozenset()) for name, one in find_engine("openvino").traits.schemes.items()
+        if name != "w8a8"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_nobody_outside_compares_with_an_engines_name(path: Path) -> None:
+    """Comparisons and sets of engine kinds belong into traits."""
+    if path.name == "lineage.py":
+        # It puts the steps of a recipe into words; a step that builds a graph is called as the
+        # engine that it is for.
+        return
+    kinds = set(engine_kinds())
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+            for part in parts:
+                inner = part.elts if isinstance(part, ast.Tuple | ast.Set | ast.List) else [part]
+                names = {c.value for c in inner if isinstance(c, ast.Constant)}
+                assert not names & kinds, f"{path.name}:{node.lineno}"
