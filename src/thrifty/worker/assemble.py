@@ -11,9 +11,10 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from thrifty.api.services import ApiServices
 from thrifty.batches.service import Batches, make_batches
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
@@ -25,7 +26,7 @@ from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
 from thrifty.gateway.app.endpoints import Endpoints
-from thrifty.gateway.app.gateway import Gateway
+from thrifty.gateway.app.gateway import AnswerOther, Gateway
 from thrifty.gateway.app.pages import Pages
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.app.shadow import Shadows
@@ -38,15 +39,19 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.shared_store import SharedStore
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.client import HttpClient
+from thrifty.http.cors import Cors
 from thrifty.http.routes import RouteTable
+from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.response_ids import ResponseIds
+from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
 
 SHORTCUTS_BYTES = 16_000_000
+MakeServices = Callable[[], ApiServices]
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,15 @@ class Parts:
     server: HttpServer
     batches: Batches | None
     """None where there is no place for files."""
+    management: Management | None
+    """None where there is no home to manage."""
 
     async def drain(self, timeout_s: float, idle_grace_s: float) -> int:
         """End what runs, as `HttpServer.drain` does, and leave batches to the next worker; returns
         how many requests were cut.
         """
+        if self.management is not None:
+            self.management.end_streams()
         if self.batches is None:
             return await self.server.drain(timeout_s, idle_grace_s)
         leaving = asyncio.ensure_future(self.batches.runner.stop())
@@ -88,9 +97,12 @@ class Secrets:
 
 
 @contextlib.asynccontextmanager
-async def assemble(settings: GatewaySettings, secrets_: Secrets) -> AsyncIterator[Parts]:
+async def assemble(
+    settings: GatewaySettings, secrets_: Secrets, make_services: MakeServices | None = None
+) -> AsyncIterator[Parts]:
     """The parts of one worker, until the block ends; `drain` them first. The database must be up
-    to date. Raises `ThriftyError` where something cannot be used.
+    to date. `make_services` makes what the management API manages; without it there is no such API.
+    Raises `ThriftyError` where something cannot be used.
     """
     async with contextlib.AsyncExitStack() as stack:
         metrics = GatewayMetrics()
@@ -99,95 +111,109 @@ async def assemble(settings: GatewaySettings, secrets_: Secrets) -> AsyncIterato
         table = RoutingTable(make_policy)
         table.keys_exist = settings.require_keys
         table.workers = settings.workers
-        reader = TableReader(database, table)
         store = await _open_store(stack, secrets_.redis_url, metrics, settings.redis_timeout_s)
-        writer = _start_writer(stack, secrets_.database_url, settings, metrics)
         client = HttpClient()
-        forwarder = Forwarder(client, table, metrics, capture=settings.record_prompts)
-        cache = _make_cache(settings, table, metrics, store)
         secret = secrets_.ids or secrets.token_bytes(32)
-        ids = await _make_ids(stack, database, secret)
-        conversations = Conversations(secret)
-        gateway, spend, pages = _make_gateway(
-            stack,
-            settings,
-            table,
-            reader,
-            forwarder,
-            cache,
-            writer,
-            metrics,
-            store,
-            ids,
-            conversations,
+        base = _Base(
+            settings=settings,
+            metrics=metrics,
+            table=table,
+            reader=TableReader(database, table),
+            store=store,
+            writer=_start_writer(stack, secrets_.database_url, settings, metrics),
+            forwarder=Forwarder(client, table, metrics, capture=settings.record_prompts),
+            cache=_make_cache(settings, table, metrics, store),
+            ids=await _make_ids(stack, database, secret),
+            conversations=Conversations(secret),
+            same_origin=SameOrigin(settings.hosts, settings.cors),
         )
-        batches = _make_batches(
-            stack,
-            secrets_.database_url,
-            settings,
-            table,
-            forwarder,
-            metrics,
-            gateway,
-            conversations,
-        )
-        cache_pages = CachePages(reader, cache)
-        routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
-        if batches is not None:
-            routes += batches.pages.routes()
-        gateway.answer_other = Endpoints(table, reader, RouteTable(routes)).answer
+        book = SpendBook()
+        spend = SpendKeeper(database, book)
+        gateway = _make_gateway(stack, base, book)
+        batches = _make_batches(stack, base, secrets_.database_url, gateway)
+        management = None
+        if make_services is not None:
+            management = Management(make_services)
+            stack.push_async_callback(management.stop)
+        cache_pages = CachePages(base.reader, base.cache)
+        gateway.answer_other = _make_endpoints(base, gateway, cache_pages, batches, management)
         # A worker that shares its port with another must know the fleet before it takes requests.
-        await asyncio.gather(reader.start(), spend.start())
-        stack.callback(reader.stop)
+        await asyncio.gather(base.reader.start(), spend.start())
+        stack.callback(base.reader.stop)
         stack.push_async_callback(spend.stop)
         stack.callback(client.close)
-        cache.start()
-        stack.push_async_callback(cache.close)
+        base.cache.start()
+        stack.push_async_callback(base.cache.close)
         _publish(stack, cache_pages, database, settings.id)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
-        yield Parts(table, reader, cache, writer, server, batches)
+        yield Parts(table, base.reader, base.cache, base.writer, server, batches, management)
 
 
-def _make_gateway(
-    stack: contextlib.AsyncExitStack,
-    settings: GatewaySettings,
-    table: RoutingTable,
-    reader: TableReader,
-    forwarder: Forwarder,
-    cache: AnswerCache,
-    writer: LogWriter | None,
-    metrics: GatewayMetrics,
-    store: SharedStore | None,
-    ids: ResponseIds,
-    conversations: Conversations,
-) -> tuple[Gateway, SpendKeeper, Pages]:
+@dataclass(frozen=True)
+class _Base:
+    """What the parts share."""
+
+    settings: GatewaySettings
+    metrics: GatewayMetrics
+    table: RoutingTable
+    reader: TableReader
+    store: SharedStore | None
+    writer: LogWriter | None
+    forwarder: Forwarder
+    cache: AnswerCache
+    ids: ResponseIds
+    conversations: Conversations
+    same_origin: SameOrigin
+
+
+def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, book: SpendBook) -> Gateway:
     """The path of requests to models."""
-    book = SpendBook()
+    settings, metrics = base.settings, base.metrics
     shared = None
-    if store is not None:
-        shared = SharedCounts(store)
+    if base.store is not None:
+        shared = SharedCounts(base.store)
         stack.push_async_callback(shared.finish)
     shortcuts = Shortcuts(SHORTCUTS_BYTES)
     gateway = Gateway(
-        table=table,
-        reader=reader,
-        forwarder=forwarder,
+        table=base.table,
+        reader=base.reader,
+        forwarder=base.forwarder,
         answerer=Answerer(
-            table, forwarder, cache, shortcuts, metrics, keep_texts=settings.record_prompts
+            base.table, base.forwarder, base.cache, shortcuts, metrics,
+            keep_texts=settings.record_prompts,
         ),
         shortcuts=shortcuts,
-        recorder=Recorder(metrics, writer, prompts=settings.record_prompts),
+        recorder=Recorder(metrics, base.writer, prompts=settings.record_prompts),
         metrics=metrics,
         limiter=KeyLimiter(metrics, book, shared),
-        ids=ids,
-        conversations=conversations,
-    )
+        ids=base.ids,
+        conversations=base.conversations,
+        same_origin=base.same_origin,
+    )  # fmt: skip
     shadows = Shadows(gateway.run, metrics)
     gateway.on_ended = shadows.note_ended
     stack.push_async_callback(shadows.stop)
-    pages = Pages(table, metrics, cache.memory, writer.describe if writer is not None else _fine)
-    return gateway, SpendKeeper(reader.database, book), pages
+    return gateway
+
+
+def _make_endpoints(
+    base: _Base,
+    gateway: Gateway,
+    cache_pages: CachePages,
+    batches: Batches | None,
+    management: Management | None,
+) -> AnswerOther:
+    """The one table of routes, and what answers from it."""
+    describe_log = base.writer.describe if base.writer is not None else _fine
+    pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
+    routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
+    if batches is not None:
+        routes += batches.pages.routes()
+    if management is not None:
+        routes += management.routes()
+    table = RouteTable(routes)
+    return Endpoints(base.table, base.reader, table, base.same_origin).answer
 
 
 def _fine() -> None:
@@ -229,27 +255,21 @@ async def _make_ids(
 
 
 def _make_batches(
-    stack: contextlib.AsyncExitStack,
-    database_url: str,
-    settings: GatewaySettings,
-    table: RoutingTable,
-    forwarder: Forwarder,
-    metrics: GatewayMetrics,
-    gateway: Gateway,
-    conversations: Conversations,
+    stack: contextlib.AsyncExitStack, base: _Base, database_url: str, gateway: Gateway
 ) -> Batches | None:
     """Files and batches, where there is a place for files."""
+    settings = base.settings
     if not settings.batches.folder:
         return None
     batches = make_batches(
         database=_open(stack, database_url),
-        table=table,
-        forwarder=forwarder,
-        metrics=metrics,
+        table=base.table,
+        forwarder=base.forwarder,
+        metrics=base.metrics,
         run=gateway.run,
         settings=settings.batches,
         max_body_bytes=settings.max_body_bytes,
-        conversations=conversations,
+        conversations=base.conversations,
     )
     stack.callback(batches.pages.close)
     return batches
@@ -323,4 +343,5 @@ def _make_server(
         write_timeout_s=settings.write_timeout_s,
     )
     spools = None if batches is None else batches.spools
-    return HttpServer(gateway.handle, limits, gateway.count_refusal, spools)
+    cors = Cors(settings.cors) if settings.cors else None
+    return HttpServer(gateway.handle, limits, gateway.count_refusal, spools, cors)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
+from thrifty.http.tls import ServerTls
 from thrifty.worker.assemble import Secrets, assemble
 from thrifty.worker.settings import GatewaySettings
 
@@ -63,8 +64,14 @@ async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, s
     """Listen where it alone is asked, and where all workers are; returns both addresses."""
     own_port = await server.start("127.0.0.1", 0)
     inherited = None if settings.listen_fd is None else socket.socket(fileno=settings.listen_fd)
-    port = await server.start(settings.host, settings.port, reuse_port=True, sock=inherited)
-    return f"http://127.0.0.1:{own_port}", f"http://{settings.host}:{port}"
+    tls = None
+    if settings.tls is not None:
+        tls = ServerTls(Path(settings.tls.cert), Path(settings.tls.key))
+    port = await server.start(
+        settings.host, settings.port, reuse_port=True, sock=inherited, tls=tls
+    )
+    scheme = "http" if tls is None else "https"
+    return f"http://127.0.0.1:{own_port}", f"{scheme}://{settings.host}:{port}"
 
 
 def _say_ready(path: Path, url: str) -> None:

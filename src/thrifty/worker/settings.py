@@ -9,6 +9,13 @@ from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
 
 
+class TlsSettings(msgspec.Struct, frozen=True):
+    """Files in PEM format, read again when they change."""
+
+    cert: str
+    key: str
+
+
 class GatewaySettings(msgspec.Struct, frozen=True):
     """What a worker is started with."""
 
@@ -41,3 +48,11 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     workers: int = 1
     """How many gateway workers share the replicas' slots."""
     batches: BatchSettings = BatchSettings()
+    cors: tuple[str, ...] = ()
+    """Origins whose web pages may read answers; `*`: all."""
+    hosts: tuple[str, ...] = ()
+    """Names under which the service is known, beside its addresses."""
+    tls: TlsSettings | None = None
+    """Encrypts connections, other than those on the worker's own port."""
+    home: str = ""
+    """The home that the management API works on; empty: there is no management API."""

@@ -10,21 +10,35 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
 from thrifty.http.routes import Route, RouteTable
+from thrifty.http.same_origin import SameOrigin
+from thrifty.openai.errors import PERMISSION, WireError
+from thrifty.types import Role
 
 Answer = Callable[[Exchange, Key | None, Mapping[str, str]], Awaitable[None]]
 """Answers a request of the holder of a key (None: no keys are needed), with the values of the path's
 parameters; may raise a `WireError`."""
+MANAGEMENT = "/api/"
 OwnRoute = Route[Answer]
 """A route that is answered by the gateway itself."""
+
+
+_STEERING = frozenset({Role.OPERATOR, Role.ADMIN})
+"""Routes of these roles change the service, or show what only its operators may see."""
 
 
 class Endpoints:
     """Finds the route, checks the key, answers."""
 
     def __init__(
-        self, table: RoutingTable, reader: TableReader, routes: RouteTable[Answer]
+        self,
+        table: RoutingTable,
+        reader: TableReader,
+        routes: RouteTable[Answer],
+        same_origin: SameOrigin,
     ) -> None:
+        """`same_origin` keeps web pages of others from steering the service."""
         self.routes = routes
+        self._same_origin = same_origin
         self._table = table
         self._reader = reader
 
@@ -37,4 +51,14 @@ class Endpoints:
         route, key = found.route, None
         if route.callers is not None:
             key = await authenticate_late(exchange, self._table, self._reader, route.callers)
+        if route.role in _STEERING or route.path.startswith(MANAGEMENT):
+            self._same_origin.check(exchange)
+        if route.role in _STEERING and key is None and not exchange.from_this_machine:
+            raise WireError(
+                403,
+                "Without API keys, only this machine may do this. Make a key: thrifty keys create "
+                "--name NAME --role admin.",
+                type=PERMISSION,
+                code="role_not_allowed",
+            )
         await route.handler(exchange, key, found.parameters)

@@ -25,6 +25,7 @@ from thrifty.gateway.state.call import Call, Origin
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
+from thrifty.http.same_origin import SameOrigin
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import WireError, internal_error
@@ -75,6 +76,7 @@ class Gateway:
         limiter: KeyLimiter,
         ids: ResponseIds,
         conversations: Conversations,
+        same_origin: SameOrigin,
     ) -> None:
         self._table = table
         self._reader = reader
@@ -86,6 +88,7 @@ class Gateway:
         self._limiter = limiter
         self._ids = ids
         self._conversations = conversations
+        self._same_origin = same_origin
         self.answer_other: AnswerOther
         """Answers what is not a request to a model; set before the first request."""
         self.on_ended: OnEnded = lambda call: None
@@ -101,6 +104,8 @@ class Gateway:
         call = Call(exchange, endpoint)
         try:
             call.key = authenticate(exchange, self._table, _CALLERS)
+            if call.key is None and b"origin" in exchange.headers:
+                self._check_page(exchange)
             rest = self._begin(call)
         except UnknownKey:
             rest = self._begin_late(call)
@@ -183,6 +188,16 @@ class Gateway:
         rest = self._begin(call)
         if rest is not None:
             await rest
+
+    def _check_page(self, exchange: Exchange) -> None:
+        """Without keys, a page of another site must not run models through a visitor's browser.
+        Raises a 403.
+        """
+        if exchange.cors is None or not exchange.cors.allows(exchange.headers[b"origin"]):
+            self._same_origin.check_headers(
+                "GET", exchange.headers, has_body=False,
+                address=None if exchange.local is None else exchange.local[0],
+            )  # fmt: skip
 
     def _read_origin(self, call: Call) -> None:
         """Thrifty's own measurements say so, where an operator or this machine makes them."""

@@ -1,0 +1,61 @@
+"""The management API in a gateway worker: made when it is first asked for.
+
+The web framework costs memory and half a second of imports, which a worker that only passes tokens
+on should not pay. Requests of the API run on threads and never hold up a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from thrifty.api.services import ApiServices
+from thrifty.api.table import API_ROUTES
+from thrifty.db.keys import Key
+from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.http.asgi import AsgiApp, AsgiBridge
+from thrifty.http.exchange import Exchange
+
+LOOPBACK_CALLER = "loopback"
+"""Who asks where no keys are needed: somebody on this machine."""
+
+
+class Management:
+    """Answers what the table of the management API lists."""
+
+    def __init__(self, make_services: Callable[[], ApiServices]) -> None:
+        self._make_services = make_services
+        self._bridge: asyncio.Task[AsgiBridge] | None = None
+
+    def routes(self) -> list[OwnRoute]:
+        """What it answers."""
+        return [
+            OwnRoute(route.method, route.path, route.role, self._answer, route.summary)
+            for route in API_ROUTES
+        ]
+
+    def end_streams(self) -> None:
+        """End the event streams, which would otherwise hold up draining."""
+        if self._bridge is not None and self._bridge.done() and not self._bridge.cancelled():
+            self._bridge.result().end_streams()
+
+    async def stop(self) -> None:
+        """End what runs."""
+        if self._bridge is not None:
+            await (await self._bridge).stop()
+
+    async def _answer(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
+        if self._bridge is None:
+            self._bridge = asyncio.get_running_loop().create_task(self._start())
+        bridge = await asyncio.shield(self._bridge)
+        await bridge.answer(exchange, {"caller": LOOPBACK_CALLER if key is None else key.name})
+
+    async def _start(self) -> AsgiBridge:
+        bridge = AsgiBridge(await asyncio.to_thread(self._make_app))
+        await bridge.start()
+        return bridge
+
+    def _make_app(self) -> AsgiApp:
+        from thrifty.api.app import make_api
+
+        return make_api(self._make_services())
