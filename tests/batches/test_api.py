@@ -10,6 +10,7 @@ import pytest
 
 from tests.batches.talk import CHAT, Talk, make_form, make_input, make_line
 from tests.parts import running_echo, running_gateway
+from thrifty.batches.client import CHUNK_BYTES, BatchClient
 from thrifty.batches.settings import BatchSettings
 from thrifty.db.keys import create_key
 from thrifty.http.server import ServerLimits
@@ -53,6 +54,24 @@ async def test_a_file_larger_than_memorys_bound_and_one_larger_than_its_own(tmp_
             assert refused.status == 413
             assert refused.error["code"] == "body_too_large"
             assert "batches.max_file" in refused.error["message"]
+
+
+@pytest.mark.parametrize("name", ["in.jsonl", 'a "b" ü.jsonl', "a;b=c.jsonl"])
+async def test_the_command_lines_client_uploads_a_file_as_it_is(tmp_path: Path, name: str) -> None:
+    data = b"\r\n--x\r\n" * (CHUNK_BYTES // 8)
+    path = tmp_path / name
+    path.write_bytes(data)
+    async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
+        client = BatchClient(gateway.url, None)
+        try:
+            file_id = await asyncio.to_thread(client.upload, path)
+            await asyncio.to_thread(client.fetch, file_id, tmp_path / "back")
+        finally:
+            client.close()
+        assert (tmp_path / "back").read_bytes() == data
+        made = (await Talk(gateway).ask("GET", f"/v1/files/{file_id}")).json()
+        assert made["bytes"] == len(data)
+        assert made["filename"] == name.replace('"', "%22")
 
 
 @pytest.mark.parametrize(

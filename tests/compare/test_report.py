@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from html import escape
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from markupsafe import escape
 
 from tests.compare.made import THREE, make_comparison, make_row
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns, say_error

@@ -37,15 +37,13 @@ from thrifty.db.leases import read_owner, release_lease, take_lease
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def database(
-    request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
+def database(request: Any, tmp_path: Path) -> Iterator[Database]:
     if request.param == "sqlite":
         opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
         yield opened
         opened.close()
         return
-    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with running_postgres() as url:
         opened = open_database(url, migrate=True)
         yield opened
         opened.close()

@@ -29,11 +29,11 @@ FILLED = {("requests", "client_request_id"), ("request_texts", "id")}
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def url(request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(request: Any, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/t.db"
         return
-    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with running_postgres() as url:
         yield url
 
 

@@ -333,19 +333,73 @@ async def test_close_ends_what_is_idle_now_and_what_runs_when_it_is_done() -> No
                 await go_on.wait()
             await peer.send(b"good")
 
-    for close_one in (True, False):
-        go_on.clear()
-        async with talking(on_connection) as (server, client, origin):
-            assert await get(client, origin) == b"good"
-            running = await client.open(origin, "GET", "/")
-            client.close_origin(origin) if close_one else client.close()
-            go_on.set()
-            assert await running.read() == b"good"
-            await server.peers[0].gone.wait()
-            # And it can be used again.
-            assert await get(client, origin) == b"good"
-            assert len(server.peers) == 2
-            client.close_origin(Origin("nowhere", 1))  # nothing to close
+    async with talking(on_connection) as (server, client, origin):
+        assert await get(client, origin) == b"good"
+        running = await client.open(origin, "GET", "/")
+        client.close()
+        go_on.set()
+        assert await running.read() == b"good"
+        await server.peers[0].gone.wait()
+        # And it can be used again.
+        assert await get(client, origin) == b"good"
+        assert len(server.peers) == 2
+
+
+async def test_servers_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each restart of a replica leaves an address behind."""
+    monkeypatch.setattr(client_module, "SWEEP_S", 0.01)
+    client = HttpClient()
+    for _ in range(3):
+        async with talking(serve_all) as (_, _, origin):
+            assert await get(client, origin)
+        await wait_for(lambda: not client._pools)
+    with pytest.raises(ConnectFailed):
+        await client.open(origin, "GET", "/")
+    await wait_for(lambda: not client._pools)
+    await wait_for(lambda: client._sweep_timer is None)
+    client.close()
+
+
+async def test_idle_connections_are_closed_without_another_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "SWEEP_S", 0.01)
+    monkeypatch.setattr(client_module, "MAX_IDLE_S", 0.05)
+    async with talking(serve_all) as (server, client, origin):
+        assert await get(client, origin)
+        await server.peers[0].gone.wait()
+        await wait_for(lambda: not client._pools)
+        assert await get(client, origin)
+        assert len(server.peers) == 2
+
+
+async def test_servers_with_a_request_under_way_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SWEEP_S", 0.005)
+    monkeypatch.setattr(client_module, "MAX_IDLE_S", 0.005)
+    go_on = asyncio.Event()
+    sweeps = 0
+
+    async def on_connection(server: Scripted, peer: Peer) -> None:
+        await peer.read_request()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n")
+        await go_on.wait()
+        await peer.send(b"good")
+
+    async with talking(on_connection) as (_, client, origin):
+        sweep = client._sweep
+
+        def count_sweeps() -> None:
+            nonlocal sweeps
+            sweeps += 1
+            sweep()
+
+        monkeypatch.setattr(client, "_sweep", count_sweeps)
+        answer = await client.open(origin, "GET", "/")
+        await wait_for(lambda: sweeps >= 3)
+        assert list(client._pools) == [origin]
+        go_on.set()
+        assert await answer.read() == b"good"
+        await wait_for(lambda: not client._pools)
 
 
 # Nothing was sent

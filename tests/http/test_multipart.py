@@ -34,6 +34,26 @@ def parse(data: bytes, boundary: bytes = B) -> list[tuple[str, str | None, bytes
         return [(p.name, p.filename, os.pread(file.fileno(), p.size_bytes, p.start)) for p in parts]
 
 
+def test_malformed_forms_write_nothing_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(WireError):
+        parse(b"--XyZrest\r\n")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("head", "filename"),
+    [
+        ('name="f"; filename="ü.jsonl"', "ü.jsonl"),
+        ("name=f; filename*=UTF-8''%C3%BC.jsonl", None),  # not in forms: RFC 7578, section 4.2
+        (r'name="f"; filename="a \"b\".jsonl"', 'a "b".jsonl'),
+        ('name="f"; filename=""', ""),
+        ("name=f", None),
+    ],
+)
+def test_filenames(head: str, filename: str | None) -> None:
+    assert parse(form((head, b"x"))) == [("f", filename, b"x")]
+
+
 def test_fields_and_a_file() -> None:
     data = form(
         ('name="purpose"', b"batch"), ('name="file"; filename="in put.jsonl"', b"{}\r\n{}\n")
@@ -43,7 +63,9 @@ def test_fields_and_a_file() -> None:
 
 
 @given(
-    contents=st.lists(st.binary(max_size=60), max_size=4),
+    contents=st.lists(
+        st.binary(max_size=60) | st.text("\r\n-XyZ ", max_size=60).map(str.encode), max_size=4
+    ),
     window=st.integers(16, 64),
 )
 @example(contents=[b"\r\n--Xy", b"\r\n--Xy\r\n", b""], window=16)
@@ -65,8 +87,11 @@ def test_any_content_comes_back_wherever_windows_end(contents: list[bytes], wind
         (b"nothing here", "no part"),
         (form(('name="a"', b"x"))[:-10], "boundary is missing"),
         (form(("filename=x", b"x")), "has no name"),
-        (b"--XyZrest\r\n", "new line"),
-        (b"--XyZ\r\ncontent-disposition: form-data; name=a\r\nno end", "do not end"),
+        (b"--XyZrest\r\n", "not valid, near byte 5"),
+        (b"--XyZ\r\ncontent-disposition: form-data; name=a\r\nno end", "not valid, near byte 49"),
+        (b"--XyZ\r\ncontent-disposition: form-data; name=a\r\nx-other: no end", "do not end"),
+        (b"--XyZ\r\nx-long: " + b"y" * 20_000, "not valid, near byte"),
+        (form(('name="a"\r\n' + "\r\n".join(f"x-{n}: 1" for n in range(20)), b"x")), "not valid"),
         (form(*(('name="a"', b"x") for _ in range(40))), "more than 32"),
         (b"--XyZ\r\n\r\nno headers\r\n--XyZ--", "has no name"),
     ],

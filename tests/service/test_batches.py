@@ -141,12 +141,12 @@ class Up:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def database(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str | None]:
+def database(request: Any) -> Iterator[str | None]:
     """None for the embedded one, or a real PostgreSQL's URL."""
     if request.param == "sqlite":
         yield None
         return
-    with running_postgres(tmp_path_factory.mktemp("postgres")) as url:
+    with running_postgres() as url:
         yield url
 
 

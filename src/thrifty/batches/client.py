@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import requests
+from requests_toolbelt import MultipartEncoder
 
 from thrifty.errors import BatchError
 
@@ -53,7 +53,10 @@ class BatchClient:
     def upload(self, path: Path) -> str:
         """Upload an input file; returns its id."""
         with path.open("rb") as file:
-            form = _Form(file, path.name)
+            # Read as it is sent: a file may be larger than the memory.
+            form = MultipartEncoder(
+                {"purpose": "batch", "file": (path.name, file, "application/jsonl")}
+            )
             headers = {"content-type": form.content_type}
             answer = self._ask("POST", "/v1/files", data=form, headers=headers)
         return str(answer["id"])
@@ -203,39 +206,6 @@ def _read_endpoint(path: Path) -> str:
                 if isinstance(url, str):
                     return url
     raise BatchError(f"{path} holds no line with a 'url' such as /v1/chat/completions")
-
-
-class _Form:
-    """A form with the file in it, read as it is sent."""
-
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        boundary = secrets.token_hex(16)
-        self.content_type = f"multipart/form-data; boundary={boundary}"
-        safe = name.replace('"', "'").replace("\r", " ").replace("\n", " ")
-        head = (
-            f'--{boundary}\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
-            f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="{safe}"\r\n\r\n'
-        ).encode()
-        tail = f"\r\n--{boundary}--\r\n".encode()
-        self._length = len(head) + os.fstat(file.fileno()).st_size + len(tail)
-        self._rest = [head]
-        self._file: IO[bytes] | None = file
-        self._tail = tail
-
-    def __len__(self) -> int:
-        return self._length
-
-    def read(self, count: int = -1) -> bytes:
-        """The next bytes of the form."""
-        if self._rest:
-            return self._rest.pop()
-        if self._file is not None:
-            data = self._file.read(CHUNK_BYTES if count < 0 else count)
-            if data:
-                return data
-            self._file = None
-            return self._tail
-        return b""
 
 
 def _refused(reply: requests.Response) -> BatchError:

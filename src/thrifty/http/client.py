@@ -40,6 +40,9 @@ MAX_IDLE_PER_ORIGIN = 256
 MAX_IDLE_S = 55.0
 """Shorter than the keep-alive of common servers (60 s and more), so that we usually close an idle
 connection first."""
+SWEEP_S = 15.0
+"""How often idle connections are checked, and servers forgotten that no connection is open to: a
+replica that restarts has another port, and its old one is never used again."""
 STALE_WINDOW_S = 1.0
 """A connection that was closed for idleness ends within a round trip of the request. One that ends
 later may have received the request."""
@@ -278,6 +281,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._pool.open_count += 1
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._parser is None:
@@ -299,6 +303,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self._pool.open_count -= 1
         self._pool.forget(self)
         answer = self._answer
         if answer is None:
@@ -385,6 +390,9 @@ class _Pool:
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
         self.origin = origin
         self.idle: deque[_Connection] = deque()
+        self.open_count = 0
+        """Connections that are idle or at work."""
+        self._connecting = 0
         self._tls = tls
         self._closed = False
 
@@ -404,6 +412,17 @@ class _Pool:
         connection.idle_since_s = time.monotonic()
         self.idle.append(connection)
 
+    @property
+    def unused(self) -> bool:
+        """Whether nothing is open to the server, and nothing is about to be."""
+        return self.open_count == 0 and self._connecting == 0
+
+    def drop_expired(self) -> None:
+        """Close what has been idle for too long. The longest idle are on the left."""
+        now_s = time.monotonic()
+        while self.idle and now_s - self.idle[0].idle_since_s >= MAX_IDLE_S:
+            self.idle.popleft().abort()
+
     def close(self) -> None:
         """Close idle connections now, and busy ones when their request ends."""
         self._closed = True
@@ -416,6 +435,7 @@ class _Pool:
 
     async def connect(self, timeout_s: float) -> _Connection:
         loop = asyncio.get_running_loop()
+        self._connecting += 1
         try:
             async with asyncio.timeout(timeout_s):
                 _, connection = await loop.create_connection(
@@ -432,6 +452,8 @@ class _Pool:
         except (OSError, UnicodeError) as error:
             reason = _say_why(error)
             raise ConnectFailed(f"{self.origin.url} cannot be reached: {reason}") from None
+        finally:
+            self._connecting -= 1
         if not connection.usable:
             raise ConnectFailed(f"{self.origin.url} closed the connection at once")
         return connection
@@ -442,6 +464,7 @@ class HttpClient:
 
     def __init__(self) -> None:
         self._pools: dict[Origin, _Pool] = {}
+        self._sweep_timer: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
     async def open(
@@ -530,20 +553,32 @@ class HttpClient:
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
-
-    def close_origin(self, origin: Origin) -> None:
-        """Close the connections to an origin that is gone for good, and forget it. Running requests
-        may finish first.
-        """
-        pool = self._pools.pop(origin, None)
-        if pool is not None:
-            pool.close()
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
 
     def _add_pool(self, origin: Origin) -> _Pool:
         if origin.tls and self._tls is None:
             self._tls = ssl.create_default_context()
         pool = self._pools[origin] = _Pool(origin, self._tls if origin.tls else None)
+        if self._sweep_timer is None:
+            self._plan_sweep()
         return pool
+
+    def _plan_sweep(self) -> None:
+        self._sweep_timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what was idle for too long, and forget servers that nothing is open to."""
+        self._sweep_timer = None
+        for origin, pool in list(self._pools.items()):
+            pool.drop_expired()
+            if pool.unused:
+                # A request may hold it still, to connect once more: its connection is not kept.
+                pool.close()
+                del self._pools[origin]
+        if self._pools:
+            self._plan_sweep()
 
 
 def _quote(part: str) -> str:
