@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -25,14 +26,18 @@ WORK = Path(os.environ.get("THRIFTY_BENCH_HOME", Path.home() / ".cache" / "thrif
 """Peers' environments, models and homes. Nothing else is written."""
 
 
-def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
-    """The options that every measurement has."""
+def parse_arguments(
+    description: str, rounds: int, **others: tuple[type, Any, str]
+) -> argparse.Namespace:
+    """The options that every measurement has, and `others` by name: type, default and help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="How often each contender has its turn."
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="How long each turn lasts.")
     parser.add_argument("--no-save", action="store_true", help="Do not write benchmarks/results.")
+    for name, (kind, default, text) in others.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     return parser.parse_args()
 
 
@@ -147,9 +152,14 @@ class Server:
 class ThriftyService:
     """`thrifty up` in a home of its own. Its children run in sessions of their own."""
 
-    def __init__(self, name: str, spec: dict[str, Any], home: Path | None = None) -> None:
+    def __init__(
+        self, name: str, spec: dict[str, Any], home: Path | None = None, *, fresh: bool = False
+    ) -> None:
+        """`fresh` begins with an empty home."""
         self.name = name
         self.home = home or WORK / "homes" / name.replace(" ", "-")
+        if fresh:
+            shutil.rmtree(self.home, ignore_errors=True)
         self.home.mkdir(parents=True, exist_ok=True)
         path = self.home / f"{name.replace(' ', '-')}.yaml"
         path.write_text(json.dumps(spec))
@@ -168,9 +178,13 @@ class ThriftyService:
         self.start_s = time.monotonic() - began
         self.url = self._output.read_text().split("is served at ")[1].split("/v1")[0]
 
+    @staticmethod
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "thrifty", *arguments]
+
     def run(self, *arguments: str) -> str:
         return subprocess.run(
-            [sys.executable, "-m", "thrifty", *arguments], env=self.environment,
+            self.command(*arguments), env=self.environment,
             capture_output=True, text=True, check=False,
         ).stdout  # fmt: skip
 
@@ -315,6 +329,39 @@ def describe_machine() -> dict[str, Any]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least and greatest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+T_975 = {5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201, 14: 2.145,
+         19: 2.093, 24: 2.064, 29: 2.045}  # fmt: skip
+"""Student's t for a two-sided interval of 95%, by degrees of freedom."""
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean of ratios, and its 95% interval: Student's t on their logarithms."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    degrees = len(logs) - 1
+    t = T_975[max(known for known in T_975 if known <= degrees)]
+    half = t * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def ratio_figure(
+    what: str,
+    ratios: Sequence[float],
+    bar: str,
+    is_met: Callable[[float, float, float], bool],
+    form: str = "{:.2f}",
+) -> dict[str, Any]:
+    """A figure that is a ratio: its geometric mean with its 95% interval. `is_met` gets the mean and
+    the interval's ends.
+    """  # fmt: skip
+    mean, low, high = interval(ratios)
+    shown = (
+        f"{form.format(mean)} (95%: {form.format(low)} to {form.format(high)}) x, "
+        f"{len(ratios)} rounds"
+    )
+    return {"figure": what, "measured": shown, "bar": bar, "met": bool(is_met(mean, low, high))}
 
 
 def show_spread(values: Sequence[float], form: str = "{:.2f}") -> str:
