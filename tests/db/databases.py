@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from thrifty.db import Database, open_database
-from thrifty.db.tables import metadata
+from thrifty.db.request_log import permit_deletion
+from thrifty.db.tables import leases, metadata
 
 KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.peer)]
 """What a fixture with `params` takes."""
@@ -36,7 +37,8 @@ def open_kind(
 
 
 def empty_tables(database: Database) -> None:
-    """Remove every row, so that a module's tests may share a database."""
-    with database.begin() as connection:
+    """Remove every row but leases, so that a module's tests may share a database."""
+    with database.begin() as connection, permit_deletion(connection):
         for table in metadata.sorted_tables:
-            connection.execute(text(f"DELETE FROM {table.name}"))
+            if table is not leases:
+                connection.execute(text(f"DELETE FROM {table.name}"))

@@ -1,7 +1,14 @@
 """Versions with weights, desired state with its history, and one row for each response.
 
 The columns of the first release stay, so that a gateway worker of that release goes on beside this
-one: it writes `request_id`, and leaves the new columns empty.
+one: it writes `request_id`, and leaves the new columns empty. Three triggers keep what it does from
+harm, until it ends:
+
+- SQLite would give its rows numbers right behind the greatest, which are those of coming responses.
+  They get small numbers instead. (PostgreSQL's sequence counts on by itself.)
+- It knows texts by `request_id` alone. Each gets the number of the request that it belongs to.
+- It prunes by the distance from the greatest number, which would now be nearly all rows. Only a
+  transaction that says so by the lease `prune-requests` may delete from `requests`.
 """
 
 from __future__ import annotations
@@ -13,6 +20,13 @@ revision = "0005"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
+
+_FIRST_NUMBER = 2**50
+"""Numbers of responses are greater: they hold the milliseconds since 2020, shifted by 22 bits."""
+_REFUSAL = (
+    "rows of the request log are deleted by pruning; to delete others, put the lease "
+    "prune-requests into the table leases within the same transaction, and take it out again"
+)
 
 _BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
@@ -72,6 +86,85 @@ def upgrade() -> None:
         "UPDATE requests SET client_request_id = request_id WHERE request_id NOT LIKE 'req-%'"
     )
     _number_texts()
+    if op.get_bind().dialect.name == "postgresql":
+        _add_postgres_triggers()
+    else:
+        _add_sqlite_triggers()
+
+
+def _add_sqlite_triggers() -> None:
+    op.execute(
+        "CREATE TRIGGER number_old_requests AFTER INSERT ON requests "  # noqa: S608
+        f"WHEN NEW.request_id IS NOT NULL AND NEW.id >= {_FIRST_NUMBER} BEGIN "
+        "UPDATE requests SET id = (SELECT COALESCE(MAX(id), 0) + 1 FROM requests "
+        f"WHERE id < {_FIRST_NUMBER}) WHERE id = NEW.id; END"
+    )
+    op.execute(
+        "CREATE TRIGGER number_old_texts AFTER INSERT ON request_texts "
+        "WHEN NEW.request_id IS NOT NULL BEGIN "
+        "UPDATE request_texts SET id = COALESCE("
+        "(SELECT r.id FROM requests r WHERE r.request_id = NEW.request_id AND r.at_s = NEW.at_s "
+        "AND NOT EXISTS (SELECT 1 FROM request_texts t WHERE t.id = r.id AND t.id <> NEW.id) "
+        "LIMIT 1), (SELECT MIN(0, MIN(id)) - 1 FROM request_texts)) WHERE id = NEW.id; END"
+    )
+    op.execute(
+        "CREATE TRIGGER keep_requests BEFORE DELETE ON requests "  # noqa: S608
+        "WHEN NOT EXISTS (SELECT 1 FROM leases WHERE name = 'prune-requests') BEGIN "
+        f"SELECT RAISE(ABORT, '{_REFUSAL}'); END"
+    )
+
+
+def _add_postgres_triggers() -> None:
+    op.execute(
+        "SELECT setval(pg_get_serial_sequence('request_texts', 'id'), "
+        "(SELECT COUNT(*) FROM request_texts WHERE id < 0) + 1, false)"
+    )
+    op.execute(
+        "CREATE FUNCTION number_old_texts() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "NEW.id := COALESCE("
+        "(SELECT r.id FROM requests r WHERE r.request_id = NEW.request_id AND r.at_s = NEW.at_s "
+        "AND NOT EXISTS (SELECT 1 FROM request_texts t WHERE t.id = r.id) LIMIT 1), -NEW.id); "
+        "RETURN NEW; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER number_old_texts BEFORE INSERT ON request_texts FOR EACH ROW "
+        "WHEN (NEW.request_id IS NOT NULL) EXECUTE FUNCTION number_old_texts()"
+    )
+    op.execute(
+        "CREATE FUNCTION keep_requests() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "  # noqa: S608
+        "IF EXISTS (SELECT 1 FROM leases WHERE name = 'prune-requests') THEN RETURN OLD; END IF; "
+        f"RAISE EXCEPTION '{_REFUSAL}'; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER keep_requests BEFORE DELETE ON requests FOR EACH ROW "
+        "EXECUTE FUNCTION keep_requests()"
+    )
+
+
+def _remove_triggers() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP TRIGGER keep_requests ON requests")
+        op.execute("DROP TRIGGER number_old_texts ON request_texts")
+        op.execute("DROP FUNCTION keep_requests()")
+        op.execute("DROP FUNCTION number_old_texts()")
+        return
+    for name in ("keep_requests", "number_old_texts", "number_old_requests"):
+        op.execute(f"DROP TRIGGER {name}")
+
+
+def _renumber_requests() -> None:
+    """Give responses small numbers in a row, which the first release counts on when it prunes."""
+    op.execute(
+        "UPDATE requests SET id = numbered.new_id FROM (SELECT id AS old_id, "  # noqa: S608
+        "ROW_NUMBER() OVER (ORDER BY id) + (SELECT COALESCE(MAX(id), 0) FROM requests "
+        f"WHERE id < {_FIRST_NUMBER}) AS new_id FROM requests WHERE id >= {_FIRST_NUMBER}) numbered "
+        "WHERE requests.id = numbered.old_id"
+    )
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(
+            "SELECT setval(pg_get_serial_sequence('requests', 'id'), "
+            "COALESCE((SELECT MAX(id) FROM requests), 0) + 1, false)"
+        )
 
 
 def _number_texts() -> None:
@@ -105,6 +198,7 @@ def _number_texts() -> None:
 
 def downgrade() -> None:
     """Take that step back. Texts of requests without an id of the first release get one."""
+    _remove_triggers()
     op.rename_table("request_texts", "new_request_texts")
     op.drop_index(op.f("ix_request_texts_at_s"), "new_request_texts")
     if op.get_bind().dialect.name == "postgresql":
@@ -136,5 +230,6 @@ def downgrade() -> None:
         for name in ("rerouted", "shadow_of", "origin", "conversation_id", "client_request_id"):
             table.drop_column(name)
         table.alter_column("request_id", existing_type=sa.String(length=64), nullable=False)
+    _renumber_requests()
     for name in ("secrets", "desired_changes", "desired", "versions"):
         op.drop_table(name)
