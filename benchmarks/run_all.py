@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,15 @@ NAMES = (
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Measure everything.", epilog="Other options go to each measurement."
+    )
+    _, options = parser.parse_known_args()
     failed = []
     for name in NAMES:
         print(f"\n## {name}\n", flush=True)
         path = Path(__file__).parent / f"{name}.py"
-        if subprocess.run([sys.executable, str(path), *sys.argv[1:]], check=False).returncode:
+        if subprocess.run([sys.executable, str(path), *options], check=False).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,9 +103,6 @@ def test_the_public_names_exist_and_are_documented() -> None:
 
 
 def test_every_dependency_is_explained() -> None:
-    import re
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [re.split(r"[\[<>=;]", text)[0] for text in project["dependencies"]]
     text = (ROOT / "docs" / "dependencies.md").read_text()
@@ -113,9 +112,111 @@ def test_every_dependency_is_explained() -> None:
 
 
 def test_every_dependency_is_pinned_to_a_range() -> None:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for text in project["dependencies"]:
         assert ">=" in text, text
         assert "<" in text or text.startswith("pip"), text
+
+
+# What is named exists
+
+TEXTS = [*MODULES, *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOTTED = re.compile(r"(?<![\w./-])thrifty(?:\.[A-Za-z_]\w*)+")
+FILE_SUFFIXES = {"crt", "db", "env", "example", "json", "log", "pem", "service", "toml", "yaml"}
+PATH_IN_CODE = re.compile(r"`([a-z_]+(?:/[a-z_]+)+)(?:\.py)?`")
+PLANNED = {"engines/vllm", "engines/llamacpp", "fleet/ray", "fleet/kubernetes"}
+"""Places that docs/architecture.md keeps for what is being built."""
+
+
+def top_names(path: Path) -> set[str]:
+    """What a module defines or imports at its top level, by its source."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        for inner in [node, *ast.walk(node)] if isinstance(node, ast.If | ast.Try) else [node]:
+            if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(inner.name)
+            elif isinstance(inner, ast.Import | ast.ImportFrom):
+                names |= {alias.asname or alias.name for alias in inner.names}
+            elif isinstance(inner, ast.Assign | ast.AnnAssign):
+                targets = inner.targets if isinstance(inner, ast.Assign) else [inner.target]
+                names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    return names
+
+
+def is_there(dotted: str) -> bool:
+    """Whether `thrifty.a.b` names a module or something at the top of one."""
+    at = SOURCE
+    for index, part in enumerate(dotted.split(".")[1:], start=1):
+        if (at / part).is_dir():
+            at /= part
+        elif (at / f"{part}.py").exists():
+            at /= f"{part}.py"
+        else:
+            module = at / "__init__.py" if at.is_dir() else at
+            if at == SOURCE:
+                import thrifty
+
+                return hasattr(thrifty, part)
+            return part in top_names(module) and len(dotted.split(".")) - index <= 2
+    return True
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_modules_that_are_named_exist(path: Path) -> None:
+    named = {match.group() for match in DOTTED.finditer(path.read_text())}
+    dotted = {name for name in named if name.rpartition(".")[2] not in FILE_SUFFIXES}
+    assert not {name for name in dotted if not is_there(name)}
+
+
+def test_names_are_judged_rightly() -> None:
+    assert is_there("thrifty.engines.registry")
+    assert is_there("thrifty.engines.registry.find_engine")
+    assert is_there("thrifty.Service.url")
+    assert not is_there("thrifty.engines.resolve")
+    assert not is_there("thrifty.wire.client")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=relative)
+def test_paths_that_are_named_exist(path: Path) -> None:
+    packages = {folder.name for folder in SOURCE.iterdir() if folder.is_dir()}
+    files = [str(p.relative_to(SOURCE).with_suffix("")) for p in SOURCE.rglob("*") if p.is_file()]
+    folders = [str(p.relative_to(SOURCE)) for p in SOURCE.rglob("*") if p.is_dir()]
+    for name in set(PATH_IN_CODE.findall(path.read_text())) - PLANNED:
+        if name.split("/")[0] in packages and name.split("/")[0] != "data":
+            found = any(f"/{one}".endswith(f"/{name}") for one in [*files, *folders])
+            assert found, f"{relative(path)} names {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_importing_a_module_acts_on_nothing_outside_it(path: Path) -> None:
+    """Calls at the top level are allowed on what the module made itself, such as a registry."""
+    tree = ast.parse(path.read_text())
+    own = {
+        name.id
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        for name in ast.walk(target)
+        if isinstance(name, ast.Name)
+    }
+    if path.name in ("__main__.py", "env.py"):
+        return  # these are run, not imported
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            root = node.value.func
+            while isinstance(root, ast.Attribute):
+                root = root.value
+            made_here = isinstance(root, ast.Name) and root.id in own
+            assert made_here, f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_the_page_on_architecture_draws_the_contract_and_every_package() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(c["layers"] for c in settings["contracts"] if "containers" not in c)
+    drawn = "\n".join(f"    {layer.replace('thrifty.', '')}" for layer in layers)
+    assert f"\n\n{drawn}\n\n" in page
+    packages = {p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert len(packages) > 15
+    for package in packages:
+        assert f"\n    {package}/" in page, f"no line for {package}/"

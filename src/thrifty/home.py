@@ -46,11 +46,6 @@ class Home:
         return self.root / "files"
 
     @property
-    def reports(self) -> Path:
-        """Plots and tables that commands leave behind."""
-        return self.root / "reports"
-
-    @property
     def data(self) -> Path:
         """Texts and questions that were fetched."""
         return self.root / "data"

@@ -485,8 +485,8 @@ def test_the_home_is_named_by_the_environment(
     assert home == Home(tmp_path / "x")
     assert not home.root.exists(), "looking touches no disk"
     assert home.database_url == f"sqlite:///{tmp_path}/x/thrifty.db"
-    paths = [home.models, home.run, home.logs, home.reports, home.database]
-    assert len(set(paths)) == 5
+    paths = [home.models, home.run, home.logs, home.database]
+    assert len(set(paths)) == 4
     assert all(path.parent == home.root for path in paths)
 
 

@@ -17,11 +17,17 @@ from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.openai.errors import WireError
-from thrifty.text.tokenizer import CHATML, IncrementalText, TextTokenizer
+from thrifty.text.tokenizer import IncrementalText, TextTokenizer
 
 BYTES = make_tokenizer()
 END = 256
 BROKEN = "\ufffd"
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>' + '\\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")

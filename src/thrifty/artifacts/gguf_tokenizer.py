@@ -24,7 +24,7 @@ from tokenizers import (
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.errors import ArtifactError, FormatRefused, IntegrityError
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
 """Ways of splitting text beforehand, as llama.cpp calls them."""
 

@@ -133,11 +133,6 @@ class ReferenceRecord:
         """How many predictions are kept."""
         return int(np.sum(self._lengths - 1))
 
-    @property
-    def bytes_per_prediction(self) -> int:
-        """Size of one record."""
-        return int(self._type.itemsize)
-
     def extend(
         self,
         scorer: Scorer,

@@ -16,7 +16,6 @@ Z_95 = 1.959963984540054
 """Standard errors in half of a two-sided 95% interval."""
 BOOTSTRAP_ROUNDS = 200
 """Enough for a standard error within about 5%."""
-Z_95_ONE_SIDED = 1.6448536269514722
 
 
 @dataclass(frozen=True)

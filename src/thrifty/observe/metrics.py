@@ -49,8 +49,6 @@ OVERHEAD_S = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2
 MAX_SERIES = 4096
 """Bound on kept series: replicas come and go, and a gateway must not grow with them."""
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
-
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
     """What one request was, for the metrics. Times in seconds; None where there was none."""
@@ -308,6 +306,8 @@ class GatewayMetrics:
     """The metrics of one gateway worker, in a registry of its own."""
 
     def __init__(self) -> None:
+        # For the whole process: a time of creation for each counter would double what is exposed.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.requests = RequestMetrics()
         self.registry.register(self.requests)

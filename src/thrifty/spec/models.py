@@ -1,8 +1,8 @@
 """The spec's shape. Every key has a default that works; an empty spec serves the default model.
 
-Models are frozen. Units are resolved here (`10m` becomes 600.0 seconds), names of engines and
-their options are resolved by the engines themselves (`thrifty.engines.resolve`), because only an
-engine knows what it offers. `docs/spec.md` is generated from this module and those it imports.
+Models are frozen. Units are resolved here (`10m` becomes 600.0 seconds). Engines check their own
+names and options (`thrifty.engines.registry`), because only an engine knows what it offers.
+`docs/spec.md` is generated from this module and those it imports.
 """
 
 from __future__ import annotations

@@ -21,12 +21,6 @@ from thrifty.text.vocabulary import decode_piece
 _BROKEN = "\ufffd"
 """What stands for bytes that are no character."""
 
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
 
 class TextTokenizer:
     """A tokenizer with its chat template.

@@ -67,10 +67,6 @@ class Rates:
             + self.waiting_s * ahead.waiting
         )
 
-    def estimate_work_s(self, prefill_tokens: float, decode_tokens: float) -> float:
-        """How long outstanding work will keep a replica busy."""
-        return self.prefill_s * prefill_tokens + self.decode_s * decode_tokens
-
     def learn_ttft(self, ahead: Ahead, ttft_s: float) -> None:
         """Take in one measured time to a first token."""
         x = (1.0, ahead.prefill_tokens / TOKEN_SCALE, ahead.running, ahead.waiting)

@@ -18,7 +18,6 @@ BLOCK_BYTES = 256
 MAX_BLOCKS = 512
 """Beginnings longer than 128 KB are told apart no further."""
 AFFINITY_BYTES = 1024
-IMAGE_TOKENS = 256
 
 _encode = msgspec.json.Encoder().encode
 

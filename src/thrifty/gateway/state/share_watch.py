@@ -33,7 +33,6 @@ class ShareWatch:
         self._chosen: dict[str, int] = {}
         self._due: dict[str, float] = {}
         self._choices = 0
-        self._busy = 0
         self._seen = 0
 
     def note(self, chosen: str, candidates: Sequence[Candidate]) -> None:
