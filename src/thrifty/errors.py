@@ -9,6 +9,8 @@
     ├── EngineError            an engine cannot do this here
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is away, or is not ours
+    ├── ControlError           the desired state cannot be changed as asked
+    │   └── StaleStateError    another writer changed it meanwhile
     ├── BenchError             a load test cannot be run as asked
     ├── BatchError             a batch cannot be run, or did not come to its end
     ├── EvaluationError        a model cannot be evaluated as asked
@@ -81,6 +83,14 @@ class FleetError(ThriftyError):
 
 class DatabaseError(ThriftyError):
     """The database cannot be opened or is not one of ours."""
+
+
+class ControlError(ThriftyError):
+    """The desired state of a service cannot be changed as asked."""
+
+
+class StaleStateError(ControlError):
+    """The desired state was changed since it was read."""
 
 
 class BenchError(ThriftyError):
