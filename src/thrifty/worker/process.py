@@ -62,8 +62,11 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
 async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, str]:
     """Listen where it alone is asked, and where all workers are; returns both addresses."""
     own_port = await server.start("127.0.0.1", 0)
-    inherited = None if settings.listen_fd is None else socket.socket(fileno=settings.listen_fd)
-    port = await server.start(settings.host, settings.port, reuse_port=True, sock=inherited)
+    port = settings.port
+    if not settings.listen_fds:
+        port = await server.start(settings.host, settings.port, reuse_port=True)
+    for descriptor in settings.listen_fds:
+        await server.start(settings.host, settings.port, sock=socket.socket(fileno=descriptor))
     return f"http://127.0.0.1:{own_port}", f"http://{settings.host}:{port}"
 
 
