@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from thrifty.errors import Problem, SpecError, ThriftyError
 from thrifty.home import HOME_VARIABLE, Home, find_home, make_private_folder
 from thrifty.spec import LoadedSpec, Spec, load_spec
-from thrifty.spec.load import ENVIRONMENT, MAX_SPEC_BYTES, suggest
+from thrifty.spec.load import ENVIRONMENT, suggest
+from thrifty.spec.yaml_file import MAX_SPEC_BYTES
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -157,7 +158,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
     price_per_hour: -1
     compress: no
     """
-    known = "aliases, batches, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, prices, record, redis, redis_timeout, replicas, routing"  # fmt: skip
+    known = "aliases, batches, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, prices, record, redis, redis_timeout, replicas, routing, versions"  # fmt: skip
     assert faults(tmp_path, text) == [
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",
