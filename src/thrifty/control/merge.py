@@ -234,7 +234,7 @@ def _list_fields(version: DesiredVersion) -> dict[str, Any]:
     return {
         "build": (
             version.model, version.engine, version.revision, version.artifact,
-            dict(version.options), rest,
+            dict(version.options), version.urls, rest,
         ),
         **settings,
         **{f"replicas.{name}": value for name, value in asdict(version.replicas).items()},
@@ -244,14 +244,14 @@ def _list_fields(version: DesiredVersion) -> dict[str, Any]:
 
 def _from_fields(label: str, values: Mapping[str, Any]) -> DesiredVersion:
     """The version that `_list_fields` takes apart."""
-    model, engine, revision, artifact, options, settings = values["build"]
+    model, engine, revision, artifact, options, urls, settings = values["build"]
     replicas = {
         name.removeprefix("replicas."): value
         for name, value in values.items()
         if name.startswith("replicas.")
     }
     return DesiredVersion(
-        label, model, engine, revision, artifact, options,
+        label, model, engine, revision, artifact, options, urls,
         settings=replace(settings, **{name: values[name] for name in _MERGED_SETTINGS}),
         replicas=DesiredReplicas(**replicas),
         **{name: values[name] for name in SHARES},
