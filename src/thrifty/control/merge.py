@@ -57,7 +57,7 @@ class Held:
         version = state.find_version(self.label)
         if version is None or self.field == "version":
             return None if version is None else True
-        return _list_fields(version)[self.field]
+        return list_fields(version)[self.field]
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ def _merge_version(
     there: DesiredVersion,
     held: list[Held],
 ) -> DesiredVersion:
-    old = _list_fields(before) if before is not None else {}
-    now, asked = _list_fields(there), _list_fields(wanted)
+    old = list_fields(before) if before is not None else {}
+    now, asked = list_fields(there), list_fields(wanted)
     values: dict[str, Any] = {}
     for name in asked:
         values[name], holds = _pick(
@@ -225,7 +225,7 @@ def _merge_version(
     return _from_fields(wanted.label, values)
 
 
-def _list_fields(version: DesiredVersion) -> dict[str, Any]:
+def list_fields(version: DesiredVersion) -> dict[str, Any]:
     """The fields that are merged one by one. What answers depend on is one of them, `build`: parts
     of two builds make no third one.
     """
@@ -243,7 +243,7 @@ def _list_fields(version: DesiredVersion) -> dict[str, Any]:
 
 
 def _from_fields(label: str, values: Mapping[str, Any]) -> DesiredVersion:
-    """The version that `_list_fields` takes apart."""
+    """The version that `list_fields` takes apart."""
     model, engine, revision, artifact, options, urls, settings = values["build"]
     replicas = {
         name.removeprefix("replicas."): value
