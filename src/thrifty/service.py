@@ -99,65 +99,6 @@ def resolve_target(target: str | Path | None, flags: dict[str, Any] | None = Non
     return load_spec(flags={"model": str(target), **(flags or {})})
 
 
-class Compressor:
-    """Makes the smaller models that specs ask for. What it needs is imported when it is used: a spec
-    without a pipeline loads none of it.
-    """
-
-    def __init__(
-        self,
-        home: Home,
-        store: Store,
-        machine: Machine,
-        on_stage: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        """`on_stage` is told of each stage, in words."""
-        self._home = home
-        self._store = store
-        self._machine = machine
-        self._on_stage = on_stage
-
-    def check(self, loaded: LoadedSpec) -> None:
-        """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
-        from thrifty.compress.pipeline import check_compress
-
-        loaded.refuse(check_compress(loaded.spec.compress))
-
-    def run(
-        self,
-        loaded: LoadedSpec,
-        model: tuple[NamedVersion, Artifact],
-        on_progress: OnProgress = ignore_progress,
-    ) -> Compressed:
-        """Every stage, made and measured now unless that was done before. Blocks. Raises
-        `CompressionError`.
-        """
-        from thrifty.compress.pipeline import run_pipeline
-
-        return run_pipeline(
-            loaded.spec.compress, model, store=self._store, home=self._home,
-            measure_speed=self._measure_speed, on_stage=self._on_stage, on_progress=on_progress,
-        )  # fmt: skip
-
-    def make(
-        self, loaded: LoadedSpec, model: tuple[NamedVersion, Artifact], on_progress: OnProgress
-    ) -> tuple[Spec, tuple[NamedVersion, Artifact]]:
-        """What is served in place of `model`: under the name that `model` would have."""
-        compressed = self.run(loaded, model, on_progress)
-        changes = {
-            "name": loaded.spec.name or model[0].name,
-            "compress": CompressSpec(quantize=QuantizeSpec(scheme="none")),
-        }
-        return loaded.spec.model_copy(update=changes), compressed.result
-
-    def _measure_speed(
-        self, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
-    ) -> Measurement:
-        from thrifty.speed_benchmark import measure_speed
-
-        return measure_speed(self._store, self._home, version, artifact, self._machine, on_progress)
-
-
 class Service:
     """A running service, as a context manager. Its event loop has a thread of its own."""
 

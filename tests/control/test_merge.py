@@ -242,12 +242,12 @@ def test_a_held_value_is_found_in_other_states() -> None:
 def test_what_cannot_change_in_place_is_named_with_the_command() -> None:
     encoder = replace(TWO, family="encoder")
     problems = find_fixed(
-        {"gateway.port": "8080", "gateway.host": "127.0.0.1", "redis": "abc"},
-        {"gateway.port": "9090", "gateway.host": "127.0.0.1", "redis": "abd"},
+        {"gateway.port": "8080", "gateway.host": "127.0.0.1", "database": "abc"},
+        {"gateway.port": "9090", "gateway.host": "127.0.0.1", "database": "abd"},
         state(encoder),
         state(TWO),
     )
-    assert [problem.path for problem in problems] == ["gateway.port", "redis", "model"]
+    assert [problem.path for problem in problems] == ["gateway.port", "database", "model"]
     assert all("thrifty down, then thrifty up SPEC" in problem.message for problem in problems)
     assert "(8080 now)" in problems[0].message
     assert "abc" not in problems[1].message

@@ -13,6 +13,7 @@ from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Store
 from thrifty.artifacts.look_only import LookOnlyStore
 from thrifty.control.applied import read_applied
+from thrifty.control.compressor import Compressor
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
@@ -22,7 +23,6 @@ from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
 from thrifty.home import Home
-from thrifty.service import Compressor
 from thrifty.spec import LoadedSpec, load_spec
 
 MODEL = Llama(vocab=257, head_dim=32, kv_heads=2, heads=2, hidden=64, context=256, tied=False)
@@ -138,9 +138,12 @@ def test_no_secret_is_kept_of_what_was_applied(home: Home, tmp_path: Path) -> No
     loaded = load(
         tmp_path, database="postgresql://ann:hunter2@host/db", redis="redis://:hunter3@host"
     )
-    service = make(home, loaded).service
-    assert "hunter" not in json.dumps(dict(service.spec))
-    assert "hunter" not in json.dumps(dict(service.gateway))
+    prepared = make(home, loaded)
+    assert "hunter" not in json.dumps(dict(prepared.service.spec))
+    # Its workers need the URL of Redis; nothing shows it.
+    world = running(make(home, load(tmp_path, name="echo")))
+    made = plan(home, load(tmp_path, name="echo", redis="redis://:hunter3@host"), world)
+    assert whats(made.change) == ["gateway: redis_url"]
 
 
 def test_default_labels_that_collide_are_an_error_with_what_to_write(

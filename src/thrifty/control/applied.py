@@ -62,7 +62,6 @@ def describe_fixed(spec: Spec) -> dict[str, str]:
         "gateway.host": spec.gateway.host,
         "gateway.port": str(spec.gateway.port),
         "database": _checksum(spec.database),
-        "redis": _checksum(spec.redis),
     }
 
 

@@ -16,6 +16,7 @@ _AT_ONCE = "gateways take it up by themselves"
 _ELSEWHERE = ("build", "replicas.count")
 """Fields whose changes start and stop replicas."""
 _FIXED = ("host", "port", "workers")
+_SECRET = ("redis_url",)
 
 
 def list_differences(
@@ -50,14 +51,14 @@ def list_gateway_differences(
     before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> list[Difference]:
     """Changes of the gateway's settings that have its workers replaced."""
-    return [
-        (
-            _say(f"gateway: {key}", before.get(key), value),
-            "workers are replaced one after the other",
-        )
-        for key, value in after.items()
-        if key not in _FIXED and before.get(key) != value
-    ]
+    how = "workers are replaced one after the other"
+    found = []
+    for key, value in after.items():
+        if key in _FIXED or before.get(key) == value:
+            continue
+        what = f"gateway: {key}"
+        found.append((what if key in _SECRET else _say(what, before.get(key), value), how))
+    return found
 
 
 def _say(what: str, before: Any, after: Any) -> str:

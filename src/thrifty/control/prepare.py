@@ -30,7 +30,7 @@ from thrifty.control.checks import (
     check_spec,
 )
 from thrifty.control.estimates import PREPARE
-from thrifty.control.service_settings import describe_gateway
+from thrifty.control.gateway_settings import describe_gateway
 from thrifty.db.desired_state import (
     DesiredDeployment,
     DesiredReplicas,
@@ -225,7 +225,9 @@ def make_service(
         deployments=deployments,
         sources=sources,
     )
-    made = DesiredService(describe_gateway(loaded), applied.to_builtins())
+    # What a deployment says of the gateway's limits and memory holds as the first one says it.
+    gateway = describe_gateway(loaded.each()[0].spec)
+    made = DesiredService(gateway, applied.to_builtins())
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 
 

@@ -23,6 +23,7 @@ from thrifty.control.merge import Held, Merged, find_fixed, merge
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
+from thrifty.control.service_status import is_there
 from thrifty.db import Database, open_database
 from thrifty.db.database import look_at_database
 from thrifty.db.desired import (
@@ -36,11 +37,11 @@ from thrifty.db.desired import (
     read_history,
 )
 from thrifty.db.desired_state import DesiredDeployment, DesiredService
-from thrifty.db.fleet import ReplicaRow, read_fleet
+from thrifty.db.fleet import read_fleet
 from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import ControlError, DatabaseError
 from thrifty.fleet.controller_note import find_database_url, read_controller_note
-from thrifty.fleet.process import ProcessId, find_ours
+from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec
 from thrifty.spec.faults import suggest
@@ -290,18 +291,11 @@ def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
             return World(running=Running(alive))
         desired, fleet = read_desired(database), read_fleet(database)
     gateways = sum(role == "gateway" for _, role, _ in ours)
-    rows = tuple(row for row in fleet.replicas if alive or _is_there(row))
+    rows = tuple(row for row in fleet.replicas if alive or is_there(row))
     return World(
         desired.deployments, desired.service, read_applied(desired.service),
         Running(alive, rows, gateways),
     )  # fmt: skip
-
-
-def _is_there(row: ReplicaRow) -> bool:
-    """Whether the replica's process runs, whether a controller does or not."""
-    if row.pid is None or row.process_created_s is None:
-        return False
-    return ProcessId(row.pid, row.process_created_s).find() is not None
 
 
 # Rollback and history
@@ -318,8 +312,12 @@ def roll_back(
     def decide(state: Desired) -> list[DesiredChange]:
         previous = previous_state(database, deployment)
         assert not isinstance(previous, DesiredService)
-        for version in previous.versions if previous is not None and store is not None else ():
-            if version.artifact is not None and not store.has(version.artifact):
+        for version in previous.versions if previous is not None else ():
+            if (
+                version.artifact is not None
+                and store is not None
+                and not store.has(version.artifact)
+            ):
                 raise ControlError(
                     f"the version {version.label!r} cannot come back: its model {version.model} is "
                     "not in the store any more; apply a spec that names it, which makes it again"
