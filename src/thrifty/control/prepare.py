@@ -283,7 +283,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
         key_env=upstream.key_env,
         salt_field=upstream.salt_field,
         priority_field=upstream.priority_field,
-        takes_response_id=traits.accepts_response_id,
+        accepts_response_id=traits.accepts_response_id,
         load_path=traits.load_path,
         slots=spec.replicas.slots or slots,
         batch_slots=min(wanted, slots) if slots else wanted,
