@@ -77,7 +77,7 @@ def run_apply(target: str, *, reset: bool, wait: bool, why: str | None, as_json:
     with show_progress() as on_progress:
         applied = apply_spec(loaded, home, actor, on_progress, reset=reset, on_stage=tell)
     for name in applied.changed:
-        err.print(f"{name}: changed", markup=False)
+        tell(f"{name}: changed")
     show_held(applied, reset=reset)
     if wait:
         try:
@@ -104,9 +104,9 @@ def show_held(applied: Applied, *, reset: bool) -> None:
                 f"{held.what}: stays {_say(held.current)}, the spec says {_say(held.spec)} "
                 f"(set by {holder})"
             )
-        err.print(text, markup=False)
+        tell(text)
     if applied.held and not reset:
-        err.print("To take these back: thrifty apply SPEC --reset")
+        tell("To take these back: thrifty apply SPEC --reset")
 
 
 def run_rollback(deployment: str, *, why: str | None, as_json: bool) -> None:

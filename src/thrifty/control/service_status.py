@@ -78,9 +78,12 @@ def wait_until_settled(
     `FleetError` where that does not come about, with what to do.
     """
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    told: tuple[int, int] | None = None
     while True:
         state = read_progress(database)
-        on_progress(Progress("load", state.ready, max(state.wanted, 1), "replicas ready"))
+        if (state.ready, state.wanted) != told:
+            told = (state.ready, state.wanted)
+            on_progress(Progress("load", state.ready, max(state.wanted, 1), "replicas ready"))
         if state.stuck is not None:
             raise FleetError(state.stuck)
         if state.settled:
