@@ -20,7 +20,6 @@ from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.control import service_api
-from thrifty.control.compressor import Compressor
 from thrifty.control.controller import Controller
 from thrifty.control.prepare import Prepared
 from thrifty.control.service_api import Actor, Applied, apply_prepared, open_home, prepare_spec
@@ -29,6 +28,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import FleetError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import Home, find_home
+from thrifty.model_maker import Compressor
 from thrifty.spec import LoadedSpec, load_spec
 from thrifty.types import OnProgress, ignore_progress
 

@@ -13,7 +13,6 @@ from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Store
 from thrifty.artifacts.look_only import LookOnlyStore
 from thrifty.control.applied import read_applied
-from thrifty.control.compressor import Compressor
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
@@ -23,6 +22,7 @@ from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
 from thrifty.home import Home
+from thrifty.model_maker import Compressor
 from thrifty.spec import LoadedSpec, load_spec
 
 MODEL = Llama(vocab=257, head_dim=32, kv_heads=2, heads=2, hidden=64, context=256, tied=False)

@@ -62,9 +62,11 @@ def test_traffic_sets_what_is_named_and_leaves_the_rest(
             {"label": "a", "weight": 90.0, "share": 0.9, "shadow": 0.0},
             {"label": "b", "weight": 10.0, "share": 0.1, "shadow": 0.0},
         ],
+        "owner": "spec",
     }
     set_traffic(database, "chat", {"b": 30}, ANN)
     assert weights(database) == {"a": 90.0, "b": 30.0}
+    assert read_traffic(database, "chat")["owner"] == "traffic"
     set_traffic(database, "chat", {"a": 0, "b": 0.5}, BOB)
     assert weights(database) == {"a": 0.0, "b": 0.5}
     history = describe_history(database, "chat")

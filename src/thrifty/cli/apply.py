@@ -7,7 +7,6 @@ from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
-from thrifty.control.compressor import Compressor
 from thrifty.control.plan import Plan, PlanItem
 from thrifty.control.service_api import (
     Actor,
@@ -19,6 +18,7 @@ from thrifty.control.service_api import (
 )
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
+from thrifty.model_maker import Compressor
 from thrifty.service import apply_spec, is_running, require_running, resolve_target, wait_for
 from thrifty.units import format_bytes, format_duration
 

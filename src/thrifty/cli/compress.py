@@ -9,9 +9,9 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
 from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, say_divergence, say_embeddings
 from thrifty.compress.pipeline import Compressed, Stage
-from thrifty.control.compressor import Compressor
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
+from thrifty.model_maker import Compressor
 from thrifty.service import resolve_target
 from thrifty.types import Family
 from thrifty.units import format_bytes, format_duration

@@ -17,7 +17,6 @@ from thrifty.artifacts import Store
 from thrifty.bench.check import ServiceSpeed, ask_question, measure_service
 from thrifty.cli.apply import show_held
 from thrifty.cli.show import err, print_line, show_progress, tell
-from thrifty.control.compressor import Compressor
 from thrifty.control.controller import Controller
 from thrifty.control.plan import Plan
 from thrifty.control.prepare import Prepared
@@ -28,6 +27,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.base import ObservedReplica
 from thrifty.home import Home, find_home
+from thrifty.model_maker import Compressor
 from thrifty.service import require_stopped, resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration

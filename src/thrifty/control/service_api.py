@@ -95,7 +95,9 @@ def open_home(home: Home) -> Iterator[Database]:
 
 def read_traffic(database: Database, deployment: str) -> dict[str, Any]:
     """The versions of a deployment with their weights. Raises `ControlError`."""
-    return _describe_traffic(_find(read_desired(database), deployment))
+    desired = read_desired(database)
+    state = _find(desired, deployment)
+    return {**_describe_traffic(state), "owner": _find_owner(database, desired, state)}
 
 
 def set_traffic(
@@ -147,6 +149,22 @@ def _describe_traffic(state: DesiredDeployment) -> dict[str, Any]:
             for version in state.versions
         ],
     }
+
+
+def _find_owner(database: Database, desired: Desired, state: DesiredDeployment) -> str:
+    """Who holds the weights: the spec, or else the kind of change that set them last."""
+    applied = read_applied(desired.service)
+    wanted = applied.deployments.get(state.name) if applied is not None else None
+    if wanted is not None and _list_weights(wanted) == _list_weights(state):
+        return "spec"
+    for change in read_history(database, state.name, _LOOK_BACK):
+        if change.kind != "apply":
+            return change.kind
+    return "spec"
+
+
+def _list_weights(state: DesiredDeployment) -> dict[str, float]:
+    return {version.label: version.weight for version in state.versions}
 
 
 # Plan and apply

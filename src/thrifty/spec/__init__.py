@@ -1,7 +1,7 @@
 """What the user asks for: `thrifty.yaml` as typed models, and nothing else."""
 
 from thrifty.spec.faults import ValueOrigin
-from thrifty.spec.load import LoadedSpec, LoadedVersion, load_spec
+from thrifty.spec.load import LoadedSpec, LoadedVersion, load_spec, parse_spec
 from thrifty.spec.models import (
     CacheSpec,
     EngineSpec,
@@ -28,4 +28,5 @@ __all__ = [
     "ValueOrigin",
     "VersionSpec",
     "load_spec",
+    "parse_spec",
 ]

@@ -6,6 +6,7 @@ value's origin is kept, so that `thrifty spec --explain` can show it.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -200,6 +201,36 @@ def load_spec(
     for key, value in (flags or {}).items():
         if value is not None:
             _set(data, key, value, ValueOrigin.FLAG.value, origins)
+    return _validate(data, source, lines, origins, problems)
+
+
+def parse_spec(data: Mapping[str, Any], source: str = "the spec") -> LoadedSpec:
+    """The spec that a mapping holds, such as a request's. Nothing of the environment goes into it.
+    Raises `SpecError` with every fault.
+    """
+    copied = copy.deepcopy(dict(data))
+    return _validate(copied, source, {}, _note_origins(copied), [])
+
+
+def _note_origins(data: Any, prefix: str = "") -> dict[str, str]:
+    """The origin of every key of a mapping that was given."""
+    origins: dict[str, str] = {}
+    pairs = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in pairs:
+        origins[f"{prefix}{key}"] = ValueOrigin.FILE.value
+        if isinstance(value, dict | list):
+            origins |= _note_origins(value, f"{prefix}{key}.")
+    return origins
+
+
+def _validate(
+    data: dict[str, Any],
+    source: str,
+    lines: dict[str, int],
+    origins: dict[str, str],
+    problems: list[Problem],
+) -> LoadedSpec:
+    """The spec of `data`, whose reading has found `problems`. Raises `SpecError`."""
     _expand(data, origins)
     try:
         spec = Spec.model_validate(data)
