@@ -200,6 +200,30 @@ def test_a_change_that_does_not_start_is_told_and_taken_back(tmp_path: Path) -> 
     assert load.faults == []
 
 
+def test_the_management_api_changes_the_service(tmp_path: Path) -> None:
+    home, spec, port = tmp_path / "home", tmp_path / "spec.yaml", find_free_port()
+    write_spec(spec, port, versions=[version("a"), version("b")])
+    with running_service(home, str(spec), "--no-measure") as service, under_load(service) as load:
+        api = f"{service.url}/api/v1"
+        traffic = f"{api}/deployments/chat/traffic"
+        reply = requests.put(traffic, json={"weights": {"a": 0}, "why": "a trial"}, timeout=60)
+        assert (reply.status_code, reply.json()["weights"]) == (200, {"a": 0, "b": 1}), reply.text
+        wait_until(lambda: load.answered["b"] - load.answered["a"] > 20)
+        wanted = json.loads(spec.read_text())
+        wanted["versions"][1]["replicas"] = 2
+        plan = requests.post(f"{api}/plan", json={"spec": wanted}, timeout=120).json()
+        assert [step["what"] for step in plan["start"]] == ["chat/b: 1 replica of echo@v1 (echo)"]
+        reply = requests.post(f"{api}/apply", json={"spec": wanted}, timeout=120)
+        assert reply.json()["held"] == ["chat: weight of a"], reply.text
+        wait_until(lambda: labels(service)["b"] == (1, 2), 60)
+        assert requests.post(f"{api}/deployments/chat/rollback", timeout=60).status_code == 200
+        wait_until(lambda: labels(service)["b"] == (1, 1), 60)
+        status = requests.get(f"{api}/status", timeout=60).json()
+        assert [one["label"] for one in status["deployments"][0]["versions"]] == ["a", "b"]
+        assert thrifty.history("chat", home=home)[1]["who"] == "loopback (management API)"
+    assert load.faults == []
+
+
 def test_a_restart_keeps_what_an_operator_has_set(tmp_path: Path) -> None:
     home, spec, port = tmp_path / "home", tmp_path / "spec.yaml", find_free_port()
     write_spec(spec, port, versions=[version("a", 1), version("b", 1)])

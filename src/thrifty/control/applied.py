@@ -61,6 +61,7 @@ def describe_fixed(spec: Spec) -> dict[str, str]:
     return {
         "gateway.host": spec.gateway.host,
         "gateway.port": str(spec.gateway.port),
+        "gateway.tls": "off" if spec.gateway.tls.cert is None else "on",
         "database": _checksum(spec.database),
     }
 

@@ -33,7 +33,7 @@ from thrifty.api.models import (
 from thrifty.api.services import not_found
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
-from thrifty.db import Database
+from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
@@ -155,6 +155,11 @@ class HomeServices:
         if "error" in answer:
             raise ThriftyError(answer["error"])
         return answer
+
+
+def make_home_services(database_url: str, home: Home) -> HomeServices:
+    """The services of `home`, with a connection of their own. Raises `DatabaseError`."""
+    return HomeServices(open_database(database_url, migrate=False), home)
 
 
 def _actor(who: str, why: str) -> Actor:

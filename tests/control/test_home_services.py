@@ -9,7 +9,6 @@ import pytest
 
 from tests.control.test_plan import TWO, snapshot
 from tests.control.test_service_api import apply, database, replicas
-from thrifty.api.home_services import HomeServices
 from thrifty.api.models import KeyLimitsModel, NewKey
 from thrifty.api.services import ApiServices
 from thrifty.db import Database
@@ -18,6 +17,7 @@ from thrifty.errors import ControlError, SpecError, ThriftyError
 from thrifty.home import Home
 from thrifty.openai.errors import WireError
 from thrifty.types import Role
+from thrifty.worker.home_services import HomeServices
 
 __all__ = ["database"]
 
