@@ -10,6 +10,8 @@ import socket
 import sys
 from pathlib import Path
 
+from thrifty.api.services import ApiServices
+from thrifty.home import Home
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
 from thrifty.http.tls import ServerTls
@@ -41,7 +43,14 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         os.environ.get(settings.redis_url_env, ""),
         bytes.fromhex(os.environ.get(settings.id_secret_env, "")),
     )
-    async with assemble(settings, secrets) as parts:
+
+    def make_services() -> ApiServices:
+        # Imported when the management API is first asked for: it plans, and so knows every engine.
+        from thrifty.worker.home_services import make_home_services
+
+        return make_home_services(secrets.database_url, Home(Path(settings.home)))
+
+    async with assemble(settings, secrets, make_services if settings.home else None) as parts:
         try:
             own_url, url = await _listen(parts.server, settings)
         except OSError as error:
@@ -63,15 +72,16 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
 async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, str]:
     """Listen where it alone is asked, and where all workers are; returns both addresses."""
     own_port = await server.start("127.0.0.1", 0)
-    inherited = None if settings.listen_fd is None else socket.socket(fileno=settings.listen_fd)
     tls = None
     if settings.tls is not None:
         tls = ServerTls(Path(settings.tls.cert), Path(settings.tls.key))
-    port = await server.start(
-        settings.host, settings.port, reuse_port=True, sock=inherited, tls=tls
-    )
+    host, port = settings.host, settings.port
+    if not settings.listen_fds:
+        port = await server.start(host, port, reuse_port=True, tls=tls)
+    for descriptor in settings.listen_fds:
+        await server.start(host, port, sock=socket.socket(fileno=descriptor), tls=tls)
     scheme = "http" if tls is None else "https"
-    return f"http://127.0.0.1:{own_port}", f"{scheme}://{settings.host}:{port}"
+    return f"http://127.0.0.1:{own_port}", f"{scheme}://{host}:{port}"
 
 
 def _say_ready(path: Path, url: str) -> None:

@@ -1,0 +1,89 @@
+"""How long things take here, from what was measured here before.
+
+Nothing is guessed: where nothing like it was measured on this processor, the time is not known, and
+the reason is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from statistics import median
+
+from thrifty.artifacts import Store
+from thrifty.artifacts.measurements import Measurement
+from thrifty.engines.machine import Machine
+from thrifty.errors import ArtifactError
+
+PREPARE = "prepare"
+"""The kind of measurement that says how long a preparation took, in `seconds`."""
+SPEED = "speed"
+"""The kind of measurement that says, as `load_s`, how long until a replica was ready."""
+
+Estimate = tuple[float | None, str]
+"""Seconds, and what they rest on, or why they are not known."""
+
+
+class Estimates:
+    """Times on one machine, by the measurements of one store."""
+
+    def __init__(self, store: Store, machine: Machine) -> None:
+        self._store = store
+        self._machine = machine
+
+    def prepare_s(self, engine: str, size_bytes: int | None) -> Estimate:
+        """How long an engine takes to prepare a model of that size."""
+        rates = [
+            one.values["seconds"] / size
+            for size, one in self._measured(PREPARE, engine)
+            if one.values.get("seconds") and size
+        ]
+        if not rates:
+            return None, f"how long it takes is not known: nothing was prepared for {engine} here"
+        if size_bytes is None:
+            return None, "how long it takes is not known: its size is not"
+        return round(median(rates) * size_bytes, 1), _say("preparation", len(rates))
+
+    def load_s(self, artifact: str, engine: str) -> Estimate:
+        """How long until a replica of a model is ready."""
+        with contextlib.suppress(ArtifactError):
+            for name in self._lineage(artifact):
+                for one in self._store.read_measurements(name):
+                    if one.kind == SPEED and self._is_here(one, engine) and "load_s" in one.values:
+                        return round(one.values["load_s"], 1), "as measured here"
+        rates = [
+            one.values["load_s"] / size
+            for size, one in self._measured(SPEED, engine)
+            if "load_s" in one.values and size
+        ]
+        if not rates:
+            return None, "how long it loads is not known: nothing like it was measured here"
+        size = self._store.load(artifact).size_bytes
+        return round(median(rates) * size, 1), _say("measured start", len(rates))
+
+    def _lineage(self, artifact: str) -> Iterator[str]:
+        """The model, and the checkpoint that it was prepared from."""
+        yield artifact
+        for version in self._store.versions():
+            if version.artifact == artifact:
+                yield from (parent.id for parent in version.lineage.parents)
+
+    def _measured(self, kind: str, engine: str) -> Iterator[tuple[int, Measurement]]:
+        """What was measured here of any model, with the bytes that it was measured on."""
+        for version in self._store.versions():
+            with contextlib.suppress(ArtifactError):
+                for one in self._store.read_measurements(version.artifact):
+                    if one.kind == kind and self._is_here(one, engine):
+                        size = one.values.get("size_bytes")
+                        yield int(size or self._store.load(version.artifact).size_bytes), one
+
+    def _is_here(self, one: Measurement, engine: str) -> bool:
+        conditions = one.conditions
+        return (
+            str(conditions.get("engine", "")).partition(" ")[0] == engine
+            and conditions.get("processor") == self._machine.processor
+        )
+
+
+def _say(what: str, count: int) -> str:
+    return f"estimated by its size from {count} {what}{'s' if count > 1 else ''} here"
