@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -170,6 +170,28 @@ def write_deployment(connection: Connection, row: DeploymentRow) -> None:
         connection.execute(insert(versions).values(values))
 
 
+def set_shares(
+    connection: Connection, name: str, shares: Mapping[str, tuple[float, float]]
+) -> None:
+    """Give versions of one deployment, by label, their weights and shadows, in the caller's
+    transaction, which must note the change. Labels that have no row yet are passed over.
+    """
+    row = (
+        connection.execute(select(deployments).where(deployments.c.name == name)).mappings().first()
+    )
+    if row is None:
+        return
+    query = select(versions).where(versions.c.deployment == name).order_by(versions.c.position)
+    known = _read_deployment(row, connection.execute(query).mappings().all())
+    changed = tuple(
+        replace(version, weight=shares[version.label][0], shadow=shares[version.label][1])
+        if version.label in shares
+        else version
+        for version in known.versions
+    )
+    write_deployment(connection, replace(known, versions=changed))
+
+
 def remove_deployments_except(database: Database, names: list[str]) -> None:
     """Forget the deployments that the spec no longer has, their versions and their replicas."""
     with database.begin() as connection:
@@ -247,15 +269,7 @@ def read_fleet(database: Database) -> FleetState:
         purges = read_purges(connection)
     return FleetState(
         change,
-        [
-            DeploymentRow(
-                row["name"],
-                row["family"],
-                msgspec.json.decode(row["settings"], type=DeploymentSettings),
-                _read_versions(row, version_rows),
-            )
-            for row in deployment_rows
-        ],
+        [_read_deployment(row, version_rows) for row in deployment_rows],
         [
             ReplicaRow(
                 **{
@@ -268,6 +282,17 @@ def read_fleet(database: Database) -> FleetState:
         [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
         gateway_rows,
         purges,
+    )
+
+
+def _read_deployment(
+    row: Mapping[Any, Any], version_rows: Sequence[Mapping[Any, Any]]
+) -> DeploymentRow:
+    return DeploymentRow(
+        row["name"],
+        row["family"],
+        msgspec.json.decode(row["settings"], type=DeploymentSettings),
+        _read_versions(row, version_rows),
     )
 
 
