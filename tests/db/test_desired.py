@@ -225,7 +225,8 @@ _options = st.dictionaries(
 )
 _versions = st.builds(
     DesiredVersion, st.text(max_size=8), st.text(max_size=8), st.text(max_size=8),
-    st.text(max_size=8), st.none() | st.text(max_size=8), _options, _numbers, st.floats(0, 1),
+    st.text(max_size=8), st.none() | st.text(max_size=8), _options, st.tuples(st.text(max_size=8)), _numbers,
+    st.floats(0, 1),
     st.just(VersionSettings(honours=("a",), slots=3)),
     st.builds(DesiredReplicas, st.integers(0, 9), st.none() | st.integers(1, 8)),
 )  # fmt: skip

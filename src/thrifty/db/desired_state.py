@@ -47,6 +47,8 @@ class DesiredVersion:
     artifact: str | None
     options: Mapping[str, Any]
     """The engine's options, resolved, as `Served.options`."""
+    urls: tuple[str, ...] = ()
+    """The servers that others run; empty where a fleet starts them."""
     weight: float = 1.0
     shadow: float = 0.0
     settings: VersionSettings = field(default_factory=VersionSettings)
