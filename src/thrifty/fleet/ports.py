@@ -12,6 +12,13 @@ from thrifty.errors import FleetError
 from thrifty.http.server import BACKLOG
 
 
+def find_free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def choose_port(host: str, port: int, own: Collection[int]) -> int:
     """The port to listen on; 0 finds a free one. `own` are the pids of workers that will be replaced:
     what they listen on is not taken. Raises `FleetError` where somebody else has it.

@@ -190,6 +190,26 @@ def adopt_process(ident: ProcessId, log_path: Path) -> ManagedProcess | None:
     return ManagedProcess(ident, None, log_path) if ident.find() is not None else None
 
 
+def read_environment(ident: ProcessId) -> dict[str, str]:
+    """What a process was started with; empty where it is gone, or not ours to read."""
+    process = ident.find()
+    if process is None:
+        return {}
+    with contextlib.suppress(psutil.Error, OSError):
+        return dict(process.environ())
+    return {}
+
+
+def read_cores(ident: ProcessId) -> list[int]:
+    """The cores that a process may run on; empty where that is not known."""
+    process = ident.find()
+    if process is None or not hasattr(process, "cpu_affinity"):
+        return []
+    with contextlib.suppress(psutil.Error, OSError):
+        return list(process.cpu_affinity() or [])
+    return []
+
+
 def find_ours(home: Path) -> list[tuple[ProcessId, str, str]]:
     """Every process that serves this home, with its role and id, whoever started it."""
     found = []
