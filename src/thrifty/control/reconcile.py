@@ -92,6 +92,16 @@ def count_copies(version: DesiredVersion) -> int:
     return len(version.urls) or version.replicas.count
 
 
+def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
+    """How many copies are wanted of all versions that run here."""
+    return sum(
+        count_copies(version)
+        for deployment in desired.values()
+        for version in deployment.versions
+        if not version.urls
+    )
+
+
 class _Copies:
     """The copies of one deployment."""
 
@@ -196,12 +206,7 @@ class _Cpus:
 
     def __init__(self, desired: Mapping[str, DesiredDeployment], cores: int) -> None:
         self._cores = cores
-        self.copies = sum(
-            count_copies(version)
-            for deployment in desired.values()
-            for version in deployment.versions
-            if not version.urls
-        )
+        self._copies = count_local_copies(desired)
 
     def find(self, version: DesiredVersion) -> tuple[int, int]:
         """The cores of each copy, and over how many copies all are shared, if they are."""
@@ -209,7 +214,7 @@ class _Cpus:
             return 0, 0
         if version.replicas.cpus is not None:
             return max(1, min(version.replicas.cpus, self._cores)), 0
-        return share_evenly(self._cores, self.copies)[0], self.copies
+        return share_evenly(self._cores, self._copies)[0], self._copies
 
 
 class _Memory:

@@ -43,16 +43,21 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     """So many listening sockets, all on one port."""
     sockets = []
     for _ in range(count):
-        listening = socket.socket(_family(host), socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind((host, port))
-        port = listening.getsockname()[1]
-        sockets.append(listening)
+        sockets.append(bind_listener(host, port))
+        port = sockets[0].getsockname()[1]
     for listening in sockets:
         listening.listen(BACKLOG)
-        listening.setblocking(False)
     return sockets
+
+
+def bind_listener(host: str, port: int) -> socket.socket:
+    """A socket that shares a port with others, and gets no connections until somebody listens."""
+    bound = socket.socket(_family(host), socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind((host, port))
+    bound.setblocking(False)
+    return bound
 
 
 def _family(host: str) -> socket.AddressFamily:
