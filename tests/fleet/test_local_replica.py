@@ -17,9 +17,9 @@ from thrifty.artifacts import Store
 from thrifty.engines.base import EngineLoad, Launch, Served
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.machine import detect_machine
-from thrifty.fleet import local
+from thrifty.fleet import local_replica as local
 from thrifty.fleet.external import ExternalReplica
-from thrifty.fleet.local import LocalReplica
+from thrifty.fleet.local_replica import LocalReplica
 from thrifty.home import Home
 from thrifty.http.server import Exchange
 from thrifty.spec import load_spec
