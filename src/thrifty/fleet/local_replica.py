@@ -119,15 +119,13 @@ class LocalReplica:
 
     def start(self, adopted: ReplicaRow | None = None) -> None:
         """Begin to keep it running; `adopted` is a row of a process that may run already."""
-        self._task = asyncio.ensure_future(self._keep_running(adopted))
+        found = adopted is not None and self._take_over(adopted)
+        self._task = asyncio.ensure_future(self._keep_running(found))
 
     def take_leaving(self, row: ReplicaRow) -> None:
         """Take over a process that an earlier controller was draining; `retire` comes next."""
-        self.state, self.message, self.restarts = ReplicaState.DRAINING, row.message, row.restarts
-        self._url = row.url
-        if row.pid is not None and row.process_created_s is not None:
-            ident = ProcessId(row.pid, row.process_created_s)
-            self._process = adopt_process(ident, self._home.logs / f"{self.id}.log")
+        self._take_over(row)
+        self.state = ReplicaState.DRAINING
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Drain and end it, for good, within `grace_s`."""
@@ -209,8 +207,8 @@ class LocalReplica:
             load=self.load,
         )
 
-    async def _keep_running(self, adopted: ReplicaRow | None) -> None:
-        if adopted is not None and await self._adopt(adopted):
+    async def _keep_running(self, adopted: bool) -> None:
+        if adopted and await self._confirm():
             await self._watch()
         while not self._stopping:
             if await self._launch():
@@ -218,8 +216,10 @@ class LocalReplica:
             if not self._stopping:
                 await self._back_off()
 
-    async def _adopt(self, row: ReplicaRow) -> bool:
-        """Take over a running process, if it is this very replica and answers."""
+    def _take_over(self, row: ReplicaRow) -> bool:
+        """Take over a running process, if it is this very replica. It is as its row says until it
+        has answered: it may be serving.
+        """
         if row.pid is None or row.process_created_s is None or row.revision != self.served.revision:
             return False
         ident = ProcessId(row.pid, row.process_created_s)
@@ -227,13 +227,19 @@ class LocalReplica:
         if process is None:
             return False
         self._process, self._url, self.restarts = process, row.url, row.restarts
+        self._memory_bytes = row.memory_bytes or 0
+        self.state, self.message = ReplicaState(row.state), row.message
         self.started_s = time.monotonic()
         log.info("%s: adopted pid %d", self.id, process.pid)
-        if row.state == ReplicaState.STARTING:
+        return True
+
+    async def _confirm(self) -> bool:
+        """Whether a process that was taken over answers, or does once it has loaded its model."""
+        process = self._process
+        assert process is not None
+        if self.state is ReplicaState.STARTING:
             return await self._wait_ready(process)
-        # Until the answer it is as its row says: it may be serving.
-        self._set_state(ReplicaState(row.state))
-        if await self._engine.probe(row.url, self.served, deep=True) is not None:
+        if await self._engine.probe(self._url, self.served, deep=True) is not None:
             await process.stop(1.0)
             return False
         self._become_ready()
