@@ -104,13 +104,18 @@ class Controller:
         staying = [one for one in self.observe() if not one.leaving]
         return sum(one.state is ReplicaState.READY for one in staying), len(staying)
 
-    async def start(self) -> None:
-        """Take the home, open the database, and start what is desired. Returns once the gateway
-        listens. Raises `ThriftyError` kinds.
+    async def open(self) -> None:
+        """Take the home and open the database, so that what should run can be written before
+        anything starts. Raises `ThriftyError` kinds.
         """
         self._take_home()
         self.database = await asyncio.to_thread(open_database, self.database_url, migrate=True)
         self._open_rescuer()
+
+    async def start(self) -> None:
+        """Start what is desired. Returns once the gateway listens. Raises `ThriftyError` kinds."""
+        if self._lock is None:
+            await self.open()
         state = await asyncio.to_thread(read_fleet, self.database)
         old_gateways = await asyncio.to_thread(self._find_old_gateways)
         self._id_secret = (await asyncio.to_thread(read_secret, self.database, _SECRET)).hex()
