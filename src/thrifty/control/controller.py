@@ -130,7 +130,7 @@ class Controller:
         host = str(gateway["host"])
         port = choose_port(host, int(gateway["port"]), {ident.pid for ident, _ in old_gateways})
         self._address = (host, port)
-        self.gateway_url = make_url(host, port)
+        self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
         write_controller_note(self.home, self.gateway_url, self.database_url)
         self._tasks.append(asyncio.ensure_future(self._loop.run()))
         self._gateways = GatewayWorkers(

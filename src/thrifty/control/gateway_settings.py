@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from thrifty.home import Home
 from thrifty.spec import Spec
-from thrifty.spec.models import ExactCacheSpec
+from thrifty.spec.models import ExactCacheSpec, TlsSpec
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
@@ -57,6 +58,9 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "record_prompts": spec.record.prompts,
         "record_keep_s": spec.record.keep,
         "record_max_rows": spec.record.max_rows,
+        "cors": list(gateway.cors),
+        "hosts": list(gateway.hosts),
+        "tls": _describe_tls(gateway.tls),
         "require_keys": gateway.host not in LOOPBACK and not gateway.allow_no_keys,
         "batches": {
             "max_file_bytes": spec.batches.max_file,
@@ -89,6 +93,7 @@ def make_worker_settings(
         "host": host,
         "port": port,
         "batches": batches,
+        "home": str(home.root),
         "database_url_env": _DATABASE_VARIABLE,
         "redis_url_env": _REDIS_VARIABLE,
     }
@@ -111,10 +116,18 @@ def find_unchangeable(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
     ]
 
 
-def make_url(host: str, port: int) -> str:
+def make_url(host: str, port: int, *, tls: bool = False) -> str:
     """Where clients on this machine reach a gateway that listens on `host`."""
+    scheme = "https" if tls else "http"
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
-    return f"http://{reachable}:{port}"
+    return f"{scheme}://{reachable}:{port}"
+
+
+def _describe_tls(tls: TlsSpec) -> dict[str, str] | None:
+    """The files, wherever their readers are started."""
+    if tls.cert is None or tls.key is None:
+        return None
+    return {"cert": str(Path(tls.cert).absolute()), "key": str(Path(tls.key).absolute())}
 
 
 def _shared_cache(exact: ExactCacheSpec) -> dict[str, float] | None:

@@ -161,17 +161,18 @@ def change_desired(
     )
 
 
-def read_history(database: Database, name: str, limit: int = 20) -> list[PastChange]:
-    """The newest changes of one deployment (or of `SERVICE`), the newest first."""
-    query = (
-        select(desired_changes)
-        .where(desired_changes.c.name == name)
-        .order_by(desired_changes.c.id.desc())
-        .limit(limit)
-    )
+def read_history(database: Database, name: str | None, limit: int = 20) -> list[PastChange]:
+    """The newest changes of one deployment, of the service itself (`SERVICE`), or of all (None), the
+    newest first.
+    """
+    query = select(desired_changes).order_by(desired_changes.c.id.desc()).limit(limit)
+    if name is not None:
+        query = query.where(desired_changes.c.name == name)
     with database.begin() as connection:
         rows = connection.execute(query).mappings().all()
-    return [PastChange(**{**row, "state": _decode_or_none(name, row["state"])}) for row in rows]
+    return [
+        PastChange(**{**row, "state": _decode_or_none(row["name"], row["state"])}) for row in rows
+    ]
 
 
 def previous_state(database: Database, name: str) -> DesiredState | None:
