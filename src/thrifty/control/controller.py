@@ -113,9 +113,9 @@ class Controller:
         self._open_rescuer()
 
     async def start(self) -> None:
-        """Start what is desired, after `open`. Returns once the gateway listens. Raises `ThriftyError`
-        kinds.
-        """
+        """Start what is desired. Returns once the gateway listens. Raises `ThriftyError` kinds."""
+        if self._lock is None:
+            await self.open()
         state = await asyncio.to_thread(read_fleet, self.database)
         old_gateways = await asyncio.to_thread(self._find_old_gateways)
         self._id_secret = (await asyncio.to_thread(read_secret, self.database, _SECRET)).hex()

@@ -121,6 +121,9 @@ class GatewayWorkers:
         self._stopping = True
         for keeper in self._keepers.values():
             keeper.cancel()
+        if self._keepers:
+            # One that was just starting a worker ends it.
+            await asyncio.wait(self._keepers.values())
         await asyncio.gather(*(p.stop(self._grace_s) for p in self._processes.values()))
         for listening in self._sockets:
             listening.close()
@@ -153,7 +156,9 @@ class GatewayWorkers:
             self._settings = settings
             await old.stop(grace_s)
         for index in range(after, before):
-            self._keepers.pop(index).cancel()
+            keeper = self._keepers.pop(index)
+            keeper.cancel()
+            await asyncio.wait({keeper})
             self._urls.pop(index)
             await self._processes.pop(index).stop(grace_s)
             await self._on_gone(_name(index))
@@ -187,6 +192,7 @@ class GatewayWorkers:
             url = await self._wait_ready(process, ready)
         except BaseException:
             process.kill()
+            await process.wait()
             raise
         self._processes[index], self._urls[index] = process, url
         await self._on_row(GatewayRow(name, url, process.pid, process.ident.created_s, "ready"))
