@@ -10,6 +10,8 @@
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is away, or is not ours
     │   └── BadDataError       it is there, and refuses what was to be written
+    ├── ControlError           the desired state cannot be changed as asked
+    │   └── StaleStateError    another writer changed it meanwhile
     ├── BenchError             a load test cannot be run as asked
     ├── BatchError             a batch cannot be run, or did not come to its end
     ├── EvaluationError        a model cannot be evaluated as asked
@@ -86,6 +88,14 @@ class DatabaseError(ThriftyError):
 
 class BadDataError(DatabaseError):
     """The database refuses values, and will do so again: nothing is gained by another try."""
+
+
+class ControlError(ThriftyError):
+    """The desired state of a service cannot be changed as asked."""
+
+
+class StaleStateError(ControlError):
+    """The desired state was changed since it was read."""
 
 
 class BenchError(ThriftyError):

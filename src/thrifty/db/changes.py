@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from thrifty.db.tables import changes
 
 
 def note_change(connection: Connection) -> None:
-    """Count one change of deployments, replicas or keys, in the transaction that made it."""
-    result = connection.execute(
-        update(changes).where(changes.c.id == 1).values(routing=changes.c.routing + 1)
-    )
-    if result.rowcount == 0:
-        connection.execute(insert(changes).values(id=1, routing=1))
+    """Count one change of deployments, replicas or keys, in the transaction that made it.
+
+    Whoever calls this first in a transaction also waits for all others that did.
+    """
+    if not _count_up(connection):
+        try:
+            with connection.begin_nested():
+                connection.execute(insert(changes).values(id=1, routing=1))
+        except IntegrityError:
+            _count_up(connection)
+
+
+def _count_up(connection: Connection) -> bool:
+    statement = update(changes).where(changes.c.id == 1).values(routing=changes.c.routing + 1)
+    return connection.execute(statement).rowcount > 0
 
 
 def read_change(connection: Connection) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -141,6 +141,8 @@ class FleetState:
     gateways: list[GatewayRow] = field(default_factory=list)
     purges: list[Purge] = field(default_factory=list)
     """What the caches were told to forget, the oldest first."""
+    messages: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Why the controller cannot go on with a version, by deployment and label."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -150,8 +152,12 @@ def save_deployment(database: Database, row: DeploymentRow) -> None:
         note_change(connection)
 
 
-def write_deployment(connection: Connection, row: DeploymentRow) -> None:
-    """As `save_deployment`, in the caller's transaction, which must note the change."""
+def write_deployment(
+    connection: Connection, row: DeploymentRow, messages: Mapping[str, str] | None = None
+) -> None:
+    """As `save_deployment`, in the caller's transaction, which must note the change. `messages`
+    say, by label, why the controller cannot go on with a version.
+    """
     now_s = time.time()
     main = max(row.versions, key=lambda version: version.weight)
     settings = {**asdict(main.settings), **asdict(row.settings)}
@@ -165,18 +171,45 @@ def write_deployment(connection: Connection, row: DeploymentRow) -> None:
     for position, version in enumerate(row.versions):
         values = {
             **asdict(version), "deployment": row.name, "position": position,
-            "settings": _dump(version.settings), "updated_s": now_s,
+            "settings": _dump(version.settings), "message": (messages or {}).get(version.label),
+            "updated_s": now_s,
         }  # fmt: skip
-        connection.execute(insert(versions).values(values))
+        # What a version waits for may be told in a server's words.
+        connection.execute(insert(versions).values(make_values_harmless(versions, values)))
 
 
-def remove_deployments_except(database: Database, names: list[str]) -> None:
-    """Forget the deployments that the spec no longer has, their versions and their replicas."""
-    with database.begin() as connection:
-        connection.execute(delete(deployments).where(deployments.c.name.not_in(names)))
-        connection.execute(delete(versions).where(versions.c.deployment.not_in(names)))
-        connection.execute(delete(replicas).where(replicas.c.deployment.not_in(names)))
-        note_change(connection)
+def set_shares(
+    connection: Connection, name: str, shares: Mapping[str, tuple[float, float]]
+) -> None:
+    """Give versions of one deployment, by label, their weights and shadows, in the caller's
+    transaction, which must note the change. Labels that have no row yet are passed over.
+    """
+    row = (
+        connection.execute(select(deployments).where(deployments.c.name == name)).mappings().first()
+    )
+    if row is None:
+        return
+    query = select(versions).where(versions.c.deployment == name).order_by(versions.c.position)
+    known = _read_deployment(row, connection.execute(query).mappings().all())
+    changed = tuple(
+        replace(version, weight=shares[version.label][0], shadow=shares[version.label][1])
+        if version.label in shares
+        else version
+        for version in known.versions
+    )
+    write_deployment(connection, replace(known, versions=changed))
+
+
+def write_replica(connection: Connection, row: ReplicaRow) -> None:
+    """Write one replica, in the caller's transaction."""
+    values = {
+        **asdict(row),
+        "load": None if row.load is None else _dump(dict(row.load)),
+        "updated_s": time.time(),
+    }
+    # A server's message may hold anything; the other replicas must not wait for it.
+    values = make_values_harmless(replicas, values)
+    _upsert(connection, replicas, replicas.c.id == row.id, values)
 
 
 def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed: bool) -> None:
@@ -185,14 +218,7 @@ def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed
     """
     with database.begin() as connection:
         for row in rows:
-            values = {
-                **asdict(row),
-                "load": None if row.load is None else _dump(dict(row.load)),
-                "updated_s": time.time(),
-            }
-            # A server's message may hold anything; the other replicas must not wait for it.
-            values = make_values_harmless(replicas, values)
-            _upsert(connection, replicas, replicas.c.id == row.id, values)
+            write_replica(connection, row)
         if routing_changed:
             note_change(connection)
 
@@ -247,15 +273,7 @@ def read_fleet(database: Database) -> FleetState:
         purges = read_purges(connection)
     return FleetState(
         change,
-        [
-            DeploymentRow(
-                row["name"],
-                row["family"],
-                msgspec.json.decode(row["settings"], type=DeploymentSettings),
-                _read_versions(row, version_rows),
-            )
-            for row in deployment_rows
-        ],
+        [_read_deployment(row, version_rows) for row in deployment_rows],
         [
             ReplicaRow(
                 **{
@@ -268,6 +286,22 @@ def read_fleet(database: Database) -> FleetState:
         [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
         gateway_rows,
         purges,
+        {
+            (row["deployment"], row["label"]): row["message"]
+            for row in version_rows
+            if row["message"] is not None
+        },
+    )
+
+
+def _read_deployment(
+    row: Mapping[Any, Any], version_rows: Sequence[Mapping[Any, Any]]
+) -> DeploymentRow:
+    return DeploymentRow(
+        row["name"],
+        row["family"],
+        msgspec.json.decode(row["settings"], type=DeploymentSettings),
+        _read_versions(row, version_rows),
     )
 
 
@@ -280,7 +314,7 @@ def _read_versions(
     found = tuple(
         VersionRow(
             **{
-                **_without(row, "deployment", "position", "updated_s"),
+                **_without(row, "deployment", "position", "message", "updated_s"),
                 "settings": msgspec.json.decode(row["settings"], type=VersionSettings),
             }
         )

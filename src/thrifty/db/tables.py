@@ -64,10 +64,11 @@ versions = Table(
     Column("weight", Double, nullable=False),
     Column("shadow", Double, nullable=False),
     Column("settings", Text, nullable=False),
+    Column("message", Text),
     Column("updated_s", Double, nullable=False),
 )
 """The versions of each deployment: what answers depend on, and its share of the traffic. `settings`
-is JSON."""
+is JSON; `message` says why the controller cannot go on with it."""
 
 desired = Table(
     "desired",

@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("weight", sa.Double(), nullable=False),
         sa.Column("shadow", sa.Double(), nullable=False),
         sa.Column("settings", sa.Text(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=True),
         sa.Column("updated_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("deployment", "label", name=op.f("pk_versions")),
     )

@@ -1,0 +1,152 @@
+"""The desired state of a service, as plain data: what should run, whoever asked for it.
+
+A spec is turned into it by `plan`; `traffic`, releases and the autoscaler change parts of it. Each
+field has one owner: the spec owns versions, options and bounds; `traffic` and releases own weights
+once they have set them; the autoscaler owns counts. The database keeps it as JSON, with a row for
+each change (`db.desired`). Nothing in it names a local path: a model is an artifact in the store.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from thrifty.db.fleet import DeploymentRow, DeploymentSettings, VersionRow, VersionSettings
+from thrifty.errors import ControlError
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+"""What the label of a version must match, whole."""
+
+
+@dataclass(frozen=True)
+class DesiredReplicas:
+    """How many copies of a version run, and what each may use."""
+
+    count: int = 1
+    """At least 0. Servers that others run are as many as their URLs, whatever this says."""
+    cpus: int | None = None
+    """Cores for each copy; None: the machine's cores, shared evenly."""
+    memory_limit_bytes: int | None = None
+    start_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class DesiredVersion:
+    """One version: a model with an engine and its options, and its share of the traffic."""
+
+    label: str
+    model: str
+    """The stored model's `name@vN`, or what an engine without stored models calls it."""
+    engine: str
+    revision: str
+    artifact: str | None
+    options: Mapping[str, Any]
+    """The engine's options, resolved, as `Served.options`."""
+    urls: tuple[str, ...] = ()
+    """The servers that others run; empty where a fleet starts them."""
+    weight: float = 1.0
+    shadow: float = 0.0
+    settings: VersionSettings = field(default_factory=VersionSettings)
+    replicas: DesiredReplicas = DesiredReplicas()
+
+    @property
+    def row(self) -> VersionRow:
+        """The version as gateways read it."""
+        return VersionRow(
+            label=self.label, model=self.model, engine=self.engine, revision=self.revision,
+            artifact=self.artifact, weight=self.weight, shadow=self.shadow, settings=self.settings,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DesiredDeployment:
+    """What is to be served under one name."""
+
+    name: str
+    family: str
+    settings: DeploymentSettings
+    versions: tuple[DesiredVersion, ...]
+    """At least one, in the order of the spec."""
+
+    @property
+    def row(self) -> DeploymentRow:
+        """The deployment as gateways read it."""
+        versions = tuple(version.row for version in self.versions)
+        return DeploymentRow(self.name, self.family, self.settings, versions)
+
+    def find_version(self, label: str) -> DesiredVersion | None:
+        """The version with that label."""
+        return next((version for version in self.versions if version.label == label), None)
+
+
+@dataclass(frozen=True)
+class DesiredService:
+    """What all deployments share."""
+
+    gateway: Mapping[str, Any] = field(default_factory=dict)
+    """The gateway workers' settings, and how many workers there are, as plain data."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """The spec that was applied last, as written: the next `apply` changes what differs from it."""
+
+
+DesiredState = DesiredDeployment | DesiredService
+
+
+def encode_desired(state: DesiredState) -> str:
+    """The state as JSON."""
+    return msgspec.json.encode(state).decode()
+
+
+def decode_deployment(text: str) -> DesiredDeployment:
+    """The deployment that `encode_desired` made. Raises `msgspec.DecodeError`."""
+    return msgspec.json.decode(text, type=DesiredDeployment)
+
+
+def decode_service(text: str) -> DesiredService:
+    """The service that `encode_desired` made. Raises `msgspec.DecodeError`."""
+    return msgspec.json.decode(text, type=DesiredService)
+
+
+def differ_in_shares_only(old: DesiredDeployment, new: DesiredDeployment) -> bool:
+    """Whether two states of a deployment are the same but for weights and shadows."""
+    return old != new and _without_shares(old) == _without_shares(new)
+
+
+def _without_shares(state: DesiredDeployment) -> DesiredDeployment:
+    versions = tuple(replace(version, weight=1.0, shadow=0.0) for version in state.versions)
+    return replace(state, versions=versions)
+
+
+def check_deployment(state: DesiredDeployment) -> None:
+    """Raise `ControlError` where a state makes no sense, whoever made it."""
+    fault = _find_fault(state)
+    if fault is not None:
+        raise ControlError(f"the deployment {state.name!r} cannot be so: {fault}")
+
+
+def _find_fault(state: DesiredDeployment) -> str | None:
+    if not state.name:
+        return "it has no name"
+    if not state.versions:
+        return "it has no version; remove the deployment instead"
+    labels = [version.label for version in state.versions]
+    for label in labels:
+        if not LABEL.fullmatch(label):
+            return f"the label {label!r} does not match {LABEL.pattern}"
+        if labels.count(label) > 1:
+            return f"two versions have the label {label!r}"
+    for version in state.versions:
+        if not (math.isfinite(version.weight) and version.weight >= 0):
+            return f"the weight of {version.label!r} is {version.weight}; it must be at least 0"
+        if not 0 <= version.shadow <= 1:
+            return f"the shadow of {version.label!r} is {version.shadow}; it must be from 0 to 1"
+        if version.replicas.count < 0:
+            return f"{version.label!r} has {version.replicas.count} replicas"
+    if not any(version.weight > 0 for version in state.versions):
+        return "all weights are 0, so that no version would answer"
+    return None
