@@ -254,7 +254,7 @@ def nginx(answer: str, models: str = "smol") -> Iterator[str]:
 
 
 def free_port() -> int:
-    from thrifty.fleet.local import find_free_port
+    from thrifty.fleet.ports import find_free_port
 
     return find_free_port()
 

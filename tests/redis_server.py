@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 
 SLOTS = 16_384
 """Of a Redis Cluster; each key lies in one of them."""

@@ -29,7 +29,7 @@ from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import FleetError, SpecError
-from thrifty.fleet.local import LocalReplica
+from thrifty.fleet.local_replica import LocalReplica
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import Spec

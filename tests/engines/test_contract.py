@@ -28,7 +28,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ManagedProcess, find_ours, start_process
 from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import load_spec

@@ -21,7 +21,7 @@ from tests.parts import (
     running_server,
 )
 from thrifty.db.tables import requests
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.http.client import BrokenResponse, HttpClient, NoResponse, parse_origin
 from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange, ServerLimits
 

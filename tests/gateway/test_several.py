@@ -16,7 +16,7 @@ import requests
 
 import openai
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
 from thrifty.gateway.app.merge_metrics import merge_pages
 

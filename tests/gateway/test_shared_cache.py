@@ -31,7 +31,7 @@ from tests.redis_server import RedisServer, running_redis
 from thrifty.db.cache import add_purge
 from thrifty.db.fleet import save_deployment
 from thrifty.db.keys import create_key
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.gateway.cache import Entry, Owner
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry

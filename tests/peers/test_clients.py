@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.parts import RunningService, running_service
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 
 pytestmark = pytest.mark.peer
 

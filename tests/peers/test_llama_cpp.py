@@ -25,7 +25,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.engines.openvino.prepare import write_tokenizer
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.graphs.decoder import build_decoder, make_inputs
 
 pytestmark = [

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.parts import RunningService, run_thrifty, running_service
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 
 openai = pytest.importorskip("openai")
 pydantic = pytest.importorskip("pydantic")

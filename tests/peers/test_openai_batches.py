@@ -14,7 +14,7 @@ import pytest
 from tests.batches.talk import make_input, make_line
 from tests.parts import RunningService, run_thrifty, running_service
 from tests.service.test_up import write_spec
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.peer, pytest.mark.service]

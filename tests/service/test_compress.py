@@ -20,7 +20,7 @@ from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from tests.parts import run_thrifty, running_service
 from thrifty.artifacts import Store
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
 from thrifty.home import HOME_VARIABLE
 

@@ -21,7 +21,7 @@ import requests
 
 from tests.parts import run_thrifty, running_service, wait_until
 from tests.service.test_up import CHAT, count_requests
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
 
 pytestmark = pytest.mark.service

@@ -43,7 +43,7 @@ def ask(service: RunningService, key: str) -> requests.Response:
 
 
 def spec_with(folder: Path, **keys: Any) -> str:
-    from thrifty.fleet.local import find_free_port
+    from thrifty.fleet.ports import find_free_port
 
     return write_spec(
         folder, gateway={"port": find_free_port(), "workers": 2}, prices=PRICES, **keys

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
-from thrifty.fleet.local import find_free_port
+from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
 
 pytestmark = pytest.mark.service

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
-def share_cores(cores: Sequence[int], copies: int, wanted: int | None = None) -> list[list[int]]:
-    """A list of cores for each copy: `wanted` of them, or an even share.
+def choose_cores(cores: Sequence[int], used: Mapping[int, int], size: int) -> list[int]:
+    """The cores for one copy more: `size` of them (at most all), those that the fewest copies use.
 
-    Neighbouring cores stay together, because they share caches. Where there are fewer cores than
-    are wanted in all, copies share cores as evenly as can be.
+    Neighbouring cores stay together, because they share caches. `used` says how many copies run on
+    each core.
     """
-    if wanted is None and copies <= len(cores):
-        base, more = divmod(len(cores), copies)
-        shares, start = [], 0
-        for index in range(copies):
-            size = base + (1 if index < more else 0)
-            shares.append(list(cores[start : start + size]))
-            start += size
-        return shares
-    size = min(wanted or 1, len(cores))
-    return [
-        sorted(cores[(index * size + offset) % len(cores)] for offset in range(size))
-        for index in range(copies)
+    size = max(1, min(size, len(cores)))
+    windows = [
+        [cores[(start + offset) % len(cores)] for offset in range(size)]
+        for start in range(len(cores))
     ]
+    # The emptiest window; among equals one in a single piece, then the first.
+    best = min(
+        range(len(windows)),
+        key=lambda start: (
+            sum(used.get(core, 0) for core in windows[start]),
+            start + size > len(cores),
+            start,
+        ),
+    )
+    return sorted(windows[best])
+
+
+def share_evenly(cores: int, copies: int) -> tuple[int, int]:
+    """How many of so many cores each of `copies` gets, at least one, and how many copies get one
+    more.
+    """
+    if copies <= 0 or copies >= cores:
+        return max(1, cores // max(1, copies)), 0
+    return divmod(cores, copies)

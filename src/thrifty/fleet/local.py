@@ -1,307 +1,199 @@
-r"""A replica as a supervised process on this machine.
-
-    starting -> ready -> (unhealthy) -> draining -> stopped
-        \\         \\-> backoff -> starting ...        an end that nobody asked for
-         \\-> backoff ... -> crash_loop               too many of them in a row
-
-Ready means that it generated a token, not that a port is open.
-"""
+"""The fleet on this machine: replicas as supervised processes, each on cores of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.base import Engine, Served
-from thrifty.errors import EngineError, FleetError
-from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, start_process
+from thrifty.engines.machine import Machine
+from thrifty.fleet.base import (
+    Announce,
+    ObservedReplica,
+    OnChange,
+    ReplicaNames,
+    ReplicaSet,
+    SetKey,
+    announce_nothing,
+)
+from thrifty.fleet.cores import choose_cores, share_evenly
+from thrifty.fleet.local_replica import CPUS_VARIABLE, LocalReplica
+from thrifty.fleet.process import ProcessId, adopt_process, find_ours, read_cores, read_environment
 from thrifty.home import Home
-from thrifty.http.client import TransportError
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
-PROBE_INTERVAL_S = 0.1
-WATCH_INTERVAL_S = 1.0
-UNHEALTHY_AFTER = 3
-"""Probes in a row without an answer."""
-KILL_UNHEALTHY_S = 60.0
-STABLE_S = 60.0
-"""A replica that lived this long is forgiven its earlier ends."""
-BACKOFF_S = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-CRASH_LOOP_AFTER = 5
-CRASH_LOOP_RETRY_S = 60.0
-STOP_GRACE_S = 35.0
-
-OnChange = Callable[[], None]
+ORPHAN_GRACE_S = 35.0
+"""For processes that an earlier controller left and nobody can use."""
+_WORTH = {
+    ReplicaState.READY: 0,
+    ReplicaState.UNHEALTHY: 1,
+    ReplicaState.STARTING: 2,
+    ReplicaState.BACKOFF: 3,
+    ReplicaState.CRASH_LOOP: 4,
+}
+"""Which replicas are kept where there are too many, the smallest first."""
 
 
-class LocalReplica:
-    """Keeps one replica running until it is told to stop."""
+class LocalFleet:
+    """See the module's docstring, and `fleet.base.Fleet`."""
 
     def __init__(
         self,
-        replica_id: str,
-        served: Served,
-        engine: Engine,
-        *,
         home: Home,
         store: Store,
-        cores: Sequence[int],
-        memory_share: float,
-        memory_limit: int | None,
-        start_timeout_s: float,
+        machine: Machine,
+        names: ReplicaNames,
         on_change: OnChange,
+        announce: Announce = announce_nothing,
     ) -> None:
-        self.id = replica_id
-        self.served = served
-        self.state = ReplicaState.STARTING
-        self.message: str | None = None
-        self.restarts = 0
-        self.ready_once = asyncio.Event()
-        """Set when it was ready for the first time, or is judged to be in a crash loop."""
-        self.load: dict[str, Any] = {}
-        self.started_s = 0.0
-        self.ready_after_s = 0.0
-        self._engine = engine
         self._home = home
         self._store = store
-        self._cores = list(cores)
-        self._memory_share = memory_share
-        self._memory_limit = memory_limit
-        self._start_timeout_s = start_timeout_s
+        self._machine = machine
+        self._names = names
         self._on_change = on_change
-        self._url = ""
-        self._process: ManagedProcess | None = None
-        self._memory_bytes = 0
-        self._ends_in_a_row = 0
-        self._stopping = False
-        self._task: asyncio.Task[None] | None = None
+        self._announce = announce
+        self._members: list[LocalReplica] = []
+        self._leaving: dict[LocalReplica, asyncio.Task[None]] = {}
+        self._orphans: set[asyncio.Task[bool]] = set()
 
-    def start(self, adopted: ReplicaRow | None = None) -> None:
-        """Begin to keep it running; `adopted` is a row of a process that may run already."""
-        self._task = asyncio.ensure_future(self._keep_running(adopted))
+    async def adopt(self, known: Sequence[tuple[ReplicaRow, ReplicaSet]]) -> None:
+        """As `Fleet.adopt` says. Processes that are not known drain and end by themselves."""
+        rows = {row.id: (row, replica_set) for row, replica_set in known}
+        found = await asyncio.to_thread(find_ours, self._home.root)
+        for ident, role, process_id in found:
+            if role != "replica":
+                continue
+            row, replica_set = rows.get(process_id, (None, None))
+            known_here = row is not None and ident.is_same(row.pid, row.process_created_s)
+            if row is None or replica_set is None or not known_here:
+                self._end_orphan(ident, process_id)
+                continue
+            self._names.claim(row.id)
+            cpus = _read_cpus(ident)
+            cores = read_cores(ident)
+            replica = self._make(row.id, replica_set, cores or list(self._machine.cores), cpus)
+            if row.state in (ReplicaState.DRAINING, ReplicaState.STOPPED):
+                replica.take_leaving(row)
+                self._retire(replica)
+            else:
+                replica.start(row)
+                self._members.append(replica)
 
-    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Drain and end it, for good."""
-        self._stopping = True
-        self._set_state(ReplicaState.DRAINING)
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        if self._process is not None:
-            await self._process.stop(grace_s)
-        self._set_state(ReplicaState.STOPPED)
+    async def apply(self, desired: Sequence[ReplicaSet]) -> None:
+        """As `Fleet.apply` says."""
+        wanted = {replica_set.key: replica_set for replica_set in desired}
+        members: dict[SetKey, list[LocalReplica]] = {key: [] for key in wanted}
+        for replica in self._members:
+            members.setdefault(replica.key, []).append(replica)
+        # What goes goes first, so that what comes finds its cores free.
+        for key, found in members.items():
+            count = wanted[key].count if key in wanted else 0
+            found.sort(key=lambda replica: (_WORTH.get(replica.state, 9), _number(replica.id)))
+            for surplus in found[count:]:
+                self._members.remove(surplus)
+                self._retire(surplus)
+        for key, replica_set in wanted.items():
+            for replica in members[key][: replica_set.count]:
+                replica.set_bounds(replica_set.memory_limit_bytes, replica_set.start_timeout_s)
+        for key, replica_set in wanted.items():
+            for _ in range(replica_set.count - len(members[key])):
+                self._start(replica_set)
+
+    def observe(self) -> Sequence[ObservedReplica]:
+        """As `Fleet.observe` says."""
+        return [
+            ObservedReplica(replica.key, replica.row(), replica.ready_after_s)
+            for replica in (*self._members, *self._leaving)
+        ]
+
+    async def stop(self, grace_s: float) -> None:
+        """As `Fleet.stop` says."""
+        for task in self._leaving.values():
+            task.cancel()
+        replicas = [*self._members, *self._leaving]
+        await asyncio.gather(*(replica.stop(grace_s) for replica in replicas), *self._orphans)
+        self._members.clear()
+        self._leaving.clear()
 
     def kill(self) -> None:
-        """End its process at once."""
-        if self._process is not None:
-            self._process.kill()
+        """As `Fleet.kill` says."""
+        for replica in (*self._members, *self._leaving):
+            replica.kill()
 
     def leave(self) -> None:
-        """Stop watching; the process goes on for the next controller."""
-        if self._task is not None:
-            self._task.cancel()
+        """Stop watching; the processes go on for the next controller."""
+        for replica in self._members:
+            replica.leave()
+        for task in (*self._leaving.values(), *self._orphans):
+            task.cancel()
 
-    def row(self) -> ReplicaRow:
-        """How it is now."""
-        process = self._process if self._process is not None and self._process.alive else None
-        return ReplicaRow(
-            id=self.id,
-            deployment=self.served.name,
-            engine=self.served.engine,
-            version=self.served.version,
-            revision=self.served.revision,
-            artifact=self.served.artifact,
-            url=self._url or "http://127.0.0.1:1",
-            state=self.state.value,
-            pid=process.pid if process else None,
-            process_created_s=process.ident.created_s if process else None,
-            memory_bytes=self._memory_bytes if process else None,
-            restarts=self.restarts,
-            message=self.message,
-            load=self.load,
+    def _start(self, replica_set: ReplicaSet) -> None:
+        use = Counter(core for replica in self._members for core in replica.cores)
+        size = replica_set.cpus
+        _, more = share_evenly(len(self._machine.cores), replica_set.even_copies)
+        if replica_set.even_copies:
+            larger = sum(len(replica.cores) > size for replica in self._members)
+            size += larger < more
+        cores = choose_cores(self._machine.cores, use, size)
+        name = self._names.take(replica_set.served.name)
+        replica = self._make(name, replica_set, cores, replica_set.cpus)
+        self._members.append(replica)
+        replica.start()
+
+    def _make(
+        self, name: str, replica_set: ReplicaSet, cores: Sequence[int], set_cpus: int
+    ) -> LocalReplica:
+        return LocalReplica(
+            name,
+            replica_set.served,
+            replica_set.engine,
+            home=self._home,
+            store=self._store,
+            cores=cores,
+            memory_share=replica_set.memory_share,
+            memory_limit=replica_set.memory_limit_bytes,
+            start_timeout_s=replica_set.start_timeout_s,
+            on_change=self._on_change,
+            announce=self._announce,
+            set_cpus=set_cpus,
         )
 
-    async def _keep_running(self, adopted: ReplicaRow | None) -> None:
-        if adopted is not None and await self._adopt(adopted):
-            await self._watch()
-        while not self._stopping:
-            if await self._launch():
-                await self._watch()
-            if not self._stopping:
-                await self._back_off()
+    def _retire(self, replica: LocalReplica) -> None:
+        log.info("%s: is not wanted any more", replica.id)
+        replica.begin_retiring()
+        self._leaving[replica] = asyncio.ensure_future(self._see_off(replica))
 
-    async def _adopt(self, row: ReplicaRow) -> bool:
-        """Take over a running process, if it is this very replica and answers."""
-        if row.pid is None or row.process_created_s is None or row.revision != self.served.revision:
-            return False
-        ident = ProcessId(row.pid, row.process_created_s)
-        process = adopt_process(ident, self._home.logs / f"{self.id}.log")
-        if process is None:
-            return False
-        if await self._engine.probe(row.url, self.served, deep=True) is not None:
-            await process.stop(1.0)
-            return False
-        self._process, self._url, self.restarts = process, row.url, row.restarts
-        self.started_s = time.monotonic()
-        log.info("%s: adopted pid %d", self.id, process.pid)
-        self._become_ready()
-        return True
-
-    async def _launch(self) -> bool:
-        """Start the process and wait until it is ready; False if it did not get there."""
-        self._set_state(ReplicaState.STARTING)
-        self.started_s = time.monotonic()
-        lease = None
+    async def _see_off(self, replica: LocalReplica) -> None:
         try:
-            port = find_free_port()
-            launch = self._engine.launch(
-                self.served, self._store, port, self._cores, self._memory_share
-            )
-            if self.served.artifact is not None:
-                lease = self._store.lease(self.served.artifact)
-            self._process = start_process(
-                launch.command,
-                role="replica",
-                process_id=self.id,
-                home=self._home.root,
-                log_path=self._home.logs / f"{self.id}.log",
-                environment=launch.environment,
-                cores=self._cores,
-                inherit=() if lease is None else (lease,),
-            )
-        except (EngineError, FleetError) as error:
-            self.message = str(error)
-            return False
-        finally:
-            if lease is not None:
-                os.close(lease)
-        self._url = f"http://127.0.0.1:{port}"
-        self._on_change()
-        return await self._wait_ready(self._process)
-
-    async def _wait_ready(self, process: ManagedProcess) -> bool:
-        deadline_s = time.monotonic() + self._start_timeout_s
-        deep = False
-        while process.alive:
-            fault = await self._engine.probe(self._url, self.served, deep=deep)
-            if fault is None and deep:
-                self._become_ready()
-                return True
-            deep = fault is None
-            if time.monotonic() > deadline_s:
-                self.message = f"not ready within {self._start_timeout_s:g} s: {fault}"
-                await process.stop(1.0)
-                return False
-            if not deep:
-                await asyncio.sleep(PROBE_INTERVAL_S)
-        self.message = self._describe_end(process)
-        return False
-
-    async def _watch(self) -> None:
-        """Stay until the process has ended."""
-        process = self._process
-        assert process is not None
-        ended = asyncio.ensure_future(process.wait())
-        silent = 0
-        unhealthy_since_s = 0.0
-        try:
-            while not ended.done():
-                await asyncio.wait({ended}, timeout=WATCH_INTERVAL_S)
-                if ended.done():
-                    break
-                self._memory_bytes = process.memory_bytes()
-                if self._memory_limit is not None and self._memory_bytes > self._memory_limit:
-                    await self._recycle(process)
-                    continue
-                try:
-                    load = await self._engine.read_load(self._url)
-                    self.load = {
-                        "running": load.running, "waiting": load.waiting,
-                        "kv_usage": load.kv_usage, "facts": dict(load.facts),
-                    }  # fmt: skip
-                    silent = 0
-                    if self.state is ReplicaState.UNHEALTHY:
-                        self._become_ready()
-                except (TransportError, OSError, ValueError) as error:
-                    silent += 1
-                    if silent == UNHEALTHY_AFTER:
-                        unhealthy_since_s = time.monotonic()
-                        self.message = f"does not answer: {error}"
-                        self._set_state(ReplicaState.UNHEALTHY)
-                    elif silent > UNHEALTHY_AFTER and (
-                        time.monotonic() - unhealthy_since_s > KILL_UNHEALTHY_S
-                    ):
-                        log.error("%s: silent for %g s; killed", self.id, KILL_UNHEALTHY_S)
-                        process.kill()
-        finally:
-            ended.cancel()
-        if not self._stopping:
-            self.message = self._describe_end(process)
-            log.warning("%s: %s", self.id, self.message)
-
-    async def _recycle(self, process: ManagedProcess) -> None:
-        """Drain and end a process that has grown past its limit; a fresh one follows."""
-        self.message = (
-            f"{self._memory_bytes} bytes of memory, more than its limit of {self._memory_limit}"
-        )
-        log.warning("%s: %s; it is drained and started anew", self.id, self.message)
-        self._set_state(ReplicaState.DRAINING)
-        # Gateways learn of it within a moment; what they sent before that is answered.
-        await asyncio.sleep(1.0)
-        await process.stop(STOP_GRACE_S)
-
-    async def _back_off(self) -> None:
-        lived_s = time.monotonic() - self.started_s
-        self._ends_in_a_row = 1 if lived_s > STABLE_S else self._ends_in_a_row + 1
-        self.restarts += 1
-        self._memory_bytes = 0
-        if self._ends_in_a_row >= CRASH_LOOP_AFTER:
-            self._set_state(ReplicaState.CRASH_LOOP)
-            log.error("%s: ended %d times in a row: %s", self.id, self._ends_in_a_row, self.message)
-            self.ready_once.set()
-            await asyncio.sleep(CRASH_LOOP_RETRY_S)
-            return
-        self._set_state(ReplicaState.BACKOFF)
-        await asyncio.sleep(BACKOFF_S[min(self._ends_in_a_row, len(BACKOFF_S)) - 1])
-
-    def _become_ready(self) -> None:
-        self.message = None
-        self.ready_after_s = time.monotonic() - self.started_s
-        self._set_state(ReplicaState.READY)
-        self.ready_once.set()
-
-    def _set_state(self, state: ReplicaState) -> None:
-        if state is not self.state:
-            log.info("%s: %s", self.id, state.value)
-        self.state = state
+            await replica.retire()
+        except OSError as error:
+            log.error("%s cannot be ended properly: %s", replica.id, error)
+            replica.kill()
+        self._leaving.pop(replica, None)
+        self._names.release(replica.id)
         self._on_change()
 
-    @staticmethod
-    def _describe_end(process: ManagedProcess) -> str:
-        status = process.exit_status
-        if status is None:
-            how = "ended"
-        elif status < 0:
-            how = f"was killed by signal {-status}"
-        else:
-            how = f"ended with status {status}"
-        tail = process.read_log_end()
-        return f"the process {how}" + (f": {tail}" if tail and (status or 0) >= 0 else "")
+    def _end_orphan(self, ident: ProcessId, name: str) -> None:
+        log.info("ending pid %d (%s), left over from an earlier run", ident.pid, name)
+        orphan = adopt_process(ident, self._home.logs / f"{name}.log")
+        if orphan is not None:
+            task = asyncio.ensure_future(orphan.stop(ORPHAN_GRACE_S))
+            self._orphans.add(task)
+            task.add_done_callback(self._orphans.discard)
 
 
-def find_free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _number(replica_id: str) -> int:
+    return int(replica_id.rpartition("-")[2])
+
+
+def _read_cpus(ident: ProcessId) -> int:
+    """What the set of an adopted replica gives each copy; -1 where it does not say."""
+    with contextlib.suppress(ValueError):
+        return int(read_environment(ident).get(CPUS_VARIABLE, "-1"))
+    return -1

@@ -12,6 +12,13 @@ from thrifty.errors import FleetError
 from thrifty.http.server import BACKLOG
 
 
+def find_free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def choose_port(host: str, port: int, own: Collection[int]) -> int:
     """The port to listen on; 0 finds a free one. `own` are the pids of workers that will be replaced:
     what they listen on is not taken. Raises `FleetError` where somebody else has it.
@@ -36,16 +43,21 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     """So many listening sockets, all on one port."""
     sockets = []
     for _ in range(count):
-        listening = socket.socket(_family(host), socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind((host, port))
-        port = listening.getsockname()[1]
-        sockets.append(listening)
+        sockets.append(bind_listener(host, port))
+        port = sockets[0].getsockname()[1]
     for listening in sockets:
         listening.listen(BACKLOG)
-        listening.setblocking(False)
     return sockets
+
+
+def bind_listener(host: str, port: int) -> socket.socket:
+    """A socket that shares a port with others, and gets no connections until somebody listens."""
+    bound = socket.socket(_family(host), socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind((host, port))
+    bound.setblocking(False)
+    return bound
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -35,11 +35,17 @@ class ProcessId:
     pid: int
     created_s: float
 
+    def is_same(self, pid: int | None, created_s: float | None) -> bool:
+        """Whether these name the same process."""
+        if pid is None or created_s is None:
+            return False
+        return pid == self.pid and abs(created_s - self.created_s) < _CREATED_TOLERANCE_S
+
     def find(self) -> psutil.Process | None:
         """The process, if it still runs."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created_s) < _CREATED_TOLERANCE_S
+            same = self.is_same(process.pid, process.create_time())
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
@@ -188,6 +194,26 @@ def start_process(
 def adopt_process(ident: ProcessId, log_path: Path) -> ManagedProcess | None:
     """Take over a process that an earlier controller started, if it still runs."""
     return ManagedProcess(ident, None, log_path) if ident.find() is not None else None
+
+
+def read_environment(ident: ProcessId) -> dict[str, str]:
+    """What a process was started with; empty where it is gone, or not ours to read."""
+    process = ident.find()
+    if process is None:
+        return {}
+    with contextlib.suppress(psutil.Error, OSError):
+        return dict(process.environ())
+    return {}
+
+
+def read_cores(ident: ProcessId) -> list[int]:
+    """The cores that a process may run on; empty where that is not known."""
+    process = ident.find()
+    if process is None or not hasattr(process, "cpu_affinity"):
+        return []
+    with contextlib.suppress(psutil.Error, OSError):
+        return list(process.cpu_affinity() or [])
+    return []
 
 
 def find_ours(home: Path) -> list[tuple[ProcessId, str, str]]:

@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.parts import running_server
+from tests.parts import ask
 from thrifty.artifacts import Store
 from thrifty.engines.base import EngineLoad, Launch, Served
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.machine import detect_machine
-from thrifty.fleet import local
-from thrifty.fleet.external import ExternalReplica
-from thrifty.fleet.local import LocalReplica
+from thrifty.fleet import local_replica as local
+from thrifty.fleet.local_replica import LocalReplica
 from thrifty.home import Home
-from thrifty.http.server import Exchange
+from thrifty.http.client import HttpClient
 from thrifty.spec import load_spec
 from thrifty.types import ReplicaState
 
@@ -72,9 +71,7 @@ def replica(
     return LocalReplica("echo-0", served or echo_served(), engine, **values)
 
 
-async def until(
-    replica: LocalReplica | ExternalReplica, state: ReplicaState, timeout_s: float = 20
-) -> None:
+async def until(replica: LocalReplica, state: ReplicaState, timeout_s: float = 20) -> None:
     async with asyncio.timeout(timeout_s):
         while replica.state is not state:
             await asyncio.sleep(0.02)
@@ -206,25 +203,72 @@ async def test_a_replica_of_another_revision_is_not_adopted(home: Home) -> None:
     await one.stop()
 
 
-async def test_an_external_replica_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from thrifty.engines.remote import RemoteEngine
-    from thrifty.fleet import external
-
-    monkeypatch.setattr(external, "WATCH_INTERVAL_S", 0.05)
-    status = 200
-
-    async def upstream(exchange: Exchange) -> None:
-        exchange.respond(status, b"{}")
-
-    served = Served("m", "remote", "v", "r", "decoder", options={})
-    async with running_server(upstream) as (url, _):
-        one = ExternalReplica("m-0", url, served, RemoteEngine(), lambda: None)
-        one.start()
-        await until(one, ReplicaState.READY)
-        status = 503
-        await until(one, ReplicaState.UNHEALTHY)
-        assert "answers 503" in (one.message or "")
-        status = 200
-        await until(one, ReplicaState.READY)
-    await until(one, ReplicaState.UNHEALTHY)
+async def test_a_replica_that_was_starting_is_adopted_and_waited_for(home: Home) -> None:
+    one = replica(home, EchoEngine(), echo_served(load=1.5))
+    one.start()
+    async with asyncio.timeout(20):
+        while one.row().pid is None or not one.row().url.startswith("http://127.0.0.1:"):
+            await asyncio.sleep(0.02)
+    row = one.row()
+    assert row.state == "starting"
+    one.leave()
+    two = replica(home, EchoEngine(), echo_served(load=1.5))
+    two.start(row)
+    await two.ready_once.wait()
+    assert (two.row().pid, two.restarts) == (row.pid, 0)
+    await two.stop()
     await one.stop()
+
+
+async def test_a_replica_that_serves_is_not_out_of_service_while_it_is_adopted(home: Home) -> None:
+    one = replica(home, EchoEngine())
+    one.start()
+    await one.ready_once.wait()
+    one.leave()
+    states: list[str] = []
+    two = replica(home, EchoEngine())
+    two._on_change = lambda: states.append(two.state.value)
+    two.start(one.row())
+    await two.ready_once.wait()
+    assert set(states) == {"ready"}
+    await two.stop()
+    await one.stop()
+
+
+async def test_a_replica_retires_once_gateways_know_and_its_requests_have_ended(home: Home) -> None:
+    told = asyncio.Event()
+    one = replica(home, EchoEngine(), echo_served(tpot=0.02), announce=told.wait)
+    one.start()
+    await one.ready_once.wait()
+    client = HttpClient()
+    body = b'{"model": "echo", "prompt": "a", "max_tokens": 80, "ignore_eos": true}'
+    asking = asyncio.ensure_future(ask(client, one.row().url, body, "/v1/completions"))
+    while (await EchoEngine().read_load(one.row().url)).running == 0:
+        await asyncio.sleep(0.01)
+    retiring = asyncio.ensure_future(one.retire())
+    await until(one, ReplicaState.DRAINING)
+    assert one._process is not None
+    # Until gateways know, it takes requests as before.
+    assert (await ask(client, one.row().url, body, "/v1/completions")).status == 200
+    assert one._process.alive
+    assert not retiring.done()
+    told.set()
+    await retiring
+    assert (await asking).json()["usage"]["completion_tokens"] == 80
+    assert one.state is ReplicaState.STOPPED
+    assert not one._process.alive
+    client.close()
+
+
+async def test_a_replica_that_was_never_ready_retires_without_a_word(home: Home) -> None:
+    async def announce() -> None:
+        raise AssertionError("no gateway ever knew it")
+
+    one = replica(home, EchoEngine(), echo_served(load=60.0), announce=announce)
+    one.start()
+    async with asyncio.timeout(20):
+        while one.row().pid is None:
+            await asyncio.sleep(0.02)
+    await one.retire()
+    assert one.state is ReplicaState.STOPPED
+    assert one.row().pid is None
