@@ -288,6 +288,7 @@ async def test_a_replica_that_dies_gets_no_traffic_and_comes_back(make_world: An
         assert ids(found) == ids([first, second])
 
 
+@pytest.mark.slow
 async def test_a_replica_that_hangs_gets_no_traffic_until_it_answers(make_world: Any) -> None:
     async with running(make_world) as world:
         await world.fleet.apply([world.make_set(2)])
@@ -303,6 +304,7 @@ async def test_a_replica_that_hangs_gets_no_traffic_until_it_answers(make_world:
         await until_ready(world, 2)
 
 
+@pytest.mark.slow
 async def test_a_replica_that_never_gets_ready_is_never_said_to_be(make_world: Any) -> None:
     async with running(make_world) as world:
         broken = world.make_set(1, "r2", broken=True)
@@ -317,6 +319,7 @@ async def test_a_replica_that_never_gets_ready_is_never_said_to_be(make_world: A
         assert len(ready(world, "r1")) == 1
 
 
+@pytest.mark.slow
 async def test_a_replica_that_is_ready_twice_is_one_replica(make_world: Any) -> None:
     async with running(make_world) as world:
         await world.fleet.apply([world.make_set(1)])
@@ -333,6 +336,7 @@ async def test_a_replica_that_is_ready_twice_is_one_replica(make_world: Any) -> 
         assert world.changes == changes, "to be ready as before is no change"
 
 
+@pytest.mark.slow
 async def test_a_replica_that_vanishes_is_made_up_for(make_world: Any) -> None:
     async with running(make_world) as world:
         wanted = world.make_set(1)
@@ -396,6 +400,7 @@ async def test_the_next_controller_adopts_what_runs(make_world: Any) -> None:
         await until(lambda: len(world.fleet.observe()) == 1)
 
 
+@pytest.mark.slow
 async def test_the_next_controller_goes_on_with_a_drain(make_world: Any) -> None:
     async with running(make_world) as world:
         wanted = world.make_set(2)
@@ -412,6 +417,7 @@ async def test_the_next_controller_goes_on_with_a_drain(make_world: Any) -> None
         await until(lambda: len(ready(world)) == 2 and len(world.fleet.observe()) == 2)
 
 
+@pytest.mark.slow
 async def test_a_stop_leaves_nothing(make_world: Any) -> None:
     async with running(make_world) as world:
         await world.fleet.apply([world.make_set(2), world.make_set(1, "r2", broken=True)])
@@ -423,6 +429,7 @@ async def test_a_stop_leaves_nothing(make_world: Any) -> None:
         assert [role for _, role, _ in find_ours(world.home.root)] == []
 
 
+@pytest.mark.slow
 async def test_processes_of_an_unknown_past_are_ended(tmp_path: Path) -> None:
     world = LocalWorld(tmp_path)
     await world.fleet.apply([world.make_set(1)])

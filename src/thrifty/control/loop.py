@@ -231,7 +231,7 @@ class ControlLoop:
         )
         step = reconcile(self.desired.deployments, self._rows, self.observe(), room)
         for place, reason in step.waiting.items():
-            if self.step.waiting.get(place) != reason:
+            if place not in self.step.waiting:
                 log.warning("%s %s waits: %s", *place, reason)
         share = 1 / max(1, count_local_copies(self.desired.deployments))
         sets: dict[bool, list[ReplicaSet]] = {True: [], False: []}
@@ -301,9 +301,11 @@ class ControlLoop:
 
     def _note_away(self, error: Exception | None) -> None:
         if error is not None and not self._away:
-            log.warning("the database is away (%s); going on with what was wanted last", error)
+            log.warning(
+                "the database cannot be used (%s); going on with what was wanted last", error
+            )
         elif error is None and self._away:
-            log.info("the database answers again")
+            log.info("the database can be used again")
         self._away = error is not None
 
 

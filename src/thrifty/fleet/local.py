@@ -70,7 +70,8 @@ class LocalFleet:
             if role != "replica":
                 continue
             row, replica_set = rows.get(process_id, (None, None))
-            if row is None or replica_set is None or row.pid != ident.pid:
+            known_here = row is not None and ident.is_same(row.pid, row.process_created_s)
+            if row is None or replica_set is None or not known_here:
                 self._end_orphan(ident, process_id)
                 continue
             self._names.claim(row.id)
@@ -169,7 +170,11 @@ class LocalFleet:
         self._leaving[replica] = asyncio.ensure_future(self._see_off(replica))
 
     async def _see_off(self, replica: LocalReplica) -> None:
-        await replica.retire()
+        try:
+            await replica.retire()
+        except OSError as error:
+            log.error("%s cannot be ended properly: %s", replica.id, error)
+            replica.kill()
         self._leaving.pop(replica, None)
         self._names.release(replica.id)
         self._on_change()

@@ -35,11 +35,17 @@ class ProcessId:
     pid: int
     created_s: float
 
+    def is_same(self, pid: int | None, created_s: float | None) -> bool:
+        """Whether these name the same process."""
+        if pid is None or created_s is None:
+            return False
+        return pid == self.pid and abs(created_s - self.created_s) < _CREATED_TOLERANCE_S
+
     def find(self) -> psutil.Process | None:
         """The process, if it still runs."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created_s) < _CREATED_TOLERANCE_S
+            same = self.is_same(process.pid, process.create_time())
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
