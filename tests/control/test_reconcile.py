@@ -219,7 +219,7 @@ def test_where_memory_is_short_old_copies_make_room_one_by_one() -> None:
         assert world.answering("m")["a"] >= 1
         world.advance(memory_bytes=size)
     assert world.by_key() == {SetKey("m", "a", "r2", 1): 3}
-    assert any("need memory" in reason for reason in reasons)
+    assert any("memory, and about" in reason for reason in reasons)
 
 
 def test_the_last_copy_is_not_stopped_for_memory() -> None:

@@ -231,7 +231,7 @@ class ControlLoop:
         )
         step = reconcile(self.desired.deployments, self._rows, self.observe(), room)
         for place, reason in step.waiting.items():
-            if self.step.waiting.get(place) != reason:
+            if place not in self.step.waiting:
                 log.warning("%s %s waits: %s", *place, reason)
         share = 1 / max(1, count_local_copies(self.desired.deployments))
         sets: dict[bool, list[ReplicaSet]] = {True: [], False: []}

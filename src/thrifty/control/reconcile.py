@@ -323,9 +323,12 @@ class _Plan:
         if fit == missing:
             return wanted
         starting = have - self._there.ready(version.label, key.revision, key.cpus)
+        # In steps, so that the message does not change with every page that somebody takes.
+        free = self._memory.free // (need // 10 or 1) * (need // 10 or 1)
         self.waiting[version.label] = (
             f"{missing - fit} more cop{'ies' if missing - fit > 1 else 'y'} of about "
-            f"{format_bytes(need)} need memory, and {format_bytes(self._memory.free)} is free"
+            f"{format_bytes(need)} need{'s' if missing - fit == 1 else ''} memory, and about "
+            f"{format_bytes(free)} is free"
         )
         if not fit and not starting and not self._there.leaving:
             self._make_room(version, kept)

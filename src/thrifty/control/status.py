@@ -110,5 +110,8 @@ def _find_fault(replicas: Sequence[ReplicaRow]) -> str | None:
     for replica in replicas:
         if replica.state == ReplicaState.STARTING and replica.restarts:
             reason = (replica.message or "").partition("\n")[0]
-            return f"{replica.id} starts for the {replica.restarts + 1}th time: {reason}"
+            return (
+                f"{replica.id} has ended before and starts again "
+                f"(restarts: {replica.restarts}): {reason}"
+            )
     return None

@@ -174,7 +174,8 @@ def write_deployment(
             "settings": _dump(version.settings), "message": (messages or {}).get(version.label),
             "updated_s": now_s,
         }  # fmt: skip
-        connection.execute(insert(versions).values(values))
+        # What a version waits for may be told in a server's words.
+        connection.execute(insert(versions).values(make_values_harmless(versions, values)))
 
 
 def set_shares(
