@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from thrifty.errors import Problem, SpecError, ThriftyError
 from thrifty.home import HOME_VARIABLE, Home, find_home, make_private_folder
-from thrifty.spec import LoadedSpec, Spec, load_spec
-from thrifty.spec.load import ENVIRONMENT, MAX_SPEC_BYTES, suggest
+from thrifty.spec import LoadedSpec, Spec, load_spec, parse_spec
+from thrifty.spec.load import ENVIRONMENT, suggest
+from thrifty.spec.yaml_file import MAX_SPEC_BYTES
 
 
 def write(folder: Path, text: str | bytes) -> Path:
@@ -157,7 +158,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
     price_per_hour: -1
     compress: no
     """
-    known = "aliases, batches, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, prices, record, redis, redis_timeout, replicas, routing"  # fmt: skip
+    known = "aliases, batches, cache, compress, database, deployments, engine, fallback, gateway, limits, model, name, price_per_hour, prices, record, redis, redis_timeout, replicas, routing, versions"  # fmt: skip
     assert faults(tmp_path, text) == [
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",
@@ -380,6 +381,22 @@ def test_without_a_file_the_spec_itself_is_named() -> None:
         "the spec cannot be used:\n"
         "  replicas.count: must be greater than or equal to 1, not 0 (flag)"
     )
+
+
+# From a mapping
+
+
+def test_a_mapping_is_a_spec_without_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRIFTY_PORT", "4321")
+    data = {"engine": "echo", "replicas": 2, "versions": [{"label": "a"}]}
+    loaded = parse_spec(data)
+    assert (loaded.spec.gateway.port, loaded.spec.replicas.count) == (8080, 2)
+    assert data == {"engine": "echo", "replicas": 2, "versions": [{"label": "a"}]}
+    assert origins(loaded)["versions.0.replicas.count"] == (2, "file")
+    with pytest.raises(SpecError) as caught:
+        parse_spec({"engin": 1, "versions": [{"label": "-"}]}, "the request")
+    assert str(caught.value).startswith("the request cannot be used:")
+    assert {problem.path for problem in caught.value.problems} == {"engin", "versions.0.label"}
 
 
 # Faults that others find later

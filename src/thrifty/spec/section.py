@@ -39,6 +39,9 @@ Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
 Number = Annotated[float, BeforeValidator(_refuse_boolean)]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$"
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
+MAX_LABEL = 63
 SHORTHANDS = (
     "engine", "compress", "compress.prune", "compress.distill", "compress.quantize", "replicas",
     "cache", "cache.exact",
