@@ -40,7 +40,7 @@ def inspect_model(folder: Path) -> Description:
         names = ", ".join(path.name for path in ggufs)
         raise FormatRefused(f"{folder} holds several models ({names}); name one of the files")
     if ggufs:
-        return _inspect_gguf(ggufs[0])
+        return inspect_gguf(ggufs[0])
     safetensors = find_safetensors(folder)
     if safetensors:
         return _inspect_safetensors(folder, safetensors)
@@ -87,7 +87,8 @@ def _read_context(config: dict[str, Any], folder: Path) -> int:
     return read_integer(config, "max_position_embeddings", path, default=0, least=0)
 
 
-def _inspect_gguf(path: Path) -> Description:
+def inspect_gguf(path: Path) -> Description:
+    """Describe the GGUF file at `path`. Raises as `inspect_model`."""
     file = GgufFile(path)
     if not _ARCHITECTURE.fullmatch(file.architecture):
         raise IntegrityError(f"{path} names no architecture; it is not a language model")

@@ -108,6 +108,10 @@ class Store:
         """Whether any version has this name."""
         return bool(self._read_versions(name))
 
+    def has(self, artifact_id: str) -> bool:
+        """Whether the artifact with this id is here."""
+        return (self.folder_of(artifact_id) / _NOTE).exists()
+
     def load(self, artifact_id: str) -> Artifact:
         """The artifact with this id. Raises `ArtifactError`."""
         path = self.folder_of(artifact_id) / _NOTE

@@ -4,6 +4,6 @@ A source brings files into a staging folder and says what it is, pinned. Fetchin
 again continues what a killed fetch left behind.
 """
 
-from thrifty.artifacts.sources.fetch import fetch_model
+from thrifty.artifacts.sources.fetch import FoundModel, fetch_model, look_up_model
 
-__all__ = ["fetch_model"]
+__all__ = ["FoundModel", "fetch_model", "look_up_model"]

@@ -56,6 +56,20 @@ def download(
     os.replace(part, path)
 
 
+def find_size(url: str) -> int | None:
+    """The bytes of the file at `url`, as its server tells without sending it; None if it does not."""
+    try:
+        response = requests.head(
+            url,
+            headers={"Accept-Encoding": "identity"},
+            allow_redirects=True,
+            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+        )
+    except requests.RequestException:
+        return None
+    return (_length_of(response) or None) if response.ok else None
+
+
 def _fetch_all(
     url: str, part: Path, store: Store, on_progress: OnProgress, headers: Mapping[str, str]
 ) -> None:

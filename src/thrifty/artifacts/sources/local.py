@@ -7,9 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
-from thrifty.artifacts.artifact import to_name
-from thrifty.artifacts.gguf_file import GgufFile
-from thrifty.artifacts.inspect import PICKLE_SUFFIXES, inspect_model
+from thrifty.artifacts.artifact import Description, to_name
+from thrifty.artifacts.inspect import PICKLE_SUFFIXES, inspect_gguf, inspect_model
 from thrifty.artifacts.store import Store
 from thrifty.errors import FormatRefused, SourceError
 from thrifty.types import OnProgress, Progress
@@ -30,26 +29,18 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def look_up(path: Path) -> tuple[str, int, Description]:
+    """The name that the model at `path` would get, its size in bytes, and what it is. Writes nothing.
+    Raises `FormatRefused`, `IntegrityError` and `SourceError`.
+    """
+    files, description = _inspect(path)
+    return _name(path), sum(file.stat().st_size for file in files), description
+
+
 def fetch(path: Path, target: Path, store: Store, on_progress: OnProgress) -> str:
     """Copy the model at `path` into the folder `target`; return the name to give it."""
-    if path.is_file():
-        if path.suffix in PICKLE_SUFFIXES:
-            raise FormatRefused(
-                f"{path} is a pickle file, which can run code when it is read and is not loaded. "
-                "Save the model as safetensors and try again"
-            )
-        if path.suffix != ".gguf":
-            raise FormatRefused(f"{path} is not a .gguf file; name the model's folder instead")
-        GgufFile(path)
-        files = [path]
-        base = path.parent
-    else:
-        # Looked into before it is copied, so that a refusal names the user's own folder.
-        inspect_model(path)
-        files = _model_files(path)
-        base = path
-    if not files:
-        raise SourceError(f"{path} holds no model")
+    files, _ = _inspect(path)
+    base = path.parent if path.is_file() else path
     total = sum(file.stat().st_size for file in files)
     store.require_space(total, f"copying {path.name}")
     shutil.rmtree(target, ignore_errors=True)
@@ -60,7 +51,31 @@ def fetch(path: Path, target: Path, store: Store, on_progress: OnProgress) -> st
         shutil.copyfile(file, copy)
         done += file.stat().st_size
         on_progress(Progress("copy", done, total))
+    return _name(path)
+
+
+def _name(path: Path) -> str:
     return to_name(path.stem if path.is_file() else path.name)
+
+
+def _inspect(path: Path) -> tuple[list[Path], Description]:
+    """The model's files, and what it is: looked into before it is copied, so that a refusal names
+    the user's own folder.
+    """
+    if not path.is_file():
+        description = inspect_model(path)
+        files = _model_files(path)
+        if not files:
+            raise SourceError(f"{path} holds no model")
+        return files, description
+    if path.suffix in PICKLE_SUFFIXES:
+        raise FormatRefused(
+            f"{path} is a pickle file, which can run code when it is read and is not loaded. "
+            "Save the model as safetensors and try again"
+        )
+    if path.suffix != ".gguf":
+        raise FormatRefused(f"{path} is not a .gguf file; name the model's folder instead")
+    return [path], inspect_gguf(path)
 
 
 def _model_files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from thrifty.artifacts.artifact import to_name
-from thrifty.artifacts.sources.download import download
+from thrifty.artifacts.sources.download import download, find_size
 from thrifty.artifacts.sources.local import MODEL_SUFFIXES
 from thrifty.artifacts.store import Store
 from thrifty.errors import FormatRefused, IntegrityError, SourceError
@@ -31,10 +31,6 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.!+_-]+)?")
 
 def fetch(requirement: str, folder: Path, store: Store, on_progress: OnProgress) -> tuple[str, str]:
     """Bring the package's model into `folder/model`; return its name and its pinned source."""
-    if not _REQUIREMENT.fullmatch(requirement):
-        raise SourceError(
-            f"'pypi:{requirement}' is not valid; write pypi:PACKAGE or pypi:PACKAGE==VERSION"
-        )
     on_progress(Progress("resolve", 0, 0))
     package, version, url, sha256 = _resolve(requirement)
     wheel = folder / "package.whl"
@@ -48,8 +44,25 @@ def fetch(requirement: str, folder: Path, store: Store, on_progress: OnProgress)
     return to_name(package), f"pypi:{package}=={version}"
 
 
+def look_up(requirement: str) -> tuple[str, str, int | None]:
+    """The name that the package's model would get, its pinned source, and the bytes to download
+    (None where the index does not say). Downloads nothing. Raises `SourceError`.
+    """
+    package, version, url, _ = _resolve(requirement)
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        size: int | None = Path(url2pathname(parts.path)).stat().st_size
+    else:
+        size = find_size(url)
+    return to_name(package), f"pypi:{package}=={version}", size
+
+
 def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
-    """Name, version, URL and SHA-256 of the wheel that pip would install."""
+    """Name, version, URL and SHA-256 of the wheel that pip would install. Raises `SourceError`."""
+    if not _REQUIREMENT.fullmatch(requirement):
+        raise SourceError(
+            f"'pypi:{requirement}' is not valid; write pypi:PACKAGE or pypi:PACKAGE==VERSION"
+        )
     command = [
         sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps",
         "--only-binary", ":all:", "--quiet", "--no-color", "--disable-pip-version-check",
