@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,15 +123,7 @@ def open_database(url: str, *, migrate: bool) -> Database:
 
     Raises `DatabaseError` with the next step.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise DatabaseError(
-            "the database's URL is not valid; write sqlite:////path/file.db or "
-            "postgresql+psycopg://user:password@host/name"
-        ) from None
-    if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    parsed = _parse_url(url)
     database = Database(parsed, _create_engine(parsed, migrate=migrate))
     try:
         if migrate:
@@ -143,6 +137,66 @@ def open_database(url: str, *, migrate: bool) -> Database:
         ) from None
     database.reopen()
     return database
+
+
+@contextlib.contextmanager
+def look_at_database(url: str, *, in_use: bool) -> Iterator[Database | None]:
+    """The database without changing a byte of it; None where there is none yet, or one of an older
+    release. Raises `DatabaseError`.
+
+    SQLite writes its log back when the last connection closes. So a file that nobody uses is copied
+    with its log, and the copy is opened; `in_use` says that a process of ours has it open.
+    """
+    parsed = _parse_url(url)
+    file = Path(parsed.database) if parsed.database else None
+    with contextlib.ExitStack() as stack:
+        if parsed.get_backend_name() == "sqlite" and file is not None:
+            if not file.exists():
+                yield None
+                return
+            if not in_use:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                for suffix in ("", "-wal"):
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.copyfile(f"{file}{suffix}", folder / f"{file.name}{suffix}")
+                url = f"sqlite:///{folder / file.name}"
+        database = _open_as_it_is(url)
+        stack.callback(database.close)
+        with database.engine.connect() as connection:
+            revision = _read_revision(connection)
+        if revision is not None and revision > HEAD:
+            raise DatabaseError(
+                f"the database {database.safe_url} was made by a newer Thrifty (revision "
+                f"{revision}); upgrade this one"
+            )
+        yield database if revision == HEAD else None
+
+
+def _open_as_it_is(url: str) -> Database:
+    """Open the database, whichever revision its tables have."""
+    parsed = _parse_url(url)
+    database = Database(parsed, _create_engine(parsed, migrate=False))
+    try:
+        with database.engine.connect():
+            return database
+    except SQLAlchemyError as error:
+        database.close()
+        raise DatabaseError(
+            f"the database {database.safe_url} cannot be used: {_reason(error)}"
+        ) from None
+
+
+def _parse_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise DatabaseError(
+            "the database's URL is not valid; write sqlite:////path/file.db or "
+            "postgresql+psycopg://user:password@host/name"
+        ) from None
+    if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
 
 
 def _create_engine(url: URL, *, migrate: bool) -> Engine:

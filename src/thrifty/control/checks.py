@@ -1,0 +1,148 @@
+"""What a spec asks for that cannot be, refused with its line before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+from thrifty.artifacts import Artifact, NamedVersion
+from thrifty.db.desired_state import DesiredDeployment
+from thrifty.engines.base import Engine
+from thrifty.engines.machine import Machine
+from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.errors import Problem
+from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.faults import suggest
+from thrifty.spec.section import MAX_LABEL
+from thrifty.types import Family, OnProgress
+
+_MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
+"""Problems of memory: a version that runs already needs no more of it."""
+
+Model = tuple[NamedVersion, Artifact]
+Deployments = Mapping[str, DesiredDeployment]
+
+
+class ModelMaker(Protocol):
+    """Makes the models that specs ask for and no engine makes by itself."""
+
+    def check(self, loaded: LoadedSpec) -> None:
+        """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
+        ...
+
+    def make(self, loaded: LoadedSpec, model: Model, on_progress: OnProgress) -> tuple[Spec, Model]:
+        """What is to be served in place of `model`, and as what. Blocks."""
+        ...
+
+
+def check_spec(
+    loaded: LoadedSpec, machine: Machine, maker: ModelMaker | None = None
+) -> list[LoadedSpec]:
+    """The spec of each deployment. Refuses what can be refused before a model is looked for: then a
+    download is not in vain. Raises `SpecError`.
+    """
+    if loaded.spec.redis and find_spec("redis") is None:
+        loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
+    each = loaded.each()
+    for one in each:
+        for version in one.versions():
+            check_engine(version.loaded, machine)
+            if version.loaded.spec.compress.is_pipeline:
+                _check_loads_models(version.loaded)
+                if maker is not None:
+                    maker.check(version.loaded)
+    return each
+
+
+def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
+    """Refuse an engine that is not there, and options that it cannot take here. Raises `SpecError`."""
+    spec, kind = loaded.spec, loaded.spec.engine.kind
+    if kind == "auto":
+        return
+    if kind not in engine_kinds():
+        hint = suggest(kind, ["auto", *engine_kinds()])
+        loaded.refuse([Problem("engine.kind", f"{kind!r} is not an engine; {hint}")])
+    loaded.refuse(find_engine(kind).check(spec, None, machine))
+
+
+def _check_loads_models(loaded: LoadedSpec) -> None:
+    kind = loaded.spec.engine.kind
+    if kind != "auto" and not find_engine(kind).traits.loads_model:
+        message = (
+            f"the engine {kind!r} loads no model, so there is nothing to compress; write it beside "
+            "the deployments that it is for"
+        )
+        loaded.refuse([Problem("compress", message)])
+
+
+def check_model(
+    loaded: LoadedVersion,
+    engine: Engine,
+    artifact: Artifact,
+    machine: Machine,
+    running: Deployments,
+) -> None:
+    """Refuse a model that the engine cannot serve here. Raises `SpecError`."""
+    spec = loaded.loaded.spec
+    there = running.get(spec.name or "")
+    known = there.find_version(loaded.label) if there is not None and loaded.label else None
+    if known is None and there is not None and len(there.versions) == 1:
+        known = there.versions[0]
+    more = spec.replicas.count
+    if known is not None and known.engine == engine.kind:
+        more -= known.replicas.count
+    copies = spec.replicas.model_copy(update={"count": max(1, more)})
+    problems = engine.check(spec.model_copy(update={"replicas": copies}), artifact, machine)
+    if more < 1:
+        problems = [one for one in problems if one.path not in _MEMORY_PATHS]
+    loaded.loaded.refuse(problems)
+
+
+def check_labels(loaded: LoadedSpec, labels: Sequence[tuple[LoadedVersion, str]]) -> None:
+    """Refuse versions of one deployment that would have the same label. Raises `SpecError`."""
+    taken: dict[str, LoadedVersion] = {}
+    for version, label in labels:
+        other = taken.setdefault(label, version)
+        if other is version:
+            continue
+        late = version if version.label is None else other
+        early = other if late is version else version
+        where = f"versions.{late.index}"
+        message = (
+            f"is called {label!r} by default, as versions.{early.index} is; give it a label of its "
+            f"own, such as: label: {_suggest_label(label, [name for _, name in labels])}"
+        )
+        loaded.refuse([Problem(where, message)])
+
+
+def check_families(loaded: LoadedSpec, families: Sequence[Family | None]) -> None:
+    """Refuse versions of different families; None is one that is not known. Raises `SpecError`."""
+    known = [(index, family) for index, family in enumerate(families) if family is not None]
+    for index, family in known[1:]:
+        first, other = known[0]
+        if family != other:
+            message = (
+                f"is a model of the family {family}, and that of versions.{first} is of the family "
+                f"{other}; versions of one deployment answer the same requests. Make it a "
+                "deployment of its own"
+            )
+            loaded.refuse([Problem(f"versions.{index}.model", message)])
+
+
+def _suggest_label(label: str, taken: Sequence[str]) -> str:
+    number = 2
+    while f"{label[: MAX_LABEL - 4]}-{number}" in taken:
+        number += 1
+    return f"{label[: MAX_LABEL - 4]}-{number}"
+
+
+def check_aliases(loaded: LoadedSpec, deployments: Deployments) -> None:
+    """Refuse aliases that are the name of another deployment: names that default to their model's
+    are known only now. Raises `SpecError`.
+    """
+    for name, state in deployments.items():
+        for alias in state.settings.aliases:
+            if alias in deployments and alias != name:
+                message = f"{alias!r} is the name of a deployment and an alias of {name!r}"
+                loaded.refuse([Problem("aliases", message)])

@@ -1,0 +1,73 @@
+"""In words, what two desired states differ in, beside what starts and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from thrifty.control.merge import SHARES, list_fields
+from thrifty.db.desired_state import DesiredDeployment
+
+Difference = tuple[str, str]
+"""What changes, and how."""
+
+_AT_ONCE = "gateways take it up by themselves"
+_ELSEWHERE = ("build", "replicas.count")
+"""Fields whose changes start and stop replicas."""
+_FIXED = ("host", "port", "workers")
+_SECRET = ("redis_url",)
+
+
+def list_differences(
+    before: Mapping[str, DesiredDeployment], after: Mapping[str, DesiredDeployment]
+) -> list[Difference]:
+    """Changes of deployments and versions that are in both states."""
+    found: list[Difference] = []
+    for name, state in after.items():
+        there = before.get(name)
+        if there is None:
+            continue
+        old, new = asdict(there.settings), asdict(state.settings)
+        for key, value in new.items():
+            if key != "created_s" and old[key] != value:
+                found.append((_say(f"{name}: {key}", old[key], value), _AT_ONCE))
+        for version in state.versions:
+            known = there.find_version(version.label)
+            if known is None:
+                continue
+            values = list_fields(version)
+            for key, was in list_fields(known).items():
+                if key in _ELSEWHERE or was == values[key]:
+                    continue
+                how = "conversations move to or from it alone" if key in SHARES else _AT_ONCE
+                if key.startswith("replicas."):
+                    how = "replicas that start from now on take it up"
+                found.append((_say(f"{name}: {key} of {version.label}", was, values[key]), how))
+    return found
+
+
+def list_gateway_differences(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[Difference]:
+    """Changes of the gateway's settings that have its workers replaced."""
+    how = "workers are replaced one after the other"
+    found = []
+    for key, value in after.items():
+        if key in _FIXED or before.get(key) == value:
+            continue
+        what = f"gateway: {key}"
+        found.append((what if key in _SECRET else _say(what, before.get(key), value), how))
+    return found
+
+
+def _say(what: str, before: Any, after: Any) -> str:
+    return f"{what} {_show(before)} -> {_show(after)}"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float) and value == int(value):
+        return str(int(value))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,292 @@
+"""From a spec to the desired state that it comes to: fetch, compress, prepare.
+
+Whatever is impossible (an engine that is not there, a format it cannot load, memory that is not
+there) is refused with its line before anything is started. What comes out names artifacts in the
+store and is complete: nothing has to be looked up again to carry it out. `control.plan` says what
+this would do without doing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
+from thrifty.control.checks import (
+    Deployments,
+    Model,
+    ModelMaker,
+    check_aliases,
+    check_families,
+    check_labels,
+    check_model,
+    check_spec,
+)
+from thrifty.control.estimates import PREPARE, record_times
+from thrifty.control.gateway_settings import describe_gateway
+from thrifty.db.desired_state import (
+    DesiredDeployment,
+    DesiredReplicas,
+    DesiredService,
+    DesiredVersion,
+)
+from thrifty.db.fleet import DeploymentSettings, VersionSettings
+from thrifty.engines.base import Engine, Served
+from thrifty.engines.machine import Machine
+from thrifty.engines.registry import choose_engine, find_engine
+from thrifty.errors import Problem
+from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.section import MAX_LABEL
+from thrifty.types import Family, OnProgress, ignore_progress
+
+BATCH_SLOTS = 32
+"""Beyond this, a replica on a CPU gives hardly more tokens, only later ones."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a spec comes to by itself, ready to be applied."""
+
+    loaded: LoadedSpec
+    service: DesiredService
+    deployments: dict[str, DesiredDeployment]
+    """In the order of the spec."""
+
+    @property
+    def applied(self) -> AppliedSpec:
+        """What the service's state keeps of it."""
+        return msgspec.convert(self.service.spec, AppliedSpec)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One version of a spec, as far as it is known."""
+
+    version: LoadedVersion
+    engine: Engine
+    label: str
+    served: Served
+    spec: Spec
+    """The spec that it was prepared by; a pipeline changes its section `compress`."""
+    source: str
+    """See `AppliedSpec.sources`."""
+    slots: int | None
+    """How many requests a replica runs at once, as its engine says."""
+
+
+def prepare(
+    loaded: LoadedSpec,
+    store: Store,
+    machine: Machine,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    maker: ModelMaker,
+    running: Deployments | None = None,
+) -> Prepared:
+    """Fetch, compress and prepare whatever the spec asks for; `maker` runs pipelines.
+
+    `running` is what runs here already, so that its memory is not asked for twice. Blocks. Raises
+    `ThriftyError` and its kinds.
+    """
+    each = check_spec(loaded, machine, maker)
+    # What can be refused once models are known is, before the first is compressed for hours.
+    found = [
+        [
+            (version, *_find_model(version, store, machine, on_progress, running or {}))
+            for version in one.versions()
+        ]
+        for one in each
+    ]
+    for one, versions in zip(each, found, strict=True):
+        check_families(one, [m[1].description.family if m else None for _, _, m in versions])
+    deployments: dict[str, DesiredDeployment] = {}
+    sources: dict[str, str] = {}
+    for one, versions in zip(each, found, strict=True):
+        check_labels(
+            one,
+            [(v, make_label(v, engine, model, store, machine)) for v, engine, model in versions],
+        )
+        parts = [
+            _make_part(version, engine, model, store, machine, on_progress, maker)
+            for version, engine, model in versions
+        ]
+        state = make_deployment(one, parts)
+        if state.name in deployments:
+            loaded.refuse([Problem("name", f"{state.name!r} is the name of two deployments")])
+        deployments[state.name] = state
+        sources |= {f"{state.name}/{part.label}": part.source for part in parts}
+    check_aliases(loaded, deployments)
+    return Prepared(loaded, make_service(loaded, deployments, sources), deployments)
+
+
+def make_label(
+    version: LoadedVersion, engine: Engine, model: Model | None, store: Store, machine: Machine
+) -> str:
+    """The label that the spec gives, or the model's `name@vN`, or what an engine without models of
+    ours calls what it serves.
+    """
+    if version.label is not None:
+        return version.label
+    if model is not None:
+        return default_label(model[0].label)
+    served = engine.prepare(version.loaded.spec, None, store, machine, ignore_progress)
+    return default_label(served.version)
+
+
+def default_label(name: str) -> str:
+    """`name@vN` as a label: a long name is cut, its version is not."""
+    if len(name) <= MAX_LABEL:
+        return name
+    base, _, number = name.rpartition("@")
+    return f"{base[: MAX_LABEL - len(number) - 1]}@{number}"
+
+
+def _find_model(
+    version: LoadedVersion,
+    store: Store,
+    machine: Machine,
+    on_progress: OnProgress,
+    running: Deployments,
+) -> tuple[Engine, Model | None]:
+    """Fetch what one version asks for, and say which engine runs it. Raises `SpecError` too."""
+    spec, kind = version.loaded.spec, version.loaded.spec.engine.kind
+    if kind != "auto" and not find_engine(kind).traits.loads_model:
+        return find_engine(kind), None
+    model = fetch_model(store, spec.model, on_progress=on_progress)
+    store.verify(model[1], on_progress=on_progress)
+    engine = choose_engine(kind, model[1])
+    check_model(version, engine, model[1], machine, running)
+    return engine, model
+
+
+def _make_part(
+    version: LoadedVersion,
+    engine: Engine,
+    model: Model | None,
+    store: Store,
+    machine: Machine,
+    on_progress: OnProgress,
+    maker: ModelMaker,
+) -> Part:
+    """Compress and prepare what one version asks for."""
+    spec = version.loaded.spec
+    label = make_label(version, engine, model, store, machine)
+    source = describe_source(spec, model)
+    if model is not None and spec.compress.is_pipeline:
+        spec, model = maker.make(version.loaded, model, on_progress)
+    before = {known.artifact for known in store.versions()}
+    began_s = time.monotonic()
+    served = engine.prepare(spec, model, store, machine, on_progress)
+    took_s = time.monotonic() - began_s
+    if served.artifact is not None:
+        store.verify(store.load(served.artifact), on_progress=on_progress)
+        if served.artifact not in before:
+            values = {"seconds": round(took_s, 3)}
+            record_times(store, machine, PREPARE, served.artifact, engine.kind, values)
+    return Part(version, engine, label, served, spec, source, engine.find_slots(served))
+
+
+def describe_source(spec: Spec, model: Model | None) -> str:
+    """A checksum over what a version is made from."""
+    compress = spec.compress.model_dump(mode="json")
+    text = json.dumps([model[1].id if model is not None else None, compress], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeployment:
+    """One deployment's desired state, as its spec alone says it. Raises `SpecError`."""
+    first = parts[0]
+    check_families(loaded, [Family(part.served.family) for part in parts])
+    state = DesiredDeployment(
+        name=loaded.spec.name or first.served.name,
+        family=str(first.served.family),
+        settings=_make_settings(loaded.spec),
+        versions=tuple(_make_version(part) for part in parts),
+    )
+    # As it will be read: tuples are lists, numbers are as JSON has them.
+    return msgspec.json.decode(msgspec.json.encode(state), type=DesiredDeployment)
+
+
+def make_service(
+    loaded: LoadedSpec, deployments: Deployments, sources: Mapping[str, str]
+) -> DesiredService:
+    """What all deployments share."""
+    applied = AppliedSpec(
+        written=describe_written(loaded.spec),
+        fixed=describe_fixed(loaded.spec),
+        deployments=deployments,
+        sources=sources,
+    )
+    # What a deployment says of the gateway's limits and memory holds as the first one says it.
+    gateway = describe_gateway(loaded.each()[0].spec)
+    made = DesiredService(gateway, applied.to_builtins())
+    return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
+
+
+def _make_settings(spec: Spec) -> DeploymentSettings:
+    return DeploymentSettings(
+        routing=spec.routing,
+        cache_when=spec.cache.exact.when,
+        cache_ttl_s=spec.cache.exact.ttl,
+        max_tokens=spec.limits.max_tokens,
+        waiting=spec.limits.waiting,
+        wait_timeout_s=spec.limits.wait_timeout,
+        first_token_timeout_s=spec.limits.first_token_timeout,
+        idle_timeout_s=spec.limits.idle_timeout,
+        created_s=time.time(),
+        timeout_s=spec.limits.timeout,
+        hedge_s=spec.limits.hedge,
+        aliases=spec.aliases,
+        fallback=spec.fallback,
+    )
+
+
+def _make_version(part: Part) -> DesiredVersion:
+    spec, served = part.spec, part.served
+    replicas = spec.replicas
+    return DesiredVersion(
+        label=part.label,
+        model=served.upstream.model or served.version,
+        engine=served.engine,
+        revision=served.revision,
+        artifact=served.artifact,
+        options=dict(served.options),
+        urls=tuple(served.upstream.urls),
+        weight=part.version.weight,
+        shadow=part.version.shadow,
+        settings=_make_version_settings(part),
+        replicas=DesiredReplicas(
+            count=replicas.count,
+            cpus=replicas.cpus,
+            memory_limit_bytes=replicas.memory_limit,
+            start_timeout_s=replicas.start_timeout,
+        ),
+    )
+
+
+def _make_version_settings(part: Part) -> VersionSettings:
+    traits, upstream = part.engine.traits, part.served.upstream
+    spec, slots = part.spec, part.slots
+    wanted = spec.batches.slots or BATCH_SLOTS
+    prices = spec.prices
+    return VersionSettings(
+        honours=None if traits.honours is None else tuple(sorted(traits.honours)),
+        upstream_model=upstream.model,
+        key_env=upstream.key_env,
+        salt_field=upstream.salt_field,
+        priority_field=upstream.priority_field,
+        accepts_response_id=traits.accepts_response_id,
+        load_path=traits.load_path,
+        slots=spec.replicas.slots or slots,
+        batch_slots=min(wanted, slots) if slots else wanted,
+        price_input=prices.input,
+        price_cached=prices.input if prices.cached_input is None else prices.cached_input,
+        price_output=prices.output,
+    )

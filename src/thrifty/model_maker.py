@@ -1,0 +1,79 @@
+"""The smaller models that specs ask for, made by the pipeline of `compress`.
+
+What a pipeline needs is imported when one is run: a spec without one loads none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.measurements import Measurement
+from thrifty.engines.machine import Machine
+from thrifty.home import Home
+from thrifty.spec import LoadedSpec, Spec
+from thrifty.spec.compress import CompressSpec, QuantizeSpec
+from thrifty.types import OnProgress, ignore_progress
+
+if TYPE_CHECKING:
+    from thrifty.compress.pipeline import Compressed
+
+
+class Compressor:
+    """Makes the smaller models that specs ask for. What it needs is imported when it is used: a spec
+    without a pipeline loads none of it.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        machine: Machine,
+        on_stage: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`on_stage` is told of each stage, in words."""
+        self._home = home
+        self._store = store
+        self._machine = machine
+        self._on_stage = on_stage
+
+    def check(self, loaded: LoadedSpec) -> None:
+        """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
+        from thrifty.compress.pipeline import check_compress
+
+        loaded.refuse(check_compress(loaded.spec.compress))
+
+    def run(
+        self,
+        loaded: LoadedSpec,
+        model: tuple[NamedVersion, Artifact],
+        on_progress: OnProgress = ignore_progress,
+    ) -> Compressed:
+        """Every stage, made and measured now unless that was done before. Blocks. Raises
+        `CompressionError`.
+        """
+        from thrifty.compress.pipeline import run_pipeline
+
+        return run_pipeline(
+            loaded.spec.compress, model, store=self._store, home=self._home,
+            measure_speed=self._measure_speed, on_stage=self._on_stage, on_progress=on_progress,
+        )  # fmt: skip
+
+    def make(
+        self, loaded: LoadedSpec, model: tuple[NamedVersion, Artifact], on_progress: OnProgress
+    ) -> tuple[Spec, tuple[NamedVersion, Artifact]]:
+        """What is served in place of `model`: under the name that `model` would have."""
+        compressed = self.run(loaded, model, on_progress)
+        changes = {
+            "name": loaded.spec.name or model[0].name,
+            "compress": CompressSpec(quantize=QuantizeSpec(scheme="none")),
+        }
+        return loaded.spec.model_copy(update=changes), compressed.result
+
+    def _measure_speed(
+        self, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
+    ) -> Measurement:
+        from thrifty.speed_benchmark import measure_speed
+
+        return measure_speed(self._store, self._home, version, artifact, self._machine, on_progress)
