@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from thrifty.compress.pipeline import check_compress
+from thrifty.control.checks import check_spec
 from thrifty.engines.machine import detect_machine
-from thrifty.fleet.plan import check_engine
 from thrifty.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
@@ -35,9 +35,10 @@ def test_generated_pages_are_not_stale() -> None:
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
 def test_example_specs_are_valid(path: Path) -> None:
-    for one in load_spec(path, environment={}).each():
-        check_engine(one, detect_machine())
-        assert not one.spec.compress.is_pipeline or not check_compress(one.spec.compress)
+    for one in check_spec(load_spec(path, environment={}), detect_machine()):
+        for version in one.versions():
+            compress = version.loaded.spec.compress
+            assert not compress.is_pipeline or not check_compress(compress)
 
 
 def test_there_are_examples() -> None:

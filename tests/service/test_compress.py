@@ -66,7 +66,8 @@ def test_a_pipeline_is_killed_goes_on_and_is_served(tmp_path: Path) -> None:
         assert "prune: to 75% of the parameters, of tiny@v1" in text
         assert "quantize: to int8, of tiny-pruned@v1" in text
         (deployment,) = service.status()["deployments"]
-        assert (deployment["name"], deployment["version"]) == ("tiny", "tiny-pruned-int8@v1")
+        assert (deployment["name"], deployment["version"]) == ("tiny", "tiny@v1")
+        assert deployment["versions"][0]["model"] == "tiny-pruned-int8@v1"
         body = {"model": "t", "prompt": "ab", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
         reply = requests.post(f"{service.url}/v1/completions", json=body, timeout=60)
         assert reply.json()["usage"]["completion_tokens"] == 4
@@ -112,7 +113,7 @@ def test_a_plain_scheme_loads_nothing_of_the_offline_plane() -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "import thrifty.service as s, thrifty.fleet.plan as p\n"
+        "import thrifty.service as s, thrifty.model_maker as c, thrifty.control.prepare as p\n"
         "from thrifty.engines.machine import detect_machine\n"
         "from thrifty.home import Home\n"
         "from thrifty.artifacts import Store\n"
@@ -121,7 +122,7 @@ def test_a_plain_scheme_loads_nothing_of_the_offline_plane() -> None:
         "loaded = s.resolve_target('nothing', {'compress': 'int8'})\n"
         "store, machine = Store(home.models), detect_machine()\n"
         "try:\n"
-        "    p.make_plans(loaded, store, machine, maker=s.Compressor(home, store, machine))\n"
+        "    p.prepare(loaded, store, machine, maker=c.Compressor(home, store, machine))\n"
         "except ThriftyError as error:\n"
         "    assert 'no model is named' in str(error), error\n"
         "print(sorted(n for n in sys.modules if n.startswith(('thrifty.compress', 'torch'))))"

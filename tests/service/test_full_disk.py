@@ -116,4 +116,4 @@ def test_a_disk_that_fills_during_the_conversion_leaves_nothing_half_made(
     with running_service(
         home, folder, "--port", str(find_free_port()), "--no-measure", timeout_s=300
     ) as service:
-        assert "openvino" in service.status()["deployments"][0]["version"]
+        assert "openvino" in service.status()["deployments"][0]["versions"][0]["model"]

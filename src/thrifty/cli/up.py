@@ -1,4 +1,4 @@
-"""`thrifty up`: start, introduce, stop."""
+"""`thrifty up`: plan, apply, wait; then introduce what runs, and stop it in the end."""
 
 from __future__ import annotations
 
@@ -9,45 +9,67 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.bench.check import ServiceSpeed, ask_question, measure_service
+from thrifty.cli.apply import show_held
 from thrifty.cli.show import err, print_line, show_progress, tell
+from thrifty.control.controller import Controller
+from thrifty.control.plan import Plan
+from thrifty.control.prepare import Prepared
+from thrifty.control.service_api import Actor, Applied, plan_spec, prepare_spec
+from thrifty.db.desired import read_desired
+from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
-from thrifty.fleet.controller import Controller
-from thrifty.fleet.plan import Plan, make_plans
+from thrifty.fleet.base import ObservedReplica
 from thrifty.home import Home, find_home
-from thrifty.service import Compressor, resolve_target, run_service
+from thrifty.model_maker import Compressor
+from thrifty.service import require_stopped, resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
 
 log = logging.getLogger(__name__)
 
 
-def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
+def run_up(target: str | None, flags: dict[str, Any], *, measure: bool, reset: bool) -> None:
     """Serve until SIGINT or SIGTERM."""
     began_s = time.monotonic()
-    _log_to_file(find_home())
+    home = find_home()
+    _log_to_file(home)
     # From the first moment on: a stop that comes while the model is fetched must not be lost.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         loaded = resolve_target(target, flags)
-        store = Store(find_home().models)
+        require_stopped(home)
+        machine, store = detect_machine(), Store(home.models)
+        maker = Compressor(home, store, machine, tell)
+        _tell_plan(plan_spec(loaded, home, maker=maker, reset=reset))
         with show_progress() as on_progress:
-            machine = detect_machine()
-            maker = Compressor(find_home(), store, machine, tell)
-            plans = make_plans(loaded, store, machine, on_progress, maker=maker)
-        asyncio.run(_serve(plans, find_home(), store, began_s, measure=measure))
+            prepared = prepare_spec(loaded, home, machine, on_progress, maker=maker)
+        asyncio.run(_serve(prepared, home, store, began_s, measure=measure, reset=reset))
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
 
 
+def _tell_plan(plan: Plan) -> None:
+    """Say what comes before anything starts, and takes a while."""
+    for verb, items in (("Fetching", plan.fetch), ("Preparing", plan.prepare)):
+        for item in items:
+            parts = [verb, item.what]
+            if item.size_bytes is not None:
+                parts.append(f"({format_bytes(item.size_bytes)})")
+            if item.seconds is not None:
+                parts.append(f"in about {format_duration(item.seconds)}")
+            tell(" ".join(parts))
+
+
 async def _serve(
-    plans: Sequence[Plan], home: Home, store: Store, began_s: float, *, measure: bool
+    prepared: Prepared, home: Home, store: Store, began_s: float, *, measure: bool, reset: bool
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping, killing = asyncio.Event(), asyncio.Event()
@@ -70,8 +92,9 @@ async def _serve(
     loading: asyncio.Task[None] | None = None
     replacing: set[asyncio.Task[None]] = set()
 
-    def on_starting(controller: Controller) -> None:
+    def on_starting(controller: Controller, applied: Applied) -> None:
         nonlocal loading
+        show_held(applied, reset=reset)
         loading = asyncio.ensure_future(show_loading(controller))
 
     async def on_ready(controller: Controller) -> None:
@@ -81,18 +104,13 @@ async def _serve(
             loop.add_signal_handler(
                 signal.SIGUSR1, lambda: replacing.add(loop.create_task(_replace(controller)))
             )
-        await _introduce(controller, began_s, measure=measure)
+        await _introduce(controller, prepared, began_s, measure=measure)
 
     try:
         await run_service(
-            plans,
-            home,
-            store,
-            stopping,
-            on_ready=on_ready,
-            on_starting=on_starting,
-            on_kill=killing,
-        )
+            prepared, home, store, stopping, Actor.from_user("thrifty up"),
+            on_ready=on_ready, on_starting=on_starting, on_kill=killing, reset=reset,
+        )  # fmt: skip
     finally:
         if loading is not None:
             loading.cancel()
@@ -110,69 +128,100 @@ async def show_loading(controller: Controller) -> None:
     """A bar of the replicas that are ready, until all are."""
     with show_progress() as on_progress:
         while True:
-            replicas = controller.replicas
-            ready = sum(replica.ready_once.is_set() for replica in replicas)
-            on_progress(Progress("load", ready, len(replicas) or 1, "replicas ready"))
-            if replicas and ready == len(replicas):
+            ready, wanted = controller.count_ready()
+            on_progress(Progress("load", ready, wanted or 1, "replicas ready"))
+            if wanted and ready == wanted:
                 return
             await asyncio.sleep(0.1)
 
 
-async def _introduce(controller: Controller, began_s: float, *, measure: bool) -> None:
+async def _introduce(
+    controller: Controller, prepared: Prepared, began_s: float, *, measure: bool
+) -> None:
     """Say what runs; ask each model a question and measure it, where that is wanted and possible."""
-    for plan in controller.plans:
-        await _introduce_one(controller, plan, began_s, measure=measure)
+    desired = await asyncio.to_thread(read_desired, controller.database)
+    price = prepared.loaded.spec.price_per_hour
+    for state in desired.deployments.values():
+        found = [one for one in controller.observe() if one.key.deployment == state.name]
+        await _introduce_one(_Shown(controller.gateway_url, state, found, price), began_s, measure)
     print_line("Ctrl-C drains and stops everything.")
 
 
-async def _introduce_one(
-    controller: Controller, plan: Plan, began_s: float, *, measure: bool
-) -> None:
-    served = plan.served
-    url = controller.gateway_url
-    replicas = controller.replicas_of(served.name)
-    load_s = max((replica.ready_after_s for replica in replicas), default=0.0)
+@dataclass(frozen=True)
+class _Shown:
+    """One deployment, and what runs of it."""
+
+    url: str
+    state: DesiredDeployment
+    replicas: list[ObservedReplica]
+    price_per_hour: float
+
+    def can_be_measured(self) -> bool:
+        """Whether its speed is that of one version, which runs here."""
+        active = [version for version in self.state.versions if version.weight > 0]
+        return self.state.family == Family.DECODER and len(active) == 1 and not active[0].urls
+
+    def count(self, version: DesiredVersion) -> str:
+        """How many replicas a version has, in words."""
+        count = sum(one.key.version == version.label for one in self.replicas)
+        return f"{count} replica{'s' if count != 1 else ''}"
+
+
+async def _introduce_one(shown: _Shown, began_s: float, measure: bool) -> None:
+    name, url = shown.state.name, shown.url
     key = os.environ.get("THRIFTY_KEY")
-    may_measure = measure and served.family == Family.DECODER and not plan.engine.traits.external
     measured: ServiceSpeed | None = None
-    if may_measure:
+    first_s = 0.0
+    if measure and shown.can_be_measured():
         try:
-            answer, _ = await ask_question(url, served.name, key)
+            answer, _ = await ask_question(url, name, key)
             first_s = time.monotonic() - began_s
             print_line(f"\nQ: {'What is the capital of France?'}\nA: {answer}")
             with err.status("Measuring...") as status:
                 measured = await measure_service(
-                    url, served.name, answer=answer, key=key,
-                    price_per_hour=plan.spec.price_per_hour,
+                    url, name, answer=answer, key=key, price_per_hour=shown.price_per_hour,
                     on_step=lambda step: status.update(f"Measuring {step}..."),
                 )  # fmt: skip
         except BenchError as error:
             err.print(f"Not measured: {error}")
     print_line()
-    print_line(f"{served.name} is served at {url}/v1")
-    print_line(
-        f"  version           {served.version}, engine {served.engine}, "
-        f"{len(replicas)} replica{'s' if len(replicas) > 1 else ''}"
-    )
+    print_line(f"{name} is served at {url}/v1")
+    _show_versions(shown)
     if measured is not None:
-        memory = sum(replica.row().memory_bytes or 0 for replica in replicas)
-        print_line(
-            f"  load time         {format_duration(load_s)}; first answer "
-            f"{format_duration(first_s)} after the command"
-        )
-        print_line(f"  first token       {format_duration(measured.ttft_s)}")
-        for streams, speed in measured.tokens_per_s.items():
-            print_line(
-                f"  {streams} stream{'s' if streams > 1 else ' '}         {speed:.0f} tokens/s"
-            )
-        print_line(f"  memory            {format_bytes(memory)}")
-        print_line(
-            f"  cost              {measured.cost_per_million_tokens:.3f} per million tokens "
-            f"at {measured.price_per_hour:g} an hour"
-        )
+        _show_speed(measured, shown.replicas, first_s)
     print_line()
-    print_line(_curl(url, served.name, served.family, key is not None))
+    print_line(_curl(url, name, shown.state.family, key is not None))
     print_line()
+
+
+def _show_versions(shown: _Shown) -> None:
+    versions = shown.state.versions
+    total = sum(version.weight for version in versions)
+    for version in versions:
+        share = f", {version.weight / total:.0%} of the traffic" if len(versions) > 1 else ""
+        print_line(
+            f"  version           {version.label}, engine {version.engine}, "
+            f"{shown.count(version)}{share}"
+        )
+
+
+def _show_speed(
+    measured: ServiceSpeed, replicas: Iterable[ObservedReplica], first_s: float
+) -> None:
+    load_s = max((one.ready_after_s for one in replicas), default=0.0)
+    memory = sum(one.row.memory_bytes or 0 for one in replicas)
+    print_line(
+        f"  load time         {format_duration(load_s)}; first answer "
+        f"{format_duration(first_s)} after the command"
+    )
+    print_line(f"  first token       {format_duration(measured.ttft_s)}")
+    for streams, speed in measured.tokens_per_s.items():
+        print_line(f"  {streams} stream{'s' if streams > 1 else ' '}         {speed:.0f} tokens/s")
+    print_line(f"  memory            {format_bytes(memory)}")
+    print_line(
+        f"  cost              {measured.cost_per_million_tokens:.3f} per million tokens "
+        f"at {measured.price_per_hour:g} an hour"
+    )
 
 
 def _curl(url: str, name: str, family: str, with_key: bool) -> str:

@@ -1,0 +1,164 @@
+"""`thrifty plan`, `apply`, `rollback` and `history`: what a service serves, changed while it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from thrifty.artifacts import Store
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
+from thrifty.control.plan import Plan, PlanItem
+from thrifty.control.service_api import (
+    Actor,
+    Applied,
+    describe_history,
+    open_home,
+    plan_spec,
+    roll_back,
+)
+from thrifty.engines.machine import detect_machine
+from thrifty.home import find_home
+from thrifty.model_maker import Compressor
+from thrifty.service import apply_spec, is_running, require_running, resolve_target, wait_for
+from thrifty.units import format_bytes, format_duration
+
+SECTIONS = ("fetch", "prepare", "start", "stop", "change")
+
+
+def run_plan(target: str | None, *, reset: bool, as_json: bool) -> None:
+    """Say what applying a spec would do."""
+    home = find_home()
+    loaded = resolve_target(target)
+    with err.status("Looking up models...") as status:
+        maker = Compressor(home, Store(home.models), detect_machine())
+        plan = plan_spec(
+            loaded, home, lambda step: status.update("Looking up models..."), maker=maker,
+            reset=reset,
+        )  # fmt: skip
+    if as_json:
+        print_json(plan.to_builtins())
+        return
+    show_plan(plan)
+    if not any(getattr(plan, section) for section in SECTIONS):
+        print_line("Nothing would change.")
+    elif is_running(home):
+        print_line(f"To do it: thrifty apply {target or ''}".rstrip())
+    else:
+        print_line(f"To do it: thrifty up {target or ''}".rstrip())
+
+
+def show_plan(plan: Plan) -> None:
+    """Print what would be done, a table for each kind of work."""
+    for section in SECTIONS:
+        items: tuple[PlanItem, ...] = getattr(plan, section)
+        if items:
+            print_table((section, "size", "time", "why"), [_row(item) for item in items])
+            print_line()
+    for held in plan.held:
+        print_line(
+            f"held  {held.what}: stays {_say(held.current)}, the spec says {_say(held.spec)}"
+        )
+    if plan.held:
+        print_line("Somebody set these since the spec was applied; --reset takes them back.")
+
+
+def _row(item: PlanItem) -> tuple[str, str, str, str]:
+    size = "" if item.size_bytes is None else format_bytes(item.size_bytes)
+    time = "" if item.seconds is None else format_duration(item.seconds)
+    return item.what, size, time, item.why
+
+
+def run_apply(target: str, *, reset: bool, wait: bool, why: str | None, as_json: bool) -> None:
+    """Have the running service serve what a spec says."""
+    home = find_home()
+    require_running(home)
+    loaded = resolve_target(target)
+    actor = Actor.from_user("thrifty apply", why or "")
+    with show_progress() as on_progress:
+        applied = apply_spec(loaded, home, actor, on_progress, reset=reset, on_stage=tell)
+    for name in applied.changed:
+        tell(f"{name}: changed")
+    show_held(applied, reset=reset)
+    if wait:
+        try:
+            with show_progress() as on_progress:
+                wait_for(home, on_progress)
+        except KeyboardInterrupt:
+            err.print("Not waiting any more; the change goes on: thrifty status")
+            sys.exit(130)
+    if as_json:
+        print_json(applied.to_builtins())
+    elif wait:
+        print_line("Everything runs as the spec says." if not applied.held else "Everything runs.")
+    else:
+        print_line("Applied. How far it is: thrifty status")
+
+
+def show_held(applied: Applied, *, reset: bool) -> None:
+    """Say what stays although the spec says otherwise, and who set it."""
+    for held, holder in zip(applied.held, applied.holders, strict=True):
+        if reset:
+            text = f"{held.what}: {_say(held.current)} is taken back ({holder})"
+        else:
+            text = (
+                f"{held.what}: stays {_say(held.current)}, the spec says {_say(held.spec)} "
+                f"(set by {holder})"
+            )
+        tell(text)
+    if applied.held and not reset:
+        tell("To take these back: thrifty apply SPEC --reset")
+
+
+def run_rollback(deployment: str, *, why: str | None, as_json: bool) -> None:
+    """Restore a deployment's previous state."""
+    home = find_home()
+    with open_home(home) as database:
+        actor = Actor.from_user("thrifty rollback", why or "")
+        change = roll_back(database, deployment, actor, store=Store(home.models))
+    if as_json:
+        print_json(change)
+    elif change["versions"] is None:
+        print_line(f"{deployment} is not served any more. To take that back, do it again.")
+    else:
+        versions = ", ".join(_describe_version(one) for one in change["versions"])
+        print_line(f"{deployment} goes back to {versions}. To take that back, do it again.")
+    if not is_running(home):
+        err.print("No service runs here; 'thrifty up' starts it so.")
+
+
+def run_history(deployment: str | None, *, limit: int, as_json: bool) -> None:
+    """List changes of the desired state."""
+    with open_home(find_home()) as database:
+        changes = describe_history(database, deployment, limit)
+    if as_json:
+        print_json({"changes": changes})
+        return
+    rows = [
+        (
+            change["id"], change["at"], change["deployment"] or "(service)", change["kind"],
+            change["who"], _describe_state(change), change["why"],
+        )
+        for change in changes
+    ]  # fmt: skip
+    print_table(("change", "at", "deployment", "kind", "who", "state", "why"), rows)
+
+
+def _describe_state(change: dict[str, Any]) -> str:
+    if change["deployment"] is None:
+        return "gateway and spec"
+    if change["versions"] is None:
+        return "removed"
+    return ", ".join(_describe_version(one) for one in change["versions"])
+
+
+def _describe_version(version: dict[str, Any]) -> str:
+    replicas = version["replicas"]
+    return f"{version['label']}={version['weight']:g} ({replicas} replica{'s'[: replicas != 1]})"
+
+
+def _say(value: Any) -> str:
+    if value is None:
+        return "out"
+    if value is True or not isinstance(value, str | int | float | list | tuple):
+        return "in"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,395 @@
+"""What people and programs ask of a service: its status, traffic, plan, apply, rollback, history.
+
+The command line, Python and the management API call these functions, and nothing else changes the
+desired state on their behalf. They work on the database (and plans and applies on the home's store),
+so that they need no running controller; who asks is told by `Actor`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from thrifty.artifacts import Store
+from thrifty.artifacts.look_only import LookOnlyStore
+from thrifty.control.applied import AppliedSpec, describe_fixed, read_applied
+from thrifty.control.checks import ModelMaker
+from thrifty.control.merge import Held, Merged, find_fixed, merge
+from thrifty.control.plan import Plan, World, make_plan
+from thrifty.control.prepare import Prepared, prepare
+from thrifty.control.replicas import Running
+from thrifty.control.service_status import is_there
+from thrifty.db import Database, open_database
+from thrifty.db.database import look_at_database
+from thrifty.db.desired import (
+    SERVICE,
+    Desired,
+    DesiredChange,
+    PastChange,
+    change_desired,
+    previous_state,
+    read_desired,
+    read_history,
+)
+from thrifty.db.desired_state import DesiredDeployment, DesiredService
+from thrifty.db.fleet import read_fleet
+from thrifty.engines.machine import Machine, detect_machine
+from thrifty.errors import ControlError, DatabaseError
+from thrifty.fleet.controller_note import find_database_url, read_controller_note
+from thrifty.fleet.process import find_ours
+from thrifty.home import Home
+from thrifty.spec import LoadedSpec
+from thrifty.spec.faults import suggest
+from thrifty.spec.models import MAX_WEIGHT
+from thrifty.types import OnProgress, ignore_progress
+
+HISTORY_LIMIT = 20
+_LOOK_BACK = 100
+"""How many changes are searched for who set a value."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who changes something, and why."""
+
+    who: str
+    """The user and the command, or the name of the API key."""
+    why: str = ""
+
+    @classmethod
+    def from_user(cls, command: str, why: str = "") -> Actor:
+        """The operating system's user, with the command or function that was called."""
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):
+            user = "unknown"
+        return cls(f"{user} ({command})", why)
+
+
+@contextlib.contextmanager
+def open_home(home: Home) -> Iterator[Database]:
+    """The database of the service in `home`. Raises `ControlError` where there was none yet."""
+    url = find_database_url(home)
+    try:
+        database = open_database(url, migrate=False)
+    except DatabaseError as error:
+        if url == home.database_url and not home.database.exists():
+            raise ControlError(
+                f"no service was started in {home.root} yet; start one (thrifty up SPEC), or set "
+                "THRIFTY_HOME to the home of the one that you mean"
+            ) from None
+        raise error
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+# Traffic
+
+
+def read_traffic(database: Database, deployment: str) -> dict[str, Any]:
+    """The versions of a deployment with their weights. Raises `ControlError`."""
+    desired = read_desired(database)
+    state = _find(desired, deployment)
+    return {**_describe_traffic(state), "owner": _find_owner(database, desired, state)}
+
+
+def set_traffic(
+    database: Database, deployment: str, weights: Mapping[str, float], actor: Actor
+) -> dict[str, Any]:
+    """Set the weights of versions; those that are not named keep theirs. Gateways take them up within
+    half a second. Returns what `read_traffic` does. Raises `ControlError`.
+    """
+    for label, weight in weights.items():
+        if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
+            raise ControlError(
+                f"the weight of {label!r} is {weight:g}; weights are numbers of at least 0"
+            )
+
+    def decide(state: Desired) -> list[DesiredChange]:
+        there = _find(state, deployment)
+        labels = [version.label for version in there.versions]
+        for label in weights:
+            if label not in labels:
+                raise ControlError(
+                    f"{deployment!r} has no version {label!r}; {suggest(label, labels)}"
+                )
+        versions = tuple(
+            replace(version, weight=float(weights.get(version.label, version.weight)))
+            for version in there.versions
+        )
+        if not any(version.weight for version in versions):
+            raise ControlError(
+                f"all weights of {deployment!r} would be 0, so that no version would answer; give "
+                f"one of them more (thrifty traffic {deployment} {labels[0]}=1)"
+            )
+        return [DesiredChange(deployment, replace(there, versions=versions))]
+
+    change_desired(database, decide, kind="traffic", who=actor.who, why=actor.why)
+    return read_traffic(database, deployment)
+
+
+def _describe_traffic(state: DesiredDeployment) -> dict[str, Any]:
+    total = sum(version.weight for version in state.versions)
+    return {
+        "deployment": state.name,
+        "versions": [
+            {
+                "label": version.label,
+                "weight": version.weight,
+                "share": version.weight / total,
+                "shadow": version.shadow,
+            }
+            for version in state.versions
+        ],
+    }
+
+
+def _find_owner(database: Database, desired: Desired, state: DesiredDeployment) -> str:
+    """Who holds the weights: the spec, or else the kind of change that set them last."""
+    applied = read_applied(desired.service)
+    wanted = applied.deployments.get(state.name) if applied is not None else None
+    if wanted is not None and _list_weights(wanted) == _list_weights(state):
+        return "spec"
+    for change in read_history(database, state.name, _LOOK_BACK):
+        if change.kind != "apply":
+            return change.kind
+    return "spec"
+
+
+def _list_weights(state: DesiredDeployment) -> dict[str, float]:
+    return {version.label: version.weight for version in state.versions}
+
+
+# Plan and apply
+
+
+def plan_spec(
+    loaded: LoadedSpec,
+    home: Home,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    maker: ModelMaker | None = None,
+    reset: bool = False,
+) -> Plan:
+    """What applying the spec would do; writes nothing. Blocks. Raises `ThriftyError` kinds."""
+    store = LookOnlyStore(home.models)
+    return make_plan(
+        loaded, _look_at_world(loaded, home), store, detect_machine(), on_progress,
+        maker=maker, reset=reset,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What an application of a spec came to."""
+
+    change_id: int
+    changed: tuple[str, ...]
+    """The deployments whose desired state changed."""
+    held: tuple[Held, ...]
+    """What stays although the spec says otherwise; after a reset, what it took back."""
+    holders: tuple[str, ...]
+    """Of each of them, who set it, when, and why."""
+
+    def to_builtins(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        return {
+            "change_id": self.change_id,
+            "changed": list(self.changed),
+            "held": [
+                {
+                    "deployment": one.deployment, "version": one.label, "field": one.field,
+                    "current": _show(one.current), "spec": _show(one.spec), "by": holder,
+                }
+                for one, holder in zip(self.held, self.holders, strict=True)
+            ],
+        }  # fmt: skip
+
+
+def prepare_spec(
+    loaded: LoadedSpec,
+    home: Home,
+    machine: Machine,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    maker: ModelMaker,
+) -> Prepared:
+    """Fetch, compress and prepare what the spec asks for. Nothing runs otherwise than before. Blocks.
+    Raises `ThriftyError` kinds.
+    """
+    world = _look_at_world(loaded, home)
+    _refuse_fixed(loaded, world)
+    running = world.deployments if world.running.alive else {}
+    store = Store(home.models)
+    return prepare(loaded, store, machine, on_progress, maker=maker, running=running)
+
+
+def apply_prepared(
+    database: Database, prepared: Prepared, actor: Actor, *, reset: bool = False, running: bool
+) -> Applied:
+    """Make what was prepared the desired state, as far as nobody else holds it. `running` says that a
+    service runs on it, so that not everything can change. Raises `ControlError` and `SpecError`.
+    """
+    merged = Merged({}, ())
+    before: dict[str, DesiredDeployment] = {}
+
+    def decide(state: Desired) -> list[DesiredChange]:
+        nonlocal merged, before
+        before = state.deployments
+        applied = read_applied(state.service)
+        merged = merge(
+            applied.deployments if applied is not None else {},
+            prepared.deployments, state.deployments, reset=reset,
+        )  # fmt: skip
+        if running:
+            _refuse(prepared, applied, merged, state)
+        gone = [name for name in state.deployments if name not in merged.deployments]
+        return [
+            DesiredChange(SERVICE, prepared.service),
+            *(DesiredChange(name, one) for name, one in merged.deployments.items()),
+            *(DesiredChange(name, None) for name in gone),
+        ]
+
+    change_id = change_desired(database, decide, kind="apply", who=actor.who, why=actor.why)
+    names = dict.fromkeys([*merged.deployments, *before])
+    changed = tuple(name for name in names if before.get(name) != merged.deployments.get(name))
+    holders = tuple(
+        describe_holder(database, one, before.get(one.deployment)) for one in merged.held
+    )
+    return Applied(change_id, changed, merged.held, holders)
+
+
+def _refuse(
+    prepared: Prepared, applied: AppliedSpec | None, merged: Merged, state: Desired
+) -> None:
+    prepared.loaded.refuse(
+        find_fixed(
+            applied.fixed if applied is not None else {}, prepared.applied.fixed,
+            merged.deployments, state.deployments,
+        )
+    )  # fmt: skip
+
+
+def _refuse_fixed(loaded: LoadedSpec, world: World) -> None:
+    """As `apply_prepared` will, before anything is fetched for it."""
+    if world.running.alive and world.applied is not None:
+        loaded.refuse(find_fixed(world.applied.fixed, describe_fixed(loaded.spec), {}, {}))
+
+
+def describe_holder(database: Database, held: Held, now: DesiredDeployment | None) -> str:
+    """Who set a value that is held, when, and why. `now` is the deployment's state before."""
+    last: PastChange | None = None
+    for change in read_history(database, held.deployment, _LOOK_BACK):
+        state = change.state if isinstance(change.state, DesiredDeployment) else None
+        if held.find_value(state) != held.find_value(now):
+            break
+        last = change
+    if last is None:
+        return "somebody else"
+    when = datetime.fromtimestamp(last.at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    why = f": {last.why}" if last.why else ""
+    return f"{last.who}, {when}{why}"
+
+
+def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
+    """What there is in a home, without changing a byte of it."""
+    note = read_controller_note(home)
+    alive = note is not None and note.alive
+    url = note.database if note is not None and alive else loaded.spec.database or home.database_url
+    ours = find_ours(home.root)
+    with look_at_database(url, in_use=alive or bool(ours)) as database:
+        if database is None:
+            return World(running=Running(alive))
+        desired, fleet = read_desired(database), read_fleet(database)
+    gateways = sum(role == "gateway" for _, role, _ in ours)
+    rows = tuple(row for row in fleet.replicas if alive or is_there(row))
+    return World(
+        desired.deployments, desired.service, read_applied(desired.service),
+        Running(alive, rows, gateways),
+    )  # fmt: skip
+
+
+# Rollback and history
+
+
+def roll_back(
+    database: Database, deployment: str, actor: Actor, *, store: Store | None = None
+) -> dict[str, Any]:
+    """Restore the state that a deployment had before its newest change; called again, it restores the
+    newer one. `store` is where its models have to be. Returns what `describe_history` says of the new
+    change. Raises `ControlError`.
+    """
+
+    def decide(state: Desired) -> list[DesiredChange]:
+        previous = previous_state(database, deployment)
+        assert not isinstance(previous, DesiredService)
+        for version in previous.versions if previous is not None else ():
+            if (
+                version.artifact is not None
+                and store is not None
+                and not store.has(version.artifact)
+            ):
+                raise ControlError(
+                    f"the version {version.label!r} cannot come back: its model {version.model} is "
+                    "not in the store any more; apply a spec that names it, which makes it again"
+                )
+        return [DesiredChange(deployment, previous)]
+
+    known = read_desired(database).deployments
+    if deployment not in known and not read_history(database, deployment, 1):
+        _find(read_desired(database), deployment)
+    change_desired(database, decide, kind="rollback", who=actor.who, why=actor.why)
+    return describe_history(database, deployment, 1)[0]
+
+
+def describe_history(
+    database: Database, deployment: str | None = None, limit: int = HISTORY_LIMIT
+) -> list[dict[str, Any]]:
+    """The newest changes of a deployment, or of all, the newest first. Raises `ControlError`."""
+    found = read_history(database, deployment, limit)
+    if not found:
+        _find(read_desired(database), deployment or "")
+    return [_describe_change(change) for change in found]
+
+
+def _describe_change(change: PastChange) -> dict[str, Any]:
+    state = change.state if isinstance(change.state, DesiredDeployment) else None
+    return {
+        "id": change.id,
+        "at": datetime.fromtimestamp(change.at_s, UTC).isoformat(timespec="seconds"),
+        "deployment": change.name or None,
+        "kind": change.kind,
+        "who": change.who,
+        "why": change.why,
+        "versions": None if state is None else [
+            {"label": v.label, "weight": v.weight, "replicas": v.replicas.count, "model": v.model}
+            for v in state.versions
+        ],
+    }  # fmt: skip
+
+
+def _find(state: Desired, deployment: str) -> DesiredDeployment:
+    """A deployment by its name. Raises `ControlError`."""
+    there = state.deployments.get(deployment)
+    if there is not None:
+        return there
+    if not state.deployments:
+        raise ControlError("nothing is deployed here; start something: thrifty up SPEC")
+    for known in state.deployments.values():
+        if deployment in known.settings.aliases:
+            raise ControlError(f"{deployment!r} is an alias of {known.name!r}; write that name")
+    raise ControlError(
+        f"there is no deployment {deployment!r}; {suggest(deployment, list(state.deployments))}"
+    )
+
+
+def _show(value: Any) -> Any:
+    """A value as JSON has it; of a whole deployment only that it is there."""
+    return True if isinstance(value, DesiredDeployment) else value

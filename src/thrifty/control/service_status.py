@@ -1,0 +1,151 @@
+"""How a service is: its deployments with their versions and replicas, and how far it is on its way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from thrifty.control.reconcile import count_copies
+from thrifty.control.status import VersionState, VersionStatus, describe_versions
+from thrifty.db import Database
+from thrifty.db.desired import read_desired
+from thrifty.db.fleet import ReplicaRow, VersionRow, read_fleet
+from thrifty.errors import FleetError
+from thrifty.fleet.process import ProcessId
+from thrifty.types import OnProgress, Progress, ReplicaState, ignore_progress
+
+POLL_S = 0.1
+
+
+def read_status(database: Database) -> list[dict[str, Any]]:
+    """Each deployment with its versions and its replicas, as `thrifty status --json` shows them."""
+    desired, fleet = read_desired(database), read_fleet(database)
+    rows = {row.name: row for row in fleet.deployments}
+    found = []
+    for name in dict.fromkeys([*desired.deployments, *rows]):
+        state, row = desired.deployments.get(name), rows.get(name)
+        replicas = [replica for replica in fleet.replicas if replica.deployment == name]
+        statuses = describe_versions(state, row, replicas, fleet.messages)
+        known: dict[str, VersionRow] = {v.label: v for v in (row.versions if row else ())}
+        known |= {v.label: v.row for v in (state.versions if state else ())}
+        total = sum(known[status.label].weight for status in statuses) or 1.0
+        versions = [_describe_version(known[s.label], s, total) for s in statuses]
+        main = max(versions, key=lambda version: float(version["weight"]))
+        found.append(
+            {
+                "name": name, "version": main["label"], "engine": main["engine"],
+                "family": state.family if state else row.family if row else "",
+                "versions": versions,
+                "replicas": [_describe_replica(replica) for replica in replicas],
+            }
+        )  # fmt: skip
+    return found
+
+
+def _describe_version(row: VersionRow, status: VersionStatus, total: float) -> dict[str, Any]:
+    return {
+        "label": row.label, "weight": row.weight, "share": row.weight / total,
+        "shadow": row.shadow, "engine": row.engine, "model": row.model, "revision": row.revision,
+        "state": status.state.value, "message": status.message, "ready": status.ready,
+        "wanted": status.wanted,
+    }  # fmt: skip
+
+
+def _describe_replica(row: ReplicaRow) -> dict[str, Any]:
+    return {
+        "id": row.id, "url": row.url, "state": _true_state(row), "version": row.version,
+        "revision": row.revision, "pid": row.pid, "memory_bytes": row.memory_bytes,
+        "restarts": row.restarts, "message": row.message,
+    }  # fmt: skip
+
+
+def _true_state(row: ReplicaRow) -> str:
+    """The state, unless the process is plainly gone (its controller may be, too)."""
+    gone = row.pid is not None and row.process_created_s is not None and not is_there(row)
+    return "gone" if gone else row.state
+
+
+def wait_until_settled(
+    database: Database,
+    is_alive: Callable[[], bool],
+    on_progress: OnProgress = ignore_progress,
+    *,
+    timeout_s: float | None = None,
+) -> None:
+    """Wait until what runs is what is wanted. `is_alive` says whether a controller runs. Blocks. Raises
+    `FleetError` where that does not come about, with what to do.
+    """
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    told: tuple[int, int] | None = None
+    while True:
+        state = read_progress(database)
+        if (state.ready, state.wanted) != told:
+            told = (state.ready, state.wanted)
+            on_progress(Progress("load", state.ready, max(state.wanted, 1), "replicas ready"))
+        if state.stuck is not None:
+            raise FleetError(state.stuck)
+        if state.settled:
+            return
+        if not is_alive():
+            raise FleetError(
+                "the controller does not run, so that nothing is started; the change is kept, and "
+                "'thrifty up' with the same spec carries it out"
+            )
+        if deadline_s is not None and time.monotonic() > deadline_s:
+            raise FleetError(
+                f"not everything is ready after {timeout_s:g} s: {state.left}; it goes on "
+                "(thrifty status)"
+            )
+        time.sleep(POLL_S)
+
+
+@dataclass(frozen=True)
+class ServiceProgress:
+    """How far what runs is on its way to what is wanted."""
+
+    ready: int
+    wanted: int
+    settled: bool
+    left: str
+    """What is not as wanted yet, in words."""
+    stuck: str | None
+    """Why it does not get further by itself, with what to do."""
+
+
+def read_progress(database: Database) -> ServiceProgress:
+    """How far the service is."""
+    desired, fleet = read_desired(database), read_fleet(database)
+    rows = {row.name: row for row in fleet.deployments}
+    ready = wanted = 0
+    left: list[str] = []
+    stuck: str | None = None
+    for name in dict.fromkeys([*desired.deployments, *rows]):
+        state = desired.deployments.get(name)
+        replicas = [replica for replica in fleet.replicas if replica.deployment == name]
+        for one in describe_versions(state, rows.get(name), replicas, fleet.messages):
+            ready += min(one.ready, one.wanted)
+            wanted += one.wanted
+            if one.state is not VersionState.READY:
+                left.append(f"{name}/{one.label} is {one}")
+        copies = sum(count_copies(v) for v in (state.versions if state else ()))
+        if len(replicas) > copies:
+            left.append(f"{name}: {len(replicas) - copies} more replicas than wanted")
+        lost = next((r for r in replicas if r.state == ReplicaState.CRASH_LOOP), None)
+        if lost is not None and stuck is None:
+            stuck = (
+                f"the replica {lost.id} does not start: {lost.message}\nTo take the change back: "
+                f"thrifty rollback {name}"
+            )
+    workers = int(desired.service.gateway.get("workers", 1)) if desired.service else 0
+    if len(fleet.gateways) != workers:
+        left.append(f"{len(fleet.gateways)} of {workers} gateway workers run")
+    return ServiceProgress(ready, wanted, not left, "; ".join(left), stuck)
+
+
+def is_there(row: ReplicaRow) -> bool:
+    """Whether the replica's process runs, whether a controller does or not."""
+    if row.pid is None or row.process_created_s is None:
+        return False
+    return ProcessId(row.pid, row.process_created_s).find() is not None
