@@ -10,6 +10,8 @@ import socket
 import sys
 from pathlib import Path
 
+from thrifty.api.services import ApiServices
+from thrifty.home import Home
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
 from thrifty.http.tls import ServerTls
@@ -41,7 +43,14 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         os.environ.get(settings.redis_url_env, ""),
         bytes.fromhex(os.environ.get(settings.id_secret_env, "")),
     )
-    async with assemble(settings, secrets) as parts:
+
+    def make_services() -> ApiServices:
+        # Imported when the management API is first asked for: it plans, and so knows every engine.
+        from thrifty.worker.home_services import make_home_services
+
+        return make_home_services(secrets.database_url, Home(Path(settings.home)))
+
+    async with assemble(settings, secrets, make_services if settings.home else None) as parts:
         try:
             own_url, url = await _listen(parts.server, settings)
         except OSError as error:

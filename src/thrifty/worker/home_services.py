@@ -1,0 +1,182 @@
+"""The management API's services on the database of a home: what `ApiServices` asks for.
+
+Specs are planned and applied in a process of their own (`thrifty.spec_worker`), so that a gateway
+worker that answers the API goes on serving meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from thrifty.api.models import (
+    Applied,
+    Change,
+    CreatedKey,
+    DeploymentStatus,
+    GatewayStatus,
+    KeyInfo,
+    KeyLimitsModel,
+    KeyList,
+    NewKey,
+    Plan,
+    ReplicaStatus,
+    Status,
+    Traffic,
+    VersionStatus,
+)
+from thrifty.api.services import not_found
+from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
+from thrifty.control.service_status import read_status
+from thrifty.db import Database, open_database
+from thrifty.db.desired import read_desired, read_history
+from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
+from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
+from thrifty.fleet.controller_note import read_controller_note
+from thrifty.home import HOME_VARIABLE, Home
+from thrifty.openai.errors import WireError
+
+SPEC_TIMEOUT_S = 3600.0
+"""For one request: fetching a large model takes long."""
+
+
+class HomeServices:
+    """The service of one home, on its open database. Its methods block, and may run in threads."""
+
+    def __init__(self, database: Database, home: Home) -> None:
+        self._database = database
+        self._home = home
+
+    def get_status(self) -> Status:
+        """What runs. Raises `DatabaseError`."""
+        note = read_controller_note(self._home)
+        url = note.url if note is not None and note.alive else None
+        deployments = [
+            DeploymentStatus(
+                name=one["name"],
+                versions=[VersionStatus(**_pick(VersionStatus, v)) for v in one["versions"]],
+                replicas=[ReplicaStatus(**_pick(ReplicaStatus, r)) for r in one["replicas"]],
+            )
+            for one in read_status(self._database)
+        ]
+        return Status(deployments=deployments, gateway=GatewayStatus(url=url))
+
+    def get_traffic(self, deployment: str) -> Traffic:
+        """The weights of a deployment's versions. Raises a 404."""
+        self._require(deployment)
+        return _to_traffic(read_traffic(self._database, deployment))
+
+    def set_traffic(
+        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+    ) -> Traffic:
+        """Change weights. Raises a 404 for what there is not, `ControlError` for what cannot be."""
+        self._require(deployment)
+        known = read_desired(self._database).deployments[deployment]
+        for label in weights:
+            if known.find_version(label) is None:
+                raise not_found("version", label)
+        return _to_traffic(set_traffic(self._database, deployment, weights, _actor(who, why)))
+
+    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
+        """Restore the previous desired state. Raises a 404, and a 409 where there is none."""
+        history = read_history(self._database, deployment, 2)
+        if not history:
+            self._require(deployment)
+        if len(history) < 2:
+            raise WireError(
+                409, f"The deployment '{deployment}' has no earlier state.", code="nothing_before"
+            )
+        try:
+            roll_back(self._database, deployment, _actor(who, why))
+        except ControlError as error:
+            raise WireError(409, str(error), code="cannot_roll_back") from None
+        change = read_history(self._database, deployment, 1)[0]
+        return Change(
+            id=change.id, deployment=deployment, at_s=change.at_s, kind=change.kind,
+            who=change.who, why=change.why,
+        )  # fmt: skip
+
+    def make_plan(self, spec: Mapping[str, Any]) -> Plan:
+        """What applying `spec` would do. Raises `SpecError`."""
+        return Plan.model_validate(self._run("plan", spec)["plan"])
+
+    def apply_spec(self, spec: Mapping[str, Any], *, reset: bool, who: str, why: str) -> Applied:
+        """Make `spec` the desired state; returns once its models are prepared, without waiting until
+        it runs. Raises `SpecError`.
+        """
+        actor = _actor(who, why)
+        answer = self._run("apply", spec, reset=reset, who=actor.who, why=why)
+        return Applied.model_validate(answer)
+
+    def list_keys(self) -> KeyList:
+        """The keys that are not revoked."""
+        return KeyList(keys=[_to_key_info(key) for key in list_keys(self._database)])
+
+    def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
+        """Make a key. Raises `ThriftyError` kinds."""
+        limits = KeyLimits(**key.limits.model_dump())
+        made, secret = create_key(self._database, key.name, key.role, key.tenant, limits)
+        return CreatedKey(key=_to_key_info(made), secret=secret)
+
+    def revoke_key(self, name: str, *, who: str) -> None:
+        """Revoke a key. Raises a 404."""
+        if name not in {key.name for key in list_keys(self._database)}:
+            raise not_found("key", name)
+        revoke_key(self._database, name)
+
+    def _require(self, deployment: str) -> None:
+        if deployment not in read_desired(self._database).deployments:
+            raise not_found("deployment", deployment)
+
+    def _run(self, act: str, spec: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+        """Have `thrifty.spec_worker` do it. Raises `SpecError` and `ThriftyError`."""
+        request = msgspec.json.encode({"act": act, "spec": dict(spec), **options})
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "thrifty.spec_worker"],
+                input=request, capture_output=True, check=False, timeout=SPEC_TIMEOUT_S,
+                env={**os.environ, HOME_VARIABLE: str(self._home.root)},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise ThriftyError(
+                f"the spec was not {'planned' if act == 'plan' else 'prepared'} within "
+                f"{SPEC_TIMEOUT_S:g} s; what was fetched is kept, and another try goes on from there"
+            ) from None
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr.decode(errors="replace")[-2000:])
+        answer: dict[str, Any] = msgspec.json.decode(done.stdout)
+        if answer.get("problems"):
+            raise SpecError([Problem(one["path"], one["message"]) for one in answer["problems"]])
+        if "error" in answer:
+            raise ThriftyError(answer["error"])
+        return answer
+
+
+def make_home_services(database_url: str, home: Home) -> HomeServices:
+    """The services of `home`, with a connection of their own. Raises `DatabaseError`."""
+    return HomeServices(open_database(database_url, migrate=False), home)
+
+
+def _actor(who: str, why: str) -> Actor:
+    return Actor(f"{who} (management API)", why)
+
+
+def _pick(model: type[VersionStatus] | type[ReplicaStatus], values: dict[str, Any]) -> Any:
+    return {name: value for name, value in values.items() if name in model.model_fields}
+
+
+def _to_traffic(report: dict[str, Any]) -> Traffic:
+    weights = {one["label"]: one["weight"] for one in report["versions"]}
+    return Traffic(deployment=report["deployment"], weights=weights, owner=report["owner"])
+
+
+def _to_key_info(key: Key) -> KeyInfo:
+    return KeyInfo(
+        id=key.id, name=key.name, role=key.role, tenant=key.tenant, hint=key.hint,
+        created_s=key.created_s, limits=KeyLimitsModel(**vars(key.limits)),
+    )  # fmt: skip
