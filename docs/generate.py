@@ -21,7 +21,7 @@ from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.http.routes import Route
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
 from thrifty.spec.load import ENVIRONMENT
-from thrifty.spec.models import Spec
+from thrifty.spec.models import Spec, VersionSpec
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -123,6 +123,17 @@ def make_spec_page() -> str:
         "`prune: 0.8` for `prune: {parameters: 0.8}`, `distill: 2M` for `distill: {tokens: 2M}`, "
         "`cache: false` for `cache: {exact: {when: never}}`. [Compression](compression.md) says what "
         "`compress` does.\n",
+        "## Keys of a version\n",
+        "They stand in each mapping of the list `versions`. [Versions](versions.md) has a worked "
+        "example.\n",
+        table(
+            ("key", "type", "default", "what it does"),
+            [
+                (f"`{path}`", kind, default, text)
+                for path, kind, default, text in walk(VersionSpec)
+                if "." not in path
+            ],
+        ),
         "## Options of the engines\n",
         "They stand beside `kind` in `engine`.\n",
     ]
