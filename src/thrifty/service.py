@@ -21,6 +21,7 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.control import service_api
 from thrifty.control.controller import Controller
+from thrifty.control.estimates import record_load_times
 from thrifty.control.prepare import Prepared
 from thrifty.control.service_api import Actor, Applied, apply_prepared, open_home, prepare_spec
 from thrifty.control.service_status import read_status, wait_until_settled
@@ -45,6 +46,7 @@ async def run_service(
     on_ready: OnReady,
     on_starting: Callable[[Controller, Applied], None] = lambda controller, applied: None,
     on_kill: asyncio.Event | None = None,
+    reset: bool = False,
 ) -> None:
     """Apply what was prepared, start it, call `on_ready` once it serves, and drain when `stopping` is
     set.
@@ -60,13 +62,16 @@ async def run_service(
     try:
         await controller.open()
         applied = await asyncio.to_thread(
-            apply_prepared, controller.database, prepared, actor, running=False
+            apply_prepared, controller.database, prepared, actor, reset=reset, running=False
         )
         on_starting(controller, applied)
         starting = asyncio.ensure_future(_start(controller))
         await asyncio.wait({starting, stop_wait}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.is_set():
             starting.result()
+            await asyncio.to_thread(
+                record_load_times, store, detect_machine(), controller.observe()
+            )
             ready = asyncio.ensure_future(on_ready(controller))
             await asyncio.wait({ready, stop_wait}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():

@@ -225,7 +225,8 @@ def test_a_version_without_traffic_cannot_be_the_only_one() -> None:
         merge(state(TWO), state(only), state(moved))
     assert str(caught.value) == (
         "the spec drops 'b', which has all the traffic of 'chat'; move the traffic first "
-        "(thrifty traffic chat a=1), or take the weights of the spec (thrifty apply SPEC --reset)"
+        "(thrifty traffic chat a=1), or take the weights of the spec (apply or up SPEC with "
+        "--reset)"
     )
     assert merge(state(TWO), state(only), state(moved), reset=True).deployments == state(only)
 

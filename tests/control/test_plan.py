@@ -13,6 +13,7 @@ from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Store
 from thrifty.artifacts.look_only import LookOnlyStore
 from thrifty.control.applied import read_applied
+from thrifty.control.estimates import record_load_times
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
@@ -21,6 +22,7 @@ from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
+from thrifty.fleet.base import ObservedReplica, SetKey
 from thrifty.home import Home
 from thrifty.model_maker import Compressor
 from thrifty.spec import LoadedSpec, load_spec
@@ -235,6 +237,16 @@ def test_a_model_is_fetched_and_prepared_and_then_it_is_not(home: Home, tmp_path
     artifact = prepared.deployments["chat"].versions[0].artifact
     assert artifact is not None
     assert start.size_bytes == Store(home.models).load(artifact).size_bytes
+    assert (start.seconds, "is not known" in start.why) == (None, True)
+    row = ReplicaRow("r", "chat", "openvino", "a", "x", artifact, "http://x", "ready")
+    ready = ObservedReplica(SetKey("chat", "a", "x", 1), row, ready_after_s=2.5)
+    record_load_times(Store(home.models), detect_machine(), [ready, ready])
+    again = plan(home, loaded)
+    assert (again.start[0].seconds, again.start[0].why) == (
+        2.5,
+        "none of it runs; as measured here",
+    )
+    assert again.start[1].why.endswith("estimated by its size from 1 measured start here")
     # What was measured tells how long others take.
     other = write_model(tmp_path / "other", replaced(MODEL, seed=1))
     (item,) = plan(home, load(tmp_path / "x", model=str(other), engine="openvino")).prepare

@@ -86,6 +86,9 @@ def up(
     measure: Annotated[
         bool, typer.Option(help="Ask a question and measure the speed once it runs.")
     ] = True,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Take back the weights that were set since (traffic).")
+    ] = False,
 ) -> None:
     """Serve a model, in the foreground; Ctrl-C drains and stops everything."""
     from thrifty.cli.up import run_up
@@ -99,7 +102,84 @@ def up(
         "name": name,
         "price_per_hour": price_per_hour,
     }
-    run_up(target, flags, measure=measure)
+    run_up(target, flags, measure=measure, reset=reset)
+
+
+@app.command()
+def plan(
+    target: SpecOrModel = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="As `thrifty apply --reset` would do it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what `apply` or `up` would fetch, prepare, start, stop and change. Does nothing."""
+    from thrifty.cli.apply import run_plan
+
+    run_plan(target, reset=reset, as_json=as_json)
+
+
+@app.command()
+def apply(
+    target: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml | MODEL", help="A spec, or a model as with `up`.")
+    ],
+    reset: Annotated[
+        bool,
+        typer.Option("--reset", help="Also take back what an operator or a release has set since."),
+    ] = False,
+    wait: Annotated[bool, typer.Option(help="Wait until all of it runs.")] = True,
+    why: Why = None,
+    as_json: Json = False,
+) -> None:
+    """Have the running service serve what a spec says. No request is lost."""
+    from thrifty.cli.apply import run_apply
+
+    run_apply(target, reset=reset, wait=wait, why=why, as_json=as_json)
+
+
+@app.command()
+def traffic(
+    deployment: Annotated[str, typer.Argument(help="The deployment's name.")],
+    weights: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[LABEL=WEIGHT]...",
+            help="Weights are relative, at least 0, and not all 0. Versions that are not named keep "
+            "theirs.",
+        ),
+    ] = None,
+    why: Why = None,
+    as_json: Json = False,
+) -> None:
+    """Show or set how a deployment's versions share the traffic."""
+    from thrifty.cli.traffic import run_traffic
+
+    run_traffic(deployment, weights or [], why=why, as_json=as_json)
+
+
+@app.command()
+def rollback(
+    deployment: Annotated[str, typer.Argument(help="The deployment's name.")],
+    why: Why = None,
+    as_json: Json = False,
+) -> None:
+    """Restore a deployment's state before its newest change; done twice, it is as it was."""
+    from thrifty.cli.apply import run_rollback
+
+    run_rollback(deployment, why=why, as_json=as_json)
+
+
+@app.command()
+def history(
+    deployment: Annotated[str | None, typer.Argument(help="Default: all deployments.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many changes are listed.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List who changed what is served, when, and why; the newest first."""
+    from thrifty.cli.apply import run_history
+
+    run_history(deployment, limit=limit, as_json=as_json)
 
 
 @app.command()

@@ -35,7 +35,7 @@ from thrifty.units import format_bytes, format_duration
 log = logging.getLogger(__name__)
 
 
-def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
+def run_up(target: str | None, flags: dict[str, Any], *, measure: bool, reset: bool) -> None:
     """Serve until SIGINT or SIGTERM."""
     began_s = time.monotonic()
     home = find_home()
@@ -47,10 +47,10 @@ def run_up(target: str | None, flags: dict[str, Any], *, measure: bool) -> None:
         require_stopped(home)
         machine, store = detect_machine(), Store(home.models)
         maker = Compressor(home, store, machine, tell)
-        _tell_plan(plan_spec(loaded, home, maker=maker))
+        _tell_plan(plan_spec(loaded, home, maker=maker, reset=reset))
         with show_progress() as on_progress:
             prepared = prepare_spec(loaded, home, machine, on_progress, maker=maker)
-        asyncio.run(_serve(prepared, home, store, began_s, measure=measure))
+        asyncio.run(_serve(prepared, home, store, began_s, measure=measure, reset=reset))
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
@@ -69,7 +69,7 @@ def _tell_plan(plan: Plan) -> None:
 
 
 async def _serve(
-    prepared: Prepared, home: Home, store: Store, began_s: float, *, measure: bool
+    prepared: Prepared, home: Home, store: Store, began_s: float, *, measure: bool, reset: bool
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping, killing = asyncio.Event(), asyncio.Event()
@@ -94,7 +94,7 @@ async def _serve(
 
     def on_starting(controller: Controller, applied: Applied) -> None:
         nonlocal loading
-        show_held(applied, reset=False)
+        show_held(applied, reset=reset)
         loading = asyncio.ensure_future(show_loading(controller))
 
     async def on_ready(controller: Controller) -> None:
@@ -109,7 +109,7 @@ async def _serve(
     try:
         await run_service(
             prepared, home, store, stopping, Actor.from_user("thrifty up"),
-            on_ready=on_ready, on_starting=on_starting, on_kill=killing,
+            on_ready=on_ready, on_starting=on_starting, on_kill=killing, reset=reset,
         )  # fmt: skip
     finally:
         if loading is not None:

@@ -7,21 +7,48 @@ the reason is told.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.engines.machine import Machine
 from thrifty.errors import ArtifactError
+from thrifty.fleet.base import ObservedReplica
 
 PREPARE = "prepare"
 """The kind of measurement that says how long a preparation took, in `seconds`."""
-SPEED = "speed"
+LOAD = "load"
 """The kind of measurement that says, as `load_s`, how long until a replica was ready."""
+SPEED = "speed"
+"""The kind of measurement of speed benchmarks, which has `load_s`, too."""
+_LEAST_LOAD_S = 0.1
+"""A replica that was ready sooner had been adopted, not started."""
 
 Estimate = tuple[float | None, str]
 """Seconds, and what they rest on, or why they are not known."""
+
+
+def record_times(
+    store: Store, machine: Machine, kind: str, artifact: str, engine: str, values: dict[str, float]
+) -> None:
+    """Keep how long something took here, for later estimates. Raises `ArtifactError`."""
+    conditions = {"engine": engine, "processor": machine.processor}
+    store.record_measurement(artifact, kind, conditions, dict(values))
+
+
+def record_load_times(store: Store, machine: Machine, replicas: Sequence[ObservedReplica]) -> None:
+    """Keep how long replicas took until they were ready, once for each model. A store that cannot be
+    written to is left alone.
+    """
+    for one in replicas:
+        artifact, seconds = one.row.artifact, one.ready_after_s
+        if artifact is None or seconds < _LEAST_LOAD_S:
+            continue
+        with contextlib.suppress(ArtifactError):
+            if not any(known.kind == LOAD for known in store.read_measurements(artifact)):
+                values = {"load_s": round(seconds, 3)}
+                record_times(store, machine, LOAD, artifact, one.row.engine, values)
 
 
 class Estimates:
@@ -49,11 +76,12 @@ class Estimates:
         with contextlib.suppress(ArtifactError):
             for name in self._lineage(artifact):
                 for one in self._store.read_measurements(name):
-                    if one.kind == SPEED and self._is_here(one, engine) and "load_s" in one.values:
+                    if self._is_here(one, engine) and "load_s" in one.values:
                         return round(one.values["load_s"], 1), "as measured here"
         rates = [
             one.values["load_s"] / size
-            for size, one in self._measured(SPEED, engine)
+            for kind in (LOAD, SPEED)
+            for size, one in self._measured(kind, engine)
             if "load_s" in one.values and size
         ]
         if not rates:

@@ -298,5 +298,5 @@ def _check_weights(state: DesiredDeployment, there: DesiredDeployment | None) ->
     )
     raise ControlError(
         f"{why}; move the traffic first (thrifty traffic {state.name} {label}=1), or take the "
-        "weights of the spec (thrifty apply SPEC --reset)"
+        "weights of the spec (apply or up SPEC with --reset)"
     )

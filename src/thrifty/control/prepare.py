@@ -29,7 +29,7 @@ from thrifty.control.checks import (
     check_model,
     check_spec,
 )
-from thrifty.control.estimates import PREPARE
+from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
 from thrifty.db.desired_state import (
     DesiredDeployment,
@@ -188,9 +188,8 @@ def _make_part(
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)
         if served.artifact not in before:
-            conditions = {"engine": engine.kind, "processor": machine.processor}
             values = {"seconds": round(took_s, 3)}
-            store.record_measurement(served.artifact, PREPARE, conditions, values)
+            record_times(store, machine, PREPARE, served.artifact, engine.kind, values)
     return Part(version, engine, label, served, spec, source, engine.find_slots(served))
 
 
