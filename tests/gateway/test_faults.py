@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from tests.db.test_database import row
 from tests.parts import (
     echo_deployment,
     replica_row,
@@ -463,9 +464,8 @@ async def test_a_full_log_queue_drops_rows_and_counts_them(tmp_path: Path) -> No
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         locker = sqlite3.connect(tmp_path / "thrifty.db", isolation_level=None)
         locker.execute("BEGIN EXCLUSIVE")
-        row = (0.0, "id", "e", *[None] * 6, 200, None, False, "miss", 1, *[None] * 6, 1.0, 1.0)
         for _ in range(log_writer.QUEUE_ROWS + 100):
-            gateway.writer.put(row)
+            gateway.writer.put(row())
         assert (await gateway.ask(CHAT)).status == 200
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_log_rows_dropped_total", reason="queue_full") >= 100
