@@ -171,8 +171,19 @@ def test_texts_are_bounded_and_keep_what_is_short() -> None:
     assert prompt[MAX_MESSAGES // 2]["content"] == "[8000 messages were cut here]"
 
 
-def test_an_index_far_away_makes_no_list_of_its_length() -> None:
-    call = {"index": 10**9, **CALL}
+@pytest.mark.parametrize(
+    "choices",
+    [[{"index": 0}, {"index": None}], [{"index": "0"}], [{}], [None], [{"index": [0]}],
+     [{"index": 0, "delta": {"content": 3}}, {"index": 0, "delta": {"content": "x"}}]],
+)  # fmt: skip
+def test_a_stream_that_is_not_of_the_dialect_has_no_answer(choices: list[Any]) -> None:
+    chunk = {"object": "chat.completion.chunk", "choices": choices}
+    assert chat(HELLO, encode_event(chunk))[1] == ""
+
+
+@pytest.mark.parametrize("index", [10**9, -1])
+def test_an_index_far_away_makes_no_list_of_its_length(index: int) -> None:
+    call = {"index": index, **CALL}
     chunk = {"object": "chat.completion.chunk",
              "choices": [{"index": 0, "delta": {"content": "x", "tool_calls": [call]}}]}  # fmt: skip
     assert parse_answer(chat(HELLO, encode_event(chunk))[1])[0]["content"] == "x"

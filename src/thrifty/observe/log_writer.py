@@ -146,7 +146,7 @@ class LogWriter:
         A full queue drops it. `make_text` runs later, on the writer's thread; `text_bytes` says
         how much it keeps in memory until then.
         """
-        waiting = len(self._queue)
+        waiting = self._count_waiting()
         if waiting >= QUEUE_ROWS // 2 and self._full_since_s is None:
             self._full_since_s = time.time()
         if waiting >= QUEUE_ROWS:
@@ -199,30 +199,29 @@ class LogWriter:
     def _write_batches(self, log_table: RequestLog) -> None:
         while self._count_waiting():
             if not self._batch:
-                self._batch = self._take_batch()
+                self._take_batch()
             bad = log_table.write(self._batch)
             # Only now are they gone: a batch that failed is tried again.
             written = len(self._batch) - len(bad)
             self._batch = []
-            if len(self._queue) < QUEUE_ROWS // 2:
+            if self._count_waiting() < QUEUE_ROWS // 2:
                 self._full_since_s = None
             if written:
                 self._on_written(written)
             self._note_bad(bad)
             self._note_fault(None)
 
-    def _take_batch(self) -> list[Entry]:
-        batch: list[Entry] = []
-        chars = released = 0
-        while self._queue and len(batch) < BATCH_ROWS and chars <= BATCH_TEXT_CHARS:
+    def _take_batch(self) -> None:
+        """Move rows from the queue into the batch, and make their texts."""
+        chars = 0
+        while self._queue and len(self._batch) < BATCH_ROWS and chars <= BATCH_TEXT_CHARS:
             row, make_text, text_bytes = self._queue.popleft()
+            if text_bytes:
+                with self._lock:
+                    self._text_bytes -= text_bytes
             text = self._make_text(make_text)
-            batch.append(Entry(row, text))
+            self._batch.append(Entry(row, text))
             chars += len(text[0]) + len(text[1]) if text is not None else 0
-            released += text_bytes
-        with self._lock:
-            self._text_bytes -= released
-        return batch
 
     def _make_text(self, make_text: MakeTexts | None) -> tuple[str, str] | None:
         try:

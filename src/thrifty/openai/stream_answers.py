@@ -54,7 +54,7 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
             usage = event.get("usage") or usage
             for part in event.get("choices") or ():
                 _merge_choice(choices, part, chat)
-    except (KeyError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         return None  # not the dialect
     unfinished = any(choice["finish_reason"] is None for choice in choices.values())
     if not choices or (unfinished and not partial):
@@ -73,6 +73,8 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
 
 def _merge_choice(choices: dict[int, dict[str, Any]], part: dict[str, Any], chat: bool) -> None:
     index = part["index"]
+    if not isinstance(index, int):
+        raise TypeError("a choice's index is no number")
     choice = choices.setdefault(index, {"index": index, "finish_reason": None, "logprobs": None})
     choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
     (_merge_delta if chat else _merge_text)(choice, part)
@@ -100,7 +102,7 @@ def _merge_delta(choice: dict[str, Any], part: dict[str, Any]) -> None:
 def _merge_tool_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
     for part in parts:
         index = part.get("index", len(calls))
-        if index >= MAX_TOOL_CALLS:
+        if not 0 <= index < MAX_TOOL_CALLS:
             continue
         while len(calls) <= index:
             calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
