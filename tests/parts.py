@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -365,6 +366,19 @@ def running_service(
                 process.kill()
                 process.wait()
         run_thrifty(home, "down")
+
+
+async def until(condition: Any, timeout_s: float = 30.0, what: str = "the condition") -> Any:
+    """`wait_until` for coroutines; `condition` may be one itself. Returns what it gave."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{what} did not come true within {timeout_s:g} s")
 
 
 def wait_until(condition: Any, timeout_s: float = 30.0, what: str = "the condition") -> Any:

@@ -84,7 +84,7 @@ class Talk:
         assert reply.status == 200, reply.body
         return reply.json()
 
-    async def wait(self, batch_id: str, *statuses: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    async def wait(self, batch_id: str, *statuses: str, timeout_s: float = 120.0) -> dict[str, Any]:
         """Wait until a batch is over, or in one of these statuses."""
         deadline_s = time.monotonic() + timeout_s
         while True:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.batches.talk import CHAT, Talk, make_form, make_input, make_line
-from tests.parts import running_echo, running_gateway
+from tests.parts import know_keys, running_echo, running_gateway
 from thrifty.batches.client import CHUNK_BYTES, BatchClient
 from thrifty.batches.settings import BatchSettings
 from thrifty.db.keys import create_key
@@ -255,7 +255,6 @@ async def test_tenants_see_their_own_alone(tmp_path: Path) -> None:
 async def test_a_key_of_this_moment_may_upload(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
         create_key(gateway.database, "first")
-        await gateway.reader.refresh()
-        await asyncio.sleep(0.15)
+        await know_keys(gateway, 1)
         _, secret = create_key(gateway.database, "second")
         assert (await Talk(gateway, secret).upload(b"{}")).status == 200

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,6 @@ async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
         running_gateway(tmp_path, [one, two], deployment=row, batches=SETTINGS) as gateway,
     ):
         talk = Talk(gateway)
-        began = time.monotonic()
         batch = await talk.create([make_line(str(i), str(i)) for i in range(100)])
         await talk.wait(batch["id"], "in_progress")
         seen, waiting = [], [0, 0]
@@ -166,9 +164,8 @@ async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
             await asyncio.sleep(0.02)
         ended = await talk.wait(batch["id"])
         assert ended["request_counts"]["completed"] == 100
-        # 100 lines of 0.1 s on 10 places take a second; what the batch adds is little.
-        assert time.monotonic() - began < 2.5
-        assert max(max(pair) for pair in seen) == 5
+        # Every place at both replicas was used, and lines did not go one by one (10 s).
+        assert max(min(pair) for pair in seen) == 5
 
 
 @pytest.mark.slow
@@ -187,11 +184,9 @@ async def test_interactive_requests_take_the_places_at_once(tmp_path: Path) -> N
                 await asyncio.sleep(0.005)
 
         await wait_running(4)
-        # All places are taken by lines that have most of their 0.3 s before them.
-        began = time.monotonic()
+        # All places are taken by lines, which go back into the queue.
         replies = await asyncio.gather(*(gateway.ask(CHAT) for _ in range(3)))
         assert {reply.status for reply in replies} == {200}
-        assert time.monotonic() - began < 0.45
         assert await metric(gateway, "thrifty_batch_lines_total", result="withdrawn") >= 3
         ended = await talk.wait(batch["id"])
         assert ended["request_counts"] == {"total": 24, "completed": 24, "failed": 0}
@@ -238,16 +233,19 @@ async def test_an_engine_that_knows_priorities_keeps_the_lines_that_run(tmp_path
 async def test_no_lines_go_out_while_interactive_requests_fill_the_replica(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=2)
     async with (
-        running_echo(ttft_s=0.5, slots=2) as url,
+        running_echo(ttft_s=3.0, slots=2) as url,
         running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as gateway,
     ):
         talk = Talk(gateway)
         asking = [asyncio.ensure_future(gateway.ask(CHAT)) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        while (await load_of(url))["running"] < 2:
+            await asyncio.sleep(0.005)
         batch = await talk.create([make_line("a", "x")])
-        await asyncio.sleep(0.3)
+        await talk.wait(batch["id"], "in_progress")
+        load = await load_of(url)
+        assert (load["running"], load["waiting"]) == (2, 0)
         assert (await talk.batch(batch["id"]))["request_counts"]["completed"] == 0
-        assert (await load_of(url)) == {**(await load_of(url)), "running": 2, "waiting": 0}
+        assert not any(task.done() for task in asking)
         await asyncio.gather(*asking)
         assert (await talk.wait(batch["id"]))["status"] == "completed"
 
@@ -279,9 +277,8 @@ async def test_lines_wait_for_a_replica_and_survive_its_loss(tmp_path: Path) -> 
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
         batch = await talk.create([make_line(str(i), str(i)) for i in range(20)])
-        await asyncio.sleep(0.5)
-        assert (await talk.batch(batch["id"]))["status"] == "in_progress"
-        async with running_echo(ttft_s=5.0) as stuck:
+        await talk.wait(batch["id"], "in_progress")
+        async with running_echo(ttft_s=600.0) as stuck:
             await gateway.set_replicas([replica_row(0, stuck)])
             while (await load_of(stuck))["running"] < 20:
                 await asyncio.sleep(0.01)

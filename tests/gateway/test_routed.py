@@ -66,7 +66,7 @@ async def test_load_is_counted_on_every_endpoint_and_given_back(
     tmp_path: Path, path: str, body: dict[str, Any]
 ) -> None:
     """A router that counts on some paths only sends one replica everything."""
-    async with fleet(tmp_path, 4, ttft_s=0.2) as (gateway, _):
+    async with fleet(tmp_path, 4, ttft_s=1.0) as (gateway, _):
         asking = [asyncio.ensure_future(gateway.ask(body, path)) for _ in range(16)]
         while sum(a[0] for a in account(gateway)) < 16:
             await asyncio.sleep(0.005)
@@ -78,7 +78,7 @@ async def test_load_is_counted_on_every_endpoint_and_given_back(
 
 @pytest.mark.slow
 async def test_load_is_given_back_when_clients_hang_up_and_replicas_fail(tmp_path: Path) -> None:
-    async with fleet(tmp_path, 3, ttft_s=0.3) as (gateway, urls):
+    async with fleet(tmp_path, 3, ttft_s=1.0) as (gateway, urls):
         asking = [asyncio.ensure_future(gateway.ask(chat("a", "b", stream=True))) for _ in range(9)]
         while sum(a[0] for a in account(gateway)) < 9:
             await asyncio.sleep(0.005)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.http.raw import wait_for
 from tests.parts import running_server
 from thrifty.http.client import HttpClient, NoResponse, TransportError, parse_origin
 from thrifty.http.exchange import Exchange
@@ -117,10 +118,9 @@ async def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         writer.write(b"POST /up HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n")
         writer.write(b"z" * 3_000_000)
         await writer.drain()
-        await asyncio.sleep(0.2)
+        await wait_for(lambda: uploads.opened and uploads.opened[-1].size_bytes == 3_000_000)
         writer.transport.abort()
-        await asyncio.sleep(0.2)
-        assert uploads.opened[-1]._file is None
+        await wait_for(lambda: uploads.opened[-1]._file is None)
         # The next one on a fresh connection is not disturbed.
         assert (await send(url, b"0123456789"))[0] == 200
 

@@ -19,6 +19,7 @@ from tests.parts import (
     running_echo,
     running_gateway,
     running_server,
+    until,
 )
 from thrifty.http.client import HttpClient
 from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange
@@ -69,22 +70,24 @@ async def test_a_greedy_tenant_delays_itself_and_not_the_others(tmp_path: Path) 
         greedy, modest = await add_key(gateway, "greedy"), await add_key(gateway, "modest")
         await gateway.ask(CHAT, headers=modest)
         flood = [asyncio.ensure_future(gateway.ask(CHAT, headers=greedy)) for _ in range(100)]
-        await asyncio.sleep(0.02)
-        waits = []
+        queue = gateway.version().concurrency.queue
+        await until(lambda: len(queue) > 80)
+        overtaken = []
         for _ in range(10):
-            began_s = time.perf_counter()
+            before = sum(task.done() for task in flood)
             assert (await gateway.ask(CHAT, headers=modest)).status == 200
-            waits.append(time.perf_counter() - began_s)
+            overtaken.append(sum(task.done() for task in flood) - before)
         assert not all(task.done() for task in flood)
-        assert sorted(waits)[5] < 0.09
+        # It waits for a slot, which the next of four gives, and is served beside three others.
+        assert sorted(overtaken)[5] <= 8
         replies = await asyncio.gather(*flood)
         assert {reply.status for reply in replies} == {200}
 
 
 async def test_the_queue_is_bounded_and_says_when_to_come_again(tmp_path: Path) -> None:
-    row = echo_deployment(slots=1, waiting=2, wait_timeout_s=0.15)
+    row = echo_deployment(slots=1, waiting=2, wait_timeout_s=1.0)
     async with (
-        running_echo(ttft_s=0.4) as url,
+        running_echo(ttft_s=4.0) as url,
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
         replies = await asyncio.gather(*(gateway.ask(CHAT) for _ in range(5)))
@@ -100,13 +103,13 @@ async def test_the_queue_is_bounded_and_says_when_to_come_again(tmp_path: Path) 
 
 
 async def test_without_a_ready_replica_slots_make_no_difference(tmp_path: Path) -> None:
-    row = echo_deployment(slots=2, waiting=3, wait_timeout_s=0.3)
+    row = echo_deployment(slots=2, waiting=3, wait_timeout_s=2.0)
     async with running_echo() as url, running_gateway(tmp_path, [], deployment=row) as gateway:
         replies = await asyncio.gather(*(gateway.ask(CHAT) for _ in range(5)))
         codes = sorted(reply.error["code"] for reply in replies)
         assert codes == ["no_replica_ready"] * 3 + ["queue_full"] * 2
         waiting = [asyncio.ensure_future(gateway.ask(CHAT)) for _ in range(3)]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # as a rule they wait by now; all are answered in any case
         await gateway.set_replicas([replica_row(0, url)])
         assert {reply.status for reply in await asyncio.gather(*waiting)} == {200}
 
@@ -114,21 +117,27 @@ async def test_without_a_ready_replica_slots_make_no_difference(tmp_path: Path) 
 async def test_a_client_that_leaves_the_queue_is_not_served(tmp_path: Path) -> None:
     row = echo_deployment(slots=1)
     served = 0
+    go_on = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
         nonlocal served
         served += 1
-        await asyncio.sleep(0.1)
+        await go_on.wait()
         exchange.respond(200, b'{"id":"x-1","choices":[]}')
 
     async with (
         running_server(slow) as (url, _),
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
-        tasks = [asyncio.ensure_future(gateway.ask({**CHAT, "user": str(i)})) for i in range(6)]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.ensure_future(gateway.ask({**CHAT, "user": "0"}))]
+        await until(lambda: served == 1)
+        tasks += [asyncio.ensure_future(gateway.ask({**CHAT, "user": str(i)})) for i in range(1, 6)]
+        queue = gateway.version().concurrency.queue
+        await until(lambda: len(queue) == 5)
         for task in tasks[1:5]:
             task.cancel()
+        await until(lambda: len(queue) == 1)
+        go_on.set()
         replies = await asyncio.gather(*tasks, return_exceptions=True)
         assert sum(not isinstance(reply, BaseException) for reply in replies) == 2
         concurrency = gateway.version().concurrency
@@ -137,7 +146,7 @@ async def test_a_client_that_leaves_the_queue_is_not_served(tmp_path: Path) -> N
                 break
             await asyncio.sleep(0.02)
         assert (concurrency.taken, len(concurrency.queue)) == (0, 0)
-        assert served <= 3
+        assert served == 2
 
 
 # Deadlines
@@ -153,12 +162,10 @@ async def test_a_deadline_must_be_a_number(tmp_path: Path) -> None:
 
 
 async def test_an_answer_that_has_not_begun_in_time_is_given_up(tmp_path: Path) -> None:
-    async with running_echo(ttft_s=0.5) as url, running_gateway(tmp_path, [url]) as gateway:
+    async with running_echo(ttft_s=2.0) as url, running_gateway(tmp_path, [url]) as gateway:
         for body in (CHAT, {**CHAT, "stream": True}, {**CHAT, "temperature": 0}):
-            began_s = time.perf_counter()
             reply = await gateway.ask(body, headers={"x-thrifty-timeout-ms": "100"})
             assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
-            assert time.perf_counter() - began_s < 0.3
         # The replica stopped working for it, and is not blamed.
         for _ in range(100):
             if await load_of(url) == 0:
@@ -166,28 +173,26 @@ async def test_an_answer_that_has_not_begun_in_time_is_given_up(tmp_path: Path) 
             await asyncio.sleep(0.01)
         assert await load_of(url) == 0
         assert gateway.version().health.fine
-        assert (await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "3000"})).status == 200
+        assert (await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "60000"})).status == 200
 
 
 async def test_a_stream_that_only_says_that_it_begins_has_not_begun(tmp_path: Path) -> None:
     async def hesitate(exchange: Exchange) -> None:
         exchange.start(200, EVENT_STREAM_HEADERS)
-        await asyncio.sleep(5)
+        await asyncio.sleep(600)
 
     async with (
         running_server(hesitate) as (url, _),
         running_gateway(tmp_path, [url]) as gateway,
     ):
-        began_s = time.perf_counter()
         reply = await gateway.ask({**CHAT, "stream": True}, headers={"x-thrifty-timeout-ms": "200"})
         assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
-        assert time.perf_counter() - began_s < 1.0
 
 
 async def test_the_spec_may_set_a_deadline_for_all(tmp_path: Path) -> None:
     row = echo_deployment(timeout_s=0.1)
     async with (
-        running_echo(ttft_s=0.5) as url,
+        running_echo(ttft_s=30.0) as url,
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
         assert (await gateway.ask(CHAT)).error["code"] == "deadline_exceeded"
@@ -200,15 +205,14 @@ async def test_the_spec_may_set_a_deadline_for_all(tmp_path: Path) -> None:
 async def test_what_cannot_be_in_time_is_refused_at_once(tmp_path: Path) -> None:
     row = echo_deployment(slots=1)
     async with (
-        running_echo(ttft_s=0.2) as url,
+        running_echo(ttft_s=1.0) as url,
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
         await gateway.ask(CHAT)
         crowd = [asyncio.ensure_future(gateway.ask({**CHAT, "user": str(i)})) for i in range(5)]
-        await asyncio.sleep(0.05)
-        began_s = time.perf_counter()
-        reply = await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "300"})
-        assert time.perf_counter() - began_s < 0.1
+        queue = gateway.version().concurrency.queue
+        await until(lambda: len(queue) == 4)
+        reply = await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "1500"})
         assert (reply.status, reply.error["code"]) == (503, "deadline_unreachable")
         assert int(reply.headers[b"retry-after"]) >= 1
         assert {r.status for r in await asyncio.gather(*crowd)} == {200}
@@ -218,11 +222,12 @@ async def test_requests_of_who_holds_much_tell_the_engine_that_they_may_wait(
     tmp_path: Path,
 ) -> None:
     asked: list[tuple[str, Any]] = []
+    go_on = asyncio.Event()
 
     async def answer(exchange: Exchange) -> None:
         body = json.loads(exchange.body)
         asked.append((body["messages"][0]["content"], body.get("priority")))
-        await asyncio.sleep(0.3)
+        await go_on.wait()
         exchange.respond(200, b'{"id":"x","object":"chat.completion","choices":[]}')
 
     row = make_deployment(engine="remote", label="remote@1", slots=8, priority_field="priority")
@@ -237,10 +242,14 @@ async def test_requests_of_who_holds_much_tell_the_engine_that_they_may_wait(
             return asyncio.ensure_future(gateway.ask(body, headers=keys[name]))
 
         first = [ask("greedy") for _ in range(4)]
-        await asyncio.sleep(0.1)
+        await until(lambda: len(asked) == 4)
         second = [ask("modest")]
-        await asyncio.sleep(0.05)
-        third = [ask("greedy"), ask("modest")]
+        await until(lambda: len(asked) == 5)
+        third = [ask("greedy")]
+        await until(lambda: len(asked) == 6)
+        third.append(ask("modest"))
+        await until(lambda: len(asked) == 7)
+        go_on.set()
         replies = await asyncio.gather(*first, *second, *third)
         assert {reply.status for reply in replies} == {200}
         assert asked == [("greedy", None)] * 4 + [("modest", None), ("greedy", 1), ("modest", None)]
@@ -302,7 +311,7 @@ async def stalling() -> Any:
         seen["asked"] += 1
         try:
             exchange.start(200, EVENT_STREAM_HEADERS)
-            await asyncio.sleep(30)
+            await asyncio.sleep(600)
         except asyncio.CancelledError:
             seen["cancelled"] += 1
             raise
@@ -319,12 +328,10 @@ async def test_a_second_replica_is_asked_where_the_first_stalls(tmp_path: Path) 
         running_gateway(tmp_path, [bad, good], deployment=row) as gateway,
     ):
         for stream in (True, False, True, False):
-            began_s = time.perf_counter()
             reply = await gateway.ask({**CHAT, "stream": stream})
             assert reply.status == 200
             assert reply.headers[b"x-thrifty-replica"] == b"echo-1"
             assert b"Hello" in reply.body
-            assert time.perf_counter() - began_s < 0.5
         assert seen["asked"] >= 2
         for _ in range(100):
             if seen["cancelled"] == seen["asked"]:
@@ -339,7 +346,7 @@ async def test_a_second_replica_is_asked_where_the_first_stalls(tmp_path: Path) 
 
 
 async def test_quick_answers_are_not_hedged(tmp_path: Path) -> None:
-    row = echo_deployment(hedge_s=0.5)
+    row = echo_deployment(hedge_s=10.0)
     async with (
         running_echo(ttft_s=0.02) as one,
         running_echo(ttft_s=0.02) as two,
@@ -373,8 +380,7 @@ async def test_a_client_that_hangs_up_cancels_both(tmp_path: Path) -> None:
         running_gateway(tmp_path, [one, two], deployment=row) as gateway,
     ):
         task = asyncio.ensure_future(gateway.ask({**CHAT, "stream": True}))
-        await asyncio.sleep(0.2)
-        assert (first["asked"], second["asked"]) == (1, 1)
+        await until(lambda: (first["asked"], second["asked"]) == (1, 1))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         for _ in range(100):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from tests.parts import (
     GatewayUnderTest,
@@ -16,10 +17,13 @@ from tests.parts import (
     know_keys,
     running_echo,
     running_gateway,
+    until,
 )
 from tests.redis_server import RedisServer, running_redis
 from thrifty.db.keys import KeyLimits
+from thrifty.db.tables import key_spend
 from thrifty.gateway.admission.limits import format_reset
+from thrifty.gateway.admission.spend import READ_S
 
 CHAT: dict[str, Any] = {
     "model": "echo", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 11,
@@ -58,6 +62,17 @@ async def test_requests_a_minute(tmp_path: Path) -> None:
             b"", "/metrics", method="GET", headers=await make_key_for_metrics(gateway)
         )
         assert metrics.metric("thrifty_rejections_total", deployment="echo", reason="requests") == 2
+
+
+async def known_everywhere(gateway: GatewayUnderTest, spend: float) -> None:
+    """Wait until the database knows of this spend, and every worker has read it since."""
+
+    def written() -> bool:
+        with gateway.database.begin() as connection:
+            return connection.execute(select(func.sum(key_spend.c.spend))).scalar() == spend
+
+    await until(lambda: asyncio.to_thread(written), what="the spend in the database")
+    await asyncio.sleep(3 * READ_S)
 
 
 async def make_key_for_metrics(gateway: GatewayUnderTest) -> dict[str, str]:
@@ -152,10 +167,10 @@ async def test_a_budget_survives_a_restart_and_holds_across_workers(tmp_path: Pa
             running_gateway(tmp_path, [url], deployment=row) as two,
         ):
             assert (await ask(one, key)).status == 200
-            await asyncio.sleep(1.6)
+            await known_everywhere(one, 33.0)
             assert (await ask(two, key)).status == 200
             assert (await ask(two, key)).status == 429
-            await asyncio.sleep(1.6)
+            await known_everywhere(two, 44.0)
             assert (await ask(one, key)).status == 429
 
 
@@ -169,6 +184,8 @@ async def test_a_client_that_hangs_up_does_not_go_free(tmp_path: Path) -> None:
         task = asyncio.ensure_future(
             ask(gateway, key, stream=True, max_tokens=1000, ignore_eos=True)
         )
+        replicas = gateway.version().replicas.values()
+        await until(lambda: sum(replica.in_flight for replica in replicas) == 1)
         await asyncio.sleep(0.3)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -246,9 +263,7 @@ async def test_without_redis_requests_go_on_and_limits_hold_here(
             key = await make_key(gateway, rpm=40)
             statuses = [(await ask(gateway, key)).status for _ in range(20)]
             getattr(server, fault)()
-            began_s = asyncio.get_running_loop().time()
             statuses += [(await ask(gateway, key)).status for _ in range(30)]
-            assert asyncio.get_running_loop().time() - began_s < 1.5
             # What Redis had counted of this worker still counts.
             assert statuses == [200] * 40 + [429] * 10
             watcher = await make_key_for_metrics(gateway)
