@@ -78,7 +78,7 @@ def imports_of(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["thrifty", "thrifty.cli.app", "thrifty.worker.process", "thrifty.fleet.controller",
+    ["thrifty", "thrifty.cli.app", "thrifty.worker.process", "thrifty.control.controller",
      "thrifty.engines.openvino.__main__", "thrifty.cli.up"],
 )  # fmt: skip
 def test_the_online_plane_loads_nothing_heavy(module: str) -> None:

@@ -63,13 +63,15 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
 async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, str]:
     """Listen where it alone is asked, and where all workers are; returns both addresses."""
     own_port = await server.start("127.0.0.1", 0)
-    inherited = None if settings.listen_fd is None else socket.socket(fileno=settings.listen_fd)
     tls = None
     if settings.tls is not None:
         tls = ServerTls(Path(settings.tls.cert), Path(settings.tls.key))
-    port = await server.start(
-        settings.host, settings.port, reuse_port=True, sock=inherited, tls=tls
-    )
+    port = settings.port
+    if not settings.listen_fds:
+        port = await server.start(settings.host, settings.port, reuse_port=True, tls=tls)
+    for descriptor in settings.listen_fds:
+        inherited = socket.socket(fileno=descriptor)
+        await server.start(settings.host, settings.port, sock=inherited, tls=tls)
     scheme = "http" if tls is None else "https"
     return f"http://127.0.0.1:{own_port}", f"{scheme}://{settings.host}:{port}"
 

@@ -22,8 +22,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     host: str
     port: int
     id: str = "gateway-0"
-    listen_fd: int | None = None
-    """A socket that listens on `host` and `port` already; it stays when this worker goes."""
+    listen_fds: tuple[int, ...] = ()
+    """Sockets that are bound to `host` and `port` already; they stay when this worker goes."""
     ready_file: str | None = None
     """Where it says that it listens, and the address that is its own."""
     database_url_env: str = "THRIFTY_DATABASE_URL"

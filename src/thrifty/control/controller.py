@@ -1,0 +1,340 @@
+"""The controller of a home: it takes the home, opens the database, and runs the control loop.
+
+One runs for each home. It takes what should run from the database, where `up` and `apply` have put
+it. When it is told to stop it drains everything; when it is killed, what it started goes on serving,
+and the next controller adopts the replicas, replaces the gateway's workers without a gap, and goes on
+from the desired state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from thrifty.artifacts import Store
+from thrifty.control.gateway_settings import (
+    WorkerSettings,
+    find_unchangeable,
+    make_url,
+    make_worker_settings,
+)
+from thrifty.control.gateways import GatewayWorkers
+from thrifty.control.loop import ControlLoop
+from thrifty.db import Database, open_database
+from thrifty.db.database import rescue_file
+from thrifty.db.desired_state import DesiredService
+from thrifty.db.fleet import (
+    GatewayRow,
+    read_fleet,
+    read_gateways,
+    remove_gateway,
+    remove_replicas,
+    save_gateway,
+)
+from thrifty.db.keys import list_keys
+from thrifty.db.secrets import read_secret
+from thrifty.engines.machine import Machine
+from thrifty.errors import DatabaseError, FleetError
+from thrifty.fleet.base import ObservedReplica, ReplicaNames
+from thrifty.fleet.controller_note import (
+    read_controller_note,
+    remove_controller_note,
+    write_controller_note,
+)
+from thrifty.fleet.external import ExternalFleet
+from thrifty.fleet.local import LocalFleet
+from thrifty.fleet.ports import choose_port
+from thrifty.fleet.process import ProcessId, adopt_process, find_ours
+from thrifty.home import Home, make_private_folder
+from thrifty.types import ReplicaState
+
+log = logging.getLogger(__name__)
+
+_SECRET = "response_ids"  # noqa: S105
+"""The name of the secret that marks response and conversation ids as ours."""
+_POLL_S = 0.05
+_EXTRA_GRACE_S = 5.0
+
+
+class Controller:
+    """See the module's docstring. `start` it, wait, `stop` it."""
+
+    def __init__(
+        self, home: Home, store: Store, machine: Machine, database_url: str | None = None
+    ) -> None:
+        """`database_url` is a SQLAlchemy URL; without one it is the home's embedded database."""
+        self.home = home
+        self.database_url = database_url or home.database_url
+        self.database: Database
+        self.gateway_url = ""
+        self._store = store
+        self._machine = machine
+        names = ReplicaNames()
+        self._external = ExternalFleet(names, self._note_change, self._announce)
+        self._local = LocalFleet(home, store, machine, names, self._note_change, self._announce)
+        self._loop = ControlLoop(
+            lambda: self.database,
+            {True: self._external, False: self._local},
+            machine,
+            store,
+            self._note_service,
+            self._keep_database,
+        )
+        self._service: DesiredService | None = None
+        self._service_changed = asyncio.Event()
+        self._gateways: GatewayWorkers | None = None
+        self._old_gateways: list[tuple[ProcessId, str]] = []
+        """Workers that an earlier controller left, to be replaced."""
+        self._address: tuple[str, int] = ("", 0)
+        self._id_secret = ""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lock: int | None = None
+        self._rescuer: sqlite3.Connection | None = None
+
+    def observe(self) -> list[ObservedReplica]:
+        """Every replica, as its fleet sees it now."""
+        return self._loop.observe()
+
+    def count_ready(self) -> tuple[int, int]:
+        """How many replicas are ready, and how many should be."""
+        staying = [one for one in self.observe() if not one.leaving]
+        return sum(one.state is ReplicaState.READY for one in staying), len(staying)
+
+    async def open(self) -> None:
+        """Take the home and open the database, so that what should run can be written before
+        anything starts. Raises `ThriftyError` kinds.
+        """
+        self._take_home()
+        self.database = await asyncio.to_thread(open_database, self.database_url, migrate=True)
+        self._open_rescuer()
+
+    async def start(self) -> None:
+        """Start what is desired. Returns once the gateway listens. Raises `ThriftyError` kinds."""
+        if self._lock is None:
+            await self.open()
+        state = await asyncio.to_thread(read_fleet, self.database)
+        self._old_gateways = await asyncio.to_thread(self._find_old_gateways)
+        self._id_secret = (await asyncio.to_thread(read_secret, self.database, _SECRET)).hex()
+        await self._loop.start(state)
+        if self._service is None:
+            raise FleetError(
+                f"nothing is desired in the database {self.database.safe_url}; say what should run: "
+                "thrifty up SPEC"
+            )
+        gateway = self._service.gateway
+        await asyncio.to_thread(self._check_keys, gateway)
+        host = str(gateway["host"])
+        port = choose_port(
+            host, int(gateway["port"]), {ident.pid for ident, _ in self._old_gateways}
+        )
+        self._address = (host, port)
+        self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
+        write_controller_note(self.home, self.gateway_url, self.database_url)
+        self._tasks.append(asyncio.ensure_future(self._loop.run()))
+        self._gateways = GatewayWorkers(
+            self.home, host, port, self._save_gateway, self._remove_gateway
+        )
+        await self._gateways.start(self._make_worker_settings(gateway))
+        self._service_changed.clear()
+        self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
+        await self._end_old_gateways()
+
+    async def replace_gateways(self) -> None:
+        """Replace the gateway's workers one after the other. Raises `FleetError`."""
+        if self._gateways is not None:
+            await self._gateways.replace()
+
+    async def wait_ready(self) -> None:
+        """Wait until all is as desired, and the gateway knows. Raises `FleetError` where a replica
+        is in a crash loop.
+        """
+        while not self._loop.is_settled():
+            for one in self.observe():
+                if one.state is ReplicaState.CRASH_LOOP:
+                    raise FleetError(
+                        f"the replica {one.row.id} does not start: {one.row.message}\n"
+                        f"Its log: {self.home.logs / f'{one.row.id}.log'}"
+                    )
+            await asyncio.sleep(_POLL_S)
+        if self._gateways is not None:
+            await self._gateways.wait_settled()
+
+    async def stop(self) -> None:
+        """Drain the gateway, then the replicas; leave nothing running."""
+        await self._cancel_tasks(self._tasks[1:])
+        if self._gateways is not None:
+            await self._gateways.stop()
+        if self._old_gateways:
+            # A start that was given up may not have come to that.
+            await self._end_old_gateways()
+        await self._cancel_tasks(self._tasks[:1])
+        ids = [one.row.id for one in self.observe()]
+        grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
+        await asyncio.gather(self._local.stop(grace_s), self._external.stop(grace_s))
+        with contextlib.suppress(DatabaseError):
+            if hasattr(self, "database"):
+                await asyncio.to_thread(remove_replicas, self.database, ids)
+                for gateway_id in self._gateways.ids if self._gateways is not None else ():
+                    await asyncio.to_thread(remove_gateway, self.database, gateway_id)
+        self._release_home()
+
+    def kill(self) -> None:
+        """End everything at once: the second Ctrl-C."""
+        if self._gateways is not None:
+            self._gateways.kill()
+        self._local.kill()
+
+    @property
+    def _drain_timeout_s(self) -> float:
+        gateway = self._service.gateway if self._service is not None else {}
+        return float(gateway.get("drain_timeout_s", 30.0))
+
+    def _note_change(self) -> None:
+        self._loop.changed.set()
+
+    async def _announce(self) -> None:
+        await self._loop.announce()
+
+    async def _cancel_tasks(self, tasks: list[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # the home
+
+    def _take_home(self) -> None:
+        make_private_folder(self.home.root)
+        make_private_folder(self.home.run)
+        self._lock = os.open(self.home.run / "controller.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = None
+            note = read_controller_note(self.home)
+            where = f" (pid {note.pid}, {note.url})" if note else ""
+            raise FleetError(
+                f"Thrifty runs already in {self.home.root}{where}; stop it first (thrifty down), or "
+                "set THRIFTY_HOME to another folder"
+            ) from None
+
+    def _release_home(self) -> None:
+        if self._lock is None:
+            return
+        remove_controller_note(self.home)
+        if self._rescuer is not None:
+            self._rescuer.close()
+        if hasattr(self, "database"):
+            self.database.close()
+        os.close(self._lock)
+        self._lock = None
+
+    def _check_keys(self, gateway: Mapping[str, Any]) -> None:
+        if gateway.get("require_keys") and not list_keys(self.database):
+            raise FleetError(
+                f"refusing to listen on {gateway['host']}, which others can reach, without any API "
+                "key. Make one (thrifty keys create --name NAME), or say that anyone may call "
+                "(--allow-no-keys)"
+            )
+
+    # the database
+
+    def _open_rescuer(self) -> None:
+        """Keep the embedded file open, so that it can be written anew if it is deleted."""
+        if self._rescuer is not None:
+            self._rescuer.close()
+            self._rescuer = None
+        if self.database.file is not None:
+            self._rescuer = sqlite3.connect(self.database.file, check_same_thread=False)
+            self._rescuer.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+    def _keep_database(self) -> bool:
+        """Where the database's file is gone or another, put ours back, or take the new one; says
+        whether it had to.
+        """
+        if not self.database.file_is_gone():
+            return False
+        assert self.database.file is not None
+        if not self.database.file.exists() and self._rescuer is not None:
+            log.error("the database's file was deleted; it is written anew")
+            rescue_file(self.database, self._rescuer)
+        else:
+            log.warning("the database's file was replaced; going on with the new one")
+        fresh = open_database(self.database_url, migrate=True)
+        self.database.close()
+        self.database = fresh
+        self._open_rescuer()
+        return True
+
+    # the gateway
+
+    def _note_service(self, service: DesiredService) -> None:
+        if service != self._service:
+            self._service = service
+            self._service_changed.set()
+
+    def _make_worker_settings(self, gateway: Mapping[str, Any]) -> WorkerSettings:
+        host, port = self._address
+        return make_worker_settings(
+            gateway, self.home, host=host, port=port, database_url=self.database_url,
+            id_secret=self._id_secret,
+        )  # fmt: skip
+
+    async def _keep_gateways(self) -> None:
+        """Have the workers run with the settings that are desired."""
+        host, port = self._address
+        while True:
+            await self._service_changed.wait()
+            self._service_changed.clear()
+            assert self._service is not None
+            assert self._gateways is not None
+            gateway = self._service.gateway
+            fixed = find_unchangeable({"host": host, "port": port}, gateway)
+            if fixed:
+                log.warning(
+                    "the gateway's %s cannot change while it runs; stop and start the service "
+                    "(thrifty down, thrifty up)", " and ".join(fixed),
+                )  # fmt: skip
+            try:
+                await self._gateways.apply(self._make_worker_settings(gateway))
+            except FleetError as error:
+                log.error("the gateway's workers keep their settings: %s", error)
+
+    def _find_old_gateways(self) -> list[tuple[ProcessId, str]]:
+        """Workers that an earlier controller left; they are replaced without a gap."""
+        return [
+            (ident, process_id)
+            for ident, role, process_id in find_ours(self.home.root)
+            if role == "gateway"
+        ]
+
+    async def _end_old_gateways(self) -> None:
+        grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
+        for ident, gateway_id in self._old_gateways:
+            process = adopt_process(ident, self.home.logs / f"{gateway_id}.log")
+            if process is not None:
+                await process.stop(grace_s)
+        kept = self._gateways.ids if self._gateways is not None else []
+        with contextlib.suppress(DatabaseError):
+            for row in await asyncio.to_thread(read_gateways, self.database):
+                if row.id not in kept:
+                    await asyncio.to_thread(remove_gateway, self.database, row.id)
+
+    async def _save_gateway(self, row: GatewayRow) -> None:
+        try:
+            await asyncio.to_thread(save_gateway, self.database, row)
+        except DatabaseError as error:
+            log.warning("the gateway's state cannot be written: %s", error)
+
+    async def _remove_gateway(self, gateway_id: str) -> None:
+        try:
+            await asyncio.to_thread(remove_gateway, self.database, gateway_id)
+        except DatabaseError as error:
+            log.warning("the gateway's state cannot be written: %s", error)

@@ -1,0 +1,318 @@
+"""The control loop: it reads what is wanted, looks at what is there, and does the next step.
+
+Each turn ends with one transaction that writes what gateways read: versions and replicas change
+together, so that no gateway sees a version without the replicas that answer for it. While the database
+is away, the loop goes on with the desired state that it knows; replicas that are no longer wanted
+serve until gateways could be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from thrifty.artifacts import Store
+from thrifty.control.desired import make_served
+from thrifty.control.reconcile import Room, SetTarget, Step, count_local_copies, reconcile
+from thrifty.db import Database
+from thrifty.db.desired import Desired, read_desired, read_desired_change, read_history
+from thrifty.db.desired_state import DesiredDeployment, DesiredService, DesiredVersion
+from thrifty.db.fleet import DeploymentRow, FleetState, ReplicaRow
+from thrifty.db.fleet_report import FleetReport, publish_fleet
+from thrifty.engines.machine import Machine, available_memory_bytes
+from thrifty.engines.registry import find_engine
+from thrifty.errors import ArtifactError, DatabaseError, EngineError, StaleStateError
+from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaSet, SetKey
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.2
+"""How often the loop asks whether the desired state has changed."""
+FIGURES_S = 2.0
+"""Figures of replicas (memory, load) are written this often; changes of state at once."""
+RETRY_S = 0.5
+NOTICE_S = 1.0
+"""Gateways look every 0.2 s; after this long they know what was written."""
+ARTIFACT_FACTOR = 1.25
+"""What a copy takes of memory beside its weights, at least."""
+HISTORY = 50
+
+OnService = Callable[[DesiredService], None]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A version that runs or should, and how."""
+
+    deployment: DesiredDeployment
+    version: DesiredVersion
+
+
+class ControlLoop:
+    """Owns the desired state as last read, the fleets, and what was written last."""
+
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        fleets: Mapping[bool, Fleet],
+        machine: Machine,
+        store: Store,
+        on_service: OnService,
+        keep_database: Callable[[], bool],
+    ) -> None:
+        """`fleets` are that of servers that others run (True), and that of ours (False).
+        `on_service` is told of each new state of the service; `keep_database` repairs a database
+        whose file has gone, and says whether it did.
+        """
+        self.desired = Desired(None, {}, 0)
+        self.step = Step((), {}, {})
+        self.changed = asyncio.Event()
+        self._database = database
+        self._fleets = fleets
+        self._machine = machine
+        self._store = store
+        self._on_service = on_service
+        self._keep_database = keep_database
+        self._known: dict[tuple[str, str, str], _Known] = {}
+        self._rows: Mapping[str, DeploymentRow] = {}
+        self._artifact_bytes: dict[str, int] = {}
+        self._written: FleetReport | None = None
+        self._written_s = 0.0
+        self._turn = 0
+        """Counts what was decided; `_published` is the turn that was written last."""
+        self._published = 0
+        self._new_publication = asyncio.Condition()
+        self._away = False
+
+    async def start(self, state: FleetState) -> None:
+        """Take over what `state` says was there, and do the first step. Raises `DatabaseError`."""
+        await self._read_desired()
+        self._rows = {row.name: row for row in state.deployments}
+        await self._adopt(state.replicas)
+        await self._do_step()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self.changed.wait()
+            changed = self.changed.is_set()
+            self.changed.clear()
+            try:
+                await self._turn_once(changed)
+                self._note_away(None)
+            except StaleStateError:
+                self.changed.set()
+            except (DatabaseError, sqlite3.Error, OSError) as error:
+                self._note_away(error)
+                self.changed.set()
+                await asyncio.sleep(RETRY_S)
+            except Exception:
+                # A fault of ours in one turn must not end all later ones.
+                log.exception("a turn of the control loop failed")
+                await asyncio.sleep(RETRY_S)
+
+    async def _turn_once(self, changed: bool) -> None:
+        try:
+            if await asyncio.to_thread(self._keep_database):
+                self._written = None
+            changed |= await self._look() or self._written is None
+        except (DatabaseError, sqlite3.Error, OSError):
+            # What fleets report is carried out all the same.
+            await self._do_step()
+            raise
+        if changed or time.monotonic() - self._written_s > FIGURES_S:
+            await self._do_step()
+            await self._publish()
+
+    def observe(self) -> list[ObservedReplica]:
+        """Every replica, of all fleets."""
+        found = [one for fleet in self._fleets.values() for one in fleet.observe()]
+        return sorted(found, key=lambda one: one.row.id)
+
+    def is_settled(self) -> bool:
+        """Whether all is as desired, but for what is on its way out, and gateways can read so."""
+        wanted = {name: one.row for name, one in self.desired.deployments.items()}
+        written = self._written
+        if written is None or dict(written.deployments) != wanted or dict(self._rows) != wanted:
+            return False
+        staying = [one for one in self.observe() if not one.leaving]
+        states = {row.id: row.state for row in written.replicas.values()}
+        counts = Counter(one.key for one in staying)
+        return all(states.get(one.row.id) == one.row.state == "ready" for one in staying) and all(
+            counts[target.key] == self._count(target) for target in self.step.sets
+        )
+
+    async def announce(self) -> None:
+        """Returns once gateways know the states that replicas have now."""
+        turn = self._turn + 1
+        self.changed.set()
+        async with self._new_publication:
+            await self._new_publication.wait_for(lambda: self._published >= turn)
+        await asyncio.sleep(NOTICE_S)
+
+    # what is wanted
+
+    async def _look(self) -> bool:
+        """Read the desired state, if it has changed, and say whether it has."""
+        newest = await asyncio.to_thread(read_desired_change, self._database())
+        if newest == self.desired.change_id:
+            return False
+        await self._read_desired()
+        # Whoever changed it may have written weights, too.
+        self._written = None
+        return True
+
+    async def _read_desired(self) -> None:
+        self.desired = await asyncio.to_thread(read_desired, self._database())
+        for deployment in self.desired.deployments.values():
+            for version in deployment.versions:
+                place = (deployment.name, version.label, version.revision)
+                self._known[place] = _Known(deployment, version)
+                await self._measure_artifact(version.artifact)
+        if self.desired.service is not None:
+            self._on_service(self.desired.service)
+
+    async def _measure_artifact(self, artifact: str | None) -> None:
+        if artifact is None or artifact in self._artifact_bytes:
+            return
+        try:
+            size = (await asyncio.to_thread(self._store.load, artifact)).size_bytes
+        except ArtifactError as error:
+            # The replica that is started says so, too.
+            log.error("the model %s cannot be read: %s", artifact, error)
+            return
+        self._artifact_bytes[artifact] = round(size * ARTIFACT_FACTOR)
+
+    # what is there
+
+    async def _adopt(self, rows: Sequence[ReplicaRow]) -> None:
+        """Have the fleets take over what an earlier controller left."""
+        known: dict[bool, list[tuple[ReplicaRow, ReplicaSet]]] = {True: [], False: []}
+        for row in rows:
+            found = await asyncio.to_thread(self._find_version, row)
+            if found is None:
+                continue
+            self._known[row.deployment, row.version, row.revision] = found
+            size = SetKey(row.deployment, row.version, row.revision, 0)
+            replica_set = self._make_set(SetTarget(size, 1), 1.0)
+            if replica_set is not None:
+                external = bool(found.version.urls)
+                known[external].append((row, replica_set))
+        for external, fleet in self._fleets.items():
+            await fleet.adopt(known[external])
+
+    def _find_version(self, row: ReplicaRow) -> _Known | None:
+        """What a replica serves: a version that is wanted, or once was."""
+        found = self._known.get((row.deployment, row.version, row.revision))
+        if found is not None:
+            return found
+        for past in read_history(self._database(), row.deployment, HISTORY):
+            if isinstance(past.state, DesiredDeployment):
+                version = past.state.find_version(row.version)
+                if version is not None and version.revision == row.revision:
+                    return _Known(past.state, version)
+        return None
+
+    # the next step
+
+    async def _do_step(self) -> None:
+        room = Room(
+            len(self._machine.cores),
+            await asyncio.to_thread(available_memory_bytes),
+            self._artifact_bytes,
+        )
+        step = reconcile(self.desired.deployments, self._rows, self.observe(), room)
+        for place, reason in step.waiting.items():
+            if place not in self.step.waiting:
+                log.warning("%s %s waits: %s", *place, reason)
+        share = 1 / max(1, count_local_copies(self.desired.deployments))
+        sets: dict[bool, list[ReplicaSet]] = {True: [], False: []}
+        for target in step.sets:
+            replica_set = self._make_set(target, share)
+            if replica_set is not None:
+                sets[bool(replica_set.served.upstream.urls)].append(replica_set)
+        for external, fleet in self._fleets.items():
+            await fleet.apply(sets[external])
+        self.step, self._rows = step, step.rows
+        self._turn += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        """Keep of the versions that were known those that are wanted, or run."""
+        used = {
+            (one.key.deployment, one.key.version, one.key.revision) for one in self.observe()
+        } | {
+            (deployment.name, version.label, version.revision)
+            for deployment in self.desired.deployments.values()
+            for version in deployment.versions
+        }
+        self._known = {place: found for place, found in self._known.items() if place in used}
+
+    def _count(self, target: SetTarget) -> int:
+        key = target.key
+        version = self._known[key.deployment, key.version, key.revision].version
+        return len(version.urls) or target.count
+
+    def _make_set(self, target: SetTarget, memory_share: float) -> ReplicaSet | None:
+        key = target.key
+        known = self._known[key.deployment, key.version, key.revision]
+        try:
+            engine = find_engine(known.version.engine)
+        except EngineError as error:
+            log.error("%s %s: %s", key.deployment, key.version, error)
+            return None
+        replicas = known.version.replicas
+        return ReplicaSet(
+            make_served(known.deployment, known.version), engine, target.count,
+            cpus=key.cpus, even_copies=target.even_copies, memory_share=memory_share,
+            memory_limit_bytes=replicas.memory_limit_bytes,
+            start_timeout_s=replicas.start_timeout_s,
+        )  # fmt: skip
+
+    # what gateways read
+
+    async def _publish(self) -> None:
+        """Write what has changed, and figures now and then. Raises `DatabaseError`."""
+        turn = self._turn
+        rows = {one.row.id: one.row for one in self.observe()}
+        report = FleetReport(self.step.rows, self.step.waiting, rows)
+        due = time.monotonic() - self._written_s > FIGURES_S
+        if (
+            self._written is None
+            or due
+            or _without_figures(report) != _without_figures(self._written)
+        ):
+            await asyncio.to_thread(
+                publish_fleet, self._database(), report, self._written,
+                change_id=self.desired.change_id,
+            )  # fmt: skip
+            self._written, self._written_s = report, time.monotonic()
+        async with self._new_publication:
+            self._published = turn
+            self._new_publication.notify_all()
+
+    def _note_away(self, error: Exception | None) -> None:
+        if error is not None and not self._away:
+            log.warning(
+                "the database cannot be used (%s); going on with what was wanted last", error
+            )
+        elif error is None and self._away:
+            log.info("the database can be used again")
+        self._away = error is not None
+
+
+def _without_figures(report: FleetReport) -> FleetReport:
+    """A report by which two are compared: figures of replicas change all the time."""
+    rows = {
+        row_id: replace(row, memory_bytes=None, load=None)
+        for row_id, row in report.replicas.items()
+    }
+    return replace(report, replicas=rows)
