@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.control.running import (
+    Clients,
     asking,
     by_id,
     deployment,
@@ -237,4 +238,24 @@ async def test_a_replaced_database_file_is_written_anew(home: Home) -> None:
         want(database, two)
         await until_state(database, settled(two))
         await clients.progress()
+    database.close()
+
+
+async def test_a_stop_while_workers_are_replaced_leaves_nothing(home: Home) -> None:
+    slow = {"max_tokens": 300, "ignore_eos": True}
+    database = prepare(home, deployment(echo("a", tpot=0.05)), drain_timeout_s=3.0)
+    controller = Controller(home, Store(home.models), detect_machine())
+    await controller.start()
+    await controller.wait_ready()
+    clients = Clients(controller.gateway_url, fields=slow)
+    person = asyncio.ensure_future(clients._ask(0))
+    before = {row.pid for row in read_gateways(database)}
+    await asyncio.sleep(0.5)
+    want(database, gateway=service(max_body_bytes=1_000_000, drain_timeout_s=3.0))
+    # The new worker is there; the old one still has its request, and drains.
+    await until_state(database, lambda state: not {row.pid for row in state.gateways} & before)
+    await controller.stop()
+    assert find_ours(home.root) == []
+    person.cancel()
+    await asyncio.wait({person})
     database.close()

@@ -89,6 +89,8 @@ class Controller:
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
         self._gateways: GatewayWorkers | None = None
+        self._old_gateways: list[tuple[ProcessId, str]] = []
+        """Workers that an earlier controller left, to be replaced."""
         self._address: tuple[str, int] = ("", 0)
         self._id_secret = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,7 +119,7 @@ class Controller:
         if self._lock is None:
             await self.open()
         state = await asyncio.to_thread(read_fleet, self.database)
-        old_gateways = await asyncio.to_thread(self._find_old_gateways)
+        self._old_gateways = await asyncio.to_thread(self._find_old_gateways)
         self._id_secret = (await asyncio.to_thread(read_secret, self.database, _SECRET)).hex()
         await self._loop.start(state)
         if self._service is None:
@@ -128,7 +130,9 @@ class Controller:
         gateway = self._service.gateway
         await asyncio.to_thread(self._check_keys, gateway)
         host = str(gateway["host"])
-        port = choose_port(host, int(gateway["port"]), {ident.pid for ident, _ in old_gateways})
+        port = choose_port(
+            host, int(gateway["port"]), {ident.pid for ident, _ in self._old_gateways}
+        )
         self._address = (host, port)
         self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
         write_controller_note(self.home, self.gateway_url, self.database_url)
@@ -139,7 +143,7 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
-        await self._end_old_gateways(old_gateways)
+        await self._end_old_gateways()
 
     async def replace_gateways(self) -> None:
         """Replace the gateway's workers one after the other. Raises `FleetError`."""
@@ -166,6 +170,9 @@ class Controller:
         await self._cancel_tasks(self._tasks[1:])
         if self._gateways is not None:
             await self._gateways.stop()
+        if self._old_gateways:
+            # A start that was given up may not have come to that.
+            await self._end_old_gateways()
         await self._cancel_tasks(self._tasks[:1])
         ids = [one.row.id for one in self.observe()]
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
@@ -308,16 +315,16 @@ class Controller:
             if role == "gateway"
         ]
 
-    async def _end_old_gateways(self, old: list[tuple[ProcessId, str]]) -> None:
+    async def _end_old_gateways(self) -> None:
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
-        for ident, gateway_id in old:
+        for ident, gateway_id in self._old_gateways:
             process = adopt_process(ident, self.home.logs / f"{gateway_id}.log")
             if process is not None:
                 await process.stop(grace_s)
-        assert self._gateways is not None
+        kept = self._gateways.ids if self._gateways is not None else []
         with contextlib.suppress(DatabaseError):
             for row in await asyncio.to_thread(read_gateways, self.database):
-                if row.id not in self._gateways.ids:
+                if row.id not in kept:
                     await asyncio.to_thread(remove_gateway, self.database, row.id)
 
     async def _save_gateway(self, row: GatewayRow) -> None:

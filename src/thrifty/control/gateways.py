@@ -59,6 +59,8 @@ class GatewayWorkers:
         self._settings: WorkerSettings | None = None
         self._sockets: list[socket.socket] = []
         self._processes: dict[int, ManagedProcess] = {}
+        self._leaving: set[ManagedProcess] = set()
+        """Workers that drain, for others that have taken their places."""
         self._urls: dict[int, str] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
         self._starting: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -124,13 +126,14 @@ class GatewayWorkers:
         if self._keepers:
             # One that was just starting a worker ends it.
             await asyncio.wait(self._keepers.values())
-        await asyncio.gather(*(p.stop(self._grace_s) for p in self._processes.values()))
+        processes = [*self._processes.values(), *self._leaving]
+        await asyncio.gather(*(process.stop(self._grace_s) for process in processes))
         for listening in self._sockets:
             listening.close()
 
     def kill(self) -> None:
         """End all at once."""
-        for process in self._processes.values():
+        for process in (*self._processes.values(), *self._leaving):
             process.kill()
 
     @property
@@ -154,15 +157,21 @@ class GatewayWorkers:
                 old = self._processes[index]
                 await self._start(index, settings)
             self._settings = settings
-            await old.stop(grace_s)
+            await self._see_off(old, grace_s)
         for index in range(after, before):
             keeper = self._keepers.pop(index)
             keeper.cancel()
             await asyncio.wait({keeper})
             self._urls.pop(index)
-            await self._processes.pop(index).stop(grace_s)
+            await self._see_off(self._processes.pop(index), grace_s)
             await self._on_gone(_name(index))
         self._settings = settings
+
+    async def _see_off(self, process: ManagedProcess, grace_s: float) -> None:
+        """Drain a worker that has no place any more. One whose drain is cut short stays known."""
+        self._leaving.add(process)
+        await process.stop(grace_s)
+        self._leaving.discard(process)
 
     async def _knows_all(self, client: HttpClient, index: int) -> bool:
         try:
