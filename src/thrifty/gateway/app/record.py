@@ -91,7 +91,9 @@ class Recorder:
             _to_ms(e2e_s),
             round(overhead_s * 1e6, 1),
         )
-        self._writer.put(row, self._make_texts(call))
+        texts = self._make_texts(call)
+        size = 0 if texts is None else len(call.exchange.body) + len(outcome.answer)
+        self._writer.put(row, texts, size)
 
     def _make_texts(self, call: Call) -> MakeTexts | None:
         if not self._prompts or call.form is None or not call.origin.counts:
