@@ -53,6 +53,7 @@ def make_conditions(engine: Engine, machine: Machine) -> dict[str, Any]:
     return {
         "engine": f"{engine.kind} {engine.traits.find_version()}".strip(),
         "processor": machine.processor,
+        "features": sorted(engine.find_features(machine)),
         "threads": machine.core_count,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,

@@ -80,6 +80,10 @@ class RemoteEngine:
         """None of this machine's."""
         return frozenset()
 
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """Never any."""
+        return None
+
     def capabilities(self, machine: Machine) -> list[Capability]:
         """It needs nothing of this machine."""
         return [Capability("any OpenAI-compatible URL", True, "what it can do is up to the server")]

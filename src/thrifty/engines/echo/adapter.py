@@ -74,6 +74,10 @@ class EchoEngine:
         """None: it computes nothing."""
         return frozenset()
 
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """Never any."""
+        return None
+
     def capabilities(self, machine: Machine) -> list[Capability]:
         """It runs everywhere."""
         return [

@@ -22,9 +22,10 @@ from thrifty.engines.base import (
     Traits,
     Upstream,
     check_options,
+    choose_runnable,
     parse_options,
 )
-from thrifty.engines.machine import Machine, available_memory_bytes
+from thrifty.engines.machine import Machine, available_memory_bytes, detect_machine
 from thrifty.engines.openvino.options import (
     CAPACITY,
     OpenVinoOptions,
@@ -32,10 +33,11 @@ from thrifty.engines.openvino.options import (
     resolve,
 )
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
-from thrifty.engines.openvino.processor import DOT_PRODUCTS, SCHEMES, find_features
+from thrifty.engines.openvino.processor import SCHEMES, find_features, find_processor_fault
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.errors import EngineError, Problem
+from thrifty.graphs.arithmetic import DOT_PRODUCTS
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
@@ -82,6 +84,10 @@ class OpenVinoEngine:
         """Those of the processor that `ONEDNN_MAX_CPU_ISA` leaves."""
         return find_features(machine)
 
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """See `processor.find_processor_fault`."""
+        return find_processor_fault(artifact, machine)
+
     def capabilities(self, machine: Machine) -> list[Capability]:
         """Formats and speeds on this processor."""
         fault = _platform_fault(machine)
@@ -108,20 +114,20 @@ class OpenVinoEngine:
             problems.append(Problem("engine", fault))
         if artifact is None or problems:
             return problems
-        fault = _format_fault(artifact)
+        fault = _format_fault(artifact) or find_processor_fault(artifact, machine)
         if fault:
             return [Problem("model", fault)]
         options: OpenVinoOptions = parse_options(self, spec)
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
             return [Problem("engine.context", fault)]
-        return self._check_memory(spec, artifact)
+        return self._check_memory(spec, artifact, machine)
 
-    def _check_memory(self, spec: Spec, artifact: Artifact) -> list[Problem]:
+    def _check_memory(self, spec: Spec, artifact: Artifact, machine: Machine) -> list[Problem]:
         options: OpenVinoOptions = parse_options(self, spec)
         free = available_memory_bytes()
         copies = spec.replicas.count
-        scheme = _choose_scheme(spec, artifact)
+        scheme = _choose_scheme(spec, artifact, machine)
         per_weight = SCHEMES.get(scheme, SCHEMES["none"]).bytes_per_weight
         weights = round(artifact.description.parameters * per_weight)
         fixed = copies * (weights + RUNTIME_BYTES)
@@ -162,7 +168,7 @@ class OpenVinoEngine:
         if artifact.description.format is not Format.OPENVINO:
             from thrifty.engines.openvino.prepare import prepare_model
 
-            scheme = _choose_scheme(spec, artifact)
+            scheme = _choose_scheme(spec, artifact, machine)
             version, artifact = prepare_model(store, version, artifact, scheme, on_progress)
         note = read_note(store.folder_of(artifact.id))
         options = resolve(parse_options(self, spec), note).model_dump()
@@ -193,6 +199,9 @@ class OpenVinoEngine:
     ) -> Launch:
         """`python -m thrifty.engines.openvino`. Raises `EngineError`."""
         assert served.artifact is not None
+        fault = find_processor_fault(store.load(served.artifact), detect_machine())
+        if fault:
+            raise EngineError(fault)
         folder = store.folder_of(served.artifact)
         note = read_note(folder)
         options = OpenVinoOptions.model_validate(served.options)
@@ -256,12 +265,12 @@ def _format_fault(artifact: Artifact) -> str | None:
     return None
 
 
-def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
-    """What is done to the weights, or was: `none`, `int8`, `w8a8` or `int4`."""
+def _choose_scheme(spec: Spec, artifact: Artifact, machine: Machine) -> str:
+    """The scheme of a prepared model's weights, or that in which they will be prepared here."""
     if artifact.description.format is Format.OPENVINO:
         return artifact.description.weights or "none"
     wanted = spec.compress.quantize.scheme
-    return "int8" if wanted == "auto" else wanted
+    return choose_runnable(SCHEMES, "int8" if wanted == "auto" else wanted, find_features(machine))
 
 
 def _count_kv_blocks(
