@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from tests.engines.test_prepare import END, MODEL, make_settings, prepare, put
 from thrifty.artifacts import Store
+from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino import known_answers
 from thrifty.engines.openvino.known_answers import (
     FILE,
@@ -31,7 +33,9 @@ from thrifty.engines.openvino.known_answers import (
     read_known_answers,
     write_known_answers,
 )
+from thrifty.engines.openvino.processor import SCHEMES
 from thrifty.errors import IntegrityError
+from thrifty.graphs.arithmetic import LIMIT_VARIABLE, LIMITS
 
 ONE = KnownToken([1, 2], [7, 8, 9], [-0.5, -1.0, -3.0])
 
@@ -131,3 +135,21 @@ def test_damaged_weights_do_not_become_ready(folder: Path, tmp_path: Path) -> No
     assert ended.returncode == 1
     assert "the model could not be loaded: its next tokens differ by" in ended.stderr
     assert "Prepare it anew on this machine" in ended.stderr
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("level", ["AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"])
+def test_saturation_is_found_by_trying(level: str) -> None:
+    """At levels below the processor's own; oneDNN reads the limit once in a process."""
+    if not LIMITS[level] <= detect_machine().features:
+        pytest.skip(f"this processor has no {level}")
+    code = "from thrifty.engines.openvino.exact_sums import find_saturation as f; print(f())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, LIMIT_VARIABLE: level},
+    ).stdout  # fmt: skip
+    if SCHEMES["w8a8"].runs_on(LIMITS[level]):
+        assert found == "None\n"
+    else:
+        assert "adds products of 8-bit integers wrongly" in found
+        assert "in place of 1032256" in found

@@ -46,6 +46,14 @@ class WeightScheme:
 
 
 @dataclass(frozen=True)
+class SchemeDefault:
+    """The scheme to take on a kind of processor, and what is known of its speed there."""
+
+    scheme: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Traits:
     """What an engine declares about itself; nothing here depends on a machine or a model."""
 
@@ -54,6 +62,8 @@ class Traits:
     families: frozenset[Family] = frozenset()
     schemes: Mapping[str, WeightScheme] = field(default_factory=dict)
     """The forms of weights that it makes and runs, by the name that specs use."""
+    auto_schemes: tuple[str, ...] = ()
+    """The schemes that `compress: auto` chooses from, from the smallest to the largest."""
     auto_rank: int | None = None
     """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
     loads_model: bool = True
@@ -181,6 +191,10 @@ class Engine(Protocol):
 
     def find_features(self, machine: Machine) -> frozenset[str]:
         """The features of the processor that it uses: all, unless it was limited to fewer."""
+        ...
+
+    def find_default_scheme(self, machine: Machine) -> SchemeDefault:
+        """What `compress: auto` takes on such a machine where nothing was measured."""
         ...
 
     def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:

@@ -37,8 +37,13 @@ MOST_TOKENS = 24
 TOP = 16
 """So many of the likeliest next tokens are stored."""
 TOLERANCE = 1.0
-"""Nats: the most by which next tokens may differ from the known answers on average. See
-`measure_difference`, and docs/figures.md for what was measured.
+"""Nats: the most by which next tokens may differ from the known answers on average.
+
+Measured on SmolLM2 135M in every form of weights, with bfloat16, float32 and 8-bit activations, at
+every level from AVX2 to AMX: at most 0.05, with static activations 0.1. Models of random weights,
+whose logits are larger, differ by up to 0.6 and must start, too. Damaged weights differ by several
+nats, and saturated sums by up to 1.3, but by as little as 0.11 in a model whose weights are mostly
+small: those are found by the features that a scheme needs, and by `exact_sums.py`.
 """
 LEAST_COSINE = 0.9
 """The least that an embedding may agree with its known answer on average."""

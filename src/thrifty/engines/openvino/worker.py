@@ -26,6 +26,7 @@ import msgspec
 
 from thrifty.engines.openvino.decoder_worker import DecoderWorker
 from thrifty.engines.openvino.encoder_worker import EncoderWorker
+from thrifty.engines.openvino.exact_sums import find_saturation
 from thrifty.engines.openvino.known_answers import (
     KnownAnswers,
     judge_embeddings,
@@ -148,6 +149,8 @@ def main() -> NoReturn:
     settings = msgspec.convert(json.loads(sys.argv[2]), Settings)
     channel = Channel(connection)
     try:
+        if settings.needs_exact_sums:
+            _require(find_saturation())
         run = run_encoder if settings.family == "encoder" else run_decoder
         run(channel, settings)
     except EngineError as error:
