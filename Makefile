@@ -54,6 +54,11 @@ check: $(DEV) ## The fast tests, lint and types: under 90 seconds
 test: $(DEV) ## The whole suite
 	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer"
 	$(BIN)/python -m pytest -q -m "service or engine or peer"
+	$(MAKE) --no-print-directory test-isa
+
+.PHONY: test-isa
+test-isa: $(DEV) ## The numeric tests as on older processors (AVX2, AVX-512 without VNNI)
+	$(BIN)/python tests/run_isa_levels.py
 
 .PHONY: test-all
 test-all: test lint build ## Everything that can be checked: tests, lint and the built packages

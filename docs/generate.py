@@ -239,7 +239,8 @@ def make_figure_page() -> str:
         "# Figures\n",
         NOTE.replace("the code", "benchmarks/results"),
         "Each was measured by its command, side by side with what it is compared to, in turns in one "
-        "run: the median of the rounds, with the least and the greatest in brackets. The raw figures "
+        "run: the median of the rounds, with the least and the greatest in brackets. They hold for "
+        "processors with AVX-512 and VNNI; [others](processors.md) differ. The raw figures "
         "of every round are in `benchmarks/results`. Measure them yourself with `make bench`.\n",
     ]
     for name, record in read_results():

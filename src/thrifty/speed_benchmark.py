@@ -1,16 +1,18 @@
-"""How fast a stored model is here: one replica of it, started as the fleet starts them, and measured as
-`thrifty up` measures.
+"""How fast a stored model is on this machine: one replica, started as the fleet starts it, and measured
+as `thrifty up` measures.
 
-Nothing else of the service runs: no gateway, no database. One benchmark at a time runs in a home. The
-next benchmark, `thrifty up` and `thrifty down` end whatever a killed benchmark left running.
+`measure_speed` measures one model, `measure_candidates` several ways to serve one. No other part of a
+service runs: no gateway, no database. One benchmark at a time runs in a home. The next benchmark,
+`thrifty up` and `thrifty down` end whatever a killed benchmark left running.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -21,6 +23,7 @@ from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.bench.check import (
     OUTPUT_TOKENS,
     PROMPT_TOKENS,
+    STREAMS,
     ServiceSpeed,
     measure_embeddings,
     measure_service,
@@ -28,13 +31,14 @@ from thrifty.bench.check import (
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
-from thrifty.errors import FleetError, SpecError
+from thrifty.engines.scheme_choice import CANDIDATE, LOADS, make_machine_conditions
+from thrifty.errors import BenchError, FleetError, SpecError
 from thrifty.fleet.local_replica import LocalReplica
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import Spec
-from thrifty.spec.compress import CompressSpec, QuantizeSpec
-from thrifty.types import Family, OnProgress, Progress, ReplicaState, ignore_progress
+from thrifty.spec.compress import CompressSpec
+from thrifty.types import Family, Format, OnProgress, Progress, ReplicaState, ignore_progress
 
 SPEED = "speed"
 START_TIMEOUT_S = 600.0
@@ -42,18 +46,16 @@ _ID = "speed-benchmark-"
 
 
 def find_speed(store: Store, artifact: Artifact, machine: Machine) -> Measurement | None:
-    """What was recorded of a model's speed on this machine, with this version of its engine."""
+    """The recorded speed of a model on this machine, with this version of its engine."""
     engine = choose_engine("auto", artifact)
     conditions = make_conditions(engine, machine)
     return find_measurement(store.read_measurements(artifact.id), SPEED, conditions)
 
 
 def make_conditions(engine: Engine, machine: Machine) -> dict[str, Any]:
-    """What figures of speed depend on, beside the model."""
+    """What measurements of speed depend on, beside the model."""
     return {
-        "engine": f"{engine.kind} {engine.traits.find_version()}".strip(),
-        "processor": machine.processor,
-        "threads": machine.core_count,
+        **make_machine_conditions(engine, machine),
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
     }
@@ -69,18 +71,95 @@ def measure_speed(
     *,
     again: bool = False,
 ) -> Measurement:
-    """Load time, time to first token and tokens per second at 1 and 8 streams (of an encoder, texts per second)
-    with the engine's default options, measured unless they are recorded, or `again`; checkpoints run with 16-bit weights.
-    Blocks.
+    """Load time, time to first token and tokens per second at 1 and 8 streams (for an encoder, texts
+    per second) with the engine's default options. Recorded measurements are returned as they are,
+    except with `again`. Checkpoints run with 16-bit weights. Blocks.
 
-    Raises `SpecError` where the model cannot be served here, and `FleetError` and `BenchError` where it
-    does not start or answer.
+    Raises `SpecError` where the model cannot be served here, and `FleetError` and `BenchError` where
+    it does not start or answer.
     """
     known = find_speed(store, artifact, machine)
     if known is not None and not again:
         return known
     engine = choose_engine("auto", artifact)
-    spec = Spec(name="speed-benchmark", compress=CompressSpec(quantize=QuantizeSpec(scheme="none")))
+    served, values = _measure_scheme(
+        engine, "none", STREAMS, store, home, version, artifact, machine, on_progress
+    )
+    values["form"] = _describe_form(store, served)
+    values["size_bytes"] = store.load(served.artifact or artifact.id).size_bytes
+    return store.record_measurement(artifact.id, SPEED, make_conditions(engine, machine), values)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to serve a checkpoint."""
+
+    scheme: str
+    """The form of the weights."""
+    engine: str = "auto"
+
+
+CANDIDATES = (Candidate("none"), Candidate("int8"), Candidate("int4"))
+
+
+def measure_candidates(
+    store: Store,
+    home: Home,
+    version: NamedVersion,
+    artifact: Artifact,
+    machine: Machine,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    candidates: Sequence[Candidate] = CANDIDATES,
+    loads: Sequence[int] = LOADS,
+    again: bool = False,
+) -> list[Measurement]:
+    """Tokens per second of each candidate at each load (a number of streams), in that order.
+
+    Measurements are kept with the checkpoint, under the machine's id and the processor's features.
+    Recorded ones are returned as they are, except with `again`. Blocks. Raises as `measure_speed`.
+    """
+    if (
+        artifact.description.format is Format.OPENVINO
+        or artifact.description.family is not Family.DECODER
+    ):
+        raise BenchError(
+            f"{version.label} is not a decoder's checkpoint, so it cannot be served in several forms; "
+            "name the checkpoint"
+        )
+    found = []
+    for candidate in candidates:
+        engine = choose_engine(candidate.engine, artifact)
+        conditions = {
+            **make_conditions(engine, machine),
+            "scheme": candidate.scheme,
+            "loads": list(loads),
+        }
+        known = find_measurement(store.read_measurements(artifact.id), CANDIDATE, conditions)
+        if known is None or again:
+            _, values = _measure_scheme(
+                engine, candidate.scheme, loads, store, home, version, artifact, machine,
+                on_progress,
+            )  # fmt: skip
+            known = store.record_measurement(artifact.id, CANDIDATE, conditions, values)
+        found.append(known)
+    return found
+
+
+def _measure_scheme(
+    engine: Engine,
+    scheme: str,
+    loads: Sequence[int],
+    store: Store,
+    home: Home,
+    version: NamedVersion,
+    artifact: Artifact,
+    machine: Machine,
+    on_progress: OnProgress,
+) -> tuple[Served, dict[str, Any]]:
+    """Prepare a model with its weights in `scheme`, serve it, and measure it."""
+    compress = CompressSpec.model_validate({"quantize": {"scheme": scheme}})
+    spec = Spec(name="speed-benchmark", compress=compress)
     problems = engine.check(spec, artifact, machine)
     if problems:
         raise SpecError(problems, version.label)
@@ -89,16 +168,14 @@ def measure_speed(
     with lock_file(home.run / "speed_benchmark.lock"):
         _end_leftovers(home)
         busy = psutil.cpu_percent(interval=0.3) / 100
-        values = _run(_try(engine, served, home, store, machine, on_progress))
-    values["busy_before"] = busy
-    values["form"] = _describe_form(store, served)
-    values["size_bytes"] = store.load(served.artifact or artifact.id).size_bytes
-    return store.record_measurement(artifact.id, SPEED, make_conditions(engine, machine), values)
+        values = _run(_try(engine, served, loads, home, store, machine, on_progress))
+    return served, {**values, "busy_before": busy}
 
 
 async def _try(
     engine: Engine,
     served: Served,
+    loads: Sequence[int],
     home: Home,
     store: Store,
     machine: Machine,
@@ -108,7 +185,7 @@ async def _try(
         f"{_ID}0", served, engine, home=home, store=store, cores=machine.cores, memory_share=1.0,
         memory_limit=None, start_timeout_s=START_TIMEOUT_S, on_change=lambda: None,
     )  # fmt: skip
-    on_progress(Progress("speed_benchmark", 0, 3, "steps"))
+    on_progress(Progress("speed_benchmark", 0, len(loads) + 1, "steps"))
     replica.start()
     try:
         waiting = asyncio.ensure_future(replica.ready_once.wait())
@@ -123,9 +200,9 @@ async def _try(
                 f"{home.logs / f'{replica.id}.log'}"
             )
         values: dict[str, Any] = {"load_s": replica.ready_after_s}
-        values |= await _measure(replica.row().url, served, store, on_progress)
+        values |= await _measure(replica.row().url, served, loads, store, on_progress)
         if replica.restarts or replica.state is not ReplicaState.READY:
-            # Whatever was measured of it is not its speed.
+            # Its speed cannot be told from what was measured.
             raise FleetError(f"{served.version} ended while it was measured: {replica.message}")
         row = replica.row()
         process = psutil.Process(row.pid) if row.pid else None
@@ -136,18 +213,18 @@ async def _try(
         return values
     finally:
         await replica.stop(grace_s=10.0)
-        on_progress(Progress("speed_benchmark", 3, 3, "steps"))
+        on_progress(Progress("speed_benchmark", len(loads) + 1, len(loads) + 1, "steps"))
 
 
 async def _measure(
-    url: str, served: Served, store: Store, on_progress: OnProgress
+    url: str, served: Served, loads: Sequence[int], store: Store, on_progress: OnProgress
 ) -> dict[str, Any]:
     done = 0
 
     def note(_: str) -> None:
         nonlocal done
         done += 1
-        on_progress(Progress("speed_benchmark", done, 3, "steps"))
+        on_progress(Progress("speed_benchmark", done, len(loads) + 1, "steps"))
 
     if served.family == Family.ENCODER:
         context = store.load(served.artifact).description.context_length if served.artifact else 0
@@ -155,7 +232,7 @@ async def _measure(
         found = await measure_embeddings(url, served.name, words=words, on_step=note)
         return {"texts_per_s": {str(together): speed for together, speed in found.items()}}
     measured: ServiceSpeed = await measure_service(
-        url, served.name, answer="", price_per_hour=0.0, chat=False, on_step=note
+        url, served.name, answer="", price_per_hour=0.0, chat=False, streams=loads, on_step=note
     )
     speeds = {str(streams): speed for streams, speed in measured.tokens_per_s.items()}
     return {"ttft_s": measured.ttft_s, "tokens_per_s": speeds}

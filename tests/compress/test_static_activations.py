@@ -1,4 +1,4 @@
-"""Activations on fixed grids: what graphs compute with them, and what they are taken to cost."""
+"""Static activations: what graphs compute with them, and the estimate of what they cost."""
 
 from __future__ import annotations
 
@@ -22,29 +22,56 @@ from thrifty.compress.quantize.static_activations import (
     count_bits,
     find_noise,
 )
+from thrifty.engines.machine import detect_machine
+from thrifty.engines.openvino.processor import SCHEMES
+from thrifty.graphs.arithmetic import REFERENCE_PROPERTIES, limit_features, limit_properties
 
 RNG = np.random.default_rng(4)
 WEIGHTS = RNG.normal(0, 0.05, (48, 128)).astype(np.float32)
 FED = RNG.normal(0, 1, (1, 40, 128)).astype(np.float32)
 
 
+EXACT = SCHEMES["w8a8"].runs_on(limit_features(detect_machine().features))
+needs_exact_sums = pytest.mark.skipif(not EXACT, reason="this level has no 8-bit dot products")
+
+
 def compute(weights: StaticActivationWeights, names: list[str]) -> tuple[list[Any], ov.Model]:
     x = op.parameter([1, -1, 128], ov.Type.f32)
     model = ov.Model([weights.multiply(x, name, WEIGHTS) for name in names], [x])
-    kinds = {"INFERENCE_PRECISION_HINT": "f32"}
+    kinds = {"INFERENCE_PRECISION_HINT": "f32", **limit_properties()}
     found = ov.Core().compile_model(model.clone(), "CPU", kinds)({0: FED})
     return [found[index][0] for index in range(len(names))], model
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("largest", [4.5, 1.5])
-def test_a_graph_multiplies_integers_on_the_fixed_grids(largest: float) -> None:
+def multiply_integers(largest: float, bits: int) -> Any:
+    """What a matrix of so many bits gives with static activations."""
     step = largest / 127
     fed = np.clip(np.round(FED[0] / step), -128, 127) * step
-    scales = np.abs(WEIGHTS).max(axis=1, keepdims=True) / 127
-    expected = fed @ (np.round(WEIGHTS / scales) * scales).T
-    (found,), _ = compute(StaticActivationWeights({"m": largest}), ["m"])
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=5e-3)
+    scales = np.abs(WEIGHTS).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return fed @ (np.round(WEIGHTS / scales) * scales).T
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("largest", [4.5, 1.5])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=needs_exact_sums), 7])
+def test_a_graph_multiplies_integers_on_the_fixed_grids(bits: int, largest: float) -> None:
+    (found,), model = compute(StaticActivationWeights({"m": largest}, bits), ["m"])
+    np.testing.assert_allclose(found, multiply_integers(largest, bits), rtol=1e-3, atol=5e-3)
+    codes = [
+        one.get_data() for one in model.get_ops()
+        if one.get_type_name() == "Constant" and one.get_element_type() == ov.Type.i8
+    ]  # fmt: skip
+    assert [int(np.abs(one).max()) for one in codes] == [2 ** (bits - 1) - 1]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("bits", [7, 8])
+def test_reference_arithmetic_is_right_on_every_processor(bits: int) -> None:
+    """Known answers are computed with it, also where integers would be added wrongly."""
+    x = op.parameter([1, -1, 128], ov.Type.f32)
+    model = ov.Model([StaticActivationWeights({"m": 1.5}, bits).multiply(x, "m", WEIGHTS)], [x])
+    found = ov.Core().compile_model(model, "CPU", REFERENCE_PROPERTIES)({0: FED})[0][0]
+    np.testing.assert_allclose(found, multiply_integers(1.5, bits), rtol=2e-3, atol=1e-2)
 
 
 @pytest.mark.engine

@@ -26,6 +26,7 @@ from thrifty.engines.openvino.prepare import RECIPE_VERSION, kv_bytes_per_token,
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import Output, Sampling
 from thrifty.errors import ArtifactError, FormatRefused, IntegrityError
+from thrifty.graphs.arithmetic import LIMIT_VARIABLE
 from thrifty.types import Progress, ignore_progress
 
 pytestmark = pytest.mark.engine
@@ -392,9 +393,13 @@ def test_what_the_cache_has_no_room_for_waits_for_its_turn(folder: Path) -> None
 
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_answers_that_outgrow_the_cache_go_on_where_they_were(
-    folder: Path, prefix_cache: bool
+    folder: Path, prefix_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They fit when they begin, and not when they are long: some step back and come again."""
+    """They fit when they begin, and not when they are long: some step back and come again.
+
+    Computed in float32: bfloat16's rounding, over answers this long, is as large as the logits.
+    """
+    monkeypatch.setenv(LIMIT_VARIABLE, "AVX512_CORE_VNNI")
     from thrifty.engines.openvino.decoder_worker import DecoderWorker
 
     settings = make_settings(
@@ -416,7 +421,7 @@ def test_answers_that_outgrow_the_cache_go_on_where_they_were(
         assert len(ids(given)) == 180
         assert [output.finish for output in given if output.finish] == ["length"]
         assert sum(output.cached_tokens > 0 for output in given) <= 1
-        check_greedy(prompt, given, noise=1.0)
+        check_greedy(prompt, given, noise=0.1)
     assert worker._index._running_blocks == 0
 
 

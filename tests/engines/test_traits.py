@@ -13,9 +13,9 @@ from thrifty.artifacts import Store
 from thrifty.engines.base import Served, Traits, Upstream
 from thrifty.engines.machine import FEATURES, detect_machine
 from thrifty.engines.openvino.options import CAPACITY, OpenVinoOptions, resolve
-from thrifty.engines.openvino.processor import LIMIT_VARIABLE
 from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
 from thrifty.errors import EngineError
+from thrifty.graphs.arithmetic import LIMIT_VARIABLE
 from thrifty.spec import load_spec
 from thrifty.types import ignore_progress
 

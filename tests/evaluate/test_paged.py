@@ -66,8 +66,10 @@ def test_it_is_a_candidate_of_its_own(store: Store, tmp_path: Path) -> None:
         ).divergence  # fmt: skip
         assert divergence is not None
         found[precision] = divergence.kl_divergence.mean
-    assert len(set(found.values())) == 3, "kept apart"
-    assert found["f16"] == pytest.approx(found[None], rel=0.3)
+    assert len(list((tmp_path / "e").glob("**/candidates/*.bin"))) == 3, "kept apart"
+    # In 16 bits the cache costs little beside bfloat16, and nothing where that is its form anyway.
+    # On a processor that computes in float32 all that is left is the cache's own rounding.
+    assert abs(found["f16"] - found[None]) < 0.3 * found[None] + 1e-4
     assert found["f16"] < found["u8"] < 1
 
 
@@ -83,9 +85,9 @@ def test_it_writes_what_it_writes_over_whole_windows(store: Store) -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("tiny", {"kv_precision": "u4"}, "kept in u8 or f16, not 'u4'"),
+        ("tiny", {"kv_precision": "u4"}, "stored in u8 or f16, not in 'u4'"),
         ("tiny", {"kv_precision": "u8", "backend": "torch"}, "models that OpenVINO runs"),
-        ("http://127.0.0.1:9/v1", {"kv_precision": "u8"}, "a server has its own"),
+        ("http://127.0.0.1:9/v1", {"kv_precision": "u8"}, "servers and PyTorch have their own"),
     ],
 )
 def test_what_has_no_choice_is_refused(

@@ -1,9 +1,9 @@
-"""What was measured of a stored model after it was made, and on what.
+"""Measurements of a stored model, made after the model, and their conditions.
 
-    figures/<artifact id>.json      a list of measurements, replaced whole
+    figures/<artifact id>.json      a list of measurements, replaced as a whole
 
-A measurement says under which conditions it was made: the text's checksum, the processor, the engine.
-Measurements under unlike conditions stand beside one another and are never put into one column.
+Conditions are the text's checksum, the processor and its features, the engine and so on.
+Measurements under different conditions stand side by side and are never put into one column.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Measurement(msgspec.Struct, frozen=True):
     """Figures of one kind, made at once."""
 
     kind: str
-    """`quality`, `embeddings`, `task` or `speed`."""
+    """`quality`, `embeddings`, `task`, `speed` or `candidate`."""
     conditions: dict[str, Any]
     """What they were measured on and against. Only figures with equal ones may be compared."""
     values: dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,10 +76,11 @@ async def measure_service(
     price_per_hour: float,
     key: str | None = None,
     chat: bool = True,
+    streams: Sequence[int] = STREAMS,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ServiceSpeed:
-    """Time to first token, and tokens per second at 1 and 8 streams, through the gateway, or from a
-    replica itself. Models without a chat template can be measured with `chat` off.
+    """Time to first token, and tokens per second at each number of `streams`, through the gateway or
+    from a replica itself. Models without a chat template can be measured with `chat` off.
     """
     target = Target(parse_origin(url), model, key, chat)
     workload = Workload(
@@ -97,11 +98,11 @@ async def measure_service(
     if not good:
         raise BenchError(f"the service does not answer: {first[0].error}")
     speeds: dict[int, float] = {}
-    for streams in STREAMS:
-        on_step(f"{streams} stream{'s' if streams > 1 else ''}")
-        plan = LoadPlan(duration_s=SECONDS, warm_up_s=0.3, concurrency=streams)
+    for count in streams:
+        on_step(f"{count} stream{'s' if count > 1 else ''}")
+        plan = LoadPlan(duration_s=SECONDS, warm_up_s=0.3, concurrency=count)
         summary = summarize(await run_load(target, workload, plan))
-        speeds[streams] = summary.output_tokens_per_s.value
+        speeds[count] = summary.output_tokens_per_s.value
     best = max(speeds.values())
     cost = price_per_hour / (best * 3600) * 1e6 if best else float("inf")
     return ServiceSpeed(QUESTION, answer, good[len(good) // 2], speeds, cost, price_per_hour)

@@ -207,11 +207,24 @@ def restart() -> None:
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Show what this machine can run, and why not."""
+def doctor(
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Measure the speed of weights in 16, 8 and 4 bits here, which `compress: auto` then "
+            "decides by."
+        ),
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="The checkpoint to measure. Default: the default model.")
+    ] = None,
+    again: Annotated[bool, typer.Option(help="Measure it again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what this machine can run, how fast, and why not."""
     from thrifty.cli.doctor import run_doctor
 
-    run_doctor(as_json=as_json)
+    run_doctor(measure=measure, model=model, again=again, as_json=as_json)
 
 
 @app.command()

@@ -1,21 +1,47 @@
-"""`thrifty doctor`: what can run here."""
+"""`thrifty doctor`: what can run here, and which form of the weights is fast here."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from typing import Any
 
-from thrifty.cli.show import print_json, print_line, print_table
-from thrifty.engines.machine import FEATURES, available_memory_bytes, detect_machine
-from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.home import find_home
+from thrifty.artifacts import Store
+from thrifty.artifacts.measurements import Measurement
+from thrifty.artifacts.sources import fetch_model
+from thrifty.cli.show import print_json, print_line, print_table, show_progress
+from thrifty.engines.machine import FEATURES, Machine, available_memory_bytes, detect_machine
+from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
+from thrifty.engines.scheme_choice import (
+    SchemeChoice,
+    decide,
+    describe_speed,
+    find_measured_model,
+)
+from thrifty.errors import BenchError
+from thrifty.home import Home, find_home
+from thrifty.spec import Spec
 from thrifty.units import format_bytes
 
 
-def run_doctor(*, as_json: bool) -> None:
-    """Print what this machine is, and what each engine can do on it."""
+def run_doctor(*, measure: bool, model: str | None, again: bool, as_json: bool) -> None:
+    """Print what this machine is, what each engine can do on it, and what `compress: auto` takes.
+    Only with `measure` is a model run.
+    """
+    if model is not None and not measure:
+        raise BenchError("--model names what is measured; add --measure")
     machine = detect_machine()
     home = find_home()
+    store = Store(home.models)
+    engine = choose_engine("auto", None)
+    if measure:
+        _measure(model or Spec().model, store, home, machine, again=again)
+    measured = find_measured_model(store, engine, machine, engine.traits.auto_schemes)
+    if measured is None:
+        choice = SchemeChoice(**asdict(engine.find_default_scheme(machine)))
+    else:
+        choice = decide(*measured, engine.traits.auto_schemes)
+    speeds = [] if measured is None else _list_speeds(*measured)
     existing = next(path for path in (home.root, *home.root.parents) if path.exists())
     disk_free = shutil.disk_usage(existing).free
     engines = {kind: find_engine(kind).capabilities(machine) for kind in engine_kinds()}
@@ -24,11 +50,14 @@ def run_doctor(*, as_json: bool) -> None:
             {
                 "machine": {
                     **asdict(machine),
+                    "id": machine.id,
                     "features": sorted(machine.features),
                     "memory_available_bytes": available_memory_bytes(),
                 },
                 "home": {"path": str(home.root), "disk_free_bytes": disk_free},
                 "engines": {kind: [asdict(c) for c in found] for kind, found in engines.items()},
+                "auto": {"engine": engine.kind, **asdict(choice)},
+                "measured": speeds,
             }
         )
         return
@@ -50,3 +79,32 @@ def run_doctor(*, as_json: bool) -> None:
         for capability in found
     ]
     print_table(("engine", "here", "what", "why"), rows)
+    print_line()
+    print_line(f"compress: auto takes {choice.scheme}: {choice.reason}")
+    for one in speeds:
+        print_line(f"  {one['scheme']:<5} {one['speed']}")
+    if measured is None:
+        print_line("  measure it here: thrifty doctor --measure")
+
+
+def _measure(model: str, store: Store, home: Home, machine: Machine, *, again: bool) -> None:
+    from thrifty.speed_benchmark import measure_candidates
+
+    with show_progress() as on_progress:
+        version, artifact = fetch_model(store, model, on_progress=on_progress)
+        measure_candidates(store, home, version, artifact, machine, on_progress, again=again)
+
+
+def _list_speeds(model: str, measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+    """What was measured, by scheme."""
+    return [
+        {
+            "model": model,
+            "scheme": scheme,
+            "tokens_per_s": one.values["tokens_per_s"],
+            "speed": describe_speed(one),
+            "busy_before": one.values["busy_before"],
+            "measured": one.measured,
+        }
+        for scheme, one in measured.items()
+    ]

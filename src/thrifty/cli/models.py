@@ -11,7 +11,9 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
 from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet
-from thrifty.errors import DatabaseError
+from thrifty.engines.machine import detect_machine
+from thrifty.engines.registry import choose_engine
+from thrifty.errors import DatabaseError, EngineError
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.units import format_bytes
@@ -26,6 +28,10 @@ def run_pull(model: str, *, as_json: bool) -> None:
     store = _store()
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, refresh=True, on_progress=on_progress)
+    machine = detect_machine()
+    fault = choose_engine("auto", artifact).find_processor_fault(artifact, machine)
+    if fault:
+        raise EngineError(f"{version.label} is stored, but cannot be served here: {fault}")
     if as_json:
         print_json(_describe(store, version, artifact))
     else:

@@ -19,7 +19,7 @@ from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes
 
-SCHEMES = ("int8", "w8a8", "int4", *GGUF_SCHEMES)
+SCHEMES = ("int8", "w8a8", "w7a8", "int4", *GGUF_SCHEMES)
 
 
 def run_quantize(
@@ -83,5 +83,8 @@ def run_quantize(
         err.print(
             f"{figures['bits_per_weight']:.2f} bits a weight of the layers' matrices; {types}"
         )
+    made = new_artifact.description.weights
+    if scheme not in GGUF_SCHEMES and made != scheme:
+        err.print(f"made as {made}: this processor would compute {scheme} wrongly")
     err.print(f"{new_version.label}: {format_bytes(new_artifact.size_bytes)}")
     print_line(new_version.label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from thrifty.compare.table import Comparison, Row
@@ -78,6 +79,12 @@ def say_error(value: float, error: float) -> str:
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
+def name_processor(conditions: Mapping[str, Any]) -> str:
+    """A processor and its features, on which 8-bit arithmetic depends."""
+    features = conditions.get("features")
+    return f"{conditions['processor']}" + (f" ({', '.join(features)})" if features else "")
+
+
 def describe_conditions(comparison: Comparison) -> list[str]:
     """What the columns were measured on, a sentence each."""
     said = []
@@ -87,13 +94,13 @@ def describe_conditions(comparison: Comparison) -> list[str]:
         said.append(
             f"Cosine of a text's two embeddings (mean, ± standard error), rank correlation of the similarities of pairs, and how "
             f"many texts have the same nearest one: beside {comparison.reference} in float32, on {text['name']} "
-            f"(at most {text['texts']:,} passages, sha256 {text['text_sha256'][:12]}); {text['engine']}, {text['processor']}."
+            f"(at most {text['texts']:,} passages, sha256 {text['text_sha256'][:12]}); {text['engine']}, {name_processor(text)}."
         )
     if text and any(row.quality for row in comparison.rows):
         said.append(
             f"KL divergence (nats a token, ± standard error), same top token and perplexity: beside "
             f"{comparison.reference} in float32, on {text['name']} (at most {text['tokens']:,} tokens, "
-            f"sha256 {text['text_sha256'][:12]}); {text['engine']}, {text['processor']}."
+            f"sha256 {text['text_sha256'][:12]}); {text['engine']}, {name_processor(text)}."
         )
     if comparison.tasks:
         said.append(
@@ -101,10 +108,10 @@ def describe_conditions(comparison: Comparison) -> list[str]:
             "with a 95% interval."
         )
     what = (
-        f"texts a second: {speed['engine']}, {speed['threads']} threads of {speed['processor']}, texts of "
+        f"texts a second: {speed['engine']}, {speed['threads']} threads of {name_processor(speed)}, texts of "
         f"{speed['prompt_tokens']} words, one request at a time"
         if encoder
-        else f"tokens a second: {speed['engine']}, {speed['threads']} threads of {speed['processor']}, "
+        else f"tokens a second: {speed['engine']}, {speed['threads']} threads of {name_processor(speed)}, "
         f"prompts of {speed['prompt_tokens']} tokens, answers of {speed['output_tokens']}"
     )
     said.append(f"Load time and {what}; one replica, without the gateway.")

@@ -1,7 +1,8 @@
 """Models side by side, from what is recorded of them and what is measured now.
 
-One table has one suite: one reference, one text and so much of it, one engine and processor. What was
-measured under other conditions is not mixed in; it is told of beside the table.
+One table has one suite: one reference, one amount of one text, one engine and one processor with
+its features. Measurements under other conditions are not mixed in; notes beside the table name them
+and say how the processors differ.
 """
 
 from __future__ import annotations
@@ -341,11 +342,13 @@ def _tell_of_others(
     if suite.text is not None:
         shown.append(suite.text_conditions)
     shown.append(make_conditions(choose_engine("auto", artifact), machine))
+    here = make_conditions(choose_engine("auto", artifact), machine)["features"]
     told = []
     for one in store.read_measurements(artifact.id):
         if one.conditions in shown:
             continue
         where = f"{one.conditions.get('engine')}, {one.conditions.get('processor')}"
+        where += _describe_features(one.conditions.get("features"), here)
         if one.kind == SPEED:
             what = f"its speed with {one.conditions.get('threads')} threads"
         else:
@@ -356,6 +359,19 @@ def _tell_of_others(
             what = f"it on {subject} ({count:,}) beside {one.values.get('beside')}"
         told.append(f"{version.label}: not shown, measured otherwise: {what}; {where}")
     return told
+
+
+def _describe_features(features: Sequence[str] | None, here: Sequence[str]) -> str:
+    """How a processor's features differ from those here; its arithmetic then differs, too."""
+    if features is None:
+        return " (its features were not recorded)"
+    parts = [
+        f"{word} {', '.join(names)}"
+        for word, names in (("without", sorted(set(here) - set(features))),
+                            ("with", sorted(set(features) - set(here))))
+        if names
+    ]  # fmt: skip
+    return f" {' and '.join(parts)}" if parts else ""
 
 
 def _row_as_dict(row: Row) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """From a checkpoint to what is served: pruned, then distilled, then quantized, each stage optional.
 
-Every stage is a model in the store with its lineage and what was measured of it. A stage that was made
-before, by the same recipe of the same model, is found there: so a pipeline that was killed goes on where it
-was, and one that is done costs a look. How a stage is made is its own module's business; which there are,
-in which order, what they learn from and what they are held to is decided here.
+Every stage is a model in the store with its lineage and its measurements. A stage that was made before
+from the same model by the same recipe is found there. So a pipeline that was killed goes on where it
+stopped, and one that is done takes no time. Other modules make the stages; this one decides which there
+are and in which order, what they learn from and what they are evaluated on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.compress.calibration import check_no_overlap
 from thrifty.data import SETS
-from thrifty.errors import CompressionError, Problem, ThriftyError
+from thrifty.engines.base import choose_runnable, find_scheme_fault
+from thrifty.engines.machine import detect_machine
+from thrifty.engines.registry import choose_engine
+from thrifty.engines.scheme_choice import choose_scheme
+from thrifty.errors import CompressionError, EngineError, Problem, ThriftyError
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.suite import (
@@ -69,7 +73,9 @@ class Compressed:
 
     @property
     def result(self) -> Model:
-        """The last stage's model."""
+        """The last stage's model; the source, where `auto` left it as it is."""
+        if not self.stages:
+            return self.source
         last = self.stages[-1]
         return last.version, last.artifact
 
@@ -127,6 +133,7 @@ def run_pipeline(
     Raises `CompressionError`, which names the stage. Blocks.
     """
     version, artifact = source
+    compress = _resolve_scheme(compress, artifact, store, on_stage)
     check_model(compress, source)
     learned, suite = _find_texts(compress, source, store, home, on_progress)
     teacher = version.label
@@ -155,6 +162,30 @@ def run_pipeline(
     return Compressed(source, stages)
 
 
+def _resolve_scheme(
+    compress: CompressSpec, artifact: Artifact, store: Store, on_stage: Callable[[str], None]
+) -> CompressSpec:
+    """`compress` with the form of the weights that is made on this machine. Raises
+    `CompressionError`.
+    """
+    wanted = compress.quantize.scheme
+    machine, engine = detect_machine(), choose_engine("auto", artifact)
+    try:
+        if wanted == "auto":
+            choice = choose_scheme(engine, store, artifact, machine)
+            scheme, reason = choice.scheme, choice.reason
+        else:
+            features = engine.find_features(machine)
+            scheme = choose_runnable(engine.traits.schemes, wanted, features)
+            reason = find_scheme_fault(engine.traits.schemes, wanted, features) or ""
+    except EngineError as error:
+        raise CompressionError(str(error)) from None
+    if scheme != wanted:
+        on_stage(f"quantize: {wanted} is {scheme} here; {reason}")
+    quantize = compress.quantize.model_copy(update={"scheme": scheme})
+    return compress.model_copy(update={"quantize": quantize})
+
+
 def check_model(compress: CompressSpec, source: Model) -> None:
     """Refuse what cannot be done to this model. Raises `CompressionError`."""
     version, artifact = source
@@ -175,7 +206,7 @@ def check_model(compress: CompressSpec, source: Model) -> None:
 
 
 def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
-    if _scheme(compress) in ("w8a8", "int4"):
+    if _scheme(compress) not in ("none", "int8"):
         raise CompressionError(
             f"{version.label} is an encoder, and encoders are quantized to int8 (compress.quantize.scheme)"
         )
@@ -217,7 +248,7 @@ def _list_stages(compress: CompressSpec) -> list[str]:
 
 
 def _scheme(compress: CompressSpec) -> str:
-    """What `auto` comes to is a stage, too: figures must be of what is served."""
+    """The form of the weights; until it is resolved, `auto` stands for 8 bits."""
     return "int8" if compress.quantize.scheme == "auto" else compress.quantize.scheme
 
 

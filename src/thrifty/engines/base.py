@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.machine import Machine
-from thrifty.errors import Problem
+from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
@@ -46,6 +46,14 @@ class WeightScheme:
 
 
 @dataclass(frozen=True)
+class SchemeDefault:
+    """The scheme to take on a kind of processor, and what is known of its speed there."""
+
+    scheme: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Traits:
     """What an engine declares about itself; nothing here depends on a machine or a model."""
 
@@ -54,6 +62,8 @@ class Traits:
     families: frozenset[Family] = frozenset()
     schemes: Mapping[str, WeightScheme] = field(default_factory=dict)
     """The forms of weights that it makes and runs, by the name that specs use."""
+    auto_schemes: tuple[str, ...] = ()
+    """The schemes that `compress: auto` chooses from, from the smallest to the largest."""
     auto_rank: int | None = None
     """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
     loads_model: bool = True
@@ -183,6 +193,14 @@ class Engine(Protocol):
         """The features of the processor that it uses: all, unless it was limited to fewer."""
         ...
 
+    def find_default_scheme(self, machine: Machine) -> SchemeDefault:
+        """What `compress: auto` takes on such a machine where nothing was measured."""
+        ...
+
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """Why a prepared model would be computed wrongly on `machine`, and what to do; None if not."""
+        ...
+
     def capabilities(self, machine: Machine) -> list[Capability]:
         """What it can load and do on `machine`."""
         ...
@@ -229,6 +247,31 @@ class Engine(Protocol):
     async def read_load(self, url: str) -> EngineLoad:
         """How busy the server at `url` is."""
         ...
+
+
+def find_scheme_fault(
+    schemes: Mapping[str, WeightScheme], weights: str, features: frozenset[str]
+) -> str | None:
+    """Why weights in this scheme would be computed wrongly on a processor with `features`; None if
+    they are not. A scheme that is not in `schemes` is another check's business.
+    """
+    scheme = schemes.get(weights)
+    if scheme is None or scheme.runs_on(features):
+        return None
+    return f"weights in {weights} need a newer processor: {scheme.needs_reason}"
+
+
+def choose_runnable(
+    schemes: Mapping[str, WeightScheme], wanted: str, features: frozenset[str]
+) -> str:
+    """`wanted`, or what takes its place on such a processor. Raises `EngineError` if nothing does."""
+    fault = find_scheme_fault(schemes, wanted, features)
+    if fault is None:
+        return wanted
+    fallback = schemes[wanted].fallback
+    if fallback is None:
+        raise EngineError(fault)
+    return choose_runnable(schemes, fallback, features)
 
 
 def parse_options(engine: Engine, spec: Spec) -> Any:

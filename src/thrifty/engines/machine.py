@@ -1,11 +1,12 @@
 """What this machine is: processor features, cores and memory, as its limits leave them.
 
-Containers hide their limits from most tools; the control group's are read first.
+Most tools do not see a container's limits, so those of the control group are read first.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 import platform
@@ -43,6 +44,12 @@ class Machine:
     """The cores that this process may run on."""
     memory_bytes: int
     features: frozenset[str]
+
+    @property
+    def id(self) -> str:
+        """Equal for machines that compute alike: the processor, its features and the cores."""
+        parts = [self.architecture, self.processor, str(len(self.cores)), *sorted(self.features)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     @property
     def core_count(self) -> int:
@@ -114,7 +121,8 @@ def _read_memory_bytes() -> int:
 
 def _read_features() -> frozenset[str]:
     if platform.system() == "Darwin":
-        found = {"asimd"} if platform.machine() == "arm64" else set()
+        # Every Apple processor has dot products.
+        found = {"asimd", "asimddp"} if platform.machine() == "arm64" else set()
         if "hw.optional.arm.FEAT_I8MM: 1" in _sysctl("-a"):
             found.add("i8mm")
         return frozenset(found)

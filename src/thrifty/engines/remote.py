@@ -15,6 +15,7 @@ from thrifty.engines.base import (
     Capability,
     EngineLoad,
     Launch,
+    SchemeDefault,
     Served,
     Traits,
     Upstream,
@@ -79,6 +80,14 @@ class RemoteEngine:
     def find_features(self, machine: Machine) -> frozenset[str]:
         """None of this machine's."""
         return frozenset()
+
+    def find_default_scheme(self, machine: Machine) -> SchemeDefault:
+        """None to choose: it has no weights."""
+        return SchemeDefault("none", "this engine loads no model")
+
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """Never any."""
+        return None
 
     def capabilities(self, machine: Machine) -> list[Capability]:
         """It needs nothing of this machine."""

@@ -10,6 +10,8 @@ from importlib.metadata import version as package_version
 from typing import Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.engines.machine import detect_machine
+from thrifty.engines.openvino.processor import find_processor_fault
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.scorer import Scorer
@@ -163,6 +165,9 @@ def _make_graph(
     store: Store, version: NamedVersion, artifact: Artifact, on_progress: OnProgress
 ) -> tuple[NamedVersion, Artifact]:
     if artifact.description.format is Format.OPENVINO:
+        fault = find_processor_fault(artifact, detect_machine())
+        if fault:
+            raise EvaluationError(f"{version.label} cannot be evaluated here: {fault}")
         return version, artifact
     from thrifty.engines.openvino.prepare import prepare_model
 

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
+from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.adapter import read_note
 from thrifty.evaluate.embedder import Vectors, embed_in_batches
+from thrifty.graphs.arithmetic import digest_features, limit_features, limit_properties
 from thrifty.graphs.weights import choose_activation_group
 from thrifty.text.tokenizer import TextTokenizer
 
@@ -35,10 +37,16 @@ class OpenVinoEmbedder:
         group = 0 if exact else choose_activation_group(model)
         arithmetic = f"activations-{group}" if group else "f32"
         self.identity = f"{identity}+{arithmetic}"
+        if not exact:
+            # 8-bit arithmetic differs from one kind of processor to the next.
+            self.identity += f"+{digest_features(limit_features(detect_machine().features))}"
         self._tokenizer = tokenizer
         self.context_length = context_length
         self.width = int(model.output("embeddings").get_partial_shape()[1].get_length())
-        properties: dict[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
+        properties: dict[str, Any] = {
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+            **limit_properties(),
+        }
         if exact:
             properties["INFERENCE_PRECISION_HINT"] = "f32"
         self._request = ov.Core().compile_model(model, "CPU", properties).create_infer_request()

@@ -10,11 +10,18 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.adapter import read_note
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.paged import PagedModel
 from thrifty.evaluate.scorer import Logprobs, Ranked, Scored
 from thrifty.evaluate.windows import TokenArray
+from thrifty.graphs.arithmetic import (
+    REFERENCE_PROPERTIES,
+    digest_features,
+    limit_features,
+    limit_properties,
+)
 from thrifty.graphs.weights import choose_activation_group
 from thrifty.text.tokenizer import TextTokenizer
 
@@ -49,13 +56,19 @@ class OpenVinoScorer:
         self.identity = f"{identity}+{arithmetic}"
         if kv_precision is not None:
             self.identity += f"+kv-{kv_precision}"
+        if not exact:
+            # 8-bit arithmetic differs from one kind of processor to the next.
+            self.identity += f"+{digest_features(limit_features(detect_machine().features))}"
         self.tokenizer = tokenizer
         self.context_length = context_length
         self._ends = frozenset(eos_token_ids)
         core = ov.Core()
-        properties: dict[str, Any] = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group}
+        properties: dict[str, Any] = {
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+            **limit_properties(),
+        }
         if exact:
-            properties |= {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+            properties |= REFERENCE_PROPERTIES
         self.vocab_size = int(model.output("logits").get_partial_shape()[2].get_length())
         self._model: PagedModel | _WholeModel
         if kv_precision is not None:

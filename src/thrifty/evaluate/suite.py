@@ -1,7 +1,7 @@
 """How good a stored model is beside another, kept with the model: measured once, found again.
 
-What is kept says what it was measured on: which reference, which text and how much of it, on which
-engine and processor (8-bit arithmetic differs from one to the next).
+A measurement records what it was made on: the reference, the text and how much of it, the engine,
+the processor and its features (8-bit arithmetic differs from one to the next).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thrifty.evaluate.backends import DEFAULT_BACKEND, describe_backend
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
 from thrifty.evaluate.windows import digest_file
-from thrifty.graphs.activations import ACTIVATION_GROUP
+from thrifty.graphs.arithmetic import ACTIVATION_GROUP, limit_features
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 QUALITY, EMBEDDINGS, TASK = "quality", "embeddings", "task"
@@ -89,7 +89,7 @@ def describe_arithmetic() -> dict[str, Any]:
     machine = detect_machine()
     return {
         "engine": describe_backend(DEFAULT_BACKEND), "processor": machine.processor,
-        "activation_group": ACTIVATION_GROUP,
+        "features": sorted(limit_features(machine.features)), "activation_group": ACTIVATION_GROUP,
     }  # fmt: skip
 
 

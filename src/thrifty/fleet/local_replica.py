@@ -297,6 +297,7 @@ class LocalReplica:
             if not deep:
                 await asyncio.sleep(PROBE_INTERVAL_S)
         self.message = self._describe_end(process)
+        log.error("%s: %s", self.id, self.message)
         return False
 
     async def _watch(self) -> None:

@@ -19,7 +19,7 @@ from openvino.op import Constant
 
 from thrifty.artifacts.checkpoint import Tensors
 from thrifty.errors import IntegrityError
-from thrifty.graphs.activations import ACTIVATION_GROUP, LEAST_ACTIVATION_GROUP
+from thrifty.graphs.arithmetic import ACTIVATION_GROUP, LEAST_ACTIVATION_GROUP
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from thrifty.spec.section import Count, Name, Number, Section, expand_shorthand
 
-Quantization = Literal["auto", "int8", "w8a8", "int4", "none"]
+Quantization = Literal["auto", "int8", "w8a8", "w7a8", "int4", "none"]
 Divergence = Literal["forward", "reverse", "jensen-shannon", "skewed-forward", "skewed-reverse"]
 
 
@@ -122,10 +122,12 @@ class QuantizeSpec(Section):
 
     scheme: Quantization = Field(
         "auto",
-        description="`auto` takes 8-bit weights where that is nearly free, and leaves the weights "
-        "alone where it is not; `none` serves 16-bit weights. `w8a8` has what matrices are fed in 8 bits, too, on "
-        "grids that are fixed beforehand: under load somewhat faster than `int8`, and less near. `int4` rounds plainly where nothing "
-        "else is said in `compress`, and is chosen by measurement where anything is.",
+        description="`auto` takes 8-bit or 16-bit weights, by what was measured on this machine "
+        "(`thrifty doctor --measure`) or else by its processor; `none` serves 16-bit weights. "
+        "`w8a8` adds 8-bit activations with static scales: somewhat faster than `int8` under load, "
+        "and less accurate. `w7a8` is the same with 7-bit weights, for processors without 8-bit dot "
+        "products, where it takes the place of `w8a8` by itself. `int4` rounds plainly if it is all "
+        "that `compress` says, and is otherwise chosen by measurement.",
     )
     bits: Number | None = Field(
         None,
@@ -137,7 +139,7 @@ class QuantizeSpec(Section):
     tokens: Count | None = Field(
         None,
         ge=1,
-        description="How many tokens of `text` are learned from. Default: 8192 for `int8` and `w8a8`, 32768 for `int4`.",
+        description="How many tokens of `text` are learned from. Default: 32768 for `int4`, else 8192.",
     )
 
     @model_validator(mode="after")
@@ -168,7 +170,7 @@ class CompressSpec(Section):
     )
     quantize: QuantizeSpec = Field(
         default_factory=lambda: QuantizeSpec(),
-        description="The form of the weights: `auto`, `none`, `int8`, `w8a8`, `int4`, or a mapping.",
+        description="The form of the weights: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
     )
     text: str | None = Field(
         None,
@@ -216,5 +218,5 @@ class CompressSpec(Section):
             self.prune.parameters, self.distill.tokens, self.quantize.bits, self.quantize.tokens,
             self.text, self.held_out, self.held_out_tokens, self.items, self.out,
         )  # fmt: skip
-        measured = self.quantize.scheme == "w8a8" or bool(self.tasks)
+        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.tasks)
         return measured or any(value is not None for value in more)

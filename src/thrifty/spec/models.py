@@ -384,7 +384,7 @@ class DeploymentSpec(Section):
     )
     compress: CompressSpec = Field(
         default_factory=lambda: CompressSpec(),
-        description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `int4`, or a mapping.",
+        description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
     )
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."

@@ -14,6 +14,7 @@ from thrifty.engines.base import (
     Capability,
     EngineLoad,
     Launch,
+    SchemeDefault,
     Served,
     Traits,
     check_options,
@@ -73,6 +74,14 @@ class EchoEngine:
     def find_features(self, machine: Machine) -> frozenset[str]:
         """None: it computes nothing."""
         return frozenset()
+
+    def find_default_scheme(self, machine: Machine) -> SchemeDefault:
+        """None to choose: it has no weights."""
+        return SchemeDefault("none", "this engine loads no model")
+
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """Never any."""
+        return None
 
     def capabilities(self, machine: Machine) -> list[Capability]:
         """It runs everywhere."""

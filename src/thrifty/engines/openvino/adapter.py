@@ -18,13 +18,16 @@ from thrifty.engines.base import (
     Capability,
     EngineLoad,
     Launch,
+    SchemeDefault,
     Served,
     Traits,
     Upstream,
     check_options,
+    choose_runnable,
+    find_scheme_fault,
     parse_options,
 )
-from thrifty.engines.machine import Machine, available_memory_bytes
+from thrifty.engines.machine import Machine, available_memory_bytes, detect_machine
 from thrifty.engines.openvino.options import (
     CAPACITY,
     OpenVinoOptions,
@@ -32,9 +35,17 @@ from thrifty.engines.openvino.options import (
     resolve,
 )
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
-from thrifty.engines.openvino.processor import DOT_PRODUCTS, SCHEMES, find_features
+from thrifty.engines.openvino.processor import (
+    AUTO_SCHEMES,
+    SCHEMES,
+    describe_speed,
+    find_default_scheme,
+    find_features,
+    find_processor_fault,
+)
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
@@ -68,6 +79,7 @@ class OpenVinoEngine:
         formats=frozenset(Format),
         families=frozenset(Family),
         schemes=SCHEMES,
+        auto_schemes=AUTO_SCHEMES,
         auto_rank=1,
         default_slots=OpenVinoOptions().max_batch,
         honours=HONOURS,
@@ -82,20 +94,29 @@ class OpenVinoEngine:
         """Those of the processor that `ONEDNN_MAX_CPU_ISA` leaves."""
         return find_features(machine)
 
+    def find_default_scheme(self, machine: Machine) -> SchemeDefault:
+        """See `processor.find_default_scheme`."""
+        return find_default_scheme(machine)
+
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """See `processor.find_processor_fault`."""
+        return find_processor_fault(artifact, machine)
+
     def capabilities(self, machine: Machine) -> list[Capability]:
         """Formats and speeds on this processor."""
         fault = _platform_fault(machine)
         if fault:
             return [Capability("every model", False, fault)]
-        vnni = bool(DOT_PRODUCTS & find_features(machine))
-        slow = "works, but this processor has no 8-bit dot products, so it is slower"
+        speed = describe_speed(machine)
+        static = find_scheme_fault(SCHEMES, "w8a8", find_features(machine))
         return [
             Capability("decoders from GGUF", True, ", ".join(sorted(GGUF_DECODERS))),
             Capability("decoders from safetensors", True, ", ".join(DECODERS)),
             Capability("encoders from safetensors", True, ", ".join(sorted(ENCODERS))),
-            Capability("weights in 8 bits", True, "fast here" if vnni else slow),
-            Capability("weights in 4 bits", True, "fast here" if vnni else slow),
+            Capability("weights in 8 bits", True, speed),
+            Capability("weights in 4 bits", True, speed),
             Capability("weights in 16 bits", True, "computed in float32 or bfloat16"),
+            Capability("static 8-bit activations (w8a8)", not static, static or "right here"),
             Capability("KV cache in 8 bits", True, "the default"),
             Capability("pickle (.bin, .pt)", False, "it can run code when it is read"),
         ]
@@ -108,20 +129,20 @@ class OpenVinoEngine:
             problems.append(Problem("engine", fault))
         if artifact is None or problems:
             return problems
-        fault = _format_fault(artifact)
+        fault = _format_fault(artifact) or find_processor_fault(artifact, machine)
         if fault:
             return [Problem("model", fault)]
         options: OpenVinoOptions = parse_options(self, spec)
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
             return [Problem("engine.context", fault)]
-        return self._check_memory(spec, artifact)
+        return self._check_memory(spec, artifact, machine)
 
-    def _check_memory(self, spec: Spec, artifact: Artifact) -> list[Problem]:
+    def _check_memory(self, spec: Spec, artifact: Artifact, machine: Machine) -> list[Problem]:
         options: OpenVinoOptions = parse_options(self, spec)
         free = available_memory_bytes()
         copies = spec.replicas.count
-        scheme = _choose_scheme(spec, artifact)
+        scheme = _choose_scheme(spec, artifact, machine)
         per_weight = SCHEMES.get(scheme, SCHEMES["none"]).bytes_per_weight
         weights = round(artifact.description.parameters * per_weight)
         fixed = copies * (weights + RUNTIME_BYTES)
@@ -162,7 +183,9 @@ class OpenVinoEngine:
         if artifact.description.format is not Format.OPENVINO:
             from thrifty.engines.openvino.prepare import prepare_model
 
-            scheme = _choose_scheme(spec, artifact)
+            scheme = _choose_scheme(spec, artifact, machine)
+            if spec.compress.quantize.scheme == "auto":
+                scheme = choose_scheme(self, store, artifact, machine).scheme
             version, artifact = prepare_model(store, version, artifact, scheme, on_progress)
         note = read_note(store.folder_of(artifact.id))
         options = resolve(parse_options(self, spec), note).model_dump()
@@ -193,6 +216,11 @@ class OpenVinoEngine:
     ) -> Launch:
         """`python -m thrifty.engines.openvino`. Raises `EngineError`."""
         assert served.artifact is not None
+        artifact = store.load(served.artifact)
+        weights = artifact.description.weights or "none"
+        fault = find_processor_fault(artifact, detect_machine())
+        if fault:
+            raise EngineError(fault)
         folder = store.folder_of(served.artifact)
         note = read_note(folder)
         options = OpenVinoOptions.model_validate(served.options)
@@ -203,6 +231,7 @@ class OpenVinoEngine:
             values=dict(served.options),
             kv_blocks=_count_kv_blocks(served.family, options, note, memory_share),
             eos_token_ids=tuple(note.get("eos_token_ids", ())),
+            needs_exact_sums=bool(SCHEMES.get(weights, SCHEMES["none"]).needs_one_of),
         )
         text = json.dumps(
             {"name": served.name, "port": port, "worker": msgspec.to_builtins(settings)}
@@ -256,12 +285,14 @@ def _format_fault(artifact: Artifact) -> str | None:
     return None
 
 
-def _choose_scheme(spec: Spec, artifact: Artifact) -> str:
-    """What is done to the weights, or was: `none`, `int8`, `w8a8` or `int4`."""
+def _choose_scheme(spec: Spec, artifact: Artifact, machine: Machine) -> str:
+    """The scheme of a prepared model's weights, or that in which they will be prepared here."""
     if artifact.description.format is Format.OPENVINO:
         return artifact.description.weights or "none"
-    wanted = spec.compress.quantize.scheme
-    return "int8" if wanted == "auto" else wanted
+    wanted: str = spec.compress.quantize.scheme
+    if wanted == "auto":
+        wanted = find_default_scheme(machine).scheme
+    return choose_runnable(SCHEMES, wanted, find_features(machine))
 
 
 def _count_kv_blocks(

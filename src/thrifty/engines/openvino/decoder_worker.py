@@ -1,8 +1,9 @@
-"""A decoder and the jobs that it has: they are begun, computed step by step, and reported."""
+"""A decoder and its jobs: it begins them, computes them step by step, and reports them."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import numpy as np
 import openvino as ov
 
 from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
+from thrifty.engines.openvino.known_answers import KnownToken
 from thrifty.engines.openvino.messages import Add, Step, first_line, last_line
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS, PrefixCacheModel
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling
+from thrifty.graphs.arithmetic import limit_properties
 
 WARM_UP_TOKENS = 4
+_KNOWN_JOB = -1000
+"""Jobs of the known-answer test count down from here."""
 GROWTH_BLOCKS = 2
 """Room in the KV cache that is kept for each running answer to grow into, if it may."""
 
@@ -83,6 +88,7 @@ class DecoderWorker:
             "INFERENCE_NUM_THREADS": settings.threads,
             "sampler_num_threads": settings.threads,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
+            **limit_properties(),
         }
         self._pipeline = genai.ContinuousBatchingPipeline(
             settings.folder, self._tokenizer, scheduler, "CPU", **properties
@@ -111,6 +117,23 @@ class DecoderWorker:
             raise RuntimeError(f"the engine gave {produced} of {WARM_UP_TOKENS} tokens")
         kv_bytes = int(self._pipeline.get_metrics().cache_size_in_bytes)
         return {"kv_bytes": kv_bytes, "kv_tokens": self._settings.kv_blocks * BLOCK_TOKENS}
+
+    def answer_known(self, known: Sequence[KnownToken]) -> list[tuple[int, float]]:
+        """The next token behind each of these prompts, and its log-probability.
+
+        The prompts run together, as many as the KV cache holds at once.
+        """
+        sampling = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True, logprobs=True)
+        for number, one in enumerate(known):
+            self.take(Add(_KNOWN_JOB - number, one.prompt, sampling))
+        found: dict[int, tuple[int, float]] = {}
+        while self.busy:
+            for output in self.report(self.step()).outputs:
+                if output.token_ids and output.logprobs:
+                    found[output.job] = output.token_ids[0], output.logprobs[0]
+        if len(found) < len(known):
+            raise RuntimeError(f"the engine answered {len(found)} of {len(known)} known prompts")
+        return [found[_KNOWN_JOB - number] for number in range(len(known))]
 
     def take(self, message: Add) -> None:
         """Begin a job, now or, where it may wait, when there is room for it."""
@@ -437,7 +460,7 @@ class DecoderWorker:
             scheduler.num_kv_blocks = 4
             self._probe = self._genai.ContinuousBatchingPipeline(
                 str(Path(self._settings.folder) / "grammar"), self._tokenizer, scheduler, "CPU",
-                INFERENCE_NUM_THREADS=1,
+                INFERENCE_NUM_THREADS=1, **limit_properties(),
             )  # fmt: skip
         config = self._make_config(Sampling(max_tokens=1, temperature=0.0, grammar=grammar))
         try:

@@ -1,15 +1,18 @@
-"""An encoder and what it embeds."""
+"""An encoder: it embeds texts in batches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
+from thrifty.engines.openvino.known_answers import KnownEmbedding
 from thrifty.engines.openvino.messages import Embed, Embedded
 from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.graphs.arithmetic import limit_properties
 
 MAX_EMBEDDING_TOKENS = 16_384
 """Padded tokens in one embedding batch."""
@@ -24,6 +27,7 @@ class EncoderWorker:
         properties = {
             "INFERENCE_NUM_THREADS": settings.threads,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": settings.options.activation_group,
+            **limit_properties(),
         }
         self._model = core.compile_model(str(path), "CPU", properties)
         self._request = self._model.create_infer_request()
@@ -31,6 +35,10 @@ class EncoderWorker:
     def warm_up(self) -> int:
         """One embedding; returns its size."""
         return int(self._run([[0] * 8])[0].size)
+
+    def embed_known(self, known: Sequence[KnownEmbedding]) -> list[list[float]]:
+        """The embeddings of these prompts."""
+        return [self._run([one.prompt])[0].tolist() for one in known]
 
     def embed(self, messages: list[Embed]) -> list[Embedded]:
         """Answers to all `messages`, computed together."""

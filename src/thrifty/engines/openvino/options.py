@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from thrifty.errors import EngineError
-from thrifty.graphs.activations import ACTIVATION_GROUP
+from thrifty.graphs.arithmetic import ACTIVATION_GROUP
 from thrifty.spec.section import Bytes, Count, Section
 
 

@@ -1,8 +1,9 @@
 """From a stored checkpoint to a folder that OpenVINO GenAI loads, in seconds and without PyTorch.
 
-The folder holds the graph (`openvino_model.xml`, `.bin`), the tokenizer as the tokenizers library
-reads it, a detokenizer as GenAI wants it for structured output, a tiny model that grammars are
-tried on (`grammar/`), and `thrifty.json`, which says what it is.
+The folder holds the graph (`openvino_model.xml`, `.bin`), the tokenizer for the tokenizers library,
+a detokenizer that GenAI needs for structured output, a tiny model to compile grammars with
+(`grammar/`), known answers that replicas have to reproduce (`known_answers.json`), and
+`thrifty.json`, which describes the model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from thrifty.artifacts.checkpoint import (
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
+from thrifty.engines.openvino.make_known_answers import make_known_answers
 from thrifty.engines.openvino.processor import SCHEMES
 from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.graphs.decoder import build_decoder
@@ -36,15 +38,15 @@ from thrifty.graphs.weights import Weights, choose_activation_group
 from thrifty.text.vocabulary import read_vocabulary
 from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 3
-"""Raised when the graphs change, so that models are prepared anew."""
+RECIPE_VERSION = 4
+"""Raised when the graphs change, so that models are prepared again."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
                    "special_tokens_map.json", "generation_config.json")  # fmt: skip
 
 
 def make_recipe(scheme: str) -> dict[str, Any]:
-    """What is done to the weights, as the lineage keeps it."""
+    """What is done to the weights, as lineages record it."""
     return {"step": "openvino", "quantize": scheme, "version": RECIPE_VERSION}
 
 
@@ -61,10 +63,11 @@ def prepare_model(
     out: str | None = None,
     figures: dict[str, Any] | None = None,
 ) -> tuple[NamedVersion, Artifact]:
-    """The model as OpenVINO IR with weights under `scheme`; made now unless it was made before.
+    """The model as OpenVINO IR with weights in `scheme`; made now unless it was made before.
 
-    `weights` keeps a decoder's weights in its own way, and `checkpoint` takes the place of the one that the
-    model is, which `recipe` then tells; `out` names what is made, and `figures` were measured of it. Blocks. Raises `FormatRefused` for what cannot be converted.
+    `weights` stores a decoder's weights in its own way, and `checkpoint` replaces the model's own;
+    `recipe` then describes both. `out` names the result, and `figures` were measured of it. Blocks.
+    Raises `FormatRefused` for what cannot be converted.
     """
     recipe = recipe or make_recipe(scheme)
     made = store.find_made(artifact.id, recipe)
@@ -127,6 +130,7 @@ def _write_decoder(
             "activation_group": choose_activation_group(model),
         },
     )  # fmt: skip
+    make_known_answers(target, Family.DECODER, shape.context_length)
 
 
 def _write_encoder(
@@ -145,13 +149,14 @@ def _write_encoder(
             "activation_group": choose_activation_group(model),
         },
     )  # fmt: skip
+    make_known_answers(target, Family.ENCODER, checkpoint.shape.context_length)
 
 
 def kv_bytes_per_token(shape: DecoderShape, precision: str = "u8") -> int:
-    """What one token takes in the KV cache.
+    """Bytes that one token takes in the KV cache.
 
-    In 8 bits, values have a scale and a zero point (float32) for each token, keys one pair for
-    each channel of a block of 32 tokens.
+    In 8 bits, values have a scale and a zero point (float32) for each token, and keys have one pair
+    for each channel of a block of 32 tokens.
     """
     if precision == "u8":
         per_head = shape.head_dim * (1 + 8 / 32) + (shape.head_dim + 8)
@@ -223,7 +228,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-# The detokenizer, which GenAI reads the vocabulary for grammars from
+# The detokenizer, from which GenAI reads the vocabulary for grammars
 
 
 def _write_detokenizer(
@@ -249,11 +254,11 @@ def _write_detokenizer(
     ov.save_model(model, target / "openvino_detokenizer.xml", compress_to_fp16=False)
 
 
-# The tiny model that grammars are tried on
+# The tiny model that grammars are compiled with
 
 
 class _Zeros:
-    """Weights of a model that says nothing, of the smallest shape the engine takes."""
+    """Zero weights, in the smallest shape that the engine accepts."""
 
     def __init__(self, vocab_size: int, width: int) -> None:
         self._vocab_size = vocab_size

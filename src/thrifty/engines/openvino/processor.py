@@ -1,18 +1,13 @@
-"""Which processor features OpenVINO uses, and what its forms of weights need of them.
-
-OpenVINO's kernels come from oneDNN, which `ONEDNN_MAX_CPU_ISA` limits to older instruction sets.
-Tests and comparisons use that; so what counts is what the variable leaves of the processor.
-"""
+"""Which processor features OpenVINO uses, and what its forms of weights need of them."""
 
 from __future__ import annotations
 
-import os
-
-from thrifty.engines.base import WeightScheme
+from thrifty.artifacts import Artifact
+from thrifty.engines.base import SchemeDefault, WeightScheme, find_scheme_fault
 from thrifty.engines.machine import Machine
+from thrifty.graphs.arithmetic import DOT_PRODUCTS, limit_features
+from thrifty.types import Format
 
-DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
-"""Features that multiply 8-bit integers and sum in 32 bits in one instruction: fast."""
 EXACT_SUMS = DOT_PRODUCTS | {"asimd"}
 """Features with which such sums do not saturate: ARM's NEON widens products before it adds them."""
 SATURATES = (
@@ -28,32 +23,48 @@ SCHEMES = {
     "none": WeightScheme(2.0),
     "int8": WeightScheme(1.04),
     # Its matrices take 8 bits and its table 16, which in small models is most of it.
-    "w8a8": WeightScheme(1.5, EXACT_SUMS, SATURATES, "int8"),
+    "w8a8": WeightScheme(1.5, EXACT_SUMS, SATURATES, "w7a8"),
+    "w7a8": WeightScheme(1.5),
     "int4": WeightScheme(0.6),
 }
 
-LIMIT_VARIABLE = "ONEDNN_MAX_CPU_ISA"
-_AVX2 = frozenset({"avx2"})
-_AVX2_VNNI = _AVX2 | {"avx_vnni"}
-_AVX512 = _AVX2 | {"avx512f"}
-_AVX512_VNNI = _AVX512 | {"avx512_vnni"}
-_AVX512_BF16 = _AVX512_VNNI | {"avx512_bf16", "avx_vnni"}
-_LIMITS: dict[str, frozenset[str]] = {
-    "SSE41": frozenset(),
-    "AVX": frozenset(),
-    "AVX2": _AVX2,
-    "AVX2_VNNI": _AVX2_VNNI,
-    "AVX2_VNNI_2": _AVX2_VNNI,
-    "AVX512_CORE": _AVX512,
-    "AVX512_CORE_VNNI": _AVX512_VNNI,
-    "AVX512_CORE_BF16": _AVX512_BF16,
-    "AVX512_CORE_FP16": _AVX512_BF16,
-    "AVX10_1_512": _AVX512_BF16,
-}
-"""What oneDNN uses at most under each value of `ONEDNN_MAX_CPU_ISA`; others are no limit here."""
+
+AUTO_SCHEMES = ("int8", "none")
+"""What `compress: auto` chooses from: 4 bits cost too much quality to be taken unasked."""
 
 
 def find_features(machine: Machine) -> frozenset[str]:
     """The features of this processor that OpenVINO may use in processes started from this one."""
-    limit = _LIMITS.get(os.environ.get(LIMIT_VARIABLE, "").upper())
-    return machine.features if limit is None else machine.features & limit
+    return limit_features(machine.features)
+
+
+def find_processor_fault(artifact: Artifact, machine: Machine) -> str | None:
+    """Why a prepared model would be computed wrongly on `machine`, and what to do; None if not."""
+    if artifact.description.format is not Format.OPENVINO:
+        return None
+    weights = artifact.description.weights or ""
+    fault = find_scheme_fault(SCHEMES, weights, find_features(machine))
+    if fault is None:
+        return None
+    return (
+        f"{fault}. Make it anew on this machine from its checkpoint (thrifty quantize CHECKPOINT "
+        f"--scheme {weights}), which then takes {SCHEMES[weights].fallback}, or serve the "
+        "checkpoint with compress: int8"
+    )
+
+
+def describe_speed(machine: Machine) -> str:
+    """What weights of few bits gain on such a processor, as far as measurements elsewhere tell."""
+    if DOT_PRODUCTS & find_features(machine):
+        return "on processors with 8-bit dot products usually faster than 16 bits at every load"
+    return (
+        "on processors without 8-bit dot products, as this one, usually faster than 16 bits with "
+        "few streams and no faster under load"
+    )
+
+
+def find_default_scheme(machine: Machine) -> SchemeDefault:
+    """8 bits on every processor: they take half the memory, cost little quality, and are faster with
+    few streams everywhere. What else is known of their speed depends on the processor.
+    """
+    return SchemeDefault("int8", f"not measured here; {describe_speed(machine)}")

@@ -1,7 +1,8 @@
-"""The process that holds the model: it takes jobs from a socket and generates, step by step.
+"""The process that holds the model: it takes jobs from a socket and generates step by step.
 
-Everything runs in one thread, in turns: take the messages that have come, do one step, send what
-it gave. The engine's own threads do the arithmetic.
+One thread does everything in turns: it receives messages, computes one step and sends its results.
+The engine's own threads do the arithmetic. Before it is ready, the model has to reproduce its known
+answers (`known_answers.py`).
 
 Started by the replica's server as `python -m thrifty.engines.openvino.worker FD SETTINGS`; it ends
 when the socket does, so that it never outlives its server.
@@ -10,6 +11,7 @@ when the socket does, so that it never outlives its server.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -17,12 +19,20 @@ import socket
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
 from thrifty.engines.openvino.decoder_worker import DecoderWorker
 from thrifty.engines.openvino.encoder_worker import EncoderWorker
+from thrifty.engines.openvino.exact_sums import find_saturation
+from thrifty.engines.openvino.known_answers import (
+    KnownAnswers,
+    judge_embeddings,
+    judge_tokens,
+    read_known_answers,
+)
 from thrifty.engines.openvino.messages import (
     Add,
     Cancel,
@@ -38,6 +48,9 @@ from thrifty.engines.openvino.messages import (
     last_line,
 )
 from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.errors import EngineError
+
+log = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 20
 
@@ -80,6 +93,9 @@ def run_decoder(channel: Channel, settings: Settings) -> None:
     worker = DecoderWorker(settings)
     loaded_s = time.perf_counter()
     facts = worker.warm_up()
+    known = _read_known(settings)
+    if known.tokens:
+        _require(judge_tokens(known.tokens, worker.answer_known(known.tokens)))
     channel.send(
         Ready(loaded_s - started_s, time.perf_counter() - loaded_s, facts["kv_bytes"],
               facts["kv_tokens"], 0)
@@ -100,6 +116,9 @@ def run_encoder(channel: Channel, settings: Settings) -> None:
     worker = EncoderWorker(settings)
     loaded_s = time.perf_counter()
     size = worker.warm_up()
+    known = _read_known(settings)
+    if known.embeddings:
+        _require(judge_embeddings(known.embeddings, worker.embed_known(known.embeddings)))
     channel.send(Ready(loaded_s - started_s, time.perf_counter() - loaded_s, 0, 0, size))
     while not channel.closed:
         messages = [m for m in channel.receive(wait=True) if isinstance(m, Embed)]
@@ -111,6 +130,18 @@ def run_encoder(channel: Channel, settings: Settings) -> None:
             channel.send(answer)
 
 
+def _read_known(settings: Settings) -> KnownAnswers:
+    known = read_known_answers(Path(settings.folder))
+    if known is None:
+        log.warning("the model has no known answers, so its answers are not checked")
+    return known or KnownAnswers()
+
+
+def _require(fault: str | None) -> None:
+    if fault is not None:
+        raise EngineError(fault)
+
+
 def main() -> NoReturn:
     """The process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -118,8 +149,12 @@ def main() -> NoReturn:
     settings = msgspec.convert(json.loads(sys.argv[2]), Settings)
     channel = Channel(connection)
     try:
+        if settings.needs_exact_sums:
+            _require(find_saturation())
         run = run_encoder if settings.family == "encoder" else run_decoder
         run(channel, settings)
+    except EngineError as error:
+        channel.send(Fatal(str(error)))
     except Exception as error:
         traceback.print_exc()
         channel.send(Fatal(f"{type(error).__name__}: {last_line(error)}"))
