@@ -6,11 +6,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from thrifty.files import temporary_path
 from thrifty.home import make_private_folder
 
 
@@ -63,37 +63,9 @@ def try_hash(path: Path) -> str | None:
 
 def link_file(source: Path, target: Path) -> None:
     """Make `target` a link to `source`, in place of what is there."""
-    temporary = _temporary_for(target)
+    temporary = temporary_path(target)
     os.link(source, temporary)
     os.replace(temporary, target)
-
-
-def _temporary_for(path: Path) -> Path:
-    """A name beside `path` that no other thread or process takes."""
-    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Put `data` on the disk at `path`, whole or not at all."""
-    temporary = _temporary_for(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove_tree(folder: Path) -> None:

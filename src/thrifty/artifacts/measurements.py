@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from thrifty.artifacts.disk import write_file
 from thrifty.errors import IntegrityError
+from thrifty.files import write_atomically
 from thrifty.home import make_private_folder
 from thrifty.version import __version__
 
@@ -71,5 +71,5 @@ def write_measurement(
     ]
     make_private_folder(folder)
     text = msgspec.json.format(msgspec.json.encode([*kept, made]))
-    write_file(folder / f"{artifact_id}.json", text)
+    write_atomically(folder / f"{artifact_id}.json", text)
     return made

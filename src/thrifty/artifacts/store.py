@@ -43,14 +43,13 @@ from thrifty.artifacts.disk import (
     link_file,
     lock_file,
     remove_tree,
-    sync_folder,
     try_hash,
     try_lock_file,
-    write_file,
 )
 from thrifty.artifacts.inspect import inspect_model
 from thrifty.artifacts.measurements import Measurement, read_measurements, write_measurement
 from thrifty.errors import ArtifactError, IntegrityError
+from thrifty.files import sync, write_atomically
 from thrifty.home import make_private_folder
 from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
@@ -259,7 +258,7 @@ class Store:
             # A disk that is full or read-only costs the next check its shortcut, no more.
             with contextlib.suppress(OSError):
                 make_private_folder(stamps_path.parent)
-                write_file(stamps_path, msgspec.json.encode(fresh))
+                write_atomically(stamps_path, msgspec.json.encode(fresh))
 
     def lease(self, artifact_id: str) -> int:
         """Hold an artifact against removal; returns a file descriptor that a child may inherit.
@@ -363,9 +362,9 @@ class Store:
             target = building / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(self.root / "blobs" / entry.sha256, target)
-        write_file(building / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
+        write_atomically(building / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
         os.rename(building, final)
-        sync_folder(final.parent)
+        sync(final.parent)
 
     def _mend(self, artifact: Artifact) -> None:
         """Put back what is missing or damaged of a model that is stored already."""
@@ -378,7 +377,7 @@ class Store:
         with contextlib.suppress(ArtifactError):
             if self.load(artifact.id).files == artifact.files:
                 return
-        write_file(folder / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
+        write_atomically(folder / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
 
     def _discard(self, folder: Path) -> None:
         """Take an artifact away: hidden first, so that a kill leaves no half of it in sight."""
@@ -423,7 +422,7 @@ class Store:
     def _write_versions(self, name: str, versions: list[NamedVersion]) -> None:
         path = self.root / "names" / f"{name}.json"
         if versions:
-            write_file(path, msgspec.json.format(msgspec.json.encode(versions)))
+            write_atomically(path, msgspec.json.format(msgspec.json.encode(versions)))
         else:
             path.unlink(missing_ok=True)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from thrifty.artifacts.disk import write_file
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns
 from thrifty.compare.scatter import Scatter, make_scatters, round_step
 from thrifty.compare.table import Comparison
+from thrifty.files import write_atomically
 from thrifty.version import __version__
 
 WIDTH, HEIGHT = 560, 380
@@ -44,7 +44,7 @@ class Frame:
 def write_report(comparison: Comparison, path: Path) -> None:
     """Put the report at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, make_report(comparison).encode())
+    write_atomically(path, make_report(comparison))
 
 
 def make_report(comparison: Comparison) -> str:

