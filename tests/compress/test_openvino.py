@@ -26,7 +26,7 @@ from thrifty.compress.quantize.sensitivity import measure_sensitivity
 from thrifty.compress.quantize.weight_formats import WEIGHT_FORMATS, Quantizer, WeightFormat
 from thrifty.engines.openvino.prepare import make_recipe
 from thrifty.errors import CompressionError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.types import Family, Format, Progress
 
@@ -137,7 +137,11 @@ def test_what_is_made_is_a_model_that_is_served_and_evaluated(
     assert version.lineage.parents[0].id == made[1].id
     held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
     found = evaluate(
-        f"small-{scheme}", "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=128
+        f"small-{scheme}",
+        "tiny@v1",
+        EvaluationOptions(text=held_out, window=128),
+        store=store,
+        folder=tmp_path / "e",
     ).divergence
     assert found is not None
     kinds = {one.recipe: one.kl_divergence for one in measured}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.scorer import TokenScores, TopTokens
 from thrifty.evaluate.windows import TokenArray
 
 VOCAB = 300
@@ -31,17 +31,17 @@ class Bigram:
         self.context_length = 4096
         self.passes = 0
 
-    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         rows_of = self._look_up(tokens)
         ids = np.argsort(-rows_of, axis=1, kind="stable")[:, :k]
         target = np.take_along_axis(rows_of, tokens[1:, None], 1)[:, 0]
-        return Ranked(
+        return TopTokens(
             ids, np.take_along_axis(rows_of, ids, 1), target, rows_of[list(rows)]
         )  # fmt: skip
 
-    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         rows_of = self._look_up(tokens)
-        return Scored(
+        return TokenScores(
             np.take_along_axis(rows_of, ids, 1), rows_of.argmax(axis=1), rows_of[list(rows)]
         )
 

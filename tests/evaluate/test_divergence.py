@@ -21,7 +21,7 @@ from thrifty.evaluate.reference import (
     record_type,
 )
 from thrifty.evaluate.run import record_reference
-from thrifty.evaluate.scorer import Ranked
+from thrifty.evaluate.scorer import TopTokens
 from thrifty.evaluate.windows import TokenArray, read_windows
 
 REFERENCE = Bigram(0, label="reference")
@@ -210,7 +210,7 @@ def test_a_damaged_record_is_told_of(tmp_path: Path) -> None:
 class Broken(Bigram):
     """Its weights are damaged."""
 
-    def rank(self, tokens: TokenArray, k: int, rows: object) -> Ranked:
+    def rank(self, tokens: TokenArray, k: int, rows: object) -> TopTokens:
         ranked = super().rank(tokens, k, [])
         ranked.target[3] = np.nan
         return ranked
@@ -223,9 +223,11 @@ class Broken(Bigram):
 
 def test_numbers_that_are_none_are_an_error_that_names_the_model(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", 500)
-    with pytest.raises(EvaluationError, match="broken gives log-probabilities that are no numbers"):
+    with pytest.raises(
+        EvaluationError, match="broken computes log-probabilities that are not finite"
+    ):
         record_reference(Broken(0, label="broken"), text, tmp_path / "b", window=100)
-    with pytest.raises(EvaluationError, match="at window 0"):
+    with pytest.raises(EvaluationError, match="in window 0"):
         measure_divergence(
             Broken(0, label="broken"), keep(tmp_path / "e", text), tmp_path / "r.bin"
         )
@@ -240,13 +242,13 @@ def test_a_text_too_long_for_the_disk_is_refused_before_anything_runs(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     passes = REFERENCE.passes
-    with pytest.raises(EvaluationError, match="make room, or ask for fewer --tokens"):
+    with pytest.raises(EvaluationError, match="free some space, or use fewer --tokens"):
         keep(tmp_path / "e", text)
     assert REFERENCE.passes == passes
 
 
 def test_a_window_longer_than_the_models_context_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="takes 4096 tokens"):
+    with pytest.raises(EvaluationError, match="accepts 4096 tokens"):
         keep(tmp_path / "e", write_text(tmp_path / "text.txt", 500), window=5000)
 
 

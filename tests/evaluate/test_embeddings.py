@@ -21,7 +21,7 @@ from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Store
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError, ThriftyError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.embedder import Vectors, encode_text
 from thrifty.evaluate.embeddings import (
     CHUNK,
@@ -135,9 +135,13 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
     def run() -> Any:
         steps.clear()
         return evaluate(
-            "encoder-int8-openvino", "encoder", store=store, folder=tmp_path / "e", text=text,
-            pairs=pairs, on_progress=lambda step: steps.append(step.step),
-        )  # fmt: skip
+            "encoder-int8-openvino",
+            "encoder",
+            EvaluationOptions(text=text, pairs=pairs),
+            store=store,
+            folder=tmp_path / "e",
+            on_progress=lambda step: steps.append(step.step),
+        )
 
     found = run()
     agreement = found.embeddings
@@ -163,7 +167,7 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
     ("changes", "message"),
     [
         ({"tasks": ["lm_eval:piqa"]}, "answers no tasks"),
-        ({"max_tokens": 5}, "limited by --items"),
+        ({"max_tokens": 5}, "--items limits"),
         ({"text": None, "pairs": Path("nowhere.jsonl")}, "cannot be read"),
         ({"model": "http://127.0.0.1:9"}, "cannot be reached"),
         ({"backend": "torch"}, "PyTorch"),
@@ -172,12 +176,10 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
 def test_what_cannot_be_evaluated_is_told_of(
     store: Store, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    asked: dict[str, Any] = {
-        "model": "encoder-int8-openvino", "reference": "encoder@v1",
-        "text": write_texts(tmp_path / "texts.jsonl", 10), **changes,
-    }  # fmt: skip
+    model = changes.pop("model", "encoder-int8-openvino")
+    options = EvaluationOptions(**{"text": write_texts(tmp_path / "texts.jsonl", 10), **changes})
     with pytest.raises(ThriftyError, match=message):
-        evaluate(store=store, folder=tmp_path / "e", **asked)
+        evaluate(model, "encoder@v1", options, store=store, folder=tmp_path / "e")
 
 
 # a served one
@@ -339,7 +341,7 @@ def test_pairs_are_compared_with_peoples_scores(tmp_path: Path) -> None:
         ("{nonsense", "line 1: not a line of JSON"),
         ('{"texts": ["a"]}', "'texts' must be two strings"),
         ('{"texts": ["a", "b"], "score": "high"}', "'score' must be a number"),
-        ('{"texts": ["a", "b"]}', "holds 1 pairs"),
+        ('{"texts": ["a", "b"]}', "contains 1 pairs"),
         ("\n".join(['{"texts": ["a", "b"]}'] * 6 + ['{"texts": ["a", "b"], "score": 1}']),
          "1 of 7 pairs have a score"),
     ],

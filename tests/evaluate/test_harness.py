@@ -23,7 +23,7 @@ from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.harness import Harness, MetricValues, compare_measured
 from thrifty.evaluate.harness_model import HarnessModel
 from thrifty.evaluate.kept_answers import KeptAnswers
@@ -84,7 +84,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "dataset_kwargs": {"data_files": {"test": str(data)}}, **settings,
         }  # fmt: skip
         (made / f"{name}.yaml").write_text(json.dumps(task))
-    (made / "group.yaml").write_text(json.dumps({"group": "ours", "task": ["our_choice", "our_letters"]}))  # fmt: skip
+    (made / "group.yaml").write_text(
+        json.dumps({"group": "ours", "task": ["our_choice", "our_letters"]})
+    )
     return made
 
 
@@ -197,9 +199,14 @@ def test_a_task_scores_as_the_package_scores_it(store: Store, folder: Path, tmp_
     expected = evaluate_there(theirs, manager.load(names), bootstrap_iters=0)
     assert expected is not None
     found = evaluate(
-        "tiny", "tiny", store=store, folder=tmp_path / "e", backend="torch", include=[folder],
-        tasks=[f"lm_eval:{name}" for name in names],
-    ).tasks  # fmt: skip
+        "tiny",
+        "tiny",
+        EvaluationOptions(
+            backend="torch", include=[folder], tasks=[f"lm_eval:{name}" for name in names]
+        ),
+        store=store,
+        folder=tmp_path / "e",
+    ).tasks
     for name in names:
         results = {
             key.removesuffix(",none"): value
@@ -222,9 +229,16 @@ def test_an_evaluation_pairs_items_with_the_reference_and_goes_on_where_it_was(
     def run(limit: int | None = None) -> Any:
         steps.clear()
         return evaluate(
-            "tiny-int8-openvino", "tiny@v1", store=store, folder=tmp_path / "e", include=[folder],
-            tasks=["lm_eval:ours", "lm_eval:our_write", "lm_eval:our_roll"], max_items=limit,
-        )  # fmt: skip
+            "tiny-int8-openvino",
+            "tiny@v1",
+            EvaluationOptions(
+                include=[folder],
+                tasks=["lm_eval:ours", "lm_eval:our_write", "lm_eval:our_roll"],
+                max_items=limit,
+            ),
+            store=store,
+            folder=tmp_path / "e",
+        )
 
     part = run(5)
     assert part.tasks["lm_eval:our_choice"].score.count == 5
@@ -275,11 +289,11 @@ def test_letters_of_options_cost_one_pass(folder: Path, tmp_path: Path) -> None:
 def test_tasks_that_cannot_be_run_are_told_of(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="has no task 'nonesuch'"):
         Harness(["lm_eval:nonesuch"], [folder])
-    with pytest.raises(EvaluationError, match="is no folder with tasks"):
+    with pytest.raises(EvaluationError, match="is not a folder with tasks"):
         Harness(["lm_eval:our_choice"], [tmp_path / "nowhere"])
     with (
         KeptAnswers(tmp_path / "kept.jsonl") as kept,
-        pytest.raises(EvaluationError, match="asks for answers that are sampled"),
+        pytest.raises(EvaluationError, match="asks for sampled answers"),
     ):
         Harness(["lm_eval:our_sampled"], [folder]).answer(Bigram(0), kept)
     broken = tmp_path / "broken"

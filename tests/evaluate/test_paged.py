@@ -11,7 +11,7 @@ from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Store
 from thrifty.errors import EvaluationError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.openvino_scorer import OpenVinoScorer
 from thrifty.graphs.decoder import make_inputs
@@ -61,9 +61,12 @@ def test_it_is_a_candidate_of_its_own(store: Store, tmp_path: Path) -> None:
     found = {}
     for precision in (None, "f16", "u8"):
         divergence = evaluate(
-            "tiny", "tiny", store=store, folder=tmp_path / "e", text=text, window=128,
-            kv_precision=precision,
-        ).divergence  # fmt: skip
+            "tiny",
+            "tiny",
+            EvaluationOptions(text=text, window=128, kv_precision=precision),
+            store=store,
+            folder=tmp_path / "e",
+        ).divergence
         assert divergence is not None
         found[precision] = divergence.kl_divergence.mean
     assert len(set(found.values())) == 3, "kept apart"
@@ -83,7 +86,7 @@ def test_it_writes_what_it_writes_over_whole_windows(store: Store) -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("tiny", {"kv_precision": "u4"}, "kept in u8 or f16, not 'u4'"),
+        ("tiny", {"kv_precision": "u4"}, "is u8 or f16, not 'u4'"),
         ("tiny", {"kv_precision": "u8", "backend": "torch"}, "models that OpenVINO runs"),
         ("http://127.0.0.1:9/v1", {"kv_precision": "u8"}, "a server has its own"),
     ],
@@ -92,5 +95,6 @@ def test_what_has_no_choice_is_refused(
     store: Store, tmp_path: Path, model: str, changes: dict[str, str], message: str
 ) -> None:
     text = write_text(tmp_path / "held.txt", 3000)
+    options = EvaluationOptions(text=text, **changes)  # type: ignore[arg-type]
     with pytest.raises(EvaluationError, match=message):
-        evaluate(model, "tiny", store=store, folder=tmp_path, text=text, **changes)  # type: ignore[arg-type]
+        evaluate(model, "tiny", options, store=store, folder=tmp_path)

@@ -104,7 +104,7 @@ def test_a_server_that_is_busy_is_asked_again(url: str, monkeypatch: pytest.Monk
 
 
 def test_a_key_that_is_not_there_is_told_of(url: str) -> None:
-    with pytest.raises(EvaluationError, match="NO_SUCH_KEY holds no key"):
+    with pytest.raises(EvaluationError, match="NO_SUCH_KEY contains no key"):
         open_served(url, key_env="NO_SUCH_KEY")
 
 
@@ -119,8 +119,11 @@ def test_its_key_is_sent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"models": {"data": []}}, "serves no model"),
         ({"status": 500}, "answered 500"),
-        ({"completion": {"choices": [{"text": "a"}]}}, "does not tell the log-probabilities"),
-        ({"completion": {"choices": [{"text": "a", "prompt_logprobs": [None]}]}}, "does not tell"),
+        ({"completion": {"choices": [{"text": "a"}]}}, "does not return log-probabilities"),
+        (
+            {"completion": {"choices": [{"text": "a", "prompt_logprobs": [None]}]}},
+            "does not return",
+        ),
     ],
 )
 def test_servers_that_cannot_be_evaluated_are_told_of(
