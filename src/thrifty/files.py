@@ -20,9 +20,9 @@ def write_atomically(path: Path, content: bytes | str, *, mode: int = 0o666) -> 
 
 @contextlib.contextmanager
 def replace_atomically(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """Yield the path of an empty temporary file; when the block ends, sync it and rename it to `path`.
+    """Yield the path of an empty temporary file, which replaces `path` when the block ends.
 
-    The temporary file lies in the same folder. It is removed when the block raises. Raises `OSError`.
+    The temporary file is in the same folder. It is removed if the block raises. Raises `OSError`.
     """
     temporary = temporary_path(path)
     try:

@@ -194,7 +194,7 @@ def test_type_without_a_reader_is_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(FormatRefused, match="tensor w is of the type I32, which is not read"):
+    with pytest.raises(FormatRefused, match="tensor w has the type I32, which is not supported"):
         GgufFile(path).read_tensor("w")
 
 
@@ -220,19 +220,19 @@ def test_text_that_is_not_utf8_does_not_stop_the_reading(tmp_path: Path) -> None
 
 BROKEN = [
     (b"", "cannot be read as GGUF"),
-    (b"GGML" + bytes(40), "does not begin with 'GGUF'"),
-    (b"GGUF", "its header breaks off"),
-    (header(version=1), "is GGUF version 1; versions .* are read"),
+    (b"GGML" + bytes(40), "does not start with 'GGUF'"),
+    (b"GGUF", "its header is incomplete"),
+    (header(version=1), "is GGUF version 1; versions .* are supported"),
     (header(version=0x03000000), "is GGUF version"),
     (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "it claims"),
     (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "it claims"),
-    (header(struct.pack("<Q", 2**62) + b"key"), "its header breaks off"),
+    (header(struct.pack("<Q", 2**62) + b"key"), "its header is incomplete"),
     (header(entry("k", 99, b"")), "unknown value type 99"),
-    (header(entry("k", 8, struct.pack("<Q", 2**63))), "its header breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 4, 2**61))), "its header breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 8, 9_000_000))), "its header breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 0, 20_000_000) + bytes(64))), "breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 9, 1) * 2000)), "4 deep|5 deep|breaks off"),
+    (header(entry("k", 8, struct.pack("<Q", 2**63))), "its header is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 4, 2**61))), "its header is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 8, 9_000_000))), "its header is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 0, 20_000_000) + bytes(64))), "is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 9, 1) * 2000)), "4 deep|5 deep|is incomplete"),
     (header(entry("general.alignment", 4, bytes(4))), "its alignment is 0"),
     (header(entry("general.alignment", 8, string("x"))), "its alignment is 'x'"),
     (header(entry("general.alignment", 6, struct.pack("<f", 32.0))), "its alignment is 32.0"),
@@ -242,7 +242,7 @@ BROKEN = [
     (header(tensors=(tensor("w", (1,), 0, 2**63),)), "tensor w ends at byte"),
     (header(tensors=(tensor("w", (2**32, 2**32), 0, 0),)), "tensor w ends at byte"),
     (header(tensors=(tensor("w", (2**63, 2), 0, 0),)), "tensor w ends at byte"),
-    (header(tensors=(tensor("w", (33, 2), 2, 0),)) + bytes(99), "not made of whole blocks"),
+    (header(tensors=(tensor("w", (33, 2), 2, 0),)) + bytes(99), "do not consist of whole blocks"),
     (header(tensors=(tensor("w", (4,), 250, 0),)) + bytes(99), "has the unknown type 250"),
 ]  # fmt: skip
 

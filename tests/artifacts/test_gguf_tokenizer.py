@@ -239,25 +239,28 @@ def test_sentencepiece_without_a_space_in_front(tmp_path: Path) -> None:
 
 def test_unknown_way_of_splitting_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(
-        FormatRefused, match=r"in the way 'deepseek-llm', which is not known.*safetensors instead"
+        FormatRefused,
+        match=r"the pre-tokenizer 'deepseek-llm', which is not supported.*safetensors instead",
     ):
         read(tmp_path, make_gpt2_metadata(SIZE, "deepseek-llm"))
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
     metadata = {**make_gpt2_metadata(SIZE), "tokenizer.ggml.model": "t5"}
-    with pytest.raises(FormatRefused, match=r"tokenizer of the kind 't5'; gpt2 and llama are read"):
+    with pytest.raises(
+        FormatRefused, match=r"tokenizer of the kind 't5'; gpt2 and llama are supported"
+    ):
         read(tmp_path, metadata)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer.ggml.tokens": None}, "holds no vocabulary"),
+        ({"tokenizer.ggml.tokens": None}, "contains no vocabulary"),
         ({"tokenizer.ggml.merges": None}, "without merges"),
         ({"tokenizer.ggml.merges": ["no such"]}, "cannot be built"),
         ({"tokenizer.ggml.merges": ["single"]}, "cannot be built"),
-        ({"tokenizer.ggml.tokens": ["a", "a"]}, "in which tokens occur twice"),
+        ({"tokenizer.ggml.tokens": ["a", "a"]}, "with duplicate tokens"),
         ({"tokenizer.ggml.token_type": [CONTROL] * 9999}, "cannot be built"),
         ({"tokenizer.ggml.bos_token_id": 9999, "tokenizer.ggml.add_bos_token": True}, "be built"),
     ],

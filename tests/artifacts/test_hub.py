@@ -154,7 +154,7 @@ def test_one_of_several_ggufs_is_named(hub: Hub, store: Store, gguf: bytes) -> N
     pages = hub.push("org/many", FIRST, {"a.Q4.gguf": gguf, "sub/b.Q8.gguf": gguf})
     with pytest.raises(
         FormatRefused,
-        match=r"org/many holds several models; name one: hf:org/many:a.Q4.gguf, "
+        match=r"org/many contains several models; name one: hf:org/many:a.Q4.gguf, "
         r"hf:org/many:sub/b.Q8.gguf",
     ):
         fetch_model(store, "hf:org/many")
@@ -185,7 +185,7 @@ def test_repository_of_pickles_is_refused_without_a_download(hub: Hub, store: St
 
 def test_repository_without_a_model_is_refused(hub: Hub, store: Store) -> None:
     hub.push("org/data", FIRST, {"README.md": b"", "train.parquet": b""})
-    with pytest.raises(FormatRefused, match="org/data holds no model that is loaded here"):
+    with pytest.raises(FormatRefused, match="org/data contains no supported model"):
         fetch_model(store, "hf:org/data")
 
 

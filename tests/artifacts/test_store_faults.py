@@ -249,7 +249,7 @@ def test_too_little_room_is_told_before_anything_is_fetched(
     store.require_space(1_000_000, "the download")
     with pytest.raises(
         ArtifactError,
-        match=r"the download needs 90 MB, and .*models has 100 MB free; make room "
+        match=r"the download needs 90 MB, and .*models has 100 MB free; free some space "
         r"\(thrifty models gc\) or set THRIFTY_HOME",
     ):
         store.require_space(90_000_000, "the download")

@@ -237,7 +237,7 @@ def test_removed_version_leaves_the_others(store: Store) -> None:
         store.find("tiny@v1")
     with pytest.raises(ArtifactError, match="'tiny@v1' does not exist"):
         store.remove("tiny@v1")
-    with pytest.raises(ArtifactError, match="say which version to remove, such as tiny@v1"):
+    with pytest.raises(ArtifactError, match="name the version to remove, such as tiny@v1"):
         store.remove("tiny")
     assert store.remove("tiny@v2") == second
     assert not store.has_name("tiny")
@@ -272,7 +272,7 @@ def test_second_name_keeps_an_artifact(store: Store) -> None:
 
 
 def test_collection_of_an_empty_store_does_nothing(store: Store) -> None:
-    assert store.collect_garbage() == store_module.Collected((), 0, ())
+    assert store.collect_garbage() == store_module.GarbageCollection((), 0, ())
 
 
 def test_leftovers_of_killed_processes_are_collected(store: Store) -> None:

@@ -274,13 +274,13 @@ def test_date_of_today_can_be_asked_for() -> None:
     ("template", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", "messages: roles must alternate"),
-        ("{{ messages[5].content.x }}", "chat template refuses these messages"),
-        ("{{ 1 / 0 }}", "chat template refuses these messages: division by zero"),
-        ("{{ messages + 1 }}", "chat template refuses these messages"),
-        ("{{ range(999999999) | list }}", "chat template refuses these messages"),
-        ("{{ ''.__class__.__mro__ }}", "chat template refuses these messages"),
-        ("{{ messages.append(1) }}", "chat template refuses these messages"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template refuses"),
+        ("{{ messages[5].content.x }}", "chat template rejects these messages"),
+        ("{{ 1 / 0 }}", "chat template rejects these messages: division by zero"),
+        ("{{ messages + 1 }}", "chat template rejects these messages"),
+        ("{{ range(999999999) | list }}", "chat template rejects these messages"),
+        ("{{ ''.__class__.__mro__ }}", "chat template rejects these messages"),
+        ("{{ messages.append(1) }}", "chat template rejects these messages"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template rejects"),
     ],
 )
 def test_template_that_fails_is_the_fault_of_the_messages(template: str, message: str) -> None:
@@ -296,7 +296,7 @@ def test_model_without_a_template_says_what_to_do() -> None:
 
 
 def test_own_names_cannot_be_smuggled_into_a_template() -> None:
-    with pytest.raises(WireError, match=r"refuses these messages: .*messages"):
+    with pytest.raises(WireError, match=r"rejects these messages: .*messages"):
         with_template("x").render_chat([], extra={"messages": []})
 
 
