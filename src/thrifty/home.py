@@ -5,7 +5,6 @@ run/          the controller's pid and lock         logs/        one file for ea
 files/        inputs and outputs of batches         data/        data sets
 evaluations/  recorded predictions of references, and results of candidates
 trainings/    checkpoints of unfinished trainings
-reports/      plots and tables from commands
 """
 
 from __future__ import annotations

@@ -60,8 +60,9 @@ def _name(path: Path) -> str:
 
 
 def _inspect(path: Path) -> tuple[list[Path], Description]:
-    """The model's files, and what it is: looked into before it is copied, so that a refusal names
-    the user's own folder.
+    """The model's files and its description.
+
+    Inspected before copying, so that a refusal names the user's own folder.
     """
     if not path.is_file():
         description = inspect_model(path)
@@ -71,7 +72,7 @@ def _inspect(path: Path) -> tuple[list[Path], Description]:
         return files, description
     if path.suffix in PICKLE_SUFFIXES:
         raise FormatRefused(
-            f"{path} is a pickle file, which can run code when it is read and is not loaded. "
+            f"{path} is a pickle file, which can run code when it is read and is refused. "
             "Save the model as safetensors and try again"
         )
     if path.suffix != ".gguf":
