@@ -1,4 +1,4 @@
-"""A checkpoint gives the same tensors and facts, whichever file it lies in."""
+"""A checkpoint has the same tensors and shape in every file format."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
 
 
 def load(folder: Path, generation: Any = None, **changes: Any) -> DecoderShape:
-    """The shape that a `config.json` with these changes comes to."""
+    """The shape that results from a `config.json` with these changes."""
     Llama().write_safetensors(folder, **changes)
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
@@ -248,7 +248,7 @@ def test_settings_that_are_null_count_as_left_out(tmp_path: Path) -> None:
     assert (shape.head_dim, shape.kv_heads, shape.eos_token_ids) == (8, 4, ())
 
 
-# refusing
+# refusals
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_impossible_settings_of_a_gguf_are_named(tmp_path: Path, extra: Any) -> 
 
 
 def test_rows_that_are_no_heads_are_refused(tmp_path: Path) -> None:
-    """A damaged count of heads must not reorder weights into nonsense."""
+    """A damaged number of heads must not reorder weights."""
     Llama(heads=4, kv_heads=1, head_dim=6).write_gguf(
         tmp_path / "m.gguf", extra={"attention.head_count": 5, "attention.key_length": 6}
     )

@@ -1,4 +1,4 @@
-"""Downloads go on where they stopped, whatever the server or the process did."""
+"""Downloads resume where they stopped, whatever the server or the process did."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_body_without_a_length_is_whole_or_continued(
 
 
 def test_compressed_body_is_unpacked(web: WebServer, target: Path, store: Store) -> None:
-    """Some mirrors compress although they are asked not to."""
+    """Some mirrors compress although the request forbids it."""
     web.add("/file", gzip.compress(BODY), headers={"content-encoding": "gzip"}, ranges=False)
     get(web, target, store)
     assert target.read_bytes() == BODY
@@ -278,7 +278,7 @@ def test_download_goes_on_after_its_process_was_killed(
     victim = subprocess.Popen(
         [sys.executable, "-c", _DOWNLOADER, f"{web.url}/file", str(target), str(store.root)]
     )
-    # What is small may still be in the process's buffer.
+    # Small files may still be in the process's buffer.
     wait_until(lambda: part_of(target).exists() and part_of(target).stat().st_size > 2_900_000)
     victim.kill()
     victim.wait()

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF gives the tokens that the model was trained on."""
+"""The tokenizer in a GGUF produces the tokens that the model was trained on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.errors import FormatRefused, IntegrityError
 
 SIZE = 400
-# As they stand in the tokenizer.json of Llama-3.1-8B and of Qwen2.5-0.5B.
+# From the tokenizer.json of Llama-3.1-8B and of Qwen2.5-0.5B.
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,7 +54,7 @@ def read(folder: Path, metadata: dict[str, Any]) -> Tokenizer:
 
 
 def make_reference(pre: str) -> Tokenizer:
-    """What the tokenizers library makes of the model's own tokenizer.json."""
+    """The tokens by the tokenizers library from the model's own tokenizer.json."""
     tokens, merges = train_byte_level(SIZE)
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -183,9 +183,9 @@ def test_first_token_is_added_as_llama_cpp_does(
 
 
 def encode_slowly(text: str, prefix: bool = True) -> list[int]:
-    """SentencePiece's BPE, as its paper tells it: merge the best-scored pair, again and again.
+    """SentencePiece's BPE as in its paper: repeatedly merge the pair with the highest score.
 
-    Kudo & Richardson 2018, 1808.06226; the leftmost of equal pairs goes first.
+    Kudo & Richardson 2018, 1808.06226; of equal pairs, the leftmost comes first.
     """
     ids = {piece: index for index, piece in enumerate(PIECES)}
     text = ("▁" if prefix and text else "") + text.replace(" ", "▁")
@@ -234,7 +234,7 @@ def test_sentencepiece_without_a_space_in_front(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(" a").ids) == " a"
 
 
-# refusing
+# refusals
 
 
 def test_unknown_way_of_splitting_is_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Looking into a folder: what it is, or why it is not loaded."""
+"""Inspection of a folder: what it contains, or why it is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models from this machine: a folder, a file, and what is not one."""
+"""Models from this machine: folders, files, and paths that contain no model."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_openvino_weights_are_copied_though_they_end_in_bin(store: Store, tmp_pa
 
 
 def test_links_to_files_are_followed(store: Store, folder: Path, tmp_path: Path) -> None:
-    """As in the cache of huggingface_hub, where a snapshot is made of links."""
+    """As in the cache of huggingface_hub, where a snapshot consists of links."""
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     for path in folder.iterdir():
@@ -148,7 +148,7 @@ def test_file_names_that_are_not_text_do_no_harm(store: Store, folder: Path) -> 
     assert fetch_model(store, str(folder))[0].label == "my-model@v1"
 
 
-# refusing
+# refusals
 
 
 def test_what_does_not_exist_is_told(store: Store, tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_folder_that_cannot_be_read_is_told(
 
 
 def test_copy_that_was_cut_short_is_begun_anew(store: Store, folder: Path) -> None:
-    """What a killed copy left in the stage must not get into the model."""
+    """Files that a killed copy left in the stage must not get into the model."""
     version, _ = fetch_model(store, str(folder))
     requested = version.lineage.requested
     assert requested is not None

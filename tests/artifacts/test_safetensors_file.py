@@ -1,4 +1,4 @@
-"""Safetensors are read exactly, and damaged ones are told from whole ones."""
+"""Safetensors are read exactly, and damage is detected."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_unreadable_dtype_is_refused_with_what_is_read(folder: Path) -> None:
         ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, "outside the file"),
-        # 2**32 x 2**32 is 0 for those who count in 64 bits.
+        # 2**32 x 2**32 is 0 in 64-bit arithmetic.
         ({"w": {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]}}, "outside"),
         ({"w": {"dtype": "F32", "shape": [2**70], "data_offsets": [0, 4]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [1] * 40, "data_offsets": [0, 4]}}, "outside the file"),

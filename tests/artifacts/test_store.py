@@ -1,4 +1,4 @@
-"""The store finds what was added, and adds what is whole."""
+"""The store finds what was added, and adds only complete models."""
 
 from __future__ import annotations
 

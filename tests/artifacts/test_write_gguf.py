@@ -1,4 +1,4 @@
-"""Checkpoints written as GGUF are read back as what they were, tokenizer included."""
+"""Checkpoints written as GGUF are the same when read back, including the tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ F32, F16 = 0, 1
 
 
 def write(folder: Path, target: Path, kind: int = F32) -> GgufFile:
-    """The model in `folder` as GGUF."""
+    """Write the model in `folder` as GGUF."""
     content = read_content(folder, "tiny")
     types = {t.name: kind if len(t.shape) > 1 else F32 for t in content.tensors}
     target.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def write(folder: Path, target: Path, kind: int = F32) -> GgufFile:
 
 
 def put(folder: Path, model: Llama, tokenizer: Tokenizer | None = None, **changes: Any) -> Path:
-    """The model as a transformers folder with a tokenizer."""
+    """Write the model as a transformers folder with a tokenizer."""
     model.write_safetensors(folder, **changes)
     (tokenizer or make_reference("smollm")).save(str(folder / "tokenizer.json"))
     return folder
@@ -62,7 +62,7 @@ def test_weights_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
     assert set(file.tensors) == {gguf_name(tensor) for tensor in tensors}
     for tensor, values in tensors.items():
         np.testing.assert_array_equal(after.tensors.read_tensor(tensor), values)
-    # llama.cpp turns the rows of queries and keys in pairs, for llama alone.
+    # llama.cpp reorders the rows of queries and keys in pairs, only for llama.
     query = tensors["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(
         file.read_tensor("blk.1.attn_q.weight"),
@@ -85,7 +85,7 @@ def test_metadata_have_the_types_that_llama_cpp_expects(tmp_path: Path) -> None:
     assert {key: file.kinds[key] for key in common} == {key: expected[key] for key in common}
     assert file.metadata["llama.block_count"] == model.layers
     assert file.metadata["llama.feed_forward_length"] == model.inner
-    # And by llama.cpp's own package it is a sound file.
+    # llama.cpp's own package accepts the file.
     reader = gguf.GGUFReader(tmp_path / "b" / "model.gguf")
     assert len(reader.tensors) == len(file.tensors)
 
@@ -153,7 +153,7 @@ def test_tokens_that_are_no_text_are_kept(tmp_path: Path) -> None:
 def test_each_way_of_splitting_is_recognised(tmp_path: Path, pre: str) -> None:
     tokenizer = make_reference(pre)
     tokenizer.add_tokens([AddedToken("<tool>", normalized=False, special=False)])
-    # The vocabulary of the model is larger, as is usual.
+    # The model's vocabulary is larger, as is usual.
     source = put(tmp_path / "a", Llama(vocab=SIZE + 9), tokenizer, pad_token_id=0)
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 }}"}))
     file = write(source, tmp_path / "b")

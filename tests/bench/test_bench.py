@@ -1,4 +1,4 @@
-"""The load generator: what it requests, how it arrives, and whether its figures are right."""
+"""The load generator: its requests, their arrival, and the correctness of its statistics."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_figures_of_a_known_load() -> None:
     assert level.tpot_ms is not None
     assert level.ttft_ms.p50 == pytest.approx(200)
     assert level.tpot_ms.p99 == pytest.approx(10)
-    # The last requests' tokens come after the window and do not count in it.
+    # The last requests' tokens come after the window and do not count.
     assert level.output_tokens_per_s.value == pytest.approx(11 * 97.5 / 10, rel=0.02)
     assert (
         level.output_tokens_per_s.low
@@ -167,8 +167,8 @@ async def test_closed_loop_measures_what_the_server_does() -> None:
         assert level.e2e_ms is not None
         assert level.ttft_ms.p50 >= 50
         assert level.tpot_ms.p50 >= 10
-        # A request takes 50 + 9 x 10 ms at best: four clients get at most 286 tokens a second, and
-        # on a busy machine as many as requests that take longer allow.
+        # A request takes at least 50 + 9 x 10 ms: four clients get at most 286 tokens per second,
+        # and fewer on a busy machine, where requests take longer.
         assert level.output_tokens_per_s.value < 290
         assert level.output_tokens_per_s.value == pytest.approx(4e4 / level.e2e_ms.p50, rel=0.25)
         assert level.output_tokens_mean == 10
@@ -183,7 +183,7 @@ async def test_poisson_arrivals_come_at_their_rate_and_do_not_wait() -> None:
         level = summarize(await run_load(target, workload, plan))
         assert 10 < level.requests < 35
         assert level.ttft_ms is not None
-        # The server takes three a second, so the queue grows: those who wait are counted.
+        # The server handles three per second, so the queue grows, and the waiting requests count.
         assert level.ttft_ms.p95 > 1500
 
 

@@ -1,4 +1,4 @@
-"""A comparison without models: figures as they would be measured."""
+"""A comparison with invented measurements, without models."""
 
 from __future__ import annotations
 

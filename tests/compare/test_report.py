@@ -1,4 +1,4 @@
-"""The report stands alone, says what it rests on, and escapes whatever models are called."""
+"""The report is self-contained, states its conditions, and escapes the names of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models side by side: measured once, under one suite, with the rest told of and not mixed in."""
+"""Models side by side: measured once, under the same conditions; other measurements are listed."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def texts(home: Home) -> tuple[str, str]:
 
 
 def record_speed(store: Store, artifact: Artifact, speed: float, **changes: Any) -> None:
-    """As the speed benchmark would, without one."""
+    """Record a speed as the speed benchmark would."""
     from thrifty.engines.registry import choose_engine
 
     conditions = {**make_conditions(choose_engine("auto", artifact), detect_machine()), **changes}
@@ -164,7 +164,7 @@ def test_a_speed_benchmark_measures_a_replica_and_leaves_nothing_behind(
 ) -> None:
     from thrifty.fleet.process import find_ours, start_process
 
-    # What a benchmark that was killed has left is ended.
+    # The remains of a killed benchmark are ended.
     left = start_process(
         ["sleep", "600"], role="replica", process_id="speed-benchmark-0", home=home.root,
         log_path=home.logs / "left.log",
@@ -184,7 +184,7 @@ def test_a_speed_benchmark_measures_a_replica_and_leaves_nothing_behind(
     again = measure_speed(store, home, *small, machine, again=True)
     assert again.values != found.values
     speeds = [one for one in store.read_measurements(small[1].id) if one.kind == SPEED]
-    assert [one.values for one in speeds] == [again.values], "in place of the ones before"
+    assert [one.values for one in speeds] == [again.values], "the earlier ones are replaced"
 
 
 def test_conditions_name_the_engine_and_its_version() -> None:

@@ -1,4 +1,4 @@
-"""Students that learn: losses that are what they say, and trainings that go on where they were."""
+"""Distillation: the losses are correct, and trainings resume where they stopped."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_chosen_log_probabilities_and_their_gradients_are_those_of_a_softmax(
 ) -> None:
     monkeypatch.setattr(student, "PART_BYTES", part_bytes)
     wanted = torch.randint(0, 50, (20, 5), generator=torch.Generator().manual_seed(6))
-    wanted[3, 1] = wanted[3, 0]  # the token that comes is often among the likeliest
+    wanted[3, 1] = wanted[3, 0]  # the text's next token is often among the likeliest
     outer = draw(20, 5, 7)
     found = {}
     for way in ("parts", "whole"):
@@ -164,7 +164,7 @@ def test_short_texts_fill_windows_in_order() -> None:
     assert sorted(number for one in packs for number in one) == list(range(200))
     assert all(sum(lengths[number] for number in one) <= 128 for one in packs)
     assert len(packs) < 1.15 * sum(lengths) / 128
-    assert all(max(one) - min(one) < 100 for one in packs), "what came early stays early"
+    assert all(max(one) - min(one) < 100 for one in packs), "the order is roughly preserved"
     assert pack([200, 5, 300, 7], 128) == [[0], [1, 3], [2]]
     assert pack([], 128) == []
 
@@ -231,7 +231,7 @@ def run(store: Store, folder: Path, text: Path, out: str, **changes: Any) -> Any
 
 @pytest.fixture(scope="module")
 def plain(store: Store, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of a training that nothing happened to."""
+    """The report of an uninterrupted training."""
     version, _ = run(store, tmp_path_factory.mktemp("plain"), text, "plain")
     figures: dict[str, Any] = version.lineage.figures
     assert figures["after"] < 0.95 * figures["before"]
@@ -259,9 +259,7 @@ def test_a_student_comes_nearer_and_is_served_and_evaluated(
     assert found[version.label] == pytest.approx(figures["after"], rel=0.25)
     again, _ = run(store, tmp_path, text, "taught", **changes)
     assert again.label == version.label
-    assert not list(Home(tmp_path).trainings.iterdir()), (
-        "checkpoints go when they are not needed any more"
-    )
+    assert not list(Home(tmp_path).trainings.iterdir()), "checkpoints are removed at the end"
 
 
 def test_embeddings_that_are_frozen_stay_and_the_rest_learns(
@@ -274,7 +272,7 @@ def test_embeddings_that_are_frozen_stay_and_the_rest_learns(
         for one in (store.find("student")[1].id, artifact.id)
     )
     name, learned = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
-    # They are written in 16 bits.
+    # Written in 16 bits.
     np.testing.assert_allclose(after.read_tensor(name), before.read_tensor(name), rtol=1e-3)
     assert np.abs(after.read_tensor(learned) - before.read_tensor(learned)).max() > 1e-2
 
@@ -329,7 +327,7 @@ def test_answers_are_asked_for_once(store: Store, text: Path, tmp_path: Path) ->
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"tokens": list(range(50)), "first": 9}) + "\n" + '{"tokens": [1')
     write_answers(teacher, tokenizer, text, path, tokens=50, window=WINDOW)
-    assert path.read_text().count("\n") == 1, "what was written in part is cut off"
+    assert path.read_text().count("\n") == 1, "an incomplete line is truncated"
     with pytest.raises(CompressionError, match="cannot be reached"):
         write_answers(teacher, tokenizer, text, path, tokens=51, window=WINDOW)
 
@@ -395,7 +393,7 @@ def test_a_killed_training_goes_on_to_the_same_curve(
     note = Home(tmp_path / "killed").trainings
     deadline_s = time.monotonic() + 120
     while not list(note.glob("*/state.json")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -409,7 +407,7 @@ def test_a_killed_training_goes_on_to_the_same_curve(
 
 
 class Climbing:
-    """A loss that falls, until it is `after` from a step on."""
+    """A loss that falls until it becomes `after` at some step."""
 
     unit, examples, example_tokens, held_out_tokens = "loss", 10, 1, 1
 
@@ -471,7 +469,7 @@ def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
     again = Trainer(
         torch.nn.Linear(1, 1), Climbing(10**9, 1), settings, tmp_path, Accelerator(cpu=True)
     )
-    assert again.run().step == 40, "it goes on once the fault is gone"
+    assert again.run().step == 40, "it resumes once the fault is gone"
 
 
 def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path: Path) -> None:
@@ -493,9 +491,9 @@ def test_too_little_memory_is_said_before_training(
 ) -> None:
     from thrifty.compress.distill import distill
 
-    # What these weights take, and not what layers keep of 16 windows for the way back.
+    # Enough for these weights, but not for the activations of 16 windows.
     monkeypatch.setattr(distill, "available_memory_bytes", lambda: 3_000_000)
     with pytest.raises(CompressionError, match=r"needs about .* of memory, and 3\.0 MB are free"):
         run(store, tmp_path, text, "x", micro_batch=16)
     assert not list(Home(tmp_path).trainings.glob("*/job.json"))
-    assert not Home(tmp_path).evaluations.exists(), "the teacher has said nothing"
+    assert not Home(tmp_path).evaluations.exists(), "the teacher has not run"

@@ -1,4 +1,4 @@
-"""From a checkpoint to what is served, in stages that are registered, measured and found again."""
+"""From a checkpoint to the served model, in stages that are registered, measured and reused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def texts(home: Home) -> dict[str, Any]:
 def run(
     source: tuple[NamedVersion, Artifact], store: Store, home: Home, **keys: Any
 ) -> tuple[PipelineResult, list[str]]:
-    """A pipeline without measuring the speed; also the steps it told of."""
+    """Run a pipeline without measuring the speed; also returns the reported stages."""
     steps: list[str] = []
 
     def note(step: Progress) -> None:

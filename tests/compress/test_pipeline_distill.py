@@ -1,4 +1,4 @@
-"""The pipeline's stage of training, where PyTorch is installed."""
+"""The pipeline's distillation stage, if PyTorch is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pipeline for encoders: the same stages, judged by embeddings."""
+"""The pipeline for encoders: the same stages, evaluated by embeddings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruned decoders: plain checkpoints of the size asked for, near to what they were made from."""
+"""Pruned decoders: plain checkpoints of the requested size, close to the original."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_layer_that_does_nothing_goes_first(store: Store, tmp_path: Path) -> N
 
 
 def test_parts_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
-    """Half of the neurons, one group of heads and a quarter of the channels carry nothing."""
+    """Half of the neurons, one group of heads and a quarter of the channels have no effect."""
     tensors = MODEL.make_tensors()
     for layer in range(MODEL.layers):
         prefix = f"model.layers.{layer}."
@@ -98,7 +98,7 @@ def test_parts_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["intermediate_size"], config["num_attention_heads"]) == (64, 2)
     judge = DivergenceEvaluator(checkpoint, None, WINDOWS)  # type: ignore[arg-type]
-    # Both compute as they would be served, in fewer bits than the judge's own.
+    # Both compute as in serving, in fewer bits than the evaluator's reference.
     assert judge.measure(load_decoder(tmp_path / "out")) < judge.measure(checkpoint) + 0.01
 
 
@@ -119,7 +119,7 @@ def test_what_is_made_has_the_size_and_is_served_and_evaluated(
     assert report.chosen.parameters <= 0.75 * report.parameters_before
     least = min(report.candidates, key=lambda one: one.kl_divergence)
     assert report.chosen.description == least.description
-    assert report.chosen.kl_divergence <= 1.1 * least.kl_divergence, "made with more text"
+    assert report.chosen.kl_divergence <= 1.1 * least.kl_divergence, "made from more text"
     assert bool(report.layers) or width
     assert version.lineage.figures["way"] == report.chosen.description
     assert version.lineage.parents[0].id == made[1].id

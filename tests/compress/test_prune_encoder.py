@@ -1,4 +1,4 @@
-"""Pruned encoders: plain checkpoints of the size asked for, near to what they were made from."""
+"""Pruned encoders: plain checkpoints of the requested size, close to the original."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_layer_that_does_nothing_goes_first(tmp_path: Path) -> None:
         for kind in ("weight", "bias"):
             tensors[f"encoder.layer.0.{part}.{kind}"] *= 1e-3
     for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
-        # Norms that find what a norm left behind, and leave it so.
+        # Norms whose inputs are already normalized, and which do not change them.
         tensors[f"encoder.layer.0.{norm}.weight"][:] = 1
         tensors[f"encoder.layer.0.{norm}.bias"][:] = 0
     tensors["embeddings.LayerNorm.weight"][:] = 1
@@ -134,7 +134,7 @@ def test_neurons_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_what_stays_makes_up_for_what_goes(tmp_path: Path) -> None:
-    """Solving anew, biases too, leaves the embeddings nearer than leaving the same neurons out."""
+    """Updating weights and biases keeps the embeddings closer than dropping the same neurons."""
     checkpoint = load(tmp_path)
     inputs = collect_encoder_inputs(checkpoint, TEXTS)
     found, errors = narrow_encoder(checkpoint, inputs, EncoderWidths(32, 4, 8))
@@ -156,7 +156,7 @@ def test_what_stays_makes_up_for_what_goes(tmp_path: Path) -> None:
 
 
 def test_arrays_of_any_order_are_read_by_rows(tmp_path: Path) -> None:
-    """OpenVINO does not look at the order of an array's memory."""
+    """OpenVINO ignores the memory order of an array."""
     checkpoint = load(tmp_path)
     names = [f"encoder.layer.{n}.output.dense.weight" for n in range(LAYERS)]
     changed = {name: np.asfortranarray(make_tensors()[name]) for name in names}
@@ -169,8 +169,8 @@ def test_arrays_of_any_order_are_read_by_rows(tmp_path: Path) -> None:
 
 
 def test_channels_go_with_their_heads(tmp_path: Path) -> None:
-    """A quarter of the channels, and the head that goes with them, carry nothing. Norms are then made
-    over fewer channels, and are told by how much on average, not token by token.
+    """A quarter of the channels, and the head that goes with them, have no effect. Norms then
+    normalize over fewer channels, and are corrected for the average, not for each token.
     """
     tensors = make_tensors()
     for name, values in tensors.items():
@@ -189,7 +189,7 @@ def test_channels_go_with_their_heads(tmp_path: Path) -> None:
     agreement = compare_vectors(*(EncoderRun(one).embed(TEXTS) for one in (found, checkpoint)))
     assert agreement.cosine is None, "the embeddings are narrower"
     assert agreement.rank_correlation is not None
-    assert agreement.rank_correlation.spearman > 0.94, "0.92 without the norms' being told"
+    assert agreement.rank_correlation.spearman > 0.94, "0.92 without correcting the norms"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sets out of packages, from an index of the tests' own."""
+"""Data sets from packages, on an index of the tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_sdist() -> bytes:
         info = tarfile.TarInfo("llamafactory-0.9.5/data/wiki_demo.txt")
         info.size = len(WIKI)
         archive.addfile(info, io.BytesIO(WIKI.encode()))
-        # Would run, were the package built.
+        # This would run if the package were built.
         bad = tarfile.TarInfo("llamafactory-0.9.5/setup.py")
         archive.addfile(bad, io.BytesIO())
     return out.getvalue()

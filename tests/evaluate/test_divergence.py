@@ -1,4 +1,6 @@
-"""Divergence from a kept reference: exact where everything is known, never too large, resumable."""
+"""Divergence from a recorded reference: exact if everything is known, never too large,
+resumable.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def test_a_record_gives_back_what_was_put_in(tmp_path: Path) -> None:
             window.target, full[np.arange(len(tokens) - 1), tokens[1:]], atol=1e-5
         )
         np.testing.assert_allclose(window.exact, full[window.exact_rows], atol=0.01)
-    # From the middle on, too.
+    # Also from the middle.
     assert (next(record.read(5)).tokens == expected[5]).all()
     assert (next(record.read(5)).target == windows[5].target).all()
 
@@ -127,7 +129,7 @@ def test_a_reference_that_was_kept_is_not_run_again(tmp_path: Path) -> None:
     record = keep(tmp_path / "e", text)
     assert REFERENCE.passes == passes
     assert record.complete
-    # The same text elsewhere is the same; other text, another window or more of it are not.
+    # The same text at another path is the same; other text, window or length is not.
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
     assert keep(tmp_path / "e", copy).folder == record.folder
@@ -145,7 +147,7 @@ class Killed(Exception):
 
 
 class Dies(Bigram):
-    """Dies in its pass number `after`."""
+    """Fails in its pass number `after`."""
 
     def __init__(self, after: int, seed: int = 0, noise: float = 0.0) -> None:
         super().__init__(seed, noise, "reference" if not noise else "bigram")
@@ -187,7 +189,7 @@ def test_a_broken_off_candidate_goes_on_where_it_was(tmp_path: Path, torn: int) 
     again = Bigram(1, 0.3)
     assert measure_divergence(again, record, tmp_path / "r.bin") == whole
     assert again.passes == record.windows - 9
-    # And with everything measured, nothing is run.
+    # If everything was measured, nothing runs.
     assert measure_divergence(again, record, tmp_path / "r.bin") == whole
     assert again.passes == record.windows - 9
 
@@ -208,7 +210,7 @@ def test_a_damaged_record_is_told_of(tmp_path: Path) -> None:
 
 
 class Broken(Bigram):
-    """Its weights are damaged."""
+    """A model with damaged weights."""
 
     def rank(self, tokens: TokenArray, k: int, rows: object) -> TopTokens:
         ranked = super().rank(tokens, k, [])

@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness, beside that package's own class for PyTorch on the same model.
+"""Tasks of lm-evaluation-harness, compared with its own PyTorch class on the same model.
 
-Runs where `lm_eval` is installed; `tests/peers/test_lm_eval.py` runs it in an environment that has it.
+Runs if `lm_eval` is installed; `tests/peers/test_lm_eval.py` runs it in its own environment.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tasks as a user keeps them: a file each, beside their items."""
+    """The user's tasks: a file for each, beside the items."""
     made = tmp_path_factory.mktemp("tasks")
     data = made / "docs.json"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
@@ -92,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
-    """More of them only wait for one another over a model this small."""
+    """With a model this small, more threads only wait for each other."""
     pytest.importorskip("torch").set_num_threads(1)
 
 
@@ -107,7 +107,7 @@ def _no_hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module", params=["plain", "starts"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A checkpoint as transformers writes it, whose tokenizer may put a token in front of texts."""
+    """A checkpoint as transformers writes it; its tokenizer may prepend a token to texts."""
     from tokenizers.processors import TemplateProcessing
 
     store = Store(tmp_path_factory.mktemp("harness") / "models")
@@ -118,7 +118,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         )
     with store.stage("tiny") as stage:
         random = MODEL.write_safetensors(stage / "random", eos_token_id=END, bos_token_id=END)
-        # What is written is in 16 bits, so that all that load it compute with the same numbers.
+        # Written in 16 bits, so that everything that loads it computes with the same numbers.
         write_decoder(load_decoder(random), stage / "model")
         tokenizer.save(str(stage / "model" / "tokenizer.json"))
         settings = {
@@ -141,7 +141,7 @@ CONTEXT = "Which of them is the larger one? "
 PAIRS = [
     ("Q: What?\nA:", " one"), ("Q: What?\nA: ", "two"), ("Q: What?\nA:", " A"),
     ("Q: What?\nA:", " B"), ("", "Without a context"), ("", "<|end|>Within"), ("x", "yz"),
-    # Longer than the model takes, by one token and by many.
+    # Longer than the model accepts, by one token and by many.
     ((CONTEXT * 9)[: 96 - 3], "four"), ((CONTEXT * 9)[: 96 - 4], "four"), (CONTEXT * 9, " end"),
     (CONTEXT * 2, "a" * 95),
 ]  # fmt: skip
@@ -171,7 +171,7 @@ def test_log_likelihoods_and_answers_are_those_of_the_packages_own_class(
             theirs.loglikelihood(instances("loglikelihood", *PAIRS), disable_tqdm=True),
             strict=True,
         ):
-            # float32, summed in another order; the graph's activations pass 16 bits nowhere.
+            # float32, summed in another order; no activations of the graph are in 16 bits.
             assert one[0] == pytest.approx(two[0], rel=1e-4, abs=1e-3)
             assert one[1] == two[1]
         texts = [(text,) for text in TEXTS]
@@ -252,7 +252,7 @@ def test_an_evaluation_pairs_items_with_the_reference_and_goes_on_where_it_was(
     assert after[0].startswith(before[0][:cut])
     assert after[1].startswith(before[1])
     assert run() == whole
-    assert [path.read_bytes() for path in kept] == after, "nothing is asked twice"
+    assert [path.read_bytes() for path in kept] == after, "nothing is computed twice"
     told = whole.as_dict()["tasks"]
     json.dumps(told)
     assert told["lm_eval:ours"]["items"] == 2 * len(DOCS)

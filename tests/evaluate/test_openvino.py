@@ -1,4 +1,4 @@
-"""The graphs that are served, evaluated: beside logits computed plainly, and through the command."""
+"""Evaluation of the served graphs: against logits computed plainly, and through the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKENS = np.array([(7 * i * i + 3 * i) % 250 for i in range(120)], dtype=np.int6
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with one checkpoint, `tiny`, and the same in 8 bits."""
+    """A store with one checkpoint, `tiny`, also in 8 bits."""
     store = Store(tmp_path_factory.mktemp("evaluated") / "models")
     made = put(store)
     prepare_model(store, *made, "int8", ignore_progress)
@@ -44,7 +44,7 @@ def test_log_probabilities_are_the_models(store: Store) -> None:
     scorer = open_model("tiny", store, exact=True)
     expected = log_softmax(compute_logits(MODEL, TOKENS.tolist()).astype(np.float64))[:-1]
     ranked = scorer.rank(TOKENS, 10, [0, 50])
-    # Weights are kept in 16 bits.
+    # Weights are stored in 16 bits.
     np.testing.assert_allclose(
         ranked.logprobs, np.take_along_axis(expected, ranked.ids, 1), atol=0.05
     )
@@ -57,7 +57,7 @@ def test_log_probabilities_are_the_models(store: Store) -> None:
     np.testing.assert_allclose(scored.logprobs, ranked.logprobs, atol=1e-4)
     assert (scored.top == ranked.ids[:, 0]).mean() > 0.98
     np.testing.assert_allclose(scored.full, expected[[3]], atol=0.05)
-    # A pass leaves nothing behind for the next.
+    # A pass does not affect the next.
     again = scorer.score(TOKENS, ranked.ids)
     assert (again.logprobs == scored.logprobs).all()
     scorer.close()
@@ -117,7 +117,7 @@ def test_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) -> 
         "flips",
     }
     json.dumps(told)
-    # Asked again, nothing runs.
+    # The second time, nothing runs.
     steps.clear()
     again = evaluate(
         "tiny-int8-openvino",

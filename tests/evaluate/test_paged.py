@@ -1,4 +1,4 @@
-"""A candidate over a KV cache as it is served: the same numbers, and what 8 bits cost."""
+"""A candidate over a KV cache as served: the same results, and the cost of 8 bits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_logits_are_those_of_whole_windows_but_for_rounding(store: Store) -> Non
         model = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
         found = model.infer(TOKENS, 0).copy()
         errors[precision] = float(np.abs(found - whole).mean())
-        # In two parts, the second of which needs more pages than there were.
+        # In two parts; the second needs more pages.
         fresh = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
         fresh.infer(TOKENS[:32], 0)
         parts = fresh.infer(TOKENS[32:], 32)
@@ -69,7 +69,7 @@ def test_it_is_a_candidate_of_its_own(store: Store, tmp_path: Path) -> None:
         ).divergence
         assert divergence is not None
         found[precision] = divergence.kl_divergence.mean
-    assert len(set(found.values())) == 3, "kept apart"
+    assert len(set(found.values())) == 3, "recorded separately"
     assert found["f16"] == pytest.approx(found[None], rel=0.3)
     assert found["f16"] < found["u8"] < 1
 

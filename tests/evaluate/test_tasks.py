@@ -60,7 +60,7 @@ def test_greedy_means_that_it_would_be_written() -> None:
 
 def test_an_overlong_context_loses_its_beginning() -> None:
     tokens, count = encode_pair(MODEL, "a" * 5000, " b")
-    assert (len(tokens), count) == (4096 + 1, 2), "the last is only predicted"
+    assert (len(tokens), count) == (4096 + 1, 2), "the last one is only predicted"
     with pytest.raises(EvaluationError, match="a choice has 5000 tokens"):
         encode_pair(MODEL, "a", "b" * 5000)
 
@@ -79,7 +79,7 @@ def test_the_likeliest_choice_is_the_answer() -> None:
 
 
 class Writes(Bigram):
-    """Writes one text."""
+    """Generates one fixed text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(0)
@@ -116,7 +116,7 @@ def test_an_empty_context_is_the_token_for_the_start() -> None:
     )
     tokens, count = encode_pair(model, "", "so")
     assert (tokens.tolist(), count) == ([256, *b"so"], 2)
-    assert encode_pair(model, "", "<|end|>so")[0].tolist() == [256, *b"so"], "not twice"
+    assert encode_pair(model, "", "<|end|>so")[0].tolist() == [256, *b"so"], "only once"
 
 
 def test_the_token_for_the_start_comes_once() -> None:
