@@ -29,7 +29,7 @@ from thrifty.compress.quantize.openvino import quantize_openvino
 from thrifty.compress.quantize.recipes import Int4Weights
 from thrifty.data import fetch_set
 from thrifty.engines.openvino.prepare import make_recipe, prepare_model
-from thrifty.evaluate import Evaluation, evaluate
+from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.windows import read_windows
 
@@ -113,9 +113,12 @@ def main() -> None:
     for label, name in candidates.items():
         say(f"evaluating {label}")
         found[label] = evaluate(
-            name, SOURCE, store=store, folder=HOME / "evaluations", text=held_out, window=WINDOW,
-            max_tokens=options.tokens,
-        )  # fmt: skip
+            name,
+            SOURCE,
+            EvaluationOptions(text=held_out, window=WINDOW, max_tokens=options.tokens),
+            store=store,
+            folder=HOME / "evaluations",
+        )
         gc.collect()
     say("what a pass costs")
     passes = measure_pass(store, "bench-int8", held_out, options.rounds)
@@ -132,8 +135,15 @@ def main() -> None:
         d = one.divergence
         assert d is not None
         size = store.find(candidates[label])[1].size_bytes
-        rows.append((label, f"{size / 1e6:.0f}", f"{d.kl_divergence.mean:.5f} +- {d.kl_divergence.stderr:.5f}",
-                     f"{d.same_top_token:.1%}", f"{d.perplexity_ratio:.4f} +- {d.perplexity_ratio_stderr:.4f}"))  # fmt: skip
+        rows.append(
+            (
+                label,
+                f"{size / 1e6:.0f}",
+                f"{d.kl_divergence.mean:.5f} +- {d.kl_divergence.stderr:.5f}",
+                f"{d.same_top_token:.1%}",
+                f"{d.perplexity_ratio:.4f} +- {d.perplexity_ratio_stderr:.4f}",
+            )
+        )
     int8, plain, best, gguf, *_ = (found[label].divergence for label in candidates)
     assert int8 is not None
     assert plain is not None

@@ -36,23 +36,25 @@ EVALUATE = """
 import sys
 from pathlib import Path
 from thrifty.artifacts import Store
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 home, text, tokens = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-found = evaluate("bench-corner-1", "bench-corner-2", store=Store(home / "models"), text=text,
-                 folder=home / f"memory-{tokens}", max_tokens=tokens)
+options = EvaluationOptions(text=text, max_tokens=tokens)
+found = evaluate("bench-corner-1", "bench-corner-2", options, store=Store(home / "models"),
+                 folder=home / f"memory-{tokens}")
 assert found.divergence.tokens > 0.9 * tokens, found.divergence
 """
 DISTILL = """
 import sys
 from pathlib import Path
 from thrifty.artifacts import Store
-from thrifty.compress.distill.distill import distill_model
+from thrifty.compress.distill.distill import DistillationRequest, distill_model
 from thrifty.compress.distill.settings import Training
+from thrifty.home import Home
 home, text, tokens = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-made, _ = distill_model(
-    Store(home / "models"), "bench-corner-1", "bench-corner-2", text=text, out=f"bench-memory-{tokens}",
-    training=Training(tokens=tokens, patience=10_000), references=home / f"memory-{tokens}",
-    work=home / "trainings")
+request = DistillationRequest(
+    "bench-corner-1", "bench-corner-2", text, f"bench-memory-{tokens}",
+    Training(tokens=tokens, patience=10_000))
+made, _ = distill_model(Store(home / "models"), Home(home / f"memory-{tokens}"), request)
 assert made.lineage.figures["tokens"] >= 0.9 * tokens, made.lineage.figures
 """
 

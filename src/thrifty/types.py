@@ -1,4 +1,4 @@
-"""The few shapes that several layers share."""
+"""The types that several layers share."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from enum import StrEnum
 
 
 class Family(StrEnum):
-    """What a model is for, by the field's two families."""
+    """The two families of models."""
 
     DECODER = "decoder"
-    """GPT kind: chat and completion."""
+    """GPT-like: chat and completion."""
     ENCODER = "encoder"
-    """BERT kind: embeddings."""
+    """BERT-like: embeddings."""
 
 
 class Format(StrEnum):
-    """The forms of a model that Thrifty loads."""
+    """The supported formats of models."""
 
     SAFETENSORS = "safetensors"
     GGUF = "gguf"
@@ -30,26 +30,28 @@ class Role(StrEnum):
     VIEWER = "viewer"
     """Read metrics and the state of the service."""
     MONITOR = VIEWER
-    """The earlier name of viewers."""
+    """The earlier name of `VIEWER`."""
     USER = "user"
     """Call models."""
     OPERATOR = "operator"
-    """Run the service: change traffic, apply specs, roll back. May also call models and read what
-    viewers read."""
+    """Run the service: change traffic, apply specs, roll back; also what users and viewers may
+    do.
+    """
     ADMIN = "admin"
-    """Everything, API keys and other tenants' data too."""
+    """Everything, including API keys and other tenants' data."""
 
     @classmethod
     def _missing_(cls, value: object) -> Role | None:
-        # Version 0.1 wrote this name for viewers; its rows are kept, and it may still run beside us.
+        # Version 0.1 writes this name for viewers; its rows remain, and it may run at the same
+        # time.
         return cls.VIEWER if value == "monitor" else None
 
     def may_act_as(self, required: Role) -> bool:
-        """Whether a key of this role may do what needs the role `required`."""
+        """Whether this role includes the rights of the role `required`."""
         return self in required.holders()
 
     def holders(self) -> frozenset[Role]:
-        """The roles that may do what needs this role."""
+        """The roles that include the rights of this role."""
         return _HOLDERS[self]
 
 
@@ -62,23 +64,23 @@ _HOLDERS = {
 
 
 class ReplicaState(StrEnum):
-    """The life of a replica; only `READY` ones get traffic."""
+    """The states of a replica; only `READY` replicas get traffic."""
 
     STARTING = "starting"
     READY = "ready"
     UNHEALTHY = "unhealthy"
-    """It runs but does not answer its probe."""
+    """Running, but not answering its probe."""
     DRAINING = "draining"
     BACKOFF = "backoff"
-    """It died; a restart is due."""
+    """Exited; a restart is due."""
     CRASH_LOOP = "crash_loop"
-    """It died too often to go on by itself."""
+    """Exited too often to be restarted automatically."""
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a step has come. `total` is 0 while unknown; `unit` is `bytes` or a plain noun."""
+    """The progress of a step. `total` is 0 if unknown; `unit` is `bytes` or a plural noun."""
 
     step: str
     done: float
@@ -90,4 +92,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(_: Progress) -> None:
-    """Tell nobody."""
+    """Report progress to nobody."""

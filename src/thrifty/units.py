@@ -1,7 +1,7 @@
-"""Quantities as people write them: `10m`, `500ms`, `200k`, `256MB`.
+"""Parse and format quantities: `10m`, `500ms`, `200k`, `256MB`.
 
-Durations become seconds, sizes bytes, counts plain integers. A bare number is taken in the base
-unit. Sizes use powers of 1,000 for `KB`, `MB`, ... and of 1,024 for `KiB`, `MiB`, ...
+Durations are in seconds, sizes in bytes, counts are integers. A bare number is in the base unit.
+Sizes use powers of 1,000 for `KB`, `MB`, ... and of 1,024 for `KiB`, `MiB`, ...
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from fractions import Fraction
 
 _NUMBER = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})\s*([A-Za-zµ]*)\s*")
 _MAX = 10**30
-"""Larger numbers are slips of the finger, and would not fit the floats that they end up in."""
+"""Larger numbers are typing errors, and would not fit into a float."""
 
-# Exact, so that 0.1 and large counts come out as they were written.
+# Exact fractions, so that 0.1 and large counts keep their value.
 _DURATIONS_S = {
     "us": Fraction(1, 1_000_000),
     "µs": Fraction(1, 1_000_000),
@@ -34,17 +34,17 @@ _COUNTS = {"": 1, "k": 1_000, "K": 1_000, "m": 1_000_000, "M": 1_000_000, "B": 1
 
 
 def parse_duration_s(text: str | int | float) -> float:
-    """Seconds in `text`, such as `500ms`, `10m` or `7d`. Raises `ValueError` on anything else."""
+    """The seconds in `text`, such as `500ms`, `10m` or `7d`. Raises `ValueError` if invalid."""
     return float(_parse(text, _DURATIONS_S, "a duration such as 500ms, 10s, 15m, 2h or 7d"))
 
 
 def parse_bytes(text: str | int | float) -> int:
-    """Bytes in `text`, such as `256MB` or `2GiB`. Raises `ValueError` on anything else."""
+    """The bytes in `text`, such as `256MB` or `2GiB`. Raises `ValueError` if invalid."""
     return round(_parse(text, _SIZES, "a size such as 512KB, 256MB or 2GiB"))
 
 
 def parse_count(text: str | int | float) -> int:
-    """The whole number in `text`, such as `600` or `200k`. Raises `ValueError` on anything else."""
+    """The integer in `text`, such as `600` or `200k`. Raises `ValueError` if invalid."""
     value = _parse(text, _COUNTS, "a whole number such as 600, 200k or 1M")
     if value != round(value):
         raise ValueError(f"{text!r} is not a whole number")
@@ -70,7 +70,7 @@ def _parse(
 
 
 def format_bytes(count: int | float) -> str:
-    """`count` bytes for people: `93 MB`, `1.3 GB`."""
+    """Format a number of bytes for people: `93 MB`, `1.3 GB`."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5:
@@ -80,7 +80,7 @@ def format_bytes(count: int | float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`seconds` for people: `310 us`, `45 ms`, `3.2 s`, `4 min 10 s`."""
+    """Format a duration for people: `310 us`, `45 ms`, `3.2 s`, `4 min 10 s`."""
     if seconds < 999.5e-6:
         return f"{seconds * 1e6:.0f} us"
     if seconds < 0.9995:

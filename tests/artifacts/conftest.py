@@ -1,4 +1,4 @@
-"""What the tests of models share."""
+"""Fixtures for tests of models."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def web() -> Iterator[WebServer]:
-    """A web server that serves what it is told to."""
+    """A web server with configurable pages."""
     with running_web() as server:
         yield server

@@ -1,4 +1,4 @@
-"""Reading all there is of a model's files, which must work or be refused, whatever was done to them."""
+"""Read all parts of a possibly damaged model: this must work or be refused, never crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MUCH_BYTES = 64_000_000
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Fail where the block allocates absurdly much."""
+    """Fail if the block allocates an absurd amount of memory."""
     tracemalloc.start()
     try:
         yield
@@ -30,9 +30,9 @@ def little_memory() -> Iterator[None]:
 
 
 def read_gguf(path: Path) -> ThriftyError | None:
-    """Everything that is ever read of a GGUF; the refusal, or None where all of it could be read.
+    """Read everything that is ever read of a GGUF; returns the refusal, or None if all is readable.
 
-    Any other exception is a fault of ours, and so is a half-right one that hides damage.
+    Any other exception is a bug, and so is a partial read that hides damage.
     """
     try:
         inspect_model(path.parent)
@@ -50,7 +50,7 @@ def read_gguf(path: Path) -> ThriftyError | None:
 
 
 def read_safetensors(path: Path) -> ThriftyError | None:
-    """The same for safetensors."""
+    """Read everything of a safetensors file, as `read_gguf` does."""
     try:
         files = SafetensorsFiles([path])
         files.parameters()
@@ -62,5 +62,5 @@ def read_safetensors(path: Path) -> ThriftyError | None:
 
 
 def _readable(error: ThriftyError) -> ThriftyError:
-    assert 20 < len(str(error)) < 1000, "a message that nobody can read"
+    assert 20 < len(str(error)) < 1000, "the message must be readable"
     return error

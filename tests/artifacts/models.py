@@ -1,4 +1,4 @@
-"""Small models, written by the tests: random llamas as safetensors and as GGUF, and a vocabulary."""
+"""Small models for tests: random llamas as safetensors and as GGUF, and a vocabulary."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Llama:
     seed: int = 0
 
     def make_tensors(self) -> dict[str, FloatArray]:
-        """Random weights under transformers' names."""
+        """Random weights with transformers' names."""
         generator = np.random.default_rng(self.seed)
 
         def draw(*shape: int, around: float = 0.0, scale: float = 0.3) -> FloatArray:
@@ -87,7 +87,7 @@ class Llama:
         return tensors
 
     def make_config(self, **changes: Any) -> dict[str, Any]:
-        """The `config.json` that transformers would write; a change to None leaves a key out."""
+        """The `config.json` that transformers would write; a change to None removes a key."""
         config = {
             "architectures": [CLASSES[self.kind]],
             "hidden_act": "silu",
@@ -113,7 +113,7 @@ class Llama:
     def write_safetensors(
         self, folder: Path, *, tensors: dict[str, FloatArray] | None = None, **changes: Any
     ) -> Path:
-        """The model as a transformers folder, with other `tensors` than its own if they are given."""
+        """Write the model as a transformers folder, optionally with other `tensors`."""
         folder.mkdir(parents=True, exist_ok=True)
         write_safetensors(folder / "model.safetensors", tensors or self.make_tensors())
         (folder / "config.json").write_text(json.dumps(self.make_config(**changes)))
@@ -128,7 +128,7 @@ class Llama:
         extra_tensors: Mapping[str, FloatArray] | None = None,
         leave_out: tuple[str, ...] = (),
     ) -> Path:
-        """The model as llama.cpp would write it. `extra` is metadata, without the architecture."""
+        """Write the model as llama.cpp would. `extra` is metadata, without the architecture."""
         import gguf
 
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def interleave(tensor: FloatArray, heads: int) -> FloatArray:
 
 
 def gguf_name(name: str) -> str:
-    """GGUF's name for a tensor of transformers."""
+    """GGUF's name for a tensor in transformers."""
     if name in GGUF_NAMES:
         return GGUF_NAMES[name]
     _, _, layer, rest = name.split(".", 3)
@@ -194,7 +194,7 @@ def gguf_name(name: str) -> str:
 
 
 def add_value(writer: Any, key: str, value: Any) -> None:
-    """Add one metadata value, in the type that llama.cpp uses for its kind."""
+    """Add one metadata value with the type that llama.cpp uses for it."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -236,13 +236,13 @@ def encode_safetensors(
 def write_safetensors(
     path: Path, tensors: Mapping[str, npt.NDArray[Any]], dtypes: Mapping[str, str] | None = None
 ) -> Path:
-    """A safetensors file."""
+    """Write a safetensors file."""
     path.write_bytes(encode_safetensors(tensors, dtypes))
     return path
 
 
 def write_model(folder: Path, filling: int = 0, size: int = 64) -> Path:
-    """A checkpoint folder that can be stored, its weights made of one number."""
+    """Write a checkpoint folder that can be stored; all of its weights have the same value."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {"w": np.full(size, filling, dtype=np.uint8)}
     write_safetensors(folder / "model.safetensors", weights)

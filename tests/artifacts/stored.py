@@ -1,4 +1,4 @@
-"""A store with small models in it."""
+"""A store with small models."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def put(
 
 
 def blobs(store: Store) -> set[str]:
-    """The checksums that have a blob."""
+    """The checksums of all blobs."""
     return {path.name for path in (store.root / "blobs").iterdir()}
 
 
 def artifacts(store: Store) -> set[str]:
-    """The ids, and whatever else lies there."""
+    """The names in the folder of artifacts."""
     return {path.name for path in (store.root / "artifacts").iterdir()}
 
 

@@ -39,7 +39,7 @@ def test_names_stay_recognisable(text: str, name: str) -> None:
 def test_labels_are_a_name_and_a_version() -> None:
     assert parse_label("tiny") == ("tiny", None)
     assert parse_label("tiny@v12") == ("tiny", 12)
-    with pytest.raises(ArtifactError, match="no valid version; write it as tiny@v1"):
+    with pytest.raises(ArtifactError, match="no valid version; write tiny@v1"):
         parse_label("tiny@latest")
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint gives the same tensors and facts, whichever file it lies in."""
+"""A checkpoint has the same tensors and shape in every file format."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
 
 
 def load(folder: Path, generation: Any = None, **changes: Any) -> DecoderShape:
-    """The shape that a `config.json` with these changes comes to."""
+    """The shape that results from a `config.json` with these changes."""
     Llama().write_safetensors(folder, **changes)
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
@@ -161,7 +161,7 @@ def test_rotary_scaling_is_read(tmp_path: Path, changes: Any, expected: Any) -> 
 
 @pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su"])
 def test_other_rotary_scalings_are_refused(tmp_path: Path, kind: str) -> None:
-    message = rf"the rotary scaling '{kind}' is not read; linear"
+    message = rf"the rotary scaling '{kind}' is not supported; linear"
     with pytest.raises(FormatRefused, match=message):
         load(tmp_path / "a", rope_scaling={"rope_type": kind, "factor": 2.0})
     if kind != "dynamic":
@@ -248,18 +248,24 @@ def test_settings_that_are_null_count_as_left_out(tmp_path: Path) -> None:
     assert (shape.head_dim, shape.kv_heads, shape.eos_token_ids) == (8, 4, ())
 
 
-# refusing
+# refusals
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["Gemma3ForCausalLM"]}, r"'Gemma3ForCausalLM' are not read here; these"),
-        ({"architectures": [], "model_type": None}, "architecture '' are not read here"),
-        ({"hidden_act": "gelu"}, r"the activation 'gelu' is not read; silu is"),
-        ({"partial_rotary_factor": 0.5}, r"of a part \(0.5\) of a head are not read"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"is quantized already \(gptq\)"),
-        ({"quantization_config": {"bits": 4}}, r"is quantized already \(by an unknown method\)"),
+        (
+            {"architectures": ["Gemma3ForCausalLM"]},
+            r"'Gemma3ForCausalLM' is not supported; supported",
+        ),
+        ({"architectures": [], "model_type": None}, "architecture '' is not supported"),
+        ({"hidden_act": "gelu"}, r"the activation 'gelu' is not supported; silu is"),
+        (
+            {"partial_rotary_factor": 0.5},
+            r"partial rotary embeddings \(0.5 of a head\) are not supported",
+        ),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"is already quantized \(gptq\)"),
+        ({"quantization_config": {"bits": 4}}, r"is already quantized \(by an unknown method\)"),
     ],
 )
 def test_what_would_be_read_wrongly_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
@@ -269,7 +275,9 @@ def test_what_would_be_read_wrongly_is_refused(tmp_path: Path, changes: Any, mes
 
 def test_ggufs_that_would_be_read_wrongly_are_refused(tmp_path: Path) -> None:
     Llama(kind="phi3").write_gguf(tmp_path / "a" / "m.gguf")
-    with pytest.raises(FormatRefused, match=r"'phi3' are not read here; these are: llama, qwen2"):
+    with pytest.raises(
+        FormatRefused, match=r"'phi3' is not supported; supported are: llama, qwen2"
+    ):
         load_decoder(tmp_path / "a")
     Llama().write_gguf(tmp_path / "b" / "m.gguf", extra={"rope.dimension_count": 4})
     with pytest.raises(FormatRefused, match="rotates 4 of 8 dimensions of a head"):
@@ -327,12 +335,12 @@ def test_impossible_settings_of_a_gguf_are_named(tmp_path: Path, extra: Any) -> 
 
 
 def test_rows_that_are_no_heads_are_refused(tmp_path: Path) -> None:
-    """A damaged count of heads must not reorder weights into nonsense."""
+    """A damaged number of heads must not reorder weights."""
     Llama(heads=4, kv_heads=1, head_dim=6).write_gguf(
         tmp_path / "m.gguf", extra={"attention.head_count": 5, "attention.key_length": 6}
     )
     tensors = load_decoder(tmp_path).tensors
-    with pytest.raises(IntegrityError, match="24 rows cannot be those of 5 heads"):
+    with pytest.raises(IntegrityError, match="24 rows do not fit 5 heads"):
         tensors.read_tensor("model.layers.0.self_attn.q_proj.weight")
 
 
@@ -400,16 +408,21 @@ def test_encoder_names_may_carry_the_prefix(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "pooling", "changes", "message"),
     [
-        (None, None, {"architectures": ["RobertaModel"]}, "'RobertaModel' are not read here"),
-        (None, None, {"hidden_act": "relu"}, "the activation 'relu' is not read; gelu is"),
+        (None, None, {"architectures": ["RobertaModel"]}, "'RobertaModel' is not supported"),
+        (None, None, {"hidden_act": "relu"}, "the activation 'relu' is not supported; gelu is"),
         (None, None, {"position_embedding_type": "relative_key"}, "only absolute position"),
-        ([TRANSFORMER, module("Dense", "2")], None, {}, "module 'Dense' is not read"),
-        ([POOLING], {"pooling_mode_max_tokens": True}, {}, "pooling_mode_max_tokens is not read"),
+        ([TRANSFORMER, module("Dense", "2")], None, {}, "module 'Dense' is not supported"),
+        (
+            [POOLING],
+            {"pooling_mode_max_tokens": True},
+            {},
+            "pooling_mode_max_tokens is not supported",
+        ),
         (
             [POOLING],
             {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True},
             {},
-            "pooling_mode_max_tokens, pooling_mode_mean_tokens is not read; mean and cls are",
+            "pooling_mode_max_tokens, pooling_mode_mean_tokens is not supported; mean and cls are",
         ),
         ([POOLING], {"word_embedding_dimension": 8}, {}, "the pooling that the model names"),
     ],

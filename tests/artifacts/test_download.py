@@ -1,4 +1,4 @@
-"""Downloads go on where they stopped, whatever the server or the process did."""
+"""Downloads resume where they stopped, whatever the server or the process did."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_body_without_a_length_is_whole_or_continued(
 
 
 def test_compressed_body_is_unpacked(web: WebServer, target: Path, store: Store) -> None:
-    """Some mirrors compress although they are asked not to."""
+    """Some mirrors compress although the request forbids it."""
     web.add("/file", gzip.compress(BODY), headers={"content-encoding": "gzip"}, ranges=False)
     get(web, target, store)
     assert target.read_bytes() == BODY
@@ -149,7 +149,7 @@ def test_range_that_begins_early_overwrites(web: WebServer, target: Path, store:
 def test_range_that_begins_late_leaves_no_hole(web: WebServer, target: Path, store: Store) -> None:
     web.add("/file", BODY, shift=-500)
     part_of(target).write_bytes(BODY[:1000])
-    with pytest.raises(SourceError, match="the server sent what comes after byte 1500, not 1000"):
+    with pytest.raises(SourceError, match="the server started at byte 1500 instead of 1000"):
         get(web, target, store, sha256=None)
     assert part_of(target).read_bytes() == BODY[:1000]
 
@@ -176,7 +176,8 @@ def test_lasting_trouble_ends_it_and_keeps_what_came(
 ) -> None:
     page = web.add("/file", BODY, break_after=[40_000], statuses=[0, *[500] * 9])
     with pytest.raises(
-        SourceError, match=r"not be fetched after 5 tries \(500 .*\); what has arrived is kept"
+        SourceError,
+        match=r"not be fetched in 5 attempts \(500 .*\); the bytes received so far are kept",
     ):
         get(web, target, store)
     assert part_of(target).read_bytes() == BODY[:40_000]
@@ -187,7 +188,7 @@ def test_lasting_trouble_ends_it_and_keeps_what_came(
 
 
 def test_server_that_is_not_there_is_named(target: Path, store: Store) -> None:
-    with pytest.raises(SourceError, match=r"http://127.0.0.1:9/file could not be fetched after 5"):
+    with pytest.raises(SourceError, match=r"http://127.0.0.1:9/file could not be fetched in 5"):
         download(
             "http://127.0.0.1:9/file", target, sha256=None, store=store,
             on_progress=ignore_progress,
@@ -197,7 +198,7 @@ def test_server_that_is_not_there_is_named(target: Path, store: Store) -> None:
 def test_wrong_bytes_are_thrown_away(web: WebServer, target: Path, store: Store) -> None:
     page = web.add("/file", b"x" * 1000)
     with pytest.raises(
-        IntegrityError, match=rf"the index says {SHA256[:12]}\.\.\.; it was thrown away"
+        IntegrityError, match=rf"the index says {SHA256[:12]}\.\.\.; it was deleted"
     ):
         get(web, target, store)
     assert not target.exists()
@@ -277,7 +278,7 @@ def test_download_goes_on_after_its_process_was_killed(
     victim = subprocess.Popen(
         [sys.executable, "-c", _DOWNLOADER, f"{web.url}/file", str(target), str(store.root)]
     )
-    # What is small may still be in the process's buffer.
+    # Small files may still be in the process's buffer.
     wait_until(lambda: part_of(target).exists() and part_of(target).stat().st_size > 2_900_000)
     victim.kill()
     victim.wait()

@@ -1,4 +1,4 @@
-"""GGUF files are read as the `gguf` package reads them, and damaged ones are told from whole ones."""
+"""GGUF files are read as the `gguf` package reads them, and damage is detected."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_quantized_tensors_come_back_close_to_what_was_stored(
     np.testing.assert_array_equal(
         ours, gguf.quants.dequantize(theirs.data, theirs.tensor_type).reshape(values.shape)
     )
-    # A block's largest value is 1 at most, so a step of its grid is what it may be off by.
+    # The largest value of a block is at most 1, so the error is at most a step of its grid.
     np.testing.assert_allclose(ours, values, atol=1.1 * STEPS[kind.name])
 
 
@@ -170,7 +170,7 @@ def test_blocks_of_other_types_are_read_as_the_gguf_package_reads_them(
     block, block_bytes = GGML_QUANT_SIZES[kind]
     rows, columns = 3, 2 * block
     generator = np.random.default_rng(1)
-    # Small bytes keep the half-precision scales finite wherever they lie in a block.
+    # Small bytes keep the half-precision scales finite, wherever they are in a block.
     raw = generator.integers(0, 60, (rows, 2 * block_bytes), dtype=np.uint8)
     path = tmp_path / "model.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -194,7 +194,7 @@ def test_type_without_a_reader_is_refused(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(FormatRefused, match="tensor w is of the type I32, which is not read"):
+    with pytest.raises(FormatRefused, match="tensor w has the type I32, which is not supported"):
         GgufFile(path).read_tensor("w")
 
 
@@ -215,24 +215,24 @@ def test_text_that_is_not_utf8_does_not_stop_the_reading(tmp_path: Path) -> None
     assert file.metadata["x"].encode(errors="surrogateescape") == b"\xff\xfe"
 
 
-# refusing
+# refusals
 
 
 BROKEN = [
     (b"", "cannot be read as GGUF"),
-    (b"GGML" + bytes(40), "does not begin with 'GGUF'"),
-    (b"GGUF", "its header breaks off"),
-    (header(version=1), "is GGUF version 1; versions .* are read"),
+    (b"GGML" + bytes(40), "does not start with 'GGUF'"),
+    (b"GGUF", "its header is incomplete"),
+    (header(version=1), "is GGUF version 1; versions .* are supported"),
     (header(version=0x03000000), "is GGUF version"),
     (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "it claims"),
     (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "it claims"),
-    (header(struct.pack("<Q", 2**62) + b"key"), "its header breaks off"),
+    (header(struct.pack("<Q", 2**62) + b"key"), "its header is incomplete"),
     (header(entry("k", 99, b"")), "unknown value type 99"),
-    (header(entry("k", 8, struct.pack("<Q", 2**63))), "its header breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 4, 2**61))), "its header breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 8, 9_000_000))), "its header breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 0, 20_000_000) + bytes(64))), "breaks off"),
-    (header(entry("k", 9, struct.pack("<IQ", 9, 1) * 2000)), "4 deep|5 deep|breaks off"),
+    (header(entry("k", 8, struct.pack("<Q", 2**63))), "its header is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 4, 2**61))), "its header is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 8, 9_000_000))), "its header is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 0, 20_000_000) + bytes(64))), "is incomplete"),
+    (header(entry("k", 9, struct.pack("<IQ", 9, 1) * 2000)), "4 deep|5 deep|is incomplete"),
     (header(entry("general.alignment", 4, bytes(4))), "its alignment is 0"),
     (header(entry("general.alignment", 8, string("x"))), "its alignment is 'x'"),
     (header(entry("general.alignment", 6, struct.pack("<f", 32.0))), "its alignment is 32.0"),
@@ -242,7 +242,7 @@ BROKEN = [
     (header(tensors=(tensor("w", (1,), 0, 2**63),)), "tensor w ends at byte"),
     (header(tensors=(tensor("w", (2**32, 2**32), 0, 0),)), "tensor w ends at byte"),
     (header(tensors=(tensor("w", (2**63, 2), 0, 0),)), "tensor w ends at byte"),
-    (header(tensors=(tensor("w", (33, 2), 2, 0),)) + bytes(99), "not made of whole blocks"),
+    (header(tensors=(tensor("w", (33, 2), 2, 0),)) + bytes(99), "do not consist of whole blocks"),
     (header(tensors=(tensor("w", (4,), 250, 0),)) + bytes(99), "has the unknown type 250"),
 ]  # fmt: skip
 
@@ -255,7 +255,7 @@ def test_broken_files_are_named(folder: Path, data: bytes, message: str) -> None
 
 
 def test_whole_file_is_read_to_its_end(folder: Path, whole: bytes) -> None:
-    """The two tests below could not fail if this one did."""
+    """If this test failed, the two tests below would prove nothing."""
     assert read_gguf(write(folder, whole)) is None
 
 
@@ -263,7 +263,7 @@ def test_whole_file_is_read_to_its_end(folder: Path, whole: bytes) -> None:
 @settings(deadline=timedelta(seconds=10))
 def test_file_cut_anywhere_is_refused(folder: Path, whole: bytes, data: Any) -> None:
     length = data.draw(st.integers(0, len(whole) - 1))
-    # The writer fills the file up to its alignment; without that filling it is still whole.
+    # The writer pads the file to its alignment; without the padding it is still complete.
     cut = whole[:length]
     if whole.rstrip(b"\0")[: len(cut)] != cut or len(cut) < len(whole.rstrip(b"\0")):
         assert read_gguf(write(folder, cut)) is not None
@@ -294,7 +294,7 @@ KEYS = ("llama.block_count", "llama.attention.head_count", "llama.attention.head
 
 @pytest.mark.parametrize("key", KEYS)
 def test_values_of_the_wrong_kind_are_refused(folder: Path, whole: bytes, key: str) -> None:
-    """Whatever stands in the place of a value that is needed, a message comes and no traceback."""
+    """Any value in place of a required one leads to a message instead of a traceback."""
     at = whole.index(string(key)) + len(string(key))
     (kind,) = struct.unpack_from("<I", whole, at)
     for other in (0, 1, 4, 5, 6, 7, 10, 12):

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF gives the tokens that the model was trained on."""
+"""The tokenizer in a GGUF produces the tokens that the model was trained on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.errors import FormatRefused, IntegrityError
 
 SIZE = 400
-# As they stand in the tokenizer.json of Llama-3.1-8B and of Qwen2.5-0.5B.
+# From the tokenizer.json of Llama-3.1-8B and of Qwen2.5-0.5B.
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,7 +54,7 @@ def read(folder: Path, metadata: dict[str, Any]) -> Tokenizer:
 
 
 def make_reference(pre: str) -> Tokenizer:
-    """What the tokenizers library makes of the model's own tokenizer.json."""
+    """The tokens by the tokenizers library from the model's own tokenizer.json."""
     tokens, merges = train_byte_level(SIZE)
     model = models.BPE(
         vocab={token: i for i, token in enumerate(tokens)},
@@ -183,9 +183,9 @@ def test_first_token_is_added_as_llama_cpp_does(
 
 
 def encode_slowly(text: str, prefix: bool = True) -> list[int]:
-    """SentencePiece's BPE, as its paper tells it: merge the best-scored pair, again and again.
+    """SentencePiece's BPE as in its paper: repeatedly merge the pair with the highest score.
 
-    Kudo & Richardson 2018, 1808.06226; the leftmost of equal pairs goes first.
+    Kudo & Richardson 2018, 1808.06226; of equal pairs, the leftmost comes first.
     """
     ids = {piece: index for index, piece in enumerate(PIECES)}
     text = ("▁" if prefix and text else "") + text.replace(" ", "▁")
@@ -234,30 +234,33 @@ def test_sentencepiece_without_a_space_in_front(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(" a").ids) == " a"
 
 
-# refusing
+# refusals
 
 
 def test_unknown_way_of_splitting_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(
-        FormatRefused, match=r"in the way 'deepseek-llm', which is not known.*safetensors instead"
+        FormatRefused,
+        match=r"the pre-tokenizer 'deepseek-llm', which is not supported.*safetensors instead",
     ):
         read(tmp_path, make_gpt2_metadata(SIZE, "deepseek-llm"))
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
     metadata = {**make_gpt2_metadata(SIZE), "tokenizer.ggml.model": "t5"}
-    with pytest.raises(FormatRefused, match=r"tokenizer of the kind 't5'; gpt2 and llama are read"):
+    with pytest.raises(
+        FormatRefused, match=r"tokenizer of the kind 't5'; gpt2 and llama are supported"
+    ):
         read(tmp_path, metadata)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer.ggml.tokens": None}, "holds no vocabulary"),
+        ({"tokenizer.ggml.tokens": None}, "contains no vocabulary"),
         ({"tokenizer.ggml.merges": None}, "without merges"),
         ({"tokenizer.ggml.merges": ["no such"]}, "cannot be built"),
         ({"tokenizer.ggml.merges": ["single"]}, "cannot be built"),
-        ({"tokenizer.ggml.tokens": ["a", "a"]}, "in which tokens occur twice"),
+        ({"tokenizer.ggml.tokens": ["a", "a"]}, "with duplicate tokens"),
         ({"tokenizer.ggml.token_type": [CONTROL] * 9999}, "cannot be built"),
         ({"tokenizer.ggml.bos_token_id": 9999, "tokenizer.ggml.add_bos_token": True}, "be built"),
     ],

@@ -1,4 +1,4 @@
-"""Models from a hub: a small server that speaks the Hugging Face API, as far as it is used."""
+"""Models from a hub: a small server with the parts of the Hugging Face API that are used."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ FIRST, SECOND = "1" * 40, "2" * 40
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
 WEIGHTS = encode_safetensors({"w": np.arange(5000, dtype=np.float32)})
 LARGE = (".safetensors", ".gguf", ".bin")
-"""What a hub keeps as LFS objects, whose SHA-256 it tells."""
+"""The files that a hub stores as LFS objects and publishes a SHA-256 of."""
 
 
 @dataclass
 class Hub:
-    """Repositories on a web server, in the hub's dialect."""
+    """Repositories on a web server with the hub's API."""
 
     web: WebServer
     commits: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
-    """Of each repository, its commits, the latest last, with their files."""
+    """The commits of each repository with their files, latest last."""
     forged: str = ""
 
     def __post_init__(self) -> None:
         self.web.fallback = self._answer
 
     def push(self, repository: str, commit: str, files: dict[str, bytes]) -> dict[str, Page]:
-        """Add a commit; gives the pages of its files."""
+        """Add a commit; returns the pages of its files."""
         self.commits.setdefault(repository, {})[commit] = files
         return {
             name: self.web.add(f"/{repository}/resolve/{commit}/{name}", data)
@@ -73,7 +73,7 @@ class Hub:
 
 @pytest.fixture
 def hub(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """The hub that `hf:` means in this test."""
+    """The hub for `hf:` in this test."""
     monkeypatch.setenv("HF_ENDPOINT", f"{web.url}/")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(download_module, "RETRY_DELAY_S", 0.001)
@@ -154,7 +154,7 @@ def test_one_of_several_ggufs_is_named(hub: Hub, store: Store, gguf: bytes) -> N
     pages = hub.push("org/many", FIRST, {"a.Q4.gguf": gguf, "sub/b.Q8.gguf": gguf})
     with pytest.raises(
         FormatRefused,
-        match=r"org/many holds several models; name one: hf:org/many:a.Q4.gguf, "
+        match=r"org/many contains several models; name one: hf:org/many:a.Q4.gguf, "
         r"hf:org/many:sub/b.Q8.gguf",
     ):
         fetch_model(store, "hf:org/many")
@@ -185,7 +185,7 @@ def test_repository_of_pickles_is_refused_without_a_download(hub: Hub, store: St
 
 def test_repository_without_a_model_is_refused(hub: Hub, store: Store) -> None:
     hub.push("org/data", FIRST, {"README.md": b"", "train.parquet": b""})
-    with pytest.raises(FormatRefused, match="org/data holds no model that is loaded here"):
+    with pytest.raises(FormatRefused, match="org/data contains no supported model"):
         fetch_model(store, "hf:org/data")
 
 
@@ -261,7 +261,7 @@ fetch_model(Store(Path(sys.argv[1])), sys.argv[2])
 
 
 def start_and_kill(hub: Hub, store: Store, page: Page, size: int) -> int:
-    """Begin to fetch in a process that is killed amid `page`; gives what it left of that file."""
+    """Start a fetch in a process and kill it during `page`; returns what it left of that file."""
     page.pause_after = size
     victim = subprocess.Popen([sys.executable, "-c", _FETCHER, str(store.root), "hf:org/big"])
     wait_until(lambda: sum(p.stat().st_size for p in store.root.rglob("*.part")) > size - 100_000)

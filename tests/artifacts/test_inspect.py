@@ -1,4 +1,4 @@
-"""Looking into a folder: what it is, or why it is not loaded."""
+"""Inspection of a folder: what it contains, or why it is refused."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_openvino_folder_of_others_is_described_by_its_config(tmp_path: Path) ->
 
 def test_openvino_folder_without_its_weights_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "openvino_model.xml").write_text("<net/>")
-    with pytest.raises(IntegrityError, match=r"without its openvino_model.bin"):
+    with pytest.raises(IntegrityError, match=r"without openvino_model.bin"):
         inspect_model(tmp_path)
 
 
@@ -109,7 +109,8 @@ def test_pickle_beside_safetensors_is_no_fault(tmp_path: Path) -> None:
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("hello")
     with pytest.raises(
-        FormatRefused, match=r"holds no model: no .safetensors, no .gguf and no openvino_model.xml"
+        FormatRefused,
+        match=r"contains no model: there is no .safetensors, .gguf or openvino_model.xml",
     ):
         inspect_model(tmp_path)
 
@@ -123,7 +124,7 @@ def test_several_ggufs_are_ambiguous_and_all_are_named(tmp_path: Path) -> None:
 
 def test_safetensors_without_a_config_are_refused(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", {"w": np.zeros(1, np.float32)})
-    with pytest.raises(FormatRefused, match=r"no config.json; it must be a whole checkpoint"):
+    with pytest.raises(FormatRefused, match=r"no config.json; it must be a complete checkpoint"):
         inspect_model(tmp_path)
 
 
@@ -131,7 +132,7 @@ def test_adapters_and_optimizer_states_are_no_checkpoint(tmp_path: Path) -> None
     for name in ("adapter_model", "optimizer", "training_args"):
         write_safetensors(tmp_path / f"{name}.safetensors", {"w": np.zeros(1, np.float32)})
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(FormatRefused, match="holds no model"):
+    with pytest.raises(FormatRefused, match="contains no model"):
         inspect_model(tmp_path)
 
 

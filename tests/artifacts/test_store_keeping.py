@@ -1,4 +1,4 @@
-"""What is stored stays as it was; what nobody needs goes, and nothing else."""
+"""Stored models do not change; collection removes what is unused, and nothing else."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_damaged_note_and_damaged_name_are_named(store: Store) -> None:
 def test_check_works_where_nothing_can_be_noted(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a disk that is full, or read-only, a good model must still be servable."""
+    """On a full or read-only disk, an intact model must still be servable."""
     _, artifact = put(store)
 
     def refuse(*_: Any) -> None:
@@ -213,7 +213,7 @@ def test_lease_outlives_its_taker_as_long_as_a_child_holds_it(store: Store) -> N
 
 
 def test_lease_taken_while_the_model_is_collected_holds_the_next_one(store: Store) -> None:
-    """The lease's file may be swept away with the model; a new lease must not hang on the old."""
+    """The lease's file may be removed with the model; a new lease must not use the old file."""
     version, artifact = put(store)
     os.close(store.lease(artifact.id))
     store.remove(version.label)
@@ -237,7 +237,7 @@ def test_removed_version_leaves_the_others(store: Store) -> None:
         store.find("tiny@v1")
     with pytest.raises(ArtifactError, match="'tiny@v1' does not exist"):
         store.remove("tiny@v1")
-    with pytest.raises(ArtifactError, match="say which version to remove, such as tiny@v1"):
+    with pytest.raises(ArtifactError, match="name the version to remove, such as tiny@v1"):
         store.remove("tiny")
     assert store.remove("tiny@v2") == second
     assert not store.has_name("tiny")
@@ -272,7 +272,7 @@ def test_second_name_keeps_an_artifact(store: Store) -> None:
 
 
 def test_collection_of_an_empty_store_does_nothing(store: Store) -> None:
-    assert store.collect_garbage() == store_module.Collected((), 0, ())
+    assert store.collect_garbage() == store_module.GarbageCollection((), 0, ())
 
 
 def test_leftovers_of_killed_processes_are_collected(store: Store) -> None:

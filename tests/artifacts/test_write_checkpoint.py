@@ -1,4 +1,4 @@
-"""A decoder that is written is the decoder that was read."""
+"""A decoder that is written and read again is the same."""
 
 from __future__ import annotations
 

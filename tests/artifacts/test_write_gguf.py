@@ -1,4 +1,4 @@
-"""Checkpoints written as GGUF are read back as what they were, tokenizer included."""
+"""Checkpoints written as GGUF are the same when read back, including the tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ F32, F16 = 0, 1
 
 
 def write(folder: Path, target: Path, kind: int = F32) -> GgufFile:
-    """The model in `folder` as GGUF."""
+    """Write the model in `folder` as GGUF."""
     content = read_content(folder, "tiny")
     types = {t.name: kind if len(t.shape) > 1 else F32 for t in content.tensors}
     target.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ def write(folder: Path, target: Path, kind: int = F32) -> GgufFile:
 
 
 def put(folder: Path, model: Llama, tokenizer: Tokenizer | None = None, **changes: Any) -> Path:
-    """The model as a transformers folder with a tokenizer."""
+    """Write the model as a transformers folder with a tokenizer."""
     model.write_safetensors(folder, **changes)
     (tokenizer or make_reference("smollm")).save(str(folder / "tokenizer.json"))
     return folder
@@ -62,7 +62,7 @@ def test_weights_are_read_back_as_they_were(tmp_path: Path, name: str) -> None:
     assert set(file.tensors) == {gguf_name(tensor) for tensor in tensors}
     for tensor, values in tensors.items():
         np.testing.assert_array_equal(after.tensors.read_tensor(tensor), values)
-    # llama.cpp turns the rows of queries and keys in pairs, for llama alone.
+    # llama.cpp reorders the rows of queries and keys in pairs, only for llama.
     query = tensors["model.layers.1.self_attn.q_proj.weight"]
     np.testing.assert_array_equal(
         file.read_tensor("blk.1.attn_q.weight"),
@@ -85,7 +85,7 @@ def test_metadata_have_the_types_that_llama_cpp_expects(tmp_path: Path) -> None:
     assert {key: file.kinds[key] for key in common} == {key: expected[key] for key in common}
     assert file.metadata["llama.block_count"] == model.layers
     assert file.metadata["llama.feed_forward_length"] == model.inner
-    # And by llama.cpp's own package it is a sound file.
+    # llama.cpp's own package accepts the file.
     reader = gguf.GGUFReader(tmp_path / "b" / "model.gguf")
     assert len(reader.tensors) == len(file.tensors)
 
@@ -153,7 +153,7 @@ def test_tokens_that_are_no_text_are_kept(tmp_path: Path) -> None:
 def test_each_way_of_splitting_is_recognised(tmp_path: Path, pre: str) -> None:
     tokenizer = make_reference(pre)
     tokenizer.add_tokens([AddedToken("<tool>", normalized=False, special=False)])
-    # The vocabulary of the model is larger, as is usual.
+    # The model's vocabulary is larger, as is usual.
     source = put(tmp_path / "a", Llama(vocab=SIZE + 9), tokenizer, pad_token_id=0)
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ 1 }}"}))
     file = write(source, tmp_path / "b")
@@ -181,7 +181,7 @@ def test_a_first_token_and_several_last_ones_are_kept(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_is_nearly_the_same_is_noticed(tmp_path: Path) -> None:
     file = write(put(tmp_path / "a", Llama(vocab=SIZE)), tmp_path / "b")
-    with pytest.raises(FormatRefused, match="would split text otherwise"):
+    with pytest.raises(FormatRefused, match="would split text differently"):
         check_same_tokens(file.path, make_reference("gpt-2"))
     grown = make_reference("smollm")
     grown.add_tokens(["<more>"])
@@ -227,12 +227,12 @@ def forget_normalizing(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (spaced, "'<mask>' takes spaces around it"),
-        (split_otherwise, "splits text in a way that has no name in GGUF"),
-        (lower, "splits text in a way that has no name in GGUF"),
-        (merge_otherwise, "splits text in a way that has no name in GGUF"),
-        (forget_normalizing, "splits text in a way that has no name in GGUF"),
-        (end_too, "puts more around a text than one token"),
+        (spaced, "'<mask>' absorbs adjacent spaces"),
+        (split_otherwise, "pre-tokenizer has no name in GGUF"),
+        (lower, "pre-tokenizer has no name in GGUF"),
+        (merge_otherwise, "pre-tokenizer has no name in GGUF"),
+        (forget_normalizing, "pre-tokenizer has no name in GGUF"),
+        (end_too, "adds more to a text than one token"),
     ],
 )
 def test_what_gguf_cannot_express_is_refused(
@@ -247,7 +247,7 @@ def test_what_gguf_cannot_express_is_refused(
 
 def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path) -> None:
     pieces = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[], byte_fallback=True))
-    with pytest.raises(FormatRefused, match="the kind SentencePiece; byte-level BPE"):
+    with pytest.raises(FormatRefused, match="the kind SentencePiece; only byte-level BPE"):
         read_content(put(tmp_path / "a", Llama(vocab=SIZE), pieces), "tiny")
     words = Tokenizer(models.WordLevel(vocab={"a": 0}, unk_token="a"))
     with pytest.raises(FormatRefused, match="the kind WordLevel"):
@@ -257,7 +257,7 @@ def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path) -> None:
     bytes_only.decoder = decoders.ByteLevel()
     with pytest.raises(FormatRefused, match="no merges"):
         read_content(put(tmp_path / "c", Llama(vocab=SIZE), bytes_only), "tiny")
-    with pytest.raises(FormatRefused, match="has a token 399, and the model only 300"):
+    with pytest.raises(FormatRefused, match="has a token 399, but the model only 300"):
         read_content(put(tmp_path / "d", Llama(vocab=300)), "tiny")
     bare = Llama(vocab=SIZE).write_safetensors(tmp_path / "e")
     with pytest.raises(FormatRefused, match=r"has no tokenizer\.json"):
@@ -273,8 +273,8 @@ def test_other_kinds_of_tokenizers_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (np.nan, IntegrityError, "no finite number"),
-        (1e6, OverflowError, "beyond 65504"),
+        (np.nan, IntegrityError, "not finite"),
+        (1e6, OverflowError, "above 65504"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
@@ -294,5 +294,5 @@ def test_tensors_of_a_wrong_shape_are_named(tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.v_proj.weight"
     tensors[name] = tensors[name][:-1]
     source = put(tmp_path / "a", model, tensors=tensors)
-    with pytest.raises(ThriftyError, match=r"v_proj.*\(15, 32\).*settings say \(16, 32\)"):
+    with pytest.raises(ThriftyError, match=r"v_proj.*\(15, 32\).*settings imply \(16, 32\)"):
         write(source, tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Vocabularies, made by the tests, as GGUF metadata."""
+"""Vocabularies for tests, as GGUF metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def train_byte_level(size: int) -> tuple[list[str], list[str]]:
-    """Tokens and merges of a byte-level BPE of `size` tokens, the first three of them special."""
+    """The tokens and merges of a byte-level BPE with `size` tokens; the first three are special."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(

@@ -1,4 +1,4 @@
-"""A web server of the tests' own, in a thread: files with byte ranges, and every way to misbehave."""
+"""A web server in a thread: files with byte ranges, and many kinds of misbehaviour."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from typing import Any
 
 @dataclass
 class Page:
-    """What a path answers, and how badly."""
+    """The response of a path, and its faults."""
 
     body: bytes
     ranges: bool = True
-    """Whether it honours `Range`."""
+    """Whether the server honours `Range`."""
     break_after: list[int] = field(default_factory=list)
-    """Of each request in turn, after how many bytes of the body the connection breaks."""
+    """For each request in turn, the number of body bytes after which the connection breaks."""
     statuses: list[int] = field(default_factory=list)
-    """Of each request in turn, an error to answer; 0 for none."""
+    """For each request in turn, an error status; 0 for none."""
     pause_after: int | None = None
-    """After how many bytes it waits for `go_on`."""
+    """The number of bytes after which the server waits for `go_on`."""
     shift: int = 0
-    """How many bytes before what was asked for a range begins."""
+    """How many bytes before the requested offset a range starts."""
     chunked: bool = False
-    """Whether the body goes without a length."""
+    """Whether the body is sent without a length."""
     headers: dict[str, str] = field(default_factory=dict)
     go_on: threading.Event = field(default_factory=threading.Event)
     paused: threading.Event = field(default_factory=threading.Event)
     requests: list[str | None] = field(default_factory=list)
-    """The `Range` header of each GET so far."""
+    """The `Range` header of each GET."""
     sent: int = 0
-    """Bytes of bodies sent so far."""
+    """The number of body bytes sent."""
 
 
 class WebServer:
-    """Pages by their path. `fallback` answers other paths: (method, path, headers) to an answer."""
+    """Pages by path. `fallback` answers other paths: (method, path, headers) to a response."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self._answer(head=True)
@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 page.paused.set()
                 page.go_on.wait(60)
-            # Before it goes out, so that who has got it finds it counted.
+            # Counted before it is sent, so that the receiver finds it counted.
             page.sent += len(part)
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if page.chunked else part)
 
@@ -143,7 +143,7 @@ class _Server(ThreadingHTTPServer):
     web: WebServer
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients of these tests may vanish."""
+        """Clients of these tests may disconnect."""
 
 
 @contextlib.contextmanager

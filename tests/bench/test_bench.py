@@ -1,4 +1,4 @@
-"""The load generator: what it asks, how it arrives, and whether its figures are right."""
+"""The load generator: its requests, their arrival, and the correctness of its statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import run_thrifty, running_echo, running_server
-from thrifty.bench.client import Sample, Target
+from thrifty.bench.client import RequestResult, Target
 from thrifty.bench.load import LoadPlan, LoadResult, run_load
 from thrifty.bench.summary import bootstrap, parse_objective, summarize
 from thrifty.bench.workload import Lengths, Workload, parse_lengths, read_trace
@@ -27,9 +27,13 @@ from thrifty.http.server import Exchange
 
 def test_the_same_seed_asks_the_same_and_levels_differ() -> None:
     workload = Workload(seed=3)
-    assert list(islice(workload.asks("a"), 5)) == list(islice(Workload(seed=3).asks("a"), 5))
-    assert list(islice(workload.asks("a"), 5)) != list(islice(workload.asks("b"), 5))
-    assert list(islice(workload.asks("a"), 5)) != list(islice(Workload(seed=4).asks("a"), 5))
+    assert list(islice(workload.requests("a"), 5)) == list(
+        islice(Workload(seed=3).requests("a"), 5)
+    )
+    assert list(islice(workload.requests("a"), 5)) != list(islice(workload.requests("b"), 5))
+    assert list(islice(workload.requests("a"), 5)) != list(
+        islice(Workload(seed=4).requests("a"), 5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,16 +62,16 @@ def test_bad_lengths_are_refused(text: str) -> None:
 
 def test_prompts_share_the_beginnings_they_are_told_to() -> None:
     workload = Workload(Lengths("fixed", 100, 0), prefix_share=0.6, prefixes=3)
-    asks = list(islice(workload.asks(), 300))
-    beginnings = {tuple(ask.prompt.split()[:60]) for ask in asks}
+    requests = list(islice(workload.requests(), 300))
+    beginnings = {tuple(ask.prompt.split()[:60]) for ask in requests}
     assert len(beginnings) == 3
-    assert len({ask.prompt for ask in asks}) == 300
-    assert {len(ask.prompt.split()) for ask in asks} == {100}
+    assert len({ask.prompt for ask in requests}) == 300
+    assert {len(ask.prompt.split()) for ask in requests} == {100}
 
 
 def test_repeats_come_as_often_as_told() -> None:
-    asks = list(islice(Workload(repeat_share=0.3).asks(), 2000))
-    fresh = len({ask.prompt for ask in asks})
+    requests = list(islice(Workload(repeat_share=0.3).requests(), 2000))
+    fresh = len({ask.prompt for ask in requests})
     assert 0.65 < fresh / 2000 < 0.75
 
 
@@ -109,9 +113,11 @@ def test_a_bootstrap_interval_holds_its_statistic(values: list[float]) -> None:
     assert low - 1e-9 <= float(np.median(array)) <= high + 1e-9
 
 
-def sample(start: float, ttft: float, tpot: float, tokens: int, error: str | None = None) -> Sample:
+def sample(
+    start: float, ttft: float, tpot: float, tokens: int, error: str | None = None
+) -> RequestResult:
     times = [start + ttft + index * tpot for index in range(tokens)]
-    return Sample(start, times[-1], times, 10, tokens, 4, error)
+    return RequestResult(start, times[-1], times, 10, tokens, 4, error)
 
 
 def test_figures_of_a_known_load() -> None:
@@ -124,7 +130,7 @@ def test_figures_of_a_known_load() -> None:
     assert level.tpot_ms is not None
     assert level.ttft_ms.p50 == pytest.approx(200)
     assert level.tpot_ms.p99 == pytest.approx(10)
-    # The last requests' tokens come after the window and do not count in it.
+    # The last requests' tokens come after the window and do not count.
     assert level.output_tokens_per_s.value == pytest.approx(11 * 97.5 / 10, rel=0.02)
     assert (
         level.output_tokens_per_s.low
@@ -161,8 +167,8 @@ async def test_closed_loop_measures_what_the_server_does() -> None:
         assert level.e2e_ms is not None
         assert level.ttft_ms.p50 >= 50
         assert level.tpot_ms.p50 >= 10
-        # A request takes 50 + 9 x 10 ms at best: four clients get at most 286 tokens a second, and
-        # on a busy machine as many as requests that take longer allow.
+        # A request takes at least 50 + 9 x 10 ms: four clients get at most 286 tokens per second,
+        # and fewer on a busy machine, where requests take longer.
         assert level.output_tokens_per_s.value < 290
         assert level.output_tokens_per_s.value == pytest.approx(4e4 / level.e2e_ms.p50, rel=0.25)
         assert level.output_tokens_mean == 10
@@ -177,7 +183,7 @@ async def test_poisson_arrivals_come_at_their_rate_and_do_not_wait() -> None:
         level = summarize(await run_load(target, workload, plan))
         assert 10 < level.requests < 35
         assert level.ttft_ms is not None
-        # The server takes three a second, so the queue grows: those who wait are counted.
+        # The server handles three per second, so the queue grows, and the waiting requests count.
         assert level.ttft_ms.p95 > 1500
 
 

@@ -1,4 +1,4 @@
-"""A comparison without models: figures as they would be measured."""
+"""A comparison with invented measurements, without models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_row(name: str, megabytes: float, divergence: float, rate: float, **chan
         },
         "speed": {"load_s": 2.5, "ttft_s": 0.1, "tokens_per_s": {"1": rate / 3, "8": rate},
                   "memory_bytes": 1, "busy_before": 0.0},
-        "lineage": [LineageStep(name, "int8, rounded to the nearest"), LineageStep("base@v1", "pypi:base==1")],
+        "lineage": [LineageStep(name, "int8, rounded to nearest"), LineageStep("base@v1", "pypi:base==1")],
         **changes,
     }  # fmt: skip
     return Row(**values)

@@ -1,4 +1,4 @@
-"""The report stands alone, says what it rests on, and escapes whatever models are called."""
+"""The report is self-contained, states its conditions, and escapes the names of models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from markupsafe import escape
 
 from tests.compare.made import THREE, make_comparison, make_row
-from thrifty.compare.columns import describe_conditions, make_cells, make_columns, say_error
+from thrifty.compare.columns import describe_conditions, format_error, make_cells, make_columns
 from thrifty.compare.report import HEIGHT, LETTER, WIDTH, make_report, place_labels, write_report
 from thrifty.compare.scatter import make_scatters, round_up
 
@@ -129,4 +129,4 @@ def test_plots_are_drawn_as_png(tmp_path: Path) -> None:
     ],
 )
 def test_an_error_is_never_rounded_away(value: float, error: float, said: str) -> None:
-    assert say_error(value, error) == said
+    assert format_error(value, error) == said

@@ -1,4 +1,4 @@
-"""Models side by side: measured once, under one suite, with the rest told of and not mixed in."""
+"""Models side by side: measured once, under the same conditions; other measurements are listed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.compress.test_pipeline import MODEL
 from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
-from thrifty.compare.table import compare
+from thrifty.compare.table import ComparisonRequest, compare
 from thrifty.compress.quantize.openvino import quantize_openvino
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.machine import detect_machine
@@ -51,7 +51,7 @@ def texts(home: Home) -> tuple[str, str]:
 
 
 def record_speed(store: Store, artifact: Artifact, speed: float, **changes: Any) -> None:
-    """As the speed benchmark would, without one."""
+    """Record a speed as the speed benchmark would."""
     from thrifty.engines.registry import choose_engine
 
     conditions = {**make_conditions(choose_engine("auto", artifact), detect_machine()), **changes}
@@ -66,9 +66,11 @@ def compared(store: Store, home: Home, made: Any, small: Any, texts: Any) -> dic
     record_speed(store, small[1], 160.0)
     record_speed(store, small[1], 999.0, processor="another")
     return compare(
-        ["tiny", "tiny-int8", "tiny-int8@v1"], store=store, home=home, machine=detect_machine(),
-        text=texts[0], tokens=2048,
-    ).as_dict()  # fmt: skip
+        ComparisonRequest(["tiny", "tiny-int8", "tiny-int8@v1"], text=texts[0], tokens=2048),
+        store=store,
+        home=home,
+        machine=detect_machine(),
+    ).as_dict()
 
 
 def test_models_stand_beside_what_the_first_was_made_from(compared: dict[str, Any]) -> None:
@@ -84,7 +86,7 @@ def test_models_stand_beside_what_the_first_was_made_from(compared: dict[str, An
     assert small["perplexity_ratio"] > 0.5
     assert small["tokens_per_s"]["8"] == 160.0
     assert [step["how"] for step in small["lineage"]] == [
-        "int8, rounded to the nearest",
+        "int8, rounded to nearest",
         "pypi:tiny==1",
     ]
     assert compared["text"]["name"] == "first"
@@ -92,8 +94,8 @@ def test_models_stand_beside_what_the_first_was_made_from(compared: dict[str, An
 
 
 def test_figures_of_another_machine_are_told_of_and_not_mixed_in(compared: dict[str, Any]) -> None:
-    (note,) = [note for note in compared["notes"] if "measured otherwise" in note]
-    assert note.startswith("tiny-int8@v1: not shown, measured otherwise: its speed")
+    (note,) = [note for note in compared["notes"] if "under other conditions" in note]
+    assert note.startswith("tiny-int8@v1: not shown, under other conditions: its speed")
     assert "another" in note
 
 
@@ -102,9 +104,12 @@ def test_what_is_recorded_is_enough_and_nothing_else_is_measured(
 ) -> None:
     steps: list[Any] = []
     again = compare(
-        ["tiny", "tiny-int8"], store=store, home=home, machine=detect_machine(),
+        ComparisonRequest(["tiny", "tiny-int8"]),
+        store=store,
+        home=home,
+        machine=detect_machine(),
         on_progress=steps.append,
-    )  # fmt: skip
+    )
     assert again.as_dict()["models"] == compared["models"]
     assert not steps
 
@@ -113,9 +118,11 @@ def test_a_text_that_is_named_is_taken_as_far_as_it_was_before(
     compared: dict[str, Any], store: Store, home: Home, texts: Any
 ) -> None:
     found = compare(
-        ["tiny-int8"], store=store, home=home, machine=detect_machine(), text=texts[0],
-        measure=False,
-    ).as_dict()  # fmt: skip
+        ComparisonRequest(["tiny-int8"], text=texts[0], measure=False),
+        store=store,
+        home=home,
+        machine=detect_machine(),
+    ).as_dict()
     assert found["text"]["tokens"] == 2048
     assert found["models"][0]["kl_divergence"] == compared["models"][1]["kl_divergence"]
 
@@ -124,9 +131,11 @@ def test_figures_on_another_text_are_not_put_into_the_column(
     compared: dict[str, Any], store: Store, home: Home, texts: Any
 ) -> None:
     found = compare(
-        ["tiny", "tiny-int8"], store=store, home=home, machine=detect_machine(), text=texts[1],
-        tokens=2048, measure=False,
-    ).as_dict()  # fmt: skip
+        ComparisonRequest(["tiny", "tiny-int8"], text=texts[1], tokens=2048, measure=False),
+        store=store,
+        home=home,
+        machine=detect_machine(),
+    ).as_dict()
     assert [model["kl_divergence"] for model in found["models"]] == [None, None]
     assert sum("it on first (" in note for note in found["notes"]) == 2
 
@@ -136,10 +145,10 @@ def test_a_text_that_has_changed_is_not_taken_for_the_one_before(
 ) -> None:
     text = write_text(tmp_path / "text.txt", 3000, seed=11)
     arguments: dict[str, Any] = {"store": store, "home": home, "machine": detect_machine()}
-    compare(["tiny"], text=str(text), tokens=1024, **arguments)
+    compare(ComparisonRequest(["tiny"], text=str(text), tokens=1024), **arguments)
     write_text(text, 3000, seed=12)
-    found = compare(["tiny", "tiny-int8"], tokens=1024, **arguments)
-    assert any("no longer what others were measured on" in note for note in found.notes)
+    found = compare(ComparisonRequest(["tiny", "tiny-int8"], tokens=1024), **arguments)
+    assert any("has changed since other models were measured on it" in note for note in found.notes)
 
 
 def test_the_root_is_as_far_back_as_there_are_models(store: Store, made: Any, small: Any) -> None:
@@ -155,7 +164,7 @@ def test_a_speed_benchmark_measures_a_replica_and_leaves_nothing_behind(
 ) -> None:
     from thrifty.fleet.process import find_ours, start_process
 
-    # What a benchmark that was killed has left is ended.
+    # The remains of a killed benchmark are ended.
     left = start_process(
         ["sleep", "600"], role="replica", process_id="speed-benchmark-0", home=home.root,
         log_path=home.logs / "left.log",
@@ -175,7 +184,7 @@ def test_a_speed_benchmark_measures_a_replica_and_leaves_nothing_behind(
     again = measure_speed(store, home, *small, machine, again=True)
     assert again.values != found.values
     speeds = [one for one in store.read_measurements(small[1].id) if one.kind == SPEED]
-    assert [one.values for one in speeds] == [again.values], "in place of the ones before"
+    assert [one.values for one in speeds] == [again.values], "the earlier ones are replaced"
 
 
 def test_conditions_name_the_engine_and_its_version() -> None:

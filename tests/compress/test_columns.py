@@ -1,4 +1,4 @@
-"""Columns that go, and what the others make up for."""
+"""Removal of columns, and the compensation by the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def outputs_error(weights, x, kept, new):
 
 
 def test_columns_that_others_can_stand_in_for_cost_nothing() -> None:
-    # Inputs of rank 4: any 4 independent columns know all.
+    # Inputs of rank 4: any 4 independent columns determine the others.
     weights, x, moment = draw(5, 16, 1, rank=4)
     found = remove_columns(weights, moment, 1, 8)
     assert len(found.kept) == 8
@@ -34,7 +34,7 @@ def test_columns_that_others_can_stand_in_for_cost_nothing() -> None:
     assert outputs_error(weights, x, found.kept, found.weights) < 1e-3
     assert found.error < 1e-3
     plain = outputs_error(weights, x, found.kept, weights[:, found.kept])
-    assert plain > 0.1, "without making up for them, much is lost"
+    assert plain > 0.1, "without compensation, the error is large"
 
 
 def test_columns_without_weight_go_first() -> None:

@@ -1,4 +1,4 @@
-"""Commands that make models smaller, as scripts call them: what they learn from may be left unsaid."""
+"""The compression commands as scripts call them; the calibration text has a default."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_eight_bits_learn_from_text_or_from_none(home: Path, text: str, ways: in
 
 
 def test_sets_are_named_as_files_are(home: Path) -> None:
-    """A set that was fetched is read from where it lies."""
+    """A fetched data set is read from its file."""
     data = Home(home).data
     data.mkdir(parents=True, exist_ok=True)
     write_text(home / "passages.txt", 60_000, seed=3)

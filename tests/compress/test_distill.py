@@ -1,4 +1,4 @@
-"""Students that learn: losses that are what they say, and trainings that go on where they were."""
+"""Distillation: the losses are correct, and trainings resume where they stopped."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.training_examples import TextExamples, pack
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import CompressionError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
+from thrifty.home import Home
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from thrifty.compress.distill import lora, losses, student  # noqa: E402
-from thrifty.compress.distill.distill import distill_model  # noqa: E402
+from thrifty.compress.distill.distill import (  # noqa: E402
+    DistillationRequest,
+    distill_model,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -97,7 +101,7 @@ def test_chosen_log_probabilities_and_their_gradients_are_those_of_a_softmax(
 ) -> None:
     monkeypatch.setattr(student, "PART_BYTES", part_bytes)
     wanted = torch.randint(0, 50, (20, 5), generator=torch.Generator().manual_seed(6))
-    wanted[3, 1] = wanted[3, 0]  # the token that comes is often among the likeliest
+    wanted[3, 1] = wanted[3, 0]  # the text's next token is often among the likeliest
     outer = draw(20, 5, 7)
     found = {}
     for way in ("parts", "whole"):
@@ -160,7 +164,7 @@ def test_short_texts_fill_windows_in_order() -> None:
     assert sorted(number for one in packs for number in one) == list(range(200))
     assert all(sum(lengths[number] for number in one) <= 128 for one in packs)
     assert len(packs) < 1.15 * sum(lengths) / 128
-    assert all(max(one) - min(one) < 100 for one in packs), "what came early stays early"
+    assert all(max(one) - min(one) < 100 for one in packs), "the order is roughly preserved"
     assert pack([200, 5, 300, 7], 128) == [[0], [1, 3], [2]]
     assert pack([], 128) == []
 
@@ -217,14 +221,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(store: Store, folder: Path, text: Path, out: str, **changes: Any) -> Any:
     training = Training(**{**vars(TRAINING), **changes})
     return distill_model(
-        store, "student", "tiny@v1", text=text, out=out, training=training, window=WINDOW,
-        references=folder / "references", work=folder / "work",
-    )  # fmt: skip
+        store,
+        Home(folder),
+        DistillationRequest(
+            "student", "tiny@v1", text=text, out=out, training=training, window=WINDOW
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
 def plain(store: Store, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The figures of a training that nothing happened to."""
+    """The report of an uninterrupted training."""
     version, _ = run(store, tmp_path_factory.mktemp("plain"), text, "plain")
     figures: dict[str, Any] = version.lineage.figures
     assert figures["after"] < 0.95 * figures["before"]
@@ -242,17 +249,17 @@ def test_a_student_comes_nearer_and_is_served_and_evaluated(
     assert load_decoder(store.folder_of(artifact.id)).shape.layers == 1
     held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
     found = {
-        name: evaluate(name, "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=WINDOW)
-        .divergence.kl_divergence.mean
+        name: evaluate(
+            name, "tiny@v1", EvaluationOptions(text=held_out, window=WINDOW), store=store,
+            folder=tmp_path / "e",
+        ).divergence.kl_divergence.mean
         for name in ("student", version.label)
     }  # fmt: skip
     assert found[version.label] < found["student"]
     assert found[version.label] == pytest.approx(figures["after"], rel=0.25)
     again, _ = run(store, tmp_path, text, "taught", **changes)
     assert again.label == version.label
-    assert not list((tmp_path / "work").iterdir()), (
-        "checkpoints go when they are not needed any more"
-    )
+    assert not list(Home(tmp_path).trainings.iterdir()), "checkpoints are removed at the end"
 
 
 def test_embeddings_that_are_frozen_stay_and_the_rest_learns(
@@ -265,7 +272,7 @@ def test_embeddings_that_are_frozen_stay_and_the_rest_learns(
         for one in (store.find("student")[1].id, artifact.id)
     )
     name, learned = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
-    # They are written in 16 bits.
+    # Written in 16 bits.
     np.testing.assert_allclose(after.read_tensor(name), before.read_tensor(name), rtol=1e-3)
     assert np.abs(after.read_tensor(learned) - before.read_tensor(learned)).max() > 1e-2
 
@@ -283,9 +290,18 @@ def test_several_processes_learn_what_one_does(
     store: Store, text: Path, tmp_path: Path, plain: dict[str, Any]
 ) -> None:
     figures = distill_model(
-        store, "student", "tiny@v1", text=text, out="by-two", window=WINDOW, training=TRAINING,
-        references=tmp_path / "references", work=tmp_path / "work", processes=2,
-    )[0].lineage.figures  # fmt: skip
+        store,
+        Home(tmp_path),
+        DistillationRequest(
+            "student",
+            "tiny@v1",
+            text=text,
+            out="by-two",
+            window=WINDOW,
+            training=TRAINING,
+            processes=2,
+        ),
+    )[0].lineage.figures
     np.testing.assert_allclose(figures["losses"], plain["losses"], rtol=2e-2)
     assert figures["after"] == pytest.approx(plain["after"], rel=2e-2)
 
@@ -295,9 +311,11 @@ async def test_a_teacher_that_is_served_teaches_by_what_it_writes(
 ) -> None:
     async with running_echo() as url:
         version, _ = await asyncio.to_thread(
-            distill_model, store, "student", url, text=text, out="told", training=TRAINING,
-            window=WINDOW, references=tmp_path / "r", work=tmp_path / "w",
-        )  # fmt: skip
+            distill_model,
+            store,
+            Home(tmp_path),
+            DistillationRequest("student", url, text, "told", TRAINING, window=WINDOW),
+        )
     figures = version.lineage.figures
     assert figures["after"] < 0.9 * figures["before"]
     assert version.lineage.recipe["teacher"] == url
@@ -309,7 +327,7 @@ def test_answers_are_asked_for_once(store: Store, text: Path, tmp_path: Path) ->
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"tokens": list(range(50)), "first": 9}) + "\n" + '{"tokens": [1')
     write_answers(teacher, tokenizer, text, path, tokens=50, window=WINDOW)
-    assert path.read_text().count("\n") == 1, "what was written in part is cut off"
+    assert path.read_text().count("\n") == 1, "an incomplete line is truncated"
     with pytest.raises(CompressionError, match="cannot be reached"):
         write_answers(teacher, tokenizer, text, path, tokens=51, window=WINDOW)
 
@@ -334,18 +352,28 @@ def test_an_encoder_embeds_where_its_teacher_does(text: Path, tmp_path: Path) ->
             make_tokenizer().tokenizer.save(str(stage / "model" / "tokenizer.json"))
             store.add(stage / "model", name, Lineage())
     version, artifact = distill_model(
-        store, "student", "teacher@v1", text=text, out="small", references=tmp_path, work=tmp_path / "w",
-        training=Training(tokens=20_000, batch_tokens=1500, learning_rate=3e-3, every_steps=5),
-    )  # fmt: skip
+        store,
+        Home(tmp_path),
+        DistillationRequest(
+            "student",
+            "teacher@v1",
+            text=text,
+            out="small",
+            training=Training(tokens=20_000, batch_tokens=1500, learning_rate=3e-3, every_steps=5),
+        ),
+    )
     figures = version.lineage.figures
     assert figures["unit"] == "1 - cosine"
     assert figures["after"] < 0.7 * figures["before"]
     assert load_encoder(store.folder_of(artifact.id)).shape.layers == 1
     with pytest.raises(CompressionError, match="on this machine"):
         distill_model(
-            store, "student", "http://127.0.0.1:9", text=text, out="x", references=tmp_path,
-            work=tmp_path / "w", training=TRAINING,
-        )  # fmt: skip
+            store,
+            Home(tmp_path),
+            DistillationRequest(
+                "student", "http://127.0.0.1:9", text=text, out="x", training=TRAINING
+            ),
+        )
 
 
 CHILD = """
@@ -362,10 +390,10 @@ def test_a_killed_training_goes_on_to_the_same_curve(
 ) -> None:
     arguments = [sys.executable, "-c", CHILD, str(store.root), str(tmp_path / "killed"), str(text)]
     process = subprocess.Popen(arguments, cwd=Path(__file__).parents[2])
-    note = tmp_path / "killed" / "work"
+    note = Home(tmp_path / "killed").trainings
     deadline_s = time.monotonic() + 120
     while not list(note.glob("*/state.json")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -379,7 +407,7 @@ def test_a_killed_training_goes_on_to_the_same_curve(
 
 
 class Climbing:
-    """A loss that falls, until it is `after` from a step on."""
+    """A loss that falls until it becomes `after` at some step."""
 
     unit, examples, example_tokens, held_out_tokens = "loss", 10, 1, 1
 
@@ -422,7 +450,7 @@ def test_steps_and_their_rate_go_with_the_tokens(
 
 
 @pytest.mark.parametrize(
-    ("after", "said"), [(1e6, r"the loss is .*, where it was"), (float("nan"), "the loss is no number")]
+    ("after", "said"), [(1e6, r"the loss is .*, after"), (float("nan"), "the loss is not a number")]
 )  # fmt: skip
 def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, after: float, said: str
@@ -441,18 +469,21 @@ def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
     again = Trainer(
         torch.nn.Linear(1, 1), Climbing(10**9, 1), settings, tmp_path, Accelerator(cpu=True)
     )
-    assert again.run().step == 40, "it goes on once the fault is gone"
+    assert again.run().step == 40, "it resumes once the fault is gone"
 
 
 def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path: Path) -> None:
     short = write_text(tmp_path / "short.txt", 100)
     with pytest.raises(CompressionError, match="too short"):
         run(store, tmp_path, short, "x")
-    with pytest.raises(CompressionError, match="holds"):
+    with pytest.raises(CompressionError, match="contains"):
         distill_model(
-            store, "student", "tiny@v1", text=text, held_out=text, out="x", training=TRAINING,
-            references=tmp_path, work=tmp_path,
-        )  # fmt: skip
+            store,
+            Home(tmp_path),
+            DistillationRequest(
+                "student", "tiny@v1", text=text, held_out=text, out="x", training=TRAINING
+            ),
+        )
 
 
 def test_too_little_memory_is_said_before_training(
@@ -460,9 +491,9 @@ def test_too_little_memory_is_said_before_training(
 ) -> None:
     from thrifty.compress.distill import distill
 
-    # What these weights take, and not what layers keep of 16 windows for the way back.
+    # Enough for these weights, but not for the activations of 16 windows.
     monkeypatch.setattr(distill, "available_memory_bytes", lambda: 3_000_000)
     with pytest.raises(CompressionError, match=r"needs about .* of memory, and 3\.0 MB are free"):
         run(store, tmp_path, text, "x", micro_batch=16)
-    assert not list((tmp_path / "work").glob("*/job.json"))
-    assert not (tmp_path / "references").exists(), "the teacher has said nothing"
+    assert not list(Home(tmp_path).trainings.glob("*/job.json"))
+    assert not Home(tmp_path).evaluations.exists(), "the teacher has not run"

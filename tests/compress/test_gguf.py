@@ -29,7 +29,7 @@ from thrifty.compress.quantize.gguf import check_gguf, quantize_gguf
 from thrifty.compress.quantize.gguf_types import SCHEMES, choose_types
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import CompressionError, IntegrityError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.types import Format, ignore_progress
 
 needs_llama_cpp = pytest.mark.skipif(
@@ -69,9 +69,16 @@ def write_words(path: Path, count: int, seed: int) -> Path:
 
 def types_of(scheme: str, layers: int, hidden: int, inner: int, *, tied: bool) -> dict[str, str]:
     shape = DecoderShape("llama", layers, hidden, 8, 2, hidden // 8, 1000, 512, 1e-5, 1e4)
-    sizes = {"attn_norm": (hidden,), "attn_q": (hidden, hidden), "attn_k": (hidden // 4, hidden),
-             "attn_v": (hidden // 4, hidden), "attn_output": (hidden, hidden),
-             "ffn_up": (inner, hidden), "ffn_gate": (inner, hidden), "ffn_down": (hidden, inner)}  # fmt: skip
+    sizes = {
+        "attn_norm": (hidden,),
+        "attn_q": (hidden, hidden),
+        "attn_k": (hidden // 4, hidden),
+        "attn_v": (hidden // 4, hidden),
+        "attn_output": (hidden, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_gate": (inner, hidden),
+        "ffn_down": (hidden, inner),
+    }
     named = {f"blk.{n}.{part}.weight": size for n in range(layers) for part, size in sizes.items()}
     named |= {"token_embd.weight": (1000, hidden), "output_norm.weight": (hidden,)}
     if not tied:
@@ -164,7 +171,11 @@ def test_what_is_made_is_registered_served_and_evaluated(
     assert quantize_gguf(store, *made, scheme, out=out)[0] == version
     held_out = write_words(tmp_path / "held.txt", 500, seed=9)
     found = evaluate(
-        out, "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=128
+        out,
+        "tiny@v1",
+        EvaluationOptions(text=held_out, window=128),
+        store=store,
+        folder=tmp_path / "e",
     ).divergence
     assert found is not None
     # Random weights are sensitive: the same weights alone, computed as they are served, come to 0.01.

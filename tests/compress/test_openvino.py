@@ -29,7 +29,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.prepare import make_recipe
 from thrifty.engines.openvino.processor import SCHEMES, find_features
 from thrifty.errors import CompressionError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.kept_answers import KeptAnswers
 from thrifty.types import Family, Format, Progress
 
@@ -142,7 +142,11 @@ def test_what_is_made_is_a_model_that_is_served_and_evaluated(
     assert version.lineage.parents[0].id == made[1].id
     held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
     found = evaluate(
-        f"small-{scheme}", "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=128
+        f"small-{scheme}",
+        "tiny@v1",
+        EvaluationOptions(text=held_out, window=128),
+        store=store,
+        folder=tmp_path / "e",
     ).divergence
     assert found is not None
     kinds = {one.recipe: one.kl_divergence for one in measured}

@@ -1,4 +1,4 @@
-"""From a checkpoint to what is served, in stages that are registered, measured and found again."""
+"""From a checkpoint to the served model, in stages that are registered, measured and reused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.artifacts.models import Llama
 from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.compress.pipeline import Compressed, check_compress, run_pipeline
+from thrifty.compress.pipeline import PipelineResult, check_compress, run_pipeline
 from thrifty.errors import CompressionError
 from thrifty.home import Home
 from thrifty.spec.compress import CompressSpec
@@ -61,8 +61,8 @@ def texts(home: Home) -> dict[str, Any]:
 
 def run(
     source: tuple[NamedVersion, Artifact], store: Store, home: Home, **keys: Any
-) -> tuple[Compressed, list[str]]:
-    """A pipeline without measuring the speed; also the steps it told of."""
+) -> tuple[PipelineResult, list[str]]:
+    """Run a pipeline without measuring the speed; also returns the reported stages."""
     steps: list[str] = []
 
     def note(step: Progress) -> None:
@@ -73,12 +73,12 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def compressed(source: Any, store: Store, home: Home, texts: Any) -> Compressed:
+def compressed(source: Any, store: Store, home: Home, texts: Any) -> PipelineResult:
     return run(source, store, home, prune=PRUNE, quantize=INT4, **texts)[0]
 
 
 def test_each_stage_is_a_model_made_from_the_one_before(
-    compressed: Compressed, source: Any
+    compressed: PipelineResult, source: Any
 ) -> None:
     assert [stage.name for stage in compressed.stages] == ["prune", "quantize"]
     pruned, quantized = compressed.stages
@@ -93,7 +93,7 @@ def test_each_stage_is_a_model_made_from_the_one_before(
 
 
 def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
-    compressed: Compressed, source: Any, store: Store
+    compressed: PipelineResult, source: Any, store: Store
 ) -> None:
     divergences = []
     for stage in compressed.stages:
@@ -114,7 +114,7 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
 
 
 def test_what_is_done_already_costs_a_look(
-    compressed: Compressed, source: Any, store: Store, home: Home, texts: Any
+    compressed: PipelineResult, source: Any, store: Store, home: Home, texts: Any
 ) -> None:
     again, steps = run(source, store, home, prune=PRUNE, quantize=INT4, **texts)
     assert again.result == compressed.result
@@ -123,7 +123,7 @@ def test_what_is_done_already_costs_a_look(
 
 
 def test_auto_is_a_stage_too_and_names_can_be_given(
-    compressed: Compressed, source: Any, store: Store, home: Home, texts: Any
+    compressed: PipelineResult, source: Any, store: Store, home: Home, texts: Any
 ) -> None:
     less = {key: texts[key] for key in ("text", "held_out", "held_out_tokens")}
     found, steps = run(source, store, home, prune=PRUNE, out="small", **less)
@@ -149,7 +149,7 @@ def test_a_model_that_does_not_start_is_said_and_no_more(
         home=home, measure_speed=fail, on_stage=told.append,
     )  # fmt: skip
     assert found.stages[0].not_measured == "no room"
-    assert told[0] == "quantize: to int8, of tiny@v1"
+    assert told[0] == "quantize tiny@v1: to int8"
     assert told[1] == "tiny-int8@v1: its speed was not measured: no room"
 
 
@@ -160,7 +160,7 @@ def test_a_model_that_does_not_start_is_said_and_no_more(
         ({"distill": 1000}, "would learn from itself"),
         ({"distill": {"tokens": 1000, "teacher": "nobody"}, "prune": 0.8},
          r"^distill \(tiny@v1\): no model is named 'nobody'"),
-        ({"prune": 0.8, "held_out": "learned"}, "holds 100.0% of"),
+        ({"prune": 0.8, "held_out": "learned"}, "contains 100.0% of"),
     ],
 )  # fmt: skip
 def test_faults_name_the_stage(
@@ -175,22 +175,22 @@ def test_faults_name_the_stage(
 
 
 def test_what_is_prepared_already_is_no_beginning(
-    compressed: Compressed, store: Store, home: Home, texts: Any
+    compressed: PipelineResult, store: Store, home: Home, texts: Any
 ) -> None:
-    with pytest.raises(CompressionError, match="is prepared for an engine already"):
+    with pytest.raises(CompressionError, match="is already prepared for an engine"):
         run(compressed.result, store, home, prune=0.5, **texts)
 
 
 @pytest.mark.parametrize(
     ("keys", "problems"),
     [
-        ({"quantize": "none", "out": "x"}, ["compress: nothing is done"]),
-        ({"prune": 0.5, "text": "nowhere.txt"}, ["compress.text: 'nowhere.txt' is no file here"]),
+        ({"quantize": "none", "out": "x"}, ["compress: the pipeline has no stage"]),
+        ({"prune": 0.5, "text": "nowhere.txt"}, ["compress.text: 'nowhere.txt' is neither a file"]),
         ({"prune": 0.5, "text": "piqa", "held_out": "boolq"},
-         ["compress.text: 'piqa' is questions", "compress.held_out: 'boolq' is questions"]),
-        ({"prune": 0.5, "text": "wiki", "held_out": "wiki"}, ["compress.held_out: is the text that"]),
+         ["compress.text: 'piqa' holds questions", "compress.held_out: 'boolq' holds questions"]),
+        ({"prune": 0.5, "text": "wiki", "held_out": "wiki"}, ["compress.held_out: must differ from the text"]),
         ({"prune": 0.5, "tasks": ["wiki", "nothing"]},
-         ["compress.tasks.0: 'wiki' is text", "compress.tasks.1: 'nothing' is no file"]),
+         ["compress.tasks.0: 'wiki' is text", "compress.tasks.1: 'nothing' is neither a file"]),
     ],
 )  # fmt: skip
 def test_what_can_be_refused_before_a_model_is_fetched_is(keys: Any, problems: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The pipeline's stage of training, where PyTorch is installed."""
+"""The pipeline's distillation stage, if PyTorch is installed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_pruned_model_is_trained_by_the_whole_one_and_quantized(tmp_path: Path
     found = run_pipeline(compress, source, store=store, home=home, on_stage=told.append)
     names = [stage.version.name for stage in found.stages]
     assert names == ["tiny-pruned", "tiny-pruned-distilled", "tiny-pruned-distilled-int8"]
-    assert told[1] == "distill: on 12,000 tokens of what tiny@v1 says, of tiny-pruned@v1"
+    assert told[1] == "distill tiny-pruned@v1: on 12,000 tokens, with the teacher tiny@v1"
     pruned, distilled, quantized = (
         next(one for one in stage.measured if one.kind == "quality").values["kl_divergence"]["mean"]
         for stage in found.stages

@@ -1,4 +1,4 @@
-"""The pipeline for encoders: the same stages, judged by embeddings."""
+"""The pipeline for encoders: the same stages, evaluated by embeddings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.evaluate.test_embeddings import write_texts
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns
 from thrifty.compare.report import make_report
-from thrifty.compare.table import Comparison, compare
-from thrifty.compress.pipeline import Compressed, run_pipeline
+from thrifty.compare.table import Comparison, ComparisonRequest, compare
+from thrifty.compress.pipeline import PipelineResult, run_pipeline
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import CompressionError, EvaluationError
 from thrifty.home import Home
@@ -48,18 +48,18 @@ def texts(home: Home) -> dict[str, str]:
     }
 
 
-def run(source: Any, store: Store, home: Home, **keys: Any) -> Compressed:
+def run(source: Any, store: Store, home: Home, **keys: Any) -> PipelineResult:
     compress = CompressSpec.model_validate(keys)
     return run_pipeline(compress, source, store=store, home=home)
 
 
 @pytest.fixture(scope="module")
-def compressed(source: Any, store: Store, home: Home, texts: Any) -> Compressed:
+def compressed(source: Any, store: Store, home: Home, texts: Any) -> PipelineResult:
     return run(source, store, home, prune=0.8, quantize="int8", **texts)
 
 
 def test_an_encoder_is_pruned_and_quantized_and_each_stage_is_measured(
-    compressed: Compressed, source: Any
+    compressed: PipelineResult, source: Any
 ) -> None:
     names = [stage.version.name for stage in compressed.stages]
     assert names == ["encoder-pruned", "encoder-pruned-int8"]
@@ -78,9 +78,9 @@ def test_an_encoder_is_pruned_and_quantized_and_each_stage_is_measured(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"prune": 0.8, "quantize": "int4"}, "encoders are quantized to int8"),
-        ({"quantize": "int8", "text": "passages"}, "rounded without text"),
-        ({"prune": 0.8, "held_out_tokens": 100}, "judged by the embeddings of 1,024"),
+        ({"prune": 0.8, "quantize": "int4"}, "encoders can only be quantized to int8"),
+        ({"quantize": "int8", "text": "passages"}, "quantized without calibration text"),
+        ({"prune": 0.8, "held_out_tokens": 100}, "evaluated on the embeddings of 1,024"),
     ],
 )
 def test_what_is_for_decoders_is_refused(
@@ -91,20 +91,20 @@ def test_what_is_for_decoders_is_refused(
 
 
 @pytest.fixture(scope="module")
-def compared(compressed: Compressed, store: Store, home: Home) -> Comparison:
+def compared(compressed: PipelineResult, store: Store, home: Home) -> Comparison:
     machine = detect_machine()
     speed = measure_speed(store, home, *compressed.result, machine)
     assert set(speed.values["texts_per_s"]) == {"1", "32"}
     assert all(value > 1 for value in speed.values["texts_per_s"].values())
     names = ["encoder-pruned-int8", "encoder-pruned"]
-    return compare(names, store=store, home=home, machine=machine, measure=False)
+    return compare(ComparisonRequest(names, measure=False), store=store, home=home, machine=machine)
 
 
 def test_encoders_stand_beside_each_other(compared: Comparison) -> None:
     assert (compared.reference, compared.family) == ("encoder@v1", Family.ENCODER)
     columns = make_columns(compared)
     cells = dict(zip(columns, make_cells(compared, compared.rows[0]), strict=True))
-    assert {"cosine", "rank correlation", "same nearest", "texts/s, 32 a request"} <= set(columns)
+    assert {"cosine", "rank correlation", "same nearest", "texts/s, 32 per request"} <= set(columns)
     assert all(cells.values())
     assert "±" in cells["rank correlation"]
     found = compared.as_dict()["models"][0]
@@ -118,9 +118,11 @@ def test_encoders_stand_beside_each_other(compared: Comparison) -> None:
 def test_encoders_answer_no_tasks(compared: Comparison, store: Store, home: Home) -> None:
     with pytest.raises(EvaluationError, match="answers no tasks"):
         compare(
-            ["encoder"], store=store, home=home, machine=detect_machine(), tasks=["arc-easy"],
-            measure=False,
-        )  # fmt: skip
+            ComparisonRequest(["encoder"], tasks=["arc-easy"], measure=False),
+            store=store,
+            home=home,
+            machine=detect_machine(),
+        )
 
 
 def test_a_pruned_encoder_is_taught_by_the_whole_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pruned decoders: plain checkpoints of the size asked for, near to what they were made from."""
+"""Pruned decoders: plain checkpoints of the requested size, close to the original."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from thrifty.compress.calibration import collect_inputs
 from thrifty.compress.divergence_evaluator import DivergenceEvaluator
 from thrifty.compress.prune.depth import measure_influence, rank_layers
 from thrifty.compress.prune.prune import prune_decoder
+from thrifty.compress.prune.request import PruningRequest
 from thrifty.compress.prune.views import keep_layers
 from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
 from thrifty.errors import CompressionError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.types import Format
 
 pytestmark = pytest.mark.engine
@@ -78,7 +79,7 @@ def test_a_layer_that_does_nothing_goes_first(store: Store, tmp_path: Path) -> N
 
 
 def test_parts_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
-    """Half of the neurons, one group of heads and a quarter of the channels carry nothing."""
+    """Half of the neurons, one group of heads and a quarter of the channels have no effect."""
     tensors = MODEL.make_tensors()
     for layer in range(MODEL.layers):
         prefix = f"model.layers.{layer}."
@@ -97,7 +98,7 @@ def test_parts_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["intermediate_size"], config["num_attention_heads"]) == (64, 2)
     judge = DivergenceEvaluator(checkpoint, None, WINDOWS)  # type: ignore[arg-type]
-    # Both compute as they would be served, in fewer bits than the judge's own.
+    # Both compute as in serving, in fewer bits than the evaluator's reference.
     assert judge.measure(load_decoder(tmp_path / "out")) < judge.measure(checkpoint) + 0.01
 
 
@@ -109,25 +110,33 @@ def test_what_is_made_has_the_size_and_is_served_and_evaluated(
 ) -> None:
     out = f"pruned-{depth}-{width}".lower()
     version, artifact, report = prune_decoder(
-        store, *made, 0.75, out=out, calibration=text, depth=depth, width=width, tokens=4096
+        store,
+        *made,
+        PruningRequest(0.75, out=out, calibration=text, depth=depth, width=width, tokens=4096),
     )
     assert report is not None
     assert artifact.description.format is Format.SAFETENSORS
-    assert report.taken.parameters <= 0.75 * report.parameters_before
-    least = min(report.tried, key=lambda one: one.kl_divergence)
-    assert report.taken.way == least.way
-    assert report.taken.kl_divergence <= 1.1 * least.kl_divergence, "made with more text"
+    assert report.chosen.parameters <= 0.75 * report.parameters_before
+    least = min(report.candidates, key=lambda one: one.kl_divergence)
+    assert report.chosen.description == least.description
+    assert report.chosen.kl_divergence <= 1.1 * least.kl_divergence, "made from more text"
     assert bool(report.layers) or width
-    assert version.lineage.figures["way"] == report.taken.way
+    assert version.lineage.figures["way"] == report.chosen.description
     assert version.lineage.parents[0].id == made[1].id
     held_out = write_text(tmp_path / "held.txt", 3000, seed=9)
     found = evaluate(
-        out, "tiny@v1", store=store, folder=tmp_path / "e", text=held_out, window=128
+        out,
+        "tiny@v1",
+        EvaluationOptions(text=held_out, window=128),
+        store=store,
+        folder=tmp_path / "e",
     ).divergence
     assert found is not None
-    assert 0 < found.kl_divergence.mean < 2 * report.taken.kl_divergence
+    assert 0 < found.kl_divergence.mean < 2 * report.chosen.kl_divergence
     again, _, none = prune_decoder(
-        store, *made, 0.75, out=out, calibration=text, depth=depth, width=width, tokens=4096
+        store,
+        *made,
+        PruningRequest(0.75, out=out, calibration=text, depth=depth, width=width, tokens=4096),
     )
     assert again == version
     assert none is None
@@ -148,6 +157,5 @@ def test_what_cannot_be_done_is_said(
     arguments = {"parameters": 0.75, "out": "x", "calibration": text, **changes}
     if arguments["calibration"] == "short":
         arguments["calibration"] = write_text(tmp_path / "short.txt", 5000)
-    parameters = arguments.pop("parameters")
     with pytest.raises(CompressionError, match=message):
-        prune_decoder(store, *made, parameters, **arguments)
+        prune_decoder(store, *made, PruningRequest(**arguments))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Pruned encoders: plain checkpoints of the size asked for, near to what they were made from."""
+"""Pruned encoders: plain checkpoints of the requested size, close to the original."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ from thrifty.compress.prune.encoder_width import (
     narrow_encoder,
     read_encoder_widths,
 )
+from thrifty.compress.prune.request import PruningRequest
 from thrifty.compress.prune.views import ReplacedTensors
 from thrifty.errors import CompressionError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.embeddings import compare_vectors, cosines
 from thrifty.types import Format
 
@@ -86,7 +87,9 @@ def test_counted_parameters_are_those_of_the_tensors(tmp_path: Path) -> None:
     assert counted == sum(tensor.size for tensor in make_tensors().values())
 
 
-def test_an_encoder_that_is_written_is_the_one_that_was_read(tmp_path: Path, store: Store, made: Any) -> None:  # fmt: skip
+def test_an_encoder_that_is_written_is_the_one_that_was_read(
+    tmp_path: Path, store: Store, made: Any
+) -> None:
     source = store.folder_of(made[1].id)
     before = load_encoder(source)
     write_encoder(before, source, tmp_path / "out")
@@ -107,7 +110,7 @@ def test_a_layer_that_does_nothing_goes_first(tmp_path: Path) -> None:
         for kind in ("weight", "bias"):
             tensors[f"encoder.layer.0.{part}.{kind}"] *= 1e-3
     for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
-        # Norms that find what a norm left behind, and leave it so.
+        # Norms whose inputs are already normalized, and which do not change them.
         tensors[f"encoder.layer.0.{norm}.weight"][:] = 1
         tensors[f"encoder.layer.0.{norm}.bias"][:] = 0
     tensors["embeddings.LayerNorm.weight"][:] = 1
@@ -131,7 +134,7 @@ def test_neurons_that_do_nothing_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_what_stays_makes_up_for_what_goes(tmp_path: Path) -> None:
-    """Solving anew, biases too, leaves the embeddings nearer than leaving the same neurons out."""
+    """Updating weights and biases keeps the embeddings closer than dropping the same neurons."""
     checkpoint = load(tmp_path)
     inputs = collect_encoder_inputs(checkpoint, TEXTS)
     found, errors = narrow_encoder(checkpoint, inputs, EncoderWidths(32, 4, 8))
@@ -153,7 +156,7 @@ def test_what_stays_makes_up_for_what_goes(tmp_path: Path) -> None:
 
 
 def test_arrays_of_any_order_are_read_by_rows(tmp_path: Path) -> None:
-    """OpenVINO does not look at the order of an array's memory."""
+    """OpenVINO ignores the memory order of an array."""
     checkpoint = load(tmp_path)
     names = [f"encoder.layer.{n}.output.dense.weight" for n in range(LAYERS)]
     changed = {name: np.asfortranarray(make_tensors()[name]) for name in names}
@@ -166,8 +169,8 @@ def test_arrays_of_any_order_are_read_by_rows(tmp_path: Path) -> None:
 
 
 def test_channels_go_with_their_heads(tmp_path: Path) -> None:
-    """A quarter of the channels, and the head that goes with them, carry nothing. Norms are then made
-    over fewer channels, and are told by how much on average, not token by token.
+    """A quarter of the channels, and the head that goes with them, have no effect. Norms then
+    normalize over fewer channels, and are corrected for the average, not for each token.
     """
     tensors = make_tensors()
     for name, values in tensors.items():
@@ -186,7 +189,7 @@ def test_channels_go_with_their_heads(tmp_path: Path) -> None:
     agreement = compare_vectors(*(EncoderRun(one).embed(TEXTS) for one in (found, checkpoint)))
     assert agreement.cosine is None, "the embeddings are narrower"
     assert agreement.rank_correlation is not None
-    assert agreement.rank_correlation.spearman > 0.94, "0.92 without the norms' being told"
+    assert agreement.rank_correlation.spearman > 0.94, "0.92 without correcting the norms"
 
 
 @pytest.mark.parametrize(
@@ -198,27 +201,27 @@ def test_what_is_made_has_the_size_and_is_evaluated(
     store: Store, made: Any, text: Path, tmp_path: Path, parameters: float, depth: bool, width: bool
 ) -> None:
     out = f"pruned-{parameters}-{depth}-{width}".lower()
-    arguments = {"out": out, "calibration": text, "depth": depth, "width": width, "tokens": 4096}
-    version, artifact, report = prune_encoder(store, *made, parameters, **arguments)
+    request = PruningRequest(parameters, out, text, depth=depth, width=width, tokens=4096)
+    version, artifact, report = prune_encoder(store, *made, request)
     assert report is not None
     assert artifact.description.format is Format.SAFETENSORS
-    assert report.taken.parameters <= parameters * report.parameters_before
-    assert artifact.description.parameters == report.taken.parameters
-    assert report.taken.rank_correlation == max(one.rank_correlation for one in report.tried)
+    assert report.chosen.parameters <= parameters * report.parameters_before
+    assert artifact.description.parameters == report.chosen.parameters
+    assert report.chosen.rank_correlation == max(one.rank_correlation for one in report.candidates)
     assert bool(report.layers) or width
-    assert version.lineage.figures["way"] == report.taken.way
+    assert version.lineage.figures["way"] == report.chosen.description
     held_out = write_texts(tmp_path / "held.jsonl", 60, seed=9)
     found = evaluate(
-        out, "encoder@v1", store=store, folder=tmp_path / "e", text=held_out
+        out, "encoder@v1", EvaluationOptions(text=held_out), store=store, folder=tmp_path / "e"
     ).embeddings
     assert found is not None
     assert found.rank_correlation is not None
-    assert found.rank_correlation.spearman > report.taken.rank_correlation - 0.25
+    assert found.rank_correlation.spearman > report.chosen.rank_correlation - 0.25
     folder = store.folder_of(artifact.id)
     width_now = json.loads((folder / "1_Pooling" / "config.json").read_text())
     assert width_now["word_embedding_dimension"] == load_encoder(folder).shape.hidden_size
     assert (load_encoder(folder).shape.hidden_size == WIDTH) == (found.cosine is not None)
-    again, _, none = prune_encoder(store, *made, parameters, **arguments)
+    again, _, none = prune_encoder(store, *made, request)
     assert again == version
     assert none is None
 
@@ -228,7 +231,7 @@ def test_transformers_loads_it_and_says_the_same(
 ) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    prune_encoder(store, *made, 0.8, out="to-torch", calibration=text, tokens=4096)
+    prune_encoder(store, *made, PruningRequest(0.8, out="to-torch", calibration=text, tokens=4096))
     held_out = write_texts(tmp_path / "held.jsonl", 20, seed=9)
     from thrifty.evaluate.open_model import open_encoder
 
@@ -258,6 +261,5 @@ def test_what_cannot_be_done_is_said(
     arguments = {"parameters": 0.75, "out": "x", "calibration": text, **changes}
     if arguments["calibration"] == "short":
         arguments["calibration"] = write_texts(tmp_path / "short.jsonl", 280)
-    parameters = arguments.pop("parameters")
     with pytest.raises(CompressionError, match=message):
-        prune_encoder(store, *made, parameters, **arguments)
+        prune_encoder(store, *made, PruningRequest(**arguments))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Sets out of packages, from an index of the tests' own."""
+"""Data sets from packages, on an index of the tests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def make_sdist() -> bytes:
         info = tarfile.TarInfo("llamafactory-0.9.5/data/wiki_demo.txt")
         info.size = len(WIKI)
         archive.addfile(info, io.BytesIO(WIKI.encode()))
-        # Would run, were the package built.
+        # This would run if the package were built.
         bad = tarfile.TarInfo("llamafactory-0.9.5/setup.py")
         archive.addfile(bad, io.BytesIO())
     return out.getvalue()
@@ -142,8 +142,8 @@ def test_one_package_is_fetched_once_for_several_sets(
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("/simple/llamafactory/", b"<html>", "no page of llamafactory that can be read"),
-        ("/simple/llamafactory/", b'{"files": []}', "does not have llamafactory-0.9.5"),
+        ("/simple/llamafactory/", b"<html>", "no readable page for llamafactory"),
+        ("/simple/llamafactory/", b'{"files": []}', "has no llamafactory-0.9.5"),
         ("/files/llamafactory-0.9.5.tar.gz", b"x" * 900, "arrived with the checksum"),
     ],
 )
@@ -157,7 +157,7 @@ def test_what_cannot_be_had_is_told_of(
 
 
 def test_unknown_sets_are_told_of(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"there is no set 'x'; there are boolq, c4, "):
+    with pytest.raises(SourceError, match=r"unknown data set 'x'; known are boolq, c4, "):
         fetch_set("x", tmp_path, store)
 
 

@@ -1,4 +1,4 @@
-"""A model whose next token depends on the last one alone: small enough to check by hand."""
+"""A model whose next token depends only on the last one: small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.scorer import TokenScores, TopTokens
 from thrifty.evaluate.windows import TokenArray
 
 VOCAB = 300
 
 
 class Bigram:
-    """Log-probabilities from a table [last token, next token]. Counts its passes."""
+    """Log-probabilities from a table [last token, next token]. Counts its forward passes."""
 
     def __init__(self, seed: int, noise: float = 0.0, label: str = "bigram") -> None:
         table = np.random.default_rng(7).normal(0, 3, (VOCAB, VOCAB))
@@ -31,17 +31,17 @@ class Bigram:
         self.context_length = 4096
         self.passes = 0
 
-    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         rows_of = self._look_up(tokens)
         ids = np.argsort(-rows_of, axis=1, kind="stable")[:, :k]
         target = np.take_along_axis(rows_of, tokens[1:, None], 1)[:, 0]
-        return Ranked(
+        return TopTokens(
             ids, np.take_along_axis(rows_of, ids, 1), target, rows_of[list(rows)]
         )  # fmt: skip
 
-    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         rows_of = self._look_up(tokens)
-        return Scored(
+        return TokenScores(
             np.take_along_axis(rows_of, ids, 1), rows_of.argmax(axis=1), rows_of[list(rows)]
         )
 
@@ -59,14 +59,14 @@ class Bigram:
 
 
 def divergence(reference: Bigram, candidate: Bigram, tokens: TokenArray) -> npt.NDArray[np.float64]:
-    """The whole divergence behind each token but the last."""
+    """The divergence over the whole vocabulary, after each token except the last."""
     p, q = reference.table[tokens[:-1]], candidate.table[tokens[:-1]]
     found: npt.NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
     return found
 
 
 def write_text(path: Path, characters: int, seed: int = 1) -> Path:
-    """Text of so many characters, each of which is a token."""
+    """Write text of that many characters, each of which is a token."""
     letters = np.random.default_rng(seed).integers(97, 123, characters).astype(np.uint8).tobytes()
     path.write_bytes(b"\n".join(letters[i : i + 79] for i in range(0, characters, 79)))
     return path

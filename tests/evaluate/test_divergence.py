@@ -1,4 +1,6 @@
-"""Divergence from a kept reference: exact where everything is known, never too large, resumable."""
+"""Divergence from a recorded reference: exact if everything is known, never too large,
+resumable.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from thrifty.evaluate.reference import (
     record_type,
 )
 from thrifty.evaluate.run import record_reference
-from thrifty.evaluate.scorer import Ranked
+from thrifty.evaluate.scorer import TopTokens
 from thrifty.evaluate.windows import TokenArray, read_windows
 
 REFERENCE = Bigram(0, label="reference")
@@ -53,7 +55,7 @@ def test_a_record_gives_back_what_was_put_in(tmp_path: Path) -> None:
             window.target, full[np.arange(len(tokens) - 1), tokens[1:]], atol=1e-5
         )
         np.testing.assert_allclose(window.exact, full[window.exact_rows], atol=0.01)
-    # From the middle on, too.
+    # Also from the middle.
     assert (next(record.read(5)).tokens == expected[5]).all()
     assert (next(record.read(5)).target == windows[5].target).all()
 
@@ -127,7 +129,7 @@ def test_a_reference_that_was_kept_is_not_run_again(tmp_path: Path) -> None:
     record = keep(tmp_path / "e", text)
     assert REFERENCE.passes == passes
     assert record.complete
-    # The same text elsewhere is the same; other text, another window or more of it are not.
+    # The same text at another path is the same; other text, window or length is not.
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
     assert keep(tmp_path / "e", copy).folder == record.folder
@@ -145,7 +147,7 @@ class Killed(Exception):
 
 
 class Dies(Bigram):
-    """Dies in its pass number `after`."""
+    """Fails in its pass number `after`."""
 
     def __init__(self, after: int, seed: int = 0, noise: float = 0.0) -> None:
         super().__init__(seed, noise, "reference" if not noise else "bigram")
@@ -187,7 +189,7 @@ def test_a_broken_off_candidate_goes_on_where_it_was(tmp_path: Path, torn: int) 
     again = Bigram(1, 0.3)
     assert measure_divergence(again, record, tmp_path / "r.bin") == whole
     assert again.passes == record.windows - 9
-    # And with everything measured, nothing is run.
+    # If everything was measured, nothing runs.
     assert measure_divergence(again, record, tmp_path / "r.bin") == whole
     assert again.passes == record.windows - 9
 
@@ -208,9 +210,9 @@ def test_a_damaged_record_is_told_of(tmp_path: Path) -> None:
 
 
 class Broken(Bigram):
-    """Its weights are damaged."""
+    """A model with damaged weights."""
 
-    def rank(self, tokens: TokenArray, k: int, rows: object) -> Ranked:
+    def rank(self, tokens: TokenArray, k: int, rows: object) -> TopTokens:
         ranked = super().rank(tokens, k, [])
         ranked.target[3] = np.nan
         return ranked
@@ -223,9 +225,11 @@ class Broken(Bigram):
 
 def test_numbers_that_are_none_are_an_error_that_names_the_model(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", 500)
-    with pytest.raises(EvaluationError, match="broken gives log-probabilities that are no numbers"):
+    with pytest.raises(
+        EvaluationError, match="broken computes log-probabilities that are not finite"
+    ):
         record_reference(Broken(0, label="broken"), text, tmp_path / "b", window=100)
-    with pytest.raises(EvaluationError, match="at window 0"):
+    with pytest.raises(EvaluationError, match="in window 0"):
         measure_divergence(
             Broken(0, label="broken"), keep(tmp_path / "e", text), tmp_path / "r.bin"
         )
@@ -240,13 +244,13 @@ def test_a_text_too_long_for_the_disk_is_refused_before_anything_runs(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     passes = REFERENCE.passes
-    with pytest.raises(EvaluationError, match="make room, or ask for fewer --tokens"):
+    with pytest.raises(EvaluationError, match="free some space, or use fewer --tokens"):
         keep(tmp_path / "e", text)
     assert REFERENCE.passes == passes
 
 
 def test_a_window_longer_than_the_models_context_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="takes 4096 tokens"):
+    with pytest.raises(EvaluationError, match="accepts 4096 tokens"):
         keep(tmp_path / "e", write_text(tmp_path / "text.txt", 500), window=5000)
 
 

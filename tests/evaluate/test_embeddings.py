@@ -1,4 +1,4 @@
-"""Encoders beside one another: vectors, what they call alike, and that a run goes on where it was."""
+"""Comparison of encoders: vectors, similarities, and the resumption of interrupted runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Store
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError, ThriftyError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.embedder import Vectors, encode_text
 from thrifty.evaluate.embeddings import (
     CHUNK,
@@ -42,7 +42,7 @@ WORDS = [f"w{number}" for number in range(4, VOCAB)]
 
 
 def make_words() -> Tokenizer:
-    """A token a word, between one for the start and one for the end."""
+    """One token per word, between a start and an end token."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -63,7 +63,7 @@ def write_texts(path: Path, count: int, seed: int = 1) -> Path:
 
 
 class Encoder:
-    """Vectors from a table of words; counts the texts it is given."""
+    """Vectors from a table of words; counts the texts that it embeds."""
 
     def __init__(self, noise: float = 0.0, width: int = 16, label: str = "table") -> None:
         generator = np.random.default_rng(5)
@@ -88,7 +88,7 @@ class Encoder:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with an encoder, and the same in 8 bits."""
+    """A store with an encoder, also in 8 bits."""
     store = Store(tmp_path_factory.mktemp("encoders") / "models")
     with store.stage("tiny") as stage:
         (stage / "model").mkdir(parents=True)
@@ -112,7 +112,7 @@ def test_vectors_are_the_models(store: Store, backend: str) -> None:
     encoder = open_encoder("encoder", store, exact=True, backend=backend)
     assert (encoder.width, encoder.context_length) == (32, CONTEXT)
     expected = [embed_plainly(ids) for ids in TEXTS]
-    # The graph keeps matrices in 16 bits, as the plain arithmetic does; PyTorch keeps all of them.
+    # The graph stores matrices in 16 bits, like the plain arithmetic; PyTorch uses float32.
     np.testing.assert_allclose(
         encoder.embed(TEXTS), expected, atol=EXACT if backend == "openvino" else 2e-3
     )
@@ -135,9 +135,13 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
     def run() -> Any:
         steps.clear()
         return evaluate(
-            "encoder-int8-openvino", "encoder", store=store, folder=tmp_path / "e", text=text,
-            pairs=pairs, on_progress=lambda step: steps.append(step.step),
-        )  # fmt: skip
+            "encoder-int8-openvino",
+            "encoder",
+            EvaluationOptions(text=text, pairs=pairs),
+            store=store,
+            folder=tmp_path / "e",
+            on_progress=lambda step: steps.append(step.step),
+        )
 
     found = run()
     agreement = found.embeddings
@@ -155,7 +159,7 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
     assert told["cosine"]["mean"] == agreement.cosine.mean
     json.dumps(told)
     assert run() == found
-    assert steps == [], "asked again, nothing runs"
+    assert steps == [], "the second time, nothing runs"
 
 
 @pytest.mark.engine
@@ -163,7 +167,7 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
     ("changes", "message"),
     [
         ({"tasks": ["lm_eval:piqa"]}, "answers no tasks"),
-        ({"max_tokens": 5}, "limited by --items"),
+        ({"max_tokens": 5}, "--items limits"),
         ({"text": None, "pairs": Path("nowhere.jsonl")}, "cannot be read"),
         ({"model": "http://127.0.0.1:9"}, "cannot be reached"),
         ({"backend": "torch"}, "PyTorch"),
@@ -172,19 +176,17 @@ def test_an_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) 
 def test_what_cannot_be_evaluated_is_told_of(
     store: Store, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    asked: dict[str, Any] = {
-        "model": "encoder-int8-openvino", "reference": "encoder@v1",
-        "text": write_texts(tmp_path / "texts.jsonl", 10), **changes,
-    }  # fmt: skip
+    model = changes.pop("model", "encoder-int8-openvino")
+    options = EvaluationOptions(**{"text": write_texts(tmp_path / "texts.jsonl", 10), **changes})
     with pytest.raises(ThriftyError, match=message):
-        evaluate(store=store, folder=tmp_path / "e", **asked)
+        evaluate(model, "encoder@v1", options, store=store, folder=tmp_path / "e")
 
 
-# a served one
+# a served encoder
 
 
 class Handler(BaseHTTPRequestHandler):
-    """OpenAI's dialect of embeddings, over the table."""
+    """OpenAI's embeddings API over the table."""
 
     protocol_version = "HTTP/1.1"
     encoder = Encoder(0.1)
@@ -230,7 +232,7 @@ def test_a_served_encoder_is_asked_by_tokens() -> None:
         thread.join()
 
 
-# keeping
+# recorded vectors
 
 
 def test_a_run_that_is_broken_off_goes_on(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_plain_text_is_cut_into_passages_at_sentences(tmp_path: Path) -> None:
     assert all(PASSAGE_CHARS <= len(one) < PASSAGE_CHARS + 60 for one in passages[:-1])
 
 
-# figures
+# statistics
 
 
 def test_figures_are_those_of_the_definitions() -> None:
@@ -307,7 +309,7 @@ def test_figures_are_those_of_the_definitions() -> None:
 
 
 def test_the_standard_error_of_a_rank_correlation_is_its_spread() -> None:
-    """Over many draws of texts, the jackknife's mean is near the spread of the figures."""
+    """Over many samples of texts, the jackknife's mean is close to the estimates' deviation."""
     found = []
     for seed in range(40):
         generator = np.random.default_rng(seed)
@@ -339,7 +341,7 @@ def test_pairs_are_compared_with_peoples_scores(tmp_path: Path) -> None:
         ("{nonsense", "line 1: not a line of JSON"),
         ('{"texts": ["a"]}', "'texts' must be two strings"),
         ('{"texts": ["a", "b"], "score": "high"}', "'score' must be a number"),
-        ('{"texts": ["a", "b"]}', "holds 1 pairs"),
+        ('{"texts": ["a", "b"]}', "contains 1 pairs"),
         ("\n".join(['{"texts": ["a", "b"]}'] * 6 + ['{"texts": ["a", "b"], "score": 1}']),
          "1 of 7 pairs have a score"),
     ],

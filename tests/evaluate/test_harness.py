@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness, beside that package's own class for PyTorch on the same model.
+"""Tasks of lm-evaluation-harness, compared with its own PyTorch class on the same model.
 
-Runs where `lm_eval` is installed; `tests/peers/test_lm_eval.py` runs it in an environment that has it.
+Runs if `lm_eval` is installed; `tests/peers/test_lm_eval.py` runs it in its own environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.harness import Harness, MetricValues, compare_measured
 from thrifty.evaluate.harness_model import HarnessModel
 from thrifty.evaluate.kept_answers import KeptAnswers
@@ -74,7 +74,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tasks as a user keeps them: a file each, beside their items."""
+    """The user's tasks: a file for each, beside the items."""
     made = tmp_path_factory.mktemp("tasks")
     data = made / "docs.json"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
@@ -84,13 +84,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "dataset_kwargs": {"data_files": {"test": str(data)}}, **settings,
         }  # fmt: skip
         (made / f"{name}.yaml").write_text(json.dumps(task))
-    (made / "group.yaml").write_text(json.dumps({"group": "ours", "task": ["our_choice", "our_letters"]}))  # fmt: skip
+    (made / "group.yaml").write_text(
+        json.dumps({"group": "ours", "task": ["our_choice", "our_letters"]})
+    )
     return made
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
-    """More of them only wait for one another over a model this small."""
+    """With a model this small, more threads only wait for each other."""
     pytest.importorskip("torch").set_num_threads(1)
 
 
@@ -105,7 +107,7 @@ def _no_hub(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module", params=["plain", "starts"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A checkpoint as transformers writes it, whose tokenizer may put a token in front of texts."""
+    """A checkpoint as transformers writes it; its tokenizer may prepend a token to texts."""
     from tokenizers.processors import TemplateProcessing
 
     store = Store(tmp_path_factory.mktemp("harness") / "models")
@@ -116,7 +118,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         )
     with store.stage("tiny") as stage:
         random = MODEL.write_safetensors(stage / "random", eos_token_id=END, bos_token_id=END)
-        # What is written is in 16 bits, so that all that load it compute with the same numbers.
+        # Written in 16 bits, so that everything that loads it computes with the same numbers.
         write_decoder(load_decoder(random), stage / "model")
         tokenizer.save(str(stage / "model" / "tokenizer.json"))
         settings = {
@@ -139,7 +141,7 @@ CONTEXT = "Which of them is the larger one? "
 PAIRS = [
     ("Q: What?\nA:", " one"), ("Q: What?\nA: ", "two"), ("Q: What?\nA:", " A"),
     ("Q: What?\nA:", " B"), ("", "Without a context"), ("", "<|end|>Within"), ("x", "yz"),
-    # Longer than the model takes, by one token and by many.
+    # Longer than the model accepts, by one token and by many.
     ((CONTEXT * 9)[: 96 - 3], "four"), ((CONTEXT * 9)[: 96 - 4], "four"), (CONTEXT * 9, " end"),
     (CONTEXT * 2, "a" * 95),
 ]  # fmt: skip
@@ -169,7 +171,7 @@ def test_log_likelihoods_and_answers_are_those_of_the_packages_own_class(
             theirs.loglikelihood(instances("loglikelihood", *PAIRS), disable_tqdm=True),
             strict=True,
         ):
-            # float32, summed in another order; the graph's activations pass 16 bits nowhere.
+            # float32, summed in another order; no activations of the graph are in 16 bits.
             assert one[0] == pytest.approx(two[0], rel=1e-4, abs=1e-3)
             assert one[1] == two[1]
         texts = [(text,) for text in TEXTS]
@@ -197,9 +199,14 @@ def test_a_task_scores_as_the_package_scores_it(store: Store, folder: Path, tmp_
     expected = evaluate_there(theirs, manager.load(names), bootstrap_iters=0)
     assert expected is not None
     found = evaluate(
-        "tiny", "tiny", store=store, folder=tmp_path / "e", backend="torch", include=[folder],
-        tasks=[f"lm_eval:{name}" for name in names],
-    ).tasks  # fmt: skip
+        "tiny",
+        "tiny",
+        EvaluationOptions(
+            backend="torch", include=[folder], tasks=[f"lm_eval:{name}" for name in names]
+        ),
+        store=store,
+        folder=tmp_path / "e",
+    ).tasks
     for name in names:
         results = {
             key.removesuffix(",none"): value
@@ -222,9 +229,16 @@ def test_an_evaluation_pairs_items_with_the_reference_and_goes_on_where_it_was(
     def run(limit: int | None = None) -> Any:
         steps.clear()
         return evaluate(
-            "tiny-int8-openvino", "tiny@v1", store=store, folder=tmp_path / "e", include=[folder],
-            tasks=["lm_eval:ours", "lm_eval:our_write", "lm_eval:our_roll"], max_items=limit,
-        )  # fmt: skip
+            "tiny-int8-openvino",
+            "tiny@v1",
+            EvaluationOptions(
+                include=[folder],
+                tasks=["lm_eval:ours", "lm_eval:our_write", "lm_eval:our_roll"],
+                max_items=limit,
+            ),
+            store=store,
+            folder=tmp_path / "e",
+        )
 
     part = run(5)
     assert part.tasks["lm_eval:our_choice"].score.count == 5
@@ -238,7 +252,7 @@ def test_an_evaluation_pairs_items_with_the_reference_and_goes_on_where_it_was(
     assert after[0].startswith(before[0][:cut])
     assert after[1].startswith(before[1])
     assert run() == whole
-    assert [path.read_bytes() for path in kept] == after, "nothing is asked twice"
+    assert [path.read_bytes() for path in kept] == after, "nothing is computed twice"
     told = whole.as_dict()["tasks"]
     json.dumps(told)
     assert told["lm_eval:ours"]["items"] == 2 * len(DOCS)
@@ -275,11 +289,11 @@ def test_letters_of_options_cost_one_pass(folder: Path, tmp_path: Path) -> None:
 def test_tasks_that_cannot_be_run_are_told_of(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="has no task 'nonesuch'"):
         Harness(["lm_eval:nonesuch"], [folder])
-    with pytest.raises(EvaluationError, match="is no folder with tasks"):
+    with pytest.raises(EvaluationError, match="is not a folder with tasks"):
         Harness(["lm_eval:our_choice"], [tmp_path / "nowhere"])
     with (
         KeptAnswers(tmp_path / "kept.jsonl") as kept,
-        pytest.raises(EvaluationError, match="asks for answers that are sampled"),
+        pytest.raises(EvaluationError, match="asks for sampled answers"),
     ):
         Harness(["lm_eval:our_sampled"], [folder]).answer(Bigram(0), kept)
     broken = tmp_path / "broken"

@@ -1,4 +1,4 @@
-"""The graphs that are served, evaluated: beside logits computed plainly, and through the command."""
+"""Evaluation of the served graphs: against logits computed plainly, and through the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.graphs.test_decoder import compute_logits
 from thrifty.artifacts import Store
 from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError, ThriftyError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.openvino_scorer import find_largest
 from thrifty.evaluate.tasks import log_likelihood
@@ -28,7 +28,7 @@ TOKENS = np.array([(7 * i * i + 3 * i) % 250 for i in range(120)], dtype=np.int6
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with one checkpoint, `tiny`, and the same in 8 bits."""
+    """A store with one checkpoint, `tiny`, also in 8 bits."""
     store = Store(tmp_path_factory.mktemp("evaluated") / "models")
     made = put(store)
     prepare_model(store, *made, "int8", ignore_progress)
@@ -44,7 +44,7 @@ def test_log_probabilities_are_the_models(store: Store) -> None:
     scorer = open_model("tiny", store, exact=True)
     expected = log_softmax(compute_logits(MODEL, TOKENS.tolist()).astype(np.float64))[:-1]
     ranked = scorer.rank(TOKENS, 10, [0, 50])
-    # Weights are kept in 16 bits.
+    # Weights are stored in 16 bits.
     np.testing.assert_allclose(
         ranked.logprobs, np.take_along_axis(expected, ranked.ids, 1), atol=0.05
     )
@@ -57,7 +57,7 @@ def test_log_probabilities_are_the_models(store: Store) -> None:
     np.testing.assert_allclose(scored.logprobs, ranked.logprobs, atol=1e-4)
     assert (scored.top == ranked.ids[:, 0]).mean() > 0.98
     np.testing.assert_allclose(scored.full, expected[[3]], atol=0.05)
-    # A pass leaves nothing behind for the next.
+    # A pass does not affect the next.
     again = scorer.score(TOKENS, ranked.ids)
     assert (again.logprobs == scored.logprobs).all()
     scorer.close()
@@ -93,9 +93,13 @@ def test_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) -> 
     task.write_text("".join(json.dumps(item) + "\n" for item in items))
     steps: list[str] = []
     found = evaluate(
-        "tiny-int8-openvino", "tiny", store=store, folder=tmp_path / "e", text=text, tasks=[task],
-        window=128, on_progress=lambda step: steps.append(step.step),
-    )  # fmt: skip
+        "tiny-int8-openvino",
+        "tiny",
+        EvaluationOptions(text=text, tasks=[task], window=128),
+        store=store,
+        folder=tmp_path / "e",
+        on_progress=lambda step: steps.append(step.step),
+    )
     measured = found.divergence
     assert measured is not None
     assert 0 < measured.kl_divergence.mean < 0.1
@@ -113,12 +117,16 @@ def test_evaluation_tells_what_eight_bits_cost(store: Store, tmp_path: Path) -> 
         "flips",
     }
     json.dumps(told)
-    # Asked again, nothing runs.
+    # The second time, nothing runs.
     steps.clear()
     again = evaluate(
-        "tiny-int8-openvino", "tiny", store=store, folder=tmp_path / "e", text=text, tasks=[task],
-        window=128, on_progress=lambda step: steps.append(step.step),
-    )  # fmt: skip
+        "tiny-int8-openvino",
+        "tiny",
+        EvaluationOptions(text=text, tasks=[task], window=128),
+        store=store,
+        folder=tmp_path / "e",
+        on_progress=lambda step: steps.append(step.step),
+    )
     assert again == found
     assert steps == []
 
@@ -131,17 +139,20 @@ def test_tokenizers_must_be_the_same(store: Store, tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt", 500)
     with pytest.raises(EvaluationError, match="different tokenizers"):
         evaluate(
-            f"tiny@v{put_other[0].version}", "tiny@v1", store=store, folder=tmp_path / "e", text=text,
-            window=64,
-        )  # fmt: skip
+            f"tiny@v{put_other[0].version}",
+            "tiny@v1",
+            EvaluationOptions(text=text, window=64),
+            store=store,
+            folder=tmp_path / "e",
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"text": None}, "name a text"),
-        ({"window": 1}, "two tokens or more"),
-        ({"window": 400}, "takes 256 tokens"),
+        ({"window": 1}, "at least two tokens"),
+        ({"window": 400}, "accepts 256 tokens"),
         ({"model": "http://127.0.0.1:9"}, "cannot be reached"),
         ({"model": "nobody"}, "nobody"),
         ({"backend": "torch"}, "PyTorch"),
@@ -150,12 +161,11 @@ def test_tokenizers_must_be_the_same(store: Store, tmp_path: Path) -> None:
 def test_what_cannot_be_evaluated_is_told_of(
     store: Store, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    asked: dict[str, Any] = {
-        "model": "tiny-int8-openvino", "reference": "tiny@v1", "window": 64,
-        "text": write_text(tmp_path / "text.txt", 500), **changes,
-    }  # fmt: skip
+    model = changes.pop("model", "tiny-int8-openvino")
+    text = write_text(tmp_path / "text.txt", 500)
+    options = EvaluationOptions(**{"window": 64, "text": text, **changes})
     with pytest.raises(ThriftyError, match=message):
-        evaluate(store=store, folder=tmp_path / "e", **asked)
+        evaluate(model, "tiny@v1", options, store=store, folder=tmp_path / "e")
 
 
 # the largest logits

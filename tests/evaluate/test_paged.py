@@ -1,4 +1,4 @@
-"""A candidate over a KV cache as it is served: the same numbers, and what 8 bits cost."""
+"""A candidate over a KV cache as served: the same results, and the cost of 8 bits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Store
 from thrifty.errors import EvaluationError
-from thrifty.evaluate import evaluate
+from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.openvino_scorer import OpenVinoScorer
 from thrifty.graphs.decoder import make_inputs
@@ -46,7 +46,7 @@ def test_logits_are_those_of_whole_windows_but_for_rounding(store: Store) -> Non
         model = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
         found = model.infer(TOKENS, 0).copy()
         errors[precision] = float(np.abs(found - whole).mean())
-        # In two parts, the second of which needs more pages than there were.
+        # In two parts; the second needs more pages.
         fresh = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
         fresh.infer(TOKENS[:32], 0)
         parts = fresh.infer(TOKENS[32:], 32)
@@ -61,12 +61,15 @@ def test_it_is_a_candidate_of_its_own(store: Store, tmp_path: Path) -> None:
     found = {}
     for precision in (None, "f16", "u8"):
         divergence = evaluate(
-            "tiny", "tiny", store=store, folder=tmp_path / "e", text=text, window=128,
-            kv_precision=precision,
-        ).divergence  # fmt: skip
+            "tiny",
+            "tiny",
+            EvaluationOptions(text=text, window=128, kv_precision=precision),
+            store=store,
+            folder=tmp_path / "e",
+        ).divergence
         assert divergence is not None
         found[precision] = divergence.kl_divergence.mean
-    assert len(list((tmp_path / "e").glob("**/candidates/*.bin"))) == 3, "kept apart"
+    assert len(list((tmp_path / "e").glob("**/candidates/*.bin"))) == 3, "recorded separately"
     # In 16 bits the cache costs little beside bfloat16, and nothing where that is its form anyway.
     # On a processor that computes in float32 all that is left is the cache's own rounding.
     assert abs(found["f16"] - found[None]) < 0.3 * found[None] + 1e-4
@@ -85,7 +88,7 @@ def test_it_writes_what_it_writes_over_whole_windows(store: Store) -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("tiny", {"kv_precision": "u4"}, "stored in u8 or f16, not in 'u4'"),
+        ("tiny", {"kv_precision": "u4"}, "is u8 or f16, not 'u4'"),
         ("tiny", {"kv_precision": "u8", "backend": "torch"}, "models that OpenVINO runs"),
         ("http://127.0.0.1:9/v1", {"kv_precision": "u8"}, "servers and PyTorch have their own"),
     ],
@@ -94,5 +97,6 @@ def test_what_has_no_choice_is_refused(
     store: Store, tmp_path: Path, model: str, changes: dict[str, str], message: str
 ) -> None:
     text = write_text(tmp_path / "held.txt", 3000)
+    options = EvaluationOptions(text=text, **changes)  # type: ignore[arg-type]
     with pytest.raises(EvaluationError, match=message):
-        evaluate(model, "tiny", store=store, folder=tmp_path, text=text, **changes)  # type: ignore[arg-type]
+        evaluate(model, "tiny", options, store=store, folder=tmp_path)

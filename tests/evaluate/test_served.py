@@ -1,4 +1,4 @@
-"""A model behind a URL, whose server tells some log-probabilities of prompts."""
+"""A model behind a URL whose server returns some log-probabilities of prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFERENCE, SERVED = Bigram(0, label="reference"), Bigram(1, 0.3)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The part of vLLM's dialect that is asked for, with the bigram's figures."""
+    """The part of vLLM's API that is used, with the bigram's log-probabilities."""
 
     protocol_version = "HTTP/1.1"
     says: dict[str, Any] = {}
@@ -82,7 +82,7 @@ def test_what_a_server_tells_is_enough_for_most_of_it(url: str, tmp_path: Path) 
     whole = measure_divergence(SERVED, record, tmp_path / "w.bin")
     assert found.perplexity == pytest.approx(whole.perplexity, rel=1e-5)
     assert found.same_top_token == whole.same_top_token
-    # What it does not tell counts as one outcome: less, and not by much.
+    # Missing tokens count as one outcome: the divergence is lower, but not by much.
     true = np.concatenate([divergence(REFERENCE, SERVED, w.tokens) for w in record.read()]).mean()
     assert 0.5 * true < found.kl_divergence.mean <= whole.kl_divergence.mean * 1.0001 < true
     assert found.truncation_tokens == 0
@@ -104,7 +104,7 @@ def test_a_server_that_is_busy_is_asked_again(url: str, monkeypatch: pytest.Monk
 
 
 def test_a_key_that_is_not_there_is_told_of(url: str) -> None:
-    with pytest.raises(EvaluationError, match="NO_SUCH_KEY holds no key"):
+    with pytest.raises(EvaluationError, match="NO_SUCH_KEY contains no key"):
         open_served(url, key_env="NO_SUCH_KEY")
 
 
@@ -119,8 +119,11 @@ def test_its_key_is_sent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"models": {"data": []}}, "serves no model"),
         ({"status": 500}, "answered 500"),
-        ({"completion": {"choices": [{"text": "a"}]}}, "does not tell the log-probabilities"),
-        ({"completion": {"choices": [{"text": "a", "prompt_logprobs": [None]}]}}, "does not tell"),
+        ({"completion": {"choices": [{"text": "a"}]}}, "does not return log-probabilities"),
+        (
+            {"completion": {"choices": [{"text": "a", "prompt_logprobs": [None]}]}},
+            "does not return",
+        ),
     ],
 )
 def test_servers_that_cannot_be_evaluated_are_told_of(

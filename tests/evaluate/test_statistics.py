@@ -1,4 +1,4 @@
-"""Figures with their uncertainty."""
+"""Estimates with their uncertainty."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thrifty.evaluate.statistics import (
 
 
 def test_the_error_of_a_mean_counts_passages_not_tokens() -> None:
-    """Passages whose tokens are all alike tell no more than one token each."""
+    """Passages of identical tokens contain no more information than one token each."""
     rng = np.random.default_rng(3)
     passages = rng.normal(1, 0.5, 40)
     values = np.repeat(passages, 100)
@@ -49,7 +49,7 @@ def test_one_passage_falls_back_to_its_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("hits", "count", "low", "high"),
-    # From Wilson's formula, worked out apart from the code.
+    # From Wilson's formula, computed independently.
     [
         (0, 10, 0.0, 0.2775),
         (5, 10, 0.2366, 0.7634),
@@ -87,7 +87,7 @@ def test_the_interval_of_pairs_holds_the_truth_as_often_as_it_says() -> None:
     held = 0
     for _ in range(600):
         draws = rng.random(150)
-        # 60% both right, 8% only the candidate, 12% only the reference.
+        # 60% both correct, 8% only the candidate, 12% only the reference.
         candidate = (draws < 0.68).astype(float)
         reference = ((draws < 0.60) | ((draws >= 0.68) & (draws < 0.80))).astype(float)
         found = paired_difference(candidate, reference)

@@ -17,7 +17,7 @@ from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.task_result import compare_answers
 from thrifty.evaluate.tasks import (
-    Answered,
+    ItemResult,
     MultipleChoiceItem,
     OpenItem,
     answer_items,
@@ -60,7 +60,7 @@ def test_greedy_means_that_it_would_be_written() -> None:
 
 def test_an_overlong_context_loses_its_beginning() -> None:
     tokens, count = encode_pair(MODEL, "a" * 5000, " b")
-    assert (len(tokens), count) == (4096 + 1, 2), "the last is only predicted"
+    assert (len(tokens), count) == (4096 + 1, 2), "the last one is only predicted"
     with pytest.raises(EvaluationError, match="a choice has 5000 tokens"):
         encode_pair(MODEL, "a", "b" * 5000)
 
@@ -79,7 +79,7 @@ def test_the_likeliest_choice_is_the_answer() -> None:
 
 
 class Writes(Bigram):
-    """Writes one text."""
+    """Generates one fixed text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(0)
@@ -108,7 +108,7 @@ def test_answers_are_compared_by_their_words() -> None:
 
 
 def test_an_empty_context_is_the_token_for_the_start() -> None:
-    with pytest.raises(EvaluationError, match="a token for the start"):
+    with pytest.raises(EvaluationError, match="a start-of-text token"):
         encode_pair(MODEL, "", "so")
     model = Bigram(0)
     model.tokenizer = TextTokenizer(
@@ -116,7 +116,7 @@ def test_an_empty_context_is_the_token_for_the_start() -> None:
     )
     tokens, count = encode_pair(model, "", "so")
     assert (tokens.tolist(), count) == ([256, *b"so"], 2)
-    assert encode_pair(model, "", "<|end|>so")[0].tolist() == [256, *b"so"], "not twice"
+    assert encode_pair(model, "", "<|end|>so")[0].tolist() == [256, *b"so"], "only once"
 
 
 def test_the_token_for_the_start_comes_once() -> None:
@@ -132,14 +132,14 @@ def test_the_token_for_the_start_comes_once() -> None:
     ("line", "message"),
     [
         ("{nonsense", "line 1: not a line of JSON"),
-        ('{"context": "a", "choices": ["x"], "answer": 0}', "two or more choices"),
+        ('{"context": "a", "choices": ["x"], "answer": 0}', "at least two choices"),
         ('{"context": "a", "choices": ["x", "y"], "answer": 2}', "must be the number of one"),
         ('{"context": "a", "choices": ["x", "y"], "answer": true}', "must be the number of one"),
         ('{"context": "a", "choices": ["x", 5], "answer": 0}', "an item has 'context'"),
         ('{"prompt": "a", "answers": []}', "an item has 'context'"),
         ('{"prompt": "a", "answers": ["b"], "stop": "c"}', "'stop' must be a list"),
         ("[1]", "an item has 'context'"),
-        ("", "holds no items"),
+        ("", "contains no items"),
     ],
 )
 def test_items_that_cannot_be_used_are_told_of(tmp_path: Path, line: str, message: str) -> None:
@@ -160,7 +160,7 @@ def test_items_are_read_as_far_as_they_are_wanted(tmp_path: Path) -> None:
 def test_flips_are_counted_both_ways() -> None:
     def answers(rights: str, chosen: str) -> list[dict[str, Any]]:
         return [
-            asdict(Answered(r == "1", r == "1", c, 0.0))
+            asdict(ItemResult(r == "1", r == "1", c, 0.0))
             for r, c in zip(rights, chosen, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""The same model on PyTorch and as the engine's graph says the same."""
+"""The same model on PyTorch and as the engine's graph makes the same predictions."""
 
 from __future__ import annotations
 

@@ -199,8 +199,8 @@ def test_fewer_bits_stay_close(scheme: str, least: float, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["RobertaModel"]}, "'RobertaModel' are not read here; these are"),
-        ({"hidden_act": "gelu_new"}, "the activation 'gelu_new' is not read; gelu is"),
+        ({"architectures": ["RobertaModel"]}, "'RobertaModel' is not supported; supported are"),
+        ({"hidden_act": "gelu_new"}, "the activation 'gelu_new' is not supported; gelu is"),
         ({"position_embedding_type": "relative_key"}, "only absolute position embeddings"),
     ],
 )
@@ -213,7 +213,9 @@ def test_what_the_graph_would_get_wrong_is_refused(
 
 def test_other_poolings_are_refused(tmp_path: Path) -> None:
     write_pooling(write(tmp_path), "max_tokens", normalize=True)
-    with pytest.raises(FormatRefused, match="pooling_mode_max_tokens is not read; mean and cls"):
+    with pytest.raises(
+        FormatRefused, match="pooling_mode_max_tokens is not supported; mean and cls"
+    ):
         load_encoder(tmp_path)
 
 

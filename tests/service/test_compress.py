@@ -63,8 +63,8 @@ def test_a_pipeline_is_killed_goes_on_and_is_served(tmp_path: Path) -> None:
             store.verify(store.load(version.artifact), thorough=True)
     with running_service(tmp_path, str(spec), "--no-measure", timeout_s=170) as service:
         text = service.output.read_text()
-        assert "prune: to 75% of the parameters, of tiny@v1" in text
-        assert "quantize: to int8, of tiny-pruned@v1" in text
+        assert "prune tiny@v1: to 75% of the parameters" in text
+        assert "quantize tiny-pruned@v1: to int8" in text
         (deployment,) = service.status()["deployments"]
         assert (deployment["name"], deployment["version"]) == ("tiny", "tiny@v1")
         assert deployment["versions"][0]["model"] == "tiny-pruned-int8@v1"
@@ -99,7 +99,7 @@ def test_what_cannot_be_is_refused_before_anything_is_fetched(tmp_path: Path) ->
     )
     result = run_thrifty(tmp_path, "up", str(spec), PIP_INDEX_URL="http://127.0.0.1:9/simple")
     assert result.returncode == 2
-    assert "line 4, compress.text: 'nowhere.txt' is no file here" in result.stderr
+    assert "line 4, compress.text: 'nowhere.txt' is neither a file" in result.stderr
     assert "line 5, compress.tasks.0: 'wiki' is text" in result.stderr
     spec.write_text("engine: echo\ncompress: {prune: 0.8}\n")
     result = run_thrifty(tmp_path, "up", str(spec))

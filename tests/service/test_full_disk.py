@@ -63,7 +63,7 @@ def fill(folder: Path) -> Path:
 def test_a_model_that_does_not_fit_is_told_before_its_download(small_disk: Path) -> None:
     result = run_thrifty(small_disk / "home", "up", timeout_s=120)
     assert result.returncode == 1
-    assert "free; make room" in result.stderr
+    assert "free; free some space" in result.stderr
     assert "THRIFTY_HOME" in result.stderr
     assert "Traceback" not in result.stderr
     assert not find_ours(small_disk / "home")

@@ -1,4 +1,4 @@
-"""Text to tokens and back, and text that arrives token by token."""
+"""Tokenization, chat templates, and incremental decoding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def run(tokenizer: TextTokenizer, ids: list[int], stops: tuple[str, ...] = ()) -> tuple[str, bool]:
-    """What comes out of `ids`, fed one by one, and whether a stop string ended it."""
+    """The text from `ids`, fed one by one, and whether a stop string ended it."""
     text = IncrementalText(tokenizer, stops)
     out = ""
     for token_id in ids:
@@ -55,7 +55,7 @@ def run(tokenizer: TextTokenizer, ids: list[int], stops: tuple[str, ...] = ()) -
     return out + text.flush(), False
 
 
-# growing text
+# incremental text
 
 TEXT = st.text(max_size=40).map(lambda text: text.replace(BROKEN, ""))
 MIXED = st.lists(st.sampled_from(["The quick", " brown", "🦙", "é", "東京", "\n\n", "e\u0301", " ", "12"]),
@@ -80,7 +80,7 @@ def test_text_in_sentencepieces_comes_out_whole(sentencepiece: TextTokenizer, te
 
 @given(data=st.binary(max_size=30))
 def test_any_bytes_come_out_as_the_library_decodes_them(data: bytes) -> None:
-    """A broken character at the very end is left out: more bytes might have completed it."""
+    """An incomplete character at the very end is dropped: more bytes might have completed it."""
     out, _ = run(BYTES, list(data))
     assert out == data.decode("utf-8", "replace").rstrip(BROKEN)
 
@@ -112,7 +112,7 @@ def test_what_is_out_is_never_taken_back(byte_level: TextTokenizer, text: str, a
     growing = IncrementalText(byte_level, ())
     out = "".join(growing.feed(i) for i in ids[:at])
     assert text.startswith(out)
-    # All that is held back is a character whose bytes are not all here.
+    # Only a character whose bytes are incomplete is held back.
     known = byte_level.decode(ids[:at])
     assert out == known or known.endswith(BROKEN)
 
@@ -135,7 +135,7 @@ def test_character_cut_by_the_end_of_the_answer_is_left_out() -> None:
 def stop_slowly(
     tokenizer: TextTokenizer, ids: list[int], stops: tuple[str, ...]
 ) -> tuple[str, bool]:
-    """The same by decoding everything anew with each token."""
+    """A reference implementation that decodes everything again for each token."""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count]).rstrip(BROKEN)
         found = [text.find(stop) for stop in stops if stop in text]
@@ -274,13 +274,13 @@ def test_date_of_today_can_be_asked_for() -> None:
     ("template", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", "messages: roles must alternate"),
-        ("{{ messages[5].content.x }}", "chat template refuses these messages"),
-        ("{{ 1 / 0 }}", "chat template refuses these messages: division by zero"),
-        ("{{ messages + 1 }}", "chat template refuses these messages"),
-        ("{{ range(999999999) | list }}", "chat template refuses these messages"),
-        ("{{ ''.__class__.__mro__ }}", "chat template refuses these messages"),
-        ("{{ messages.append(1) }}", "chat template refuses these messages"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template refuses"),
+        ("{{ messages[5].content.x }}", "chat template rejects these messages"),
+        ("{{ 1 / 0 }}", "chat template rejects these messages: division by zero"),
+        ("{{ messages + 1 }}", "chat template rejects these messages"),
+        ("{{ range(999999999) | list }}", "chat template rejects these messages"),
+        ("{{ ''.__class__.__mro__ }}", "chat template rejects these messages"),
+        ("{{ messages.append(1) }}", "chat template rejects these messages"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "chat template rejects"),
     ],
 )
 def test_template_that_fails_is_the_fault_of_the_messages(template: str, message: str) -> None:
@@ -296,7 +296,7 @@ def test_model_without_a_template_says_what_to_do() -> None:
 
 
 def test_own_names_cannot_be_smuggled_into_a_template() -> None:
-    with pytest.raises(WireError, match=r"refuses these messages: .*messages"):
+    with pytest.raises(WireError, match=r"rejects these messages: .*messages"):
         with_template("x").render_chat([], extra={"messages": []})
 
 

@@ -1,4 +1,4 @@
-"""The bytes of tokens, which the engine's grammars and clients' log-probabilities rest on."""
+"""The bytes of tokens, on which the engine's grammars and clients' log-probabilities depend."""
 
 from __future__ import annotations
 
@@ -61,5 +61,5 @@ def test_bytes_of_single_tokens_join_to_the_text(
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))).decode() == text
     tokenizer = TextTokenizer(sentencepiece, None)
     joined = b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))).decode()
-    # On its own, a piece at the beginning has no space before it.
+    # On its own, a piece at the start of a word has no space before it.
     assert joined.replace(" ", "") == text.replace(" ", "")

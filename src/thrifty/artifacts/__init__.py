@@ -1,4 +1,4 @@
-"""Models as things: where they come from, versions, lineage, integrity."""
+"""Stored models: their sources, versions, lineage and integrity."""
 
 from thrifty.artifacts.artifact import (
     Artifact,

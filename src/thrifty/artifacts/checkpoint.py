@@ -1,8 +1,7 @@
-"""A checkpoint as named float arrays and one set of facts, whichever file it lies in.
+"""A checkpoint as named float arrays and a description of its shape, for every file format.
 
-Tensors go by the names that transformers gives them; GGUF's names and its order of rotary
-dimensions are translated here. Whoever reads weights (conversion today, compression next) reads
-them through this module.
+Tensors have the names that transformers gives them. GGUF's names and its order of rotary dimensions
+are translated here. Conversion and compression read weights through this module.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ DECODERS = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-"""Decoder architectures that are read, by the name in `config.json`; the value is GGUF's name."""
+"""Supported decoder architectures, by the name in `config.json`; the value is GGUF's name."""
 GGUF_DECODERS = frozenset(DECODERS.values())
 ENCODERS = frozenset({"BertModel"})
-"""Encoder architectures that are read."""
+"""Supported encoder architectures."""
 LAYER_MATRICES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                   "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-"""What a decoder's layer multiplies with, behind `model.layers.N.`."""
+"""The matrices of a decoder's layer, after `model.layers.N.`."""
 
 _HEAD = "lm_head.weight"
 
@@ -53,7 +52,7 @@ class Tensors(Protocol):
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched. Llama 3.1's rule, or a plain factor."""
+    """How rotary frequencies are scaled: by Llama 3.1's rule (`llama3`) or a factor (`linear`)."""
 
     kind: str
     factor: float = 1.0
@@ -64,7 +63,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The facts of a Llama-like decoder."""
+    """The dimensions and constants of a Llama-like decoder."""
 
     architecture: str
     layers: int
@@ -83,13 +82,13 @@ class DecoderShape:
 
     @property
     def kv_values_per_token(self) -> int:
-        """How many numbers the KV cache holds for one token."""
+        """How many numbers the KV cache stores for one token."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """The facts of a BERT-like encoder, and how its tokens become one embedding."""
+    """The dimensions and constants of a BERT-like encoder, and its pooling."""
 
     architecture: str
     layers: int
@@ -121,9 +120,9 @@ class EncoderCheckpoint:
 
 
 def load_decoder(folder: Path) -> DecoderCheckpoint:
-    """The decoder in `folder`, from GGUF or safetensors.
+    """Load the decoder in `folder` from GGUF or safetensors.
 
-    Raises `FormatRefused` for an architecture or a setting that is not read.
+    Raises `FormatRefused` for an unsupported architecture or setting.
     """
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
@@ -142,19 +141,19 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
 
 
 def load_encoder(folder: Path) -> EncoderCheckpoint:
-    """The encoder in `folder`. Raises `FormatRefused` for what is not read."""
+    """Load the encoder in `folder`. Raises `FormatRefused` if it is not supported."""
     path = folder / "config.json"
     config = read_json(path)
     architecture = read_architecture(config)
     if architecture not in ENCODERS:
         raise FormatRefused(
-            f"encoders of the architecture {architecture!r} are not read here; "
-            f"these are: {', '.join(sorted(ENCODERS))}"
+            f"the encoder architecture {architecture!r} is not supported; supported are: "
+            f"{', '.join(sorted(ENCODERS))}"
         )
     if config.get("hidden_act", "gelu") != "gelu":
-        raise FormatRefused(f"the activation {config['hidden_act']!r} is not read; gelu is")
+        raise FormatRefused(f"the activation {config['hidden_act']!r} is not supported; gelu is")
     if config.get("position_embedding_type", "absolute") != "absolute":
-        raise FormatRefused("only absolute position embeddings are read")
+        raise FormatRefused("only absolute position embeddings are supported")
     pooling, normalize = _read_pooling(folder)
     shape = EncoderShape(
         architecture=architecture,
@@ -170,14 +169,18 @@ def load_encoder(folder: Path) -> EncoderCheckpoint:
     )
     if shape.hidden_size % shape.heads:
         raise IntegrityError(
-            f"{path} is damaged: {shape.heads} heads cannot share {shape.hidden_size} dimensions"
+            f"{path} is damaged: {shape.hidden_size} dimensions cannot be split into {shape.heads} "
+            "heads"
         )
     tensors = _Prefixed(SafetensorsFiles(find_safetensors(folder)), ("", "bert."))
     return EncoderCheckpoint(shape, tensors)
 
 
 def _read_pooling(folder: Path) -> tuple[str, bool]:
-    """How sentence-transformers would pool, from its `modules.json`; mean and normalized without."""
+    """The pooling that sentence-transformers' `modules.json` asks for, and whether to normalize.
+
+    Without that file: mean pooling, normalized.
+    """
     modules_path = folder / "modules.json"
     if not modules_path.exists():
         return "mean", True
@@ -188,7 +191,7 @@ def _read_pooling(folder: Path) -> tuple[str, bool]:
         raise IntegrityError(f"{modules_path} is damaged: {error!r}; fetch it again") from None
     unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
     if unknown:
-        raise FormatRefused(f"the sentence-transformers module {min(unknown)!r} is not read")
+        raise FormatRefused(f"the sentence-transformers module {min(unknown)!r} is not supported")
     if "Pooling" not in kinds:
         return "mean", "Normalize" in kinds
     pooling = read_json(folder / kinds["Pooling"] / "config.json")
@@ -196,7 +199,7 @@ def _read_pooling(folder: Path) -> tuple[str, bool]:
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     if len(modes) != 1 or modes[0] not in known:
         named = ", ".join(modes) or "that the model names"
-        raise FormatRefused(f"the pooling {named} is not read; mean and cls are")
+        raise FormatRefused(f"the pooling {named} is not supported; mean and cls are")
     return known[modes[0]], "Normalize" in kinds
 
 
@@ -206,17 +209,17 @@ def _read_decoder_shape(
     architecture = read_architecture(config)
     if architecture not in DECODERS:
         raise FormatRefused(
-            f"decoders of the architecture {architecture!r} are not read here; these are: "
+            f"the decoder architecture {architecture!r} is not supported; supported are: "
             f"{', '.join(DECODERS)}"
         )
     if config.get("hidden_act", "silu") != "silu":
-        raise FormatRefused(f"the activation {config['hidden_act']!r} is not read; silu is")
+        raise FormatRefused(f"the activation {config['hidden_act']!r} is not supported; silu is")
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise FormatRefused(
-            f"the checkpoint is quantized already ({method or 'by an unknown method'}), which is "
-            "not read; take the model's own checkpoint in 16 bits, or a GGUF"
+            f"the checkpoint is already quantized ({method or 'by an unknown method'}), which is "
+            "not supported; use the model's 16-bit checkpoint or a GGUF"
         )
     rope = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or rope
@@ -224,12 +227,12 @@ def _read_decoder_shape(
         raise IntegrityError(f"{path} is damaged: its rotary settings are not an object")
     rotated = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if rotated != 1.0:
-        raise FormatRefused(f"rotary embeddings of a part ({rotated}) of a head are not read")
+        raise FormatRefused(f"partial rotary embeddings ({rotated} of a head) are not supported")
     heads = read_integer(config, "num_attention_heads", path)
     hidden = read_integer(config, "hidden_size", path)
     context = read_integer(config, "max_position_embeddings", path)
     if config.get("sliding_window") and config.get("use_sliding_window", True):
-        # Within the window, sliding and full attention are the same thing.
+        # Within the window, sliding and full attention are identical.
         context = min(context, read_integer(config, "sliding_window", path))
     stated = read_number(config, "rope_theta", path, default=10_000.0)
     eos = read_token_ids(generation, "eos_token_id", path.with_name("generation_config.json"))
@@ -257,8 +260,8 @@ def _read_decoder_shape(
 def _check_shape(shape: DecoderShape, path: Path) -> DecoderShape:
     if shape.heads % shape.kv_heads or shape.head_dim % 2:
         raise IntegrityError(
-            f"{path} is damaged: {shape.heads} heads over {shape.kv_heads} of keys and values, "
-            f"each of {shape.head_dim} dimensions, are not possible"
+            f"{path} is damaged: {shape.heads} heads with {shape.kv_heads} key-value heads, each "
+            f"of {shape.head_dim} dimensions, are not possible"
         )
     return shape
 
@@ -285,11 +288,11 @@ def _read_rope_scaling(scaling: dict[str, Any], path: Path) -> RopeScaling | Non
             high,
             read_integer(scaling, "original_max_position_embeddings", path),
         )
-    raise FormatRefused(f"the rotary scaling {kind!r} is not read; linear and llama3 are")
+    raise FormatRefused(f"the rotary scaling {kind!r} is not supported; linear and llama3 are")
 
 
 class _Prefixed:
-    """Tensors whose names may carry one of several prefixes in the file."""
+    """Tensors whose names in the file may have one of several prefixes."""
 
     def __init__(
         self, files: SafetensorsFiles, prefixes: tuple[str, ...], hidden: Collection[str] = ()
@@ -335,11 +338,11 @@ _GGUF_LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 ROPE_FACTORS = "rope_freqs.weight"
-"""In GGUF, Llama 3.1's rotary scaling comes as a tensor of divisors."""
+"""GGUF stores Llama 3.1's rotary scaling as a tensor of divisors with this name."""
 
 
 class _GgufTensors:
-    """A GGUF's tensors under their transformers names."""
+    """A GGUF's tensors by their transformers names."""
 
     def __init__(self, file: GgufFile, heads: int, kv_heads: int) -> None:
         self._file = file
@@ -370,20 +373,21 @@ def name_in_gguf(name: str) -> str:
 
 
 def interleave(values: FloatArray, heads: int) -> FloatArray:
-    """llama.cpp's order of rotary dimensions (pairs side by side), which `llama` models are kept in."""
+    """Change to llama.cpp's order of rotary dimensions for `llama` models: pairs side by side."""
     rows = values.shape[0] // heads
     halves = values.reshape(heads, 2, rows // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
 def _uninterleave(values: FloatArray, heads: int) -> FloatArray:
-    """Undo llama.cpp's order of rotary dimensions (pairs side by side) for `llama` models.
+    """Undo llama.cpp's order of rotary dimensions for `llama` models.
 
-    transformers keeps the first of each pair in the first half of a head, the second in the other.
+    llama.cpp stores the two dimensions of a pair side by side, transformers in the first and the
+    second half of a head.
     """
     rows = values.shape[0] // heads
     if rows * heads != values.shape[0] or rows % 2:
-        raise IntegrityError(f"{values.shape[0]} rows cannot be those of {heads} heads")
+        raise IntegrityError(f"{values.shape[0]} rows do not fit {heads} heads")
     paired = values.reshape(heads, rows // 2, 2, *values.shape[1:])
     return paired.swapaxes(1, 2).reshape(values.shape)
 
@@ -391,7 +395,7 @@ def _uninterleave(values: FloatArray, heads: int) -> FloatArray:
 def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
     if file.architecture not in GGUF_DECODERS:
         raise FormatRefused(
-            f"GGUF files of the architecture {file.architecture!r} are not read here; these are: "
+            f"the GGUF architecture {file.architecture!r} is not supported; supported are: "
             f"{', '.join(sorted(GGUF_DECODERS))}"
         )
     metadata, path, prefix = file.metadata, file.path, file.architecture
@@ -408,11 +412,11 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
     rotated = integer("rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise FormatRefused(
-            f"{path} rotates {rotated} of {head_dim} dimensions of a head, which is not read"
+            f"{path} rotates {rotated} of {head_dim} dimensions of a head, which is not supported"
         )
     scaling_kind = file.get("rope.scaling.type", "none")
     if scaling_kind not in ("none", "linear"):
-        raise FormatRefused(f"the rotary scaling {scaling_kind!r} is not read; linear is")
+        raise FormatRefused(f"the rotary scaling {scaling_kind!r} is not supported; linear is")
     factor = number("rope.scaling.factor", 1.0)
     context = integer("context_length", 2048)
     ends = [

@@ -1,4 +1,4 @@
-"""Files as the store needs them: locked, linked, and replaced whole."""
+"""File operations of the store: locks, checksums, links and removal."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from thrifty.files import temporary_path
 from thrifty.home import make_private_folder
 
 
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Hold the lock of the file at `path` for the block; waits for it."""
+    """Hold the lock of the file at `path` during the block; waits for it."""
     make_private_folder(path.parent)
     while True:
         with path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held it may have removed the file; others then lock a new one.
+            # The previous holder may have removed the file; the others then lock a new one.
             if is_at(file.fileno(), path):
                 yield
                 return
@@ -29,7 +29,7 @@ def lock_file(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock_file(path: Path) -> Iterator[bool]:
-    """Hold the lock for the block if nobody else does; gives whether it is held."""
+    """Hold the lock during the block if it is free; yields whether it is held."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +51,7 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 
 def try_hash(path: Path) -> str | None:
-    """The checksum of a file; None where the disk does not give it back."""
+    """The SHA-256 of a file; None if the disk fails to read it."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -62,42 +62,14 @@ def try_hash(path: Path) -> str | None:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Make `target` a link to `source`, in place of what is there."""
-    temporary = _temporary_for(target)
+    """Replace `target` atomically by a hard link to `source`."""
+    temporary = temporary_path(target)
     os.link(source, temporary)
     os.replace(temporary, target)
 
 
-def _temporary_for(path: Path) -> Path:
-    """A name beside `path` that no other thread or process takes."""
-    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Put `data` on the disk at `path`, whole or not at all."""
-    temporary = _temporary_for(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def remove_tree(folder: Path) -> None:
-    """Remove a folder and all that is in it, read-only or not; what cannot be removed stays."""
+    """Remove a folder and its content, even if read-only; what cannot be removed stays."""
     if not folder.is_dir():
         return
     for path in [folder, *folder.rglob("*")]:

@@ -1,8 +1,8 @@
-"""Reading GGUF: the metadata in one quick pass, the tensors on demand.
+"""Read GGUF: the metadata in one fast pass, the tensors on demand.
 
-The header is parsed here rather than by the `gguf` package, whose reader builds an array object
-for every token of the vocabulary and takes seconds; dequantization is that package's. Every
-length is checked against the file, so that a damaged file is named as such.
+The header is not parsed by the `gguf` package, whose reader builds an array object for every token
+of the vocabulary and takes seconds. Dequantization is that package's. Every length is checked
+against the file, so that damage is reported as such.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -26,7 +26,7 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_ENTRIES = 1_000_000
 MAX_ARRAY_VALUES = 10_000_000
-"""Far above any vocabulary; a damaged count must not fill the memory."""
+"""Far above any vocabulary; a damaged count must not exhaust the memory."""
 MAX_ARRAY_DEPTH = 4
 MAX_NAME_CHARS = 256
 MAX_DIMENSIONS = 4
@@ -51,24 +51,24 @@ _U32, _U64 = _SCALARS[4], _SCALARS[10]
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies. `shape` is outermost first, as in NumPy."""
+    """The location of one tensor. `shape` is outermost first, as in NumPy."""
 
     name: str
     shape: tuple[int, ...]
     ggml_type: int
     offset: int
-    """From the start of the file, in bytes."""
+    """Bytes from the start of the file."""
     size_bytes: int
 
 
 class GgufFile:
-    """A GGUF file, its metadata read. Raises `IntegrityError` where the file is damaged."""
+    """A GGUF file with its metadata. Raises `IntegrityError` if it is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.kinds: dict[str, tuple[int, int | None]] = {}
-        """For each key, the type of its value, and of an array's values: their numbers in GGUF."""
+        """The types of each key's value and, for arrays, of the array's values, as GGUF numbers."""
         self.tensors: dict[str, GgufTensor] = {}
         try:
             with path.open("rb") as file:
@@ -78,7 +78,7 @@ class GgufFile:
         try:
             self._read_header()
         except (struct.error, UnicodeDecodeError, IndexError, OverflowError) as error:
-            raise IntegrityError(f"{path} is damaged: its header breaks off ({error})") from None
+            raise IntegrityError(f"{path} is damaged: its header is incomplete ({error})") from None
 
     @property
     def architecture(self) -> str:
@@ -86,13 +86,11 @@ class GgufFile:
         return str(self.metadata.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A metadata value; `key` without the architecture, such as `block_count`."""
+        """A metadata value; `key` is without the architecture, such as `block_count`."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def read_tensor(self, name: str) -> npt.NDArray[np.float32]:
-        """One tensor, dequantized to float32. Raises `FormatRefused` for types that have no
-        reader.
-        """
+        """One tensor, dequantized to float32. Raises `FormatRefused` for unsupported types."""
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
@@ -108,21 +106,21 @@ class GgufFile:
             values: npt.NDArray[np.float32] = dequantize(rows, kind)
         except NotImplementedError:
             raise FormatRefused(
-                f"{self.path}: tensor {name} is of the type {kind.name}, which is not read"
+                f"{self.path}: tensor {name} has the type {kind.name}, which is not supported"
             ) from None
         return values.reshape(tensor.shape)
 
     def parameters(self) -> int:
-        """How many weights the file holds."""
+        """The number of weights in the file."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     def _read_header(self) -> None:
         if self._map[:4] != MAGIC:
-            raise FormatRefused(f"{self.path} is not a GGUF file (it does not begin with 'GGUF')")
+            raise FormatRefused(f"{self.path} is not a GGUF file (it does not start with 'GGUF')")
         version, position = self._scalar(_U32, 4)
         if version not in VERSIONS:
             raise FormatRefused(
-                f"{self.path} is GGUF version {version}; versions {VERSIONS} are read. "
+                f"{self.path} is GGUF version {version}; versions {VERSIONS} are supported. "
                 "Convert it again with a current llama.cpp"
             )
         tensor_count, position = self._scalar(_U64, position)
@@ -169,14 +167,14 @@ class GgufFile:
                 ) from None
             if (shape[-1] if shape else 1) % block:
                 raise IntegrityError(
-                    f"{self.path} is damaged: tensor {name} has the shape {shape}, whose rows are "
-                    f"not made of whole blocks of {block}"
+                    f"{self.path} is damaged: tensor {name} has the shape {shape}, whose rows do "
+                    f"not consist of whole blocks of {block}"
                 )
             size = math.prod(shape) // block * block_bytes
             if start + offset + size > len(self._map):
                 raise IntegrityError(
                     f"{self.path} is damaged: tensor {name} ends at byte {start + offset + size}, "
-                    f"the file at {len(self._map)}; fetch it again"
+                    f"but the file at {len(self._map)}; fetch it again"
                 )
             self.tensors[name] = GgufTensor(name, shape, kind, start + offset, size)
 

@@ -1,9 +1,8 @@
-"""The tokenizer inside a GGUF, as a `tokenizer.json` for the tokenizers library.
+"""Convert the tokenizer in a GGUF to a `tokenizer.json` for the tokenizers library.
 
-Byte-level BPE (`gpt2`) needs its merges, its way of splitting text beforehand (`pre`) and its
-special tokens; SentencePiece BPE (`llama`) has scores in place of merges. A way of splitting that
-is not known here is refused, because a tokenizer that is nearly right makes a model that is
-quietly worse.
+Byte-level BPE (`gpt2`) needs its merges, its pre-tokenizer (`pre`) and its special tokens.
+SentencePiece BPE (`llama`) has scores instead of merges. Unknown pre-tokenizers are refused,
+because a tokenizer that is slightly wrong makes a model worse without any sign of it.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from thrifty.errors import ArtifactError, FormatRefused, IntegrityError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 BYTE_LEVEL_KINDS = ("gpt-2", "smollm", "llama-bpe", "qwen2")
-"""Ways of splitting text beforehand, as llama.cpp calls them."""
+"""Supported pre-tokenizers, by llama.cpp's names."""
 
-# The patterns of the models' own tokenizer.json files, by the name that llama.cpp gives them.
+# The patterns of the models' own tokenizer.json files, by llama.cpp's names.
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,17 +39,17 @@ _QWEN2 = (
 
 
 def build_tokenizer(file: GgufFile) -> Tokenizer:
-    """The tokenizer of `file`. Raises `FormatRefused` for kinds that are not known here, and
-    `IntegrityError` where its parts do not fit together.
+    """The tokenizer of `file`. Raises `FormatRefused` for unsupported kinds, and `IntegrityError`
+    if its parts are inconsistent.
     """
     try:
         return _build_tokenizer(file)
     except ArtifactError:
         raise
     except Exception as error:
-        # The library raises bare exceptions, and damaged metadata breaks in any way.
+        # The library raises bare exceptions, and damaged metadata can fail anywhere.
         raise IntegrityError(
-            f"{file.path} holds a tokenizer that cannot be built: {error}; fetch it again"
+            f"{file.path} contains a tokenizer that cannot be built: {error}; fetch it again"
         ) from None
 
 
@@ -58,19 +57,19 @@ def _build_tokenizer(file: GgufFile) -> Tokenizer:
     kind = file.metadata.get("tokenizer.ggml.model")
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not tokens:
-        raise IntegrityError(f"{file.path} holds no vocabulary")
+        raise IntegrityError(f"{file.path} contains no vocabulary")
     if len(set(tokens)) != len(tokens):
-        raise IntegrityError(f"{file.path} holds a vocabulary in which tokens occur twice")
+        raise IntegrityError(f"{file.path} contains a vocabulary with duplicate tokens")
     if kind == "gpt2":
         tokenizer = _build_byte_level(file, tokens)
     elif kind == "llama":
         tokenizer = _build_sentencepiece(file, tokens)
     else:
         raise FormatRefused(
-            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2 and llama are read"
+            f"{file.path} has a tokenizer of the kind {kind!r}; gpt2 and llama are supported"
         )
     _add_special_tokens(tokenizer, file, tokens)
-    # As llama.cpp does where the file does not say.
+    # llama.cpp's defaults.
     default = kind == "llama" or file.metadata.get("tokenizer.ggml.pre") == "llama-bpe"
     _add_bos(tokenizer, file, tokens, default=default)
     return tokenizer
@@ -85,10 +84,10 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
         )
     ]
     if not merges:
-        raise IntegrityError(f"{file.path} holds a byte-level vocabulary without merges")
+        raise IntegrityError(f"{file.path} contains a byte-level vocabulary without merges")
     if pre not in (*BYTE_LEVEL_KINDS, "default"):
         raise FormatRefused(
-            f"{file.path} splits text in the way {pre!r}, which is not known here; "
+            f"{file.path} uses the pre-tokenizer {pre!r}, which is not supported; "
             "gpt-2, smollm, llama-bpe and qwen2 are. Use the model's safetensors instead"
         )
     vocabulary = {token: index for index, token in enumerate(tokens)}
@@ -98,7 +97,7 @@ def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
 def build_byte_level(
     pre: str, vocabulary: dict[str, int], merges: list[tuple[str, str]]
 ) -> Tokenizer:
-    """A byte-level BPE that splits text in one of `BYTE_LEVEL_KINDS`; `default` is `gpt-2`."""
+    """A byte-level BPE with one of `BYTE_LEVEL_KINDS` as pre-tokenizer; `default` is `gpt-2`."""
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe", fuse_unk=False
@@ -128,7 +127,7 @@ def build_byte_level(
 def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     scores = file.metadata.get("tokenizer.ggml.scores")
     if not scores:
-        raise IntegrityError(f"{file.path} holds a SentencePiece vocabulary without scores")
+        raise IntegrityError(f"{file.path} contains a SentencePiece vocabulary without scores")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     unknown = tokens[int(file.metadata.get("tokenizer.ggml.unknown_token_id", 0))]
     tokenizer = Tokenizer(
@@ -152,7 +151,7 @@ def _build_sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
 
 
 def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Merges in the order in which SentencePiece would do them: the best-scored piece first."""
+    """The merges in SentencePiece's order: highest score first."""
     merges = []
     for piece, index in vocabulary.items():
         for cut in range(1, len(piece)):

@@ -1,8 +1,8 @@
-"""A `tokenizer.json` as the metadata of a GGUF: the way back from `gguf_tokenizer`.
+"""Convert a `tokenizer.json` to GGUF metadata: the inverse of `gguf_tokenizer`.
 
-Byte-level BPE alone, and of it the ways of splitting text that llama.cpp has a name for and
-`gguf_tokenizer` reads: what cannot be said exactly is refused, because a tokenizer that is nearly right
-makes a model that is quietly worse.
+Only byte-level BPE with a pre-tokenizer that llama.cpp has a name for and `gguf_tokenizer`
+supports. What GGUF cannot express exactly is refused, because a tokenizer that is slightly wrong
+makes a model worse without any sign of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thrifty.artifacts.gguf_tokenizer import (
     build_byte_level,
     build_tokenizer,
 )
-from thrifty.artifacts.inspect import read_json
+from thrifty.artifacts.inspect import read_chat_template
 from thrifty.errors import FormatRefused, IntegrityError
 
 CHECK_TEXT = (
@@ -33,24 +33,25 @@ CHECK_TEXT = (
     "កាន់តែពិសេសអាច😁 нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
     "'RE you sure? 'M not sure I'LL make it, D'you like some tea? We'Ve a'lL  x_1 = f(y)**2;  # été e\u0301"
 )
-"""Where ways of splitting differ, after the text that llama.cpp's converter tells them apart by."""
+"""Text on which pre-tokenizers differ, after the one in llama.cpp's converter."""
 
 
 def describe_vocabulary(folder: Path, shape: DecoderShape) -> dict[str, Any]:
-    """The `tokenizer.` metadata of the checkpoint in `folder`. Raises `FormatRefused` for what GGUF
-    cannot express.
+    """The `tokenizer.` metadata of the checkpoint in `folder`.
+
+    Raises `FormatRefused` for a tokenizer that GGUF cannot express.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
         raise FormatRefused(
-            f"{folder} has no tokenizer.json; save its fast tokenizer with it "
+            f"{folder} has no tokenizer.json; save its fast tokenizer there "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
         )
     tokenizer = read_tokenizer(path)
     plan = json.loads(tokenizer.to_str())
     tokens, types = _list_tokens(plan, shape.vocab_size)
     if not plan["model"]["merges"]:
-        raise FormatRefused("the tokenizer has no merges, and GGUF has no byte-level BPE without")
+        raise FormatRefused("the tokenizer has no merges, which byte-level BPE in GGUF requires")
     found: dict[str, Any] = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": _find_kind(plan),
@@ -67,14 +68,14 @@ def describe_vocabulary(folder: Path, shape: DecoderShape) -> dict[str, Any]:
     ends = dict(zip(("eos", "eot", "eom"), shape.eos_token_ids, strict=False))
     ids = {"bos": bos, **ends, "padding": shape.pad_token_id}
     found |= {f"tokenizer.ggml.{key}_token_id": i for key, i in ids.items() if i is not None}
-    template = _read_template(folder)
+    template = read_chat_template(folder)
     if template:
         found["tokenizer.chat_template"] = template
     return found
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`, without limits on lengths."""
+    """The tokenizer in a `tokenizer.json`, without truncation and padding."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare ones
@@ -85,16 +86,16 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def check_same_tokens(path: Path, expected: Tokenizer) -> None:
-    """Raise `FormatRefused` unless the GGUF at `path` has the tokens of `expected`, and makes the same
-    of text that ways of splitting differ on.
+    """Raise `FormatRefused` unless the GGUF at `path` has the tokens of `expected` and tokenizes
+    `CHECK_TEXT` in the same way.
     """
     found = build_tokenizer(GgufFile(path))
     ours, theirs = found.get_vocab(), expected.get_vocab()
     wrong = next((token for token, index in theirs.items() if ours.get(token) != index), None)
     if wrong is not None:
         raise FormatRefused(
-            f"GGUF cannot keep this tokenizer: {wrong!r} would be the token {ours.get(wrong)}, not "
-            f"{theirs[wrong]}"
+            f"GGUF cannot express this tokenizer: {wrong!r} would be the token {ours.get(wrong)} "
+            f"instead of {theirs[wrong]}"
         )
     special = "".join(
         sorted(token.content for token in expected.get_added_tokens_decoder().values())
@@ -106,54 +107,54 @@ def check_same_tokens(path: Path, expected: Tokenizer) -> None:
                 != expected.encode(text, add_special_tokens=marks).ids
             ):
                 raise FormatRefused(
-                    "GGUF cannot keep this tokenizer: it would split text otherwise"
+                    "GGUF cannot express this tokenizer: it would split text differently"
                 )
 
 
 def _list_tokens(plan: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Every token by its id, and its kind. Ids that no token has are filled up."""
+    """All tokens and their types, by id. Unused ids get placeholders."""
     model = plan["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "SentencePiece" if model.get("byte_fallback") else model.get("type")
         raise FormatRefused(
-            f"the tokenizer is of the kind {kind}; byte-level BPE is written as GGUF (as Llama 3, Qwen "
-            "and SmolLM have it)"
+            f"the tokenizer is of the kind {kind}; only byte-level BPE can be written as GGUF (as "
+            "in Llama 3, Qwen and SmolLM)"
         )
     named = {index: (token, NORMAL) for token, index in model["vocab"].items()}
     for added in plan["added_tokens"]:
         if added["lstrip"] or added["rstrip"] or added["single_word"]:
             raise FormatRefused(
-                f"the token {added['content']!r} takes spaces around it, which GGUF cannot express"
+                f"the token {added['content']!r} absorbs adjacent spaces, which GGUF cannot express"
             )
         kind = CONTROL if added["special"] else USER_DEFINED
         named[added["id"]] = (added["content"], kind)
     if max(named) >= size:
         raise FormatRefused(
-            f"the tokenizer has a token {max(named)}, and the model only {size}; save the tokenizer "
-            "that the model was trained with"
+            f"the tokenizer has a token {max(named)}, but the model only {size}; save the "
+            "tokenizer that the model was trained with"
         )
     filled = [named.get(index, (f"[PAD{index}]", UNUSED)) for index in range(size)]
     return [token for token, _ in filled], [kind for _, kind in filled]
 
 
 def _find_kind(plan: dict[str, Any]) -> str:
-    """llama.cpp's name for the way in which text is split beforehand."""
+    """llama.cpp's name for the pre-tokenizer."""
     wanted = _essence(plan)
     for kind in BYTE_LEVEL_KINDS:
         built = build_byte_level(kind, {"a": 0}, [])
         if _essence(json.loads(built.to_str())) == wanted:
             return kind
     raise FormatRefused(
-        "the tokenizer splits text in a way that has no name in GGUF here; "
-        f"{', '.join(BYTE_LEVEL_KINDS)} are known"
+        "the tokenizer's pre-tokenizer has no name in GGUF here; "
+        f"{', '.join(BYTE_LEVEL_KINDS)} are supported"
     )
 
 
 def _essence(plan: dict[str, Any]) -> Any:
-    """What decides over the tokens of a text, but for the vocabulary."""
+    """Everything that determines a text's tokens, except the vocabulary."""
     steps = plan["pre_tokenizer"] or {}
     steps = steps.get("pretokenizers", [steps])
-    # Offsets are no tokens, and a comparison must not turn on them.
+    # Offsets do not affect tokens.
     bare = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
     model = plan["model"]
     kept = {key: model.get(key) for key in ("dropout", "unk_token", "continuing_subword_prefix",
@@ -163,7 +164,7 @@ def _essence(plan: dict[str, Any]) -> Any:
 
 
 def _find_first(tokenizer: Tokenizer) -> int | None:
-    """The token that every text begins with, if there is one."""
+    """The token that the tokenizer puts before every text, if there is one."""
     marked = tokenizer.encode("a", add_special_tokens=True).ids
     plain = tokenizer.encode("a", add_special_tokens=False).ids
     if marked == plain:
@@ -171,17 +172,5 @@ def _find_first(tokenizer: Tokenizer) -> int | None:
     if len(marked) == len(plain) + 1 and marked[1:] == plain:
         return int(marked[0])
     raise FormatRefused(
-        "the tokenizer puts more around a text than one token before it, which is not written as GGUF"
+        "the tokenizer adds more to a text than one token before it, which GGUF cannot express"
     )
-
-
-def _read_template(folder: Path) -> str | None:
-    plain = folder / "chat_template.jinja"
-    if plain.exists():
-        return plain.read_text(encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.exists() else None
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default") or next(iter(named.values()), None)
-    return template if isinstance(template, str) else None

@@ -1,7 +1,7 @@
-"""Looking into a folder: which model is this, and is it in a form that is loaded?
+"""Inspect a folder: which model it contains, and whether its format is supported.
 
-Pickle is refused. A pickle file runs whatever code its author put in when it is read; safetensors,
-GGUF and OpenVINO IR are data.
+Pickle is refused, because reading a pickle file runs whatever code its author put in. Safetensors,
+GGUF and OpenVINO IR contain only data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thrifty.types import Family, Format
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".joblib"})
 OPENVINO_MODEL = "openvino_model.xml"
 OPENVINO_NOTE = "thrifty.json"
-"""Beside the IR: what `Description` and the engine need to know of it."""
+"""Beside the IR: the facts that `Description` and the engine need."""
 
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel", "MPNetModel")
@@ -30,15 +30,14 @@ _ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel", 
 def inspect_model(folder: Path) -> Description:
     """Describe the model in `folder`.
 
-    Raises `FormatRefused` where there is none that is loaded, `IntegrityError` where a file is
-    damaged.
+    Raises `FormatRefused` if it contains no supported model, `IntegrityError` if a file is damaged.
     """
     if (folder / OPENVINO_MODEL).exists():
         return _inspect_openvino(folder)
     ggufs = sorted(folder.glob("*.gguf"))
     if len(ggufs) > 1:
         names = ", ".join(path.name for path in ggufs)
-        raise FormatRefused(f"{folder} holds several models ({names}); name one of the files")
+        raise FormatRefused(f"{folder} contains several models ({names}); name one of the files")
     if ggufs:
         return inspect_gguf(ggufs[0])
     safetensors = find_safetensors(folder)
@@ -47,17 +46,17 @@ def inspect_model(folder: Path) -> Description:
     pickles = sorted(p.name for p in folder.rglob("*") if p.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise FormatRefused(
-            f"{folder} holds weights only as pickle ({', '.join(pickles[:3])}), which can run code "
-            "when it is read and is not loaded. Save the model as safetensors "
+            f"{folder} contains weights only as pickle ({', '.join(pickles[:3])}), which can run "
+            "code when it is read and is refused. Save the model as safetensors "
             "(model.save_pretrained(..., safe_serialization=True)) and try again"
         )
     raise FormatRefused(
-        f"{folder} holds no model: no .safetensors, no .gguf and no {OPENVINO_MODEL} was found"
+        f"{folder} contains no model: there is no .safetensors, .gguf or {OPENVINO_MODEL}"
     )
 
 
 def find_safetensors(folder: Path) -> list[Path]:
-    """The checkpoint's safetensors files, adapters and optimizer states left out."""
+    """The safetensors files of a checkpoint, without adapters and optimizer states."""
     return sorted(
         path
         for path in folder.glob("*.safetensors")
@@ -66,20 +65,36 @@ def find_safetensors(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises `IntegrityError` where it is not one."""
+    """The object in a JSON file. Raises `IntegrityError` if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
-        raise IntegrityError(f"{path} must hold a JSON object")
+        raise IntegrityError(f"{path} must contain a JSON object")
     return value
 
 
 def read_architecture(config: dict[str, Any]) -> str:
-    """The class that a `config.json` names; its kind of model where it names none."""
+    """The class that a `config.json` names, or else its model type."""
     named = config.get("architectures") or [config.get("model_type") or ""]
     return str(named[0]) if isinstance(named, list) else str(named)
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The chat template that transformers saved in `folder`, if there is one.
+
+    Of several named templates, the one called `default` is used, or else the first.
+    """
+    plain = folder / "chat_template.jinja"
+    if plain.exists():
+        return plain.read_text(encoding="utf-8")
+    path = folder / "tokenizer_config.json"
+    template = read_json(path).get("chat_template") if path.exists() else None
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default") or next(iter(named.values()), None)
+    return template if isinstance(template, str) else None
 
 
 def _read_context(config: dict[str, Any], folder: Path) -> int:
@@ -88,7 +103,7 @@ def _read_context(config: dict[str, Any], folder: Path) -> int:
 
 
 def inspect_gguf(path: Path) -> Description:
-    """Describe the GGUF file at `path`. Raises as `inspect_model`."""
+    """Describe the GGUF file at `path`. Raises the errors of `inspect_model`."""
     file = GgufFile(path)
     if not _ARCHITECTURE.fullmatch(file.architecture):
         raise IntegrityError(f"{path} names no architecture; it is not a language model")
@@ -105,7 +120,7 @@ def inspect_gguf(path: Path) -> Description:
 
 
 def _name_gguf_weights(file: GgufFile) -> str:
-    """The type that holds most of the weights."""
+    """The type of most weights, by size."""
     from gguf.constants import GGMLQuantizationType
 
     sizes: dict[int, int] = {}
@@ -120,7 +135,7 @@ def _name_gguf_weights(file: GgufFile) -> str:
 def _inspect_safetensors(folder: Path, paths: list[Path]) -> Description:
     if not (folder / "config.json").exists():
         raise FormatRefused(
-            f"{folder} holds safetensors but no config.json; it must be a whole checkpoint folder"
+            f"{folder} contains safetensors but no config.json; it must be a complete checkpoint"
         )
     config = read_json(folder / "config.json")
     architecture = read_architecture(config)
@@ -138,12 +153,12 @@ def _inspect_safetensors(folder: Path, paths: list[Path]) -> Description:
 def _inspect_openvino(folder: Path) -> Description:
     weights = folder / "openvino_model.bin"
     if not weights.exists():
-        raise IntegrityError(f"{folder} holds {OPENVINO_MODEL} without its openvino_model.bin")
+        raise IntegrityError(f"{folder} contains {OPENVINO_MODEL} without openvino_model.bin")
     note = folder / OPENVINO_NOTE
     if note.exists():
         data = read_json(note)
         if data.get("family") not in list(Family):
-            raise IntegrityError(f"{note} is damaged: it names no family of models")
+            raise IntegrityError(f"{note} is damaged: it names no model family")
         return Description(
             format=Format.OPENVINO,
             family=Family(data["family"]),

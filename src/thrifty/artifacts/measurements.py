@@ -15,34 +15,34 @@ from typing import Any
 
 import msgspec
 
-from thrifty.artifacts.disk import write_file
 from thrifty.errors import IntegrityError
+from thrifty.files import write_atomically
 from thrifty.home import make_private_folder
 from thrifty.version import __version__
 
 
 class Measurement(msgspec.Struct, frozen=True):
-    """Figures of one kind, made at once."""
+    """Values of one kind that were measured together."""
 
     kind: str
     """`quality`, `embeddings`, `task`, `speed` or `candidate`."""
     conditions: dict[str, Any]
-    """What they were measured on and against. Only figures with equal ones may be compared."""
+    """What the values depend on. Only measurements with equal conditions may be compared."""
     values: dict[str, Any]
     measured: str = ""
-    """When, as ISO 8601."""
+    """The time, as ISO 8601."""
     made_by: str = ""
 
 
 def find_measurement(
     measured: tuple[Measurement, ...], kind: str, conditions: Mapping[str, Any]
 ) -> Measurement | None:
-    """The measurement of that kind under these very conditions, if there is one."""
+    """The measurement of that kind under exactly these conditions, if there is one."""
     return next((m for m in measured if m.kind == kind and m.conditions == conditions), None)
 
 
 def read_measurements(folder: Path, artifact_id: str) -> tuple[Measurement, ...]:
-    """All that were recorded of an artifact, the oldest first. Raises `IntegrityError`."""
+    """All measurements of an artifact, oldest first. Raises `IntegrityError`."""
     path = folder / f"{artifact_id}.json"
     try:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Measurement, ...])
@@ -50,19 +50,19 @@ def read_measurements(folder: Path, artifact_id: str) -> tuple[Measurement, ...]
         return ()
     except (OSError, msgspec.MsgspecError) as error:
         raise IntegrityError(
-            f"{path} is damaged: {error}; delete it, and its figures are measured anew"
+            f"{path} is damaged: {error}; delete it, and the model will be measured again"
         ) from None
 
 
 def write_measurement(
     folder: Path, artifact_id: str, kind: str, conditions: dict[str, Any], values: dict[str, Any]
 ) -> Measurement:
-    """Record figures, in place of earlier ones under the same conditions. The caller holds a lock."""
+    """Record values, replacing earlier ones under the same conditions. The caller holds a lock."""
     made = Measurement(
         kind, conditions, values, datetime.now(UTC).isoformat(timespec="seconds"),
         f"thrifty {__version__}",
     )  # fmt: skip
-    # As they will be read: keys of JSON are text, tuples are lists.
+    # Return what will be read back: JSON has only string keys, and lists instead of tuples.
     made = msgspec.json.decode(msgspec.json.encode(made), type=Measurement)
     kept = [
         known
@@ -71,5 +71,5 @@ def write_measurement(
     ]
     make_private_folder(folder)
     text = msgspec.json.format(msgspec.json.encode([*kept, made]))
-    write_file(folder / f"{artifact_id}.json", text)
+    write_atomically(folder / f"{artifact_id}.json", text)
     return made

@@ -1,7 +1,7 @@
-"""Safetensors, read and written: a JSON header and raw bytes, mapped into memory.
+"""Read and write safetensors: a JSON header followed by raw bytes, mapped into memory.
 
-Done here rather than by the `safetensors` package because NumPy has no bfloat16, which most
-checkpoints are in; the format is an 8-byte length, that many bytes of JSON, and the tensors.
+This does not use the `safetensors` package, because NumPy has no bfloat16, the type of most
+checkpoints. The format is an 8-byte length, that many bytes of JSON, and the tensors.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -48,7 +48,7 @@ class _Entry:
 
 
 class SafetensorsFiles:
-    """The tensors of a checkpoint, over one or more files."""
+    """The tensors of a checkpoint in one or more files."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -61,11 +61,11 @@ class SafetensorsFiles:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor's name."""
+        """The names of all tensors."""
         return list(self._entries)
 
     def parameters(self) -> int:
-        """How many weights the files hold."""
+        """The number of weights in the files."""
         return sum(math.prod(entry.shape) for entry in self._entries.values())
 
     def read_tensor(self, name: str) -> npt.NDArray[np.float32]:
@@ -90,7 +90,7 @@ class SafetensorsFiles:
             raise IntegrityError(f"{path} is damaged: it has {len(mapped)} bytes")
         (length,) = struct.unpack_from("<Q", mapped, 0)
         if length > min(MAX_HEADER_BYTES, len(mapped) - 8):
-            raise IntegrityError(f"{path} is damaged, or is not safetensors: its header breaks off")
+            raise IntegrityError(f"{path} is damaged or not safetensors: its header is incomplete")
         try:
             header = json.loads(mapped[8 : 8 + length])
         except (ValueError, RecursionError):
@@ -105,17 +105,17 @@ class SafetensorsFiles:
 
 
 def _read_entry(path: Path, name: str, value: Any, start: int, file_size: int) -> _Entry:
-    """One tensor of the header, checked against the file."""
+    """Check one tensor's entry in the header against the file."""
     damaged = IntegrityError(
         f"{path} is damaged: tensor {name} lies outside the file; fetch it again"
     )
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise IntegrityError(f"{path} is damaged: tensor {name} is not described") from None
+        raise IntegrityError(f"{path} is damaged: tensor {name} has no valid entry") from None
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise FormatRefused(
-            f"{path}: tensor {name} is {dtype!r:.40}, which is not read; "
+            f"{path}: tensor {name} has the type {dtype!r:.40}, which is not supported; "
             "store the checkpoint in BF16, F16 or F32"
         )
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
@@ -129,7 +129,7 @@ def _read_entry(path: Path, name: str, value: Any, start: int, file_size: int) -
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Write tensors in 16 bits: float16, or bfloat16 where one has a value beyond 65,504."""
+    """Write tensors in 16 bits: float16, or bfloat16 if a value exceeds 65,504."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     arrays: list[npt.NDArray[Any]] = []
     at = 0
@@ -149,7 +149,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, npt.NDArray[np.float32]]
 
 
 def _halve(values: npt.NDArray[np.float32]) -> tuple[str, npt.NDArray[Any]]:
-    """In 16 bits, rounded to the nearest."""
+    """Convert to 16 bits, rounded to nearest."""
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16)
     if np.isfinite(halves).all():

@@ -1,4 +1,4 @@
-"""Values out of a model's own settings, where anything may stand: each is checked as it is read."""
+"""Checked access to values in a model's configuration files, which may contain anything."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from thrifty.errors import IntegrityError
 
 MAX_VALUE = 2**40
-"""No size, count or position of a model comes near it."""
+"""Sizes, counts and positions of real models are far smaller."""
 
 
 def read_integer(
     values: Mapping[str, Any], key: str, source: Path, default: int | None = None, least: int = 1
 ) -> int:
-    """The whole number at `key`; `default` where there is none. Raises `IntegrityError`."""
+    """The integer at `key`, or `default` if it is missing. Raises `IntegrityError`."""
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_VALUE:
-        raise _unusable(value, key, source, f"a whole number of at least {least}")
+        raise _unusable(value, key, source, f"an integer of at least {least}")
     return value
 
 
 def read_number(
     values: Mapping[str, Any], key: str, source: Path, default: float | None = None
 ) -> float:
-    """The positive number at `key`; `default` where there is none. Raises `IntegrityError`."""
+    """The positive number at `key`, or `default` if it is missing. Raises `IntegrityError`."""
     value = values.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -38,16 +38,16 @@ def read_number(
 
 
 def read_token_ids(values: Mapping[str, Any], key: str, source: Path) -> tuple[int, ...]:
-    """The token id at `key`, or the array of them. Raises `IntegrityError`."""
+    """The token id, or array of token ids, at `key`. Raises `IntegrityError`."""
     value = values.get(key)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
     if not all(type(token) is int and 0 <= token <= MAX_VALUE for token in ids):
-        raise _unusable(value, key, source, "a token id, or an array of them")
+        raise _unusable(value, key, source, "a token id or an array of token ids")
     return ids
 
 
 def _unusable(value: Any, key: str, source: Path, rule: str) -> IntegrityError:
     seen = "is missing" if value is None else f"is {value!r:.60}"
     return IntegrityError(
-        f"{source} is damaged: {key!r} {seen}, and must be {rule}; fetch the model again"
+        f"{source} is damaged: {key!r} {seen}, but must be {rule}; fetch the model again"
     )

@@ -1,16 +1,16 @@
-"""The artifact store: content-addressed, checked, atomic.
+"""The artifact store: content-addressed, checked and atomic.
 
     blobs/<sha256>              one file's bytes, read-only
     artifacts/<id>/             a model: hard links to blobs, and artifact.json
-    names/<name>.json           its versions, v1, v2, ...
-    partial/<key>/              downloads and conversions under way; they resume from here
-    leases/<id>                 held (flock) by whoever serves the model
-    figures/<id>.json           what was measured of it, and on what
+    names/<name>.json           the versions of a name: v1, v2, ...
+    partial/<key>/              unfinished downloads and conversions, which resume from here
+    leases/<id>                 locked (flock) by every process that serves the model
+    figures/<id>.json           the model's measurements
 
-A model is built beside, synced and renamed: it is there whole or not at all. A process that is
-killed leaves a `partial/` folder that the next try continues, and at worst some blobs that
-`collect_garbage` removes. Names are small JSON files, replaced whole. Adding a model that is
-stored already mends what has been damaged of it. Nothing here needs the database.
+A model is built in a temporary folder, synced and renamed, so that it is never visible in part. A
+process that is killed leaves a `partial/` folder from which the next attempt resumes, and at worst
+some blobs that `collect_garbage` removes. Names are small JSON files, replaced atomically. Adding a
+model that is already stored repairs its damaged files. The store does not need the database.
 """
 
 from __future__ import annotations
@@ -43,29 +43,28 @@ from thrifty.artifacts.disk import (
     link_file,
     lock_file,
     remove_tree,
-    sync_folder,
     try_hash,
     try_lock_file,
-    write_file,
 )
 from thrifty.artifacts.inspect import inspect_model
 from thrifty.artifacts.measurements import Measurement, read_measurements, write_measurement
 from thrifty.errors import ArtifactError, IntegrityError
+from thrifty.files import sync, write_atomically
 from thrifty.home import make_private_folder
 from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
 from thrifty.version import __version__
 
 STALE_PARTIAL_S = 7 * 86400.0
-"""A partial download that nobody has continued for this long is garbage."""
+"""A partial download that was not resumed for this long is garbage."""
 STALE_TEMPORARY_S = 3600.0
-"""A small file that was still not renamed after this long was left by a killed process."""
+"""A temporary file of this age was left by a killed process."""
 _NOTE = "artifact.json"
 
 
 @dataclass(frozen=True)
-class Collected:
-    """What a garbage collection removed."""
+class GarbageCollection:
+    """The result of a garbage collection."""
 
     artifacts: tuple[str, ...]
     freed_bytes: int
@@ -73,15 +72,15 @@ class Collected:
 
 
 class Store:
-    """The models below one folder. Several processes may use it at once."""
+    """The models in one folder. Several processes may use it at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    # finding
+    # Finding models
 
     def versions(self) -> list[NamedVersion]:
-        """Every named version, by name and then version."""
+        """All versions, sorted by name and version."""
         folder = self.root / "names"
         found: list[NamedVersion] = []
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
@@ -89,12 +88,12 @@ class Store:
         return found
 
     def find(self, label: str) -> tuple[NamedVersion, Artifact]:
-        """The version that `name` (its latest) or `name@vN` means. Raises `ArtifactError`."""
+        """The version `name@vN`, or the latest version of `name`. Raises `ArtifactError`."""
         name, number = parse_label(label)
         versions = self._read_versions(name)
         if not versions:
             known = sorted({version.name for version in self.versions()})
-            hint = f"stored here: {', '.join(known)}" if known else "nothing is stored yet"
+            hint = f"stored are: {', '.join(known)}" if known else "nothing is stored yet"
             raise ArtifactError(
                 f"no model is named {name!r}; {hint}. To fetch one: thrifty pull MODEL"
             )
@@ -102,7 +101,7 @@ class Store:
             if number is None or version.version == number:
                 return version, self.load(version.artifact)
         labels = ", ".join(version.label for version in versions)
-        raise ArtifactError(f"{label!r} does not exist; there are {labels}")
+        raise ArtifactError(f"{label!r} does not exist; existing versions: {labels}")
 
     def has_name(self, name: str) -> bool:
         """Whether any version has this name."""
@@ -123,17 +122,17 @@ class Store:
             raise IntegrityError(f"{path} is damaged: {error}; fetch the model again") from None
 
     def folder_of(self, artifact_id: str) -> Path:
-        """Where an artifact's files lie. Read-only."""
+        """The read-only folder of an artifact's files."""
         return self.root / "artifacts" / artifact_id
 
     def find_requested(self, requested: str) -> tuple[NamedVersion, Artifact] | None:
-        """The latest version that was fetched for the source `requested`, if there is one."""
+        """The latest version fetched from the source `requested`, if there is one."""
         return self._find_latest(lambda version: version.lineage.requested == requested)
 
     def find_made(
         self, parent_id: str, recipe: dict[str, Any]
     ) -> tuple[NamedVersion, Artifact] | None:
-        """The latest version that `recipe` made from the artifact `parent_id`, if there is one."""
+        """The latest version made by `recipe` from the artifact `parent_id`, if there is one."""
         return self._find_latest(
             lambda version: (
                 version.lineage.recipe == recipe
@@ -141,14 +140,13 @@ class Store:
             )
         )
 
-    # adding
+    # Adding models
 
     @contextlib.contextmanager
     def stage(self, key: str) -> Iterator[Path]:
-        """A folder to build in, the same for the same `key`, and locked against other processes.
+        """Yield a folder to build in: the same for the same `key`, locked during the block.
 
-        It stays when the block raises, so that the next try finds what is there already; `add`
-        empties it.
+        It stays if the block raises, so that the next attempt finds what exists; `add` empties it.
         """
         digest = hashlib.sha256(key.encode()).hexdigest()[:24]
         folder = make_private_folder(self.root / "partial" / digest)
@@ -164,11 +162,11 @@ class Store:
         *,
         on_progress: OnProgress = ignore_progress,
     ) -> tuple[NamedVersion, Artifact]:
-        """Move the model in `folder` into the store and give it the next version of `name`.
+        """Move the model in `folder` into the store as the next version of `name`.
 
         The same bytes with the same lineage under the same name are the same version. Raises
-        `FormatRefused` for what is not loaded, `IntegrityError` for damaged files, and
-        `ArtifactError` where the disk does not take it; `folder` is then left alone.
+        `FormatRefused` for unsupported formats, `IntegrityError` for damaged files, and
+        `ArtifactError` if writing fails; `folder` is then unchanged.
         """
         parse_label(name)
         description = inspect_model(folder)
@@ -190,8 +188,9 @@ class Store:
     def record_measurement(
         self, artifact_id: str, kind: str, conditions: dict[str, Any], values: dict[str, Any]
     ) -> Measurement:
-        """Keep what was measured of a stored model. Earlier figures under the same conditions give
-        way; the version's own lineage is not touched. Raises `ArtifactError`.
+        """Record a measurement of a stored model, replacing one under the same conditions.
+
+        The lineage does not change. Raises `ArtifactError`.
         """
         with lock_file(self.root / "store.lock"):
             self.load(artifact_id)
@@ -200,24 +199,24 @@ class Store:
                     self.root / "figures", artifact_id, kind, conditions, values
                 )
             except OSError as error:
-                raise ArtifactError(self._describe_disk_fault("figures", error)) from None
+                raise ArtifactError(self._describe_disk_fault("the measurement", error)) from None
 
     def read_measurements(self, artifact_id: str) -> tuple[Measurement, ...]:
-        """What was measured of a stored model since it was made. Raises `IntegrityError`."""
+        """All recorded measurements of a stored model. Raises `IntegrityError`."""
         return read_measurements(self.root / "figures", artifact_id)
 
     def require_space(self, needed_bytes: int, what: str) -> None:
-        """Raise `ArtifactError` unless the disk has room for `needed_bytes` and a little more."""
+        """Raise `ArtifactError` unless the disk has `needed_bytes` and a reserve of 64 MB free."""
         make_private_folder(self.root)
         free = shutil.disk_usage(self.root).free
         if free < needed_bytes + 64_000_000:
             raise ArtifactError(
                 f"{what} needs {format_bytes(needed_bytes)}, and {self.root} has "
-                f"{format_bytes(free)} free; make room (thrifty models gc) or set THRIFTY_HOME "
-                "to a larger disk"
+                f"{format_bytes(free)} free; free some space (thrifty models gc) or set "
+                "THRIFTY_HOME to a larger disk"
             )
 
-    # keeping
+    # Integrity and removal
 
     def verify(
         self,
@@ -226,9 +225,9 @@ class Store:
         thorough: bool = False,
         on_progress: OnProgress = ignore_progress,
     ) -> None:
-        """Raise `IntegrityError` unless every file is what it was when it was stored.
+        """Raise `IntegrityError` unless every file is as it was stored.
 
-        A file whose size, time and inode are as they were at the last check is taken as unchanged;
+        A file whose size, time and inode have not changed since the last check counts as unchanged;
         `thorough` reads every byte.
         """
         folder = self.folder_of(artifact.id)
@@ -249,22 +248,22 @@ class Store:
                 (thorough or stamps.get(entry.path) != stamp) and try_hash(path) != entry.sha256
             ):
                 raise IntegrityError(
-                    f"{path} is damaged: its checksum is not the one it was stored with; remove "
-                    "the model (thrifty models rm) and fetch it again"
+                    f"{path} is damaged: its checksum has changed; remove the model "
+                    "(thrifty models rm) and fetch it again"
                 )
             fresh[entry.path] = stamp
             done += entry.size
             on_progress(Progress("check", done, total))
         if fresh != stamps:
-            # A disk that is full or read-only costs the next check its shortcut, no more.
+            # If the disk is full or read-only, the next check only takes longer.
             with contextlib.suppress(OSError):
                 make_private_folder(stamps_path.parent)
-                write_file(stamps_path, msgspec.json.encode(fresh))
+                write_atomically(stamps_path, msgspec.json.encode(fresh))
 
     def lease(self, artifact_id: str) -> int:
-        """Hold an artifact against removal; returns a file descriptor that a child may inherit.
+        """Protect an artifact from removal; returns a file descriptor that a child may inherit.
 
-        The hold ends when every copy of the descriptor is closed, however its holders end.
+        The protection ends when every copy of the descriptor is closed, however its holders end.
         """
         path = self.root / "leases" / artifact_id
         make_private_folder(path.parent)
@@ -273,14 +272,14 @@ class Store:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             if is_at(descriptor, path):
                 return descriptor
-            # A collection removed the file while we waited for it.
+            # A garbage collection removed the file while this process waited for it.
             os.close(descriptor)
 
     def remove(self, label: str) -> NamedVersion:
-        """Take the name off one version (`name@vN`); its bytes go with the next collection."""
+        """Remove one version (`name@vN`); the next garbage collection removes its files."""
         name, number = parse_label(label)
         if number is None:
-            raise ArtifactError(f"say which version to remove, such as {name}@v1")
+            raise ArtifactError(f"name the version to remove, such as {name}@v1")
         with lock_file(self.root / "store.lock"):
             versions = self._read_versions(name)
             gone = [version for version in versions if version.version == number]
@@ -291,11 +290,11 @@ class Store:
             self._write_versions(name, [v for v in versions if v.version != number])
         return gone[0]
 
-    def collect_garbage(self, protected: frozenset[str] = frozenset()) -> Collected:
-        """Remove what no name and no server needs.
+    def collect_garbage(self, protected: frozenset[str] = frozenset()) -> GarbageCollection:
+        """Remove the artifacts that have no name and are not being served.
 
-        `protected` holds ids that must stay whatever happens, such as those of deployments that
-        are scaled down.
+        `protected` are the ids of other artifacts to keep, such as those of deployments that are
+        scaled down.
         """
         self._prepare_folders()
         with lock_file(self.root / "store.lock"):
@@ -317,9 +316,9 @@ class Store:
             freed = max(0, before - self._size())
             self._remove_stale_partials()
             self._remove_stale_temporaries()
-        return Collected(tuple(removed), freed, tuple(in_use))
+        return GarbageCollection(tuple(removed), freed, tuple(in_use))
 
-    # private
+    # Private
 
     def _find_latest(
         self, matches: Callable[[NamedVersion], bool]
@@ -335,7 +334,7 @@ class Store:
             make_private_folder(self.root / name)
 
     def _find_damaged_blobs(self, folder: Path, files: tuple[FileEntry, ...]) -> set[str]:
-        """Checksums of `files` whose blobs are here, but are not what they were."""
+        """The checksums of `files` whose blobs exist but are damaged."""
         damaged = set()
         for entry in files:
             blob = self.root / "blobs" / entry.sha256
@@ -345,17 +344,17 @@ class Store:
         return damaged
 
     def _keep_blobs(self, folder: Path, files: tuple[FileEntry, ...], damaged: set[str]) -> None:
-        """Make every file below `folder` a blob; needs the lock."""
+        """Make a blob of every file in `folder`; needs the lock."""
         for entry in files:
             blob = self.root / "blobs" / entry.sha256
             if entry.sha256 in damaged or not blob.exists():
-                # A link, not a move: the stage stays whole until the model is published.
+                # A link, not a move: the stage stays complete until the model is published.
                 link_file(folder / entry.path, blob)
 
     def _publish(self, artifact: Artifact) -> None:
         final = self.folder_of(artifact.id)
         if final.exists():
-            self._mend(artifact)
+            self._repair(artifact)
             return
         building = final.with_name(f".{artifact.id}-{os.getpid()}")
         remove_tree(building)
@@ -363,12 +362,12 @@ class Store:
             target = building / entry.path
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(self.root / "blobs" / entry.sha256, target)
-        write_file(building / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
+        write_atomically(building / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
         os.rename(building, final)
-        sync_folder(final.parent)
+        sync(final.parent)
 
-    def _mend(self, artifact: Artifact) -> None:
-        """Put back what is missing or damaged of a model that is stored already."""
+    def _repair(self, artifact: Artifact) -> None:
+        """Restore missing and damaged files of a model that is already stored."""
         folder = self.folder_of(artifact.id)
         for entry in artifact.files:
             blob, target = self.root / "blobs" / entry.sha256, folder / entry.path
@@ -378,10 +377,10 @@ class Store:
         with contextlib.suppress(ArtifactError):
             if self.load(artifact.id).files == artifact.files:
                 return
-        write_file(folder / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
+        write_atomically(folder / _NOTE, msgspec.json.format(msgspec.json.encode(artifact)))
 
     def _discard(self, folder: Path) -> None:
-        """Take an artifact away: hidden first, so that a kill leaves no half of it in sight."""
+        """Remove an artifact; rename it first, so that a kill leaves no visible part of it."""
         hidden = folder.with_name(f".{folder.name}-removed")
         os.rename(folder, hidden)
         remove_tree(hidden)
@@ -392,12 +391,12 @@ class Store:
     def _describe_disk_fault(self, name: str, error: OSError) -> str:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return (
-                f"the disk is full: {name} could not be stored in {self.root}; make room (thrifty "
-                "models gc) or set THRIFTY_HOME to a larger disk, and try again"
+                f"the disk is full: {name} could not be stored in {self.root}; free some space "
+                "(thrifty models gc) or set THRIFTY_HOME to a larger disk, and try again"
             )
         hint = ""
         if error.errno in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
-            hint = "; it must be on a file system with hard links, and on one only"
+            hint = "; it must be on a single file system that supports hard links"
         return f"{name} could not be stored in {self.root}: {error.strerror or error}{hint}"
 
     def _name(self, name: str, artifact_id: str, lineage: Lineage) -> NamedVersion:
@@ -423,7 +422,7 @@ class Store:
     def _write_versions(self, name: str, versions: list[NamedVersion]) -> None:
         path = self.root / "names" / f"{name}.json"
         if versions:
-            write_file(path, msgspec.json.format(msgspec.json.encode(versions)))
+            write_atomically(path, msgspec.json.format(msgspec.json.encode(versions)))
         else:
             path.unlink(missing_ok=True)
 
@@ -455,7 +454,7 @@ class Store:
 
 
 def _is_stale(folder: Path) -> bool:
-    """Whether a partial folder is empty, or was not touched for long."""
+    """Whether a partial folder is empty or was not touched for long."""
     if not folder.is_dir():
         return True
     times = [path.lstat().st_mtime for path in folder.rglob("*")]
@@ -463,8 +462,8 @@ def _is_stale(folder: Path) -> bool:
 
 
 def _read_files(folder: Path, on_progress: OnProgress) -> tuple[FileEntry, ...]:
-    """What lies below `folder`, on its way to the store: synced, and read-only from now on."""
-    # A folder of another store brings that store's note; this one writes its own.
+    """Hash the files in `folder`, sync them and make them read-only."""
+    # A folder from another store contains that store's note; this store writes its own.
     note = folder / _NOTE
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p != note)
     total = sum(path.stat().st_size for path in paths)

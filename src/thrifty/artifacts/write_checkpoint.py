@@ -1,6 +1,6 @@
-"""A decoder written as a plain checkpoint, which everything loads that loads transformers' models.
+"""Write a decoder as a plain checkpoint, which every tool for transformers models can load.
 
-Weights go out layer by layer, so that a model larger than memory can be written.
+Weights are written layer by layer, so that the model may be larger than memory.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _CLASSES = {
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
     "Qwen3ForCausalLM": ("Qwen3ForCausalLM", "qwen3"),
 }
-"""transformers' class and kind, by the architecture that a shape names."""
+"""The class and model type in transformers, by the architecture of a shape."""
 _LAYER_VECTORS = ("input_layernorm.weight", "post_attention_layernorm.weight",
                   "self_attn.q_norm.weight", "self_attn.k_norm.weight")  # fmt: skip
 SHARD_BYTES = 2_000_000_000
 
 
 def write_decoder(checkpoint: DecoderCheckpoint, folder: Path) -> None:
-    """Write `config.json`, `generation_config.json` and the weights, in 16 bits, into `folder`."""
+    """Write `config.json`, `generation_config.json` and the weights in 16 bits to `folder`."""
     if ROPE_FACTORS in checkpoint.tensors:
         raise FormatRefused(
-            "the GGUF keeps its rotary scaling as a tensor, which a plain checkpoint cannot say; "
-            "take the model's safetensors"
+            "the GGUF stores its rotary scaling as a tensor, which a plain checkpoint cannot "
+            "express; use the model's safetensors"
         )
     folder.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ def write_decoder(checkpoint: DecoderCheckpoint, folder: Path) -> None:
 
 
 def make_config(shape: DecoderShape, inner: int, *, tied: bool) -> dict[str, Any]:
-    """Transformers' config of a decoder with `inner` neurons in each of its MLPs."""
+    """The transformers config of a decoder with `inner` neurons in each MLP."""
     architecture, kind = _CLASSES[shape.architecture]
     rope: dict[str, Any] = {"rope_theta": shape.rope_theta, "rope_type": "default"}
     if shape.rope_scaling is not None:
@@ -123,7 +123,9 @@ def _write_shard(folder: Path, shard: dict[str, FloatArray], index: int) -> dict
 
 
 def _name_shards(folder: Path, files: list[dict[str, Any]]) -> None:
-    """The names that transformers looks for; more than one file has an index."""
+    """Give the shards the names that transformers expects, and write an index if there are
+    several.
+    """
     if len(files) == 1:
         files[0]["path"].rename(folder / "model.safetensors")
         return

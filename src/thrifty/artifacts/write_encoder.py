@@ -1,6 +1,4 @@
-"""An encoder written as a plain checkpoint: transformers' BERT, with what sentence-transformers reads
-beside it.
-"""
+"""Write an encoder as a plain checkpoint: transformers' BERT with sentence-transformers' files."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ ENCODER_MATRICES = (
     "intermediate.dense",
     "output.dense",
 )
-"""What an encoder's layer multiplies with, behind `encoder.layer.N.`."""
+"""The matrices of an encoder's layer, after `encoder.layer.N.`."""
 ENCODER_NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
 EMBEDDING_TABLES = ("word_embeddings", "position_embeddings", "token_type_embeddings")
 
@@ -32,9 +30,9 @@ _BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
 
 
 def write_encoder(checkpoint: EncoderCheckpoint, source: Path, target: Path) -> None:
-    """Write the weights, in 16 bits, and the settings, which are those of `source` but for the sizes.
+    """Write the weights, in 16 bits, and the settings of `source` with the new dimensions.
 
-    Tokenizer and pooling are those of `source`, too.
+    The tokenizer and the pooling are copied from `source`.
     """
     target.mkdir(parents=True, exist_ok=True)
     tensors = dict(read_encoder(checkpoint))
@@ -59,7 +57,7 @@ def write_encoder(checkpoint: EncoderCheckpoint, source: Path, target: Path) -> 
 
 
 def read_encoder(checkpoint: EncoderCheckpoint) -> Iterator[tuple[str, FloatArray]]:
-    """Every tensor by its name."""
+    """Yield every tensor with its name."""
     tensors = checkpoint.tensors
     names = [f"embeddings.{table}.weight" for table in EMBEDDING_TABLES]
     norms = ["embeddings.LayerNorm"]
@@ -73,7 +71,7 @@ def read_encoder(checkpoint: EncoderCheckpoint) -> Iterator[tuple[str, FloatArra
 
 
 def _copy_module(source: Path, target: Path, path: str, width: int) -> None:
-    """The settings of a module of sentence-transformers, with the width that embeddings have now."""
+    """Copy the settings of a sentence-transformers module, with the new width of embeddings."""
     settings = source / path / "config.json"
     if not path or Path(path).is_absolute() or ".." in Path(path).parts or not settings.exists():
         return

@@ -1,8 +1,8 @@
-"""A decoder written as GGUF, for llama.cpp and what is built on it.
+"""Write a decoder as GGUF, for llama.cpp and the tools built on it.
 
-A GGUF that is written anew keeps its metadata and its tokenizer. A transformers checkpoint gets the
-metadata that llama.cpp's converter would give it, and `llama` models its order of rotary dimensions.
-Tensors are read, encoded and written one by one, so that memory holds no more than the largest.
+A model that comes from a GGUF keeps its metadata and tokenizer. A transformers checkpoint gets the
+metadata that llama.cpp's converter would write, and `llama` models its order of rotary dimensions.
+Tensors are read, encoded and written one by one, so that memory holds at most the largest.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from thrifty.errors import IntegrityError
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 U32, F32, BOOL, STRING, ARRAY, I32 = 4, 6, 7, 8, 9, 5
-"""GGUF's numbers for the types of metadata."""
+"""GGUF's numbers for metadata types."""
 
 _LEFT_OUT = ("general.architecture", "general.alignment", "general.file_type",
              "general.quantization_version", "quantize.", "split.")  # fmt: skip
-"""Keys that say how the old file was written, not what the model is."""
+"""Keys that describe how the old file was written, not the model."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One value of the metadata. llama.cpp refuses numbers of another type than it expects."""
+    """One metadata value with its type; llama.cpp refuses numbers of an unexpected type."""
 
     value: Any
     kind: int
     item: int | None = None
-    """For arrays."""
+    """The type of an array's values."""
 
 
 @dataclass(frozen=True)
 class FloatTensor:
-    """A tensor that is read when it is wanted. `shape` is outermost first, as in NumPy."""
+    """A tensor that is read on demand. `shape` is outermost first, as in NumPy."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,13 +59,13 @@ class FloatTensor:
 
     @property
     def size(self) -> int:
-        """How many weights it has."""
+        """The number of weights."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class GgufContent:
-    """What a GGUF is to hold, in floats."""
+    """The content of a GGUF, in floats."""
 
     architecture: str
     shape: DecoderShape
@@ -74,13 +74,13 @@ class GgufContent:
 
 
 Encoder = Callable[[str, FloatArray, int], npt.NDArray[np.uint8]]
-"""From a tensor's name, its values and a GGML type's number to its bytes, [rows, bytes of a row]."""
+"""Encodes a tensor: from its name, its values and a GGML type to bytes, [rows, bytes per row]."""
 
 
 def read_content(folder: Path, name: str) -> GgufContent:
-    """What a GGUF of the decoder in `folder` holds; `name` is what its metadata call it.
+    """The content of a GGUF of the decoder in `folder`; `name` is the model's name in the metadata.
 
-    Raises `FormatRefused` for what GGUF cannot express, or llama.cpp would compute otherwise.
+    Raises `FormatRefused` for a model that GGUF cannot express, or llama.cpp computes differently.
     """
     checkpoint = load_decoder(folder)
     ggufs = sorted(folder.glob("*.gguf"))
@@ -144,7 +144,7 @@ def _describe_shape(shape: DecoderShape, architecture: str, inner: int) -> dict[
 
 
 def _make_value(value: Any) -> Value:
-    """As llama.cpp types the values of a vocabulary."""
+    """A value with the type that llama.cpp gives it in a vocabulary."""
     if isinstance(value, bool):
         return Value(value, BOOL)
     if isinstance(value, int):
@@ -155,7 +155,7 @@ def _make_value(value: Any) -> Value:
 
 
 def _list_tensors(checkpoint: DecoderCheckpoint, architecture: str) -> list[FloatTensor]:
-    """Every tensor of a transformers checkpoint, in the order of llama.cpp's converter."""
+    """The tensors of a transformers checkpoint, in the order of llama.cpp's converter."""
     shape, tensors = checkpoint.shape, checkpoint.tensors
     hidden, head_dim = shape.hidden_size, shape.head_dim
     queries, keys = shape.heads * head_dim, shape.kv_heads * head_dim
@@ -169,8 +169,8 @@ def _list_tensors(checkpoint: DecoderCheckpoint, architecture: str) -> list[Floa
             values = tensors.read_tensor(name)
             if values.shape != sizes:
                 raise IntegrityError(
-                    f"the tensor {name!r} is {values.shape}, and its model's settings say {sizes}; "
-                    "fetch the model again"
+                    f"the tensor {name!r} has the shape {values.shape}, but the model's settings "
+                    f"imply {sizes}; fetch the model again"
                 )
             return interleave(values, heads) if heads else values
 
@@ -209,7 +209,7 @@ def _list_tensors(checkpoint: DecoderCheckpoint, architecture: str) -> list[Floa
 
 
 def _find_rope_factors(shape: DecoderShape) -> FloatArray:
-    """What Llama 3.1's rule divides each rotary frequency by, [head_dim / 2]."""
+    """The divisors of the rotary frequencies by Llama 3.1's rule, [head_dim / 2]."""
     scaling = shape.rope_scaling
     assert scaling is not None
     exponents = np.arange(0, shape.head_dim, 2, dtype=np.float64) / shape.head_dim
@@ -221,7 +221,7 @@ def _find_rope_factors(shape: DecoderShape) -> FloatArray:
 
 
 def count_bytes(tensor: FloatTensor, kind: int) -> int:
-    """What a tensor takes in a GGML type."""
+    """The size of a tensor in a GGML type."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
@@ -240,14 +240,14 @@ def write_gguf(
     """Write `content` to `path`.
 
     Args:
-        path: Is written anew.
-        content: What it holds.
-        types: For each tensor, by name, the number of its GGML type.
-        encode: Makes a tensor's bytes.
-        more: Metadata that say how this file was made.
-        on_progress: Told of bytes that were written.
+        path: The file to create or replace.
+        content: What to write.
+        types: The GGML type of each tensor, by name.
+        encode: Encodes a tensor.
+        more: Metadata that describe how this file was made.
+        on_progress: Called with the bytes written.
 
-    Raises what reading and encoding raise, and `OSError` where the disk does not take it.
+    Raises the errors of reading and encoding, and `OSError`.
     """
     from gguf import GGUFWriter
     from gguf.constants import GGMLQuantizationType, GGUFValueType
@@ -279,7 +279,7 @@ def write_gguf(
 
 
 def _to_bytes(value: Any) -> Any:
-    """Strings as they were read: tokens may hold bytes that are no UTF-8."""
+    """Encode strings as they were read: tokens may contain bytes that are not UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="surrogateescape")
     if isinstance(value, list) and value and isinstance(value[0], str | list):
@@ -288,19 +288,21 @@ def _to_bytes(value: Any) -> Any:
 
 
 def encode_floats(name: str, values: FloatArray, kind: int) -> npt.NDArray[np.uint8]:
-    """The types that NumPy makes: floats, and Q8_0. Raises `OverflowError` where float16 is too small,
-    `IntegrityError` where a weight is no number.
+    """Encode the types that NumPy can: floats and Q8_0.
+
+    Raises `OverflowError` if float16 cannot represent a weight, `IntegrityError` if a weight is not
+    finite.
     """
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import quantize
 
     if not np.isfinite(values).all():
-        raise IntegrityError(f"the tensor {name!r} has a weight that is no finite number")
+        raise IntegrityError(f"the tensor {name!r} has a weight that is not finite")
     if kind == GGMLQuantizationType.F16:
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
         if not np.isfinite(halves).all():
-            raise OverflowError(f"{name} has a weight beyond 65504, the largest float16")
+            raise OverflowError(f"{name} has a weight above 65504, the largest float16")
         return halves.view(np.uint8)
     made: npt.NDArray[Any] = quantize(values, GGMLQuantizationType(kind))
     return made.view(np.uint8)

@@ -1,10 +1,10 @@
-"""How much a service can take: a load generator, and the statistics of what it saw.
+"""Load tests: a load generator, and statistics of its measurements.
 
-workload.py   what is asked: lengths, shared prefixes, repeats, traces
+workload.py   what is requested: lengths, shared prefixes, repeats, traces
 client.py     one request, with the time of every token
-load.py       how requests arrive: in a closed loop, or on their own
+load.py       how requests arrive: in a closed loop or an open one
 summary.py    percentiles, throughput and goodput, with confidence intervals
-plot.py       the same as a picture
+plot.py       plots of the same
 """
 
 from thrifty.bench.load import LoadPlan, run_load

@@ -1,4 +1,4 @@
-"""The short measurement that `thrifty up` makes once a service is ready."""
+"""The short speed test that `thrifty up` runs once a service is ready."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from thrifty.bench.client import Target, ask_once
+from thrifty.bench.client import Target, send_request
 from thrifty.bench.load import LoadPlan, run_load
 from thrifty.bench.summary import summarize
 from thrifty.bench.workload import Lengths, PlannedRequest, Workload
@@ -21,29 +21,29 @@ QUESTION = "What is the capital of France?"
 STREAMS = (1, 8)
 SECONDS = 2.5
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48
-EMBEDDED_TOGETHER = (1, 32)
+EMBEDDING_BATCH_SIZES = (1, 32)
 """Texts in a request for embeddings."""
 
 
 @dataclass(frozen=True)
 class ServiceSpeed:
-    """What was measured just now."""
+    """The result of the speed test."""
 
     question: str
     answer: str
     ttft_s: float
     tokens_per_s: dict[int, float]
-    """By the number of streams."""
+    """By the number of concurrent streams."""
     cost_per_million_tokens: float
     price_per_hour: float
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The result as plain data."""
         return asdict(self)
 
 
 async def ask_question(url: str, model: str, key: str | None) -> tuple[str, float]:
-    """One question; returns the answer and how long it took to come. Raises `BenchError`."""
+    """Ask one question; returns the answer and its latency in seconds. Raises `BenchError`."""
     client = HttpClient()
     body = {
         "model": model,
@@ -89,7 +89,7 @@ async def measure_service(
     client = HttpClient()
     try:
         first = [
-            await ask_once(client, target, PlannedRequest(f"{QUESTION} ({attempt})", 4))
+            await send_request(client, target, PlannedRequest(f"{QUESTION} ({attempt})", 4))
             for attempt in range(3)
         ]
     finally:
@@ -115,18 +115,21 @@ async def measure_embeddings(
     words: int = PROMPT_TOKENS,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[int, float]:
-    """Texts a second, of so many words each, by how many a request holds; one request at a time. Raises
-    `BenchError`.
+    """Measure texts per second, of `words` words each, by the number of texts in a request.
+
+    Sends one request at a time. Raises `BenchError`.
     """
-    asks = Workload(Lengths("fixed", words, 0), Lengths("fixed", 1, 0), seed=time.time_ns()).asks()
+    requests = Workload(
+        Lengths("fixed", words, 0), Lengths("fixed", 1, 0), seed=time.time_ns()
+    ).requests()
     client = HttpClient()
     speeds: dict[int, float] = {}
     try:
-        for together in EMBEDDED_TOGETHER:
-            on_step(f"{together} text{'s' if together > 1 else ''}")
+        for batch_size in EMBEDDING_BATCH_SIZES:
+            on_step(f"{batch_size} text{'s' if batch_size > 1 else ''}")
             done, started_s = 0, time.perf_counter()
             while (took_s := time.perf_counter() - started_s) < SECONDS:
-                texts = [ask.prompt for ask in itertools.islice(asks, together)]
+                texts = [request.prompt for request in itertools.islice(requests, batch_size)]
                 status, data = await client.fetch(
                     f"{url}/v1/embeddings", method="POST",
                     headers=b"content-type: application/json\r\n",
@@ -134,8 +137,8 @@ async def measure_embeddings(
                 )  # fmt: skip
                 if status != 200:
                     raise BenchError(f"embeddings were answered with {status}: {data[:300]!r}")
-                done += together
-            speeds[together] = done / took_s
+                done += batch_size
+            speeds[batch_size] = done / took_s
     finally:
         client.close()
     return speeds

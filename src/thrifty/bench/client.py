@@ -18,8 +18,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 @dataclass
-class Sample:
-    """What one request saw. Times are seconds on the clock of `time.perf_counter`."""
+class RequestResult:
+    """The timing of one request, in seconds on the clock of `time.perf_counter`."""
 
     started_s: float
     ended_s: float = 0.0
@@ -41,7 +41,7 @@ class Sample:
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; None where there is only one."""
+        """Time per output token after the first; None if there is only one."""
         if self.output_tokens < 2:
             return None
         return (self.chunk_times_s[-1] - self.chunk_times_s[0]) / (self.output_tokens - 1)
@@ -49,7 +49,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Target:
-    """What to send requests to."""
+    """The server, the model and the options of requests."""
 
     origin: Origin
     model: str
@@ -65,11 +65,11 @@ class Target:
         base = "" if self.origin.base_path.endswith("/v1") else "/v1"
         return f"{base}/chat/completions" if self.chat else f"{base}/completions"
 
-    def encode(self, ask: PlannedRequest) -> bytes:
+    def encode(self, request: PlannedRequest) -> bytes:
         """The request's body."""
         body: dict[str, Any] = {
             "model": self.model,
-            "max_tokens": ask.max_tokens,
+            "max_tokens": request.max_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0,
@@ -78,29 +78,35 @@ class Target:
         if self.ignore_eos:
             body["ignore_eos"] = True
         if self.chat:
-            body["messages"] = [{"role": "user", "content": ask.prompt}]
+            body["messages"] = [{"role": "user", "content": request.prompt}]
         else:
-            body["prompt"] = ask.prompt
+            body["prompt"] = request.prompt
         return _encode(body)
 
     @property
     def headers(self) -> bytes:
-        """Header lines of every request."""
+        """The headers of every request."""
         lines = b"content-type: application/json\r\n"
         return (
             lines if self.key is None else lines + f"authorization: Bearer {self.key}\r\n".encode()
         )
 
 
-async def ask_once(client: HttpClient, target: Target, ask: PlannedRequest) -> Sample:
-    """Make one request and follow its stream to the end. Faults end up in the sample."""
-    sample = Sample(time.perf_counter())
+async def send_request(
+    client: HttpClient, target: Target, request: PlannedRequest
+) -> RequestResult:
+    """Send one request and read its stream to the end. The result contains any failure."""
+    sample = RequestResult(time.perf_counter())
     reader = _StreamReader(sample)
     answer: Answer | None = None
     try:
         async with asyncio.timeout(target.timeout_s):
             answer = await client.open(
-                target.origin, "POST", target.path, headers=target.headers, body=target.encode(ask)
+                target.origin,
+                "POST",
+                target.path,
+                headers=target.headers,
+                body=target.encode(request),
             )
             if answer.status != 200:
                 body = await answer.read()
@@ -117,14 +123,14 @@ async def ask_once(client: HttpClient, target: Target, ask: PlannedRequest) -> S
             answer.abort()
     sample.ended_s = time.perf_counter()
     if sample.error is None and not sample.chunk_times_s:
-        sample.error = "the stream held no text"
+        sample.error = "the stream contained no text"
     if sample.output_tokens == 0:
         sample.output_tokens = len(sample.chunk_times_s)
     return sample
 
 
 class _StreamReader:
-    def __init__(self, sample: Sample) -> None:
+    def __init__(self, sample: RequestResult) -> None:
         self._sample = sample
         self._rest = b""
 
@@ -149,9 +155,11 @@ class _StreamReader:
             self._sample.cached_tokens = usage.cached_tokens
 
 
-async def require_working(client: HttpClient, target: Target, ask: PlannedRequest) -> Sample:
-    """One request that must work. Raises `BenchError` with the next step where it does not."""
-    sample = await ask_once(client, target, ask)
+async def require_working(
+    client: HttpClient, target: Target, request: PlannedRequest
+) -> RequestResult:
+    """Send one request that must succeed. Raises `BenchError` with advice if it does not."""
+    sample = await send_request(client, target, request)
     if sample.error is None:
         return sample
     hint = ""

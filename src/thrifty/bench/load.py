@@ -1,8 +1,9 @@
-"""How requests arrive.
+"""The arrival of requests, in a closed or an open loop.
 
-In a closed loop a fixed number of clients each wait for their answer before they ask again: it
-finds what a service can do. Open arrivals come on their own, as users do, at a rate with random
-gaps (Poisson) or as a trace says: they find what a service does under a load that does not wait.
+In a closed loop, a fixed number of clients wait for each response before they send the next
+request: this measures a service's capacity. In an open loop, requests arrive independently of
+responses, as users do: at a rate with random gaps (Poisson), or as a trace says. This measures a
+service's behaviour under a given load.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from thrifty.bench.client import Sample, Target, ask_once, require_working
+from thrifty.bench.client import RequestResult, Target, require_working, send_request
 from thrifty.bench.workload import PlannedRequest, Workload
 from thrifty.http.client import HttpClient
 
 MAX_OPEN_REQUESTS = 4096
-"""Open arrivals beyond this many unanswered ones are not sent but counted as failed: the service
-is far past what it can do, and this machine must not go down with it."""
+"""In an open loop, requests beyond this many unanswered ones are not sent but counted as failed:
+the service is far beyond its capacity, and this machine must not fail with it.
+"""
 
 OnTick = Callable[[float, int], None]
-"""Called with seconds since the start and requests ended."""
+"""Called with the seconds since the start and the number of completed requests."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class LoadPlan:
 
     @property
     def label(self) -> str:
-        """The level, for people."""
+        """The level in words."""
         if self.concurrency is not None:
             return f"{self.concurrency} streams"
         return f"{self.rate:g} requests/s" if self.rate is not None else "trace"
@@ -46,10 +48,10 @@ class LoadPlan:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What one level saw: every request, and the window in which it counts."""
+    """The results of one level: every request, and the measurement window."""
 
     plan: LoadPlan
-    samples: list[Sample]
+    samples: list[RequestResult]
     window_start_s: float
     window_end_s: float
 
@@ -57,13 +59,15 @@ class LoadResult:
 async def run_load(
     target: Target, workload: Workload, plan: LoadPlan, on_tick: OnTick | None = None
 ) -> LoadResult:
-    """Run one level. Requests that began inside the window are let end; tokens count only inside
-    it, so that neither the start nor the end distorts the throughput. Raises `BenchError`.
+    """Run one level of load. Raises `BenchError`.
+
+    Requests that started in the window run to their end, but only tokens inside the window count,
+    so that neither the start nor the end distorts the throughput.
     """
     client = HttpClient()
-    samples: list[Sample] = []
+    samples: list[RequestResult] = []
     try:
-        await require_working(client, target, next(workload.asks("first")))
+        await require_working(client, target, next(workload.requests("first")))
         start_s = time.perf_counter() + plan.warm_up_s
         end_s = start_s + plan.duration_s
         if plan.trace is not None:
@@ -84,7 +88,7 @@ async def run_load(
     return LoadResult(plan, samples, start_s, end_s)
 
 
-async def _tick(start_s: float, samples: list[Sample], on_tick: OnTick | None) -> None:
+async def _tick(start_s: float, samples: list[RequestResult], on_tick: OnTick | None) -> None:
     while on_tick is not None:
         await asyncio.sleep(0.2)
         on_tick(time.perf_counter() - start_s, len(samples))
@@ -96,14 +100,14 @@ async def _run_closed(
     workload: Workload,
     concurrency: int,
     end_s: float,
-    samples: list[Sample],
+    samples: list[RequestResult],
 ) -> None:
-    # All clients draw from one row of requests, so that repeats are of anybody's questions.
-    asks = workload.asks(f"{concurrency} streams")
+    # All clients share one sequence of requests, so that they repeat each other's requests.
+    requests = workload.requests(f"{concurrency} streams")
 
     async def one_client() -> None:
         while time.perf_counter() < end_s:
-            samples.append(await ask_once(client, target, next(asks)))
+            samples.append(await send_request(client, target, next(requests)))
 
     await asyncio.gather(*(one_client() for _ in range(concurrency)))
 
@@ -112,39 +116,41 @@ def _arrivals(
     workload: Workload, plan: LoadPlan, start_s: float, end_s: float
 ) -> Iterator[tuple[float, PlannedRequest]]:
     if plan.trace is not None:
-        for ask in plan.trace:
-            yield start_s + ask.at_s, ask
+        for request in plan.trace:
+            yield start_s + request.at_s, request
         return
     assert plan.rate is not None
     rng = random.Random(f"{plan.seed}/arrivals")
     at_s = start_s - plan.warm_up_s
-    for ask in workload.asks(plan.label):
+    for request in workload.requests(plan.label):
         at_s += rng.expovariate(plan.rate)
         if at_s >= end_s:
             return
-        yield at_s, ask
+        yield at_s, request
 
 
 async def _run_open(
     client: HttpClient,
     target: Target,
     arrivals: Iterator[tuple[float, PlannedRequest]],
-    samples: list[Sample],
+    samples: list[RequestResult],
 ) -> None:
     running: set[asyncio.Task[None]] = set()
 
-    async def one(ask: PlannedRequest, due_s: float) -> None:
-        sample = await ask_once(client, target, ask)
-        # The user began to wait when the request was due, not when we got round to sending it.
+    async def one(request: PlannedRequest, due_s: float) -> None:
+        sample = await send_request(client, target, request)
+        # The user starts to wait when the request is due, not when it is sent.
         sample.started_s = due_s
         samples.append(sample)
 
-    for due_s, ask in arrivals:
+    for due_s, request in arrivals:
         await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
         if len(running) >= MAX_OPEN_REQUESTS:
-            samples.append(Sample(due_s, time.perf_counter(), error="too many requests unanswered"))
+            samples.append(
+                RequestResult(due_s, time.perf_counter(), error="too many requests unanswered")
+            )
             continue
-        task = asyncio.ensure_future(one(ask, due_s))
+        task = asyncio.ensure_future(one(request, due_s))
         running.add(task)
         task.add_done_callback(running.discard)
     if running:

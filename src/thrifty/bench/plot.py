@@ -1,4 +1,4 @@
-"""The levels of a load test as a picture: throughput, and latencies against load."""
+"""Plots of a load test: throughput and latencies at each level of load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from thrifty.errors import BenchError
 
 
 def plot_levels(levels: Sequence[LevelSummary], title: str, path: Path) -> None:
-    """Draw `levels` to a PNG. Raises `BenchError` where matplotlib is not installed."""
+    """Draw `levels` to a PNG. Raises `BenchError` if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""What a level of load comes to, with confidence intervals.
+"""Summarize a level of load, with confidence intervals.
 
 Intervals are 95% percentile bootstraps (Efron 1979): over requests for latencies, over slices of
-the window for throughput, because neighbouring tokens are not independent.
+the window for throughput, because consecutive tokens are not independent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.bench.client import Sample
+from thrifty.bench.client import RequestResult
 from thrifty.bench.load import LoadResult
 from thrifty.errors import BenchError
 from thrifty.units import parse_duration_s
@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95% interval."""
+    """An estimate and its 95% interval."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Distribution:
-    """Percentiles of a latency in milliseconds; the median with its interval."""
+    """Percentiles of a latency in milliseconds, and the median's 95% interval."""
 
     mean: float
     p50: float
@@ -49,14 +49,14 @@ class Distribution:
 
 @dataclass(frozen=True)
 class LatencyObjective:
-    """What a request must meet to count as good. None: does not matter."""
+    """The latencies that a good request must not exceed. None: no limit."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
 
-    def is_met(self, sample: Sample) -> bool:
-        """Whether a request was good."""
+    def is_met(self, sample: RequestResult) -> bool:
+        """Whether a request meets the objective."""
         if sample.error is not None:
             return False
         tpot_s = sample.tpot_s or 0.0
@@ -69,7 +69,7 @@ class LatencyObjective:
 
 @dataclass(frozen=True)
 class LevelSummary:
-    """One level of load, in figures."""
+    """The measurements of one level of load."""
 
     level: str
     concurrency: int | None
@@ -90,12 +90,12 @@ class LevelSummary:
     error_samples: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """The summary as plain data."""
         return asdict(self)
 
 
 def parse_objective(text: str) -> LatencyObjective:
-    """`ttft=500ms,tpot=60ms,e2e=10s`, any of them. Raises `BenchError`."""
+    """Parse `ttft=500ms,tpot=60ms,e2e=10s` or a part of it. Raises `BenchError`."""
     values: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
@@ -109,7 +109,7 @@ def parse_objective(text: str) -> LatencyObjective:
 
 
 def summarize(result: LoadResult, objective: LatencyObjective | None = None) -> LevelSummary:
-    """The figures of one level."""
+    """Summarize one level of load."""
     plan = result.plan
     start_s, end_s = result.window_start_s, result.window_end_s
     inside = [s for s in result.samples if start_s <= s.started_s < end_s]
@@ -143,9 +143,9 @@ def summarize(result: LoadResult, objective: LatencyObjective | None = None) -> 
     )
 
 
-def _count_tokens(samples: list[Sample], start_s: float, end_s: float) -> FloatArray:
-    """Output tokens in each slice of the window. A chunk counts for the tokens it holds on
-    average in its request.
+def _count_tokens(samples: list[RequestResult], start_s: float, end_s: float) -> FloatArray:
+    """The output tokens in each slice of the window. Each chunk of a request counts as the average
+    number of tokens in its chunks.
     """
     times: list[float] = []
     weights: list[float] = []

@@ -1,7 +1,7 @@
-"""What is asked of a service.
+"""The requests of a load test.
 
-Prompts are made of common words, each about one token; what a prompt really came to is read from
-the answers. The same seed asks the same questions.
+Prompts consist of common words, each about one token; the real number of tokens is read from the
+responses. The same seed produces the same requests.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ WORDS = [
 ]
 
 MAX_REMEMBERED = 10_000
-"""How many prompts a repeat may be of."""
+"""How many prompts are kept for repetition."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,8 @@ class Lengths:
 
 
 def parse_lengths(text: str) -> Lengths:
-    """`128`, `uniform:64-256`, `normal:128,30` (mean, deviation) or `lognormal:128,0.5` (median,
-    sigma). Raises `BenchError`.
+    """Parse `128`, `uniform:64-256`, `normal:128,30` (mean, standard deviation) or
+    `lognormal:128,0.5` (median, sigma). Raises `BenchError`.
     """
     kind, _, rest = text.partition(":")
     try:
@@ -268,7 +268,7 @@ def parse_lengths(text: str) -> Lengths:
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """One request to be made. `at_s` is when, for traces; 0 otherwise."""
+    """One request to send. `at_s` is its time in a trace; 0 otherwise."""
 
     prompt: str
     max_tokens: int
@@ -277,10 +277,10 @@ class PlannedRequest:
 
 @dataclass(frozen=True)
 class Workload:
-    """What requests look like.
+    """A distribution of requests.
 
-    `prefix_share` is the part of each prompt's words that comes from one of `prefixes` shared
-    beginnings; `repeat_share` is the chance that a request repeats an earlier one exactly.
+    `prefix_share` is the part of each prompt that comes from one of `prefixes` shared prefixes.
+    `repeat_share` is the probability that a request exactly repeats an earlier one.
     """
 
     prompt: Lengths = field(default_factory=lambda: Lengths("fixed", 128, 0))
@@ -290,9 +290,9 @@ class Workload:
     repeat_share: float = 0.0
     seed: int = 0
 
-    def asks(self, level: str = "") -> Iterator[PlannedRequest]:
-        """Requests without end. Another `level` asks other questions, also with other shared
-        beginnings, so that one level of load does not find the caches warm from another.
+    def requests(self, level: str = "") -> Iterator[PlannedRequest]:
+        """Yield requests without end. Each `level` has its own prompts and shared prefixes, so that
+        one level of load does not warm the caches for another.
         """
         rng = random.Random(f"{self.seed}/{level}")
         beginnings = [
@@ -307,20 +307,20 @@ class Workload:
             length = self.prompt.draw(rng)
             shared = round(length * self.prefix_share)
             words = rng.choice(beginnings)[:shared] + rng.choices(WORDS, k=length - shared)
-            ask = PlannedRequest(" ".join(words), self.output.draw(rng))
+            request = PlannedRequest(" ".join(words), self.output.draw(rng))
             if len(past) < MAX_REMEMBERED:
-                past.append(ask)
-            yield ask
+                past.append(request)
+            yield request
 
 
 def read_trace(path: Path, seed: int = 0) -> list[PlannedRequest]:
-    """Requests from a file of JSON lines.
+    """Read requests from a file of JSON lines.
 
-    Each line has `at_s` (seconds from the start) and either `prompt` or `prompt_tokens`, and
-    `max_tokens` (or `output_tokens`). Raises `BenchError` with the line at fault.
+    Each line has `at_s` (seconds from the start), `prompt` or `prompt_tokens`, and `max_tokens` (or
+    `output_tokens`). Raises `BenchError` with the line at fault.
     """
     rng = random.Random(f"{seed}/trace")
-    asks = []
+    requests = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -334,12 +334,12 @@ def read_trace(path: Path, seed: int = 0) -> list[PlannedRequest]:
                 rng.choices(WORDS, k=int(item["prompt_tokens"]))
             )
             limit = int(item.get("max_tokens") or item["output_tokens"])
-            asks.append(PlannedRequest(prompt, limit, float(item["at_s"])))
+            requests.append(PlannedRequest(prompt, limit, float(item["at_s"])))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchError(
                 f"{path}, line {number}: {error!r}; each line needs at_s, prompt or prompt_tokens, "
                 "and max_tokens"
             ) from None
-    if not asks:
+    if not requests:
         raise BenchError(f"the trace {path} is empty")
-    return sorted(asks, key=lambda ask: ask.at_s)
+    return sorted(requests, key=lambda request: request.at_s)

@@ -8,7 +8,7 @@ from pathlib import Path
 from thrifty.artifacts import Store
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns
-from thrifty.compare.table import compare
+from thrifty.compare.table import ComparisonRequest, compare
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
 
@@ -34,10 +34,12 @@ def run_compare(
         check_plots()
     home = find_home()
     with show_progress() as on_progress:
+        request = ComparisonRequest(
+            models, reference, text, tokens, tasks, items, measure=measure, speed_again=speed_again
+        )
         found = compare(
-            models, store=Store(home.models), home=home, machine=detect_machine(),
-            reference=reference, text=text, tokens=tokens, tasks=tasks, items=items,
-            measure=measure, speed_again=speed_again, on_progress=on_progress,
+            request, store=Store(home.models), home=home, machine=detect_machine(),
+            on_progress=on_progress,
         )  # fmt: skip
     if report is not None:
         from thrifty.compare.report import write_report

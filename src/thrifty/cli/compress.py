@@ -7,8 +7,8 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
-from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, say_divergence, say_embeddings
-from thrifty.compress.pipeline import Compressed, Stage
+from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, format_divergence, format_embeddings
+from thrifty.compress.pipeline import PipelineResult, Stage
 from thrifty.engines.machine import detect_machine
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
@@ -27,7 +27,7 @@ def run_compress(target: str, flags: dict[str, Any], *, as_json: bool) -> None:
     compressor = Compressor(home, store, machine, tell)
     for one in each:
         compressor.check(one)
-    made: list[Compressed] = []
+    made: list[PipelineResult] = []
     with show_progress() as on_progress:
         for one in each:
             model = fetch_model(store, one.spec.model, on_progress=on_progress)
@@ -42,7 +42,7 @@ def run_compress(target: str, flags: dict[str, Any], *, as_json: bool) -> None:
         print_line(compressed.result[0].label)
 
 
-def _as_dict(compressed: Compressed) -> dict[str, Any]:
+def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
     return {
         "source": compressed.source[0].label,
         "result": compressed.result[0].label,
@@ -63,7 +63,7 @@ def _as_dict(compressed: Compressed) -> dict[str, Any]:
     }
 
 
-def _show(compressed: Compressed) -> None:
+def _show(compressed: PipelineResult) -> None:
     if compressed.source[1].description.family is Family.ENCODER:
         columns = (*EMBEDDINGS, "tasks", "load", "texts/s, 1 / 32 a request")
     else:
@@ -79,9 +79,9 @@ def _row(stage: Stage) -> tuple[str, ...]:
     speed = next(iter(find("speed")), {})
     speeds = speed.get("texts_per_s") or speed.get("tokens_per_s") or {}
     if stage.artifact.description.family is Family.ENCODER:
-        quality = say_embeddings(next(iter(find("embeddings")), None))
+        quality = format_embeddings(next(iter(find("embeddings")), None))
     else:
-        quality = say_divergence(next(iter(find("quality")), None))
+        quality = format_divergence(next(iter(find("quality")), None))
     return (
         stage.name,
         stage.version.label,

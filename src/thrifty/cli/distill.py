@@ -8,9 +8,9 @@ from thrifty.artifacts import Store
 from thrifty.cli.show import err, print_json, print_line, show_progress
 from thrifty.cli.texts import find_named
 from thrifty.compress.distill.answers import RemoteTeacher
-from thrifty.compress.distill.distill import distill_model
+from thrifty.compress.distill.distill import DistillationRequest, distill_model
 from thrifty.compress.distill.settings import Training
-from thrifty.evaluate.suite import find_text
+from thrifty.evaluate.suite import find_data
 from thrifty.home import find_home
 
 
@@ -32,13 +32,13 @@ def run_distill(
     home = find_home()
     store = Store(home.models)
     with show_progress() as on_progress:
-        learned = find_text(text, home.data, store, on_progress).path
+        learned = find_data(text, home.data, store, on_progress).path
         judged = find_named(held_out, home, store, on_progress)
-        version, artifact = distill_model(
-            store, student, teacher, text=learned, held_out=judged, out=out,
-            training=training, references=home.evaluations, work=home.trainings, live=live,
-            backend=backend, processes=processes, on_progress=on_progress,
+        request = DistillationRequest(
+            student, teacher, learned, out, training, judged, live=live, backend=backend,
+            processes=processes,
         )  # fmt: skip
+        version, artifact = distill_model(store, home, request, on_progress)
     figures = version.lineage.figures
     if plot is not None:
         _plot(figures, plot)

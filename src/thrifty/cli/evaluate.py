@@ -9,10 +9,10 @@ from pathlib import Path
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named
-from thrifty.evaluate import Evaluation, evaluate
+from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
 from thrifty.evaluate.embeddings import EmbeddingAgreement
 from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.suite import find_text
+from thrifty.evaluate.suite import find_data
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
 from thrifty.types import OnProgress
@@ -25,7 +25,7 @@ def _find_task(name: str, home: Home, store: Store, on_progress: OnProgress) -> 
     """A file, or a set fetched; tasks of lm-evaluation-harness keep their name."""
     if is_harness_task(name):
         return name
-    return str(find_text(name, home.data, store, on_progress).path)
+    return str(find_data(name, home.data, store, on_progress).path)
 
 
 def run_evaluate(
@@ -52,11 +52,7 @@ def run_evaluate(
     home = find_home()
     store = Store(home.models)
     with show_progress() as on_progress:
-        found = evaluate(
-            model,
-            reference,
-            store=store,
-            folder=home.evaluations,
+        options = EvaluationOptions(
             text=find_named(text, home, store, on_progress),
             tasks=[_find_task(task, home, store, on_progress) for task in tasks],
             pairs=pairs,
@@ -69,8 +65,11 @@ def run_evaluate(
             margin=margin,
             backend=backend,
             kv_precision=kv_precision,
-            on_progress=on_progress,
         )
+        found = evaluate(
+            model, reference, options, store=store, folder=home.evaluations,
+            on_progress=on_progress,
+        )  # fmt: skip
     if as_json:
         print_json(found.as_dict())
     else:

@@ -8,10 +8,11 @@ from thrifty.cli.show import err, print_json, print_line, print_table, show_prog
 from thrifty.cli.texts import find_named
 from thrifty.compress.pipeline import TEXT
 from thrifty.compress.prune.encoder import prune_encoder
-from thrifty.compress.prune.encoder_report import PrunedEncoder
-from thrifty.compress.prune.prune import Pruned, prune_decoder
+from thrifty.compress.prune.prune import prune_decoder
+from thrifty.compress.prune.report import EncoderPruningReport, PruningReport
+from thrifty.compress.prune.request import PruningRequest
 from thrifty.errors import CompressionError
-from thrifty.evaluate.suite import find_text
+from thrifty.evaluate.suite import find_data
 from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes
@@ -36,20 +37,21 @@ def run_prune(
     store = Store(home.models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
-        learned = find_text(text or TEXT, home.data, store, on_progress).path
+        learned = find_data(text or TEXT, home.data, store, on_progress).path
         judged = find_named(held_out, home, store, on_progress)
         prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
-        new_version, new_artifact, report = prune(
-            store, version, artifact, parameters, out=out, calibration=learned, held_out=judged,
-            depth=not width_only, width=not depth_only, tokens=tokens, on_progress=on_progress,
+        request = PruningRequest(
+            parameters, out, learned, judged, depth=not width_only, width=not depth_only,
+            tokens=tokens,
         )  # fmt: skip
+        new_version, new_artifact, report = prune(store, version, artifact, request, on_progress)
     figures = new_version.lineage.figures
     if as_json:
         print_json(
             {"name": new_version.label, "bytes": new_artifact.size_bytes, "figures": figures}
         )
         return
-    if isinstance(report, PrunedEncoder):
+    if isinstance(report, EncoderPruningReport):
         _show_encoder(report)
     elif report is not None:
         _show_decoder(report)
@@ -61,10 +63,14 @@ def run_prune(
     print_line(new_version.label)
 
 
-def _show_decoder(report: Pruned) -> None:
+def _show_decoder(report: PruningReport) -> None:
     rows = [
-        (one.way, f"{one.parameters / report.parameters_before:.1%}", f"{one.kl_divergence:.4f}")
-        for one in report.tried
+        (
+            one.description,
+            f"{one.parameters / report.parameters_before:.1%}",
+            f"{one.kl_divergence:.4f}",
+        )
+        for one in report.candidates
     ]
     print_table(("what is kept", "parameters", "KL divergence, calibration text"), rows)
     if report.layers:
@@ -76,11 +82,11 @@ def _show_decoder(report: Pruned) -> None:
         )  # fmt: skip
 
 
-def _show_encoder(report: PrunedEncoder) -> None:
+def _show_encoder(report: EncoderPruningReport) -> None:
     rows = [
-        (one.way, f"{one.parameters / report.parameters_before:.1%}", f"{one.rank_correlation:.4f}",
+        (one.description, f"{one.parameters / report.parameters_before:.1%}", f"{one.rank_correlation:.4f}",
          "" if one.cosine is None else f"{one.cosine:.4f}")
-        for one in report.tried
+        for one in report.candidates
     ]  # fmt: skip
     print_table(
         ("what is kept", "parameters", "rank correlation, calibration text", "cosine"), rows

@@ -1,1 +1,1 @@
-"""Models side by side: how large, how good, how fast, made how."""
+"""Models side by side: their size, quality, speed and lineage."""

@@ -1,4 +1,4 @@
-"""What a model was made from, and how, in words."""
+"""A model's lineage in words."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from thrifty.artifacts import NamedVersion, Store
 
 @dataclass(frozen=True)
 class LineageStep:
-    """A model, and how it came to be."""
+    """A model, and how it was made."""
 
     name: str
     how: str
 
 
 def describe_lineage(store: Store, version: NamedVersion) -> list[LineageStep]:
-    """From the model itself to what it was made from first, as far as that is stored."""
+    """The steps from the model itself back to its source, as far as they are stored."""
     known = {one.label: one for one in store.versions()}
     steps = [LineageStep(version.label, describe_making(version))]
     seen = {version.label}
@@ -35,7 +35,7 @@ def describe_lineage(store: Store, version: NamedVersion) -> list[LineageStep]:
 
 
 def describe_making(version: NamedVersion) -> str:
-    """How one version was made of its parent, or where it came from."""
+    """How one version was made from its parent, or where it came from."""
     lineage = version.lineage
     recipe, figures = lineage.recipe, lineage.figures
     step = recipe.get("step")
@@ -46,8 +46,10 @@ def describe_making(version: NamedVersion) -> str:
     if step == "openvino":
         scheme = recipe.get("quantize", "")
         if figures.get("recipe"):
-            return f"{scheme}: {figures['recipe']}, {figures['bits_per_weight']:.2f} bits a weight"
-        return "16-bit weights" if scheme == "none" else f"{scheme}, rounded to the nearest"
+            return (
+                f"{scheme}: {figures['recipe']}, {figures['bits_per_weight']:.2f} bits per weight"
+            )
+        return "16-bit weights" if scheme == "none" else f"{scheme}, rounded to nearest"
     if step:
         scheme = recipe.get("scheme") or recipe.get("quantize")
         return f"{step} {scheme}" if scheme else str(step)

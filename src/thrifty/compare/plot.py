@@ -1,4 +1,4 @@
-"""A comparison's plots as a PNG."""
+"""The plots of a comparison as a PNG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from thrifty.errors import EvaluationError
 
 
 def check_plots() -> None:
-    """Raise `EvaluationError` where matplotlib is not installed: before anything is measured."""
+    """Raise `EvaluationError` if matplotlib is not installed, before anything is measured."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
@@ -18,7 +18,7 @@ def check_plots() -> None:
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw the plots of `comparison`. Raises `EvaluationError` where there is nothing to draw."""
+    """Draw the plots of `comparison`. Raises `EvaluationError` if there is nothing to draw."""
     check_plots()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     scatters = make_scatters(comparison)
     if not scatters:
         raise EvaluationError(
-            "nothing to draw: no model has both a distance from the reference and a size or speed; measure them "
+            "nothing to draw: no model has both a quality and a size or speed; measure them "
             "(without --no-measure)"
         )
     figure = Figure(figsize=(6.4 * len(scatters), 4.8), layout="constrained")
@@ -47,7 +47,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axis.set_xlabel(scatter.x_label)
         axis.set_ylabel(scatter.y_label)
         axis.grid(alpha=0.3)
-    # Names in one place: points that lie close together would have theirs on one another.
+    # One legend for all plots: names beside points that are close together would overlap.
     named = {
         name: handle
         for axis in figure.axes
@@ -58,7 +58,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     )  # fmt: skip
     text = comparison.text
     figure.suptitle(
-        f"Beside {comparison.reference}, on {text['name']}; {comparison.speed['processor']}",
+        f"Relative to {comparison.reference}, on {text['name']}; {comparison.speed['processor']}",
         fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A comparison as one HTML file that needs nothing else: the table, and plots as inline SVG.
+"""A comparison as one self-contained HTML file: the table, and the plots as inline SVG.
 
-Colours follow the reader's setting, light or dark. The page is a Jinja template, which escapes
-everything that is put into it.
+Colours follow the reader's light or dark setting. The page is a Jinja template, which escapes all
+values.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from thrifty.artifacts.disk import write_file
 from thrifty.compare.columns import describe_conditions, make_cells, make_columns
 from thrifty.compare.scatter import Scatter, make_scatters, round_step
 from thrifty.compare.table import Comparison
+from thrifty.files import write_atomically
 from thrifty.version import __version__
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 66, 18, 16, 50
 LETTER = 6.8
-"""The width of a letter of labels, about, to keep them apart by."""
+"""The approximate width of a label's letter, by which labels are kept apart."""
 LINE = 15
 
 STYLE_COLOURS = 8
-"""How many colours the template defines: `--c0` and on."""
+"""The number of colours in the template: `--c0` and so on."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a plot's axes lie, in the units of its `viewBox`."""
+    """The position of a plot's axes, in the units of its `viewBox`."""
 
     width: int = WIDTH
     height: int = HEIGHT
@@ -42,13 +42,13 @@ class Frame:
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
-    """Put the report at `path`, whole or not at all."""
+    """Write the report atomically to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, make_report(comparison).encode())
+    write_atomically(path, make_report(comparison))
 
 
 def make_report(comparison: Comparison) -> str:
-    """The whole page."""
+    """The whole page as HTML."""
     colours = {
         row.name: f"var(--c{index % STYLE_COLOURS})" for index, row in enumerate(comparison.rows)
     }
@@ -72,7 +72,7 @@ def make_report(comparison: Comparison) -> str:
 
 
 def _place(scatter: Scatter, colours: dict[str, str]) -> dict[str, Any]:
-    """A plot's ticks, marks and labels, with their coordinates."""
+    """The ticks, marks and labels of a plot, with their coordinates."""
     frame = Frame()
     low, high = scatter.y_range
 
@@ -88,7 +88,7 @@ def _place(scatter: Scatter, colours: dict[str, str]) -> dict[str, Any]:
     labels = place_labels([point.name for point in scatter.points], spots)
     marks = []
     for point, (x, y), (left, base) in zip(scatter.points, spots, labels, strict=True):
-        # A name on the left ends at its point, however wide its letters are.
+        # A name to the left of its point ends there, whatever the width of its letters.
         after = left > x
         leader = {"x": round(x + (9 if after else -9), 1), "y": round(base - 4, 1)}
         marks.append({
@@ -122,8 +122,8 @@ def _place(scatter: Scatter, colours: dict[str, str]) -> dict[str, Any]:
 
 
 def place_labels(names: list[str], spots: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Where each name begins and its baseline is: beside its point, inside the plot, on no other name
-    and no point as far as there is room.
+    """The start and the baseline of each name: beside its point, inside the plot and, if there is
+    room, without overlapping other names and points.
     """
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in spots]
     placed = []

@@ -1,4 +1,4 @@
-"""Which points a comparison's plots have, and where axes begin and end. Drawing is for others."""
+"""The points and axis ranges of a comparison's plots, without drawing them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from thrifty.compare.table import Comparison, Row
 from thrifty.types import Family
 
 LEAST_DIVERGENCE = 1e-5
-"""A logarithm has no place for nothing; what is nearer is drawn here."""
+"""The lower limit of values on the logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """One plot: how far models are from the reference, on a logarithm's scale, against something."""
+    """One plot: the models' distance from the reference, on a log scale, against size or speed."""
 
     title: str
     x_label: str
@@ -33,28 +33,28 @@ class Scatter:
 
     @property
     def x_end(self) -> float:
-        """From 0 to a round number beyond the last point."""
+        """The end of the x axis, which starts at 0: a round number beyond the last point."""
         return round_up(max(point.x for point in self.points) * 1.15)
 
     @property
     def y_range(self) -> tuple[int, float]:
-        """Exponents of ten, from a whole one, with room for a name above the highest point."""
+        """The exponents of ten at the ends of the y axis, with room for a name above the points."""
         values = [math.log10(point.y) for point in self.points]
         low = math.floor(min(values) - 0.15)
         return low, max(max(values) + 0.35, low + 1.3)
 
 
 def make_scatters(comparison: Comparison) -> list[Scatter]:
-    """Quality against size, and against speed; a plot without points is left out."""
+    """Quality against size and against speed; a plot without points is left out."""
     if comparison.family is Family.ENCODER:
         y_label = "1 - rank correlation of similarities"
-        speeds, together, speed_label = "texts_per_s", "32", "texts a second, 32 a request"
+        speeds, level, speed_label = "texts_per_s", "32", "texts per second, 32 per request"
     else:
-        y_label = "KL divergence, nats a token"
-        speeds, together, speed_label = "tokens_per_s", "8", "tokens a second, 8 streams"
+        y_label = "KL divergence, nats per token"
+        speeds, level, speed_label = "tokens_per_s", "8", "tokens per second, 8 streams"
     by_size = [_point(row, (row.size_bytes or 0) / 1e6) for row in comparison.rows]
     by_speed = [
-        _point(row, (row.speed or {}).get(speeds, {}).get(together, 0.0)) for row in comparison.rows
+        _point(row, (row.speed or {}).get(speeds, {}).get(level, 0.0)) for row in comparison.rows
     ]
     plots = [
         Scatter("Quality against size", "size, MB", y_label, [p for p in by_size if p]),
@@ -76,12 +76,12 @@ def _point(row: Row, x: float) -> Point | None:
 
 
 def round_up(value: float) -> float:
-    """To 1, 2, 2.5 or 5 times a power of ten, or a few steps of it."""
+    """Round up to 1, 2, 2.5 or 5 times a power of ten, or a small multiple of it."""
     step = round_step(value / 5)
     return math.ceil(value / step) * step
 
 
 def round_step(value: float) -> float:
-    """A step that ticks are well apart with."""
+    """A round distance between ticks, at least `value`."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value)

@@ -1,4 +1,4 @@
-"""Models side by side, from what is recorded of them and what is measured now.
+"""Models side by side, from recorded measurements and new ones.
 
 One table has one suite: one reference, one amount of one text, one engine and one processor with
 its features. Measurements under other conditions are not mixed in; notes beside the table name them
@@ -26,12 +26,12 @@ from thrifty.evaluate.suite import (
     HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
     TASK,
+    DataFile,
     EvaluationSuite,
-    Named,
     describe_arithmetic,
-    describe_form,
+    describe_weights,
+    find_data,
     find_root,
-    find_text,
     measure_quality,
 )
 from thrifty.evaluate.windows import digest_file
@@ -50,38 +50,38 @@ class Row:
     name: str
     id: str
     form: str
-    """How its weights are when it is run: `f16`, `int8`, `int4`."""
+    """The weight format in which it runs: `f16`, `int8`, `int4`."""
     parameters: int
     size_bytes: int | None
-    """Of all files, in the form that is run."""
+    """The size of all files that run."""
     bits_per_weight: float | None
-    """Of all weights, the table and scales included."""
+    """Over all weights, embedding table and scales included."""
     quality: dict[str, Any] | None
-    """A decoder's."""
+    """For decoders."""
     embeddings: dict[str, Any] | None
-    """An encoder's."""
+    """For encoders."""
     tasks: dict[str, dict[str, Any]]
     speed: dict[str, Any] | None
     lineage: list[LineageStep]
-    """From the model itself to what it was made from first."""
+    """From the model itself back to its source."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of them, and what they were measured on."""
+    """All rows, and the conditions of their measurements."""
 
     reference: str
     family: Family
-    """Of the reference; nothing is said of how good models of the other are."""
+    """The reference's. Models of the other family have no quality here."""
     rows: list[Row]
     text: dict[str, Any]
-    """The text's name, and what figures on it depend on."""
+    """The text's name, and the conditions of measurements on it."""
     tasks: list[str]
     speed: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As `thrifty compare --json` tells it."""
+        """The output of `thrifty compare --json`."""
         return {
             "reference": self.reference,
             "text": self.text,
@@ -91,134 +91,137 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """Which models to compare, and on what."""
+
+    models: Sequence[str]
+    """Stored names, sources or paths."""
+    reference: str | None = None
+    """What they are compared with. Default: the source of the first model."""
+    text: str | None = None
+    """Held-out text. Default: the one that most of them were measured on; else `wiki`."""
+    tokens: int | None = None
+    """How many tokens of the text."""
+    tasks: Sequence[str] = ()
+    """Questions. Default: those that any of them was measured on."""
+    items: int | None = None
+    """The most items of each task."""
+    measure: bool = True
+    """Whether to measure what is missing."""
+    speed_again: bool = False
+    """Whether to measure recorded speeds again, because the machine may have been busy."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one comparison share."""
+
+    request: ComparisonRequest
+    store: Store
+    home: Home
+    machine: Machine
+    on_progress: OnProgress
+    notes: list[str] = field(default_factory=list)
+
+
 def compare(
-    models: Sequence[str],
+    request: ComparisonRequest,
     *,
     store: Store,
     home: Home,
     machine: Machine,
-    reference: str | None = None,
-    text: str | None = None,
-    tokens: int | None = None,
-    tasks: Sequence[str] = (),
-    items: int | None = None,
-    measure: bool = True,
-    speed_again: bool = False,
     on_model: Callable[[str], None] = lambda label: None,
     on_progress: OnProgress = ignore_progress,
 ) -> Comparison:
-    """Put `models` side by side. What is not recorded is measured, unless `measure` is off. Blocks.
+    """Compare models, and measure what is not recorded yet. Blocks.
 
-    Args:
-        models: Stored names, sources, or paths.
-        store: Where models are kept.
-        home: Where texts and references are kept.
-        machine: What this machine is.
-        reference: What they are held to. Default: what the first was made from in the end.
-        text: Held-out text. Default: what most of them were measured on; `wiki` where none was.
-        tokens: How much of it.
-        tasks: Questions. Default: those that any of them was asked.
-        items: At most so many of each.
-        measure: Whether to measure what is missing.
-        speed_again: Whether to measure speeds that are recorded, too: the machine may have been busy.
-        on_model: Told of each model that is measured.
-        on_progress: Told of every step.
+    `home` stores texts and references; `on_model` is called with each model that is measured.
+    Raises `ThriftyError` and its subclasses.
     """
+    run = _Run(request, store, home, machine, on_progress)
+    models = _fetch_models(run)
+    if request.reference is not None:
+        root = fetch_model(store, request.reference, on_progress=on_progress)[0]
+    else:
+        root = find_root(store, models[0][0])
+    family = store.load(root.artifact).description.family
+    if family is Family.ENCODER and (request.tasks or request.tokens is not None):
+        raise EvaluationError(
+            f"{root.label} is an encoder: it answers no tasks, and is evaluated on "
+            f"{HELD_OUT_TEXTS:,} passages"
+        )
+    suite = _choose_suite(run, root, family, models)
+    rows = []
+    for model in models:
+        if request.measure:
+            on_model(model[0].label)
+        rows.append(_make_row(run, model, suite))
+        run.notes.extend(_describe_others(run, model, suite))
+    conditions = {"name": suite.text.name, **suite.text_conditions} if suite.text else {}
+    speed = make_conditions(choose_engine("auto", models[0][1]), machine)
+    tasks = [task.name for task in suite.tasks]
+    return Comparison(root.label, suite.family, rows, conditions, tasks, speed, run.notes)
+
+
+def _fetch_models(run: _Run) -> list[Model]:
+    """The requested models without duplicates, which the notes name."""
     found: list[Model] = []
-    notes: list[str] = []
-    for name in models:
-        model = fetch_model(store, name, on_progress=on_progress)
+    for name in run.request.models:
+        model = fetch_model(run.store, name, on_progress=run.on_progress)
         same = [known for known, artifact in found if artifact.id == model[1].id]
         if same:
-            notes.append(f"{model[0].label} is the same model as {same[0].label}")
+            run.notes.append(f"{model[0].label} is the same model as {same[0].label}")
         else:
             found.append(model)
-    if reference is not None:
-        root = fetch_model(store, reference, on_progress=on_progress)[0]
-    else:
-        root = find_root(store, found[0][0])
-    family = store.load(root.artifact).description.family
-    if family is Family.ENCODER and (tasks or tokens is not None):
-        raise EvaluationError(
-            f"{root.label} is an encoder: it answers no tasks, and is judged by {HELD_OUT_TEXTS:,} passages"
-        )
-    suite = _choose_suite(
-        root, family, found, text, tokens, tasks, items, measure, store, home, on_progress
-    )
-    rows = []
-    for version, artifact in found:
-        if measure:
-            on_model(version.label)
-        rows.append(
-            _make_row(version, artifact, suite, measure, speed_again, store, home, machine, notes, on_progress)
-        )  # fmt: skip
-        notes += _tell_of_others(version, artifact, suite, store, machine)
-    conditions = {"name": suite.text.name, **suite.text_conditions} if suite.text else {}
-    speed = make_conditions(choose_engine("auto", found[0][1]), machine)
-    return Comparison(
-        root.label,
-        suite.family,
-        rows,
-        conditions,
-        [task.name for task in suite.tasks],
-        speed,
-        notes,
-    )
+    return found
 
 
 def _choose_suite(
-    root: NamedVersion,
-    family: Family,
-    found: Sequence[Model],
-    text: str | None,
-    tokens: int | None,
-    tasks: Sequence[str],
-    items: int | None,
-    measure: bool,
-    store: Store,
-    home: Home,
-    on_progress: OnProgress,
+    run: _Run, root: NamedVersion, family: Family, models: Sequence[Model]
 ) -> EvaluationSuite:
-    """As it is asked for; else what most of the models were measured on before."""
-    make_private_folder(home.data)
+    """The requested data; by default, what most of the models were measured on."""
+    request, tokens, items = run.request, run.request.tokens, run.request.items
+    data = make_private_folder(run.home.data)
     here = describe_arithmetic().items()
     recorded = [
         one
-        for _, artifact in found
-        for one in store.read_measurements(artifact.id)
+        for _, artifact in models
+        for one in run.store.read_measurements(artifact.id)
         if one.conditions.get("reference") == root.artifact and here <= one.conditions.items()
     ]
     kind = EvaluationSuite(root, family=family).kind
     texts = [one for one in recorded if one.kind == kind]
-    chosen = find_text(text, home.data, store, on_progress) if text is not None else None
-    if chosen is not None:
-        texts = [one for one in texts if one.conditions["text_sha256"] == chosen.sha256]
+    text = None
+    if request.text is not None:
+        text = find_data(request.text, data, run.store, run.on_progress)
+        texts = [one for one in texts if one.conditions["text_sha256"] == text.sha256]
     if tokens is not None:
         texts = [one for one in texts if one.conditions["tokens"] == tokens]
     usual_text, usual = _most_usual(texts)
     if usual is not None and family is Family.DECODER:
         tokens = int(usual.conditions["tokens"])
-    chosen = chosen or usual_text
-    if chosen is None and measure:
-        chosen = find_text(HELD_OUT, home.data, store, on_progress)
-    questions = [find_text(name, home.data, store, on_progress) for name in tasks]
+    text = text or usual_text
+    if text is None and request.measure:
+        text = find_data(HELD_OUT, data, run.store, run.on_progress)
+    tasks = [find_data(name, data, run.store, run.on_progress) for name in request.tasks]
     asked = [one for one in recorded if one.kind == TASK]
-    if questions:
-        named = {task.sha256 for task in questions}
-        asked = [one for one in asked if one.conditions["task_sha256"] in named]
+    if tasks:
+        checksums = {task.sha256 for task in tasks}
+        asked = [one for one in asked if one.conditions["task_sha256"] in checksums]
     usual_task = _most_usual(asked)[1]
     if items is None and usual_task is not None:
         items = usual_task.conditions["items"]
-    if not questions:
+    if not tasks:
         same = [one for one in asked if one.conditions["items"] == items]
-        questions = list({one.values["task"]: _named(one, "task") for one in same}.values())
+        tasks = list({one.values["task"]: _read_data_file(one, "task") for one in same}.values())
     return EvaluationSuite(
-        root, chosen, family, tokens=tokens or HELD_OUT_TOKENS, tasks=tuple(questions), items=items
+        root, text, family, tokens=tokens or HELD_OUT_TOKENS, tasks=tuple(tasks), items=items
     )
 
 
-def _most_usual(recorded: Sequence[Measurement]) -> tuple[Named | None, Measurement | None]:
-    """The text, or task, that most figures are of; of several, the one measured last."""
+def _most_usual(recorded: Sequence[Measurement]) -> tuple[DataFile | None, Measurement | None]:
+    """The text or task of most measurements; of several, that of the latest measurement."""
     if not recorded:
         return None, None
     counts = Counter(str(sorted(one.conditions.items(), key=str)) for one in recorded)
@@ -226,125 +229,130 @@ def _most_usual(recorded: Sequence[Measurement]) -> tuple[Named | None, Measurem
         recorded,
         key=lambda one: (counts[str(sorted(one.conditions.items(), key=str))], one.measured),
     )
-    return _named(best, "task" if best.kind == TASK else "text"), best
+    return _read_data_file(best, "task" if best.kind == TASK else "text"), best
 
 
-def _named(one: Measurement, kind: str) -> Named:
-    return Named(one.values[kind], Path(one.values["path"]), one.conditions[f"{kind}_sha256"])
+def _read_data_file(one: Measurement, kind: str) -> DataFile:
+    return DataFile(one.values[kind], Path(one.values["path"]), one.conditions[f"{kind}_sha256"])
 
 
-def _make_row(
-    version: NamedVersion,
-    artifact: Artifact,
-    suite: EvaluationSuite,
-    measure: bool,
-    speed_again: bool,
-    store: Store,
-    home: Home,
-    machine: Machine,
-    notes: list[str],
-    on_progress: OnProgress,
-) -> Row:
-    quality: Measurement | None = None
-    tasks: dict[str, dict[str, Any]] = {}
+def _make_row(run: _Run, model: Model, suite: EvaluationSuite) -> Row:
+    version, artifact = model
     comparable = artifact.description.family is suite.family
-    if measure and comparable:
-        try:
-            _require_files(suite)
-            measure_quality(store, home.evaluations, version, artifact, suite, on_progress)
-        except EvaluationError as error:
-            notes.append(f"{version.label}: its quality was not measured: {error}")
-    as_is = _is_made_gguf(version, artifact)
-    if as_is:
-        notes.append(
-            f"{version.label} is shown as the file is; its quality is that of its weights dequantized, and "
-            "its speed is not measured: the engine here does not run GGUF's forms as they are"
+    quantized_gguf = _is_quantized_gguf(version, artifact)
+    if run.request.measure:
+        _measure(run, model, suite, quality=comparable, speed=not quantized_gguf)
+    if quantized_gguf:
+        run.notes.append(
+            f"{version.label} is shown as it is stored; its quality is that of its dequantized "
+            "weights, and its speed is not measured: the engine here does not run GGUF's weight "
+            "formats"
         )
-    if measure and not as_is:
-        try:
-            measure_speed(store, home, version, artifact, machine, on_progress, again=speed_again)
-        except (BenchError, FleetError, SpecError) as error:
-            notes.append(f"{version.label}: its speed was not measured: {error}")
-    recorded = store.read_measurements(artifact.id)
+    recorded = run.store.read_measurements(artifact.id)
+    quality: Measurement | None = None
     if suite.text is not None and comparable:
         quality = find_measurement(recorded, suite.kind, suite.text_conditions)
-    encoder = suite.family is Family.ENCODER
+    tasks: dict[str, dict[str, Any]] = {}
     for task in suite.tasks:
         known = find_measurement(recorded, TASK, suite.task_conditions(task))
         if known is not None:
             tasks[task.name] = known.values
-    speed = None if as_is else find_speed(store, artifact, machine)
-    run = artifact if as_is else _find_run(store, artifact)
-    if run is not None and run.id != artifact.id and artifact.description.format is Format.GGUF:
-        notes.append(
+    speed = None if quantized_gguf else find_speed(run.store, artifact, run.machine)
+    served = artifact if quantized_gguf else _find_served(run.store, artifact)
+    if served is not None and served.id != artifact.id and _is_gguf(artifact):
+        run.notes.append(
             f"{version.label} is a GGUF of {artifact.description.weights} "
-            f"({format_bytes(artifact.size_bytes)}); it is run, and shown, with its weights "
+            f"({format_bytes(artifact.size_bytes)}); it runs, and is shown, with its weights "
             "dequantized to 16 bits"
         )
+    encoder = suite.family is Family.ENCODER
     return Row(
         version.label,
         artifact.id,
-        artifact.description.weights if as_is else describe_form(artifact),
+        artifact.description.weights if quantized_gguf else describe_weights(artifact),
         artifact.description.parameters,
-        run.size_bytes if run is not None else None,
-        _count_bits(run),
+        served.size_bytes if served is not None else None,
+        _count_bits(served),
         quality.values if quality and not encoder else None,
         quality.values if quality and encoder else None,
         tasks,
         speed.values if speed else None,
-        describe_lineage(store, version),
+        describe_lineage(run.store, version),
     )
 
 
+def _measure(
+    run: _Run, model: Model, suite: EvaluationSuite, *, quality: bool, speed: bool
+) -> None:
+    """Measure and record what is missing; the notes say what could not be measured."""
+    version, artifact = model
+    if quality:
+        try:
+            _require_files(suite)
+            measure_quality(
+                run.store, run.home.evaluations, version, artifact, suite, run.on_progress
+            )
+        except EvaluationError as error:
+            run.notes.append(f"{version.label}: its quality was not measured: {error}")
+    if speed:
+        again = run.request.speed_again
+        try:
+            measure_speed(
+                run.store, run.home, version, artifact, run.machine, run.on_progress, again=again
+            )
+        except (BenchError, FleetError, SpecError) as error:
+            run.notes.append(f"{version.label}: its speed was not measured: {error}")
+
+
 def _require_files(suite: EvaluationSuite) -> None:
-    """Texts that figures are of may be gone, or have changed since."""
+    """Raise `EvaluationError` if a file is missing or has changed since it was used."""
     files = [one for one in suite.tasks if not is_harness_task(one.name)]
     for one in (suite.text, *files):
         if one is not None and (not one.path.exists() or digest_file(one.path) != one.sha256):
             raise EvaluationError(
-                f"{one.path} is no longer what others were measured on; name text with --text, and "
-                "questions with --task"
+                f"{one.path} has changed since other models were measured on it; name a text with "
+                "--text and tasks with --task"
             )
 
 
-def _is_made_gguf(version: NamedVersion, artifact: Artifact) -> bool:
-    """Whether it was quantized for llama.cpp. A GGUF that a source gave is a checkpoint to begin with."""
-    return artifact.description.format is Format.GGUF and bool(version.lineage.parents)
+def _is_gguf(artifact: Artifact) -> bool:
+    return artifact.description.format is Format.GGUF
 
 
-def _find_run(store: Store, artifact: Artifact) -> Artifact | None:
-    """The files that are run: those of the checkpoint with 16-bit weights, if they are made yet."""
+def _is_quantized_gguf(version: NamedVersion, artifact: Artifact) -> bool:
+    """Whether it was quantized for llama.cpp here. A GGUF from a source counts as a checkpoint."""
+    return _is_gguf(artifact) and bool(version.lineage.parents)
+
+
+def _find_served(store: Store, artifact: Artifact) -> Artifact | None:
+    """What runs: for a checkpoint, its graph with 16-bit weights, if that exists."""
     if artifact.description.format is Format.OPENVINO:
         return artifact
     return choose_engine("auto", artifact).find_prepared(artifact, "none", store)
 
 
-def _count_bits(run: Artifact | None) -> float | None:
-    if run is None or not run.description.parameters:
+def _count_bits(served: Artifact | None) -> float | None:
+    if served is None or not served.description.parameters:
         return None
     weights = [
         entry.size
-        for entry in run.files
+        for entry in served.files
         if entry.path == "openvino_model.bin" or entry.path.endswith(".gguf")
     ]
-    return 8 * sum(weights) / run.description.parameters if weights else None
+    return 8 * sum(weights) / served.description.parameters if weights else None
 
 
-def _tell_of_others(
-    version: NamedVersion,
-    artifact: Artifact,
-    suite: EvaluationSuite,
-    store: Store,
-    machine: Machine,
-) -> list[str]:
-    """Figures that are recorded and not in the table, because they were measured otherwise."""
+def _describe_others(run: _Run, model: Model, suite: EvaluationSuite) -> list[str]:
+    """The recorded measurements that are not in the table because their conditions differ."""
+    version, artifact = model
     shown: list[dict[str, Any]] = [suite.task_conditions(task) for task in suite.tasks]
     if suite.text is not None:
         shown.append(suite.text_conditions)
-    shown.append(make_conditions(choose_engine("auto", artifact), machine))
-    here = make_conditions(choose_engine("auto", artifact), machine)["features"]
-    told = []
-    for one in store.read_measurements(artifact.id):
+    conditions = make_conditions(choose_engine("auto", artifact), run.machine)
+    shown.append(conditions)
+    here = conditions["features"]
+    notes = []
+    for one in run.store.read_measurements(artifact.id):
         if one.conditions in shown:
             continue
         where = f"{one.conditions.get('engine')}, {one.conditions.get('processor')}"
@@ -356,9 +364,9 @@ def _tell_of_others(
             count = next(
                 one.values[key] for key in ("tokens", "items", "texts") if key in one.values
             )
-            what = f"it on {subject} ({count:,}) beside {one.values.get('beside')}"
-        told.append(f"{version.label}: not shown, measured otherwise: {what}; {where}")
-    return told
+            what = f"it on {subject} ({count:,}) relative to {one.values.get('beside')}"
+        notes.append(f"{version.label}: not shown, under other conditions: {what}; {where}")
+    return notes
 
 
 def _describe_features(features: Sequence[str] | None, here: Sequence[str]) -> str:

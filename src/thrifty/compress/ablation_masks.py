@@ -1,6 +1,6 @@
-"""Many variants of a decoder in one graph: a number for each thing that can be on or off.
+"""Many variants of a decoder in one graph, with a mask for each part that can be switched off.
 
-Trying a variant then is a run with other numbers, without building anything anew.
+Testing a variant is then a run with other masks, without building another graph.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class AblationMasks:
         self.input.output(0).set_names({_NAME})
 
     def multiply(self, x: Any, index: int) -> Any:
-        """`x` times the mask of that number."""
+        """`x` times the mask with that index."""
         at = op.constant(np.array([index], np.int64))
         return op.multiply(x, op.gather(self.input, at, op.constant(np.int64(0))))
 
 
 class MaskedModel:
-    """A decoder whose weights have masks, compared with itself as `usual` masks have it."""
+    """A decoder whose weights have masks, compared with its output under the masks `usual`."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class MaskedModel:
         self._references = [self._run(tokens, usual).copy() for tokens in windows]
 
     def measure(self, masks: FloatArray) -> float:
-        """The mean divergence (KL, nats) that other masks bring."""
+        """The mean KL divergence in nats under `masks`, from the output under the usual masks."""
         total, count = 0.0, 0
         for tokens, reference in zip(self._windows, self._references, strict=True):
             pair = {"reference": reference, "other": self._run(tokens, masks)}
@@ -69,7 +69,7 @@ class MaskedModel:
         return max(0.0, total / count)
 
     def _run(self, tokens: TokenArray, masks: FloatArray) -> FloatArray:
-        """Logits [T, vocabulary], in memory that the next run writes to."""
+        """Logits [T, vocabulary], in memory that the next run overwrites."""
         self._request.reset_state()
         self._request.infer(make_inputs(tokens) | {_NAME: masks})
         logits: FloatArray = self._request.get_tensor("logits").data[0]
@@ -77,8 +77,10 @@ class MaskedModel:
 
 
 def _build_divergence(vocab_size: int) -> ov.Model:
-    """The divergence (KL, nats) of the distribution that `other` logits [T, vocabulary] stand for from
-    that of the `reference`, [T]: computed by the engine, whose threads are many times numpy's.
+    """A graph of the KL divergence in nats, [T], from `reference` to `other` logits [T,
+    vocabulary].
+
+    The engine's threads compute it many times faster than NumPy.
     """
     inputs = [op.parameter([-1, vocab_size], ov.Type.f32, name=n) for n in ("reference", "other")]
     for parameter in inputs:

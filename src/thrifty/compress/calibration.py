@@ -1,4 +1,4 @@
-"""What a model's matrices are fed with, over text that is not the text it is judged by."""
+"""Statistics of the inputs of a decoder's matrices over calibration text."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from thrifty.types import OnProgress, Progress, ignore_progress
 FloatArray = npt.NDArray[np.float32]
 
 SHINGLE_WORDS = 13
-"""So many words in a row, found in both, are taken for an overlap, as is usual in the field."""
+"""This many consecutive words in both texts count as overlap, as is usual in the field."""
 MOST_OVERLAP = 0.001
-"""The share of the evaluation text's shingles that calibration text may hold: set phrases do recur."""
+"""The share of the evaluation text's shingles that may recur by chance, as set phrases do."""
 
 
 def read_calibration(
     path: Path, tokenizer: TextTokenizer, window: int, *, judged: int, learned: int
 ) -> tuple[list[TokenArray], list[TokenArray]]:
-    """Windows of calibration text: some to choose by among what was made, at most `judged` tokens and a
-    quarter of all, and behind them others to make it with, at most `learned` tokens. Raises
-    `CompressionError` where there are not two.
+    """Windows of calibration text: some to compare candidates on, others to make them from.
+
+    The former are at most `judged` tokens and a quarter of all, the latter at most `learned`
+    tokens. Raises `CompressionError` if the text has fewer than two windows.
     """
     windows = list(read_windows(path, tokenizer, window, judged + learned))
     if len(windows) < 2:
         raise CompressionError(
-            f"{path} is too short: it has {len(windows)} windows of {window} tokens, and one is needed to "
-            "learn from and another to choose by"
+            f"{path} is too short: it has {len(windows)} windows of {window} tokens, and at least "
+            "two are needed, for calibration and for selection"
         )
     count = min(max(1, judged // window), max(1, len(windows) // 4))
     return windows[:count], windows[count:]
 
 
 def count_tokens(windows: Iterable[TokenArray]) -> int:
-    """Of all of them."""
+    """The total number of tokens."""
     return sum(len(tokens) for tokens in windows)
 
 
@@ -52,8 +53,9 @@ def collect_inputs(
     windows: Sequence[TokenArray],
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, FloatArray]:
-    """For each matrix of the decoder, by name: the mean of x x^T over all tokens, where x is what it is
-    multiplied with. Matrices that are fed the same share one array.
+    """For each matrix of the decoder, by name: the mean of x x^T over its inputs x of all tokens.
+
+    Matrices with the same input share one array.
     """
     count = count_tokens(windows)
     return _collect(checkpoint, windows, lambda x: x.T @ x, np.add, count, on_progress)
@@ -64,8 +66,9 @@ def collect_importance(
     windows: Sequence[TokenArray],
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, FloatArray]:
-    """For each matrix of the decoder, by name: the mean square of what each of its columns is multiplied
-    with, [columns]. It is the diagonal of what `collect_inputs` finds, in a fraction of the memory.
+    """For each matrix of the decoder, by name: the mean square of each of its inputs, [columns].
+
+    It is the diagonal of the result of `collect_inputs`, in a fraction of the memory.
     """
     count = count_tokens(windows)
     return _collect(
@@ -78,7 +81,7 @@ def collect_largest(
     windows: Sequence[TokenArray],
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, FloatArray]:
-    """The same of the largest magnitude that each column is multiplied with, [columns]."""
+    """For each matrix of the decoder, by name: the largest magnitude of each input, [columns]."""
     return _collect(
         checkpoint, windows, lambda x: np.abs(x).max(axis=0), np.maximum, 1, on_progress
     )
@@ -92,11 +95,11 @@ def _collect(
     divisor: int,
     on_progress: OnProgress,
 ) -> dict[str, FloatArray]:
-    """What is measured of each matrix's inputs ([tokens, columns]), merged over all windows in float64, over
-    `divisor`.
+    """For each matrix: `measure` of its inputs [tokens, columns], merged over all windows in
+    float64 and divided by `divisor`.
     """
     if not windows:
-        raise CompressionError("the calibration text has not even one window")
+        raise CompressionError("the calibration text does not fill one window")
     found: dict[str, npt.NDArray[np.float64]] = {}
     count, total = 0, count_tokens(windows)
     run = TapRun(checkpoint)
@@ -111,14 +114,16 @@ def _collect(
 
 
 class TapRun:
-    """A decoder that tells what each of its matrices is multiplied with."""
+    """A decoder that outputs the input of each of its matrices."""
 
     def __init__(self, checkpoint: DecoderCheckpoint) -> None:
         model = build_decoder(checkpoint, "none", taps=True)
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
         self._request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
         self.first_of: dict[str, str] = {}
-        """For each matrix, the one by which its input is told: several are fed the same."""
+        """For each matrix, the first of those with the same input, under whose name it is
+        output.
+        """
         self._taps: dict[int, str] = {}
         for index, output in enumerate(self._request.get_compiled_model().outputs):
             names = sorted(n.removeprefix(TAP) for n in output.get_names() if n.startswith(TAP))
@@ -127,7 +132,7 @@ class TapRun:
                 self.first_of |= dict.fromkeys(names, names[0])
 
     def __call__(self, tokens: TokenArray) -> dict[str, FloatArray]:
-        """The inputs, [tokens, columns], by the first of the matrices that are fed them."""
+        """The inputs, [tokens, columns], by the first of the matrices with that input."""
         self._request.reset_state()
         self._request.infer(make_inputs(tokens))
         return {
@@ -137,16 +142,16 @@ class TapRun:
 
 
 def check_no_overlap(calibration: Path, evaluation: Path) -> None:
-    """Raise where calibration text holds a part of the text that the result will be judged by."""
+    """Raise `CompressionError` if the calibration text contains parts of the evaluation text."""
     held_out = set(_shingles(evaluation))
     if not held_out:
         return
     seen = {shingle for shingle in _shingles(calibration) if shingle in held_out}
     if len(seen) > MOST_OVERLAP * len(held_out):
         raise CompressionError(
-            f"{calibration} holds {len(seen) / len(held_out):.1%} of {evaluation} (rows of "
-            f"{SHINGLE_WORDS} words), so figures on the latter would flatter; take other text to "
-            "calibrate with"
+            f"{calibration} contains {len(seen) / len(held_out):.1%} of {evaluation} (sequences of "
+            f"{SHINGLE_WORDS} words), so measurements on the latter would be too good; calibrate "
+            "with other text"
         )
 
 

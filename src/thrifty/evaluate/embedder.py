@@ -1,6 +1,6 @@
-"""What an encoder is to an evaluation: something that gives one vector for each text.
+"""The interface of an encoder in an evaluation: it computes one vector for each text.
 
-One file for each form that an encoder takes: `openvino_embedder`, `torch_embedder`, `served_embedder`.
+There is one module for each kind: `openvino_embedder`, `torch_embedder`, `served_embedder`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from thrifty.text.tokenizer import TextTokenizer
 Vectors = npt.NDArray[np.float32]
 
 BATCH_TOKENS = 8192
-"""Padded tokens that are computed at once."""
+"""Tokens in a batch, padding included."""
 
 
 class Embedder(Protocol):
     """An encoder that can be evaluated. Not thread-safe."""
 
     label: str
-    """What reports call it."""
+    """The name in reports."""
     identity: str
-    """Equal for what gives the same vectors."""
+    """Equal for models that compute the same vectors."""
     width: int
     context_length: int
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """What the server of the model tokenizes with."""
+        """The tokenizer of the model's server."""
         ...
 
     def embed(self, texts: Sequence[list[int]]) -> Vectors:
@@ -44,8 +44,9 @@ class Embedder(Protocol):
 
 
 def encode_text(tokenizer: TextTokenizer, text: str, most: int) -> list[int]:
-    """The tokens of a text, at most `most`. What is cut off is the end of the text, not the token that
-    the tokenizer puts behind it.
+    """The tokens of a text, at most `most`.
+
+    Truncation removes the end of the text, but keeps the token that the tokenizer appends.
     """
     tokens = tokenizer.encode(text)
     if len(tokens) <= most:
@@ -59,7 +60,9 @@ def embed_in_batches(
     width: int,
     run: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Vectors],
 ) -> Vectors:
-    """Texts of like length together: `run(ids, mask)`, both [batch, tokens], gives [batch, width]."""
+    """Batch texts of similar length: `run(ids, mask)`, both [batch, tokens], returns [batch,
+    width].
+    """
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     found = np.zeros((len(texts), width), np.float32)
     while order:

@@ -1,7 +1,7 @@
-"""How an encoder's embeddings compare with a reference's: text by text, and by what they call alike.
+"""How an encoder's embeddings compare with a reference's: text by text, and in their similarities.
 
-Vectors of a text are kept, so that a run that is broken off goes on and no model runs over a text twice.
-They are written and read in pieces: memory does not grow with the text.
+The vectors of a text are recorded, so that an interrupted run resumes and no model runs on a text
+twice. They are written and read in pieces: memory does not grow with the text.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
 
 CHUNK = 256
-"""Texts between two times that vectors are on the disk."""
+"""Texts between two syncs to disk."""
 PASSAGE_CHARS = 240
-"""Plain text is cut behind the first sentence that ends after so many characters."""
+"""Plain text is split after the first sentence that ends beyond this many characters."""
 SAMPLE = 512
-"""Texts of which all pairs are compared: 130,816 pairs."""
+"""Texts whose pairs are all compared: 130,816 pairs."""
 GROUPS = 20
-"""Left out one after the other, to tell how sure a rank correlation is."""
+"""Groups for the jackknife that estimates the standard error of a rank correlation."""
 
 LEAST = 6
-"""Texts, or pairs, without which ranks tell nothing."""
+"""The least number of texts or pairs for which ranks mean anything."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """Of a text's vectors by either model."""
+    """The cosine similarity between the two models' vectors of the same text, over all texts."""
 
     mean: float
     stderr: float
@@ -56,7 +56,9 @@ class Cosine:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's, of the similarities of pairs of texts by either model."""
+    """Spearman's rank correlation between the similarities that two models give to pairs of
+    texts.
+    """
 
     spearman: float
     stderr: float
@@ -64,8 +66,10 @@ class RankCorrelation:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Spearman's correlation of similarities with the scores that people gave the pairs."""
+class LabelCorrelation:
+    """Spearman's rank correlation between similarities and the scores that people gave the
+    pairs.
+    """
 
     candidate: float
     reference: float
@@ -79,17 +83,17 @@ class EmbeddingAgreement:
 
     texts: int
     cosine: Cosine | None
-    """None where their vectors differ in width."""
+    """None if the vectors differ in width."""
     rank_correlation: RankCorrelation | None
     same_nearest: float | None
-    """The share of a sample's texts whose nearest neighbour in it is the same."""
+    """The share of a sample's texts that have the same nearest neighbour in it by both models."""
     pairs: RankCorrelation | None = None
-    """Of the pairs in a file."""
-    labelled: Labelled | None = None
+    """Over the pairs in a file."""
+    labelled: LabelCorrelation | None = None
 
 
 def read_passages(path: Path) -> Iterator[str]:
-    """The texts of a `.jsonl` file, or the passages of plain text. Raises `EvaluationError`."""
+    """The texts of a `.jsonl` file, or passages of plain text. Raises `EvaluationError`."""
     for piece in read_texts(path):
         if path.suffix == ".jsonl":
             yield piece.strip()
@@ -105,7 +109,7 @@ def read_passages(path: Path) -> Iterator[str]:
 
 
 def read_pairs(path: Path) -> tuple[list[str], list[float]]:
-    """The texts of a file of pairs, one behind the other, and their scores, if they have any.
+    """The texts of a file of pairs, in order, and the pairs' scores, if they have any.
 
     Lines are `{"texts": ["one", "other"], "score": 3.5}`. Raises `EvaluationError`.
     """
@@ -134,17 +138,19 @@ def read_pairs(path: Path) -> tuple[list[str], list[float]]:
             scores.append(float(score))
         texts += pair
     if len(texts) < 2 * LEAST:
-        raise EvaluationError(f"{path} holds {len(texts) // 2} pairs; at least {LEAST} are needed")
+        raise EvaluationError(
+            f"{path} contains {len(texts) // 2} pairs; at least {LEAST} are needed"
+        )
     if scores and len(scores) != len(texts) // 2:
         raise EvaluationError(f"{path}: {len(scores)} of {len(texts) // 2} pairs have a score")
     return texts, scores
 
 
 class TextVectors:
-    """What models make of the texts of one file; a folder holds one file of vectors for each model."""
+    """The vectors of one file's texts; a folder contains one file of vectors for each model."""
 
     def __init__(self, folder: Path, path: Path, window: int, limit: int | None) -> None:
-        """Of the first `limit` texts of `path`, or of a file of pairs with `limit` None.
+        """Use the first `limit` texts of `path`; `limit` is None for a file of pairs.
 
         `window` is the most tokens of a text.
         """
@@ -162,8 +168,8 @@ class TextVectors:
         step: str,
         on_progress: OnProgress = ignore_progress,
     ) -> Vectors:
-        """The vectors of all texts, [texts, width], as a view of the file; computed as far as they are
-        not kept yet.
+        """The vectors of all texts, [texts, width], mapped from the file; computes those that are
+        missing.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         target = self._folder / f"{_key(embedder.identity)}.f32"
@@ -190,14 +196,14 @@ class TextVectors:
         while chunk := list(itertools.islice(texts, CHUNK)):
             vectors = embedder.embed([encode_text(embedder.tokenizer, one, most) for one in chunk])
             if not np.isfinite(vectors).all():
-                raise EvaluationError(f"{embedder.label} gives embeddings that are no numbers")
+                raise EvaluationError(f"{embedder.label} computes embeddings that are not finite")
             yield vectors
 
     def _count_texts(self, read: Callable[[], Iterator[str]]) -> int:
         if self._count is None:
             self._count = sum(1 for _ in itertools.islice(read(), self._limit))
         if not self._count:
-            raise EvaluationError(f"{self._path} holds no texts")
+            raise EvaluationError(f"{self._path} contains no texts")
         return self._count
 
     def _require_room(self, needed: int, total: int) -> None:
@@ -205,12 +211,13 @@ class TextVectors:
         if needed > free:
             raise EvaluationError(
                 f"the embeddings of {total} texts need {format_bytes(needed)}, and "
-                f"{format_bytes(free)} are free at {self._folder}; make room, or ask for fewer --items"
+                f"{format_bytes(free)} are free at {self._folder}; free some space, or use fewer "
+                "--items"
             )
 
 
 def compare_vectors(candidate: Vectors, reference: Vectors) -> EmbeddingAgreement:
-    """How two models' vectors of the same texts agree."""
+    """Compare two models' vectors of the same texts."""
     count = len(reference)
     cosine = None
     if candidate.shape == reference.shape:
@@ -243,8 +250,8 @@ def compare_vectors(candidate: Vectors, reference: Vectors) -> EmbeddingAgreemen
 
 def compare_pairs(
     candidate: Vectors, reference: Vectors, scores: list[float]
-) -> tuple[RankCorrelation, Labelled | None]:
-    """How similarities of pairs agree: vectors come as one, other, one, other."""
+) -> tuple[RankCorrelation, LabelCorrelation | None]:
+    """Compare the similarities of pairs; the two vectors of a pair follow each other."""
     new, old = (cosines(side[0::2], side[1::2]) for side in (candidate, reference))
     numbers = np.arange(len(new))
     groups = [numbers % GROUPS != group for group in range(min(GROUPS, len(new)))]
@@ -259,13 +266,13 @@ def compare_pairs(
         ),
         groups,
     )
-    return between, Labelled(
+    return between, LabelCorrelation(
         rank_correlation(new, given), rank_correlation(old, given), difference, spread
     )
 
 
 def cosines(a: Vectors, b: Vectors) -> FloatArray:
-    """The cosine of each row of `a` with that of `b`."""
+    """The cosine similarity of each row of `a` and the same row of `b`."""
     x, y = a.astype(np.float64), b.astype(np.float64)
     lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     found: FloatArray = (x * y).sum(axis=1) / np.maximum(lengths, 1e-30)

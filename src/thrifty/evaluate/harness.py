@@ -1,8 +1,8 @@
-"""Tasks of lm-evaluation-harness, run by our models and compared with a reference item by item.
+"""Tasks of lm-evaluation-harness, run on our models and compared with a reference item by item.
 
-`lm_eval:NAME` is a task, a group or a tag of that package, or of YAML files in folders of one's own. The
-package says what is asked and how an answer counts; which tokens are scored, what is kept and how two
-models are compared is ours. It is optional: `pip install 'thrifty[lm-eval]'`.
+`lm_eval:NAME` is a task, a group or a tag of that package, or of YAML files in the user's own
+folders. The package defines the questions and the metrics; scoring tokens, recording answers and
+comparing models is done here. It is optional: `pip install 'thrifty[lm-eval]'`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from thrifty.types import OnProgress, ignore_progress
 
 PREFIX = "lm_eval:"
 SEED, SHOTS_SEED = 0, 1234
-"""Those of the package: the same examples are shown and the same items are drawn."""
+"""The package's defaults, so that the same examples are shown and the same items are drawn."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +43,23 @@ class MetricValues:
 
     metric: str
     items: tuple[int, ...]
-    """The items' numbers in their task."""
+    """The numbers of the items in their task."""
     values: tuple[Any, ...]
-    """A number for each item; or what `aggregate` takes."""
+    """A number for each item, or the input of `aggregate`."""
     answers: tuple[str, ...]
-    """What was answered, as far as it can be told apart."""
+    """The model's answers, as far as the package reveals them."""
     higher_is_better: bool
     aggregate: Callable[[list[Any]], float] | None
     """None: the mean."""
 
 
 def is_harness_task(task: str) -> bool:
-    """Whether a task is named as one of the package's."""
+    """Whether a task's name refers to lm-evaluation-harness."""
     return task.startswith(PREFIX)
 
 
 class Harness:
-    """The tasks that were asked for. Reads their data once, for any number of models."""
+    """The requested tasks. Reads their data once, for any number of models."""
 
     def __init__(
         self,
@@ -68,15 +68,17 @@ class Harness:
         shots: int | None = None,
         limit: int | None = None,
     ) -> None:
-        """Find and load the tasks `names`, written with `PREFIX`, also in the folders `include`.
+        """Load the tasks `names`, which begin with `PREFIX`, also from the folders `include`.
 
-        Raises `EvaluationError` where there is no such task, or no such package.
+        Raises `EvaluationError` if a task or the package does not exist.
         """
         _require_package()
         self._limit = limit
         for folder in include:
             if not folder.is_dir():
-                raise EvaluationError(f"{folder} is no folder with tasks of lm-evaluation-harness")
+                raise EvaluationError(
+                    f"{folder} is not a folder with tasks of lm-evaluation-harness"
+                )
         self._loaded = _load([name.removeprefix(PREFIX) for name in names], include)
         for loaded in self._loaded.values():
             for task in loaded["tasks"].values():
@@ -85,7 +87,7 @@ class Harness:
     def answer(
         self, scorer: Scorer, kept: KeptAnswers, on_progress: OnProgress = ignore_progress
     ) -> dict[str, list[MetricValues]]:
-        """How `scorer` does: the metrics of each task by its name; a group's are those of all its
+        """The metrics of each task for `scorer`, by the task's name; a group's are over all of its
         items. Raises `EvaluationError`.
         """
         from lm_eval.evaluator import evaluate
@@ -113,7 +115,7 @@ class Harness:
 def compare_measured(
     given: dict[str, list[MetricValues]], known: dict[str, list[MetricValues]], margin: float
 ) -> dict[str, TaskResult]:
-    """Each task's first metric under its name, its others under `NAME/METRIC`."""
+    """Compare two models: each task's first metric by its name, the others as `NAME/METRIC`."""
     found: dict[str, TaskResult] = {}
     for task, metrics in given.items():
         others = {one.metric: one for one in known[task]}
@@ -170,7 +172,7 @@ def _measure_pair(
 
 
 def _read_metrics(task: Any, samples: Iterable[dict[str, Any]]) -> list[MetricValues]:
-    """A task's metrics, in its order. Of several filters, those behind the first are named."""
+    """A task's metrics, in its order. Metrics of all filters but the first name the filter."""
     from lm_eval.api.metrics import mean
 
     rows: dict[tuple[str, str], list[tuple[int, Any, str]]] = {}
@@ -194,7 +196,7 @@ def _read_metrics(task: Any, samples: Iterable[dict[str, Any]]) -> list[MetricVa
 
 
 def _tell_answer(answers: Sequence[Any]) -> str:
-    """What was answered: the number of the likeliest choice, or what was written."""
+    """A model's answer: the number of the likeliest choice, or the generated text."""
     if len(answers) > 1 and all(isinstance(one, tuple | list) for one in answers):
         return str(int(np.argmax([one[0] for one in answers])))
     if len(answers) == 1 and isinstance(answers[0], tuple | list) and len(answers[0]) == 2:
@@ -203,7 +205,7 @@ def _tell_answer(answers: Sequence[Any]) -> str:
 
 
 def _pool(parts: Sequence[list[MetricValues]]) -> list[MetricValues]:
-    """The metrics that all tasks of a group have, over the items of all."""
+    """The metrics that all tasks of a group have, over all items."""
     names = [one.metric for one in parts[0]]
     pooled = []
     for name in names:
@@ -218,8 +220,9 @@ def _pool(parts: Sequence[list[MetricValues]]) -> list[MetricValues]:
 
 
 def _load(names: Sequence[str], include: Sequence[Path]) -> dict[str, Any]:
-    """The tasks by name: from the folders alone where they have all. The package's own are thousands of
-    files, which takes seconds to look through.
+    """Load tasks by name, from the user's folders alone if they contain all of them.
+
+    The package's own tasks are thousands of files, which take seconds to index.
     """
     from lm_eval.tasks import TaskManager
 
@@ -230,13 +233,13 @@ def _load(names: Sequence[str], include: Sequence[Path]) -> dict[str, Any]:
             return _load_from(manager, names)
         except EvaluationError:
             if all(name in manager.all_subtasks for name in names):
-                raise  # otherwise a group may name tasks of the package
+                raise  # otherwise, a group may refer to the package's tasks
     manager = TaskManager(include_path=paths)
     for name in names:
         if name not in manager.task_index:
             raise EvaluationError(
-                f"lm-evaluation-harness has no task {name!r} (lm-eval ls tasks names them; a task of "
-                "your own is found by --include-path)"
+                f"lm-evaluation-harness has no task {name!r} (list them with: lm-eval ls tasks; "
+                "--include-path adds your own)"
             )
     return _load_from(manager, names)
 
@@ -247,7 +250,7 @@ def _load_from(manager: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _set_shots(task: Any, shots: int | None) -> None:
-    """As many solved examples as asked for, unless the task says that it takes none."""
+    """Set the number of solved examples, unless the task demands none."""
     own = task.get_config("num_fewshot")
     if own is None or (shots is not None and own != 0):
         task.set_config(key="num_fewshot", value=shots or 0)
@@ -257,20 +260,20 @@ def _set_shots(task: Any, shots: int | None) -> None:
 def _require_package() -> None:
     if find_spec("lm_eval") is None:
         raise EvaluationError(
-            f"{PREFIX} tasks are lm-evaluation-harness's, which is not installed: "
+            f"{PREFIX} tasks need lm-evaluation-harness, which is not installed: "
             "pip install 'thrifty[lm-eval]'"
         )
     from lm_eval.tasks import TaskManager
 
     if not hasattr(TaskManager, "load"):
         raise EvaluationError(
-            "the lm-evaluation-harness that is installed is too old: "
+            "the installed lm-evaluation-harness is too old: "
             "pip install --upgrade 'thrifty[lm-eval]'"
         )
 
 
 def _guard(name: str, run: Callable[[], Any]) -> Any:
-    """`run()`; whatever the package or a task's own code raises becomes an `EvaluationError`."""
+    """Call `run`; turn any error of the package or a task's own code into an `EvaluationError`."""
     try:
         return run()
     except ThriftyError:

@@ -1,7 +1,8 @@
-"""One of our models as lm-evaluation-harness knows models. Imports that package: import it late.
+"""One of our models behind the interface of lm-evaluation-harness. Imports that package.
 
-Log-likelihoods are taken as its own class for PyTorch (`hf`) takes them: the same tokens, the same
-truncation, the same windows of a long text. Answers are written greedily; tasks that sample are refused.
+Log-likelihoods are computed as its own PyTorch class (`hf`) does: the same tokens, the same
+truncation, the same windows of a long text. Answers are generated greedily; tasks that sample are
+refused.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from thrifty.evaluate.windows import TokenArray
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 MOST_TOKENS = 256
-"""Of an answer, where the task does not say."""
+"""The most tokens of an answer, if the task does not set a limit."""
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""What tasks call it; the first that is there counts."""
+"""The names of that limit in tasks; the first that exists is used."""
 
 
 class HarnessModel(LM):  # type: ignore[misc]
-    """Answers requests with a `Scorer`; what it answered before is not computed again."""
+    """Answers requests with a `Scorer`; recorded answers are not computed again."""
 
     def __init__(
         self, scorer: Scorer, kept: KeptAnswers, on_progress: OnProgress = ignore_progress
@@ -47,9 +48,9 @@ class HarnessModel(LM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation behind its context, and whether it is the greedy one.
+        """The log-likelihood of each continuation after its context, and whether it is greedy.
 
-        Continuations that differ in their last token alone, as the letters of options do, are
+        Continuations that differ only in their last token, such as the letters of options, are
         scored in one pass.
         """
         found: list[tuple[float, bool]] = []
@@ -71,7 +72,7 @@ class HarnessModel(LM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-likelihood of each whole text, in windows as long as the model takes."""
+        """The log-likelihood of each whole text, in windows as long as the model accepts."""
         found: list[float] = []
         for request in requests:
             (text,) = request.args
@@ -84,7 +85,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes behind each context, up to a stop."""
+        """The text generated after each context, up to a stop string."""
         found: list[str] = []
         for request in requests:
             context, settings = request.args
@@ -99,13 +100,13 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """What the requests that it caches are told apart by."""
+        """What separates one model's cached requests from another's."""
         return self._scorer.identity
 
     def apply_chat_template(
         self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True
     ) -> str:
-        """A conversation as a prompt."""
+        """Render a conversation as a prompt."""
         return self._scorer.tokenizer.render_chat(
             chat_history, add_generation_prompt=add_generation_prompt
         )
@@ -118,7 +119,7 @@ class HarnessModel(LM):  # type: ignore[misc]
     def _score_together(
         self, pairs: Sequence[tuple[TokenArray, int]]
     ) -> Iterator[tuple[float, bool]]:
-        """Scores of sequences that are alike but for their last tokens."""
+        """Score sequences that differ only in their last token."""
         if not pairs:
             return
         tokens, count = pairs[0]
@@ -149,14 +150,14 @@ def _all_but_last(tokens: TokenArray | None, count: int) -> tuple[bytes, int]:
 
 
 def _read_settings(settings: dict[str, Any]) -> tuple[list[str], int]:
-    """Stops and the most tokens. Raises `EvaluationError` for what is not greedy."""
+    """The stop strings and the token limit. Raises `EvaluationError` for sampling."""
     sampled = settings.get("do_sample")
     if sampled is None:
         sampled = float(settings.get("temperature") or 0) > 0
     if sampled or int(settings.get("num_beams") or 1) > 1:
         raise EvaluationError(
-            "the task asks for answers that are sampled (do_sample, temperature, num_beams); answers "
-            "are written greedily here, so that two models can be compared item by item"
+            "the task asks for sampled answers (do_sample, temperature, num_beams); answers are "
+            "generated greedily here, so that models can be compared item by item"
         )
     until = settings.get("until") or []
     stop = [until] if isinstance(until, str) else [str(one) for one in until]

@@ -1,6 +1,7 @@
-"""Answers that were given, kept by what was asked: a run that is broken off asks only the rest.
+"""A cache of answers by request, so that an interrupted run computes only the rest.
 
-A file of JSON lines, appended as answers come; a line that a killed run left half-written is cut off.
+It is a file of JSON lines, appended as answers come; a line that a killed run left incomplete is
+truncated.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any, Self
 
 from thrifty.artifacts.disk import lock_file
 
-FORM = 1
-"""Raised when what is asked comes to mean another thing."""
+FORMAT_VERSION = 1
+"""Increase it when the same request comes to mean something else."""
 SYNC_EVERY = 64
 
 
 class KeptAnswers:
-    """What one model answered. While it is open, nobody else writes to it."""
+    """The answers of one model. While it is open, it is locked against other writers."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,11 +51,11 @@ class KeptAnswers:
         self._lock.__exit__(kind, error, trace)
 
     def find(self, *asked: Any) -> Any:
-        """The answer to what was asked, which must be JSON; None where it is not known."""
+        """The answer to a request, which must be JSON; None if it is unknown."""
         return self._known.get(_key(asked))
 
     def add(self, answer: Any, *asked: Any) -> None:
-        """Keep an answer."""
+        """Record an answer to a request."""
         key = _key(asked)
         self._known[key] = answer
         self._file.write(json.dumps([key, answer]).encode() + b"\n")
@@ -66,5 +67,5 @@ class KeptAnswers:
 
 
 def _key(asked: tuple[Any, ...]) -> str:
-    text = json.dumps([FORM, *asked], sort_keys=True)
+    text = json.dumps([FORMAT_VERSION, *asked], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

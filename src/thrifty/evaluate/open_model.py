@@ -1,4 +1,4 @@
-"""Opens the model that a user names for evaluation."""
+"""Open the model that a user names, for evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thrifty.types import Family, OnProgress, ignore_progress
 
 
 def is_url(model: str) -> bool:
-    """Whether a model is named by where it is served."""
+    """Whether a model is named by the URL where it is served."""
     return model.startswith(("http://", "https://"))
 
 
@@ -29,16 +29,17 @@ def open_model(
     kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scorer:
-    """The decoder `model`: a stored name, a source, a folder or a file. `exact` computes in
-    float32; `kv_precision` is that of the KV cache, as it is served with.
+    """Open a decoder: a stored name, a source, a folder or a file. Blocks.
 
-    OpenVINO reads a checkpoint (GGUF or safetensors) into a graph with 16-bit weights first. Blocks.
-    Raises `ThriftyError` and its kinds.
+    `exact` computes in float32. `kv_precision` computes attention over a KV cache of this
+    precision, as served. Checkpoints (GGUF or safetensors) are first converted to a graph with
+    16-bit weights, unless `backend` is `torch`. Raises `ThriftyError` and its subclasses.
     """
     version, artifact = fetch_model(store, model, on_progress=on_progress)
     if artifact.description.family is not Family.DECODER:
         raise EvaluationError(
-            f"{version.label} is an encoder, which has no next tokens; its reference must be one too"
+            f"{version.label} is an encoder, which predicts no next tokens; its reference must be "
+            "one too"
         )
     return find_backend(backend).open_decoder(
         store, version, artifact, exact=exact, kv_precision=kv_precision, on_progress=on_progress
@@ -46,7 +47,7 @@ def open_model(
 
 
 def is_encoder(model: str, store: Store, on_progress: OnProgress = ignore_progress) -> bool:
-    """Whether a model on this machine is an encoder. Fetches it where it is not stored yet."""
+    """Whether a model is an encoder. Fetches it if it is not stored yet."""
     _, artifact = fetch_model(store, model, on_progress=on_progress)
     return artifact.description.family is Family.ENCODER
 
@@ -59,7 +60,7 @@ def open_encoder(
     backend: str = DEFAULT_BACKEND,
     on_progress: OnProgress = ignore_progress,
 ) -> Embedder:
-    """The encoder `model`, as `open_model` opens decoders. Raises `ThriftyError` and its kinds."""
+    """Open an encoder, as `open_model` opens decoders. Raises `ThriftyError` and its subclasses."""
     version, artifact = fetch_model(store, model, on_progress=on_progress)
     if artifact.description.family is not Family.ENCODER:
         raise EvaluationError(
@@ -71,6 +72,6 @@ def open_encoder(
 
 
 def digest_vocabulary(tokenizer: TextTokenizer) -> str:
-    """A checksum that two tokenizers share where their tokens are the same."""
+    """A checksum that two tokenizers share if they have the same vocabulary."""
     vocabulary = sorted(tokenizer.tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()

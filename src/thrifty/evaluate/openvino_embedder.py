@@ -1,4 +1,4 @@
-"""An encoder as OpenVINO IR: the graph that is served."""
+"""An encoder as OpenVINO IR: the same graph as is served."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from thrifty.text.tokenizer import TextTokenizer
 
 
 class OpenVinoEmbedder:
-    """Runs a graph of `encoder_graph`. `exact` computes in float32 throughout, as a reference should;
-    otherwise the engine does what it does when it serves.
+    """Runs a graph of `graphs.encoder`.
+
+    `exact` computes in float32 throughout, as a reference should; otherwise the engine computes as
+    it does in serving.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class OpenVinoEmbedder:
     def load(
         cls, folder: Path, label: str, identity: str, *, exact: bool = False
     ) -> OpenVinoEmbedder:
-        """The encoder in a folder that was prepared."""
+        """Load the encoder from a prepared model's folder."""
         return cls(
             ov.Core().read_model(folder / "openvino_model.xml"), TextTokenizer.load(folder), label,
             identity, context_length=int(read_note(folder)["context_length"]), exact=exact,
@@ -64,7 +66,7 @@ class OpenVinoEmbedder:
     @property
     def tokenizer(self) -> TextTokenizer:
         """See `Embedder`."""
-        assert self._tokenizer is not None, "made without one, for tokens alone"
+        assert self._tokenizer is not None, "constructed without a tokenizer"
         return self._tokenizer
 
     def embed(self, texts: Sequence[list[int]]) -> Vectors:

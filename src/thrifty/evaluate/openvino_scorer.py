@@ -1,4 +1,4 @@
-"""A model as OpenVINO IR: the graph that is served, run over whole windows."""
+"""A decoder as OpenVINO IR: the same graph as is served, run over whole windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.adapter import read_note
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.paged import PagedModel
-from thrifty.evaluate.scorer import Logprobs, Ranked, Scored
+from thrifty.evaluate.scorer import Logprobs, TokenScores, TopTokens
 from thrifty.evaluate.windows import TokenArray
 from thrifty.graphs.arithmetic import (
     REFERENCE_PROPERTIES,
@@ -26,12 +26,14 @@ from thrifty.graphs.weights import choose_activation_group
 from thrifty.text.tokenizer import TextTokenizer
 
 BLOCK = 64
-"""Logits that are looked at together, to find the largest of all."""
+"""Logits in a block, in the search for the k largest."""
 
 
 class OpenVinoScorer:
-    """Runs a prepared decoder. A second, small graph makes log-probabilities of the logits where
-    they lie, with the engine's own threads.
+    """Runs a prepared decoder.
+
+    A second, small graph computes log-probabilities from the logits without copying them, on the
+    engine's own threads.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class OpenVinoScorer:
         exact: bool = False,
         kv_precision: str | None = None,
     ) -> None:
-        """`exact` computes in float32 throughout, as a reference should; otherwise the engine does
-        what it does when it serves. With `kv_precision` (`u8` or `f16`) keys and values go through a
-        cache like the one that it serves with; `model` is then changed.
+        """`exact` computes in float32 throughout, as a reference should; otherwise the engine
+        computes as it does in serving. `kv_precision` (`u8` or `f16`) computes attention over a
+        cache like the one in serving; it modifies `model`.
         """
         self.label = label
         group = 0 if exact else choose_activation_group(model)
@@ -90,10 +92,10 @@ class OpenVinoScorer:
         exact: bool = False,
         kv_precision: str | None = None,
     ) -> OpenVinoScorer:
-        """The model in a folder that was prepared. Raises `EvaluationError` for an encoder."""
+        """Load a prepared model's folder. Raises `EvaluationError` for an encoder."""
         note = read_note(folder)
         if note.get("family") != "decoder":
-            raise EvaluationError(f"{label} is an encoder; it has no next tokens to compare")
+            raise EvaluationError(f"{label} is an encoder; it predicts no next tokens")
         return cls(
             ov.Core().read_model(folder / "openvino_model.xml"),
             TextTokenizer.load(folder),
@@ -105,18 +107,18 @@ class OpenVinoScorer:
             kv_precision=kv_precision,
         )
 
-    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         """See `Scorer`."""
         logits = self._compute_logits(tokens)[:-1]
         ids = find_largest(logits, k)
         wanted = np.concatenate([ids, tokens[1:, None]], axis=1)
         logprobs, _, full = self._look_up(logits, wanted, rows)
-        return Ranked(ids, logprobs[:, :-1], logprobs[:, -1], full)
+        return TopTokens(ids, logprobs[:, :-1], logprobs[:, -1], full)
 
-    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         """See `Scorer`."""
         logits = self._compute_logits(tokens)[:-1]
-        return Scored(*self._look_up(logits, ids, rows))
+        return TokenScores(*self._look_up(logits, ids, rows))
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
         """See `Scorer`."""
@@ -130,7 +132,7 @@ class OpenVinoScorer:
             tokens = np.array([best], np.int64)
 
     def forward(self, tokens: TokenArray) -> None:
-        """The model's plain forward pass, and nothing else."""
+        """The model's forward pass alone."""
         self._compute_logits(tokens)
 
     def close(self) -> None:
@@ -138,7 +140,7 @@ class OpenVinoScorer:
         del self._model, self._score
 
     def _compute_logits(self, tokens: TokenArray) -> Logprobs:
-        """[T, vocabulary], in memory that the next call writes to."""
+        """[T, vocabulary], in memory that the next call overwrites."""
         return self._model.infer(tokens, 0)
 
     def _look_up(
@@ -154,7 +156,7 @@ class OpenVinoScorer:
 
 
 class _WholeModel:
-    """A decoder with its state inside: windows see keys and values as they were computed."""
+    """A stateful decoder: attention sees keys and values as computed, not rounded."""
 
     def __init__(self, model: ov.Model, properties: dict[str, Any]) -> None:
         compiled = ov.Core().compile_model(model, "CPU", properties)
@@ -179,9 +181,9 @@ class _WholeModel:
 
 
 def find_largest(logits: Logprobs, k: int) -> TokenArray:
-    """The ids of each row's `k` largest, the largest first: [T, k] of [T, vocabulary].
+    """The ids of the `k` largest logits in each row, in descending order: [T, k].
 
-    Only blocks whose largest is among the k largest of all blocks can hold any of them.
+    Only the k blocks with the largest maxima can contain any of them.
     """
     rows, size = logits.shape
     count = size // BLOCK
@@ -202,8 +204,8 @@ def _order(logits: Logprobs, ids: TokenArray) -> TokenArray:
 
 
 def _build_score(vocab_size: int) -> ov.Model:
-    """Logits [T, vocabulary] and ids [T, n] to the chosen logits [T, n], the logarithm of the sum
-    of all exponentials [T, 1], and the largest one's id [T, 1].
+    """A graph from logits [T, vocabulary] and ids [T, n] to the chosen logits [T, n], the logarithm
+    of the sum of all exponentials [T, 1], and the id of the largest logit [T, 1].
     """
     logits = op.parameter([-1, vocab_size], ov.Type.f32, name="logits")
     ids = op.parameter([-1, -1], ov.Type.i64, name="ids")

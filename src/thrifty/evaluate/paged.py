@@ -1,7 +1,8 @@
-"""A decoder over a paged KV cache in few bits, as it is served: keys and values are read back rounded.
+"""A decoder over a paged, quantized KV cache, as served: attention reads rounded keys and values.
 
-Windows that are computed whole see keys and values as floats, so that what a cache in 8 bits costs does not
-show. The graph is turned into the one that GenAI's continuous batching runs, with its own pass.
+A window that is computed at once sees keys and values as floats, which hides the error of an 8-bit
+cache. The graph is converted, by OpenVINO's own pass, to the one that GenAI's continuous batching
+runs.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import openvino as ov
 from thrifty.evaluate.windows import TokenArray
 
 BLOCK_TOKENS = 32
-"""Of a page, in OpenVINO's CPU plugin."""
+"""Tokens in a page, in OpenVINO's CPU plugin."""
 
 
 class PagedModel:
-    """One sequence at a time over pages of its own."""
+    """Runs one sequence at a time on its own pages."""
 
     def __init__(self, model: ov.Model, precision: str, properties: dict[str, Any]) -> None:
-        """`model` is changed. `precision` is `u8` or `f16`."""
-        # OpenVINO has no public name for it; GenAI calls the same.
+        """Modifies `model`. `precision` is `u8` or `f16`."""
+        # OpenVINO has no public name for this pass; GenAI calls the same one.
         from openvino._offline_transformations import paged_attention_transformation
 
         paged_attention_transformation(model)
@@ -41,8 +42,10 @@ class PagedModel:
         self._pages = 0
 
     def infer(self, tokens: TokenArray, past: int) -> npt.NDArray[np.float32]:
-        """The logits behind each of `tokens` [T, vocabulary], which follow `past` others, in memory that
-        the next call writes to.
+        """The logits after each of `tokens`, [T, vocabulary], in memory that the next call
+        overwrites.
+
+        `past` is the number of preceding tokens.
         """
         count = len(tokens)
         pages = -(-(past + count) // BLOCK_TOKENS)
@@ -64,7 +67,7 @@ class PagedModel:
         return logits
 
     def _grow(self, pages: int) -> None:
-        """Room for so many pages and as many again, with what is in them already."""
+        """Allocate twice `pages` pages and copy the existing ones."""
         for name, (kind, page) in self._caches.items():
             tensor = ov.Tensor(kind, ov.Shape([2 * pages, *page]))
             if self._pages:

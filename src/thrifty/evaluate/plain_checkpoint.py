@@ -1,4 +1,4 @@
-"""Any checkpoint as one that PyTorch loads: safetensors beside transformers' settings."""
+"""Convert any checkpoint to one that PyTorch loads: safetensors and transformers' settings."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def make_plain(
     artifact: Artifact,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[NamedVersion, Artifact]:
-    """The model as safetensors: itself, or a GGUF's weights in 16 bits, made once. Blocks.
+    """The model as safetensors: itself, or a GGUF's weights in 16 bits, converted once. Blocks.
 
-    Raises `FormatRefused` for what is prepared for an engine already.
+    Raises `FormatRefused` for a model that is already prepared for an engine.
     """
     description = artifact.description
     if description.format is Format.SAFETENSORS:
         return version, artifact
     if description.format is Format.OPENVINO or description.family is not Family.DECODER:
         raise FormatRefused(
-            f"{version.label} is {description.format.value}, which PyTorch does not load; take the "
+            f"{version.label} is {description.format.value}, which PyTorch does not load; use the "
             "checkpoint that it was made from"
         )
     made = store.find_made(artifact.id, RECIPE)

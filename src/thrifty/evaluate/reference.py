@@ -1,16 +1,18 @@
-"""What a reference model thinks of a text, kept: so that the hundredth candidate does not run it.
+"""A reference model's predictions on a text, recorded so that it does not run for each candidate.
 
-For each token: the k likeliest next tokens and their log-probabilities, what mass is left, and the
-log-probability of the token that does come. A folder holds
+For each token: the k likeliest next tokens and their log-probabilities, the remaining probability
+mass, and the log-probability of the token that follows in the text. A folder contains
 
-    meta.json       what it is of
+    meta.json       what was recorded
     tokens.bin      the windows' tokens, uint32
-    windows.bin     how many tokens each window has, uint32; written last, so a window counts whole
-    records.bin     one record a prediction, all of one size
+    windows.bin     the number of tokens in each window, uint32; written last: it makes a window
+        valid
+    records.bin     one record of fixed size for each prediction
     exact.bin       for a few predictions, the whole vocabulary's log-probabilities, float16
 
-Windows are appended and can be read at random; what a killed run left behind its last whole window is
-cut off. With k = 64, a record of a vocabulary of up to 65,536 tokens takes 264 bytes.
+Windows are appended and can be read in any order. What a killed run left after the last valid
+window is truncated. With k = 64 and a vocabulary of at most 65,536 tokens, a record takes 264
+bytes.
 """
 
 from __future__ import annotations
@@ -26,25 +28,26 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.scorer import Logprobs, Ranked, Scorer
+from thrifty.evaluate.scorer import Logprobs, Scorer, TopTokens
 from thrifty.evaluate.windows import TokenArray
+from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
-FORM = 1
-"""Raised when the files change."""
+FORMAT_VERSION = 1
+"""Increase it when the files change."""
 STEPS_PER_NAT = 2048
-"""Log-probabilities are kept as whole multiples of 1/2048, from 0 down to -31.99."""
+"""Log-probabilities are stored as multiples of 1/2048, from 0 down to -31.99."""
 MOST_STEPS = 65_535
 EXACT_EVERY = 64
-"""Of every so many predictions one is kept whole, until there are `EXACT_COUNT`."""
+"""One of this many predictions is recorded in full, until there are `EXACT_COUNT`."""
 EXACT_COUNT = 256
 SYNC_EVERY = 16
-"""Windows between two times that everything is on the disk."""
+"""Windows between two syncs to disk."""
 
 
 @dataclass(frozen=True)
 class ReferenceMeta:
-    """What a reference is of."""
+    """The model, the text and the settings of a record."""
 
     identity: str
     label: str
@@ -55,12 +58,12 @@ class ReferenceMeta:
     vocab_size: int
     limit: int | None
     vocabulary_sha256: str
-    form: int = FORM
+    form: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
 class Window:
-    """One window as it was kept."""
+    """One recorded window of T tokens."""
 
     number: int
     tokens: TokenArray
@@ -69,16 +72,17 @@ class Window:
     logprobs: Logprobs
     """[T - 1, k]."""
     tail: Logprobs
-    """The mass that the k do not have: [T - 1]."""
+    """The probability mass of all other tokens, [T - 1]."""
     target: Logprobs
-    """[T - 1]."""
+    """The log-probability of the token that follows, [T - 1]."""
     exact_rows: list[int]
+    """The predictions that were recorded in full."""
     exact: Logprobs
     """[rows, vocabulary]."""
 
 
 def record_type(vocab_size: int, k: int) -> np.dtype[Any]:
-    """The form of one record."""
+    """The layout of one record."""
     ids = "<u2" if vocab_size <= 65_536 else "<u4"
     return np.dtype(
         [("target", "<f4"), ("tail", "<f4"), ("ids", ids, (k,)), ("steps", "<u2", (k,))]
@@ -86,19 +90,21 @@ def record_type(vocab_size: int, k: int) -> np.dtype[Any]:
 
 
 def open_record(folder: Path) -> ReferenceRecord:
-    """The record that a folder holds. Raises `EvaluationError`."""
+    """The record in a folder. Raises `EvaluationError`."""
     try:
         meta = ReferenceMeta(**json.loads((folder / "meta.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise EvaluationError(f"{folder} holds no reference: {error}") from None
+        raise EvaluationError(f"{folder} contains no reference: {error}") from None
     return ReferenceRecord(folder, meta)
 
 
 class ReferenceRecord:
-    """One reference's folder."""
+    """The recorded predictions of one reference, in a folder."""
 
     def __init__(self, folder: Path, meta: ReferenceMeta) -> None:
-        """Open the folder; what is in it must be of `meta`. Raises `EvaluationError`."""
+        """Open or create the record in a folder. Raises `EvaluationError` if it is of another
+        `meta`.
+        """
         self.folder = folder
         self.meta = meta
         self._type = record_type(meta.vocab_size, meta.k)
@@ -106,31 +112,29 @@ class ReferenceRecord:
         path = folder / "meta.json"
         if path.exists():
             if json.loads(path.read_text()) != asdict(meta):
-                raise EvaluationError(f"{folder} holds another reference; remove it")
+                raise EvaluationError(f"{folder} contains another reference; remove it")
         else:
-            beside = path.with_suffix(".part")
-            beside.write_text(json.dumps(asdict(meta), indent=1))
-            beside.rename(path)
+            write_atomically(path, json.dumps(asdict(meta), indent=1))
         self._lengths = self._read_lengths()
 
     @property
     def windows(self) -> int:
-        """How many are kept."""
+        """The number of windows."""
         return len(self._lengths)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each window."""
+        """The number of tokens in each window."""
         return self._lengths
 
     @property
     def complete(self) -> bool:
-        """Whether the text was read to its end."""
+        """Whether the whole text was recorded."""
         return (self.folder / "complete").exists()
 
     @property
     def predictions(self) -> int:
-        """How many predictions are kept."""
+        """The number of predictions."""
         return int(np.sum(self._lengths - 1))
 
     def extend(
@@ -140,7 +144,7 @@ class ReferenceRecord:
         on_progress: OnProgress = ignore_progress,
         total: int = 0,
     ) -> None:
-        """Have the reference run over the windows that are not kept yet, and keep them."""
+        """Run the reference over the windows that are missing, and record its predictions."""
         if self.complete:
             return
         self._cut_off()
@@ -179,7 +183,7 @@ class ReferenceRecord:
         (self.folder / "complete").touch()
 
     def read(self, first: int = 0) -> Iterator[Window]:
-        """The windows from `first` on, one at a time."""
+        """Yield the windows from number `first` on."""
         lengths = self._lengths
         token_at, before = int(lengths[:first].sum()), int((lengths[:first] - 1).sum())
         vocab, size = self.meta.vocab_size, self._type.itemsize
@@ -206,10 +210,11 @@ class ReferenceRecord:
                 token_at += length
                 before += length - 1
 
-    def _pack(self, ranked: Ranked) -> npt.NDArray[Any]:
+    def _pack(self, ranked: TopTokens) -> npt.NDArray[Any]:
         if not np.isfinite(ranked.target).all():
             raise EvaluationError(
-                f"{self.meta.label} gives log-probabilities that are no numbers; its weights are damaged"
+                f"{self.meta.label} computes log-probabilities that are not finite; its weights "
+                "are damaged"
             )
         packed = np.zeros(len(ranked.ids), self._type)
         packed["ids"] = ranked.ids
@@ -226,7 +231,7 @@ class ReferenceRecord:
         return np.frombuffer(data[: len(data) // 4 * 4], "<u4").astype(np.int64)
 
     def _cut_off(self) -> None:
-        """Cut off what stands behind the last whole window."""
+        """Truncate what follows the last valid window."""
         count = self.predictions
         for name, size in (
             ("windows.bin", 4 * self.windows),
@@ -239,20 +244,20 @@ class ReferenceRecord:
                 continue
             if path.stat().st_size < size:
                 raise EvaluationError(
-                    f"{path} is damaged; remove {self.folder}, and it is made anew"
+                    f"{path} is damaged; remove {self.folder}, and it will be recorded again"
                 )
             os.truncate(path, size)
 
 
 def exact_rows(before: int, count: int) -> list[int]:
-    """Which of `count` predictions, after `before` others, are kept whole."""
+    """Which of `count` predictions, after `before` others, are recorded in full."""
     first = -before % EXACT_EVERY
     rows = range(first, count, EXACT_EVERY)
     return [row for row in rows if (before + row) // EXACT_EVERY < EXACT_COUNT]
 
 
 def count_exact(predictions: int) -> int:
-    """How many of the first predictions are kept whole."""
+    """How many of the first `predictions` are recorded in full."""
     return min(EXACT_COUNT, -(-predictions // EXACT_EVERY))
 
 

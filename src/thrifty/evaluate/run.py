@@ -1,4 +1,4 @@
-"""One evaluation: a model against a reference, on a text and on tasks, resumable at every step."""
+"""One evaluation: a model against a reference, on a text and on tasks; every step is resumable."""
 
 from __future__ import annotations
 
@@ -48,12 +48,63 @@ from thrifty.units import format_bytes
 WINDOW = 512
 TOP_K = 64
 MARGIN = 0.02
-"""How much worse a share may be for the candidate to pass as not inferior."""
+"""How much worse a share may be for the candidate to count as not inferior."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What a model and its reference are compared on, and how the model runs."""
+
+    text: Path | None = None
+    """The held-out text."""
+    tasks: Sequence[Path | str] = ()
+    """Files of questions, or tasks of lm-evaluation-harness as `lm_eval:NAME`."""
+    pairs: Path | None = None
+    """Pairs of texts, for encoders."""
+    include: Sequence[Path] = ()
+    """Folders with tasks for lm-evaluation-harness."""
+    shots: int | None = None
+    """Solved examples before each question of lm-evaluation-harness. Default: the task's own."""
+    window: int = WINDOW
+    """Tokens in a window of text, at least 2."""
+    top_k: int = TOP_K
+    """How many of the reference's likeliest tokens are recorded, at least 1."""
+    max_tokens: int | None = None
+    """The most tokens of text, for decoders."""
+    max_items: int | None = None
+    """The most items of each task; for encoders, the most texts."""
+    margin: float = MARGIN
+    """The non-inferiority margin of tasks."""
+    backend: str = DEFAULT_BACKEND
+    """`openvino` or `torch`."""
+    kv_precision: str | None = None
+    """`u8` or `f16`: compute the model's attention over a KV cache of this precision, as served."""
+
+    def check(self, model: str) -> None:
+        """Raise `EvaluationError` for options that no evaluation of `model` can have."""
+        if self.text is None and not self.tasks and self.pairs is None:
+            raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
+        if self.window < 2 or self.top_k < 1:
+            raise EvaluationError(
+                "a window needs at least two tokens, and top_k must be at least 1"
+            )
+        if self.kv_precision is None:
+            return
+        known = () if is_url(model) else find_backend(self.backend).kv_precisions
+        if not known:
+            raise EvaluationError(
+                "the precision of the KV cache can be chosen only for models that OpenVINO runs "
+                "here; servers and PyTorch have their own"
+            )
+        if self.kv_precision not in known:
+            raise EvaluationError(
+                f"the precision of the KV cache is {' or '.join(known)}, not {self.kv_precision!r}"
+            )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that was measured of one model."""
+    """All measurements of one model."""
 
     model: str
     reference: str
@@ -63,7 +114,7 @@ class Evaluation:
     tasks: dict[str, TaskResult] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As `thrifty evaluate --json` tells it."""
+        """The output of `thrifty evaluate --json`."""
         found: dict[str, Any] = {"model": self.model, "reference": self.reference}
         if self.divergence is not None:
             found |= {"text": self.text, **asdict(self.divergence)}
@@ -73,66 +124,63 @@ class Evaluation:
         return found
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What the steps of one evaluation share."""
+
+    options: EvaluationOptions
+    store: Store
+    folder: Path
+    on_progress: OnProgress
+
+
 def evaluate(
     model: str,
     reference: str,
+    options: EvaluationOptions,
     *,
     store: Store,
     folder: Path,
-    text: Path | None = None,
-    tasks: Sequence[Path | str] = (),
-    pairs: Path | None = None,
-    include: Sequence[Path] = (),
-    shots: int | None = None,
-    window: int = WINDOW,
-    top_k: int = TOP_K,
-    max_tokens: int | None = None,
-    max_items: int | None = None,
-    margin: float = MARGIN,
-    backend: str = DEFAULT_BACKEND,
-    kv_precision: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Evaluation:
-    """Compare `model` with `reference`. Each may be anything that `open_model` takes, the model also
-    a URL. With `kv_precision` (`u8`, `f16`) the model's keys and values go through a cache as they do when
-    it serves. What was measured is kept in `folder`, so that a run that is broken off goes on, and
-    the reference runs once. Tasks are files, or `lm_eval:NAME` (`include` and `shots` are theirs).
-    Encoders are compared by their embeddings of the text, and of `pairs`. Blocks. Raises `ThriftyError` and its kinds.
+    """Compare `model` with `reference`, each anything that `open_model` accepts, or a model's URL.
+
+    Results are kept in `folder`, so that an interrupted run resumes, and the reference runs once.
+    Decoders are compared by their predictions on the text and their answers to tasks, encoders by
+    their embeddings of the text and of pairs. Blocks. Raises `ThriftyError` and its subclasses.
     """
-    if text is None and not tasks and pairs is None:
-        raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
-    if window < 2 or top_k < 1:
-        raise EvaluationError("a window needs two tokens or more, and top_k one or more")
-    if kv_precision is not None:
-        _check_kv_precision(kv_precision, model, backend)
-    named = [str(task) for task in tasks if is_harness_task(str(task))]
-    files = [Path(task) for task in tasks if not is_harness_task(str(task))]
-    items = {path.stem: read_task(path, max_items) for path in files}
-    if is_encoder(reference, store, on_progress):
-        if tasks or max_tokens is not None:
-            raise EvaluationError(
-                f"{reference} is an encoder: it answers no tasks, and its text is limited by --items"
-            )
-        return _evaluate_encoder(
-            model, reference, store=store, folder=folder, text=text, pairs=pairs, window=window,
-            limit=max_items, backend=backend, on_progress=on_progress,
-        )  # fmt: skip
-    if pairs is not None:
-        raise EvaluationError(f"{reference} is a decoder: --pairs are for encoders")
-    harness = Harness(named, include, shots, max_items) if named else None
-    teacher = open_model(reference, store, exact=True, backend=backend, on_progress=on_progress)
+    options.check(model)
+    run = _Run(options, store, folder, on_progress)
+    if not is_encoder(reference, store, on_progress):
+        if options.pairs is not None:
+            raise EvaluationError(f"{reference} is a decoder: --pairs are for encoders")
+        return _evaluate_decoder(model, reference, run)
+    if options.tasks or options.max_tokens is not None:
+        raise EvaluationError(
+            f"{reference} is an encoder: it answers no tasks, and --items limits its texts"
+        )
+    return _evaluate_encoder(model, reference, run)
+
+
+def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
+    options = run.options
+    named = [str(task) for task in options.tasks if is_harness_task(str(task))]
+    files = [Path(task) for task in options.tasks if not is_harness_task(str(task))]
+    items = {path.stem: read_task(path, options.max_items) for path in files}
+    harness = Harness(named, options.include, options.shots, options.max_items) if named else None
+    teacher = open_model(
+        reference, run.store, exact=True, backend=options.backend, on_progress=run.on_progress
+    )
     try:
         record = None
-        if text is not None:
+        if options.text is not None:
             record = record_reference(
-                teacher, text, folder, window=window, top_k=top_k, max_tokens=max_tokens,
-                on_progress=on_progress,
+                teacher, options.text, run.folder, window=options.window, top_k=options.top_k,
+                max_tokens=options.max_tokens, on_progress=run.on_progress,
             )  # fmt: skip
-        known = {
-            name: _answers(teacher, found, folder, on_progress) for name, found in items.items()
-        }
-        known_there = _answer_harness(harness, teacher, folder, on_progress)
-        student = _open_candidate(model, teacher, store, backend, kv_precision, on_progress)
+        known = {name: _answer(teacher, task, run) for name, task in items.items()}
+        known_metrics = _answer_harness(harness, teacher, run)
+        student = _open_candidate(model, teacher, run)
         if record is not None:
             _require_same_tokens(student, teacher)
     finally:
@@ -142,53 +190,43 @@ def evaluate(
         if record is not None:
             results = record.folder / "candidates" / f"{_key(student.identity)}.bin"
             with lock_file(results.with_suffix(".lock")):
-                divergence = measure_divergence(student, record, results, on_progress)
-        given = {
-            name: _answers(student, found, folder, on_progress) for name, found in items.items()
-        }
-        given_there = _answer_harness(harness, student, folder, on_progress)
+                divergence = measure_divergence(student, record, results, run.on_progress)
+        given = {name: _answer(student, task, run) for name, task in items.items()}
+        given_metrics = _answer_harness(harness, student, run)
     finally:
         student.close()
-    compared = {name: compare_answers(given[name], known[name], margin) for name in items}
+    compared = {name: compare_answers(given[name], known[name], options.margin) for name in items}
     return Evaluation(
         student.label,
         teacher.label,
-        None if text is None else str(text),
+        None if options.text is None else str(options.text),
         divergence,
-        tasks=compared | compare_measured(given_there, known_there, margin),
+        tasks=compared | compare_measured(given_metrics, known_metrics, options.margin),
     )
 
 
-def _evaluate_encoder(
-    model: str,
-    reference: str,
-    *,
-    store: Store,
-    folder: Path,
-    text: Path | None,
-    pairs: Path | None,
-    window: int,
-    limit: int | None,
-    backend: str,
-    on_progress: OnProgress,
-) -> Evaluation:
+def _evaluate_encoder(model: str, reference: str, run: _Run) -> Evaluation:
+    options, on_progress = run.options, run.on_progress
+    text, pairs = options.text, options.pairs
     paired, scores = read_pairs(pairs) if pairs is not None else ([], [])
-    teacher = open_encoder(reference, store, exact=True, backend=backend, on_progress=on_progress)
+    teacher = open_encoder(
+        reference, run.store, exact=True, backend=options.backend, on_progress=on_progress
+    )
     if is_url(model):
         student: Embedder = ServedEmbedder(model, teacher.tokenizer, teacher.context_length)
     else:
-        student = open_encoder(model, store, backend=backend, on_progress=on_progress)
+        student = open_encoder(model, run.store, backend=options.backend, on_progress=on_progress)
     found, between, labelled = EmbeddingAgreement(0, None, None, None), None, None
     try:
         sides = ((student, "evaluate"), (teacher, "reference"))
-        most = min(window, teacher.context_length, student.context_length)
+        most = min(options.window, teacher.context_length, student.context_length)
         if text is not None:
-            texts = TextVectors(folder, text, most, limit)
+            texts = TextVectors(run.folder, text, most, options.max_items)
             read = partial(read_passages, text)
             new, old = (texts.embed(side, read, step, on_progress) for side, step in sides)
             found = compare_vectors(new, old)
         if pairs is not None:
-            texts = TextVectors(folder, pairs, most, None)
+            texts = TextVectors(run.folder, pairs, most, None)
             new, old = (
                 texts.embed(side, lambda: iter(paired), step, on_progress) for side, step in sides
             )
@@ -212,13 +250,14 @@ def record_reference(
     max_tokens: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> ReferenceRecord:
-    """The reference's log-probabilities on `text`, computed as far as they are not kept yet.
+    """The reference's log-probabilities on `text`; computes those that are not recorded yet.
 
-    Raises `EvaluationError`, also where the disk has no room for them.
+    Raises `EvaluationError`, also if the disk has too little space.
     """
     if window > teacher.context_length:
         raise EvaluationError(
-            f"{teacher.label} takes {teacher.context_length} tokens; a window of {window} is longer"
+            f"{teacher.label} accepts {teacher.context_length} tokens; a window of {window} is too "
+            "long"
         )
     meta = ReferenceMeta(
         identity=teacher.identity,
@@ -235,59 +274,41 @@ def record_reference(
     place = folder / "references" / _key(json.dumps(facts, sort_keys=True))
     place.mkdir(parents=True, exist_ok=True)
     with lock_file(place / "lock"):
-        record = ReferenceRecord(place, _as_kept(place, meta))
+        record = ReferenceRecord(place, _find_meta(place, meta))
         if not record.complete:
             total = max_tokens or round(text.stat().st_size / 3)
-            _require_room(place, meta, total)
+            _require_space(place, meta, total)
             windows = read_windows(text, teacher.tokenizer, window, max_tokens)
             record.extend(teacher, windows, on_progress, max_tokens or 0)
     return record
 
 
-def _as_kept(place: Path, meta: ReferenceMeta) -> ReferenceMeta:
-    """The same text under another name, or a model under another label, is the same reference."""
+def _find_meta(place: Path, meta: ReferenceMeta) -> ReferenceMeta:
+    """The recorded meta: the same text or model under another name is the same reference."""
     path = place / "meta.json"
     if not path.exists():
         return meta
     return ReferenceMeta(**json.loads(path.read_text()))
 
 
-def _require_room(place: Path, meta: ReferenceMeta, tokens: int) -> None:
+def _require_space(place: Path, meta: ReferenceMeta, tokens: int) -> None:
     needed = tokens * (record_type(meta.vocab_size, meta.k).itemsize + 4) + 512 * meta.vocab_size
     free = shutil.disk_usage(place).free
     if needed > free:
         raise EvaluationError(
-            f"the reference's log-probabilities of about {tokens} tokens need {format_bytes(needed)}, "
-            f"and {format_bytes(free)} are free at {place}; make room, or ask for fewer --tokens"
+            f"the reference's log-probabilities of about {tokens} tokens need "
+            f"{format_bytes(needed)}, and {format_bytes(free)} are free at {place}; free some "
+            "space, or use fewer --tokens"
         )
 
 
-def _check_kv_precision(kv_precision: str, model: str, backend: str) -> None:
-    known = () if is_url(model) else find_backend(backend).kv_precisions
-    if not known:
-        raise EvaluationError(
-            "the KV cache's precision can be chosen for models that OpenVINO runs here; servers "
-            "and PyTorch have their own"
-        )
-    if kv_precision not in known:
-        raise EvaluationError(
-            f"the KV cache is stored in {' or '.join(known)}, not in {kv_precision!r}"
-        )
-
-
-def _open_candidate(
-    model: str,
-    teacher: Scorer,
-    store: Store,
-    backend: str,
-    kv_precision: str | None,
-    on_progress: OnProgress,
-) -> Scorer:
+def _open_candidate(model: str, teacher: Scorer, run: _Run) -> Scorer:
     if is_url(model):
         return ServedScorer(model, teacher.tokenizer, teacher.vocab_size)
     return open_model(
-        model, store, backend=backend, kv_precision=kv_precision, on_progress=on_progress
-    )
+        model, run.store, backend=run.options.backend, kv_precision=run.options.kv_precision,
+        on_progress=run.on_progress,
+    )  # fmt: skip
 
 
 def _require_same_tokens(student: Scorer, teacher: Scorer) -> None:
@@ -302,31 +323,30 @@ def _require_same_tokens(student: Scorer, teacher: Scorer) -> None:
 
 
 def _answer_harness(
-    harness: Harness | None, scorer: Scorer, folder: Path, on_progress: OnProgress
+    harness: Harness | None, scorer: Scorer, run: _Run
 ) -> dict[str, list[MetricValues]]:
     if harness is None:
         return {}
-    with KeptAnswers(folder / "answers" / f"harness-{_key(scorer.identity)}.jsonl") as kept:
-        return harness.answer(scorer, kept, on_progress)
+    path = run.folder / "answers" / f"harness-{_key(scorer.identity)}.jsonl"
+    with KeptAnswers(path) as kept:
+        return harness.answer(scorer, kept, run.on_progress)
 
 
-def _answers(
-    scorer: Scorer, items: Sequence[Item], folder: Path, on_progress: OnProgress
-) -> list[dict[str, Any]]:
-    """How a model does on the items; each answer is kept as it comes."""
+def _answer(scorer: Scorer, items: Sequence[Item], run: _Run) -> list[dict[str, Any]]:
+    """A model's results on the items; each is recorded as it is computed."""
     key = _key(scorer.identity + json.dumps([asdict(item) for item in items]))
-    path = folder / "answers" / f"{key}.jsonl"
+    path = run.folder / "answers" / f"{key}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock_file(path.with_suffix(".lock")):
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         found = [json.loads(line) for line in lines][: len(items)]
         with path.open("ab") as file:
             file.truncate(sum(len(line) + 1 for line in lines[: len(found)]))
-            for answered in answer_items(scorer, items[len(found) :]):
-                found.append(asdict(answered))
+            for result in answer_items(scorer, items[len(found) :]):
+                found.append(asdict(result))
                 file.write(json.dumps(found[-1]).encode() + b"\n")
                 file.flush()
-                on_progress(Progress("answer", len(found), len(items), "items"))
+                run.on_progress(Progress("answer", len(found), len(items), "items"))
             os.fsync(file.fileno())
     return found
 

@@ -1,6 +1,6 @@
-"""What a model is to an evaluation: something that gives log-probabilities of tokens.
+"""The interface of a decoder in an evaluation: it computes log-probabilities of tokens.
 
-One file for each form that a model takes: `openvino_scorer`, `torch_scorer`, `served_scorer`.
+There is one module for each kind: `openvino_scorer`, `torch_scorer`, `served_scorer`.
 """
 
 from __future__ import annotations
@@ -19,51 +19,52 @@ Logprobs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A reference's account of one window of T tokens: T - 1 predictions."""
+class TopTokens:
+    """The likeliest next tokens in a window of T tokens: T - 1 predictions."""
 
     ids: TokenArray
-    """The k likeliest next tokens, likeliest first: [T - 1, k]."""
+    """The k likeliest next tokens, likeliest first, [T - 1, k]."""
     logprobs: Logprobs
-    """Theirs: [T - 1, k]."""
+    """Their log-probabilities, [T - 1, k]."""
     target: Logprobs
-    """Of the token that does come: [T - 1]."""
+    """The log-probability of the token that follows, [T - 1]."""
     full: Logprobs
-    """Of the whole vocabulary, for the rows asked for: [rows, vocabulary]."""
+    """The whole vocabulary's log-probabilities for the requested rows, [rows, vocabulary]."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A candidate's account of one window."""
+class TokenScores:
+    """Log-probabilities of given tokens in a window of T tokens."""
 
     logprobs: Logprobs
-    """Of the ids asked for: [T - 1, ids]."""
+    """Of the requested ids, [T - 1, ids]."""
     top: TokenArray
-    """The likeliest next token: [T - 1]."""
+    """The likeliest next token, [T - 1]."""
     full: Logprobs = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """The whole vocabulary's log-probabilities for the requested rows, [rows, vocabulary]."""
 
 
 class Scorer(Protocol):
     """A model that can be evaluated. Not thread-safe."""
 
     label: str
-    """What reports call it."""
+    """The name in reports."""
     identity: str
-    """Equal for what gives the same log-probabilities."""
+    """Equal for models that compute the same log-probabilities."""
     tokenizer: TextTokenizer
     vocab_size: int
     context_length: int
 
-    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
-        """The k likeliest tokens behind each of `tokens` but the last."""
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
+        """The k likeliest tokens after each of `tokens` except the last."""
         ...
 
-    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
-        """Log-probabilities of `ids` ([T - 1, any]) behind each of `tokens` but the last."""
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
+        """Log-probabilities of `ids` [T - 1, any] after each of `tokens` except the last."""
         ...
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
-        """The likeliest next token, again and again, at most `most` times; ends at the model's end."""
+        """Decode greedily, at most `most` tokens; stops at the model's end-of-text token."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A server that others run, asked in JSON."""
+"""A JSON client of a server that someone else runs."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from thrifty.errors import EvaluationError
 TIMEOUT_S = 600.0
 ATTEMPTS = 4
 PASSING = frozenset({429, 500, 502, 503, 504})
-"""Answers of a server that is busy, or gone for a moment."""
+"""Statuses of a server that is busy or unavailable for a moment."""
 LONGEST_WAIT_S = 60.0
 
 
 class ServedUrl:
-    """An OpenAI-compatible server's address and connections; `/v1` at its end may be there or not."""
+    """An OpenAI-compatible server's address and connections; a final `/v1` is optional."""
 
     def __init__(self, url: str, key_env: str | None = None) -> None:
-        """`key_env` names the environment variable that holds its key. Raises `EvaluationError` where it
-        holds none.
+        """`key_env` names the environment variable that holds the API key.
+
+        Raises `EvaluationError` if that variable is empty.
         """
         self.base = url.rstrip("/").removesuffix("/v1")
         self._session = requests.Session()
         if key_env:
             key = os.environ.get(key_env)
             if not key:
-                raise EvaluationError(f"the environment variable {key_env} holds no key")
+                raise EvaluationError(f"the environment variable {key_env} contains no key")
             self._session.headers["authorization"] = f"Bearer {key}"
 
     def list_models(self) -> list[dict[str, Any]]:
-        """What it says of each; one at least. Raises `EvaluationError`."""
+        """The server's descriptions of its models, at least one. Raises `EvaluationError`."""
         served: list[dict[str, Any]] = self.ask("GET", "/v1/models")["data"]
         if not served:
             raise EvaluationError(f"{self.base} serves no model")
         return served
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer; a server that is busy, or gone for a moment, is asked again. Raises `EvaluationError`
-        where there is none, or one that is no JSON.
+        """The JSON answer to a request; retries while the server is busy or unavailable.
+
+        Raises `EvaluationError` if there is no answer, or none in JSON.
         """
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1

@@ -1,4 +1,4 @@
-"""An encoder behind a URL, asked by token ids: the tokenizer is the reference's, and must be the server's."""
+"""An encoder behind a URL, queried with token ids of the reference's tokenizer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from thrifty.evaluate.served import ServedUrl
 from thrifty.text.tokenizer import TextTokenizer
 
 MOST_TEXTS = 64
-"""In one request."""
+"""Texts in a request."""
 
 
 class ServedEmbedder:
-    """Asks `/v1/embeddings`."""
+    """Queries `/v1/embeddings`. The server must use the same tokenizer."""
 
     def __init__(self, url: str, tokenizer: TextTokenizer, context_length: int) -> None:
         self.label = url
@@ -36,7 +36,7 @@ class ServedEmbedder:
             data = self._served.ask("POST", "/v1/embeddings", body).get("data") or []
             if len(data) != len(batch):
                 raise EvaluationError(
-                    f"{self.label} gave {len(data)} embeddings of {len(batch)} texts"
+                    f"{self.label} returned {len(data)} embeddings for {len(batch)} texts"
                 )
             found += [entry["embedding"] for entry in sorted(data, key=lambda one: one["index"])]
         return np.array(found, np.float32)

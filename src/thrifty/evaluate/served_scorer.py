@@ -1,7 +1,7 @@
-"""A model behind a URL whose server tells the log-probabilities of a prompt's tokens, as vLLM does.
+"""A decoder behind a URL whose server returns log-probabilities of a prompt's tokens, as vLLM does.
 
-Such a server gives the likeliest few tokens at each place and the one that comes; what it does not give
-is unknown, and counts as the rest of the mass.
+Such a server returns a few of the likeliest tokens at each position, and the one that follows.
+Others are unknown and count as the remaining mass.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.scorer import TokenScores, TopTokens
 from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import TokenArray
 from thrifty.text.tokenizer import TextTokenizer
 
 MOST_ALTERNATIVES = 20
-"""vLLM gives no more unless it is told to (`--max-logprobs`)."""
+"""vLLM's maximum, unless it is configured otherwise (`--max-logprobs`)."""
 
 
 class ServedScorer:
-    """Asks `/v1/completions` with `prompt_logprobs`. Requests carry token ids: the tokenizer is the
-    reference's, and the server's must be the same.
+    """Queries `/v1/completions` with `prompt_logprobs`. Requests contain token ids of the
+    reference's tokenizer; the server must use the same tokenizer.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class ServedScorer:
         self.identity = f"{self._served.base}#{self._model}"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        # Besides what is scored, the last token is sent, and one must be asked for.
+        # One token more than the scored ones is sent, and one must be generated.
         self.context_length = int(entry.get("max_model_len") or 1 << 20) - 2
 
-    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
-        """A served model cannot be a reference: it does not tell enough."""
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
+        """Raises `EvaluationError`: a server reveals too little to be a reference."""
         raise EvaluationError(
-            f"{self.label} tells only {MOST_ALTERNATIVES} alternatives a token; a reference must be "
-            "a model on this machine"
+            f"{self.label} returns only {MOST_ALTERNATIVES} alternatives per token; a reference "
+            "must be a model on this machine"
         )
 
-    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
-        """See `Scorer`. Log-probabilities that the server does not tell are NaN."""
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
+        """See `Scorer`. Log-probabilities that the server does not return are NaN."""
         body = {
             "model": self._model, "prompt": tokens.tolist(), "max_tokens": 1, "temperature": 0,
             "prompt_logprobs": MOST_ALTERNATIVES,
@@ -60,7 +60,7 @@ class ServedScorer:
         places = answer["choices"][0].get("prompt_logprobs") or answer.get("prompt_logprobs")
         if not places or len(places) != len(tokens):
             raise EvaluationError(
-                f"{self.label} does not tell the log-probabilities of prompts (prompt_logprobs), so "
+                f"{self.label} does not return log-probabilities of prompts (prompt_logprobs), so "
                 "it cannot be evaluated; vLLM's server does"
             )
         logprobs = np.full(ids.shape, np.nan, np.float32)
@@ -69,10 +69,10 @@ class ServedScorer:
             told = {int(token): entry["logprob"] for token, entry in place.items()}
             top[row] = max(told, key=told.__getitem__)
             logprobs[row] = [told.get(int(token), np.nan) for token in ids[row]]
-        return Scored(logprobs, top)
+        return TokenScores(logprobs, top)
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
-        """See `Scorer`. The server's text is cut into tokens again."""
+        """See `Scorer`. The server's text is tokenized again."""
         body = {
             "model": self._model,
             "prompt": tokens.tolist(),

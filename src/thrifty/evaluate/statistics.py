@@ -1,4 +1,4 @@
-"""Figures with their uncertainty, from values measured token by token or item by item."""
+"""Estimates with their uncertainty, from values measured token by token or item by item."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 
 Z_95 = 1.959963984540054
-"""Standard errors in half of a two-sided 95% interval."""
+"""Standard errors in half a two-sided 95% interval."""
 BOOTSTRAP_ROUNDS = 200
-"""Enough for a standard error within about 5%."""
+"""Enough for a standard error that is accurate to about 5%."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Mean:
 
 
 def mean_of_clusters(values: FloatArray, sizes: FloatArray) -> Mean:
-    """The mean of `values`, which come in clusters of `sizes` one behind the other.
+    """The mean of `values`, which come in consecutive clusters of `sizes`, and its standard error.
 
-    Tokens of one passage are alike, so the standard error counts passages, not tokens: that of a
-    ratio of two sums over clusters. With a single cluster it is that of independent values.
+    Tokens of one passage are correlated, so the standard error is computed over passages, as that
+    of a ratio of two sums. With a single cluster, values are treated as independent.
     """
     count = len(values)
     if count == 0:
@@ -49,7 +49,7 @@ def mean_of_clusters(values: FloatArray, sizes: FloatArray) -> Mean:
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of `count` items, with its 95% interval. Wilson 1927."""
+    """A share of `count` items and its 95% interval. Wilson 1927."""
 
     share: float
     low: float
@@ -58,14 +58,14 @@ class Proportion:
 
 
 def proportion(hits: int, count: int) -> Proportion:
-    """`hits` of `count`, with Wilson's interval."""
+    """The share `hits` of `count`, with Wilson's interval."""
     if count == 0:
         return Proportion(math.nan, 0.0, 1.0, 0)
     share = hits / count
     square = Z_95**2 / count
     centre = (share + square / 2) / (1 + square)
     half = Z_95 * math.sqrt(share * (1 - share) / count + square / (4 * count)) / (1 + square)
-    # Rounding must not carry an end of the interval past the share.
+    # Rounding must not move an end of the interval past the share.
     return Proportion(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)),
                       count)  # fmt: skip
 
@@ -78,18 +78,19 @@ class PairedDifference:
     low: float
     high: float
     gained: int
-    """Items that only the candidate has right."""
+    """Items that only the candidate answers correctly."""
     lost: int
-    """Items that only the reference has right."""
+    """Items that only the reference answers correctly."""
 
     def is_not_inferior(self, margin: float) -> bool:
-        """Whether the candidate is worse by less than `margin`, at one-sided 97.5% confidence."""
+        """Whether the candidate is worse by less than `margin`, with one-sided 97.5% confidence."""
         return self.low > -margin
 
 
 def paired_difference(candidate: FloatArray, reference: FloatArray) -> PairedDifference:
-    """The difference of two shares on the same items (1 is right, 0 is wrong), with its 95%
-    interval: Agresti & Min 2005, which adds half an item to each cell of the table.
+    """The difference between two shares on the same items (1 is right, 0 is wrong).
+
+    The 95% interval is Agresti & Min's (2005), which adds half an item to each cell of the table.
     """
     if candidate.shape != reference.shape or candidate.ndim != 1:
         raise ValueError(f"shapes {candidate.shape} and {reference.shape} are not pairs")
@@ -107,15 +108,15 @@ def paired_difference(candidate: FloatArray, reference: FloatArray) -> PairedDif
 
 
 def mean_with_interval(values: FloatArray) -> Proportion:
-    """The mean of a metric that is a number for each item, with its 95% interval."""
+    """The mean of a metric that has a number for each item, and its 95% interval."""
     found = mean_of_clusters(values, np.ones(len(values)))
     half = Z_95 * found.stderr
     return Proportion(found.mean, found.mean - half, found.mean + half, len(values))
 
 
 def paired_means(candidate: FloatArray, reference: FloatArray) -> PairedDifference:
-    """The difference of two means on the same items, with its 95% interval; gained and lost are the
-    items at which the candidate has more or less.
+    """The difference between two means on the same items, with its 95% interval. Gained and lost
+    are the items on which the candidate has a higher or lower value.
     """
     change = candidate - reference
     found = mean_with_interval(change)
@@ -129,8 +130,10 @@ def bootstrap_pair(
     aggregate: Callable[[list[Any]], float],
     rounds: int = BOOTSTRAP_ROUNDS,
 ) -> tuple[Proportion, Proportion, PairedDifference]:
-    """Scores that are no means of items (a corpus' BLEU, a perplexity), and their difference, with 95%
-    intervals from drawing items anew, the same for both. Efron & Tibshirani 1993.
+    """Scores that are not means over items (a corpus' BLEU, a perplexity), and their difference.
+
+    The 95% intervals come from resampling the items, the same for both models. Efron & Tibshirani
+    1993.
     """
     count = len(candidate)
     scores = [float(aggregate(list(items))) for items in (candidate, reference)]
@@ -156,9 +159,9 @@ def bootstrap_pair(
 def jackknife(
     measure: Callable[[Any], float], without: Sequence[npt.NDArray[np.bool_]]
 ) -> tuple[float, float]:
-    """A figure over all values and its standard error, from figures that leave groups of values out.
+    """An estimate from all values, and its standard error from estimates without groups of values.
 
-    `measure` is given which values to keep. Quenouille 1949; Tukey 1958.
+    `measure` takes a mask of the values to use. Quenouille 1949; Tukey 1958.
     """
     whole = measure(np.ones_like(without[0]))
     parts = np.array([measure(keep) for keep in without])
@@ -168,7 +171,7 @@ def jackknife(
 
 
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
-    """Spearman's: Pearson's correlation of ranks, ties at their mean rank."""
+    """Spearman's rank correlation; ties get their mean rank."""
     return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
 
 

@@ -1,4 +1,4 @@
-"""How good a stored model is beside another, kept with the model: measured once, found again.
+"""The quality of stored models relative to a reference, recorded with each model and reused.
 
 A measurement records what it was made on: the reference, the text and how much of it, the engine,
 the processor and its features (8-bit arithmetic differs from one to the next).
@@ -20,22 +20,22 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, describe_backend
 from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.run import TOP_K, WINDOW, evaluate
+from thrifty.evaluate.run import TOP_K, WINDOW, EvaluationOptions, evaluate
 from thrifty.evaluate.windows import digest_file
 from thrifty.graphs.arithmetic import ACTIVATION_GROUP, limit_features
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 QUALITY, EMBEDDINGS, TASK = "quality", "embeddings", "task"
-"""Kinds of measurements: of decoders, of encoders, and of decoders' answers."""
+"""Kinds of measurements: decoders on text, encoders on text, decoders on tasks."""
 HELD_OUT = "wiki"
 HELD_OUT_TOKENS = 16_384
 HELD_OUT_TEXTS = 1024
-"""Passages of held-out text that encoders are judged by."""
+"""Passages of held-out text that encoders are evaluated on."""
 
 
 @dataclass(frozen=True)
-class Named:
-    """A text or a task: the file, and what people call it."""
+class DataFile:
+    """A text, or the questions of a task: the file, and the name that reports use."""
 
     name: str
     path: Path
@@ -44,28 +44,28 @@ class Named:
 
 @dataclass(frozen=True)
 class EvaluationSuite:
-    """What models are held to: a reference, and what both are tried on."""
+    """A reference, and the data on which models are compared with it."""
 
     reference: NamedVersion
-    text: Named | None = None
+    text: DataFile | None = None
     family: Family = Family.DECODER
-    """Models of the other are not held to it."""
+    """The reference's. Models of the other family are not evaluated."""
     tokens: int = HELD_OUT_TOKENS
-    """For decoders."""
+    """Tokens of the text, for decoders."""
     texts: int = HELD_OUT_TEXTS
-    """For encoders."""
-    tasks: tuple[Named, ...] = ()
+    """Passages of the text, for encoders."""
+    tasks: tuple[DataFile, ...] = ()
     items: int | None = None
-    """At most so many of each task."""
+    """The most items of each task."""
 
     @property
     def kind(self) -> str:
-        """Of measurements on the text."""
+        """The kind of measurements on the text."""
         return EMBEDDINGS if self.family is Family.ENCODER else QUALITY
 
     @property
     def text_conditions(self) -> dict[str, Any]:
-        """What figures on the text depend on."""
+        """The conditions of measurements on the text."""
         assert self.text is not None
         if self.family is Family.ENCODER:
             much: dict[str, int] = {"texts": self.texts}
@@ -76,8 +76,8 @@ class EvaluationSuite:
             "window": WINDOW, **describe_arithmetic(),
         }  # fmt: skip
 
-    def task_conditions(self, task: Named) -> dict[str, Any]:
-        """What figures on a task depend on."""
+    def task_conditions(self, task: DataFile) -> dict[str, Any]:
+        """The conditions of measurements on a task."""
         return {
             "reference": self.reference.artifact, "task": task.name, "task_sha256": task.sha256,
             "items": self.items, **describe_arithmetic(),
@@ -85,7 +85,7 @@ class EvaluationSuite:
 
 
 def describe_arithmetic() -> dict[str, Any]:
-    """What computes here, as far as figures of quality depend on it."""
+    """The conditions that describe how models compute on this machine."""
     machine = detect_machine()
     return {
         "engine": describe_backend(DEFAULT_BACKEND), "processor": machine.processor,
@@ -93,34 +93,34 @@ def describe_arithmetic() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def find_text(
+def find_data(
     name: str, data: Path, store: Store, on_progress: OnProgress = ignore_progress
-) -> Named:
-    """The file `name`, or the set of that name, fetched where it is not here. Blocks.
+) -> DataFile:
+    """The file `name`, or the data set `name`, fetched if it is not here. Blocks.
 
-    Raises `EvaluationError` where there is neither.
+    Raises `EvaluationError` if there is neither.
     """
     problem = describe_missing(name)
     if problem is not None:
         raise EvaluationError(f"{name!r} {problem}")
     if is_harness_task(name):
-        return Named(name, Path(name), f"lm_eval {package_version('lm_eval')}")
+        return DataFile(name, Path(name), f"lm_eval {package_version('lm_eval')}")
     if name in SETS:
         path = fetch_set(name, data, store, on_progress)
     else:
         path = Path(name).expanduser().resolve()
-    return Named(path.stem, path, digest_file(path))
+    return DataFile(path.stem, path, digest_file(path))
 
 
 def describe_missing(name: str) -> str | None:
-    """What is wrong with `name`; None where it is a set, a file that is here, or a task that can be had."""
+    """What is wrong with `name`; None for a data set, an existing file or an available task."""
     if is_harness_task(name):
         if find_spec("lm_eval") is None:
             return "needs lm-evaluation-harness: pip install 'thrifty[lm-eval]'"
         return None
     if name in SETS or Path(name).expanduser().is_file():
         return None
-    return f"is no file here, and no set of data; there are {', '.join(sorted(SETS))}"
+    return f"is neither a file nor a data set; data sets are {', '.join(sorted(SETS))}"
 
 
 def measure_quality(
@@ -131,8 +131,9 @@ def measure_quality(
     suite: EvaluationSuite,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Measurement]:
-    """The figures of a stored model under `suite`, measured where they are not recorded yet,
-    and recorded. `folder` keeps what evaluations leave. Blocks. Raises `EvaluationError`.
+    """A stored model's measurements under `suite`; measures and records those that are missing.
+
+    `folder` stores intermediate results. Blocks. Raises `EvaluationError`.
     """
     if artifact.description.family is not suite.family:
         return []
@@ -148,14 +149,17 @@ def measure_quality(
     lacks_text = text is not None and found[suite.kind] is None
     if missing or lacks_text:
         reference = suite.reference
-        measured = evaluate(
-            version.label, reference.label, store=store, folder=folder,
+        options = EvaluationOptions(
             text=text.path if text is not None and lacks_text else None,
             tasks=[str(task.path) for task in missing],
             max_tokens=None if encoder else suite.tokens,
-            max_items=suite.texts if encoder else suite.items, on_progress=on_progress,
+            max_items=suite.texts if encoder else suite.items,
+        )
+        measured = evaluate(
+            version.label, reference.label, options, store=store, folder=folder,
+            on_progress=on_progress,
         )  # fmt: skip
-        common = {"beside": reference.label, "form": describe_form(artifact)}
+        common = {"beside": reference.label, "form": describe_weights(artifact)}
         on_text = measured.embeddings if encoder else measured.divergence
         if on_text is not None:
             assert text is not None
@@ -174,19 +178,19 @@ def measure_quality(
     return [one for one in found.values() if one is not None]
 
 
-def _key_of(task: Named) -> str:
+def _key_of(task: DataFile) -> str:
     return task.name if is_harness_task(task.name) else task.path.stem
 
 
-def describe_form(artifact: Artifact) -> str:
-    """The form in which a stored model is run: checkpoints get 16-bit weights."""
+def describe_weights(artifact: Artifact) -> str:
+    """The weight format in which a stored model runs; checkpoints get 16-bit weights."""
     if artifact.description.format is Format.OPENVINO:
         return artifact.description.weights or "f16"
     return "f16"
 
 
 def find_root(store: Store, version: NamedVersion) -> NamedVersion:
-    """What `version` was made from in the end, as far as that is still stored."""
+    """The model at the start of the lineage of `version`, as far as it is still stored."""
     known = store.versions()
     seen = {version.artifact}
     while version.lineage.parents:

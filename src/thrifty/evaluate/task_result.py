@@ -1,4 +1,4 @@
-"""How a model did on a task, beside its reference on the same items."""
+"""A model's result on a task, and its reference's on the same items."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from thrifty.evaluate.statistics import PairedDifference, Proportion, paired_dif
 
 @dataclass(frozen=True)
 class TaskResult:
-    """How a model did on a task, and how its reference did on the same items."""
+    """A model's result on a task, and its reference's on the same items."""
 
     score: Proportion
     by_length: Proportion
     reference: Proportion
     paired: PairedDifference
     changed: int
-    """Items that the two answer differently, right or wrong."""
+    """Items that the two answer differently, whether right or wrong."""
     not_inferior: bool
     margin: float
     metric: str = "accuracy"
     is_share: bool = True
-    """Whether the metric is a share of right answers; otherwise the margin is one of the reference's
-    own score."""
+    """Whether the metric is a share of correct answers; otherwise `margin` is relative to the
+    reference's score."""
     higher_is_better: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """As `thrifty evaluate --json` tells it."""
+        """The output of `thrifty evaluate --json`."""
         return {
             "metric": self.metric,
             "score": self.score.share,
@@ -54,7 +54,7 @@ class TaskResult:
 def compare_answers(
     given: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], margin: float
 ) -> TaskResult:
-    """A task's result from both models' answers to the same items."""
+    """Compare two models' answers to the same items."""
     right = np.array([answer["right"] for answer in given], dtype=np.float64)
     before = np.array([answer["right"] for answer in known], dtype=np.float64)
     paired = paired_difference(right, before)

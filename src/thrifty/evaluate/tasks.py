@@ -1,12 +1,12 @@
-r"""Questions with known answers: multiple choice by log-likelihood, yes or no, exact match.
+r"""Questions with known answers: multiple choice by log-likelihood, and exact match.
 
 A task is a file of JSON lines, one item each:
 
     {"context": "Q: ...\\nA:", "choices": [" red", " blue"], "answer": 0}
     {"prompt": "Q: ...\\nA:", "answers": ["blue"], "stop": ["\\n"]}
 
-The first is answered by the choice whose text the model finds likeliest behind the context, the second
-by what the model writes, greedily. Log-likelihoods are taken as lm-evaluation-harness takes them.
+The first is answered with the choice that is likeliest after the context, the second with text that
+the model generates greedily. Log-likelihoods are computed as lm-evaluation-harness does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from thrifty.evaluate.windows import TokenArray
 from thrifty.text.tokenizer import TextTokenizer
 
 ANSWER_TOKENS = 32
-"""How many tokens a written answer may have."""
+"""The most tokens of a generated answer."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MultipleChoiceItem:
 
 @dataclass(frozen=True)
 class OpenItem:
-    """One item whose answer is written."""
+    """One item with a generated answer."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -51,20 +51,20 @@ Item = MultipleChoiceItem | OpenItem
 
 
 @dataclass(frozen=True)
-class Answered:
-    """How a model did on one item."""
+class ItemResult:
+    """A model's result on one item."""
 
     right: bool
     right_by_length: bool
-    """With log-likelihoods divided by the choices' lengths; for written answers the same."""
+    """With log-likelihoods divided by the choices' lengths; for generated answers, as `right`."""
     chosen: str
-    """What it answered."""
+    """The model's answer."""
     margin: float
-    """Log-likelihood of the chosen over the next best choice; 0 for written answers."""
+    """The chosen minus the next best choice's log-likelihood; 0 for generated answers."""
 
 
 def read_task(path: Path, limit: int | None = None) -> list[Item]:
-    """The items of a file. Raises `EvaluationError` that names the line at fault."""
+    """The items of a file. Raises `EvaluationError` with the line at fault."""
     items: list[Item] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -76,7 +76,7 @@ def read_task(path: Path, limit: int | None = None) -> list[Item]:
             if limit is not None and len(items) >= limit:
                 break
     if not items:
-        raise EvaluationError(f"{path} holds no items")
+        raise EvaluationError(f"{path} contains no items")
     return items
 
 
@@ -90,7 +90,7 @@ def _read_item(line: str, where: str) -> Item:
         if _are_texts(choices) and isinstance(record.get("context"), str):
             if len(choices) < 2 or type(answer) is not int or not 0 <= answer < len(choices):
                 raise EvaluationError(
-                    f"{where}: 'answer' must be the number of one of two or more choices, from 0"
+                    f"{where}: 'answer' must be the number of one of at least two choices, from 0"
                 )
             return MultipleChoiceItem(record["context"], tuple(choices), answer)
         answers, stop = record.get("answers"), record.get("stop", ["\n"])
@@ -107,8 +107,8 @@ def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def answer_items(scorer: Scorer, items: Sequence[Item]) -> Iterator[Answered]:
-    """How `scorer` does on each item, in their order."""
+def answer_items(scorer: Scorer, items: Sequence[Item]) -> Iterator[ItemResult]:
+    """Yield the result of `scorer` on each item, in order."""
     for item in items:
         yield (
             answer_choice(scorer, item)
@@ -117,13 +117,13 @@ def answer_items(scorer: Scorer, items: Sequence[Item]) -> Iterator[Answered]:
         )
 
 
-def answer_choice(scorer: Scorer, item: MultipleChoiceItem) -> Answered:
-    """The likeliest choice."""
+def answer_choice(scorer: Scorer, item: MultipleChoiceItem) -> ItemResult:
+    """Answer with the likeliest choice."""
     totals = np.array([log_likelihood(scorer, item.context, c)[0] for c in item.choices])
     by_length = totals / np.array([max(1, len(choice)) for choice in item.choices])
     chosen = int(totals.argmax())
     ordered = np.sort(totals)
-    return Answered(
+    return ItemResult(
         chosen == item.answer,
         int(by_length.argmax()) == item.answer,
         item.choices[chosen],
@@ -132,25 +132,27 @@ def answer_choice(scorer: Scorer, item: MultipleChoiceItem) -> Answered:
 
 
 def log_likelihood(scorer: Scorer, context: str, continuation: str) -> tuple[float, bool]:
-    """The log-probability of `continuation` behind `context`, and whether greedy decoding would
-    write it.
+    """The log-probability of `continuation` after `context`, and whether greedy decoding would
+    generate it.
     """
     return score_end(scorer, *encode_pair(scorer, context, continuation))
 
 
 def score_end(scorer: Scorer, tokens: TokenArray, count: int) -> tuple[float, bool]:
-    """The log-probability of the last `count` tokens, and whether greedy decoding would write them."""
+    """The log-probability of the last `count` tokens, and whether greedy decoding generates
+    them.
+    """
     scored = scorer.score(tokens, tokens[1:, None])
     greedy = bool((scored.top[-count:] == tokens[-count:]).all())
     return float(scored.logprobs[-count:, 0].sum(dtype=np.float64)), greedy
 
 
 def encode_pair(scorer: Scorer, context: str, continuation: str) -> tuple[TokenArray, int]:
-    """The tokens of both, at most as many as the model takes and the one that comes last, which it
-    only predicts; and how many are the continuation's.
+    """The tokens of both, and how many are the continuation's.
 
-    Spaces at the end of a context belong to the continuation: tokens mostly begin with a space. Where
-    there is no context, the token for the start is it, or the one for the end.
+    They are truncated on the left to what the model accepts plus the last token, which is only
+    predicted. Spaces at the end of the context move to the continuation, because most tokens begin
+    with a space. An empty context becomes the start-of-text token, or the end-of-text token.
     """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
@@ -163,14 +165,14 @@ def encode_pair(scorer: Scorer, context: str, continuation: str) -> tuple[TokenA
     count = max(1, len(whole) - len(head))
     if count > scorer.context_length:
         raise EvaluationError(
-            f"a choice has {count} tokens, and the model takes {scorer.context_length}"
+            f"a choice has {count} tokens, and the model accepts {scorer.context_length}"
         )
     return np.array(whole[-(scorer.context_length + 1) :], dtype=np.int64), count
 
 
 def encode_start(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """The tokens of a text that begins here: with the token for the start, once, where the tokenizer
-    puts one there.
+    """The tokens of a text from its start; begins with the start-of-text token exactly once, if the
+    tokenizer adds one.
     """
     start = tokenizer.encode("")[:1]
     tokens = tokenizer.encode(text, add_special_tokens=False)
@@ -178,31 +180,31 @@ def encode_start(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 
 def find_prefix(scorer: Scorer) -> int:
-    """What stands for an empty context. Raises `EvaluationError` where the tokenizer has nothing."""
+    """The token that replaces an empty context. Raises `EvaluationError` if there is none."""
     for name in ("bos_token", "eos_token"):
         found = scorer.tokenizer.special_id(name)
         if found is not None:
             return found
-    raise EvaluationError("an item without a context needs a tokenizer with a token for the start")
+    raise EvaluationError("an item without a context needs a tokenizer with a start-of-text token")
 
 
-def _answer_open(scorer: Scorer, item: OpenItem) -> Answered:
+def _answer_open(scorer: Scorer, item: OpenItem) -> ItemResult:
     text = write_answer(scorer, item.prompt, item.stop, ANSWER_TOKENS)
     right = normalize_answer(text) in {normalize_answer(answer) for answer in item.answers}
-    return Answered(right, right, text.strip(), 0.0)
+    return ItemResult(right, right, text.strip(), 0.0)
 
 
 def write_answer(
     scorer: Scorer, prompt: str, stop: Sequence[str], most: int, *, leading: bool = True
 ) -> str:
-    """What the model writes greedily behind `prompt`, up to one of `stop`, which is left out.
+    """The text that the model generates greedily after `prompt`, up to one of `stop`.
 
-    With `leading`, spaces and line ends before the first word stop nothing.
+    With `leading`, stop strings in the whitespace before the first word are ignored.
     """
     if most >= scorer.context_length:
         raise EvaluationError(
-            f"an answer of {most} tokens is asked for, and {scorer.label} takes "
-            f"{scorer.context_length} with the question"
+            f"the answer may have {most} tokens, but {scorer.label} accepts only "
+            f"{scorer.context_length} including the question"
         )
     tokenizer = scorer.tokenizer
     tokens = encode_start(tokenizer, prompt)[-(scorer.context_length - most) :]
@@ -219,6 +221,6 @@ def write_answer(
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and doubled spaces. Rajpurkar et al. 2016."""
+    """Lower case, without punctuation, articles and repeated spaces. Rajpurkar et al. 2016."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(word for word in bare.split() if word not in {"a", "an", "the"})

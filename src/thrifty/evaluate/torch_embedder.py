@@ -1,4 +1,4 @@
-"""An encoder as PyTorch runs it, pooled as its checkpoint says. Needs the extra `compress`."""
+"""An encoder in PyTorch, pooled as its checkpoint says. Needs the extra `compress`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thrifty.text.tokenizer import TextTokenizer
 
 
 class TorchEmbedder:
-    """Runs a BERT-like encoder in float32 on the best device there is."""
+    """Runs a BERT-like encoder in float32, on a GPU if there is one."""
 
     def __init__(self, folder: Path, label: str, identity: str) -> None:
         model = load_torch_model(folder, label, "AutoModel")

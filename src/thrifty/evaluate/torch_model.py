@@ -1,4 +1,4 @@
-"""A checkpoint as PyTorch loads it. Needs the extra `compress`."""
+"""Load a checkpoint into PyTorch. Needs the extra `compress`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from thrifty.errors import EvaluationError
 def load_torch_model(
     folder: Path, label: str, kind: str = "AutoModelForCausalLM", dtype: str = "float32"
 ) -> Any:
-    """The transformers model in `folder`, by the class that `kind` names. Raises `EvaluationError` where PyTorch
-    is not installed or cannot load it.
+    """The transformers model in `folder`, of the class `kind`.
+
+    Raises `EvaluationError` if PyTorch is not installed or cannot load it.
     """
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise EvaluationError(
-            f"{label} is to run on PyTorch, which is not installed: pip install 'thrifty[compress]'"
+            f"{label} needs PyTorch, which is not installed: pip install 'thrifty[compress]'"
         )
     import torch
     import transformers
@@ -34,8 +35,8 @@ def load_torch_model(
 
 
 def cache_of(out: Any) -> dict[str, Any]:
-    """What a model kept of the tokens it has read, under the name by which its next call takes it:
-    `cache`, or `past_key_values` in releases of transformers before 5.24.
+    """The KV cache in a model's output, under the name that its next call expects: `cache`, or
+    `past_key_values` in transformers before 5.24.
     """
     name = "cache" if "cache" in out else "past_key_values"
     return {name: out[name]}

@@ -1,4 +1,4 @@
-"""A checkpoint as PyTorch runs it. Needs the extra `compress`."""
+"""A decoder in PyTorch. Needs the extra `compress`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.evaluate.scorer import Ranked, Scored
+from thrifty.evaluate.scorer import TokenScores, TopTokens
 from thrifty.evaluate.torch_model import cache_of, load_torch_model
 from thrifty.evaluate.windows import TokenArray
 from thrifty.text.tokenizer import TextTokenizer
 
 
 class TorchScorer:
-    """Runs a decoder in float32, or in another precision, on the best device there is."""
+    """Runs a decoder in float32, or another precision, on a GPU if there is one."""
 
     def __init__(self, folder: Path, label: str, identity: str, *, dtype: str = "float32") -> None:
         model = load_torch_model(folder, label, dtype=dtype)
@@ -32,30 +32,30 @@ class TorchScorer:
         ends = model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
 
-    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+    def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         """See `Scorer`."""
         return self._rank(self._compute(tokens), tokens, k, rows)
 
-    def _rank(self, logprobs: Any, tokens: TokenArray, k: int, rows: Sequence[int]) -> Ranked:
+    def _rank(self, logprobs: Any, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         best = logprobs.topk(k, dim=1)
         target = logprobs.gather(1, self._tensor(tokens[1:, None]))[:, 0]
-        return Ranked(
+        return TopTokens(
             best.indices.cpu().numpy(), best.values.cpu().numpy(), target.cpu().numpy(),
             logprobs[list(rows)].cpu().numpy(),
         )  # fmt: skip
 
-    def rank_with_hidden(self, tokens: TokenArray, k: int) -> tuple[Ranked, Any]:
-        """What `rank` gives, and all hidden states, [layers + 1, T, channels]."""
+    def rank_with_hidden(self, tokens: TokenArray, k: int) -> tuple[TopTokens, Any]:
+        """The result of `rank`, and all hidden states, [layers + 1, T, channels]."""
         with self._torch.inference_mode():
             out = self._model(self._tensor(tokens[None]), output_hidden_states=True)
         logprobs = out.logits[0, :-1].float().log_softmax(dim=1)
         states = self._torch.stack(out.hidden_states)[:, 0].cpu().numpy()
         return self._rank(logprobs, tokens, k, ()), states
 
-    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> Scored:
+    def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         """See `Scorer`."""
         logprobs = self._compute(tokens)
-        return Scored(
+        return TokenScores(
             logprobs.gather(1, self._tensor(ids)).cpu().numpy(),
             logprobs.argmax(dim=1).cpu().numpy().astype(np.int64),
             logprobs[list(rows)].cpu().numpy(),
@@ -74,7 +74,7 @@ class TorchScorer:
             tokens = np.array([best], np.int64)
 
     def forward(self, tokens: TokenArray) -> None:
-        """The model's plain forward pass, and nothing else."""
+        """The model's forward pass alone."""
         with self._torch.inference_mode():
             self._model(self._tensor(tokens[None]))
 

@@ -1,4 +1,4 @@
-"""Held-out text as windows of tokens, read as a stream: no more than a piece of it is in memory."""
+"""Held-out text as windows of tokens, read as a stream: memory holds only a piece of it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from thrifty.text.tokenizer import TextTokenizer
 TokenArray = npt.NDArray[np.int64]
 
 PIECE_CHARS = 1 << 18
-"""Plain text is cut behind the first line end after this many characters."""
+"""Plain text is split at the first line end after this many characters."""
 TEXT_FIELDS = ("text", "content", "passage")
-"""Where lines of JSON hold their text; the first that is there counts."""
+"""The fields of JSON lines that may contain the text; the first that exists is used."""
 MIN_TOKENS = 32
-"""A rest shorter than this is left out."""
+"""A remainder shorter than this is dropped."""
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -56,10 +56,10 @@ def _read_record(line: str, where: str) -> str:
 def read_windows(
     path: Path, tokenizer: TextTokenizer, length: int, limit: int | None = None
 ) -> Iterator[TokenArray]:
-    """Windows of `length` tokens, one behind the other, at most `limit` tokens in all.
+    """Yield consecutive windows of `length` tokens, at most `limit` tokens in total.
 
-    A model whose tokenizer begins every text with a special token gets it at the start of each. The
-    last window may be shorter. Raises `EvaluationError` where there is not even one.
+    If the tokenizer begins every text with a special token, each window begins with it. The last
+    window may be shorter. Raises `EvaluationError` if the text does not fill one window.
     """
     start = tokenizer.encode("")[:1]
     step = length - len(start)
@@ -86,7 +86,7 @@ def read_windows(
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file. Raises `EvaluationError` where it cannot be read."""
+    """The SHA-256 of a file. Raises `EvaluationError` if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Text to tokens and back: the tokenizer, chat templates, and text that arrives token by token."""
+"""Tokenization, chat templates, and incremental decoding of generated tokens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from thrifty.artifacts.inspect import read_chat_template
 from thrifty.openai.errors import bad_request
 from thrifty.text.vocabulary import decode_piece
 
 _BROKEN = "\ufffd"
-"""What stands for bytes that are no character."""
+"""The replacement for bytes that are not a valid character."""
 
 
 class TextTokenizer:
     """A tokenizer with its chat template.
 
-    Templates run in Jinja's sandbox, with the helpers that transformers gives them.
+    Templates run in Jinja's sandbox, with the helper functions that transformers provides.
     """
 
     def __init__(
@@ -39,45 +40,37 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.vocabulary_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
-        """Ids of tokens are below it."""
+        """All token ids are below it."""
         self.chat_template = chat_template
         self._special_tokens = special_tokens or {}
         self._template = _compile(chat_template) if chat_template else None
 
     @classmethod
     def load(cls, folder: Path) -> TextTokenizer:
-        """The tokenizer in `folder`, from the files that transformers saves."""
+        """Load the tokenizer in `folder`, from the files that transformers saves."""
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config_path = folder / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.exists() else {}
-        template_path = folder / "chat_template.jinja"
-        if template_path.exists():
-            template: Any = template_path.read_text(encoding="utf-8")
-        else:
-            template = config.get("chat_template")
-        if isinstance(template, list):
-            named = {entry["name"]: entry["template"] for entry in template}
-            template = named.get("default") or next(iter(named.values()), None)
         special = {}
         for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
             value = config.get(key)
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):
                 special[key] = value
-        return cls(tokenizer, template, special_tokens=special)
+        return cls(tokenizer, read_chat_template(folder), special_tokens=special)
 
     @property
     def knows_tools(self) -> bool:
-        """Whether the chat template puts tools into the prompt by itself."""
+        """Whether the chat template renders tools."""
         return self.chat_template is not None and "tools" in self.chat_template
 
     def special_id(self, name: str) -> int | None:
-        """The id of `bos_token`, `eos_token` and the like; None where the settings name none."""
+        """The id of `bos_token`, `eos_token` etc.; None if the settings name none."""
         text = self._special_tokens.get(name)
         return None if text is None else self.tokenizer.token_to_id(text)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`."""
+        """The token ids of `text`."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -87,11 +80,11 @@ class TextTokenizer:
         return text
 
     def token_text(self, token_id: int) -> str:
-        """One token on its own, for log-probabilities."""
+        """The text of a single token, for log-probabilities."""
         return self.decode([token_id], skip_special_tokens=False)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token, which may be a part of a character."""
+        """The bytes of a single token, which may be a part of a character."""
         text = self.token_text(token_id)
         piece = self.tokenizer.id_to_token(token_id) if _BROKEN in text else None
         return text.encode() if piece is None else decode_piece(self.tokenizer, piece)
@@ -104,11 +97,11 @@ class TextTokenizer:
         add_generation_prompt: bool = True,
         extra: dict[str, Any] | None = None,
     ) -> str:
-        """The prompt for a conversation. Raises a 400 where the template refuses it."""
+        """The prompt for a conversation. Raises a 400 error if the template rejects it."""
         if self._template is None:
             raise bad_request(
-                "this model has no chat template; use /v1/completions, or give the model a "
-                "chat_template.jinja",
+                "this model has no chat template; use /v1/completions, or add a "
+                "chat_template.jinja to the model",
                 "messages",
                 "no_chat_template",
             )
@@ -121,9 +114,9 @@ class TextTokenizer:
                 **(extra or {}),
             )
         except Exception as error:
-            # A template is a program, and may fail on unforeseen messages in any way.
+            # A template is a program, which may fail on unexpected messages in any way.
             raise bad_request(
-                f"the model's chat template refuses these messages: {error}",
+                f"the model's chat template rejects these messages: {error}",
                 "messages",
                 "chat_template_error",
             ) from None
@@ -155,7 +148,7 @@ def _compile(template: str) -> jinja2.Template:
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}`: marks what the model says, for training; in a prompt it is plain text."""
+    """`{% generation %}`: marks the model's turn for training; it has no effect on a prompt."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -165,10 +158,10 @@ class _GenerationBlock(Extension):
 
 
 class IncrementalText:
-    """Text that grows by tokens; gives out only what later tokens cannot change any more.
+    """Text that grows by tokens; emits only what later tokens cannot change.
 
-    Characters that span tokens are held back until they are whole, and so is any end of the text
-    that may turn out to begin a stop string.
+    Characters that span tokens are held back until they are complete, and so is any end of the text
+    that may be the start of a stop string.
     """
 
     __slots__ = ("_decoder", "_held", "_pending", "_stops", "_tokenizer", "stopped")
@@ -182,11 +175,11 @@ class IncrementalText:
         self.stopped = False
 
     def feed(self, token_id: int, *, check_stops: bool = True) -> str:
-        """The text that is certain after this token; sets `stopped` at a stop string."""
+        """The text that is final after this token; sets `stopped` at a stop string."""
         try:
             piece = self._decoder.step(self._tokenizer, token_id)
         except Exception:
-            # The library gives up on some sequences of broken bytes; the text starts afresh.
+            # The library fails on some sequences of invalid bytes; decoding starts afresh.
             self._decoder = DecodeStream(skip_special_tokens=True)
             piece = self._decoder.step(self._tokenizer, token_id)
         if not piece:
@@ -198,7 +191,7 @@ class IncrementalText:
         before = len(self._held)
         self._held += piece
         if check_stops:
-            # One that ends in what was held already came before stops were looked for.
+            # Ignore stop strings that end in earlier text, which was fed before they were checked.
             found = (self._held.find(s, max(0, before - len(s) + 1)) for s in self._stops)
             cut = min((at for at in found if at >= 0), default=-1)
             if cut >= 0:
@@ -211,7 +204,9 @@ class IncrementalText:
         return text
 
     def flush(self) -> str:
-        """What was held back, once no more tokens come. A broken character at the end is left out."""
+        """The text still held back, after the last token. An incomplete final character is
+        dropped.
+        """
         text, self._held = self._held, ""
         if self._pending:
             text += self._tokenizer.decode(self._pending).rstrip(_BROKEN)
@@ -220,7 +215,7 @@ class IncrementalText:
 
 
 def _count_possible_start(text: str, stops: tuple[str, ...]) -> int:
-    """How many characters at the end of `text` could be the start of one of `stops`."""
+    """The length of the longest end of `text` that is the start of one of `stops`."""
     for length in range(min(len(text), max(map(len, stops)) - 1), 0, -1):
         tail = text[-length:]
         if any(stop.startswith(tail) for stop in stops):

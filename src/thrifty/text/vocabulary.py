@@ -1,4 +1,4 @@
-"""The bytes that tokens stand for. A character may span tokens, so a token may be no text at all."""
+"""The bytes of tokens. A character may span tokens, so a token need not be valid text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 
 def read_vocabulary(tokenizer: Tokenizer, size: int) -> list[bytes]:
-    """The bytes of each of the first `size` tokens; none for an id that is not used."""
+    """The bytes of the first `size` tokens; empty for unused ids."""
     added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
     vocabulary: list[bytes] = []
     for index in range(size):
@@ -23,7 +23,7 @@ def read_vocabulary(tokenizer: Tokenizer, size: int) -> list[bytes]:
 
 
 def decode_piece(tokenizer: Tokenizer, piece: str) -> bytes:
-    """The bytes of a token as the vocabulary writes it."""
+    """The bytes of a token from its spelling in the vocabulary."""
     if type(tokenizer.decoder).__name__ == "ByteLevel":
         return _decode_byte_level(piece)
     return _decode_sentencepiece(piece)
@@ -31,7 +31,7 @@ def decode_piece(tokenizer: Tokenizer, piece: str) -> bytes:
 
 @cache
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's characters and the bytes they stand for. Radford et al. 2019."""
+    """Byte-level BPE's characters and the bytes they represent. Radford et al. 2019."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {chr(value): value for value in printable}
     hidden = [value for value in range(256) if value not in printable]

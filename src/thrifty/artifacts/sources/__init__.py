@@ -1,7 +1,7 @@
-"""Where models come from: one file a kind of source.
+"""Sources of models, one module for each kind.
 
-A source brings files into a staging folder and says what it is, pinned. Fetching the same source
-again continues what a killed fetch left behind.
+A source copies files into a staging folder and returns its pinned name. Fetching the same source
+again resumes what a killed fetch left.
 """
 
 from thrifty.artifacts.sources.fetch import FoundModel, fetch_model, look_up_model

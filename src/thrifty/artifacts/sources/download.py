@@ -1,4 +1,4 @@
-"""One file over HTTP, resumable and checked."""
+"""Download one file over HTTP, resumable and checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHUNK_BYTES = 256 * 1024
 CONNECT_TIMEOUT_S = 20.0
 READ_TIMEOUT_S = 60.0
 ATTEMPTS = 5
-"""Tries in a row that bring nothing; one that brings bytes starts the count anew."""
+"""Consecutive attempts without any new bytes; new bytes reset the count."""
 RETRY_DELAY_S = 0.5
 MAX_RETRY_DELAY_S = 8.0
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
@@ -36,10 +36,9 @@ def download(
     on_progress: OnProgress,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Fetch `url` to `path`, continuing a `.part` file that an earlier try left beside it.
+    """Download `url` to `path`, resuming from a `.part` file that an earlier attempt left.
 
-    Raises `SourceError` when the server gives up on us, `IntegrityError` when the bytes are not
-    those of `sha256`.
+    Raises `SourceError` if the server fails, `IntegrityError` if the checksum is not `sha256`.
     """
     part = path.with_name(f"{path.name}.part")
     if path.exists() and sha256 is not None and _checksum(path) == sha256:
@@ -50,14 +49,16 @@ def download(
         if found != sha256:
             part.unlink()
             raise IntegrityError(
-                f"{url} arrived with the checksum {found[:12]}..., the index says {sha256[:12]}...; "
-                "it was thrown away. Fetch it again"
+                f"{url} arrived with the checksum {found[:12]}..., but the index says "
+                f"{sha256[:12]}...; it was deleted. Fetch it again"
             )
     os.replace(part, path)
 
 
 def find_size(url: str) -> int | None:
-    """The bytes of the file at `url`, as its server tells without sending it; None if it does not."""
+    """The size of the file at `url` in bytes, by a HEAD request; None if the server does not
+    say.
+    """
     try:
         response = requests.head(
             url,
@@ -73,7 +74,7 @@ def find_size(url: str) -> int | None:
 def _fetch_all(
     url: str, part: Path, store: Store, on_progress: OnProgress, headers: Mapping[str, str]
 ) -> None:
-    """Bring the whole of `url` into `part`, in as many tries as it takes."""
+    """Download all of `url` into `part`, in as many attempts as necessary."""
     failures = 0
     while True:
         had = _size(part)
@@ -84,7 +85,7 @@ def _fetch_all(
             status = error.response.status_code if error.response is not None else 0
             if status == 416:
                 if _total_of(error.response) == had:
-                    return  # All of it had come before.
+                    return  # It was already complete.
                 part.unlink(missing_ok=True)
             elif status < 500 and status != 429:
                 raise SourceError(
@@ -100,8 +101,8 @@ def _fetch_all(
         failures = 1 if _size(part) > had else failures + 1
         if failures >= ATTEMPTS:
             raise SourceError(
-                f"{url} could not be fetched after {ATTEMPTS} tries ({failure}); what has arrived "
-                "is kept, and the next try goes on from there"
+                f"{url} could not be fetched in {ATTEMPTS} attempts ({failure}); the bytes "
+                "received so far are kept, and the next attempt resumes from there"
             )
         time.sleep(min(MAX_RETRY_DELAY_S, RETRY_DELAY_S * 2**failures))
 
@@ -131,7 +132,7 @@ def _continue(
         total = have + length
         store.require_space(length, "the download")
         with part.open("r+b" if have else "wb") as file:
-            # A server may begin a little before what it was asked for.
+            # A server may start a little before the requested offset.
             file.seek(have)
             file.truncate()
             on_progress(Progress("download", have, total))
@@ -144,8 +145,8 @@ def _continue(
 
 
 def _read_pieces(response: requests.Response) -> Iterator[bytes]:
-    """The body as it arrives. `iter_content` fills its chunks before it gives them out, and throws
-    away what it has of one when the connection breaks.
+    """Yield the body as it arrives. `iter_content` fills whole chunks and discards a partial one
+    when the connection breaks.
     """
     raw = response.raw
     read_some = getattr(raw, "read1", raw.read)
@@ -154,18 +155,18 @@ def _read_pieces(response: requests.Response) -> Iterator[bytes]:
 
 
 def _begin_of(response: requests.Response, have: int) -> int:
-    """Where in the file the answer's bytes belong; 0 where the server ignores ranges."""
+    """The offset of the response's first byte; 0 if the server ignores ranges."""
     if response.status_code != 206:
         return 0
     match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     begin = int(match.group(1)) if match and match.group(1) else have
     if begin > have:
-        raise requests.ConnectionError(f"the server sent what comes after byte {begin}, not {have}")
+        raise requests.ConnectionError(f"the server started at byte {begin} instead of {have}")
     return begin
 
 
 def _length_of(response: requests.Response) -> int:
-    """How many bytes will come; 0 where that is not known."""
+    """The number of bytes to come; 0 if unknown."""
     if response.headers.get("content-encoding", "identity") != "identity":
         return 0
     text = response.headers.get("content-length", "")
@@ -173,6 +174,6 @@ def _length_of(response: requests.Response) -> int:
 
 
 def _total_of(response: requests.Response) -> int | None:
-    """The whole file's size, as a refused range tells it."""
+    """The size of the whole file, from the response to a refused range."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     return int(match.group(2)) if match and match.group(2).isdigit() else None

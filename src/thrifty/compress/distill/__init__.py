@@ -1,1 +1,1 @@
-"""Distillation: a smaller model learns what a larger one says."""
+"""Distillation: a smaller model learns to predict what a larger one predicts."""

@@ -1,7 +1,7 @@
-"""What a teacher writes that gives nothing but text: a remote URL's continuations and answers, kept.
+"""Text that a served teacher generates for training, recorded: continuations and chat answers.
 
-Sampled at temperature 1, they are drawn from the teacher's own distribution: training on them as text aims at the
-same thing as its log-probabilities would, with more noise. Kim and Rush 2016, 1606.07947.
+Text sampled at temperature 1 follows the teacher's own distribution, so training on it aims at the
+same goal as training on its log-probabilities, with more noise. Kim and Rush 2016, 1606.07947.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 PROMPT_TOKENS = 64
-"""Of each window of plain text, what the teacher goes on from."""
+"""The teacher continues this much of each window of plain text."""
 CONCURRENCY = 8
 PROMPT_FIELDS = ("prompt", "instruction", "question")
-"""A `.jsonl` record with one of these is a user's message, and is answered as a chat."""
+"""A `.jsonl` record with one of these fields is a user's message and gets a chat answer."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RemoteTeacher:
     url: str
     model: str | None = None
     key_env: str | None = None
-    """The environment variable that holds the key."""
+    """The environment variable that holds the API key."""
 
 
 def write_answers(
@@ -49,9 +49,10 @@ def write_answers(
     window: int,
     on_progress: OnProgress = ignore_progress,
 ) -> None:
-    """Have the teacher write until there are `tokens` in all or the text is at its end; `path` gets a line
-    `{"tokens", "first"}` for each answer. What is there already is not asked for again. Raises
-    `CompressionError`.
+    """Have the teacher generate until there are `tokens` in total or the text ends.
+
+    `path` gets a line `{"tokens", "first"}` for each answer. Answers that it already contains are
+    not requested again. Raises `CompressionError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
@@ -79,9 +80,9 @@ def write_answers(
                 on_progress(Progress("the teacher writes", min(done, tokens), tokens, "tokens"))
             os.fsync(file.fileno())
     except EvaluationError as error:
-        raise CompressionError(f"{error}. What the teacher wrote so far is kept") from None
+        raise CompressionError(f"{error}. The text generated so far is kept") from None
     if not done:
-        raise CompressionError(f"{text} has no prompts that the teacher could answer")
+        raise CompressionError(f"{text} contains no prompts for the teacher to answer")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _read_questions(text: Path) -> Iterator[_Prompt]:
         raise EvaluationError(f"{text} cannot be read: {error}") from None
     for record in records:
         if not isinstance(record, dict):
-            raise EvaluationError(f"{text} has a line that is no object")
+            raise EvaluationError(f"{text} contains a line that is not a JSON object")
         named = [record[name] for name in PROMPT_FIELDS if isinstance(record.get(name), str)]
         if named:
             yield _Prompt(named[0], chat=True)
@@ -127,7 +128,7 @@ def _ask(served: ServedUrl, model: str, prompt: _Prompt, window: int) -> str:
 
 
 def _encode(tokenizer: TextTokenizer, prompt: _Prompt, answer: str, window: int) -> dict[str, Any]:
-    """The tokens of both, and the first prediction that counts: of the answer's first token."""
+    """The tokens of prompt and answer, and the index of the first prediction to learn from."""
     if prompt.chat:
         messages = [{"role": "user", "content": prompt.text}]
         before = tokenizer.render_chat(messages)

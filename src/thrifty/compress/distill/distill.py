@@ -1,7 +1,7 @@
-"""Distil a student from a teacher: from two models and a text to a registered checkpoint.
+"""Distill a student from a teacher: from two models and a text to a registered checkpoint.
 
-The teacher's words are kept beforehand or asked for while the student learns; the training itself runs in a
-process of its own (`worker`), or in one for each GPU.
+The teacher's predictions are recorded beforehand or computed during training. The training runs in
+a process of its own (`worker`), or in one process for each GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,25 +34,52 @@ from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.calibration import check_no_overlap
 from thrifty.compress.distill.answers import RemoteTeacher
-from thrifty.compress.distill.learning import ENCODER_WINDOW, WINDOW, Learning
 from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.training_inputs import ENCODER_WINDOW, WINDOW, TrainingInputs
 from thrifty.engines.machine import available_memory_bytes
 from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate.backends import DEFAULT_BACKEND
 from thrifty.evaluate.plain_checkpoint import make_plain
+from thrifty.home import Home
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
-"""For glibc: memory that was freed is kept for what comes next. Handing large arrays back to the system and
-taking them anew at every operation takes longer than the arithmetic.
+"""Settings for glibc: keep freed memory for reuse. Returning large arrays to the system and
+requesting them again at every operation takes longer than the arithmetic.
 """
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 
 
+@dataclass(frozen=True)
+class DistillationRequest:
+    """Which student learns from which teacher, on what, and how."""
+
+    student: str
+    """The checkpoint to train, a decoder or an encoder."""
+    teacher: str | RemoteTeacher
+    """Any model with the same vocabulary that `open_model` accepts, or a server's URL. A served
+    teacher contributes the text that it generates."""
+    text: Path
+    """The training text; for a served teacher also `.jsonl` with prompts."""
+    out: str
+    """The new model's name."""
+    training: Training
+    held_out: Path | None = None
+    """The text that the result will be evaluated on; it must not overlap `text`."""
+    window: int | None = None
+    """Tokens in a window. Default: 512 for decoders, at most 256 for encoders."""
+    live: bool = False
+    """Query the teacher during training instead of recording its predictions beforehand."""
+    backend: str = DEFAULT_BACKEND
+    """What runs a live teacher: `openvino` or `torch`."""
+    processes: int = 1
+    """How many processes train together: one for each GPU."""
+
+
 def require_training() -> None:
-    """Raise `CompressionError` where what training needs is not installed."""
+    """Raise `CompressionError` if the packages that training needs are not installed."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise CompressionError(
@@ -62,68 +90,44 @@ def require_training() -> None:
 
 def distill_model(
     store: Store,
-    student: str,
-    teacher: str | RemoteTeacher,
-    *,
-    text: Path,
-    out: str,
-    training: Training,
-    references: Path,
-    work: Path,
-    held_out: Path | None = None,
-    window: int | None = None,
-    live: bool = False,
-    backend: str = DEFAULT_BACKEND,
-    processes: int = 1,
+    home: Home,
+    request: DistillationRequest,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[NamedVersion, Artifact]:
-    """The student, trained to say what the teacher says, registered as `out`. Blocks.
+    """Train a student to predict what its teacher predicts; register it as `request.out`. Blocks.
 
-    Args:
-        store: Where models are kept.
-        student: What to train: a checkpoint, decoder or encoder.
-        teacher: What it learns from: anything that `open_model` takes, with the same tokens; or where one is
-            served, which then teaches by what it writes.
-        text: Text to learn on; for a teacher that is served also `.jsonl` with prompts.
-        out: The new model's name.
-        training: How.
-        references: Where the teacher's log-probabilities are kept.
-        work: Where checkpoints of trainings are kept, each in a folder of its own.
-        held_out: Text that the result will be judged by, which the other must not hold.
-        window: Tokens that are read together; 512 for decoders, at most 256 for encoders.
-        live: Ask the teacher while training instead of keeping its words beforehand.
-        backend: What a live teacher runs on, `openvino` or `torch`.
-        processes: How many train together: one for each GPU.
-        on_progress: Told of every step.
-
-    Raises `CompressionError`, `EvaluationError`, and what the store raises. What was killed goes on from
-    its last checkpoint when it is asked for again.
+    `home` stores the teacher's recorded predictions and the checkpoints of the training; the same
+    request resumes a training that was killed. Raises `CompressionError`, `EvaluationError` and the
+    store's errors.
     """
     require_training()
-    if held_out is not None:
-        check_no_overlap(text, held_out)
-    version, artifact = fetch_model(store, student, on_progress=on_progress)
+    training = request.training
+    if request.held_out is not None:
+        check_no_overlap(request.text, request.held_out)
+    version, artifact = fetch_model(store, request.student, on_progress=on_progress)
     plain = make_plain(store, version, artifact, on_progress)
     encoder = artifact.description.family is Family.ENCODER
-    window = window or (ENCODER_WINDOW if encoder else WINDOW)
-    if training.hidden:
-        backend = "torch"
-    learn = Learning(store, plain, text, training, window, references, on_progress)
-    with contextlib.closing(learn):
-        job, recipe = learn.plan(teacher, backend if live or training.needs_live_teacher else None)
+    window = request.window or (ENCODER_WINDOW if encoder else WINDOW)
+    backend = "torch" if training.hidden else request.backend
+    live = request.live or training.needs_live_teacher
+    inputs = TrainingInputs(
+        store, plain, request.text, training, window, home.evaluations, on_progress
+    )
+    with contextlib.closing(inputs):
+        job, recipe = inputs.plan(request.teacher, backend if live else None)
         made = store.find_made(plain[1].id, recipe)
-        if made is not None and made[0].name == out:
+        if made is not None and made[0].name == request.out:
             return made
-        # Before the teacher says anything, which may take hours.
-        _require_memory(learn.shape, artifact.description.parameters, job, window)
+        # Checked before the teacher runs, which may take hours.
+        _require_memory(inputs.shape, artifact.description.parameters, job, window)
         key = hashlib.sha256(json.dumps([plain[1].id, recipe], sort_keys=True).encode()).hexdigest()
-        folder = work / key[:24]
+        folder = home.trainings / key[:24]
         job["folder"] = str(folder)
         with lock_file(folder / "lock"):
-            learn.write_inputs(job, folder)
-            report = _run(job, folder, processes, on_progress)
+            inputs.write(job, folder)
+            report = _run(job, folder, request.processes, on_progress)
             weights = SafetensorsFiles([folder / "trained.safetensors"])
-            found = _register(store, plain, weights, out, recipe, report, on_progress)
+            found = _register(store, plain, weights, request.out, recipe, report, on_progress)
         shutil.rmtree(folder, ignore_errors=True)
     return found
 
@@ -137,7 +141,7 @@ def _register(
     report: dict[str, Any],
     on_progress: OnProgress,
 ) -> tuple[NamedVersion, Artifact]:
-    """The student with its trained weights, as a model in the store."""
+    """Add the student with its trained weights to the store."""
     version, artifact = plain
     source = store.folder_of(artifact.id)
     store.require_space(2 * artifact.description.parameters + 50_000_000, f"training {out}")
@@ -157,7 +161,7 @@ def _register(
 def _run(
     job: dict[str, Any], folder: Path, processes: int, on_progress: OnProgress
 ) -> dict[str, Any]:
-    """Train in processes of their own, unless that is done. Raises `CompressionError`."""
+    """Train in separate processes, unless the result exists. Raises `CompressionError`."""
     report = folder / "report.json"
     if not report.exists():
         command = [sys.executable, "-m", "thrifty.compress.distill.worker", str(folder)]
@@ -197,19 +201,19 @@ def _run(
 
 
 def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress) -> str | None:
-    """Pass the worker's progress on; the error that it tells, if any."""
+    """Forward the worker's progress; returns the error that it reports, if any."""
     error = None
     assert process.stdout is not None
     for line in process.stdout:
         try:
-            told = json.loads(line)
+            message = json.loads(line)
         except ValueError:
-            continue  # a library's own words
-        if not isinstance(told, dict):
+            continue  # a library's own output
+        if not isinstance(message, dict):
             continue
-        if "progress" in told:
-            on_progress(Progress(*told["progress"]))
-        error = told.get("error", error)
+        if "progress" in message:
+            on_progress(Progress(*message["progress"]))
+        error = message.get("error", error)
     process.wait()
     return error
 
@@ -217,10 +221,10 @@ def _follow(process: subprocess.Popen[bytes], on_progress: OnProgress) -> str | 
 def _explain(code: int, folder: Path) -> str:
     last = (folder / "worker.log").read_text(errors="replace").strip().splitlines()[-3:]
     if code in (-9, 137):
-        why = "it was killed, as a system does that runs out of memory"
+        reason = "it was killed, probably because the system ran out of memory"
     else:
-        why = f"it ended with {code}: " + " ".join(last)
-    return f"the training broke off: {why}. Asked for again, it goes on from the last checkpoint in {folder}"
+        reason = f"it exited with {code}: " + " ".join(last)
+    return f"the training stopped: {reason}. The same command resumes from the last checkpoint in {folder}"
 
 
 def _has_gpus(count: int) -> bool:
@@ -232,8 +236,11 @@ def _has_gpus(count: int) -> bool:
 def _require_memory(
     shape: DecoderShape | EncoderShape, parameters: int, job: dict[str, Any], window: int
 ) -> None:
-    """Raise where too little is free. Counted are weights, gradients and two moments in float32, and what layers
-    keep of each token for the way back: some seventy bytes a channel, ten for each pair of tokens and head.
+    """Raise `CompressionError` if too little memory is free.
+
+    Counted are the weights, the gradients and the optimizer's two moments in float32, and the
+    activations that layers keep for the backward pass: about 70 bytes for each token and channel,
+    and 10 bytes for each head and pair of tokens.
     """
     training = Training(**job["training"])
     kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
@@ -247,6 +254,6 @@ def _require_memory(
     if needed > free:
         raise CompressionError(
             f"training {parameters:,} parameters needs about {format_bytes(needed)} of memory, and "
-            f"{format_bytes(free)} are free; train a change of low rank (--lora-rank 16), with "
-            "--checkpointing, or a smaller model"
+            f"{format_bytes(free)} are free; use LoRA (--lora-rank 16), --checkpointing, or a "
+            "smaller model"
         )

@@ -1,4 +1,4 @@
-"""An encoder's objective: to embed texts where its teacher does."""
+"""The training objective of an encoder: embed texts as the teacher does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray
 
 RELATIONS = 1.0
-"""The weight of the distance between both models' similarities of the texts of one batch."""
+"""The weight of the loss on pairwise similarities: those of the texts in one batch."""
 
 
 class Embeddings:
-    """Texts; the last `held_out` of them are looked at, the others are learned from."""
+    """Texts to learn from, followed by `held_out` texts to evaluate on."""
 
     unit = "1 - cosine"
 
@@ -33,7 +33,7 @@ class Embeddings:
         *,
         same_width: bool,
     ) -> None:
-        """`poolings` are the student's and the teacher's: `mean` or `cls`."""
+        """`poolings` are those of the student and the teacher: `mean` or `cls`."""
         self._teacher = teacher
         self._texts = texts
         self._poolings = poolings
@@ -78,7 +78,7 @@ class Embeddings:
 
 
 def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embeddings]:
-    """The student and what it learns, as a job names them."""
+    """The student of a job, and its objective."""
     from thrifty.compress.distill.worker import load_student
 
     student, teacher = Path(job["student"]), Path(job["teacher"])
@@ -95,7 +95,7 @@ def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embedd
 
 
 def _pool(model: Any, tokens: Any, mask: Any, pooling: str) -> Any:
-    """Embeddings of length 1, [texts, channels]."""
+    """Embeddings of unit length, [texts, channels]."""
     states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
     if pooling == "cls":
         pooled = states[:, 0]

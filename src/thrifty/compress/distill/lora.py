@@ -1,4 +1,4 @@
-"""Low-rank changes to a model's matrices, trained in place of the matrices. Hu et al. 2021, 2106.09685."""
+"""LoRA: train low-rank updates of a model's matrices. Hu et al. 2021, 2106.09685."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 NOT_CHANGED = ("lm_head", "pooler")
 SCALE = 2.0
-"""What the change is multiplied with: alpha over rank."""
+"""The factor on the update: alpha divided by the rank."""
 
 
 class _LowRank(nn.Module):  # type: ignore[misc]  # torch's types are not read
@@ -25,7 +25,7 @@ class _LowRank(nn.Module):  # type: ignore[misc]  # torch's types are not read
 
 
 def attach(model: Any, rank: int, seed: int) -> None:
-    """Freeze `model`, and give each matrix of its layers a change of `rank` that can be trained."""
+    """Freeze `model` and add a trainable update of rank `rank` to each matrix of its layers."""
     torch.manual_seed(seed)
     model.requires_grad_(False)
     for name, module in list(model.named_modules()):
@@ -35,7 +35,7 @@ def attach(model: Any, rank: int, seed: int) -> None:
 
 
 def merge(model: Any) -> None:
-    """Add every change to its matrix, and put the matrix back."""
+    """Add each update to its matrix and remove the wrapper."""
     for name, module in list(model.named_modules()):
         if isinstance(module, _LowRank):
             with torch.no_grad():

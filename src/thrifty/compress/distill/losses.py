@@ -1,7 +1,8 @@
-"""How far a student's next-token distribution is from a teacher's, of which the likeliest are known.
+"""Losses between the next-token distributions of a student and a teacher.
 
-Both are taken as k + 1 outcomes: the teacher's k likeliest tokens, and all others as one. Everything is
-in nats a token; shapes are those of one batch of T predictions.
+Only the teacher's k likeliest tokens are known, so both distributions are treated as k + 1
+outcomes: these tokens, and all others as one. Values are in nats per token; shapes are those of one
+batch of T predictions.
 """
 
 from __future__ import annotations
@@ -16,45 +17,48 @@ Tensor = Any
 
 LEAST_MASS = 1e-7
 SKEW = 0.1
-"""How much of the other distribution is mixed in, for the skewed ones."""
+"""The share of the other distribution that the skewed divergences mix in."""
 
 
 def add_rest(known: Tensor) -> Tensor:
-    """Log-probabilities of k tokens [T, k], and behind them of all others together: [T, k + 1]."""
+    """Append the log-probability of all other tokens to those of k tokens [T, k]: [T, k + 1]."""
     rest = (1 - known.exp().sum(dim=1, keepdim=True)).clamp_min(LEAST_MASS).log()
     return torch.cat([known, rest], dim=1)
 
 
 def teacher_log_probabilities(logprobs: Tensor, tail: Tensor) -> Tensor:
-    """The same of what is kept of a teacher: log-probabilities [T, k], and the mass of the others [T]."""
+    """The same for a recorded teacher: log-probabilities [T, k] and the mass of the others [T]."""
     joined = torch.cat([logprobs, tail.clamp_min(LEAST_MASS).log()[:, None]], dim=1)
-    # Rounding must not make mass.
+    # Normalize, so that rounding does not add probability mass.
     return joined.log_softmax(dim=1)
 
 
 def forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student): the student covers all that the teacher says. [T]."""
+    """KL(teacher || student), [T]: the student should cover all that the teacher predicts."""
     return (teacher.exp() * (teacher - student)).sum(dim=1)
 
 
 def reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(student || teacher): the student says nothing that the teacher would not. [T]."""
+    """KL(student || teacher), [T]: the student should predict only what the teacher would."""
     return forward_kl(student, teacher)
 
 
 def jensen_shannon(teacher: Tensor, student: Tensor) -> Tensor:
-    """The mean divergence of both from their mean. Bounded by log 2. [T]."""
+    """The mean divergence of both from their average, [T]. At most log 2."""
     middle = _mix(teacher, student, 0.5)
     return 0.5 * forward_kl(teacher, middle) + 0.5 * forward_kl(student, middle)
 
 
 def skewed_forward_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student with some of the teacher): calmer gradients. Ko et al. 2024, 2402.03898. [T]."""
+    """KL(teacher || mixture of student and teacher), [T]: smoother gradients.
+
+    Ko et al. 2024, 2402.03898.
+    """
     return forward_kl(teacher, _mix(teacher, student, SKEW))
 
 
 def skewed_reverse_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(student || teacher with some of the student). [T]."""
+    """KL(student || mixture of teacher and student), [T]."""
     return forward_kl(student, _mix(student, teacher, SKEW))
 
 
@@ -65,12 +69,13 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "skewed-forward": skewed_forward_kl,
     "skewed-reverse": skewed_reverse_kl,
 }
-"""By the name that `thrifty distill --divergence` takes."""
+"""By the names that `thrifty distill --divergence` accepts."""
 
 
 def hidden_distance(teacher: Tensor, student: Tensor, layers: Sequence[int] | None) -> Tensor:
-    """The mean of 1 - cosine between hidden states of the same width, [layers + 1, B, T, channels] each.
-    `layers` gives for each of the student's the teacher's; None spreads them evenly.
+    """1 minus the mean cosine similarity of hidden states, [layers + 1, B, T, channels] each.
+
+    `layers` gives the teacher's hidden state for each of the student's; None spaces them evenly.
     """
     count, last = student.shape[0], teacher.shape[0] - 1
     if layers is None:
@@ -80,7 +85,7 @@ def hidden_distance(teacher: Tensor, student: Tensor, layers: Sequence[int] | No
 
 
 def _mix(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """The logarithm of `share` of the first and the rest of the second."""
+    """The logarithm of a mixture: `share` of the first, the rest of the second."""
     pair = torch.stack([
         first + torch.log(torch.tensor(share)), second + torch.log(torch.tensor(1 - share)),
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""A decoder's objective: to say of the next token what its teacher says."""
+"""The training objective of a decoder: predict the next token as the teacher does."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from thrifty.evaluate.torch_model import cache_of
 
 
 class NextTokens:
-    """The last `held_out` of the examples are looked at; the others are learned from."""
+    """Examples to learn from, followed by `held_out` examples to evaluate on."""
 
-    unit = "nats a token"
+    unit = "nats per token"
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class NextTokens:
         training: Training,
         layers: Sequence[int] | None = None,
     ) -> None:
-        """`layers`: for each of the student's hidden states, the teacher's that it is compared with; None
-        spreads them evenly.
+        """`layers` gives the teacher's hidden state that each of the student's is compared with;
+        None spaces them evenly.
         """
         self._examples = examples
         self._training = training
@@ -55,20 +55,21 @@ class NextTokens:
         return total, sum(len(example.tokens) for example in examples)
 
     def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
-        """The sum of the held-out divergence from the teacher (without one: of the text's negative
-        log-likelihood) over this rank's share of the windows, and over how many predictions.
+        """The sum of the divergence from the teacher over this rank's share of the held-out
+        windows, and the number of predictions. Without a teacher, the divergence is replaced by the
+        negative log-likelihood of the text.
         """
         total, count = 0.0, 0
         for number in range(self.examples + rank, self._examples.count, ranks):
             example = self._examples.read(number)
             student, target, _ = self._run(model, [example], device, hidden=False)
-            if self._examples.taught:
+            if self._examples.has_teacher:
                 found = forward_kl(self._teach([example], device), student)
             else:
                 found = -target
-            counts = torch.from_numpy(example.counts).to(device)
-            total += float(found[counts].sum())
-            count += int(counts.sum())
+            mask = torch.from_numpy(example.loss_mask).to(device)
+            total += float(found[mask].sum())
+            count += int(mask.sum())
         return total, count
 
     def _read(self, model: Any, number: int, device: Any) -> TrainingExample:
@@ -77,41 +78,44 @@ class NextTokens:
             return self._examples.read(number)
         tokens = self._examples.text(number)
         first = len(tokens) // 2
-        return self._examples.ask(_write(model, tokens[:first], len(tokens), device), first - 1)
+        return self._examples.query_teacher(
+            _write(model, tokens[:first], len(tokens), device), first - 1
+        )
 
     def _loss(self, model: Any, examples: Sequence[TrainingExample], device: Any) -> Any:
         training = self._training
         student, target, hidden = self._run(model, examples, device, hidden=training.hidden > 0)
-        counts = torch.from_numpy(np.concatenate([one.counts for one in examples])).to(device)
-        mix = training.mix if self._examples.taught else 1.0
+        mask = torch.from_numpy(np.concatenate([one.loss_mask for one in examples])).to(device)
+        mix = training.mix if self._examples.has_teacher else 1.0
         loss: Any = 0.0
         if mix < 1:
             found = self._divergence(self._teach(examples, device), student)
-            loss = loss + (1 - mix) * found[counts].mean()
+            loss = loss + (1 - mix) * found[mask].mean()
         if mix > 0:
-            loss = loss - mix * target[counts].mean()
+            loss = loss - mix * target[mask].mean()
         if hidden is not None:
-            taught = torch.stack(
+            teacher_states = torch.stack(
                 [torch.as_tensor(np.asarray(example.hidden)) for example in examples], dim=1
             ).to(device)
-            loss = loss + training.hidden * hidden_distance(taught, hidden, self._layers)
+            loss = loss + training.hidden * hidden_distance(teacher_states, hidden, self._layers)
         return loss
 
     def _run(
         self, model: Any, examples: Sequence[TrainingExample], device: Any, *, hidden: bool
     ) -> tuple[Any, Any, Any]:
-        """The student's coarse log-probabilities [B (T - 1), k + 1] (nothing, without a teacher), those of
-        the tokens that come [B (T - 1)], and its hidden states [layers + 1, B, T, channels].
+        """The student's log-probabilities of the teacher's top k tokens and the rest
+        [B (T - 1), k + 1] (None without a teacher), those of the text's own next tokens
+        [B (T - 1)], and the hidden states [layers + 1, B, T, channels].
         """
         tokens = torch.stack([torch.from_numpy(example.tokens) for example in examples]).to(device)
         positions = torch.from_numpy(np.stack([_positions(example) for example in examples]))
         wanted = tokens[:, 1:].reshape(-1, 1)
-        if self._examples.taught:
+        if self._examples.has_teacher:
             ids = np.concatenate([_known(example.ids) for example in examples])
             wanted = torch.cat([wanted, torch.from_numpy(ids).to(device)], dim=1)
-        # Positions that begin again keep texts that share a window from seeing each other.
+        # Restarting position ids keep texts that share a window from attending to each other.
         found, states = model(tokens, positions.to(device), wanted, hidden)
-        student = add_rest(found[:, 1:]) if self._examples.taught else None
+        student = add_rest(found[:, 1:]) if self._examples.has_teacher else None
         return student, found[:, 0], states
 
     def _teach(self, examples: Sequence[TrainingExample], device: Any) -> Any:
@@ -127,12 +131,12 @@ def _positions(example: TrainingExample) -> Any:
 
 
 def _known(values: Any) -> Any:
-    assert values is not None, "a example that is taught has all of the teacher's words"
+    assert values is not None, "an example with a teacher has all of its predictions"
     return values
 
 
 def _write(model: Any, prompt: Any, length: int, device: Any) -> Any:
-    """`prompt` and what the student samples behind it, `length` tokens in all."""
+    """`prompt` and the student's sampled continuation, `length` tokens in total."""
     inner = getattr(model, "module", model).inner
     training = inner.training
     inner.eval()

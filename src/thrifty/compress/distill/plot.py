@@ -1,4 +1,4 @@
-"""How a training went, drawn: the loss of every step, and what is held out."""
+"""A plot of a training: the loss of every step, and the held-out loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from thrifty.errors import CompressionError
 
 
 def plot_losses(figures: dict[str, Any], path: Path) -> None:
-    """Draw what `distill_model` registered to a PNG. Raises `CompressionError` without matplotlib."""
+    """Draw the report of `distill_model` to a PNG. Raises `CompressionError` without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -19,9 +19,9 @@ def plot_losses(figures: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     losses = figures["losses"]
-    axes.plot(range(1, len(losses) + 1), losses, color="0.75", linewidth=1, label="loss of a step")
+    axes.plot(range(1, len(losses) + 1), losses, color="0.75", linewidth=1, label="training loss")
     steps, values = zip(*figures["held_out"], strict=True)
-    axes.plot(steps, values, marker="o", markersize=3, label="on what is held out")
+    axes.plot(steps, values, marker="o", markersize=3, label="held-out loss")
     axes.axvline(figures["best_step"], color="0.4", linestyle=":", linewidth=1)
     axes.set(xlabel="step", ylabel=figures["unit"], ylim=(0, None))
     axes.legend(frameon=False)

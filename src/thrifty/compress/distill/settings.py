@@ -1,4 +1,4 @@
-"""What a distillation is asked to do, apart from modules that import PyTorch."""
+"""The settings of a distillation, in a module that does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -14,57 +14,59 @@ class Training:
     """How a student is trained."""
 
     tokens: int
-    """Of the text, over all steps; more than the text has are read again."""
+    """Of the text, over all steps. A shorter text is read repeatedly."""
     divergence: str = "forward"
     mix: float = 0.0
-    """The share of the plain language-model loss in the loss."""
+    """The share of the plain language-modelling loss in the loss."""
     hidden: float = 0.0
-    """The weight of the distance between both models' hidden states, beside the loss."""
+    """The weight of the distance between the hidden states, added to the loss."""
     on_policy: float = 0.0
-    """The share of windows whose second half the student writes."""
+    """The share of windows whose second half the student generates."""
     learning_rate: float | None = None
-    """The highest; None: by the size of a step."""
+    """The peak learning rate. None: derived from the batch size."""
     batch_tokens: int | None = None
-    """In one step of the optimizer; None: 4096, or so many fewer that there are some hundred steps."""
+    """Tokens in an optimizer step. None: 4096, or less to allow some hundred steps."""
     micro_batch: int = 1
-    """Windows that are computed together, of those of a step."""
+    """Windows that are computed at once, of those of a step."""
     warm_up: float = 0.05
-    """The share of steps in which the learning rate rises."""
+    """The share of steps over which the learning rate rises."""
     weight_decay: float = 0.0
     clip: float = 1.0
-    """The norm that gradients are cut to."""
+    """The norm that gradients are clipped to."""
     lora_rank: int = 0
-    """Of the changes to matrices; 0 trains all weights."""
+    """The rank of LoRA's updates; 0 trains all weights."""
     freeze_embeddings: bool = False
-    """Leave the tokens' embeddings as they are, and the head with them where it is the same matrix."""
+    """Do not train the token embeddings, nor the head if it shares their matrix."""
     checkpointing: bool = False
-    """Compute activations anew on the way back: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
     seed: int = 0
     every_steps: int = 0
-    """Steps between two looks at the held-out windows, and two checkpoints; 0: at least 25, and so many that
-    looks take little of the time."""
+    """Steps between evaluations on held-out windows, each with a checkpoint. 0: at least 25, and so
+    many that evaluation takes little of the time."""
     patience: int = 6
-    """So many looks in a row without a better one end it."""
+    """Stop after this many evaluations in a row without improvement."""
 
     def __post_init__(self) -> None:
-        """Raise `CompressionError` for what cannot be."""
+        """Raise `CompressionError` for invalid settings."""
         if self.divergence not in DIVERGENCES:
             raise CompressionError(
-                f"there is no divergence {self.divergence!r}; there are {', '.join(DIVERGENCES)}"
+                f"unknown divergence {self.divergence!r}; known are {', '.join(DIVERGENCES)}"
             )
         for name, least in (("tokens", 1), ("batch_tokens", 1), ("micro_batch", 1), ("lora_rank", 0),
                             ("every_steps", 0), ("patience", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
-                raise CompressionError(f"{name} is {least} or more, not {value}")
+                raise CompressionError(f"{name} must be at least {least}, not {value}")
         for name in ("mix", "on_policy"):
             if not 0 <= getattr(self, name) <= 1:
-                raise CompressionError(f"{name} is a share, from 0 to 1")
+                raise CompressionError(f"{name} must be between 0 and 1")
         rate = self.learning_rate
         if (rate is not None and not 0 < rate < 1) or self.hidden < 0:
-            raise CompressionError("learning_rate is above 0 and below 1, hidden 0 or more")
+            raise CompressionError(
+                "learning_rate must be above 0 and below 1, and hidden at least 0"
+            )
 
     @property
     def needs_live_teacher(self) -> bool:
-        """Whether a teacher has to say things of which nobody knows before what they will be."""
+        """Whether the teacher must see what is unknown before training starts."""
         return self.hidden > 0 or self.on_policy > 0

@@ -1,8 +1,8 @@
-"""A decoder that is trained: it tells log-probabilities of some tokens, and never holds all of them.
+"""A decoder in training: computes log-probabilities of some tokens without storing all logits.
 
-A vocabulary's logits are far larger than anything that a layer makes, and walking over them takes longer than
-computing them. So they are made a part at a time, in memory that is used again, and made once more on the way back (as
-in Hsu et al. 2024, 2410.10989), from each row's normalizer.
+The logits of a vocabulary are much larger than a layer's activations, and passing over them takes
+longer than computing them. They are therefore computed in parts, in reused memory, and recomputed
+in the backward pass from each row's normalizer (as in Hsu et al. 2024, 2410.10989).
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ Tensor = Any
 """A `torch.Tensor`."""
 
 PART_BYTES = 32 << 20
-"""Of logits in float32 that are held at once on a processor, whose caches are no larger."""
+"""Bytes of float32 logits in memory at once on a CPU, whose caches are no larger."""
 GPU_PART_BYTES = 512 << 20
 
 
 class Student(nn.Module):  # type: ignore[misc]  # torch's types are not read
-    """Wraps a model of transformers for causal language modelling, which it trains in place."""
+    """Wraps a transformers model for causal language modelling, which it trains in place."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.inner = model
         if not torch.cuda.is_available():
-            # On processors the gradients of PyTorch's fused attention take longer than plain matrices do.
+            # On CPUs, the backward pass of PyTorch's fused attention is slower than plain matrices.
             model.set_attn_implementation("eager")
 
     def forward(
         self, tokens: Tensor, positions: Tensor, wanted: Tensor, hidden: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the tokens `wanted` [B (T - 1), n] behind each of `tokens` [B, T] but the
-        last ones, and hidden states [layers + 1, B, T, channels] where they are asked for. `positions` [B, T]
-        begin again where another text does.
+        """Log-probabilities of the tokens `wanted` [B (T - 1), n] after each of `tokens` [B, T]
+        except the last, and hidden states [layers + 1, B, T, channels] if `hidden`. `positions`
+        [B, T] restart where the next text of a window begins.
         """
         out = self.inner.base_model(
             tokens, position_ids=positions, output_hidden_states=hidden, use_cache=False
@@ -48,10 +48,10 @@ class Student(nn.Module):  # type: ignore[misc]  # torch's types are not read
 
 
 class _ChosenLogProbabilities(torch.autograd.Function):  # type: ignore[misc]
-    """log softmax(states @ head^T) at `wanted`: [N, n] of states [N, channels], head [vocabulary, channels].
+    """log softmax(states @ head^T) at `wanted`: [N, n].
 
-    With g the gradient of what comes out, that of a row's logits is g at its wanted tokens, less its sum
-    times the row's probabilities.
+    `states` is [N, channels], `head` [vocabulary, channels]. With g the gradient of the result, the
+    gradient of a row's logits is g at its wanted tokens, minus g's sum times its probabilities.
     """
 
     @staticmethod
@@ -94,7 +94,7 @@ class _ChosenLogProbabilities(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _logits(x: Tensor, w: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of `x` in even parts, and their logits in float32, in memory that the next part writes to."""
+    """Slices of the rows of `x` and their float32 logits; the next part reuses the memory."""
     rows, vocabulary = len(x), len(w)
     limit = PART_BYTES if x.device.type == "cpu" else GPU_PART_BYTES
     count = max(1, -(-rows * vocabulary * 4 // limit))

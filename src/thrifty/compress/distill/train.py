@@ -1,4 +1,4 @@
-"""The training loop: one objective, one model, resumable to the same curve, on one processor or several."""
+"""The training loop: reproducible across interruptions, in one process or several."""
 
 from __future__ import annotations
 
@@ -17,67 +17,70 @@ from safetensors.torch import load_file, save_file
 
 from thrifty.compress.distill.settings import Training
 from thrifty.errors import CompressionError
+from thrifty.files import replace_atomically, write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 BETAS = (0.9, 0.95)
 LAST_RATE = 0.1
-"""The learning rate at the end, over the highest."""
+"""The final learning rate, relative to the peak."""
 EXPLODED = 10.0
-"""A loss this many times the mean of the last ones, or no number, stops the training."""
+"""Training stops if the loss is this many times the recent mean, or not a number."""
 RECENT = 20
 STEPS = 500
 MOST_BATCH_TOKENS = 4096
-"""Where nothing is said, a step has no more, and fewer where there would be fewer than `STEPS`."""
+"""The default batch size is at most this, and smaller if that gives fewer than `STEPS` steps."""
 RATE, RATE_TOKENS, MOST_RATE = 3e-4, 512, 5e-4
-"""Where nothing is said, the learning rate for steps of so many tokens. For larger steps it grows with their root."""
+"""The default learning rate for steps of so many tokens; it grows with the size's square root."""
 LEAST_STEPS = 25
-TRAINED_PER_LOOKED = 7
-"""Tokens that are learned from between two looks, for each that is looked at: they take three times as
-long each, so looks take a twentieth of the time.
+TRAINED_PER_EVALUATED = 7
+"""Tokens to train on between evaluations, for each token that is evaluated. Training on a token
+takes three times as long, so that evaluation takes a twentieth of the time.
 """
 
 
 class Objective(Protocol):
-    """What is to be learned, and how far a model is from it."""
+    """What is learned, and how far a model is from it."""
 
     unit: str
-    """Of `measure`."""
+    """The unit of `measure`."""
     examples: int
-    """To learn from; those that are held out are not among them."""
+    """How many there are to learn from, without the held-out ones."""
     example_tokens: int
-    """Of the longest example."""
+    """Tokens of the longest example."""
     held_out_tokens: int
-    """That a look takes."""
+    """Tokens that one evaluation takes."""
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""
         ...
 
     def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
-        """The sum over this rank's share of what is held out, and over how much."""
+        """The sum over this rank's share of the held-out examples, and over how many
+        predictions.
+        """
         ...
 
 
 @dataclass
 class State:
-    """How far a training has come, apart from weights."""
+    """The progress of a training, without weights."""
 
     step: int = 0
     tokens: int = 0
     losses: list[float] = field(default_factory=list)
-    """Of every step."""
+    """The loss of every step."""
     held_out: list[tuple[int, float]] = field(default_factory=list)
-    """Steps, and how far from the objective the model is after them on what is held out."""
+    """Steps, and the held-out loss after them."""
     best_step: int = 0
 
     @property
     def best(self) -> float:
-        """The least on what is held out so far."""
+        """The lowest held-out loss so far."""
         return min((value for _, value in self.held_out), default=math.inf)
 
 
 class Trainer:
-    """Trains `model` in place. `folder` holds its checkpoints."""
+    """Trains `model` in place; `folder` stores its checkpoints."""
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class Trainer:
         self._accelerator = accelerator
         if objective.examples < 1:
             raise CompressionError(
-                "the text is too short: nothing is left of it to learn from; take more text"
+                "the text is too short: nothing is left to learn from; use more text"
             )
         model.to(torch.float32).train()
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -104,7 +107,7 @@ class Trainer:
             MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS)
         )
         self.steps = max(1, math.ceil(training.tokens / self.batch_tokens))
-        between = TRAINED_PER_LOOKED * objective.held_out_tokens
+        between = TRAINED_PER_EVALUATED * objective.held_out_tokens
         self._every = training.every_steps or max(
             LEAST_STEPS, math.ceil(between / self.batch_tokens)
         )
@@ -116,8 +119,8 @@ class Trainer:
         self.state = State()
 
     def run(self, on_progress: OnProgress = ignore_progress) -> State:
-        """Train from where the last checkpoint was. Raises `CompressionError` where the loss is no number
-        or explodes; the last good checkpoint stays.
+        """Train from the last checkpoint. Raises `CompressionError` if the loss explodes or is not
+        a number; the last good checkpoint stays.
         """
         self._resume()
         training, state = self._training, self.state
@@ -133,20 +136,20 @@ class Trainer:
             state.tokens += tokens
             state.step += 1
             if state.step % self._every == 0 or state.step == self.steps:
-                self._look()
+                self._evaluate()
             what = f"distill, loss {loss:.3f}, held out {state.best:.4f}"
             on_progress(Progress(what, state.tokens, training.tokens, "tokens"))
         if not state.best_step:
             raise CompressionError(
-                f"training made nothing better: {state.held_out[0][1]:.4f} {self._objective.unit} on "
-                f"what is held out before, {state.held_out[-1][1]:.4f} after; try a lower "
+                f"training improved nothing: {state.held_out[0][1]:.4f} {self._objective.unit} on "
+                f"held-out data before, {state.held_out[-1][1]:.4f} after; try a lower "
                 "--learning-rate, or more --tokens"
             )
         self._load_weights("best")
         return state
 
     def measure(self) -> float:
-        """How far the model is from the objective, on average over what is held out."""
+        """The mean held-out loss."""
         accelerator = self._accelerator
         self._model.eval()
         with torch.inference_mode():
@@ -161,7 +164,7 @@ class Trainer:
         both = accelerator.reduce(both, "sum")
         return float(both[0] / both[1])
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         state = self.state
         state.held_out.append((state.step, self.measure()))
         if state.held_out[-1][1] <= state.best:
@@ -170,7 +173,7 @@ class Trainer:
         self._save()
 
     def _step(self, numbers: Sequence[int]) -> tuple[float, int]:
-        """One step of the optimizer; the mean loss and how many tokens it was over."""
+        """One optimizer step; returns the mean loss and the number of tokens."""
         accelerator, training = self._accelerator, self._training
         own = numbers[accelerator.process_index :: accelerator.num_processes]
         groups = [
@@ -194,7 +197,9 @@ class Trainer:
         return float(both[0]) / accelerator.num_processes, int(both[1])
 
     def _order(self, done: int) -> Iterator[int]:
-        """Numbers of examples to learn from, each epoch in an order of its own, behind those `done`."""
+        """The numbers of examples in training order, shuffled every epoch, after the first
+        `done`.
+        """
         epoch = 0
         while True:
             order = list(range(self._objective.examples))
@@ -207,7 +212,7 @@ class Trainer:
             epoch += 1
 
     def _rate(self, step: int) -> float:
-        """Rising at first, then falling along half a cosine."""
+        """The learning rate: a linear warm-up, then half a cosine."""
         highest, warm = self.learning_rate, self._training.warm_up * self.steps
         if step < warm:
             return highest * (step + 1) / max(1.0, warm)
@@ -215,18 +220,18 @@ class Trainer:
         return highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
 
     def _stalled(self) -> bool:
-        looks = [step for step, _ in self.state.held_out if step > self.state.best_step]
-        return len(looks) >= self._training.patience
+        evaluations = [step for step, _ in self.state.held_out if step > self.state.best_step]
+        return len(evaluations) >= self._training.patience
 
     def _check(self, loss: float) -> None:
         recent = self.state.losses[-RECENT:]
         usual = sum(recent) / len(recent) if len(recent) == RECENT else math.inf
         if math.isfinite(loss) and loss <= max(EXPLODED * usual, 0.1):
             return
-        what = f"{loss:.3g}, where it was {usual:.3g}" if math.isfinite(loss) else "no number"
+        what = f"{loss:.3g}, after {usual:.3g}" if math.isfinite(loss) else "not a number"
         raise CompressionError(
-            f"training stopped at step {self.state.step + 1}: the loss is {what}. The checkpoint of step "
-            f"{self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
+            f"training stopped at step {self.state.step + 1}: the loss is {what}. The checkpoint "
+            f"of step {self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
         )
 
     # checkpoints
@@ -236,7 +241,9 @@ class Trainer:
         return int(json.loads(path.read_text())["step"]) if path.exists() else 0
 
     def _save(self) -> None:
-        """Weights and optimizer under a name of their own, then the note that makes them count."""
+        """Save weights and optimizer under a new name, then the note that makes them the
+        checkpoint.
+        """
         if not self._accelerator.is_main_process:
             return
         name = f"step-{self.state.step}"
@@ -246,9 +253,7 @@ class Trainer:
                 tensors[f"{kind}.{key}"] = torch.as_tensor(value).detach().cpu()
         write_tensors(self._folder / f"{name}.safetensors", tensors)
         note = {**asdict(self.state), "training": asdict(self._training), "file": name}
-        beside = self._folder / "state.json.part"
-        beside.write_text(json.dumps(note))
-        beside.replace(self._folder / "state.json")
+        write_atomically(self._folder / "state.json", json.dumps(note))
         for old in self._folder.glob("step-*.safetensors"):
             if old.stem != name:
                 old.unlink()
@@ -260,10 +265,11 @@ class Trainer:
         note = json.loads(path.read_text())
         if note.pop("training") != asdict(self._training):
             raise CompressionError(
-                f"{self._folder} holds a training with other settings; remove it, or ask for the same"
+                f"{self._folder} contains a training with other settings; remove it, or use the "
+                "same settings"
             )
         tensors = load_file(self._folder / f"{note.pop('file')}.safetensors")
-        note["held_out"] = [tuple(look) for look in note["held_out"]]
+        note["held_out"] = [tuple(entry) for entry in note["held_out"]]
         self.state = State(**note)
         device = self._accelerator.device
         with torch.no_grad():
@@ -288,7 +294,7 @@ class Trainer:
 
 
 def _count_examples(training: Training, objective: Objective) -> int:
-    """Those of one step."""
+    """The number of examples in a step."""
     if training.batch_tokens is not None:
         return max(1, training.batch_tokens // objective.example_tokens)
     tokens = min(MOST_BATCH_TOKENS, training.tokens // STEPS)
@@ -296,12 +302,11 @@ def _count_examples(training: Training, objective: Objective) -> int:
 
 
 def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:
-    """Gradients of several processes are put together once a step, behind its last part."""
+    """Synchronize gradients between processes once per step, after its last part."""
     return nullcontext() if last else accelerator.no_sync(model)
 
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    beside = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-    beside.replace(path)
+    """Write a safetensors file atomically."""
+    with replace_atomically(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

@@ -1,7 +1,7 @@
-"""What a student learns from: windows of text, and what a teacher says of each.
+"""Training examples: windows of text, and a teacher's predictions on each.
 
-A teacher's words are kept beforehand (`CachedExamples`), are asked for while training (`LiveExamples`), or are the
-text itself (`TextExamples`: what a teacher wrote that gives nothing but text, or any text).
+The predictions are recorded beforehand (`CachedExamples`), queried during training
+(`LiveExamples`), or absent (`TextExamples`: text that a served teacher generated, or any text).
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from thrifty.evaluate.scorer import Logprobs, Scorer
 from thrifty.evaluate.windows import TokenArray
 
 OPEN_PACKS = 16
-"""Windows that short texts are still put into."""
+"""How many open windows short texts are packed into."""
 
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """One window of T tokens, and so T - 1 predictions."""
+    """One window of T tokens, hence T - 1 predictions."""
 
     tokens: TokenArray
-    counts: npt.NDArray[np.bool_]
-    """Which predictions are learned from, [T - 1]."""
+    loss_mask: npt.NDArray[np.bool_]
+    """Which predictions to learn from, [T - 1]."""
     positions: TokenArray | None = None
-    """[T], where several texts share the window: each begins at 0, and sees itself alone."""
+    """[T], if several texts share the window: each restarts at 0 and attends only to itself."""
     ids: TokenArray | None = None
-    """The teacher's k likeliest tokens, [T - 1, k]; None: nobody says anything."""
+    """The teacher's k likeliest tokens, [T - 1, k]; None without a teacher."""
     logprobs: Logprobs | None = None
-    """Theirs, [T - 1, k]."""
+    """Their log-probabilities, [T - 1, k]."""
     tail: Logprobs | None = None
-    """The mass of the others, [T - 1]."""
+    """The probability mass of all other tokens, [T - 1]."""
     hidden: Any = None
-    """The teacher's hidden states, [layers + 1, T, channels], where they are asked for."""
+    """The teacher's hidden states, [layers + 1, T, channels], if they are used."""
 
 
 class TrainingExamples(Protocol):
-    """Windows of one length, by number."""
+    """Windows of one length, accessed by number."""
 
     count: int
     window: int
-    taught: bool
-    """Whether a teacher says more than the text."""
+    has_teacher: bool
+    """Whether there are a teacher's predictions besides the text."""
 
     def read(self, number: int) -> TrainingExample:
         """One window."""
@@ -57,22 +57,23 @@ class TrainingExamples(Protocol):
         """One window's tokens."""
         ...
 
-    def ask(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """What the teacher says of other text, of which predictions from `first` on count. Raises
-        `CompressionError` where it cannot be asked.
+    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
+        """The teacher's predictions on other text, to learn from those from `first` on.
+
+        Raises `CompressionError` if the teacher cannot be queried.
         """
         ...
 
 
 class CachedExamples:
-    """What a teacher said once, and was kept."""
+    """A teacher's predictions that were recorded beforehand."""
 
-    taught = True
+    has_teacher = True
 
     def __init__(self, record: ReferenceRecord) -> None:
         self._record = record
         self.window = record.meta.window
-        # A shorter rest at the end is left out, so that windows can be computed together.
+        # A shorter window at the end is left out, so that windows can be batched.
         self.count = int((record.lengths == self.window).sum())
 
     def read(self, number: int) -> TrainingExample:
@@ -87,21 +88,21 @@ class CachedExamples:
         """See `TrainingExamples`."""
         return next(self._record.read(number)).tokens
 
-    def ask(self, tokens: TokenArray, first: int) -> TrainingExample:
+    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
         """See `TrainingExamples`."""
-        raise CompressionError("the teacher's words were kept beforehand; it is not at hand")
+        raise CompressionError("the teacher's predictions were recorded; it cannot be queried")
 
 
 class LiveExamples:
-    """A teacher that is asked while the student learns."""
+    """A teacher that is queried during training."""
 
-    taught = True
+    has_teacher = True
 
     def __init__(
         self, teacher: Scorer, windows: npt.NDArray[np.uint32], k: int, *, hidden: bool = False
     ) -> None:
-        """`windows` is [count, window]; with `hidden`, the teacher tells its hidden states, which one
-        on PyTorch can.
+        """`windows` is [count, window]. `hidden` adds the teacher's hidden states, which needs
+        PyTorch.
         """
         self._teacher: Any = teacher
         self._windows = windows
@@ -111,14 +112,14 @@ class LiveExamples:
 
     def read(self, number: int) -> TrainingExample:
         """See `TrainingExamples`."""
-        return self.ask(self.text(number), 0)
+        return self.query_teacher(self.text(number), 0)
 
     def text(self, number: int) -> TokenArray:
         """See `TrainingExamples`."""
         tokens: TokenArray = self._windows[number].astype(np.int64)
         return tokens
 
-    def ask(self, tokens: TokenArray, first: int) -> TrainingExample:
+    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
         """See `TrainingExamples`."""
         hidden = None
         if self._hidden:
@@ -127,18 +128,18 @@ class LiveExamples:
             ranked = self._teacher.rank(tokens, self._k, ())
         mass = np.exp(ranked.logprobs.astype(np.float64)).sum(axis=1)
         tail = np.maximum(0.0, 1.0 - mass).astype(np.float32)
-        counts = np.arange(len(tokens) - 1) >= first
+        masks = np.arange(len(tokens) - 1) >= first
         return TrainingExample(
-            tokens, counts, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
+            tokens, masks, ids=ranked.ids, logprobs=ranked.logprobs, tail=tail, hidden=hidden
         )
 
 
 class TextExamples:
-    """Text alone, several short ones to a window. `firsts` says how much of each is a prompt, which
-    nothing is learned from.
+    """Text without a teacher, several short texts in a window. `firsts` is the first prediction to
+    learn from in each text; those before it belong to a prompt.
     """
 
-    taught = False
+    has_teacher = False
 
     def __init__(
         self, texts: Sequence[TokenArray], window: int, firsts: Sequence[int] | None = None
@@ -153,28 +154,29 @@ class TextExamples:
         """See `TrainingExamples`."""
         texts = [self._texts[index] for index in self._packs[number]]
         positions = [np.arange(len(tokens)) for tokens in texts]
-        counts = [
+        masks = [
             each >= self._firsts[index]
             for index, each in zip(self._packs[number], positions, strict=True)
         ]
-        for each in counts:
-            each[-1] = False  # What comes behind a text's end is another text.
+        for each in masks:
+            each[-1] = False  # The next token belongs to another text.
         return TrainingExample(
-            np.concatenate(texts), np.concatenate(counts)[:-1], np.concatenate(positions)
+            np.concatenate(texts), np.concatenate(masks)[:-1], np.concatenate(positions)
         )
 
     def text(self, number: int) -> TokenArray:
         """See `TrainingExamples`."""
         return self.read(number).tokens
 
-    def ask(self, tokens: TokenArray, first: int) -> TrainingExample:
+    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
         """See `TrainingExamples`."""
-        raise CompressionError("there is no teacher at hand, only text")
+        raise CompressionError("there is only text, no teacher to query")
 
 
 def pack(lengths: Sequence[int], window: int) -> list[list[int]]:
-    """Numbers of texts that share a window: each goes to the first of the last few that has room, so that
-    what came early stays early. One that is longer has a window to itself.
+    """Group texts that share a window: each goes into the first recent window with enough room.
+
+    The order is roughly preserved. A text longer than a window gets one of its own.
     """
     packs: list[list[int]] = []
     room: list[int] = []

@@ -1,8 +1,8 @@
-"""One training in a process of its own, or in several: `python -m thrifty.compress.distill.worker FOLDER`.
+"""A training in its own process, or in several: `python -m thrifty.compress.distill.worker FOLDER`.
 
-What is to be done stands in FOLDER/job.json; the trained weights go to FOLDER/trained.safetensors, and how it
-went to FOLDER/report.json. Each line of output is an object: `{"progress": [step, done, total, unit]}`, or
-`{"error": ...}` as the last one.
+It reads FOLDER/job.json and writes the weights to FOLDER/trained.safetensors and a report to
+FOLDER/report.json. Each line of output is a JSON object: `{"progress": [step, done, total, unit]}`,
+or `{"error": ...}` as the last one.
 """
 
 from __future__ import annotations
@@ -41,32 +41,34 @@ from thrifty.errors import ThriftyError
 from thrifty.evaluate.open_model import open_model
 from thrifty.evaluate.reference import open_record
 from thrifty.evaluate.torch_model import load_torch_model
+from thrifty.files import write_atomically
 from thrifty.types import Family, Progress
 
 FAST_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def main() -> None:
-    """Train, and tell of it."""
+    """Train and report the outcome."""
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text())
     threading.Thread(target=_end_with, args=(job["pid"],), daemon=True).start()
     first = os.environ.get("RANK", "0") == "0"
     try:
-        # One that was left behind may still be writing, until it notices.
+        # A worker that lost its parent may still be writing, until it notices.
         with lock_file(folder / "worker.lock") if first else nullcontext():
             train(folder, job)
     except ThriftyError as error:
-        _tell(error=str(error))
+        _send(error=str(error))
         sys.exit(1)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        _tell(error=f"memory ran out: {str(error).partition(chr(10))[0]}; try fewer --micro-batch, "
-              "--checkpointing, or --lora-rank 16. It goes on from the last checkpoint")  # fmt: skip
+        first_line = str(error).partition("\n")[0]
+        advice = "try a smaller --micro-batch, --checkpointing, or --lora-rank 16"
+        _send(error=f"out of memory: {first_line}; {advice}. It resumes from the last checkpoint")
         sys.exit(1)
 
 
 def train(folder: Path, job: dict[str, Any]) -> None:
-    """Do the job."""
+    """Run a job."""
     training = Training(**job["training"])
     on_gpu = torch.cuda.is_available()
     fast = on_gpu or bool(FAST_BFLOAT16 & detect_machine().features)
@@ -87,8 +89,8 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         held_out = max(1, min(wanted, examples.count // 10))
         objective = NextTokens(examples, held_out, training, job.get("layers"))
     trainer = Trainer(trained, objective, training, folder, accelerator)
-    tell = _tell_progress if accelerator.is_main_process else (lambda _: None)
-    state = trainer.run(tell)
+    report_progress = _send_progress if accelerator.is_main_process else (lambda _: None)
+    state = trainer.run(report_progress)
     if not accelerator.is_main_process:
         return
     if training.lora_rank:
@@ -105,13 +107,11 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         "batch_tokens": trainer.batch_tokens, "learning_rate": trainer.learning_rate,
         "device": str(accelerator.device), "processes": accelerator.num_processes,
     }  # fmt: skip
-    beside = folder / "report.part"
-    beside.write_text(json.dumps(report))
-    beside.replace(folder / "report.json")
+    write_atomically(folder / "report.json", json.dumps(report))
 
 
 def load_student(folder: Path, training: Training, kind: str = "AutoModelForCausalLM") -> Any:
-    """The model in `folder`, of which what is not trained takes no gradients."""
+    """The model in `folder`, with gradients only for the weights that are trained."""
     model = load_torch_model(folder, f"the model in {folder}", kind)
     if training.lora_rank:
         lora.attach(model, training.lora_rank, training.seed)
@@ -138,17 +138,17 @@ def _open_examples(folder: Path, job: dict[str, Any], training: Training) -> Tra
     return LiveExamples(teacher, windows, live["k"], hidden=training.hidden > 0)
 
 
-def _tell(**what: Any) -> None:
+def _send(**what: Any) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
-def _tell_progress(progress: Progress) -> None:
-    _tell(progress=[progress.step, progress.done, progress.total, progress.unit])
+def _send_progress(progress: Progress) -> None:
+    _send(progress=[progress.step, progress.done, progress.total, progress.unit])
 
 
 def _end_with(pid: int) -> None:
-    """End when the process that asked for the training does: its checkpoints stay."""
+    """Exit when the process that started the training ends; the checkpoints stay."""
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.5)
     os._exit(1)

@@ -1,1 +1,3 @@
-"""Structured pruning: fewer layers, neurons, heads and channels, in a checkpoint that stays plain."""
+"""Structured pruning: fewer layers, neurons, heads and channels; the result is a plain
+checkpoint.
+"""

@@ -1,46 +1,49 @@
-"""Which columns of a matrix can go, and what the others must become to make up for them.
+"""Remove columns from a matrix and update the others so that they compensate for the loss.
 
-The error is that of the matrix's outputs over calibration text, for which the mean of x x^T of its
-inputs is all that must be known. Units (single columns, or all columns of a head) go one after the
-other, the one first whose loss the rest makes up for best; after each step the rest is solved for
-anew. Hassibi & Stork 1992 (optimal brain surgeon); for units of transformers, Kurtic et al. 2023,
+The error is that of the matrix's outputs over calibration text; it depends on the inputs only
+through the mean of x x^T. Units (single columns, or all columns of a head) are removed one at a
+time: each time the one that the others compensate for best, after which they are updated. Hassibi &
+Stork 1992 (optimal brain surgeon); for structured pruning of transformers, Kurtic et al. 2023,
 2302.04089 (ZipLM).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+Kept = npt.NDArray[np.int64]
+"""Indexes of what stays, ascending."""
 
 DAMPING = 0.01
-"""Of the mean diagonal, added to it, so that the matrix can be inverted."""
+"""This share of the mean diagonal is added to the diagonal, so that the matrix is invertible."""
 ROUNDS = 16
-"""In about so many steps single columns go: several at a time where many must."""
+"""Single columns are removed in about this many rounds, several at a time if many must go."""
 
 
 @dataclass(frozen=True)
-class Columns:
+class PrunedMatrix:
     """What is left of a matrix."""
 
-    kept: npt.NDArray[np.int64]
+    kept: Kept
     """The units that stay, in their order."""
     weights: FloatArray
     """[rows, columns of the units that stay]."""
     error: float
-    """Squared error of the outputs over their squared size."""
+    """Squared error of the outputs, relative to their squared size."""
 
 
-def remove_columns(weights: FloatArray, moment: FloatArray, unit: int, keep: int) -> Columns:
-    """`weights` with `keep` of its units of `unit` columns each.
+def remove_columns(weights: FloatArray, moment: FloatArray, unit: int, keep: int) -> PrunedMatrix:
+    """Keep `keep` of a matrix's units of `unit` columns each.
 
     Args:
-        weights: [rows, columns]; it is not changed.
-        moment: The mean of x x^T of its inputs, [columns, columns].
-        unit: Divides the columns.
+        weights: [rows, columns]; not modified.
+        moment: The mean of x x^T over the matrix's inputs, [columns, columns].
+        unit: Columns in a unit; divides the number of columns.
         keep: How many units stay, at least 1.
     """
     count = weights.shape[1] // unit
@@ -51,25 +54,43 @@ def remove_columns(weights: FloatArray, moment: FloatArray, unit: int, keep: int
     while len(left) > keep:
         costs = _unit_costs(w, inverse, unit)
         gone = np.sort(np.argsort(costs, kind="stable")[: min(step, len(left) - keep)])
-        at = (gone[:, None] * unit + np.arange(unit)).reshape(-1)
+        at = expand_units(gone, unit)
         stay = np.setdiff1d(np.arange(w.shape[1]), at)
         solved = np.linalg.solve(inverse[np.ix_(at, at)], inverse[np.ix_(at, stay)])
         w = w[:, stay] - w[:, at] @ solved
         inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, at)] @ solved
         left = np.delete(left, gone)
     new = np.ascontiguousarray(w, dtype=np.float32)
-    return Columns(left, new, _error(weights, w, moment, left, unit))
+    return PrunedMatrix(left, new, _error(weights, w, moment, left, unit))
 
 
-def keep_columns(weights: FloatArray, moment: FloatArray, kept: npt.NDArray[np.int64]) -> Columns:
-    """`weights` with these columns, which make up for the others as well as they can."""
+def keep_columns(weights: FloatArray, moment: FloatArray, kept: Kept) -> PrunedMatrix:
+    """Keep the given columns, updated to compensate for the others by least squares."""
     full = moment.astype(np.float64)
     inner = full[np.ix_(kept, kept)]
     inner = inner + DAMPING * np.mean(np.diag(inner)) * np.eye(len(kept))
     gone = np.setdiff1d(np.arange(weights.shape[1]), kept)
     w = weights.astype(np.float64)
     new = w[:, kept] + w[:, gone] @ np.linalg.solve(inner, full[np.ix_(kept, gone)]).T
-    return Columns(kept, new.astype(np.float32), _error(weights, new, moment, kept, 1))
+    return PrunedMatrix(kept, new.astype(np.float32), _error(weights, new, moment, kept, 1))
+
+
+def choose_channels(readers: Iterable[tuple[FloatArray, FloatArray]], keep: int) -> Kept:
+    """The `keep` channels that contribute most to the outputs of the matrices that read them.
+
+    `readers` are pairs of a matrix [rows, channels] and the mean square of each of its inputs
+    [channels]. Every matrix has the same weight.
+    """
+    total: float | npt.NDArray[np.float64] = 0.0
+    for weights, squares in readers:
+        contribution = (weights.astype(np.float64) ** 2).sum(axis=0) * squares
+        total = total + contribution / max(float(contribution.sum()), 1e-30)
+    return np.sort(np.argsort(-np.asarray(total), kind="stable")[:keep])
+
+
+def expand_units(units: Kept, size: int) -> Kept:
+    """The indexes of all rows, or columns, in units of `size` each."""
+    return (units[:, None] * size + np.arange(size)).reshape(-1)
 
 
 def _invert(moment: FloatArray) -> npt.NDArray[np.float64]:
@@ -81,7 +102,7 @@ def _invert(moment: FloatArray) -> npt.NDArray[np.float64]:
 def _unit_costs(
     w: npt.NDArray[np.float64], inverse: npt.NDArray[np.float64], unit: int
 ) -> npt.NDArray[np.float64]:
-    """What the outputs lose when a unit goes and the rest makes up for it, for each unit."""
+    """For each unit, the output error of removing it once the others have compensated."""
     if unit == 1:
         costs: npt.NDArray[np.float64] = (w**2).sum(axis=0) / np.diag(inverse)
         return costs
@@ -93,14 +114,9 @@ def _unit_costs(
 
 
 def _error(
-    before: FloatArray,
-    after: npt.NDArray[np.float64],
-    moment: FloatArray,
-    kept: npt.NDArray[np.int64],
-    unit: int,
+    before: FloatArray, after: npt.NDArray[np.float64], moment: FloatArray, kept: Kept, unit: int
 ) -> float:
     change = before.astype(np.float64)
-    at = (kept[:, None] * unit + np.arange(unit)).reshape(-1)
     whole = np.sum((change @ moment) * change)
-    change[:, at] -= after
+    change[:, expand_units(kept, unit)] -= after
     return float(np.sum((change @ moment) * change) / whole) if whole else 0.0

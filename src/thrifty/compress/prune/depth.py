@@ -1,13 +1,12 @@
-"""Which layers can go: those that change their input least, tried by what the model then says.
+"""Which layers of a decoder to remove: those whose removal changes its predictions least.
 
-One graph holds the whole model, with a mask behind what each layer adds. A shut mask is a layer left
-out, so a choice is tried by running the graph, not by building another.
+One graph holds the whole model, with a mask on the output of each layer's attention and MLP. A mask
+of 0 removes the layer, so testing a removal is one run of the graph instead of building another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,28 +16,21 @@ from openvino import opset13 as op
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
 from thrifty.compress.ablation_masks import AblationMasks, MaskedModel
 from thrifty.compress.calibration import TapRun
+from thrifty.compress.prune.pruner import remove_greedily
+from thrifty.compress.prune.report import LayerRemoval
 from thrifty.evaluate.windows import TokenArray
 from thrifty.graphs.weights import float16_weight, table_weight
-from thrifty.types import OnProgress, Progress, ignore_progress
+from thrifty.types import OnProgress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
 
 _ADDED = ("self_attn.o_proj", "mlp.down_proj")
 CANDIDATES = 0.34
-"""The share of layers, by least influence, among which the next to go is looked for."""
-
-
-@dataclass(frozen=True)
-class LayerRemoval:
-    """One layer that goes, and how far the model is off once it and those before it are gone."""
-
-    layer: int
-    influence: float
-    kl_divergence: float
+"""The share of layers, those with the least influence, whose removal is tested."""
 
 
 class MaskedLayers:
-    """16-bit weights; what each layer adds is multiplied with its mask."""
+    """16-bit weights; what each layer adds to the residual stream is multiplied by its mask."""
 
     def __init__(self, layers: int) -> None:
         self._masks = AblationMasks(layers)
@@ -59,10 +51,10 @@ class MaskedLayers:
 def measure_influence(
     checkpoint: DecoderCheckpoint, windows: Sequence[TokenArray]
 ) -> npt.NDArray[np.float64]:
-    """How far each layer turns its input: 1 minus the mean cosine of what goes in and what comes out.
+    """Each layer's block influence: 1 minus the mean cosine similarity of its input and output.
 
-    Men et al. 2024, 2403.03853 (block influence). The last layer's output is not measured; it is taken
-    for as influential as the most influential of the others.
+    Men et al. 2024, 2403.03853. The last layer's output is not measured; its influence is taken to
+    be the largest of the others.
     """
     layers = checkpoint.shape.layers
     read = checkpoint.tensors.read_tensor
@@ -73,7 +65,7 @@ def measure_influence(
         taps = run(tokens)
         before = None
         for layer, norm in enumerate(norms):
-            # The norm's scale is taken out again; its length does not matter to a cosine.
+            # Undo the norm's scale. The length that it normalizes does not matter to a cosine.
             first = run.first_of[f"model.layers.{layer}.self_attn.q_proj"]
             x = taps[first] / np.where(norm == 0, 1, norm)
             x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -91,28 +83,21 @@ def rank_layers(
     most: int,
     on_progress: OnProgress = ignore_progress,
 ) -> list[LayerRemoval]:
-    """The `most` layers to go first, in their order. Each is the one whose loss, with those before it
-    gone, leaves the model nearest to itself, of the half with the least influence.
-    """
+    """The first `most` layers to remove, in order, chosen greedily by the model's KL divergence."""
     if most == 0:
         return []
     layers = checkpoint.shape.layers
     influence = measure_influence(checkpoint, windows[:2])
-    tried = set(np.argsort(influence)[: max(most, round(CANDIDATES * layers))].tolist())
-    masks = np.ones(layers, np.float32)
-    model = MaskedModel(checkpoint, MaskedLayers(layers), windows, masks)
-    runs = sum(len(tried) - step for step in range(most))
-    done, found = 0, list[LayerRemoval]()
-    for _ in range(most):
-        costs = {}
-        for layer in sorted(tried):
-            masks[layer] = 0
-            costs[layer] = model.measure(masks)
-            masks[layer] = 1
-            done += 1
-            on_progress(Progress("layers", done, runs, "trials"))
-        best = min(costs, key=lambda layer: costs[layer])
-        masks[best] = 0
-        tried.discard(best)
-        found.append(LayerRemoval(best, float(influence[best]), costs[best]))
-    return found
+    candidates = set(np.argsort(influence)[: max(most, round(CANDIDATES * layers))].tolist())
+    model = MaskedModel(checkpoint, MaskedLayers(layers), windows, np.ones(layers, np.float32))
+    removed = remove_greedily(
+        candidates, most, lambda gone: model.measure(mask_layers(layers, gone)), on_progress
+    )
+    return [LayerRemoval(layer, float(influence[layer]), cost) for layer, cost in removed]
+
+
+def mask_layers(count: int, removed: set[int]) -> FloatArray:
+    """Masks for `count` layers: 0 for the removed ones, 1 for the others."""
+    masks = np.ones(count, np.float32)
+    masks[list(removed)] = 0
+    return masks

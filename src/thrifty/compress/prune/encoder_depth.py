@@ -1,4 +1,4 @@
-"""Which of an encoder's layers can go, tried by what its embeddings then are."""
+"""Which layers of an encoder to remove: those whose removal changes its embeddings least."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from openvino import opset13 as op
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint
 from thrifty.compress.ablation_masks import AblationMasks
+from thrifty.compress.prune.depth import mask_layers
 from thrifty.compress.prune.encoder_inputs import EncoderRun
-from thrifty.compress.prune.encoder_report import EncoderLayerRemoval
+from thrifty.compress.prune.pruner import remove_greedily
+from thrifty.compress.prune.report import EncoderLayerRemoval
 from thrifty.evaluate.embeddings import cosines
 from thrifty.graphs.encoder import OUTPUT
 from thrifty.graphs.weights import SchemeWeights
-from thrifty.types import OnProgress, Progress, ignore_progress
+from thrifty.types import OnProgress, ignore_progress
 
 CANDIDATES = 12
-"""So many layers, by least influence, are tried at each step."""
+"""The removal of this many layers, those with the least influence, is tested."""
 
 
 class _MaskedLayers(SchemeWeights):
-    """16-bit weights, and a mask for each layer: shut, its input goes on as it came."""
+    """16-bit weights and a mask for each layer; a layer with a mask of 0 passes its input
+    through.
+    """
 
     def __init__(self, layers: int) -> None:
         super().__init__("none")
@@ -38,17 +42,18 @@ class _MaskedLayers(SchemeWeights):
 def measure_encoder_influence(
     checkpoint: EncoderCheckpoint, texts: Sequence[list[int]]
 ) -> npt.NDArray[np.float64]:
-    """How far each layer turns its input: 1 minus the mean cosine of what goes in and what comes out.
+    """Each layer's block influence: 1 minus the mean cosine similarity of its input and output.
 
-    Men et al. 2024, 2403.03853 (block influence).
+    Men et al. 2024, 2403.03853.
     """
     run = EncoderRun(checkpoint, taps=True)
     run.embed(texts)
-    behind = [
+    outputs = [
         *(f"encoder.layer.{n}.attention.self.query" for n in range(1, checkpoint.shape.layers)),
         OUTPUT,
     ]
-    return np.array([1 - run.turned[name][0] / run.turned[name][1] for name in behind])
+    sums = [run.similarity_sums[name] for name in outputs]
+    return np.array([1 - total / count for total, count in sums])
 
 
 def rank_encoder_layers(
@@ -57,30 +62,19 @@ def rank_encoder_layers(
     most: int,
     on_progress: OnProgress = ignore_progress,
 ) -> list[EncoderLayerRemoval]:
-    """The `most` layers to go first, in their order. Each is the one whose loss, with those before it
-    gone, leaves the embeddings nearest to the whole model's.
-    """
+    """The first `most` layers to remove, in order, chosen greedily by the embeddings' cosine."""
     if most == 0:
         return []
     layers = checkpoint.shape.layers
     influence = measure_encoder_influence(checkpoint, texts)
-    tried = set(np.argsort(influence)[: max(most, CANDIDATES)].tolist())
+    candidates = set(np.argsort(influence)[: max(most, CANDIDATES)].tolist())
     weights = _MaskedLayers(layers)
     run = EncoderRun(checkpoint, weights=weights, mix=weights.mix)
-    masks = np.ones(layers, np.float32)
-    whole = run.embed(texts, {"masks": masks})
-    runs = sum(len(tried) - step for step in range(most))
-    done, found = 0, list[EncoderLayerRemoval]()
-    for _ in range(most):
-        alike = {}
-        for layer in sorted(tried):
-            masks[layer] = 0
-            alike[layer] = float(cosines(run.embed(texts, {"masks": masks}), whole).mean())
-            masks[layer] = 1
-            done += 1
-            on_progress(Progress("layers", done, runs, "trials"))
-        best = max(alike, key=lambda layer: alike[layer])
-        masks[best] = 0
-        tried.discard(best)
-        found.append(EncoderLayerRemoval(best, float(influence[best]), alike[best]))
-    return found
+    whole = run.embed(texts, {"masks": mask_layers(layers, set())})
+
+    def measure(removed: set[int]) -> float:
+        embeddings = run.embed(texts, {"masks": mask_layers(layers, removed)})
+        return -float(cosines(embeddings, whole).mean())
+
+    removed = remove_greedily(candidates, most, measure, on_progress)
+    return [EncoderLayerRemoval(layer, float(influence[layer]), -cost) for layer, cost in removed]

@@ -1,4 +1,4 @@
-"""What an encoder's matrices are fed with, over text that is not the text it is judged by."""
+"""Statistics of the inputs of an encoder's matrices over calibration text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from thrifty.types import OnProgress, Progress, ignore_progress
 FloatArray = npt.NDArray[np.float32]
 
 CHUNK = 64
-"""Texts between two reports."""
+"""Texts between two progress reports."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What one matrix is multiplied with, over all tokens."""
+class InputStatistics:
+    """Statistics of one matrix's inputs over all tokens."""
 
     mean: npt.NDArray[np.float64]
     """[columns]."""
@@ -34,7 +34,9 @@ class Inputs:
 
 
 class EncoderRun:
-    """An encoder in float32, as a graph of its own; `inputs` of `mix` are given with each run."""
+    """An encoder compiled in float32; the inputs that `weights` and `mix` add are set at each
+    run.
+    """
 
     def __init__(
         self,
@@ -51,9 +53,10 @@ class EncoderRun:
         self._more: dict[str, Any] = {}
         self.sums: dict[str, tuple[Any, Any]] = {}
         """For each tap: the sum of x and of x x^T."""
-        self.turned: dict[str, tuple[float, int]] = {}
-        """For each layer's input, and the last one's output: how alike it is to the input of the layer
-        before, summed over tokens, and how many those were."""
+        self.similarity_sums: dict[str, tuple[float, int]] = {}
+        """For the input of each layer, and the output of the last: its cosine similarity to the
+        input of the layer before, summed over tokens, and the number of tokens.
+        """
         self._taps = {
             index: name.removeprefix(TAP)
             for index, output in enumerate(self._request.get_compiled_model().outputs)
@@ -62,7 +65,7 @@ class EncoderRun:
         }
 
     def embed(self, texts: Sequence[list[int]], more: Mapping[str, Any] | None = None) -> Vectors:
-        """Embeddings, [texts, width]; taps are added up beside."""
+        """Embeddings, [texts, width]; also adds up the taps."""
         self._more = dict(more or {})
         return embed_in_batches(texts, self._width, self._run)
 
@@ -79,8 +82,8 @@ class EncoderRun:
             if name.endswith(("self.query", OUTPUT)):
                 x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
                 if before is not None:
-                    total, count = self.turned.get(name, (0.0, 0))
-                    self.turned[name] = (total + float((before * x).sum()), count + len(x))
+                    total, count = self.similarity_sums.get(name, (0.0, 0))
+                    self.similarity_sums[name] = (total + float((before * x).sum()), count + len(x))
                 before = x
         found: Vectors = self._request.get_tensor("embeddings").data.copy()
         return found
@@ -90,20 +93,21 @@ def collect_encoder_inputs(
     checkpoint: EncoderCheckpoint,
     texts: Sequence[list[int]],
     on_progress: OnProgress = ignore_progress,
-) -> dict[str, Inputs]:
-    """For each matrix of the encoder, by name, and for what the last layer gives (`OUTPUT`). Those that
-    are fed the same share one.
+) -> dict[str, InputStatistics]:
+    """The input statistics of each matrix, by name, and of the last layer's output (`OUTPUT`).
+
+    Matrices with the same input share one entry.
     """
     run = EncoderRun(checkpoint, taps=True)
     for first in range(0, len(texts), CHUNK):
         run.embed(texts[first : first + CHUNK])
         on_progress(Progress("calibrate", min(first + CHUNK, len(texts)), len(texts), "texts"))
     count = sum(map(len, texts))
-    found: dict[str, Inputs] = {}
+    found: dict[str, InputStatistics] = {}
     for name, (first_sum, second_sum) in run.sums.items():
         mean = first_sum / count
         covariance = second_sum / count - np.outer(mean, mean)
-        found[name] = Inputs(mean, covariance.astype(np.float32))
+        found[name] = InputStatistics(mean, covariance.astype(np.float32))
     for layer in range(checkpoint.shape.layers):
         prefix = f"encoder.layer.{layer}."
         for part in ("key", "value"):

@@ -1,13 +1,13 @@
-"""A narrower encoder: fewer neurons in its MLPs, and fewer heads with the channels that go with them.
+"""A narrower encoder: fewer neurons in its MLPs, and fewer heads together with their channels.
 
-A plain BERT has as many channels as its heads have dimensions together, so the two go together, and its
-embeddings become narrower. What stays is solved for anew, biases too, so that outputs over calibration
-text change least (`columns`).
+A plain BERT has exactly as many channels as its heads have dimensions, so removing heads removes
+channels and makes the embeddings narrower. The remaining weights and biases are updated to minimize
+the change of each matrix's outputs over calibration text (`columns`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,14 +15,20 @@ import numpy.typing as npt
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint, EncoderShape, Tensors
 from thrifty.artifacts.write_encoder import EMBEDDING_TABLES, ENCODER_NORMS
-from thrifty.compress.prune.columns import Columns, keep_columns, remove_columns
-from thrifty.compress.prune.encoder_inputs import Inputs
+from thrifty.compress.prune.columns import (
+    Kept,
+    PrunedMatrix,
+    choose_channels,
+    expand_units,
+    keep_columns,
+    remove_columns,
+)
+from thrifty.compress.prune.encoder_inputs import InputStatistics
 from thrifty.compress.prune.views import ReplacedTensors
 from thrifty.graphs.encoder import OUTPUT
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
-Kept = npt.NDArray[np.int64]
 
 _READERS = (
     "attention.self.query",
@@ -30,12 +36,12 @@ _READERS = (
     "attention.self.value",
     "intermediate.dense",
 )
-"""What reads the channels; `attention.output.dense` and `output.dense` write them."""
+"""The matrices that read the channels; `attention.output.dense` and `output.dense` write them."""
 
 
 @dataclass(frozen=True)
 class EncoderWidths:
-    """The sizes of an encoder that width pruning changes, the same in every layer."""
+    """The sizes that width pruning changes; they are the same in every layer."""
 
     neurons: int
     heads: int
@@ -48,7 +54,7 @@ class EncoderWidths:
 
 
 def read_encoder_widths(checkpoint: EncoderCheckpoint) -> EncoderWidths:
-    """As they are."""
+    """The widths that a checkpoint has."""
     shape = checkpoint.shape
     inner = checkpoint.tensors.read_tensor("encoder.layer.0.intermediate.dense.weight")
     return EncoderWidths(len(inner), shape.heads, shape.hidden_size // shape.heads)
@@ -57,7 +63,7 @@ def read_encoder_widths(checkpoint: EncoderCheckpoint) -> EncoderWidths:
 def count_encoder_parameters(
     shape: EncoderShape, layers: int, widths: EncoderWidths, *, segments: int, pooler: bool
 ) -> int:
-    """The weights of an encoder of that many layers and those widths, biases included."""
+    """The number of weights and biases of an encoder with `layers` layers of these widths."""
     hidden = widths.channels
     tables = (shape.vocab_size + shape.context_length + segments) * hidden + 2 * hidden
     attention = 4 * (hidden * hidden + hidden)
@@ -67,24 +73,25 @@ def count_encoder_parameters(
 
 def narrow_encoder(
     checkpoint: EncoderCheckpoint,
-    inputs: Mapping[str, Inputs],
+    inputs: Mapping[str, InputStatistics],
     widths: EncoderWidths,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[EncoderCheckpoint, dict[str, float]]:
-    """The encoder at `widths`, and for each matrix whose inputs became fewer, what that costs: the
-    squared error of its outputs over their variance.
+    """Narrow an encoder; returns it with the error of each matrix that lost inputs.
+
+    The error is the squared error of a matrix's outputs, relative to their variance.
 
     Args:
-        checkpoint: What to narrow.
-        inputs: What each matrix is fed with, as `collect_encoder_inputs` gives it.
-        widths: None may be larger than it is.
-        on_progress: Told of every layer.
+        checkpoint: The encoder to narrow.
+        inputs: The result of `collect_encoder_inputs`.
+        widths: The new widths, none of them larger than before.
+        on_progress: Called after every layer.
     """
     shape, before = checkpoint.shape, read_encoder_widths(checkpoint)
     narrower = _Narrower(checkpoint.tensors, inputs)
     channels = None
     if widths.channels < before.channels:
-        channels = _choose_channels(checkpoint, inputs, widths.channels)
+        channels = choose_channels(_read_readers(checkpoint, inputs), widths.channels)
         for table in EMBEDDING_TABLES:
             narrower.keep_table(f"embeddings.{table}.weight", channels)
         first = inputs["encoder.layer.0.attention.self.query"]
@@ -117,46 +124,47 @@ def narrow_encoder(
 
 
 class _Narrower:
-    """Changes an encoder's tensors, and notes what that costs."""
+    """Changes an encoder's tensors and records the errors."""
 
-    def __init__(self, base: Tensors, inputs: Mapping[str, Inputs]) -> None:
+    def __init__(self, base: Tensors, inputs: Mapping[str, InputStatistics]) -> None:
         self.changed: dict[str, FloatArray] = {}
         self.tensors: Tensors = ReplacedTensors(base, self.changed)
         self.errors: dict[str, float] = {}
         self._inputs = inputs
 
     def remove(self, name: str, unit: int, keep: int) -> Kept:
-        """A matrix with `keep` of its units of `unit` columns; which."""
+        """Keep `keep` of a matrix's units of `unit` columns each; returns which units were kept."""
         weights = self.tensors.read_tensor(f"{name}.weight")
         found = remove_columns(weights, self._inputs[name].covariance, unit, keep)
-        at = (found.kept[:, None] * unit + np.arange(unit)).reshape(-1)
-        self._take(name, weights, found, at)
+        self._replace(name, weights, found, expand_units(found.kept, unit))
         return found.kept
 
     def keep_inputs(self, name: str, kept: Kept) -> None:
-        """A matrix with these columns alone."""
+        """Keep only these columns of a matrix."""
         weights = self.tensors.read_tensor(f"{name}.weight")
         found = keep_columns(weights, self._inputs[name].covariance, kept)
-        self._take(name, weights, found, kept)
+        self._replace(name, weights, found, kept)
 
     def keep_rows(self, name: str, kept: Kept, unit: int = 1) -> None:
-        """A matrix with these units of rows alone, and its bias."""
-        at = (kept[:, None] * unit + np.arange(unit)).reshape(-1)
+        """Keep only these units of `unit` rows each of a matrix and its bias."""
+        at = expand_units(kept, unit)
         for kind in ("weight", "bias"):
             self.changed[f"{name}.{kind}"] = self.tensors.read_tensor(f"{name}.{kind}")[at]
 
     def keep_table(self, name: str, kept: Kept) -> None:
-        """A table, or a vector, with these columns alone."""
+        """Keep only these columns of a table or a vector."""
         self.changed[name] = np.ascontiguousarray(self.tensors.read_tensor(name)[..., kept])
 
-    def keep_norm(self, name: str, output: Inputs, kept: Kept) -> None:
-        """A norm over these channels alone, which it makes of their own mean and length, not of all
-        channels'. What its outputs were on average, and by how much they vary, is given back.
+    def keep_norm(self, name: str, output: InputStatistics, kept: Kept) -> None:
+        """Keep only these channels of a layer norm.
+
+        It then normalizes by the mean and variance of these channels instead of all. Scale and
+        shift are adjusted so that the mean and variance of its outputs stay the same.
         """
         scale = self.tensors.read_tensor(f"{name}.weight").astype(np.float64)
         shift = self.tensors.read_tensor(f"{name}.bias").astype(np.float64)
         safe = np.where(scale == 0, 1, scale)[kept]
-        # What the norm makes of its inputs before it scales and shifts them.
+        # The normalized inputs, before scale and shift.
         mean = (output.mean - shift)[kept] / safe
         second = output.covariance[np.ix_(kept, kept)] / np.outer(safe, safe)
         second = second + np.outer(mean, mean)
@@ -165,7 +173,7 @@ class _Narrower:
         moved = (shift[kept] + scale[kept] * float(mean.mean())).astype(np.float32)
         self.changed[f"{name}.bias"] = moved
 
-    def _take(self, name: str, weights: FloatArray, found: Columns, at: Kept) -> None:
+    def _replace(self, name: str, weights: FloatArray, found: PrunedMatrix, at: Kept) -> None:
         mean = self._inputs[name].mean
         lost = weights.astype(np.float64) @ mean - found.weights.astype(np.float64) @ mean[at]
         bias = self.tensors.read_tensor(f"{name}.bias")
@@ -174,15 +182,12 @@ class _Narrower:
         self.errors[name] = found.error
 
 
-def _choose_channels(
-    checkpoint: EncoderCheckpoint, inputs: Mapping[str, Inputs], keep: int
-) -> Kept:
-    """The channels that carry most of what the layers' matrices read, each matrix counting alike."""
-    total = np.zeros(checkpoint.shape.hidden_size)
+def _read_readers(
+    checkpoint: EncoderCheckpoint, inputs: Mapping[str, InputStatistics]
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Each matrix that reads the channels, and the variance of each of its inputs."""
     for layer in range(checkpoint.shape.layers):
         for part in _READERS:
             name = f"encoder.layer.{layer}.{part}"
-            weights = checkpoint.tensors.read_tensor(f"{name}.weight").astype(np.float64)
-            carried = (weights**2).sum(axis=0) * np.diag(inputs[name].covariance)
-            total += carried / max(float(carried.sum()), 1e-30)
-    return np.sort(np.argsort(-total, kind="stable")[:keep])
+            weights = checkpoint.tensors.read_tensor(f"{name}.weight")
+            yield weights, np.diag(inputs[name].covariance)

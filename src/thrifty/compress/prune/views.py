@@ -1,19 +1,26 @@
-"""Checkpoints that are views of others: some layers left out, some matrices replaced."""
+"""Checkpoints that are views of others: with some layers left out, or some matrices replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from thrifty.artifacts.checkpoint import DecoderCheckpoint, FloatArray, Tensors
+from thrifty.artifacts.checkpoint import (
+    DecoderCheckpoint,
+    EncoderCheckpoint,
+    FloatArray,
+    Tensors,
+)
 
-_LAYERS = "model.layers."
+CheckpointT = TypeVar("CheckpointT", DecoderCheckpoint, EncoderCheckpoint)
 
 
 class KeptLayers:
-    """Tensors with some layers left out; the others are numbered anew."""
+    """Tensors of a checkpoint with some layers left out; the others are renumbered."""
 
-    def __init__(self, base: Tensors, kept: Sequence[int], prefix: str = _LAYERS) -> None:
+    def __init__(self, base: Tensors, kept: Sequence[int], prefix: str) -> None:
+        """`prefix` precedes a layer's number in the names of tensors."""
         self._base = base
         self._kept = list(kept)
         self._prefix = prefix
@@ -36,7 +43,7 @@ class KeptLayers:
 
 
 class ReplacedTensors:
-    """Tensors of which some were changed."""
+    """Tensors of a checkpoint, some of them replaced."""
 
     def __init__(self, base: Tensors, changed: Mapping[str, FloatArray]) -> None:
         self._base = base
@@ -51,8 +58,10 @@ class ReplacedTensors:
         return self._base.read_tensor(name) if found is None else found
 
 
-def keep_layers(checkpoint: DecoderCheckpoint, kept: Sequence[int]) -> DecoderCheckpoint:
-    """The decoder with these layers alone, in this order."""
-    return DecoderCheckpoint(
-        replace(checkpoint.shape, layers=len(kept)), KeptLayers(checkpoint.tensors, kept)
-    )
+def keep_layers(checkpoint: CheckpointT, kept: Sequence[int]) -> CheckpointT:
+    """The model with only these layers, in this order."""
+    if isinstance(checkpoint, EncoderCheckpoint):
+        tensors = KeptLayers(checkpoint.tensors, kept, "encoder.layer.")
+        return EncoderCheckpoint(replace(checkpoint.shape, layers=len(kept)), tensors)
+    tensors = KeptLayers(checkpoint.tensors, kept, "model.layers.")
+    return DecoderCheckpoint(replace(checkpoint.shape, layers=len(kept)), tensors)

@@ -1,18 +1,25 @@
-"""A narrower decoder: fewer neurons in its MLPs, groups of heads, and channels, alike in every layer.
+"""A narrower decoder: fewer neurons in its MLPs, groups of heads and channels in every layer.
 
-What stays is solved for anew, so that outputs over calibration text change least (`columns`).
+The remaining weights are updated to minimize the change of each matrix's outputs over calibration
+text (`columns`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, DecoderShape, Tensors
-from thrifty.compress.prune.columns import keep_columns, remove_columns
+from thrifty.compress.prune.columns import (
+    Kept,
+    choose_channels,
+    expand_units,
+    keep_columns,
+    remove_columns,
+)
 from thrifty.compress.prune.views import ReplacedTensors
 from thrifty.types import OnProgress, Progress, ignore_progress
 
@@ -25,27 +32,27 @@ _READERS = (
     "mlp.gate_proj",
     "mlp.up_proj",
 )
-"""What reads the channels; `o_proj` and `down_proj` write them."""
+"""The matrices that read the channels; `o_proj` and `down_proj` write them."""
 
 
 @dataclass(frozen=True)
 class Widths:
-    """The sizes of a decoder that width pruning changes, the same in every layer."""
+    """The sizes that width pruning changes; they are the same in every layer."""
 
     neurons: int
     kv_heads: int
-    """Groups of heads: each is one head of keys and values with the queries that share it."""
+    """Groups of heads: each is one key-value head and the query heads that share it."""
     channels: int
 
 
 def read_widths(checkpoint: DecoderCheckpoint) -> Widths:
-    """As they are."""
+    """The widths that a checkpoint has."""
     gate = checkpoint.tensors.read_tensor("model.layers.0.mlp.gate_proj.weight")
     return Widths(len(gate), checkpoint.shape.kv_heads, checkpoint.shape.hidden_size)
 
 
 def count_parameters(shape: DecoderShape, layers: int, widths: Widths, *, tied: bool) -> int:
-    """The weights of a decoder of that many layers and those widths, without biases."""
+    """The number of weights, without biases, of a decoder with `layers` layers of these widths."""
     hidden, dim = widths.channels, shape.head_dim
     queries = shape.heads // shape.kv_heads
     attention = 2 * (queries + 1) * widths.kv_heads * dim * hidden
@@ -59,14 +66,15 @@ def narrow(
     widths: Widths,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[DecoderCheckpoint, dict[str, float]]:
-    """The decoder at `widths`, and for each matrix whose inputs became fewer, what that costs: the
-    squared error of its outputs over their squared size.
+    """Narrow a decoder; returns it with the error of each matrix that lost inputs.
+
+    The error is the squared error of a matrix's outputs, relative to their squared size.
 
     Args:
-        checkpoint: What to narrow.
-        inputs: The mean of x x^T of each matrix's inputs, as `collect_inputs` gives it.
-        widths: None may be larger than it is.
-        on_progress: Told of every layer.
+        checkpoint: The decoder to narrow.
+        inputs: The mean of x x^T over each matrix's inputs: the result of `collect_inputs`.
+        widths: The new widths, none of them larger than before.
+        on_progress: Called after every layer.
     """
     shape, before = checkpoint.shape, read_widths(checkpoint)
     changed: dict[str, FloatArray] = {}
@@ -74,7 +82,7 @@ def narrow(
     errors: dict[str, float] = {}
     channels = None
     if widths.channels < before.channels:
-        channels = _choose_channels(checkpoint, inputs, widths.channels)
+        channels = choose_channels(_read_readers(checkpoint, inputs), widths.channels)
         _keep_ends(tensors, changed, inputs, shape, channels)
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}."
@@ -113,28 +121,26 @@ def _keep_rows(
     tensors: Tensors,
     changed: dict[str, FloatArray],
     name: str,
-    kept: npt.NDArray[np.int64],
+    kept: Kept,
     unit: int,
 ) -> None:
-    at = (kept[:, None] * unit + np.arange(unit)).reshape(-1)
+    """Keep only these units of `unit` rows each of a matrix and its bias."""
+    at = expand_units(kept, unit)
     for kind in ("weight", "bias"):
         full = f"{name}.{kind}"
         if full in tensors:
             changed[full] = tensors.read_tensor(full)[at]
 
 
-def _choose_channels(
-    checkpoint: DecoderCheckpoint, inputs: Mapping[str, FloatArray], keep: int
-) -> npt.NDArray[np.int64]:
-    """The channels that carry most of what the layers' matrices read, each matrix counting alike."""
-    total = np.zeros(checkpoint.shape.hidden_size)
+def _read_readers(
+    checkpoint: DecoderCheckpoint, inputs: Mapping[str, FloatArray]
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Each matrix that reads the channels, and the mean square of each of its inputs."""
     for layer in range(checkpoint.shape.layers):
         for part in _READERS:
             name = f"model.layers.{layer}.{part}"
-            weights = checkpoint.tensors.read_tensor(f"{name}.weight").astype(np.float64)
-            carried = (weights**2).sum(axis=0) * np.diag(inputs[name])
-            total += carried / max(float(carried.sum()), 1e-30)
-    return np.sort(np.argsort(-total, kind="stable")[:keep])
+            weights = checkpoint.tensors.read_tensor(f"{name}.weight")
+            yield weights, np.diag(inputs[name])
 
 
 def _keep_channels(
@@ -142,9 +148,9 @@ def _keep_channels(
     changed: dict[str, FloatArray],
     inputs: Mapping[str, FloatArray],
     prefix: str,
-    channels: npt.NDArray[np.int64],
+    channels: Kept,
 ) -> dict[str, float]:
-    """One layer with these channels alone; what its matrices lose."""
+    """Keep only these channels in one layer; returns the errors of its matrices."""
     errors = {}
     for part in _READERS:
         name = f"{prefix}{part}"
@@ -165,10 +171,10 @@ def _keep_ends(
     changed: dict[str, FloatArray],
     inputs: Mapping[str, FloatArray],
     shape: DecoderShape,
-    channels: npt.NDArray[np.int64],
+    channels: Kept,
 ) -> None:
-    """The table, the last norm and the head with these channels alone."""
-    # What the last norm is fed is not known; the one before it is the nearest.
+    """Keep only these channels in the embedding table, the last norm and the head."""
+    # The last norm's inputs are not measured; those of the norm before it are the closest.
     last = f"model.layers.{shape.layers - 1}."
     before = tensors.read_tensor(f"{last}post_attention_layernorm.weight")
     scale = _shrink(inputs[f"{last}mlp.gate_proj"], before, channels)
@@ -178,9 +184,11 @@ def _keep_ends(
     changed["model.norm.weight"] = tensors.read_tensor("model.norm.weight")[channels] * scale
 
 
-def _shrink(moment: FloatArray, scale: FloatArray, channels: npt.NDArray[np.int64]) -> np.float32:
-    """A norm divides by the root mean square of the channels that are left, not of all. What makes up
-    for it: the root of their share.
+def _shrink(moment: FloatArray, scale: FloatArray, channels: Kept) -> np.float32:
+    """The factor that corrects an RMS norm's scale after channels were removed.
+
+    The norm then divides by the root mean square of the remaining channels instead of all. The
+    factor is the square root of the ratio of the two mean squares.
     """
     squares = np.diag(moment) / np.where(scale == 0, 1, scale.astype(np.float64)) ** 2
     mean = float(squares.mean())

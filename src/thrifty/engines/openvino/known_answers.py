@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from thrifty.artifacts.disk import write_file
 from thrifty.errors import IntegrityError
+from thrifty.files import write_atomically
 
 FILE = "known_answers.json"
 TEXTS = (
@@ -89,7 +89,7 @@ def read_known_answers(folder: Path) -> KnownAnswers | None:
 
 def write_known_answers(folder: Path, known: KnownAnswers) -> None:
     """Write them into `folder`."""
-    write_file(folder / FILE, msgspec.json.encode(known))
+    write_atomically(folder / FILE, msgspec.json.encode(known))
 
 
 def measure_difference(known: Sequence[KnownToken], chosen: Sequence[tuple[int, float]]) -> float:

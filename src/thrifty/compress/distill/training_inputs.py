@@ -1,4 +1,4 @@
-"""What a training learns from: a teacher and a text, as its worker reads them."""
+"""The inputs of a training: the teacher's predictions and the text, as the worker reads them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.evaluate.run import record_reference
 from thrifty.evaluate.scorer import Scorer
 from thrifty.evaluate.windows import digest_file, read_texts, read_windows
+from thrifty.files import replace_atomically, write_atomically
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress
 
@@ -34,15 +35,15 @@ WINDOW = 512
 ENCODER_WINDOW = 256
 TOP_K = 64
 HELD_OUT_TOKENS = 8192
-"""At the end of the text, to look at while training; at most a tenth of it."""
+"""Held-out tokens at the end of the text, for evaluation during training; at most a tenth of it."""
 ENCODER_BATCH = 16
-"""Texts that are compared with one another."""
+"""Texts in a batch; the loss compares their similarities with one another."""
 VERSION = 3
-"""Raised when training changes, so that students are trained anew."""
+"""Increase it when training changes, so that students are trained again."""
 
 
-class Learning:
-    """What a job says of its teacher and its text."""
+class TrainingInputs:
+    """Plans a training's job and writes the files that its worker reads."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Learning:
         self._tokens = training.tokens + HELD_OUT_TOKENS
         self._tokenizer = TextTokenizer.load(self._source)
         self._teacher: Scorer | None = None
-        """Whose words are yet to be kept."""
+        """A teacher whose predictions are still to be recorded."""
         self._remote: RemoteTeacher | None = None
         load = load_encoder if self._family is Family.ENCODER else load_decoder
         self.shape: DecoderShape | EncoderShape = load(self._source).shape
@@ -74,8 +75,9 @@ class Learning:
     def plan(
         self, teacher: str | RemoteTeacher, live: str | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The worker's job, and the recipe of what comes out; `live` is what a teacher that is asked while the
-        student learns runs on. Nothing is learned yet.
+        """The worker's job and the lineage's recipe; does not run the teacher.
+
+        `live` is the backend of a teacher that is queried during training; None if it is not.
         """
         training = self._training
         recipe: dict[str, Any] = {
@@ -88,7 +90,7 @@ class Learning:
         }  # fmt: skip
         remote = isinstance(teacher, RemoteTeacher) or is_url(teacher)
         if remote and self._family is Family.ENCODER:
-            raise CompressionError("an encoder learns from an encoder on this machine")
+            raise CompressionError("an encoder can only learn from an encoder on this machine")
         if remote:
             self._remote = teacher if isinstance(teacher, RemoteTeacher) else RemoteTeacher(teacher)
             recipe |= {
@@ -113,15 +115,15 @@ class Learning:
             self._teacher = None
 
     def _from_kept(self, teacher: str) -> dict[str, Any]:
-        """A teacher whose words are kept: as it says them when it serves, which is many times faster
-        than in float32, and no worse to learn from.
+        """A teacher whose predictions are recorded beforehand, computed as when it serves: much
+        faster than float32, and no worse to learn from.
         """
         self._teacher = open_model(teacher, self._store, on_progress=self._on_progress)
         self._check_tokens(self._teacher.label, self._teacher.tokenizer)
         return {"teacher_id": self._teacher.identity}
 
     def _from_live(self, teacher: str, backend: str) -> dict[str, Any]:
-        """A teacher that is asked while the student learns."""
+        """A teacher that is queried during training."""
         version, artifact = fetch_model(self._store, teacher, on_progress=self._on_progress)
         scorer = open_model(
             version.label, self._store, exact=True, backend=backend, on_progress=self._on_progress
@@ -139,7 +141,7 @@ class Learning:
         return job
 
     def _from_encoder(self, teacher: str) -> dict[str, Any]:
-        """An encoder's teacher: another on this machine."""
+        """A teacher for an encoder: another encoder on this machine."""
         version, artifact = fetch_model(self._store, teacher, on_progress=self._on_progress)
         if artifact.description.family is not Family.ENCODER:
             raise CompressionError(
@@ -148,14 +150,14 @@ class Learning:
         if artifact.description.format is not Format.SAFETENSORS:
             raise CompressionError(
                 f"{version.label} is {artifact.description.format.value}; an encoder learns from a "
-                "checkpoint of safetensors"
+                "safetensors checkpoint"
             )
         folder = self._store.folder_of(artifact.id)
         self._check_tokens(version.label, TextTokenizer.load(folder))
         return {"teacher": str(folder), "teacher_id": artifact.id, "texts": "texts.jsonl"}
 
-    def write_inputs(self, job: dict[str, Any], folder: Path) -> None:
-        """What the teacher says, or the text as the worker reads it; and the job."""
+    def write(self, job: dict[str, Any], folder: Path) -> None:
+        """Write the job and its inputs: the teacher's predictions, or the tokenized text."""
         if self._teacher is not None:
             record = record_reference(
                 self._teacher, self._text, self._references, window=self._window, top_k=TOP_K,
@@ -175,23 +177,18 @@ class Learning:
                 raise CompressionError(
                     f"{self._text} is too short: {len(whole)} windows of {self._window} tokens"
                 )
-            beside = folder / "windows.part"
-            with beside.open("wb") as file:
+            with replace_atomically(folder / "windows.npy") as path, path.open("wb") as file:
                 np.save(file, np.array(whole, np.uint32), allow_pickle=False)
-            beside.replace(folder / "windows.npy")
         if job.get("texts") == "texts.jsonl" and not (folder / "texts.jsonl").exists():
-            beside = folder / "texts.part"
-            with beside.open("w") as file:
-                count = sum(file.write(line) > 0 for line in self._read_short_texts())
-            if count < 2 * ENCODER_BATCH:
-                raise CompressionError(f"{self._text} is too short: it has {count} texts")
-            beside.replace(folder / "texts.jsonl")
-        beside = folder / "job.part"
-        beside.write_text(json.dumps(job))
-        beside.replace(folder / "job.json")
+            with replace_atomically(folder / "texts.jsonl") as path:
+                with path.open("w") as file:
+                    count = sum(file.write(line) > 0 for line in self._read_short_texts())
+                if count < 2 * ENCODER_BATCH:
+                    raise CompressionError(f"{self._text} is too short: it has {count} texts")
+        write_atomically(folder / "job.json", json.dumps(job))
 
     def _read_short_texts(self) -> Any:
-        """Lines of the text, or whole records, cut to a window."""
+        """Lines of the text, or whole records, truncated to a window."""
         limit = min(self._window, load_encoder(self._source).shape.context_length)
         taken = 0
         for piece in read_texts(self._text):
@@ -200,7 +197,7 @@ class Learning:
                 tokens = self._tokenizer.encode(text)
                 if len(tokens) < 8:
                     continue
-                # The last special token stays where a text is cut.
+                # Truncation keeps the last special token.
                 tokens = tokens if len(tokens) <= limit else [*tokens[: limit - 1], tokens[-1]]
                 yield json.dumps({"tokens": tokens, "first": 0}) + "\n"
                 taken += len(tokens)
@@ -210,17 +207,17 @@ class Learning:
     def _check_tokens(self, label: str, tokenizer: TextTokenizer) -> None:
         if digest_vocabulary(self._tokenizer) != digest_vocabulary(tokenizer):
             raise CompressionError(
-                f"the student and {label} have different tokenizers, so the one cannot learn the "
-                "other's next tokens; a teacher that is served teaches by what it writes"
+                f"the student and {label} have different tokenizers, so the student cannot learn "
+                "the teacher's next tokens; a served teacher works, because it contributes text"
             )
 
     def _pair_layers(self, teacher: Path) -> list[int] | None:
-        """For each hidden state of the student, the teacher's: by what was pruned, where that is known."""
+        """The teacher's hidden state for each of the student's, if the removed layers are known."""
         theirs, ours = load_decoder(teacher).shape, load_decoder(self._source).shape
         if theirs.hidden_size != ours.hidden_size:
             raise CompressionError(
-                f"hidden states of {ours.hidden_size} and of {theirs.hidden_size} channels cannot be "
-                "compared; prune with --depth-only, or leave --hidden out"
+                f"hidden states of {ours.hidden_size} and {theirs.hidden_size} channels cannot be "
+                "compared; prune with --depth-only, or leave out --hidden"
             )
         gone = {entry["layer"] for entry in self._student.lineage.figures.get("layers_removed", ())}
         kept = [layer for layer in range(theirs.layers) if layer not in gone]
