@@ -69,6 +69,12 @@ def text_of(reply: Reply) -> str:
     return reply.json()["choices"][0]["message"]["content"]
 
 
+async def connected(*gateways: GatewayUnderTest) -> None:
+    """Wait until these workers use Redis: on a busy machine the first connection takes a while."""
+    tiers = [gateway.answers.shared for gateway in gateways]
+    await until(lambda: all(tier is not None and tier.available for tier in tiers))
+
+
 async def claimed(server: RedisServer) -> None:
     """Wait until a worker has claimed a generation."""
     with Redis.from_url(server.url) as client:
@@ -99,16 +105,20 @@ async def two_workers(
     folder: Path, server: RedisServer, shared: SharedSettings = CALM, **echo: Any
 ) -> AsyncIterator[tuple[GatewayUnderTest, GatewayUnderTest]]:
     """Two gateway workers with one database, one Redis and one replica."""
+    patience_s = 5.0 if shared.timeout_s > 1 else 0.05
     async with (
         running_echo(**echo) as url,
         running_gateway(
-            folder, [url], redis_url=server.url, cache_shared=shared, worker="a"
+            folder, [url], redis_url=server.url, redis_timeout_s=patience_s, cache_shared=shared,
+            worker="a",
         ) as one,
         running_gateway(
-            folder, [url], redis_url=server.url, cache_shared=shared, worker="b"
+            folder, [url], redis_url=server.url, redis_timeout_s=patience_s, cache_shared=shared,
+            worker="b",
         ) as two,
-    ):
+    ):  # fmt: skip
         await one.reader.refresh()
+        await connected(one, two)
         yield one, two
 
 
@@ -199,9 +209,13 @@ async def test_who_waits_takes_over_when_the_leader_is_killed(
     """The leader is a worker in a process of its own, and dies by SIGKILL as it generates."""
     async with (
         running_echo(ttft_s=1.0) as url,
-        running_gateway(tmp_path, [url], redis_url=server.url, cache_shared=CALM) as gateway,
+        running_gateway(
+            tmp_path, [url], redis_url=server.url, redis_timeout_s=5.0, cache_shared=CALM
+        ) as gateway,
     ):
-        settings = GatewaySettings("127.0.0.1", find_free_port(), cache_shared=CALM)
+        settings = GatewaySettings(
+            "127.0.0.1", find_free_port(), redis_timeout_s=5.0, cache_shared=CALM
+        )
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "thrifty.worker", msgspec.json.encode(settings).decode(),
             env={**os.environ, "THRIFTY_DATABASE_URL": f"sqlite:///{tmp_path}/thrifty.db",
@@ -211,11 +225,17 @@ async def test_who_waits_takes_over_when_the_leader_is_killed(
         client = HttpClient()
         other = f"http://127.0.0.1:{settings.port}"
         try:
-            for _ in range(200):
-                with contextlib.suppress(Exception):
-                    if (await client.fetch(f"{other}/readyz"))[0] == 200:
-                        break
-                await asyncio.sleep(0.05)
+
+            async def serves() -> bool:
+                with contextlib.suppress(TransportError):
+                    if (await client.fetch(f"{other}/readyz"))[0] != 200:
+                        return False
+                    metrics = await ask(client, other, b"", "/metrics", method="GET")
+                    return metrics.metric("thrifty_shared_store_up") == 1
+                return False
+
+            await until(serves, 90, "the other worker, with Redis")
+            await connected(gateway)
             body = json.dumps(chat()).encode()
             doomed = asyncio.ensure_future(ask(client, other, body, "/v1/chat/completions"))
             await until(lambda: redis.keys("thrifty:cache:*lock"))
@@ -264,11 +284,17 @@ async def test_a_large_answer_stays_out_of_redis_and_nobody_waits_in_line(
         gateways = [
             await stack.enter_async_context(
                 running_gateway(
-                    tmp_path, [url], redis_url=server.url, cache_shared=shared, worker=name
+                    tmp_path,
+                    [url],
+                    redis_url=server.url,
+                    redis_timeout_s=5.0,
+                    cache_shared=shared,
+                    worker=name,
                 )
             )
             for name in "abc"
         ]
+        await connected(*gateways)
         asking = [asyncio.ensure_future(g.ask(chat("x" * 2000))) for g in gateways]
         at_once = 0
         while not all(task.done() for task in asking):
