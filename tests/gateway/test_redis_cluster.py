@@ -20,7 +20,7 @@ from thrifty.gateway.state.shared_store import Script, SharedStore
 
 ALL = range(SLOTS)
 HALVES = (range(SLOTS // 2), range(SLOTS // 2, SLOTS))
-REASON = "the URL must be of a single Redis or Valkey, or a proxy"
+REASON = "the URL must be of a single Redis or Valkey, or of a proxy"
 READ = Script("return redis.call('GET', KEYS[1])")
 
 

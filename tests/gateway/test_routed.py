@@ -184,8 +184,8 @@ def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
         raise_alarms(table, metrics)
         raise_alarms(table, metrics)
     said = [record.getMessage() for record in caplog.records]
-    assert any("echo-2 got 100 %" in text and "its due was 25 %" in text for text in said)
-    assert sum("no longer say" in text for text in said) == 1, "once, not every second"
+    assert any("echo-2 received 100 %" in text and "fair share is 25 %" in text for text in said)
+    assert sum("no longer report" in text for text in said) == 1, "once, not every second"
     assert metrics.signals_lost.labels("echo", "echo@v1")._value.get() == 1
     assert metrics.share_alarms.labels("echo", "echo-2")._value.get() == 1
     router.silent = 0

@@ -136,7 +136,7 @@ async def test_a_budget_stops_a_key_and_no_other(tmp_path: Path) -> None:
         refused = replies[3]
         assert refused.error["code"] == "insufficient_quota"
         assert refused.error["type"] == "insufficient_quota"
-        assert "33 of its budget of 33 a day" in refused.error["message"]
+        assert "33 of its budget of 33 per day" in refused.error["message"]
         assert 1 <= int(refused.headers[b"retry-after"]) <= 86400
         assert (await ask(gateway, other)).status == 200
 

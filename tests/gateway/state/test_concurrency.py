@@ -73,11 +73,11 @@ async def test_waiting_is_bounded_in_number_and_time() -> None:
     concurrency.enter("a", INTERACTIVE)
     waiting = [asyncio.ensure_future(wait(concurrency, most=2, timeout_s=0.05)) for _ in range(2)]
     await settle()
-    with pytest.raises(WireError, match="2 requests wait") as full:
+    with pytest.raises(WireError, match="2 requests are already waiting") as full:
         await wait(concurrency, most=2)
     assert (full.value.status, full.value.code) == (503, "queue_full")
     for task in waiting:
-        with pytest.raises(WireError, match=r"had room within 0\.05 s") as late:
+        with pytest.raises(WireError, match=r"had a free slot within 0\.05 s") as late:
             await task
         assert late.value.code == "queue_timeout"
         assert late.value.retry_after_s
@@ -92,7 +92,7 @@ async def test_a_batch_gives_its_place_in_the_queue_away() -> None:
     await settle()
     urgent = asyncio.ensure_future(wait(concurrency, "b", most=1))
     await settle()
-    with pytest.raises(WireError, match="wait for a free replica"):
+    with pytest.raises(WireError, match="waiting for a free replica"):
         await batch
     concurrency.leave("a", INTERACTIVE, 1.0)
     await urgent

@@ -1,8 +1,8 @@
-"""Is it a request that can be answered? JSON, model, form, version, fields, bounds, deadline.
+"""Validation of a request: JSON, model, fields, version, token limits, deadline.
 
-`read_form` and `find_target` go before the limits of the key, `check_version` after them: what a
-request may ask for depends on the version that answers it, but which version that is never depends
-on what it asks for.
+`read_form` and `find_target` run before the limits of the key, `check_version` after them. The
+allowed fields depend on the version that answers, but the choice of version never depends on the
+request's fields.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _decode = msgspec.json.Decoder().decode
 
 
 def read_form(call: Call, table: RoutingTable) -> Form:
-    """The body of a call as it was understood, without regard to who answers it. Raises a 4xx that
-    names the fault, and a 503 while the gateway starts.
+    """Parse and validate the body of a call, independently of the version that answers it. Raises a
+    4xx that names the error, or a 503 while the gateway starts.
     """
     if not table.loaded:
-        raise unavailable("the gateway is starting; try again in a moment", "starting")
+        raise unavailable("the gateway is starting; retry in a moment", "starting")
     body = _decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
     check_form(body, call.endpoint)
@@ -49,8 +49,8 @@ def read_form(call: Call, table: RoutingTable) -> Form:
 def find_target(
     call: Call, form: Form, table: RoutingTable, conversations: Conversations
 ) -> Target:
-    """The deployment that the request names, and the version that its conversation belongs to, or
-    that an operator pinned. Raises a 403 or 404.
+    """The deployment that the request names, and the version that its conversation is assigned to
+    or that an operator pinned. Raises a 403 or 404.
     """
     deployment = find_deployment(form.body, call.endpoint, table)
     headers = call.exchange.headers
@@ -61,7 +61,7 @@ def find_target(
 
 
 def place(call: Call, deployment: Deployment, conversation_id: str) -> Target:
-    """The target of a conversation with a deployment. Raises a 403 or 404."""
+    """The target of a conversation within a deployment. Raises a 403 or 404."""
     pinned = call.exchange.headers.get(VERSION_HEADER)
     if pinned is not None:
         version = _find_pinned(call, deployment, pinned)
@@ -71,8 +71,8 @@ def place(call: Call, deployment: Deployment, conversation_id: str) -> Target:
 
 
 def check_version(call: Call, form: Form, target: Target) -> None:
-    """Whether the version that answers can honour the request. Raises a 400 that names the field
-    and the version. Sets the deadline.
+    """Check that the version honours the request's fields, and set the deadline. Raises a 400 that
+    names the field and the version.
     """
     version, limits = target.version, target.deployment.settings
     check_honoured(form.body, call.endpoint, version.honours, version.row.engine, version.label)
@@ -106,8 +106,8 @@ def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:
     if not (call.exchange.from_this_machine if key is None else key.role in _PINNERS):
         raise WireError(
             403,
-            f"The header '{VERSION_HEADER.decode()}' pins a version, which takes the key of an "
-            "operator; leave the header out, or use such a key.",
+            f"The header '{VERSION_HEADER.decode()}' pins a version and requires an operator's key. "
+            "Remove the header, or use such a key.",
             type=PERMISSION,
             code="role_not_allowed",
         )
@@ -138,15 +138,13 @@ def _require_model(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable
 
 
 def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
-    """How long the answer may take to begin: what the client asks for, but not more than the
-    deployment allows.
-    """
+    """The time until the answer must begin: the client's value, bounded by the deployment's."""
     if asked is None:
         return default_s or 0.0
     text = asked.strip()
     if not text.isdigit() or not 0 < int(text[:12]) <= MAX_TIMEOUT_MS:
         raise bad_request(
-            f"The header '{TIMEOUT_HEADER.decode()}' must be a whole number of milliseconds, from 1 "
+            f"The header '{TIMEOUT_HEADER.decode()}' must be a whole number of milliseconds from 1 "
             f"to {MAX_TIMEOUT_MS}, not {text[:40].decode('latin-1')!r}.",
             TIMEOUT_HEADER.decode(),
             "invalid_value",
@@ -174,7 +172,8 @@ def _limit_tokens(body: dict[str, Any], limit: int | None) -> None:
         asked = body.get(name)
         if asked is not None and asked > limit:
             raise bad_request(
-                f"'{name}' is {asked}; this deployment generates at most {limit} tokens a request.",
+                f"'{name}' is {asked}, but this deployment generates at most {limit} tokens per "
+                "request.",
                 name,
                 "max_tokens_exceeded",
             )

@@ -1,9 +1,9 @@
-"""Is the key of a request within its limits? Asked before anything else is done for it.
+"""Enforces the limits of keys before anything else is done for a request.
 
-With a shared store the counts are Redis', and hold across workers and hosts. Without one, or while
-it is away, each worker counts for itself; budgets hold across workers in any case, through the
-database. What Redis counts is counted here too, so that a worker that must do without it goes on
-from where it was.
+With a shared store, counts are kept in Redis and hold across workers and hosts. Without one, or
+while it is unavailable, each worker counts alone; budgets still hold across workers, through the
+database. Requests counted in Redis are also counted here, so that a worker that loses Redis
+continues from its own counts.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from thrifty.openai.errors import RATE_LIMIT, WireError
 INSUFFICIENT_QUOTA = "insufficient_quota"
 CLIENT_CLOSED = 499
 Sizes = tuple[int, int]
-"""Tokens of a prompt and of an answer, by estimate."""
+"""Estimated tokens of a prompt and of its answer."""
 
 
 @dataclass(slots=True)
 class Reservation:
-    """What a call holds of its key's limits until it ends."""
+    """The usage reserved for a call until it ends."""
 
     key: Key
     prompt: int
@@ -54,7 +54,7 @@ class Reservation:
 
 
 class KeyLimiter:
-    """Holds keys to their limits. `clock` gives seconds that never go back."""
+    """Enforces the limits of keys. `clock` returns monotonic seconds."""
 
     def __init__(
         self,
@@ -69,13 +69,13 @@ class KeyLimiter:
         self._clock = clock
         self._counts = ProcessCounts()
         self._running: dict[str, dict[str, Reservation]] = {}
-        """What is counted in Redis: by the key's id and the grant's."""
+        """Requests counted in Redis, by the ids of the key and of the grant."""
         self._reserved: dict[Call, Reservation] = {}
         self._renewed_s = clock()
 
     def admit(self, call: Call, form: Form, version: Version) -> Coroutine[Any, Any, None] | None:
-        """Count a call of a limited key, by the estimates and prices of the version that it goes to;
-        returns what is still to be awaited where Redis counts. Raises a 429 that names the limit.
+        """Count a call of a limited key, with the estimates and prices of its version. Returns a
+        coroutine to await if Redis counts. Raises a 429 that names the limit.
         """
         key = call.key
         if key is None or not key.limited:
@@ -89,7 +89,7 @@ class KeyLimiter:
         return None
 
     def settle(self, call: Call) -> None:
-        """A call has ended: put what it took in the place of what was reserved for it."""
+        """Replace the reservation of an ended call by its actual usage."""
         usage, target = call.outcome.usage, call.target
         generated = usage is not None and call.cache.result != HIT
         if target is None or call.origin is Origin.SHADOW:
@@ -110,8 +110,8 @@ class KeyLimiter:
                 usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
             )  # fmt: skip
         elif reservation is not None and _broke_off(call):
-            # A client that hangs up before the counts come is charged for an answer of the usual
-            # length.
+            # If the client hangs up before the token counts arrive, an answer of the mean length is
+            # charged.
             answer = min(reservation.answer, round(version.estimator.answer_tokens))
             tokens = reservation.prompt + answer
             cost = compute_cost(version.settings, reservation.prompt, answer)
@@ -127,7 +127,7 @@ class KeyLimiter:
             )
 
     def sweep(self) -> None:
-        """Forget what is old, and renew the leases of long requests; about once a second."""
+        """Drop old counts and renew the leases of long requests; called about once a second."""
         now_s = self._clock()
         self._counts.prune(now_s)
         if self._shared is not None and now_s - self._renewed_s >= RENEW_S:
@@ -186,32 +186,32 @@ class KeyLimiter:
 
 
 def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> WireError:
-    """The 429 for a limit that stands in the way. `at_s`: seconds since 1970."""
+    """The 429 for an exceeded limit. `at_s` is in seconds since 1970."""
     limit, used, wait_s = refusal.limit, refusal.used, refusal.retry_after_s
     if limit in (Limit.BUDGET_DAY, Limit.BUDGET_MONTH):
         daily = limit is Limit.BUDGET_DAY
         budget = key.budget_day if daily else key.budget_month
-        what = f"its budget of {budget:g} a {'day' if daily else 'month'}"
+        what = f"its budget of {budget:g} per {'day' if daily else 'month'}"
         if wait_s is not None:
             return WireError(
                 429,
-                f"The key {key.name!r} has {used:g} of {what} spent or reserved by requests that "
-                "run. Try again when they have ended.",
+                f"The key {key.name!r} has {used:g} of {what} spent or reserved by running "
+                "requests. Retry when they have ended.",
                 type=INSUFFICIENT_QUOTA, code="insufficient_quota", retry_after_s=wait_s,
             )  # fmt: skip
         left_s = until_next_day_s(at_s) if daily else until_next_month_s(at_s)
         return WireError(
             429,
-            f"The key {key.name!r} has spent {used:g} of {what}. The next begins in "
-            f"{left_s / 3600:.1f} hours (UTC).",
+            f"The key {key.name!r} has spent {used:g} of {what}. The next {'day' if daily else 'month'} begins "
+            f"in {left_s / 3600:.1f} hours (UTC).",
             type=INSUFFICIENT_QUOTA, code="insufficient_quota", retry_after_s=left_s,
         )  # fmt: skip
-    # Rounded up: a client that keeps to it must not come too early.
+    # Rounded up, so that a client that waits this long is not too early.
     wait_s = math.ceil(wait_s) if wait_s is not None else 1
     if limit is Limit.CONCURRENCY:
         text = (
-            f"The key {key.name!r} may run {key.concurrency} requests at once, and {used:g} run. "
-            "Try again when one has ended."
+            f"The key {key.name!r} may run {key.concurrency} requests at once, and {used:g} are "
+            "running. Retry when one has ended."
         )
         return WireError(
             429, text, type=RATE_LIMIT, code="rate_limit_exceeded", retry_after_s=wait_s
@@ -229,7 +229,7 @@ def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> 
 
 
 def make_headers(key: Key, usage: QuotaUsage) -> list[tuple[bytes, bytes]]:
-    """The headers that tell a client how far its minute is used, as OpenAI names them."""
+    """The rate limit headers, named as OpenAI's are."""
     headers = []
     if key.rpm is not None:
         headers += _make_group(b"requests", key.rpm, usage.requests, usage.requests_reset_s)
@@ -247,7 +247,7 @@ def _make_group(name: bytes, limit: int, used: int, reset_s: float) -> list[tupl
 
 
 def format_reset(seconds: float) -> str:
-    """A duration as OpenAI writes it: `120ms`, `6.5s`, `1m2s`."""
+    """A duration in OpenAI's format: `120ms`, `6.5s`, `1m2s`."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     if seconds < 60:
@@ -256,7 +256,7 @@ def format_reset(seconds: float) -> str:
 
 
 def _broke_off(call: Call) -> bool:
-    """Whether a replica worked for a call that ended without its counts."""
+    """Whether a replica worked on a call that ended without token counts."""
     delivery = call.delivery
     return bool(delivery.sent_s) and (
         bool(delivery.first_byte_s) or call.outcome.status == CLIENT_CLOSED

@@ -1,5 +1,5 @@
-"""What happened, written down: metrics at once, a row for the request log on a queue. The last
-step; it never waits.
+"""Records ended calls: metrics at once, and a row for the request log on a queue. The last step; it
+never waits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from thrifty.observe.texts import make_texts
 
 
 class Recorder:
-    """Counts and logs calls that have ended."""
+    """Counts and logs ended calls."""
 
     def __init__(self, metrics: GatewayMetrics, writer: LogWriter | None, *, prompts: bool) -> None:
         self._metrics = metrics
@@ -22,7 +22,7 @@ class Recorder:
         self._prompts = prompts
 
     def record(self, call: Call) -> None:
-        """Take one call."""
+        """Record one call."""
         target, delivery, outcome = call.target, call.delivery, call.outcome
         deployment = target.deployment.name if target is not None else ""
         replica = call.cache.replica or (delivery.replica.id if delivery.replica else "")

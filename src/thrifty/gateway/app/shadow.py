@@ -1,9 +1,9 @@
-"""Copies of requests for versions that are tried: nobody sees their answers.
+"""Shadow traffic: copies of requests for versions under test, whose answers are discarded.
 
-A version with `shadow: 0.2` gets a copy of a fifth of the requests that other versions have answered.
-A copy runs only in slots that would be idle, after the original has ended. It has an id of its own, is
-never cached, billed or limited, and does not count in the statistics of users; its row in the request
-log names the response that it copies.
+A version with `shadow: 0.2` gets a copy of a fifth of the requests that other versions answered. A
+copy runs only in slots that would be idle, after the original has ended. It has its own id, is
+never cached, billed or limited, and does not count in users' statistics. Its row in the request log
+names the response that it copies.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.fields import Endpoint
 
 MAX_RUNNING = 64
-"""Copies at once; beyond that, further ones are left out."""
+"""Concurrent copies; more are skipped."""
 _COPIED = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
 
 Run = Callable[[Call], Coroutine[Any, Any, None]]
 
 
 class Shadows:
-    """Makes copies of calls that have ended. Used on the event loop alone."""
+    """Copies ended calls. Used on the event loop only."""
 
     def __init__(self, run: Run, metrics: GatewayMetrics, rng: random.Random | None = None) -> None:
         self._run = run
@@ -36,7 +36,7 @@ class Shadows:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note_ended(self, call: Call) -> None:
-        """A call has ended: copy it, if it is its turn and there is room."""
+        """Copy an ended call if it is sampled and a slot is idle."""
         target = call.target
         if target is None or not target.deployment.shadows or call.form is None:
             return
@@ -53,7 +53,7 @@ class Shadows:
             self._start(call, call.form, target, version)
 
     async def stop(self) -> None:
-        """Cancel what runs."""
+        """Cancel running copies."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -81,8 +81,8 @@ class Shadows:
 
 
 def _is_idle(version: Version) -> bool:
-    """Whether the version has a slot that nobody wants. Where the number of slots is not known, a
-    replica must have nothing else to do.
+    """Whether the version has a free slot that no request waits for. If the number of slots is
+    unknown, a replica without any request is required.
     """
     if version.concurrency.capacity is None:
         return any(replica.in_flight == 0 for replica in version.ready)

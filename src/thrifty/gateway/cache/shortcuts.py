@@ -1,8 +1,7 @@
-"""Requests whose very bytes were answered from the cache before need not be read again.
+"""Cache hits by the bytes of a body, without parsing it.
 
-Decoding, checking and sorting a body to find its key takes longer than everything else that a hit
-costs. What was found out about a body stays true as long as its deployment and its version are the
-same.
+Decoding, validating and sorting a body to compute its key takes longer than the rest of a hit. The
+result for a body stays valid as long as its deployment and version do not change.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from thrifty.gateway.state.call import Call, Form, Target
 from thrifty.gateway.state.deployment import Deployment
 
 MAX_BODY_BYTES = 32_768
-"""Larger bodies are read each time."""
+"""Larger bodies are parsed each time."""
 BODY_FACTOR = 5
 SHORTCUT_BYTES = 1_000
-"""A body is kept as it came and decoded: so many times its size, and so much beside."""
+"""A stored body, raw and decoded, counts `BODY_FACTOR` times its size plus this much."""
 _OWN_WAY = (b"x-thrifty-conversation", b"x-thrifty-version")
-"""Headers that decide who answers, or how: such requests are read as any other."""
+"""Headers that affect which version answers, or how: such requests are always parsed."""
 
 
 class _Known(NamedTuple):
@@ -36,7 +35,7 @@ class _Known(NamedTuple):
 
 
 class Shortcuts:
-    """What is known of bodies, by tenant, path and bytes; the least recently used goes first."""
+    """Parsed bodies by tenant, path and bytes; the least recently used are evicted first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -47,8 +46,8 @@ class Shortcuts:
         return len(self._known)
 
     def take(self, call: Call, names: Mapping[str, Deployment]) -> bytes | None:
-        """Fill the call in and return its cache key, where its body is known; else None. `names`
-        are the deployments by what clients may write in `model`.
+        """Fill in the call and return its cache key if its body is known; else None. `names` maps
+        names that clients use in `model` to deployments.
         """
         exchange = call.exchange
         if len(exchange.body) > MAX_BODY_BYTES or not self._known:

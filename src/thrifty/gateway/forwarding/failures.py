@@ -1,4 +1,4 @@
-"""How a replica fails a request, and what the client is told where no other could answer."""
+"""Failures of replicas, and the error that the client receives if no other replica answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BUSY = 503
 
 
 class Refused(Exception):
-    """A replica answered with an error that another one may not give."""
+    """A replica answered with an error that another replica may not give."""
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"status {status}")
@@ -21,12 +21,12 @@ class Refused(Exception):
 
 
 def is_busy(failure: Exception) -> bool:
-    """Whether a replica only had too much to do."""
+    """Whether a replica was only overloaded."""
     return isinstance(failure, Refused) and failure.status == BUSY
 
 
 def make_error(failure: Exception, call: Call) -> WireError:
-    """What the client is told once its call is not sent again."""
+    """The error that the client receives when its call is not retried any more."""
     if isinstance(failure, Refused):
         try:
             fault = msgspec.json.decode(failure.body)["error"]

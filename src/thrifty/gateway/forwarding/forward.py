@@ -1,10 +1,10 @@
-"""To a replica and back: choose, send, relay, and send again what may be sent again.
+"""Forwarding to a replica: choose, send, relay, retry.
 
-What fails before the first byte has gone to the client is sent elsewhere, inside a budget. A
-request that a replica took and died of is sent once more and no oftener: it may be the reason.
+Requests that fail before the first byte has gone to the client are retried within a budget. A
+request whose replica died after taking it is retried only once, because it may be the cause.
 
-What is sent is `upstream_request`'s business, a second replica for a slow one `admission/hedge`'s, a
-stream on its way `relay`'s, and what the client is told in the end `failures`'.
+`upstream_request` builds what is sent, `hedge` asks a second replica if the first is slow, `relay`
+passes on streams, and `failures` makes the client's error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ BACKOFF_S = 0.05
 
 
 class ClientGone(Exception):
-    """The client hung up; there is nobody to answer."""
+    """The client disconnected; there is no one to answer."""
 
 
 class Forwarder:
@@ -64,7 +64,7 @@ class Forwarder:
     def __init__(
         self, client: HttpClient, table: RoutingTable, metrics: GatewayMetrics, *, capture: bool
     ) -> None:
-        """`capture` keeps what streams hold, for the record of texts."""
+        """`capture` keeps the content of streams for recorded texts."""
         self._client = client
         self._table = table
         self._metrics = metrics
@@ -74,12 +74,12 @@ class Forwarder:
         self._streams: set[tuple[Call, Relay, Answer]] = set()
         self._headers: dict[str, bytes] = {}
         self.on_chosen: Callable[[Call, Replica], None] | None = None
-        """Told of every call and the replica that it goes to; set while batches run."""
+        """Called with each call and its replica; set while batches run."""
 
     async def forward(self, call: Call, flight: SingleFlight | None) -> Result:
-        """Answer the call from a replica; returns what came, for the cache and for followers.
+        """Answer the call from a replica; returns the answer for the cache and for followers.
 
-        Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
+        Raises `WireError` if nothing was sent to the client, `ClientGone` if no one waits.
         """
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
@@ -94,7 +94,7 @@ class Forwarder:
         delivery.may_yield = concurrency.holds_much(call.tenant)
         knows_priorities = version.settings.priority_field is not None
         if delivery.may_yield and call.understood.stream and knows_priorities:
-            # An answer that does not stream tells nobody when it has begun.
+            # Only a stream shows when its answer begins.
             delivery.idle_at = concurrency
             concurrency.begin_idle()
         try:
@@ -107,7 +107,7 @@ class Forwarder:
     async def _wait_for_slot(
         self, call: Call, concurrency: ConcurrencyLimiter, flight: SingleFlight | None
     ) -> None:
-        """Wait until a replica has room, in a fair order. Raises a 503 or 504."""
+        """Wait for a slot in the fair queue. Raises a 503 or 504."""
         version, form, delivery = call.placed.version, call.understood, call.delivery
         limits = version.limits
         if not concurrency.capacity and self._has_stand_in(call):
@@ -130,7 +130,7 @@ class Forwarder:
                     shared = flight is not None and flight.followers
                     if not (shared and form.deadline_s) or error.code not in DEADLINE_CODES:
                         raise
-                    form.deadline_s = 0.0  # others wait for it without one
+                    form.deadline_s = 0.0  # followers without a deadline wait for it
         finally:
             delivery.queue_s += time.perf_counter() - began_s
 
@@ -142,7 +142,7 @@ class Forwarder:
         tried: set[str] = set(call.avoid)
         sends = connects = 0
         if flight is not None:
-            # Others may wait for this generation: it goes on without its first client.
+            # Followers may wait for this generation, so it continues without its first client.
             call.exchange.on_disconnect = _do_nothing
         while True:
             replica = await self._choose(call, version, tried, flight)
@@ -170,7 +170,7 @@ class Forwarder:
                 version.health.note_unknown(replica.id)
                 raise
             finally:
-                replica = delivery.replica or replica  # a hedge may have moved it
+                replica = delivery.replica or replica  # a hedge may have changed it
                 _end_load(delivery.load or load, call, streamed=streamed)
                 version.note_ended(replica)
             if not (call.exchange.disconnected or call.expired) and not is_busy(failure):
@@ -181,12 +181,12 @@ class Forwarder:
             if call.expired:
                 if flight is None or not flight.followers:
                     raise deadline_exceeded("before a replica began to answer")
-                call.understood.deadline_s = 0.0  # others wait for it without one
+                call.understood.deadline_s = 0.0  # followers without a deadline wait for it
             if call.priority and (flight is None or not flight.followers):
-                last_chance = True  # the batch tries again, later
+                last_chance = True  # the batch itself retries later
             if last_chance or not self._budget.spend():
                 raise make_error(failure, call)
-            log.info("%s: %s failed (%s); sent again", call.response_id.text, replica.id, failure)
+            log.info("%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure)
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
@@ -194,7 +194,7 @@ class Forwarder:
     async def _choose(
         self, call: Call, version: Version, tried: set[str], flight: SingleFlight | None
     ) -> Replica:
-        """A ready replica, one that was not tried if possible; waits for one if it must."""
+        """A ready replica, preferably an untried one; waits for one if necessary."""
         began_s = time.perf_counter()
         try:
             while True:
@@ -205,7 +205,7 @@ class Forwarder:
                 ):
                     return self._pick(call, version, candidates)
                 if candidates:
-                    # The only replica just failed; it is tried again once it had a moment.
+                    # The only replica has just failed; it is retried after a pause.
                     await version.wait_ready(0.3)
                     tried.clear()
                     continue
@@ -218,11 +218,12 @@ class Forwarder:
             call.delivery.queue_s += time.perf_counter() - began_s
 
     def _require_version(self, version: Version) -> None:
-        """Raise a 503 where a version was taken away while a request was on its way to it."""
+        """Raise an error if the version was removed while a request was on its way to it."""
         deployment = self._table.deployments.get(version.deployment)
         if deployment is None:
             raise unavailable(
-                f"the model '{version.deployment}' was just taken away", "model_removed"
+                f"the model '{version.deployment}' was removed while the request waited",
+                "model_removed",
             )
         if version.label not in deployment.versions:
             raise NoReplica
@@ -246,7 +247,7 @@ class Forwarder:
         if version.waiting >= limits.waiting:
             raise unavailable(
                 f"no replica of '{version.concurrency.name}' is ready and {version.waiting} requests "
-                "wait already",
+                "are waiting",
                 "queue_full",
                 retry_after_s=5.0,
             )
@@ -257,7 +258,7 @@ class Forwarder:
             version.waiting -= 1
 
     def _pick(self, call: Call, version: Version, candidates: list[Replica]) -> Replica:
-        """The replica for the next request."""
+        """Route the call and record a trial request for the health check."""
         chosen = _route(call, version, candidates)
         if not version.health.fine:
             version.health.note_sent(chosen.id, time.monotonic())
@@ -302,8 +303,8 @@ class Forwarder:
         flight: SingleFlight | None,
         sent: list[Answer],
     ) -> Answer:
-        """Send the call to a replica; returns once the head of its answer is here. `sent` gets the
-        answer as soon as the request is out.
+        """Send the call to a replica; returns once the head of its answer has arrived. The answer
+        is added to `sent` as soon as the request has been written.
         """
         version, exchange = call.placed.version, call.exchange
 
@@ -355,7 +356,7 @@ class Forwarder:
                 self._note_failure(call.placed.version, delivery.replica)
             call.outcome.error = "replica_lost"
             relay.fail(f"The replica was lost while it answered: {error}.", "replica_lost")
-            return Result(error=WireError(502, "the shared generation broke off", type=SERVER,
+            return Result(error=WireError(502, "the shared generation was interrupted", type=SERVER,
                                            code="replica_lost"))  # fmt: skip
         finally:
             self._streams.discard(entry)
@@ -367,27 +368,27 @@ class Forwarder:
         return Result(200, relay.captured, streamed=True)
 
     def _note_answer(self, call: Call, result: Result) -> None:
-        """A replica answered; one that broke off has been noted."""
+        """Record a success with the version's health, unless the answer was interrupted."""
         version, delivery = call.placed.version, call.delivery
         replica = delivery.replica
         if replica is None or result.error is not None:
             return
         if version.health.note_success(replica.id, time.monotonic()):
-            log.info("%s answers again", replica.id)
+            log.info("%s answers again and receives traffic", replica.id)
             version.resize(self._table.workers)
         if call.understood.stream and version.concurrency.capacity is not None:
             version.concurrency.note_begin(delivery.first_byte_s - delivery.sent_s)
 
     def _note_failure(self, version: Version, replica: Replica) -> None:
-        """A replica failed a request."""
+        """Record a failed request with the version's health."""
         ready = version.ready_ids()
         if version.health.note_failure(replica.id, ready, time.monotonic()):
-            log.warning("%s fails; it is left alone for a while", replica.id)
+            log.warning("%s keeps failing and is ejected for a while", replica.id)
             self._metrics.ejections.labels(version.deployment, version.label, replica.id).inc()
             version.resize(self._table.workers)
 
     def sweep(self, now_s: float) -> None:
-        """End streams whose replica has gone silent; look at who waits and who is left alone."""
+        """End streams whose replica has gone silent; update queues and capacities."""
         for known in self._table.versions():
             known.resize(self._table.workers)
             known.concurrency.sweep()
@@ -395,14 +396,14 @@ class Forwarder:
             if relay.paused:
                 continue
             limits = call.placed.version.limits
-            # Before the first token a replica may be at a long prompt; between tokens it may not.
+            # Before the first token a replica may be computing a long prompt; later it is not.
             limit_s = limits.idle_timeout_s if relay.begun else limits.first_token_timeout_s
             if now_s - call.delivery.last_byte_s > limit_s:
                 _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
 
 
 def _require_listener(call: Call, flight: SingleFlight | None) -> None:
-    """Raise `ClientGone` where neither the client nor a follower waits any more."""
+    """Raise `ClientGone` if neither the client nor a follower waits any more."""
     if call.exchange.disconnected and not (flight is not None and flight.followers):
         raise ClientGone
 
@@ -412,14 +413,14 @@ def _do_nothing() -> None:
 
 
 def assign(call: Call, replica: Replica, flight: SingleFlight | None) -> None:
-    """Note who works for a call, and for those who share its generation."""
+    """Record which replica works for a call and for the followers of its flight."""
     call.delivery.replica = replica
     if flight is not None:
         flight.replica, flight.version = replica.id, replica.version
 
 
 def _route(call: Call, version: Version, candidates: list[Replica]) -> Replica:
-    """One of the candidates. Where there is but one, nothing needs to be known of the request."""
+    """Choose a candidate. With a single candidate the request need not be described."""
     if len(candidates) == 1:
         return candidates[0]
     delivery = call.delivery
@@ -442,7 +443,7 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
 
 
 def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: SingleFlight | None) -> None:
-    """The deadline has passed: break off a stream that has not begun, unless others wait for it."""
+    """End a stream that has not begun by its deadline, unless followers wait for it."""
     if not relay.begun and not (flight is not None and flight.followers):
         _break_off(answer, "its deadline passed before the first token")
 

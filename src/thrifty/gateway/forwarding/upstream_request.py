@@ -1,5 +1,5 @@
-"""What a replica is sent: the client's own bytes, unless something must be added or renamed, with
-header lines that are the gateway's.
+"""Builds upstream requests: the client's own bytes unless fields must be added or renamed, with
+header lines of the gateway.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 def prepare_body(call: Call, version: Version) -> bytes:
-    """The bytes to send for a call, whose own body stays as it is."""
+    """The bytes to send for a call, whose own body is not changed."""
     changes: dict[str, Any] = {}
     form, settings = call.understood, version.settings
     if form.stream and not form.include_usage:
-        # Token counts are asked for in any case; the relay keeps them from who did not ask.
+        # Token counts are always requested; the relay withholds them from clients that did not.
         changes["stream_options"] = {"include_usage": True}
     upstream_model = settings.upstream_model or version.deployment
     if form.body.get("model", upstream_model) != upstream_model:
@@ -44,7 +44,7 @@ def prepare_body(call: Call, version: Version) -> bytes:
 
 
 def make_headers(version: Version) -> bytes:
-    """Header lines that every request to a version carries; the client's key is not among them."""
+    """Header lines of every request to a version; the client's key is not among them."""
     lines = b"content-type: application/json\r\n"
     key = os.environ.get(version.settings.key_env or "")
     if key:
@@ -53,8 +53,8 @@ def make_headers(version: Version) -> bytes:
 
 
 def _make_salt(tenant: str, given: Any) -> str:
-    """What keeps a tenant's prefixes apart. A client's own salt parts them further, and cannot name
-    another tenant's.
+    """A salt that separates the cached prefixes of tenants. A client's own salt separates them
+    further, and cannot name another tenant's.
     """
     own = given if isinstance(given, str) else ""
     return hashlib.blake2b(f"{tenant}\0{own}".encode(), digest_size=16).hexdigest()

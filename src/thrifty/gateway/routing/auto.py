@@ -1,11 +1,10 @@
-"""The default: to the replica that has computed most of the prompt, unless waiting there costs more
-than computing it elsewhere.
+"""The default policy: prefer the replica with the longest cached prefix, bounded by load.
 
-For each replica the time to the first token is estimated, from what is outstanding there and from
-what it need not compute. A replica with a longer cached beginning may be slower than the fastest one
-by as much time as the cache saves: going elsewhere would cost that time on another replica, and
-push other beginnings out of its cache. Past that, and where nothing is cached, the request goes to
-the replica with the least work.
+For each candidate the time to the first token is estimated from its outstanding work and from the
+prompt tokens that its cache saves. A replica with a longer cached prefix may be slower than the
+fastest one by as much time as the cache saves: recomputing the prefix elsewhere would cost that
+time on another replica and evict other prefixes there. Beyond that, and if nothing is cached, the
+request goes to the replica with the least work.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from thrifty.gateway.state.rates import Ahead
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 HOLDERS = 8
-"""So many of those with the longest match are looked at."""
+"""At most this many replicas with the longest match are compared."""
 MARGIN = 0.25
-"""Beyond what the cache saves, a replica may be this much slower than the fastest: estimates err."""
+"""Tolerance for estimation errors: a holder may be slower by this fraction beyond the saved
+time."""
 
 
 class Auto:
-    """Prefix-aware, and bounded by load."""
+    """Prefix-aware routing, bounded by load."""
 
     wants_prefix = True
     wants_affinity = False
@@ -36,7 +36,7 @@ class Auto:
     def choose(
         self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
     ) -> AnyCandidate:
-        """See the module's text."""
+        """Choose by the rule in the module's docstring."""
         least = find_least_work(sample(candidates, self._rng), known, self._rng)
         if not request.levels:
             return least
@@ -53,7 +53,7 @@ class Auto:
     def _find_holder(
         self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
     ) -> AnyCandidate | None:
-        """Of the candidates with the longest match, or some of them, the one with the least work."""
+        """The least loaded of the candidates with the longest match, or of some of them."""
         by_slot = known.by_slot(candidates)
         for _, mask in request.levels:
             holders = []
@@ -69,13 +69,13 @@ class Auto:
 
 
 def _see(candidate: Candidate, request: RoutedRequest, cached: float) -> Ahead:
-    """What the request would find there, `cached` of its tokens being there already."""
+    """The work ahead of the request there, with `cached` of its tokens in the replica's cache."""
     tokens = candidate.prefill_tokens + request.prompt_tokens - cached
     return Ahead(tokens, candidate.in_flight, candidate.waiting)
 
 
 def _spread_bits(mask: int, rng: random.Random) -> Iterator[int]:
-    """The places of the bits in `mask`, beginning anywhere, so that many holders share what comes."""
+    """The positions of the bits in `mask`, from a random start, so that holders share the load."""
     length = mask.bit_length()
     start = rng.randrange(length) if length > HOLDERS else 0
     upper = mask >> start

@@ -1,8 +1,8 @@
-"""Consistent hashing with bounded loads: a session, or a way in which prompts begin, keeps its
-replica, as long as that one has no more than its share and a quarter.
+"""Consistent hashing with bounded loads: a session, or a prompt beginning, keeps its replica as
+long as that replica's load is at most 1.25 times the mean.
 
-Replicas stand on a ring at places that follow from their names, so that all gateways agree, and few
-sessions move when a replica comes or goes (Mirrokni, Thorup and Zadimoghaddam, 2018).
+The positions of replicas on the ring follow from their ids, so all gateways agree, and few sessions
+move when a replica is added or removed (Mirrokni, Thorup and Zadimoghaddam, 2018).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from thrifty.gateway.state.policy import AnyCandidate, Knowledge
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 PLACES = 64
-"""Each replica's, on the ring."""
+"""Positions of each replica on the ring."""
 BOUND = 1.25
 
 
 class BoundedHash:
-    """The ring is built anew when the candidates change."""
+    """Consistent hashing with bounded loads. The ring is rebuilt when the candidates change."""
 
     wants_prefix = False
     wants_affinity = True
@@ -36,7 +36,7 @@ class BoundedHash:
     def choose(
         self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
     ) -> AnyCandidate:
-        """The first replica after the request's place on the ring that is not over its bound."""
+        """The first replica after the request's position that is not over its bound."""
         by_id = {candidate.id: candidate for candidate in candidates}
         ids = tuple(by_id)
         if ids != self._ids:

@@ -1,4 +1,4 @@
-"""Power of two choices: of two replicas taken at random, the one with less work."""
+"""Power of two choices: of two random replicas, the one with less work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class PowerOfTwo:
-    """Nearly as even as looking at all of them, and gateways that know little of one another do not
-    all run to the same replica.
+    """Nearly as even as comparing all replicas, and gateways that know little of each other do not
+    all choose the same one.
     """
 
     wants_prefix = True
@@ -24,5 +24,5 @@ class PowerOfTwo:
     def choose(
         self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
     ) -> AnyCandidate:
-        """The better of two."""
+        """The better of two random candidates."""
         return find_least_work(self._rng.sample(candidates, 2), known, self._rng)

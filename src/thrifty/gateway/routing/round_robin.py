@@ -1,4 +1,4 @@
-"""Round robin: every replica in its turn."""
+"""Round robin: each replica in turn."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class RoundRobin:
-    """Goes round by name, so that replicas which come and go do not upset the order. Begins
-    anywhere, so that several gateways do not move in step.
+    """Goes through replicas by id, so that replicas that come and go do not change the order. The
+    start is random, so that several gateways do not move in step.
     """
 
     wants_prefix = False
@@ -24,7 +24,7 @@ class RoundRobin:
     def choose(
         self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
     ) -> AnyCandidate:
-        """The one after the last."""
+        """The candidate after the last one chosen."""
         ordered = sorted(candidates, key=lambda candidate: candidate.id)
         if self._last is None:
             chosen = self._rng.choice(ordered)

@@ -10,8 +10,8 @@ from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class ShortestQueue:
-    """Ties are broken at random, so that equal replicas share what comes and several gateways do
-    not all pick the same one.
+    """Ties are broken at random, so that equal replicas share the load and several gateways do not
+    all choose the same one.
     """
 
     wants_prefix = False
@@ -23,7 +23,7 @@ class ShortestQueue:
     def choose(
         self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
     ) -> AnyCandidate:
-        """One of the least loaded."""
+        """One of the candidates with the fewest requests in flight."""
         least = min(candidate.in_flight for candidate in candidates)
         shortest = [candidate for candidate in candidates if candidate.in_flight == least]
         return shortest[0] if len(shortest) == 1 else self._rng.choice(shortest)

@@ -1,16 +1,17 @@
-"""Which replicas are better left alone: circuit breaking and outlier ejection.
+"""Passive health checks: circuit breaking and outlier ejection.
 
-Plain code over plain state, with the time passed in. One `Health` watches the replicas of one
-deployment by the requests that this worker sent to them:
+Plain code over plain state; the time is passed in. One `Health` observes the replicas of one
+version through the requests that this worker sends:
 
-- A replica that just failed is avoided for `AVOID_S`, where there are others: the controller needs a
-  moment to see that it is gone.
-- One that failed `CONSECUTIVE` times in a row, or fails much oftener than the rest of the fleet, is
-  ejected: it gets nothing for `EJECT_S`, twice as long each further time, and `MAX_EJECT_S` at most.
-- When the time is over it is on trial: one request at a time goes to it. An answer brings it
-  back, a failure ejects it again.
-- Never is more than `MAX_SHARE` of the ready replicas left alone: when everything fails, the fault
-  is not one replica's, and the rest would only break under the load.
+- A replica that just failed is avoided for `AVOID_S` if there are others. This gives the controller
+  time to notice that a replica is gone.
+- A replica that fails `CONSECUTIVE` times in a row, or much more often than the rest of the fleet,
+  is ejected. It receives nothing for `EJECT_S`, then twice as long each further time, up to
+  `MAX_EJECT_S`.
+- After that it is on trial: it receives one request at a time. A success restores it, a failure
+  ejects it again.
+- At most `MAX_SHARE` of the ready replicas are ejected. If everything fails, the cause is not one
+  replica, and ejecting more would overload the rest.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ EJECT_S = 5.0
 MAX_EJECT_S = 300.0
 MAX_SHARE = 0.5
 HALF_LIFE_S = 15.0
-"""What was seen counts half after so long."""
+"""Observations lose half their weight in this time."""
 DECAY_S = 0.5
 LEAST_SEEN = 10.0
-"""A rate over fewer requests than this says nothing."""
+"""A failure rate over fewer requests than this is ignored."""
 LEAST_RATE = 0.25
 TIMES_FLEET = 3.0
-"""A replica's rate of failures stands out where it is at least `LEAST_RATE` and so many times that
-of all others together."""
+"""A replica is an outlier if its failure rate is at least `LEAST_RATE` and this many times the
+combined rate of all others."""
 FORGIVE_S = 120.0
-"""When a replica was back for so long, its next ejection is the first again."""
+"""After this long without an ejection, the ejection time starts over at `EJECT_S`."""
 MAX_TRIAL_S = 60.0
-"""A trial that has not ended by then was lost on the way; another begins."""
+"""A trial request that has not ended by then counts as lost, and another one is sent."""
 
 
 class Watched(Protocol):
-    """A replica."""
+    """A replica with an id."""
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """The replica's id."""
         ...
 
 
@@ -54,7 +55,7 @@ AnyWatched = TypeVar("AnyWatched", bound=Watched)
 
 @dataclass(slots=True)
 class _Record:
-    """What is known of one replica."""
+    """Observations of one replica."""
 
     good: float = 0.0
     bad: float = 0.0
@@ -64,17 +65,17 @@ class _Record:
     ejections: int = 0
     ejected_until_s: float = 0.0
     back_s: float = 0.0
-    """When it came back from its last ejection."""
+    """When it returned from its last ejection."""
     trial_s: float = 0.0
-    """When the request under way was sent whose answer decides; 0 where none is."""
+    """When the trial request in progress was sent; 0 if there is none."""
 
     @property
     def ejected(self) -> bool:
-        """Whether it is out, or on trial."""
+        """Whether it is ejected or on trial."""
         return self.ejected_until_s > 0
 
     def decay(self, now_s: float) -> None:
-        """Let what was seen fade."""
+        """Apply the decay of observations up to `now_s`."""
         if now_s > self.updated_s + DECAY_S:
             factor = math.exp2((self.updated_s - now_s) / HALF_LIFE_S)
             self.good *= factor
@@ -83,31 +84,31 @@ class _Record:
 
     @property
     def rate(self) -> float:
-        """The share of failures."""
+        """The failure rate."""
         seen = self.good + self.bad
         return self.bad / seen if seen else 0.0
 
 
 class Health:
-    """The health of one deployment's replicas, by id. Times in seconds of any one clock."""
+    """The health of one version's replicas, by id. Times are seconds of any one clock."""
 
     __slots__ = ("_records", "_troubled", "ejections")
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
         self._troubled: set[str] = set()
-        """Those that may have to be left alone."""
+        """Ids of replicas that may have to be avoided."""
         self.ejections = 0
-        """How often a replica was ejected."""
+        """How many times a replica was ejected."""
 
     @property
     def fine(self) -> bool:
-        """Whether every replica may be used, for all that is known. Costs nothing to ask."""
+        """Whether no replica is ejected, on trial or avoided. A cheap check."""
         return not self._troubled
 
     def choose_from(self, ready: Sequence[AnyWatched], now_s: float) -> Sequence[AnyWatched]:
-        """Those of `ready` that requests should go to; at least one where there is any. Where a
-        replica's trial is due, it alone, so that it is tried.
+        """The replicas of `ready` that may receive requests; at least one if `ready` is not empty.
+        If a replica is due for its trial, only that one is returned.
         """
         if not self._troubled or len(ready) < 2:
             return ready
@@ -127,26 +128,26 @@ class Health:
         return good or avoided or ready
 
     def note_sent(self, replica_id: str, now_s: float) -> None:
-        """A request went to a replica. Only a replica on trial is concerned."""
+        """Record that a request was sent. This matters only for a replica on trial."""
         record = self._records.get(replica_id)
         if record is not None and record.ejected and record.ejected_until_s <= now_s:
             record.trial_s = now_s
 
     def note_unknown(self, replica_id: str) -> None:
-        """A request ended without telling anything, because its client went away, say."""
+        """Record a request that ended without a verdict, for example because its client left."""
         record = self._records.get(replica_id)
         if record is not None:
             record.trial_s = 0.0
 
     def note_success(self, replica_id: str, now_s: float) -> bool:
-        """A replica answered; returns whether that brought it back."""
+        """Record a success; returns whether it restored an ejected replica."""
         record = self._record(replica_id, now_s)
         record.good += 1
         record.in_row = 0
         if not record.ejected:
             return False
         if record.ejected_until_s > now_s and not record.trial_s:
-            return False  # an answer to a request of before
+            return False  # an answer to a request sent before the ejection
         record.ejected_until_s = record.trial_s = record.avoid_until_s = 0.0
         record.bad = 0.0
         record.back_s = now_s
@@ -154,8 +155,8 @@ class Health:
         return True
 
     def note_failure(self, replica_id: str, ready: Collection[str], now_s: float) -> bool:
-        """A replica failed a request; returns whether it was ejected for it. `ready` are the ids
-        of the replicas that are ready.
+        """Record a failure; returns whether it ejected the replica. `ready` holds the ids of the
+        ready replicas.
         """
         record = self._record(replica_id, now_s)
         record.bad += 1
@@ -177,7 +178,7 @@ class Health:
         return True
 
     def left_alone(self, ids: Collection[str]) -> int:
-        """How many of `ids` are ejected now."""
+        """How many of `ids` are ejected."""
         if not self._troubled:
             return 0
         return sum(1 for i in self._troubled if i in ids and self._records[i].ejected)
@@ -188,13 +189,13 @@ class Health:
         return record is not None and record.ejected
 
     def keep_only(self, ids: Collection[str]) -> None:
-        """Forget replicas that are gone."""
+        """Drop the records of all replicas but these."""
         for gone in [known for known in self._records if known not in ids]:
             del self._records[gone]
             self._troubled.discard(gone)
 
     def forget(self, replica_id: str) -> None:
-        """Forget what is known of a replica: another one has its name now."""
+        """Drop the record of a replica whose id now belongs to a new replica."""
         self._records.pop(replica_id, None)
         self._troubled.discard(replica_id)
 
