@@ -34,7 +34,7 @@ def test_an_upload_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", "file-", "../file-x", "file-" + "g" * 28, ".runner"])
 def test_what_is_no_id_is_no_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="not a file's id"):
+    with pytest.raises(ValueError, match="not a file id"):
         Storage(tmp_path).path(name)
 
 

@@ -1,4 +1,4 @@
-"""`/v1/batches`: batches are made, listed, looked at and cancelled; running them is the runner's."""
+"""Handlers of `/v1/batches`: create, list, show and cancel batches. The runner runs them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class BatchesApi:
-    """Answers requests about batches, for a tenant that is known."""
+    """Handles requests about batches of an authenticated tenant."""
 
     def __init__(
         self,
@@ -66,26 +66,26 @@ class BatchesApi:
         threads: Threads,
         wake: Callable[[], None],
     ) -> None:
-        """`wake` tells whoever runs batches to look at them."""
+        """`wake` makes the runner look for new batches."""
         self._database = database
         self._settings = settings
         self._threads = threads
         self._wake = wake
 
     async def list_batches(self, exchange: Exchange, key: Key | None, _: Any) -> None:
-        """The tenant's batches. Raises a `WireError` or a `DatabaseError`, as the others do."""
+        """List the tenant's batches. Raises a `WireError` or a `DatabaseError`, like the others."""
         await self._list(exchange, read_tenant(key))
 
     async def create(self, exchange: Exchange, key: Key | None, _: Any) -> None:
-        """Begin a batch."""
+        """Create a batch."""
         await self._create(exchange, key, read_tenant(key))
 
     async def show(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
-        """One batch."""
+        """Show one batch."""
         exchange.respond(200, encode(_describe(await self._find(read_tenant(key), ids["batch"]))))
 
     async def cancel(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
-        """Cancel a batch that is not over."""
+        """Cancel a batch that has not ended."""
         tenant, batch_id = read_tenant(key), ids["batch"]
         done = await self._threads.run(cancel_batch, self._database, tenant, batch_id, time.time())
         row = await self._find(tenant, batch_id)
@@ -94,7 +94,7 @@ class BatchesApi:
         elif row.status is not BatchStatus.CANCELLING:
             raise WireError(
                 409,
-                f"The batch {batch_id} is {row.status.value!r} and cannot be cancelled any more.",
+                f"The batch {batch_id} is {row.status.value!r} and can no longer be cancelled.",
                 code="batch_not_cancellable",
             )
         exchange.respond(200, encode(_describe(row)))
@@ -156,7 +156,7 @@ class BatchesApi:
         if not await self._threads.run(insert_batch, self._database, row, most):
             raise WireError(
                 429,
-                f"{most} batches of yours are under way already; wait for one of them to end.",
+                f"You already have {most} active batches; wait for one of them to end.",
                 type=RATE_LIMIT,
                 code="too_many_batches",
                 retry_after_s=60.0,
@@ -251,8 +251,8 @@ def _check_metadata(value: Any) -> dict[str, str] | None:
         for name, text in value.items()
     ):
         raise bad_request(
-            "'metadata' must be an object with up to 16 names of up to 64 characters, each with a "
-            "string of up to 512.",
+            "'metadata' must be an object with up to 16 keys of up to 64 characters, each with a "
+            "string of up to 512 characters.",
             "metadata",
             "invalid_value",
         )

@@ -1,9 +1,9 @@
-"""Lines on their way to replicas, and back into their queue when they must yield.
+"""Sends lines to replicas, and requeues them if they must yield to interactive requests.
 
-Lines go out as far as the governor lets them, one of each batch in turn. When an interactive
-request is sent to a replica, lines beyond what that replica may now hold are withdrawn in the same
-turn of the event loop, the youngest first, because they lose least; they are done again later.
-An engine that knows priorities keeps them until interactive requests have all of its places.
+Lines are sent as far as the governor allows, one of each batch in turn. When an interactive request
+is sent to a replica, lines beyond the replica's new limit are withdrawn in the same turn of the
+event loop, the youngest first, because they lose least. They are sent again later. An engine with
+request priorities keeps its running lines until interactive requests occupy all of its slots.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from thrifty.openai.fields import Endpoint
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-"""How often places are looked at without any other reason."""
+"""Interval at which slots are checked without any event."""
 FILL_S = 0.002
-"""Places that come free are filled together, after this long."""
+"""Slots that become free within this time are filled together."""
 
 Run = Callable[[Call], Coroutine[Any, Any, None]]
 VersionName = tuple[str, str]
-"""A deployment and the label of a version; both empty where nobody has the model."""
+"""A deployment and the label of a version; both empty if no deployment has the model."""
 _NOBODY = ("", "")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one attempt at a line ended. `status` is 0 where it was withdrawn."""
+    """The result of one attempt at a line. `status` is 0 if it was withdrawn."""
 
     status: int
     body: bytes = b""
@@ -58,7 +58,7 @@ class Outcome:
 
 
 class Feed(Protocol):
-    """Where lines come from: a batch."""
+    """A source of lines: a batch."""
 
     endpoint: Endpoint
     key: Key | None
@@ -68,11 +68,11 @@ class Feed(Protocol):
         ...
 
     def take(self) -> tuple[Line, str]:
-        """Take that line out; with it, the id for this attempt."""
+        """Remove that line from the source; returns it with the id for this attempt."""
         ...
 
     def note(self, line: Line, outcome: Outcome) -> None:
-        """An attempt has ended."""
+        """Report the end of an attempt."""
         ...
 
 
@@ -93,7 +93,7 @@ class _Attempt:
 
 
 class Dispatcher:
-    """Sends lines of every batch that this worker runs. Used on the event loop alone."""
+    """Sends the lines of all batches that this worker runs. Used on the event loop only."""
 
     def __init__(
         self,
@@ -115,22 +115,22 @@ class Dispatcher:
         self._feeds: list[Feed] = []
         self._attempts: dict[Call, _Attempt] = {}
         self._placed: dict[str, list[_Attempt]] = {}
-        """Attempts by the replica that they are at, oldest first."""
+        """Attempts by replica, oldest first."""
         self._unplaced: Counter[VersionName] = Counter()
-        """Attempts that have no replica yet, by version."""
+        """Attempts without a replica yet, by version."""
         self._shares: dict[str, Share] = {}
         self._fill_due = False
         self.elsewhere: dict[str, int] = {}
-        """Requests at a replica that other gateway workers sent, by replica."""
+        """Requests that other gateway workers sent, by replica."""
 
     def add(self, feed: Feed) -> None:
-        """Begin to send a batch's lines."""
+        """Start sending a batch's lines."""
         self._feeds.append(feed)
         self._forwarder.on_chosen = self.note_chosen
         self.schedule()
 
     def find_laden(self) -> list[Replica]:
-        """The replicas that hold lines."""
+        """The replicas that have lines in flight."""
         return [
             replica
             for version in self._table.versions()
@@ -139,7 +139,7 @@ class Dispatcher:
         ]
 
     def remove(self, feed: Feed) -> None:
-        """Send no more of a batch's lines, and withdraw those in flight; each is still noted."""
+        """Stop sending a batch's lines and withdraw those in flight; each is still reported."""
         if feed in self._feeds:
             self._feeds.remove(feed)
         for attempt in list(self._attempts.values()):
@@ -147,7 +147,7 @@ class Dispatcher:
                 self._withdraw(attempt)
 
     def note_chosen(self, call: Call, replica: Replica) -> None:
-        """A call goes to a replica: a line to be placed, or a request that lines make room for."""
+        """Handle the choice of a replica for a call: count a line, or make room for a request."""
         attempt = self._attempts.get(call)
         if attempt is None:
             self._make_room(replica)
@@ -157,13 +157,13 @@ class Dispatcher:
         self._placed.setdefault(replica.id, []).append(attempt)
 
     def schedule(self) -> None:
-        """Look for places soon."""
+        """Fill free slots soon."""
         if not self._fill_due:
             self._fill_due = True
             asyncio.get_running_loop().call_later(FILL_S, self._fill)
 
     def tick(self) -> None:
-        """Look at every replica that has lines, and fill what is free."""
+        """Check every replica with lines, and fill free slots."""
         if not self._feeds and not self._attempts:
             self._forwarder.on_chosen = None
             return
@@ -180,10 +180,10 @@ class Dispatcher:
             counts[attempt.version[0]] = counts.get(attempt.version[0], 0) + 1
         return counts
 
-    # places
+    # slots
 
     def _allow(self, version: Version, replica: Replica) -> int:
-        """How many lines may be at a replica now."""
+        """How many lines may be in flight at a replica now."""
         share = self._shares.get(replica.id)
         if share is None:
             share = self._shares[replica.id] = Share()
@@ -199,15 +199,15 @@ class Dispatcher:
         )
 
     def _make_room(self, replica: Replica) -> None:
-        """Withdraw lines beyond what a replica may hold now."""
+        """Withdraw lines beyond the replica's limit."""
         placed = self._placed.get(replica.id, ())
         version = self._table.find_version(replica.deployment, replica.version)
         if not self._feeds or version is None:
             return
         allowed = self._allow(version, replica)
         if allowed > 0 and version.settings.priority_field is not None:
-            # The engine knows that lines may wait: those that run end sooner than they would be
-            # done again, and no new ones go out.
+            # The engine schedules lines by priority: running ones end sooner than they could be
+            # repeated, and no new ones are sent.
             return
         excess = sum(1 for a in placed if not a.withdrawn) - allowed
         if excess <= 0:
@@ -218,7 +218,7 @@ class Dispatcher:
                 excess -= 1
 
     def _find_room(self, version: Version) -> tuple[int, frozenset[str]]:
-        """How many more lines may go out to a version, and the replicas that have no room."""
+        """How many more lines may be sent to a version, and its replicas without room."""
         room = -self._unplaced[version.deployment, version.label]
         full = []
         healthy = version.candidates(set())
@@ -246,7 +246,7 @@ class Dispatcher:
                     continue
                 deployment = self._table.names.get(line.model) if line.model else None
                 if deployment is None:
-                    # Nobody has this model; `admit` says so.
+                    # No deployment has this model; `admit` reports the error.
                     self._send(feed, _NOBODY, frozenset())
                     moved = True
                     continue
@@ -259,11 +259,11 @@ class Dispatcher:
                     rooms[name] = (room - 1, full)
                     self._send(feed, name, full)
                     moved = True
-        # The next batch begins next time.
+        # The next call starts with the next batch.
         self._feeds = self._feeds[1:] + self._feeds[:1]
 
     def _find_version(self, feed: Feed, line: Line, deployment: Deployment) -> Version:
-        """The version that will answer a line, by the conversation that the line begins."""
+        """The version that will answer a line, from the conversation that the line starts."""
         if deployment.only is not None:
             return deployment.only
         tenant = feed.key.tenant if feed.key is not None else ""
@@ -291,7 +291,7 @@ class Dispatcher:
         attempt.exchange.hang_up()
 
     def _displace(self, attempt: _Attempt) -> None:
-        """Take an attempt from where it is counted."""
+        """Remove an attempt from the counts."""
         if attempt.replica is None:
             self._unplaced[attempt.version] -= 1
             return

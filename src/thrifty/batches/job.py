@@ -1,8 +1,8 @@
 """One batch, from its input file to its end.
 
-Every line of the input comes to exactly one record, in the output or in the error file. A line is
-finished when its record is on the disk; whatever is not, is done again by whoever takes the batch
-over. Nothing else is kept of a line.
+Every input line results in exactly one record, in the output file or in the error file. A line is
+finished when its record is on disk. Any other line is processed again by the worker that takes over
+the batch. No other state of a line is kept.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ from thrifty.openai.fields import Endpoint
 log = logging.getLogger(__name__)
 
 READ_LINES = 64
-"""Lines that are read at a time, and kept ready."""
+"""Lines that are read at a time and kept ready."""
 FLUSH_S = 0.05
-"""Records that come within this time are written, and synced, together."""
+"""Records that arrive within this time are written and synced together."""
 RETRY_WRITE_S = 2.0
 MAX_PENDING = 1000
-"""Records that may wait for a full disk before no more lines go out."""
+"""With more records waiting for a full disk, no further lines are sent."""
 MAX_LATER = 256
-"""Lines that may wait to be tried again before no new ones go out."""
+"""With more lines waiting for a retry, no new ones are sent."""
 MAX_FAILURES = 8
-"""Attempts at a line whose answers are the server's fault, before its error counts."""
+"""Attempts at a line that may fail by the server's fault before its error is recorded."""
 BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 NOT_NOW = frozenset({"no_replica_ready", "queue_full", "starting", "loading", "model_removed"})
-"""Errors that say nothing of the line: it waits, however often."""
+"""Errors that are not the line's fault: it is retried without limit."""
 
 Do = Callable[..., Coroutine[Any, Any, Any]]
-"""Runs a function on a thread; what the database is away for is tried again."""
+"""Runs a function on a thread; database functions are retried while the database is away."""
 
 
 class BatchFault(Exception):
-    """Why a batch as a whole cannot be run."""
+    """An error of the batch as a whole."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class BatchFault(Exception):
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a batch ends before its lines do."""
+    """The reason why a batch ends before all of its lines are done."""
 
     status: BatchStatus
     code: str
@@ -89,12 +89,12 @@ CANCELLED = Stop(
 EXPIRED = Stop(
     BatchStatus.EXPIRED,
     "batch_expired",
-    "The batch's completion window was over before this line was done.",
+    "The batch's completion window ended before this line was done.",
 )
 REVOKED = Stop(
     BatchStatus.FAILED,
     "key_revoked",
-    "The API key that made this batch was revoked before this line was done.",
+    "The API key that created this batch was revoked before this line was done.",
 )
 
 
@@ -108,7 +108,7 @@ class _Record:
 
 
 class Job:
-    """Runs one batch. Lives on the event loop; files are read and written by threads."""
+    """Runs one batch. Lives on the event loop; threads read and write its files."""
 
     def __init__(
         self,
@@ -139,9 +139,9 @@ class Job:
         self._prefix = f"batch_req_{self._suffix}_"
         self._index = InputIndex()
         self._recorded = bytearray()
-        """For each request of the index: 1 once its record is made."""
+        """For each request of the index: 1 once its record exists."""
         self._places: array[int] = array("Q")
-        """Places of requests that are not recorded, as they are read."""
+        """Index positions of the requests without a record, in reading order."""
         self._next = 0
         self._input: IO[bytes] | None = None
         self._output: ResultFile | None = None
@@ -164,7 +164,7 @@ class Job:
 
     @property
     def counts(self) -> BatchCounts:
-        """How far it has come, by what is on the disk."""
+        """The progress, by the records on disk."""
         return BatchCounts(
             self._index.total,
             self._completed,
@@ -175,14 +175,14 @@ class Job:
         )
 
     def stop(self, stop: Stop) -> None:
-        """End it before its lines do; those that are left get a record that says why."""
+        """End the batch early; the remaining lines get a record with the reason."""
         if self._stop is None:
             self._stop = stop
             self._changed.set()
 
     async def run(self) -> None:
-        """Work off the batch. Raises `LeaseLost` where another process has it, and `OSError`
-        where its files cannot be opened. Cancelled, it leaves the batch to whoever comes next.
+        """Run the batch. Raises `LeaseLost` if another process runs it, and `OSError` if its files
+        cannot be opened. If cancelled, it leaves the batch to the next worker.
         """
         flushing = asyncio.ensure_future(self._keep_flushing())
         flushing.add_done_callback(self._note_fault)
@@ -209,7 +209,7 @@ class Job:
                 if file is not None:
                     file.close()
 
-    # the dispatcher's side
+    # the dispatcher's interface
 
     def peek(self) -> Line | None:
         """The next line, if one is ready."""
@@ -221,18 +221,18 @@ class Job:
             self._read_ahead()
         if self._again:
             return self._again[0]
-        # Where everything is refused for now, the rest of the file need not come to memory.
+        # If everything is refused for now, the rest of the file need not be read into memory.
         return self._ready[0] if self._ready and len(self._later) < MAX_LATER else None
 
     def take(self) -> tuple[Line, str]:
-        """Take that line out; with it, the id for this attempt."""
+        """Remove that line from the queue; returns it with the id for this attempt."""
         line = (self._again or self._ready).popleft()
         self._in_flight += 1
         self._attempts[line.number] += 1
         return line, f"{self._prefix}{line.number}-{self._attempts[line.number]}"
 
     def note(self, line: Line, outcome: Outcome) -> None:
-        """An attempt has ended: record the answer, or try again."""
+        """Handle the end of an attempt: record the answer, or retry."""
         self._in_flight -= 1
         if outcome.status == 0:
             self._again.appendleft(line)
@@ -269,7 +269,7 @@ class Job:
         except (msgspec.DecodeError, UnicodeDecodeError):
             good, tokens = False, Tokens()
             text = outcome.body[:200].decode("utf-8", "replace")
-            message = f"The model's server answered {outcome.status} with what is not JSON: {text}"
+            message = f"The model's server answered {outcome.status} with invalid JSON: {text}"
             data = make_error_record(
                 record_id, line.custom_id, "engine_error", message, None, line.number
             )
@@ -283,7 +283,7 @@ class Job:
         self._dirty.set()
 
     async def _keep_flushing(self) -> None:
-        """Write records by groups. The one task that writes; cancelled, it still ends its group."""
+        """Write records in groups. The only task that writes; if cancelled, it ends its group."""
         try:
             while True:
                 await self._dirty.wait()
@@ -303,7 +303,7 @@ class Job:
             records = [record for record in group if record.good is good]
             while records:
                 try:
-                    # What a thread has begun is waited for, or the file would be closed under it.
+                    # Work that a thread has begun is awaited, or its file would be closed.
                     await _finish(self._on_thread(file.append, [r.data for r in records]))
                 except OSError as error:
                     log.error("%s: records cannot be written: %s", self.row.id, error)
@@ -319,10 +319,10 @@ class Job:
                 records = []
         self._changed.set()
 
-    # the beginning
+    # start
 
     async def _prepare(self) -> None:
-        """Look at the input, and at what is done already. Raises `BatchFault`."""
+        """Read the input and the records that already exist. Raises `BatchFault`."""
         await _finish(self._on_thread(self._open_files))
         if self.row.status is BatchStatus.VALIDATING:
             moved = await self._do(
@@ -337,7 +337,7 @@ class Job:
             self._dirty.set()
 
     def _open_files(self) -> None:
-        """On a thread, before anything else runs."""
+        """Runs on a thread, before anything else."""
         try:
             self._input = self._storage.path(self.row.input_file_id).open("rb")
         except FileNotFoundError:
@@ -401,7 +401,7 @@ class Job:
         finally:
             self._reading = None
 
-    # the end
+    # end
 
     def _note_fault(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -415,7 +415,7 @@ class Job:
             raise self._fault
 
     async def _give_up_lines(self, stop: Stop) -> None:
-        """Take back what is in flight, and record why the rest was not done."""
+        """Withdraw lines in flight, and record the reason for all unfinished lines."""
         self._dispatcher.remove(self)
         while self._in_flight:
             await self._wait_changed()
@@ -438,7 +438,7 @@ class Job:
             await self._wait_changed()
 
     async def _end(self, stop: Stop | None) -> None:
-        """Every line has its record on the disk: say so."""
+        """Mark the batch as ended; every line has its record on disk."""
         status = stop.status if stop is not None else BatchStatus.COMPLETED
         if stop is None and self.row.status is not BatchStatus.FINALIZING:
             moved = await self._do(
@@ -470,7 +470,7 @@ class Job:
         log.info("%s: failed: %s", row.id, fault)
 
     def _describe(self, file: ResultFile, kind: str) -> FileRow | None:
-        """The row of a result file; None where it is empty."""
+        """The row of a result file; None if the file is empty."""
         if not file.size_bytes:
             return None
         now_s = time.time()
@@ -490,7 +490,7 @@ class Job:
 
 
 async def _finish(work: Coroutine[Any, Any, Any]) -> Any:
-    """Wait for a thread's work to its end, also when cancelled meanwhile."""
+    """Wait until a thread's work has ended, even if cancelled in the meantime."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
