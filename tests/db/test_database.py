@@ -109,10 +109,10 @@ def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_old_database_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="does not exist; 'thrifty up' makes it"):
+    with pytest.raises(DatabaseError, match="does not exist; 'thrifty up' creates it"):
         open_database(url(tmp_path), migrate=False)
     sqlite3.connect(tmp_path / "t.db").close()
-    with pytest.raises(DatabaseError, match="start 'thrifty up' once"):
+    with pytest.raises(DatabaseError, match="run 'thrifty up' once"):
         open_database(url(tmp_path), migrate=False)
 
 

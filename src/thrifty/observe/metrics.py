@@ -1,8 +1,8 @@
-"""The gateway's Prometheus metrics, each with deployment, version and replica.
+"""The gateway's Prometheus metrics, labelled with deployment, version and replica.
 
-Requests are counted in plain lists and turned into Prometheus' families when somebody reads them:
-prometheus_client's own counters take a lock for every number, which at ten thousand requests a
-second is a tenth of the gateway's time. Everything here runs on the event loop, so no lock is
+Requests are counted in plain lists and converted to Prometheus families on a scrape:
+prometheus_client's own counters take a lock for every number, which is a tenth of the gateway's
+time at ten thousand requests a second. Everything here runs on the event loop, so no lock is
 needed. Gauges and rare counters are prometheus_client's.
 """
 
@@ -47,11 +47,11 @@ LATENCY_S = (
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 OVERHEAD_S = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.25)
 MAX_SERIES = 4096
-"""Bound on kept series: replicas come and go, and a gateway must not grow with them."""
+"""Bound on kept series, because replicas come and go, and memory must stay bounded."""
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
-    """What one request was, for the metrics. Times in seconds; None where there was none."""
+    """One request for the metrics. Times are in seconds; None if not measured."""
 
     deployment: str
     version: str
@@ -70,11 +70,11 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int = 0
     saved: Saved | None = None
     timed: bool = True
-    """Whether its times count; those of batches' lines would hide those of people."""
+    """Whether its times count; the times of batch lines would mask those of clients."""
 
 
 class Saved(msgspec.Struct, frozen=True, gc=False):
-    """What an answer from the cache spared an engine. `cost` is in the currency of the prices."""
+    """What a cache hit saved an engine. `cost` is in the currency of the prices."""
 
     tier: str
     seconds: float
@@ -84,7 +84,7 @@ class Saved(msgspec.Struct, frozen=True, gc=False):
 
 
 class Histogram:
-    """Counts by bucket, and the sum."""
+    """Counts per bucket, and the sum."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -99,7 +99,7 @@ class Histogram:
         self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
-        """Upper bounds and cumulative counts, as Prometheus wants them."""
+        """Upper bounds and cumulative counts, in Prometheus's format."""
         cumulative, found = 0, []
         for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
             cumulative += count
@@ -130,14 +130,14 @@ _HISTOGRAMS = {
     "queue": ("thrifty_queue_seconds", "Time spent waiting for a replica."),
     "overhead": (
         "thrifty_gateway_overhead_seconds",
-        "Time that the gateway itself took before it sent a request on.",
+        "Time that the gateway itself took before it forwarded a request.",
     ),
 }
 _SAVED = (
-    ("thrifty_cache_saved_seconds", "Generation time that answers from the exact cache spared."),
-    ("thrifty_cache_saved_prompt_tokens", "Prompt tokens that the exact cache spared."),
-    ("thrifty_cache_saved_completion_tokens", "Tokens that the exact cache spared generating."),
-    ("thrifty_cache_saved_cost", "What the spared tokens would have cost, by the spec's prices."),
+    ("thrifty_cache_saved_seconds", "Generation time saved by answers from the exact cache."),
+    ("thrifty_cache_saved_prompt_tokens", "Prompt tokens saved by the exact cache."),
+    ("thrifty_cache_saved_completion_tokens", "Generated tokens saved by the exact cache."),
+    ("thrifty_cache_saved_cost", "Cost of the saved tokens, by the prices of the spec."),
 )
 _SAVED_NAMES = ("saved_s", "saved_prompt_tokens", "saved_completion_tokens", "saved_cost")
 _TOKENS = {
@@ -148,7 +148,7 @@ _TOKENS = {
 
 
 class RequestMetrics(Collector):
-    """What is counted for every request."""
+    """The metrics counted for every request."""
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, str, str], _Series] = {}
@@ -187,11 +187,11 @@ class RequestMetrics(Collector):
         series.cached += seen.cached_tokens
 
     def cache_figures(self) -> dict[str, dict[str, float]]:
-        """What the exact cache did, by deployment."""
+        """Statistics of the exact cache, by deployment."""
         found: dict[str, dict[str, float]] = {}
         for (deployment, _, result), count in self._cache.items():
             if not deployment:
-                continue  # refused before it was known what it was about
+                continue  # refused before its deployment was known
             figures = found.setdefault(deployment, {})
             figures[result] = figures.get(result, 0) + count
         for (deployment, _, tier), count in self._hits.items():
@@ -204,12 +204,12 @@ class RequestMetrics(Collector):
         return found
 
     def count_error(self, kind: str) -> None:
-        """Count a request that was refused before anything was known of it."""
+        """Count a request that was refused before it was parsed."""
         key = ("", "", "", kind)
         self._errors[key] = self._errors.get(key, 0) + 1
 
     def collect(self) -> Iterator[Metric]:
-        """Prometheus' families of everything counted so far."""
+        """The Prometheus families of everything counted so far."""
         yield _counter(
             "thrifty_requests",
             "Requests answered.",
@@ -221,13 +221,13 @@ class RequestMetrics(Collector):
         )
         yield _counter(
             "thrifty_cache_requests",
-            "Requests by what the exact cache said.",
+            "Requests by the result of the exact cache.",
             ("deployment", "version", "result"),
             self._cache,
         )
         yield _counter(
             "thrifty_cache_hits",
-            "Answers from the exact cache, by where they came from.",
+            "Answers from the exact cache, by tier.",
             ("deployment", "version", "tier"),
             self._hits,
         )
@@ -259,7 +259,7 @@ class RequestMetrics(Collector):
     def _collect_hit_ratio(self) -> GaugeMetricFamily:
         family = GaugeMetricFamily(
             "thrifty_cache_hit_ratio",
-            "Hits among the requests that the exact cache may answer, since the worker started.",
+            "Hit ratio of the requests that the exact cache may answer, since the worker started.",
             labels=("deployment",),
         )
         for deployment, figures in self.cache_figures().items():
@@ -288,22 +288,22 @@ def _counter(
 
 
 class SharedCacheMetrics(Collector):
-    """What the shared tier of the exact cache counts by itself."""
+    """The counts of the cache's shared tier."""
 
     def __init__(self) -> None:
         self.figures: Mapping[str, float] = {}
-        """Its counts, where there is such a tier."""
+        """The tier's counts, if there is a shared tier."""
 
     def collect(self) -> Iterator[Metric]:
-        """Prometheus' family of them."""
+        """The Prometheus family of these counts."""
         counts = {(name,): count for name, count in self.figures.items()}
         yield _counter(
-            "thrifty_cache_shared", "What the cache's shared tier saw, by kind.", ("kind",), counts
+            "thrifty_cache_shared", "Events of the cache's shared tier, by kind.", ("kind",), counts
         )
 
 
 class GatewayMetrics:
-    """The metrics of one gateway worker, in a registry of its own."""
+    """The metrics of one gateway worker, in their own registry."""
 
     def __init__(self) -> None:
         # For the whole process: a time of creation for each counter would double what is exposed.
@@ -312,7 +312,7 @@ class GatewayMetrics:
         self.requests = RequestMetrics()
         self.registry.register(self.requests)
         self.retries = self._counter(
-            "thrifty_retries", "Requests sent again elsewhere.", ("deployment",)
+            "thrifty_retries", "Requests retried on another replica.", ("deployment",)
         )
         self.shared = self._counter(
             "thrifty_shared_requests",
@@ -321,42 +321,44 @@ class GatewayMetrics:
         )
         self.rejections = self._counter(
             "thrifty_rejections",
-            "Requests that were not admitted, by the limit that stood in the way.",
+            "Requests that were not admitted, by reason.",
             ("deployment", "reason"),
         )
         self.limit_fallbacks = self._counter(
             "thrifty_limit_fallbacks",
-            "Requests of limited keys that were counted in this process because Redis was away.",
+            "Requests of limited keys counted in this process because Redis was unavailable.",
             (),
         )
         self.queue_length = self._gauge(
             "thrifty_queue_length",
-            "Requests that wait for room at a replica, by priority (interactive, batch).",
+            "Requests that wait for a slot at a replica, by priority (interactive, batch).",
             (*VERSION, "priority"),
         )
         self.slots = self._gauge(
-            "thrifty_slots", "Requests that this worker may have at replicas.", VERSION
+            "thrifty_slots", "Concurrent requests that this worker may have at replicas.", VERSION
         )
         self.slots_taken = self._gauge("thrifty_slots_taken", "Requests that have a slot.", VERSION)
         self.version_weight = self._gauge(
             "thrifty_version_weight", "The weight of each version in its deployment.", VERSION
         )
         self.ejections = self._counter(
-            "thrifty_ejections", "How often a replica was left alone because it failed.", LABELS
+            "thrifty_ejections", "How often a replica was ejected because it failed.", LABELS
         )
         self.replica_ejected = self._gauge(
-            "thrifty_replica_ejected", "1 while a replica is left alone or on trial.", LABELS
+            "thrifty_replica_ejected", "1 while a replica is ejected or on trial.", LABELS
         )
         self.hedges = self._counter(
-            "thrifty_hedges", "Requests that were sent to a second replica too.", ("deployment",)
+            "thrifty_hedges", "Requests that were also sent to a second replica.", ("deployment",)
         )
         self.hedges_won = self._counter(
             "thrifty_hedges_won",
-            "Of these, those that the second replica answered.",
+            "Hedged requests that the second replica answered.",
             ("deployment",),
         )
-        self.in_flight = self._gauge("thrifty_in_flight", "Requests now at a replica.", LABELS)
-        self.replica_up = self._gauge("thrifty_replica_up", "1 where a replica is ready.", LABELS)
+        self.in_flight = self._gauge(
+            "thrifty_in_flight", "Requests in flight at a replica.", LABELS
+        )
+        self.replica_up = self._gauge("thrifty_replica_up", "1 while a replica is ready.", LABELS)
         self.replica_running = self._gauge(
             "thrifty_engine_running", "Generations running in an engine.", LABELS
         )
@@ -373,20 +375,20 @@ class GatewayMetrics:
         self.cache_entries = self._gauge("thrifty_cache_entries", "Answers in the exact cache.", ())
         self.cache_forgotten = self._counter(
             "thrifty_cache_forgotten",
-            "Answers that left memory before their time, by reason: a purge, or a promotion.",
+            "Answers removed from memory early, by reason: a purge, or a promotion.",
             ("reason",),
         )
         self.shared_cache = SharedCacheMetrics()
         self.registry.register(self.shared_cache)
         self.dropped_rows = self._counter(
             "thrifty_log_rows_dropped",
-            "Request log rows that were dropped, by reason.",
+            "Dropped request log rows, by reason.",
             ("reason",),
         )
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
-        self.log_up = self._gauge("thrifty_log_up", "0 where the request log has stopped.", ())
+        self.log_up = self._gauge("thrifty_log_up", "0 while the request log is stopped.", ())
         self.log_rows_waiting = self._gauge(
             "thrifty_log_rows_waiting", "Request log rows that wait to be written.", ()
         )
@@ -402,26 +404,26 @@ class GatewayMetrics:
         )
         self.shadows = self._counter(
             "thrifty_shadow_requests",
-            "Copies of requests for versions that are tried, by how they ended.",
+            "Copies of requests for versions under test, by result.",
             ("deployment", "version", "result"),
         )
         self.share_alarms = self._counter(
             "thrifty_routing_share_alarms",
-            "Windows in which a replica's share was far from its due.",
+            "Windows in which a replica's share was far from fair.",
             ("deployment", "replica"),
         )
         self.signals_lost = self._gauge(
             "thrifty_routing_signals_lost",
-            "1 where replicas stopped to say what they found cached.",
+            "1 while replicas have stopped reporting cached prompt tokens.",
             VERSION,
         )
         self.batch_lines = self._counter(
             "thrifty_batch_lines",
-            "Attempts at lines of batches, by how they ended.",
+            "Attempts at lines of batches, by result.",
             ("deployment", "result"),
         )
         self.batch_lines_in_flight = self._gauge(
-            "thrifty_batch_lines_in_flight", "Lines of batches that are in flight.", ("deployment",)
+            "thrifty_batch_lines_in_flight", "Lines of batches in flight.", ("deployment",)
         )
         self.batches_running = self._gauge(
             "thrifty_batches_running", "Batches that this worker runs.", ()
@@ -431,16 +433,16 @@ class GatewayMetrics:
             "thrifty_shared_store_up", "1 while the shared Redis answers.", ()
         )
         self.shared_store_errors = self._counter(
-            "thrifty_shared_store_errors", "Faults of the shared Redis, by kind.", ("kind",)
+            "thrifty_shared_store_errors", "Errors of the shared Redis, by kind.", ("kind",)
         )
 
     def watch_log(self, writer: LogWriter) -> None:
-        """Have the gauges of the request log show a writer's state whenever they are read."""
+        """Make the request log's gauges show the state of a writer on every scrape."""
         self.log_up.set_function(lambda: float(writer.state.health is not LogHealth.STOPPED))
         self.log_rows_waiting.set_function(lambda: float(writer.state.waiting_rows))
 
     def forget_replica(self, deployment: str, version: str, replica: str) -> None:
-        """Drop the gauges of a replica that is gone; its counters stay, as Prometheus expects."""
+        """Remove the gauges of a replica that is gone; counters stay, as Prometheus expects."""
         for gauge in (
             self.in_flight, self.replica_up, self.replica_running, self.replica_waiting,
             self.replica_kv_usage, self.replica_memory, self.replica_ejected,

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Bring the tables one step on."""
+    """Apply the migration."""
     op.create_table(
         "changes",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -126,7 +126,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the step back."""
+    """Revert the migration."""
     with op.batch_alter_table("requests", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_requests_request_id"))
         batch_op.drop_index(batch_op.f("ix_requests_at_s"))
