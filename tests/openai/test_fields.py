@@ -250,7 +250,7 @@ def test_a_refusal_names_what_to_use_instead() -> None:
     )
     body = {"messages": MESSAGES, "logit_bias": {"1": 2}}
     message = refusal(body, Endpoint.CHAT, frozenset()).message
-    assert message.endswith("; leave it out, or use an engine that can.")
+    assert message.endswith("; remove it, or use an engine that can.")
 
 
 # Required and unknown fields
