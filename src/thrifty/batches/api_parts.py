@@ -123,11 +123,6 @@ def unknown(name: str) -> WireError:
     return bad_request(f"Unknown parameter: '{name[:64]}'.", name[:64], "unknown_parameter")
 
 
-def missing(name: str) -> WireError:
-    """The error for a missing parameter."""
-    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
-
-
 def no_such(what: str, ident: str, param: str | None = None) -> WireError:
     """The error if a tenant has no file, batch or entry with that id."""
     return WireError(

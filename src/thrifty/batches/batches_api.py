@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from thrifty.batches.api_parts import (
     PURPOSE,
     Threads,
     encode,
-    missing,
     no_such,
     read_expiry,
     read_limit,
@@ -35,8 +32,9 @@ from thrifty.db.batches import (
 )
 from thrifty.db.keys import Key
 from thrifty.http.server import Exchange
+from thrifty.openai.bodies import decode_body
 from thrifty.openai.errors import RATE_LIMIT, WireError, bad_request
-from thrifty.openai.fields import Endpoint
+from thrifty.openai.fields import Endpoint, missing_parameter
 from thrifty.openai.ids import new_id
 from thrifty.units import parse_duration_s
 
@@ -51,8 +49,6 @@ _FIELDS = (
     "output_expires_after",
 )
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
-
-_decode = msgspec.json.Decoder().decode
 
 
 class BatchesApi:
@@ -207,12 +203,7 @@ def _describe(row: BatchRow) -> dict[str, Any]:
 
 
 def _read_body(exchange: Exchange) -> dict[str, Any]:
-    try:
-        body = _decode(exchange.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    body = decode_body(exchange.body)
     for name in body:
         if name not in _FIELDS:
             raise unknown(name)
@@ -222,7 +213,7 @@ def _read_body(exchange: Exchange) -> dict[str, Any]:
 def _require_string(body: Mapping[str, Any], name: str) -> str:
     value = body.get(name)
     if value is None:
-        raise missing(name)
+        raise missing_parameter(name)
     if not isinstance(value, str):
         raise bad_request(f"'{name}' must be a string.", name, "invalid_value")
     return value

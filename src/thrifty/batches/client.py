@@ -26,7 +26,7 @@ TIMEOUT_S = 60.0
 GIVE_UP_S = 120.0
 """A service that is unreachable for this long is considered gone, not merely restarting."""
 CHUNK_BYTES = 1 << 20
-OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 OnProgress = Callable[[dict[str, Any]], None]
 """Called periodically with the batch as the service describes it."""
@@ -58,17 +58,17 @@ class BatchClient:
                 {"purpose": "batch", "file": (path.name, file, "application/jsonl")}
             )
             headers = {"content-type": form.content_type}
-            answer = self._ask("POST", "/v1/files", data=form, headers=headers)
+            answer = self._request("POST", "/v1/files", data=form, headers=headers)
         return str(answer["id"])
 
     def create(self, file_id: str, endpoint: str, window: str) -> dict[str, Any]:
         """Create a batch."""
         body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window}
-        return self._ask("POST", "/v1/batches", json=body)
+        return self._request("POST", "/v1/batches", json=body)
 
     def find(self, batch_id: str) -> dict[str, Any] | None:
         """The current state of a batch; None if it does not exist."""
-        return self._ask("GET", f"/v1/batches/{batch_id}", missing_ok=True) or None
+        return self._request("GET", f"/v1/batches/{batch_id}", missing_ok=True) or None
 
     def fetch(self, file_id: str | None, target: Path) -> None:
         """Write a file's contents to `target` atomically; without a file id, write an empty
@@ -80,7 +80,7 @@ class BatchClient:
                 url = f"{self.url}/v1/files/{file_id}/content"
                 with self._session.get(url, stream=True, timeout=TIMEOUT_S) as reply:
                     if reply.status_code != 200:
-                        raise _refused(reply)
+                        raise _make_error(reply)
                     for data in reply.iter_content(CHUNK_BYTES):
                         file.write(data)
             file.flush()
@@ -91,14 +91,14 @@ class BatchClient:
         """Close the connections."""
         self._session.close()
 
-    def _ask(
+    def _request(
         self, method: str, path: str, *, missing_ok: bool = False, **fields: Any
     ) -> dict[str, Any]:
         reply = self._session.request(method, self.url + path, timeout=TIMEOUT_S, **fields)
         if reply.status_code == 404 and missing_ok:
             return {}
         if reply.status_code != 200:
-            raise _refused(reply)
+            raise _make_error(reply)
         answer: dict[str, Any] = reply.json()
         return answer
 
@@ -134,7 +134,7 @@ def run_batch(
         note_path.unlink(missing_ok=True)
     except requests.RequestException as error:
         raise BatchError(
-            f"{service.url} cannot be reached: {_say(error)}. Run the same command again to resume "
+            f"{service.url} cannot be reached: {_describe(error)}. Run the same command again to resume "
             "the batch."
         ) from None
     except OSError as error:
@@ -148,7 +148,7 @@ def _wait(service: BatchClient, batch: dict[str, Any], on_progress: OnProgress) 
     away_since_s: float | None = None
     while True:
         on_progress(batch)
-        if batch["status"] in OVER:
+        if batch["status"] in ENDED:
             return batch
         time.sleep(POLL_S)
         try:
@@ -208,7 +208,7 @@ def _read_endpoint(path: Path) -> str:
     raise BatchError(f"{path} has no line with a 'url' such as /v1/chat/completions")
 
 
-def _refused(reply: requests.Response) -> BatchError:
+def _make_error(reply: requests.Response) -> BatchError:
     try:
         message = reply.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
@@ -217,7 +217,7 @@ def _refused(reply: requests.Response) -> BatchError:
     return BatchError(f"{reply.url} answered {reply.status_code}: {message}{hint}")
 
 
-def _say(error: requests.RequestException) -> str:
+def _describe(error: requests.RequestException) -> str:
     inner = error.args[0] if error.args else error
     reason = getattr(inner, "reason", inner)
     return str(reason)[:200]

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from thrifty.batches.governor import GovernorSettings, Share
+from thrifty.batches.governor import GovernorSettings, LineLimit
 from thrifty.batches.lines import Line
 from thrifty.db.keys import Key
 from thrifty.gateway.forwarding.forward import Forwarder
@@ -43,7 +43,7 @@ FILL_S = 0.002
 Run = Callable[[Call], Coroutine[Any, Any, None]]
 VersionName = tuple[str, str]
 """A deployment and the label of a version; both empty if no deployment has the model."""
-_NOBODY = ("", "")
+_NO_VERSION = ("", "")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Outcome:
     retry_after_s: float | None = None
 
 
-class Feed(Protocol):
+class LineSource(Protocol):
     """A source of lines: a batch."""
 
     endpoint: Endpoint
@@ -79,12 +79,12 @@ class Feed(Protocol):
 class _Attempt:
     """One line in flight."""
 
-    __slots__ = ("exchange", "feed", "line", "replica", "version", "withdrawn")
+    __slots__ = ("exchange", "line", "replica", "source", "version", "withdrawn")
 
     def __init__(
-        self, feed: Feed, line: Line, exchange: InnerExchange, version: VersionName
+        self, source: LineSource, line: Line, exchange: InnerExchange, version: VersionName
     ) -> None:
-        self.feed = feed
+        self.source = source
         self.line = line
         self.exchange = exchange
         self.version = version
@@ -112,24 +112,24 @@ class Dispatcher:
         self._settings = settings
         self._conversations = conversations
         self._clock = clock
-        self._feeds: list[Feed] = []
+        self._sources: list[LineSource] = []
         self._attempts: dict[Call, _Attempt] = {}
         self._placed: dict[str, list[_Attempt]] = {}
         """Attempts by replica, oldest first."""
         self._unplaced: Counter[VersionName] = Counter()
         """Attempts without a replica yet, by version."""
-        self._shares: dict[str, Share] = {}
+        self._limits: dict[str, LineLimit] = {}
         self._fill_due = False
-        self.elsewhere: dict[str, int] = {}
+        self.other_workers: dict[str, int] = {}
         """Requests that other gateway workers sent, by replica."""
 
-    def add(self, feed: Feed) -> None:
+    def add(self, source: LineSource) -> None:
         """Start sending a batch's lines."""
-        self._feeds.append(feed)
+        self._sources.append(source)
         self._forwarder.on_chosen = self.note_chosen
         self.schedule()
 
-    def find_laden(self) -> list[Replica]:
+    def find_busy_replicas(self) -> list[Replica]:
         """The replicas that have lines in flight."""
         return [
             replica
@@ -138,12 +138,12 @@ class Dispatcher:
             if replica.id in self._placed
         ]
 
-    def remove(self, feed: Feed) -> None:
+    def remove(self, source: LineSource) -> None:
         """Stop sending a batch's lines and withdraw those in flight; each is still reported."""
-        if feed in self._feeds:
-            self._feeds.remove(feed)
+        if source in self._sources:
+            self._sources.remove(source)
         for attempt in list(self._attempts.values()):
-            if attempt.feed is feed:
+            if attempt.source is source:
                 self._withdraw(attempt)
 
     def note_chosen(self, call: Call, replica: Replica) -> None:
@@ -152,7 +152,7 @@ class Dispatcher:
         if attempt is None:
             self._make_room(replica)
             return
-        self._displace(attempt)
+        self._uncount(attempt)
         attempt.replica = replica.id
         self._placed.setdefault(replica.id, []).append(attempt)
 
@@ -164,7 +164,7 @@ class Dispatcher:
 
     def tick(self) -> None:
         """Check every replica with lines, and fill free slots."""
-        if not self._feeds and not self._attempts:
+        if not self._sources and not self._attempts:
             self._forwarder.on_chosen = None
             return
         for version in self._table.versions():
@@ -182,16 +182,16 @@ class Dispatcher:
 
     # slots
 
-    def _allow(self, version: Version, replica: Replica) -> int:
+    def _find_limit(self, version: Version, replica: Replica) -> int:
         """How many lines may be in flight at a replica now."""
-        share = self._shares.get(replica.id)
-        if share is None:
-            share = self._shares[replica.id] = Share()
+        limit = self._limits.get(replica.id)
+        if limit is None:
+            limit = self._limits[replica.id] = LineLimit()
         lines = len(self._placed.get(replica.id, ()))
-        others = max(0, replica.in_flight - lines) + self.elsewhere.get(replica.id, 0)
+        others = max(0, replica.in_flight - lines) + self.other_workers.get(replica.id, 0)
         queued = version.waiting + version.concurrency.queue.waiting(INTERACTIVE)
         waiting = queued / max(1, len(version.replicas))
-        return share.look(
+        return limit.update(
             slots=version.settings.batch_slots if replica.ready else 0,
             interactive=others + waiting,
             settings=self._settings,
@@ -202,9 +202,9 @@ class Dispatcher:
         """Withdraw lines beyond the replica's limit."""
         placed = self._placed.get(replica.id, ())
         version = self._table.find_version(replica.deployment, replica.version)
-        if not self._feeds or version is None:
+        if not self._sources or version is None:
             return
-        allowed = self._allow(version, replica)
+        allowed = self._find_limit(version, replica)
         if allowed > 0 and version.settings.priority_field is not None:
             # The engine schedules lines by priority: running ones end sooner than they could be
             # repeated, and no new ones are sent.
@@ -223,7 +223,7 @@ class Dispatcher:
         full = []
         healthy = version.candidates(set())
         for replica in version.replicas.values():
-            allowed = self._allow(version, replica)
+            allowed = self._find_limit(version, replica)
             there = sum(1 for a in self._placed.get(replica.id, ()) if not a.withdrawn)
             free = allowed - there
             if free <= 0 or replica not in healthy:
@@ -240,46 +240,46 @@ class Dispatcher:
         moved = True
         while moved:
             moved = False
-            for feed in list(self._feeds):
-                line = feed.peek()
+            for source in list(self._sources):
+                line = source.peek()
                 if line is None:
                     continue
                 deployment = self._table.names.get(line.model) if line.model else None
                 if deployment is None:
                     # No deployment has this model; `admit` reports the error.
-                    self._send(feed, _NOBODY, frozenset())
+                    self._send(source, _NO_VERSION, frozenset())
                     moved = True
                     continue
-                version = self._find_version(feed, line, deployment)
+                version = self._find_version(source, line, deployment)
                 name = (version.deployment, version.label)
                 if name not in rooms:
                     rooms[name] = self._find_room(version)
                 room, full = rooms[name]
                 if room > 0:
                     rooms[name] = (room - 1, full)
-                    self._send(feed, name, full)
+                    self._send(source, name, full)
                     moved = True
         # The next call starts with the next batch.
-        self._feeds = self._feeds[1:] + self._feeds[:1]
+        self._sources = self._sources[1:] + self._sources[:1]
 
-    def _find_version(self, feed: Feed, line: Line, deployment: Deployment) -> Version:
+    def _find_version(self, source: LineSource, line: Line, deployment: Deployment) -> Version:
         """The version that will answer a line, from the conversation that the line starts."""
         if deployment.only is not None:
             return deployment.only
-        tenant = feed.key.tenant if feed.key is not None else ""
+        tenant = source.key.tenant if source.key is not None else ""
         body = msgspec.json.decode(line.body)
-        conversation_id = self._conversations.identify(tenant, None, feed.endpoint, body)
+        conversation_id = self._conversations.identify(tenant, None, source.endpoint, body)
         return deployment.find_answering(conversation_id)[1]
 
-    def _send(self, feed: Feed, version: VersionName, full: frozenset[str]) -> None:
-        line, request_id = feed.take()
+    def _send(self, source: LineSource, version: VersionName, full: frozenset[str]) -> None:
+        line, request_id = source.take()
         headers = {b"x-request-id": request_id.encode()}
-        exchange = InnerExchange(feed.endpoint.value, line.body, headers)
-        call = Call(exchange, feed.endpoint, Origin.BATCH)
+        exchange = InnerExchange(source.endpoint.value, line.body, headers)
+        call = Call(exchange, source.endpoint, Origin.BATCH)
         call.priority = BATCH
-        call.key = feed.key
+        call.key = source.key
         call.avoid = full
-        attempt = _Attempt(feed, line, exchange, version)
+        attempt = _Attempt(source, line, exchange, version)
         self._attempts[call] = attempt
         self._unplaced[version] += 1
         task = asyncio.get_running_loop().create_task(self._run(call))
@@ -290,7 +290,7 @@ class Dispatcher:
         attempt.withdrawn = True
         attempt.exchange.hang_up()
 
-    def _displace(self, attempt: _Attempt) -> None:
+    def _uncount(self, attempt: _Attempt) -> None:
         """Remove an attempt from the counts."""
         if attempt.replica is None:
             self._unplaced[attempt.version] -= 1
@@ -302,7 +302,7 @@ class Dispatcher:
 
     def _end(self, call: Call, task: asyncio.Task[None]) -> None:
         attempt = self._attempts.pop(call)
-        self._displace(attempt)
+        self._uncount(attempt)
         exchange = attempt.exchange
         outcome = Outcome(0)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -317,10 +317,10 @@ class Dispatcher:
                 call.outcome.error,
                 _read_retry_after(exchange.answer_headers),
             )
-        attempt.feed.note(attempt.line, outcome)
+        attempt.source.note(attempt.line, outcome)
         result = "withdrawn" if outcome.status == 0 else str(outcome.status)
         self._metrics.batch_lines.labels(attempt.version[0], result).inc()
-        if self._feeds:
+        if self._sources:
             self.schedule()
 
 

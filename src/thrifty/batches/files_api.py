@@ -12,7 +12,6 @@ from thrifty.batches.api_parts import (
     PURPOSE,
     Threads,
     encode,
-    missing,
     no_such,
     read_expiry,
     read_limit,
@@ -31,6 +30,7 @@ from thrifty.errors import DatabaseError
 from thrifty.http.multipart import Part, find_parts, read_boundary
 from thrifty.http.server import Exchange
 from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
+from thrifty.openai.fields import missing_parameter
 
 CHUNK_BYTES = 1 << 18
 MAX_FIELD_BYTES = 4096
@@ -104,10 +104,10 @@ class FilesApi:
             fields = _name_parts(parts)
             file = fields.get("file")
             if file is None:
-                raise missing("file")
+                raise missing_parameter("file")
             purpose = _read_text(body, fields.get("purpose"))
             if purpose is None:
-                raise missing("purpose")
+                raise missing_parameter("purpose")
             if purpose != PURPOSE:
                 raise bad_request(
                     f"'purpose' must be '{PURPOSE}', not {purpose[:60]!r}.",
@@ -127,7 +127,7 @@ class FilesApi:
                 _read_text(body, fields.get("expires_after[seconds]")),
             )
             created_s = time.time()
-            file_id = self._storage.keep(body, file.start, file.end)
+            file_id = self._storage.store(body, file.start, file.end)
         row = FileRow(
             id=file_id,
             tenant=tenant,

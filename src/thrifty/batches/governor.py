@@ -23,7 +23,7 @@ class GovernorSettings(msgspec.Struct, frozen=True):
     """How long a slot must have been free before lines may take it."""
 
 
-class Share:
+class LineLimit:
     """One replica's slots for lines."""
 
     __slots__ = ("_rises_s", "limit")
@@ -33,7 +33,7 @@ class Share:
         """How many lines may be in flight; None before the first update."""
         self._rises_s = 0.0
 
-    def look(
+    def update(
         self, *, slots: int, interactive: float, settings: GovernorSettings, now_s: float
     ) -> int:
         """Update and return the limit. `slots` is the replica's concurrency, or 0 if it is not

@@ -53,12 +53,12 @@ FLUSH_S = 0.05
 RETRY_WRITE_S = 2.0
 MAX_PENDING = 1000
 """With more records waiting for a full disk, no further lines are sent."""
-MAX_LATER = 256
+MAX_POSTPONED = 256
 """With more lines waiting for a retry, no new ones are sent."""
 MAX_FAILURES = 8
 """Attempts at a line that may fail by the server's fault before its error is recorded."""
 BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-NOT_NOW = frozenset({"no_replica_ready", "queue_full", "starting", "loading", "model_removed"})
+RETRY_ALWAYS = frozenset({"no_replica_ready", "queue_full", "starting", "loading", "model_removed"})
 """Errors that are not the line's fault: it is retried without limit."""
 
 Do = Callable[..., Coroutine[Any, Any, Any]]
@@ -140,15 +140,15 @@ class Job:
         self._index = InputIndex()
         self._recorded = bytearray()
         """For each request of the index: 1 once its record exists."""
-        self._places: array[int] = array("Q")
+        self._positions: array[int] = array("Q")
         """Index positions of the requests without a record, in reading order."""
         self._next = 0
         self._input: IO[bytes] | None = None
         self._output: ResultFile | None = None
         self._errors: ResultFile | None = None
         self._ready: deque[Line] = deque()
-        self._again: deque[Line] = deque()
-        self._later: list[tuple[float, int, Line]] = []
+        self._requeued: deque[Line] = deque()
+        self._postponed: list[tuple[float, int, Line]] = []
         self._reading: asyncio.Task[None] | None = None
         self._attempts: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
@@ -197,7 +197,7 @@ class Job:
                 await self._wait_changed()
             stop = self._stop if self._written < self._index.total else None
             if stop is not None:
-                await self._give_up_lines(stop)
+                await self._record_unfinished(stop)
             await self._end(stop)
         finally:
             self._dispatcher.remove(self)
@@ -215,18 +215,18 @@ class Job:
         """The next line, if one is ready."""
         if self._stop is not None or len(self._pending) >= MAX_PENDING:
             return None
-        if self._later and self._later[0][0] <= time.monotonic():
-            self._again.append(heapq.heappop(self._later)[2])
+        if self._postponed and self._postponed[0][0] <= time.monotonic():
+            self._requeued.append(heapq.heappop(self._postponed)[2])
         if len(self._ready) < READ_LINES // 2:
             self._read_ahead()
-        if self._again:
-            return self._again[0]
+        if self._requeued:
+            return self._requeued[0]
         # If everything is refused for now, the rest of the file need not be read into memory.
-        return self._ready[0] if self._ready and len(self._later) < MAX_LATER else None
+        return self._ready[0] if self._ready and len(self._postponed) < MAX_POSTPONED else None
 
     def take(self) -> tuple[Line, str]:
         """Remove that line from the queue; returns it with the id for this attempt."""
-        line = (self._again or self._ready).popleft()
+        line = (self._requeued or self._ready).popleft()
         self._in_flight += 1
         self._attempts[line.number] += 1
         return line, f"{self._prefix}{line.number}-{self._attempts[line.number]}"
@@ -235,10 +235,10 @@ class Job:
         """Handle the end of an attempt: record the answer, or retry."""
         self._in_flight -= 1
         if outcome.status == 0:
-            self._again.appendleft(line)
+            self._requeued.appendleft(line)
         elif outcome.status == 200:
             self._record_answer(line, outcome)
-        elif outcome.status == 429 or outcome.error in NOT_NOW:
+        elif outcome.status == 429 or outcome.error in RETRY_ALWAYS:
             self._postpone(line, self._attempts[line.number], outcome.retry_after_s)
         elif outcome.status >= 500:
             self._failures[line.number] += 1
@@ -254,7 +254,7 @@ class Job:
         delay_s = BACKOFF_S[min(attempts, len(BACKOFF_S)) - 1]
         if wanted_s is not None:
             delay_s = min(max(delay_s, wanted_s), BACKOFF_S[-1])
-        heapq.heappush(self._later, (time.monotonic() + delay_s, line.number, line))
+        heapq.heappush(self._postponed, (time.monotonic() + delay_s, line.number, line))
 
     # records
 
@@ -370,7 +370,7 @@ class Job:
         self._completed, self._written = len(good), len(known)
         numbers = self._index.numbers
         self._recorded = bytearray(1 if number in known else 0 for number in numbers)
-        self._places = array("Q", (i for i in range(len(numbers)) if not self._recorded[i]))
+        self._positions = array("Q", (i for i in range(len(numbers)) if not self._recorded[i]))
         for line in self._index.bad:
             if line.number not in known:
                 data = make_error_record(
@@ -380,19 +380,19 @@ class Job:
                 self._pending.append(_Record(data, False, Tokens()))
 
     def _read_ahead(self) -> None:
-        if self._next < len(self._places) and self._reading is None:
+        if self._next < len(self._positions) and self._reading is None:
             self._reading = asyncio.ensure_future(self._read_more())
 
     async def _read_more(self) -> None:
-        places = list(self._places[self._next : self._next + READ_LINES])
+        positions = list(self._positions[self._next : self._next + READ_LINES])
         assert self._input is not None
         try:
             lines = await _finish(
                 self._on_thread(
-                    read_lines, self._input.fileno(), self._index, places, self.row.endpoint
+                    read_lines, self._input.fileno(), self._index, positions, self.row.endpoint
                 )
             )
-            self._next += len(places)
+            self._next += len(positions)
             self._ready.extend(lines)
             self._dispatcher.schedule()
         except Exception as error:
@@ -414,12 +414,12 @@ class Job:
         if self._fault is not None:
             raise self._fault
 
-    async def _give_up_lines(self, stop: Stop) -> None:
+    async def _record_unfinished(self, stop: Stop) -> None:
         """Withdraw lines in flight, and record the reason for all unfinished lines."""
         self._dispatcher.remove(self)
         while self._in_flight:
             await self._wait_changed()
-        left = [place for place, done in enumerate(self._recorded) if not done]
+        left = [position for position, done in enumerate(self._recorded) if not done]
         assert self._input is not None
         for begin in range(0, len(left), READ_LINES):
             group = left[begin : begin + READ_LINES]

@@ -16,6 +16,7 @@ from typing import IO, Any
 import msgspec
 
 from thrifty.openai.errors import INVALID_REQUEST
+from thrifty.openai.fields import show_value
 
 MAX_CUSTOM_ID = 512
 PAUSE_EVERY = 64
@@ -83,13 +84,13 @@ class _RawLine(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _Beginning(msgspec.Struct):
+class _BodyHead(msgspec.Struct):
     model: Any = None
     stream: Any = None
 
 
 _decode_line = msgspec.json.Decoder(_RawLine).decode
-_decode_body = msgspec.json.Decoder(_Beginning).decode
+_decode_body = msgspec.json.Decoder(_BodyHead).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -120,7 +121,7 @@ def index_input(file: IO[bytes], endpoint: str, *, max_lines: int, max_bytes: in
                 if digest in seen:
                     raise LineFault(
                         "duplicate_custom_id",
-                        f"The custom_id {_show(line.custom_id)} is already used on an earlier "
+                        f"The custom_id {show_value(line.custom_id)} is already used on an earlier "
                         "line; each line needs its own.",
                         "custom_id",
                         line.custom_id,
@@ -139,12 +140,14 @@ def index_input(file: IO[bytes], endpoint: str, *, max_lines: int, max_bytes: in
             time.sleep(PAUSE_S)
 
 
-def read_lines(descriptor: int, index: InputIndex, places: list[int], endpoint: str) -> list[Line]:
+def read_lines(
+    descriptor: int, index: InputIndex, positions: list[int], endpoint: str
+) -> list[Line]:
     """Read the requests at these positions of the index. Blocks. Raises `OSError`."""
     lines = []
-    for place in places:
-        data = _read_line(descriptor, index.offsets[place])
-        lines.append(parse_line(data, index.numbers[place], endpoint))
+    for position in positions:
+        data = _read_line(descriptor, index.offsets[position])
+        lines.append(parse_line(data, index.numbers[position], endpoint))
     return lines
 
 
@@ -163,7 +166,7 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if raw.method != "POST":
         raise LineFault(
             "invalid_method",
-            f"'method' must be 'POST', not {_show(raw.method)}.",
+            f"'method' must be 'POST', not {show_value(raw.method)}.",
             "method",
             custom_id,
         )
@@ -172,7 +175,7 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if raw.url != endpoint:
         raise LineFault(
             "invalid_url",
-            f"'url' must be the batch's endpoint, {endpoint!r}, not {_show(raw.url)}.",
+            f"'url' must be the batch's endpoint, {endpoint!r}, not {show_value(raw.url)}.",
             "url",
             custom_id,
         )
@@ -180,14 +183,14 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if not body:
         raise _missing("body", custom_id)
     try:
-        beginning = _decode_body(body)
+        head = _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise LineFault(
             "invalid_body", "'body' must be a JSON object.", "body", custom_id
         ) from None
-    if beginning.stream:
+    if head.stream:
         raise LineFault("invalid_value", "'stream' is not allowed in a batch.", "stream", custom_id)
-    model = beginning.model if isinstance(beginning.model, str) else None
+    model = head.model if isinstance(head.model, str) else None
     return Line(number, custom_id, body, model)
 
 
@@ -234,7 +237,7 @@ def _check_custom_id(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_CUSTOM_ID:
         raise LineFault(
             "invalid_value",
-            f"'custom_id' must be a string of 1 to {MAX_CUSTOM_ID} characters, not {_show(value)}.",
+            f"'custom_id' must be a string of 1 to {MAX_CUSTOM_ID} characters, not {show_value(value)}.",
             "custom_id",
             value[:MAX_CUSTOM_ID] if isinstance(value, str) and value else None,
         )
@@ -266,8 +269,3 @@ def _read_line(descriptor: int, offset: int) -> bytes:
             return b"".join(pieces)
         pieces.append(data)
         offset += len(data)
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -37,7 +37,7 @@ class LoadWatch:
         self._last: dict[str, int] = {}
         self._silent_until_s: dict[str, float] = {}
 
-    async def look(self, replicas: Sequence[Replica]) -> dict[str, int]:
+    async def poll(self, replicas: Sequence[Replica]) -> dict[str, int]:
         """Requests at each replica that this worker did not send: the smaller of the last two
         results, because a request that is seen only once may be about to end.
         """

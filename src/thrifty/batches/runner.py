@@ -55,7 +55,7 @@ MAX_JOBS = 32
 """Batches that run concurrently; more wait their turn."""
 SWEEP_S = 60.0
 ORPHAN_SWEEP_S = 3600.0
-HOLD_S = 5.0
+RETRY_JOB_S = 5.0
 """A batch that could not be run is retried after this long."""
 REVOKED_S = 2.0
 THREADS = 4
@@ -92,9 +92,9 @@ class BatchRunner:
         self._owner = ""
         self._up = True
         self._stopping = False
-        self._over: set[str] = set()
+        self._ended: set[str] = set()
         """Ended batches that the database may still list as active."""
-        self._held: dict[str, float] = {}
+        self._retry_at_s: dict[str, float] = {}
         """When batches that could not be run are retried."""
         self._keyless_s: dict[str, float] = {}
         """Since when the keys of batches have been missing."""
@@ -129,7 +129,7 @@ class BatchRunner:
                 await asyncio.gather(task, return_exceptions=True)
         self._dispatcher.tick()
         with contextlib.suppress(DatabaseError):
-            await self._watch(self._let_go)
+            await self._watch(self._release)
         self._watcher.shutdown()
         self._threads.shutdown()
 
@@ -158,7 +158,7 @@ class BatchRunner:
         while not self._stopping:
             self._wake.clear()
             try:
-                await self._turn()
+                await self._update_jobs()
                 self._note_state(True, None)
             except LeaseLost as error:
                 log.warning("%s; leaving its batches to that process", error)
@@ -187,23 +187,23 @@ class BatchRunner:
         try:
             while True:
                 await asyncio.sleep(LOAD_POLL_S)
-                laden = self._dispatcher.find_laden() if self._others else []
-                self._dispatcher.elsewhere = await watch.look(laden) if laden else {}
+                busy = self._dispatcher.find_busy_replicas() if self._others else []
+                self._dispatcher.other_workers = await watch.poll(busy) if busy else {}
         finally:
             watch.close()
 
-    async def _turn(self) -> None:
+    async def _update_jobs(self) -> None:
         """Start, stop and save batches once."""
-        rows: list[BatchRow] = await self._watch(self._look)
+        rows: list[BatchRow] = await self._watch(self._find_work)
         now_s = time.monotonic()
         for row in rows:
             known = self._jobs.get(row.id)
             if known is not None:
                 if row.status is BatchStatus.CANCELLING:
                     known[0].stop(CANCELLED)
-            elif row.id not in self._over and self._held.get(row.id, 0.0) <= now_s:
+            elif row.id not in self._ended and self._retry_at_s.get(row.id, 0.0) <= now_s:
                 self._start_job(row)
-        self._over &= {row.id for row in rows}
+        self._ended &= {row.id for row in rows}
         for job, _ in self._jobs.values():
             if job.row.expires_s < time.time():
                 job.stop(EXPIRED)
@@ -222,13 +222,13 @@ class BatchRunner:
             self._saved |= changed
         await self._sweep()
 
-    def _look(self) -> list[BatchRow]:
+    def _find_work(self) -> list[BatchRow]:
         """Runs on a thread: the batches that this worker is to run."""
         rows = read_active_batches(self._database, MAX_JOBS)
         if not rows and not self._jobs:
-            self._let_go()
+            self._release()
             return []
-        if self._lock is None and not self._take():
+        if self._lock is None and not self._acquire():
             return []
         if not take_lease(self._database, LEASE, self._owner, LEASE_S, force=False):
             raise LeaseLost("another process runs batches now")
@@ -236,7 +236,7 @@ class BatchRunner:
         # Read again: batches read before we held the lease may have ended in the meantime.
         return read_active_batches(self._database, MAX_JOBS)
 
-    def _take(self) -> bool:
+    def _acquire(self) -> bool:
         """Take the lock on the folder and the lease; returns whether this worker has both."""
         path = self._storage.folder / ".runner"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -265,7 +265,7 @@ class BatchRunner:
         log.info("this worker now runs the batches")
         return True
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._lock is not None:
             try:
                 release_lease(self._database, LEASE, self._owner)
@@ -282,7 +282,7 @@ class BatchRunner:
     def _start_job(self, row: BatchRow) -> None:
         job = Job(
             row,
-            self._find_key(row) or _stand_in(row),
+            self._find_key(row) or _make_substitute_key(row),
             owner=self._owner,
             storage=self._storage,
             dispatcher=self._dispatcher,
@@ -306,10 +306,10 @@ class BatchRunner:
         if error is not None:
             # It is still active in the database and will be started again later.
             log.error("%s: stopped: %s", batch_id, error, exc_info=error)
-            self._held[batch_id] = time.monotonic() + HOLD_S
+            self._retry_at_s[batch_id] = time.monotonic() + RETRY_JOB_S
         else:
-            self._over.add(batch_id)
-            self._held.pop(batch_id, None)
+            self._ended.add(batch_id)
+            self._retry_at_s.pop(batch_id, None)
             self._keyless_s.pop(batch_id, None)
             self.wake()
 
@@ -363,7 +363,7 @@ class BatchRunner:
                 )
 
 
-def _stand_in(row: BatchRow) -> Key | None:
+def _make_substitute_key(row: BatchRow) -> Key | None:
     """A substitute for a key that is not in the table; it only carries the tenant."""
     if row.key_id is None:
         return None

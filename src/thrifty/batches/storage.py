@@ -34,7 +34,7 @@ class Storage:
             raise ValueError(f"{file_id!r} is not a file id")
         return self.folder / file_id
 
-    def keep(self, source: IO[bytes], start: int, end: int) -> str:
+    def store(self, source: IO[bytes], start: int, end: int) -> str:
         """Copy the bytes from `start` up to `end` of a file into a new one; returns its id. Raises
         `OSError`.
         """

@@ -13,8 +13,8 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
-from thrifty.db.harmless import make_values_harmless
 from thrifty.db.keys import Key, Role
+from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
@@ -176,8 +176,8 @@ def write_deployment(
             "settings": _dump(version.settings), "message": (messages or {}).get(version.label),
             "updated_s": now_s,
         }  # fmt: skip
-        # What a version waits for may be told in a server's words.
-        connection.execute(insert(versions).values(make_values_harmless(versions, values)))
+        # The message may quote a server, which may send anything.
+        connection.execute(insert(versions).values(sanitize_values(versions, values)))
 
 
 def set_shares(
@@ -210,7 +210,7 @@ def write_replica(connection: Connection, row: ReplicaRow) -> None:
         "updated_s": time.time(),
     }
     # A server's message may hold anything; it must not block the other replicas.
-    values = make_values_harmless(replicas, values)
+    values = sanitize_values(replicas, values)
     _upsert(connection, replicas, replicas.c.id == row.id, values)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, text
 
 from thrifty.db.database import Database
-from thrifty.db.harmless import RowShape, make_values_harmless
+from thrifty.db.sanitize import RowShape, sanitize_values
 from thrifty.db.tables import leases, request_texts, requests
 from thrifty.errors import BadDataError, DatabaseError
 
@@ -78,7 +78,7 @@ class RequestLog:
         try:
             batch = self._shape.encode([entry.row for entry in entries])
             if batch is None:
-                entries = self._make_harmless(entries, bad)
+                entries = self._sanitize(entries, bad)
                 batch = self._shape.encode([entry.row for entry in entries])
                 if batch is None:
                     raise BadDataError("a row cannot be made to fit its columns")
@@ -94,12 +94,12 @@ class RequestLog:
             self._write(entries[:half], bad)
             self._write(entries[half:], bad)
 
-    def _make_harmless(self, entries: list[Entry], bad: list[BadRow]) -> list[Entry]:
+    def _sanitize(self, entries: list[Entry], bad: list[BadRow]) -> list[Entry]:
         """The entries that can be made to fit; the others are added to `bad`."""
         fitting = []
         for entry in entries:
             try:
-                fitting.append(entry._replace(row=self._shape.make_harmless(entry.row)))
+                fitting.append(entry._replace(row=self._shape.sanitize(entry.row)))
             except BadDataError as error:
                 bad.append(BadRow(entry.row, "does not fit", str(error)))
         return fitting
@@ -113,7 +113,7 @@ class RequestLog:
             taken = [] if count == len(entries) else _find_taken(connection, entries)
             refused = {id(entry) for entry in taken}
             texts = [
-                make_values_harmless(
+                sanitize_values(
                     request_texts,
                     {"id": entry.row[0], "at_s": entry.row[1], "prompt": entry.text[0],
                      "answer": entry.text[1]},
@@ -122,7 +122,7 @@ class RequestLog:
                 if entry.text is not None and id(entry) not in refused
             ]  # fmt: skip
             if texts and count != len(entries):
-                texts = _leave_known(connection, texts)
+                texts = _drop_known(connection, texts)
             if texts:
                 connection.execute(insert(request_texts), texts)
         return taken
@@ -203,7 +203,7 @@ def _is_same(stored: Any, value: Any) -> bool:
     return bool(stored == value)
 
 
-def _leave_known(connection: Connection, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _drop_known(connection: Connection, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The texts that do not exist yet; the rows of the others were written before."""
     ids = [values["id"] for values in texts]
     known = connection.execute(select(request_texts.c.id).where(request_texts.c.id.in_(ids)))

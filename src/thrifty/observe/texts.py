@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from thrifty.db.harmless import make_harmless
+from thrifty.db.sanitize import sanitize_text
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
 
@@ -71,7 +71,7 @@ def parse_answer(answer: str) -> list[Message]:
 def _read_messages(messages: Any) -> list[Message]:
     if not isinstance(messages, list):
         return []
-    return [_read_message(message) for message in _drop_middle(messages)]
+    return [_read_message(message) for message in _truncate_middle(messages)]
 
 
 def _read_message(message: Any) -> Message:
@@ -79,17 +79,17 @@ def _read_message(message: Any) -> Message:
         return {"role": "", "content": _read_content(message)}
     role = message.get("role")
     found: Message = {
-        "role": make_harmless(role, MAX_NAME_CHARS) if isinstance(role, str) else "",
+        "role": sanitize_text(role, MAX_NAME_CHARS) if isinstance(role, str) else "",
         "content": _read_content(message.get("content")),
     }
     for key in _NAMES:
         value = message.get(key)
         if isinstance(value, str):
-            found[key] = make_harmless(value, MAX_NAME_CHARS)
+            found[key] = sanitize_text(value, MAX_NAME_CHARS)
     for key in _TEXTS:
         value = message.get(key)
         if isinstance(value, str) and value:
-            found[key] = make_harmless(value)
+            found[key] = sanitize_text(value)
     calls = message.get("tool_calls")
     if not calls and isinstance(message.get("function_call"), dict):
         calls = [{"function": message["function_call"]}]  # the predecessor of 'tools'
@@ -108,7 +108,7 @@ def _read_call(call: Any) -> Message:
         "type": "function",
         "function": {
             "name": _read_name(function.get("name")),
-            "arguments": make_harmless(
+            "arguments": sanitize_text(
                 arguments if isinstance(arguments, str) else _encode(arguments)
             ),
         },
@@ -119,25 +119,25 @@ def _read_content(content: Any) -> str | None:
     if content is None:
         return None
     if isinstance(content, str):
-        return make_harmless(content)
+        return sanitize_text(content)
     if isinstance(content, list):
         return "".join([_read_part(part) for part in content[:MAX_MESSAGES]])
-    return make_harmless(_encode(content))
+    return sanitize_text(_encode(content))
 
 
 def _read_part(part: Any) -> str:
     if isinstance(part, str):
-        return make_harmless(part)
+        return sanitize_text(part)
     if isinstance(part, dict):
         for key in ("text", "refusal"):
             if isinstance(part.get(key), str):
-                return make_harmless(part[key])
+                return sanitize_text(part[key])
         return f"[{_read_name(part.get('type')) or 'part'}]"
     return "[part]"
 
 
 def _read_name(value: Any) -> str:
-    return make_harmless(value, MAX_NAME_CHARS) if isinstance(value, str) else ""
+    return sanitize_text(value, MAX_NAME_CHARS) if isinstance(value, str) else ""
 
 
 def _read_prompts(prompt: Any) -> list[Message]:
@@ -205,7 +205,7 @@ def _encode(value: Any) -> str:
         return repr(value)  # for example, half of a surrogate pair
 
 
-def _drop_middle(items: list[Any]) -> list[Any]:
+def _truncate_middle(items: list[Any]) -> list[Any]:
     """At most `MAX_MESSAGES` items, the first and the last ones."""
     if len(items) <= MAX_MESSAGES:
         return items

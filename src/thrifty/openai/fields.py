@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from thrifty.openai.errors import bad_request
+from thrifty.openai.errors import WireError, bad_request
 
 
 class Endpoint(StrEnum):
@@ -221,21 +221,19 @@ GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
 """Fields that the gateway itself honours; our own engines do not receive them."""
 
 
-def check_form(body: Mapping[str, Any], endpoint: Endpoint) -> None:
+def check_values(body: Mapping[str, Any], endpoint: Endpoint) -> None:
     """Raise a 400 that names the first field with an invalid value, or a missing required field.
     Unknown fields pass, because an external server may know them.
     """
     fields = FIELDS[endpoint]
     required = REQUIRED.get(endpoint)
     if required is not None and body.get(required) is None:
-        raise bad_request(
-            f"Missing required parameter: '{required}'.", required, "missing_required_parameter"
-        )
+        raise missing_parameter(required)
     for name, value in body.items():
         field = fields.get(name)
         if field is not None and value is not None and not field.accepts(value):
             raise bad_request(
-                f"'{name}' must be {field.rule}, not {_show(value)}.", name, "invalid_value"
+                f"'{name}' must be {field.rule}, not {show_value(value)}.", name, "invalid_value"
             )
 
 
@@ -280,9 +278,14 @@ def check_fields(
     honoured: Collection[str] | None,
     engine: str = "engine",
 ) -> None:
-    """Run `check_form` and `check_honoured`."""
-    check_form(body, endpoint)
+    """Run `check_values` and `check_honoured`."""
+    check_values(body, endpoint)
     check_honoured(body, endpoint, honoured, engine)
+
+
+def missing_parameter(name: str) -> WireError:
+    """The 400 for a missing required parameter."""
+    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
 
 
 def _unknown(name: str, fields: Collection[str]) -> Exception:
@@ -294,6 +297,7 @@ def _unknown(name: str, fields: Collection[str]) -> Exception:
     return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """The representation of a value in error messages, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,11 +22,11 @@ from thrifty.db.nodes import RENEW_S, NodeClaim
 from thrifty.errors import DatabaseError
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
-from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
+from thrifty.gateway.admission.spend import SpendLedger, SpendSync
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
 from thrifty.gateway.app.endpoints import Endpoints
-from thrifty.gateway.app.gateway import AnswerOther, Gateway
+from thrifty.gateway.app.gateway import AnswerOther, Gateway, Steps
 from thrifty.gateway.app.pages import Pages
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.app.shadow import Shadows
@@ -127,9 +127,9 @@ async def assemble(
             conversations=Conversations(secret),
             same_origin=SameOrigin(settings.hosts, settings.cors),
         )
-        book = SpendBook()
-        spend = SpendKeeper(database, book)
-        gateway = _make_gateway(stack, base, book)
+        ledger = SpendLedger()
+        spend = SpendSync(database, ledger)
+        gateway = _make_gateway(stack, base, ledger)
         batches = _make_batches(stack, base, secrets_.database_url, gateway)
         management = None
         if make_services is not None:
@@ -167,7 +167,7 @@ class _Base:
     same_origin: SameOrigin
 
 
-def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, book: SpendBook) -> Gateway:
+def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLedger) -> Gateway:
     """Make the request path."""
     settings, metrics = base.settings, base.metrics
     shared = None
@@ -175,7 +175,7 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, book: SpendBook
         shared = SharedCounts(base.store)
         stack.push_async_callback(shared.finish)
     shortcuts = Shortcuts(SHORTCUTS_BYTES)
-    gateway = Gateway(
+    steps = Steps(
         table=base.table,
         reader=base.reader,
         forwarder=base.forwarder,
@@ -186,11 +186,12 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, book: SpendBook
         shortcuts=shortcuts,
         recorder=Recorder(metrics, base.writer, prompts=settings.record_prompts),
         metrics=metrics,
-        limiter=KeyLimiter(metrics, book, shared),
+        limiter=KeyLimiter(metrics, ledger, shared),
         ids=base.ids,
         conversations=base.conversations,
         same_origin=base.same_origin,
     )  # fmt: skip
+    gateway = Gateway(steps)
     shadows = Shadows(gateway.run, metrics)
     gateway.on_ended = shadows.note_ended
     stack.push_async_callback(shadows.stop)
@@ -205,7 +206,7 @@ def _make_endpoints(
     management: Management | None,
 ) -> AnswerOther:
     """Make the table of routes and its dispatcher."""
-    describe_log = base.writer.describe if base.writer is not None else _fine
+    describe_log = base.writer.describe if base.writer is not None else _describe_nothing
     pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
     routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
     if batches is not None:
@@ -216,7 +217,7 @@ def _make_endpoints(
     return Endpoints(base.table, base.reader, table, base.same_origin).answer
 
 
-def _fine() -> None:
+def _describe_nothing() -> None:
     """Describe nothing, because there is no request log."""
 
 

@@ -58,7 +58,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
             return ADDRESS_IN_USE
         log.info("listening on %s", url)
         if settings.ready_file is not None:
-            _say_ready(Path(settings.ready_file), own_url)
+            _write_ready_file(Path(settings.ready_file), own_url)
         if parts.batches is not None:
             parts.batches.runner.start()
         await stopping.wait()
@@ -84,7 +84,7 @@ async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, s
     return f"http://127.0.0.1:{own_port}", f"{scheme}://{host}:{port}"
 
 
-def _say_ready(path: Path, url: str) -> None:
+def _write_ready_file(path: Path, url: str) -> None:
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps({"pid": os.getpid(), "url": url}))
     os.replace(beside, path)

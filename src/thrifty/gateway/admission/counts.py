@@ -140,22 +140,22 @@ class KeyCounts:
         self._numbers = 0
         self.used_s = 0.0
 
-    def take(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Grant | Refusal:
+    def take(self, limits: KeyLimits, request: QuotaRequest, now_s: float) -> Grant | Refusal:
         """Count a request and reserve its estimated usage, or return a refusal and count nothing.
 
         `now_s` is a reading of any monotonic clock.
         """
-        refusal = self._find_refusal(limits, ask, now_s)
-        return refusal if refusal is not None else self.count(limits, ask, now_s)
+        refusal = self._find_refusal(limits, request, now_s)
+        return refusal if refusal is not None else self.count(limits, request, now_s)
 
-    def count(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Grant:
+    def count(self, limits: KeyLimits, request: QuotaRequest, now_s: float) -> Grant:
         """Count a request without checking limits."""
         slot = int(now_s // SLOT_S)
         self.used_s = now_s
         self.requests.trim(slot)
         self.tokens.trim(slot)
-        tokens = ask.tokens if limits.tpm is None else min(ask.tokens, limits.tpm)
-        cost = bound_cost(limits, ask)
+        tokens = request.tokens if limits.tpm is None else min(request.tokens, limits.tpm)
+        cost = bound_cost(limits, request)
         self.requests.add(slot, 1)
         self.tokens.add(slot, tokens)
         self._numbers += 1
@@ -187,7 +187,9 @@ class KeyCounts:
             self.tokens.reset_s(now_s),
         )
 
-    def _find_refusal(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Refusal | None:
+    def _find_refusal(
+        self, limits: KeyLimits, request: QuotaRequest, now_s: float
+    ) -> Refusal | None:
         slot = int(now_s // SLOT_S)
         self.requests.trim(slot)
         self.tokens.trim(slot)
@@ -197,29 +199,31 @@ class KeyCounts:
             wait_s = self.requests.wait_s(self.requests.total - limits.rpm + 1, now_s)
             return Refusal(Limit.REQUESTS, self.requests.total, wait_s)
         if limits.tpm is not None:
-            excess = self.tokens.total + min(ask.tokens, limits.tpm) - limits.tpm
+            excess = self.tokens.total + min(request.tokens, limits.tpm) - limits.tpm
             if excess > 0:
                 wait_s = self.tokens.wait_s(excess, now_s)
                 return Refusal(Limit.TOKENS, self.tokens.total, wait_s)
-        return find_spent(limits, ask, self._reserved)
+        return find_exceeded_budget(limits, request, self._reserved)
 
 
-def bound_cost(limits: KeyLimits, ask: QuotaRequest) -> float:
+def bound_cost(limits: KeyLimits, request: QuotaRequest) -> float:
     """The amount reserved from budgets: the estimate, but never more than what is left."""
-    cost = ask.cost
+    cost = request.cost
     if limits.budget_day is not None:
-        cost = min(cost, limits.budget_day - ask.spent_day)
+        cost = min(cost, limits.budget_day - request.spent_day)
     if limits.budget_month is not None:
-        cost = min(cost, limits.budget_month - ask.spent_month)
+        cost = min(cost, limits.budget_month - request.spent_month)
     return max(0.0, cost)
 
 
-def find_spent(limits: KeyLimits, ask: QuotaRequest, reserved: float) -> Refusal | None:
+def find_exceeded_budget(
+    limits: KeyLimits, request: QuotaRequest, reserved: float
+) -> Refusal | None:
     """A refusal if a budget has no room for the request beside what is already `reserved`."""
-    cost = bound_cost(limits, ask)
+    cost = bound_cost(limits, request)
     for limit, budget, spent in (
-        (Limit.BUDGET_DAY, limits.budget_day, ask.spent_day),
-        (Limit.BUDGET_MONTH, limits.budget_month, ask.spent_month),
+        (Limit.BUDGET_DAY, limits.budget_day, request.spent_day),
+        (Limit.BUDGET_MONTH, limits.budget_month, request.spent_month),
     ):
         if budget is None:
             continue

@@ -25,19 +25,18 @@ from thrifty.gateway.admission.counts import (
 )
 from thrifty.gateway.admission.shared_counts import RENEW_S, SharedCounts, SharedGrant
 from thrifty.gateway.admission.spend import (
-    SpendBook,
+    SpendLedger,
     name_day,
     until_next_day_s,
     until_next_month_s,
 )
-from thrifty.gateway.state.call import HIT, Call, Form, Origin
+from thrifty.gateway.state.call import CLIENT_CLOSED, HIT, Call, Origin, ParsedRequest
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.gateway.state.version import Version
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import RATE_LIMIT, WireError
 
 INSUFFICIENT_QUOTA = "insufficient_quota"
-CLIENT_CLOSED = 499
 Sizes = tuple[int, int]
 """Estimated tokens of a prompt and of its answer."""
 
@@ -59,12 +58,12 @@ class KeyLimiter:
     def __init__(
         self,
         metrics: GatewayMetrics,
-        book: SpendBook,
+        ledger: SpendLedger,
         shared: SharedCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
-        self._book = book
+        self._ledger = ledger
         self._shared = shared
         self._clock = clock
         self._counts = ProcessCounts()
@@ -73,19 +72,21 @@ class KeyLimiter:
         self._reserved: dict[Call, Reservation] = {}
         self._renewed_s = clock()
 
-    def admit(self, call: Call, form: Form, version: Version) -> Coroutine[Any, Any, None] | None:
+    def admit(
+        self, call: Call, parsed: ParsedRequest, version: Version
+    ) -> Coroutine[Any, Any, None] | None:
         """Count a call of a limited key, with the estimates and prices of its version. Returns a
         coroutine to await if Redis counts. Raises a 429 that names the limit.
         """
         key = call.key
         if key is None or not key.limited:
             return None
-        ask, sizes = self._make_request(call, key, form, version)
+        request, sizes = self._make_request(call, key, parsed, version)
         if self._shared is not None:
             if self._shared.available:
-                return self._admit_shared(call, key, ask, sizes, self._shared)
+                return self._admit_shared(call, key, request, sizes, self._shared)
             self._metrics.limit_fallbacks.inc()
-        self._admit_here(call, key, ask, sizes)
+        self._admit_here(call, key, request, sizes)
         return None
 
     def settle(self, call: Call) -> None:
@@ -109,14 +110,14 @@ class KeyLimiter:
                 version.settings,
                 usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
             )  # fmt: skip
-        elif reservation is not None and _broke_off(call):
+        elif reservation is not None and _was_interrupted(call):
             # If the client hangs up before the token counts arrive, an answer of the mean length is
             # charged.
             answer = min(reservation.answer, round(version.estimator.answer_tokens))
             tokens = reservation.prompt + answer
             cost = compute_cost(version.settings, reservation.prompt, answer)
         if cost:
-            self._book.add(call.key.id, cost)
+            self._ledger.add(call.key.id, cost)
         if reservation is None:
             return
         self._counts.of(reservation.key.id).settle(reservation.grant, tokens, self._clock())
@@ -144,48 +145,53 @@ class KeyLimiter:
                     del self._running[key_id]
 
     def _make_request(
-        self, call: Call, key: Key, form: Form, version: Version
+        self, call: Call, key: Key, parsed: ParsedRequest, version: Version
     ) -> tuple[QuotaRequest, Sizes]:
-        prompt, answer = version.estimator.estimate(form.body, len(call.exchange.body))
+        prompt, answer = version.estimator.estimate(parsed.body, len(call.exchange.body))
         day = month = 0.0
         if key.budget_day is not None or key.budget_month is not None:
-            day, month = self._book.spent(key.id)
+            day, month = self._ledger.spent(key.id)
         cost = compute_cost(version.settings, prompt, answer)
         return QuotaRequest(prompt + answer, cost, day, month), (prompt, answer)
 
-    def _admit_here(self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes) -> None:
+    def _admit_here(self, call: Call, key: Key, request: QuotaRequest, sizes: Sizes) -> None:
         counts, now_s = self._counts.of(key.id), self._clock()
-        taken = counts.take(key.limits, ask, now_s)
+        taken = counts.take(key.limits, request, now_s)
         if isinstance(taken, Refusal):
-            raise self._refuse(call, key, ask, taken, counts.usage(now_s))
+            raise self._refuse(call, key, request, taken, counts.usage(now_s))
         self._reserved[call] = Reservation(key, *sizes, taken, None)
         call.rate_headers = make_headers(key, taken.usage)
 
     async def _admit_shared(
-        self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes, shared: SharedCounts
+        self, call: Call, key: Key, request: QuotaRequest, sizes: Sizes, shared: SharedCounts
     ) -> None:
-        taken = await shared.take(key.id, key.limits, ask, name_day(time.time()))
+        taken = await shared.take(key.id, key.limits, request, name_day(time.time()))
         if taken is None:
             self._metrics.limit_fallbacks.inc()
-            self._admit_here(call, key, ask, sizes)
+            self._admit_here(call, key, request, sizes)
             return
         if isinstance(taken, Refusal):
-            raise self._refuse(call, key, ask, taken, taken.usage)
-        grant = self._counts.of(key.id).count(key.limits, ask, self._clock())
+            raise self._refuse(call, key, request, taken, taken.usage)
+        grant = self._counts.of(key.id).count(key.limits, request, self._clock())
         reservation = self._reserved[call] = Reservation(key, *sizes, grant, taken)
         self._running.setdefault(key.id, {})[taken.id] = reservation
         call.rate_headers = make_headers(key, taken.usage)
 
     def _refuse(
-        self, call: Call, key: Key, ask: QuotaRequest, refusal: Refusal, usage: QuotaUsage | None
+        self,
+        call: Call,
+        key: Key,
+        request: QuotaRequest,
+        refusal: Refusal,
+        usage: QuotaUsage | None,
     ) -> WireError:
         self._metrics.rejections.labels(call.placed.deployment.name, refusal.limit.value).inc()
         if usage is not None:
             call.rate_headers = make_headers(key, usage)
-        return make_refusal(key, ask, refusal, time.time())
+        return make_refusal(key, request, refusal, time.time())
 
 
-def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> WireError:
+def make_refusal(key: Key, request: QuotaRequest, refusal: Refusal, at_s: float) -> WireError:
     """The 429 for an exceeded limit. `at_s` is in seconds since 1970."""
     limit, used, wait_s = refusal.limit, refusal.used, refusal.retry_after_s
     if limit in (Limit.BUDGET_DAY, Limit.BUDGET_MONTH):
@@ -219,7 +225,7 @@ def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> 
     if limit is Limit.REQUESTS:
         what = f"requests per min (RPM): Limit {key.rpm}, Used {used:g}, Requested 1"
     else:
-        what = f"tokens per min (TPM): Limit {key.tpm}, Used {used:g}, Requested {ask.tokens}"
+        what = f"tokens per min (TPM): Limit {key.tpm}, Used {used:g}, Requested {request.tokens}"
     return WireError(
         429,
         f"Rate limit reached for the key {key.name!r} on {what}. Please try again in "
@@ -255,7 +261,7 @@ def format_reset(seconds: float) -> str:
     return f"{int(seconds // 60)}m{round(seconds % 60)}s"
 
 
-def _broke_off(call: Call) -> bool:
+def _was_interrupted(call: Call) -> bool:
     """Whether a replica worked on a call that ended without token counts."""
     delivery = call.delivery
     return bool(delivery.sent_s) and (

@@ -207,7 +207,7 @@ class SharedCounts:
         return self._store.available
 
     async def take(
-        self, key_id: str, limits: KeyLimits, ask: QuotaRequest, day: str
+        self, key_id: str, limits: KeyLimits, request: QuotaRequest, day: str
     ) -> SharedGrant | Refusal | None:
         """Count a request and reserve its estimated usage, or return a refusal. None if the store
         is unavailable. `day` is today (UTC), as `2026-11-23`.
@@ -221,15 +221,15 @@ class SharedCounts:
                 [
                     ident,
                     *(_NONE if limit is None else limit for limit in vars(limits).values()),
-                    ask.tokens, repr(float(ask.cost)), day[8:],
-                    repr(float(ask.spent_day)), repr(float(ask.spent_month)),
+                    request.tokens, repr(float(request.cost)), day[8:],
+                    repr(float(request.spent_day)), repr(float(request.spent_month)),
                 ],
             )  # fmt: skip
         except asyncio.CancelledError:
             # The client has gone; what Redis may have counted must be removed.
             self.settle(key_id, SharedGrant(ident, 0, 0, QuotaUsage()), 0, 0.0, day)
             raise
-        return None if found is None else _read_answer(found, ident, limits, ask)
+        return None if found is None else _read_answer(found, ident, limits, request)
 
     def settle(self, key_id: str, grant: SharedGrant, tokens: int, cost: float, day: str) -> None:
         """Replace a request's reservation by its actual usage. `day` is today. Does not wait."""
@@ -262,7 +262,7 @@ def _name_keys(key_id: str, day: str) -> list[str]:
 
 
 def _read_answer(
-    found: list[Any], ident: str, limits: KeyLimits, ask: QuotaRequest
+    found: list[Any], ident: str, limits: KeyLimits, request: QuotaRequest
 ) -> SharedGrant | Refusal:
     verdict = found[0].decode()
     usage = QuotaUsage(int(found[3]), int(found[4]), int(found[5]) / 1e3, int(found[6]) / 1e3)
@@ -270,5 +270,5 @@ def _read_answer(
         wait_ms = int(found[2])
         wait_s = None if wait_ms < 0 else max(0.001, wait_ms / 1e3)
         return Refusal(Limit(verdict), float(found[1]), wait_s, usage)
-    tokens = ask.tokens if limits.tpm is None else min(ask.tokens, limits.tpm)
+    tokens = request.tokens if limits.tpm is None else min(request.tokens, limits.tpm)
     return SharedGrant(ident, int(found[7]), tokens, usage)

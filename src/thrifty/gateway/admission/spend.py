@@ -24,7 +24,7 @@ INTERVAL_S = 0.25
 READ_S = 1.0
 """The spend of other workers is known with this delay, unless Redis counts it."""
 RETRY_S = 2.0
-FIRST_LOOK_S = 5.0
+FIRST_READ_TIMEOUT_S = 5.0
 STOP_S = 5.0
 PRUNE_S = 86400.0
 
@@ -47,7 +47,7 @@ def until_next_month_s(at_s: float) -> float:
     return (following - now).total_seconds()
 
 
-class SpendBook:
+class SpendLedger:
     """Sums by key and day. Plain state."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -77,7 +77,7 @@ class SpendBook:
         return today, total
 
     def take_pending(self) -> dict[KeyDay, float]:
-        """The amounts to write, including those taken before but not yet confirmed by `wrote`."""
+        """The amounts to write, including those taken before but not yet confirmed by `confirm`."""
         for key_id, days in self._pending.items():
             for day, amount in days.items():
                 _add(self._writing, key_id, day, amount)
@@ -85,7 +85,7 @@ class SpendBook:
         return {(key_id, day): amount for key_id, days in self._writing.items()
                 for day, amount in days.items()}  # fmt: skip
 
-    def wrote(self, sums: Mapping[KeyDay, float]) -> None:
+    def confirm(self, sums: Mapping[KeyDay, float]) -> None:
         """Confirm that the taken amounts are in the database, which now holds `sums`."""
         self._writing = {}
         for (key_id, day), amount in sums.items():
@@ -106,12 +106,12 @@ def _add(sums: dict[str, dict[str, float]], key_id: str, day: str, amount: float
     days[day] = days.get(day, 0.0) + amount
 
 
-class SpendKeeper:
+class SpendSync:
     """The task that writes spend to the database and reads it back."""
 
-    def __init__(self, database: Database, book: SpendBook) -> None:
+    def __init__(self, database: Database, ledger: SpendLedger) -> None:
         self._database = database
-        self._book = book
+        self._ledger = ledger
         self._up = True
         self._since_s = 0.0
         self._read_s = -READ_S
@@ -122,7 +122,7 @@ class SpendKeeper:
     async def start(self) -> None:
         """Start; returns once the sums are known, or after a bounded wait."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LOOK_S):
+            async with asyncio.timeout(FIRST_READ_TIMEOUT_S):
                 await self._try()
         self._task = asyncio.ensure_future(self._run())
 
@@ -153,7 +153,7 @@ class SpendKeeper:
 
     async def _exchange(self) -> None:
         """Write the cost of this worker's requests, and read the sums if due."""
-        amounts = self._book.take_pending()
+        amounts = self._ledger.take_pending()
         now_s = time.monotonic()
         if not amounts and now_s - self._read_s < READ_S:
             return
@@ -161,7 +161,7 @@ class SpendKeeper:
         sums = await asyncio.to_thread(
             exchange_spend, self._database, amounts, f"{name_day(at_s)[:7]}-01", self._since_s
         )
-        self._book.wrote(sums)
+        self._ledger.confirm(sums)
         self._since_s, self._read_s = at_s, now_s
         if now_s - self._pruned_s > PRUNE_S:
             self._pruned_s = now_s

@@ -67,13 +67,13 @@ class Answerer:
                 self._shortcuts.note(call, key)
             return None
         if known_key is not None:
-            check_version(call, call.understood, call.placed)
+            check_version(call, call.admitted, call.placed)
         if key is None:
             return self._forward(call)
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
-        return self._lead(call, key, self._flights.begin(key, stream=call.understood.stream))
+        return self._lead(call, key, self._flights.begin(key, stream=call.admitted.stream))
 
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
@@ -91,7 +91,7 @@ class Answerer:
         if call.origin is Origin.SHADOW or call.endpoint is Endpoint.TOKENIZE:
             return None
         if known_key is None:
-            version, body = target.version, call.understood.body
+            version, body = target.version, call.admitted.body
             if when != "always" and not is_deterministic(call.endpoint, body, version.honours):
                 return None
             known_key = make_key(call.endpoint, version.identity, call.tenant, body)
@@ -99,7 +99,7 @@ class Answerer:
         return known_key
 
     def _answer_from(self, call: Call, entry: Entry) -> None:
-        cache, form, delivery = call.cache, call.understood, call.delivery
+        cache, parsed, delivery = call.cache, call.admitted, call.delivery
         cache.result, cache.label, cache.saved_s = HIT, entry.version, entry.took_s
         call.outcome.usage = entry.usage
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
@@ -114,8 +114,8 @@ class Answerer:
         )  # fmt: skip
         if call.rate_headers is not None:
             lines += encode_lines(call.rate_headers)
-        if form.stream:
-            stream = entry.as_stream(form.include_usage, response_id)
+        if parsed.stream:
+            stream = entry.as_stream(parsed.include_usage, response_id)
             call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
         else:
             call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body(response_id))
@@ -136,13 +136,13 @@ class Answerer:
         purge_id = self._cache.purges.newest_id
         flight.response_id = call.response_id.text.encode()
         claim: Claim | None = None
-        kept = False
+        stored = False
         try:
             if shared is not None and shared.available:
                 found = await self._find_shared(call, key, owner, flight)
                 if isinstance(found, Found):
                     result = Result(200, b"", entry=found.entry)
-                    self._cache.keep(key, found.entry, min(found.ttl_s, ttl_s))
+                    self._cache.store(key, found.entry, min(found.ttl_s, ttl_s))
                     self._answer_from(call, found.entry)
                     call.cache.tier = SHARED
                     return
@@ -151,7 +151,7 @@ class Answerer:
                     raise ClientGone
             result = await self._send(call, flight)
             result = _make_entry(call, result, owner, purge_id)
-            kept = self._keep(call, key, result.entry, owner, ttl_s)
+            stored = self._store(call, key, result.entry, owner, ttl_s)
             self._note_answer(call, result)
         except WireError as error:
             result = Result(error=error)
@@ -159,25 +159,25 @@ class Answerer:
         finally:
             self._flights.end(key, result)
             if claim is not None and shared is not None:
-                shared.settle(claim, result.entry if kept else None, ttl_s)
+                shared.settle(claim, result.entry if stored else None, ttl_s)
 
     async def _find_shared(
         self, call: Call, key: bytes, owner: Owner, flight: SingleFlight
     ) -> Found | Claim | None:
         """The answer that another worker has generated or is generating."""
         assert self._cache.shared is not None
-        exchange, form = call.exchange, call.understood
+        exchange, parsed = call.exchange, call.admitted
         # Followers may wait for this lookup, so it continues if its first client leaves.
         exchange.on_disconnect = lambda: None
         return await self._cache.shared.find(
             key,
             owner,
-            stream=form.stream,
-            left_s=form.deadline_s - time.perf_counter() if form.deadline_s else None,
+            stream=parsed.stream,
+            left_s=parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
         )
 
-    def _keep(
+    def _store(
         self, call: Call, key: bytes, entry: Entry | None, owner: Owner, ttl_s: float
     ) -> bool:
         """Cache an answer if the key stands for the version that made it; returns whether it
@@ -188,11 +188,11 @@ class Answerer:
             return False
         if (replica.version, replica.revision) != (owner.version, owner.revision):
             return False  # another version answered, or this one was updated in the meantime
-        return self._cache.keep(key, entry, ttl_s)
+        return self._cache.store(key, entry, ttl_s)
 
     async def _follow(self, call: Call, flight: SingleFlight) -> None:
         """Join the generation of an identical request."""
-        form = call.understood
+        parsed = call.admitted
         call.cache.result, call.cache.tier = HIT, IN_FLIGHT
         self._metrics.shared.labels(call.placed.deployment.name).inc()
         flight.followers += 1
@@ -204,10 +204,10 @@ class Answerer:
 
         call.exchange.on_disconnect = hang_up
         number = None
-        if form.stream and flight.stream:
-            number = flight.listen(_make_listener(call, flight), wants_usage=form.include_usage)
+        if parsed.stream and flight.stream:
+            number = flight.listen(_make_listener(call, flight), wants_usage=parsed.include_usage)
         try:
-            left_s = form.deadline_s - time.perf_counter() if form.deadline_s else None
+            left_s = parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None
             await asyncio.wait(
                 {flight.result, gone},
                 timeout=None if left_s is None else max(0.0, left_s),

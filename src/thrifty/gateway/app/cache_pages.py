@@ -96,27 +96,27 @@ def summarize(workers: list[dict[str, Any]]) -> dict[str, Any]:
     deployments: dict[str, dict[str, float]] = {}
     shared: dict[str, float] | None = None
     for worker in workers:
-        for name, figures in worker["deployments"].items():
-            _add(deployments.setdefault(name, {}), figures)
+        for name, stats in worker["deployments"].items():
+            _add(deployments.setdefault(name, {}), stats)
         if worker["shared"] is not None:
             shared = _add(shared or {}, worker["shared"])
     total: dict[str, float] = {}
-    for figures in deployments.values():
-        _add(total, figures)
-        figures["hit_ratio"] = _ratio(figures)
+    for stats in deployments.values():
+        _add(total, stats)
+        stats["hit_ratio"] = _ratio(stats)
     total = {"entries": 0, "bytes": 0, **total, "hit_ratio": _ratio(total)}
     return {"total": total, "deployments": deployments, "shared": shared, "workers": workers}
 
 
-def _add(sums: dict[str, float], figures: dict[str, float]) -> dict[str, float]:
-    for name, value in figures.items():
+def _add(sums: dict[str, float], stats: dict[str, float]) -> dict[str, float]:
+    for name, value in stats.items():
         sums[name] = sums.get(name, 0) + value
     return sums
 
 
-def _ratio(figures: dict[str, float]) -> float:
-    asked = figures.get("hit", 0) + figures.get("miss", 0)
-    return figures.get("hit", 0) / asked if asked else 0.0
+def _ratio(stats: dict[str, float]) -> float:
+    asked = stats.get("hit", 0) + stats.get("miss", 0)
+    return stats.get("hit", 0) / asked if asked else 0.0
 
 
 def _read_filters(query: bytes) -> dict[str, str]:

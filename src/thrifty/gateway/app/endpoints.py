@@ -22,7 +22,7 @@ OwnRoute = Route[Answer]
 """A route that the gateway itself handles."""
 
 
-_STEERING = frozenset({Role.OPERATOR, Role.ADMIN})
+_MANAGING = frozenset({Role.OPERATOR, Role.ADMIN})
 """Routes of these roles change the service, or show what only operators may see."""
 
 
@@ -51,9 +51,9 @@ class Endpoints:
         route, key = found.route, None
         if route.callers is not None:
             key = await authenticate_late(exchange, self._table, self._reader, route.callers)
-        if route.role in _STEERING or route.path.startswith(MANAGEMENT):
+        if route.role in _MANAGING or route.path.startswith(MANAGEMENT):
             self._same_origin.check(exchange)
-        if route.role in _STEERING and key is None and not exchange.from_this_machine:
+        if route.role in _MANAGING and key is None and not exchange.from_this_machine:
             raise WireError(
                 403,
                 "Without API keys, this is only allowed from this machine. Create a key: thrifty "

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from thrifty.db.keys import Key
 from thrifty.gateway.admission.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.admission.check import check_version, find_target, read_form
+from thrifty.gateway.admission.check import check_version, find_target, parse_request
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.app.alarms import raise_alarms
 from thrifty.gateway.app.answer import Answerer
@@ -21,7 +22,7 @@ from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
-from thrifty.gateway.state.call import Call, Origin
+from thrifty.gateway.state.call import CLIENT_CLOSED, Call, Origin
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
@@ -36,8 +37,6 @@ from thrifty.types import Role
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
-CLIENT_CLOSED = 499
-"""nginx's status for a client that closed the connection before its answer."""
 ORIGIN_HEADER = b"x-thrifty-origin"
 _CALLERS = Role.USER.holders()
 _OPERATORS = Role.OPERATOR.holders()
@@ -60,35 +59,38 @@ OnEnded = Callable[[Call], None]
 AnswerOther = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 
 
+@dataclass(frozen=True)
+class Steps:
+    """The steps of the request path, and the state that they share."""
+
+    table: RoutingTable
+    reader: TableReader
+    forwarder: Forwarder
+    answerer: Answerer
+    shortcuts: Shortcuts
+    recorder: Recorder
+    metrics: GatewayMetrics
+    limiter: KeyLimiter
+    ids: ResponseIds
+    conversations: Conversations
+    same_origin: SameOrigin
+
+
 class Gateway:
     """Handles every request. `handle` is the HTTP server's handler."""
 
-    def __init__(
-        self,
-        *,
-        table: RoutingTable,
-        reader: TableReader,
-        forwarder: Forwarder,
-        answerer: Answerer,
-        shortcuts: Shortcuts,
-        recorder: Recorder,
-        metrics: GatewayMetrics,
-        limiter: KeyLimiter,
-        ids: ResponseIds,
-        conversations: Conversations,
-        same_origin: SameOrigin,
-    ) -> None:
-        self._table = table
-        self._reader = reader
-        self._forwarder = forwarder
-        self._answerer = answerer
-        self._shortcuts = shortcuts
-        self._recorder = recorder
-        self._metrics = metrics
-        self._limiter = limiter
-        self._ids = ids
-        self._conversations = conversations
-        self._same_origin = same_origin
+    def __init__(self, steps: Steps) -> None:
+        self._table = steps.table
+        self._reader = steps.reader
+        self._forwarder = steps.forwarder
+        self._answerer = steps.answerer
+        self._shortcuts = steps.shortcuts
+        self._recorder = steps.recorder
+        self._metrics = steps.metrics
+        self._limiter = steps.limiter
+        self._ids = steps.ids
+        self._conversations = steps.conversations
+        self._same_origin = steps.same_origin
         self.answer_other: AnswerOther
         """Handles every other request; set before the first one."""
         self.on_ended: OnEnded = lambda call: None
@@ -155,14 +157,14 @@ class Gateway:
         known_key = None
         if call.target is None:
             known_key = self._shortcuts.take(call, self._table.names)
-        if call.form is None:
-            call.form = read_form(call, self._table)
+        if call.parsed is None:
+            call.parsed = parse_request(call, self._table)
         if call.target is None:
-            call.target = find_target(call, call.form, self._table, self._conversations)
+            call.target = find_target(call, call.parsed, self._table, self._conversations)
         if ORIGIN_HEADER in call.exchange.headers:
             self._read_origin(call)
         if call.key is not None and call.key.limited and call.origin is not Origin.SHADOW:
-            counting = self._limiter.admit(call, call.form, call.target.version)
+            counting = self._limiter.admit(call, call.parsed, call.target.version)
             if counting is not None:
                 return self._begin_counted(call, counting, known_key)
         return self._proceed(call, known_key)
@@ -179,7 +181,7 @@ class Gateway:
     def _proceed(self, call: Call, known_key: bytes | None) -> Coroutine[Any, Any, None] | None:
         """Check the request against the version that answers, and answer."""
         if known_key is None:
-            check_version(call, call.understood, call.placed)
+            check_version(call, call.admitted, call.placed)
         return self._answerer.answer(call, known_key)
 
     async def _begin_late(self, call: Call) -> None:

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from thrifty.gateway.state.call import BATCH, Call, Form, Origin, Target
+from thrifty.gateway.state.call import BATCH, Call, Origin, ParsedRequest, Target
 from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import InnerExchange
 from thrifty.observe.metrics import GatewayMetrics
@@ -38,7 +38,7 @@ class Shadows:
     def note_ended(self, call: Call) -> None:
         """Copy an ended call if it is sampled and a slot is idle."""
         target = call.target
-        if target is None or not target.deployment.shadows or call.form is None:
+        if target is None or not target.deployment.shadows or call.parsed is None:
             return
         if call.origin is not Origin.CLIENT or call.outcome.status != 200:
             return
@@ -50,7 +50,7 @@ class Shadows:
             if len(self._tasks) >= MAX_RUNNING or not _is_idle(version):
                 self._metrics.shadows.labels(version.deployment, version.label, "left_out").inc()
                 continue
-            self._start(call, call.form, target, version)
+            self._start(call, call.parsed, target, version)
 
     async def stop(self) -> None:
         """Cancel running copies."""
@@ -58,22 +58,22 @@ class Shadows:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, call: Call, form: Form, target: Target, version: Version) -> None:
+    def _start(self, call: Call, parsed: ParsedRequest, target: Target, version: Version) -> None:
         exchange = InnerExchange(call.endpoint.value, call.exchange.body, {})
         shadow = Call(exchange, call.endpoint, Origin.SHADOW)
         shadow.key = call.key
         shadow.priority = BATCH
         shadow.shadow_of = call.response_id.number
-        shadow.form = Form(form.body, form.stream, include_usage=True)
+        shadow.parsed = ParsedRequest(parsed.body, parsed.stream, include_usage=True)
         shadow.target = Target(
             target.deployment, version, version, target.conversation_id, pinned=True
         )
-        task = asyncio.get_running_loop().create_task(self._follow(shadow, version))
+        task = asyncio.get_running_loop().create_task(self._run_shadow(shadow, version))
         exchange.task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _follow(self, shadow: Call, version: Version) -> None:
+    async def _run_shadow(self, shadow: Call, version: Version) -> None:
         await self._run(shadow)
         status = shadow.outcome.status
         result = "answered" if status == 200 else "failed"

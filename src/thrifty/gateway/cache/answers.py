@@ -45,7 +45,7 @@ class AnswerCache:
         if store is not None:
             chosen = settings or SharedSettings()
             self.shared = SharedTier(store, self.purges, **msgspec.structs.asdict(chosen))
-            metrics.shared_cache.figures = vars(self.shared.figures)
+            metrics.shared_cache.stats = vars(self.shared.stats)
         self._table = table
         self._metrics = metrics
         self._served: set[tuple[str, str, str]] = set()
@@ -63,7 +63,7 @@ class AnswerCache:
         if self.shared is not None:
             await self.shared.close()
 
-    def keep(self, key: bytes, entry: Entry, ttl_s: float) -> bool:
+    def store(self, key: bytes, entry: Entry, ttl_s: float) -> bool:
         """Cache an answer in memory unless it was purged or its version is no longer served;
         returns whether others may be given it.
         """
@@ -78,9 +78,9 @@ class AnswerCache:
         """This worker's cache statistics."""
         shared = None
         if self.shared is not None:
-            shared = {"available": self.shared.available, **vars(self.shared.figures)}
+            shared = {"available": self.shared.available, **vars(self.shared.stats)}
         sizes = self.memory.sizes()
-        deployments = self._metrics.requests.cache_figures()
+        deployments = self._metrics.requests.cache_stats()
         for name, (entries, size_bytes) in sizes.items():
             deployments.setdefault(name, {}).update(entries=entries, bytes=size_bytes)
         return {
@@ -94,19 +94,19 @@ class AnswerCache:
         """After a read of the routing table: drop purged answers and those of removed versions."""
         first, self._loaded = not self._loaded, True
         for purge in self.purges.update(self._table.purges):
-            self._forget("purge", _choose_purged(purge))
+            self._invalidate("purge", _choose_purged(purge))
             if self.shared is not None and not first:
-                self.shared.forget(purge)
+                self.shared.delete_purged(purge)
         served = {(v.deployment, v.label, v.revision) for v in self._table.versions()}
         if served != self._served:
             self._served = served
-            self._forget("promotion", lambda owner: not self._is_served(owner))
+            self._invalidate("promotion", lambda owner: not self._is_served(owner))
 
     def _is_served(self, owner: Owner) -> bool:
         return (owner.deployment, owner.version, owner.revision) in self._served
 
-    def _forget(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
-        count = self.memory.forget(chosen)
+    def _invalidate(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
+        count = self.memory.invalidate(chosen)
         if count:
             self._metrics.cache_forgotten.labels(reason).inc(count)
             asyncio.get_running_loop().call_soon(self._free)

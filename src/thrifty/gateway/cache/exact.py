@@ -134,12 +134,12 @@ class Entry:
 class _Group:
     """Entries that are invalidated together."""
 
-    __slots__ = ("forgotten", "keys", "size_bytes")
+    __slots__ = ("invalidated", "keys", "size_bytes")
 
     def __init__(self) -> None:
         self.keys: dict[bytes, None] = {}
         self.size_bytes = 0
-        self.forgotten = False
+        self.invalidated = False
 
 
 class ExactCache:
@@ -150,12 +150,12 @@ class ExactCache:
         self._clock = clock
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._groups: dict[Owner, _Group] = {}
-        self._forgotten: list[_Group] = []
-        self._forgotten_count = 0
+        self._invalidated: list[_Group] = []
+        self._invalidated_count = 0
         self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries) - self._forgotten_count
+        return len(self._entries) - self._invalidated_count
 
     def get(self, key: bytes) -> Entry | None:
         """The answer for `key`, unless it has expired or was invalidated."""
@@ -163,7 +163,7 @@ class ExactCache:
         if entry is None:
             return None
         assert entry.group is not None
-        if entry.group.forgotten or entry.expires_s < self._clock():
+        if entry.group.invalidated or entry.expires_s < self._clock():
             self._drop(key)
             return None
         self._entries.move_to_end(key)
@@ -188,29 +188,29 @@ class ExactCache:
         while self.size_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
 
-    def forget(self, chosen: Callable[[Owner], bool]) -> int:
+    def invalidate(self, chosen: Callable[[Owner], bool]) -> int:
         """Invalidate the answers of chosen owners; returns how many. `free` releases the memory."""
         count = 0
         for owner in [owner for owner in self._groups if chosen(owner)]:
             group = self._groups.pop(owner)
-            group.forgotten = True
+            group.invalidated = True
             count += len(group.keys)
             self.size_bytes -= group.size_bytes
-            self._forgotten.append(group)
-        self._forgotten_count += count
+            self._invalidated.append(group)
+        self._invalidated_count += count
         return count
 
     def free(self) -> bool:
         """Free a piece of the invalidated entries; returns whether there are more."""
         left = FREE_AT_ONCE
-        while self._forgotten and left > 0:
-            group = self._forgotten[-1]
+        while self._invalidated and left > 0:
+            group = self._invalidated[-1]
             while group.keys and left > 0:
                 self._drop(next(reversed(group.keys)))
                 left -= 1
             if not group.keys:
-                self._forgotten.pop()
-        return bool(self._forgotten)
+                self._invalidated.pop()
+        return bool(self._invalidated)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Entries and bytes by deployment."""
@@ -225,8 +225,8 @@ class ExactCache:
         group = entry.group
         assert group is not None
         del group.keys[key]
-        if group.forgotten:
-            self._forgotten_count -= 1
+        if group.invalidated:
+            self._invalidated_count -= 1
             return
         group.size_bytes -= entry.size_bytes
         self.size_bytes -= entry.size_bytes

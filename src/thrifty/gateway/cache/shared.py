@@ -11,7 +11,7 @@ the background through a bounded queue. Everything here may be lost at any time.
 
 Keys, all under `thrifty:cache:`, contain hashes of names instead of the names:
 
-    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}       an answer, or NOTHING
+    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}       an answer, or NO_ANSWER
     thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}:lock  the token of the worker that makes it
 """
 
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 PREFIX = b"thrifty:cache:"
 NAME_BYTES = 6
 """Length of the name hashes in keys; they only select what a purge deletes."""
-NOTHING = b"-"
+NO_ANSWER = b"-"
 """Stored in place of an answer: there is none to wait for."""
-NOTHING_MS = 500
+NO_ANSWER_MS = 500
 """Long enough for all waiting workers to see it."""
 LOCK_S = 3.0
 """A holder that has not renewed its lock for this long is assumed dead."""
@@ -51,9 +51,9 @@ MAX_PAUSE_S = 0.1
 MAX_QUEUE_BYTES = 32_000_000
 """Bound on answers queued for Redis; more are dropped."""
 WRITES_AT_ONCE = 64
-LATE_TO_REST = 3
-REST_S = 1.0
-"""After `LATE_TO_REST` late replies in a row, lookups pause for this long."""
+LATE_TO_PAUSE = 3
+PAUSE_S = 1.0
+"""After `LATE_TO_PAUSE` late replies in a row, lookups pause for this long."""
 SCAN_KEYS = 500
 
 _FIND = Script(
@@ -71,7 +71,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 )
-_GIVE_UP = Script(
+_ABANDON = Script(
     """
 if redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
 redis.call('DEL', KEYS[2])
@@ -88,7 +88,7 @@ return 0
 
 
 @dataclass
-class SharedFigures:
+class SharedTierStats:
     """This worker's statistics of the second tier."""
 
     hits: int = 0
@@ -150,17 +150,17 @@ class SharedTier:
         self._claims: set[Claim] = set()
         self._queue: deque[tuple[Script, list[Any], list[Any]]] = deque()
         self._queue_bytes = 0
-        self._doomed: deque[Purge] = deque()
+        self._purges_due: deque[Purge] = deque()
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._late = 0
-        self._rest_until_s = 0.0
-        self.figures = SharedFigures()
+        self._paused_until_s = 0.0
+        self.stats = SharedTierStats()
 
     @property
     def available(self) -> bool:
         """Whether lookups are made now."""
-        return self._store.available and time.monotonic() >= self._rest_until_s
+        return self._store.available and time.monotonic() >= self._paused_until_s
 
     def start(self) -> None:
         """Start writing, and renewing claims."""
@@ -205,15 +205,15 @@ class SharedTier:
             if answer == 1:
                 claim = Claim(key, name, token)
                 self._claims.add(claim)
-                self.figures.misses += 1
+                self.stats.misses += 1
                 return claim
             if isinstance(answer, list):
                 data, ttl_ms = answer
                 found = self._take(key, owner, data, ttl_ms)
                 if found is not None:
-                    self.figures.hits += 1
+                    self.stats.hits += 1
                     return found
-                if data == NOTHING or faults:
+                if data == NO_ANSWER or faults:
                     break
                 # Damaged or purged: delete it, so that it is generated again.
                 faults += 1
@@ -223,12 +223,12 @@ class SharedTier:
                 break
             waited_s = time.monotonic() - began_s
             if pause_s == FIRST_PAUSE_S:
-                self.figures.waited += 1
+                self.stats.waited += 1
             if waited_s >= bound_s:
                 break
             await asyncio.sleep(min(pause_s, bound_s - waited_s))
             pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
-        self.figures.misses += 1
+        self.stats.misses += 1
         return None
 
     def settle(self, claim: Claim, entry: Entry | None, ttl_s: float = 0.0) -> None:
@@ -244,21 +244,21 @@ class SharedTier:
             ):
                 self._put(_SETTLE, names, [data, ttl_ms, claim.token])
                 return
-            self.figures.dropped += 1
-        self._put(_GIVE_UP, names, [NOTHING, NOTHING_MS, claim.token])
+            self.stats.dropped += 1
+        self._put(_ABANDON, names, [NO_ANSWER, NO_ANSWER_MS, claim.token])
 
-    def forget(self, purge: Purge) -> None:
+    def delete_purged(self, purge: Purge) -> None:
         """Delete purged answers. This only frees memory: purged answers are never returned."""
-        self._doomed.append(purge)
+        self._purges_due.append(purge)
         self._due.set()
 
     def _take(self, key: bytes, owner: Owner, data: bytes, ttl_ms: int) -> Found | None:
         """Decode what Redis returned, if it is intact and may be used."""
-        if data == NOTHING:
+        if data == NO_ANSWER:
             return None
         entry = decode_entry(key, owner.tenant, data)
         if entry is None:
-            self.figures.damaged += 1
+            self.stats.damaged += 1
             log.warning("an answer in the shared cache is damaged and is deleted")
             return None
         if ttl_ms <= 0 or self._purges.cover(entry.owner, entry.purge_id):
@@ -268,7 +268,7 @@ class SharedTier:
     async def _ask(self, name: bytes, token: bytes) -> Any:
         """The script's result; None if it is late or Redis is unavailable."""
         if not self.available:
-            self.figures.late += 1
+            self.stats.late += 1
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -276,11 +276,11 @@ class SharedTier:
                     _FIND, [name, _lock_name(name)], [token, round(LOCK_S * 1e3)]
                 )
         except TimeoutError:
-            self.figures.late += 1
+            self.stats.late += 1
             self._late += 1
-            if self._late >= LATE_TO_REST:
+            if self._late >= LATE_TO_PAUSE:
                 self._late = 0
-                self._rest_until_s = time.monotonic() + REST_S
+                self._paused_until_s = time.monotonic() + PAUSE_S
             return None
         self._late = 0
         return answer
@@ -304,12 +304,12 @@ class SharedTier:
                 for (script, _, arguments), result in zip(batch, results, strict=True):
                     self._queue_bytes -= len(arguments[0])
                     if script is _SETTLE and result is not None:
-                        self.figures.written += 1
-                        self.figures.written_bytes += len(arguments[0])
+                        self.stats.written += 1
+                        self.stats.written_bytes += len(arguments[0])
                     elif result is None:
-                        self.figures.dropped += 1
-            while self._doomed:
-                await self._delete(self._doomed.popleft())
+                        self.stats.dropped += 1
+            while self._purges_due:
+                await self._delete(self._purges_due.popleft())
 
     async def _renew(self) -> None:
         """Renew the locks of this worker's claims."""

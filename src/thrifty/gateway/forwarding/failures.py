@@ -11,7 +11,7 @@ RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
 BUSY = 503
 
 
-class Refused(Exception):
+class ReplicaError(Exception):
     """A replica answered with an error that another replica may not give."""
 
     def __init__(self, status: int, body: bytes) -> None:
@@ -22,12 +22,12 @@ class Refused(Exception):
 
 def is_busy(failure: Exception) -> bool:
     """Whether a replica was only overloaded."""
-    return isinstance(failure, Refused) and failure.status == BUSY
+    return isinstance(failure, ReplicaError) and failure.status == BUSY
 
 
 def make_error(failure: Exception, call: Call) -> WireError:
     """The error that the client receives when its call is not retried any more."""
-    if isinstance(failure, Refused):
+    if isinstance(failure, ReplicaError):
         try:
             fault = msgspec.json.decode(failure.body)["error"]
             return WireError(

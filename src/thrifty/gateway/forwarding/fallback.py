@@ -39,17 +39,17 @@ async def forward_or_fall_back(
     first = target.deployment
     if not first.settings.fallback:
         return await _forward(forwarder, table, metrics, call, flight)
-    standing_in = [d for d in _find_fallbacks(first, table) if _can_take(call, d)]
+    fallbacks = [d for d in _find_fallbacks(first, table) if _can_take(call, d)]
     failure: WireError | None = None
-    if first.ready or not any(d.ready for d in standing_in):
-        call.delivery.may_wait = not any(d.ready for d in standing_in)
+    if first.ready or not any(d.ready for d in fallbacks):
+        call.delivery.may_wait = not any(d.ready for d in fallbacks)
         try:
             return await _forward(forwarder, table, metrics, call, flight)
         except WireError as error:
             if error.status < 500:
                 raise
             failure = error
-    for deployment in standing_in:
+    for deployment in fallbacks:
         if not deployment.ready:
             continue
         log.info("%s: %s answers for %s", call.response_id.text, deployment.name, first.name)
@@ -105,10 +105,10 @@ def _reroute(call: Call, target: Target, deployment: Deployment, metrics: Gatewa
     """Give a call another version. Raises a 400 if that version cannot honour the request."""
     left = target.version
     chosen = deployment.choose(target.conversation_id)
-    others = deployment.stand_ins(target.conversation_id, chosen)
+    others = deployment.alternatives(target.conversation_id, chosen)
     version = next((v for v in (chosen, *others) if v.ready), chosen)
     check_honoured(
-        call.understood.body, call.endpoint, version.honours, version.row.engine, version.label
+        call.admitted.body, call.endpoint, version.honours, version.row.engine, version.label
     )
     metrics.reroutes.labels(deployment.name, left.label, version.label).inc()
     # The version that the conversation is assigned to stays on record as the chosen one.
@@ -146,7 +146,7 @@ def _can_take(call: Call, deployment: Deployment) -> bool:
         return False
     version = deployment.choose(target.conversation_id)
     try:
-        check_honoured(call.understood.body, call.endpoint, version.honours, version.row.engine)
+        check_honoured(call.admitted.body, call.endpoint, version.honours, version.row.engine)
     except WireError:
         return False
     return True

@@ -15,7 +15,12 @@ import time
 from collections.abc import Callable
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
-from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
+from thrifty.gateway.forwarding.failures import (
+    RETRIABLE_STATUSES,
+    ReplicaError,
+    is_busy,
+    make_error,
+)
 from thrifty.gateway.forwarding.hedge import Hedger
 from thrifty.gateway.forwarding.relay import Relay
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
@@ -91,9 +96,9 @@ class Forwarder:
             await self._wait_for_slot(call, concurrency, flight)
         entered_s = time.perf_counter()
         delivery = call.delivery
-        delivery.may_yield = concurrency.holds_much(call.tenant)
+        delivery.may_yield = concurrency.holds_fair_share(call.tenant)
         knows_priorities = version.settings.priority_field is not None
-        if delivery.may_yield and call.understood.stream and knows_priorities:
+        if delivery.may_yield and call.admitted.stream and knows_priorities:
             # Only a stream shows when its answer begins.
             delivery.idle_at = concurrency
             concurrency.begin_idle()
@@ -108,29 +113,29 @@ class Forwarder:
         self, call: Call, concurrency: ConcurrencyLimiter, flight: SingleFlight | None
     ) -> None:
         """Wait for a slot in the fair queue. Raises a 503 or 504."""
-        version, form, delivery = call.placed.version, call.understood, call.delivery
+        version, parsed, delivery = call.placed.version, call.admitted, call.delivery
         limits = version.limits
-        if not concurrency.capacity and self._has_stand_in(call):
+        if not concurrency.capacity and self._has_alternative(call):
             raise NoReplica
         if not (concurrency.capacity or delivery.may_wait):
             raise no_replica_ready(concurrency.name, limits.wait_timeout_s)
         if flight is not None:
             call.exchange.on_disconnect = _do_nothing
         began_s = time.perf_counter()
-        cost = sum(version.estimator.estimate(form.body, len(call.exchange.body)))
+        cost = sum(version.estimator.estimate(parsed.body, len(call.exchange.body)))
         try:
             while True:
                 try:
                     return await concurrency.wait(
                         call.tenant, cost, call.priority,
                         most=limits.waiting, timeout_s=limits.wait_timeout_s,
-                        deadline_s=form.deadline_s,
+                        deadline_s=parsed.deadline_s,
                     )  # fmt: skip
                 except WireError as error:
                     shared = flight is not None and flight.followers
-                    if not (shared and form.deadline_s) or error.code not in DEADLINE_CODES:
+                    if not (shared and parsed.deadline_s) or error.code not in DEADLINE_CODES:
                         raise
-                    form.deadline_s = 0.0  # followers without a deadline wait for it
+                    parsed.deadline_s = 0.0  # followers without a deadline wait for it
         finally:
             delivery.queue_s += time.perf_counter() - began_s
 
@@ -156,13 +161,13 @@ class Forwarder:
                     self.on_chosen(call, replica)
                 result = await self._attempt(call, replica, body, flight)
                 self._note_answer(call, result)
-                streamed = call.understood.stream
+                streamed = call.admitted.stream
                 return result
             except ConnectFailed as error:
                 failure: Exception = error
                 connects += 1
                 last_chance = connects >= MAX_CONNECTS
-            except (NoResponse, BrokenResponse, Refused) as error:
+            except (NoResponse, BrokenResponse, ReplicaError) as error:
                 failure = error
                 sends += 1
                 last_chance = sends >= MAX_SENDS
@@ -181,7 +186,7 @@ class Forwarder:
             if call.expired:
                 if flight is None or not flight.followers:
                     raise deadline_exceeded("before a replica began to answer")
-                call.understood.deadline_s = 0.0  # followers without a deadline wait for it
+                call.admitted.deadline_s = 0.0  # followers without a deadline wait for it
             if call.priority and (flight is None or not flight.followers):
                 last_chance = True  # the batch itself retries later
             if last_chance or not self._budget.spend():
@@ -210,7 +215,7 @@ class Forwarder:
                     tried.clear()
                     continue
                 tried.clear()
-                if self._has_stand_in(call):
+                if self._has_alternative(call):
                     raise NoReplica
                 await self._wait(call, version, began_s)
                 _require_listener(call, flight)
@@ -229,12 +234,12 @@ class Forwarder:
             raise NoReplica
 
     @staticmethod
-    def _has_stand_in(call: Call) -> bool:
+    def _has_alternative(call: Call) -> bool:
         """Whether another version could answer now."""
         target = call.placed
         if target.pinned or target.deployment.name != target.version.deployment:
             return False
-        others = target.deployment.stand_ins(target.conversation_id, target.version)
+        others = target.deployment.alternatives(target.conversation_id, target.version)
         return any(other.ready for other in others)
 
     async def _wait(self, call: Call, version: Version, began_s: float) -> None:
@@ -260,7 +265,7 @@ class Forwarder:
     def _pick(self, call: Call, version: Version, candidates: list[Replica]) -> Replica:
         """Route the call and record a trial request for the health check."""
         chosen = _route(call, version, candidates)
-        if not version.health.fine:
+        if not version.health.all_healthy:
             version.health.note_sent(chosen.id, time.monotonic())
         return chosen
 
@@ -282,7 +287,7 @@ class Forwarder:
             return await self._relay(call, answer, flight)
         data = await answer.read()
         if answer.status in RETRIABLE_STATUSES:
-            raise Refused(answer.status, data)
+            raise ReplicaError(answer.status, data)
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
         if answer.status == 200:
             call.outcome.usage, _ = parse_usage(data)
@@ -318,7 +323,7 @@ class Forwarder:
             exchange.on_disconnect = client_gone
 
         timeout_s = version.limits.first_token_timeout_s
-        deadline_s = call.understood.deadline_s
+        deadline_s = call.admitted.deadline_s
         if deadline_s:
             timeout_s = min(timeout_s, max(0.001, deadline_s - time.perf_counter()))
         lines = self._headers.get(version.identity)
@@ -337,7 +342,7 @@ class Forwarder:
     async def _relay(self, call: Call, answer: Answer, flight: SingleFlight | None) -> Result:
         relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
         entry = (call, relay, answer)
-        delivery, deadline_s = call.delivery, call.understood.deadline_s
+        delivery, deadline_s = call.delivery, call.admitted.deadline_s
         delivery.last_byte_s = time.perf_counter()
         self._streams.add(entry)
         timer = None
@@ -376,7 +381,7 @@ class Forwarder:
         if version.health.note_success(replica.id, time.monotonic()):
             log.info("%s answers again and receives traffic", replica.id)
             version.resize(self._table.workers)
-        if call.understood.stream and version.concurrency.capacity is not None:
+        if call.admitted.stream and version.concurrency.capacity is not None:
             version.concurrency.note_begin(delivery.first_byte_s - delivery.sent_s)
 
     def _note_failure(self, version: Version, replica: Replica) -> None:
@@ -399,7 +404,7 @@ class Forwarder:
             # Before the first token a replica may be computing a long prompt; later it is not.
             limit_s = limits.idle_timeout_s if relay.begun else limits.first_token_timeout_s
             if now_s - call.delivery.last_byte_s > limit_s:
-                _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
+                _interrupt(answer, f"the replica sent nothing for {limit_s:g} s")
 
 
 def _require_listener(call: Call, flight: SingleFlight | None) -> None:
@@ -426,9 +431,7 @@ def _route(call: Call, version: Version, candidates: list[Replica]) -> Replica:
     delivery = call.delivery
     if delivery.routed is UNKNOWN:
         decodes = call.endpoint is not Endpoint.EMBEDDINGS
-        delivery.routed = version.router.describe(
-            call.understood.body, call.session, decodes=decodes
-        )
+        delivery.routed = version.router.describe(call.admitted.body, call.session, decodes=decodes)
     return version.router.choose(candidates, delivery.routed)
 
 
@@ -445,9 +448,9 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
 def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: SingleFlight | None) -> None:
     """End a stream that has not begun by its deadline, unless followers wait for it."""
     if not relay.begun and not (flight is not None and flight.followers):
-        _break_off(answer, "its deadline passed before the first token")
+        _interrupt(answer, "its deadline passed before the first token")
 
 
-def _break_off(answer: Answer, why: str) -> None:
+def _interrupt(answer: Answer, why: str) -> None:
     answer.fail(BrokenResponse(why))
     answer.abort()

@@ -154,10 +154,10 @@ async def open_hedged(
         raise failure
     finally:
         for task in running:
-            _give_up(task)
+            _cancel(task)
 
 
-def _give_up(task: asyncio.Future[Answer]) -> None:
+def _cancel(task: asyncio.Future[Answer]) -> None:
     """Cancel a request; if it has just been answered, abort the answer."""
     if task.cancel():
         return

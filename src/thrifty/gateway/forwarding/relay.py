@@ -133,7 +133,7 @@ class Relay:
             self._flight.publish(data)
 
     def _emit_usage(self, event: bytes) -> None:
-        if self._call.understood.include_usage:
+        if self._call.admitted.include_usage:
             self._call.exchange.write(event)
         if self._captured is not None:
             self._captured.append(event)

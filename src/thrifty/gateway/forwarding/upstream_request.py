@@ -20,27 +20,27 @@ _encode = msgspec.json.Encoder().encode
 def prepare_body(call: Call, version: Version) -> bytes:
     """The bytes to send for a call, whose own body is not changed."""
     changes: dict[str, Any] = {}
-    form, settings = call.understood, version.settings
-    if form.stream and not form.include_usage:
+    parsed, settings = call.admitted, version.settings
+    if parsed.stream and not parsed.include_usage:
         # Token counts are always requested; the relay withholds them from clients that did not.
         changes["stream_options"] = {"include_usage": True}
     upstream_model = settings.upstream_model or version.deployment
-    if form.body.get("model", upstream_model) != upstream_model:
+    if parsed.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
     salt_field = settings.salt_field
     if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
-        changes[salt_field] = _make_salt(call.tenant, form.body.get(salt_field))
+        changes[salt_field] = _make_salt(call.tenant, parsed.body.get(salt_field))
     priority_field = settings.priority_field
     generates = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
     if priority_field is not None and generates and (call.priority or call.delivery.may_yield):
-        changes[priority_field] = max(1, call.priority, form.body.get(priority_field) or 0)
+        changes[priority_field] = max(1, call.priority, parsed.body.get(priority_field) or 0)
     ours = version.honours is not None
-    if ours and any(name in GATEWAY_FIELDS for name in form.body):
-        kept = {name: value for name, value in form.body.items() if name not in GATEWAY_FIELDS}
+    if ours and any(name in GATEWAY_FIELDS for name in parsed.body):
+        kept = {name: value for name, value in parsed.body.items() if name not in GATEWAY_FIELDS}
         return _encode({**kept, **changes})
     if not changes:
         return call.exchange.body
-    return _encode({**form.body, **changes})
+    return _encode({**parsed.body, **changes})
 
 
 def make_headers(version: Version) -> bytes:

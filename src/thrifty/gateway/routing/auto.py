@@ -13,8 +13,8 @@ import random
 from collections.abc import Iterator, Sequence
 
 from thrifty.gateway.routing.least_work import find_least_work, sample
-from thrifty.gateway.state.policy import AnyCandidate, Candidate, Knowledge
-from thrifty.gateway.state.rates import Ahead
+from thrifty.gateway.state.policy import AnyCandidate, Candidate, LearnedState
+from thrifty.gateway.state.rates import WorkAhead
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 HOLDERS = 8
@@ -34,27 +34,27 @@ class Auto:
         self._rng = rng
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """Choose by the rule in the module's docstring."""
-        least = find_least_work(sample(candidates, self._rng), known, self._rng)
+        least = find_least_work(sample(candidates, self._rng), learned, self._rng)
         if not request.levels:
             return least
-        holder = self._find_holder(candidates, request, known)
+        holder = self._find_holder(candidates, request, learned)
         if holder is None or holder is least:
             return least
         saved, cached = request.cached_tokens(holder.slot), request.cached_tokens(least.slot)
-        there, elsewhere = known.rates_of(holder), known.rates_of(least)
-        at_holder_s = there.estimate_ttft_s(_see(holder, request, saved))
-        at_least_s = elsewhere.estimate_ttft_s(_see(least, request, cached))
+        there, elsewhere = learned.rates_of(holder), learned.rates_of(least)
+        at_holder_s = there.estimate_ttft_s(_estimate_ahead(holder, request, saved))
+        at_least_s = elsewhere.estimate_ttft_s(_estimate_ahead(least, request, cached))
         saved_s = elsewhere.prefill_s * max(0.0, saved - cached)
         return holder if at_holder_s <= at_least_s * (1 + MARGIN) + saved_s else least
 
     def _find_holder(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate | None:
         """The least loaded of the candidates with the longest match, or of some of them."""
-        by_slot = known.by_slot(candidates)
+        by_slot = learned.by_slot(candidates)
         for _, mask in request.levels:
             holders = []
             for slot in _spread_bits(mask, self._rng):
@@ -64,14 +64,14 @@ class Auto:
                     if len(holders) == HOLDERS:
                         break
             if holders:
-                return find_least_work(holders, known, self._rng)
+                return find_least_work(holders, learned, self._rng)
         return None
 
 
-def _see(candidate: Candidate, request: RoutedRequest, cached: float) -> Ahead:
+def _estimate_ahead(candidate: Candidate, request: RoutedRequest, cached: float) -> WorkAhead:
     """The work ahead of the request there, with `cached` of its tokens in the replica's cache."""
     tokens = candidate.prefill_tokens + request.prompt_tokens - cached
-    return Ahead(tokens, candidate.in_flight, candidate.waiting)
+    return WorkAhead(tokens, candidate.in_flight, candidate.waiting)
 
 
 def _spread_bits(mask: int, rng: random.Random) -> Iterator[int]:

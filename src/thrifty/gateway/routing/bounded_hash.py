@@ -14,10 +14,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
-PLACES = 64
+POINTS = 64
 """Positions of each replica on the ring."""
 BOUND = 1.25
 
@@ -30,11 +30,11 @@ class BoundedHash:
 
     def __init__(self, rng: random.Random) -> None:
         self._ids: tuple[str, ...] = ()
-        self._places: list[int] = []
+        self._points: list[int] = []
         self._owners: list[str] = []
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """The first replica after the request's position that is not over its bound."""
         by_id = {candidate.id: candidate for candidate in candidates}
@@ -43,7 +43,7 @@ class BoundedHash:
             self._build(ids)
         total = sum(candidate.in_flight for candidate in candidates)
         bound = math.ceil(BOUND * (total + 1) / len(candidates))
-        start = bisect_right(self._places, request.affinity)
+        start = bisect_right(self._points, request.affinity)
         seen: set[str] = set()
         for step in range(len(self._owners)):
             owner = self._owners[(start + step) % len(self._owners)]
@@ -57,10 +57,10 @@ class BoundedHash:
     def _build(self, ids: tuple[str, ...]) -> None:
         ring: list[tuple[int, Any]] = []
         for name in ids:
-            for number in range(PLACES):
+            for number in range(POINTS):
                 digest = hashlib.blake2b(f"{name}\0{number}".encode(), digest_size=8).digest()
                 ring.append((int.from_bytes(digest), name))
         ring.sort()
         self._ids = ids
-        self._places = [place for place, _ in ring]
+        self._points = [point for point, _ in ring]
         self._owners = [name for _, name in ring]

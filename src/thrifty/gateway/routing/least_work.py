@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 SCAN = 64
@@ -29,10 +29,10 @@ class LeastWork:
         self._rng = rng
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """One of the least loaded candidates."""
-        return find_least_work(sample(candidates, self._rng), known, self._rng)
+        return find_least_work(sample(candidates, self._rng), learned, self._rng)
 
 
 def sample(candidates: Sequence[AnyCandidate], rng: random.Random) -> Sequence[AnyCandidate]:
@@ -41,16 +41,16 @@ def sample(candidates: Sequence[AnyCandidate], rng: random.Random) -> Sequence[A
 
 
 def find_least_work(
-    candidates: Sequence[AnyCandidate], known: Knowledge, rng: random.Random
+    candidates: Sequence[AnyCandidate], learned: LearnedState, rng: random.Random
 ) -> AnyCandidate:
     """The candidate with the least outstanding work; ties are broken at random."""
     least, best = float("inf"), []
     key: object = None
-    rates = known.rates_of(candidates[0])
+    rates = learned.rates_of(candidates[0])
     for candidate in candidates:
         if candidate.rates_key is not key:
             key = candidate.rates_key
-            rates = known.rates_of(candidate)
+            rates = learned.rates_of(candidate)
         work_s = (
             rates.prefill_s * candidate.prefill_tokens
             + rates.decode_s * candidate.decode_tokens

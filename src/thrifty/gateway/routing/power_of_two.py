@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from thrifty.gateway.routing.least_work import find_least_work
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 
@@ -22,7 +22,7 @@ class PowerOfTwo:
         self._rng = rng
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """The better of two random candidates."""
-        return find_least_work(self._rng.sample(candidates, 2), known, self._rng)
+        return find_least_work(self._rng.sample(candidates, 2), learned, self._rng)

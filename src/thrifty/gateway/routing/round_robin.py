@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 
@@ -22,7 +22,7 @@ class RoundRobin:
         self._last: str | None = None
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """The candidate after the last one chosen."""
         ordered = sorted(candidates, key=lambda candidate: candidate.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 
@@ -21,7 +21,7 @@ class ShortestQueue:
         self._rng = rng
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """One of the candidates with the fewest requests in flight."""
         least = min(candidate.in_flight for candidate in candidates)

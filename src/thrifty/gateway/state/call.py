@@ -1,9 +1,9 @@
 """The state of one request in the gateway. Each step fills in its own part:
 
-Call      on arrival: the exchange, the endpoint, the API key, and finally the outcome
-Form      at admission: the parsed and validated body
-Target    when a version is chosen: the deployment, the version, the conversation
-Delivery  while forwarding: the replica, its load, and times
+Call           on arrival: the exchange, the endpoint, the API key, and finally the outcome
+ParsedRequest  at admission: the parsed and validated body
+Target         when a version is chosen: the deployment, the version, the conversation
+Delivery       while forwarding: the replica, its load, and times
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ MAX_REQUEST_ID_BYTES = 64
 MAX_SESSION_BYTES = 256
 SESSION_HEADER = b"x-session-id"
 NO_ID = ResponseId(0, "")
+CLIENT_CLOSED = 499
+"""nginx's status for a client that closed the connection before its answer."""
 _ID_PREFIXES = {Endpoint.CHAT: b"chatcmpl-", Endpoint.COMPLETIONS: b"cmpl-"}
 
 __all__ = ["BATCH", "BYPASS", "HIT", "INTERACTIVE", "IN_FLIGHT", "MEMORY", "MISS", "SHARED", "Call"]
@@ -56,7 +58,7 @@ class Origin(StrEnum):
 
 
 @dataclass(slots=True)
-class Form:
+class ParsedRequest:
     """The parsed and validated request."""
 
     body: dict[str, Any]
@@ -150,10 +152,10 @@ class Call:
         "delivery",
         "endpoint",
         "exchange",
-        "form",
         "key",
         "origin",
         "outcome",
+        "parsed",
         "priority",
         "rate_headers",
         "received_s",
@@ -182,17 +184,17 @@ class Call:
         """Ids of replicas that have no room for this call."""
         self.shadow_of: int | None = None
         """The response number of the request that this one copies."""
-        self.form: Form | None = None
+        self.parsed: ParsedRequest | None = None
         self.target: Target | None = None
         self.cache = CacheUse()
         self.delivery = Delivery()
         self.outcome = Outcome()
 
     @property
-    def understood(self) -> Form:
+    def admitted(self) -> ParsedRequest:
         """The parsed request of an admitted call."""
-        assert self.form is not None, "the call has not been admitted"
-        return self.form
+        assert self.parsed is not None, "the call has not been admitted"
+        return self.parsed
 
     @property
     def placed(self) -> Target:
@@ -211,7 +213,7 @@ class Call:
         given = self.exchange.headers.get(SESSION_HEADER)
         if given is not None:
             return given[:MAX_SESSION_BYTES].decode("latin-1")
-        named = self.form.body.get("prompt_cache_key") if self.form is not None else None
+        named = self.parsed.body.get("prompt_cache_key") if self.parsed is not None else None
         return named[:MAX_SESSION_BYTES] if isinstance(named, str) else ""
 
     @property
@@ -222,7 +224,7 @@ class Call:
     @property
     def expired(self) -> bool:
         """Whether the deadline has passed."""
-        deadline_s = self.form.deadline_s if self.form is not None else 0.0
+        deadline_s = self.parsed.deadline_s if self.parsed is not None else 0.0
         return bool(deadline_s) and time.perf_counter() >= deadline_s
 
     @property

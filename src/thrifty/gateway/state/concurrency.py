@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thrifty.gateway.state.fair_queue import BATCH, INTERACTIVE, FairQueue, Ticket
+from thrifty.gateway.state.fair_queue import BATCH, INTERACTIVE, FairQueue, QueuedRequest
 from thrifty.openai.errors import OVERLOADED, SERVER, WireError, unavailable
 
-KEPT_SHARE = 10
+BATCH_RESERVE = 10
 """One slot in this many is reserved from batch requests."""
-KEEP_FROM = 4
+MIN_RESERVABLE = 4
 """With fewer slots than this, none is reserved for other tenants. With more, the reserve is the
 square root of their number, because the number in use fluctuates by about that much (the
 square-root staffing rule, Halfin and Whitt 1981)."""
@@ -70,7 +70,7 @@ class ConcurrencyLimiter:
         """Set the number of slots and admit queued requests to new ones."""
         if capacity != self.capacity:
             self.capacity = capacity
-            self._let_in()
+            self._admit_queued()
 
     def enter(self, tenant: str, priority: int) -> bool:
         """Take a slot if one is free and no queued request has precedence; else return False.
@@ -78,25 +78,25 @@ class ConcurrencyLimiter:
         """
         others_wait = self.queue.waiting(INTERACTIVE) or (priority >= BATCH and len(self.queue))
         # A tenant that may use reserved slots need not queue behind tenants that may not.
-        if others_wait and (priority >= BATCH or not self._is_kept_for(tenant)):
+        if others_wait and (priority >= BATCH or not self._may_use_reserved(tenant)):
             return False
         if not self._has_room(tenant, priority):
             return False
         self._take(tenant, priority)
         return True
 
-    def holds_much(self, tenant: str) -> bool:
+    def holds_fair_share(self, tenant: str) -> bool:
         """Whether other tenants are active and this one holds its fair share of slots or more.
         Its requests may then also wait at the replica for the others'.
         """
-        return len(self._tenants) > 1 and not self._is_kept_for(tenant)
+        return len(self._tenants) > 1 and not self._may_use_reserved(tenant)
 
     def begin_idle(self) -> None:
         """Count the slot of a request that waits at its replica as idle. It does no work while it
         waits, so tenants below their share may use one more slot.
         """
         self._idle += 1
-        self._let_in()
+        self._admit_queued()
 
     def end_idle(self) -> None:
         """Stop counting a slot as idle: its request has begun or has ended."""
@@ -106,7 +106,7 @@ class ConcurrencyLimiter:
         """Release a slot that was held for `held_s` seconds."""
         self._release(tenant, priority)
         self.hold_s += (WEIGHT if self.hold_s else 1.0) * (held_s - self.hold_s)
-        self._let_in()
+        self._admit_queued()
 
     def note_begin(self, begin_s: float) -> None:
         """Record how long a replica took to begin a stream."""
@@ -139,48 +139,50 @@ class ConcurrencyLimiter:
         if deadline_s and now_s + wait_s + self.begin_s > deadline_s:
             raise refuse_early(self.name, wait_s + self.begin_s, deadline_s - now_s, wait_s)
         self._make_room(tenant, priority, most, wait_s)
-        ticket = Ticket(tenant, cost, priority, deadline_s)
-        ticket.payload = turn = asyncio.get_running_loop().create_future()
-        self.queue.push(ticket)
+        queued = QueuedRequest(tenant, cost, priority, deadline_s)
+        queued.payload = granted = asyncio.get_running_loop().create_future()
+        self.queue.push(queued)
         ends_s = now_s + timeout_s if priority < BATCH else 0.0
         if deadline_s and (not ends_s or deadline_s < ends_s):
             ends_s = deadline_s
         try:
             async with asyncio.timeout(ends_s - now_s if ends_s else None):
-                await turn
+                await granted
         except BaseException as error:
-            self._step_out(ticket, turn)
+            self._leave_queue(queued, granted)
             if not isinstance(error, TimeoutError):
                 raise
             if deadline_s and self._clock() >= deadline_s:
                 raise deadline_exceeded("while it waited for a free replica") from None
-            raise self._give_up(timeout_s) from None
+            raise self._make_timeout(timeout_s) from None
 
     def sweep(self) -> None:
         """Refuse requests whose deadline cannot be met, and forget tenants that are inactive."""
         now_s = self._clock()
-        for ticket in list(self.queue):
-            if ticket.deadline_s and now_s + self.begin_s > ticket.deadline_s:
-                turn: asyncio.Future[None] = ticket.payload
-                if self.queue.remove(ticket) and not turn.done():
-                    left_s = ticket.deadline_s - now_s
-                    turn.set_exception(refuse_early(self.name, self.begin_s, left_s, self.hold_s))
+        for queued in list(self.queue):
+            if queued.deadline_s and now_s + self.begin_s > queued.deadline_s:
+                granted: asyncio.Future[None] = queued.payload
+                if self.queue.remove(queued) and not granted.done():
+                    left_s = queued.deadline_s - now_s
+                    granted.set_exception(
+                        refuse_early(self.name, self.begin_s, left_s, self.hold_s)
+                    )
         old_s = now_s - ACTIVE_S
         for name in [n for n, t in self._tenants.items() if not t.held and t.seen_s < old_s]:
             del self._tenants[name]
-        self._let_in()
+        self._admit_queued()
 
     def dismiss(self) -> None:
         """Remove all queued requests; each gets `NoReplica`, so that it can go elsewhere."""
-        for ticket in list(self.queue):
-            turn: asyncio.Future[None] = ticket.payload
-            if self.queue.remove(ticket) and not turn.done():
-                turn.set_exception(NoReplica())
+        for queued in list(self.queue):
+            granted: asyncio.Future[None] = queued.payload
+            if self.queue.remove(queued) and not granted.done():
+                granted.set_exception(NoReplica())
 
     def _make_room(self, tenant: str, priority: int, most: int, wait_s: float) -> None:
         if len(self.queue) < most:
             return
-        victim = self.queue.make_room(tenant, priority)
+        evicted = self.queue.find_evictable(tenant, priority)
         full = unavailable(
             f"{len(self.queue)} requests are already waiting for a free replica of '{self.name}'"
             if self.capacity
@@ -188,20 +190,20 @@ class ConcurrencyLimiter:
             "queue_full",
             retry_after_s=max(1.0, wait_s),
         )
-        if victim is None:
+        if evicted is None:
             raise full
-        self.queue.remove(victim)
-        if not victim.payload.done():
-            victim.payload.set_exception(full)
+        self.queue.remove(evicted)
+        if not evicted.payload.done():
+            evicted.payload.set_exception(full)
 
-    def _step_out(self, ticket: Ticket, turn: asyncio.Future[None]) -> None:
+    def _leave_queue(self, queued: QueuedRequest, granted: asyncio.Future[None]) -> None:
         """Leave the queue. A slot that was granted in the meantime is released."""
-        given = not self.queue.remove(ticket) and turn.done() and not turn.cancelled()
-        if given and turn.exception() is None:
-            self._release(ticket.tenant, ticket.priority)
-        self._let_in()
+        given = not self.queue.remove(queued) and granted.done() and not granted.cancelled()
+        if given and granted.exception() is None:
+            self._release(queued.tenant, queued.priority)
+        self._admit_queued()
 
-    def _give_up(self, timeout_s: float) -> WireError:
+    def _make_timeout(self, timeout_s: float) -> WireError:
         if not self.capacity:
             return no_replica_ready(self.name, timeout_s)
         return unavailable(
@@ -210,44 +212,44 @@ class ConcurrencyLimiter:
             retry_after_s=max(1.0, self.hold_s),
         )
 
-    def _let_in(self) -> None:
+    def _admit_queued(self) -> None:
         """Grant free slots to queued requests."""
         while len(self.queue):
             if self.capacity is None:
-                ticket = self.queue.pop()
+                queued = self.queue.pop()
             elif self.taken >= self.capacity + self._idle:
                 return
             else:
-                ticket = self._pop_next(self.capacity - self.taken)
-            if ticket is None:
+                queued = self._pop_next(self.capacity - self.taken)
+            if queued is None:
                 return
-            if ticket.payload.done():
+            if queued.payload.done():
                 continue  # its client has gone
-            self._take(ticket.tenant, ticket.priority)
-            ticket.payload.set_result(None)
+            self._take(queued.tenant, queued.priority)
+            queued.payload.set_result(None)
 
-    def _pop_next(self, free: int) -> Ticket | None:
-        least = BATCH if free > self._kept(BATCH) else INTERACTIVE
-        if free > self._kept(INTERACTIVE):
-            return self.queue.pop(None, least)
-        return self.queue.pop(self._is_kept_for, least)
+    def _pop_next(self, free: int) -> QueuedRequest | None:
+        lowest = BATCH if free > self._count_reserved(BATCH) else INTERACTIVE
+        if free > self._count_reserved(INTERACTIVE):
+            return self.queue.pop(None, lowest)
+        return self.queue.pop(self._may_use_reserved, lowest)
 
     def _has_room(self, tenant: str, priority: int) -> bool:
         free = (self.capacity or 0) - self.taken
-        if free > self._kept(priority):
+        if free > self._count_reserved(priority):
             return free > 0
-        return free + self._idle > 0 and priority < BATCH and self._is_kept_for(tenant)
+        return free + self._idle > 0 and priority < BATCH and self._may_use_reserved(tenant)
 
-    def _kept(self, priority: int) -> int:
+    def _count_reserved(self, priority: int) -> int:
         """The number of slots reserved from requests of a priority."""
         capacity = self.capacity or 0
         if priority >= BATCH:
-            return capacity // KEPT_SHARE
-        if capacity < KEEP_FROM or len(self._tenants) < 2:
+            return capacity // BATCH_RESERVE
+        if capacity < MIN_RESERVABLE or len(self._tenants) < 2:
             return 0
         return math.isqrt(capacity)
 
-    def _is_kept_for(self, tenant: str) -> bool:
+    def _may_use_reserved(self, tenant: str) -> bool:
         """Whether a tenant may use the reserved slots: it holds less than its fair share, or less
         than half of what the largest tenant holds.
         """

@@ -60,7 +60,7 @@ class Deployment:
         chosen = self.choose(conversation_id)
         if chosen.ready:
             return chosen, chosen
-        others = self.stand_ins(conversation_id, chosen)
+        others = self.alternatives(conversation_id, chosen)
         return chosen, next((other for other in others if other.ready), chosen)
 
     @property
@@ -68,7 +68,7 @@ class Deployment:
         """The version that gets all traffic, if there is exactly one."""
         return self._only
 
-    def stand_ins(self, conversation_id: str, chosen: Version) -> Iterator[Version]:
+    def alternatives(self, conversation_id: str, chosen: Version) -> Iterator[Version]:
         """The versions that may answer instead of `chosen`, in the conversation's order."""
         if self._only is not None:
             return

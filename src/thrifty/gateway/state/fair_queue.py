@@ -22,7 +22,7 @@ INTERACTIVE, BATCH = 0, 1
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
+class QueuedRequest:
     """A waiting request. `cost` is in tokens, `deadline_s` (0: none) is on the caller's clock."""
 
     tenant: str
@@ -37,122 +37,122 @@ class _Flow:
     """One tenant's waiting requests."""
 
     balance: int = QUANTUM
-    tickets: deque[Ticket] = field(default_factory=deque)
+    requests: deque[QueuedRequest] = field(default_factory=deque)
 
 
 class DeficitRoundRobin:
     """The waiting requests of one priority."""
 
-    __slots__ = ("_fresh", "_turns", "count")
+    __slots__ = ("_new_flows", "_old_flows", "count")
 
     def __init__(self) -> None:
-        self._fresh: OrderedDict[str, _Flow] = OrderedDict()
+        self._new_flows: OrderedDict[str, _Flow] = OrderedDict()
         """Tenants that had nothing queued until now, in order of arrival."""
-        self._turns: OrderedDict[str, _Flow] = OrderedDict()
+        self._old_flows: OrderedDict[str, _Flow] = OrderedDict()
         """All other tenants in turn order; some have no queued request but a negative balance."""
         self.count = 0
 
-    def __iter__(self) -> Iterator[Ticket]:
-        for flows in (self._fresh, self._turns):
+    def __iter__(self) -> Iterator[QueuedRequest]:
+        for flows in (self._new_flows, self._old_flows):
             for flow in flows.values():
-                yield from flow.tickets
+                yield from flow.requests
 
     @property
     def tenants(self) -> int:
         """The number of tenants in the rotation."""
-        return len(self._fresh) + len(self._turns)
+        return len(self._new_flows) + len(self._old_flows)
 
     def waiting_of(self, tenant: str) -> int:
         """The number of waiting requests of a tenant."""
         flow = self._find(tenant)
-        return len(flow.tickets) if flow is not None else 0
+        return len(flow.requests) if flow is not None else 0
 
-    def push(self, ticket: Ticket) -> None:
+    def push(self, queued: QueuedRequest) -> None:
         """Append a request to its tenant's queue."""
-        flow = self._find(ticket.tenant)
+        flow = self._find(queued.tenant)
         if flow is None:
-            flow = self._fresh[ticket.tenant] = _Flow()
-        flow.tickets.append(ticket)
+            flow = self._new_flows[queued.tenant] = _Flow()
+        flow.requests.append(queued)
         self.count += 1
 
-    def remove(self, ticket: Ticket) -> bool:
+    def remove(self, queued: QueuedRequest) -> bool:
         """Remove a request; False if it is no longer queued."""
-        flow = self._find(ticket.tenant)
-        if flow is None or ticket not in flow.tickets:
+        flow = self._find(queued.tenant)
+        if flow is None or queued not in flow.requests:
             return False
-        flow.tickets.remove(ticket)
-        self._note_less()
+        flow.requests.remove(queued)
+        self._decrement()
         return True
 
-    def find_newest(self) -> Ticket | None:
+    def find_newest(self) -> QueuedRequest | None:
         """The newest request of the tenant with the most waiting requests."""
-        flows = [*self._fresh.values(), *self._turns.values()]
-        longest = max(flows, key=lambda flow: len(flow.tickets), default=None)
-        return longest.tickets[-1] if longest is not None and longest.tickets else None
+        flows = [*self._new_flows.values(), *self._old_flows.values()]
+        longest = max(flows, key=lambda flow: len(flow.requests), default=None)
+        return longest.requests[-1] if longest is not None and longest.requests else None
 
-    def pop(self, allowed: Callable[[str], bool] | None = None) -> Ticket | None:
+    def pop(self, allowed: Callable[[str], bool] | None = None) -> QueuedRequest | None:
         """Remove and return the next request; with `allowed`, only of tenants it accepts."""
         if not self.count:
             return None
         if allowed is not None:
-            return self._pop_of(allowed)
-        while self._fresh:
-            tenant, flow = next(iter(self._fresh.items()))
-            ticket = flow.tickets.popleft() if flow.tickets else None
-            flow.balance -= ticket.cost if ticket is not None else 0
-            if flow.balance <= 0 or not flow.tickets:
+            return self._pop_allowed(allowed)
+        while self._new_flows:
+            tenant, flow = next(iter(self._new_flows.items()))
+            queued = flow.requests.popleft() if flow.requests else None
+            flow.balance -= queued.cost if queued is not None else 0
+            if flow.balance <= 0 or not flow.requests:
                 # It moves on even with an empty queue, so that it does not count as new again.
-                del self._fresh[tenant]
-                self._turns[tenant] = flow
-            if ticket is not None:
-                return self._give(ticket)
+                del self._new_flows[tenant]
+                self._old_flows[tenant] = flow
+            if queued is not None:
+                return self._give(queued)
         passed = 0
         while True:
-            tenant, flow = next(iter(self._turns.items()))
+            tenant, flow = next(iter(self._old_flows.items()))
             if flow.balance <= 0:
                 flow.balance += QUANTUM
-                self._turns.move_to_end(tenant)
+                self._old_flows.move_to_end(tenant)
                 passed += 1
-                if passed >= len(self._turns):
+                if passed >= len(self._old_flows):
                     self._skip_rounds()
                     passed = 0
-            elif not flow.tickets:
-                del self._turns[tenant]
+            elif not flow.requests:
+                del self._old_flows[tenant]
                 passed = 0
             else:
-                ticket = flow.tickets.popleft()
-                flow.balance -= ticket.cost
-                return self._give(ticket)
+                queued = flow.requests.popleft()
+                flow.balance -= queued.cost
+                return self._give(queued)
 
-    def _pop_of(self, allowed: Callable[[str], bool]) -> Ticket | None:
-        for flows in (self._fresh, self._turns):
+    def _pop_allowed(self, allowed: Callable[[str], bool]) -> QueuedRequest | None:
+        for flows in (self._new_flows, self._old_flows):
             for tenant, flow in flows.items():
-                if flow.tickets and allowed(tenant):
-                    ticket = flow.tickets.popleft()
-                    flow.balance -= ticket.cost
-                    return self._give(ticket)
+                if flow.requests and allowed(tenant):
+                    queued = flow.requests.popleft()
+                    flow.balance -= queued.cost
+                    return self._give(queued)
         return None
 
     def _skip_rounds(self) -> None:
         """Skip rounds in which no tenant could go, in one step: there may be thousands."""
-        rounds = min(-flow.balance // QUANTUM for flow in self._turns.values() if flow.tickets)
+        rounds = min(-flow.balance // QUANTUM for flow in self._old_flows.values() if flow.requests)
         if rounds > 0:
-            for flow in self._turns.values():
+            for flow in self._old_flows.values():
                 flow.balance += rounds * QUANTUM
 
-    def _give(self, ticket: Ticket) -> Ticket:
-        self._note_less()
-        return ticket
+    def _give(self, queued: QueuedRequest) -> QueuedRequest:
+        self._decrement()
+        return queued
 
-    def _note_less(self) -> None:
+    def _decrement(self) -> None:
         self.count -= 1
         if not self.count:
             # With nothing queued, no tenant is owed anything.
-            self._fresh.clear()
-            self._turns.clear()
+            self._new_flows.clear()
+            self._old_flows.clear()
 
     def _find(self, tenant: str) -> _Flow | None:
-        return self._fresh.get(tenant) or self._turns.get(tenant)
+        return self._new_flows.get(tenant) or self._old_flows.get(tenant)
 
 
 class FairQueue:
@@ -166,7 +166,7 @@ class FairQueue:
     def __len__(self) -> int:
         return self._queues[0].count + self._queues[1].count
 
-    def __iter__(self) -> Iterator[Ticket]:
+    def __iter__(self) -> Iterator[QueuedRequest]:
         yield from self._queues[0]
         yield from self._queues[1]
 
@@ -174,26 +174,26 @@ class FairQueue:
         """The number of waiting requests of one priority."""
         return self._queues[priority].count
 
-    def push(self, ticket: Ticket) -> None:
+    def push(self, queued: QueuedRequest) -> None:
         """Add a request."""
-        self._queues[ticket.priority].push(ticket)
+        self._queues[queued.priority].push(queued)
 
     def pop(
-        self, allowed: Callable[[str], bool] | None = None, least: int = BATCH
-    ) -> Ticket | None:
-        """Remove and return the next request of priority `least` or more urgent; with `allowed`,
+        self, allowed: Callable[[str], bool] | None = None, lowest: int = BATCH
+    ) -> QueuedRequest | None:
+        """Remove and return the next request of priority `lowest` or more urgent; with `allowed`,
         only of tenants it accepts.
         """
-        ticket = self._queues[INTERACTIVE].pop(allowed)
-        if ticket is None and least >= BATCH and not self._queues[INTERACTIVE].count:
-            ticket = self._queues[BATCH].pop(allowed)
-        return ticket
+        queued = self._queues[INTERACTIVE].pop(allowed)
+        if queued is None and lowest >= BATCH and not self._queues[INTERACTIVE].count:
+            queued = self._queues[BATCH].pop(allowed)
+        return queued
 
-    def remove(self, ticket: Ticket) -> bool:
+    def remove(self, queued: QueuedRequest) -> bool:
         """Remove a request; False if it is no longer queued."""
-        return self._queues[ticket.priority].remove(ticket)
+        return self._queues[queued.priority].remove(queued)
 
-    def make_room(self, tenant: str, priority: int) -> Ticket | None:
+    def find_evictable(self, tenant: str, priority: int) -> QueuedRequest | None:
         """The request to evict for a new one when the queue is full: a batch request, or the newest
         request of the tenant with the most. None if the new request should be refused instead.
         """

@@ -29,19 +29,19 @@ MAX_SHARE = 0.5
 HALF_LIFE_S = 15.0
 """Observations lose half their weight in this time."""
 DECAY_S = 0.5
-LEAST_SEEN = 10.0
+MIN_REQUESTS = 10.0
 """A failure rate over fewer requests than this is ignored."""
-LEAST_RATE = 0.25
-TIMES_FLEET = 3.0
-"""A replica is an outlier if its failure rate is at least `LEAST_RATE` and this many times the
+MIN_FAILURE_RATE = 0.25
+FLEET_FACTOR = 3.0
+"""A replica is an outlier if its failure rate is at least `MIN_FAILURE_RATE` and this many times the
 combined rate of all others."""
-FORGIVE_S = 120.0
+RESET_S = 120.0
 """After this long without an ejection, the ejection time starts over at `EJECT_S`."""
 MAX_TRIAL_S = 60.0
 """A trial request that has not ended by then counts as lost, and another one is sent."""
 
 
-class Watched(Protocol):
+class ReplicaLike(Protocol):
     """A replica with an id."""
 
     @property
@@ -50,7 +50,7 @@ class Watched(Protocol):
         ...
 
 
-AnyWatched = TypeVar("AnyWatched", bound=Watched)
+AnyReplica = TypeVar("AnyReplica", bound=ReplicaLike)
 
 
 @dataclass(slots=True)
@@ -60,11 +60,11 @@ class _Record:
     good: float = 0.0
     bad: float = 0.0
     updated_s: float = 0.0
-    in_row: int = 0
+    consecutive: int = 0
     avoid_until_s: float = 0.0
     ejections: int = 0
     ejected_until_s: float = 0.0
-    back_s: float = 0.0
+    restored_s: float = 0.0
     """When it returned from its last ejection."""
     trial_s: float = 0.0
     """When the trial request in progress was sent; 0 if there is none."""
@@ -92,29 +92,29 @@ class _Record:
 class Health:
     """The health of one version's replicas, by id. Times are seconds of any one clock."""
 
-    __slots__ = ("_records", "_troubled", "ejections")
+    __slots__ = ("_records", "_suspects", "ejections")
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
-        self._troubled: set[str] = set()
+        self._suspects: set[str] = set()
         """Ids of replicas that may have to be avoided."""
         self.ejections = 0
         """How many times a replica was ejected."""
 
     @property
-    def fine(self) -> bool:
+    def all_healthy(self) -> bool:
         """Whether no replica is ejected, on trial or avoided. A cheap check."""
-        return not self._troubled
+        return not self._suspects
 
-    def choose_from(self, ready: Sequence[AnyWatched], now_s: float) -> Sequence[AnyWatched]:
+    def choose_from(self, ready: Sequence[AnyReplica], now_s: float) -> Sequence[AnyReplica]:
         """The replicas of `ready` that may receive requests; at least one if `ready` is not empty.
         If a replica is due for its trial, only that one is returned.
         """
-        if not self._troubled or len(ready) < 2:
+        if not self._suspects or len(ready) < 2:
             return ready
         good, avoided = [], []
         for replica in ready:
-            record = self._records.get(replica.id) if replica.id in self._troubled else None
+            record = self._records.get(replica.id) if replica.id in self._suspects else None
             if record is None:
                 good.append(replica)
             elif record.ejected:
@@ -123,7 +123,7 @@ class Health:
             elif record.avoid_until_s > now_s:
                 avoided.append(replica)
             else:
-                self._troubled.discard(replica.id)
+                self._suspects.discard(replica.id)
                 good.append(replica)
         return good or avoided or ready
 
@@ -143,15 +143,15 @@ class Health:
         """Record a success; returns whether it restored an ejected replica."""
         record = self._record(replica_id, now_s)
         record.good += 1
-        record.in_row = 0
+        record.consecutive = 0
         if not record.ejected:
             return False
         if record.ejected_until_s > now_s and not record.trial_s:
             return False  # an answer to a request sent before the ejection
         record.ejected_until_s = record.trial_s = record.avoid_until_s = 0.0
         record.bad = 0.0
-        record.back_s = now_s
-        self._troubled.discard(replica_id)
+        record.restored_s = now_s
+        self._suspects.discard(replica_id)
         return True
 
     def note_failure(self, replica_id: str, ready: Collection[str], now_s: float) -> bool:
@@ -160,28 +160,28 @@ class Health:
         """
         record = self._record(replica_id, now_s)
         record.bad += 1
-        record.in_row += 1
+        record.consecutive += 1
         record.avoid_until_s = now_s + AVOID_S
-        if not record.ejected and now_s - record.back_s > FORGIVE_S:
+        if not record.ejected and now_s - record.restored_s > RESET_S:
             record.ejections = 0
-        self._troubled.add(replica_id)
+        self._suspects.add(replica_id)
         if record.ejected:
             if record.trial_s:
                 self._eject(record, now_s)
                 return True
             return False
-        if record.in_row < CONSECUTIVE and not self._stands_out(replica_id, record, now_s):
+        if record.consecutive < CONSECUTIVE and not self._is_outlier(replica_id, record, now_s):
             return False
         if not self._may_eject(replica_id, ready):
             return False
         self._eject(record, now_s)
         return True
 
-    def left_alone(self, ids: Collection[str]) -> int:
+    def count_ejected(self, ids: Collection[str]) -> int:
         """How many of `ids` are ejected."""
-        if not self._troubled:
+        if not self._suspects:
             return 0
-        return sum(1 for i in self._troubled if i in ids and self._records[i].ejected)
+        return sum(1 for i in self._suspects if i in ids and self._records[i].ejected)
 
     def is_ejected(self, replica_id: str) -> bool:
         """Whether a replica is ejected or on trial."""
@@ -192,12 +192,12 @@ class Health:
         """Drop the records of all replicas but these."""
         for gone in [known for known in self._records if known not in ids]:
             del self._records[gone]
-            self._troubled.discard(gone)
+            self._suspects.discard(gone)
 
     def forget(self, replica_id: str) -> None:
         """Drop the record of a replica whose id now belongs to a new replica."""
         self._records.pop(replica_id, None)
-        self._troubled.discard(replica_id)
+        self._suspects.discard(replica_id)
 
     def _record(self, replica_id: str, now_s: float) -> _Record:
         record = self._records.get(replica_id)
@@ -218,11 +218,11 @@ class Health:
         lasts_s = min(MAX_EJECT_S, EJECT_S * 2.0 ** (record.ejections - 1))
         record.ejected_until_s = now_s + lasts_s
         record.trial_s = 0.0
-        record.in_row = 0
+        record.consecutive = 0
         self.ejections += 1
 
-    def _stands_out(self, replica_id: str, record: _Record, now_s: float) -> bool:
-        if record.good + record.bad < LEAST_SEEN or record.rate < LEAST_RATE:
+    def _is_outlier(self, replica_id: str, record: _Record, now_s: float) -> bool:
+        if record.good + record.bad < MIN_REQUESTS or record.rate < MIN_FAILURE_RATE:
             return False
         good = bad = 0.0
         for other_id, other in self._records.items():
@@ -230,6 +230,6 @@ class Health:
                 other.decay(now_s)
                 good += other.good
                 bad += other.bad
-        if good + bad < LEAST_SEEN:
+        if good + bad < MIN_REQUESTS:
             return False
-        return record.rate >= TIMES_FLEET * bad / (good + bad)
+        return record.rate >= FLEET_FACTOR * bad / (good + bad)

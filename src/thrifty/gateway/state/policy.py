@@ -65,13 +65,13 @@ class RoutingPolicy(Protocol):
     """Whether it routes by session or by the beginning of the prompt."""
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """The replica for this request."""
         ...
 
 
-class Knowledge:
+class LearnedState:
     """Learned state of a version's replicas: cached prefixes and speeds."""
 
     def __init__(self) -> None:

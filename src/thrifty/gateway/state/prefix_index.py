@@ -20,16 +20,16 @@ MIN_BLOCKS = 16
 SHRINK, GROW = 0.9, 1.01
 
 
-class _Holding:
+class _ReplicaBlocks:
     """The blocks that one replica is assumed to hold."""
 
-    __slots__ = ("blocks", "capacity", "computing", "most")
+    __slots__ = ("blocks", "capacity", "computing", "max_capacity")
 
     def __init__(self) -> None:
         self.computing: set[int] = set()
         self.blocks: OrderedDict[int, None] = OrderedDict()
         self.capacity = float(DEFAULT_BLOCKS)
-        self.most = float(DEFAULT_BLOCKS)
+        self.max_capacity = float(DEFAULT_BLOCKS)
 
 
 class PrefixIndex:
@@ -37,7 +37,7 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._holders: dict[int, int] = {}
-        self._held: dict[int, _Holding] = {}
+        self._replicas: dict[int, _ReplicaBlocks] = {}
         self._free: list[int] = []
         self._next = 0
 
@@ -45,30 +45,30 @@ class PrefixIndex:
         return len(self._holders)
 
     def __contains__(self, slot: int) -> bool:
-        return slot in self._held
+        return slot in self._replicas
 
     def join(self) -> int:
         """Register a new replica with an empty cache; returns its slot number."""
         slot = self._free.pop() if self._free else self._next
         if slot == self._next:
             self._next += 1
-        self._held[slot] = _Holding()
+        self._replicas[slot] = _ReplicaBlocks()
         return slot
 
     def leave(self, slot: int) -> None:
         """Remove a replica that is gone or was restarted with an empty cache."""
-        held = self._held.pop(slot, None)
-        if held is None:
+        cached = self._replicas.pop(slot, None)
+        if cached is None:
             return
-        for block in held.blocks:
+        for block in cached.blocks:
             self._drop(block, slot)
         self._free.append(slot)
 
     def set_capacity(self, slot: int, blocks: float) -> None:
         """Set how many blocks a replica's cache can hold."""
-        held = self._held.get(slot)
-        if held is not None and blocks != held.most:
-            held.capacity = held.most = max(float(MIN_BLOCKS), blocks)
+        cached = self._replicas.get(slot)
+        if cached is not None and blocks != cached.max_capacity:
+            cached.capacity = cached.max_capacity = max(float(MIN_BLOCKS), blocks)
 
     def match(self, blocks: Sequence[int]) -> list[tuple[int, int]]:
         """The longest prefixes that replicas hold: pairs of (number of blocks, bits of the replicas
@@ -94,10 +94,10 @@ class PrefixIndex:
 
     def add(self, slot: int, blocks: Sequence[int]) -> None:
         """Record that a prompt with these blocks was sent to a replica."""
-        held = self._held.get(slot)
-        if held is None:
+        cached = self._replicas.get(slot)
+        if cached is None:
             return
-        bit, lru, holders = 1 << slot, held.blocks, self._holders
+        bit, lru, holders = 1 << slot, cached.blocks, self._holders
         # In reverse order, so that ends of prompts are evicted first.
         for block in reversed(blocks):
             if block in lru:
@@ -105,38 +105,40 @@ class PrefixIndex:
             else:
                 lru[block] = None
                 holders[block] = holders.get(block, 0) | bit
-        limit = min(held.capacity, MAX_BLOCKS / len(self._held))
+        limit = min(cached.capacity, MAX_BLOCKS / len(self._replicas))
         while len(lru) > limit:
             self._drop(lru.popitem(last=False)[0], slot)
 
     def begin(self, slot: int, blocks: Sequence[int]) -> None:
         """Mark blocks as being computed; later requests that share them may find them cached."""
-        held = self._held.get(slot)
-        if held is not None:
-            held.computing.update(blocks)
+        cached = self._replicas.get(slot)
+        if cached is not None:
+            cached.computing.update(blocks)
 
     def finish(self, slot: int, blocks: Sequence[int]) -> None:
         """Mark blocks as computed."""
-        held = self._held.get(slot)
-        if held is not None:
-            held.computing.difference_update(blocks)
+        cached = self._replicas.get(slot)
+        if cached is not None:
+            cached.computing.difference_update(blocks)
 
     def is_computing(self, slot: int, block: int) -> bool:
         """Whether a replica is still computing this block."""
-        held = self._held.get(slot)
-        return held is not None and block in held.computing
+        cached = self._replicas.get(slot)
+        return cached is not None and block in cached.computing
 
     def correct(self, slot: int, expected: float, actual: float) -> None:
         """Adjust a replica's capacity to what its engine found cached. A result below the
         expectation means a smaller cache, or one shared with others.
         """
-        held = self._held.get(slot)
-        if held is None or expected <= 0:
+        cached = self._replicas.get(slot)
+        if cached is None or expected <= 0:
             return
         if actual < 0.5 * expected:
-            held.capacity = max(float(MIN_BLOCKS), min(held.capacity, len(held.blocks)) * SHRINK)
-        elif held.capacity < held.most:
-            held.capacity = min(held.most, held.capacity * GROW)
+            cached.capacity = max(
+                float(MIN_BLOCKS), min(cached.capacity, len(cached.blocks)) * SHRINK
+            )
+        elif cached.capacity < cached.max_capacity:
+            cached.capacity = min(cached.max_capacity, cached.capacity * GROW)
 
     def _drop(self, block: int, slot: int) -> None:
         left = self._holders.get(block, 0) & ~(1 << slot)

@@ -24,7 +24,7 @@ MAX_UNCERTAINTY = 1e6
 _N = range(4)
 
 
-class Ahead(NamedTuple):
+class WorkAhead(NamedTuple):
     """The work on a replica ahead of a new request."""
 
     prefill_tokens: float
@@ -58,7 +58,7 @@ class Rates:
         self.decode_s = DEFAULT_DECODE_S
         """Seconds of a replica's time per generated token, at its usual concurrency."""
 
-    def estimate_ttft_s(self, ahead: Ahead) -> float:
+    def estimate_ttft_s(self, ahead: WorkAhead) -> float:
         """The expected time to the first token."""
         return (
             self.fixed_s
@@ -67,7 +67,7 @@ class Rates:
             + self.waiting_s * ahead.waiting
         )
 
-    def learn_ttft(self, ahead: Ahead, ttft_s: float) -> None:
+    def learn_ttft(self, ahead: WorkAhead, ttft_s: float) -> None:
         """Learn from one measured time to the first token."""
         x = (1.0, ahead.prefill_tokens / TOKEN_SCALE, ahead.running, ahead.waiting)
         p, theta = self._p, self._theta

@@ -24,7 +24,7 @@ POLL_S = 0.2
 FULL_READ_S = 2.0
 """Memory and load figures change without the counter; they are read at this interval."""
 AWAY_POLL_S = 1.0
-FIRST_LOOK_S = 5.0
+FIRST_READ_TIMEOUT_S = 5.0
 MIN_REFRESH_S = 0.1
 """Unknown keys may trigger a read of the database; at most one in this interval."""
 
@@ -49,7 +49,7 @@ class TableReader:
         self._up = True
         self._change = -1
         self._read_s = 0.0
-        self._looked = asyncio.Event()
+        self._first_read = asyncio.Event()
         self._refresh: asyncio.Future[None] | None = None
         self._refreshed_s = 0.0
         self._thread = threading.Thread(target=self._run, name="routing-table", daemon=True)
@@ -63,8 +63,8 @@ class TableReader:
         """Start reading; returns after the first read, or after a bounded wait if it fails."""
         self._thread.start()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LOOK_S):
-                await self._looked.wait()
+            async with asyncio.timeout(FIRST_READ_TIMEOUT_S):
+                await self._first_read.wait()
 
     def stop(self) -> None:
         """Stop the thread."""
@@ -114,7 +114,7 @@ class TableReader:
         if state is not None:
             self._table.apply(state)
             self._on_applied()
-        self._looked.set()
+        self._first_read.set()
         if asked and self._refresh is not None:
             self._refreshed_s = time.monotonic()
             self._refresh.set_result(None)

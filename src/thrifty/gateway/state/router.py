@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge, RoutingPolicy
-from thrifty.gateway.state.rates import DEFAULT_ANSWER_TOKENS, Ahead
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState, RoutingPolicy
+from thrifty.gateway.state.rates import DEFAULT_ANSWER_TOKENS, WorkAhead
 from thrifty.gateway.state.routed_request import (
     BLOCK_BYTES,
     RoutedRequest,
@@ -30,7 +30,7 @@ MIN_LEARNED_TOKENS = 16
 UNKNOWN = RoutedRequest()
 
 
-class Loaded(Protocol):
+class LoadedReplica(Protocol):
     """A replica with counters of outstanding work."""
 
     in_flight: int
@@ -61,14 +61,14 @@ class Outstanding:
                  "_router")  # fmt: skip
 
     def __init__(
-        self, router: Router, replica: Loaded, request: RoutedRequest, now_s: float
+        self, router: Router, replica: LoadedReplica, request: RoutedRequest, now_s: float
     ) -> None:
         self._router, self._replica, self._request = router, replica, request
         self._prefill = request.prompt_tokens
         self._new: Sequence[int] = ()
         if request.blocks:
             self._note_prefix(replica.slot)
-        self._ahead = Ahead(
+        self._ahead = WorkAhead(
             replica.prefill_tokens + self._prefill, replica.in_flight, replica.waiting
         )
         replica.in_flight += 1
@@ -78,7 +78,7 @@ class Outstanding:
         self._began_s, self._first_s = now_s, 0.0
 
     def _note_prefix(self, slot: int) -> None:
-        request, prefixes = self._request, self._router.knowledge.prefixes
+        request, prefixes = self._request, self._router.learned.prefixes
         shared = request.cached_blocks(slot)
         self._prefill -= request.cached_tokens(slot)
         request.unsure = shared > 0 and prefixes.is_computing(slot, request.blocks[shared - 1])
@@ -91,7 +91,7 @@ class Outstanding:
         self._first_s = now_s
         self._end_prefill()
         if self._request is not UNKNOWN:
-            self._router.knowledge.rates_of(self._replica).learn_ttft(
+            self._router.learned.rates_of(self._replica).learn_ttft(
                 self._ahead, now_s - self._began_s
             )
 
@@ -99,7 +99,7 @@ class Outstanding:
         self._replica.waiting -= 1
         self._replica.prefill_tokens -= self._prefill
         if self._new:
-            self._router.knowledge.prefixes.finish(self._replica.slot, self._new)
+            self._router.learned.prefixes.finish(self._replica.slot, self._new)
 
     def end(
         self,
@@ -125,7 +125,7 @@ class Outstanding:
             return
         self._router.learn_answer(replica, request, prompt_tokens, completion_tokens, cached_tokens)
         if streamed and self._first_s:
-            self._router.knowledge.rates_of(replica).learn_decode(
+            self._router.learned.rates_of(replica).learn_decode(
                 completion_tokens, now_s - self._first_s, running
             )
 
@@ -135,7 +135,7 @@ class Router:
 
     def __init__(self, policy: RoutingPolicy) -> None:
         self._policy = policy
-        self.knowledge = Knowledge()
+        self.learned = LearnedState()
         self.shares = ShareWatch()
         self._bytes_per_token = DEFAULT_BYTES_PER_TOKEN
         self._answer_tokens = DEFAULT_ANSWER_TOKENS
@@ -167,20 +167,20 @@ class Router:
         """Choose a replica for a request; `candidates` must not be empty."""
         if request.blocks:
             # Also for a single candidate, because cached tokens are no load.
-            request.levels = self.knowledge.prefixes.match(request.blocks)
+            request.levels = self.learned.prefixes.match(request.blocks)
         if len(candidates) == 1:
             return candidates[0]
-        chosen = self._policy.choose(candidates, request, self.knowledge)
+        chosen = self._policy.choose(candidates, request, self.learned)
         self.shares.note(chosen.id, candidates)
         return chosen
 
-    def begin(self, replica: Loaded, request: RoutedRequest, now_s: float) -> Outstanding:
+    def begin(self, replica: LoadedReplica, request: RoutedRequest, now_s: float) -> Outstanding:
         """Count a request against its replica."""
         return Outstanding(self, replica, request, now_s)
 
     def learn_answer(
         self,
-        replica: Loaded,
+        replica: LoadedReplica,
         request: RoutedRequest,
         prompt_tokens: int,
         completion_tokens: int,
@@ -198,9 +198,9 @@ class Router:
         self.silent = 0
         if request.levels and not request.unsure:
             expected = request.cached_tokens(replica.slot)
-            self.knowledge.prefixes.correct(replica.slot, expected, cached_tokens)
+            self.learned.prefixes.correct(replica.slot, expected, cached_tokens)
 
-    def set_capacity(self, replica: Loaded, cache_tokens: float) -> None:
+    def set_capacity(self, replica: LoadedReplica, cache_tokens: float) -> None:
         """Set how many tokens a replica's prefix cache holds."""
         tokens_per_block = BLOCK_BYTES / self._bytes_per_token
-        self.knowledge.prefixes.set_capacity(replica.slot, cache_tokens // tokens_per_block)
+        self.learned.prefixes.set_capacity(replica.slot, cache_tokens // tokens_per_block)

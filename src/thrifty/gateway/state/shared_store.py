@@ -13,7 +13,7 @@ read-only.
     await store.close()
 
 Commands that arrive while others are in progress are sent together as one pipeline. Under load a
-command costs a fraction of a round trip, and there are never more than `LANES` connections.
+command costs a fraction of a round trip, and there are never more than `MAX_CONNECTIONS` connections.
 
 The circuit breaker: a failed connection, or `TIMEOUTS_TO_OPEN` late pipelines in a row, makes the
 store unavailable at once, and `run` returns None without waiting. One task keeps probing and makes
@@ -52,8 +52,8 @@ CONNECT_TIMEOUT_S = 1.0
 STALL_S = 0.005
 """A timer that fires this late means that this process was stalled."""
 MAX_STALLS = 3
-LANES = 4
-BATCH = 256
+MAX_CONNECTIONS = 4
+MAX_PIPELINE = 256
 MAX_WAITING = 8192
 """Further commands are not sent: their callers get None."""
 TIMEOUTS_TO_OPEN = 2
@@ -105,15 +105,15 @@ class SharedStore:
         self._on_error = on_error
         self._available = False
         self._waiting: deque[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._flushes: set[asyncio.Task[None]] = set()
         self._late = 0
         self._reply_faults: set[str] = set()
         self._redirected: Argument | None = None
         """A key that another node holds, found in use."""
-        self._cluster_told = False
+        self._cluster_logged = False
         self._shas: dict[Script, str] = {}
-        self._away = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._unavailable = asyncio.Event()
+        self._prober: asyncio.Task[None] | None = None
 
     @property
     def available(self) -> bool:
@@ -122,21 +122,21 @@ class SharedStore:
 
     async def start(self) -> None:
         """Connect; returns after the first attempt, successful or not."""
-        fault = await self._ask()
+        fault = await self._probe()
         self._note_state(fault is None, fault)
         if fault is not None:
-            self._away.set()
-        self._keeper = asyncio.ensure_future(self._keep())
+            self._unavailable.set()
+        self._prober = asyncio.ensure_future(self._keep_probing())
 
     async def close(self) -> None:
         """Close the connections after the commands in progress have ended."""
         self._available = False
-        if self._keeper is not None:
-            self._keeper.cancel()
+        if self._prober is not None:
+            self._prober.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        if self._lanes:
-            await asyncio.wait(set(self._lanes))
+                await self._prober
+        if self._flushes:
+            await asyncio.wait(set(self._flushes))
         await self._redis.aclose()
 
     async def run(self, *command: Argument) -> Any:
@@ -161,16 +161,16 @@ class SharedStore:
             return None
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
-        if len(self._lanes) < LANES:
-            lane = asyncio.ensure_future(self._flush())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        if len(self._flushes) < MAX_CONNECTIONS:
+            flush = asyncio.ensure_future(self._flush())
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
         return await future
 
     async def _flush(self) -> None:
         """Send waiting commands, one batch at a time, until there are none."""
         while self._waiting:
-            count = min(BATCH, len(self._waiting))
+            count = min(MAX_PIPELINE, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(count)]
             answers = None
             try:
@@ -207,7 +207,7 @@ class SharedStore:
                 self._on_error("connection")
             if self._available:
                 self._note_state(False, _describe(error))
-                self._away.set()
+                self._unavailable.set()
             return None
         self._late = 0
         return answers
@@ -233,21 +233,21 @@ class SharedStore:
                 # Cancelling closes the connection, so a late reply cannot reach another caller.
                 await asyncio.wait({task})
 
-    async def _keep(self) -> None:
+    async def _keep_probing(self) -> None:
         """While the store is unavailable, probe it until it is back."""
         while True:
-            await self._away.wait()
+            await self._unavailable.wait()
             failures = 0
             while True:
                 await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
-                if await self._ask() is None:
+                if await self._probe() is None:
                     break
                 failures += 1
-            self._away.clear()
+            self._unavailable.clear()
             self._late = 0
             self._note_state(True, None)
 
-    async def _ask(self) -> str | None:
+    async def _probe(self) -> str | None:
         """Probe the store; returns what is wrong, or None if it answers in time."""
         from redis.exceptions import RedisError
 
@@ -264,7 +264,7 @@ class SharedStore:
         """Open all connections, so that no request waits for one. Returns the redirect of a
         cluster node, or None.
         """
-        await asyncio.gather(*(self._redis.ping() for _ in range(LANES)))
+        await asyncio.gather(*(self._redis.ping() for _ in range(MAX_CONNECTIONS)))
         return await self._find_redirect()
 
     async def _find_redirect(self) -> str | None:
@@ -281,7 +281,7 @@ class SharedStore:
     def _note_state(self, up: bool, fault: str | None) -> None:
         if up and not self._available:
             log.info("the shared store %s is available", self.safe_url)
-            self._cluster_told = False
+            self._cluster_logged = False
         elif not up:
             log.warning(
                 "the shared store %s is unavailable (%s); this worker continues without it",
@@ -292,8 +292,8 @@ class SharedStore:
 
     def _note_cluster(self, redirect: str) -> str:
         """Log the cluster error once; returns a short description."""
-        if not self._cluster_told:
-            self._cluster_told = True
+        if not self._cluster_logged:
+            self._cluster_logged = True
             log.error(
                 "the shared store %s is one node of a cluster and does not hold every key (%s); the "
                 "URL must be of a single Redis or Valkey, or of a proxy",
@@ -309,7 +309,7 @@ class SharedStore:
             fault = self._note_cluster(redirect)
             if self._available:
                 self._note_state(False, fault)
-                self._away.set()
+                self._unavailable.set()
             return
         # Each kind of error is logged once: a full Redis refuses every write.
         kind = f"{command[0]!s} {str(error)[:24]}"
@@ -340,7 +340,7 @@ def _connect(url: str) -> Redis:
             # We set deadlines, and failed commands are not retried: a count must not go in twice.
             socket_timeout=None,
             retry=Retry(NoBackoff(), 0),
-            max_connections=LANES + 2,
+            max_connections=MAX_CONNECTIONS + 2,
             decode_responses=False,
         )
     except ValueError as error:

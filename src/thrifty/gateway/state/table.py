@@ -72,13 +72,13 @@ class RoutingTable:
             version.resize(self.workers)
             if not version.ready and self.deployments[version.deployment].ready:
                 version.concurrency.dismiss()
-        self._let_go(before)
+        self._wake_removed(before)
         self.purges = state.purges
         self.loaded = True
         for listener in self.listeners:
             listener()
 
-    def _let_go(self, before: dict[str, Deployment]) -> None:
+    def _wake_removed(self, before: dict[str, Deployment]) -> None:
         """Wake requests that wait for a removed version, so that they find it gone."""
         for deployment in before.values():
             now = self.deployments.get(deployment.name)

@@ -74,11 +74,11 @@ class Version:
         """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
         without a free slot if there are others.
         """
-        if not excluded and not self.full and self.health.fine:
+        if not excluded and not self.full and self.health.all_healthy:
             return self.ready
         ready: Sequence[Replica]
         ready = [replica for replica in self.ready if replica.id not in excluded]
-        if not self.health.fine:
+        if not self.health.all_healthy:
             ready = self.health.choose_from(ready, time.monotonic())
         slots = self.settings.slots
         if self.full and slots is not None:
@@ -109,8 +109,8 @@ class Version:
             return
         self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
         count = len(self.ready)
-        if not self.health.fine:
-            count -= self.health.left_alone(self.ready_ids())
+        if not self.health.all_healthy:
+            count -= self.health.count_ejected(self.ready_ids())
         self.concurrency.resize(-(-slots * count // workers))
 
     async def wait_ready(self, timeout_s: float) -> bool:
@@ -133,7 +133,7 @@ class Version:
         """
         known = self.replicas
         self.replicas = {row.id: merge_replica(known.get(row.id), row) for row in rows}
-        prefixes = self.router.knowledge.prefixes
+        prefixes = self.router.learned.prefixes
         for replica in known.values():
             if self.replicas.get(replica.id) is not replica:
                 prefixes.leave(replica.slot)

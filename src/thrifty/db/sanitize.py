@@ -22,7 +22,7 @@ MAX_TEXT_CHARS = 2_000_000
 _MAX_DOUBLE = 1.7976931348623157e308
 
 
-def make_harmless(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
+def sanitize_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     """`text` without characters that no database stores, truncated to `max_chars` characters."""
     if len(text) > max_chars:
         text = text[:max_chars]
@@ -36,7 +36,7 @@ def make_harmless(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     return text.replace("\0", REPLACEMENT)
 
 
-def make_values_harmless(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+def sanitize_values(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert `values` (by column) to what the columns of `table` can hold.
 
     Raises `BadDataError` if a column that must not be NULL would have no value.
@@ -66,7 +66,7 @@ class RowShape:
             return None
         return text
 
-    def make_harmless(self, row: Sequence[Any]) -> tuple[Any, ...]:
+    def sanitize(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Convert one row to what its columns can hold. Raises `BadDataError`, naming the
         column.
         """
@@ -89,7 +89,7 @@ def _fit(column: Column[Any], value: Any) -> Any:
             fitting = float(value)
     elif isinstance(kind, String):
         if isinstance(value, str):
-            fitting = make_harmless(value, kind.length or MAX_TEXT_CHARS)
+            fitting = sanitize_text(value, kind.length or MAX_TEXT_CHARS)
     else:
         raise TypeError(f"no rule for the type of {column}")
     if fitting is None and not column.nullable:
