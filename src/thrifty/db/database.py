@@ -145,8 +145,8 @@ def look_at_database(url: str, *, in_use: bool) -> Iterator[Database | None]:
     release. Raises `DatabaseError`.
 
     SQLite checkpoints its write-ahead log when the last connection closes. A file that no process
-    uses is therefore copied with its log, and the copy is opened. `in_use` tells that another of our
-    processes has the file open.
+    uses is therefore copied with its log, and the copy is opened. `in_use` tells that another of
+    our processes has the file open.
     """
     parsed = _parse_url(url)
     file = Path(parsed.database) if parsed.database else None

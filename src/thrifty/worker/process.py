@@ -45,7 +45,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     )
 
     def make_services() -> ApiServices:
-        # Imported when the management API is first asked for: it plans, and so knows every engine.
+        # Imported on first use of the management API: planning loads every engine.
         from thrifty.worker.home_services import make_home_services
 
         return make_home_services(secrets.database_url, Home(Path(settings.home)))

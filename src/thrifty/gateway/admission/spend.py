@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from thrifty.db import Database
 from thrifty.db.spend import KeyDay, exchange_spend, prune_spend
 from thrifty.errors import DatabaseError
+from thrifty.gateway.state.reader import FIRST_READ_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,6 @@ INTERVAL_S = 0.25
 READ_S = 1.0
 """The spend of other workers is known with this delay, unless Redis counts it."""
 RETRY_S = 2.0
-FIRST_READ_TIMEOUT_S = 5.0
 STOP_S = 5.0
 PRUNE_S = 86400.0
 

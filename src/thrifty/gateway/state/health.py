@@ -33,8 +33,8 @@ MIN_REQUESTS = 10.0
 """A failure rate over fewer requests than this is ignored."""
 MIN_FAILURE_RATE = 0.25
 FLEET_FACTOR = 3.0
-"""A replica is an outlier if its failure rate is at least `MIN_FAILURE_RATE` and this many times the
-combined rate of all others."""
+"""A replica is an outlier if its failure rate is at least `MIN_FAILURE_RATE` and this many times
+the combined rate of all others."""
 RESET_S = 120.0
 """After this long without an ejection, the ejection time starts over at `EJECT_S`."""
 MAX_TRIAL_S = 60.0

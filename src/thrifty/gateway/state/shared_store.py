@@ -13,7 +13,8 @@ read-only.
     await store.close()
 
 Commands that arrive while others are in progress are sent together as one pipeline. Under load a
-command costs a fraction of a round trip, and there are never more than `MAX_CONNECTIONS` connections.
+command costs a fraction of a round trip, and there are never more than `MAX_CONNECTIONS`
+connections.
 
 The circuit breaker: a failed connection, or `TIMEOUTS_TO_OPEN` late pipelines in a row, makes the
 store unavailable at once, and `run` returns None without waiting. One task keeps probing and makes
