@@ -492,7 +492,7 @@ async def test_a_full_disk_delays_a_batch_and_loses_nothing(
 
     from thrifty.batches.results import ResultFile
 
-    monkeypatch.setattr("thrifty.batches.job.RETRY_WRITE_S", 0.05)
+    monkeypatch.setattr("thrifty.batches.records.RETRY_WRITE_S", 0.05)
     append, failures = ResultFile.append, [3]
 
     def fail_at_first(self: ResultFile, records: list[bytes]) -> None:

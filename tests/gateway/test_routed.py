@@ -120,7 +120,7 @@ async def test_no_affinity_to_replicas_without_a_prefix_cache(tmp_path: Path) ->
     async with fleet(tmp_path, 2) as (gateway, _):
         for number in range(40):
             await gateway.ask(chat(f"{number % 4} {LONG}", "x"))
-        held = gateway.version().router.learned.prefixes._held.values()
+        held = gateway.version().router.learned.prefixes._replicas.values()
         assert all(h.capacity <= 20 for h in held)
 
 

@@ -272,7 +272,7 @@ def test_the_index_adapts_to_a_smaller_engine_cache() -> None:
             # It has evicted everything by the time the same prompt comes again.
             load.end(0.2, 900, 50, 0)
             del chosen, again
-    held = sum(len(h.blocks) for h in router.learned.prefixes._held.values())
+    held = sum(len(h.blocks) for h in router.learned.prefixes._replicas.values())
     assert held < 2 * 12 * 20 / 2, "the index has shrunk well below the 20 prompts"
 
 
@@ -281,12 +281,12 @@ def test_prefixes_being_computed_do_not_count_as_misses() -> None:
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     loads = [send(router, fleet, chat(LONG, f"question {n}"))[1] for n in range(30)]
-    before = {slot: held.capacity for slot, held in router.learned.prefixes._held.items()}
+    before = {slot: held.capacity for slot, held in router.learned.prefixes._replicas.items()}
     for load in loads:
         load.first_token(1.0)
         load.end(2.0, 900, 50, 0)
-    assert before == {s: h.capacity for s, h in router.learned.prefixes._held.items()}
-    assert not any(h.computing for h in router.learned.prefixes._held.values())
+    assert before == {s: h.capacity for s, h in router.learned.prefixes._replicas.items()}
+    assert not any(h.computing for h in router.learned.prefixes._replicas.values())
 
 
 def test_the_index_is_bounded() -> None:

@@ -36,7 +36,7 @@ from thrifty.fleet.ports import find_free_port
 from thrifty.gateway.cache import Entry, Owner
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
-from thrifty.gateway.cache.shared import LOCK_S, NOTHING_MS
+from thrifty.gateway.cache.shared import LOCK_S, NO_ANSWER_MS
 from thrifty.http.client import HttpClient, TransportError
 from thrifty.worker.settings import GatewaySettings
 
@@ -509,7 +509,7 @@ async def test_an_answer_begun_before_a_purge_is_not_cached(
         )
         assert result(await begun) == "miss"
         assert len(one.cache) == 0
-        await asyncio.sleep(NOTHING_MS / 1e3 + 0.1)
+        await asyncio.sleep(NO_ANSWER_MS / 1e3 + 0.1)
         assert result(await two.ask(chat())) == "miss"
         assert result(await one.ask(chat())) == "hit"
 

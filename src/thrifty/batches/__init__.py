@@ -6,6 +6,7 @@
     api_parts    shared by both: parameters, lists, errors
     storage      the contents of files, in THRIFTY_HOME/files
     lines        parses input lines and makes the records that answer them
+    records      writes the records of a batch in groups
     results      the files that records are appended to, recovered after a crash
     governor     how many lines may be in flight at a replica
     dispatch     sends lines to replicas, and requeues them if they must yield

@@ -31,6 +31,7 @@ from thrifty.batches.lines import (
     make_error_record,
     read_lines,
 )
+from thrifty.batches.records import OnThread, Record, RecordWriter, finish
 from thrifty.batches.results import ResultFile, Tokens, read_tokens
 from thrifty.batches.storage import Storage
 from thrifty.db.batches import (
@@ -48,9 +49,6 @@ log = logging.getLogger(__name__)
 
 READ_LINES = 64
 """Lines that are read at a time and kept ready."""
-FLUSH_S = 0.05
-"""Records that arrive within this time are written and synced together."""
-RETRY_WRITE_S = 2.0
 MAX_PENDING = 1000
 """With more records waiting for a full disk, no further lines are sent."""
 MAX_POSTPONED = 256
@@ -98,15 +96,6 @@ REVOKED = Stop(
 )
 
 
-@dataclass
-class _Record:
-    """A record that waits to be written."""
-
-    data: bytes
-    good: bool
-    tokens: Tokens
-
-
 class Job:
     """Runs one batch. Lives on the event loop; threads read and write its files."""
 
@@ -119,7 +108,7 @@ class Job:
         storage: Storage,
         dispatcher: Dispatcher,
         do: Do,
-        on_thread: Do,
+        on_thread: OnThread,
         max_lines: int,
         max_line_bytes: int,
         keep_s: float,
@@ -144,8 +133,6 @@ class Job:
         """Index positions of the requests without a record, in reading order."""
         self._next = 0
         self._input: IO[bytes] | None = None
-        self._output: ResultFile | None = None
-        self._errors: ResultFile | None = None
         self._ready: deque[Line] = deque()
         self._requeued: deque[Line] = deque()
         self._postponed: list[tuple[float, int, Line]] = []
@@ -153,25 +140,22 @@ class Job:
         self._attempts: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
         self._in_flight = 0
-        self._pending: list[_Record] = []
-        self._dirty = asyncio.Event()
         self._changed = asyncio.Event()
+        self._writer = RecordWriter(row.id, on_thread, self._changed.set)
         self._stop: Stop | None = None
         self._fault: BaseException | None = None
-        self._written = 0
-        self._completed = 0
-        self._tokens = Tokens()
 
     @property
     def counts(self) -> BatchCounts:
         """The progress, by the records on disk."""
+        writer = self._writer
         return BatchCounts(
             self._index.total,
-            self._completed,
-            self._written - self._completed,
-            self._tokens.prompt,
-            self._tokens.completion,
-            self._tokens.cached,
+            writer.completed,
+            writer.written - writer.completed,
+            writer.tokens.prompt,
+            writer.tokens.completion,
+            writer.tokens.cached,
         )
 
     def stop(self, stop: Stop) -> None:
@@ -184,8 +168,8 @@ class Job:
         """Run the batch. Raises `LeaseLost` if another process runs it, and `OSError` if its files
         cannot be opened. If cancelled, it leaves the batch to the next worker.
         """
-        flushing = asyncio.ensure_future(self._keep_flushing())
-        flushing.add_done_callback(self._note_fault)
+        writing = asyncio.ensure_future(self._writer.run())
+        writing.add_done_callback(self._note_fault)
         try:
             try:
                 await self._prepare()
@@ -193,27 +177,27 @@ class Job:
                 await self._fail(fault)
                 return
             self._dispatcher.add(self)
-            while self._stop is None and self._written < self._index.total:
+            while self._stop is None and self._writer.written < self._index.total:
                 await self._wait_changed()
-            stop = self._stop if self._written < self._index.total else None
+            stop = self._stop if self._writer.written < self._index.total else None
             if stop is not None:
                 await self._record_unfinished(stop)
             await self._end(stop)
         finally:
             self._dispatcher.remove(self)
-            flushing.cancel()
-            await asyncio.gather(flushing, return_exceptions=True)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
             if self._reading is not None:
                 await asyncio.gather(self._reading, return_exceptions=True)
-            for file in (self._input, self._output, self._errors):
-                if file is not None:
-                    file.close()
+            self._writer.close()
+            if self._input is not None:
+                self._input.close()
 
     # the dispatcher's interface
 
     def peek(self) -> Line | None:
         """The next line, if one is ready."""
-        if self._stop is not None or len(self._pending) >= MAX_PENDING:
+        if self._stop is not None or self._writer.pending >= MAX_PENDING:
             return None
         if self._postponed and self._postponed[0][0] <= time.monotonic():
             self._requeued.append(heapq.heappop(self._postponed)[2])
@@ -273,57 +257,19 @@ class Job:
             data = make_error_record(
                 record_id, line.custom_id, "engine_error", message, None, line.number
             )
-        self._put(line.number, _Record(data, good, tokens if good else Tokens()))
+        self._put(line.number, Record(data, good, tokens if good else Tokens()))
 
-    def _put(self, number: int, record: _Record) -> None:
+    def _put(self, number: int, record: Record) -> None:
         self._recorded[bisect.bisect_left(self._index.numbers, number)] = 1
         self._attempts.pop(number, None)
         self._failures.pop(number, None)
-        self._pending.append(record)
-        self._dirty.set()
-
-    async def _keep_flushing(self) -> None:
-        """Write records in groups. The only task that writes; if cancelled, it ends its group."""
-        try:
-            while True:
-                await self._dirty.wait()
-                await asyncio.sleep(FLUSH_S)
-                await self._flush()
-        except asyncio.CancelledError:
-            if self._pending and self._output is not None:
-                await self._flush()
-            raise
-
-    async def _flush(self) -> None:
-        self._dirty.clear()
-        group, self._pending = self._pending, []
-        assert self._output is not None
-        assert self._errors is not None
-        for file, good in ((self._output, True), (self._errors, False)):
-            records = [record for record in group if record.good is good]
-            while records:
-                try:
-                    # Work that a thread has begun is awaited, or its file would be closed.
-                    await _finish(self._on_thread(file.append, [r.data for r in records]))
-                except OSError as error:
-                    log.error("%s: records cannot be written: %s", self.row.id, error)
-                    if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                        return
-                    await asyncio.sleep(RETRY_WRITE_S)
-                    continue
-                self._written += len(records)
-                if good:
-                    self._completed += len(records)
-                    for record in records:
-                        self._tokens.add(record.tokens)
-                records = []
-        self._changed.set()
+        self._writer.put(record)
 
     # start
 
     async def _prepare(self) -> None:
         """Read the input and the records that already exist. Raises `BatchFault`."""
-        await _finish(self._on_thread(self._open_files))
+        records = await finish(self._on_thread(self._open_files))
         if self.row.status is BatchStatus.VALIDATING:
             moved = await self._do(
                 move_batch, self._owner, self.row.id, (BatchStatus.VALIDATING,),
@@ -333,11 +279,13 @@ class Job:
                 self.stop(CANCELLED)
         elif self.row.status is BatchStatus.CANCELLING:
             self.stop(CANCELLED)
-        if self._pending:
-            self._dirty.set()
+        for record in records:
+            self._writer.put(record)
 
-    def _open_files(self) -> None:
-        """Runs on a thread, before anything else."""
+    def _open_files(self) -> list[Record]:
+        """Open all files; returns the records of invalid lines that have none yet. Runs on a
+        thread, before anything else.
+        """
         try:
             self._input = self._storage.path(self.row.input_file_id).open("rb")
         except FileNotFoundError:
@@ -361,23 +309,21 @@ class Job:
             ) from None
         if not self._index.total:
             raise BatchFault("empty_file", "The file has no lines.", "input_file_id")
-        self._output = ResultFile(self._result_path("output"))
-        self._errors = ResultFile(self._result_path("errors"))
-        good, self._tokens = self._output.recover(self._prefix)
-        bad, _ = self._errors.recover(self._prefix)
-        known = set(good)
-        known.update(bad)
-        self._completed, self._written = len(good), len(known)
+        known = self._writer.open(
+            self._result_path("output"), self._result_path("errors"), self._prefix
+        )
         numbers = self._index.numbers
         self._recorded = bytearray(1 if number in known else 0 for number in numbers)
         self._positions = array("Q", (i for i in range(len(numbers)) if not self._recorded[i]))
+        records = []
         for line in self._index.bad:
             if line.number not in known:
                 data = make_error_record(
                     f"{self._prefix}{line.number}", line.custom_id, line.code, line.message,
                     line.param, line.number,
                 )  # fmt: skip
-                self._pending.append(_Record(data, False, Tokens()))
+                records.append(Record(data, False, Tokens()))
+        return records
 
     def _read_ahead(self) -> None:
         if self._next < len(self._positions) and self._reading is None:
@@ -387,7 +333,7 @@ class Job:
         positions = list(self._positions[self._next : self._next + READ_LINES])
         assert self._input is not None
         try:
-            lines = await _finish(
+            lines = await finish(
                 self._on_thread(
                     read_lines, self._input.fileno(), self._index, positions, self.row.endpoint
                 )
@@ -423,7 +369,7 @@ class Job:
         assert self._input is not None
         for begin in range(0, len(left), READ_LINES):
             group = left[begin : begin + READ_LINES]
-            lines = await _finish(
+            lines = await finish(
                 self._on_thread(
                     read_lines, self._input.fileno(), self._index, group, self.row.endpoint
                 )
@@ -433,8 +379,8 @@ class Job:
                     f"{self._prefix}{line.number}", line.custom_id, stop.code, stop.message, None,
                     line.number,
                 )  # fmt: skip
-                self._put(line.number, _Record(data, False, Tokens()))
-        while self._written < self._index.total:
+                self._put(line.number, Record(data, False, Tokens()))
+        while self._writer.written < self._index.total:
             await self._wait_changed()
 
     async def _end(self, stop: Stop | None) -> None:
@@ -447,18 +393,19 @@ class Job:
             )  # fmt: skip
             if not moved:
                 status = BatchStatus.CANCELLED
-        assert self._output is not None
-        assert self._errors is not None
-        made = [self._describe(f, kind) for f, kind in ((self._output, "output"), (self._errors, "errors"))]  # fmt: skip
+        output, error_file = self._writer.files
+        made = [self._describe(output, "output"), self._describe(error_file, "errors")]
         errors = None
         if stop is not None and status is BatchStatus.FAILED:
             errors = [{"code": stop.code, "message": stop.message, "param": None, "line": None}]
         row = replace(self.row, counts=self.counts, errors=errors)
         await self._do(end_batch, self._owner, row, status, time.time(), *made)
-        for file, entry in zip((self._output, self._errors), made, strict=True):
+        for file, entry in zip((output, error_file), made, strict=True):
             if entry is None:
                 file.path.unlink(missing_ok=True)
-        log.info("%s: %s, %d of %d lines", row.id, status, self._completed, self._index.total)
+        log.info(
+            "%s: %s, %d of %d lines", row.id, status, self._writer.completed, self._index.total
+        )
 
     async def _fail(self, fault: BatchFault) -> None:
         error = {"code": fault.code, "message": str(fault), "param": fault.param, "line": None}
@@ -487,13 +434,3 @@ class Job:
 
     def _result_path(self, kind: str) -> Path:
         return self._storage.path(f"file-{self._suffix}-{kind}")
-
-
-async def _finish(work: Coroutine[Any, Any, Any]) -> Any:
-    """Wait until a thread's work has ended, even if cancelled in the meantime."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
