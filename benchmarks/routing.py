@@ -127,7 +127,7 @@ class Copy:
 def measure_decisions(count: int) -> dict[str, float]:
     """Conversations of 4 KB over a fleet under load; microseconds."""
     router = Router(make_policy("auto", random.Random(1)))
-    fleet = [Copy(f"r-{n}", router.knowledge.prefixes.join()) for n in range(count)]
+    fleet = [Copy(f"r-{n}", router.learned.prefixes.join()) for n in range(count)]
     rng = random.Random(2)
     requests = Workload(Lengths("fixed", 700, 0), prefix_share=0.8, prefixes=200).requests()
     running: list[Any] = []

@@ -1,4 +1,4 @@
-"""How tests talk to the Files and Batch API: over HTTP, as anybody would."""
+"""A client for tests of the Files and Batch API, over HTTP."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 
 def make_line(custom_id: Any, content: str = "Hi", **changes: Any) -> dict[str, Any]:
-    """A line that asks the echo engine something."""
+    """A line with a question to the echo engine."""
     body = {"model": "echo", "messages": [{"role": "user", "content": content}]}
     body |= changes.pop("body", {})
     return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body, **changes}
 
 
 def make_input(lines: Sequence[Any]) -> bytes:
-    """A file of lines; bytes go in as they are."""
+    """A file of lines; bytes are used unchanged."""
     return b"".join(
         line + b"\n" if isinstance(line, bytes) else json.dumps(line).encode() + b"\n"
         for line in lines
@@ -53,7 +53,7 @@ class Talk:
         self._key = f"authorization: Bearer {key}\r\n".encode() if key else b""
 
     async def ask(self, method: str, path: str, body: bytes = b"", headers: bytes = b"") -> Reply:
-        """One request."""
+        """Send one request."""
         answer = await self.gateway.client.open(
             parse_origin(self.gateway.url), method, path, headers=self._key + headers, body=body
         )
@@ -69,7 +69,7 @@ class Talk:
         return await self.ask("POST", path, json.dumps(body).encode() if body is not None else b"")
 
     async def create(self, lines: Sequence[Any], **fields: Any) -> dict[str, Any]:
-        """Upload lines and make a batch of them."""
+        """Upload lines and create a batch of them."""
         file = (await self.upload(make_input(lines))).json()
         body = {
             "input_file_id": file["id"], "endpoint": CHAT, "completion_window": "24h", **fields,
@@ -79,13 +79,13 @@ class Talk:
         return reply.json()
 
     async def batch(self, batch_id: str) -> dict[str, Any]:
-        """A batch as it is now."""
+        """The current state of a batch."""
         reply = await self.ask("GET", f"/v1/batches/{batch_id}")
         assert reply.status == 200, reply.body
         return reply.json()
 
     async def wait(self, batch_id: str, *statuses: str, timeout_s: float = 120.0) -> dict[str, Any]:
-        """Wait until a batch is over, or in one of these statuses."""
+        """Wait until a batch has ended or has one of these statuses."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             batch = await self.batch(batch_id)
@@ -96,7 +96,7 @@ class Talk:
             await asyncio.sleep(0.02)
 
     async def records(self, file_id: str | None) -> list[dict[str, Any]]:
-        """The records in a file; none where there is none."""
+        """The records in a file; empty if there is no file."""
         if file_id is None:
             return []
         reply = await self.ask("GET", f"/v1/files/{file_id}/content")
@@ -112,5 +112,5 @@ class Talk:
 
 
 def text_of(record: dict[str, Any]) -> str:
-    """What the model answered."""
+    """The text that the model answered."""
     return str(record["response"]["body"]["choices"][0]["message"]["content"])

@@ -1,4 +1,4 @@
-"""The Files and Batch API as it answers: shapes, pages, refusals, tenants."""
+"""The Files and Batch API: shapes, pages, errors, tenants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from thrifty.http.server import ServerLimits
 SETTINGS = BatchSettings(max_file_bytes=2_000_000)
 
 
-async def test_a_file_is_kept_listed_given_back_and_deleted(tmp_path: Path) -> None:
+async def test_a_file_is_stored_listed_returned_and_deleted(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
         data = make_input([make_line("a"), make_line("b")])
@@ -42,7 +42,7 @@ async def test_a_file_is_kept_listed_given_back_and_deleted(tmp_path: Path) -> N
         assert not (tmp_path / "files" / made["id"]).exists()
 
 
-async def test_a_file_larger_than_memorys_bound_and_one_larger_than_its_own(tmp_path: Path) -> None:
+async def test_limits_of_upload_sizes(tmp_path: Path) -> None:
     limits = ServerLimits(max_body_bytes=10_000)
     async with running_gateway(tmp_path, [], batches=SETTINGS, limits=limits) as gateway:
         talk = Talk(gateway)
@@ -57,7 +57,7 @@ async def test_a_file_larger_than_memorys_bound_and_one_larger_than_its_own(tmp_
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", 'a "b" ü.jsonl', "a;b=c.jsonl"])
-async def test_the_command_lines_client_uploads_a_file_as_it_is(tmp_path: Path, name: str) -> None:
+async def test_the_command_line_client_uploads_a_file_unchanged(tmp_path: Path, name: str) -> None:
     data = b"\r\n--x\r\n" * (CHUNK_BYTES // 8)
     path = tmp_path / name
     path.write_bytes(data)
@@ -89,7 +89,7 @@ async def test_the_command_lines_client_uploads_a_file_as_it_is(tmp_path: Path, 
         ((b"", b""), "malformed_form", None),
     ],
 )  # fmt: skip
-async def test_a_bad_upload_is_told(
+async def test_a_bad_upload_is_refused(
     tmp_path: Path, form: tuple[bytes, bytes], code: str, param: str | None
 ) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
@@ -100,7 +100,7 @@ async def test_a_bad_upload_is_told(
         assert not [p for p in (tmp_path / "files").iterdir() if p.name.startswith("file-")]
 
 
-async def test_an_expiry_of_ones_own(tmp_path: Path) -> None:
+async def test_a_custom_expiry(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
         fields = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
         made = (await Talk(gateway).upload(b"{}", **fields)).json()
@@ -154,7 +154,7 @@ async def test_pages_of_files_and_of_batches(tmp_path: Path) -> None:
         ({"priority": "high"}, 400, "priority"),
     ],
 )  # fmt: skip
-async def test_a_bad_batch_is_told(
+async def test_a_bad_batch_is_refused(
     tmp_path: Path, changes: dict[str, Any], status: int, param: str
 ) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
@@ -179,12 +179,12 @@ async def test_wrong_methods_paths_and_bodies(tmp_path: Path) -> None:
             assert (reply.status, reply.error["code"]) == (400, "invalid_json")
 
 
-async def test_without_a_place_for_files_there_is_no_such_path(tmp_path: Path) -> None:
+async def test_without_a_folder_there_are_no_routes(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, []) as gateway:
         assert (await Talk(gateway).ask("GET", "/v1/files")).status == 404
 
 
-async def test_so_many_batches_and_no_more(tmp_path: Path) -> None:
+async def test_active_batches_are_limited(tmp_path: Path) -> None:
     settings = BatchSettings(max_active=2)
     async with running_gateway(tmp_path, [], batches=settings) as gateway:
         talk = Talk(gateway)
@@ -212,7 +212,7 @@ async def test_an_input_in_use_is_not_deleted(tmp_path: Path) -> None:
         assert (await talk.ask("DELETE", path)).status == 200
 
 
-async def test_tenants_see_their_own_alone(tmp_path: Path) -> None:
+async def test_tenants_see_only_their_own_files_and_batches(tmp_path: Path) -> None:
     async with (
         running_echo() as url,
         running_gateway(tmp_path, [url], batches=SETTINGS) as gateway,
@@ -244,7 +244,7 @@ async def test_tenants_see_their_own_alone(tmp_path: Path) -> None:
         assert [b["id"] for b in (await abe.ask("GET", "/v1/batches")).json()["data"]] == [
             batch["id"]
         ]
-        # Strangers are refused, an upload before it is sent.
+        # Callers without a key are refused, an upload before it is sent.
         for stranger, status in ((Talk(gateway), 401), (Talk(gateway, "sk-wrong"), 401),
                                  (Talk(gateway, watcher), 403)):  # fmt: skip
             assert (await stranger.ask("GET", "/v1/files")).status == status
@@ -252,7 +252,7 @@ async def test_tenants_see_their_own_alone(tmp_path: Path) -> None:
         assert len((await ann.ask("GET", "/v1/files")).json()["data"]) == 2
 
 
-async def test_a_key_of_this_moment_may_upload(tmp_path: Path) -> None:
+async def test_a_new_key_may_upload(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
         create_key(gateway.database, "first")
         await know_keys(gateway, 1)

@@ -1,4 +1,4 @@
-"""Lines of an input file, and the records that answer them."""
+"""Lines of input files, and the records that answer them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def index(*lines: bytes, max_lines: int = 100, max_bytes: int = 10_000) -> Input
          "missing_required_parameter", "body", "a"),
     ],
 )  # fmt: skip
-def test_a_bad_line_is_told_with_its_reason(
+def test_a_bad_line_is_reported_with_its_reason(
     data: bytes, code: str, param: str | None, custom_id: str | None
 ) -> None:
     found = index(line("first"), data, line("last"), max_bytes=200_000)
@@ -67,7 +67,7 @@ def test_a_bad_line_is_told_with_its_reason(
     assert list(found.numbers) == [1, 3]
 
 
-def test_a_second_use_of_a_custom_id_is_refused_and_the_first_stands() -> None:
+def test_a_repeated_custom_id_is_refused() -> None:
     found = index(line("a"), line("b"), line("a"))
     assert [(bad.number, bad.code, bad.custom_id) for bad in found.bad] == [
         (3, "duplicate_custom_id", "a")
@@ -75,7 +75,7 @@ def test_a_second_use_of_a_custom_id_is_refused_and_the_first_stands() -> None:
     assert list(found.numbers) == [1, 2]
 
 
-def test_a_line_beyond_the_bound_is_refused_without_being_kept() -> None:
+def test_a_line_that_is_too_long_is_refused() -> None:
     found = index(line("a"), line("b", body={"model": "x" * 5000}), line("c"), max_bytes=1000)
     assert [(bad.number, bad.code) for bad in found.bad] == [(2, "body_too_large")]
     assert list(found.numbers) == [1, 3]
@@ -95,7 +95,7 @@ def test_too_many_lines() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=30, unique=True))
-def test_lines_are_read_back_from_where_they_lie(tmp_path_factory: Any, ids: list[str]) -> None:
+def test_lines_are_read_at_their_offsets(tmp_path_factory: Any, ids: list[str]) -> None:
     path: Path = tmp_path_factory.mktemp("lines") / "in.jsonl"
     pad = {"model": "echo", "prompt": "x" * 3000}
     path.write_bytes(b"\n".join(line(i, body={**pad, "i": i}) for i in ids))

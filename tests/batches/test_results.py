@@ -1,4 +1,4 @@
-"""Files of records: what a crash leaves of them is read back, and no more than that."""
+"""Result files: the complete records are recovered after a crash, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbers_in(path: Path) -> list[int]:
 
 
 @given(groups=st.lists(st.integers(1, 4), max_size=5), cut=st.integers(0, 4000))
-def test_whatever_is_cut_off_the_rest_is_whole(
+def test_complete_records_survive_truncation(
     tmp_path_factory: Any, groups: list[int], cut: int
 ) -> None:
     path: Path = tmp_path_factory.mktemp("results") / "r"
@@ -53,7 +53,7 @@ def test_whatever_is_cut_off_the_rest_is_whole(
     os.truncate(path, min(cut, whole))
     found = numbers_in(path)
     assert found == list(range(sum(1 for end in ends[1:] if end <= cut)))
-    # What is appended afterwards stands behind whole records.
+    # Records appended afterwards follow complete records.
     file = ResultFile(path)
     file.recover(PREFIX)
     file.append([record(900)])
@@ -66,7 +66,7 @@ def test_whatever_is_cut_off_the_rest_is_whole(
     [b"\0" * 512, b"\0" * 100 + b"\n", b"garbage\n", b'{"id": 5}\n', b'{"id":"batch_req_y_1"}\n', b"[]\n",
      b'{"id":"batch_req_x_1","response":{"body":\n', record(9)[:-1], b"\xff\n"],
 )  # fmt: skip
-def test_a_tail_that_is_no_record_is_cut_off(tmp_path: Path, tail: bytes) -> None:
+def test_an_invalid_tail_is_cut_off(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "r"
     path.write_bytes(record(1) + record(2) + tail)
     assert numbers_in(path) == [1, 2]
@@ -81,18 +81,18 @@ def test_tokens_are_counted_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("usage", [None, 5, {"prompt_tokens": "many"}, {"prompt_tokens": None}, []])
-def test_counts_that_are_none_count_nothing(usage: Any) -> None:
+def test_invalid_counts_count_as_zero(usage: Any) -> None:
     assert read_tokens(json.dumps({"usage": usage}).encode()) == Tokens()
 
 
 @pytest.mark.parametrize("body", [b"", b"text", b"[1]", b'{"a": }', b'{"a": "\xff"}'])
-def test_what_is_no_json_object_is_told(body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_an_error(body: bytes) -> None:
     with pytest.raises(ValueError):
         read_tokens(body)
 
 
-def test_a_group_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A bound on file sizes stands in for a full disk; it needs a process of its own."""
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on file sizes simulates a full disk; it needs a process of its own."""
     code = (
         "import sys, resource, signal\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Batches as they run: every line once, yielding, ending, handed over."""
+"""Running batches: every line once, yielding, ending, handover."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def load_of(url: str) -> dict[str, Any]:
         client.close()
 
 
-async def test_every_line_comes_to_one_record(tmp_path: Path) -> None:
+async def test_every_line_gets_one_record(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
         lines: list[Any] = [make_line(f"c{i}", f"line {i}") for i in range(300)]
@@ -97,7 +97,7 @@ async def test_every_line_comes_to_one_record(tmp_path: Path) -> None:
         files = {f["id"]: f for f in (await talk.ask("GET", "/v1/files")).json()["data"]}
         assert files[ended["output_file_id"]]["purpose"] == "batch_output"
         assert await metric(gateway, "thrifty_batch_lines_total", result="200") == 300
-        # What people wait for is not mixed with what nobody waits for.
+        # Interactive metrics are not mixed with those of batches.
         assert await metric(gateway, "thrifty_e2e_seconds_count") == 0
         assert await metric(gateway, "thrifty_requests_total", status="200") == 300
 
@@ -110,7 +110,7 @@ async def test_every_line_comes_to_one_record(tmp_path: Path) -> None:
         ([make_line(str(i)) for i in range(4)], BatchSettings(max_lines=3), "too_many_lines"),
     ],
 )
-async def test_a_file_that_is_no_batch_fails_it(
+async def test_an_invalid_input_file_fails_the_batch(
     tmp_path: Path, lines: list[Any], settings: BatchSettings, code: str
 ) -> None:
     async with running_gateway(tmp_path, [], batches=settings) as gateway:
@@ -133,7 +133,7 @@ async def test_an_input_lost_from_the_disk_fails_the_batch(tmp_path: Path) -> No
         assert [e["code"] for e in ended["errors"]["data"]] == ["input_file_missing"]
 
 
-async def test_lines_of_a_batch_find_answers_in_the_cache(tmp_path: Path) -> None:
+async def test_lines_use_the_cache(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
         await gateway.ask({**CHAT, "temperature": 0})
@@ -144,7 +144,7 @@ async def test_lines_of_a_batch_find_answers_in_the_cache(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
+async def test_lines_fill_the_slots_and_no_more(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=5)
     async with (
         running_echo(ttft_s=0.1, slots=5) as one,
@@ -158,18 +158,18 @@ async def test_lines_fill_the_places_and_no_more(tmp_path: Path) -> None:
         while (await talk.batch(batch["id"]))["status"] == "in_progress":
             loads = [await load_of(one), await load_of(two)]
             seen.append([load["running"] for load in loads])
-            # An answer's end may be seen before its place is free, for a moment.
+            # An answer may end a moment before its slot is free.
             before, waiting = waiting, [load["waiting"] for load in loads]
             assert all(min(pair) == 0 for pair in zip(before, waiting, strict=True))
             await asyncio.sleep(0.02)
         ended = await talk.wait(batch["id"])
         assert ended["request_counts"]["completed"] == 100
-        # Every place at both replicas was used, and lines did not go one by one (10 s).
+        # Every slot at both replicas was used, and lines were not sent one by one (10 s).
         assert max(min(pair) for pair in seen) == 5
 
 
 @pytest.mark.slow
-async def test_interactive_requests_take_the_places_at_once(tmp_path: Path) -> None:
+async def test_interactive_requests_take_slots_at_once(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=4)
     settings = BatchSettings(governor=GovernorSettings(settle_s=0.2))
     async with (
@@ -184,7 +184,7 @@ async def test_interactive_requests_take_the_places_at_once(tmp_path: Path) -> N
                 await asyncio.sleep(0.005)
 
         await wait_running(4)
-        # All places are taken by lines, which go back into the queue.
+        # All slots are taken by lines, which are requeued.
         replies = await asyncio.gather(*(gateway.ask(CHAT) for _ in range(3)))
         assert {reply.status for reply in replies} == {200}
         assert await metric(gateway, "thrifty_batch_lines_total", result="withdrawn") >= 3
@@ -193,11 +193,11 @@ async def test_interactive_requests_take_the_places_at_once(tmp_path: Path) -> N
         output, errors = await talk.results(ended)
         assert sorted(int(r["custom_id"]) for r in output) == list(range(24))
         assert errors == []
-        # Withdrawn is not failed.
+        # Withdrawn lines do not count as failed.
         assert await metric(gateway, "thrifty_errors_total", kind="replica_lost") == 0
 
 
-async def test_an_engine_that_knows_priorities_keeps_the_lines_that_run(tmp_path: Path) -> None:
+async def test_an_engine_with_priorities_keeps_running_lines(tmp_path: Path) -> None:
     bodies: list[dict[str, Any]] = []
     go_on = asyncio.Event()
 
@@ -230,7 +230,7 @@ async def test_an_engine_that_knows_priorities_keeps_the_lines_that_run(tmp_path
 
 
 @pytest.mark.slow
-async def test_no_lines_go_out_while_interactive_requests_fill_the_replica(tmp_path: Path) -> None:
+async def test_no_lines_are_sent_to_a_full_replica(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=2)
     async with (
         running_echo(ttft_s=3.0, slots=2) as url,
@@ -250,7 +250,7 @@ async def test_no_lines_go_out_while_interactive_requests_fill_the_replica(tmp_p
         assert (await talk.wait(batch["id"]))["status"] == "completed"
 
 
-async def test_a_request_that_joins_a_line_is_not_lost_when_the_line_must_yield(
+async def test_a_follower_of_a_withdrawn_line_is_answered(
     tmp_path: Path,
 ) -> None:
     row = echo_deployment(batch_slots=1)
@@ -391,7 +391,7 @@ async def test_a_revoked_key_ends_its_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_batches_share_the_places(tmp_path: Path) -> None:
+async def test_batches_share_the_slots(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=4)
     async with (
         running_echo(ttft_s=0.05, slots=4) as url,
@@ -410,7 +410,7 @@ async def test_batches_share_the_places(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_the_next_worker_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
+async def test_the_next_worker_resumes_a_batch(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=3)
     async with running_echo(ttft_s=0.05, slots=3) as url:
         async with running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as gateway:
@@ -421,7 +421,7 @@ async def test_the_next_worker_goes_on_where_the_last_one_was(tmp_path: Path) ->
         output = tmp_path / "files" / f"file-{batch['id'].removeprefix('batch_')}-output"
         before = output.read_bytes()
         assert before.count(b"\n") >= 10
-        # As a power cut would leave it: a torn record at the end.
+        # As after a power failure: an incomplete record at the end.
         os.truncate(output, len(before) - 7)
         async with running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as gateway:
             talk = Talk(gateway)
@@ -445,7 +445,7 @@ async def test_of_two_workers_one_runs_batches_until_it_ends(tmp_path: Path) -> 
         running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as second,
     ):
         async with running_gateway(tmp_path, [url], deployment=row, batches=SETTINGS) as first:
-            # Who is told of it first takes it, as a rule; here it is the one that ends.
+            # Usually the worker that is notified first takes it; here it is the one that stops.
             batch = await Talk(first).create([make_line(str(i), str(i)) for i in range(200)])
             talk = Talk(second)
             most = 0
@@ -464,7 +464,7 @@ async def test_of_two_workers_one_runs_batches_until_it_ends(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-async def test_requests_through_another_worker_are_made_room_for(tmp_path: Path) -> None:
+async def test_lines_make_room_for_requests_of_other_workers(tmp_path: Path) -> None:
     row = echo_deployment(batch_slots=4)
     async with (
         running_echo(ttft_s=0.3, slots=8) as url,
@@ -485,14 +485,14 @@ async def test_requests_through_another_worker_are_made_room_for(tmp_path: Path)
         assert ended["request_counts"]["completed"] == 12
 
 
-async def test_a_full_disk_holds_a_batch_up_and_loses_nothing(
+async def test_a_full_disk_delays_a_batch_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
 
     from thrifty.batches.results import ResultFile
 
-    monkeypatch.setattr("thrifty.batches.job.RETRY_WRITE_S", 0.05)
+    monkeypatch.setattr("thrifty.batches.records.RETRY_WRITE_S", 0.05)
     append, failures = ResultFile.append, [3]
 
     def fail_at_first(self: ResultFile, records: list[bytes]) -> None:
@@ -511,7 +511,7 @@ async def test_a_full_disk_holds_a_batch_up_and_loses_nothing(
         assert failures == [0]
 
 
-async def test_counts_are_in_the_database_for_whoever_asks(tmp_path: Path) -> None:
+async def test_progress_is_written_to_the_database(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url], batches=SETTINGS) as gateway:
         talk = Talk(gateway)
         ended = await talk.wait((await talk.create([make_line("a")]))["id"])

@@ -1,4 +1,4 @@
-"""The folder of files: what is kept, what is swept."""
+"""The folder of files: storing and sweeping."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from thrifty.batches.storage import ORPHAN_S, Storage
 
 
-def test_a_part_of_a_file_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_stored_file_is_private(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "files")
     data = os.urandom(3_000_000)
-    file_id = storage.keep(io.BytesIO(data), 1000, 2_500_000)
+    file_id = storage.store(io.BytesIO(data), 1000, 2_500_000)
     path = storage.path(file_id)
     assert path.read_bytes() == data[1000:2_500_000]
     assert (path.stat().st_mode & 0o777, storage.folder.stat().st_mode & 0o777) == (0o600, 0o700)
@@ -28,19 +28,19 @@ def test_a_part_of_a_file_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
 def test_an_upload_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "files")
     with pytest.raises(OSError, match="ended early"):
-        storage.keep(io.BytesIO(b"short"), 0, 100)
+        storage.store(io.BytesIO(b"short"), 0, 100)
     assert list(storage.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "..", "file-", "../file-x", "file-" + "g" * 28, ".runner"])
-def test_what_is_no_id_is_no_path(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="not a file's id"):
+def test_an_invalid_id_has_no_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="not a file id"):
         Storage(tmp_path).path(name)
 
 
-def test_only_old_files_that_nobody_knows_are_swept(tmp_path: Path) -> None:
+def test_only_old_unknown_files_are_swept(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
-    known, old, fresh = (storage.keep(io.BytesIO(b"x"), 0, 1) for _ in range(3))
+    known, old, fresh = (storage.store(io.BytesIO(b"x"), 0, 1) for _ in range(3))
     torn = tmp_path / f"{known}.new"
     torn.write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("not ours")

@@ -1,4 +1,4 @@
-"""Databases for tests that must hold on SQLite and on a real PostgreSQL alike."""
+"""Databases for tests that run on SQLite and on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from thrifty.db.request_log import permit_deletion
 from thrifty.db.tables import leases, metadata
 
 KINDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.peer)]
-"""What a fixture with `params` takes."""
+"""The `params` of a fixture."""
 
 
 def open_kind(
     kind: str, tmp_path_factory: pytest.TempPathFactory, *, migrate: bool = True
 ) -> Iterator[Database]:
-    """An empty database of the kind; its server, if it has one, ends with it."""
+    """An empty database of that kind; its server, if it has one, is stopped with it."""
     folder = tmp_path_factory.mktemp(kind)
     if kind == "sqlite":
         database = open_database(f"sqlite:///{folder}/t.db", migrate=migrate)
@@ -37,7 +37,7 @@ def open_kind(
 
 
 def empty_tables(database: Database) -> None:
-    """Remove every row but leases, so that a module's tests may share a database."""
+    """Delete all rows except leases, so that the tests of a module can share a database."""
     with database.begin() as connection, permit_deletion(connection):
         for table in metadata.sorted_tables:
             if table is not leases:

@@ -1,4 +1,4 @@
-"""Purges and figures of the caches, as rows."""
+"""Rows of cache purges and cache statistics."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-def test_a_purge_tells_gateways_to_look(database: Database) -> None:
+def test_a_purge_makes_gateways_reload(database: Database) -> None:
     before = read_change_count(database)
     purge = add_purge(database, tenant="ann")
     assert read_change_count(database) == before + 1
     assert read_fleet(database).purges == [purge]
 
 
-def test_ids_go_up_even_when_the_clock_goes_back(
+def test_ids_increase_even_if_the_clock_goes_back(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = add_purge(database, tenant="a")
@@ -47,7 +47,7 @@ def test_ids_go_up_even_when_the_clock_goes_back(
     assert add_purge(database, tenant="b").id == first.id + 1
 
 
-def test_a_purge_that_is_repeated_takes_one_row(database: Database) -> None:
+def test_a_repeated_purge_takes_one_row(database: Database) -> None:
     for _ in range(3):
         add_purge(database)
         add_purge(database, deployment="d", version="v")
@@ -57,7 +57,7 @@ def test_a_purge_that_is_repeated_takes_one_row(database: Database) -> None:
     assert purges[-1] == last
 
 
-def test_purges_at_the_same_time_all_count(database: Database) -> None:
+def test_concurrent_purges_all_count(database: Database) -> None:
     made: list[int] = []
     threads = [
         threading.Thread(target=lambda n=n: made.append(add_purge(database, tenant=f"t{n}").id))
@@ -71,7 +71,7 @@ def test_purges_at_the_same_time_all_count(database: Database) -> None:
     assert sorted(purge.id for purge in read_fleet(database).purges) == sorted(made)
 
 
-def test_figures_of_workers_that_ended_are_not_told(database: Database) -> None:
+def test_statistics_of_ended_workers_are_left_out(database: Database) -> None:
     save_cache_stats(database, "a", {"entries": 1})
     save_cache_stats(database, "b", {"entries": 2})
     save_cache_stats(database, "a", {"entries": 3})

@@ -1,4 +1,4 @@
-"""Opening, migrating and losing a database: SQLite here, PostgreSQL in test_postgres.py."""
+"""Opening, migrating and losing an SQLite database; test_postgres.py covers PostgreSQL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NUMBERS = itertools.count(1)
 
 
 def row(name: str = "r", at_s: float = 1.0, **changes: Any) -> tuple:
-    """A row of the request log with an id of its own; `name` is its client's request id."""
+    """A row of the request log with its own id; `name` is the client's request id."""
     values = dict.fromkeys(COLUMNS)
     values |= {"id": next(NUMBERS) * 1000, "at_s": at_s, "client_request_id": name,
                "endpoint": "e", "status": 200, "stream": True, "attempts": 1, "e2e_ms": 1.5,
@@ -108,22 +108,22 @@ def test_several_processes_may_migrate_at_once(tmp_path: Path) -> None:
     assert [process.wait(60) for process in processes] == [0] * 4
 
 
-def test_a_missing_or_old_database_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="does not exist; 'thrifty up' makes it"):
+def test_errors_for_missing_and_old_databases_name_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="does not exist; 'thrifty up' creates it"):
         open_database(url(tmp_path), migrate=False)
     sqlite3.connect(tmp_path / "t.db").close()
-    with pytest.raises(DatabaseError, match="start 'thrifty up' once"):
+    with pytest.raises(DatabaseError, match="run 'thrifty up' once"):
         open_database(url(tmp_path), migrate=False)
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_file_that_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "t.db").write_bytes(b"not a database, and long enough to be sure of it" * 100)
     with pytest.raises(DatabaseError, match="file is not a database"):
         open_database(url(tmp_path), migrate=True)
     assert (tmp_path / "t.db").read_bytes().startswith(b"not a database")
 
 
-def test_a_database_of_a_newer_thrifty_is_left_alone(tmp_path: Path) -> None:
+def test_a_database_of_a_newer_thrifty_is_not_changed(tmp_path: Path) -> None:
     database = open_database(url(tmp_path), migrate=True)
     with database.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
@@ -148,7 +148,7 @@ def test_bad_urls_are_refused_without_showing_passwords(bad: str, match: str) ->
 
 
 def test_writers_and_readers_do_not_lock_each_other_out(tmp_path: Path) -> None:
-    """'database is locked' under concurrent writes is the sore point of SQLite as a default."""
+    """'database is locked' under concurrent writes is the known weakness of SQLite as a default."""
     database = open_database(url(tmp_path), migrate=True)
     faults: list[BaseException] = []
 
@@ -186,10 +186,8 @@ def test_a_deleted_file_is_noticed_before_rows_are_lost_in_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("with_log", [True, False])
-def test_a_deleted_file_is_written_anew_with_all_that_was_in_it(
-    tmp_path: Path, with_log: bool
-) -> None:
-    """Whether only the file was deleted, or its write-ahead log with it."""
+def test_a_deleted_file_is_restored_with_all_rows(tmp_path: Path, with_log: bool) -> None:
+    """Whether only the file was deleted or also its write-ahead log."""
     database = open_database(url(tmp_path), migrate=True)
     create_key(database, "ann")
     keeper = sqlite3.connect(tmp_path / "t.db")
@@ -208,7 +206,7 @@ def test_a_deleted_file_is_written_anew_with_all_that_was_in_it(
     database.close()
 
 
-def test_fleet_rows_come_back_as_they_were(tmp_path: Path) -> None:
+def test_fleet_rows_round_trip(tmp_path: Path) -> None:
     database = open_database(url(tmp_path), migrate=True)
     versions = (
         VersionRow("v", "m@v1", "echo", "r", "art", 9.0, 0.0, VersionSettings(honours=("n",))),

@@ -1,4 +1,4 @@
-"""What a controller writes: whole, in one transaction, and only on top of the state it decided on."""
+"""Publishing a fleet: complete, in one transaction, and only for the state it was made for."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def report(
     )
 
 
-def test_a_first_report_leaves_nothing_else(database: Database) -> None:
+def test_a_first_report_replaces_everything(database: Database) -> None:
     old = report(replica(7), rows=(desired("old").row,), messages={("old", "a"): "why"})
     publish_fleet(database, old, None, change_id=0)
     assert read_fleet(database).messages == {("old", "a"): "why"}
@@ -59,7 +59,7 @@ def test_a_first_report_leaves_nothing_else(database: Database) -> None:
     assert state.messages == {}
 
 
-def test_what_differs_is_written_and_told(database: Database) -> None:
+def test_differences_are_written_and_announced(database: Database) -> None:
     first = report(replica(0), replica(1))
     publish_fleet(database, first, None, change_id=0)
     before = read_fleet(database).change
@@ -78,7 +78,7 @@ def test_what_differs_is_written_and_told(database: Database) -> None:
     assert (state.deployments, state.replicas) == ([], [])
 
 
-def test_figures_do_not_make_gateways_look(database: Database) -> None:
+def test_figures_do_not_make_gateways_reload(database: Database) -> None:
     first = report(replica(0))
     publish_fleet(database, first, None, change_id=0)
     before = read_fleet(database).change
@@ -89,7 +89,7 @@ def test_figures_do_not_make_gateways_look(database: Database) -> None:
     assert (state.replicas[0].memory_bytes, state.replicas[0].load) == (5, {"running": 1})
 
 
-def test_weights_that_were_set_meanwhile_are_not_written_over(database: Database) -> None:
+def test_newer_weights_are_not_overwritten(database: Database) -> None:
     changes = [DesiredChange("m", desired(a=1, b=1))]
     by: dict[str, Any] = {"who": "ann", "why": ""}
     read = write_desired(database, changes, read_change_id=0, kind="apply", **by)

@@ -1,4 +1,4 @@
-"""Keys in the database: roles of this release and of the one before."""
+"""Keys in the database: roles of this release and of the previous one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_viewer_is_read_by_both_names_and_written_by_one(tmp_path: Path, writt
     assert key.role is Role.VIEWER
     with database.begin() as connection:
         assert connection.execute(select(keys.c.role)).scalar_one() == "viewer"
-        # As version 0.1 wrote it, and may still write it beside us.
+        # As version 0.1 wrote it, and may still write it concurrently.
         connection.execute(update(keys).values(role=written))
     assert [key.role for key in list_keys(database)] == [Role.VIEWER]
     assert [key.role for key in read_fleet(database).keys] == [Role.VIEWER]

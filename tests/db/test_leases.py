@@ -1,4 +1,4 @@
-"""Leases: one owner at a time, taken over when it runs out or is known to have ended."""
+"""Leases: one owner at a time; taken over on expiry, or if the owner is known to have ended."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_one_owner_at_a_time(database: Database) -> None:
     assert read_owner(database, "none") is None
 
 
-def test_of_many_who_ask_one_gets_it(database: Database) -> None:
+def test_one_of_many_callers_gets_the_lease(database: Database) -> None:
     won: list[str] = []
 
     def ask(owner: str) -> None:
@@ -106,12 +106,12 @@ def test_only_the_owner_writes_a_batch(database: Database) -> None:
     output = FileRow("file-out", "red", "o.jsonl", "batch_output", 5, 1.0, 2.0)
     with pytest.raises(LeaseLost):
         end_batch(database, "b", found, BatchStatus.COMPLETED, 1.0, output, None)
-    # Nothing of what was refused is there.
+    # Nothing of the refused writes is stored.
     assert find_file(database, "red", "file-out") is None
     assert find_batch(database, "red", "batch_1") == found
 
 
-def test_a_batch_goes_from_status_to_status(database: Database) -> None:
+def test_a_batch_changes_its_status(database: Database) -> None:
     insert_batch(database, batch(), 5)
     take_lease(database, LEASE, "a", 10, force=False)
     none = BatchCounts()
@@ -132,9 +132,9 @@ def test_a_batch_goes_from_status_to_status(database: Database) -> None:
     assert read_active_batches(database, 10) == []
 
 
-def test_pages_go_on_behind_the_last_one(database: Database) -> None:
+def test_pages_continue_after_the_last_entry(database: Database) -> None:
     for number in range(1, 8):
-        # Some of the same moment: the id decides.
+        # Some rows have the same time, so the id decides.
         insert_batch(database, batch(number, created_s=float(number // 3)), 10)
     insert_batch(database, batch(9, tenant="blue"), 10)
     seen: list[str] = []
@@ -150,7 +150,7 @@ def test_pages_go_on_behind_the_last_one(database: Database) -> None:
         list_batches(database, "red", after="batch_9", limit=2)
 
 
-def test_files_that_are_needed_stay(database: Database) -> None:
+def test_needed_files_are_kept(database: Database) -> None:
     for number in (1, 2):
         insert_file(database, FileRow(f"file-{number}", "red", "f", "batch", 1, 1.0, 2.0))
     insert_batch(database, batch(1), 10)

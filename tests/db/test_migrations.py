@@ -1,4 +1,4 @@
-"""Every migration, taken step by step down and up again, with rows in all tables."""
+"""Every migration, reverted and applied again step by step, with rows in all tables."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ REVISIONS = [step.revision for step in ScriptDirectory.from_config(CONFIG).walk_
 
 Rows = dict[str, list[dict[str, Any]]]
 ONCE_REQUIRED = {("requests", "request_id"), ("request_texts", "request_id")}
-"""Columns that may be NULL now and might not be in older tables."""
+"""Columns that may be NULL now but not in older tables."""
 FILLED = {("requests", "client_request_id"), ("request_texts", "id")}
-"""Columns that a step fills from what the older tables hold."""
+"""Columns that a migration fills from data of the older tables."""
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
@@ -48,12 +48,12 @@ def move(database: Database, revision: str, *, down: bool = False) -> None:
     with database.engine.begin() as connection:
         CONFIG.attributes["connection"] = connection
         (command.downgrade if down else command.upgrade)(CONFIG, revision)
-    # What a connection has prepared holds for the tables as they were.
+    # Prepared statements of a connection refer to the tables before the change.
     database.engine.dispose()
 
 
 def describe(database: Database) -> dict[str, Any]:
-    """The tables as the database itself tells of them."""
+    """The tables as described by the database itself."""
     with database.begin() as connection:
         look = inspect(connection)
         return {
@@ -78,7 +78,7 @@ def describe(database: Database) -> dict[str, Any]:
 
 
 def fill(connection: Connection) -> None:
-    """Two rows in each table: one with a value everywhere, one with as few as may be."""
+    """Two rows per table: one with a value in every column, one with as few values as possible."""
     for table in metadata.sorted_tables:
         for number in (1, 2):
             values = {
@@ -104,7 +104,7 @@ def make(column: Column[Any], number: int) -> Any:
 
 
 def read(database: Database) -> Rows:
-    """Every row of every table."""
+    """All rows of all tables."""
     with database.begin() as connection:
         return {
             table: sorted(
@@ -120,16 +120,14 @@ def read(database: Database) -> Rows:
 
 
 def cut(rows: Rows, tables: dict[str, Any]) -> Rows:
-    """What is left of `rows` where there are only these tables, with these columns."""
+    """The part of `rows` that these tables and columns can hold."""
     return {
         table: [{name: row[name] for name in tables[table]["columns"]} for row in rows[table]]
         for table in tables
     }
 
 
-def test_each_step_can_be_taken_back_and_keeps_what_the_older_tables_hold(
-    url: str, database: Database
-) -> None:
+def test_each_migration_can_be_reverted_and_keeps_data(url: str, database: Database) -> None:
     assert REVISIONS[0] == "0001"
     assert REVISIONS[-1] == HEAD
     move(database, "base", down=True)

@@ -1,4 +1,4 @@
-"""Node numbers and secrets, claimed by several processes at once."""
+"""Node numbers and secrets, claimed by several processes concurrently."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def database(
         server.cleanup()
 
 
-def test_processes_that_start_together_share_no_number_and_one_secret(database: Database) -> None:
+def test_concurrent_processes_get_distinct_numbers_and_one_secret(database: Database) -> None:
     url = database.url.render_as_string(hide_password=False)
     processes = [
         subprocess.Popen(
@@ -79,7 +79,7 @@ def test_processes_that_start_together_share_no_number_and_one_secret(database: 
     assert NodeClaim(database, nodes=5).held
 
 
-def test_a_number_that_was_lost_is_replaced(database: Database) -> None:
+def test_a_lost_number_is_replaced(database: Database) -> None:
     claim = NodeClaim(database, nodes=2)
     first = claim.number
     assert claim.renew() == first
@@ -91,7 +91,7 @@ def test_a_number_that_was_lost_is_replaced(database: Database) -> None:
     assert not claim.held
 
 
-def test_a_number_that_ran_out_is_free(database: Database) -> None:
+def test_an_expired_number_is_free(database: Database) -> None:
     gone = NodeClaim(database, nodes=1, ttl_s=-1.0)
     claim = NodeClaim(database, nodes=1)
     assert (claim.number, claim.held) == (gone.number, True)

@@ -1,4 +1,4 @@
-"""The same tables on a real PostgreSQL, which a package brings."""
+"""The same tables on a real PostgreSQL, installed from a package."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_migrations_make_the_tables_of_the_code(database: Database) -> None:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_keys_live_there(database: Database) -> None:
+def test_keys_work(database: Database) -> None:
     create_key(database, "ann")
     with pytest.raises(ThriftyError, match="exists"):
         create_key(database, "ann")
@@ -85,7 +85,7 @@ def test_workers_add_to_the_same_sums_of_spend_at_once(database: Database) -> No
     assert sum(sums.values()) == 0.5 * sum((n + t) % 4 + 1 for n in range(4) for t in range(25))
 
 
-def test_purges_and_figures_of_caches_live_there(database: Database) -> None:
+def test_cache_purges_and_statistics_work(database: Database) -> None:
     first = add_purge(database, tenant="ann")
     assert add_purge(database).id > first.id
     again = add_purge(database, tenant="ann")

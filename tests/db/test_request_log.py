@@ -1,4 +1,4 @@
-"""The request log's rows: what can be written is written, whatever is bad beside it."""
+"""Rows of the request log: every valid row is written, whatever is wrong with the others."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.db.databases import KINDS, empty_tables, open_kind
 from tests.db.test_database import row
 from thrifty.db import Database
 from thrifty.db.fleet import ReplicaRow, read_fleet, save_replicas
-from thrifty.db.harmless import MAX_TEXT_CHARS, RowShape, make_values_harmless
 from thrifty.db.request_log import COLUMNS, DELETE_ROWS, Entry, RequestLog
+from thrifty.db.sanitize import MAX_TEXT_CHARS, RowShape, sanitize_values
 from thrifty.db.spend import exchange_spend
 from thrifty.db.tables import metadata, request_texts, requests
 from thrifty.errors import BadDataError, DatabaseError
@@ -52,7 +52,7 @@ def read_texts(database: Database) -> dict[int, tuple[str, str]]:
         return {each[0]: (each[1], each[2]) for each in found}
 
 
-def test_rows_written_as_json_come_back_as_they_were(database: Database) -> None:
+def test_rows_round_trip_through_json(database: Database) -> None:
     first = row("a", id=2**62 + 1, rerouted=True, ttft_ms=None, shadow_of=2**62, at_s=1.8e9 + 1 / 3)
     second = row("b", origin="probe", conversation_id="conv-1")
     assert RequestLog(database).write([Entry(first, ("p", "ä")), Entry(second)]) == []
@@ -97,7 +97,7 @@ def test_values_are_made_to_fit(database: Database, changes: dict[str, Any], sto
      {"status": "200"}, {"at_s": float("nan")}, {"e2e_ms": None}, {"stream": None},
      {"endpoint": 3}, {"endpoint": None}],
 )  # fmt: skip
-def test_a_row_without_what_it_must_have_is_set_aside(
+def test_a_row_without_required_values_is_set_aside(
     database: Database, changes: dict[str, Any]
 ) -> None:
     bad_entry = Entry(row("bad", **changes), ("p", "a"))
@@ -109,13 +109,13 @@ def test_a_row_without_what_it_must_have_is_set_aside(
     assert read_texts(database) == {}
 
 
-def test_texts_are_made_harmless(database: Database) -> None:
+def test_texts_are_sanitized(database: Database) -> None:
     entry = Entry(row(), (f"{NUL}{HALF}", LONG * 3))
     assert RequestLog(database).write([entry]) == []
     assert read_texts(database) == {entry.row[0]: ("a\ufffdba\ufffd", LONG * 2)}
 
 
-def test_a_repeated_id_sets_its_row_aside_and_leaves_the_first_alone(database: Database) -> None:
+def test_a_row_with_a_repeated_id_is_set_aside(database: Database) -> None:
     log = RequestLog(database)
     first = Entry(row("first"), ("p1", "a1"))
     log.write([first])
@@ -133,14 +133,14 @@ def test_a_repeated_id_sets_its_row_aside_and_leaves_the_first_alone(database: D
     assert len(texts) == 6
 
 
-def test_the_same_client_id_is_no_fault(database: Database) -> None:
+def test_a_repeated_client_id_is_allowed(database: Database) -> None:
     entries = [Entry(row("same"), ("p", "a")) for _ in range(3)]
     assert RequestLog(database).write(entries) == []
     assert len(read(database)) == len(read_texts(database)) == 3
 
 
-def test_writing_again_what_is_in_already_changes_nothing(database: Database) -> None:
-    """The connection may break after a commit and before its answer."""
+def test_writing_existing_rows_again_changes_nothing(database: Database) -> None:
+    """The connection may break after a commit and before its reply."""
     log = RequestLog(database)
     entries = [Entry(row(str(i), e2e_ms=1 / 3, at_s=1.8e9 + i / 7), ("p", "a")) for i in range(9)]
     log.write(entries[:5])
@@ -148,9 +148,9 @@ def test_writing_again_what_is_in_already_changes_nothing(database: Database) ->
     assert len(read(database)) == len(read_texts(database)) == 9
 
 
-def test_what_the_database_itself_refuses_is_found_by_halving(database: Database) -> None:
+def test_rows_refused_by_the_database_are_found_by_halving(database: Database) -> None:
     class Careless(RowShape):
-        """Lets everything through, as a rule that is missing here would."""
+        """Accepts everything, as if a rule were missing."""
 
         def encode(self, rows: Any) -> str | None:
             import json
@@ -176,7 +176,7 @@ VALUES = st.one_of(
 
 @st.composite
 def entries(draw: st.DrawFn) -> list[tuple[Entry, bool]]:
-    """Entries, and whether each of them is good."""
+    """Entries, each with whether it is valid."""
     made = []
     for number in range(draw(st.integers(0, 12))):
         if draw(st.booleans()):
@@ -194,9 +194,7 @@ def entries(draw: st.DrawFn) -> list[tuple[Entry, bool]]:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(entries())
-def test_everything_good_is_written_whatever_is_bad_beside_it(
-    opened: Database, made: list[tuple[Entry, bool]]
-) -> None:
+def test_all_valid_rows_are_written(opened: Database, made: list[tuple[Entry, bool]]) -> None:
     empty_tables(opened)
     log = RequestLog(opened)
     bad = log.write([entry for entry, _ in made])
@@ -213,18 +211,18 @@ def test_everything_good_is_written_whatever_is_bad_beside_it(
 
 
 @given(st.data())
-def test_fitting_values_of_any_table_is_final(data: st.DataObject) -> None:
-    """Also for tables and columns that are yet to come: the rules come from their declarations."""
+def test_fitting_values_is_idempotent_for_any_table(data: st.DataObject) -> None:
+    """Also covers future tables and columns: the rules come from their declarations."""
     table = data.draw(st.sampled_from(metadata.sorted_tables))
     names = [column.name for column in table.columns]
     values = {name: data.draw(VALUES) for name in names}
     shape = RowShape(table, names)
     try:
-        fitting = make_values_harmless(table, values)
+        fitting = sanitize_values(table, values)
     except BadDataError:
         assert shape.encode([tuple(values.values())]) is None
         return
-    assert make_values_harmless(table, fitting) == fitting
+    assert sanitize_values(table, fitting) == fitting
     assert shape.encode([tuple(fitting.values())]) is not None
     if shape.encode([tuple(values.values())]) is not None:
         assert fitting == values
@@ -233,7 +231,7 @@ def test_fitting_values_of_any_table_is_final(data: st.DataObject) -> None:
 # Other writers
 
 
-def test_bad_data_is_told_from_an_absent_database(database: Database) -> None:
+def test_bad_data_differs_from_an_unavailable_database(database: Database) -> None:
     good = {"id": 1, "at_s": 1.0, "prompt": "p", "answer": "a"}
     cases: list[dict[str, Any]] = [{"prompt": None}, {"prompt": HALF}, {"id": 2**63}]
     if not database.is_sqlite:
@@ -257,11 +255,11 @@ def test_bad_data_is_told_from_an_absent_database(database: Database) -> None:
 # Pruning
 
 
-def test_old_rows_and_too_many_rows_go_with_their_texts(database: Database) -> None:
+def test_pruning_deletes_rows_with_their_texts(database: Database) -> None:
     log = RequestLog(database)
     now_s = time.time()
     old = [Entry(row(f"old{i}", now_s - 1000), ("p", "a")) for i in range(DELETE_ROWS + 10)]
-    # Ids far apart and in another order than times; some of the same moment.
+    # Sparse ids in a different order than the times; some rows have the same time.
     new = [
         Entry(row(f"new{i}", now_s + i // 2, id=2**60 - 10_000 * i), ("p", "a")) for i in range(50)
     ]
@@ -278,12 +276,12 @@ def test_old_rows_and_too_many_rows_go_with_their_texts(database: Database) -> N
     assert read_texts(database) == {}
 
 
-def test_sums_that_are_no_numbers_do_not_hold_others_back(database: Database) -> None:
+def test_invalid_sums_do_not_hold_back_others(database: Database) -> None:
     amounts = {("k1", "2026-11-23"): float("nan"), ("k2", "2026-11-23"): 1.5}
     assert exchange_spend(database, amounts, "2026-11-01", 0.0) == {("k2", "2026-11-23"): 1.5}
 
 
-def test_a_replica_with_a_bad_message_does_not_hold_others_back(database: Database) -> None:
+def test_a_bad_replica_message_does_not_hold_back_others(database: Database) -> None:
     shared = {
         "deployment": "d", "engine": "echo", "url": "http://x", "state": "ready", "restarts": 0,
         "revision": "r", "version": "v",

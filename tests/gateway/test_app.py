@@ -1,4 +1,4 @@
-"""A request through the gateway: what comes back, and what is written down."""
+"""A request through the gateway: its response and its records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thrifty.db.tables import requests
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
 
 
-async def test_answer_carries_who_gave_it(tmp_path: Path) -> None:
+async def test_an_answer_names_its_version_and_replica(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         reply = await gateway.ask(CHAT)
         assert reply.status == 200
@@ -28,7 +28,7 @@ async def test_answer_carries_who_gave_it(tmp_path: Path) -> None:
         assert reply.headers[b"x-thrifty-conversation"].startswith(b"conv-")
 
 
-async def test_own_request_id_is_kept_when_harmless(tmp_path: Path) -> None:
+async def test_a_valid_client_request_id_is_kept(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         kept = await gateway.ask(CHAT, headers={"x-request-id": "mine-7"})
         assert kept.headers[b"x-request-id"] == b"mine-7"
@@ -85,7 +85,7 @@ async def test_metrics_carry_deployment_version_and_replica(tmp_path: Path) -> N
         assert metrics.metric("thrifty_errors_total", kind="model_not_found") == 1
 
 
-async def test_prompts_are_kept_only_when_asked_for(tmp_path: Path) -> None:
+async def test_prompts_are_recorded_only_if_enabled(tmp_path: Path) -> None:
     from thrifty.db.tables import request_texts
 
     for prompts in (False, True):

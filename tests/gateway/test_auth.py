@@ -1,4 +1,4 @@
-"""Keys: who may call, what a wrong key is told, and that a lost database opens no door."""
+"""Keys: who may call, what a wrong key gets, and authentication without a database."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_with_a_key_every_request_needs_one(tmp_path: Path) -> None:
         assert (await gateway.ask(b"", "/healthz", method="GET")).status == 200
 
 
-async def test_a_key_works_the_moment_it_is_made(tmp_path: Path) -> None:
+async def test_a_new_key_works_at_once(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         await make_key(gateway, "first")
         await gateway.reader.refresh()
@@ -54,7 +54,7 @@ async def test_a_key_works_the_moment_it_is_made(tmp_path: Path) -> None:
         assert reply.status == 200
 
 
-async def test_the_first_key_counts_the_moment_it_is_made(tmp_path: Path) -> None:
+async def test_the_first_key_takes_effect_at_once(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         stale = {"authorization": f"Bearer {PREFIX}{'0' * 43}"}
         assert (await gateway.ask(CHAT, headers=stale)).status == 200, "open, without any key"
@@ -82,7 +82,7 @@ async def test_a_revoked_key_is_refused(tmp_path: Path) -> None:
         assert (await gateway.ask(CHAT, headers=headers)).status == 401
 
 
-async def test_a_revoked_last_key_does_not_open_the_door(tmp_path: Path) -> None:
+async def test_revoking_the_last_key_does_not_disable_authentication(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         secret = await make_key(gateway, "only")
         await gateway.reader.refresh()
@@ -98,7 +98,7 @@ async def test_a_revoked_last_key_does_not_open_the_door(tmp_path: Path) -> None
     ("role", "chat", "metrics"),
     [("user", 200, 403), ("viewer", 403, 200), ("monitor", 403, 200), ("admin", 200, 200)],
 )
-async def test_roles_allow_what_they_say(
+async def test_roles_allow_their_endpoints(
     tmp_path: Path, role: str, chat: int, metrics: int
 ) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
@@ -110,7 +110,7 @@ async def test_roles_allow_what_they_say(
         assert reply.status == metrics
 
 
-async def test_keys_are_kept_as_checksums_only(tmp_path: Path) -> None:
+async def test_only_hashes_of_keys_are_stored(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         secret = await make_key(gateway, "ann")
         assert secret.startswith(PREFIX)

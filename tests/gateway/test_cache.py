@@ -1,4 +1,4 @@
-"""The exact cache: when an answer is used again, what it looks like then, and how much it takes."""
+"""The exact cache: when an answer is reused, how it is returned, and how much memory it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thrifty.gateway.cache import Entry, ExactCache, Owner, make_key
 from thrifty.gateway.cache.key import is_deterministic
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.routing import make_policy
-from thrifty.gateway.state.call import Call, Form, Target
+from thrifty.gateway.state.call import Call, ParsedRequest, Target
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_answer
@@ -75,8 +75,8 @@ def test_key_ignores_how_an_answer_is_sent_and_the_order_of_fields() -> None:
 
 
 @given(st.text(), st.text(), st.text(), st.text())
-def test_tenant_and_revision_cannot_run_into_each_other(a: str, b: str, c: str, d: str) -> None:
-    """A tenant's name must not be able to spell another tenant's key."""
+def test_tenant_and_revision_are_separated_in_the_key(a: str, b: str, c: str, d: str) -> None:
+    """A tenant's name must not be able to produce another tenant's key."""
     one = make_key(Endpoint.CHAT, a.replace("\0", ""), b.replace("\0", ""), CHAT)
     two = make_key(Endpoint.CHAT, c.replace("\0", ""), d.replace("\0", ""), CHAT)
     same = (a.replace("\0", ""), b.replace("\0", "")) == (c.replace("\0", ""), d.replace("\0", ""))
@@ -107,7 +107,7 @@ def test_a_seed_counts_only_where_the_engine_honours_seeds() -> None:
 # Bounds
 
 
-def test_old_answers_are_not_given() -> None:
+def test_expired_answers_are_not_returned() -> None:
     clock = Clock()
     cache = ExactCache(1_000_000, clock)
     cache.put(b"k", entry(), ttl_s=10)
@@ -126,7 +126,7 @@ def test_cache_never_exceeds_its_bytes(puts: list[tuple[int, int]]) -> None:
         assert cache.size_bytes == sum(e.size_bytes for e in cache._entries.values())
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     cache = ExactCache(4 * entry().size_bytes)
     for key in (b"a", b"b", b"c", b"d"):
         cache.put(key, entry(), 60)
@@ -154,8 +154,8 @@ operations = st.lists(
 
 
 @given(operations)
-def test_what_is_forgotten_is_gone_at_once_and_sizes_stay_true(steps: list[tuple]) -> None:
-    """Against a plain dictionary, which forgets by looking at every answer."""
+def test_invalidation_is_immediate_and_sizes_stay_correct(steps: list[tuple]) -> None:
+    """Compared with a plain dictionary that checks every answer."""
     cache = ExactCache(40_000)
     known: dict[bytes, Entry] = {}
     for what, number, tenant, size in steps:
@@ -168,7 +168,7 @@ def test_what_is_forgotten_is_gone_at_once_and_sizes_stay_true(steps: list[tuple
             found = cache.get(key)
             assert found is None or found is known.get(key)
         elif what == "forget":
-            cache.forget(lambda owner, tenant=tenant: owner.tenant == tenant)
+            cache.invalidate(lambda owner, tenant=tenant: owner.tenant == tenant)
             known = {k: e for k, e in known.items() if e.owner.tenant != tenant}
         else:
             cache.free()
@@ -186,7 +186,7 @@ def test_freeing_is_done_in_pieces() -> None:
     for number in range(2500):
         cache.put(b"%d" % number, entry(owner=Owner(tenant="a")), 60)
     cache.put(b"kept", entry(owner=Owner(tenant="b")), 60)
-    assert cache.forget(lambda owner: owner.tenant == "a") == 2500
+    assert cache.invalidate(lambda owner: owner.tenant == "a") == 2500
     assert (len(cache), cache.get(b"7")) == (1, None)
     assert cache.size_bytes == entry().size_bytes
     pieces = 1
@@ -214,7 +214,7 @@ async def test_second_identical_request_is_a_hit_with_an_id_of_its_own(tmp_path:
 
 @pytest.mark.parametrize("first_streams", [False, True])
 @pytest.mark.parametrize("second_streams", [False, True])
-async def test_a_hit_is_given_either_way(
+async def test_a_hit_is_returned_whole_or_as_a_stream(
     tmp_path: Path, first_streams: bool, second_streams: bool
 ) -> None:
     async with running_echo(tpot_s=0.001) as url, running_gateway(tmp_path, [url]) as gateway:
@@ -315,10 +315,10 @@ async def test_tenants_do_not_share_answers(tmp_path: Path) -> None:
         assert results == [b"miss", b"hit", b"miss", b"hit"]
 
 
-# Requests that need not be read again
+# Requests that are not parsed again
 
 
-async def test_a_body_that_is_known_is_still_judged_by_its_deployment(tmp_path: Path) -> None:
+async def test_a_known_body_is_invalid_after_its_deployment_changed(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         body = {**CHAT, "max_tokens": 40}
         results = [(await gateway.ask(body)).headers[b"x-thrifty-cache"] for _ in range(4)]
@@ -343,7 +343,7 @@ async def test_a_body_that_is_known_is_still_judged_by_its_deployment(tmp_path: 
 
 
 @pytest.mark.slow
-async def test_a_known_body_whose_answer_has_gone_is_asked_anew(tmp_path: Path) -> None:
+async def test_a_known_body_without_a_cached_answer_is_forwarded(tmp_path: Path) -> None:
     row = echo_deployment(cache_ttl_s=2.0)
     async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
         for stream in (False, True):
@@ -381,7 +381,7 @@ def test_shortcuts_are_bounded() -> None:
 
     def make_call(body: bytes) -> Call:
         call = Call(Asked(body), Endpoint.CHAT)  # type: ignore[arg-type]
-        call.form = Form({"model": "echo"}, stream=False, include_usage=False)
+        call.parsed = ParsedRequest({"model": "echo"}, stream=False, include_usage=False)
         call.target = Target(deployment, deployment.main, deployment.main, "")
         return call
 
@@ -398,7 +398,7 @@ def test_shortcuts_are_bounded() -> None:
     assert shortcuts.take(make_call(b"x" * 40_000), {}) is None
 
 
-# Requests at the same time
+# Concurrent requests
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -428,7 +428,7 @@ async def test_identical_requests_in_flight_share_one_generation(
 
 
 async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
-    """Not at the end: its first token comes while the generation still runs."""
+    """The first token arrives while the generation still runs."""
     from thrifty.http.client import HttpClient, parse_origin
 
     async with (
@@ -454,7 +454,7 @@ async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
         client.close()
 
 
-async def test_followers_go_on_when_the_leader_hangs_up(tmp_path: Path) -> None:
+async def test_followers_continue_when_the_leader_disconnects(tmp_path: Path) -> None:
     from thrifty.http.client import HttpClient, parse_origin
 
     async with (
@@ -507,7 +507,7 @@ async def test_the_same_error_goes_to_all_who_shared(tmp_path: Path) -> None:
         assert {reply.error["code"] for reply in replies} == {"context_length_exceeded"}
 
 
-# Streams put together
+# Assembled streams
 
 
 def test_assembling_refuses_a_stream_that_did_not_end() -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong behind, before and beside the gateway, and what clients see of it."""
+"""Failures behind, before and beside the gateway, and what clients see of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CHUNK = (
         (b'{"model": "echo", "messages": [{"role": "user"}]}', "invalid_value", "messages"),
     ],
 )  # fmt: skip
-async def test_bad_bodies_are_refused_with_the_fault(
+async def test_bad_bodies_are_refused_with_the_reason(
     tmp_path: Path, body: bytes, code: str, param: str | None
 ) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
@@ -63,7 +63,7 @@ async def test_bad_bodies_are_refused_with_the_fault(
         assert reply.error["type"] == "invalid_request_error"
         assert (reply.error["code"], reply.error["param"]) == (code, param)
         assert len(reply.error["message"]) > 15
-        # And it goes on.
+        # The gateway continues to serve.
         assert (await gateway.ask(CHAT)).status == 200
 
 
@@ -111,7 +111,7 @@ async def test_unknown_paths_and_methods(tmp_path: Path) -> None:
 # Replicas that fail
 
 
-async def test_a_replica_that_is_not_there_costs_nothing_but_a_retry(tmp_path: Path) -> None:
+async def test_a_missing_replica_costs_only_a_retry(tmp_path: Path) -> None:
     dead = f"http://127.0.0.1:{find_free_port()}"
     async with running_echo() as url, running_gateway(tmp_path, [dead, url]) as gateway:
         for _ in range(20):
@@ -139,7 +139,7 @@ async def test_a_replica_that_dies_before_its_first_byte_is_replaced(tmp_path: P
         assert metrics.metric("thrifty_retries_total", deployment="echo") >= 1
 
 
-async def test_half_an_answer_that_is_not_streamed_is_asked_for_again(tmp_path: Path) -> None:
+async def test_an_incomplete_answer_is_retried(tmp_path: Path) -> None:
     async def half(exchange: Exchange) -> None:
         exchange.start(200, [(b"content-type", b"application/json")])
         exchange.write(b'{"id": "half')
@@ -157,7 +157,7 @@ async def test_half_an_answer_that_is_not_streamed_is_asked_for_again(tmp_path: 
             assert reply.json()["choices"][0]["message"]["content"] == "Hello there"
 
 
-async def test_a_stream_that_breaks_off_ends_with_an_error_event(tmp_path: Path) -> None:
+async def test_an_interrupted_stream_ends_with_an_error_event(tmp_path: Path) -> None:
     async def breaking(exchange: Exchange) -> None:
         exchange.start(200, EVENT_STREAM_HEADERS)
         exchange.write(CHUNK)
@@ -191,7 +191,7 @@ async def test_a_poisonous_request_is_sent_to_two_replicas_at_most(tmp_path: Pat
 
 
 async def test_retries_stop_when_the_budget_is_spent(tmp_path: Path) -> None:
-    """A fleet that fails every request must not get each of them twice."""
+    """A fleet that fails every request must not receive each of them twice."""
     sends = 0
 
     async def failing(exchange: Exchange) -> None:
@@ -215,7 +215,7 @@ async def test_retries_stop_when_the_budget_is_spent(tmp_path: Path) -> None:
 async def test_an_idle_connection_closed_under_a_request_is_not_the_clients_problem(
     tmp_path: Path,
 ) -> None:
-    """llama.cpp's server closes idle connections just as a request may go out."""
+    """llama.cpp's server closes idle connections just when a request may be sent."""
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         served = 0
 
@@ -272,7 +272,7 @@ async def test_only_ready_replicas_get_traffic(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_in_flight_requests_are_counted_until_their_last_byte(tmp_path: Path) -> None:
-    """One of eight engines taking everything began with a load that was always zero."""
+    """Guards against a load that is always zero, which sent everything to one of eight engines."""
     async with contextlib.AsyncExitStack() as stack:
         urls = [
             await stack.enter_async_context(running_echo(ttft_s=1.0, tpot_s=0.001))
@@ -309,7 +309,7 @@ async def test_a_silent_stream_is_ended_with_an_error_event(tmp_path: Path) -> N
         assert "0.5 s" in reply.events[-1]["error"]["message"]
 
 
-async def test_a_replica_that_never_begins_is_given_up_on(tmp_path: Path) -> None:
+async def test_a_replica_that_never_begins_times_out(tmp_path: Path) -> None:
     async def mute(exchange: Exchange) -> None:
         await asyncio.sleep(30)
 
@@ -324,7 +324,7 @@ async def test_a_replica_that_never_begins_is_given_up_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-async def test_a_stream_without_a_first_token_is_begun_elsewhere(tmp_path: Path) -> None:
+async def test_a_stream_without_a_first_token_is_retried_elsewhere(tmp_path: Path) -> None:
     async def hesitate(exchange: Exchange) -> None:
         exchange.start(200, EVENT_STREAM_HEADERS)
         await asyncio.sleep(30)
@@ -339,7 +339,7 @@ async def test_a_stream_without_a_first_token_is_begun_elsewhere(tmp_path: Path)
         assert {reply.status for reply in replies} == {200}
 
 
-async def test_an_upstream_that_talks_nonsense_is_an_error_not_a_hang(tmp_path: Path) -> None:
+async def test_an_invalid_upstream_response_is_an_error_not_a_hang(tmp_path: Path) -> None:
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
         writer.write(b"\x00\x01 this is not HTTP \xff\xff\r\n\r\n")
@@ -386,7 +386,7 @@ async def test_a_client_that_hangs_up_cancels_its_generation(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-async def test_a_client_that_stops_reading_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_client_that_stops_reading_blocks_no_one(tmp_path: Path) -> None:
     limits = ServerLimits(write_timeout_s=1.0)
     async with (
         running_echo(slots=64) as url,
@@ -406,7 +406,7 @@ async def test_a_client_that_stops_reading_holds_up_nobody(tmp_path: Path) -> No
         for _ in range(10):
             assert (await gateway.ask(CHAT)).status == 200
             await asyncio.sleep(0.05)
-        # It is cut off, and with it its generation.
+        # Its connection is closed, and its generation is cancelled.
         for _ in range(300):
             if not any(c.write_paused for c in gateway.server.connections):
                 break
@@ -465,7 +465,7 @@ async def test_a_full_log_queue_drops_rows_and_counts_them(tmp_path: Path) -> No
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         locker = sqlite3.connect(tmp_path / "thrifty.db", isolation_level=None)
         locker.execute("BEGIN EXCLUSIVE")
-        for _ in range(log_writer.QUEUE_ROWS + 100):
+        for _ in range(log_writer.QUEUE_ROWS + log_writer.BATCH_ROWS + 100):
             gateway.writer.put(row())
         assert (await gateway.ask(CHAT)).status == 200
         metrics = await gateway.ask(b"", "/metrics", method="GET")
@@ -475,7 +475,7 @@ async def test_a_full_log_queue_drops_rows_and_counts_them(tmp_path: Path) -> No
 
 
 async def test_a_conversation_survives_many_changes_of_the_fleet(tmp_path: Path) -> None:
-    """Replicas come, go and move while requests run; none of them is lost."""
+    """Replicas come, go and move while requests run; no request is lost."""
     async with contextlib.AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(running_echo(ttft_s=0.01)) for _ in range(4)]
         gateway = await stack.enter_async_context(running_gateway(tmp_path, urls[:1]))

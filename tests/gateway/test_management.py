@@ -1,4 +1,4 @@
-"""The table of routes at work: roles, methods, pages of other sites."""
+"""The table of routes in use: roles, methods, pages of other sites."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content"
 JSON = {"content-type": "application/json"}
 
 
-async def test_a_page_of_another_site_cannot_steer_the_service(tmp_path: Path) -> None:
+async def test_a_page_of_another_site_cannot_control_the_service(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         own = await gateway.ask(b"", "/v1/cache", method="DELETE")
         assert own.status == 200
@@ -39,7 +39,7 @@ async def test_without_keys_a_page_of_another_site_cannot_run_models(tmp_path: P
         assert (await gateway.ask(CHAT, headers={**foreign, **user})).status == 200
 
 
-async def test_only_this_machine_steers_where_there_are_no_keys(tmp_path: Path) -> None:
+async def test_only_this_machine_may_manage_without_keys(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         proxied = {"x-forwarded-for": "198.51.100.7"}
         reply = await gateway.ask(b"", "/v1/cache", method="DELETE", headers=proxied)

@@ -1,4 +1,4 @@
-"""A Redis in cluster mode, a real one: a node that has every key is used, any other is not, loudly."""
+"""A real Redis in cluster mode: only a node that holds every key is used; others log an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thrifty.gateway.state.shared_store import Script, SharedStore
 
 ALL = range(SLOTS)
 HALVES = (range(SLOTS // 2), range(SLOTS // 2, SLOTS))
-REASON = "the URL must be of a single Redis or Valkey, or a proxy"
+REASON = "the URL must be of a single Redis or Valkey, or of a proxy"
 READ = Script("return redis.call('GET', KEYS[1])")
 
 
@@ -37,7 +37,7 @@ async def open_store(
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged as an error about the shared store."""
+    """The errors logged about the shared store."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -45,7 +45,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-async def test_one_node_of_several_is_not_used_and_the_reason_is_told_once(
+async def test_one_of_several_nodes_is_not_used_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     states: list[bool] = []
@@ -53,7 +53,7 @@ async def test_one_node_of_several_is_not_used_and_the_reason_is_told_once(
         async with open_store(nodes[0], states.append) as store:
             assert not store.available
             assert await store.run("GET", "k") is None
-            await asyncio.sleep(1.0)  # it is asked again, and says the same
+            await asyncio.sleep(1.0)  # it is probed again, with the same result
             assert states == [False]
             (told,) = errors(caplog)
             assert REASON in told
@@ -77,10 +77,10 @@ async def test_a_node_without_slots_is_used_once_it_has_them_all(
             assert states == [False, True]
 
 
-async def test_a_node_that_loses_one_slot_is_left_and_taken_up_with_it(
+async def test_a_node_that_loses_a_slot_is_unavailable_until_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """No probe lies in that slot: what was refused in use is what is asked for from then on."""
+    """No probe key lies in that slot: the key that was refused in use is probed from then on."""
     states: list[bool] = []
     with running_cluster(tmp_path, ALL) as (node,), Redis.from_url(node.url) as redis:
         redis.config_set("cluster-require-full-coverage", "no")
@@ -100,7 +100,7 @@ async def test_a_node_that_loses_one_slot_is_left_and_taken_up_with_it(
             assert await store.run_script(READ, ["k"], []) == b"v"
 
 
-async def test_requests_go_on_without_a_cluster_and_limits_hold_here(tmp_path: Path) -> None:
+async def test_requests_continue_without_a_cluster(tmp_path: Path) -> None:
     with running_cluster(tmp_path, *HALVES) as nodes:
         async with (
             running_echo() as url,
@@ -123,7 +123,7 @@ async def test_requests_go_on_without_a_cluster_and_limits_hold_here(tmp_path: P
 
 
 async def test_a_cluster_of_one_node_shares_limits_answers_and_purges(tmp_path: Path) -> None:
-    """Each script's keys lie in one slot, and a purge asks for no two slots at once."""
+    """The keys of each script lie in one slot, and a purge never names two slots at once."""
     with running_cluster(tmp_path, ALL) as (node,), Redis.from_url(node.url) as redis:
         async with (
             running_echo() as url,

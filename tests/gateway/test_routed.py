@@ -1,4 +1,4 @@
-"""Routing in a running gateway: what is counted, what is kept together, what is forgotten."""
+"""Routing in a running gateway: load counts, affinity, forgotten replicas."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ async def fleet(folder: Path, count: int, routing: str = "auto", **options: Any)
         ),
     ],
 )
-async def test_load_is_counted_on_every_endpoint_and_given_back(
+async def test_load_is_counted_on_every_endpoint_and_released(
     tmp_path: Path, path: str, body: dict[str, Any]
 ) -> None:
-    """A router that counts on some paths only sends one replica everything."""
+    """Counting on some endpoints only would send everything to one replica."""
     async with fleet(tmp_path, 4, ttft_s=1.0) as (gateway, _):
         asking = [asyncio.ensure_future(gateway.ask(body, path)) for _ in range(16)]
         while sum(a[0] for a in account(gateway)) < 16:
@@ -77,7 +77,7 @@ async def test_load_is_counted_on_every_endpoint_and_given_back(
 
 
 @pytest.mark.slow
-async def test_load_is_given_back_when_clients_hang_up_and_replicas_fail(tmp_path: Path) -> None:
+async def test_load_is_released_after_disconnects_and_failures(tmp_path: Path) -> None:
     async with fleet(tmp_path, 3, ttft_s=1.0) as (gateway, urls):
         asking = [asyncio.ensure_future(gateway.ask(chat("a", "b", stream=True))) for _ in range(9)]
         while sum(a[0] for a in account(gateway)) < 9:
@@ -99,7 +99,7 @@ async def test_load_is_given_back_when_clients_hang_up_and_replicas_fail(tmp_pat
         assert account(gateway) == [(0, 0.0, 0.0)] * 3
 
 
-async def test_a_conversation_goes_back_to_its_replica_and_others_spread(tmp_path: Path) -> None:
+async def test_a_conversation_returns_to_its_replica(tmp_path: Path) -> None:
     async with fleet(tmp_path, 4, cache_tokens=100_000) as (gateway, _):
         homes: dict[int, bytes] = {}
         for turn in range(3):
@@ -115,17 +115,17 @@ async def test_a_conversation_goes_back_to_its_replica_and_others_spread(tmp_pat
         assert max(counts.values()) <= 7
 
 
-async def test_replicas_without_a_prefix_cache_are_not_stuck_to(tmp_path: Path) -> None:
-    """They say that they found nothing, and are believed."""
+async def test_no_affinity_to_replicas_without_a_prefix_cache(tmp_path: Path) -> None:
+    """They report that nothing was cached, and the router trusts the report."""
     async with fleet(tmp_path, 2) as (gateway, _):
         for number in range(40):
             await gateway.ask(chat(f"{number % 4} {LONG}", "x"))
-        held = gateway.version().router.knowledge.prefixes._held.values()
+        held = gateway.version().router.learned.prefixes._replicas.values()
         assert all(h.capacity <= 20 for h in held)
 
 
 @pytest.mark.parametrize("how", ["header", "field"])
-async def test_a_session_stays_where_it_is_under_bounded_hash(tmp_path: Path, how: str) -> None:
+async def test_bounded_hash_keeps_sessions_at_their_replica(tmp_path: Path, how: str) -> None:
     async with fleet(tmp_path, 4, "bounded_hash") as (gateway, _):
         homes = set()
         for number in range(8):
@@ -137,10 +137,10 @@ async def test_a_session_stays_where_it_is_under_bounded_hash(tmp_path: Path, ho
         assert len(homes) == 1
 
 
-async def test_a_replica_that_was_restarted_is_forgotten(tmp_path: Path) -> None:
+async def test_a_restarted_replica_starts_with_an_empty_cache(tmp_path: Path) -> None:
     async with fleet(tmp_path, 2) as (gateway, urls):
         await gateway.ask(chat(LONG, "hello"))
-        prefixes = gateway.version().router.knowledge.prefixes
+        prefixes = gateway.version().router.learned.prefixes
         assert len(prefixes) > 0
         await gateway.set_replicas([replica_row(i, url, restarts=1) for i, url in enumerate(urls)])
         while gateway.version().replicas["echo-0"].restarts != 1:
@@ -166,7 +166,7 @@ async def test_the_policy_can_change_while_it_runs(tmp_path: Path) -> None:
         assert len(set(slots)) == 3
 
 
-def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
+def test_alarms_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     table, metrics = RoutingTable(make_policy), GatewayMetrics()
     row = echo_deployment()
     from thrifty.db.fleet import FleetState
@@ -184,8 +184,8 @@ def test_alarms_are_loud(caplog: pytest.LogCaptureFixture) -> None:
         raise_alarms(table, metrics)
         raise_alarms(table, metrics)
     said = [record.getMessage() for record in caplog.records]
-    assert any("echo-2 got 100 %" in text and "its due was 25 %" in text for text in said)
-    assert sum("no longer say" in text for text in said) == 1, "once, not every second"
+    assert any("echo-2 received 100 %" in text and "fair share is 25 %" in text for text in said)
+    assert sum("no longer report" in text for text in said) == 1, "once, not every second"
     assert metrics.signals_lost.labels("echo", "echo@v1")._value.get() == 1
     assert metrics.share_alarms.labels("echo", "echo-2")._value.get() == 1
     router.silent = 0

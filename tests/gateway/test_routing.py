@@ -1,4 +1,4 @@
-"""Routing policies are plain code over plain state; so are their tests."""
+"""Routing policies, as plain code over plain state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, get_args
 import pytest
 
 from thrifty.gateway.routing import POLICIES, make_policy
-from thrifty.gateway.state.policy import Knowledge
-from thrifty.gateway.state.rates import Ahead, Rates
+from thrifty.gateway.state.policy import LearnedState
+from thrifty.gateway.state.rates import Rates, WorkAhead
 from thrifty.gateway.state.routed_request import RoutedRequest
 from thrifty.gateway.state.router import Router
 from thrifty.spec.models import Routing
@@ -36,12 +36,12 @@ def copies(count: int, router: Router | None = None) -> list[Copy]:
     made = [Copy(f"r-{index}") for index in range(count)]
     if router is not None:
         for copy in made:
-            copy.slot = router.knowledge.prefixes.join()
+            copy.slot = router.learned.prefixes.join()
     return made
 
 
 def choose(name: str, fleet: list[Copy], seed: int = 1, request: RoutedRequest = PLAIN) -> Any:
-    policy, known = make_policy(name, random.Random(seed)), Knowledge()
+    policy, known = make_policy(name, random.Random(seed)), LearnedState()
     return lambda: policy.choose(fleet, request, known)
 
 
@@ -56,7 +56,7 @@ def test_every_policy_of_the_spec_exists_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
-def test_every_policy_takes_the_only_candidate_and_shares_among_idle_ones(name: str) -> None:
+def test_every_policy_spreads_requests_over_idle_replicas(name: str) -> None:
     router = Router(make_policy(name, random.Random(3)))
     fleet = copies(4, router)
     assert router.choose(fleet[:1], router.describe(chat("a"))) is fleet[0]
@@ -68,8 +68,8 @@ def test_every_policy_takes_the_only_candidate_and_shares_among_idle_ones(name: 
 
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
-def test_load_that_all_policies_put_on_a_fleet_is_even_and_comes_to_nothing(name: str) -> None:
-    """Requests of one length, no sharing: whatever the policy, no replica may take it all."""
+def test_every_policy_balances_load_and_releases_it(name: str) -> None:
+    """Requests of one length, nothing shared: no policy may send everything to one replica."""
     router = Router(make_policy(name, random.Random(5)))
     fleet = copies(16, router)
     begun = []
@@ -94,7 +94,7 @@ def test_shortest_queue_takes_the_least_loaded() -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "least_work", "shortest_queue"])
-def test_two_gateways_do_not_choose_in_step(name: str) -> None:
+def test_two_gateways_do_not_choose_in_lockstep(name: str) -> None:
     fleet = copies(4)
     one, two = choose(name, fleet, 1), choose(name, fleet, 2)
     same = sum(one().id == two().id for _ in range(2000))
@@ -116,16 +116,16 @@ def test_power_of_two_never_takes_the_worst() -> None:
     assert {pick().id for _ in range(500)} == {copy.id for copy in fleet} - {"r-2"}
 
 
-def test_round_robin_takes_each_in_its_turn() -> None:
+def test_round_robin_takes_each_in_turn() -> None:
     pick = choose("round_robin", copies(4), 3)
     row = [pick().id for _ in range(8)]
     assert row[:4] == row[4:]
     assert len(set(row[:4])) == 4
 
 
-def test_round_robin_goes_on_when_replicas_come_and_go() -> None:
+def test_round_robin_continues_when_replicas_come_and_go() -> None:
     fleet = copies(3)
-    policy, known = make_policy("round_robin", random.Random(3)), Knowledge()
+    policy, known = make_policy("round_robin", random.Random(3)), LearnedState()
     for _ in range(5):
         policy.choose(fleet, PLAIN, known)
     without_one = [fleet[0], fleet[2]]
@@ -184,7 +184,7 @@ def send(router: Router, fleet: list[Copy], body: dict[str, Any], now_s: float =
     return chosen, router.begin(chosen, request, now_s)
 
 
-def test_a_conversation_goes_where_its_beginning_is() -> None:
+def test_a_conversation_goes_to_its_cached_prefix() -> None:
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(8, router)
     turns = [LONG, "first question"]
@@ -200,8 +200,8 @@ def test_a_conversation_goes_where_its_beginning_is() -> None:
         load.end(1.0, 950, 50, 850)
 
 
-def test_the_whole_conversation_and_the_tools_count_not_the_first_message() -> None:
-    """One system prompt for everybody must not send everybody to one replica."""
+def test_the_whole_prefix_counts_including_tools() -> None:
+    """A common system prompt must not send all requests to one replica."""
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(4, router)
     homes: dict[int, str] = {}
@@ -224,7 +224,7 @@ def test_the_whole_conversation_and_the_tools_count_not_the_first_message() -> N
     assert not with_tools.levels, "other tools, another prompt"
 
 
-def test_a_hot_beginning_spills_over_once_waiting_costs_more_than_computing() -> None:
+def test_a_hot_prefix_spills_over_under_load() -> None:
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(4, router)
     counts: Counter[str] = Counter()
@@ -236,7 +236,7 @@ def test_a_hot_beginning_spills_over_once_waiting_costs_more_than_computing() ->
 
 
 def test_locality_survives_a_moment_of_load() -> None:
-    """A few requests more on the replica that has it all cached are no reason to move."""
+    """A few extra requests at the replica with the cached prefix are no reason to move."""
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     home, load = send(router, fleet, chat(LONG, "hello"))
@@ -247,12 +247,12 @@ def test_locality_survives_a_moment_of_load() -> None:
     assert send(router, fleet, chat(LONG, "hello again"))[0] is home
 
 
-def test_a_replica_that_begins_anew_is_forgotten() -> None:
+def test_the_prefixes_of_a_restarted_replica_are_dropped() -> None:
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     home, load = send(router, fleet, chat(LONG, "hello"))
     load.end(1.0, 900, 50, 0)
-    prefixes = router.knowledge.prefixes
+    prefixes = router.learned.prefixes
     assert len(prefixes) > 0
     prefixes.leave(home.slot)
     assert len(prefixes) == 0
@@ -262,31 +262,31 @@ def test_a_replica_that_begins_anew_is_forgotten() -> None:
     assert request.levels == []
 
 
-def test_an_engine_that_keeps_less_than_was_thought_is_believed() -> None:
+def test_the_index_adapts_to_a_smaller_engine_cache() -> None:
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     for number in range(60):
         for again in range(2):
             chosen, load = send(router, fleet, chat(f"{number % 20} {LONG}", "x"))
             load.first_token(0.1)
-            # It has forgotten all by the time that the same comes again.
+            # It has evicted everything by the time the same prompt comes again.
             load.end(0.2, 900, 50, 0)
             del chosen, again
-    held = sum(len(h.blocks) for h in router.knowledge.prefixes._held.values())
+    held = sum(len(h.blocks) for h in router.learned.prefixes._replicas.values())
     assert held < 2 * 12 * 20 / 2, "the index has shrunk well below the 20 prompts"
 
 
-def test_what_is_still_being_computed_is_not_missed() -> None:
-    """Many at once with the same beginning: none finds it cached, and that says nothing."""
+def test_prefixes_being_computed_do_not_count_as_misses() -> None:
+    """Many concurrent requests with the same prefix find nothing cached, which means nothing."""
     router = Router(make_policy("auto", random.Random(2)))
     fleet = copies(2, router)
     loads = [send(router, fleet, chat(LONG, f"question {n}"))[1] for n in range(30)]
-    before = {slot: held.capacity for slot, held in router.knowledge.prefixes._held.items()}
+    before = {slot: held.capacity for slot, held in router.learned.prefixes._replicas.items()}
     for load in loads:
         load.first_token(1.0)
         load.end(2.0, 900, 50, 0)
-    assert before == {s: h.capacity for s, h in router.knowledge.prefixes._held.items()}
-    assert not any(h.computing for h in router.knowledge.prefixes._held.values())
+    assert before == {s: h.capacity for s, h in router.learned.prefixes._replicas.items()}
+    assert not any(h.computing for h in router.learned.prefixes._replicas.values())
 
 
 def test_the_index_is_bounded() -> None:
@@ -297,7 +297,7 @@ def test_the_index_is_bounded() -> None:
     for number in range(500):
         _, load = send(router, fleet, chat(f"{number} {LONG}", "x"))
         load.end(0.2, 0, 0)
-    assert len(router.knowledge.prefixes) <= 200
+    assert len(router.learned.prefixes) <= 200
 
 
 def test_completions_tokens_and_embeddings_are_described_too() -> None:
@@ -309,16 +309,16 @@ def test_completions_tokens_and_embeddings_are_described_too() -> None:
     assert router.describe(chat("x", max_completion_tokens=5)).decode_tokens == 5
 
 
-# what is learned
+# learned state
 
 
-def test_rates_find_the_speeds_of_a_replica() -> None:
+def test_rates_converge_to_the_speeds_of_a_replica() -> None:
     rng, rates = random.Random(4), Rates()
     for _ in range(300):
         prefill, running = rng.uniform(20, 4000), rng.randrange(0, 20)
         waiting = rng.randrange(0, running + 1)
         ttft_s = (0.015 + prefill / 5000 + running * 0.008 + waiting * 0.04) * rng.uniform(0.9, 1.1)
-        rates.learn_ttft(Ahead(prefill, running, waiting), ttft_s)
+        rates.learn_ttft(WorkAhead(prefill, running, waiting), ttft_s)
         rates.learn_decode(64, 63 * 0.03, 8)
     assert rates.prefill_s == pytest.approx(1 / 5000, rel=0.1)
     assert rates.running_s == pytest.approx(0.008, rel=0.5)
@@ -326,18 +326,18 @@ def test_rates_find_the_speeds_of_a_replica() -> None:
     assert rates.decode_s == pytest.approx(0.03 / 8, rel=0.05)
 
 
-def test_rates_stay_sane_on_samples_that_say_nothing() -> None:
+def test_rates_stay_bounded_without_information() -> None:
     rates = Rates()
     for _ in range(5000):
-        rates.learn_ttft(Ahead(100.0, 1, 0), 0.1)
-    assert rates.estimate_ttft_s(Ahead(100.0, 1, 0)) == pytest.approx(0.1, rel=0.05)
+        rates.learn_ttft(WorkAhead(100.0, 1, 0), 0.1)
+    assert rates.estimate_ttft_s(WorkAhead(100.0, 1, 0)) == pytest.approx(0.1, rel=0.05)
     assert 0 <= rates.prefill_s < 0.01
-    rates.learn_ttft(Ahead(4000.0, 1, 0), 2.1)
-    assert 0.5 < rates.estimate_ttft_s(Ahead(4000.0, 1, 0)) < 4
+    rates.learn_ttft(WorkAhead(4000.0, 1, 0), 2.1)
+    assert 0.5 < rates.estimate_ttft_s(WorkAhead(4000.0, 1, 0)) < 4
 
 
-def test_who_has_what_is_asked_for_but_lets_everybody_wait_is_left() -> None:
-    """A replica whose cache is full keeps even those waiting whose prompt it has computed."""
+def test_a_full_replica_with_the_prefix_is_avoided() -> None:
+    """A full replica lets even requests wait whose prompt it has cached."""
     router = Router(make_policy("auto", random.Random(3)))
     full, free = fleet = copies(2, router)
     first = router.describe(chat(LONG))
@@ -349,7 +349,7 @@ def test_who_has_what_is_asked_for_but_lets_everybody_wait_is_left() -> None:
         waiting = rng.randrange(0, 8)
         running = waiting + rng.randrange(4, 12)
         ttft_s = 0.05 + 0.6 * waiting
-        router.knowledge.rates_of(full).learn_ttft(Ahead(100.0, running, waiting), ttft_s)
+        router.learned.rates_of(full).learn_ttft(WorkAhead(100.0, running, waiting), ttft_s)
     full.in_flight = free.in_flight = 12
     full.decode_tokens, free.decode_tokens = 600.0, 500.0
     full.waiting = 1
@@ -359,7 +359,7 @@ def test_who_has_what_is_asked_for_but_lets_everybody_wait_is_left() -> None:
     assert router.choose(fleet, again) is free
 
 
-def test_replicas_of_different_kinds_have_speeds_of_their_own() -> None:
+def test_different_kinds_of_replicas_have_their_own_speeds() -> None:
     router = Router(make_policy("auto", random.Random(1)))
     fleet = copies(2, router)
     fleet[1].rates_key = "v2"
@@ -369,7 +369,7 @@ def test_replicas_of_different_kinds_have_speeds_of_their_own() -> None:
             load = router.begin(copy, request, 0.0)
             load.first_token(request.prompt_tokens / speed)
             load.end(request.prompt_tokens / speed + 1, 500, 50, None, streamed=True)
-    slow, fast = (router.knowledge.rates_of(copy) for copy in fleet)
+    slow, fast = (router.learned.rates_of(copy) for copy in fleet)
     assert slow.prefill_s > 4 * fast.prefill_s
 
 
@@ -385,7 +385,7 @@ def test_tokens_are_estimated_from_what_engines_report() -> None:
 # alarms
 
 
-def test_an_alarm_when_one_replica_takes_far_more_than_its_due() -> None:
+def test_an_alarm_for_far_more_than_the_fair_share() -> None:
     router = Router(make_policy("auto"))
     fleet = copies(4, router)
     for copy in fleet:
@@ -416,7 +416,7 @@ def test_no_alarm_for_even_shares_nor_without_load() -> None:
 
 
 def test_a_choice_costs_little_and_grows_slower_than_the_fleet() -> None:
-    """A generous bound, that holds on a busy machine; benchmarks/routing.py measures."""
+    """A generous bound that holds on a busy machine; benchmarks/routing.py measures the cost."""
     took = {}
     for count in (64, 1024):
         router = Router(make_policy("auto", random.Random(2)))

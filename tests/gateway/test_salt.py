@@ -1,4 +1,4 @@
-"""What the gateway adds to requests: tenants are kept apart, and lines of batches may wait."""
+"""Fields that the gateway adds to requests: salts per tenant, and priorities of batch lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thrifty.spec import Spec
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 
 
-async def test_each_tenant_gets_a_salt_that_nobody_else_can_choose(tmp_path: Path) -> None:
+async def test_each_tenant_gets_a_salt_that_no_other_can_choose(tmp_path: Path) -> None:
     bodies: list[dict[str, Any]] = []
 
     def answer(exchange: Exchange) -> None:
@@ -41,7 +41,7 @@ async def test_each_tenant_gets_a_salt_that_nobody_else_can_choose(tmp_path: Pat
             salts.append(bodies[-1]["cache_salt"])
         assert salts[0] == salts[1] != salts[2]
         assert len(salts[0]) == 32
-        # A client that names another's salt gets a third one.
+        # A client that sends another tenant's salt gets a third one.
         await gateway.ask({**CHAT, "cache_salt": salts[0]}, headers=keys["b1"])
         assert bodies[-1]["cache_salt"] not in salts
         assert bodies[-1]["messages"] == CHAT["messages"]
@@ -64,7 +64,7 @@ async def test_engines_without_a_salt_are_not_sent_one(tmp_path: Path) -> None:
         assert bodies == [CHAT]
 
 
-def test_every_engine_says_whether_it_knows_a_salt() -> None:
+def test_every_engine_declares_its_salt_field() -> None:
     for kind in engine_kinds():
         assert find_engine(kind).traits.salt_field in (None, "cache_salt")
 
@@ -78,7 +78,7 @@ def test_remote_servers_get_the_field_that_the_spec_names() -> None:
     assert served.upstream.salt_field == "cache_salt"
 
 
-def test_engines_that_know_priorities_are_told_them() -> None:
+def test_priorities_are_sent_to_engines_that_support_them() -> None:
     traits = find_engine("openvino").traits
     assert traits.priority_field in (traits.honours or ())
     spec = Spec.model_validate(
@@ -88,8 +88,8 @@ def test_engines_that_know_priorities_are_told_them() -> None:
     assert served.upstream.priority_field == "priority"
 
 
-def test_engines_that_do_not_know_priorities_are_not_told_them() -> None:
-    """Else lines would be left where they are, in the way of others."""
+def test_priorities_are_not_sent_to_other_engines() -> None:
+    """Otherwise lines would stay at the replica and delay interactive requests."""
     traits = find_engine("echo").traits
     assert traits.priority_field is None
     assert "priority" not in (traits.honours or ())

@@ -1,4 +1,4 @@
-"""The cache's second tier on a real Redis: shared, killed, stopped, damaged, purged."""
+"""The second cache tier on a real Redis: shared, killed, stopped, damaged, purged."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from thrifty.fleet.ports import find_free_port
 from thrifty.gateway.cache import Entry, Owner
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.cache.entry_format import decode_entry, encode_entry
-from thrifty.gateway.cache.shared import LOCK_S, NOTHING_MS
+from thrifty.gateway.cache.shared import LOCK_S, NO_ANSWER_MS
 from thrifty.http.client import HttpClient, TransportError
 from thrifty.worker.settings import GatewaySettings
 
 CALM = SharedSettings(timeout_s=5.0, stream_wait_s=30.0)
-"""On a busy machine, no answer may count as late but those that a test wants late."""
+"""Large enough that on a busy machine only the delays of a test count as late."""
 
 
 def chat(text: str = "The same question", **fields: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ async def claimed(server: RedisServer) -> None:
 
 
 def answers_in(redis: Redis) -> list[bytes]:
-    """The names of the answers in Redis."""
+    """The keys of the answers in Redis."""
     names = redis.keys("thrifty:cache:*{*}")
     assert isinstance(names, list)
     return names
@@ -125,7 +125,7 @@ async def two_workers(
 # Sharing
 
 
-async def test_a_worker_gives_the_answer_that_another_made(
+async def test_a_worker_returns_another_workers_answer(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
     async with two_workers(tmp_path, server) as (one, two):
@@ -150,7 +150,7 @@ async def test_a_worker_gives_the_answer_that_another_made(
         assert metrics.metric("thrifty_completion_tokens_total") == 0
 
 
-async def test_entries_have_a_life_and_hide_their_tenants(
+async def test_entries_expire_and_hide_their_tenants(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
     async with two_workers(tmp_path, server) as (one, two):
@@ -182,7 +182,7 @@ async def test_identical_requests_at_two_workers_share_one_generation(
         assert [result(reply) for reply in replies] == ["miss"] + ["hit"] * 5
         assert {text_of(reply) for reply in replies} == {"The same question"}
         assert two.answers.shared is not None
-        assert two.answers.shared.figures.waited == 1
+        assert two.answers.shared.stats.waited == 1
         metrics = await two.ask(b"", "/metrics", method="GET")
         assert metrics.metric("thrifty_completion_tokens_total") == 0
         assert metrics.metric("thrifty_cache_hits_total", tier="shared") == 1
@@ -203,10 +203,10 @@ async def test_a_stream_does_not_wait_long_for_another_worker(
 
 
 @pytest.mark.slow
-async def test_who_waits_takes_over_when_the_leader_is_killed(
+async def test_a_waiting_worker_takes_over_from_a_killed_leader(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
-    """The leader is a worker in a process of its own, and dies by SIGKILL as it generates."""
+    """The leader is a worker process that is killed with SIGKILL while it generates."""
     async with (
         running_echo(ttft_s=1.0) as url,
         running_gateway(
@@ -240,9 +240,9 @@ async def test_who_waits_takes_over_when_the_leader_is_killed(
             doomed = asyncio.ensure_future(ask(client, other, body, "/v1/chat/completions"))
             await until(lambda: redis.keys("thrifty:cache:*lock"))
             follower = asyncio.ensure_future(gateway.ask(chat()))
-            await until(lambda: gateway.answers.shared and gateway.answers.shared.figures.waited)
+            await until(lambda: gateway.answers.shared and gateway.answers.shared.stats.waited)
             process.kill()
-            # Long before it would have given up waiting by itself.
+            # Well before its own wait would have timed out.
             reply = await asyncio.wait_for(follower, CALM.wait_s - 5)
             assert (result(reply), text_of(reply)) == ("miss", "The same question")
             with pytest.raises(TransportError):
@@ -273,7 +273,7 @@ async def test_a_failed_generation_is_not_waited_for(tmp_path: Path, server: Red
         assert {reply.error["code"] for reply in replies} == {"context_length_exceeded"}
 
 
-async def test_a_large_answer_stays_out_of_redis_and_nobody_waits_in_line(
+async def test_a_large_answer_is_not_shared_and_no_one_queues_for_it(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
     shared = SharedSettings(timeout_s=5.0, max_entry_bytes=1_000)
@@ -303,14 +303,14 @@ async def test_a_large_answer_stays_out_of_redis_and_nobody_waits_in_line(
             )
             await asyncio.sleep(0.01)
         replies = [task.result() for task in asking]
-        # One, and then the two others side by side.
+        # One request, then the other two concurrently.
         assert at_once == 2
         assert [result(reply) for reply in replies] == ["miss"] * 3
         assert {redis.get(name) for name in answers_in(redis)} <= {b"-", None}
         assert [result(await gateway.ask(chat("x" * 2000))) for gateway in gateways] == ["hit"] * 3
 
 
-async def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(
+async def test_a_client_that_disconnects_while_waiting_leaves_nothing(
     tmp_path: Path, server: RedisServer
 ) -> None:
     async with two_workers(tmp_path, server, ttft_s=3.0) as (one, two):
@@ -321,7 +321,7 @@ async def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(
         gone = asyncio.ensure_future(
             ask(client, two.url, json.dumps(chat()).encode(), "/v1/chat/completions")
         )
-        await until(lambda: two.answers.shared and two.answers.shared.figures.waited)
+        await until(lambda: two.answers.shared and two.answers.shared.stats.waited)
         assert len(asyncio.all_tasks()) > before
         gone.cancel()
         client.close()
@@ -330,7 +330,7 @@ async def test_a_client_that_hangs_up_while_it_waits_leaves_nothing_behind(
         assert result(await leader) == "miss"
 
 
-# Away, slow, damaged
+# Unavailable, slow, damaged
 
 
 @pytest.mark.slow
@@ -362,8 +362,8 @@ async def test_redis_killed_under_load_costs_no_request(
         assert two.answers.shared is not None
         shared = (one.answers.shared, two.answers.shared)
         await until(lambda: all(tier.available for tier in shared))
-        written = shared[0].figures.written
-        await until(lambda: shared[0].figures.written > written, what="an answer in the new Redis")
+        written = shared[0].stats.written
+        await until(lambda: shared[0].stats.written > written, what="an answer in the new Redis")
         ended = True
         await asyncio.gather(*tasks)
         assert sum(counts.values()) > middle
@@ -371,7 +371,7 @@ async def test_redis_killed_under_load_costs_no_request(
 
 
 @pytest.mark.slow
-async def test_a_redis_that_hangs_costs_milliseconds_and_then_nothing(
+async def test_a_hanging_redis_costs_milliseconds_and_then_nothing(
     tmp_path: Path, server: RedisServer
 ) -> None:
     shared = SharedSettings(timeout_s=0.01)
@@ -394,7 +394,7 @@ async def test_a_redis_that_hangs_costs_milliseconds_and_then_nothing(
         await until(lambda: len(asyncio.all_tasks()) <= before)
 
 
-async def test_a_full_redis_gives_what_it_has(tmp_path: Path, server: RedisServer) -> None:
+async def test_a_full_redis_still_returns_answers(tmp_path: Path, server: RedisServer) -> None:
     async with two_workers(tmp_path, server) as (one, two):
         await one.ask(chat())
         with Redis.from_url(server.url) as redis:
@@ -407,7 +407,7 @@ async def test_a_full_redis_gives_what_it_has(tmp_path: Path, server: RedisServe
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "list", "swapped"])
-async def test_damaged_answers_are_made_anew(
+async def test_damaged_answers_are_generated_again(
     tmp_path: Path, server: RedisServer, redis: Redis, damage: str
 ) -> None:
     async with two_workers(tmp_path, server) as (one, two):
@@ -437,7 +437,7 @@ async def test_damaged_answers_are_made_anew(
         assert (await two.ask(b"", "/readyz", method="GET")).status == 200
         if damage != "list":
             assert two.answers.shared is not None
-            assert two.answers.shared.figures.damaged == 1
+            assert two.answers.shared.stats.damaged == 1
             await until(lambda: decode_entry(_key_of(name), "", bytes(redis.get(name) or b"")))  # type: ignore[arg-type]
 
 
@@ -445,7 +445,7 @@ def _key_of(name: bytes) -> bytes:
     return bytes.fromhex(name.partition(b"{")[2].partition(b"}")[0].decode())
 
 
-def test_an_entry_comes_back_as_it_was() -> None:
+def test_entries_survive_encoding() -> None:
     owner = Owner("d", "r", "v", "t")
     entry = Entry(b'{"id":"chatcmpl-7","x":1}', replica="d-0", usage=None, owner=owner, took_s=1.5)
     data = encode_entry(b"k" * 20, entry)
@@ -455,14 +455,14 @@ def test_an_entry_comes_back_as_it_was() -> None:
     assert (back.owner, back.replica, back.took_s, back.body) == (owner, "d-0", 1.5, entry.body)
     assert entry.as_body("one") == b'{"id":"chatcmpl-one","x":1}'
     assert entry.as_body("two") == b'{"id":"chatcmpl-two","x":1}'
-    # What has been given is still what is shared.
+    # An entry can still be stored after it was returned.
     again = decode_entry(b"k" * 20, "t", encode_entry(b"k" * 20, entry))
     assert again is not None
     assert again.body == b'{"id":"chatcmpl-0","x":1}'
     assert decode_entry(b"j" * 20, "t", data) is None
 
 
-# Forgetting
+# Purging
 
 
 async def test_a_purge_reaches_every_worker_and_redis(
@@ -505,10 +505,10 @@ async def test_a_purge_reaches_every_worker_and_redis(
         assert metrics.metric("thrifty_cache_forgotten_total", reason="purge") == 3
 
 
-async def test_a_purge_holds_although_redis_was_away_for_it(
+async def test_a_purge_holds_if_redis_was_unavailable(
     tmp_path: Path, server: RedisServer, redis: Redis
 ) -> None:
-    """What was in Redis is not given, although nothing could be deleted."""
+    """Answers in Redis are not returned, although none of them could be deleted."""
     async with two_workers(tmp_path, server) as (one, two):
         await one.ask(chat())
         (name,) = await until(lambda: answers_in(redis))
@@ -523,7 +523,7 @@ async def test_a_purge_holds_although_redis_was_away_for_it(
 
 
 @pytest.mark.slow
-async def test_an_answer_that_was_begun_before_a_purge_is_not_kept(
+async def test_an_answer_begun_before_a_purge_is_not_cached(
     tmp_path: Path, server: RedisServer
 ) -> None:
     async with two_workers(tmp_path, server, ttft_s=2.0) as (one, two):
@@ -535,12 +535,12 @@ async def test_an_answer_that_was_begun_before_a_purge_is_not_kept(
         )
         assert result(await begun) == "miss"
         assert len(one.cache) == 0
-        await asyncio.sleep(NOTHING_MS / 1e3 + 0.1)
+        await asyncio.sleep(NO_ANSWER_MS / 1e3 + 0.1)
         assert result(await two.ask(chat())) == "miss"
         assert result(await one.ask(chat())) == "hit"
 
 
-async def test_a_promotion_empties_memory_and_old_replicas_answers_are_not_kept(
+async def test_a_promotion_invalidates_old_answers(
     tmp_path: Path,
 ) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
@@ -552,7 +552,7 @@ async def test_a_promotion_empties_memory_and_old_replicas_answers_are_not_kept(
         await asyncio.to_thread(save_deployment, gateway.database, promoted)
         await gateway.reader.refresh()
         assert len(gateway.cache) == 0
-        # The replica is still one of r1, and gets nothing any more.
+        # The replica still runs r1, and receives nothing any more.
         assert not gateway.version().ready
         await gateway.set_replicas([replica_row(0, url, revision="r2", restarts=1)])
         assert result(await gateway.ask(chat())) == "miss"
@@ -561,17 +561,17 @@ async def test_a_promotion_empties_memory_and_old_replicas_answers_are_not_kept(
         assert metrics.metric("thrifty_cache_forgotten_total", reason="promotion") == 1
 
 
-# Figures
+# Statistics
 
 
 @pytest.mark.slow
-async def test_figures_of_all_workers_are_told_to_admins(
+async def test_admins_see_the_statistics_of_all_workers(
     tmp_path: Path, server: RedisServer
 ) -> None:
     async with two_workers(tmp_path, server, ttft_s=0.05) as (one, two):
         await one.ask(chat())
         await one.ask(chat())
-        await until(lambda: one.answers.shared and one.answers.shared.figures.written)
+        await until(lambda: one.answers.shared and one.answers.shared.stats.written)
         await two.ask(chat())
 
         async def total() -> dict[str, Any]:
@@ -582,7 +582,7 @@ async def test_figures_of_all_workers_are_told_to_admins(
         async def complete() -> bool:
             return (await total())["total"].get("hit") == 2
 
-        await until(complete, what="the figures of both workers")
+        await until(complete, what="the stats of both workers")
         seen = await total()
         assert seen["object"] == "cache.stats"
         assert {worker["worker"].split("/")[1] for worker in seen["workers"]} == {"a", "b"}
@@ -595,7 +595,7 @@ async def test_figures_of_all_workers_are_told_to_admins(
         assert seen["shared"]["hits"] == 1
 
 
-async def test_money_spared_is_counted_by_the_prices(tmp_path: Path) -> None:
+async def test_saved_cost_is_counted_by_the_prices(tmp_path: Path) -> None:
     row = echo_deployment(price_input=1e6, price_output=2e6)
     async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
         for _ in range(3):

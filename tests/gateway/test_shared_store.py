@@ -1,4 +1,4 @@
-"""The shared Redis, a real one: answers, pipelines, scripts, and every way in which it can be away."""
+"""The shared store on a real Redis: commands, pipelines, scripts, and every kind of outage."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ async def test_commands_and_scripts_are_answered() -> None:
             assert await store.run("GET", "nothing") is None
             assert await store.run("SET", b"k", b"\x00\xffvalue", "PX", 60_000)
             assert await store.run("GET", b"k") == b"\x00\xffvalue"
-            # The first use sends the script's text, the second its name alone.
+            # The first use sends the script's text, the second one only its hash.
             assert await store.run_script(COUNT, ["n"], [2, "a"]) == [2, b"a"]
             assert await store.run_script(COUNT, ["n"], [3, "b"]) == [5, b"b"]
             await store.run("SCRIPT", "FLUSH")
             assert await store.run_script(COUNT, ["n"], [1, "c"]) == [6, b"c"]
 
 
-async def test_many_commands_at_once_get_each_its_own_answer() -> None:
+async def test_concurrent_commands_get_their_own_replies() -> None:
     with running_redis() as server:
         async with open_store(server) as store:
             await asyncio.gather(*(store.run("SET", f"k{i}", i) for i in range(1500)))
@@ -55,7 +55,7 @@ async def test_many_commands_at_once_get_each_its_own_answer() -> None:
             assert found == [str(i).encode() for i in range(1500)]
 
 
-async def test_a_refused_command_is_none_and_harms_no_other() -> None:
+async def test_a_refused_command_returns_none_and_affects_no_other() -> None:
     faults: list[str] = []
     with running_redis() as server:
         async with open_store(server, on_error=faults.append) as store:
@@ -68,7 +68,7 @@ async def test_a_refused_command_is_none_and_harms_no_other() -> None:
             assert faults == ["reply", "reply"]
 
 
-async def test_without_a_redis_it_starts_and_takes_it_up_when_it_comes() -> None:
+async def test_it_starts_without_redis_and_connects_later() -> None:
     server = RedisServer()
     states: list[bool] = []
     async with open_store(server, on_state=states.append) as store:
@@ -85,7 +85,7 @@ async def test_without_a_redis_it_starts_and_takes_it_up_when_it_comes() -> None
 
 
 @pytest.mark.slow
-async def test_a_redis_that_dies_is_done_without_at_once_and_taken_up_again() -> None:
+async def test_a_dead_redis_is_unavailable_at_once_and_reconnected() -> None:
     with running_redis() as server:
         async with open_store(server) as store:
             await store.run("SET", "k", 1)
@@ -98,7 +98,7 @@ async def test_a_redis_that_dies_is_done_without_at_once_and_taken_up_again() ->
             assert await store.run("SET", "k", 2)
 
 
-async def test_a_redis_that_hangs_holds_nobody_up() -> None:
+async def test_a_hanging_redis_blocks_no_one() -> None:
     faults: list[str] = []
     with running_redis() as server:
         async with open_store(server, on_error=faults.append) as store:
@@ -121,7 +121,7 @@ async def test_a_redis_that_hangs_holds_nobody_up() -> None:
             assert "timeout" in faults
 
 
-async def test_an_answer_that_came_too_late_is_never_anothers() -> None:
+async def test_a_late_reply_never_reaches_another_caller() -> None:
     with running_redis() as server:
         async with open_store(server) as store:
             for i in range(20):
@@ -137,7 +137,7 @@ async def test_an_answer_that_came_too_late_is_never_anothers() -> None:
                 assert found in (None, str(i).encode())
 
 
-async def test_whoever_asked_may_go_away() -> None:
+async def test_callers_may_be_cancelled() -> None:
     with running_redis() as server:
         async with open_store(server) as store:
             tasks = [asyncio.ensure_future(store.run("GET", "k")) for _ in range(50)]
@@ -148,7 +148,7 @@ async def test_whoever_asked_may_go_away() -> None:
             assert await store.run("SET", "k", 1)
 
 
-async def test_a_full_redis_refuses_and_stays() -> None:
+async def test_a_full_redis_stays_available() -> None:
     with running_redis("--maxmemory", "1mb", "--maxmemory-policy", "noeviction") as server:
         async with open_store(server) as store:
             assert await store.run("SET", "k", b"x" * 3_000_000) is None

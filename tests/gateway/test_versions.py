@@ -1,4 +1,4 @@
-"""Versions with weights: who answers, and that nobody gets another version's answer."""
+"""Versions with weights: which one answers, and that versions never share answers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def version_replicas(urls: dict[str, str], **states: str) -> list[ReplicaRow]:
 async def versions_a_and_b(
     folder: Path, row: DeploymentRow | None = None, **options: Any
 ) -> AsyncIterator[tuple[GatewayUnderTest, dict[str, str]]]:
-    """A gateway before two versions that say who they are."""
+    """A gateway with two versions that identify themselves."""
     async with (
         running_echo(reply="from a") as url_a,
         running_echo(reply="from b") as url_b,
@@ -91,7 +91,7 @@ async def read_rows(gateway: GatewayUnderTest, table: Any = requests) -> list[di
         return [dict(row) for row in connection.execute(select(table)).mappings()]
 
 
-async def test_the_header_names_who_answered_and_conversations_stay(tmp_path: Path) -> None:
+async def test_the_header_names_the_version_and_conversations_stay(tmp_path: Path) -> None:
     async with versions_a_and_b(tmp_path) as (gateway, _):
         seen = Counter()
         for number in range(40):
@@ -112,7 +112,7 @@ async def test_the_header_names_who_answered_and_conversations_stay(tmp_path: Pa
         assert set(seen) == {"a", "b"}
 
 
-async def test_one_version_never_gets_the_others_cached_answers(tmp_path: Path) -> None:
+async def test_versions_never_share_cached_answers(tmp_path: Path) -> None:
     async with versions_a_and_b(tmp_path) as (gateway, _):
         greedy = chat(temperature=0)
         for number in range(20):
@@ -128,7 +128,7 @@ async def test_one_version_never_gets_the_others_cached_answers(tmp_path: Path) 
 
 
 async def test_the_same_bytes_go_to_another_version_once_weights_change(tmp_path: Path) -> None:
-    """The shortcut for bodies that are known must not keep the version that was chosen then."""
+    """The shortcut for known bodies must not keep the version chosen earlier."""
     async with versions_a_and_b(tmp_path, two_versions(1, 0)) as (gateway, _):
         greedy = chat(temperature=0)
         for _ in range(3):
@@ -150,7 +150,7 @@ async def test_a_conversation_id_that_is_sent_back_stays_in_its_conversation(
         assert label_of(other) == label_of(first)
 
 
-async def test_another_version_answers_where_the_chosen_one_has_no_replica(
+async def test_another_version_answers_if_the_chosen_one_has_no_replica(
     tmp_path: Path,
 ) -> None:
     async with versions_a_and_b(tmp_path, two_versions(1, 1)) as (gateway, urls):
@@ -170,7 +170,7 @@ async def test_another_version_answers_where_the_chosen_one_has_no_replica(
 
 
 async def test_requests_that_wait_for_a_version_go_to_another_one(tmp_path: Path) -> None:
-    """Its last replica goes while they wait for a slot."""
+    """Its last replica leaves while they wait for a slot."""
     row = two_versions(1, 1, slots=1, wait_timeout_s=60)
     async with (
         running_echo(reply="from a") as url_a,
@@ -234,7 +234,7 @@ async def test_a_field_that_the_version_cannot_honour_is_a_400_that_names_it(
 # Pins
 
 
-async def test_a_pin_takes_an_operator_or_this_machine(tmp_path: Path) -> None:
+async def test_a_pin_requires_an_operator_or_this_machine(tmp_path: Path) -> None:
     async with versions_a_and_b(tmp_path, two_versions(1, 0)) as (gateway, urls):
         pin = {"x-thrifty-version": "b"}
         reply = await gateway.ask(chat(), headers=pin)
@@ -257,7 +257,7 @@ async def test_a_pin_takes_an_operator_or_this_machine(tmp_path: Path) -> None:
 # Shadows
 
 
-async def test_a_shadow_gets_copies_that_nobody_sees(tmp_path: Path) -> None:
+async def test_a_shadow_gets_copies_with_discarded_answers(tmp_path: Path) -> None:
     row = two_versions(1, 0, shadow=1.0, slots=8)
     async with versions_a_and_b(tmp_path, row, prompts=True) as (gateway, _):
         visible = []
@@ -362,7 +362,7 @@ async def test_each_response_has_a_row_and_an_id_of_its_own(tmp_path: Path) -> N
         assert all(row["conversation_id"] for row in rows if row["status"] == 200)
 
 
-async def test_own_measurements_stay_out_of_the_users_statistics(tmp_path: Path) -> None:
+async def test_measurements_stay_out_of_users_statistics(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url], prompts=True) as gateway:
         await gateway.ask(chat(), headers={"x-thrifty-origin": "measurement"})
         await gateway.ask(chat())

@@ -1,5 +1,5 @@
-"""The request log's writer keeps rows while the database is away, within its bound, and writes
-every row that can be written."""
+"""The request log's writer keeps rows while the database is unavailable, within its bound, and
+writes every row that can be written."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_rows_wait_while_the_file_is_deleted_and_are_written_when_it_is_back(
         each.close()
 
 
-def test_a_database_that_is_away_at_the_end_costs_seconds_not_a_hang(tmp_path: Path) -> None:
+def test_stopping_without_a_database_takes_seconds(tmp_path: Path) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
     writer = counts.writer(database)
     os.unlink(tmp_path / "t.db")
@@ -147,7 +147,7 @@ def names(database: Database) -> set[str]:
         return set(connection.execute(select(requests.c.client_request_id)).scalars())
 
 
-def test_bad_rows_hold_nothing_back(
+def test_bad_rows_do_not_hold_back_others(
     any_database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     counts = Counts()
@@ -170,11 +170,11 @@ def test_bad_rows_hold_nothing_back(
         assert len(connection.execute(select(request_texts.c.id)).all()) == 9
     assert counts.states == []
     messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2  # one for each kind: a repeated id, values that do not fit
+    assert len(messages) == 2  # one per kind: a repeated id, values that do not fit
     assert any(str(first[0]) in message for message in messages)
 
 
-def test_with_only_bad_rows_the_writer_goes_on(any_database: Database) -> None:
+def test_the_writer_continues_after_only_bad_rows(any_database: Database) -> None:
     counts = Counts()
     writer = counts.writer(any_database)
     for _ in range(BATCH_ROWS + 1):
@@ -188,7 +188,7 @@ def test_with_only_bad_rows_the_writer_goes_on(any_database: Database) -> None:
     assert names(any_database) == {"good"}
 
 
-def test_an_unforeseen_fault_does_not_end_the_writer(
+def test_an_unexpected_error_does_not_end_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
@@ -210,7 +210,7 @@ def test_an_unforeseen_fault_does_not_end_the_writer(
     database.close()
 
 
-def test_a_fault_in_making_texts_costs_only_the_text(tmp_path: Path) -> None:
+def test_an_error_in_making_texts_loses_only_the_text(tmp_path: Path) -> None:
     def fail() -> tuple[str, str]:
         raise RuntimeError("a bug")
 
@@ -225,11 +225,11 @@ def test_a_fault_in_making_texts_costs_only_the_text(tmp_path: Path) -> None:
     database.close()
 
 
-# The database away, full, or changed
+# The database is unavailable, full, or changed
 
 
 @pytest.mark.peer
-def test_a_server_that_goes_and_comes_back_loses_no_row(
+def test_no_row_is_lost_while_the_server_restarts(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     pgserver = pytest.importorskip("pgserver")
@@ -287,7 +287,7 @@ def test_a_full_disk_delays_rows_and_loses_none(tmp_path: Path) -> None:
     database.close()
 
 
-def test_a_missing_table_is_no_bad_row(tmp_path: Path) -> None:
+def test_a_missing_table_makes_no_bad_rows(tmp_path: Path) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
     with database.begin() as connection:
         connection.execute(text("ALTER TABLE requests RENAME TO gone"))
@@ -306,9 +306,7 @@ def test_a_missing_table_is_no_bad_row(tmp_path: Path) -> None:
 # State
 
 
-def test_a_log_that_has_stopped_says_so_and_since_when(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_log_reports_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
     writer = counts.writer(database)
     assert writer.state.health is LogHealth.OK
@@ -333,7 +331,7 @@ def test_a_log_that_has_stopped_says_so_and_since_when(
     database.close()
 
 
-def test_a_queue_that_fills_shows_before_rows_are_lost(tmp_path: Path) -> None:
+def test_a_filling_queue_is_reported_before_rows_are_lost(tmp_path: Path) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
     writer = counts.writer(database)
     for index in range(QUEUE_ROWS // 2 + 1):
@@ -385,9 +383,7 @@ def test_many_threads_put_and_each_row_is_written_once(tmp_path: Path) -> None:
     database.close()
 
 
-def test_the_metrics_show_a_log_that_has_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_metrics_show_a_stopped_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database, counts = open_database(url(tmp_path), migrate=True), Counts()
     writer, metrics = counts.writer(database), GatewayMetrics()
     metrics.watch_log(writer)

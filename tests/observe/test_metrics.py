@@ -1,4 +1,4 @@
-"""Metrics count right, and do not grow with the fleet's history."""
+"""Metrics count correctly, and do not grow with the history of the fleet."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from thrifty.observe import metrics
-from thrifty.observe.metrics import GatewayMetrics, Observation
+from thrifty.observe import request_metrics as metrics
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.request_metrics import Observation
 
 
 def observation(**changes) -> Observation:

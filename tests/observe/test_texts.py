@@ -1,4 +1,4 @@
-"""Prompts and answers as they are kept: the same whichever way they came, harmless and bounded."""
+"""Recorded prompts and answers: the same for every kind of response, storable and bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.db.harmless import make_harmless
+from thrifty.db.sanitize import sanitize_text
 from thrifty.observe.texts import (
     MAX_CHARS,
     MAX_MESSAGES,
@@ -33,7 +33,7 @@ def whole(*messages: dict[str, Any]) -> bytes:
 
 
 def streamed(*messages: dict[str, Any], end: bool = True) -> bytes:
-    """The same answer in chunks of a few characters, the choices interleaved."""
+    """The same answer in chunks of a few characters, with interleaved choices."""
     deltas: list[tuple[int, dict[str, Any]]] = []
     for i, message in enumerate(messages):
         deltas.append((i, {"role": "assistant", "content": ""}))
@@ -91,7 +91,7 @@ def test_whole_answers_and_streams_give_the_same(messages: list[dict[str, Any]])
     assert parse_answer(answer) == [{"role": "assistant", **message} for message in messages]
 
 
-def test_a_stream_that_broke_off_keeps_what_came() -> None:
+def test_an_interrupted_stream_keeps_its_partial_answer() -> None:
     error = encode_event({"error": {"message": "gone"}})
     assert chat(HELLO, streamed({"content": "Once upon"}, end=False) + error)[1] == "Once upon"
 
@@ -176,20 +176,20 @@ def test_texts_are_bounded_and_keep_what_is_short() -> None:
     [[{"index": 0}, {"index": None}], [{"index": "0"}], [{}], [None], [{"index": [0]}],
      [{"index": 0, "delta": {"content": 3}}, {"index": 0, "delta": {"content": "x"}}]],
 )  # fmt: skip
-def test_a_stream_that_is_not_of_the_dialect_has_no_answer(choices: list[Any]) -> None:
+def test_an_invalid_stream_has_no_answer(choices: list[Any]) -> None:
     chunk = {"object": "chat.completion.chunk", "choices": choices}
     assert chat(HELLO, encode_event(chunk))[1] == ""
 
 
 @pytest.mark.parametrize("index", [10**9, -1])
-def test_an_index_far_away_makes_no_list_of_its_length(index: int) -> None:
+def test_a_large_index_makes_no_long_list(index: int) -> None:
     call = {"index": index, **CALL}
     chunk = {"object": "chat.completion.chunk",
              "choices": [{"index": 0, "delta": {"content": "x", "tool_calls": [call]}}]}  # fmt: skip
     assert parse_answer(chat(HELLO, encode_event(chunk))[1])[0]["content"] == "x"
 
 
-def is_harmless(text: str) -> bool:
+def is_storable(text: str) -> bool:
     text.encode()
     return "\0" not in text
 
@@ -230,7 +230,7 @@ ANSWERS = st.one_of(
 
 
 @given(st.sampled_from([Endpoint.CHAT, Endpoint.COMPLETIONS]), JSON, ANSWERS)
-def test_whatever_comes_the_columns_are_harmless_and_readable(
+def test_columns_are_storable_and_readable_for_any_input(
     endpoint: Endpoint, value: Any, answer: bytes
 ) -> None:
     requests = [{"messages": value, "prompt": value}, {"messages": [value], "prompt": [value]}]
@@ -240,23 +240,23 @@ def test_whatever_comes_the_columns_are_harmless_and_readable(
         texts = make_texts(endpoint, request, answer)
         assert texts is not None
         prompt, choices = parse_prompt(texts.prompt), parse_answer(texts.answer)
-        assert all(map(is_harmless, (*texts, *strings([prompt, choices]))))
+        assert all(map(is_storable, (*texts, *strings([prompt, choices]))))
         assert all(set(each) >= {"role", "content"} for each in prompt)
         assert all(each["role"] == "assistant" for each in choices)
 
 
 @given(ANY_TEXT)
-def test_text_that_can_be_kept_is_kept(text: str) -> None:
-    _, answer = chat(HELLO, whole({"content": make_harmless(text)}))
-    wanted = make_harmless(text)
+def test_storable_text_is_unchanged(text: str) -> None:
+    _, answer = chat(HELLO, whole({"content": sanitize_text(text)}))
+    wanted = sanitize_text(text)
     assert parse_answer(answer) == ([{"role": "assistant", "content": wanted}] if wanted else [])
 
 
 @given(ANY_TEXT, st.integers(0, 6))
-def test_harmless_text_differs_only_where_it_must(text: str, limit: int) -> None:
-    made = make_harmless(text, limit)
-    assert is_harmless(made)
+def test_sanitized_text_differs_only_where_necessary(text: str, limit: int) -> None:
+    made = sanitize_text(text, limit)
+    assert is_storable(made)
     assert len(made) <= limit
     if "\0" not in text and not any(0xD800 <= ord(c) < 0xE000 for c in text):
         assert made == text[:limit]
-    assert make_harmless(made, limit) == made
+    assert sanitize_text(made, limit) == made

@@ -1,4 +1,4 @@
-"""Conversations keep their id and their version, and versions get the shares of their weights."""
+"""Conversations keep their id and their version, and versions get shares by their weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from thrifty.openai.fields import Endpoint
 CONVERSATIONS = Conversations(bytes(range(32)))
 COUNT = 100_000
 Z = 4.5
-"""Standard errors that a share may be off: one sample in 150,000 is further off by chance."""
+"""Standard errors that a share may deviate: by chance one sample in 150,000 deviates more."""
 
 
 def chat(*messages: tuple[str, Any], **fields: Any) -> dict[str, Any]:
@@ -70,14 +70,16 @@ def test_content_may_be_parts_and_be_missing() -> None:
         ([[1] * 256, [2]], [[1] * 300, [2]], [[1] * 256, [3]]),
     ],
 )
-def test_the_beginning_of_a_prompt_tells(prompt: Any, same: Any, other: Any) -> None:
+def test_the_beginning_of_a_prompt_identifies_the_conversation(
+    prompt: Any, same: Any, other: Any
+) -> None:
     def of(value: Any) -> str:
         return identify({"prompt": value}, endpoint=Endpoint.COMPLETIONS)
 
     assert of(prompt) == of(same) != of(other)
 
 
-def test_the_whole_input_of_embeddings_tells() -> None:
+def test_the_whole_input_of_embeddings_identifies_the_conversation() -> None:
     def of(value: Any) -> str:
         return identify({"input": value}, endpoint=Endpoint.EMBEDDINGS)
 
@@ -93,7 +95,7 @@ def test_a_client_names_its_conversation() -> None:
 
 
 @given(st.text(max_size=6), st.text(max_size=6), st.binary(max_size=40))
-def test_what_a_client_got_it_may_send_back(tenant: str, other: str, header: bytes) -> None:
+def test_a_returned_conversation_id_is_accepted(tenant: str, other: str, header: bytes) -> None:
     given_id = identify(chat(("user", "x")), header, tenant)
     assert identify(chat(("user", "y")), given_id.encode(), tenant) == given_id
     assert CONVERSATIONS.is_ours(given_id, tenant)
@@ -150,9 +152,7 @@ def choose_all(conversations: list[str], weights: dict[str, float]) -> list[str]
         {f"v{number}": number + 1 for number in range(12)},
     ],
 )
-def test_shares_are_those_of_the_weights(
-    conversations: list[str], weights: dict[str, float]
-) -> None:
+def test_shares_match_the_weights(conversations: list[str], weights: dict[str, float]) -> None:
     counts = Counter(choose_all(conversations, weights))
     total = sum(weights.values())
     for label, weight in weights.items():
@@ -162,7 +162,7 @@ def test_shares_are_those_of_the_weights(
 
 
 @pytest.mark.parametrize("new_weight", [0, 1, 10, 45, 1000])
-def test_a_change_moves_the_fewest_and_only_to_or_from_its_version(
+def test_a_weight_change_moves_the_fewest_conversations(
     conversations: list[str], new_weight: float
 ) -> None:
     weights = {"a": 60.0, "b": 30.0, "c": 10.0}
@@ -173,7 +173,7 @@ def test_a_change_moves_the_fewest_and_only_to_or_from_its_version(
         assert all(x == "c" for x, _ in moved)
     else:
         assert all(y == "c" for _, y in moved)
-    # Nobody can move fewer: c's count changes by as many as moved.
+    # No change could move fewer: c's count changes by exactly as many as moved.
     assert len(moved) == abs(Counter(after)["c"] - Counter(before)["c"])
 
 
@@ -184,7 +184,7 @@ WEIGHTS = st.dictionaries(
 
 
 @given(st.text(max_size=10), WEIGHTS, st.data())
-def test_an_order_depends_on_the_weights_alone(
+def test_the_order_depends_only_on_the_weights(
     conversation: str, weights: dict[str, float], data: st.DataObject
 ) -> None:
     order = choose_version(conversation, list(weights.items()))
@@ -192,12 +192,12 @@ def test_an_order_depends_on_the_weights_alone(
     shuffled = data.draw(st.permutations(list(weights.items())))
     assert choose_version(conversation, shuffled) == order
     for label in weights:
-        # Without one version, the others keep their order: the next one in line answers.
+        # Without one version, the others keep their order: the next one answers.
         rest = [(other, weight) for other, weight in weights.items() if other != label]
         assert choose_version(conversation, rest) == [other for other in order if other != label]
 
 
-def test_the_next_version_in_line_gets_its_share_too(conversations: list[str]) -> None:
+def test_the_next_version_gets_its_share_too(conversations: list[str]) -> None:
     orders = [choose_version(each, [("a", 8), ("b", 1), ("c", 1)]) for each in conversations]
     second = Counter(order[1] for order in orders if order[0] == "a")
     total = second.total()

@@ -1,4 +1,4 @@
-"""Errors on the wire: the shape that OpenAI's client libraries expect."""
+"""Errors on the wire, in the shape that OpenAI's client libraries expect."""
 
 from __future__ import annotations
 

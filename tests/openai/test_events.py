@@ -1,4 +1,4 @@
-"""Server-sent events against a slow, obvious reading of them, wherever the bytes are cut."""
+"""Server-sent events against a slow, obvious parser, for streams cut at any byte."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from thrifty.openai.events import (
 
 
 def read_slowly(stream: bytes) -> tuple[list[list[bytes]], list[bytes]]:
-    """The lines of each finished event, and of the unfinished one, read byte by byte."""
+    """The lines of each complete event and of the incomplete one, read byte by byte."""
     events: list[list[bytes]] = []
     lines: list[bytes] = []
     line = b""
@@ -43,7 +43,7 @@ def read_slowly(stream: bytes) -> tuple[list[list[bytes]], list[bytes]]:
 
 
 def feed(stream: bytes, cuts: list[int]) -> tuple[list[bytes], bytes]:
-    """The events of `stream`, when it arrives cut at `cuts`."""
+    """The events of `stream` when it arrives in pieces cut at `cuts`."""
     found: list[bytes] = []
     rest = b""
     for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True):
@@ -121,7 +121,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_an_encoded_event_is_one_event_and_says_the_same(value: Any) -> None:
+def test_an_encoded_event_round_trips(value: Any) -> None:
     event = encode_event(value)
     assert split_events(event) == ([event], b"")
     assert json.loads(read_data(event)) == value
@@ -172,7 +172,7 @@ CHOICE = {"index": 0, "delta": {"content": "x"}, "finish_reason": None}
         (b'{"choices": ' + b"[" * 100_000, None, False),
     ],
 )
-def test_usage_is_read_where_it_is_whole(data: bytes, usage: Usage | None, alone: bool) -> None:
+def test_complete_usage_is_parsed(data: bytes, usage: Usage | None, alone: bool) -> None:
     assert parse_usage(data) == (usage, alone)
 
 
@@ -192,7 +192,7 @@ def test_cached_tokens_are_those_of_the_prefix_cache(
 
 
 @given(st.text(max_size=20), st.booleans())
-def test_text_in_an_answer_cannot_pass_for_usage(text: str, ascii_only: bool) -> None:
+def test_text_in_an_answer_is_not_taken_for_usage(text: str, ascii_only: bool) -> None:
     for content in (text, f'{text}"usage":{text}', '"usage": {"prompt_tokens": 1}'):
         delta = {"choices": [{**CHOICE, "delta": {"content": content, "arguments": content}}]}
         for separators in ((",", ":"), (", ", ": ")):

@@ -1,4 +1,4 @@
-"""Every field of every endpoint: what it takes, what it refuses, and in which words."""
+"""Every field of every endpoint: its valid and invalid values, and the error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAMPLES: dict[str, list[Any]] = {
     "array": [[], ["x"], [{}]],
     "object": [{}, {"a": 1}],
 }
-"""Values by their JSON type."""
+"""Values by JSON type."""
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 RIGHT: dict[str, list[Any]] = {
@@ -85,7 +85,7 @@ RIGHT_HERE: dict[tuple[Endpoint, str], list[Any]] = {
     (Endpoint.COMPLETIONS, "prompt"): RIGHT["input"],
     (Endpoint.TOKENIZE, "prompt"): ["x", ""],
 }
-"""Fields that take different things on different endpoints."""
+"""Fields with different valid values on different endpoints."""
 
 WRONG_IN_RANGE: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.1, float("nan"), float("inf")],
@@ -152,9 +152,9 @@ def test_the_number_of_fields_is_plausible() -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "name"), ALL)
-def test_every_field_takes_right_values(endpoint: Endpoint, name: str) -> None:
+def test_every_field_accepts_valid_values(endpoint: Endpoint, name: str) -> None:
     for value in right_values(endpoint, name):
-        # As it comes from JSON, where 1.0 and 1 are different.
+        # Decoded from JSON, where 1.0 and 1 are different.
         body = json.loads(json.dumps(body_with(endpoint, name, value)))
         check_fields(body, endpoint, EVERYTHING)
         check_fields(body, endpoint, None)
@@ -185,7 +185,7 @@ def test_values_out_of_range_are_refused(endpoint: Endpoint, name: str) -> None:
         assert (error.param, error.code) == (name, "invalid_value")
 
 
-def test_a_rule_says_what_would_be_right() -> None:
+def test_a_rule_describes_valid_values() -> None:
     message = refusal({"messages": MESSAGES, "temperature": 3}, Endpoint.CHAT).message
     assert message == "'temperature' must be a number between 0 and 2, not 3."
     message = refusal({"messages": MESSAGES, "n": 0}, Endpoint.CHAT).message
@@ -204,7 +204,7 @@ def test_a_long_value_is_shown_in_part() -> None:
     assert message.endswith("xxx....")
 
 
-# None, neutral values, and what cannot be honoured
+# None, neutral values, and unsupported fields
 
 
 @pytest.mark.parametrize(("endpoint", "name"), ALL)
@@ -218,9 +218,7 @@ def test_null_means_not_given(endpoint: Endpoint, name: str) -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "name"), ALL)
-def test_what_an_engine_cannot_honour_is_refused_unless_it_asks_for_nothing(
-    endpoint: Endpoint, name: str
-) -> None:
+def test_unsupported_fields_are_refused_unless_neutral(endpoint: Endpoint, name: str) -> None:
     field = FIELDS[endpoint][name]
     for value in field.neutral:
         assert field.accepts(value), "a neutral value is a right one"
@@ -238,10 +236,10 @@ def test_what_an_engine_cannot_honour_is_refused_unless_it_asks_for_nothing(
             f"The engine behind this model (echo) cannot honour '{name}'; "
         )
         check_fields(body, endpoint, frozenset({name}))
-        check_fields(body, endpoint, None)  # a server that others run may know it
+        check_fields(body, endpoint, None)  # an external server may know it
 
 
-def test_a_refusal_names_what_to_use_instead() -> None:
+def test_an_error_names_the_replacement() -> None:
     body = {"messages": MESSAGES, "functions": [{"name": "f"}]}
     assert refusal(body, Endpoint.CHAT, frozenset()).message.endswith("; use 'tools' instead.")
     body = {"messages": MESSAGES, "function_call": "auto"}
@@ -250,14 +248,14 @@ def test_a_refusal_names_what_to_use_instead() -> None:
     )
     body = {"messages": MESSAGES, "logit_bias": {"1": 2}}
     message = refusal(body, Endpoint.CHAT, frozenset()).message
-    assert message.endswith("; leave it out, or use an engine that can.")
+    assert message.endswith("; remove it, or use an engine that can.")
 
 
 # Required and unknown fields
 
 
 @pytest.mark.parametrize("endpoint", Endpoint)
-def test_the_required_field_is_asked_for_first(endpoint: Endpoint) -> None:
+def test_the_required_field_is_checked_first(endpoint: Endpoint) -> None:
     required = REQUIRED.get(endpoint)
     if required is None:
         check_fields({}, endpoint, EVERYTHING)
@@ -268,9 +266,7 @@ def test_the_required_field_is_asked_for_first(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "name"), ALL)
-def test_a_field_with_a_slip_in_its_name_is_refused_with_the_right_name(
-    endpoint: Endpoint, name: str
-) -> None:
+def test_a_misspelt_field_is_refused_with_a_suggestion(endpoint: Endpoint, name: str) -> None:
     if len(name) < 4:
         return
     slip = name + name[-1]
@@ -280,12 +276,12 @@ def test_a_field_with_a_slip_in_its_name_is_refused_with_the_right_name(
     check_fields(body_with(endpoint, slip, 1), endpoint, None)
 
 
-def test_a_field_that_resembles_nothing_gets_no_suggestion() -> None:
+def test_an_unknown_field_gets_no_suggestion() -> None:
     error = refusal({"messages": MESSAGES, "zzz": 1}, Endpoint.CHAT)
     assert error.message == "Unknown parameter: 'zzz'."
 
 
-def test_a_field_whose_name_is_a_flood_is_refused_at_once_and_in_short() -> None:
+def test_a_huge_field_name_is_refused_quickly() -> None:
     name = "temperature" * 2_000_000
     began_s = time.perf_counter()
     error = refusal({"messages": MESSAGES, name: 1}, Endpoint.CHAT)

@@ -1,4 +1,4 @@
-"""Replacing ids against a slow reading with `json`, for any JSON and however a stream is cut."""
+"""Replacing ids against a slow reference with `json`, for any JSON and any split of a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 
 
 class Pairs(list[tuple[str, Any]]):
-    """An object, with its keys in order and as often as they occur."""
+    """An object as a list of pairs, with repeated keys in order."""
 
 
 VALUES = st.recursive(
@@ -43,13 +43,13 @@ def replaced(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A form that tells NaN from NaN in no way, and objects from arrays."""
+    """A form in which NaN equals NaN, and objects differ from arrays."""
     return repr(value)
 
 
 @st.composite
 def spellings(draw: st.DrawFn, values: st.SearchStrategy[Any], newlines: bool = True) -> str:
-    """Some JSON text of a value: white space anywhere, characters escaped or not."""
+    """A JSON text of a value, with white space anywhere and characters escaped or not."""
     space = st.sampled_from(["", "", "", " ", "\t "] + (["\n", "\r\n"] if newlines else []))
 
     def string(text: str) -> str:
@@ -84,10 +84,10 @@ def test_only_the_top_level_id_of_a_body_changes(text: str) -> None:
 
 
 @given(spellings(OBJECTS))
-def test_all_bytes_around_the_value_stay(text: str) -> None:
+def test_all_other_bytes_are_unchanged(text: str) -> None:
     body = text.encode("utf-8", "surrogatepass")
     changed = replace_id(body, OURS)
-    # Putting it in again changes nothing: the first time found everything, and nothing else.
+    # Replacing again changes nothing: the first pass found every id and nothing else.
     assert replace_id(changed, OURS) == changed
     if "id" not in dict(read(body)):
         assert changed == body
@@ -122,11 +122,11 @@ def test_ids_are_found_in_all_forms(body: bytes, changed: bytes) -> None:
     [b"", b"[]", b"[DONE]", b'"id"', b"{}", b'{"t":[{"id":"b"}]}', b'{"c":"id"}', b"\xff\xfe",
      b'[{"id":"a"}]', b'{"t":{"id":"b"},"u":"\\u006"}', b'{"c":"x\\"id"}', b"[" * 100_000],
 )  # fmt: skip
-def test_what_has_no_top_level_id_passes_as_it_came(body: bytes) -> None:
+def test_bodies_without_a_top_level_id_are_unchanged(body: bytes) -> None:
     assert replace_id(body, OURS) == body
 
 
-def test_a_text_that_is_cut_off_takes_linear_time() -> None:
+def test_an_incomplete_text_takes_linear_time() -> None:
     replace_id(b'{"id":1,"id":2,"c":"' + b'\\"' * 2_000_000, OURS)
 
 
@@ -142,7 +142,7 @@ def feed(stream: bytes, cuts: list[int]) -> bytes:
 
 
 def read_events(stream: bytes) -> list[tuple[list[str], Any]]:
-    """Each event's other lines, and its data as JSON or as text."""
+    """The other lines of each event, and its data as JSON or as text."""
     events = []
     text = stream.replace(b"\r\n", b"\n").decode("utf-8", "surrogatepass")
     for block in text.split("\n\n"):
@@ -152,7 +152,7 @@ def read_events(stream: bytes) -> list[tuple[list[str], Any]]:
         try:
             events.append((others, shown(replaced_if_json(data))))
         except ValueError:
-            # What is cut off is nothing to a client; a foreign id need not be left in it.
+            # Clients ignore an incomplete event, but no foreign id may remain in it.
             events.append((others, data if "id" not in data and "\\u" not in data else ""))
     return events
 
@@ -210,7 +210,7 @@ def test_data_on_several_lines_is_one_payload() -> None:
     )
 
 
-def test_nothing_waits_for_more_than_the_end_of_its_event() -> None:
+def test_events_are_released_when_complete() -> None:
     rewriter = IdRewriter(OURS)
     event = b'data: {"id":"a","x":"\xc3\xa4"}\n\n'
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Ids: unique among threads and processes, and always of one form."""
+"""Ids are unique among threads and processes, and have one format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from thrifty.openai.ids import new_id
 
 
-def test_ids_have_one_form() -> None:
+def test_ids_have_one_format() -> None:
     assert re.fullmatch(r"[0-9a-f]{28}", new_id())
 
 

@@ -1,4 +1,4 @@
-"""Ids of responses: unique, ordered by time, and told from all other text."""
+"""Ids of responses: unique, ordered by time, and distinguishable from other text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TENANTS = st.text(max_size=12)
 
 
 class Clock:
-    """A clock that shows what it is told to."""
+    """A clock that returns the time it is set to."""
 
     def __init__(self, now_s: float = 1.8e9) -> None:
         self.now_s = now_s
@@ -27,7 +27,7 @@ class Clock:
 
 
 @given(st.lists(st.floats(-1e9, 3.7e9) | st.sampled_from([0.0, 1.8e9]), max_size=40), st.data())
-def test_numbers_rise_whatever_the_clock_does(times: list[float], data: st.DataObject) -> None:
+def test_numbers_increase_whatever_the_clock_does(times: list[float], data: st.DataObject) -> None:
     clock = Clock()
     ids = ResponseIds(SECRET, 7, clock)
     numbers, texts = [], []
@@ -69,7 +69,7 @@ def test_threads_never_get_the_same_number() -> None:
     assert len(set(found)) == 12_000
 
 
-def test_an_id_tells_when_it_was_made() -> None:
+def test_an_id_contains_its_creation_time() -> None:
     before_s = time.time()
     made = ResponseIds(SECRET, 3).new("t")
     assert before_s - 0.002 <= read_time_s(made.number) <= time.time() + 0.002
@@ -77,7 +77,7 @@ def test_an_id_tells_when_it_was_made() -> None:
 
 
 @given(TENANTS, TENANTS, st.sampled_from(["", "chatcmpl-", "cmpl-", "embd-", "a-b-"]))
-def test_an_id_is_known_by_its_tenant_alone(tenant: str, other: str, prefix: str) -> None:
+def test_an_id_is_verified_for_its_tenant_only(tenant: str, other: str, prefix: str) -> None:
     ids = ResponseIds(SECRET, 5)
     made = ids.new(tenant)
     assert len(made.text) == ID_CHARS

@@ -141,7 +141,7 @@ def test_cancelling(client: Any) -> None:
     ended = wait(client, batch.id)
     assert ended.status == "cancelled"
     assert ended.cancelled_at
-    with pytest.raises(openai.ConflictError, match="cannot be cancelled"):
+    with pytest.raises(openai.ConflictError, match="can no longer be cancelled"):
         client.batches.cancel(batch.id)
 
 

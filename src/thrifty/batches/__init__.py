@@ -1,18 +1,19 @@
-"""Batches: files of requests that are worked off with the capacity that interactive traffic leaves.
+"""Batches: files of requests that run on the capacity left by interactive traffic.
 
-    api          /v1/files and /v1/batches, as OpenAI has them: who asks, and for which page
-    files_api    the pages about files
-    batches_api  the pages about batches
-    api_parts    what both share: parameters, lists, refusals
+    api          the routes /v1/files and /v1/batches of the OpenAI API
+    files_api    the handlers for files
+    batches_api  the handlers for batches
+    api_parts    shared by both: parameters, lists, errors
     storage      the contents of files, in THRIFTY_HOME/files
-    lines        what a line asks for, and the record that answers it
-    results      the files that records are appended to, read back after a crash
+    lines        parses input lines and makes the records that answer them
+    records      writes the records of a batch in groups
+    results      the files that records are appended to, recovered after a crash
     governor     how many lines may be in flight at a replica
-    dispatch     lines on their way to replicas, and back into the queue when they must yield
+    dispatch     sends lines to replicas, and requeues them if they must yield
     job          one batch, from its input file to its end
     runner       which gateway worker runs batches, and which batches there are
-    client       a batch run from the command line
+    client       runs a batch from the command line
 
-A line takes the path that a client's request takes, from `admit` on. One gateway worker at a time
-runs batches; a lease in the database and a lock on a file say which.
+A line takes the same path as a client's request, from `admit` on. One gateway worker at a time runs
+batches; a lease in the database and a lock on a file determine which.
 """

@@ -1,8 +1,7 @@
-"""`/v1/files` and `/v1/batches`, as OpenAI has them. A tenant sees its own and nobody else's.
+"""The routes `/v1/files` and `/v1/batches` of the OpenAI API. A tenant sees only its own entries.
 
-This module is their table of routes; what answers is in `files_api` and `batches_api`.
-Nothing here is on the path of a request to a model: the database and the disk are waited for, on a
-few threads.
+The handlers are in `files_api` and `batches_api`. None of them is on the path of a request to a
+model: they wait for the database and the disk on a few threads.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _CALLERS = Role.USER.holders()
 
 
 class BatchPages:
-    """Answers requests about files and batches."""
+    """Handles requests about files and batches."""
 
     def __init__(
         self,
@@ -54,23 +53,23 @@ class BatchPages:
         )
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._threads.close()
 
     def open_spool(self, exchange: Exchange) -> Spool | None:
-        """Have an upload go to disk. Strangers are refused before they send it."""
+        """Spool an upload to disk. Callers without a valid key are refused before they send it."""
         if exchange.method != "POST":
             return None
         limit, name = self._settings.max_file_bytes + 65_536, "batches.max_file"
         try:
             authenticate(exchange, self._table, _CALLERS)
         except UnknownKey:
-            # Made a moment ago, perhaps; a small body may wait for the next look at the keys.
+            # The key may be new; a small body may be read until the keys have been read again.
             limit, name = self._max_body_bytes, "limits.max_body"
         return Spool(self._storage.folder, limit, name)
 
     def routes(self) -> list[OwnRoute]:
-        """What it answers."""
+        """The routes for files and batches."""
         files, batches = self._files, self._batches
         return [
             self._route("GET", "/v1/files", files.list_files, "the files"),
@@ -79,7 +78,7 @@ class BatchPages:
             self._route("DELETE", "/v1/files/{file}", files.delete, "delete a file"),
             self._route("GET", "/v1/files/{file}/content", files.send_content, "a file's content"),
             self._route("GET", "/v1/batches", batches.list_batches, "the batches"),
-            self._route("POST", "/v1/batches", batches.create, "begin a batch"),
+            self._route("POST", "/v1/batches", batches.create, "create a batch"),
             self._route("GET", "/v1/batches/{batch}", batches.show, "one batch"),
             self._route("POST", "/v1/batches/{batch}/cancel", batches.cancel, "cancel a batch"),
         ]
@@ -93,7 +92,7 @@ class BatchPages:
                 await handler(exchange, key, parameters)
             except DatabaseError:
                 raise unavailable(
-                    "the database is away; try again soon", "database_away", 5.0
+                    "the database is unavailable; retry later", "database_away", 5.0
                 ) from None
             except OSError as error:
                 raise no_room(error) from None

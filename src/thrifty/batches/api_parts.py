@@ -1,4 +1,4 @@
-"""What the pages about files and about batches share: threads, parameters, lists, refusals."""
+"""Shared by the handlers for files and for batches: threads, parameters, lists, errors."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
 THREADS = 4
 MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 86400
 PURPOSE = "batch"
-"""The only purpose of files that are uploaded."""
+"""The only purpose of uploaded files."""
 
 encode = msgspec.json.Encoder().encode
 
 
 class Threads:
-    """A few threads, on which the database and the disk are waited for."""
+    """A few threads that wait for the database and the disk."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="files")
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What `function` returns. It is carried out whole, whatever becomes of who waits."""
+        """Run `function` and return its result. It runs to its end even if the caller is
+        cancelled.
+        """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, function, *arguments)
 
     def close(self) -> None:
-        """End the threads, each after what it is at."""
+        """Stop the threads once they have finished their current work."""
         self._pool.shutdown(wait=False)
 
 
@@ -44,7 +46,7 @@ async def respond_page(
     read: Callable[[], tuple[list[Any], bool]],
     describe: Callable[[Any], dict[str, Any]],
 ) -> None:
-    """Answer with a page of a list. `read` returns its rows, and whether there are more."""
+    """Respond with a page of a list. `read` returns its rows and whether there are more."""
     try:
         rows, more = await threads.run(read)
     except KeyError as error:
@@ -64,17 +66,17 @@ async def respond_page(
 
 
 def read_tenant(key: Key | None) -> str:
-    """Whose files and batches the holder of a key sees; where there are no keys, all are one's."""
+    """The tenant whose files and batches a key may see; without keys all belong to one tenant."""
     return key.tenant if key is not None else ""
 
 
 def to_stamp(seconds: float | None) -> int | None:
-    """A time as the dialect writes it: whole seconds."""
+    """A time in whole seconds, as the API uses."""
     return None if seconds is None else int(seconds)
 
 
 def read_query(exchange: Exchange, names: tuple[str, ...]) -> dict[str, str]:
-    """The query's parameters, of which only `names` may be there."""
+    """The query's parameters; parameters outside `names` are refused."""
     query = {}
     for name, values in parse_qs(exchange.query.decode("latin-1")).items():
         if name not in names:
@@ -84,7 +86,7 @@ def read_query(exchange: Exchange, names: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_limit(query: Mapping[str, str], default: int, most: int) -> int:
-    """How many rows a page may have."""
+    """The maximum number of rows of a page."""
     text = query.get("limit", str(default))
     if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
         raise bad_request(
@@ -96,7 +98,7 @@ def read_limit(query: Mapping[str, str], default: int, most: int) -> int:
 
 
 def read_expiry(anchor: Any, seconds: Any, name: str = "expires_after") -> float | None:
-    """The seconds that a file is to be kept."""
+    """The time in seconds that a file is to be kept."""
     if anchor is None and seconds is None:
         return None
     if anchor != "created_at":
@@ -117,17 +119,12 @@ def read_expiry(anchor: Any, seconds: Any, name: str = "expires_after") -> float
 
 
 def unknown(name: str) -> WireError:
-    """The refusal of a parameter that there is not."""
+    """The error for an unknown parameter."""
     return bad_request(f"Unknown parameter: '{name[:64]}'.", name[:64], "unknown_parameter")
 
 
-def missing(name: str) -> WireError:
-    """The refusal where a parameter is not there."""
-    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
-
-
 def no_such(what: str, ident: str, param: str | None = None) -> WireError:
-    """The answer where a tenant has no file, batch or entry of that id."""
+    """The error if a tenant has no file, batch or entry with that id."""
     return WireError(
         404,
         f"There is no {what} {ident[:100]!r}.",

@@ -1,4 +1,4 @@
-"""`/v1/batches`: batches are made, listed, looked at and cancelled; running them is the runner's."""
+"""Handlers of `/v1/batches`: create, list, show and cancel batches. The runner runs them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from thrifty.batches.api_parts import (
     PURPOSE,
     Threads,
     encode,
-    missing,
     no_such,
     read_expiry,
     read_limit,
@@ -35,8 +32,9 @@ from thrifty.db.batches import (
 )
 from thrifty.db.keys import Key
 from thrifty.http.server import Exchange
+from thrifty.openai.bodies import decode_body
 from thrifty.openai.errors import RATE_LIMIT, WireError, bad_request
-from thrifty.openai.fields import Endpoint
+from thrifty.openai.fields import Endpoint, missing_parameter
 from thrifty.openai.ids import new_id
 from thrifty.units import parse_duration_s
 
@@ -52,11 +50,9 @@ _FIELDS = (
 )
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
-_decode = msgspec.json.Decoder().decode
-
 
 class BatchesApi:
-    """Answers requests about batches, for a tenant that is known."""
+    """Handles requests about batches of an authenticated tenant."""
 
     def __init__(
         self,
@@ -66,26 +62,26 @@ class BatchesApi:
         threads: Threads,
         wake: Callable[[], None],
     ) -> None:
-        """`wake` tells whoever runs batches to look at them."""
+        """`wake` makes the runner look for new batches."""
         self._database = database
         self._settings = settings
         self._threads = threads
         self._wake = wake
 
     async def list_batches(self, exchange: Exchange, key: Key | None, _: Any) -> None:
-        """The tenant's batches. Raises a `WireError` or a `DatabaseError`, as the others do."""
+        """List the tenant's batches. Raises a `WireError` or a `DatabaseError`, like the others."""
         await self._list(exchange, read_tenant(key))
 
     async def create(self, exchange: Exchange, key: Key | None, _: Any) -> None:
-        """Begin a batch."""
+        """Create a batch."""
         await self._create(exchange, key, read_tenant(key))
 
     async def show(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
-        """One batch."""
+        """Show one batch."""
         exchange.respond(200, encode(_describe(await self._find(read_tenant(key), ids["batch"]))))
 
     async def cancel(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
-        """Cancel a batch that is not over."""
+        """Cancel a batch that has not ended."""
         tenant, batch_id = read_tenant(key), ids["batch"]
         done = await self._threads.run(cancel_batch, self._database, tenant, batch_id, time.time())
         row = await self._find(tenant, batch_id)
@@ -94,7 +90,7 @@ class BatchesApi:
         elif row.status is not BatchStatus.CANCELLING:
             raise WireError(
                 409,
-                f"The batch {batch_id} is {row.status.value!r} and cannot be cancelled any more.",
+                f"The batch {batch_id} is {row.status.value!r} and can no longer be cancelled.",
                 code="batch_not_cancellable",
             )
         exchange.respond(200, encode(_describe(row)))
@@ -156,7 +152,7 @@ class BatchesApi:
         if not await self._threads.run(insert_batch, self._database, row, most):
             raise WireError(
                 429,
-                f"{most} batches of yours are under way already; wait for one of them to end.",
+                f"You already have {most} active batches; wait for one of them to end.",
                 type=RATE_LIMIT,
                 code="too_many_batches",
                 retry_after_s=60.0,
@@ -207,12 +203,7 @@ def _describe(row: BatchRow) -> dict[str, Any]:
 
 
 def _read_body(exchange: Exchange) -> dict[str, Any]:
-    try:
-        body = _decode(exchange.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    body = decode_body(exchange.body)
     for name in body:
         if name not in _FIELDS:
             raise unknown(name)
@@ -222,7 +213,7 @@ def _read_body(exchange: Exchange) -> dict[str, Any]:
 def _require_string(body: Mapping[str, Any], name: str) -> str:
     value = body.get(name)
     if value is None:
-        raise missing(name)
+        raise missing_parameter(name)
     if not isinstance(value, str):
         raise bad_request(f"'{name}' must be a string.", name, "invalid_value")
     return value
@@ -251,8 +242,8 @@ def _check_metadata(value: Any) -> dict[str, str] | None:
         for name, text in value.items()
     ):
         raise bad_request(
-            "'metadata' must be an object with up to 16 names of up to 64 characters, each with a "
-            "string of up to 512.",
+            "'metadata' must be an object with up to 16 keys of up to 64 characters, each with a "
+            "string of up to 512 characters.",
             "metadata",
             "invalid_value",
         )

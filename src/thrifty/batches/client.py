@@ -1,7 +1,7 @@
-"""A batch run from the command line: upload, wait, fetch. Killed, it goes on where it was.
+"""Runs a batch from the command line: upload, wait, download. A run that was killed can be resumed.
 
-A note beside the output says which batch was made of which input. As long as it is there, the same
-command takes that batch up again and makes no second one.
+A note beside the output records which batch was made from which input. As long as the note exists,
+the same command resumes that batch and does not create a second one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from thrifty.errors import BatchError
 POLL_S = 0.5
 TIMEOUT_S = 60.0
 GIVE_UP_S = 120.0
-"""A service that cannot be reached this long has gone, not only restarted."""
+"""A service that is unreachable for this long is considered gone, not merely restarting."""
 CHUNK_BYTES = 1 << 20
-OVER = frozenset({"completed", "failed", "expired", "cancelled"})
+ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 OnProgress = Callable[[dict[str, Any]], None]
-"""Told of the batch, as the service describes it, now and then."""
+"""Called periodically with the batch as the service describes it."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """Which batch belongs to an output."""
+    """The batch that belongs to an output."""
 
     url: str
     batch_id: str
@@ -42,7 +42,7 @@ class Note:
 
 
 class BatchClient:
-    """The Files and Batch API at one URL."""
+    """A client of the Files and Batch API at one URL."""
 
     def __init__(self, url: str, key: str | None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
@@ -53,25 +53,25 @@ class BatchClient:
     def upload(self, path: Path) -> str:
         """Upload an input file; returns its id."""
         with path.open("rb") as file:
-            # Read as it is sent: a file may be larger than the memory.
+            # Streamed, because a file may be larger than the memory.
             form = MultipartEncoder(
                 {"purpose": "batch", "file": (path.name, file, "application/jsonl")}
             )
             headers = {"content-type": form.content_type}
-            answer = self._ask("POST", "/v1/files", data=form, headers=headers)
+            answer = self._request("POST", "/v1/files", data=form, headers=headers)
         return str(answer["id"])
 
     def create(self, file_id: str, endpoint: str, window: str) -> dict[str, Any]:
-        """Make a batch."""
+        """Create a batch."""
         body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window}
-        return self._ask("POST", "/v1/batches", json=body)
+        return self._request("POST", "/v1/batches", json=body)
 
     def find(self, batch_id: str) -> dict[str, Any] | None:
-        """A batch as it is now; None where there is none."""
-        return self._ask("GET", f"/v1/batches/{batch_id}", missing_ok=True) or None
+        """The current state of a batch; None if it does not exist."""
+        return self._request("GET", f"/v1/batches/{batch_id}", missing_ok=True) or None
 
     def fetch(self, file_id: str | None, target: Path) -> None:
-        """Write a file's contents to `target`, whole or not at all; nothing at all makes an empty
+        """Write a file's contents to `target` atomically; without a file id, write an empty
         file.
         """
         temporary = target.with_name(f"{target.name}.part")
@@ -80,7 +80,7 @@ class BatchClient:
                 url = f"{self.url}/v1/files/{file_id}/content"
                 with self._session.get(url, stream=True, timeout=TIMEOUT_S) as reply:
                     if reply.status_code != 200:
-                        raise _refused(reply)
+                        raise _make_error(reply)
                     for data in reply.iter_content(CHUNK_BYTES):
                         file.write(data)
             file.flush()
@@ -88,17 +88,17 @@ class BatchClient:
         os.replace(temporary, target)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._session.close()
 
-    def _ask(
+    def _request(
         self, method: str, path: str, *, missing_ok: bool = False, **fields: Any
     ) -> dict[str, Any]:
         reply = self._session.request(method, self.url + path, timeout=TIMEOUT_S, **fields)
         if reply.status_code == 404 and missing_ok:
             return {}
         if reply.status_code != 200:
-            raise _refused(reply)
+            raise _make_error(reply)
         answer: dict[str, Any] = reply.json()
         return answer
 
@@ -113,7 +113,7 @@ def run_batch(
     window: str,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Have a file of requests worked off; returns the batch at its end. Blocks. Raises
+    """Run a file of requests as a batch; returns the batch when it has ended. Blocks. Raises
     `BatchError`.
     """
     service = BatchClient(url, key)
@@ -134,8 +134,8 @@ def run_batch(
         note_path.unlink(missing_ok=True)
     except requests.RequestException as error:
         raise BatchError(
-            f"{service.url} cannot be reached: {_say(error)}. The same command goes on with the "
-            "batch once it can."
+            f"{service.url} cannot be reached: {_describe(error)}. Run the same command again to resume "
+            "the batch."
         ) from None
     except OSError as error:
         raise BatchError(f"{error.filename or source}: {error.strerror or error}") from None
@@ -148,39 +148,39 @@ def _wait(service: BatchClient, batch: dict[str, Any], on_progress: OnProgress) 
     away_since_s: float | None = None
     while True:
         on_progress(batch)
-        if batch["status"] in OVER:
+        if batch["status"] in ENDED:
             return batch
         time.sleep(POLL_S)
         try:
             found = service.find(batch["id"])
             away_since_s = None
         except (requests.RequestException, BatchError):
-            # A gateway that restarts is away for a moment; the batch goes on with it.
+            # A gateway that restarts is unreachable for a moment; the batch continues afterwards.
             away_since_s = away_since_s or time.monotonic()
             if time.monotonic() - away_since_s > GIVE_UP_S:
                 raise
             continue
         if found is None:
-            raise BatchError(f"the batch {batch['id']} is not at {service.url} any more")
+            raise BatchError(f"the batch {batch['id']} no longer exists at {service.url}")
         batch = found
 
 
 def _resume(service: BatchClient, note_path: Path, digest: str) -> dict[str, Any] | None:
-    """The batch that an earlier run of the same command made, if it is still there."""
+    """The batch that an earlier run of the same command created, if it still exists."""
     try:
         note = Note(**json.loads(note_path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        raise BatchError(f"{note_path} is not a note of ours; move it away") from None
+        raise BatchError(f"{note_path} is not a valid batch note; move it away") from None
     if note.input_sha256 != digest:
         raise BatchError(
-            f"{note_path} belongs to a batch of another input ({note.batch_id}). Give another --out, "
-            "or delete that file if you do not want that batch's answers"
+            f"{note_path} belongs to a batch of another input ({note.batch_id}). Choose another "
+            "--out, or delete that file if you do not need that batch's answers"
         )
     if note.url != service.url:
         raise BatchError(
-            f"{note_path} belongs to a batch at {note.url}; give --url {note.url} to go on with it, or "
+            f"{note_path} belongs to a batch at {note.url}; pass --url {note.url} to resume it, or "
             "delete that file"
         )
     return service.find(note.batch_id)
@@ -205,19 +205,19 @@ def _read_endpoint(path: Path) -> str:
                 url = json.loads(data)["url"]
                 if isinstance(url, str):
                     return url
-    raise BatchError(f"{path} holds no line with a 'url' such as /v1/chat/completions")
+    raise BatchError(f"{path} has no line with a 'url' such as /v1/chat/completions")
 
 
-def _refused(reply: requests.Response) -> BatchError:
+def _make_error(reply: requests.Response) -> BatchError:
     try:
         message = reply.json()["error"]["message"]
     except (ValueError, KeyError, TypeError):
         message = reply.text[:300]
-    hint = "; give the key with --key or THRIFTY_KEY" if reply.status_code == 401 else ""
+    hint = "; pass the key with --key or THRIFTY_KEY" if reply.status_code == 401 else ""
     return BatchError(f"{reply.url} answered {reply.status_code}: {message}{hint}")
 
 
-def _say(error: requests.RequestException) -> str:
+def _describe(error: requests.RequestException) -> str:
     inner = error.args[0] if error.args else error
     reason = getattr(inner, "reason", inner)
     return str(reason)[:200]

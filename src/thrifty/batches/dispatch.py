@@ -1,9 +1,9 @@
-"""Lines on their way to replicas, and back into their queue when they must yield.
+"""Sends lines to replicas, and requeues them if they must yield to interactive requests.
 
-Lines go out as far as the governor lets them, one of each batch in turn. When an interactive
-request is sent to a replica, lines beyond what that replica may now hold are withdrawn in the same
-turn of the event loop, the youngest first, because they lose least; they are done again later.
-An engine that knows priorities keeps them until interactive requests have all of its places.
+Lines are sent as far as the governor allows, one of each batch in turn. When an interactive request
+is sent to a replica, lines beyond the replica's new limit are withdrawn in the same turn of the
+event loop, the youngest first, because they lose least. They are sent again later. An engine with
+request priorities keeps its running lines until interactive requests occupy all of its slots.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from thrifty.batches.governor import GovernorSettings, Share
+from thrifty.batches.governor import GovernorSettings, LineLimit
 from thrifty.batches.lines import Line
 from thrifty.db.keys import Key
 from thrifty.gateway.forwarding.forward import Forwarder
@@ -36,19 +36,19 @@ from thrifty.openai.fields import Endpoint
 log = logging.getLogger(__name__)
 
 TICK_S = 0.05
-"""How often places are looked at without any other reason."""
+"""Interval at which slots are checked without any event."""
 FILL_S = 0.002
-"""Places that come free are filled together, after this long."""
+"""Slots that become free within this time are filled together."""
 
 Run = Callable[[Call], Coroutine[Any, Any, None]]
 VersionName = tuple[str, str]
-"""A deployment and the label of a version; both empty where nobody has the model."""
-_NOBODY = ("", "")
+"""A deployment and the label of a version; both empty if no deployment has the model."""
+_NO_VERSION = ("", "")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one attempt at a line ended. `status` is 0 where it was withdrawn."""
+    """The result of one attempt at a line. `status` is 0 if it was withdrawn."""
 
     status: int
     body: bytes = b""
@@ -57,8 +57,8 @@ class Outcome:
     retry_after_s: float | None = None
 
 
-class Feed(Protocol):
-    """Where lines come from: a batch."""
+class LineSource(Protocol):
+    """A source of lines: a batch."""
 
     endpoint: Endpoint
     key: Key | None
@@ -68,23 +68,23 @@ class Feed(Protocol):
         ...
 
     def take(self) -> tuple[Line, str]:
-        """Take that line out; with it, the id for this attempt."""
+        """Remove that line from the source; returns it with the id for this attempt."""
         ...
 
     def note(self, line: Line, outcome: Outcome) -> None:
-        """An attempt has ended."""
+        """Report the end of an attempt."""
         ...
 
 
 class _Attempt:
     """One line in flight."""
 
-    __slots__ = ("exchange", "feed", "line", "replica", "version", "withdrawn")
+    __slots__ = ("exchange", "line", "replica", "source", "version", "withdrawn")
 
     def __init__(
-        self, feed: Feed, line: Line, exchange: InnerExchange, version: VersionName
+        self, source: LineSource, line: Line, exchange: InnerExchange, version: VersionName
     ) -> None:
-        self.feed = feed
+        self.source = source
         self.line = line
         self.exchange = exchange
         self.version = version
@@ -93,7 +93,7 @@ class _Attempt:
 
 
 class Dispatcher:
-    """Sends lines of every batch that this worker runs. Used on the event loop alone."""
+    """Sends the lines of all batches that this worker runs. Used on the event loop only."""
 
     def __init__(
         self,
@@ -112,25 +112,25 @@ class Dispatcher:
         self._settings = settings
         self._conversations = conversations
         self._clock = clock
-        self._feeds: list[Feed] = []
+        self._sources: list[LineSource] = []
         self._attempts: dict[Call, _Attempt] = {}
         self._placed: dict[str, list[_Attempt]] = {}
-        """Attempts by the replica that they are at, oldest first."""
+        """Attempts by replica, oldest first."""
         self._unplaced: Counter[VersionName] = Counter()
-        """Attempts that have no replica yet, by version."""
-        self._shares: dict[str, Share] = {}
+        """Attempts without a replica yet, by version."""
+        self._limits: dict[str, LineLimit] = {}
         self._fill_due = False
-        self.elsewhere: dict[str, int] = {}
-        """Requests at a replica that other gateway workers sent, by replica."""
+        self.other_workers: dict[str, int] = {}
+        """Requests that other gateway workers sent, by replica."""
 
-    def add(self, feed: Feed) -> None:
-        """Begin to send a batch's lines."""
-        self._feeds.append(feed)
+    def add(self, source: LineSource) -> None:
+        """Start sending a batch's lines."""
+        self._sources.append(source)
         self._forwarder.on_chosen = self.note_chosen
         self.schedule()
 
-    def find_laden(self) -> list[Replica]:
-        """The replicas that hold lines."""
+    def find_busy_replicas(self) -> list[Replica]:
+        """The replicas that have lines in flight."""
         return [
             replica
             for version in self._table.versions()
@@ -138,33 +138,33 @@ class Dispatcher:
             if replica.id in self._placed
         ]
 
-    def remove(self, feed: Feed) -> None:
-        """Send no more of a batch's lines, and withdraw those in flight; each is still noted."""
-        if feed in self._feeds:
-            self._feeds.remove(feed)
+    def remove(self, source: LineSource) -> None:
+        """Stop sending a batch's lines and withdraw those in flight; each is still reported."""
+        if source in self._sources:
+            self._sources.remove(source)
         for attempt in list(self._attempts.values()):
-            if attempt.feed is feed:
+            if attempt.source is source:
                 self._withdraw(attempt)
 
     def note_chosen(self, call: Call, replica: Replica) -> None:
-        """A call goes to a replica: a line to be placed, or a request that lines make room for."""
+        """Handle the choice of a replica for a call: count a line, or make room for a request."""
         attempt = self._attempts.get(call)
         if attempt is None:
             self._make_room(replica)
             return
-        self._displace(attempt)
+        self._uncount(attempt)
         attempt.replica = replica.id
         self._placed.setdefault(replica.id, []).append(attempt)
 
     def schedule(self) -> None:
-        """Look for places soon."""
+        """Fill free slots soon."""
         if not self._fill_due:
             self._fill_due = True
             asyncio.get_running_loop().call_later(FILL_S, self._fill)
 
     def tick(self) -> None:
-        """Look at every replica that has lines, and fill what is free."""
-        if not self._feeds and not self._attempts:
+        """Check every replica with lines, and fill free slots."""
+        if not self._sources and not self._attempts:
             self._forwarder.on_chosen = None
             return
         for version in self._table.versions():
@@ -180,18 +180,18 @@ class Dispatcher:
             counts[attempt.version[0]] = counts.get(attempt.version[0], 0) + 1
         return counts
 
-    # places
+    # slots
 
-    def _allow(self, version: Version, replica: Replica) -> int:
-        """How many lines may be at a replica now."""
-        share = self._shares.get(replica.id)
-        if share is None:
-            share = self._shares[replica.id] = Share()
+    def _find_limit(self, version: Version, replica: Replica) -> int:
+        """How many lines may be in flight at a replica now."""
+        limit = self._limits.get(replica.id)
+        if limit is None:
+            limit = self._limits[replica.id] = LineLimit()
         lines = len(self._placed.get(replica.id, ()))
-        others = max(0, replica.in_flight - lines) + self.elsewhere.get(replica.id, 0)
+        others = max(0, replica.in_flight - lines) + self.other_workers.get(replica.id, 0)
         queued = version.waiting + version.concurrency.queue.waiting(INTERACTIVE)
         waiting = queued / max(1, len(version.replicas))
-        return share.look(
+        return limit.update(
             slots=version.settings.batch_slots if replica.ready else 0,
             interactive=others + waiting,
             settings=self._settings,
@@ -199,15 +199,15 @@ class Dispatcher:
         )
 
     def _make_room(self, replica: Replica) -> None:
-        """Withdraw lines beyond what a replica may hold now."""
+        """Withdraw lines beyond the replica's limit."""
         placed = self._placed.get(replica.id, ())
         version = self._table.find_version(replica.deployment, replica.version)
-        if not self._feeds or version is None:
+        if not self._sources or version is None:
             return
-        allowed = self._allow(version, replica)
+        allowed = self._find_limit(version, replica)
         if allowed > 0 and version.settings.priority_field is not None:
-            # The engine knows that lines may wait: those that run end sooner than they would be
-            # done again, and no new ones go out.
+            # The engine schedules lines by priority: running ones end sooner than they could be
+            # repeated, and no new ones are sent.
             return
         excess = sum(1 for a in placed if not a.withdrawn) - allowed
         if excess <= 0:
@@ -218,12 +218,12 @@ class Dispatcher:
                 excess -= 1
 
     def _find_room(self, version: Version) -> tuple[int, frozenset[str]]:
-        """How many more lines may go out to a version, and the replicas that have no room."""
+        """How many more lines may be sent to a version, and its replicas without room."""
         room = -self._unplaced[version.deployment, version.label]
         full = []
         healthy = version.candidates(set())
         for replica in version.replicas.values():
-            allowed = self._allow(version, replica)
+            allowed = self._find_limit(version, replica)
             there = sum(1 for a in self._placed.get(replica.id, ()) if not a.withdrawn)
             free = allowed - there
             if free <= 0 or replica not in healthy:
@@ -240,46 +240,46 @@ class Dispatcher:
         moved = True
         while moved:
             moved = False
-            for feed in list(self._feeds):
-                line = feed.peek()
+            for source in list(self._sources):
+                line = source.peek()
                 if line is None:
                     continue
                 deployment = self._table.names.get(line.model) if line.model else None
                 if deployment is None:
-                    # Nobody has this model; `admit` says so.
-                    self._send(feed, _NOBODY, frozenset())
+                    # No deployment has this model; `admit` reports the error.
+                    self._send(source, _NO_VERSION, frozenset())
                     moved = True
                     continue
-                version = self._find_version(feed, line, deployment)
+                version = self._find_version(source, line, deployment)
                 name = (version.deployment, version.label)
                 if name not in rooms:
                     rooms[name] = self._find_room(version)
                 room, full = rooms[name]
                 if room > 0:
                     rooms[name] = (room - 1, full)
-                    self._send(feed, name, full)
+                    self._send(source, name, full)
                     moved = True
-        # The next batch begins next time.
-        self._feeds = self._feeds[1:] + self._feeds[:1]
+        # The next call starts with the next batch.
+        self._sources = self._sources[1:] + self._sources[:1]
 
-    def _find_version(self, feed: Feed, line: Line, deployment: Deployment) -> Version:
-        """The version that will answer a line, by the conversation that the line begins."""
+    def _find_version(self, source: LineSource, line: Line, deployment: Deployment) -> Version:
+        """The version that will answer a line, from the conversation that the line starts."""
         if deployment.only is not None:
             return deployment.only
-        tenant = feed.key.tenant if feed.key is not None else ""
+        tenant = source.key.tenant if source.key is not None else ""
         body = msgspec.json.decode(line.body)
-        conversation_id = self._conversations.identify(tenant, None, feed.endpoint, body)
+        conversation_id = self._conversations.identify(tenant, None, source.endpoint, body)
         return deployment.find_answering(conversation_id)[1]
 
-    def _send(self, feed: Feed, version: VersionName, full: frozenset[str]) -> None:
-        line, request_id = feed.take()
+    def _send(self, source: LineSource, version: VersionName, full: frozenset[str]) -> None:
+        line, request_id = source.take()
         headers = {b"x-request-id": request_id.encode()}
-        exchange = InnerExchange(feed.endpoint.value, line.body, headers)
-        call = Call(exchange, feed.endpoint, Origin.BATCH)
+        exchange = InnerExchange(source.endpoint.value, line.body, headers)
+        call = Call(exchange, source.endpoint, Origin.BATCH)
         call.priority = BATCH
-        call.key = feed.key
+        call.key = source.key
         call.avoid = full
-        attempt = _Attempt(feed, line, exchange, version)
+        attempt = _Attempt(source, line, exchange, version)
         self._attempts[call] = attempt
         self._unplaced[version] += 1
         task = asyncio.get_running_loop().create_task(self._run(call))
@@ -290,8 +290,8 @@ class Dispatcher:
         attempt.withdrawn = True
         attempt.exchange.hang_up()
 
-    def _displace(self, attempt: _Attempt) -> None:
-        """Take an attempt from where it is counted."""
+    def _uncount(self, attempt: _Attempt) -> None:
+        """Remove an attempt from the counts."""
         if attempt.replica is None:
             self._unplaced[attempt.version] -= 1
             return
@@ -302,7 +302,7 @@ class Dispatcher:
 
     def _end(self, call: Call, task: asyncio.Task[None]) -> None:
         attempt = self._attempts.pop(call)
-        self._displace(attempt)
+        self._uncount(attempt)
         exchange = attempt.exchange
         outcome = Outcome(0)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -317,10 +317,10 @@ class Dispatcher:
                 call.outcome.error,
                 _read_retry_after(exchange.answer_headers),
             )
-        attempt.feed.note(attempt.line, outcome)
+        attempt.source.note(attempt.line, outcome)
         result = "withdrawn" if outcome.status == 0 else str(outcome.status)
         self._metrics.batch_lines.labels(attempt.version[0], result).inc()
-        if self._feeds:
+        if self._sources:
             self.schedule()
 
 

@@ -1,4 +1,4 @@
-"""`/v1/files`: uploads go to disk, answers come from there, and a tenant sees its own."""
+"""Handlers of `/v1/files`: uploads are stored on disk, and a tenant sees only its own files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from thrifty.batches.api_parts import (
     PURPOSE,
     Threads,
     encode,
-    missing,
     no_such,
     read_expiry,
     read_limit,
@@ -31,6 +30,7 @@ from thrifty.errors import DatabaseError
 from thrifty.http.multipart import Part, find_parts, read_boundary
 from thrifty.http.server import Exchange
 from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
+from thrifty.openai.fields import missing_parameter
 
 CHUNK_BYTES = 1 << 18
 MAX_FIELD_BYTES = 4096
@@ -39,7 +39,7 @@ _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 
 
 class FilesApi:
-    """Answers requests about files, for a tenant that is known."""
+    """Handles requests about files of an authenticated tenant."""
 
     def __init__(
         self, *, database: Database, storage: Storage, settings: BatchSettings, threads: Threads
@@ -50,31 +50,31 @@ class FilesApi:
         self._threads = threads
 
     async def list_files(self, exchange: Exchange, key: Key | None, _: Any) -> None:
-        """The tenant's files. Raises a `WireError` or a `DatabaseError`, as the others do."""
+        """List the tenant's files. Raises a `WireError` or a `DatabaseError`, like the others."""
         await self._list(exchange, read_tenant(key))
 
     async def create(self, exchange: Exchange, key: Key | None, _: Any) -> None:
-        """Take an upload. Raises an `OSError` where the disk does not."""
+        """Store an upload. Raises an `OSError` if the disk cannot."""
         await self._create(exchange, read_tenant(key))
 
     async def show(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
-        """One file."""
+        """Show one file."""
         exchange.respond(200, encode(_describe(await self._find(key, ids))))
 
     async def send_content(
         self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]
     ) -> None:
-        """What a file holds."""
+        """Send the contents of a file."""
         await self._send_content(exchange, await self._find(key, ids))
 
     async def delete(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
-        """Delete a file, unless a batch reads it."""
+        """Delete a file, unless an active batch reads it."""
         row = await self._find(key, ids)
         user = await self._threads.run(delete_file, self._database, read_tenant(key), row.id)
         if user is not None:
             raise WireError(
                 409,
-                f"The file {row.id} is the input of {user}, which is not over; cancel that first.",
+                f"The file {row.id} is the input of {user}, which has not ended; cancel it first.",
                 code="file_in_use",
             )
         await self._threads.run(self._storage.remove, row.id)
@@ -98,16 +98,16 @@ class FilesApi:
         exchange.respond(200, encode(_describe(row)))
 
     def _store(self, body: IO[bytes], size_bytes: int, boundary: bytes, tenant: str) -> FileRow:
-        """On a thread, to its end whatever becomes of the client."""
+        """Runs on a thread, to its end even if the client leaves."""
         with body:
             parts = find_parts(body.fileno(), size_bytes, boundary)
             fields = _name_parts(parts)
             file = fields.get("file")
             if file is None:
-                raise missing("file")
+                raise missing_parameter("file")
             purpose = _read_text(body, fields.get("purpose"))
             if purpose is None:
-                raise missing("purpose")
+                raise missing_parameter("purpose")
             if purpose != PURPOSE:
                 raise bad_request(
                     f"'purpose' must be '{PURPOSE}', not {purpose[:60]!r}.",
@@ -117,7 +117,7 @@ class FilesApi:
             if file.size_bytes > self._settings.max_file_bytes:
                 raise WireError(
                     413,
-                    f"the file has {file.size_bytes} bytes; the limit is "
+                    f"the file has {file.size_bytes} bytes, but the limit is "
                     f"{self._settings.max_file_bytes} (batches.max_file in the spec)",
                     param="file",
                     code="body_too_large",
@@ -127,7 +127,7 @@ class FilesApi:
                 _read_text(body, fields.get("expires_after[seconds]")),
             )
             created_s = time.time()
-            file_id = self._storage.keep(body, file.start, file.end)
+            file_id = self._storage.store(body, file.start, file.end)
         row = FileRow(
             id=file_id,
             tenant=tenant,
@@ -169,7 +169,7 @@ class FilesApi:
         except FileNotFoundError:
             raise WireError(
                 404,
-                f"The contents of {row.id} are gone from the server's disk.",
+                f"The contents of {row.id} are missing on the server's disk.",
                 type=NOT_FOUND,
                 code="file_not_found",
             ) from None
@@ -182,7 +182,7 @@ class FilesApi:
                     (b"content-disposition", b'attachment; filename="%b"' % name),
                 ],
             )
-            # What is appended meanwhile is not this file's yet.
+            # Bytes appended in the meantime do not belong to this response.
             position = 0
             while position < row.size_bytes:
                 wanted = min(CHUNK_BYTES, row.size_bytes - position)
@@ -231,6 +231,6 @@ def _read_text(body: IO[bytes], part: Part | None) -> str | None:
 
 
 def _clean_name(name: str | None) -> str:
-    """The last part of a path, printable, of at most 255 characters."""
+    """The last component of a path, printable, at most 255 characters."""
     last = PurePath((name or "").replace("\\", "/")).name
     return "".join(c for c in last if c.isprintable())[:255] or "upload.jsonl"

@@ -1,7 +1,7 @@
 """How many lines of batches a replica may have in flight: plain code over plain state.
 
-Interactive requests come first: each of them takes the place of `displace` lines, from the moment
-that it is sent. Places are given back slowly, once the replica has had room for `settle_s`, so that
+Interactive requests have precedence: each takes the slots of `displace` lines from the moment that
+it is sent. Slots are returned to lines only after the replica has had room for `settle_s`, so that
 a burst does not start and cancel lines with every request.
 """
 
@@ -13,32 +13,32 @@ import msgspec
 
 
 class GovernorSettings(msgspec.Struct, frozen=True):
-    """What the policy goes by."""
+    """Settings of the policy."""
 
     reserve: int = 0
-    """Places that are kept free at each replica for interactive requests that may come."""
+    """Slots reserved at each replica for interactive requests."""
     displace: float = 1.0
-    """How many lines an interactive request takes the place of."""
+    """How many lines one interactive request displaces."""
     settle_s: float = 0.05
-    """How long there must have been room before lines take it."""
+    """How long a slot must have been free before lines may take it."""
 
 
-class Share:
-    """One replica's places for lines."""
+class LineLimit:
+    """One replica's slots for lines."""
 
     __slots__ = ("_rises_s", "limit")
 
     def __init__(self) -> None:
         self.limit: int | None = None
-        """How many lines may be in flight; None before the first look."""
+        """How many lines may be in flight; None before the first update."""
         self._rises_s = 0.0
 
-    def look(
+    def update(
         self, *, slots: int, interactive: float, settings: GovernorSettings, now_s: float
     ) -> int:
-        """The limit now. `slots` is how many requests the replica works on at once, 0 where it is
-        not ready; `interactive` how many others are at it or wait for it. Falls at once, rises
-        when it has had room for a while.
+        """Update and return the limit. `slots` is the replica's concurrency, or 0 if it is not
+        ready; `interactive` is the number of other requests running or waiting there. The limit
+        falls at once and rises after the replica has had room for a while.
         """
         taken = math.ceil(interactive * settings.displace) + settings.reserve
         room = max(0, slots - taken)

@@ -1,8 +1,8 @@
 """One batch, from its input file to its end.
 
-Every line of the input comes to exactly one record, in the output or in the error file. A line is
-finished when its record is on the disk; whatever is not, is done again by whoever takes the batch
-over. Nothing else is kept of a line.
+Every input line results in exactly one record, in the output file or in the error file. A line is
+finished when its record is on disk. Any other line is processed again by the worker that takes over
+the batch. No other state of a line is kept.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from thrifty.batches.lines import (
     make_error_record,
     read_lines,
 )
+from thrifty.batches.records import OnThread, Record, RecordWriter, finish
 from thrifty.batches.results import ResultFile, Tokens, read_tokens
 from thrifty.batches.storage import Storage
 from thrifty.db.batches import (
@@ -47,26 +48,23 @@ from thrifty.openai.fields import Endpoint
 log = logging.getLogger(__name__)
 
 READ_LINES = 64
-"""Lines that are read at a time, and kept ready."""
-FLUSH_S = 0.05
-"""Records that come within this time are written, and synced, together."""
-RETRY_WRITE_S = 2.0
+"""Lines that are read at a time and kept ready."""
 MAX_PENDING = 1000
-"""Records that may wait for a full disk before no more lines go out."""
-MAX_LATER = 256
-"""Lines that may wait to be tried again before no new ones go out."""
+"""With more records waiting for a full disk, no further lines are sent."""
+MAX_POSTPONED = 256
+"""With more lines waiting for a retry, no new ones are sent."""
 MAX_FAILURES = 8
-"""Attempts at a line whose answers are the server's fault, before its error counts."""
+"""Attempts at a line that may fail by the server's fault before its error is recorded."""
 BACKOFF_S = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
-NOT_NOW = frozenset({"no_replica_ready", "queue_full", "starting", "loading", "model_removed"})
-"""Errors that say nothing of the line: it waits, however often."""
+RETRY_ALWAYS = frozenset({"no_replica_ready", "queue_full", "starting", "loading", "model_removed"})
+"""Errors that are not the line's fault: it is retried without limit."""
 
 Do = Callable[..., Coroutine[Any, Any, Any]]
-"""Runs a function on a thread; what the database is away for is tried again."""
+"""Runs a function on a thread; database functions are retried while the database is away."""
 
 
 class BatchFault(Exception):
-    """Why a batch as a whole cannot be run."""
+    """An error of the batch as a whole."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -76,7 +74,7 @@ class BatchFault(Exception):
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a batch ends before its lines do."""
+    """The reason why a batch ends before all of its lines are done."""
 
     status: BatchStatus
     code: str
@@ -89,26 +87,17 @@ CANCELLED = Stop(
 EXPIRED = Stop(
     BatchStatus.EXPIRED,
     "batch_expired",
-    "The batch's completion window was over before this line was done.",
+    "The batch's completion window ended before this line was done.",
 )
 REVOKED = Stop(
     BatchStatus.FAILED,
     "key_revoked",
-    "The API key that made this batch was revoked before this line was done.",
+    "The API key that created this batch was revoked before this line was done.",
 )
 
 
-@dataclass
-class _Record:
-    """A record that waits to be written."""
-
-    data: bytes
-    good: bool
-    tokens: Tokens
-
-
 class Job:
-    """Runs one batch. Lives on the event loop; files are read and written by threads."""
+    """Runs one batch. Lives on the event loop; threads read and write its files."""
 
     def __init__(
         self,
@@ -119,7 +108,7 @@ class Job:
         storage: Storage,
         dispatcher: Dispatcher,
         do: Do,
-        on_thread: Do,
+        on_thread: OnThread,
         max_lines: int,
         max_line_bytes: int,
         keep_s: float,
@@ -139,53 +128,48 @@ class Job:
         self._prefix = f"batch_req_{self._suffix}_"
         self._index = InputIndex()
         self._recorded = bytearray()
-        """For each request of the index: 1 once its record is made."""
-        self._places: array[int] = array("Q")
-        """Places of requests that are not recorded, as they are read."""
+        """For each request of the index: 1 once its record exists."""
+        self._positions: array[int] = array("Q")
+        """Index positions of the requests without a record, in reading order."""
         self._next = 0
         self._input: IO[bytes] | None = None
-        self._output: ResultFile | None = None
-        self._errors: ResultFile | None = None
         self._ready: deque[Line] = deque()
-        self._again: deque[Line] = deque()
-        self._later: list[tuple[float, int, Line]] = []
+        self._requeued: deque[Line] = deque()
+        self._postponed: list[tuple[float, int, Line]] = []
         self._reading: asyncio.Task[None] | None = None
         self._attempts: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
         self._in_flight = 0
-        self._pending: list[_Record] = []
-        self._dirty = asyncio.Event()
         self._changed = asyncio.Event()
+        self._writer = RecordWriter(row.id, on_thread, self._changed.set)
         self._stop: Stop | None = None
         self._fault: BaseException | None = None
-        self._written = 0
-        self._completed = 0
-        self._tokens = Tokens()
 
     @property
     def counts(self) -> BatchCounts:
-        """How far it has come, by what is on the disk."""
+        """The progress, by the records on disk."""
+        writer = self._writer
         return BatchCounts(
             self._index.total,
-            self._completed,
-            self._written - self._completed,
-            self._tokens.prompt,
-            self._tokens.completion,
-            self._tokens.cached,
+            writer.completed,
+            writer.written - writer.completed,
+            writer.tokens.prompt,
+            writer.tokens.completion,
+            writer.tokens.cached,
         )
 
     def stop(self, stop: Stop) -> None:
-        """End it before its lines do; those that are left get a record that says why."""
+        """End the batch early; the remaining lines get a record with the reason."""
         if self._stop is None:
             self._stop = stop
             self._changed.set()
 
     async def run(self) -> None:
-        """Work off the batch. Raises `LeaseLost` where another process has it, and `OSError`
-        where its files cannot be opened. Cancelled, it leaves the batch to whoever comes next.
+        """Run the batch. Raises `LeaseLost` if another process runs it, and `OSError` if its files
+        cannot be opened. If cancelled, it leaves the batch to the next worker.
         """
-        flushing = asyncio.ensure_future(self._keep_flushing())
-        flushing.add_done_callback(self._note_fault)
+        writing = asyncio.ensure_future(self._writer.run())
+        writing.add_done_callback(self._note_fault)
         try:
             try:
                 await self._prepare()
@@ -193,52 +177,52 @@ class Job:
                 await self._fail(fault)
                 return
             self._dispatcher.add(self)
-            while self._stop is None and self._written < self._index.total:
+            while self._stop is None and self._writer.written < self._index.total:
                 await self._wait_changed()
-            stop = self._stop if self._written < self._index.total else None
+            stop = self._stop if self._writer.written < self._index.total else None
             if stop is not None:
-                await self._give_up_lines(stop)
+                await self._record_unfinished(stop)
             await self._end(stop)
         finally:
             self._dispatcher.remove(self)
-            flushing.cancel()
-            await asyncio.gather(flushing, return_exceptions=True)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
             if self._reading is not None:
                 await asyncio.gather(self._reading, return_exceptions=True)
-            for file in (self._input, self._output, self._errors):
-                if file is not None:
-                    file.close()
+            self._writer.close()
+            if self._input is not None:
+                self._input.close()
 
-    # the dispatcher's side
+    # the dispatcher's interface
 
     def peek(self) -> Line | None:
         """The next line, if one is ready."""
-        if self._stop is not None or len(self._pending) >= MAX_PENDING:
+        if self._stop is not None or self._writer.pending >= MAX_PENDING:
             return None
-        if self._later and self._later[0][0] <= time.monotonic():
-            self._again.append(heapq.heappop(self._later)[2])
+        if self._postponed and self._postponed[0][0] <= time.monotonic():
+            self._requeued.append(heapq.heappop(self._postponed)[2])
         if len(self._ready) < READ_LINES // 2:
             self._read_ahead()
-        if self._again:
-            return self._again[0]
-        # Where everything is refused for now, the rest of the file need not come to memory.
-        return self._ready[0] if self._ready and len(self._later) < MAX_LATER else None
+        if self._requeued:
+            return self._requeued[0]
+        # If everything is refused for now, the rest of the file need not be read into memory.
+        return self._ready[0] if self._ready and len(self._postponed) < MAX_POSTPONED else None
 
     def take(self) -> tuple[Line, str]:
-        """Take that line out; with it, the id for this attempt."""
-        line = (self._again or self._ready).popleft()
+        """Remove that line from the queue; returns it with the id for this attempt."""
+        line = (self._requeued or self._ready).popleft()
         self._in_flight += 1
         self._attempts[line.number] += 1
         return line, f"{self._prefix}{line.number}-{self._attempts[line.number]}"
 
     def note(self, line: Line, outcome: Outcome) -> None:
-        """An attempt has ended: record the answer, or try again."""
+        """Handle the end of an attempt: record the answer, or retry."""
         self._in_flight -= 1
         if outcome.status == 0:
-            self._again.appendleft(line)
+            self._requeued.appendleft(line)
         elif outcome.status == 200:
             self._record_answer(line, outcome)
-        elif outcome.status == 429 or outcome.error in NOT_NOW:
+        elif outcome.status == 429 or outcome.error in RETRY_ALWAYS:
             self._postpone(line, self._attempts[line.number], outcome.retry_after_s)
         elif outcome.status >= 500:
             self._failures[line.number] += 1
@@ -254,7 +238,7 @@ class Job:
         delay_s = BACKOFF_S[min(attempts, len(BACKOFF_S)) - 1]
         if wanted_s is not None:
             delay_s = min(max(delay_s, wanted_s), BACKOFF_S[-1])
-        heapq.heappush(self._later, (time.monotonic() + delay_s, line.number, line))
+        heapq.heappush(self._postponed, (time.monotonic() + delay_s, line.number, line))
 
     # records
 
@@ -269,61 +253,23 @@ class Job:
         except (msgspec.DecodeError, UnicodeDecodeError):
             good, tokens = False, Tokens()
             text = outcome.body[:200].decode("utf-8", "replace")
-            message = f"The model's server answered {outcome.status} with what is not JSON: {text}"
+            message = f"The model's server answered {outcome.status} with invalid JSON: {text}"
             data = make_error_record(
                 record_id, line.custom_id, "engine_error", message, None, line.number
             )
-        self._put(line.number, _Record(data, good, tokens if good else Tokens()))
+        self._put(line.number, Record(data, good, tokens if good else Tokens()))
 
-    def _put(self, number: int, record: _Record) -> None:
+    def _put(self, number: int, record: Record) -> None:
         self._recorded[bisect.bisect_left(self._index.numbers, number)] = 1
         self._attempts.pop(number, None)
         self._failures.pop(number, None)
-        self._pending.append(record)
-        self._dirty.set()
+        self._writer.put(record)
 
-    async def _keep_flushing(self) -> None:
-        """Write records by groups. The one task that writes; cancelled, it still ends its group."""
-        try:
-            while True:
-                await self._dirty.wait()
-                await asyncio.sleep(FLUSH_S)
-                await self._flush()
-        except asyncio.CancelledError:
-            if self._pending and self._output is not None:
-                await self._flush()
-            raise
-
-    async def _flush(self) -> None:
-        self._dirty.clear()
-        group, self._pending = self._pending, []
-        assert self._output is not None
-        assert self._errors is not None
-        for file, good in ((self._output, True), (self._errors, False)):
-            records = [record for record in group if record.good is good]
-            while records:
-                try:
-                    # What a thread has begun is waited for, or the file would be closed under it.
-                    await _finish(self._on_thread(file.append, [r.data for r in records]))
-                except OSError as error:
-                    log.error("%s: records cannot be written: %s", self.row.id, error)
-                    if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                        return
-                    await asyncio.sleep(RETRY_WRITE_S)
-                    continue
-                self._written += len(records)
-                if good:
-                    self._completed += len(records)
-                    for record in records:
-                        self._tokens.add(record.tokens)
-                records = []
-        self._changed.set()
-
-    # the beginning
+    # start
 
     async def _prepare(self) -> None:
-        """Look at the input, and at what is done already. Raises `BatchFault`."""
-        await _finish(self._on_thread(self._open_files))
+        """Read the input and the records that already exist. Raises `BatchFault`."""
+        records = await finish(self._on_thread(self._open_files))
         if self.row.status is BatchStatus.VALIDATING:
             moved = await self._do(
                 move_batch, self._owner, self.row.id, (BatchStatus.VALIDATING,),
@@ -333,11 +279,13 @@ class Job:
                 self.stop(CANCELLED)
         elif self.row.status is BatchStatus.CANCELLING:
             self.stop(CANCELLED)
-        if self._pending:
-            self._dirty.set()
+        for record in records:
+            self._writer.put(record)
 
-    def _open_files(self) -> None:
-        """On a thread, before anything else runs."""
+    def _open_files(self) -> list[Record]:
+        """Open all files; returns the records of invalid lines that have none yet. Runs on a
+        thread, before anything else.
+        """
         try:
             self._input = self._storage.path(self.row.input_file_id).open("rb")
         except FileNotFoundError:
@@ -361,38 +309,36 @@ class Job:
             ) from None
         if not self._index.total:
             raise BatchFault("empty_file", "The file has no lines.", "input_file_id")
-        self._output = ResultFile(self._result_path("output"))
-        self._errors = ResultFile(self._result_path("errors"))
-        good, self._tokens = self._output.recover(self._prefix)
-        bad, _ = self._errors.recover(self._prefix)
-        known = set(good)
-        known.update(bad)
-        self._completed, self._written = len(good), len(known)
+        known = self._writer.open(
+            self._result_path("output"), self._result_path("errors"), self._prefix
+        )
         numbers = self._index.numbers
         self._recorded = bytearray(1 if number in known else 0 for number in numbers)
-        self._places = array("Q", (i for i in range(len(numbers)) if not self._recorded[i]))
+        self._positions = array("Q", (i for i in range(len(numbers)) if not self._recorded[i]))
+        records = []
         for line in self._index.bad:
             if line.number not in known:
                 data = make_error_record(
                     f"{self._prefix}{line.number}", line.custom_id, line.code, line.message,
                     line.param, line.number,
                 )  # fmt: skip
-                self._pending.append(_Record(data, False, Tokens()))
+                records.append(Record(data, False, Tokens()))
+        return records
 
     def _read_ahead(self) -> None:
-        if self._next < len(self._places) and self._reading is None:
+        if self._next < len(self._positions) and self._reading is None:
             self._reading = asyncio.ensure_future(self._read_more())
 
     async def _read_more(self) -> None:
-        places = list(self._places[self._next : self._next + READ_LINES])
+        positions = list(self._positions[self._next : self._next + READ_LINES])
         assert self._input is not None
         try:
-            lines = await _finish(
+            lines = await finish(
                 self._on_thread(
-                    read_lines, self._input.fileno(), self._index, places, self.row.endpoint
+                    read_lines, self._input.fileno(), self._index, positions, self.row.endpoint
                 )
             )
-            self._next += len(places)
+            self._next += len(positions)
             self._ready.extend(lines)
             self._dispatcher.schedule()
         except Exception as error:
@@ -401,7 +347,7 @@ class Job:
         finally:
             self._reading = None
 
-    # the end
+    # end
 
     def _note_fault(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -414,16 +360,16 @@ class Job:
         if self._fault is not None:
             raise self._fault
 
-    async def _give_up_lines(self, stop: Stop) -> None:
-        """Take back what is in flight, and record why the rest was not done."""
+    async def _record_unfinished(self, stop: Stop) -> None:
+        """Withdraw lines in flight, and record the reason for all unfinished lines."""
         self._dispatcher.remove(self)
         while self._in_flight:
             await self._wait_changed()
-        left = [place for place, done in enumerate(self._recorded) if not done]
+        left = [position for position, done in enumerate(self._recorded) if not done]
         assert self._input is not None
         for begin in range(0, len(left), READ_LINES):
             group = left[begin : begin + READ_LINES]
-            lines = await _finish(
+            lines = await finish(
                 self._on_thread(
                     read_lines, self._input.fileno(), self._index, group, self.row.endpoint
                 )
@@ -433,12 +379,12 @@ class Job:
                     f"{self._prefix}{line.number}", line.custom_id, stop.code, stop.message, None,
                     line.number,
                 )  # fmt: skip
-                self._put(line.number, _Record(data, False, Tokens()))
-        while self._written < self._index.total:
+                self._put(line.number, Record(data, False, Tokens()))
+        while self._writer.written < self._index.total:
             await self._wait_changed()
 
     async def _end(self, stop: Stop | None) -> None:
-        """Every line has its record on the disk: say so."""
+        """Mark the batch as ended; every line has its record on disk."""
         status = stop.status if stop is not None else BatchStatus.COMPLETED
         if stop is None and self.row.status is not BatchStatus.FINALIZING:
             moved = await self._do(
@@ -447,18 +393,19 @@ class Job:
             )  # fmt: skip
             if not moved:
                 status = BatchStatus.CANCELLED
-        assert self._output is not None
-        assert self._errors is not None
-        made = [self._describe(f, kind) for f, kind in ((self._output, "output"), (self._errors, "errors"))]  # fmt: skip
+        output, error_file = self._writer.files
+        made = [self._describe(output, "output"), self._describe(error_file, "errors")]
         errors = None
         if stop is not None and status is BatchStatus.FAILED:
             errors = [{"code": stop.code, "message": stop.message, "param": None, "line": None}]
         row = replace(self.row, counts=self.counts, errors=errors)
         await self._do(end_batch, self._owner, row, status, time.time(), *made)
-        for file, entry in zip((self._output, self._errors), made, strict=True):
+        for file, entry in zip((output, error_file), made, strict=True):
             if entry is None:
                 file.path.unlink(missing_ok=True)
-        log.info("%s: %s, %d of %d lines", row.id, status, self._completed, self._index.total)
+        log.info(
+            "%s: %s, %d of %d lines", row.id, status, self._writer.completed, self._index.total
+        )
 
     async def _fail(self, fault: BatchFault) -> None:
         error = {"code": fault.code, "message": str(fault), "param": fault.param, "line": None}
@@ -470,7 +417,7 @@ class Job:
         log.info("%s: failed: %s", row.id, fault)
 
     def _describe(self, file: ResultFile, kind: str) -> FileRow | None:
-        """The row of a result file; None where it is empty."""
+        """The row of a result file; None if the file is empty."""
         if not file.size_bytes:
             return None
         now_s = time.time()
@@ -487,13 +434,3 @@ class Job:
 
     def _result_path(self, kind: str) -> Path:
         return self._storage.path(f"file-{self._suffix}-{kind}")
-
-
-async def _finish(work: Coroutine[Any, Any, Any]) -> Any:
-    """Wait for a thread's work to its end, also when cancelled meanwhile."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise

@@ -1,7 +1,7 @@
-"""What a line of an input file asks for, and the record that answers it.
+"""Parses lines of input files, and makes the records that answer them.
 
-A record's id ends with the number of its line. That is how a runner that takes a batch over knows
-which lines are finished, those without a usable `custom_id` too.
+A record's id ends with the number of its line. From it, a runner that takes over a batch knows
+which lines are finished, including those without a usable `custom_id`.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from typing import IO, Any
 import msgspec
 
 from thrifty.openai.errors import INVALID_REQUEST
+from thrifty.openai.fields import show_value
 
 MAX_CUSTOM_ID = 512
 PAUSE_EVERY = 64
-"""Lines that are checked in one go; then the event loop's thread gets a moment."""
+"""Lines checked in one go; after them, the thread yields to the event loop's thread."""
 PAUSE_S = 0.0005
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A request that can be tried."""
+    """A valid request."""
 
     number: int
-    """From 1 on; empty lines count."""
+    """Starts at 1; empty lines count."""
     custom_id: str
     body: bytes
     model: str | None
@@ -37,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is refused as it stands."""
+    """An invalid line."""
 
     number: int
     custom_id: str | None
@@ -47,7 +48,7 @@ class BadLine:
 
 
 class LineFault(Exception):
-    """Why a line is refused."""
+    """The reason why a line is invalid."""
 
     def __init__(
         self, code: str, message: str, param: str | None = None, custom_id: str | None = None
@@ -59,12 +60,12 @@ class LineFault(Exception):
 
 
 class TooManyLines(Exception):
-    """The file has more lines than a batch may."""
+    """The file has more lines than a batch may have."""
 
 
 @dataclass
 class InputIndex:
-    """Where the requests of a file are, after every line was looked at."""
+    """The positions of a file's requests, and its invalid lines."""
 
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     numbers: array[int] = field(default_factory=lambda: array("Q"))
@@ -72,7 +73,7 @@ class InputIndex:
 
     @property
     def total(self) -> int:
-        """How many lines there are, empty ones aside."""
+        """The number of lines, without empty ones."""
         return len(self.offsets) + len(self.bad)
 
 
@@ -83,18 +84,18 @@ class _RawLine(msgspec.Struct):
     body: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _Beginning(msgspec.Struct):
+class _BodyHead(msgspec.Struct):
     model: Any = None
     stream: Any = None
 
 
 _decode_line = msgspec.json.Decoder(_RawLine).decode
-_decode_body = msgspec.json.Decoder(_Beginning).decode
+_decode_body = msgspec.json.Decoder(_BodyHead).decode
 _encode = msgspec.json.Encoder().encode
 
 
 def index_input(file: IO[bytes], endpoint: str, *, max_lines: int, max_bytes: int) -> InputIndex:
-    """Look at every line. Blocks, and gives way to other threads. Raises `TooManyLines`, `OSError`."""
+    """Check every line. Blocks, but yields to other threads. Raises `TooManyLines`, `OSError`."""
     index = InputIndex()
     seen: set[bytes] = set()
     number, offset = 0, 0
@@ -107,7 +108,7 @@ def index_input(file: IO[bytes], endpoint: str, *, max_lines: int, max_bytes: in
         length = len(data)
         whole = data.endswith(b"\n")
         while not whole and length > max_bytes:
-            # Too long to be kept; find its end.
+            # The line is too long to keep; find its end.
             rest = file.readline(max_bytes + 1)
             length += len(rest)
             whole = rest.endswith(b"\n") or not rest
@@ -120,8 +121,8 @@ def index_input(file: IO[bytes], endpoint: str, *, max_lines: int, max_bytes: in
                 if digest in seen:
                     raise LineFault(
                         "duplicate_custom_id",
-                        f"The custom_id {_show(line.custom_id)} was used on an earlier line; each "
-                        "line needs one of its own.",
+                        f"The custom_id {show_value(line.custom_id)} is already used on an earlier "
+                        "line; each line needs its own.",
                         "custom_id",
                         line.custom_id,
                     )
@@ -139,17 +140,19 @@ def index_input(file: IO[bytes], endpoint: str, *, max_lines: int, max_bytes: in
             time.sleep(PAUSE_S)
 
 
-def read_lines(descriptor: int, index: InputIndex, places: list[int], endpoint: str) -> list[Line]:
-    """The requests at these places of the index. Blocks. Raises `OSError`."""
+def read_lines(
+    descriptor: int, index: InputIndex, positions: list[int], endpoint: str
+) -> list[Line]:
+    """Read the requests at these positions of the index. Blocks. Raises `OSError`."""
     lines = []
-    for place in places:
-        data = _read_line(descriptor, index.offsets[place])
-        lines.append(parse_line(data, index.numbers[place], endpoint))
+    for position in positions:
+        data = _read_line(descriptor, index.offsets[position])
+        lines.append(parse_line(data, index.numbers[position], endpoint))
     return lines
 
 
 def parse_line(data: bytes, number: int, endpoint: str) -> Line:
-    """One line. Raises `LineFault`."""
+    """Parse one line. Raises `LineFault`."""
     data = data.removeprefix(_BOM) if number == 1 else data
     try:
         raw = _decode_line(data)
@@ -163,7 +166,7 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if raw.method != "POST":
         raise LineFault(
             "invalid_method",
-            f"'method' must be 'POST', not {_show(raw.method)}.",
+            f"'method' must be 'POST', not {show_value(raw.method)}.",
             "method",
             custom_id,
         )
@@ -172,7 +175,7 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if raw.url != endpoint:
         raise LineFault(
             "invalid_url",
-            f"'url' must be the batch's endpoint, {endpoint!r}, not {_show(raw.url)}.",
+            f"'url' must be the batch's endpoint, {endpoint!r}, not {show_value(raw.url)}.",
             "url",
             custom_id,
         )
@@ -180,25 +183,23 @@ def parse_line(data: bytes, number: int, endpoint: str) -> Line:
     if not body:
         raise _missing("body", custom_id)
     try:
-        beginning = _decode_body(body)
+        head = _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise LineFault(
             "invalid_body", "'body' must be a JSON object.", "body", custom_id
         ) from None
-    if beginning.stream:
-        raise LineFault(
-            "invalid_value", "'stream' is not possible in a batch.", "stream", custom_id
-        )
-    model = beginning.model if isinstance(beginning.model, str) else None
+    if head.stream:
+        raise LineFault("invalid_value", "'stream' is not allowed in a batch.", "stream", custom_id)
+    model = head.model if isinstance(head.model, str) else None
     return Line(number, custom_id, body, model)
 
 
 def make_answer_record(
     record_id: str, custom_id: str | None, status: int, request_id: str, body: bytes
 ) -> bytes:
-    """The record of a line that got an HTTP answer, good or bad. `body` is its JSON."""
+    """The record of a line that got an HTTP response, successful or not. `body` is its JSON."""
     if b"\n" in body or b"\r" in body:
-        # Pretty-printed; a record is one line.
+        # The body is pretty-printed, but a record is one line.
         body = _encode(msgspec.json.decode(body))
     return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":%b},"error":null}\n' % (
         _encode(record_id),
@@ -212,7 +213,7 @@ def make_answer_record(
 def make_error_record(
     record_id: str, custom_id: str | None, code: str, message: str, param: str | None, line: int
 ) -> bytes:
-    """The record of a line that got no answer."""
+    """The record of a line without a response."""
     error = {
         "code": code,
         "message": message,
@@ -236,7 +237,7 @@ def _check_custom_id(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= MAX_CUSTOM_ID:
         raise LineFault(
             "invalid_value",
-            f"'custom_id' must be a string of 1 to {MAX_CUSTOM_ID} characters, not {_show(value)}.",
+            f"'custom_id' must be a string of 1 to {MAX_CUSTOM_ID} characters, not {show_value(value)}.",
             "custom_id",
             value[:MAX_CUSTOM_ID] if isinstance(value, str) and value else None,
         )
@@ -254,7 +255,7 @@ def _too_long(number: int, length: int, limit: int) -> BadLine:
         number,
         None,
         "body_too_large",
-        f"The line has {length} bytes; the limit is {limit} (limits.max_body in the spec).",
+        f"The line has {length} bytes, but the limit is {limit} (limits.max_body in the spec).",
     )
 
 
@@ -268,8 +269,3 @@ def _read_line(descriptor: int, offset: int) -> bytes:
             return b"".join(pieces)
         pieces.append(data)
         offset += len(data)
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,8 +1,8 @@
-"""How many requests other gateway workers have at the replicas, as the replicas report it.
+"""The number of requests that other gateway workers have at replicas, as the replicas report it.
 
-A worker knows its own requests at once. It learns of those of other workers from the replica, whose
-load endpoint reports the number of active requests. It asks several times a second while lines of
-batches are there, and not at all where it is the only worker.
+A worker knows its own requests at once. It learns those of other workers from the replica's load
+endpoint, which reports the number of active requests. It polls several times a second while lines
+are in flight there, and not at all if it is the only worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from thrifty.http.client import HttpClient, TransportError
 POLL_S = 0.1
 TIMEOUT_S = 1.0
 SILENT_S = 30.0
-"""A server that does not report its load is asked again after this long."""
+"""A server that does not report its load is polled again after this long."""
 
 
 class _Load(msgspec.Struct):
@@ -30,16 +30,16 @@ _decode = msgspec.json.Decoder(_Load).decode
 
 
 class LoadWatch:
-    """Asks replicas for their load, and remembers the last two answers of each."""
+    """Polls the load of replicas, and remembers the last result of each."""
 
     def __init__(self) -> None:
         self._client = HttpClient()
         self._last: dict[str, int] = {}
         self._silent_until_s: dict[str, float] = {}
 
-    async def look(self, replicas: Sequence[Replica]) -> dict[str, int]:
-        """Requests at each replica beyond those that this worker sent: the lesser of the last two
-        answers, as a request that is seen only once may just be ending.
+    async def poll(self, replicas: Sequence[Replica]) -> dict[str, int]:
+        """Requests at each replica that this worker did not send: the smaller of the last two
+        results, because a request that is seen only once may be about to end.
         """
         loads = await asyncio.gather(*(self._ask(replica) for replica in replicas))
         found: dict[str, int] = {}
@@ -51,7 +51,7 @@ class LoadWatch:
         return found
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._client.close()
 
     async def _ask(self, replica: Replica) -> int:

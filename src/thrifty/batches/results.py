@@ -1,7 +1,7 @@
-"""Files that records are appended to: a group at a time, synced before it counts.
+"""Files that records are appended to in groups; a group counts once it is synced.
 
-After a crash the file is read back. What follows the last whole record is cut off: a line is
-finished once its record is whole, and otherwise it is done again.
+After a crash the file is read back, and whatever follows the last complete record is cut off. A
+line is finished once its record is complete; otherwise it is processed again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from thrifty.batches.storage import sync_folder
 
 @dataclass
 class Tokens:
-    """Tokens of the lines that were answered."""
+    """Token counts of answered lines."""
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
 
     def add(self, other: Tokens) -> None:
-        """Count another's too."""
+        """Add the counts of `other`."""
         self.prompt += other.prompt
         self.completion += other.completion
         self.cached += other.cached
@@ -59,8 +59,8 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 
 def read_tokens(body: bytes) -> Tokens:
-    """The tokens that an answer's body tells of. Raises `msgspec.DecodeError` where it is not a
-    JSON object, `UnicodeDecodeError` where it is not text.
+    """The token counts in an answer's body. Raises `msgspec.DecodeError` if it is not a JSON
+    object, `UnicodeDecodeError` if it is not text.
     """
     body.decode()
     try:
@@ -68,7 +68,7 @@ def read_tokens(body: bytes) -> Tokens:
     except msgspec.ValidationError:
         if not body.lstrip().startswith(b"{"):
             raise
-        return Tokens()  # counts that are none
+        return Tokens()  # the usage is not valid
     if usage is None:
         return Tokens()
     details = usage.prompt_tokens_details
@@ -80,10 +80,10 @@ def read_tokens(body: bytes) -> Tokens:
 
 
 class ResultFile:
-    """One file of records. Used by one thread at a time; everything here may block."""
+    """One file of records. Used by one thread at a time; every method may block."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, new or as it was left. Raises `OSError`."""
+        """Open the file, new or existing. Raises `OSError`."""
         self.path = path
         is_new = not path.exists()
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -92,8 +92,8 @@ class ResultFile:
             sync_folder(path.parent)
 
     def recover(self, prefix: str) -> tuple[list[int], Tokens]:
-        """The numbers of the lines whose records are here, and their tokens; cuts off what is torn.
-        `prefix` is what every record's id begins with.
+        """The numbers of the lines with records in the file, and their token counts; cuts off an
+        incomplete record. Every record's id begins with `prefix`.
         """
         numbers: list[int] = []
         tokens = Tokens()
@@ -115,8 +115,8 @@ class ResultFile:
         return numbers, tokens
 
     def append(self, records: list[bytes]) -> None:
-        """Write a group of records and wait until the disk has them. Raises `OSError`; then none
-        of them counts, and the file is as before.
+        """Write a group of records and wait until they are on disk. Raises `OSError`; then none of
+        them counts, and the file is unchanged.
         """
         view = memoryview(b"".join(records))
         offset = self.size_bytes
@@ -131,14 +131,14 @@ class ResultFile:
         self.size_bytes = offset
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def _read_record(data: bytes, prefix: str) -> _Record | None:
-    """One record; None where it is not whole, or not this batch's."""
+    """One record; None if it is incomplete or belongs to another batch."""
     if not data.endswith(b"\n"):
         return None
     try:

@@ -1,9 +1,9 @@
 """Which gateway worker runs batches, and which batches there are.
 
-One worker of a service runs all of them, so that what lines take and what is left can be counted in
-one place. A lease in the database, renewed as long as there is work, says which worker it is; a
-lock on a file beside the results makes sure of it, however long a process was held up. The lock
-ends with its process: on the same files, the next worker takes over within a second.
+One worker of a service runs all batches, so that used and free capacity is counted in one place. A
+lease in the database, renewed while there is work, determines the worker. A lock on a file beside
+the results guarantees it, however long a process was suspended. The lock ends with its process:
+on the same files, the next worker takes over within a second.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 LEASE_S = 10.0
-"""How long a lease holds without being renewed. On the same files nobody waits for it."""
+"""How long a lease is valid without renewal. On the same files no worker waits for it."""
 RETRY_S = 1.0
 MAX_JOBS = 32
-"""Batches that run side by side; more wait their turn."""
+"""Batches that run concurrently; more wait their turn."""
 SWEEP_S = 60.0
 ORPHAN_SWEEP_S = 3600.0
-HOLD_S = 5.0
-"""A batch that could not be run is tried again after this long."""
+RETRY_JOB_S = 5.0
+"""A batch that could not be run is retried after this long."""
 REVOKED_S = 2.0
 THREADS = 4
 
 
 class BatchRunner:
-    """Runs batches, when it is this worker's turn. `run` it as a task; `stop` it."""
+    """Runs batches while this worker holds the lease. `start` it, then `stop` it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class BatchRunner:
         self._max_line_bytes = max_line_bytes
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="batches")
         self._watcher = ThreadPoolExecutor(1, thread_name_prefix="batch-lease")
-        """The lease must be renewed whatever else takes its time."""
+        """Renews the lease, even while all other threads are busy."""
         self._wake = asyncio.Event()
         self._jobs: dict[str, tuple[Job, asyncio.Task[None]]] = {}
         self._saved: dict[str, BatchCounts] = {}
@@ -92,10 +92,10 @@ class BatchRunner:
         self._owner = ""
         self._up = True
         self._stopping = False
-        self._over: set[str] = set()
-        """Batches that have ended, until a look at the database has seen it too."""
-        self._held: dict[str, float] = {}
-        """When batches that could not be run are tried again."""
+        self._ended: set[str] = set()
+        """Ended batches that the database may still list as active."""
+        self._retry_at_s: dict[str, float] = {}
+        """When batches that could not be run are retried."""
         self._keyless_s: dict[str, float] = {}
         """Since when the keys of batches have been missing."""
         self._task: asyncio.Task[None] | None = None
@@ -107,17 +107,17 @@ class BatchRunner:
         self._orphans_swept_s = time.monotonic()
 
     def start(self) -> None:
-        """Begin to look for work."""
+        """Start looking for batches."""
         self._task = asyncio.ensure_future(self._run())
         self._ticking = asyncio.ensure_future(self._tick())
         self._watching = asyncio.ensure_future(self._watch_loads())
 
     def wake(self) -> None:
-        """There is something to do."""
+        """Look for batches now."""
         self._wake.set()
 
     async def stop(self) -> None:
-        """Withdraw every line, write what is finished, and leave the rest to the next worker."""
+        """Withdraw all lines, write finished records, and leave the rest to the next worker."""
         self._stopping = True
         self._wake.set()
         if self._task is not None:
@@ -129,7 +129,7 @@ class BatchRunner:
                 await asyncio.gather(task, return_exceptions=True)
         self._dispatcher.tick()
         with contextlib.suppress(DatabaseError):
-            await self._watch(self._let_go)
+            await self._watch(self._release)
         self._watcher.shutdown()
         self._threads.shutdown()
 
@@ -138,9 +138,9 @@ class BatchRunner:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function of the database, again and again while the database is away.
+        """Run a database function, and repeat it while the database is away.
 
-        Raises `LeaseLost`, and `BadDataError` where another try would fail as well.
+        Raises `LeaseLost`, and `BadDataError` if another attempt would fail as well.
         """
         while True:
             try:
@@ -158,20 +158,20 @@ class BatchRunner:
         while not self._stopping:
             self._wake.clear()
             try:
-                await self._turn()
+                await self._update_jobs()
                 self._note_state(True, None)
             except LeaseLost as error:
-                log.warning("%s; its batches are left to it", error)
+                log.warning("%s; leaving its batches to that process", error)
                 await self._drop_jobs()
                 await self._watch(self._unlock)
             except DatabaseError as error:
-                # Lines go on: results are safe behind the lock on their folder.
+                # Lines continue: the lock on the folder protects their results.
                 self._note_state(False, error)
                 self._database.recover()
             except OSError as error:
                 log.error("batches cannot be run: %s", error)
             except Exception:
-                log.exception("looking for batches failed")
+                log.exception("cannot look for batches")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S if self._up else RETRY_S):
                     await self._wake.wait()
@@ -182,28 +182,28 @@ class BatchRunner:
             self._dispatcher.tick()
 
     async def _watch_loads(self) -> None:
-        """Keep in mind what other workers send to replicas that hold lines."""
+        """Track what other workers send to replicas with lines."""
         watch = LoadWatch()
         try:
             while True:
                 await asyncio.sleep(LOAD_POLL_S)
-                laden = self._dispatcher.find_laden() if self._others else []
-                self._dispatcher.elsewhere = await watch.look(laden) if laden else {}
+                busy = self._dispatcher.find_busy_replicas() if self._others else []
+                self._dispatcher.other_workers = await watch.poll(busy) if busy else {}
         finally:
             watch.close()
 
-    async def _turn(self) -> None:
-        """One look at what there is to do."""
-        rows: list[BatchRow] = await self._watch(self._look)
+    async def _update_jobs(self) -> None:
+        """Start, stop and save batches once."""
+        rows: list[BatchRow] = await self._watch(self._find_work)
         now_s = time.monotonic()
         for row in rows:
             known = self._jobs.get(row.id)
             if known is not None:
                 if row.status is BatchStatus.CANCELLING:
                     known[0].stop(CANCELLED)
-            elif row.id not in self._over and self._held.get(row.id, 0.0) <= now_s:
+            elif row.id not in self._ended and self._retry_at_s.get(row.id, 0.0) <= now_s:
                 self._start_job(row)
-        self._over &= {row.id for row in rows}
+        self._ended &= {row.id for row in rows}
         for job, _ in self._jobs.values():
             if job.row.expires_s < time.time():
                 job.stop(EXPIRED)
@@ -222,22 +222,22 @@ class BatchRunner:
             self._saved |= changed
         await self._sweep()
 
-    def _look(self) -> list[BatchRow]:
-        """On a thread: what is to be run by this worker."""
+    def _find_work(self) -> list[BatchRow]:
+        """Runs on a thread: the batches that this worker is to run."""
         rows = read_active_batches(self._database, MAX_JOBS)
         if not rows and not self._jobs:
-            self._let_go()
+            self._release()
             return []
-        if self._lock is None and not self._take():
+        if self._lock is None and not self._acquire():
             return []
         if not take_lease(self._database, LEASE, self._owner, LEASE_S, force=False):
             raise LeaseLost("another process runs batches now")
         self._others = len(read_gateways(self._database)) > 1
-        # Once more: what was read before the lease was ours may have ended meanwhile.
+        # Read again: batches read before we held the lease may have ended in the meantime.
         return read_active_batches(self._database, MAX_JOBS)
 
-    def _take(self) -> bool:
-        """Take the lock on the folder, and the lease; returns whether both are ours."""
+    def _acquire(self) -> bool:
+        """Take the lock on the folder and the lease; returns whether this worker has both."""
         path = self._storage.folder / ".runner"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -251,7 +251,7 @@ class BatchRunner:
                 folder = secrets.token_hex(8)
                 os.write(descriptor, folder.encode())
             owner = f"{folder}/{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
-            # Whoever held the lease on these very files held this lock, and has ended.
+            # The holder of the lease on these files held this lock, so it has ended.
             before = read_owner(self._database, LEASE) or ""
             ours = before.startswith(f"{folder}/")
             if not take_lease(self._database, LEASE, owner, LEASE_S, force=ours):
@@ -262,10 +262,10 @@ class BatchRunner:
                 os.close(descriptor)
             raise
         self._lock, self._owner = descriptor, owner
-        log.info("this worker runs the batches now")
+        log.info("this worker now runs the batches")
         return True
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._lock is not None:
             try:
                 release_lease(self._database, LEASE, self._owner)
@@ -282,7 +282,7 @@ class BatchRunner:
     def _start_job(self, row: BatchRow) -> None:
         job = Job(
             row,
-            self._find_key(row) or _stand_in(row),
+            self._find_key(row) or _make_substitute_key(row),
             owner=self._owner,
             storage=self._storage,
             dispatcher=self._dispatcher,
@@ -304,12 +304,12 @@ class BatchRunner:
             return
         error = task.exception()
         if error is not None:
-            # It is still active in the database, and is taken up again later.
+            # It is still active in the database and will be started again later.
             log.error("%s: stopped: %s", batch_id, error, exc_info=error)
-            self._held[batch_id] = time.monotonic() + HOLD_S
+            self._retry_at_s[batch_id] = time.monotonic() + RETRY_JOB_S
         else:
-            self._over.add(batch_id)
-            self._held.pop(batch_id, None)
+            self._ended.add(batch_id)
+            self._retry_at_s.pop(batch_id, None)
             self._keyless_s.pop(batch_id, None)
             self.wake()
 
@@ -323,13 +323,13 @@ class BatchRunner:
         return next((key for key in self._table.keys.values() if key.id == row.key_id), None)
 
     def _is_revoked(self, row: BatchRow, now_s: float) -> bool:
-        """Whether its key has been gone for a while: this worker may not know a new one yet."""
+        """Whether its key has been gone for a while; this worker may not know a new key yet."""
         if row.key_id is None or not self._table.loaded or self._find_key(row) is not None:
             self._keyless_s.pop(row.id, None)
             return False
         return now_s - self._keyless_s.setdefault(row.id, now_s) > REVOKED_S
 
-    # the rest
+    # cleanup
 
     async def _sweep(self) -> None:
         now_s = time.monotonic()
@@ -345,7 +345,7 @@ class BatchRunner:
             self._storage.remove(file_id)
 
     def _find_needed(self, names: Iterable[str]) -> set[str]:
-        """Those of `names` that a row or a running batch needs."""
+        """Those of `names` that a row or an active batch needs."""
         needed = find_known_files(self._database, names)
         for row in read_active_batches(self._database, 1_000_000):
             suffix = row.id.removeprefix("batch_")
@@ -356,13 +356,15 @@ class BatchRunner:
         if up != self._up:
             self._up = up
             if up:
-                log.info("batches: the database answers again")
+                log.info("batches: the database is available again")
             else:
-                log.warning("batches: the database is away (%s); lines in memory go on", error)
+                log.warning(
+                    "batches: the database is unavailable (%s); lines in memory continue", error
+                )
 
 
-def _stand_in(row: BatchRow) -> Key | None:
-    """The key of a batch whose own is not in the table: for its tenant's sake alone."""
+def _make_substitute_key(row: BatchRow) -> Key | None:
+    """A substitute for a key that is not in the table; it only carries the tenant."""
     if row.key_id is None:
         return None
     return Key(row.key_id, "", Role.USER, row.tenant, "", "", 0.0, None)

@@ -1,4 +1,4 @@
-"""The parts of batch processing, put together for one gateway worker."""
+"""Assembles batch processing for one gateway worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from thrifty.openai.conversations import Conversations
 
 @dataclass(frozen=True)
 class Batches:
-    """What answers requests about batches, and what runs them."""
+    """The handlers, the runner and the dispatcher of batches."""
 
     pages: BatchPages
     runner: BatchRunner
@@ -28,7 +28,7 @@ class Batches:
 
     @property
     def spools(self) -> dict[str, OpenSpool]:
-        """The paths whose bodies go to disk."""
+        """The paths whose bodies are spooled to disk."""
         return {"/v1/files": self.pages.open_spool}
 
 
@@ -43,8 +43,8 @@ def make_batches(
     max_body_bytes: int,
     conversations: Conversations,
 ) -> Batches:
-    """Put the parts together; `runner.start` begins to run batches. `run` takes a call along the
-    path of a request. Raises `ThriftyError` where the folder cannot be made.
+    """Assemble the parts; `runner.start` starts running batches. `run` processes a call on the
+    request path. Raises `ThriftyError` if the folder cannot be created.
     """
     storage = Storage(Path(settings.folder))
     dispatcher = Dispatcher(run, table, forwarder, metrics, settings.governor, conversations)

@@ -1,4 +1,4 @@
-"""What batches may cost, as a gateway worker is told."""
+"""Settings of batches for a gateway worker."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from thrifty.batches.governor import GovernorSettings
 
 
 class BatchSettings(msgspec.Struct, frozen=True):
-    """Bounds and places. Times in seconds."""
+    """Limits and paths. Times are in seconds."""
 
     folder: str = ""
-    """Where files are kept; empty: there are no files and no batches."""
+    """Where files are stored; if empty, there are no files and no batches."""
     max_file_bytes: int = 512_000_000
     max_lines: int = 50_000
     max_active: int = 100
-    """Batches of one tenant that may be under way."""
+    """Active batches that one tenant may have."""
     keep_s: float = 30 * 86400.0
-    """Files are removed after this long, where their owner did not say otherwise."""
+    """Files are removed after this long, unless their owner chose another time."""
     governor: GovernorSettings = GovernorSettings()

@@ -1,7 +1,7 @@
-"""The contents of files, in one folder: written beside, synced, renamed into place.
+"""The contents of files in one folder, written atomically.
 
-Whose a file is and what it is called stands in the database. A file without a row is what a killed
-process left behind; `sweep` removes it once it is old.
+The database holds each file's owner and name. A file without a row was left by a killed process;
+`sweep` removes it once it is old.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from thrifty.openai.ids import new_id
 
 _FILE_ID = re.compile(r"file-[0-9a-f]{28}(-output|-errors)?")
 ORPHAN_S = 86_400.0
-"""A file without a row is removed once nobody has written to it for this long."""
+"""A file without a row is removed after this long without a write."""
 COPY_BYTES = 1 << 20
 
 
 class Storage:
-    """The files below one folder. Everything here may block."""
+    """The files in one folder. Every method may block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = make_private_folder(folder)
 
     def path(self, file_id: str) -> Path:
-        """Where a file's contents are. Raises `ValueError` on what is no id of ours."""
+        """The path of a file's contents. Raises `ValueError` if the id is not one of ours."""
         if not _FILE_ID.fullmatch(file_id):
-            raise ValueError(f"{file_id!r} is not a file's id")
+            raise ValueError(f"{file_id!r} is not a file id")
         return self.folder / file_id
 
-    def keep(self, source: IO[bytes], start: int, end: int) -> str:
+    def store(self, source: IO[bytes], start: int, end: int) -> str:
         """Copy the bytes from `start` up to `end` of a file into a new one; returns its id. Raises
         `OSError`.
         """
@@ -53,11 +53,11 @@ class Storage:
         return file_id
 
     def remove(self, file_id: str) -> None:
-        """Remove a file's contents, if they are there."""
+        """Remove a file's contents, if they exist."""
         self.path(file_id).unlink(missing_ok=True)
 
     def sweep(self, find_known: Callable[[Iterable[str]], set[str]]) -> int:
-        """Remove old files that `find_known` does not know; returns how many."""
+        """Remove old files that `find_known` does not return; returns how many."""
         oldest_s = time.time() - ORPHAN_S
         old = []
         with os.scandir(self.folder) as entries:
@@ -77,7 +77,7 @@ class Storage:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have names in a folder survive a power cut."""
+    """Sync a folder, so that its entries survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

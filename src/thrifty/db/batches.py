@@ -1,4 +1,4 @@
-"""Files and batches as rows. Whoever asks gives a tenant, and sees that tenant's rows alone."""
+"""Rows of files and batches. Callers name a tenant and see only that tenant's rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from thrifty.db.tables import batches, files, leases
 from thrifty.errors import DatabaseError
 
 LEASE = "batches"
-"""The lease of whoever runs batches."""
+"""The lease of the process that runs batches."""
 
 
 class BatchStatus(StrEnum):
-    """The life of a batch, in OpenAI's words."""
+    """The states of a batch, as OpenAI names them."""
 
     VALIDATING = "validating"
     FAILED = "failed"
@@ -42,7 +42,7 @@ CANCELLABLE = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
 @dataclass(frozen=True)
 class FileRow:
-    """One file. Its contents are elsewhere."""
+    """One file. Its contents are stored elsewhere."""
 
     id: str
     tenant: str
@@ -55,7 +55,7 @@ class FileRow:
 
 @dataclass(frozen=True)
 class BatchCounts:
-    """How far a batch has come; tokens are those of completed lines."""
+    """The progress of a batch; tokens are those of completed lines."""
 
     total: int = 0
     completed: int = 0
@@ -94,7 +94,7 @@ class BatchRow:
 
 
 class LeaseLost(DatabaseError):
-    """Another process runs batches now; what was to be written was not."""
+    """Another process runs batches now; nothing was written."""
 
 
 # Files
@@ -132,7 +132,7 @@ def list_files(
 
 
 def delete_file(database: Database, tenant: str, file_id: str) -> str | None:
-    """Forget a tenant's file, unless a batch needs it: then that batch's id is returned. Raises
+    """Delete a tenant's file, unless a batch needs it; then return that batch's id. Raises
     `DatabaseError`.
     """
     with database.begin() as connection:
@@ -149,8 +149,8 @@ def delete_file(database: Database, tenant: str, file_id: str) -> str | None:
 
 
 def take_expired_files(database: Database, now_s: float, limit: int = 1000) -> list[str]:
-    """Forget files whose time is over, except inputs of running batches; returns their ids.
-    Raises `DatabaseError`.
+    """Delete expired files, except inputs of active batches; returns their ids. Raises
+    `DatabaseError`.
     """
     needed = select(batches.c.input_file_id).where(batches.c.status.in_(ACTIVE))
     with database.begin() as connection:
@@ -174,12 +174,12 @@ def find_known_files(database: Database, ids: Iterable[str]) -> set[str]:
         return set(connection.execute(query).scalars())
 
 
-# Batches, as clients see them
+# Batches, for clients
 
 
 def insert_batch(database: Database, row: BatchRow, most_active: int) -> bool:
-    """Write a new batch, unless its tenant has `most_active` running ones already; returns whether
-    it was written. Raises `DatabaseError`.
+    """Insert a new batch, unless its tenant already has `most_active` active ones; returns whether
+    it was inserted. Raises `DatabaseError`.
     """
     with database.begin() as connection:
         count = connection.execute(
@@ -213,7 +213,9 @@ def list_batches(
 
 
 def cancel_batch(database: Database, tenant: str, batch_id: str, now_s: float) -> bool:
-    """Have a tenant's batch cancelled; returns whether it could be. Raises `DatabaseError`."""
+    """Mark a tenant's batch for cancellation; returns whether it could be. Raises
+    `DatabaseError`.
+    """
     with database.begin() as connection:
         result = connection.execute(
             update(batches)
@@ -227,11 +229,11 @@ def cancel_batch(database: Database, tenant: str, batch_id: str, now_s: float) -
     return result.rowcount > 0
 
 
-# Batches, as their runner sees them
+# Batches, for their runner
 
 
 def read_active_batches(database: Database, limit: int) -> list[BatchRow]:
-    """Batches that are not over, of every tenant, oldest first. Raises `DatabaseError`."""
+    """Active batches of all tenants, oldest first. Raises `DatabaseError`."""
     query = (
         select(batches)
         .where(batches.c.status.in_(ACTIVE))
@@ -243,7 +245,7 @@ def read_active_batches(database: Database, limit: int) -> list[BatchRow]:
 
 
 def save_counts(database: Database, owner: str, counts: Mapping[str, BatchCounts]) -> None:
-    """Write how far batches have come. Raises `DatabaseError`, `LeaseLost`."""
+    """Write the progress of batches. Raises `DatabaseError`, `LeaseLost`."""
     for batch_id, count in counts.items():
         _update(database, owner, batch_id, ACTIVE, asdict(count))
 
@@ -257,7 +259,7 @@ def move_batch(
     now_s: float,
     counts: BatchCounts,
 ) -> bool:
-    """Take a batch to its next status, if it is in one of `before`; returns whether it was.
+    """Move a batch to another status, if its status is one of `before`; returns whether it was.
     Raises `DatabaseError`, `LeaseLost`.
     """
     values = {"status": status, f"{status.value}_s": now_s, **asdict(counts)}
@@ -273,8 +275,8 @@ def end_batch(
     output: FileRow | None,
     errors: FileRow | None,
 ) -> None:
-    """Write a batch's end and the files that it made, in one transaction. Done twice, it is as
-    if done once. Raises `DatabaseError`, `LeaseLost`.
+    """Write a batch's end and its result files in one transaction. Idempotent. Raises
+    `DatabaseError`, `LeaseLost`.
     """
     made = [file for file in (output, errors) if file is not None]
     with database.begin() as connection:
@@ -295,7 +297,7 @@ def end_batch(
             .values(values)
         )
         if not result.rowcount:
-            raise LeaseLost(f"another process ends {row.id}")
+            raise LeaseLost(f"another process has ended {row.id}")
 
 
 def _update(

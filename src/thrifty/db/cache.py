@@ -1,8 +1,8 @@
-"""What gateway workers tell each other about their caches: purges, and figures.
+"""Cache state shared between gateway workers: purges and statistics.
 
-A purge is a row. Every answer in a cache carries the newest purge that its worker knew of when the
-generation began, so that an answer from before a purge is told from one after it without comparing
-the clocks of two machines.
+A purge is a row. Every cached answer carries the newest purge that its worker knew when the
+generation began. Answers from before and after a purge are thus told apart without comparing the
+clocks of two machines.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from thrifty.db.database import Database
 from thrifty.db.tables import cache_purges, cache_stats
 
 PURGE_KEEP_S = 30 * 86400.0
-"""Purges are known for so long; no answer is kept anywhere for longer."""
+"""Purges are kept for this long; no answer is cached for longer."""
 STATS_KEEP_S = 86400.0
 LIVE_S = 15.0
-"""A worker that wrote its figures within this time is taken to be running."""
+"""A worker that wrote its statistics within this time is considered running."""
 
 
 @dataclass(frozen=True)
 class Purge:
-    """Forget the answers of a deployment, a version and a tenant, each where it is given."""
+    """Invalidates the answers of a deployment, a version and a tenant; None matches all."""
 
     id: int
     deployment: str | None = None
@@ -36,7 +36,7 @@ class Purge:
     tenant: str | None = None
 
     def matches(self, deployment: str, version: str, tenant: str) -> bool:
-        """Whether it is about these answers."""
+        """Whether it covers these answers."""
         return (
             self.deployment in (None, deployment)
             and self.version in (None, version)
@@ -51,15 +51,15 @@ def add_purge(
     version: str | None = None,
     tenant: str | None = None,
 ) -> Purge:
-    """Have every worker forget answers; without filters, all. Workers see it within a quarter of a
-    second.
+    """Purge the caches of every worker; without filters, purge everything. Workers see it within a
+    quarter of a second.
     """
     with database.begin() as connection:
-        note_change(connection)  # first: it makes purges wait for each other
+        note_change(connection)  # first, so that purges wait for each other
         newest = connection.execute(select(func.max(cache_purges.c.id))).scalar() or 0
         now_ms = round(time.time() * 1e3)
         purge = Purge(max(now_ms, newest + 1), deployment, version, tenant)
-        # One that is repeated, or too old to matter, need not be kept.
+        # Remove repeated purges, and those that are too old to matter.
         same = (
             cache_purges.c.deployment.is_not_distinct_from(deployment)
             & cache_purges.c.version.is_not_distinct_from(version)
@@ -72,13 +72,13 @@ def add_purge(
 
 
 def read_purges(connection: Connection) -> list[Purge]:
-    """Every purge that still matters, the oldest first."""
+    """All purges that are still in effect, oldest first."""
     rows = connection.execute(select(cache_purges).order_by(cache_purges.c.id)).mappings().all()
     return [Purge(**row) for row in rows]
 
 
 def save_cache_stats(database: Database, worker: str, stats: Mapping[str, Any]) -> None:
-    """Write one worker's figures."""
+    """Write the statistics of one worker."""
     values = {
         "worker": worker,
         "updated_s": time.time(),
@@ -95,13 +95,13 @@ def save_cache_stats(database: Database, worker: str, stats: Mapping[str, Any]) 
 
 
 def remove_cache_stats(database: Database, worker: str) -> None:
-    """Forget the figures of a worker that ends."""
+    """Remove the statistics of a worker that ends."""
     with database.begin() as connection:
         connection.execute(delete(cache_stats).where(cache_stats.c.worker == worker))
 
 
 def read_cache_stats(database: Database) -> list[dict[str, Any]]:
-    """The figures of the workers that run."""
+    """The statistics of running workers."""
     oldest_s = time.time() - LIVE_S
     query = select(cache_stats).where(cache_stats.c.updated_s >= oldest_s)
     with database.begin() as connection:

@@ -1,4 +1,4 @@
-"""The counter that tells gateways to read their routing table anew."""
+"""The counter that tells gateways to reload their routing table."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from thrifty.db.tables import changes
 
 
 def note_change(connection: Connection) -> None:
-    """Count one change of deployments, replicas or keys, in the transaction that made it.
+    """Count a change of deployments, replicas or keys, in the transaction that makes it.
 
-    Whoever calls this first in a transaction also waits for all others that did.
+    Transactions that call this first run one after another.
     """
     if not _count_up(connection):
         try:
@@ -27,5 +27,5 @@ def _count_up(connection: Connection) -> bool:
 
 
 def read_change(connection: Connection) -> int:
-    """The counter's value."""
+    """The value of the counter."""
     return int(connection.execute(select(changes.c.routing).where(changes.c.id == 1)).scalar() or 0)

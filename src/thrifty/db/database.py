@@ -1,7 +1,7 @@
-"""Opening a database: pragmas, migrations, and noticing that its file has gone.
+"""Opens databases: pragmas, migrations, and detection of a deleted database file.
 
 SQLite runs in WAL mode, so that readers and the one writer of each process do not wait for each
-other, with a busy timeout for the moments when two processes write.
+other, with a busy timeout for concurrent writes of two processes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
 HEAD = "0005"
-"""The newest migration; a test holds it to the folder."""
+"""The newest migration; a test compares it with the folder."""
 
 
 class Database:
-    """One database. Engines of SQLAlchemy are thread-safe; so is this."""
+    """One database. Thread-safe, as SQLAlchemy's engines are."""
 
     def __init__(self, url: URL, engine: Engine) -> None:
         self.url = url
@@ -51,12 +51,12 @@ class Database:
 
     @property
     def file(self) -> Path | None:
-        """The database's file; None where it is a server."""
+        """The database's file; None if it is a server."""
         return self._file
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether it is embedded."""
+        """Whether the database is embedded."""
         return self._file is not None
 
     @property
@@ -68,8 +68,8 @@ class Database:
     def begin(self) -> Iterator[Connection]:
         """A transaction.
 
-        Raises `BadDataError` where the database refuses a value, and `DatabaseError` where it is
-        away, full or locked, so that the same may succeed later.
+        Raises `BadDataError` if the database refuses a value, and `DatabaseError` if it is
+        unavailable, full or locked, so that the same transaction may succeed later.
         """
         self.require_file()
         try:
@@ -86,22 +86,22 @@ class Database:
         return self._file is not None and self._read_inode() != self._inode
 
     def require_file(self) -> None:
-        """Raise `DatabaseError` where the file that was opened is not there any more.
+        """Raise `DatabaseError` if the opened file no longer exists.
 
-        SQLite would go on writing into the deleted file, and everything would be lost in silence.
+        SQLite would continue to write to the deleted file, and everything would be lost silently.
         """
         if self.file_is_gone():
-            raise DatabaseError(f"the database's file {self._file} was deleted or replaced")
+            raise DatabaseError(f"the database file {self._file} was deleted or replaced")
 
     def recover(self) -> bool:
-        """Take up a file that has come back under the same name; whether there was one."""
+        """Reopen a file that has reappeared under the same name; returns whether there was one."""
         if self._file is None or not self.file_is_gone() or not self._file.exists():
             return False
         self.reopen()
         return True
 
     def reopen(self) -> None:
-        """Take the file that is there now."""
+        """Open the file that exists now."""
         self.engine.dispose()
         self._inode = self._read_inode()
 
@@ -119,9 +119,9 @@ class Database:
 
 
 def open_database(url: str, *, migrate: bool) -> Database:
-    """Open the database at a SQLAlchemy URL; `migrate` brings its tables up to date first.
+    """Open the database at a SQLAlchemy URL; with `migrate`, update its tables first.
 
-    Raises `DatabaseError` with the next step.
+    Raises `DatabaseError`, whose message names the next step.
     """
     parsed = _parse_url(url)
     database = Database(parsed, _create_engine(parsed, migrate=migrate))
@@ -141,11 +141,12 @@ def open_database(url: str, *, migrate: bool) -> Database:
 
 @contextlib.contextmanager
 def look_at_database(url: str, *, in_use: bool) -> Iterator[Database | None]:
-    """The database without changing a byte of it; None where there is none yet, or one of an older
+    """Open the database without changing it; None if it does not exist or has tables of an older
     release. Raises `DatabaseError`.
 
-    SQLite writes its log back when the last connection closes. So a file that nobody uses is copied
-    with its log, and the copy is opened; `in_use` says that a process of ours has it open.
+    SQLite checkpoints its write-ahead log when the last connection closes. A file that no process
+    uses is therefore copied with its log, and the copy is opened. `in_use` tells that another of
+    our processes has the file open.
     """
     parsed = _parse_url(url)
     file = Path(parsed.database) if parsed.database else None
@@ -173,7 +174,7 @@ def look_at_database(url: str, *, in_use: bool) -> Iterator[Database | None]:
 
 
 def _open_as_it_is(url: str) -> Database:
-    """Open the database, whichever revision its tables have."""
+    """Open the database, whatever the revision of its tables."""
     parsed = _parse_url(url)
     database = Database(parsed, _create_engine(parsed, migrate=False))
     try:
@@ -191,7 +192,7 @@ def _parse_url(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         raise DatabaseError(
-            "the database's URL is not valid; write sqlite:////path/file.db or "
+            "the database URL is not valid; use sqlite:////path/file.db or "
             "postgresql+psycopg://user:password@host/name"
         ) from None
     if parsed.get_backend_name() == "postgresql" and parsed.drivername == "postgresql":
@@ -208,14 +209,14 @@ def _create_engine(url: URL, *, migrate: bool) -> Engine:
         if migrate:
             make_private_folder(path.parent)
         elif not path.exists():
-            raise DatabaseError(f"the database {path} does not exist; 'thrifty up' makes it")
+            raise DatabaseError(f"the database {path} does not exist; 'thrifty up' creates it")
         engine = create_engine(
             url, connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
         )
         event.listen(engine, "connect", _set_pragmas)
         return engine
     if backend != "postgresql":
-        raise DatabaseError(f"the database {backend!r} is not supported; sqlite and postgresql are")
+        raise DatabaseError(f"the database {backend!r} is not supported; use sqlite or postgresql")
     try:
         return create_engine(
             url,
@@ -255,8 +256,8 @@ def _require_current(database: Database) -> None:
         revision = _read_revision(connection)
     if revision != HEAD:
         raise DatabaseError(
-            f"the database {database.safe_url} is at revision {revision}, this Thrifty needs "
-            f"{HEAD}; start 'thrifty up' once to bring it up to date"
+            f"the database {database.safe_url} is at revision {revision}, but this Thrifty needs "
+            f"{HEAD}; run 'thrifty up' once to update it"
         )
 
 
@@ -283,7 +284,7 @@ def _migrate(database: Database) -> None:
 
 @contextlib.contextmanager
 def _migration_lock(database: Database) -> Iterator[None]:
-    """One process migrates at a time."""
+    """A lock that lets one process migrate at a time."""
     if database.file is None:
         with database.engine.begin() as connection:
             connection.execute(text("SELECT pg_advisory_lock(7471839)"))
@@ -301,14 +302,14 @@ def _migration_lock(database: Database) -> Iterator[None]:
 
 
 def _is_bad_data(error: Exception) -> bool:
-    """Whether it is about the values, and not about the database."""
+    """Whether the error is about the values, not about the database."""
     if not isinstance(error, DBAPIError):
-        return True  # the driver could not even encode them
+        return True  # the driver could not encode them
     if isinstance(error, (DataError, IntegrityError)):
         return True
     state = getattr(error.orig, "sqlstate", None)
     if state is not None:
-        return bool(state[:2] == "54")  # a program limit, such as that of an index entry
+        return bool(state[:2] == "54")  # a program limit, such as the size of an index entry
     return str(error.orig).startswith(("malformed JSON", "Error binding parameter"))
 
 
@@ -318,10 +319,10 @@ def _reason(error: Exception) -> str:
 
 
 def rescue_file(database: Database, connection: sqlite3.Connection) -> None:
-    """Write a deleted SQLite file anew from a connection that still has it open.
+    """Restore a deleted SQLite file from a connection that still has it open.
 
-    The copy is made beside and renamed into place; a write-ahead log that belonged to the deleted
-    file is removed first, because SQLite would replay it into the new one.
+    The copy is written beside it and renamed into place. A write-ahead log of the deleted file is
+    removed first, because SQLite would replay it into the new one.
     """
     path = database.file
     assert path is not None

@@ -1,4 +1,4 @@
-"""Deployments, versions, replicas and gateways as rows: the controller writes, gateways read."""
+"""Rows of deployments, versions, replicas and gateways: the controller writes, gateways read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
-from thrifty.db.harmless import make_values_harmless
 from thrifty.db.keys import Key, Role
+from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
 @dataclass(frozen=True)
 class DeploymentSettings:
-    """What a gateway needs to know of a deployment, whichever version answers. Times in seconds."""
+    """Settings of a deployment that apply to all of its versions. Times are in seconds."""
 
     routing: str = "auto"
     cache_when: str = "deterministic"
@@ -32,38 +32,38 @@ class DeploymentSettings:
     idle_timeout_s: float = 120.0
     created_s: float = 0.0
     timeout_s: float | None = None
-    """How long an answer may take to begin."""
+    """Maximum time until an answer begins."""
     hedge_s: float | None = None
-    """How long until a second replica is asked."""
+    """Time until a second replica is asked."""
     aliases: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
-    """Deployments that answer what this one cannot."""
+    """Deployments that answer if this one cannot."""
 
 
 @dataclass(frozen=True)
 class VersionSettings:
-    """What a gateway needs to know of one version: its engine's abilities, and its prices."""
+    """Settings of one version: its engine's capabilities, and its prices."""
 
     honours: tuple[str, ...] | None = None
-    """Request fields that the engine can honour; None where only the server behind it knows."""
+    """Request fields that the engine honours; None if only the external server knows."""
     upstream_model: str | None = None
-    """What the servers call the model, where that is another name."""
+    """The servers' name of the model, if it differs."""
     key_env: str | None = None
-    """The environment variable with the servers' key."""
+    """The environment variable that holds the servers' key."""
     salt_field: str | None = None
-    """The request field that keeps tenants apart in the engine's prefix cache, if it has one."""
+    """The request field that separates tenants in the engine's prefix cache, if there is one."""
     priority_field: str | None = None
-    """The request field by which the engine learns that lines of batches may wait, if it has one."""
+    """The request field for priorities, by which batch lines may wait, if there is one."""
     load_path: str | None = "/load"
-    """Where replicas report their load; None: nowhere."""
+    """The path at which replicas report their load; None if they do not."""
     accepts_response_id: bool = False
-    """Whether the engine takes the id of its response from the header `x-request-id`."""
+    """Whether the engine takes its response id from the header `x-request-id`."""
     slots: int | None = None
-    """How many requests a replica gets at once; None: without a bound."""
+    """Concurrent requests per replica; None means unlimited."""
     batch_slots: int = 32
-    """Requests that a replica works on at once, as far as batches go."""
+    """Concurrent requests that a replica can process, as a limit for batches."""
     price_input: float = 0.0
-    """For a million tokens, as the other prices."""
+    """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0
     price_output: float = 0.0
 
@@ -73,23 +73,23 @@ class VersionRow:
     """One version of a deployment."""
 
     label: str
-    """What headers, metrics, traffic and logs show; unique in the deployment."""
+    """The label in headers, metrics, traffic weights and logs; unique in the deployment."""
     model: str
-    """The stored model's `name@vN`, or what an engine without stored models calls it."""
+    """The stored model's `name@vN`, or the name that an engine without stored models uses."""
     engine: str
     revision: str
-    """Changes whenever an answer could: the model's bytes, the engine, its options."""
+    """Changes whenever answers may change: the model's bytes, the engine, its options."""
     artifact: str | None = None
     weight: float = 1.0
     """Its share of the conversations, relative to the other versions' weights; at least 0."""
     shadow: float = 0.0
-    """The share of requests, from 0 to 1, of which it gets copies whose answers nobody sees."""
+    """The share of requests, from 0 to 1, that are copied to it; their answers are discarded."""
     settings: VersionSettings = VersionSettings()
 
 
 @dataclass(frozen=True)
 class DeploymentRow:
-    """What is to be served under one name."""
+    """What is served under one name."""
 
     name: str
     family: str
@@ -100,7 +100,7 @@ class DeploymentRow:
 
 @dataclass(frozen=True)
 class ReplicaRow:
-    """One copy, as the controller last saw it."""
+    """One replica, as the controller last saw it."""
 
     id: str
     deployment: str
@@ -140,13 +140,15 @@ class FleetState:
     keys: list[Key]
     gateways: list[GatewayRow] = field(default_factory=list)
     purges: list[Purge] = field(default_factory=list)
-    """What the caches were told to forget, the oldest first."""
+    """The purges in effect, oldest first."""
     messages: dict[tuple[str, str], str] = field(default_factory=dict)
-    """Why the controller cannot go on with a version, by deployment and label."""
+    """Why the controller cannot continue with a version, by deployment and label."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
-    """Write one deployment with its versions, new or changed. Versions that it no longer has go."""
+    """Write a new or changed deployment with its versions. Versions it no longer has are
+    deleted.
+    """
     with database.begin() as connection:
         write_deployment(connection, row)
         note_change(connection)
@@ -155,8 +157,8 @@ def save_deployment(database: Database, row: DeploymentRow) -> None:
 def write_deployment(
     connection: Connection, row: DeploymentRow, messages: Mapping[str, str] | None = None
 ) -> None:
-    """As `save_deployment`, in the caller's transaction, which must note the change. `messages`
-    say, by label, why the controller cannot go on with a version.
+    """Like `save_deployment`, in the caller's transaction, which must note the change. `messages`
+    holds, by label, why the controller cannot continue with a version.
     """
     now_s = time.time()
     main = max(row.versions, key=lambda version: version.weight)
@@ -174,15 +176,15 @@ def write_deployment(
             "settings": _dump(version.settings), "message": (messages or {}).get(version.label),
             "updated_s": now_s,
         }  # fmt: skip
-        # What a version waits for may be told in a server's words.
-        connection.execute(insert(versions).values(make_values_harmless(versions, values)))
+        # The message may quote a server, which may send anything.
+        connection.execute(insert(versions).values(sanitize_values(versions, values)))
 
 
 def set_shares(
     connection: Connection, name: str, shares: Mapping[str, tuple[float, float]]
 ) -> None:
-    """Give versions of one deployment, by label, their weights and shadows, in the caller's
-    transaction, which must note the change. Labels that have no row yet are passed over.
+    """Set the weights and shadows of a deployment's versions, by label, in the caller's
+    transaction, which must note the change. Labels without a row are ignored.
     """
     row = (
         connection.execute(select(deployments).where(deployments.c.name == name)).mappings().first()
@@ -207,14 +209,14 @@ def write_replica(connection: Connection, row: ReplicaRow) -> None:
         "load": None if row.load is None else _dump(dict(row.load)),
         "updated_s": time.time(),
     }
-    # A server's message may hold anything; the other replicas must not wait for it.
-    values = make_values_harmless(replicas, values)
+    # A server's message may hold anything; it must not block the other replicas.
+    values = sanitize_values(replicas, values)
     _upsert(connection, replicas, replicas.c.id == row.id, values)
 
 
 def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed: bool) -> None:
-    """Write replicas as they are now. `routing_changed` has gateways read them at once; mere
-    figures (memory, load) wait until they look anyway.
+    """Write the current state of replicas. With `routing_changed`, gateways read them at once;
+    figures such as memory and load wait for the next regular read.
     """
     with database.begin() as connection:
         for row in rows:
@@ -224,7 +226,7 @@ def save_replicas(database: Database, rows: list[ReplicaRow], *, routing_changed
 
 
 def remove_replicas(database: Database, ids: list[str]) -> None:
-    """Forget replicas that are gone for good."""
+    """Delete replicas that are gone for good."""
     with database.begin() as connection:
         connection.execute(delete(replicas).where(replicas.c.id.in_(ids)))
         note_change(connection)
@@ -239,26 +241,26 @@ def save_gateway(database: Database, row: GatewayRow) -> None:
 
 
 def remove_gateway(database: Database, gateway_id: str) -> None:
-    """Forget a gateway worker."""
+    """Delete a gateway worker."""
     with database.begin() as connection:
         connection.execute(delete(gateways).where(gateways.c.id == gateway_id))
         note_change(connection)
 
 
 def read_gateways(database: Database) -> list[GatewayRow]:
-    """Every gateway worker."""
+    """All gateway workers."""
     with database.begin() as connection:
         return _read_gateways(connection)
 
 
 def read_change_count(database: Database) -> int:
-    """How often routing has changed; reading it is cheap."""
+    """The number of routing changes so far; cheap to read."""
     with database.begin() as connection:
         return read_change(connection)
 
 
 def read_fleet(database: Database) -> FleetState:
-    """Everything that routing depends on."""
+    """Read everything that routing depends on."""
     with database.begin() as connection:
         change = read_change(connection)
         deployment_rows = connection.execute(select(deployments)).mappings().all()
@@ -308,8 +310,8 @@ def _read_deployment(
 def _read_versions(
     deployment: Mapping[Any, Any], rows: Sequence[Mapping[Any, Any]]
 ) -> tuple[VersionRow, ...]:
-    """The versions of one deployment. A controller of the first release writes none: then the
-    deployment's own row says what its only version is.
+    """The versions of one deployment. A controller of the first release writes none; then the
+    deployment's own row describes its only version.
     """
     found = tuple(
         VersionRow(

@@ -1,4 +1,4 @@
-"""What a controller writes of its fleet: deployments as gateways should read them, and replicas."""
+"""Publishes a controller's fleet: deployments for gateways to read, and replicas."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from thrifty.errors import StaleStateError
 
 @dataclass(frozen=True)
 class FleetReport:
-    """All that a controller has to write at one time."""
+    """The state that a controller publishes."""
 
     deployments: Mapping[str, DeploymentRow]
     messages: Mapping[tuple[str, str], str]
-    """As `FleetState.messages`."""
+    """Like `FleetState.messages`."""
     replicas: Mapping[str, ReplicaRow]
 
 
 def publish_fleet(
     database: Database, new: FleetReport, old: FleetReport | None, *, change_id: int
 ) -> None:
-    """Write what differs from `old`, in one transaction, so that no gateway sees a half of it;
-    without `old` everything, and nothing else stays. Mere figures of replicas do not make gateways
-    look.
+    """Write the differences from `old` in one transaction, so that gateways never see a part of
+    them. Without `old`, write everything and delete all other rows. Changes of mere figures of
+    replicas do not make gateways reload.
 
-    `change_id` is the desired state that `new` was made for: another writer may have changed
-    weights since. Raises `StaleStateError` then, and writes nothing, `DatabaseError`.
+    `change_id` is the desired state that `new` was made for. If another writer has changed the
+    weights since, raises `StaleStateError` and writes nothing. Raises `DatabaseError`.
     """
     with database.begin() as connection:
         routed = old is None or _is_routed_otherwise(new, old)
         if routed:
-            # First: changes of the desired state wait for it.
+            # First, so that changes of the desired state wait for it.
             note_change(connection)
         newest = read_newest_change(connection)
         if newest != change_id:

@@ -1,7 +1,7 @@
-"""API keys: made once, shown once, stored as a hash.
+"""API keys: created once, shown once, stored as a hash.
 
-A key holds 256 random bits, so a plain SHA-256 of it can be neither reversed nor guessed; a slow
-password hash would only slow every request down.
+A key has 256 random bits, so its plain SHA-256 can be neither reversed nor guessed; a slow password
+hash would only slow down every request.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 @dataclass(frozen=True)
 class KeyLimits:
-    """What a key may use at most; None: no limit. Money is in the currency of the prices."""
+    """The limits of a key; None means unlimited. Money is in the currency of the prices."""
 
     rpm: int | None = None
-    """Requests a minute."""
+    """Requests per minute."""
     tpm: int | None = None
-    """Tokens a minute, of prompts and answers."""
+    """Tokens per minute, of prompts and answers."""
     concurrency: int | None = None
-    """Requests at once."""
+    """Concurrent requests."""
     budget_day: float | None = None
-    """Spend on a day (UTC)."""
+    """Spend per day (UTC)."""
     budget_month: float | None = None
-    """Spend in a calendar month (UTC)."""
+    """Spend per calendar month (UTC)."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key, without the key itself."""
+    """A key, without its secret."""
 
     id: str
     name: str
@@ -63,12 +63,12 @@ class Key:
 
     @property
     def limits(self) -> KeyLimits:
-        """Its limits alone."""
+        """The limits of the key."""
         return KeyLimits(self.rpm, self.tpm, self.concurrency, self.budget_day, self.budget_month)
 
     @property
     def limited(self) -> bool:
-        """Whether anything limits it."""
+        """Whether the key has any limit."""
         return not (
             self.rpm is None
             and self.tpm is None
@@ -82,7 +82,7 @@ NO_LIMITS = KeyLimits()
 
 
 def hash_key(secret: str | bytes) -> str:
-    """The hash under which a key is stored."""
+    """The hash that is stored for a key."""
     data = secret.encode() if isinstance(secret, str) else secret
     return hashlib.sha256(data).hexdigest()
 
@@ -94,7 +94,7 @@ def create_key(
     tenant: str | None = None,
     limits: KeyLimits = NO_LIMITS,
 ) -> tuple[Key, str]:
-    """Make a key; returns it and the secret, which is not stored. Raises `ThriftyError`."""
+    """Create a key; returns it and its secret, which is not stored. Raises `ThriftyError`."""
     for what, value in (("name", name), ("tenant", tenant)):
         if value is not None and not _NAME.fullmatch(value):
             raise ThriftyError(
@@ -124,7 +124,7 @@ def create_key(
     except ThriftyError as error:
         if isinstance(error.__cause__, IntegrityError):
             raise ThriftyError(
-                f"a key named {name!r} exists; choose another name, or revoke it first "
+                f"a key named {name!r} already exists; choose another name, or revoke it first "
                 f"(thrifty keys revoke {name})"
             ) from None
         raise
@@ -132,7 +132,7 @@ def create_key(
 
 
 def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:
-    """Every key, by name; revoked ones only where `revoked`."""
+    """All keys, sorted by name; with `revoked`, revoked ones too."""
     query = select(keys).order_by(keys.c.name)
     if not revoked:
         query = query.where(keys.c.revoked_s.is_(None))
@@ -142,7 +142,7 @@ def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:
 
 
 def revoke_key(database: Database, name: str) -> None:
-    """End a key. Its row stays, under another name, so that the request log still refers to it."""
+    """Revoke a key. Its row stays under another name, because the request log refers to it."""
     with database.begin() as connection:
         now_s = time.time()
         result = connection.execute(
@@ -152,7 +152,7 @@ def revoke_key(database: Database, name: str) -> None:
         )
         note_change(connection)
     if result.rowcount == 0:
-        raise ThriftyError(f"there is no key named {name!r}; thrifty keys list shows them")
+        raise ThriftyError(f"there is no key named {name!r}; 'thrifty keys list' shows all keys")
 
 
 def _check_limits(limits: KeyLimits) -> None:

@@ -1,6 +1,6 @@
-"""Leases: what one process at a time may do, told by a row that it keeps fresh.
+"""Leases: rows that allow one process at a time to do something, as long as it renews them.
 
-Times are the database's own, so that hosts need not agree on theirs.
+Times are those of the database's clock, so the clocks of hosts need not agree.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from thrifty.db.tables import leases
 
 
 def take_lease(database: Database, name: str, owner: str, ttl_s: float, *, force: bool) -> bool:
-    """Take or renew a lease for `ttl_s`; returns whether it is `owner`'s now.
+    """Take or renew a lease for `ttl_s`; returns whether `owner` now holds it.
 
-    Another's is taken over once it has run out, or at once with `force`, for callers who know that
-    its owner has ended. Raises `DatabaseError`.
+    A lease of another owner is taken over once it has expired, or at once with `force`, for callers
+    that know that its owner has ended. Raises `DatabaseError`.
     """
     with database.begin() as connection:
         now_s = read_clock_s(connection)
@@ -41,13 +41,13 @@ def take_lease(database: Database, name: str, owner: str, ttl_s: float, *, force
 
 
 def read_owner(database: Database, name: str) -> str | None:
-    """Who has, or last had, a lease. Raises `DatabaseError`."""
+    """The current or last owner of a lease. Raises `DatabaseError`."""
     with database.begin() as connection:
         return connection.execute(select(leases.c.owner).where(leases.c.name == name)).scalar()
 
 
 def release_lease(database: Database, name: str, owner: str) -> None:
-    """Give a lease back, if it is `owner`'s. Raises `DatabaseError`."""
+    """Release a lease, if `owner` holds it. Raises `DatabaseError`."""
     with database.begin() as connection:
         connection.execute(
             update(leases).where(leases.c.name == name, leases.c.owner == owner).values(until_s=0.0)
@@ -55,7 +55,7 @@ def release_lease(database: Database, name: str, owner: str) -> None:
 
 
 def read_clock_s(connection: Connection) -> float:
-    """Seconds since 1970, as the database's host has it."""
+    """Seconds since 1970 by the clock of the database's host."""
     if connection.dialect.name == "sqlite":
         return time.time()
     return float(

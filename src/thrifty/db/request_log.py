@@ -1,7 +1,7 @@
-"""The request log's rows: put in by batches, and taken out when they are old or too many.
+"""Rows of the request log: inserted in batches, deleted when they are too old or too many.
 
-One bad row never holds others back. Values are made to fit their columns first; what the database
-refuses all the same is found by halving the batch, and set aside.
+A bad row never holds back others. Values are first converted to fit their columns; rows that the
+database still refuses are found by halving the batch, and set aside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, text
 
 from thrifty.db.database import Database
-from thrifty.db.harmless import RowShape, make_values_harmless
+from thrifty.db.sanitize import RowShape, sanitize_values
 from thrifty.db.tables import leases, request_texts, requests
 from thrifty.errors import BadDataError, DatabaseError
 
@@ -25,16 +25,16 @@ COLUMNS = (
     "error", "stream", "cache", "attempts", "prompt_tokens", "completion_tokens", "cached_tokens",
     "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us",
 )  # fmt: skip
-"""The order of values in a row that is to be written."""
+"""The order of values in a row."""
 DELETE_ROWS = 5_000
-"""Old rows go in pieces of this many, so that no transaction holds the database for long."""
+"""Old rows are deleted in pieces of this size, so that no transaction is long."""
 
 Row = tuple[Any, ...]
 """Values in the order of `COLUMNS`."""
 
 
 class Entry(NamedTuple):
-    """One response: its row, and its prompt and answer where they are kept."""
+    """One response: its row, and its prompt and answer if they are recorded."""
 
     row: Row
     text: tuple[str, str] | None = None
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be written, and why. `kind` is the same for rows of the same fault."""
+    """A row that cannot be written, and why. Rows with the same kind of error share `kind`."""
 
     row: Row
     kind: str
@@ -50,11 +50,11 @@ class BadRow:
 
 
 class RequestLog:
-    """Writes and prunes. Used by one thread.
+    """Writes and prunes rows. Used by one thread.
 
-    A batch goes in as one statement with one parameter, its rows as JSON, which the database
-    takes apart itself. Binding values row by row would hold Python's interpreter lock for most of
-    the time, and slow the gateway's event loop by a third (`benchmarks/gateway_overhead.py`).
+    A batch is one statement with one parameter: its rows as JSON, which the database itself
+    unpacks. Binding values row by row would hold Python's interpreter lock most of the time, and
+    slow down the gateway's event loop by a third (`benchmarks/gateway_overhead.py`).
     """
 
     def __init__(self, database: Database) -> None:
@@ -63,11 +63,11 @@ class RequestLog:
         self._statement = text(_make_insert(database))
 
     def write(self, entries: Sequence[Entry]) -> list[BadRow]:
-        """Put all rows in that can be, each with its text in the same transaction; returns the rest.
+        """Insert all valid rows, each with its text in the same transaction; returns the others.
 
-        Raises `DatabaseError` where the database is away; some rows may then be in. Writing the
-        same entries again is safe: a row that is in already counts as written. An id that belongs
-        to another row makes a row bad.
+        Raises `DatabaseError` if the database is unavailable; some rows may have been inserted by
+        then. Writing the same entries again is safe: a row that already exists counts as written.
+        A row whose id belongs to another row is bad.
         """
         bad: list[BadRow] = []
         if entries:
@@ -78,12 +78,12 @@ class RequestLog:
         try:
             batch = self._shape.encode([entry.row for entry in entries])
             if batch is None:
-                entries = self._make_harmless(entries, bad)
+                entries = self._sanitize(entries, bad)
                 batch = self._shape.encode([entry.row for entry in entries])
                 if batch is None:
                     raise BadDataError("a row cannot be made to fit its columns")
             taken = self._insert(entries, batch)
-            bad += [BadRow(entry.row, "repeated id", "its id is another row's") for entry in taken]
+            bad += [BadRow(entry.row, "repeated id", "another row has its id") for entry in taken]
         except Exception as error:
             if isinstance(error, DatabaseError) and not isinstance(error, BadDataError):
                 raise
@@ -94,18 +94,18 @@ class RequestLog:
             self._write(entries[:half], bad)
             self._write(entries[half:], bad)
 
-    def _make_harmless(self, entries: list[Entry], bad: list[BadRow]) -> list[Entry]:
-        """The entries that can be made to fit; the others become bad rows."""
+    def _sanitize(self, entries: list[Entry], bad: list[BadRow]) -> list[Entry]:
+        """The entries that can be made to fit; the others are added to `bad`."""
         fitting = []
         for entry in entries:
             try:
-                fitting.append(entry._replace(row=self._shape.make_harmless(entry.row)))
+                fitting.append(entry._replace(row=self._shape.sanitize(entry.row)))
             except BadDataError as error:
                 bad.append(BadRow(entry.row, "does not fit", str(error)))
         return fitting
 
     def _insert(self, entries: list[Entry], batch: str) -> list[Entry]:
-        """Insert in one transaction; returns the entries whose ids other rows have."""
+        """Insert in one transaction; returns the entries whose ids belong to other rows."""
         if not entries:
             return []
         with self._database.begin() as connection:
@@ -113,7 +113,7 @@ class RequestLog:
             taken = [] if count == len(entries) else _find_taken(connection, entries)
             refused = {id(entry) for entry in taken}
             texts = [
-                make_values_harmless(
+                sanitize_values(
                     request_texts,
                     {"id": entry.row[0], "at_s": entry.row[1], "prompt": entry.text[0],
                      "answer": entry.text[1]},
@@ -122,16 +122,16 @@ class RequestLog:
                 if entry.text is not None and id(entry) not in refused
             ]  # fmt: skip
             if texts and count != len(entries):
-                texts = _leave_known(connection, texts)
+                texts = _drop_known(connection, texts)
             if texts:
                 connection.execute(insert(request_texts), texts)
         return taken
 
     def prune(self, keep_s: float, max_rows: int) -> int:
-        """Delete rows that are older than `keep_s` or beyond the newest `max_rows`, and their texts.
+        """Delete rows older than `keep_s` or beyond the newest `max_rows`, with their texts.
 
-        Returns how many rows went. Ids need not be dense: age decides, and ids only among rows of
-        the same moment.
+        Returns the number of deleted rows. Ids need not be dense: the order is by age, and by id
+        only among rows with the same time.
         """
         oldest_s = time.time() - keep_s
         with self._database.begin() as connection:
@@ -160,10 +160,10 @@ class RequestLog:
 
 @contextlib.contextmanager
 def permit_deletion(connection: Connection) -> Iterator[None]:
-    """Within it, rows may be deleted from `requests`, by this transaction alone.
+    """Permit this transaction to delete rows from `requests` within the block.
 
-    A trigger refuses it elsewhere: gateway workers of the first release delete by the distance from
-    the greatest id, which would be nearly all rows.
+    A trigger refuses other deletions, because gateway workers of the first release delete by the
+    distance from the largest id, which would be nearly all rows.
     """
     values = {"name": "prune-requests", "owner": "prune", "until_s": 0.0}
     connection.execute(insert(leases).values(values))
@@ -182,7 +182,7 @@ def _is_older(
 
 
 def _find_taken(connection: Connection, entries: list[Entry]) -> list[Entry]:
-    """The entries that are not the rows with their ids: others, or an earlier one of this batch."""
+    """The entries whose ids belong to other rows, or to earlier entries of this batch."""
     by_id: dict[int, list[Entry]] = {}
     for entry in entries:
         by_id.setdefault(entry.row[0], []).append(entry)
@@ -198,13 +198,13 @@ def _find_taken(connection: Connection, entries: list[Entry]) -> list[Entry]:
 
 def _is_same(stored: Any, value: Any) -> bool:
     if isinstance(stored, float) and isinstance(value, int | float):
-        # SQLite's reading of decimal numbers may be off in the last place.
+        # SQLite may parse a decimal number with an error in the last digit.
         return abs(stored - value) <= 1e-12 * abs(stored)
     return bool(stored == value)
 
 
-def _leave_known(connection: Connection, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The texts that are not there yet; the rows of the others were written before."""
+def _drop_known(connection: Connection, texts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The texts that do not exist yet; the rows of the others were written before."""
     ids = [values["id"] for values in texts]
     known = connection.execute(select(request_texts.c.id).where(request_texts.c.id.in_(ids)))
     found = set(known.scalars())
@@ -215,7 +215,7 @@ def _make_insert(database: Database) -> str:
     columns = ", ".join(f'"{name}"' for name in COLUMNS)
     if database.is_sqlite:
         values = ", ".join(f"json_extract(value, '$[{i}]')" for i in range(len(COLUMNS)))
-        # Without a condition, SQLite would take ON for a part of a join.
+        # Without a condition, SQLite would parse ON as part of a join.
         source = "json_each(:batch) WHERE true"
     else:
         dialect = database.engine.dialect

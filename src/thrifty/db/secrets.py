@@ -1,4 +1,4 @@
-"""Secrets that all processes of a service share; the first one that asks makes them."""
+"""Secrets shared by all processes of a service; the first process that needs one creates it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SECRET_BYTES = 32
 
 
 def read_secret(database: Database, name: str) -> bytes:
-    """The secret of that name (32 bytes), made and stored where there is none yet.
+    """The secret of that name (32 bytes); created and stored if there is none.
 
-    Every process gets the same one, also when several ask at once. Raises `DatabaseError`.
+    Every process gets the same one, even if several ask at once. Raises `DatabaseError`.
     """
     wanted = select(secrets.c.value).where(secrets.c.name == name)
     with database.begin() as connection:

@@ -1,6 +1,6 @@
-"""What each key has spent, by day: sums that several gateway workers add to.
+"""The spend of each key per day: sums that several gateway workers add to.
 
-Money is in the currency of the deployments' prices. Days are of UTC, written `2026-11-23`.
+Money is in the currency of the deployments' prices. Days are in UTC, written `2026-11-23`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from thrifty.db.database import Database
 from thrifty.db.tables import key_spend
 
 KeyDay = tuple[str, str]
-"""A key's id, and a day."""
+"""A key's id and a day."""
 
 OVERLAP_S = 30.0
-"""Rows that were written this long before the last look are read again: clocks of hosts differ, and
-a transaction ends later than its rows say."""
+"""Rows written this long before the last read are read again, because the clocks of hosts differ,
+and a transaction ends later than the time in its rows."""
 KEEP_DAYS_S = 400 * 86400.0
 
 _ADD = text(
@@ -32,16 +32,16 @@ _ADD = text(
 def exchange_spend(
     database: Database, amounts: Mapping[KeyDay, float], first_day: str, since_s: float
 ) -> dict[KeyDay, float]:
-    """Add `amounts` to the sums, and read those from `first_day` on that have changed since
+    """Add `amounts` to the sums, and read the sums from `first_day` on that have changed since
     `since_s` (seconds since 1970), in one transaction. Raises `DatabaseError`; then nothing was
     added.
     """
     now_s = time.time()
-    # In one order everywhere, so that two workers cannot lock each other's rows crosswise.
+    # Sorted, so that two workers cannot deadlock on each other's rows.
     rows = [
         {"key_id": key_id, "day": day, "spend": amount, "at_s": now_s}
         for (key_id, day), amount in sorted(amounts.items())
-        if math.isfinite(amount)  # a server's counts may be anything
+        if math.isfinite(amount)  # a server may report any counts
     ]
     query = select(key_spend.c.key_id, key_spend.c.day, key_spend.c.spend).where(
         key_spend.c.day >= first_day, key_spend.c.updated_s >= since_s - OVERLAP_S
@@ -54,7 +54,7 @@ def exchange_spend(
 
 
 def prune_spend(database: Database) -> None:
-    """Forget sums of more than a year ago."""
+    """Delete sums from more than 400 days ago."""
     with database.begin() as connection:
         oldest_s = time.time() - KEEP_DAYS_S
         connection.execute(delete(key_spend).where(key_spend.c.updated_s < oldest_s))

@@ -1,6 +1,6 @@
-"""The tables. Times are seconds since 1970 (UTC), as `_s` in a name says.
+"""The database tables. Times are seconds since 1970 (UTC), as `_s` in a name indicates.
 
-A change here comes with a migration in `migrations/versions`; a test holds the two together.
+Every change needs a migration in `migrations/versions`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ changes = Table(
     Column("id", Integer, primary_key=True),
     Column("routing", BigInteger, nullable=False),
 )
-"""One row. `routing` goes up whenever a gateway must read deployments, replicas or keys anew."""
+"""One row. `routing` increases whenever gateways must reload deployments, replicas or keys."""
 
 deployments = Table(
     "deployments",
@@ -47,9 +47,9 @@ deployments = Table(
     Column("settings", Text, nullable=False),
     Column("updated_s", Double, nullable=False),
 )
-"""What is to be served. `settings` is JSON: what a gateway needs of the spec. `engine`, `version`,
-`revision` and `artifact` are those of the version with most weight, for gateway workers of the first
-release; `versions` has them all."""
+"""The served deployments. `settings` is JSON with the settings that gateways need. `engine`,
+`version`, `revision` and `artifact` are those of the version with the largest weight, for gateway
+workers of the first release; `versions` has all of them."""
 
 versions = Table(
     "versions",
@@ -67,8 +67,8 @@ versions = Table(
     Column("message", Text),
     Column("updated_s", Double, nullable=False),
 )
-"""The versions of each deployment: what answers depend on, and its share of the traffic. `settings`
-is JSON; `message` says why the controller cannot go on with it."""
+"""The versions of each deployment: what answers depend on, and the share of the traffic.
+`settings` is JSON; `message` is the reason if the controller cannot continue with it."""
 
 desired = Table(
     "desired",
@@ -77,8 +77,8 @@ desired = Table(
     Column("state", Text, nullable=False),
     Column("change_id", BigInteger, nullable=False),
 )
-"""The desired state of each deployment, and of the service itself under the empty name, as JSON. The
-control loop brings the world to it."""
+"""The desired state of each deployment, and of the service itself under the empty name, as JSON.
+The control loop reconciles the actual state with it."""
 
 desired_changes = Table(
     "desired_changes",
@@ -94,8 +94,8 @@ desired_changes = Table(
     Column("state", Text),
     Index(None, "name"),
 )
-"""Every change of the desired state: the state after it (NULL: the deployment was removed), when, by
-whom and why. `kind` is `apply`, `traffic`, `rollback`, `release` or `autoscale`."""
+"""Every change of the desired state: the state after it (NULL: the deployment was removed), when,
+by whom and why. `kind` is `apply`, `traffic`, `rollback`, `release` or `autoscale`."""
 
 secrets = Table(
     "secrets",
@@ -103,7 +103,7 @@ secrets = Table(
     Column("name", String(32), primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""Secrets that all processes of a service share, such as the one that marks response ids as ours."""
+"""Secrets shared by all processes of a service, such as the key that signs response ids."""
 
 replicas = Table(
     "replicas",
@@ -125,7 +125,7 @@ replicas = Table(
     Column("updated_s", Double, nullable=False),
     Index(None, "deployment"),
 )
-"""What is there. Written by the controller alone. `load` is JSON."""
+"""The observed replicas. Only the controller writes them. `load` is JSON."""
 
 gateways = Table(
     "gateways",
@@ -155,8 +155,8 @@ keys = Table(
     Column("budget_day", Double),
     Column("budget_month", Double),
 )
-"""API keys. `hash` is the SHA-256 of the key, which itself is kept nowhere. Limits that are NULL do
-not limit."""
+"""API keys. `hash` is the SHA-256 of the key; the key itself is not stored. NULL limits are
+unlimited."""
 
 key_spend = Table(
     "key_spend",
@@ -167,7 +167,7 @@ key_spend = Table(
     Column("updated_s", Double, nullable=False),
     Index(None, "updated_s"),
 )
-"""What each key has spent on each day (UTC). Every gateway worker adds to it."""
+"""The spend of each key per day (UTC). Every gateway worker adds to it."""
 
 requests = Table(
     "requests",
@@ -207,10 +207,10 @@ requests = Table(
     Index(None, "client_request_id"),
     Index(None, "conversation_id"),
 )
-"""One row for each response, without prompts and answers. `id` is the number in the response's id.
-`origin` says who asked (NULL: a client, before origins were recorded); `shadow_of` is the response
-that a shadow copies; `rerouted` marks answers by another version than the chosen one. `request_id` is
-written by gateway workers of the first release only."""
+"""One row per response, without prompts and answers. `id` is the number in the response's id.
+`origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
+the response that a shadow copies; `rerouted` marks answers by a version other than the chosen one.
+Only gateway workers of the first release write `request_id`."""
 
 request_texts = Table(
     "request_texts",
@@ -224,7 +224,7 @@ request_texts = Table(
     Column("answer", Text, nullable=False),
     Index(None, "at_s"),
 )
-"""Prompts and answers, where `record.prompts` asks for them. `id` is that of `requests`."""
+"""Prompts and answers, if `record.prompts` is set. `id` is that of `requests`."""
 
 cache_purges = Table(
     "cache_purges",
@@ -234,7 +234,7 @@ cache_purges = Table(
     Column("version", String(128)),
     Column("tenant", String(64)),
 )
-"""What the caches were told to forget. `id` is the time in milliseconds, and always goes up."""
+"""Cache purges. `id` is the time in milliseconds and always increases."""
 
 cache_stats = Table(
     "cache_stats",
@@ -243,7 +243,7 @@ cache_stats = Table(
     Column("updated_s", Double, nullable=False),
     Column("stats", Text, nullable=False),
 )
-"""Each gateway worker's figures about its cache, as JSON."""
+"""The cache statistics of each gateway worker, as JSON."""
 files = Table(
     "files",
     metadata,
@@ -257,7 +257,7 @@ files = Table(
     Index(None, "tenant", "created_s"),
     Index(None, "expires_s"),
 )
-"""What was uploaded, and what batches made. The contents are in `THRIFTY_HOME/files`."""
+"""Uploaded files, and results of batches. The contents are in `THRIFTY_HOME/files`."""
 
 batches = Table(
     "batches",
@@ -293,7 +293,7 @@ batches = Table(
     Index(None, "status"),
 )
 """Batches of the Batch API. `metadata` and `errors` are JSON. Written by the gateway worker that
-holds the lease `batches`; cancelling and creating is anyone's."""
+holds the lease `batches`; any worker may create and cancel them."""
 
 leases = Table(
     "leases",
@@ -302,4 +302,4 @@ leases = Table(
     Column("owner", String(128), nullable=False),
     Column("until_s", Double, nullable=False),
 )
-"""What one process at a time may do, and until when, on the database's clock."""
+"""The exclusive rights of processes, with their expiry on the database's clock."""

@@ -1,4 +1,4 @@
-"""The front door. A request goes through it one module a step:
+"""The gateway: the HTTP server that clients talk to. Each step of a request is one package:
 
 bytes in -> authenticate -> admit -> cache -> route -> forward -> record -> bytes out
 """

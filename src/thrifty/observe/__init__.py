@@ -1,1 +1,1 @@
-"""What happened: metrics, and the request log."""
+"""Observability: metrics and the request log."""

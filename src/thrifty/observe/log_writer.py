@@ -1,9 +1,9 @@
-"""The one writer of the request log: a thread that drains a bounded queue in batches.
+"""The writer of the request log: a thread that drains a bounded queue in batches.
 
-The request path appends a row and goes on. While the database is away the queue fills; when it is
-full, rows are dropped and counted. Requests never fail because of it. What is in the queue is
-written once the database is back. A row that cannot be written at all is set aside: counted, and
-logged once for each kind of fault. `state` says whether the log keeps up.
+The request path appends a row and does not wait. While the database is unavailable the queue fills;
+when it is full, rows are dropped and counted. Requests never fail because of the log. Queued rows
+are written once the database is back. A row that cannot be written at all is set aside: it is
+counted, and logged once per kind of error. `state` tells whether the log keeps up.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ log = logging.getLogger(__name__)
 
 QUEUE_ROWS = 4096
 QUEUE_TEXT_BYTES = 64_000_000
-"""What waits to become texts; beyond this bound, rows are written without their texts."""
+"""Bound on the memory held for texts to come; beyond it, rows are written without texts."""
 BATCH_ROWS = 512
 BATCH_TEXT_CHARS = 8_000_000
 INTERVAL_S = 0.25
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 STOPPED_S = 10.0
-"""A log that could not be written for so long counts as stopped."""
+"""A log that could not be written for this long counts as stopped."""
 STOP_TRIES = 3
-"""At the end, the rest is tried so often while the database is away."""
+"""Attempts to write the remaining rows at the end, while the database is unavailable."""
 PRUNE_DELAY_S, PRUNE_INTERVAL_S = 30.0, 600.0
 MAX_KINDS = 100
-"""Bound on the kinds of faults that are remembered as logged."""
+"""Bound on the kinds of errors that are remembered as logged."""
 
 OnCount = Callable[[int], None]
 MakeTexts = Callable[[], tuple[str, str] | None]
-"""Makes a response's prompt and answer, or None where they are not kept."""
+"""Makes a response's prompt and answer; None if they are not recorded."""
 
 
 class LogHealth(StrEnum):
-    """How the request log is doing."""
+    """The health of the request log."""
 
     OK = "ok"
     BEHIND = "behind"
-    """Rows wait longer than they should; none is lost yet, unless the queue is full."""
+    """Rows wait longer than they should; none is lost unless the queue is full."""
     STOPPED = "stopped"
     """Nothing has been written for `STOPPED_S`, or the writer has ended."""
 
@@ -70,11 +70,13 @@ class _Waiting(NamedTuple):
 
 
 class LogWriter:
-    """Start it, `put` rows from any thread, `stop` it to have the rest written.
+    """Writes rows in the background: `start` it, `put` rows from any thread, and `stop` it to write
+    the rest.
 
-    The callbacks run on the writer's thread, except that `put` and `stop` call `on_dropped`:
-    `on_written` counts rows that are in, `on_dropped` rows lost to a full queue or to the end,
-    `on_rejected` rows that cannot be written. `on_state` is told when the database goes and comes.
+    The callbacks run on the writer's thread, except that `put` and `stop` call `on_dropped`.
+    `on_written` counts written rows, `on_dropped` rows lost to a full queue or at the end, and
+    `on_rejected` rows that cannot be written. `on_state` is called when the database becomes
+    available (True) or unavailable (False).
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class LogWriter:
         self._on_state = on_state
         self._queue: deque[_Waiting] = deque()
         self._batch: list[Entry] = []
-        """Out of the queue, and not written yet."""
+        """Taken from the queue and not written yet."""
         self._text_bytes = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -110,7 +112,7 @@ class LogWriter:
 
     @property
     def state(self) -> LogState:
-        """How it is doing now. Cheap; any thread may ask."""
+        """The current state. Cheap; may be read on any thread."""
         waiting, fault, since_s = self._count_waiting(), self._fault, self._fault_since_s
         if not self._thread.is_alive() and (self._stopping or self._thread.ident is not None):
             return LogState(LogHealth.STOPPED, fault or "it was stopped", since_s, waiting)
@@ -120,12 +122,12 @@ class LogWriter:
             return LogState(health, fault, since_s, waiting)
         full_since_s = self._full_since_s
         if full_since_s is not None:
-            reason = "rows come faster than they are written"
+            reason = "rows arrive faster than they are written"
             return LogState(LogHealth.BEHIND, reason, full_since_s, waiting)
         return LogState(waiting_rows=waiting)
 
     def describe(self) -> dict[str, Any] | None:
-        """What is wrong with the log, for `/readyz` and `thrifty status`; None where nothing is."""
+        """What is wrong with the log, for `/readyz` and `thrifty status`; None if nothing is."""
         state = self.state
         if state.health is LogHealth.OK:
             return None
@@ -135,7 +137,7 @@ class LogWriter:
         }  # fmt: skip
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start writing."""
         self._thread.start()
 
     def put(
@@ -143,8 +145,8 @@ class LogWriter:
     ) -> None:
         """Queue one row (values in the order of `request_log.COLUMNS`); never waits.
 
-        A full queue drops it. `make_text` runs later, on the writer's thread; `text_bytes` says
-        how much it keeps in memory until then.
+        A full queue drops it. `make_text` runs later on the writer's thread; `text_bytes` is the
+        memory that it holds until then.
         """
         waiting = self._count_waiting()
         if waiting >= QUEUE_ROWS // 2 and self._full_since_s is None:
@@ -158,13 +160,13 @@ class LogWriter:
                     make_text, text_bytes = None, 0
                 self._text_bytes += text_bytes
             if make_text is None:
-                self._log_once("texts", "texts come faster than they are written; some are lost")
+                self._log_once("texts", "texts arrive faster than they are written; some are lost")
         self._queue.append(_Waiting(row, make_text, text_bytes))
         if waiting + 1 == BATCH_ROWS:
             self._wake.set()
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Write what is left, for at most `timeout_s`."""
+        """Write the remaining rows, for at most `timeout_s`."""
         self._stopping = True
         self._wake.set()
         self._thread.join(timeout_s)
@@ -188,7 +190,7 @@ class LogWriter:
                 self._note_fault(None)
                 failures = 0
             except Exception as error:
-                # Also what is not foreseen: this thread goes on whatever happens.
+                # Unexpected errors too: this thread must never end by itself.
                 self._note_fault(error)
                 if self._stopping and failures >= STOP_TRIES - 1:
                     return
@@ -201,7 +203,7 @@ class LogWriter:
             if not self._batch:
                 self._take_batch()
             bad = log_table.write(self._batch)
-            # Only now are they gone: a batch that failed is tried again.
+            # The batch is dropped only now: a batch that failed is retried.
             written = len(self._batch) - len(bad)
             self._batch = []
             if self._count_waiting() < QUEUE_ROWS // 2:
@@ -227,8 +229,8 @@ class LogWriter:
         try:
             return None if make_text is None else make_text()
         except Exception:
-            if self._log_once("text", "the texts of a response cannot be made; it has none"):
-                log.exception("the reason:")
+            if self._log_once("text", "the texts of a response cannot be made and are left out"):
+                log.exception("the reason is:")
             return None
 
     def _count_waiting(self) -> int:
@@ -242,11 +244,11 @@ class LogWriter:
             self._log_once(
                 row.kind,
                 f"the request log's row {str(row.row[:1])[:40]} cannot be written "
-                f"({row.reason[:300]}); it is left out, and so are others of this kind",
+                f"({row.reason[:300]}); this row and others with this kind of error are left out",
             )
 
     def _log_once(self, kind: str, message: str) -> bool:
-        """Whether it was the first of its kind."""
+        """Log a message unless its kind was logged before; returns whether it was logged."""
         if kind in self._kinds or len(self._kinds) >= MAX_KINDS:
             return False
         self._kinds.add(kind)
@@ -257,7 +259,7 @@ class LogWriter:
         if error is None:
             if self._fault_since_s is not None:
                 self._fault_since_s, self._fault = None, ""
-                log.info("the request log is written again")
+                log.info("the request log is being written again")
                 self._on_state(True)
             return
         self._fault = str(error) or type(error).__name__
@@ -265,7 +267,7 @@ class LogWriter:
             self._fault_since_s = time.time()
             unforeseen = None if isinstance(error, DatabaseError) else error
             log.warning(
-                "the request log cannot be written: %s; rows wait in memory", error,
+                "the request log cannot be written, rows wait in memory: %s", error,
                 exc_info=unforeseen,
             )  # fmt: skip
             self._on_state(False)

@@ -1,10 +1,10 @@
-"""What is kept of a request's prompt and answer: normalized messages, the same for whole answers,
-streams and answers from the cache.
+"""Recorded prompts and answers as normalized messages, the same for whole answers, streams and
+cache hits.
 
 A prompt is a JSON list of messages, `{"role", "content", ...}`; content is always text. Images and
-other parts are named in brackets, their data is not kept. An answer is its text as it is. Where it
-is more than that (tool calls, several choices, a refusal, reasoning), it is a JSON list with one
-message for each choice. `parse_answer` reads both.
+other parts are named in brackets without their data. An answer is its plain text. If it has more
+than text (tool calls, several choices, a refusal, reasoning), it is a JSON list with one message
+per choice. `parse_answer` reads both.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from thrifty.db.harmless import make_harmless
+from thrifty.db.sanitize import sanitize_text
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
 
 MAX_CHARS = 1_000_000
-"""A prompt and an answer may each have so much text; the longest pieces are cut."""
+"""Bound on the text of a prompt and of an answer; the longest pieces are truncated."""
 MAX_MESSAGES = 2000
 MAX_NAME_CHARS = 256
 MAX_TOKEN_IDS = 100_000
@@ -41,11 +41,11 @@ class Texts(NamedTuple):
 def make_texts(
     endpoint: Endpoint, request: Mapping[str, Any], answer: bytes | None
 ) -> Texts | None:
-    """The texts of one response; None where there are none to keep (embeddings, tokenization).
+    """The texts of one response; None if there are none to record (embeddings, tokenization).
 
-    `request` is the request's JSON object; `answer` is what the client was sent: a whole answer, a
-    stream of events (one that broke off, too), or None. An error is no answer. Never raises, on
-    whatever a client or a server may send.
+    `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
+    event stream (possibly interrupted), or None. An error is not an answer. Never raises, whatever
+    a client or a server sends.
     """
     if endpoint is Endpoint.CHAT:
         messages = _read_messages(request.get("messages"))
@@ -57,12 +57,12 @@ def make_texts(
 
 
 def parse_prompt(prompt: str) -> list[Message]:
-    """The messages in the column `prompt`. Raises `ValueError` where it holds something else."""
+    """The messages in the column `prompt`. Raises `ValueError` if it holds anything else."""
     return msgspec.json.decode(prompt, type=list[Message])
 
 
 def parse_answer(answer: str) -> list[Message]:
-    """A message for each choice in the column `answer`; none where there was no answer."""
+    """One message per choice in the column `answer`; none if there was no answer."""
     if answer.startswith(_LIST_BEGINS):
         return msgspec.json.decode(answer, type=list[Message])
     return [{"role": "assistant", "content": answer}] if answer else []
@@ -71,7 +71,7 @@ def parse_answer(answer: str) -> list[Message]:
 def _read_messages(messages: Any) -> list[Message]:
     if not isinstance(messages, list):
         return []
-    return [_read_message(message) for message in _drop_middle(messages)]
+    return [_read_message(message) for message in _truncate_middle(messages)]
 
 
 def _read_message(message: Any) -> Message:
@@ -79,20 +79,20 @@ def _read_message(message: Any) -> Message:
         return {"role": "", "content": _read_content(message)}
     role = message.get("role")
     found: Message = {
-        "role": make_harmless(role, MAX_NAME_CHARS) if isinstance(role, str) else "",
+        "role": sanitize_text(role, MAX_NAME_CHARS) if isinstance(role, str) else "",
         "content": _read_content(message.get("content")),
     }
     for key in _NAMES:
         value = message.get(key)
         if isinstance(value, str):
-            found[key] = make_harmless(value, MAX_NAME_CHARS)
+            found[key] = sanitize_text(value, MAX_NAME_CHARS)
     for key in _TEXTS:
         value = message.get(key)
         if isinstance(value, str) and value:
-            found[key] = make_harmless(value)
+            found[key] = sanitize_text(value)
     calls = message.get("tool_calls")
     if not calls and isinstance(message.get("function_call"), dict):
-        calls = [{"function": message["function_call"]}]  # as it was before 'tools'
+        calls = [{"function": message["function_call"]}]  # the predecessor of 'tools'
     if isinstance(calls, list) and calls:
         found["tool_calls"] = [_read_call(call) for call in calls[:MAX_MESSAGES]]
     return found
@@ -108,7 +108,7 @@ def _read_call(call: Any) -> Message:
         "type": "function",
         "function": {
             "name": _read_name(function.get("name")),
-            "arguments": make_harmless(
+            "arguments": sanitize_text(
                 arguments if isinstance(arguments, str) else _encode(arguments)
             ),
         },
@@ -119,29 +119,29 @@ def _read_content(content: Any) -> str | None:
     if content is None:
         return None
     if isinstance(content, str):
-        return make_harmless(content)
+        return sanitize_text(content)
     if isinstance(content, list):
         return "".join([_read_part(part) for part in content[:MAX_MESSAGES]])
-    return make_harmless(_encode(content))
+    return sanitize_text(_encode(content))
 
 
 def _read_part(part: Any) -> str:
     if isinstance(part, str):
-        return make_harmless(part)
+        return sanitize_text(part)
     if isinstance(part, dict):
         for key in ("text", "refusal"):
             if isinstance(part.get(key), str):
-                return make_harmless(part[key])
+                return sanitize_text(part[key])
         return f"[{_read_name(part.get('type')) or 'part'}]"
     return "[part]"
 
 
 def _read_name(value: Any) -> str:
-    return make_harmless(value, MAX_NAME_CHARS) if isinstance(value, str) else ""
+    return sanitize_text(value, MAX_NAME_CHARS) if isinstance(value, str) else ""
 
 
 def _read_prompts(prompt: Any) -> list[Message]:
-    """A completion's prompts, each as a message of the user."""
+    """The prompts of a completion, each as a user message."""
     if isinstance(prompt, list) and not _is_token_ids(prompt):
         return [_read_prompt(each) for each in prompt[:MAX_MESSAGES]]
     return [] if prompt is None else [_read_prompt(prompt)]
@@ -179,7 +179,7 @@ def _read_choice(choice: Mapping[str, Any]) -> Message:
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
     found = {**_read_message(message), "role": "assistant"}
-    # A stream's content begins as "" also where there is none.
+    # A stream's content begins as "" even if there is none.
     found["content"] = found["content"] or None
     return found
 
@@ -202,11 +202,11 @@ def _encode(value: Any) -> str:
     try:
         return msgspec.json.encode(value).decode()
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
-        return repr(value)  # such as half of a surrogate pair in what is no text
+        return repr(value)  # for example, half of a surrogate pair
 
 
-def _drop_middle(items: list[Any]) -> list[Any]:
-    """At most `MAX_MESSAGES` of them, the first and the last ones."""
+def _truncate_middle(items: list[Any]) -> list[Any]:
+    """At most `MAX_MESSAGES` items, the first and the last ones."""
     if len(items) <= MAX_MESSAGES:
         return items
     half = MAX_MESSAGES // 2
@@ -215,7 +215,7 @@ def _drop_middle(items: list[Any]) -> list[Any]:
 
 
 def _bound(messages: list[Message]) -> list[Message]:
-    """Cut the longest texts until all of them together keep to `MAX_CHARS`."""
+    """Truncate the longest texts until they have at most `MAX_CHARS` in total."""
     sizes = sorted(len(holder[key]) for holder, key in _walk_texts(messages))
     left, limit = MAX_CHARS, MAX_CHARS
     if sum(sizes) <= left:
@@ -233,7 +233,7 @@ def _bound(messages: list[Message]) -> list[Message]:
 
 
 def _walk_texts(messages: list[Message]) -> Iterable[tuple[Message, str]]:
-    """Where each text stands: the object that holds it, and the key."""
+    """The location of each text: the object that holds it, and the key."""
     for message in messages:
         for key in ("content", *_TEXTS):
             if isinstance(message.get(key), str):

@@ -1,8 +1,8 @@
-"""The fields of OpenAI-style requests: what each may hold, and whether an engine can honour it.
+"""The fields of OpenAI requests: their valid values, and whether an engine can honour them.
 
-Nothing is accepted and ignored. A field is refused with a 400 that names it when it is unknown,
-when its value is not what the field holds, and when the engine behind the model cannot honour it
-(unless the value is the one that means "as usual").
+No field is accepted and ignored. A field is refused with a 400 that names it if it is unknown, if
+its value is not valid, or if the engine behind the model cannot honour it. An unsupported field
+with its default value is accepted.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from thrifty.openai.errors import bad_request
+from thrifty.openai.errors import WireError, bad_request
 
 
 class Endpoint(StrEnum):
-    """The endpoints that reach an engine, by their path."""
+    """The endpoints that reach an engine, by path."""
 
     CHAT = "/v1/chat/completions"
     COMPLETIONS = "/v1/completions"
@@ -27,12 +27,12 @@ class Endpoint(StrEnum):
 
 @dataclass(frozen=True)
 class Field:
-    """One request field. `rule` finishes the sentence "it must be ..."."""
+    """One request field. `rule` completes the sentence "it must be ..."."""
 
     rule: str
     accepts: Callable[[Any], bool]
     neutral: tuple[Any, ...] = ()
-    """Values that ask for nothing special, which every engine honours."""
+    """Values that have no effect, which every engine honours."""
 
 
 def _number(low: float, high: float, *neutral: float) -> Field:
@@ -76,7 +76,7 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def _is_text_input(value: Any) -> bool:
-    """A string, token ids, or a non-empty batch of either."""
+    """Whether it is a string, token ids, or a non-empty batch of either."""
     if isinstance(value, str):
         return True
     if not isinstance(value, list) or not value:
@@ -107,7 +107,7 @@ def _is_stream_options(value: Any) -> bool:
 
 
 MAX_NAME = 64
-"""No field has a longer name, by far."""
+"""Far longer than any field's name."""
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 
@@ -218,24 +218,22 @@ _INSTEAD = {
 
 
 GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
-"""Fields that the gateway honours by itself; engines of ours do not get them."""
+"""Fields that the gateway itself honours; our own engines do not receive them."""
 
 
-def check_form(body: Mapping[str, Any], endpoint: Endpoint) -> None:
-    """Raise a 400 that names the first field whose value is not what the field holds, or that is
-    required and missing. Fields that are not known here pass: a server that others run may know them.
+def check_values(body: Mapping[str, Any], endpoint: Endpoint) -> None:
+    """Raise a 400 that names the first field with an invalid value, or a missing required field.
+    Unknown fields pass, because an external server may know them.
     """
     fields = FIELDS[endpoint]
     required = REQUIRED.get(endpoint)
     if required is not None and body.get(required) is None:
-        raise bad_request(
-            f"Missing required parameter: '{required}'.", required, "missing_required_parameter"
-        )
+        raise missing_parameter(required)
     for name, value in body.items():
         field = fields.get(name)
         if field is not None and value is not None and not field.accepts(value):
             raise bad_request(
-                f"'{name}' must be {field.rule}, not {_show(value)}.", name, "invalid_value"
+                f"'{name}' must be {field.rule}, not {show_value(value)}.", name, "invalid_value"
             )
 
 
@@ -248,8 +246,8 @@ def check_honoured(
 ) -> None:
     """Raise a 400 that names the first field that the engine cannot honour, if there is one.
 
-    `honoured` names the fields that the engine can honour; `None` means that only the server behind
-    it knows. `version` is named in the message where the model may have several.
+    `honoured` names the fields that the engine can honour; None means that only the external server
+    knows. `version` is named in the message if the model may have several.
     """
     if honoured is None:
         return
@@ -265,7 +263,7 @@ def check_honoured(
             and value not in field.neutral
             and name != REQUIRED.get(endpoint)
         ):
-            instead = _INSTEAD.get(name, "leave it out, or use an engine that can")
+            instead = _INSTEAD.get(name, "remove it, or use an engine that can")
             behind = engine if version is None else f"version {version}, {engine}"
             raise bad_request(
                 f"The engine behind this model ({behind}) cannot honour '{name}'; {instead}.",
@@ -280,20 +278,26 @@ def check_fields(
     honoured: Collection[str] | None,
     engine: str = "engine",
 ) -> None:
-    """`check_form` and `check_honoured`."""
-    check_form(body, endpoint)
+    """Run `check_values` and `check_honoured`."""
+    check_values(body, endpoint)
     check_honoured(body, endpoint, honoured, engine)
+
+
+def missing_parameter(name: str) -> WireError:
+    """The 400 for a missing required parameter."""
+    return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
 
 
 def _unknown(name: str, fields: Collection[str]) -> Exception:
     if len(name) > MAX_NAME:
-        # Comparing megabytes would hold everybody up.
+        # Comparing megabytes would block all other requests.
         name = f"{name[:MAX_NAME]}..."
     near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """The representation of a value in error messages, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

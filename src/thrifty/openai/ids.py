@@ -1,4 +1,4 @@
-"""Ids that are unique and cheap: random once for the process, then counted.
+"""Ids that are unique and cheap: a random prefix per process, and a counter.
 
 `uuid4` asks the kernel for random bytes every time, which costs more than the rest of a cached
 answer.
@@ -22,7 +22,7 @@ def new_id() -> str:
 
 
 def read_response_id(headers: Mapping[bytes, bytes]) -> str:
-    """The id that the caller gives the response in `x-request-id`, or a new one."""
+    """The response id that the caller chose in `x-request-id`, or a new one."""
     given = headers.get(b"x-request-id")
     if given is not None and _GIVEN.fullmatch(given):
         return given.decode()

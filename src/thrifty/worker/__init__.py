@@ -1,1 +1,1 @@
-"""A gateway worker: its parts put together, and its process."""
+"""A gateway worker: the assembly of its parts, and its process."""

@@ -1,4 +1,4 @@
-"""`python -m thrifty.gateway SETTINGS`: one gateway worker; SETTINGS is JSON."""
+"""`python -m thrifty.worker SETTINGS` runs one gateway worker; SETTINGS is JSON."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A gateway worker's parts: put together, and taken apart again in the reverse order.
+"""Assembles the parts of a gateway worker, and closes them in the reverse order.
 
-The worker's process and the tests use this one assembly, so that tests run the very parts that
-serve requests. What it leaves to them: where to listen, when batches begin to run, when to drain.
+The worker's process and the tests use the same assembly, so that tests run the parts that serve
+requests. The caller decides where to listen, when batches start to run, and when to drain.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from thrifty.db.nodes import RENEW_S, NodeClaim
 from thrifty.errors import DatabaseError
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
-from thrifty.gateway.admission.spend import SpendBook, SpendKeeper
+from thrifty.gateway.admission.spend import SpendLedger, SpendSync
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
 from thrifty.gateway.app.endpoints import Endpoints
-from thrifty.gateway.app.gateway import AnswerOther, Gateway
+from thrifty.gateway.app.gateway import AnswerOther, Gateway, Steps
 from thrifty.gateway.app.pages import Pages
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.app.shadow import Shadows
@@ -56,24 +56,24 @@ MakeServices = Callable[[], ApiServices]
 
 @dataclass(frozen=True)
 class Parts:
-    """What serves requests. All of it runs, but the server, which does not listen yet, and batches,
-    whose `runner` is to be started.
+    """The parts of a worker. All of them run, except for the server, which does not listen yet, and
+    batches, whose `runner` must be started.
     """
 
     table: RoutingTable
     reader: TableReader
     cache: AnswerCache
     writer: LogWriter | None
-    """None where requests are not recorded."""
+    """None if requests are not recorded."""
     server: HttpServer
     batches: Batches | None
-    """None where there is no place for files."""
+    """None if there is no folder for files."""
     management: Management | None
-    """None where there is no home to manage."""
+    """None if there is no home to manage."""
 
     async def drain(self, timeout_s: float, idle_grace_s: float) -> int:
-        """End what runs, as `HttpServer.drain` does, and leave batches to the next worker; returns
-        how many requests were cut.
+        """Drain the server as `HttpServer.drain` does, and leave batches to the next worker;
+        returns how many requests were cut off.
         """
         if self.management is not None:
             self.management.end_streams()
@@ -87,22 +87,22 @@ class Parts:
 
 @dataclass(frozen=True)
 class Secrets:
-    """What a worker is told beside its settings, because others must not see it."""
+    """Secrets that a worker receives separately from its settings."""
 
     database_url: str
     redis_url: str = ""
     ids: bytes = b""
-    """Marks response and conversation ids as ours; the same in all workers. Empty: one of this
-    worker's own."""
+    """The key that signs response and conversation ids, the same in all workers. If empty, the
+    worker generates its own."""
 
 
 @contextlib.asynccontextmanager
 async def assemble(
     settings: GatewaySettings, secrets_: Secrets, make_services: MakeServices | None = None
 ) -> AsyncIterator[Parts]:
-    """The parts of one worker, until the block ends; `drain` them first. The database must be up
-    to date. `make_services` makes what the management API manages; without it there is no such API.
-    Raises `ThriftyError` where something cannot be used.
+    """The parts of one worker until the block ends; `drain` them first. The database schema must be
+    current. `make_services` makes the services of the management API; without it there is no such
+    API. Raises `ThriftyError` if a part cannot be created.
     """
     async with contextlib.AsyncExitStack() as stack:
         metrics = GatewayMetrics()
@@ -127,9 +127,9 @@ async def assemble(
             conversations=Conversations(secret),
             same_origin=SameOrigin(settings.hosts, settings.cors),
         )
-        book = SpendBook()
-        spend = SpendKeeper(database, book)
-        gateway = _make_gateway(stack, base, book)
+        ledger = SpendLedger()
+        spend = SpendSync(database, ledger)
+        gateway = _make_gateway(stack, base, ledger)
         batches = _make_batches(stack, base, secrets_.database_url, gateway)
         management = None
         if make_services is not None:
@@ -137,7 +137,7 @@ async def assemble(
             stack.push_async_callback(management.stop)
         cache_pages = CachePages(base.reader, base.cache)
         gateway.answer_other = _make_endpoints(base, gateway, cache_pages, batches, management)
-        # A worker that shares its port with another must know the fleet before it takes requests.
+        # A worker that shares its port must know the fleet before it takes requests.
         await asyncio.gather(base.reader.start(), spend.start())
         stack.callback(base.reader.stop)
         stack.push_async_callback(spend.stop)
@@ -152,7 +152,7 @@ async def assemble(
 
 @dataclass(frozen=True)
 class _Base:
-    """What the parts share."""
+    """The dependencies that the parts share."""
 
     settings: GatewaySettings
     metrics: GatewayMetrics
@@ -167,15 +167,15 @@ class _Base:
     same_origin: SameOrigin
 
 
-def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, book: SpendBook) -> Gateway:
-    """The path of requests to models."""
+def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLedger) -> Gateway:
+    """Make the request path."""
     settings, metrics = base.settings, base.metrics
     shared = None
     if base.store is not None:
         shared = SharedCounts(base.store)
         stack.push_async_callback(shared.finish)
     shortcuts = Shortcuts(SHORTCUTS_BYTES)
-    gateway = Gateway(
+    steps = Steps(
         table=base.table,
         reader=base.reader,
         forwarder=base.forwarder,
@@ -186,11 +186,12 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, book: SpendBook
         shortcuts=shortcuts,
         recorder=Recorder(metrics, base.writer, prompts=settings.record_prompts),
         metrics=metrics,
-        limiter=KeyLimiter(metrics, book, shared),
+        limiter=KeyLimiter(metrics, ledger, shared),
         ids=base.ids,
         conversations=base.conversations,
         same_origin=base.same_origin,
     )  # fmt: skip
+    gateway = Gateway(steps)
     shadows = Shadows(gateway.run, metrics)
     gateway.on_ended = shadows.note_ended
     stack.push_async_callback(shadows.stop)
@@ -204,8 +205,8 @@ def _make_endpoints(
     batches: Batches | None,
     management: Management | None,
 ) -> AnswerOther:
-    """The one table of routes, and what answers from it."""
-    describe_log = base.writer.describe if base.writer is not None else _fine
+    """Make the table of routes and its dispatcher."""
+    describe_log = base.writer.describe if base.writer is not None else _describe_nothing
     pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
     routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
     if batches is not None:
@@ -216,8 +217,8 @@ def _make_endpoints(
     return Endpoints(base.table, base.reader, table, base.same_origin).answer
 
 
-def _fine() -> None:
-    """Nothing is wrong with a request log that is not kept."""
+def _describe_nothing() -> None:
+    """Describe nothing, because there is no request log."""
 
 
 def _make_cache(
@@ -238,7 +239,7 @@ def _make_cache(
 async def _make_ids(
     stack: contextlib.AsyncExitStack, database: Database, secret: bytes
 ) -> ResponseIds:
-    """Ids of responses, under a node number that no other worker has."""
+    """Make response ids with a node number that no other worker has."""
     claim = await asyncio.to_thread(NodeClaim, database)
     stack.push_async_callback(asyncio.to_thread, claim.release)
     ids = ResponseIds(secret, claim.number)
@@ -257,7 +258,7 @@ async def _make_ids(
 def _make_batches(
     stack: contextlib.AsyncExitStack, base: _Base, database_url: str, gateway: Gateway
 ) -> Batches | None:
-    """Files and batches, where there is a place for files."""
+    """Make files and batches, if there is a folder for files."""
     settings = base.settings
     if not settings.batches.folder:
         return None
@@ -276,7 +277,7 @@ def _make_batches(
 
 
 def _open(stack: contextlib.AsyncExitStack, url: str) -> Database:
-    """A pool of connections of its own: what one part waits for holds up no other."""
+    """Open a separate connection pool, so that parts do not wait for each other's connections."""
     database = open_database(url, migrate=False)
     stack.callback(database.close)
     return database
@@ -285,7 +286,7 @@ def _open(stack: contextlib.AsyncExitStack, url: str) -> Database:
 async def _open_store(
     stack: contextlib.AsyncExitStack, url: str, metrics: GatewayMetrics, timeout_s: float
 ) -> SharedStore | None:
-    """The shared store, where there is one."""
+    """Open the shared store, if one is configured."""
     if not url:
         return None
     store = SharedStore(
@@ -302,7 +303,7 @@ async def _open_store(
 def _start_writer(
     stack: contextlib.AsyncExitStack, url: str, settings: GatewaySettings, metrics: GatewayMetrics
 ) -> LogWriter | None:
-    """The request log's writer, where requests are recorded."""
+    """Start the request log's writer, if requests are recorded."""
     if not settings.record_requests:
         return None
     writer = LogWriter(
@@ -323,7 +324,7 @@ def _start_writer(
 def _publish(
     stack: contextlib.AsyncExitStack, pages: CachePages, database: Database, worker_id: str
 ) -> None:
-    """Tell other processes this worker's figures, until it ends."""
+    """Publish this worker's statistics to other processes until it ends."""
     name = f"{socket.gethostname()[:48]}/{worker_id[:32]}/{os.getpid()}"
 
     async def forget() -> None:

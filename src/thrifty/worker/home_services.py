@@ -1,7 +1,7 @@
-"""The management API's services on the database of a home: what `ApiServices` asks for.
+"""The services of the management API on the database of a home; implements `ApiServices`.
 
-Specs are planned and applied in a process of their own (`thrifty.spec_worker`), so that a gateway
-worker that answers the API goes on serving meanwhile.
+Specs are planned and applied in a separate process (`thrifty.spec_worker`), so that the gateway
+worker that answers the API continues to serve meanwhile.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from thrifty.home import HOME_VARIABLE, Home
 from thrifty.openai.errors import WireError
 
 SPEC_TIMEOUT_S = 3600.0
-"""For one request: fetching a large model takes long."""
+"""Limit for one request; fetching a large model takes long."""
 
 
 class HomeServices:
-    """The service of one home, on its open database. Its methods block, and may run in threads."""
+    """The service of one home, on its open database. The methods block and may run on threads."""
 
     def __init__(self, database: Database, home: Home) -> None:
         self._database = database
         self._home = home
 
     def get_status(self) -> Status:
-        """What runs. Raises `DatabaseError`."""
+        """The running service. Raises `DatabaseError`."""
         note = read_controller_note(self._home)
         url = note.url if note is not None and note.alive else None
         deployments = [
@@ -74,7 +74,7 @@ class HomeServices:
     def set_traffic(
         self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
     ) -> Traffic:
-        """Change weights. Raises a 404 for what there is not, `ControlError` for what cannot be."""
+        """Change weights. Raises a 404 for unknown names, `ControlError` for invalid changes."""
         self._require(deployment)
         known = read_desired(self._database).deployments[deployment]
         for label in weights:
@@ -83,7 +83,7 @@ class HomeServices:
         return _to_traffic(set_traffic(self._database, deployment, weights, _actor(who, why)))
 
     def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
-        """Restore the previous desired state. Raises a 404, and a 409 where there is none."""
+        """Restore the previous desired state. Raises a 404, or a 409 if there is none."""
         history = read_history(self._database, deployment, 2)
         if not history:
             self._require(deployment)
@@ -102,23 +102,23 @@ class HomeServices:
         )  # fmt: skip
 
     def make_plan(self, spec: Mapping[str, Any]) -> Plan:
-        """What applying `spec` would do. Raises `SpecError`."""
+        """What applying `spec` would change. Raises `SpecError`."""
         return Plan.model_validate(self._run("plan", spec)["plan"])
 
     def apply_spec(self, spec: Mapping[str, Any], *, reset: bool, who: str, why: str) -> Applied:
-        """Make `spec` the desired state; returns once its models are prepared, without waiting until
-        it runs. Raises `SpecError`.
+        """Make `spec` the desired state. Returns once its models are prepared, without waiting
+        until it runs. Raises `SpecError`.
         """
         actor = _actor(who, why)
         answer = self._run("apply", spec, reset=reset, who=actor.who, why=why)
         return Applied.model_validate(answer)
 
     def list_keys(self) -> KeyList:
-        """The keys that are not revoked."""
+        """All keys that are not revoked."""
         return KeyList(keys=[_to_key_info(key) for key in list_keys(self._database)])
 
     def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
-        """Make a key. Raises `ThriftyError` kinds."""
+        """Create a key. Raises kinds of `ThriftyError`."""
         limits = KeyLimits(**key.limits.model_dump())
         made, secret = create_key(self._database, key.name, key.role, key.tenant, limits)
         return CreatedKey(key=_to_key_info(made), secret=secret)
@@ -134,7 +134,7 @@ class HomeServices:
             raise not_found("deployment", deployment)
 
     def _run(self, act: str, spec: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-        """Have `thrifty.spec_worker` do it. Raises `SpecError` and `ThriftyError`."""
+        """Run an action in `thrifty.spec_worker`. Raises `SpecError` and `ThriftyError`."""
         request = msgspec.json.encode({"act": act, "spec": dict(spec), **options})
         try:
             done = subprocess.run(
@@ -145,7 +145,7 @@ class HomeServices:
         except subprocess.TimeoutExpired:
             raise ThriftyError(
                 f"the spec was not {'planned' if act == 'plan' else 'prepared'} within "
-                f"{SPEC_TIMEOUT_S:g} s; what was fetched is kept, and another try goes on from there"
+                f"{SPEC_TIMEOUT_S:g} s; fetched files are kept, and another attempt resumes there"
             ) from None
         if done.returncode != 0:
             raise RuntimeError(done.stderr.decode(errors="replace")[-2000:])
@@ -158,7 +158,7 @@ class HomeServices:
 
 
 def make_home_services(database_url: str, home: Home) -> HomeServices:
-    """The services of `home`, with a connection of their own. Raises `DatabaseError`."""
+    """The services of `home`, with a separate connection. Raises `DatabaseError`."""
     return HomeServices(open_database(database_url, migrate=False), home)
 
 

@@ -1,7 +1,7 @@
-"""The management API in a gateway worker: made when it is first asked for.
+"""The management API in a gateway worker, created on first use.
 
-The web framework costs memory and half a second of imports, which a worker that only passes tokens
-on should not pay. Requests of the API run on threads and never hold up a token.
+The web framework costs memory and half a second of imports, which a worker that only forwards
+tokens should not pay. The API's requests run on threads and never delay a token.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from thrifty.http.asgi import AsgiApp, AsgiBridge
 from thrifty.http.exchange import Exchange
 
 LOOPBACK_CALLER = "loopback"
-"""Who asks where no keys are needed: somebody on this machine."""
+"""The caller's name if no keys are needed: someone on this machine."""
 
 
 class Management:
-    """Answers what the table of the management API lists."""
+    """Handles the routes of the management API."""
 
     def __init__(self, make_services: Callable[[], ApiServices]) -> None:
         self._make_services = make_services
         self._bridge: asyncio.Task[AsgiBridge] | None = None
 
     def routes(self) -> list[OwnRoute]:
-        """What it answers."""
+        """The routes of the management API."""
         return [
             OwnRoute(route.method, route.path, route.role, self._answer, route.summary)
             for route in API_ROUTES
         ]
 
     def end_streams(self) -> None:
-        """End the event streams, which would otherwise hold up draining."""
+        """End the event streams, which would otherwise delay draining."""
         if self._bridge is not None and self._bridge.done() and not self._bridge.cancelled():
             self._bridge.result().end_streams()
 
     async def stop(self) -> None:
-        """End what runs."""
+        """Stop the application."""
         if self._bridge is not None:
             await (await self._bridge).stop()
 

@@ -1,4 +1,4 @@
-"""A gateway worker's process: it assembles its parts, listens, and drains when it is told to stop."""
+"""The process of a gateway worker: assembles the parts, listens, and drains when told to stop."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from thrifty.worker.settings import GatewaySettings
 log = logging.getLogger(__name__)
 
 IDLE_GRACE_S = 1.0
-"""A client that sends its requests one after the other on one connection has sent the next by then,
-on a busy machine too, and is told with its answer to come back on another one."""
+"""By then a client that sends requests one after another on a connection has sent its next one,
+even on a busy machine, and the response tells it to reconnect."""
 SWITCH_INTERVAL_S = 0.0005
-"""The log writer's and the table reader's threads give way this fast (Python's default is 5 ms)."""
+"""The threads of the log writer and the table reader yield this fast (Python's default: 5 ms)."""
 
 
 def run_worker(settings: GatewaySettings) -> int:
-    """Serve until SIGTERM or SIGINT; returns the process's exit status."""
+    """Serve until SIGTERM or SIGINT; returns the exit status."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def main(stopping: asyncio.Event) -> int:
@@ -45,7 +45,7 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
     )
 
     def make_services() -> ApiServices:
-        # Imported when the management API is first asked for: it plans, and so knows every engine.
+        # Imported on first use of the management API: planning loads every engine.
         from thrifty.worker.home_services import make_home_services
 
         return make_home_services(secrets.database_url, Home(Path(settings.home)))
@@ -58,19 +58,19 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
             return ADDRESS_IN_USE
         log.info("listening on %s", url)
         if settings.ready_file is not None:
-            _say_ready(Path(settings.ready_file), own_url)
+            _write_ready_file(Path(settings.ready_file), own_url)
         if parts.batches is not None:
             parts.batches.runner.start()
         await stopping.wait()
         log.info("draining")
         cut = await parts.drain(settings.drain_timeout_s, IDLE_GRACE_S)
         if cut:
-            log.warning("%d requests were cut after %.0f s", cut, settings.drain_timeout_s)
+            log.warning("%d requests were cut off after %.0f s", cut, settings.drain_timeout_s)
     return 0
 
 
 async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, str]:
-    """Listen where it alone is asked, and where all workers are; returns both addresses."""
+    """Listen on this worker's own address and on the shared one; returns both URLs."""
     own_port = await server.start("127.0.0.1", 0)
     tls = None
     if settings.tls is not None:
@@ -84,7 +84,7 @@ async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, s
     return f"http://127.0.0.1:{own_port}", f"{scheme}://{host}:{port}"
 
 
-def _say_ready(path: Path, url: str) -> None:
+def _write_ready_file(path: Path, url: str) -> None:
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps({"pid": os.getpid(), "url": url}))
     os.replace(beside, path)

@@ -1,4 +1,4 @@
-"""What a gateway worker is told as it starts."""
+"""The settings that a gateway worker is started with."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from thrifty.gateway.state.shared_store import TIMEOUT_S
 
 
 class TlsSettings(msgspec.Struct, frozen=True):
-    """Files in PEM format, read again when they change."""
+    """Paths of PEM files, which are reloaded when they change."""
 
     cert: str
     key: str
 
 
 class GatewaySettings(msgspec.Struct, frozen=True):
-    """What a worker is started with."""
+    """The settings of one worker."""
 
     host: str
     port: int
     id: str = "gateway-0"
     listen_fds: tuple[int, ...] = ()
-    """Sockets that are bound to `host` and `port` already; they stay when this worker goes."""
+    """Sockets that are already bound to `host` and `port`; they outlive this worker."""
     ready_file: str | None = None
-    """Where it says that it listens, and the address that is its own."""
+    """Written once the worker listens; contains its pid and its own URL."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
-    """The variable that holds the URL: it may hold a password, which a command line would show."""
+    """The variable that holds the URL; its password would be visible on a command line."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
-    """As for the database; empty or not set where there is none."""
+    """The variable that holds the URL; empty or unset if there is no Redis."""
     id_secret_env: str = "THRIFTY_ID_SECRET"  # noqa: S105
-    """As for the database: the secret, in hex, that marks response ids as ours."""
+    """The variable that holds the key, in hex, that signs response ids."""
     redis_timeout_s: float = TIMEOUT_S
     max_body_bytes: int = 8_000_000
     cache_bytes: int = 256_000_000
     cache_shared: SharedSettings | None = None
-    """How answers are shared through Redis; None: they are not."""
+    """Settings for sharing answers through Redis; None disables sharing."""
     read_timeout_s: float = 20.0
     write_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
@@ -46,13 +46,13 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_max_rows: int = 10_000_000
     require_keys: bool = False
     workers: int = 1
-    """How many gateway workers share the replicas' slots."""
+    """The number of gateway workers that share the replicas' slots."""
     batches: BatchSettings = BatchSettings()
     cors: tuple[str, ...] = ()
-    """Origins whose web pages may read answers; `*`: all."""
+    """Origins whose web pages may read answers; `*` allows all."""
     hosts: tuple[str, ...] = ()
-    """Names under which the service is known, beside its addresses."""
+    """Host names of the service, in addition to its addresses."""
     tls: TlsSettings | None = None
-    """Encrypts connections, other than those on the worker's own port."""
+    """Encrypts connections, except those to the worker's own port."""
     home: str = ""
-    """The home that the management API works on; empty: there is no management API."""
+    """The home that the management API manages; if empty, there is no management API."""

@@ -1,11 +1,11 @@
-"""Makes the files beside it, with the code of the first release (commit a99fd5e):
+"""Generates the files in this folder with the code of the first release (commit a99fd5e):
 
     git worktree add --detach /tmp/first a99fd5e
     PYTHONPATH=/tmp/first/src python tests/db/first_release/make_dumps.py
 
-The dumps: every table has rows as that release writes them, through its own functions. The
-statements: what a gateway worker of that release sends to a database that it has opened, by the
-name of the function, each with its parameters.
+The dumps contain rows in every table, written by that release's own functions. The statements are
+those that a gateway worker of that release sends to an open database, by the name of the function,
+each with its parameters.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def fill(database: Database) -> None:
 
 
 def record(database: Database) -> dict[str, list[list[Any]]]:
-    """The statements of each thing that a gateway worker does with the database."""
+    """The statements of everything that a gateway worker does with the database."""
     seen: list[list[Any]] = []
 
     def note(_c: Any, _k: Any, statement: str, parameters: Any, _x: Any, _m: bool) -> None:
@@ -147,7 +147,7 @@ def record(database: Database) -> dict[str, list[list[Any]]]:
 
 
 def write_statements(name: str, found: dict[str, list[list[Any]]]) -> None:
-    """One file for each kind of database."""
+    """Write one file per kind of database."""
     (HERE / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -157,7 +157,7 @@ def main() -> None:
         path = Path(folder) / "t.db"
         database = open_database(f"sqlite:///{path}", migrate=True)
         fill(database)
-        database.close()  # which writes the log into the file
+        database.close()  # this writes the log into the file
         connection = sqlite3.connect(path)
         (HERE / "sqlite.sql").write_text("\n".join(connection.iterdump()) + "\n")
         connection.close()

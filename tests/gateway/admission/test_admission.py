@@ -1,4 +1,4 @@
-"""The queue, deadlines, ejection and hedging, through the whole gateway, with real replicas."""
+"""The queue, deadlines, ejection and hedging in a whole gateway with real replicas."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_a_replica_never_has_more_than_its_slots(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-async def test_a_greedy_tenant_delays_itself_and_not_the_others(tmp_path: Path) -> None:
+async def test_a_greedy_tenant_delays_only_itself(tmp_path: Path) -> None:
     row = echo_deployment(slots=4)
     async with (
         running_echo(ttft_s=0.04) as url,
@@ -84,7 +84,7 @@ async def test_a_greedy_tenant_delays_itself_and_not_the_others(tmp_path: Path) 
         assert {reply.status for reply in replies} == {200}
 
 
-async def test_the_queue_is_bounded_and_says_when_to_come_again(tmp_path: Path) -> None:
+async def test_the_queue_is_bounded_and_says_when_to_retry(tmp_path: Path) -> None:
     row = echo_deployment(slots=1, waiting=2, wait_timeout_s=1.0)
     async with (
         running_echo(ttft_s=4.0) as url,
@@ -102,7 +102,7 @@ async def test_the_queue_is_bounded_and_says_when_to_come_again(tmp_path: Path) 
         assert metrics.metric("thrifty_rejections_total", reason="queue_timeout") == 2
 
 
-async def test_without_a_ready_replica_slots_make_no_difference(tmp_path: Path) -> None:
+async def test_slots_do_not_matter_without_a_ready_replica(tmp_path: Path) -> None:
     row = echo_deployment(slots=2, waiting=3, wait_timeout_s=2.0)
     async with running_echo() as url, running_gateway(tmp_path, [], deployment=row) as gateway:
         replies = await asyncio.gather(*(gateway.ask(CHAT) for _ in range(5)))
@@ -161,22 +161,22 @@ async def test_a_deadline_must_be_a_number(tmp_path: Path) -> None:
         assert (await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "5000"})).status == 200
 
 
-async def test_an_answer_that_has_not_begun_in_time_is_given_up(tmp_path: Path) -> None:
+async def test_an_answer_that_misses_its_deadline_is_abandoned(tmp_path: Path) -> None:
     async with running_echo(ttft_s=2.0) as url, running_gateway(tmp_path, [url]) as gateway:
         for body in (CHAT, {**CHAT, "stream": True}, {**CHAT, "temperature": 0}):
             reply = await gateway.ask(body, headers={"x-thrifty-timeout-ms": "100"})
             assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
-        # The replica stopped working for it, and is not blamed.
+        # The replica stopped working on it, and does not count as failed.
         for _ in range(100):
             if await load_of(url) == 0:
                 break
             await asyncio.sleep(0.01)
         assert await load_of(url) == 0
-        assert gateway.version().health.fine
+        assert gateway.version().health.all_healthy
         assert (await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "60000"})).status == 200
 
 
-async def test_a_stream_that_only_says_that_it_begins_has_not_begun(tmp_path: Path) -> None:
+async def test_a_stream_without_a_token_has_not_begun(tmp_path: Path) -> None:
     async def hesitate(exchange: Exchange) -> None:
         exchange.start(200, EVENT_STREAM_HEADERS)
         await asyncio.sleep(600)
@@ -196,13 +196,13 @@ async def test_the_spec_may_set_a_deadline_for_all(tmp_path: Path) -> None:
         running_gateway(tmp_path, [url], deployment=row) as gateway,
     ):
         assert (await gateway.ask(CHAT)).error["code"] == "deadline_exceeded"
-        # A client may ask for less, not for more.
+        # A client may ask for less time, but not for more.
         reply = await gateway.ask(CHAT, headers={"x-thrifty-timeout-ms": "60000"})
         assert reply.error["code"] == "deadline_exceeded"
 
 
 @pytest.mark.slow
-async def test_what_cannot_be_in_time_is_refused_at_once(tmp_path: Path) -> None:
+async def test_an_unreachable_deadline_is_refused_at_once(tmp_path: Path) -> None:
     row = echo_deployment(slots=1)
     async with (
         running_echo(ttft_s=1.0) as url,
@@ -218,7 +218,7 @@ async def test_what_cannot_be_in_time_is_refused_at_once(tmp_path: Path) -> None
         assert {r.status for r in await asyncio.gather(*crowd)} == {200}
 
 
-async def test_requests_of_who_holds_much_tell_the_engine_that_they_may_wait(
+async def test_requests_of_large_tenants_get_a_lower_engine_priority(
     tmp_path: Path,
 ) -> None:
     asked: list[tuple[str, Any]] = []
@@ -259,7 +259,7 @@ async def test_requests_of_who_holds_much_tell_the_engine_that_they_may_wait(
 
 
 @pytest.mark.slow
-async def test_a_broken_replica_is_left_alone_and_comes_back(tmp_path: Path) -> None:
+async def test_a_broken_replica_is_ejected_and_restored(tmp_path: Path) -> None:
     broken, asked = True, 0
 
     async def sick(exchange: Exchange) -> None:
@@ -290,13 +290,13 @@ async def test_a_broken_replica_is_left_alone_and_comes_back(tmp_path: Path) -> 
         for _ in range(50):
             assert (await gateway.ask(CHAT)).status == 200
         assert asked == before
-        # As if its time were over: one request tries it, and it is back.
+        # Pretend that its ejection is over: one trial request restores it.
         broken = False
         health._records["echo-0"].ejected_until_s = time.monotonic()
         replies = [await gateway.ask(CHAT) for _ in range(20)]
         assert {reply.status for reply in replies} == {200}
         assert asked > before
-        assert health.fine
+        assert health.all_healthy
 
 
 # Hedging
@@ -304,7 +304,7 @@ async def test_a_broken_replica_is_left_alone_and_comes_back(tmp_path: Path) -> 
 
 @contextlib.asynccontextmanager
 async def stalling() -> Any:
-    """A server that begins a stream at once and then says nothing, and tells who was cancelled."""
+    """A server that begins a stream, sends nothing more, and records cancelled requests."""
     seen = {"asked": 0, "cancelled": 0}
 
     async def stall(exchange: Exchange) -> None:
@@ -320,7 +320,7 @@ async def stalling() -> Any:
         yield url, seen
 
 
-async def test_a_second_replica_is_asked_where_the_first_stalls(tmp_path: Path) -> None:
+async def test_a_stalled_request_is_hedged(tmp_path: Path) -> None:
     row = echo_deployment(hedge_s=0.1, routing="round_robin")
     async with (
         stalling() as (bad, seen),
@@ -392,7 +392,7 @@ async def test_a_client_that_hangs_up_cancels_both(tmp_path: Path) -> None:
         assert [replica.in_flight for replica in replicas] == [0, 0]
 
 
-async def test_where_both_fail_the_request_is_sent_again_or_told(tmp_path: Path) -> None:
+async def test_a_request_that_fails_on_both_is_retried_or_refused(tmp_path: Path) -> None:
     async def dying(exchange: Exchange) -> None:
         await asyncio.sleep(0.1)
         exchange.abort()

@@ -1,4 +1,4 @@
-"""Counts of keys against a slow, obvious reference, and against the very scripts that Redis runs."""
+"""Counts of keys against a slow, obvious reference, and against the scripts that Redis runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_no_minute_has_more_requests_than_the_limit(rpm: int, gaps: list[float])
         taken = counts.take(KeyLimits(rpm=rpm), ask(), now_s)
         lately = [at for at in granted if at > now_s - 60]
         if isinstance(taken, Refusal):
-            # It is refused for good reason: the minute, and a slot of two seconds, is full.
+            # The refusal is justified: a minute plus one slot of two seconds is full.
             wider = [at for at in granted if at > now_s - 60 - 2 * SLOT_S]
             assert len(wider) >= rpm
             assert taken.limit is Limit.REQUESTS
@@ -42,7 +42,7 @@ def test_no_minute_has_more_requests_than_the_limit(rpm: int, gaps: list[float])
 
 
 @given(st.lists(st.tuples(GAPS, st.integers(1, 50)), min_size=1, max_size=80))
-def test_who_waits_as_long_as_it_is_told_passes(steps: list[tuple[float, int]]) -> None:
+def test_a_client_that_honours_retry_after_passes(steps: list[tuple[float, int]]) -> None:
     limits = KeyLimits(rpm=5, tpm=100)
     counts, now_s = KeyCounts(), 0.0
     for gap, tokens in steps:
@@ -53,7 +53,7 @@ def test_who_waits_as_long_as_it_is_told_passes(steps: list[tuple[float, int]]) 
             now_s += taken.retry_after_s + 1e-6
             second = counts.take(limits, ask(tokens), now_s)
             if isinstance(second, Refusal):
-                # The other limit may stand in the way too; no third one does.
+                # The other limit may be exceeded too, but no third one.
                 assert second.limit is not taken.limit
                 assert second.retry_after_s is not None
                 now_s += second.retry_after_s + 1e-6
@@ -67,7 +67,7 @@ def test_who_waits_as_long_as_it_is_told_passes(steps: list[tuple[float, int]]) 
 def test_tokens_are_reserved_and_corrected(
     tpm: int, steps: list[tuple[float, int, int, int]]
 ) -> None:
-    """What is counted is never below what ended requests took in the last minute."""
+    """The count is never below the usage of the requests that ended in the last minute."""
     counts, now_s = KeyCounts(), 0.0
     running: list[tuple[Grant, int]] = []
     taken_at: list[tuple[float, int]] = []
@@ -89,7 +89,7 @@ def test_tokens_are_reserved_and_corrected(
     assert not counts.running
 
 
-def test_concurrency_is_given_back() -> None:
+def test_concurrency_is_released() -> None:
     counts, limits = KeyCounts(), KeyLimits(concurrency=2)
     grants = [counts.take(limits, ask(), 0.0) for _ in range(2)]
     refused = counts.take(limits, ask(), 0.0)
@@ -102,7 +102,7 @@ def test_concurrency_is_given_back() -> None:
     assert isinstance(counts.take(limits, ask(), 0.0), Refusal)
 
 
-def test_a_budget_is_reserved_so_that_many_at_once_cannot_overspend_it() -> None:
+def test_reservations_prevent_concurrent_overspending() -> None:
     counts, limits = KeyCounts(), KeyLimits(budget_day=1.0)
     grants = [counts.take(limits, ask(cost=0.3), 0.0) for _ in range(5)]
     assert [isinstance(g, Grant) for g in grants] == [True, True, True, False, False]
@@ -112,7 +112,7 @@ def test_a_budget_is_reserved_so_that_many_at_once_cannot_overspend_it() -> None
     assert refused.retry_after_s is not None  # others run, and may cost less than reserved
 
 
-def test_one_request_may_cost_more_than_what_is_left_but_only_alone() -> None:
+def test_a_request_alone_may_exceed_the_rest_of_a_budget() -> None:
     counts, limits = KeyCounts(), KeyLimits(budget_month=1.0)
     first = counts.take(limits, ask(cost=50.0, month=0.9), 0.0)
     assert isinstance(first, Grant)
@@ -123,10 +123,10 @@ def test_one_request_may_cost_more_than_what_is_left_but_only_alone() -> None:
     assert (spent.limit, spent.retry_after_s) == (Limit.BUDGET_MONTH, None)
 
 
-# The same, in Redis
+# The same in Redis
 
 
-async def test_redis_counts_as_this_process_does() -> None:
+async def test_redis_counts_like_this_process() -> None:
     cases = [
         KeyLimits(rpm=3),
         KeyLimits(tpm=100),
@@ -167,8 +167,8 @@ async def test_redis_counts_as_this_process_does() -> None:
         await store.close()
 
 
-async def test_workers_together_never_get_more_than_the_limit() -> None:
-    """Four workers ask at once; the sum is exact."""
+async def test_workers_together_never_exceed_the_limit() -> None:
+    """Four workers count concurrently; the sum is exact."""
     limits = KeyLimits(rpm=50, tpm=10_000, concurrency=1000)
     with running_redis() as server:
         stores = [SharedStore(server.url, timeout_s=2.0) for _ in range(4)]
@@ -185,7 +185,7 @@ async def test_workers_together_never_get_more_than_the_limit() -> None:
             await store.close()
 
 
-async def test_budgets_in_redis_are_shared_settled_and_never_below_the_databases() -> None:
+async def test_budgets_in_redis_are_never_below_the_database() -> None:
     limits = KeyLimits(budget_day=1.0)
     with running_redis() as server:
         store = SharedStore(server.url, timeout_s=1.0)
@@ -199,18 +199,18 @@ async def test_budgets_in_redis_are_shared_settled_and_never_below_the_databases
         for grant in granted:
             one.settle("k", grant, 1, 0.1, DAY)
         await one.finish()
-        # Half of it is spent. The database knows of more, from before Redis was there.
+        # Half of it is spent. The database knows a larger sum, from before Redis was used.
         assert isinstance(await two.take("k", limits, ask(1, 0.2), DAY), SharedGrant)
         refused = await two.take("k", limits, ask(1, 0.2, day=1.5, month=1.5), DAY)
         assert isinstance(refused, Refusal)
         assert (refused.limit, refused.used) == (Limit.BUDGET_DAY, 1.5)
-        # Everybody knows now; tomorrow is another day.
+        # All workers know it now; the next day starts at zero.
         assert isinstance(await one.take("k", limits, ask(1, 0.2), DAY), Refusal)
         assert isinstance(await one.take("k", limits, ask(1, 0.2), "2026-11-24"), SharedGrant)
         await store.close()
 
 
-async def test_a_worker_that_dies_leaves_no_slot_taken_for_ever() -> None:
+async def test_the_slots_of_a_dead_worker_are_freed() -> None:
     limits = KeyLimits(concurrency=1)
     with running_redis() as server:
         store = SharedStore(server.url, timeout_s=1.0)
@@ -219,10 +219,10 @@ async def test_a_worker_that_dies_leaves_no_slot_taken_for_ever() -> None:
         taken = await dead.take("k", limits, ask(), DAY)
         assert isinstance(taken, SharedGrant)
         assert isinstance(await alive.take("k", limits, ask(), DAY), Refusal)
-        # As if its lease had ended.
+        # Pretend that its lease has expired.
         await store.run("ZADD", "thrifty:limits:{k}:running", 1, taken.id)
         assert isinstance(await alive.take("k", limits, ask(), DAY), SharedGrant)
-        # Whoever still runs renews.
+        # A request that still runs renews its lease.
         dead.renew("k", [taken])
         await dead.finish()
         assert await store.run("ZCARD", "thrifty:limits:{k}:running") == 1
@@ -231,7 +231,7 @@ async def test_a_worker_that_dies_leaves_no_slot_taken_for_ever() -> None:
         await store.close()
 
 
-async def test_a_client_that_goes_while_redis_counts_leaves_nothing() -> None:
+async def test_a_client_that_leaves_while_redis_counts_is_settled() -> None:
     limits = KeyLimits(concurrency=1)
     with running_redis() as server:
         store = SharedStore(server.url, timeout_s=1.0)

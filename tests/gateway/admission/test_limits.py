@@ -1,4 +1,4 @@
-"""Limits of keys, through the whole gateway: 429s as OpenAI's, headers, budgets, Redis and without."""
+"""Limits of keys in a whole gateway: OpenAI's 429s, headers, budgets, with and without Redis."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHAT: dict[str, Any] = {
     "model": "echo", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 11,
 }  # fmt: skip
 PRICED = {"price_input": 0.0, "price_cached": 0.0, "price_output": 1_000_000.0}
-"""A token of an answer costs 1; the answer to CHAT has 11."""
+"""One token of an answer costs 1; the answer to CHAT has 11 tokens."""
 
 
 async def make_key(gateway: GatewayUnderTest, name: str = "ann", **limits: Any) -> dict[str, str]:
@@ -40,7 +40,7 @@ async def ask(gateway: GatewayUnderTest, headers: dict[str, str], **changes: Any
     return await gateway.ask({**CHAT, **changes}, headers=headers)
 
 
-async def test_requests_a_minute(tmp_path: Path) -> None:
+async def test_requests_per_minute(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         key = await make_key(gateway, rpm=3)
         replies = [await ask(gateway, key) for _ in range(5)]
@@ -89,12 +89,12 @@ async def test_a_cache_hit_is_a_request_but_takes_no_tokens(tmp_path: Path) -> N
         assert first.headers[b"x-ratelimit-remaining-requests"] == b"9"
         assert fresh.headers[b"x-ratelimit-remaining-requests"] == b"7"
         used = first.json()["usage"]["total_tokens"]
-        # One answer was generated, and the third is reserved by estimate.
+        # One answer was generated, and the third request is reserved by estimate.
         left = int(fresh.headers[b"x-ratelimit-remaining-tokens"])
         assert 1000 - 2 * used - 60 <= left <= 1000 - used
 
 
-async def test_tokens_a_minute_are_those_that_were_used(tmp_path: Path) -> None:
+async def test_tokens_per_minute_count_actual_usage(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
         key = await make_key(gateway, tpm=300)
         used = 0
@@ -106,13 +106,13 @@ async def test_tokens_a_minute_are_those_that_were_used(tmp_path: Path) -> None:
         assert reply.error["type"] == "tokens"
         assert reply.error["code"] == "rate_limit_exceeded"
         assert 300 - 80 <= used <= 300
-        # max_tokens beyond the limit does not refuse a request that is alone.
+        # A request that runs alone is not refused, even if its max_tokens exceeds the limit.
         other = await make_key(gateway, "bob", tpm=300)
         assert (await ask(gateway, other, max_tokens=100_000)).status == 200
         assert (await ask(gateway, other)).status == 200
 
 
-async def test_requests_at_once(tmp_path: Path) -> None:
+async def test_concurrent_requests(tmp_path: Path) -> None:
     async with running_echo(ttft_s=0.2) as url, running_gateway(tmp_path, [url]) as gateway:
         key = await make_key(gateway, concurrency=2)
         for stream in (False, True):
@@ -121,7 +121,7 @@ async def test_requests_at_once(tmp_path: Path) -> None:
         refused = next(reply for reply in replies if reply.status == 429)
         assert refused.error["type"] == "rate_limit_error"
         assert "2 requests at once" in refused.error["message"]
-        # Errors and clients that go away give their place back, too.
+        # Errors and disconnected clients release their slots too.
         assert (await ask(gateway, key, temperature=99)).status == 400
         assert (await ask(gateway, key)).status == 200
 
@@ -136,12 +136,12 @@ async def test_a_budget_stops_a_key_and_no_other(tmp_path: Path) -> None:
         refused = replies[3]
         assert refused.error["code"] == "insufficient_quota"
         assert refused.error["type"] == "insufficient_quota"
-        assert "33 of its budget of 33 a day" in refused.error["message"]
+        assert "33 of its budget of 33 per day" in refused.error["message"]
         assert 1 <= int(refused.headers[b"retry-after"]) <= 86400
         assert (await ask(gateway, other)).status == 200
 
 
-async def test_many_at_once_do_not_overspend_a_budget(tmp_path: Path) -> None:
+async def test_concurrent_requests_do_not_overspend_a_budget(tmp_path: Path) -> None:
     row = echo_deployment(**PRICED)
     async with (
         running_echo(ttft_s=0.1) as url,
@@ -156,7 +156,7 @@ async def test_many_at_once_do_not_overspend_a_budget(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_a_budget_survives_a_restart_and_holds_across_workers(tmp_path: Path) -> None:
-    """Budgets that each worker counts for itself leak; these do not, Redis or not."""
+    """Per-worker budgets would leak; these do not, with or without Redis."""
     row = echo_deployment(**PRICED)
     async with running_echo() as url:
         async with running_gateway(tmp_path, [url], deployment=row) as gateway:
@@ -174,7 +174,7 @@ async def test_a_budget_survives_a_restart_and_holds_across_workers(tmp_path: Pa
             assert (await ask(one, key)).status == 429
 
 
-async def test_a_client_that_hangs_up_does_not_go_free(tmp_path: Path) -> None:
+async def test_a_client_that_disconnects_is_charged(tmp_path: Path) -> None:
     row = echo_deployment(**PRICED)
     async with (
         running_echo(tpot_s=0.05) as url,
@@ -244,7 +244,7 @@ async def test_redis_holds_budgets_across_workers_at_once(tmp_path: Path) -> Non
             assert sum(reply.status == 200 for reply in replies) == 6
             await asyncio.sleep(0.1)
             assert (await ask(one, key)).error["code"] == "insufficient_quota"
-            # A Redis that has lost everything learns the sum from the database.
+            # After Redis has lost its data, it learns the sum from the database.
             await asyncio.sleep(1.5)
             server.kill()
             server.start()
@@ -252,9 +252,7 @@ async def test_redis_holds_budgets_across_workers_at_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
-async def test_without_redis_requests_go_on_and_limits_hold_here(
-    tmp_path: Path, fault: str
-) -> None:
+async def test_limits_hold_per_worker_without_redis(tmp_path: Path, fault: str) -> None:
     with running_redis() as server:
         async with (
             running_echo() as url,
@@ -264,7 +262,7 @@ async def test_without_redis_requests_go_on_and_limits_hold_here(
             statuses = [(await ask(gateway, key)).status for _ in range(20)]
             getattr(server, fault)()
             statuses += [(await ask(gateway, key)).status for _ in range(30)]
-            # What Redis had counted of this worker still counts.
+            # This worker's requests that Redis had counted still count.
             assert statuses == [200] * 40 + [429] * 10
             watcher = await make_key_for_metrics(gateway)
             metrics = await gateway.ask(b"", "/metrics", method="GET", headers=watcher)
@@ -274,7 +272,7 @@ async def test_without_redis_requests_go_on_and_limits_hold_here(
                 server.resume()
 
 
-async def test_redis_that_never_was_there_stops_nobody(tmp_path: Path) -> None:
+async def test_a_missing_redis_stops_no_request(tmp_path: Path) -> None:
     async with (
         running_echo() as url,
         running_gateway(tmp_path, [url], redis_url=RedisServer().url) as gateway,
@@ -283,7 +281,7 @@ async def test_redis_that_never_was_there_stops_nobody(tmp_path: Path) -> None:
         assert [(await ask(gateway, key)).status for _ in range(3)] == [200, 200, 429]
 
 
-def test_resets_are_written_as_openai_writes_them() -> None:
+def test_resets_have_openais_format() -> None:
     assert [format_reset(s) for s in (0, 0.02, 1, 6.54, 60, 372)] == [
         "0ms", "20ms", "1s", "6.5s", "1m0s", "6m12s",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Spend of keys: a book in memory, sums in a real database that several workers add to."""
+"""Spend of keys: a ledger in memory, and sums in a real database that several workers add to."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from thrifty.db import Database, open_database
 from thrifty.db.spend import prune_spend
 from thrifty.db.tables import key_spend
 from thrifty.gateway.admission.spend import (
-    SpendBook,
-    SpendKeeper,
+    SpendLedger,
+    SpendSync,
     name_day,
     until_next_day_s,
     until_next_month_s,
@@ -27,7 +27,7 @@ def database_in(folder: Path) -> Database:
     return open_database(f"sqlite:///{folder}/thrifty.db", migrate=True)
 
 
-def test_days_and_months_end_when_they_do() -> None:
+def test_ends_of_days_and_months() -> None:
     assert name_day(NOON) == "2026-11-23"
     assert until_next_day_s(NOON) == 12 * 3600
     assert until_next_month_s(NOON) == (7 * 24 + 12) * 3600
@@ -35,52 +35,52 @@ def test_days_and_months_end_when_they_do() -> None:
     assert until_next_month_s(december) == 1
 
 
-def test_a_book_counts_by_day_and_month() -> None:
+def test_a_ledger_counts_by_day_and_month() -> None:
     now = [NOON]
-    book = SpendBook(lambda: now[0])
-    assert book.spent("k") == (0.0, 0.0)
-    book.add("k", 1.0)
-    assert book.take_pending() == {("k", "2026-11-23"): 1.0}
-    book.add("k", 0.5)
-    # What is being written counts; so does what came since; others are others.
-    assert book.spent("k") == (1.5, 1.5)
-    assert book.spent("other") == (0.0, 0.0)
-    book.wrote({("k", "2026-11-23"): 3.0, ("k", "2026-11-02"): 10.0})
-    assert book.spent("k") == (3.5, 13.5)
+    ledger = SpendLedger(lambda: now[0])
+    assert ledger.spent("k") == (0.0, 0.0)
+    ledger.add("k", 1.0)
+    assert ledger.take_pending() == {("k", "2026-11-23"): 1.0}
+    ledger.add("k", 0.5)
+    # Amounts being written and later amounts count; those of other keys do not.
+    assert ledger.spent("k") == (1.5, 1.5)
+    assert ledger.spent("other") == (0.0, 0.0)
+    ledger.confirm({("k", "2026-11-23"): 3.0, ("k", "2026-11-02"): 10.0})
+    assert ledger.spent("k") == (3.5, 13.5)
     now[0] += 86400
-    assert book.spent("k") == (0.0, 13.5)
+    assert ledger.spent("k") == (0.0, 13.5)
     now[0] += 14 * 86400
-    assert book.spent("k") == (0.0, 0.0)
+    assert ledger.spent("k") == (0.0, 0.0)
 
 
-def test_what_could_not_be_written_is_written_later_once() -> None:
-    book = SpendBook(lambda: NOON)
-    book.add("k", 1.0)
-    book.take_pending()  # and the database fails
-    book.add("k", 2.0)
-    assert book.take_pending() == {("k", "2026-11-23"): 3.0}
-    assert book.spent("k") == (3.0, 3.0)
-    book.wrote({("k", "2026-11-23"): 3.0})
-    assert book.take_pending() == {}
-    assert book.spent("k") == (3.0, 3.0)
+def test_failed_writes_are_repeated_exactly_once() -> None:
+    ledger = SpendLedger(lambda: NOON)
+    ledger.add("k", 1.0)
+    ledger.take_pending()  # and the database fails
+    ledger.add("k", 2.0)
+    assert ledger.take_pending() == {("k", "2026-11-23"): 3.0}
+    assert ledger.spent("k") == (3.0, 3.0)
+    ledger.confirm({("k", "2026-11-23"): 3.0})
+    assert ledger.take_pending() == {}
+    assert ledger.spent("k") == (3.0, 3.0)
 
 
 @pytest.mark.slow
-async def test_workers_see_each_others_spend_and_restarts_lose_none(tmp_path: Path) -> None:
+async def test_workers_share_spend_and_restarts_lose_none(tmp_path: Path) -> None:
     database = database_in(tmp_path)
-    books = [SpendBook() for _ in range(3)]
-    keepers = [SpendKeeper(database, book) for book in books]
+    books = [SpendLedger() for _ in range(3)]
+    keepers = [SpendSync(database, ledger) for ledger in books]
     for keeper in keepers:
         await keeper.start()
     for _ in range(40):
-        for index, book in enumerate(books):
-            book.add("k", 0.01 * (index + 1))
+        for index, ledger in enumerate(books):
+            ledger.add("k", 0.01 * (index + 1))
         await asyncio.sleep(0.01)
     for _ in range(300):
-        if all(book.spent("k")[0] == pytest.approx(2.4) for book in books):
+        if all(ledger.spent("k")[0] == pytest.approx(2.4) for ledger in books):
             break
         await asyncio.sleep(0.02)
-    assert [book.spent("k")[0] for book in books] == [pytest.approx(2.4)] * 3
+    assert [ledger.spent("k")[0] for ledger in books] == [pytest.approx(2.4)] * 3
     books[0].add("k", 1.0)
     for keeper in keepers:
         await keeper.stop()
@@ -89,8 +89,8 @@ async def test_workers_see_each_others_spend_and_restarts_lose_none(tmp_path: Pa
     assert [tuple(row) for row in rows] == [
         (name_day(datetime.now(UTC).timestamp()), pytest.approx(3.4))
     ]
-    fresh = SpendBook()
-    keeper = SpendKeeper(database, fresh)
+    fresh = SpendLedger()
+    keeper = SpendSync(database, fresh)
     await keeper.start()
     assert fresh.spent("k") == (pytest.approx(3.4), pytest.approx(3.4))
     await keeper.stop()
@@ -102,20 +102,20 @@ async def test_a_locked_database_costs_no_spend(tmp_path: Path) -> None:
     import sqlite3
 
     database = database_in(tmp_path)
-    book = SpendBook()
-    keeper = SpendKeeper(database, book)
+    ledger = SpendLedger()
+    keeper = SpendSync(database, ledger)
     await keeper.start()
     locker = sqlite3.connect(tmp_path / "thrifty.db", isolation_level=None)
     locker.execute("BEGIN EXCLUSIVE")
-    book.add("k", 1.0)
+    ledger.add("k", 1.0)
     await asyncio.sleep(0.5)
-    book.add("k", 1.0)
-    assert book.spent("k") == (2.0, 2.0)
+    ledger.add("k", 1.0)
+    assert ledger.spent("k") == (2.0, 2.0)
     locker.execute("ROLLBACK")
     locker.close()
     await keeper.stop()
-    fresh = SpendBook()
-    keeper = SpendKeeper(database, fresh)
+    fresh = SpendLedger()
+    keeper = SpendSync(database, fresh)
     await keeper.start()
     assert fresh.spent("k") == (2.0, 2.0)
     await keeper.stop()

@@ -1,4 +1,4 @@
-"""The concurrency in front of replicas: slots, waiting, priorities, what is kept for whom, deadlines."""
+"""The concurrency limiter: slots, waiting, priorities, reserved slots, deadlines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_slots_are_taken_and_given_back() -> None:
+async def test_slots_are_taken_and_released() -> None:
     concurrency = make_gate(2)
     assert concurrency.enter("a", INTERACTIVE)
     assert concurrency.enter("a", INTERACTIVE)
@@ -57,7 +57,7 @@ async def test_slots_are_taken_and_given_back() -> None:
     assert len(concurrency.queue) == 0
 
 
-async def test_new_slots_let_those_in_who_wait() -> None:
+async def test_new_slots_admit_waiting_requests() -> None:
     concurrency = make_gate(0)
     waiting = [asyncio.ensure_future(wait(concurrency)) for _ in range(3)]
     await settle()
@@ -73,11 +73,11 @@ async def test_waiting_is_bounded_in_number_and_time() -> None:
     concurrency.enter("a", INTERACTIVE)
     waiting = [asyncio.ensure_future(wait(concurrency, most=2, timeout_s=0.05)) for _ in range(2)]
     await settle()
-    with pytest.raises(WireError, match="2 requests wait") as full:
+    with pytest.raises(WireError, match="2 requests are already waiting") as full:
         await wait(concurrency, most=2)
     assert (full.value.status, full.value.code) == (503, "queue_full")
     for task in waiting:
-        with pytest.raises(WireError, match=r"had room within 0\.05 s") as late:
+        with pytest.raises(WireError, match=r"had a free slot within 0\.05 s") as late:
             await task
         assert late.value.code == "queue_timeout"
         assert late.value.retry_after_s
@@ -85,20 +85,20 @@ async def test_waiting_is_bounded_in_number_and_time() -> None:
     assert concurrency.taken == 1
 
 
-async def test_a_batch_gives_its_place_in_the_queue_away() -> None:
+async def test_a_batch_request_is_evicted_from_a_full_queue() -> None:
     concurrency = make_gate(1)
     concurrency.enter("a", INTERACTIVE)
     batch = asyncio.ensure_future(wait(concurrency, "a", BATCH, most=1))
     await settle()
     urgent = asyncio.ensure_future(wait(concurrency, "b", most=1))
     await settle()
-    with pytest.raises(WireError, match="wait for a free replica"):
+    with pytest.raises(WireError, match="waiting for a free replica"):
         await batch
     concurrency.leave("a", INTERACTIVE, 1.0)
     await urgent
 
 
-async def test_batches_go_last_and_leave_some_slots() -> None:
+async def test_batch_requests_go_last_and_leave_reserved_slots() -> None:
     concurrency = make_gate(20)
     held = 0
     while concurrency.enter("a", BATCH):
@@ -119,7 +119,7 @@ async def test_batches_go_last_and_leave_some_slots() -> None:
     await asyncio.gather(batch, return_exceptions=True)
 
 
-async def test_the_last_slots_are_kept_for_tenants_below_their_share() -> None:
+async def test_reserved_slots_go_to_tenants_below_their_share() -> None:
     concurrency = make_gate(10)
     assert concurrency.enter("modest", INTERACTIVE)
     concurrency.leave("modest", INTERACTIVE, 0.1)
@@ -130,7 +130,7 @@ async def test_the_last_slots_are_kept_for_tenants_below_their_share() -> None:
     backlog = [asyncio.ensure_future(wait(concurrency, "greedy")) for _ in range(5)]
     await settle()
     assert not any(task.done() for task in backlog)
-    # Though others wait, it goes in at once.
+    # It is admitted at once, although others wait.
     assert concurrency.enter("modest", INTERACTIVE)
     concurrency.leave("modest", INTERACTIVE, 0.1)
     await settle()
@@ -149,7 +149,7 @@ async def test_one_tenant_alone_gets_every_slot() -> None:
         assert concurrency.enter("only", INTERACTIVE)
 
 
-async def test_whoever_goes_while_it_waits_leaves_no_trace() -> None:
+async def test_a_cancelled_wait_leaves_no_trace() -> None:
     concurrency = make_gate(1)
     concurrency.enter("a", INTERACTIVE)
     tasks = [asyncio.ensure_future(wait(concurrency, "b")) for _ in range(10)]
@@ -158,7 +158,7 @@ async def test_whoever_goes_while_it_waits_leaves_no_trace() -> None:
         task.cancel()
     await settle()
     assert len(concurrency.queue) == 5
-    # One is let in and cancelled in the same turn: its slot goes on to the next.
+    # One is admitted and cancelled in the same turn: its slot goes to the next.
     concurrency.leave("a", INTERACTIVE, 1.0)
     for task in tasks[5:]:
         task.cancel()
@@ -184,7 +184,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     patient = asyncio.ensure_future(wait(concurrency, "b", deadline_s=103.0))
     await settle()
     assert not patient.done()
-    # Time passes, nothing becomes free: it leaves when there is no use in waiting any more.
+    # Time passes and no slot becomes free: it leaves once waiting longer is pointless.
     clock[0] = 102.8
     concurrency.sweep()
     with pytest.raises(WireError) as late:
@@ -203,7 +203,7 @@ async def test_a_deadline_that_passes_is_a_504() -> None:
     assert len(concurrency.queue) == 0
 
 
-async def test_under_a_storm_no_slot_is_lost_and_tenants_get_alike() -> None:
+async def test_no_slot_is_lost_under_load_and_tenants_get_equal_shares() -> None:
     concurrency = ConcurrencyLimiter("m")
     concurrency.resize(8)
     rng = random.Random(3)
@@ -234,24 +234,24 @@ async def test_under_a_storm_no_slot_is_lost_and_tenants_get_alike() -> None:
     assert min(served.values()) > 80
 
 
-def test_who_holds_much_may_be_asked_to_wait_at_the_replica() -> None:
+def test_large_tenants_may_wait_at_the_replica() -> None:
     concurrency = make_gate(8)
     for _ in range(4):
         assert concurrency.enter("greedy", INTERACTIVE)
-    assert not concurrency.holds_much("greedy"), "nobody else is about"
+    assert not concurrency.holds_fair_share("greedy"), "nobody else is about"
     assert concurrency.enter("modest", INTERACTIVE)
-    assert concurrency.holds_much("greedy")
-    assert not concurrency.holds_much("modest")
-    assert not concurrency.holds_much("new")
+    assert concurrency.holds_fair_share("greedy")
+    assert not concurrency.holds_fair_share("modest")
+    assert not concurrency.holds_fair_share("new")
 
 
-async def test_slots_that_wait_at_a_replica_keep_nobody_out() -> None:
+async def test_idle_slots_block_no_one() -> None:
     concurrency = make_gate(8)
     assert concurrency.enter("modest", INTERACTIVE)
     held = 0
     while concurrency.enter("greedy", INTERACTIVE):
         held += 1
-    assert concurrency.holds_much("greedy")
+    assert concurrency.holds_fair_share("greedy")
     others = [name for name in ("a", "b", "c") if concurrency.enter(name, INTERACTIVE)]
     assert concurrency.taken == 8
     waiting = asyncio.ensure_future(wait(concurrency, "late"))

@@ -1,4 +1,4 @@
-"""Ejection of replicas: plain code over plain state, with a clock of the test's own."""
+"""Ejection of replicas: plain code over plain state, with the time passed in."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def eject(health: Health, fleet: list[Copy], name: str, now_s: float) -> None:
     assert ejected
 
 
-def test_without_trouble_everybody_is_chosen_from() -> None:
+def test_all_healthy_replicas_are_candidates() -> None:
     health, fleet = Health(), copies(3)
     for copy in fleet:
         health.note_success(copy.id, 1.0)
-    assert health.fine
+    assert health.all_healthy
     assert health.choose_from(fleet, 1.0) is fleet
 
 
@@ -44,22 +44,22 @@ def test_a_replica_that_just_failed_is_avoided_for_a_moment() -> None:
     assert not health.note_failure("r-1", ids(fleet), 10.0)
     assert [c.id for c in health.choose_from(fleet, 10.5)] == ["r-0", "r-2"]
     assert len(health.choose_from(fleet, 10.0 + AVOID_S)) == 3
-    assert health.fine
+    assert health.all_healthy
     assert list(health.choose_from([fleet[1]], 10.1)) == [fleet[1]]
 
 
-def test_three_in_a_row_eject_and_one_trial_brings_back() -> None:
+def test_three_failures_eject_and_one_trial_restores() -> None:
     health, fleet = Health(), copies(4)
     eject(health, fleet, "r-1", 10.0)
     assert health.is_ejected("r-1")
     assert ids(list(health.choose_from(fleet, 12.0))) == {"r-0", "r-2", "r-3"}
-    # The time is over: one request tries it, alone; the others go elsewhere meanwhile.
+    # The ejection is over: one trial request is sent; the others go elsewhere meanwhile.
     after_s = 10.0 + EJECT_S
     assert list(health.choose_from(fleet, after_s)) == [fleet[1]]
     health.note_sent("r-1", after_s)
     assert len(health.choose_from(fleet, after_s)) == 3
     assert health.note_success("r-1", after_s + 1)
-    assert health.fine
+    assert health.all_healthy
     assert len(health.choose_from(fleet, after_s + 1)) == 4
 
 
@@ -86,14 +86,14 @@ def test_a_trial_whose_client_left_is_tried_again() -> None:
     assert list(health.choose_from(fleet, EJECT_S)) == [fleet[0]]
 
 
-def test_answers_to_requests_of_before_do_not_end_an_ejection() -> None:
+def test_answers_to_earlier_requests_do_not_end_an_ejection() -> None:
     health, fleet = Health(), copies(2)
     eject(health, fleet, "r-0", 0.0)
     assert not health.note_success("r-0", 1.0)
     assert health.is_ejected("r-0")
 
 
-def test_a_replica_that_fails_oftener_than_the_fleet_is_ejected() -> None:
+def test_an_outlier_is_ejected() -> None:
     health, fleet, now_s = Health(), copies(4), 0.0
     rng = random.Random(1)
     ejected: set[str] = set()
@@ -108,41 +108,41 @@ def test_a_replica_that_fails_oftener_than_the_fleet_is_ejected() -> None:
     assert ejected == {"r-2"}
 
 
-def test_when_all_fail_alike_half_stays_at_least() -> None:
+def test_at_least_half_stays_when_all_fail() -> None:
     health, fleet, now_s = Health(), copies(8), 0.0
     for _ in range(30):
         now_s += 0.1
         for copy in fleet:
             health.note_failure(copy.id, ids(fleet), now_s)
-    assert health.left_alone(ids(fleet)) == 4
+    assert health.count_ejected(ids(fleet)) == 4
     assert len(health.choose_from(fleet, now_s + AVOID_S)) >= 4
 
 
-def test_one_alone_is_never_ejected() -> None:
+def test_a_single_replica_is_never_ejected() -> None:
     health, fleet = Health(), copies(1)
     for _ in range(20):
         assert not health.note_failure("r-0", ids(fleet), 1.0)
     assert list(health.choose_from(fleet, 1.0)) == fleet
 
 
-def test_old_sins_are_forgiven() -> None:
+def test_the_ejection_time_starts_over_after_a_while() -> None:
     health, fleet = Health(), copies(4)
     eject(health, fleet, "r-0", 0.0)
     health.note_sent("r-0", 5.0)
     health.note_success("r-0", 5.0)
     eject(health, fleet, "r-0", 1000.0)
-    # Its second ejection, long after the first, is as short as that was.
+    # Its second ejection, long after the first, is as short as the first.
     assert list(health.choose_from(fleet, 1000.0 + EJECT_S)) == [fleet[0]]
 
 
-def test_what_is_gone_is_forgotten() -> None:
+def test_records_of_removed_replicas_are_dropped() -> None:
     health, fleet = Health(), copies(4)
     eject(health, fleet, "r-0", 0.0)
     health.keep_only({"r-1"})
-    assert health.fine
+    assert health.all_healthy
     eject(health, fleet, "r-1", 0.0)
     health.forget("r-1")
-    assert health.fine
+    assert health.all_healthy
 
 
 @given(
@@ -150,7 +150,7 @@ def test_what_is_gone_is_forgotten() -> None:
     st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["ok", "fail", "sent", "unknown", "pass"])),
              max_size=300),
 )  # fmt: skip
-def test_whatever_happens_somebody_is_chosen_and_half_stays(
+def test_there_is_always_a_candidate_and_half_stays(
     count: int, steps: list[tuple[int, str]]
 ) -> None:
     health, fleet, now_s = Health(), copies(count), 0.0
@@ -169,6 +169,6 @@ def test_whatever_happens_somebody_is_chosen_and_half_stays(
         chosen = health.choose_from(fleet, now_s)
         assert chosen
         assert ids(list(chosen)) <= names
-        assert health.left_alone(names) <= count / 2
-        if health.fine:
+        assert health.count_ejected(names) <= count / 2
+        if health.all_healthy:
             assert len(chosen) == count

@@ -1,1 +1,1 @@
-"""Alembic's environment and the row of migrations."""
+"""Alembic's environment and the migrations."""

@@ -1,4 +1,4 @@
-"""Alembic runs this to find the connection and the tables."""
+"""Run by Alembic to find the connection and the tables."""
 
 from __future__ import annotations
 

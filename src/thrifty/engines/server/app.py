@@ -23,6 +23,7 @@ from thrifty.engines.server.request import (
 from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.errors import EngineError
 from thrifty.http.server import Exchange
+from thrifty.openai.bodies import decode_body
 from thrifty.openai.errors import NOT_FOUND, SERVER, WireError, bad_request
 from thrifty.openai.fields import Endpoint, check_fields
 from thrifty.text.tokenizer import TextTokenizer
@@ -33,19 +34,6 @@ log = logging.getLogger(__name__)
 MAX_EMBEDDING_INPUTS = 2048
 
 _encode = msgspec.json.Encoder().encode
-
-
-def decode_body(body: bytes) -> dict[str, Any]:
-    """The JSON object in a request's body. Raises a 400 that says where it breaks."""
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    except RecursionError:
-        raise bad_request("The body is nested too deeply.", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_json")
-    return value
 
 
 class ModelServer:

@@ -1,7 +1,7 @@
-"""Who is calling? The first step.
+"""Authentication, the first step of a request.
 
-Without any key in the database the gateway is open, which it only starts as on a loopback address
-(or when told to). With keys, every request needs one.
+If the database holds no keys, the gateway needs none; it only starts like this on a loopback
+address or when told to. With keys, every request needs one.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _PREFIX = PREFIX.encode()
 
 
 class UnknownKey(WireError):
-    """A key that is not in the table. It may have been made a moment ago: look once more."""
+    """A key that is not in the table. It may be new, so the database is read once more."""
 
 
 def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]) -> Key | None:
-    """The key of this request; None where no keys are needed. Raises a 401 or 403."""
+    """The key of this request; None if no keys are needed. Raises a 401 or 403."""
     secret = _read_secret(exchange.headers)
     if not table.keys_exist:
         if secret is not None and secret.startswith(_PREFIX):
-            raise _make_unknown(secret)  # the first key of all, perhaps
+            raise _make_unknown(secret)  # it may be the first key created
         return None
     if secret is None:
         raise WireError(
@@ -51,7 +51,7 @@ def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]
 async def authenticate_late(
     exchange: Exchange, table: RoutingTable, reader: TableReader, roles: frozenset[Role]
 ) -> Key | None:
-    """As `authenticate`, with a look at the database where the key is not known yet."""
+    """Like `authenticate`, but reads the database if the key is unknown."""
     try:
         return authenticate(exchange, table, roles)
     except UnknownKey:

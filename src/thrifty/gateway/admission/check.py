@@ -1,23 +1,22 @@
-"""Is it a request that can be answered? JSON, model, form, version, fields, bounds, deadline.
+"""Validation of a request: JSON, model, fields, version, token limits, deadline.
 
-`read_form` and `find_target` go before the limits of the key, `check_version` after them: what a
-request may ask for depends on the version that answers it, but which version that is never depends
-on what it asks for.
+`parse_request` and `find_target` run before the limits of the key, `check_version` after them. The
+allowed fields depend on the version that answers, but the choice of version never depends on the
+request's fields.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
-from thrifty.gateway.state.call import Call, Form, Target
+from thrifty.gateway.state.call import Call, ParsedRequest, Target
 from thrifty.gateway.state.deployment import Deployment
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
+from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
-from thrifty.openai.fields import Endpoint, check_form, check_honoured
+from thrifty.openai.fields import Endpoint, check_honoured, check_values, missing_parameter
 from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
@@ -26,20 +25,18 @@ CONVERSATION_HEADER = b"x-thrifty-conversation"
 MAX_TIMEOUT_MS = 86_400_000
 _PINNERS = Role.OPERATOR.holders()
 
-_decode = msgspec.json.Decoder().decode
 
-
-def read_form(call: Call, table: RoutingTable) -> Form:
-    """The body of a call as it was understood, without regard to who answers it. Raises a 4xx that
-    names the fault, and a 503 while the gateway starts.
+def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
+    """Parse and validate the body of a call, independently of the version that answers it. Raises a
+    4xx that names the error, or a 503 while the gateway starts.
     """
     if not table.loaded:
-        raise unavailable("the gateway is starting; try again in a moment", "starting")
-    body = _decode_body(call.exchange.body)
+        raise unavailable("the gateway is starting; retry in a moment", "starting")
+    body = decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
-    check_form(body, call.endpoint)
+    check_values(body, call.endpoint)
     options = body.get("stream_options")
-    return Form(
+    return ParsedRequest(
         body,
         stream=body.get("stream") is True,
         include_usage=bool(options and options.get("include_usage")),
@@ -47,21 +44,21 @@ def read_form(call: Call, table: RoutingTable) -> Form:
 
 
 def find_target(
-    call: Call, form: Form, table: RoutingTable, conversations: Conversations
+    call: Call, parsed: ParsedRequest, table: RoutingTable, conversations: Conversations
 ) -> Target:
-    """The deployment that the request names, and the version that its conversation belongs to, or
-    that an operator pinned. Raises a 403 or 404.
+    """The deployment that the request names, and the version that its conversation is assigned to
+    or that an operator pinned. Raises a 403 or 404.
     """
-    deployment = find_deployment(form.body, call.endpoint, table)
+    deployment = find_deployment(parsed.body, call.endpoint, table)
     headers = call.exchange.headers
     conversation_id = conversations.identify(
-        call.tenant, headers.get(CONVERSATION_HEADER), call.endpoint, form.body
+        call.tenant, headers.get(CONVERSATION_HEADER), call.endpoint, parsed.body
     )
-    return place(call, deployment, conversation_id)
+    return assign_version(call, deployment, conversation_id)
 
 
-def place(call: Call, deployment: Deployment, conversation_id: str) -> Target:
-    """The target of a conversation with a deployment. Raises a 403 or 404."""
+def assign_version(call: Call, deployment: Deployment, conversation_id: str) -> Target:
+    """The target of a conversation within a deployment. Raises a 403 or 404."""
     pinned = call.exchange.headers.get(VERSION_HEADER)
     if pinned is not None:
         version = _find_pinned(call, deployment, pinned)
@@ -70,16 +67,16 @@ def place(call: Call, deployment: Deployment, conversation_id: str) -> Target:
     return Target(deployment, chosen, version, conversation_id)
 
 
-def check_version(call: Call, form: Form, target: Target) -> None:
-    """Whether the version that answers can honour the request. Raises a 400 that names the field
-    and the version. Sets the deadline.
+def check_version(call: Call, parsed: ParsedRequest, target: Target) -> None:
+    """Check that the version honours the request's fields, and set the deadline. Raises a 400 that
+    names the field and the version.
     """
     version, limits = target.version, target.deployment.settings
-    check_honoured(form.body, call.endpoint, version.honours, version.row.engine, version.label)
-    _limit_tokens(form.body, limits.max_tokens)
+    check_honoured(parsed.body, call.endpoint, version.honours, version.row.engine, version.label)
+    _limit_tokens(parsed.body, limits.max_tokens)
     asked = call.exchange.headers.get(TIMEOUT_HEADER)
     if asked is not None or limits.timeout_s is not None:
-        form.deadline_s = call.received_s + _read_timeout_s(asked, limits.timeout_s)
+        parsed.deadline_s = call.received_s + _read_timeout_s(asked, limits.timeout_s)
 
 
 def find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable) -> Deployment:
@@ -106,8 +103,8 @@ def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:
     if not (call.exchange.from_this_machine if key is None else key.role in _PINNERS):
         raise WireError(
             403,
-            f"The header '{VERSION_HEADER.decode()}' pins a version, which takes the key of an "
-            "operator; leave the header out, or use such a key.",
+            f"The header '{VERSION_HEADER.decode()}' pins a version and requires an operator's key. "
+            "Remove the header, or use such a key.",
             type=PERMISSION,
             code="role_not_allowed",
         )
@@ -130,41 +127,25 @@ def _require_model(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable
     if model is None and endpoint is Endpoint.TOKENIZE and len(table.deployments) == 1:
         return
     if model is None:
-        raise bad_request(
-            "Missing required parameter: 'model'.", "model", "missing_required_parameter"
-        )
+        raise missing_parameter("model")
     if not isinstance(model, str):
         raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
 
 
 def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
-    """How long the answer may take to begin: what the client asks for, but not more than the
-    deployment allows.
-    """
+    """The time until the answer must begin: the client's value, bounded by the deployment's."""
     if asked is None:
         return default_s or 0.0
     text = asked.strip()
     if not text.isdigit() or not 0 < int(text[:12]) <= MAX_TIMEOUT_MS:
         raise bad_request(
-            f"The header '{TIMEOUT_HEADER.decode()}' must be a whole number of milliseconds, from 1 "
+            f"The header '{TIMEOUT_HEADER.decode()}' must be a whole number of milliseconds from 1 "
             f"to {MAX_TIMEOUT_MS}, not {text[:40].decode('latin-1')!r}.",
             TIMEOUT_HEADER.decode(),
             "invalid_value",
         )
     asked_s = int(text) / 1e3
     return asked_s if default_s is None else min(asked_s, default_s)
-
-
-def _decode_body(data: bytes) -> dict[str, Any]:
-    try:
-        body = _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    except RecursionError:
-        raise bad_request("The body is nested too deeply.", code="invalid_json") from None
-    if not isinstance(body, dict):
-        raise bad_request("The body must be a JSON object.", code="invalid_json")
-    return body
 
 
 def _limit_tokens(body: dict[str, Any], limit: int | None) -> None:
@@ -174,7 +155,8 @@ def _limit_tokens(body: dict[str, Any], limit: int | None) -> None:
         asked = body.get(name)
         if asked is not None and asked > limit:
             raise bad_request(
-                f"'{name}' is {asked}; this deployment generates at most {limit} tokens a request.",
+                f"'{name}' is {asked}, but this deployment generates at most {limit} tokens per "
+                "request.",
                 name,
                 "max_tokens_exceeded",
             )

@@ -1,12 +1,12 @@
-"""What keys have used: counts of this process, as plain code with the time passed in.
+"""Usage counts of keys in this process: plain code with the time passed in.
 
-Requests and tokens are counted over the last minute in slots of `SLOT_S` seconds, so that a key
-never gets more than its limit in any 60 seconds (a bucket that refills would give twice that in the
-first minute). A slot counts until it lies wholly outside, so a limit frees up to `SLOT_S` late.
+Requests and tokens are counted over the last minute in slots of `SLOT_S` seconds. A key thus never
+exceeds its limit in any 60 seconds; a token bucket would allow twice the limit in the first minute.
+A slot counts until it lies entirely outside the window, so limits recover up to `SLOT_S` late.
 
-Tokens and spend are reserved by an estimate when a request begins, and corrected when it ends. A
-reservation is never more than what is left when nothing else runs: a request whose estimate is
-above the whole limit passes alone, and then counts with what it took.
+Tokens and spend are reserved by an estimate when a request begins and corrected when it ends. With
+nothing else running, a reservation never exceeds what is left: a request whose estimate is above
+the whole limit passes alone and then counts with its actual usage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SLOTS = WINDOW_S // SLOT_S
 
 
 class Limit(StrEnum):
-    """What a key can run into."""
+    """The limits of a key."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
@@ -34,7 +34,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class QuotaRequest:
-    """What a request would take, by estimate, and what its key has spent so far by the database."""
+    """Estimated usage of a request, and the key's spend so far according to the database."""
 
     tokens: int
     cost: float
@@ -44,7 +44,7 @@ class QuotaRequest:
 
 @dataclass(slots=True)
 class QuotaUsage:
-    """How far a key has used its minute, for the headers of answers. Times in seconds from now."""
+    """A key's usage in the last minute, for response headers. Times are seconds from now."""
 
     requests: int = 0
     tokens: int = 0
@@ -54,20 +54,20 @@ class QuotaUsage:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A limit that stands in the way, what was used of it, and when to try again (None: when the
-    day or month is over).
+    """The limit that was exceeded, its usage, and when to retry (None: when the day or month
+    ends).
     """
 
     limit: Limit
     used: float
     retry_after_s: float | None
     usage: QuotaUsage | None = None
-    """How far the minute is used, where that came along."""
+    """The usage of the last minute, if known."""
 
 
 @dataclass(slots=True)
 class Grant:
-    """A request that may go on: what was reserved for it, and where."""
+    """An admitted request with its reservations."""
 
     number: int
     slot: int
@@ -87,14 +87,14 @@ class MinuteWindow:
         self.total = 0
 
     def trim(self, slot: int) -> None:
-        """Forget what lies outside of the minute that ends with `slot`."""
+        """Drop slots outside the minute that ends with `slot`."""
         slots = self._slots
         while slots and slots[0][0] < slot - SLOTS:
             self.total -= slots.popleft()[1]
 
     def add(self, slot: int, amount: int) -> None:
-        """Count `amount`, which may be less than 0, in `slot`; slots come in order, except that
-        a correction may name one that is still there.
+        """Add `amount`, which may be negative, to `slot`. Slots come in order, except that a
+        correction may name one that still counts.
         """
         slots = self._slots
         self.total += amount
@@ -112,7 +112,7 @@ class MinuteWindow:
         return slot >= now_slot - SLOTS
 
     def wait_s(self, excess: int, now_s: float) -> float:
-        """How long until at least `excess` has left the window."""
+        """Seconds until at least `excess` has left the window."""
         freed = 0
         for slot, amount in self._slots:
             freed += amount
@@ -121,14 +121,14 @@ class MinuteWindow:
         return float(WINDOW_S)
 
     def reset_s(self, now_s: float) -> float:
-        """How long until all of it has left."""
+        """Seconds until the window is empty."""
         if not self.total or not self._slots:
             return 0.0
         return max(0.0, (self._slots[-1][0] + SLOTS + 1) * SLOT_S - now_s)
 
 
 class KeyCounts:
-    """One key's counts."""
+    """The counts of one key."""
 
     __slots__ = ("_numbers", "_reserved", "requests", "running", "tokens", "used_s")
 
@@ -140,22 +140,22 @@ class KeyCounts:
         self._numbers = 0
         self.used_s = 0.0
 
-    def take(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Grant | Refusal:
-        """Count a request and reserve what it asks for, or say why not; then nothing is counted.
+    def take(self, limits: KeyLimits, request: QuotaRequest, now_s: float) -> Grant | Refusal:
+        """Count a request and reserve its estimated usage, or return a refusal and count nothing.
 
-        `now_s` is any clock that does not go back.
+        `now_s` is a reading of any monotonic clock.
         """
-        refusal = self._find_refusal(limits, ask, now_s)
-        return refusal if refusal is not None else self.count(limits, ask, now_s)
+        refusal = self._find_refusal(limits, request, now_s)
+        return refusal if refusal is not None else self.count(limits, request, now_s)
 
-    def count(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Grant:
-        """Count a request without asking whether it may go on."""
+    def count(self, limits: KeyLimits, request: QuotaRequest, now_s: float) -> Grant:
+        """Count a request without checking limits."""
         slot = int(now_s // SLOT_S)
         self.used_s = now_s
         self.requests.trim(slot)
         self.tokens.trim(slot)
-        tokens = ask.tokens if limits.tpm is None else min(ask.tokens, limits.tpm)
-        cost = bound_cost(limits, ask)
+        tokens = request.tokens if limits.tpm is None else min(request.tokens, limits.tpm)
+        cost = bound_cost(limits, request)
         self.requests.add(slot, 1)
         self.tokens.add(slot, tokens)
         self._numbers += 1
@@ -164,7 +164,7 @@ class KeyCounts:
         return Grant(self._numbers, slot, tokens, cost, self.usage(now_s))
 
     def settle(self, grant: Grant, tokens: int, now_s: float) -> None:
-        """Put what a request took in the place of what was reserved for it."""
+        """Replace a request's reservation by its actual usage."""
         if grant.number not in self.running:
             return
         self.running.discard(grant.number)
@@ -175,11 +175,11 @@ class KeyCounts:
         if self.tokens.covers(grant.slot, slot):
             self.tokens.add(grant.slot, change)
         elif tokens > grant.tokens:
-            # What it took beyond its reservation was taken lately.
+            # The usage beyond the reservation is recent.
             self.tokens.add(slot, change)
 
     def usage(self, now_s: float) -> QuotaUsage:
-        """How far the minute is used."""
+        """The usage of the last minute."""
         return QuotaUsage(
             self.requests.total,
             self.tokens.total,
@@ -187,7 +187,9 @@ class KeyCounts:
             self.tokens.reset_s(now_s),
         )
 
-    def _find_refusal(self, limits: KeyLimits, ask: QuotaRequest, now_s: float) -> Refusal | None:
+    def _find_refusal(
+        self, limits: KeyLimits, request: QuotaRequest, now_s: float
+    ) -> Refusal | None:
         slot = int(now_s // SLOT_S)
         self.requests.trim(slot)
         self.tokens.trim(slot)
@@ -197,55 +199,57 @@ class KeyCounts:
             wait_s = self.requests.wait_s(self.requests.total - limits.rpm + 1, now_s)
             return Refusal(Limit.REQUESTS, self.requests.total, wait_s)
         if limits.tpm is not None:
-            excess = self.tokens.total + min(ask.tokens, limits.tpm) - limits.tpm
+            excess = self.tokens.total + min(request.tokens, limits.tpm) - limits.tpm
             if excess > 0:
                 wait_s = self.tokens.wait_s(excess, now_s)
                 return Refusal(Limit.TOKENS, self.tokens.total, wait_s)
-        return find_spent(limits, ask, self._reserved)
+        return find_exceeded_budget(limits, request, self._reserved)
 
 
-def bound_cost(limits: KeyLimits, ask: QuotaRequest) -> float:
-    """What is reserved of the budgets: the estimate, but never more than what is left."""
-    cost = ask.cost
+def bound_cost(limits: KeyLimits, request: QuotaRequest) -> float:
+    """The amount reserved from budgets: the estimate, but never more than what is left."""
+    cost = request.cost
     if limits.budget_day is not None:
-        cost = min(cost, limits.budget_day - ask.spent_day)
+        cost = min(cost, limits.budget_day - request.spent_day)
     if limits.budget_month is not None:
-        cost = min(cost, limits.budget_month - ask.spent_month)
+        cost = min(cost, limits.budget_month - request.spent_month)
     return max(0.0, cost)
 
 
-def find_spent(limits: KeyLimits, ask: QuotaRequest, reserved: float) -> Refusal | None:
-    """The budget that has no room for the request beside what is `reserved` for others."""
-    cost = bound_cost(limits, ask)
+def find_exceeded_budget(
+    limits: KeyLimits, request: QuotaRequest, reserved: float
+) -> Refusal | None:
+    """A refusal if a budget has no room for the request beside what is already `reserved`."""
+    cost = bound_cost(limits, request)
     for limit, budget, spent in (
-        (Limit.BUDGET_DAY, limits.budget_day, ask.spent_day),
-        (Limit.BUDGET_MONTH, limits.budget_month, ask.spent_month),
+        (Limit.BUDGET_DAY, limits.budget_day, request.spent_day),
+        (Limit.BUDGET_MONTH, limits.budget_month, request.spent_month),
     ):
         if budget is None:
             continue
         if spent >= budget:
             return Refusal(limit, spent, None)
-        # A tolerance, because sums of fractions are not exact.
+        # The tolerance allows for rounding in sums of fractions.
         if reserved and spent + reserved + cost > budget * (1 + 1e-9):
             return Refusal(limit, spent + reserved, 1.0)
     return None
 
 
 class ProcessCounts:
-    """The counts of all limited keys, by the key's id."""
+    """The counts of all limited keys, by key id."""
 
     def __init__(self) -> None:
         self._keys: dict[str, KeyCounts] = {}
 
     def of(self, key_id: str) -> KeyCounts:
-        """One key's counts."""
+        """The counts of one key."""
         counts = self._keys.get(key_id)
         if counts is None:
             counts = self._keys[key_id] = KeyCounts()
         return counts
 
     def prune(self, now_s: float) -> None:
-        """Forget keys that have not been used for a minute and more."""
+        """Drop keys that have been unused for two minutes."""
         old_s = now_s - 2 * WINDOW_S
         for key_id in [k for k, c in self._keys.items() if c.used_s < old_s and not c.running]:
             del self._keys[key_id]

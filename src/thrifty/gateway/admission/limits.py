@@ -1,9 +1,9 @@
-"""Is the key of a request within its limits? Asked before anything else is done for it.
+"""Enforces the limits of keys before anything else is done for a request.
 
-With a shared store the counts are Redis', and hold across workers and hosts. Without one, or while
-it is away, each worker counts for itself; budgets hold across workers in any case, through the
-database. What Redis counts is counted here too, so that a worker that must do without it goes on
-from where it was.
+With a shared store, counts are kept in Redis and hold across workers and hosts. Without one, or
+while it is unavailable, each worker counts alone; budgets still hold across workers, through the
+database. Requests counted in Redis are also counted here, so that a worker that loses Redis
+continues from its own counts.
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ from thrifty.gateway.admission.counts import (
 )
 from thrifty.gateway.admission.shared_counts import RENEW_S, SharedCounts, SharedGrant
 from thrifty.gateway.admission.spend import (
-    SpendBook,
+    SpendLedger,
     name_day,
     until_next_day_s,
     until_next_month_s,
 )
-from thrifty.gateway.state.call import HIT, Call, Form, Origin
+from thrifty.gateway.state.call import CLIENT_CLOSED, HIT, Call, Origin, ParsedRequest
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.gateway.state.version import Version
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import RATE_LIMIT, WireError
 
 INSUFFICIENT_QUOTA = "insufficient_quota"
-CLIENT_CLOSED = 499
 Sizes = tuple[int, int]
-"""Tokens of a prompt and of an answer, by estimate."""
+"""Estimated tokens of a prompt and of its answer."""
 
 
 @dataclass(slots=True)
 class Reservation:
-    """What a call holds of its key's limits until it ends."""
+    """The usage reserved for a call until it ends."""
 
     key: Key
     prompt: int
@@ -54,42 +53,44 @@ class Reservation:
 
 
 class KeyLimiter:
-    """Holds keys to their limits. `clock` gives seconds that never go back."""
+    """Enforces the limits of keys. `clock` returns monotonic seconds."""
 
     def __init__(
         self,
         metrics: GatewayMetrics,
-        book: SpendBook,
+        ledger: SpendLedger,
         shared: SharedCounts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
-        self._book = book
+        self._ledger = ledger
         self._shared = shared
         self._clock = clock
         self._counts = ProcessCounts()
         self._running: dict[str, dict[str, Reservation]] = {}
-        """What is counted in Redis: by the key's id and the grant's."""
+        """Requests counted in Redis, by the ids of the key and of the grant."""
         self._reserved: dict[Call, Reservation] = {}
         self._renewed_s = clock()
 
-    def admit(self, call: Call, form: Form, version: Version) -> Coroutine[Any, Any, None] | None:
-        """Count a call of a limited key, by the estimates and prices of the version that it goes to;
-        returns what is still to be awaited where Redis counts. Raises a 429 that names the limit.
+    def admit(
+        self, call: Call, parsed: ParsedRequest, version: Version
+    ) -> Coroutine[Any, Any, None] | None:
+        """Count a call of a limited key, with the estimates and prices of its version. Returns a
+        coroutine to await if Redis counts. Raises a 429 that names the limit.
         """
         key = call.key
         if key is None or not key.limited:
             return None
-        ask, sizes = self._make_request(call, key, form, version)
+        request, sizes = self._make_request(call, key, parsed, version)
         if self._shared is not None:
             if self._shared.available:
-                return self._admit_shared(call, key, ask, sizes, self._shared)
+                return self._admit_shared(call, key, request, sizes, self._shared)
             self._metrics.limit_fallbacks.inc()
-        self._admit_here(call, key, ask, sizes)
+        self._admit_here(call, key, request, sizes)
         return None
 
     def settle(self, call: Call) -> None:
-        """A call has ended: put what it took in the place of what was reserved for it."""
+        """Replace the reservation of an ended call by its actual usage."""
         usage, target = call.outcome.usage, call.target
         generated = usage is not None and call.cache.result != HIT
         if target is None or call.origin is Origin.SHADOW:
@@ -109,14 +110,14 @@ class KeyLimiter:
                 version.settings,
                 usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens,
             )  # fmt: skip
-        elif reservation is not None and _broke_off(call):
-            # A client that hangs up before the counts come is charged for an answer of the usual
-            # length.
+        elif reservation is not None and _was_interrupted(call):
+            # If the client hangs up before the token counts arrive, an answer of the mean length is
+            # charged.
             answer = min(reservation.answer, round(version.estimator.answer_tokens))
             tokens = reservation.prompt + answer
             cost = compute_cost(version.settings, reservation.prompt, answer)
         if cost:
-            self._book.add(call.key.id, cost)
+            self._ledger.add(call.key.id, cost)
         if reservation is None:
             return
         self._counts.of(reservation.key.id).settle(reservation.grant, tokens, self._clock())
@@ -127,7 +128,7 @@ class KeyLimiter:
             )
 
     def sweep(self) -> None:
-        """Forget what is old, and renew the leases of long requests; about once a second."""
+        """Drop old counts and renew the leases of long requests; called about once a second."""
         now_s = self._clock()
         self._counts.prune(now_s)
         if self._shared is not None and now_s - self._renewed_s >= RENEW_S:
@@ -144,74 +145,79 @@ class KeyLimiter:
                     del self._running[key_id]
 
     def _make_request(
-        self, call: Call, key: Key, form: Form, version: Version
+        self, call: Call, key: Key, parsed: ParsedRequest, version: Version
     ) -> tuple[QuotaRequest, Sizes]:
-        prompt, answer = version.estimator.estimate(form.body, len(call.exchange.body))
+        prompt, answer = version.estimator.estimate(parsed.body, len(call.exchange.body))
         day = month = 0.0
         if key.budget_day is not None or key.budget_month is not None:
-            day, month = self._book.spent(key.id)
+            day, month = self._ledger.spent(key.id)
         cost = compute_cost(version.settings, prompt, answer)
         return QuotaRequest(prompt + answer, cost, day, month), (prompt, answer)
 
-    def _admit_here(self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes) -> None:
+    def _admit_here(self, call: Call, key: Key, request: QuotaRequest, sizes: Sizes) -> None:
         counts, now_s = self._counts.of(key.id), self._clock()
-        taken = counts.take(key.limits, ask, now_s)
+        taken = counts.take(key.limits, request, now_s)
         if isinstance(taken, Refusal):
-            raise self._refuse(call, key, ask, taken, counts.usage(now_s))
+            raise self._refuse(call, key, request, taken, counts.usage(now_s))
         self._reserved[call] = Reservation(key, *sizes, taken, None)
         call.rate_headers = make_headers(key, taken.usage)
 
     async def _admit_shared(
-        self, call: Call, key: Key, ask: QuotaRequest, sizes: Sizes, shared: SharedCounts
+        self, call: Call, key: Key, request: QuotaRequest, sizes: Sizes, shared: SharedCounts
     ) -> None:
-        taken = await shared.take(key.id, key.limits, ask, name_day(time.time()))
+        taken = await shared.take(key.id, key.limits, request, name_day(time.time()))
         if taken is None:
             self._metrics.limit_fallbacks.inc()
-            self._admit_here(call, key, ask, sizes)
+            self._admit_here(call, key, request, sizes)
             return
         if isinstance(taken, Refusal):
-            raise self._refuse(call, key, ask, taken, taken.usage)
-        grant = self._counts.of(key.id).count(key.limits, ask, self._clock())
+            raise self._refuse(call, key, request, taken, taken.usage)
+        grant = self._counts.of(key.id).count(key.limits, request, self._clock())
         reservation = self._reserved[call] = Reservation(key, *sizes, grant, taken)
         self._running.setdefault(key.id, {})[taken.id] = reservation
         call.rate_headers = make_headers(key, taken.usage)
 
     def _refuse(
-        self, call: Call, key: Key, ask: QuotaRequest, refusal: Refusal, usage: QuotaUsage | None
+        self,
+        call: Call,
+        key: Key,
+        request: QuotaRequest,
+        refusal: Refusal,
+        usage: QuotaUsage | None,
     ) -> WireError:
         self._metrics.rejections.labels(call.placed.deployment.name, refusal.limit.value).inc()
         if usage is not None:
             call.rate_headers = make_headers(key, usage)
-        return make_refusal(key, ask, refusal, time.time())
+        return make_refusal(key, request, refusal, time.time())
 
 
-def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> WireError:
-    """The 429 for a limit that stands in the way. `at_s`: seconds since 1970."""
+def make_refusal(key: Key, request: QuotaRequest, refusal: Refusal, at_s: float) -> WireError:
+    """The 429 for an exceeded limit. `at_s` is in seconds since 1970."""
     limit, used, wait_s = refusal.limit, refusal.used, refusal.retry_after_s
     if limit in (Limit.BUDGET_DAY, Limit.BUDGET_MONTH):
         daily = limit is Limit.BUDGET_DAY
         budget = key.budget_day if daily else key.budget_month
-        what = f"its budget of {budget:g} a {'day' if daily else 'month'}"
+        what = f"its budget of {budget:g} per {'day' if daily else 'month'}"
         if wait_s is not None:
             return WireError(
                 429,
-                f"The key {key.name!r} has {used:g} of {what} spent or reserved by requests that "
-                "run. Try again when they have ended.",
+                f"The key {key.name!r} has {used:g} of {what} spent or reserved by running "
+                "requests. Retry when they have ended.",
                 type=INSUFFICIENT_QUOTA, code="insufficient_quota", retry_after_s=wait_s,
             )  # fmt: skip
         left_s = until_next_day_s(at_s) if daily else until_next_month_s(at_s)
         return WireError(
             429,
-            f"The key {key.name!r} has spent {used:g} of {what}. The next begins in "
-            f"{left_s / 3600:.1f} hours (UTC).",
+            f"The key {key.name!r} has spent {used:g} of {what}. The next {'day' if daily else 'month'} begins "
+            f"in {left_s / 3600:.1f} hours (UTC).",
             type=INSUFFICIENT_QUOTA, code="insufficient_quota", retry_after_s=left_s,
         )  # fmt: skip
-    # Rounded up: a client that keeps to it must not come too early.
+    # Rounded up, so that a client that waits this long is not too early.
     wait_s = math.ceil(wait_s) if wait_s is not None else 1
     if limit is Limit.CONCURRENCY:
         text = (
-            f"The key {key.name!r} may run {key.concurrency} requests at once, and {used:g} run. "
-            "Try again when one has ended."
+            f"The key {key.name!r} may run {key.concurrency} requests at once, and {used:g} are "
+            "running. Retry when one has ended."
         )
         return WireError(
             429, text, type=RATE_LIMIT, code="rate_limit_exceeded", retry_after_s=wait_s
@@ -219,7 +225,7 @@ def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> 
     if limit is Limit.REQUESTS:
         what = f"requests per min (RPM): Limit {key.rpm}, Used {used:g}, Requested 1"
     else:
-        what = f"tokens per min (TPM): Limit {key.tpm}, Used {used:g}, Requested {ask.tokens}"
+        what = f"tokens per min (TPM): Limit {key.tpm}, Used {used:g}, Requested {request.tokens}"
     return WireError(
         429,
         f"Rate limit reached for the key {key.name!r} on {what}. Please try again in "
@@ -229,7 +235,7 @@ def make_refusal(key: Key, ask: QuotaRequest, refusal: Refusal, at_s: float) -> 
 
 
 def make_headers(key: Key, usage: QuotaUsage) -> list[tuple[bytes, bytes]]:
-    """The headers that tell a client how far its minute is used, as OpenAI names them."""
+    """The rate limit headers, named as OpenAI's are."""
     headers = []
     if key.rpm is not None:
         headers += _make_group(b"requests", key.rpm, usage.requests, usage.requests_reset_s)
@@ -247,7 +253,7 @@ def _make_group(name: bytes, limit: int, used: int, reset_s: float) -> list[tupl
 
 
 def format_reset(seconds: float) -> str:
-    """A duration as OpenAI writes it: `120ms`, `6.5s`, `1m2s`."""
+    """A duration in OpenAI's format: `120ms`, `6.5s`, `1m2s`."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     if seconds < 60:
@@ -255,8 +261,8 @@ def format_reset(seconds: float) -> str:
     return f"{int(seconds // 60)}m{round(seconds % 60)}s"
 
 
-def _broke_off(call: Call) -> bool:
-    """Whether a replica worked for a call that ended without its counts."""
+def _was_interrupted(call: Call) -> bool:
+    """Whether a replica worked on a call that ended without token counts."""
     delivery = call.delivery
     return bool(delivery.sent_s) and (
         bool(delivery.first_byte_s) or call.outcome.status == CLIENT_CLOSED

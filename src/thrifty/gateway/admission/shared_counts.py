@@ -1,16 +1,15 @@
-"""What keys have used: counts that gateway workers on any host share, in Redis.
+"""Usage counts of keys in Redis, shared by gateway workers on all hosts.
 
-The same rules as in `counts`, as two Lua scripts, each of which Redis runs as one step. Time is
-Redis' own, so that clocks of hosts do not matter. For each key there are four entries, which one
-hash tag keeps together:
+The rules of `counts` as two Lua scripts, which Redis runs atomically. The time is that of Redis, so
+the clocks of hosts do not matter. Each key has four entries, kept together by a hash tag:
 
     thrifty:limits:{ID}:window    requests (`r:SLOT`) and tokens (`t:SLOT`) of the last minute
-    thrifty:limits:{ID}:running   who runs, by when its lease ends
-    thrifty:limits:{ID}:reserved  what of the budgets is reserved for it
+    thrifty:limits:{ID}:running   running requests, with the end of their lease as score
+    thrifty:limits:{ID}:reserved  the budget reserved for each running request
     thrifty:limits:{ID}:spend:M   spend of the month (`m`) and of its days (`DD`)
 
-A worker that dies takes no slot with it for longer than `LEASE_S`. Sums of spend are never less
-than what the database knows, so that they survive a Redis that loses its data.
+The slots of a worker that dies are freed after `LEASE_S`. Spend is never below what the database
+knows, so budgets hold even if Redis loses its data.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ local tokens, cost = tonumber(ARGV[7]), tonumber(ARGV[8])
 local day = ARGV[9]
 local spent_day, spent_month = tonumber(ARGV[10]), tonumber(ARGV[11])
 
--- The minute: sums, and the slots in their order.
+-- The minute: sums, and the slots in order.
 local sums, slots, last = {{r = 0, t = 0}}, {{r = {{}}, t = {{}}}}, {{r = 0, t = 0}}
 local dead = {{}}
 local fields = redis.call('HGETALL', KEYS[1])
@@ -86,7 +85,7 @@ local function answer(verdict, used, wait_ms, where)
   return {{verdict, tostring(used), wait_ms, sums.r, sums.t, reset('r'), reset('t'), where}}
 end
 
--- Who runs; leases of workers that died end here.
+-- Running requests; leases of workers that died end here.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)) do
   redis.call('ZREM', KEYS[2], old)
   redis.call('HDEL', KEYS[3], old)
@@ -135,8 +134,8 @@ sums.r, sums.t, last.r, last.t = sums.r + 1, sums.t + tokens, slot, slot
 return answer('ok', 0, 0, slot)
 """
 )
-"""KEYS: window, running, reserved, spend. ARGV: the request's id, the five limits (-1: none), tokens,
-cost, the day of the month, what the database knows of day and month. Times come back in ms."""
+"""KEYS: window, running, reserved, spend. ARGV: the request's id, the five limits (-1: none),
+tokens, cost, the day of the month, the database's spend of day and month. Times are in ms."""
 
 _SETTLE = Script(
     f"""
@@ -166,7 +165,8 @@ end
 return 1
 """
 )
-"""KEYS: as for `_TAKE`. ARGV: the request's id, its slot, the change in tokens, its cost, the day."""
+"""KEYS: as for `_TAKE`. ARGV: the request's id, its slot, the change in tokens, its cost, the
+day."""
 
 _RENEW = Script(
     f"""
@@ -183,7 +183,7 @@ return 1
 
 @dataclass(slots=True)
 class SharedGrant:
-    """A request that was counted in Redis."""
+    """A request counted in Redis."""
 
     id: str
     slot: int
@@ -192,25 +192,25 @@ class SharedGrant:
 
 
 class SharedCounts:
-    """The counts of limited keys, in the shared store."""
+    """The counts of limited keys in the shared store."""
 
     def __init__(self, store: SharedStore) -> None:
         self._store = store
-        # Ids of requests must differ between workers and hosts.
+        # Request ids must differ between workers and hosts.
         self._prefix = secrets.token_hex(6)
         self._number = 0
         self._posts: set[asyncio.Future[Any]] = set()
 
     @property
     def available(self) -> bool:
-        """Whether the store is there."""
+        """Whether the store is available."""
         return self._store.available
 
     async def take(
-        self, key_id: str, limits: KeyLimits, ask: QuotaRequest, day: str
+        self, key_id: str, limits: KeyLimits, request: QuotaRequest, day: str
     ) -> SharedGrant | Refusal | None:
-        """Count a request and reserve what it asks for, or say why not. None where the store is
-        away. `day` is today (UTC), as `2026-11-23`.
+        """Count a request and reserve its estimated usage, or return a refusal. None if the store
+        is unavailable. `day` is today (UTC), as `2026-11-23`.
         """
         self._number += 1
         ident = f"{self._prefix}-{self._number}"
@@ -221,20 +221,18 @@ class SharedCounts:
                 [
                     ident,
                     *(_NONE if limit is None else limit for limit in vars(limits).values()),
-                    ask.tokens, repr(float(ask.cost)), day[8:],
-                    repr(float(ask.spent_day)), repr(float(ask.spent_month)),
+                    request.tokens, repr(float(request.cost)), day[8:],
+                    repr(float(request.spent_day)), repr(float(request.spent_month)),
                 ],
             )  # fmt: skip
         except asyncio.CancelledError:
-            # The client has gone; what Redis may have counted for it must not stay.
+            # The client has gone; what Redis may have counted must be removed.
             self.settle(key_id, SharedGrant(ident, 0, 0, QuotaUsage()), 0, 0.0, day)
             raise
-        return None if found is None else _read_answer(found, ident, limits, ask)
+        return None if found is None else _read_answer(found, ident, limits, request)
 
     def settle(self, key_id: str, grant: SharedGrant, tokens: int, cost: float, day: str) -> None:
-        """Put what a request took in the place of what was reserved for it. `day` is today.
-        Returns at once.
-        """
+        """Replace a request's reservation by its actual usage. `day` is today. Does not wait."""
         self._post(
             _SETTLE,
             _name_keys(key_id, day),
@@ -242,7 +240,7 @@ class SharedCounts:
         )
 
     def renew(self, key_id: str, grants: Iterable[SharedGrant]) -> None:
-        """Say that requests still run. Returns at once."""
+        """Extend the leases of running requests. Does not wait."""
         self._post(_RENEW, _name_keys(key_id, "")[1:3], [grant.id for grant in grants])
 
     async def finish(self) -> None:
@@ -264,7 +262,7 @@ def _name_keys(key_id: str, day: str) -> list[str]:
 
 
 def _read_answer(
-    found: list[Any], ident: str, limits: KeyLimits, ask: QuotaRequest
+    found: list[Any], ident: str, limits: KeyLimits, request: QuotaRequest
 ) -> SharedGrant | Refusal:
     verdict = found[0].decode()
     usage = QuotaUsage(int(found[3]), int(found[4]), int(found[5]) / 1e3, int(found[6]) / 1e3)
@@ -272,5 +270,5 @@ def _read_answer(
         wait_ms = int(found[2])
         wait_s = None if wait_ms < 0 else max(0.001, wait_ms / 1e3)
         return Refusal(Limit(verdict), float(found[1]), wait_s, usage)
-    tokens = ask.tokens if limits.tpm is None else min(ask.tokens, limits.tpm)
+    tokens = request.tokens if limits.tpm is None else min(request.tokens, limits.tpm)
     return SharedGrant(ident, int(found[7]), tokens, usage)

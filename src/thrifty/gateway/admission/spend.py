@@ -1,8 +1,8 @@
-"""What keys have spent: this worker's part in memory, everybody's in the database.
+"""Spend of keys: this worker's share in memory, the total in the database.
 
-Budgets hold across gateway workers, with and without Redis, because there is one sum for each key
-and day, in the database: a task adds what this worker's requests cost, and reads what the others
-added. No request waits for it. A worker that is killed loses at most `INTERVAL_S` of its own part.
+Budgets hold across gateway workers with and without Redis, because the database holds one sum per
+key and day. A task adds the cost of this worker's requests and reads the sums of all workers. No
+request waits for it. A worker that is killed loses at most `INTERVAL_S` of its own share.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from datetime import UTC, datetime, timedelta
 from thrifty.db import Database
 from thrifty.db.spend import KeyDay, exchange_spend, prune_spend
 from thrifty.errors import DatabaseError
+from thrifty.gateway.state.reader import FIRST_READ_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.25
 READ_S = 1.0
-"""What others spent is known this late, unless Redis tells it at once."""
+"""The spend of other workers is known with this delay, unless Redis counts it."""
 RETRY_S = 2.0
-FIRST_LOOK_S = 5.0
 STOP_S = 5.0
 PRUNE_S = 86400.0
 
@@ -35,36 +35,36 @@ def name_day(at_s: float) -> str:
 
 
 def until_next_day_s(at_s: float) -> float:
-    """How long until the day (UTC) ends."""
+    """Seconds until the day (UTC) ends."""
     return 86400.0 - at_s % 86400.0
 
 
 def until_next_month_s(at_s: float) -> float:
-    """How long until the month (UTC) ends."""
+    """Seconds until the month (UTC) ends."""
     now = datetime.fromtimestamp(at_s, UTC)
     first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     following = (first + timedelta(days=32)).replace(day=1)
     return (following - now).total_seconds()
 
 
-class SpendBook:
+class SpendLedger:
     """Sums by key and day. Plain state."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._known: dict[str, dict[str, float]] = {}
-        """By key and day, as the database had it."""
+        """Sums by key and day, as last read from the database."""
         self._pending: dict[str, dict[str, float]] = {}
-        """What this worker has to add to it."""
+        """Amounts that are still to be written."""
         self._writing: dict[str, dict[str, float]] = {}
-        """What it is adding just now."""
+        """Amounts that are being written."""
 
     def add(self, key_id: str, cost: float) -> None:
-        """Count what a request cost, today."""
+        """Add the cost of a request to today's sum."""
         _add(self._pending, key_id, name_day(self._clock()), cost)
 
     def spent(self, key_id: str) -> tuple[float, float]:
-        """What a key has spent today and this month."""
+        """The spend of a key today and this month."""
         day = name_day(self._clock())
         month = day[:7]
         today = total = 0.0
@@ -77,7 +77,7 @@ class SpendBook:
         return today, total
 
     def take_pending(self) -> dict[KeyDay, float]:
-        """What is to be written, with what was taken before and has not been `wrote` yet."""
+        """The amounts to write, including those taken before but not yet confirmed by `confirm`."""
         for key_id, days in self._pending.items():
             for day, amount in days.items():
                 _add(self._writing, key_id, day, amount)
@@ -85,8 +85,8 @@ class SpendBook:
         return {(key_id, day): amount for key_id, days in self._writing.items()
                 for day, amount in days.items()}  # fmt: skip
 
-    def wrote(self, sums: Mapping[KeyDay, float]) -> None:
-        """What was taken is in the database, which now has these sums."""
+    def confirm(self, sums: Mapping[KeyDay, float]) -> None:
+        """Confirm that the taken amounts are in the database, which now holds `sums`."""
         self._writing = {}
         for (key_id, day), amount in sums.items():
             self._known.setdefault(key_id, {})[day] = amount
@@ -106,12 +106,12 @@ def _add(sums: dict[str, dict[str, float]], key_id: str, day: str, amount: float
     days[day] = days.get(day, 0.0) + amount
 
 
-class SpendKeeper:
-    """The task between a book and the database."""
+class SpendSync:
+    """The task that writes spend to the database and reads it back."""
 
-    def __init__(self, database: Database, book: SpendBook) -> None:
+    def __init__(self, database: Database, ledger: SpendLedger) -> None:
         self._database = database
-        self._book = book
+        self._ledger = ledger
         self._up = True
         self._since_s = 0.0
         self._read_s = -READ_S
@@ -120,9 +120,9 @@ class SpendKeeper:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin; returns once the sums are known, or soon where the database is away."""
+        """Start; returns once the sums are known, or after a bounded wait."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LOOK_S):
+            async with asyncio.timeout(FIRST_READ_TIMEOUT_S):
                 await self._try()
         self._task = asyncio.ensure_future(self._run())
 
@@ -139,7 +139,7 @@ class SpendKeeper:
                 async with asyncio.timeout(INTERVAL_S if self._up else RETRY_S):
                     await self._stopping.wait()
             await self._try()
-        await self._try()  # what came while the last was being written
+        await self._try()  # amounts added during the last write
 
     async def _try(self) -> None:
         try:
@@ -152,8 +152,8 @@ class SpendKeeper:
             self._note_state(True, None)
 
     async def _exchange(self) -> None:
-        """Write what this worker's requests cost, and read the sums when it is time."""
-        amounts = self._book.take_pending()
+        """Write the cost of this worker's requests, and read the sums if due."""
+        amounts = self._ledger.take_pending()
         now_s = time.monotonic()
         if not amounts and now_s - self._read_s < READ_S:
             return
@@ -161,7 +161,7 @@ class SpendKeeper:
         sums = await asyncio.to_thread(
             exchange_spend, self._database, amounts, f"{name_day(at_s)[:7]}-01", self._since_s
         )
-        self._book.wrote(sums)
+        self._ledger.confirm(sums)
         self._since_s, self._read_s = at_s, now_s
         if now_s - self._pruned_s > PRUNE_S:
             self._pruned_s = now_s
@@ -171,6 +171,6 @@ class SpendKeeper:
         if up != self._up:
             self._up = up
             if up:
-                log.info("spend is written again")
+                log.info("spend is being written to the database again")
             else:
-                log.warning("spend cannot be written: %s; it is kept in memory", error)
+                log.warning("spend cannot be written, it is kept in memory: %s", error)

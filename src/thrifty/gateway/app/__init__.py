@@ -1,1 +1,1 @@
-"""The path of a request as a whole, and what the gateway answers by itself."""
+"""The gateway application: the request path as a whole, and the gateway's own endpoints."""

@@ -1,4 +1,4 @@
-"""What somebody should hear of: shares far from their due, and signals that stopped coming."""
+"""Alarms: replicas with an unfair share of requests, and engines that stop reporting."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ log = logging.getLogger(__name__)
 
 REPORTED_BEFORE = 50
 SILENT_SINCE = 200
-"""An engine that told of cached tokens so often, and then not for so many answers, has lost its
-voice: routing goes on by its own memory alone."""
+"""An engine that reported cached tokens this often, and then not for this many answers, has stopped
+reporting them: routing then relies on the gateway's own prefix index."""
 
 
 def raise_alarms(table: RoutingTable, metrics: GatewayMetrics) -> None:
-    """Look at every version's routing; log and count what is wrong. Called now and then."""
+    """Check the routing of every version; log and count problems. Called periodically."""
     for version in table.versions():
         _watch_shares(version, metrics)
         _watch_signals(version, metrics)
@@ -27,7 +27,7 @@ def _watch_shares(version: Version, metrics: GatewayMetrics) -> None:
     for alarm in version.router.shares.take_alarms() or ():
         metrics.share_alarms.labels(version.deployment, alarm.replica).inc()
         log.warning(
-            "%s: the replica %s got %.0f %% of the requests under load; its due was %.0f %%",
+            "%s: replica %s received %.0f %% of the requests under load; its fair share is %.0f %%",
             version.concurrency.name, alarm.replica, 100 * alarm.share, 100 * alarm.due,
         )  # fmt: skip
 
@@ -37,10 +37,10 @@ def _watch_signals(version: Version, metrics: GatewayMetrics) -> None:
     lost = router.reported >= REPORTED_BEFORE and router.silent >= SILENT_SINCE
     if lost and not router.signals_lost:
         log.warning(
-            "%s: its replicas no longer say how many prompt tokens they found cached; routing goes "
-            "by what it remembers", version.concurrency.name,
+            "%s: its replicas no longer report cached prompt tokens; routing continues with the "
+            "gateway's own prefix index", version.concurrency.name,
         )  # fmt: skip
     elif router.signals_lost and not lost:
-        log.info("%s: its replicas tell of cached tokens again", version.concurrency.name)
+        log.info("%s: its replicas report cached tokens again", version.concurrency.name)
     router.signals_lost = lost
     metrics.signals_lost.labels(version.deployment, version.label).set(int(lost))

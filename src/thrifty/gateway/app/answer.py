@@ -1,7 +1,7 @@
-"""From the choice of a version to an answer: the cache, a shared generation, or a replica.
+"""Answers admitted calls: from the cache, from a shared generation, or from a replica.
 
-The cache knows answers by the version that gave them: no version's users get another one's. Identical
-requests at the same time share one generation, and an answer that was made is kept where it may be.
+Cache entries belong to the version that generated them, so versions never share answers. Identical
+concurrent requests share one generation. Answers that may be cached are cached.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 
 
 class Answerer:
-    """Answers calls that were admitted."""
+    """Answers admitted calls."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class Answerer:
         self._flights = SingleFlightGroup()
 
     def answer(self, call: Call, known_key: bytes | None) -> Coroutine[Any, Any, None] | None:
-        """Answer from the cache, or return what will answer. `known_key` is the cache key of a call
-        that was recognized by its bytes, and not looked at further.
+        """Answer from the cache, or return a coroutine that answers. `known_key` is the cache key
+        of a call that was recognized by its bytes and not parsed.
         """
         key = self._choose_key(call, known_key)
         entry = self._cache.memory.get(key) if key is not None else None
@@ -67,13 +67,13 @@ class Answerer:
                 self._shortcuts.note(call, key)
             return None
         if known_key is not None:
-            check_version(call, call.understood, call.placed)
+            check_version(call, call.admitted, call.placed)
         if key is None:
             return self._forward(call)
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
-        return self._lead(call, key, self._flights.begin(key, stream=call.understood.stream))
+        return self._lead(call, key, self._flights.begin(key, stream=call.admitted.stream))
 
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
@@ -82,7 +82,7 @@ class Answerer:
         return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call, known_key: bytes | None) -> bytes | None:
-        """The cache key; None where the cache has no part in this request."""
+        """The cache key; None if the cache is not used for this request."""
         target = call.placed
         when = target.deployment.settings.cache_when
         control = call.exchange.headers.get(b"cache-control", b"")
@@ -91,7 +91,7 @@ class Answerer:
         if call.origin is Origin.SHADOW or call.endpoint is Endpoint.TOKENIZE:
             return None
         if known_key is None:
-            version, body = target.version, call.understood.body
+            version, body = target.version, call.admitted.body
             if when != "always" and not is_deterministic(call.endpoint, body, version.honours):
                 return None
             known_key = make_key(call.endpoint, version.identity, call.tenant, body)
@@ -99,7 +99,7 @@ class Answerer:
         return known_key
 
     def _answer_from(self, call: Call, entry: Entry) -> None:
-        cache, form, delivery = call.cache, call.understood, call.delivery
+        cache, parsed, delivery = call.cache, call.admitted, call.delivery
         cache.result, cache.label, cache.saved_s = HIT, entry.version, entry.took_s
         call.outcome.usage = entry.usage
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
@@ -114,8 +114,8 @@ class Answerer:
         )  # fmt: skip
         if call.rate_headers is not None:
             lines += encode_lines(call.rate_headers)
-        if form.stream:
-            stream = entry.as_stream(form.include_usage, response_id)
+        if parsed.stream:
+            stream = entry.as_stream(parsed.include_usage, response_id)
             call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
         else:
             call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body(response_id))
@@ -123,10 +123,10 @@ class Answerer:
             call.outcome.answer = entry.body
 
     async def _lead(self, call: Call, key: bytes, flight: SingleFlight) -> None:
-        """Get the answer from another worker or from a replica, and keep what comes for others."""
+        """Get the answer from another worker or from a replica, and cache it."""
         result = Result(
             error=WireError(
-                502, "the shared generation broke off", type=SERVER, code="replica_lost"
+                502, "the shared generation was interrupted", type=SERVER, code="replica_lost"
             )
         )
         target, shared = call.placed, self._cache.shared
@@ -136,13 +136,13 @@ class Answerer:
         purge_id = self._cache.purges.newest_id
         flight.response_id = call.response_id.text.encode()
         claim: Claim | None = None
-        kept = False
+        stored = False
         try:
             if shared is not None and shared.available:
                 found = await self._find_shared(call, key, owner, flight)
                 if isinstance(found, Found):
                     result = Result(200, b"", entry=found.entry)
-                    self._cache.keep(key, found.entry, min(found.ttl_s, ttl_s))
+                    self._cache.store(key, found.entry, min(found.ttl_s, ttl_s))
                     self._answer_from(call, found.entry)
                     call.cache.tier = SHARED
                     return
@@ -151,7 +151,7 @@ class Answerer:
                     raise ClientGone
             result = await self._send(call, flight)
             result = _make_entry(call, result, owner, purge_id)
-            kept = self._keep(call, key, result.entry, owner, ttl_s)
+            stored = self._store(call, key, result.entry, owner, ttl_s)
             self._note_answer(call, result)
         except WireError as error:
             result = Result(error=error)
@@ -159,38 +159,40 @@ class Answerer:
         finally:
             self._flights.end(key, result)
             if claim is not None and shared is not None:
-                shared.settle(claim, result.entry if kept else None, ttl_s)
+                shared.settle(claim, result.entry if stored else None, ttl_s)
 
     async def _find_shared(
         self, call: Call, key: bytes, owner: Owner, flight: SingleFlight
     ) -> Found | Claim | None:
-        """The answer that another worker has made, or is making."""
+        """The answer that another worker has generated or is generating."""
         assert self._cache.shared is not None
-        exchange, form = call.exchange, call.understood
-        # Others may wait for this look-up: it goes on without its first client.
+        exchange, parsed = call.exchange, call.admitted
+        # Followers may wait for this lookup, so it continues if its first client leaves.
         exchange.on_disconnect = lambda: None
         return await self._cache.shared.find(
             key,
             owner,
-            stream=form.stream,
-            left_s=form.deadline_s - time.perf_counter() if form.deadline_s else None,
+            stream=parsed.stream,
+            left_s=parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
         )
 
-    def _keep(
+    def _store(
         self, call: Call, key: bytes, entry: Entry | None, owner: Owner, ttl_s: float
     ) -> bool:
-        """Keep an answer, if it is the one that the key stands for; whether it was kept."""
+        """Cache an answer if the key stands for the version that made it; returns whether it
+        did.
+        """
         target, replica = call.placed, call.delivery.replica
         if entry is None or target.fell_back or replica is None:
             return False
         if (replica.version, replica.revision) != (owner.version, owner.revision):
-            return False  # another version stood in, or this one was updated meanwhile
-        return self._cache.keep(key, entry, ttl_s)
+            return False  # another version answered, or this one was updated in the meantime
+        return self._cache.store(key, entry, ttl_s)
 
     async def _follow(self, call: Call, flight: SingleFlight) -> None:
-        """Take part in an identical request's generation."""
-        form = call.understood
+        """Join the generation of an identical request."""
+        parsed = call.admitted
         call.cache.result, call.cache.tier = HIT, IN_FLIGHT
         self._metrics.shared.labels(call.placed.deployment.name).inc()
         flight.followers += 1
@@ -202,10 +204,10 @@ class Answerer:
 
         call.exchange.on_disconnect = hang_up
         number = None
-        if form.stream and flight.stream:
-            number = flight.listen(_make_listener(call, flight), wants_usage=form.include_usage)
+        if parsed.stream and flight.stream:
+            number = flight.listen(_make_listener(call, flight), wants_usage=parsed.include_usage)
         try:
-            left_s = form.deadline_s - time.perf_counter() if form.deadline_s else None
+            left_s = parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None
             await asyncio.wait(
                 {flight.result, gone},
                 timeout=None if left_s is None else max(0.0, left_s),
@@ -238,7 +240,7 @@ class Answerer:
             self._answer_from(call, result.entry)
         elif result.streamed:
             raise WireError(
-                502, "the shared generation broke off", type=SERVER, code="engine_error"
+                502, "the shared generation was interrupted", type=SERVER, code="engine_error"
             )
         else:
             call.cache.result = BYPASS if result.status != 200 else HIT
@@ -248,14 +250,14 @@ class Answerer:
             self._note_answer(call, result)
 
     def _note_answer(self, call: Call, result: Result) -> None:
-        """Keep the answer for the record of texts."""
+        """Keep the answer for the recorded texts."""
         if self._keep_texts:
             entry = result.entry
             call.outcome.answer = result.body if entry is None else entry.body
 
 
 def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
-    """Passes the stream of a shared generation on, under the id of the call's own response."""
+    """Forwards the stream of a shared generation under the call's own response id."""
     delivery, own_id = call.delivery, call.response_id.text.encode()
 
     def listen(data: bytes) -> None:
@@ -270,7 +272,7 @@ def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
 
 
 def _make_entry(call: Call, result: Result, owner: Owner, purge_id: int) -> Result:
-    """A good answer as it is kept, and given to those who asked the same meanwhile."""
+    """A successful answer as a cache entry; other results are returned unchanged."""
     if result.status != 200 or call.outcome.error is not None:
         return result
     body: bytes | None = assemble_stream(result.body) if result.streamed else result.body

@@ -1,4 +1,4 @@
-"""`/v1/cache`: what the exact cache holds and spared, and having it forget. For admin keys."""
+"""`/v1/cache`: statistics of the exact cache, and purges. Requires an admin key."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ PATH = "/v1/cache"
 FILTERS = ("deployment", "version", "tenant")
 MAX_NAME = 128
 PUBLISH_S = 2.0
-"""How often a worker writes its figures into the database, where they have changed."""
+"""How often a worker writes its statistics to the database, if they have changed."""
 KEEP_FRESH_S = 6.0
 _encode = msgspec.json.Encoder().encode
 
 
 class CachePages:
-    """The endpoint, and what it tells of all workers."""
+    """The cache endpoint, which reports for all workers."""
 
     def __init__(self, reader: TableReader, cache: AnswerCache) -> None:
         self._reader = reader
         self._cache = cache
 
     def routes(self) -> list[OwnRoute]:
-        """What it answers."""
+        """The routes of this endpoint."""
         return [
             OwnRoute("GET", PATH, Role.ADMIN, self._show, "what the exact cache holds and saved"),
             OwnRoute(
                 "DELETE", PATH, Role.ADMIN, self._forget,
-                "have the exact cache forget answers, all or by deployment, version or tenant",
+                "purge cached answers, all or by deployment, version or tenant",
             ),
         ]  # fmt: skip
 
@@ -58,7 +58,7 @@ class CachePages:
         exchange.respond(200, _encode(answer))
 
     async def publish(self, worker: str) -> None:
-        """Write this worker's figures now and then, for ever."""
+        """Write this worker's statistics periodically, forever."""
         last: dict[str, Any] = {}
         written_s = 0.0
         loop = asyncio.get_running_loop()
@@ -70,7 +70,7 @@ class CachePages:
             try:
                 await asyncio.to_thread(save_cache_stats, self._reader.database, worker, stats)
             except DatabaseError:
-                continue  # the table's reader tells of it
+                continue  # the table's reader logs this
             last, written_s = stats, loop.time()
 
     async def _purge(self, filters: dict[str, str]) -> dict[str, Any]:
@@ -85,38 +85,38 @@ def _database_needed() -> Iterator[None]:
         yield
     except DatabaseError:
         raise unavailable(
-            "the database is away, so that other workers cannot be reached; try again",
+            "the database is unavailable, so other workers cannot be reached; retry later",
             "database_away",
             retry_after_s=2.0,
         ) from None
 
 
 def summarize(workers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures of each worker, and of all together."""
+    """The statistics of each worker, and their totals."""
     deployments: dict[str, dict[str, float]] = {}
     shared: dict[str, float] | None = None
     for worker in workers:
-        for name, figures in worker["deployments"].items():
-            _add(deployments.setdefault(name, {}), figures)
+        for name, stats in worker["deployments"].items():
+            _add(deployments.setdefault(name, {}), stats)
         if worker["shared"] is not None:
             shared = _add(shared or {}, worker["shared"])
     total: dict[str, float] = {}
-    for figures in deployments.values():
-        _add(total, figures)
-        figures["hit_ratio"] = _ratio(figures)
+    for stats in deployments.values():
+        _add(total, stats)
+        stats["hit_ratio"] = _ratio(stats)
     total = {"entries": 0, "bytes": 0, **total, "hit_ratio": _ratio(total)}
     return {"total": total, "deployments": deployments, "shared": shared, "workers": workers}
 
 
-def _add(sums: dict[str, float], figures: dict[str, float]) -> dict[str, float]:
-    for name, value in figures.items():
+def _add(sums: dict[str, float], stats: dict[str, float]) -> dict[str, float]:
+    for name, value in stats.items():
         sums[name] = sums.get(name, 0) + value
     return sums
 
 
-def _ratio(figures: dict[str, float]) -> float:
-    asked = figures.get("hit", 0) + figures.get("miss", 0)
-    return figures.get("hit", 0) / asked if asked else 0.0
+def _ratio(stats: dict[str, float]) -> float:
+    asked = stats.get("hit", 0) + stats.get("miss", 0)
+    return stats.get("hit", 0) / asked if asked else 0.0
 
 
 def _read_filters(query: bytes) -> dict[str, str]:
@@ -126,11 +126,11 @@ def _read_filters(query: bytes) -> dict[str, str]:
             errors="strict",
         )  # fmt: skip
     except (UnicodeDecodeError, ValueError):
-        raise bad_request("The query cannot be read.", code="invalid_value") from None
+        raise bad_request("The query string is not valid.", code="invalid_value") from None
     filters: dict[str, str] = {}
     for name, value in pairs:
         if name not in FILTERS:
-            # A filter that was misspelt would purge too much.
+            # Ignoring a misspelt filter would purge too much.
             raise bad_request(
                 f"Unknown parameter: '{name[:64]}'. Filters are {', '.join(FILTERS)}.",
                 name[:64],

@@ -1,4 +1,4 @@
-"""What is not on the path of a request to a model: one table of routes, and who may call them."""
+"""The gateway's own endpoints: one table of routes, with the roles that may call them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from thrifty.openai.errors import PERMISSION, WireError
 from thrifty.types import Role
 
 Answer = Callable[[Exchange, Key | None, Mapping[str, str]], Awaitable[None]]
-"""Answers a request of the holder of a key (None: no keys are needed), with the values of the path's
-parameters; may raise a `WireError`."""
+"""Handles a request of the holder of a key (None: no keys are needed), with the values of the
+path's parameters; may raise a `WireError`."""
 MANAGEMENT = "/api/"
 OwnRoute = Route[Answer]
-"""A route that is answered by the gateway itself."""
+"""A route that the gateway itself handles."""
 
 
-_STEERING = frozenset({Role.OPERATOR, Role.ADMIN})
-"""Routes of these roles change the service, or show what only its operators may see."""
+_MANAGING = frozenset({Role.OPERATOR, Role.ADMIN})
+"""Routes of these roles change the service, or show what only operators may see."""
 
 
 class Endpoints:
-    """Finds the route, checks the key, answers."""
+    """Finds the route, checks the key and calls the handler."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Endpoints:
         routes: RouteTable[Answer],
         same_origin: SameOrigin,
     ) -> None:
-        """`same_origin` keeps web pages of others from steering the service."""
+        """`same_origin` keeps web pages of other origins from controlling the service."""
         self.routes = routes
         self._same_origin = same_origin
         self._table = table
@@ -51,13 +51,13 @@ class Endpoints:
         route, key = found.route, None
         if route.callers is not None:
             key = await authenticate_late(exchange, self._table, self._reader, route.callers)
-        if route.role in _STEERING or route.path.startswith(MANAGEMENT):
+        if route.role in _MANAGING or route.path.startswith(MANAGEMENT):
             self._same_origin.check(exchange)
-        if route.role in _STEERING and key is None and not exchange.from_this_machine:
+        if route.role in _MANAGING and key is None and not exchange.from_this_machine:
             raise WireError(
                 403,
-                "Without API keys, only this machine may do this. Make a key: thrifty keys create "
-                "--name NAME --role admin.",
+                "Without API keys, this is only allowed from this machine. Create a key: thrifty "
+                "keys create --name NAME --role admin.",
                 type=PERMISSION,
                 code="role_not_allowed",
             )

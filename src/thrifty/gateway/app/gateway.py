@@ -1,4 +1,4 @@
-"""The path of a request as a whole. Each step is a module of its own; this one puts them in a row.
+"""The request path as a whole. Each step is a module of its own; this one calls them in order:
 
 authenticate -> form -> version -> limits -> validity -> cache -> slot -> route -> forward -> record
 """
@@ -9,11 +9,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from thrifty.db.keys import Key
 from thrifty.gateway.admission.authenticate import UnknownKey, authenticate, authenticate_late
-from thrifty.gateway.admission.check import check_version, find_target, read_form
+from thrifty.gateway.admission.check import check_version, find_target, parse_request
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.app.alarms import raise_alarms
 from thrifty.gateway.app.answer import Answerer
@@ -21,7 +22,7 @@ from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
-from thrifty.gateway.state.call import Call, Origin
+from thrifty.gateway.state.call import CLIENT_CLOSED, Call, Origin
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
@@ -36,8 +37,6 @@ from thrifty.types import Role
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
-CLIENT_CLOSED = 499
-"""nginx's status for a client that hung up before its answer."""
 ORIGIN_HEADER = b"x-thrifty-origin"
 _CALLERS = Role.USER.holders()
 _OPERATORS = Role.OPERATOR.holders()
@@ -47,11 +46,11 @@ _REJECTIONS = frozenset(
         "deadline_exceeded",
     }
 )  # fmt: skip
-"""Errors that say that a request was not admitted; limits of keys are counted by the limiter."""
+"""Error codes of requests that were not admitted; the limiter itself counts limits of keys."""
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 _SUMMARIES = {
     Endpoint.CHAT: "answer a conversation",
-    Endpoint.COMPLETIONS: "go on with a text",
+    Endpoint.COMPLETIONS: "complete a text",
     Endpoint.EMBEDDINGS: "embed texts",
     Endpoint.TOKENIZE: "split a text into tokens",
 }
@@ -60,43 +59,46 @@ OnEnded = Callable[[Call], None]
 AnswerOther = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 
 
-class Gateway:
-    """Answers every request. `handle` is the HTTP server's handler."""
+@dataclass(frozen=True)
+class Steps:
+    """The steps of the request path, and the state that they share."""
 
-    def __init__(
-        self,
-        *,
-        table: RoutingTable,
-        reader: TableReader,
-        forwarder: Forwarder,
-        answerer: Answerer,
-        shortcuts: Shortcuts,
-        recorder: Recorder,
-        metrics: GatewayMetrics,
-        limiter: KeyLimiter,
-        ids: ResponseIds,
-        conversations: Conversations,
-        same_origin: SameOrigin,
-    ) -> None:
-        self._table = table
-        self._reader = reader
-        self._forwarder = forwarder
-        self._answerer = answerer
-        self._shortcuts = shortcuts
-        self._recorder = recorder
-        self._metrics = metrics
-        self._limiter = limiter
-        self._ids = ids
-        self._conversations = conversations
-        self._same_origin = same_origin
+    table: RoutingTable
+    reader: TableReader
+    forwarder: Forwarder
+    answerer: Answerer
+    shortcuts: Shortcuts
+    recorder: Recorder
+    metrics: GatewayMetrics
+    limiter: KeyLimiter
+    ids: ResponseIds
+    conversations: Conversations
+    same_origin: SameOrigin
+
+
+class Gateway:
+    """Handles every request. `handle` is the HTTP server's handler."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._table = steps.table
+        self._reader = steps.reader
+        self._forwarder = steps.forwarder
+        self._answerer = steps.answerer
+        self._shortcuts = steps.shortcuts
+        self._recorder = steps.recorder
+        self._metrics = steps.metrics
+        self._limiter = steps.limiter
+        self._ids = steps.ids
+        self._conversations = steps.conversations
+        self._same_origin = steps.same_origin
         self.answer_other: AnswerOther
-        """Answers what is not a request to a model; set before the first request."""
+        """Handles every other request; set before the first one."""
         self.on_ended: OnEnded = lambda call: None
-        """Told of each call that has ended, after it was recorded."""
+        """Called with each ended call, after it was recorded."""
 
     def handle(self, exchange: Exchange) -> Coroutine[Any, Any, None] | None:
-        """One request, from its bytes to its record. What needs no waiting is done at once; the
-        rest is returned.
+        """Process one request, from its bytes to its record. Whatever needs no waiting is done at
+        once; the rest is returned as a coroutine.
         """
         endpoint = _ENDPOINTS.get(exchange.path)
         if endpoint is None or exchange.method != "POST":
@@ -118,8 +120,8 @@ class Gateway:
         return self._finish(call, rest)
 
     def routes(self) -> list[OwnRoute]:
-        """The endpoints that reach a model. `handle` answers them before any table is asked; the
-        table needs them to know which methods their paths take.
+        """The routes of the model endpoints. `handle` serves them without the route table, which
+        lists them so that it knows which methods their paths allow.
         """
         return [
             OwnRoute("POST", endpoint.value, Role.USER, self._answer_route, summary)
@@ -132,8 +134,8 @@ class Gateway:
         await self.run(call)
 
     async def run(self, call: Call) -> None:
-        """Take a call that comes from within the same path, from its form on. Its exchange has the
-        answer, errors too.
+        """Process an internal call, from parsing on. Its exchange receives the answer, including
+        errors.
         """
         try:
             rest = self._begin(call)
@@ -146,23 +148,23 @@ class Gateway:
             await self._finish(call, rest)
 
     def count_refusal(self, error: WireError) -> None:
-        """Count a request that the HTTP server refused before it came here."""
+        """Count a request that the HTTP server itself refused."""
         self._metrics.requests.count_error(error.code or error.type)
 
     def _begin(self, call: Call) -> Coroutine[Any, Any, None] | None:
-        """Admit, and answer from the cache; otherwise return what will answer."""
+        """Admit the call and answer it from the cache, or return a coroutine that answers."""
         call.response_id = self._ids.new(call.tenant)
         known_key = None
         if call.target is None:
             known_key = self._shortcuts.take(call, self._table.names)
-        if call.form is None:
-            call.form = read_form(call, self._table)
+        if call.parsed is None:
+            call.parsed = parse_request(call, self._table)
         if call.target is None:
-            call.target = find_target(call, call.form, self._table, self._conversations)
+            call.target = find_target(call, call.parsed, self._table, self._conversations)
         if ORIGIN_HEADER in call.exchange.headers:
             self._read_origin(call)
         if call.key is not None and call.key.limited and call.origin is not Origin.SHADOW:
-            counting = self._limiter.admit(call, call.form, call.target.version)
+            counting = self._limiter.admit(call, call.parsed, call.target.version)
             if counting is not None:
                 return self._begin_counted(call, counting, known_key)
         return self._proceed(call, known_key)
@@ -170,7 +172,7 @@ class Gateway:
     async def _begin_counted(
         self, call: Call, counting: Coroutine[Any, Any, None], known_key: bytes | None
     ) -> None:
-        """Begin once the limits of the key have been asked for elsewhere."""
+        """Continue once the shared limits of the key have been checked."""
         await counting
         rest = self._proceed(call, known_key)
         if rest is not None:
@@ -179,18 +181,18 @@ class Gateway:
     def _proceed(self, call: Call, known_key: bytes | None) -> Coroutine[Any, Any, None] | None:
         """Check the request against the version that answers, and answer."""
         if known_key is None:
-            check_version(call, call.understood, call.placed)
+            check_version(call, call.admitted, call.placed)
         return self._answerer.answer(call, known_key)
 
     async def _begin_late(self, call: Call) -> None:
-        """Begin with a key that may have been made a moment ago."""
+        """Begin with a key that may be new."""
         call.key = await authenticate_late(call.exchange, self._table, self._reader, _CALLERS)
         rest = self._begin(call)
         if rest is not None:
             await rest
 
     def _check_page(self, exchange: Exchange) -> None:
-        """Without keys, a page of another site must not run models through a visitor's browser.
+        """Without keys, pages of other sites must not use models through a visitor's browser.
         Raises a 403.
         """
         if exchange.cors is None or not exchange.cors.allows(exchange.headers[b"origin"]):
@@ -200,7 +202,7 @@ class Gateway:
             )  # fmt: skip
 
     def _read_origin(self, call: Call) -> None:
-        """Thrifty's own measurements say so, where an operator or this machine makes them."""
+        """Mark Thrifty's own measurements, which are trusted from operators and this machine."""
         if call.key is None:
             trusted = call.exchange.from_this_machine
         else:
@@ -220,7 +222,7 @@ class Gateway:
             self._end(call, None)
 
     def _end(self, call: Call, error: Exception | None) -> None:
-        """Send the error, if there is one, and record the call."""
+        """Send the error, if any, and record the call."""
         exchange, outcome = call.exchange, call.outcome
         if not call.response_id.number:
             call.response_id = self._ids.new(call.tenant)
@@ -245,7 +247,7 @@ class Gateway:
         self.on_ended(call)
 
     async def sweep(self) -> None:
-        """Enforce the deadlines of streams, and watch routing, about once a second, for ever."""
+        """Enforce stream deadlines and check routing, about once a second, forever."""
         while True:
             await asyncio.sleep(SWEEP_S)
             self._forwarder.sweep(time.perf_counter())

@@ -1,6 +1,6 @@
-"""One page of metrics for all gateway workers, whichever of them was asked.
+"""Merges the metrics of all gateway workers into one page, whichever worker is asked.
 
-With several workers each series gets the label `worker`, so that counters stay counters.
+With several workers each series gets the label `worker`, so that counters remain counters.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _PLAIN = re.compile(rb"^([a-zA-Z_:][a-zA-Z0-9_:]*)")
 async def merge_metrics(
     own: bytes, gateways: Sequence[GatewayRow], headers: Mapping[bytes, bytes]
 ) -> bytes:
-    """This worker's page with those of the others; alone, it is left as it is. A worker that does
-    not answer is left out.
+    """This worker's page merged with those of the others; unchanged if it is the only worker. A
+    worker that does not answer is left out.
     """
     if len(gateways) < 2:
         return own
@@ -49,13 +49,13 @@ async def merge_metrics(
     finally:
         client.close()
     if own not in pages.values():
-        # Just started, or about to go: the table does not name this worker.
+        # The table does not list this worker: it has just started or is about to stop.
         pages[f"pid-{os.getpid()}"] = own
     return merge_pages(pages)
 
 
 def merge_pages(pages: Mapping[str, bytes]) -> bytes:
-    """Pages in Prometheus' text format as one; each sample labelled with its page's name."""
+    """Merge pages in Prometheus's text format; each sample is labelled with its page's name."""
     headers: dict[bytes, list[bytes]] = {}
     samples: dict[bytes, list[bytes]] = {}
     for name, page in pages.items():

@@ -1,4 +1,4 @@
-"""What the gateway answers by itself: its models, its health, its metrics."""
+"""The gateway's own endpoints: models, health, metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _METRICS_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 
 
 class Pages:
-    """The endpoints beside those that reach a model."""
+    """The endpoints for models, health and metrics."""
 
     def __init__(
         self,
@@ -35,16 +35,16 @@ class Pages:
         cache: ExactCache,
         describe_log: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
-        """`describe_log` says what is wrong with the request log, None where nothing is."""
+        """`describe_log` returns what is wrong with the request log, or None."""
         self._table = table
         self._metrics = metrics
         self._cache = cache
         self._describe_log = describe_log
 
     def routes(self) -> list[OwnRoute]:
-        """What it answers."""
+        """The routes of these endpoints."""
         return [
-            OwnRoute("GET", "/healthz", None, self._answer_health, "whether this worker lives"),
+            OwnRoute("GET", "/healthz", None, self._answer_health, "whether this worker is alive"),
             OwnRoute(
                 "GET", "/readyz", None, self._answer_ready, "whether each deployment can answer"
             ),
@@ -54,11 +54,11 @@ class Pages:
         ]
 
     async def _answer_health(self, exchange: Exchange, _: Key | None, __: Any) -> None:
-        # With the pid, because several workers may share the port.
+        # The pid tells apart workers that share the port.
         exchange.respond(200, _encode({"status": "ok", "pid": os.getpid()}))
 
     async def _answer_ready(self, exchange: Exchange, _: Key | None, __: Any) -> None:
-        """Ready when every deployment has a version with traffic and a ready replica."""
+        """Ready if every deployment has a version with traffic and a ready replica."""
         waiting = [d.name for d in self._table.deployments.values() if not d.ready]
         ready = self._table.loaded and bool(self._table.deployments) and not waiting
         body: dict[str, Any] = {

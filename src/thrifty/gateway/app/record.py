@@ -1,5 +1,5 @@
-"""What happened, written down: metrics at once, a row for the request log on a queue. The last
-step; it never waits.
+"""Records ended calls: metrics at once, and a row for the request log on a queue. The last step; it
+never waits.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import functools
 from thrifty.gateway.state.call import HIT, Call
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.observe.log_writer import LogWriter, MakeTexts
-from thrifty.observe.metrics import GatewayMetrics, Observation, Saved
+from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
 
 
 class Recorder:
-    """Counts and logs calls that have ended."""
+    """Counts and logs ended calls."""
 
     def __init__(self, metrics: GatewayMetrics, writer: LogWriter | None, *, prompts: bool) -> None:
         self._metrics = metrics
@@ -22,7 +23,7 @@ class Recorder:
         self._prompts = prompts
 
     def record(self, call: Call) -> None:
-        """Take one call."""
+        """Record one call."""
         target, delivery, outcome = call.target, call.delivery, call.outcome
         deployment = target.deployment.name if target is not None else ""
         replica = call.cache.replica or (delivery.replica.id if delivery.replica else "")
@@ -34,7 +35,7 @@ class Recorder:
         tpot_s = None
         completion = usage.completion_tokens if usage else 0
         generated = call.cache.result != HIT
-        stream = call.form is not None and call.form.stream
+        stream = call.parsed is not None and call.parsed.stream
         if stream and completion > 1 and generated and delivery.first_byte_s:
             tpot_s = (delivery.last_byte_s - delivery.first_byte_s) / (completion - 1)
         if call.origin.counts:
@@ -61,7 +62,7 @@ class Recorder:
             )
         if self._writer is None:
             return
-        user = call.form.body.get("user") if call.form is not None else None
+        user = call.parsed.body.get("user") if call.parsed is not None else None
         row = (
             call.response_id.number,
             call.started_at_s,
@@ -96,10 +97,10 @@ class Recorder:
         self._writer.put(row, texts, size)
 
     def _make_texts(self, call: Call) -> MakeTexts | None:
-        if not self._prompts or call.form is None or not call.origin.counts:
+        if not self._prompts or call.parsed is None or not call.origin.counts:
             return None
         return functools.partial(
-            make_texts, call.endpoint, call.form.body, call.outcome.answer or None
+            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None
         )
 
 

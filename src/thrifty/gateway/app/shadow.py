@@ -1,9 +1,9 @@
-"""Copies of requests for versions that are tried: nobody sees their answers.
+"""Shadow traffic: copies of requests for versions under test, whose answers are discarded.
 
-A version with `shadow: 0.2` gets a copy of a fifth of the requests that other versions have answered.
-A copy runs only in slots that would be idle, after the original has ended. It has an id of its own, is
-never cached, billed or limited, and does not count in the statistics of users; its row in the request
-log names the response that it copies.
+A version with `shadow: 0.2` gets a copy of a fifth of the requests that other versions answered. A
+copy runs only in slots that would be idle, after the original has ended. It has its own id, is
+never cached, billed or limited, and does not count in users' statistics. Its row in the request log
+names the response that it copies.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from thrifty.gateway.state.call import BATCH, Call, Form, Origin, Target
+from thrifty.gateway.state.call import BATCH, Call, Origin, ParsedRequest, Target
 from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import InnerExchange
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.fields import Endpoint
 
 MAX_RUNNING = 64
-"""Copies at once; beyond that, further ones are left out."""
+"""Concurrent copies; more are skipped."""
 _COPIED = (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS)
 
 Run = Callable[[Call], Coroutine[Any, Any, None]]
 
 
 class Shadows:
-    """Makes copies of calls that have ended. Used on the event loop alone."""
+    """Copies ended calls. Used on the event loop only."""
 
     def __init__(self, run: Run, metrics: GatewayMetrics, rng: random.Random | None = None) -> None:
         self._run = run
@@ -36,9 +36,9 @@ class Shadows:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def note_ended(self, call: Call) -> None:
-        """A call has ended: copy it, if it is its turn and there is room."""
+        """Copy an ended call if it is sampled and a slot is idle."""
         target = call.target
-        if target is None or not target.deployment.shadows or call.form is None:
+        if target is None or not target.deployment.shadows or call.parsed is None:
             return
         if call.origin is not Origin.CLIENT or call.outcome.status != 200:
             return
@@ -50,30 +50,30 @@ class Shadows:
             if len(self._tasks) >= MAX_RUNNING or not _is_idle(version):
                 self._metrics.shadows.labels(version.deployment, version.label, "left_out").inc()
                 continue
-            self._start(call, call.form, target, version)
+            self._start(call, call.parsed, target, version)
 
     async def stop(self) -> None:
-        """Cancel what runs."""
+        """Cancel running copies."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, call: Call, form: Form, target: Target, version: Version) -> None:
+    def _start(self, call: Call, parsed: ParsedRequest, target: Target, version: Version) -> None:
         exchange = InnerExchange(call.endpoint.value, call.exchange.body, {})
         shadow = Call(exchange, call.endpoint, Origin.SHADOW)
         shadow.key = call.key
         shadow.priority = BATCH
         shadow.shadow_of = call.response_id.number
-        shadow.form = Form(form.body, form.stream, include_usage=True)
+        shadow.parsed = ParsedRequest(parsed.body, parsed.stream, include_usage=True)
         shadow.target = Target(
             target.deployment, version, version, target.conversation_id, pinned=True
         )
-        task = asyncio.get_running_loop().create_task(self._follow(shadow, version))
+        task = asyncio.get_running_loop().create_task(self._run_shadow(shadow, version))
         exchange.task = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _follow(self, shadow: Call, version: Version) -> None:
+    async def _run_shadow(self, shadow: Call, version: Version) -> None:
         await self._run(shadow)
         status = shadow.outcome.status
         result = "answered" if status == 200 else "failed"
@@ -81,8 +81,8 @@ class Shadows:
 
 
 def _is_idle(version: Version) -> bool:
-    """Whether the version has a slot that nobody wants. Where the number of slots is not known, a
-    replica must have nothing else to do.
+    """Whether the version has a free slot that no request waits for. If the number of slots is
+    unknown, a replica without any request is required.
     """
     if version.concurrency.capacity is None:
         return any(replica.in_flight == 0 for replica in version.ready)

@@ -1,4 +1,4 @@
-"""What is remembered between requests: whole answers to identical requests."""
+"""The exact cache: whole answers to identical requests."""
 
 from thrifty.gateway.cache.exact import Entry, ExactCache, Owner
 from thrifty.gateway.cache.key import make_key

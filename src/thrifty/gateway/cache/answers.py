@@ -1,5 +1,5 @@
-"""The exact cache whole: this process's memory, the shared tier where there is one, and what makes
-both forget: purges, and versions that are not served any more.
+"""The whole exact cache: this process's memory, the shared tier if there is one, and their
+invalidation by purges and by versions that are no longer served.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from thrifty.observe.metrics import GatewayMetrics
 
 
 class SharedSettings(msgspec.Struct, frozen=True):
-    """How the shared tier is used. Times in seconds."""
+    """Settings of the shared tier. Times are in seconds."""
 
     timeout_s: float = 0.01
     wait_s: float = 30.0
@@ -29,7 +29,7 @@ class SharedSettings(msgspec.Struct, frozen=True):
 
 
 class AnswerCache:
-    """What one worker remembers of answers."""
+    """The answer cache of one worker."""
 
     def __init__(
         self,
@@ -45,27 +45,27 @@ class AnswerCache:
         if store is not None:
             chosen = settings or SharedSettings()
             self.shared = SharedTier(store, self.purges, **msgspec.structs.asdict(chosen))
-            metrics.shared_cache.figures = vars(self.shared.figures)
+            metrics.shared_cache.stats = vars(self.shared.stats)
         self._table = table
         self._metrics = metrics
         self._served: set[tuple[str, str, str]] = set()
-        """Deployment, label and revision of each version that is served."""
+        """Deployment, label and revision of each served version."""
         self._loaded = False
         table.listeners.append(self._note_table)
 
     def start(self) -> None:
-        """Begin the shared tier's work."""
+        """Start the shared tier."""
         if self.shared is not None:
             self.shared.start()
 
     async def close(self) -> None:
-        """End it."""
+        """Stop the shared tier."""
         if self.shared is not None:
             await self.shared.close()
 
-    def keep(self, key: bytes, entry: Entry, ttl_s: float) -> bool:
-        """Keep an answer in memory, unless it was to be forgotten meanwhile; whether it may be
-        given to others.
+    def store(self, key: bytes, entry: Entry, ttl_s: float) -> bool:
+        """Cache an answer in memory unless it was purged or its version is no longer served;
+        returns whether others may be given it.
         """
         if self.purges.cover(entry.owner, entry.purge_id) or (
             self._loaded and not self._is_served(entry.owner)
@@ -75,12 +75,12 @@ class AnswerCache:
         return True
 
     def stats(self) -> dict[str, Any]:
-        """This worker's figures."""
+        """This worker's cache statistics."""
         shared = None
         if self.shared is not None:
-            shared = {"available": self.shared.available, **vars(self.shared.figures)}
+            shared = {"available": self.shared.available, **vars(self.shared.stats)}
         sizes = self.memory.sizes()
-        deployments = self._metrics.requests.cache_figures()
+        deployments = self._metrics.requests.cache_stats()
         for name, (entries, size_bytes) in sizes.items():
             deployments.setdefault(name, {}).update(entries=entries, bytes=size_bytes)
         return {
@@ -91,22 +91,22 @@ class AnswerCache:
         }
 
     def _note_table(self) -> None:
-        """The routing table was read: forget what a purge names, or what is not served any more."""
+        """After a read of the routing table: drop purged answers and those of removed versions."""
         first, self._loaded = not self._loaded, True
         for purge in self.purges.update(self._table.purges):
-            self._forget("purge", _choose_purged(purge))
+            self._invalidate("purge", _choose_purged(purge))
             if self.shared is not None and not first:
-                self.shared.forget(purge)
+                self.shared.delete_purged(purge)
         served = {(v.deployment, v.label, v.revision) for v in self._table.versions()}
         if served != self._served:
             self._served = served
-            self._forget("promotion", lambda owner: not self._is_served(owner))
+            self._invalidate("promotion", lambda owner: not self._is_served(owner))
 
     def _is_served(self, owner: Owner) -> bool:
         return (owner.deployment, owner.version, owner.revision) in self._served
 
-    def _forget(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
-        count = self.memory.forget(chosen)
+    def _invalidate(self, reason: str, chosen: Callable[[Owner], bool]) -> None:
+        count = self.memory.invalidate(chosen)
         if count:
             self._metrics.cache_forgotten.labels(reason).inc(count)
             asyncio.get_running_loop().call_soon(self._free)

@@ -1,10 +1,11 @@
-"""An answer as bytes, for a store outside this process.
+"""The byte format of cached answers in a store outside this process.
 
-What comes back from there is not trusted to be what was put in: a checksum over the key and the
-bytes tells damage, another format, and an answer that lies under the wrong key.
+Stored bytes are not trusted: a checksum over the key and the bytes detects damage, other formats
+and answers stored under the wrong key.
 
-Answers are not compressed: zlib at its fastest takes 26 us there and back for an answer of 1.6 KB and
-84 us for one of 8 KB, and a network of 1 Gbit/s is spared 7 us and 39 us; a faster one, less.
+Answers are not compressed. zlib at its fastest level takes 26 us for an answer of 1.6 KB, both
+ways, and 84 us for one of 8 KB; it saves 7 us and 39 us on a network of 1 Gbit/s, and less on a
+faster one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _decoder = msgspec.msgpack.Decoder(_Stored)
 
 
 def encode_entry(key: bytes, entry: Entry) -> bytes:
-    """The bytes of an answer that is kept under `key`. The tenant is in the key alone."""
+    """The bytes of an answer stored under `key`. The tenant is only in the key."""
     owner = entry.owner
     payload = _encoder.encode(
         _Stored(
@@ -55,7 +56,7 @@ def encode_entry(key: bytes, entry: Entry) -> bytes:
 
 
 def decode_entry(key: bytes, tenant: str, data: bytes) -> Entry | None:
-    """The answer in `data`; None where it is damaged, or is not the one for `key`."""
+    """The answer in `data`; None if it is damaged or was stored under another key."""
     payload = data[_HEAD_BYTES:]
     if data[: len(_MAGIC)] != _MAGIC or data[len(_MAGIC) : _HEAD_BYTES] != _sum(key, payload):
         return None

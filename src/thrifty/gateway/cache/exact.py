@@ -1,10 +1,10 @@
 """The exact response cache of one process: whole answers, bounded in bytes and in age.
 
-An answer is kept as the JSON of one that was not streamed, however it was asked for, and can be
-given either way. Its id is cut out, so that each hit is given under the id of its own response.
+An entry holds the JSON of a non-streamed answer, however it was requested, and can be returned
+whole or as a stream. Its id is cut out, so that each hit is returned under its own response id.
 
-Answers of one deployment, version and tenant form a group, and a group is forgotten at once: it is
-marked, nobody gets anything of it from then on, and its memory is freed piece by piece.
+Answers of one deployment, version and tenant form a group, which can be invalidated at once: the
+group is marked, its entries are no longer returned, and its memory is freed in pieces.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from thrifty.gateway.cache.replay import ID_MARK, cut_id, make_chunks
 from thrifty.openai.events import DONE, Usage
 
 ENTRY_BYTES = 800
-"""What an entry takes beside its answer: keys, objects, the places in the order and the group."""
+"""Size of an entry beside its answer: keys, objects, positions in the LRU order and the group."""
 FREE_AT_ONCE = 1000
-"""Entries of forgotten groups are freed in pieces of this many: about a millisecond."""
+"""Entries of invalidated groups are freed in pieces of this many, about a millisecond each."""
 
 
 class Owner(NamedTuple):
-    """Whose answer it is."""
+    """The deployment, revision, version and tenant that an answer belongs to."""
 
     deployment: str = ""
     revision: str = ""
@@ -35,7 +35,7 @@ class Owner(NamedTuple):
 
 
 class Entry:
-    """One stored answer, and what it was to make it."""
+    """One cached answer, with how it was generated."""
 
     __slots__ = (
         "_body",
@@ -63,8 +63,8 @@ class Entry:
         took_s: float = 0.0,
         purge_id: int = 0,
     ) -> None:
-        """`body` is the answer whole; `took_s` is how long its generation took, `purge_id` the
-        newest purge that was known when it began. What only hits need is made with the first one.
+        """`body` is the whole answer, `took_s` its generation time, and `purge_id` the newest purge
+        known when the generation began. Data needed only for hits is built on the first hit.
         """
         self._body = body
         self._prefix = b""
@@ -79,16 +79,16 @@ class Entry:
         self.expires_s = 0.0
         self.group: _Group | None = None
         self.size_bytes = ENTRY_BYTES + 2 * len(body)
-        """What it counts for, with a stream that may be made of it."""
+        """The size counted for it, including a stream that may be built from it."""
 
     @property
     def version(self) -> str:
-        """The version that gave it."""
+        """The label of the version that generated it."""
         return self.owner.version
 
     @property
     def body(self) -> bytes:
-        """The answer whole, under its own id, or one that is no answer's."""
+        """The whole answer, under its original id or a placeholder."""
         if self._parts is None:
             return self._body
         return (b"%b-0" % self._prefix if self._prefix else b"").join(self._parts)
@@ -105,12 +105,12 @@ class Entry:
         return self._lines
 
     def as_body(self, response_id: str) -> bytes:
-        """The answer whole, under the id of a response of its own."""
+        """The whole answer under the given response id."""
         parts = self._parts or self._cut()
         return self._name(response_id).join(parts)
 
     def as_stream(self, include_usage: bool, response_id: str) -> bytes:
-        """The answer as a stream, under the id of a response of its own."""
+        """The answer as a stream under the given response id."""
         if self._parts is None:
             self._cut()
         if self._streams is None:
@@ -132,45 +132,45 @@ class Entry:
 
 
 class _Group:
-    """Entries that are forgotten together."""
+    """Entries that are invalidated together."""
 
-    __slots__ = ("forgotten", "keys", "size_bytes")
+    __slots__ = ("invalidated", "keys", "size_bytes")
 
     def __init__(self) -> None:
         self.keys: dict[bytes, None] = {}
         self.size_bytes = 0
-        self.forgotten = False
+        self.invalidated = False
 
 
 class ExactCache:
-    """Answers by key, the least recently used given up first."""
+    """Answers by key; the least recently used are evicted first."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
         self._clock = clock
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._groups: dict[Owner, _Group] = {}
-        self._forgotten: list[_Group] = []
-        self._forgotten_count = 0
+        self._invalidated: list[_Group] = []
+        self._invalidated_count = 0
         self.size_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries) - self._forgotten_count
+        return len(self._entries) - self._invalidated_count
 
     def get(self, key: bytes) -> Entry | None:
-        """The answer for `key`, unless it is too old or was forgotten."""
+        """The answer for `key`, unless it has expired or was invalidated."""
         entry = self._entries.get(key)
         if entry is None:
             return None
         assert entry.group is not None
-        if entry.group.forgotten or entry.expires_s < self._clock():
+        if entry.group.invalidated or entry.expires_s < self._clock():
             self._drop(key)
             return None
         self._entries.move_to_end(key)
         return entry
 
     def put(self, key: bytes, entry: Entry, ttl_s: float) -> None:
-        """Keep an answer. One that is larger than a quarter of the cache is not kept."""
+        """Store an answer. One larger than a quarter of the cache is not stored."""
         size_bytes = entry.size_bytes
         if size_bytes > self._max_bytes // 4:
             return
@@ -188,32 +188,32 @@ class ExactCache:
         while self.size_bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
 
-    def forget(self, chosen: Callable[[Owner], bool]) -> int:
-        """Forget the answers of chosen owners; returns how many. `free` then gives the memory back."""
+    def invalidate(self, chosen: Callable[[Owner], bool]) -> int:
+        """Invalidate the answers of chosen owners; returns how many. `free` releases the memory."""
         count = 0
         for owner in [owner for owner in self._groups if chosen(owner)]:
             group = self._groups.pop(owner)
-            group.forgotten = True
+            group.invalidated = True
             count += len(group.keys)
             self.size_bytes -= group.size_bytes
-            self._forgotten.append(group)
-        self._forgotten_count += count
+            self._invalidated.append(group)
+        self._invalidated_count += count
         return count
 
     def free(self) -> bool:
-        """Free a piece of what was forgotten; whether there is more."""
+        """Free a piece of the invalidated entries; returns whether there are more."""
         left = FREE_AT_ONCE
-        while self._forgotten and left > 0:
-            group = self._forgotten[-1]
+        while self._invalidated and left > 0:
+            group = self._invalidated[-1]
             while group.keys and left > 0:
                 self._drop(next(reversed(group.keys)))
                 left -= 1
             if not group.keys:
-                self._forgotten.pop()
-        return bool(self._forgotten)
+                self._invalidated.pop()
+        return bool(self._invalidated)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Entries and bytes, by deployment."""
+        """Entries and bytes by deployment."""
         found: dict[str, tuple[int, int]] = {}
         for owner, group in self._groups.items():
             count, size_bytes = found.get(owner.deployment, (0, 0))
@@ -225,8 +225,8 @@ class ExactCache:
         group = entry.group
         assert group is not None
         del group.keys[key]
-        if group.forgotten:
-            self._forgotten_count -= 1
+        if group.invalidated:
+            self._invalidated_count -= 1
             return
         group.size_bytes -= entry.size_bytes
         self.size_bytes -= entry.size_bytes

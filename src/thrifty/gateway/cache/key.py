@@ -1,4 +1,4 @@
-"""When two requests are the same, and whether an answer may be used again."""
+"""Cache keys: when two requests are identical, and when an answer may be reused."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import msgspec
 from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
 IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model", "priority"}
-"""Fields that change how or when an answer is sent, not what it is. The model is in the key by its
-deployment, version and revision."""
+"""Fields that change how or when an answer is sent, but not its content. The key covers the model
+by its deployment, version and revision."""
 KEY_BYTES = 20
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, Any]) -> bytes:
-    """A checksum over everything that decides an answer, and over whose it is. `served` names the
+    """A hash of everything that determines an answer, and of its tenant. `served` names the
     deployment, the version and its revision.
     """
     relevant = {
@@ -34,9 +34,8 @@ def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, An
 def is_deterministic(
     endpoint: Endpoint, body: Mapping[str, Any], honours: frozenset[str] | None
 ) -> bool:
-    """Whether the same request gives the same answer again.
-
-    Greedy requests do, and embeddings, and seeded ones where the engine honours seeds.
+    """Whether the same request produces the same answer again: greedy requests and embeddings do,
+    and so do seeded requests if the engine honours seeds.
     """
     if endpoint is Endpoint.EMBEDDINGS:
         return True

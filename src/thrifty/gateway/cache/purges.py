@@ -1,4 +1,4 @@
-"""What the caches were told to forget, as this worker knows it."""
+"""The cache purges known to this worker."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from thrifty.gateway.cache.exact import Owner
 
 
 class Purges:
-    """The purges that still matter."""
+    """The purges that are still in effect."""
 
     def __init__(self) -> None:
         self._known: Sequence[Purge] = ()
         self.newest_id = 0
-        """The newest purge that this worker knows of."""
+        """The id of the newest known purge."""
 
     def update(self, purges: Sequence[Purge]) -> list[Purge]:
-        """Take what the database says now; returns the purges that are new."""
+        """Take the purges from the database; returns those that are new."""
         fresh = [purge for purge in purges if purge.id > self.newest_id]
         self._known = purges
         if fresh:
@@ -25,8 +25,8 @@ class Purges:
         return fresh
 
     def cover(self, owner: Owner, purge_id: int) -> bool:
-        """Whether an answer was to be forgotten, whose generation began when `purge_id` was the
-        newest purge.
+        """Whether an answer is purged whose generation began when `purge_id` was the newest
+        purge.
         """
         if purge_id >= self.newest_id:
             return False

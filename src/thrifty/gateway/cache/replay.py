@@ -1,4 +1,4 @@
-"""Answers that are kept, as they are given again: under another id, whole or as a stream."""
+"""Replays cached answers: under another id, whole or as a stream."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import msgspec
 from thrifty.openai.events import encode_event
 
 ID_MARK = b"\x00id\x00"
-"""Where an answer's id goes; no JSON holds these bytes."""
+"""Stands for an answer's id; these bytes never occur in JSON."""
 
 
 def cut_id(body: bytes) -> tuple[bytes, list[bytes]]:
-    """The kind of id, and the body in pieces around it."""
+    """The prefix of the body's id, and the body in pieces around the id."""
     try:
         answer_id = msgspec.json.decode(body, type=_HasId).id
     except msgspec.MsgspecError:
@@ -28,7 +28,7 @@ class _HasId(msgspec.Struct):
 
 
 def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    """The chunks of an answer with a mark in place of its id, and the chunk with its usage."""
+    """An answer's chunks with `ID_MARK` in place of its id, and the chunk with its usage."""
     chat = answer.get("object") == "chat.completion"
     base = {
         "id": "MARK",

@@ -1,18 +1,18 @@
-"""The second tier: answers in the Redis that gateway workers share, and who makes them.
+"""The second cache tier: answers in the Redis that gateway workers share, and locks on making them.
 
-A worker that misses in its own memory asks once: one script gives the answer, or the right to make
-it (a `Claim`: a lock with a token, that its holder renews and that ends with it), or says that
-somebody else is making it. Who must wait asks again now and then, and takes over where the holder
-has vanished.
+A worker that misses in its own memory asks once. One script returns the answer, or the right to
+generate it (a `Claim`: a lock with a token that its holder renews and that expires with it), or
+reports that another worker is generating it. A worker that waits polls, and takes over if the
+holder disappears.
 
-Redis away or slow costs hits, never requests: a request waits for at most `timeout_s`, after a few
-late answers in a row nobody asks for a while, and answers go in behind the request's back, through
-a queue with a bound. Everything here may be lost at any time.
+If Redis is unavailable or slow, hits are lost, never requests. A lookup waits for at most
+`timeout_s`; after a few late replies in a row the tier pauses for a while. Answers are written in
+the background through a bounded queue. Everything here may be lost at any time.
 
-Keys, all under `thrifty:cache:`, hold checksums of names and not the names themselves:
+Keys, all under `thrifty:cache:`, contain hashes of names instead of the names:
 
-    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}       an answer, or NOTHING
-    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}:lock  the token of who makes it
+    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}       an answer, or NO_ANSWER
+    thrifty:cache:DEPLOYMENT:VERSION:TENANT:{KEY}:lock  the token of the worker that makes it
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ log = logging.getLogger(__name__)
 
 PREFIX = b"thrifty:cache:"
 NAME_BYTES = 6
-"""Of the checksums of names in keys; they only choose what a purge deletes."""
-NOTHING = b"-"
-"""In the place of an answer: there is none to wait for."""
-NOTHING_MS = 500
-"""Long enough for all who wait to see it."""
+"""Length of the name hashes in keys; they only select what a purge deletes."""
+NO_ANSWER = b"-"
+"""Stored in place of an answer: there is none to wait for."""
+NO_ANSWER_MS = 500
+"""Long enough for all waiting workers to see it."""
 LOCK_S = 3.0
-"""A holder that has not renewed its lock for so long is taken for dead."""
+"""A holder that has not renewed its lock for this long is assumed dead."""
 RENEW_S = 1.0
 FIRST_PAUSE_S = 0.005
 MAX_PAUSE_S = 0.1
 MAX_QUEUE_BYTES = 32_000_000
-"""Answers that wait to go to Redis; more are not kept there."""
+"""Bound on answers queued for Redis; more are dropped."""
 WRITES_AT_ONCE = 64
-LATE_TO_REST = 3
-REST_S = 1.0
-"""After so many late answers in a row, nobody asks for so long."""
+LATE_TO_PAUSE = 3
+PAUSE_S = 1.0
+"""After `LATE_TO_PAUSE` late replies in a row, lookups pause for this long."""
 SCAN_KEYS = 500
 
 _FIND = Script(
@@ -71,7 +71,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 )
-_GIVE_UP = Script(
+_ABANDON = Script(
     """
 if redis.call('GET', KEYS[2]) ~= ARGV[3] then return 0 end
 redis.call('DEL', KEYS[2])
@@ -88,15 +88,15 @@ return 0
 
 
 @dataclass
-class SharedFigures:
-    """What this worker saw of the second tier."""
+class SharedTierStats:
+    """This worker's statistics of the second tier."""
 
     hits: int = 0
     misses: int = 0
     waited: int = 0
     """Requests that waited for another worker's generation."""
     late: int = 0
-    """Look-ups that took too long, or were not made because earlier ones had."""
+    """Lookups that took too long, or were skipped because earlier ones had."""
     damaged: int = 0
     written: int = 0
     written_bytes: int = 0
@@ -105,7 +105,7 @@ class SharedFigures:
 
 
 class Claim:
-    """The right to make an answer. Who has it must `settle` it."""
+    """The right to generate an answer. Its holder must `settle` it."""
 
     __slots__ = ("entry_name", "key", "lock_name", "token")
 
@@ -117,14 +117,14 @@ class Claim:
 
 
 class Found(NamedTuple):
-    """An answer, and how long it may still be used."""
+    """An answer and its remaining time to live."""
 
     entry: Entry
     ttl_s: float
 
 
 class SharedTier:
-    """One worker's way to the answers of all. Used on one event loop."""
+    """One worker's access to the shared answers. Used on one event loop."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class SharedTier:
         stream_wait_s: float = 1.0,
         max_entry_bytes: int = 1_000_000,
     ) -> None:
-        """`wait_s` and `stream_wait_s` are how long a request, or a stream, waits for another
+        """`wait_s` and `stream_wait_s` bound how long a request, or a stream, waits for another
         worker's generation before it goes to a replica itself.
         """
         self._store = store
@@ -150,24 +150,24 @@ class SharedTier:
         self._claims: set[Claim] = set()
         self._queue: deque[tuple[Script, list[Any], list[Any]]] = deque()
         self._queue_bytes = 0
-        self._doomed: deque[Purge] = deque()
+        self._purges_due: deque[Purge] = deque()
         self._due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._late = 0
-        self._rest_until_s = 0.0
-        self.figures = SharedFigures()
+        self._paused_until_s = 0.0
+        self.stats = SharedTierStats()
 
     @property
     def available(self) -> bool:
-        """Whether it is worth asking now."""
-        return self._store.available and time.monotonic() >= self._rest_until_s
+        """Whether lookups are made now."""
+        return self._store.available and time.monotonic() >= self._paused_until_s
 
     def start(self) -> None:
-        """Begin to write, and to keep claims alive."""
+        """Start writing, and renewing claims."""
         self._tasks = [asyncio.ensure_future(self._write()), asyncio.ensure_future(self._renew())]
 
     async def close(self, timeout_s: float = 1.0) -> None:
-        """Write what waits, for at most `timeout_s`; then end."""
+        """Write what is queued, for at most `timeout_s`; then stop."""
         deadline_s = time.monotonic() + timeout_s
         while self._queue and self._store.available and time.monotonic() < deadline_s:
             await asyncio.sleep(0.005)
@@ -185,10 +185,11 @@ class SharedTier:
         wanted: Callable[[], bool],
         left_s: float | None = None,
     ) -> Found | Claim | None:
-        """The answer for `key`, or the right to make it; None where the request must see to itself.
+        """The answer for `key`, or the right to generate it; None if the request should go to a
+        replica without a claim.
 
-        Waits for another worker's generation, for `left_s` at most where that is given, and as long
-        as `wanted` says that somebody wants it.
+        Waits for another worker's generation, for at most `left_s` if given, and as long as
+        `wanted` returns true.
         """
         name = _entry_name(key, owner)
         self._tokens += 1
@@ -204,17 +205,17 @@ class SharedTier:
             if answer == 1:
                 claim = Claim(key, name, token)
                 self._claims.add(claim)
-                self.figures.misses += 1
+                self.stats.misses += 1
                 return claim
             if isinstance(answer, list):
                 data, ttl_ms = answer
                 found = self._take(key, owner, data, ttl_ms)
                 if found is not None:
-                    self.figures.hits += 1
+                    self.stats.hits += 1
                     return found
-                if data == NOTHING or faults:
+                if data == NO_ANSWER or faults:
                     break
-                # Damaged, or to be forgotten: it goes, and somebody makes it anew.
+                # Damaged or purged: delete it, so that it is generated again.
                 faults += 1
                 await self._store.run("DEL", name)
                 continue
@@ -222,16 +223,16 @@ class SharedTier:
                 break
             waited_s = time.monotonic() - began_s
             if pause_s == FIRST_PAUSE_S:
-                self.figures.waited += 1
+                self.stats.waited += 1
             if waited_s >= bound_s:
                 break
             await asyncio.sleep(min(pause_s, bound_s - waited_s))
             pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
-        self.figures.misses += 1
+        self.stats.misses += 1
         return None
 
     def settle(self, claim: Claim, entry: Entry | None, ttl_s: float = 0.0) -> None:
-        """Give a claim's answer to all, or tell that there is none. Never waits."""
+        """Publish a claim's answer, or that there is none. Never waits."""
         self._claims.discard(claim)
         names = [claim.entry_name, claim.lock_name]
         if entry is not None:
@@ -243,31 +244,31 @@ class SharedTier:
             ):
                 self._put(_SETTLE, names, [data, ttl_ms, claim.token])
                 return
-            self.figures.dropped += 1
-        self._put(_GIVE_UP, names, [NOTHING, NOTHING_MS, claim.token])
+            self.stats.dropped += 1
+        self._put(_ABANDON, names, [NO_ANSWER, NO_ANSWER_MS, claim.token])
 
-    def forget(self, purge: Purge) -> None:
-        """Delete what a purge is about. Correctness does not need it: nobody takes such answers."""
-        self._doomed.append(purge)
+    def delete_purged(self, purge: Purge) -> None:
+        """Delete purged answers. This only frees memory: purged answers are never returned."""
+        self._purges_due.append(purge)
         self._due.set()
 
     def _take(self, key: bytes, owner: Owner, data: bytes, ttl_ms: int) -> Found | None:
-        """The answer in what Redis gave, if it is whole and may be used."""
-        if data == NOTHING:
+        """Decode what Redis returned, if it is intact and may be used."""
+        if data == NO_ANSWER:
             return None
         entry = decode_entry(key, owner.tenant, data)
         if entry is None:
-            self.figures.damaged += 1
-            log.warning("an answer in the shared cache is damaged; it is deleted")
+            self.stats.damaged += 1
+            log.warning("an answer in the shared cache is damaged and is deleted")
             return None
         if ttl_ms <= 0 or self._purges.cover(entry.owner, entry.purge_id):
             return None
         return Found(entry, ttl_ms / 1e3)
 
     async def _ask(self, name: bytes, token: bytes) -> Any:
-        """What the script said; None where it is late or Redis is away."""
+        """The script's result; None if it is late or Redis is unavailable."""
         if not self.available:
-            self.figures.late += 1
+            self.stats.late += 1
             return None
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -275,11 +276,11 @@ class SharedTier:
                     _FIND, [name, _lock_name(name)], [token, round(LOCK_S * 1e3)]
                 )
         except TimeoutError:
-            self.figures.late += 1
+            self.stats.late += 1
             self._late += 1
-            if self._late >= LATE_TO_REST:
+            if self._late >= LATE_TO_PAUSE:
                 self._late = 0
-                self._rest_until_s = time.monotonic() + REST_S
+                self._paused_until_s = time.monotonic() + PAUSE_S
             return None
         self._late = 0
         return answer
@@ -290,7 +291,7 @@ class SharedTier:
         self._due.set()
 
     async def _write(self) -> None:
-        """Carry out what is queued."""
+        """Execute queued commands."""
         while True:
             await self._due.wait()
             self._due.clear()
@@ -303,15 +304,15 @@ class SharedTier:
                 for (script, _, arguments), result in zip(batch, results, strict=True):
                     self._queue_bytes -= len(arguments[0])
                     if script is _SETTLE and result is not None:
-                        self.figures.written += 1
-                        self.figures.written_bytes += len(arguments[0])
+                        self.stats.written += 1
+                        self.stats.written_bytes += len(arguments[0])
                     elif result is None:
-                        self.figures.dropped += 1
-            while self._doomed:
-                await self._delete(self._doomed.popleft())
+                        self.stats.dropped += 1
+            while self._purges_due:
+                await self._delete(self._purges_due.popleft())
 
     async def _renew(self) -> None:
-        """Tell others that this worker is alive and still at it."""
+        """Renew the locks of this worker's claims."""
         while True:
             await asyncio.sleep(RENEW_S)
             if self._claims and self._store.available:
@@ -325,7 +326,7 @@ class SharedTier:
                 )
 
     async def _delete(self, purge: Purge) -> None:
-        """Delete the answers that a purge is about; one of the workers does it."""
+        """Delete the answers that a purge covers; one of the workers does it."""
         mine = await self._store.run(
             "SET", PREFIX + b"purge:%d" % purge.id, self._token, "NX", "PX", 60_000
         )
@@ -346,12 +347,13 @@ class SharedTier:
             if page is None:
                 return
             cursor, names = page
-            # Locks stay: who holds one is making a new answer.
+            # Locks stay: their holders are generating new answers.
             names = [name for name in names if not name.endswith(b":lock")]
             if names:
                 count = await self._store.run("UNLINK", *names)
                 if count is None:
-                    # A cluster, behind a proxy or of one node, takes names of one slot at a time.
+                    # A cluster, behind a proxy or of one node, accepts names of one slot only.
+
                     each = await asyncio.gather(*(self._store.run("UNLINK", n) for n in names))
                     count = sum(one or 0 for one in each)
                 deleted += count

@@ -1,7 +1,8 @@
-"""Identical requests at the same time share one generation.
+"""Single flight: identical concurrent requests share one generation.
 
-The first request leads: it goes to a replica, and everything that comes back is also given to
-those who asked the same meanwhile. A leader whose client goes away goes on for the others.
+The first request is the leader. It goes to a replica, and its answer is also sent to the identical
+requests that arrive meanwhile, the followers. If the leader's client disconnects, the generation
+continues for the followers.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ OnData = Callable[[bytes], None]
 
 @dataclass(frozen=True)
 class Result:
-    """How a flight ended: an answer that may be kept, or another answer, or an error."""
+    """The result of a flight: a cacheable answer, another answer, or an error."""
 
     status: int = 0
     body: bytes = b""
     streamed: bool = False
-    """Whether `body` is an event stream, which its content type says."""
+    """Whether `body` is an event stream, according to its content type."""
     entry: Entry | None = None
     error: WireError | None = None
 
 
 class SingleFlight:
-    """One generation, and who waits for it."""
+    """One generation and its followers."""
 
     def __init__(self, *, stream: bool) -> None:
         self.stream = stream
@@ -39,7 +40,7 @@ class SingleFlight:
         self.version = ""
         """The label of the version that answers."""
         self.response_id = b""
-        """The id under which the leader's client gets the stream."""
+        """The response id in the leader's stream."""
         self._backlog: list[bytes] = []
         self._usage: bytes = b""
         self._listeners: dict[int, tuple[OnData, bool]] = {}
@@ -48,25 +49,25 @@ class SingleFlight:
 
     @property
     def data(self) -> bytes:
-        """All bytes of the stream so far, token counts included."""
+        """All bytes of the stream so far, including token counts."""
         return b"".join(self._backlog) + self._usage
 
     def publish(self, data: bytes) -> None:
-        """Give bytes of the stream to all who listen."""
+        """Send bytes of the stream to all listeners."""
         self.begun = True
         self._backlog.append(data)
         for listener, _ in list(self._listeners.values()):
             listener(data)
 
     def publish_usage(self, event: bytes) -> None:
-        """Give the chunk with token counts to those who asked for it."""
+        """Send the chunk with token counts to the listeners that want it."""
         self._usage += event
         for listener, wants_usage in list(self._listeners.values()):
             if wants_usage:
                 listener(event)
 
     def listen(self, on_data: OnData, *, wants_usage: bool) -> int:
-        """Get the stream from its beginning; returns a number for `leave`."""
+        """Receive the stream from its beginning; returns a number for `leave`."""
         self._numbers += 1
         self._listeners[self._numbers] = (on_data, wants_usage)
         if self._backlog:
@@ -76,17 +77,17 @@ class SingleFlight:
         return self._numbers
 
     def leave(self, number: int) -> None:
-        """Get no more."""
+        """Stop receiving the stream."""
         self._listeners.pop(number, None)
 
     def finish(self, result: Result) -> None:
-        """End it, for all."""
+        """Set the result for all followers."""
         if not self.result.done():
             self.result.set_result(result)
 
 
 class SingleFlightGroup:
-    """The generations under way, by cache key."""
+    """The generations in progress, by cache key."""
 
     def __init__(self) -> None:
         self._flights: dict[bytes, SingleFlight] = {}
@@ -95,17 +96,17 @@ class SingleFlightGroup:
         return len(self._flights)
 
     def find(self, key: bytes) -> SingleFlight | None:
-        """The flight for `key`, if one is under way."""
+        """The flight for `key`, if one is in progress."""
         return self._flights.get(key)
 
     def begin(self, key: bytes, *, stream: bool) -> SingleFlight:
-        """A new flight for `key`, which has none."""
+        """Start a flight for `key`, which must not have one."""
         assert key not in self._flights
         flight = self._flights[key] = SingleFlight(stream=stream)
         return flight
 
     def end(self, key: bytes, result: Result) -> None:
-        """The flight for `key` is over."""
+        """End the flight for `key`."""
         flight = self._flights.pop(key, None)
         if flight is not None:
             flight.finish(result)

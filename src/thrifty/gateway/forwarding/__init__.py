@@ -1,1 +1,1 @@
-"""To a replica and back: send, relay, send again, have another deployment answer."""
+"""Forwarding to replicas: send, relay, retry, fall back to another deployment."""

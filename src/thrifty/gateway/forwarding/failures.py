@@ -1,4 +1,4 @@
-"""How a replica fails a request, and what the client is told where no other could answer."""
+"""Failures of replicas, and the error that the client receives if no other replica answers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ RETRIABLE_STATUSES = frozenset({500, 502, 503, 504})
 BUSY = 503
 
 
-class Refused(Exception):
-    """A replica answered with an error that another one may not give."""
+class ReplicaError(Exception):
+    """A replica answered with an error that another replica may not give."""
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"status {status}")
@@ -21,13 +21,13 @@ class Refused(Exception):
 
 
 def is_busy(failure: Exception) -> bool:
-    """Whether a replica only had too much to do."""
-    return isinstance(failure, Refused) and failure.status == BUSY
+    """Whether a replica was only overloaded."""
+    return isinstance(failure, ReplicaError) and failure.status == BUSY
 
 
 def make_error(failure: Exception, call: Call) -> WireError:
-    """What the client is told once its call is not sent again."""
-    if isinstance(failure, Refused):
+    """The error that the client receives when its call is not retried any more."""
+    if isinstance(failure, ReplicaError):
         try:
             fault = msgspec.json.decode(failure.body)["error"]
             return WireError(

@@ -1,9 +1,9 @@
-"""When the chosen version cannot answer: another version does, or another deployment.
+"""Fallbacks: another version or another deployment answers if the chosen version cannot.
 
-Where the chosen version has no ready replica, the next version in the conversation's order answers.
-A fallback deployment has its turn where nothing has been sent to the client and no version of the
-first deployment is ready, or it failed with a 5xx. What either answers is not kept in the cache
-under the first key. A pinned request goes to its version or nowhere.
+If the chosen version has no ready replica, the next version in the conversation's order answers. A
+fallback deployment answers if nothing has been sent to the client and the first deployment has no
+ready version or failed with a 5xx. Neither answer is cached under the first key. A pinned request
+only ever goes to its version.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ async def forward_or_fall_back(
     call: Call,
     flight: SingleFlight | None,
 ) -> Result:
-    """As `Forwarder.forward`, by the call's version, a stand-in, or a fallback deployment. Raises the
-    first deployment's error where none could answer.
+    """Like `Forwarder.forward`, by the call's version, another version, or a fallback deployment.
+    Raises the first deployment's error if none could answer.
     """
     target = call.placed
     if target.pinned:
@@ -39,17 +39,17 @@ async def forward_or_fall_back(
     first = target.deployment
     if not first.settings.fallback:
         return await _forward(forwarder, table, metrics, call, flight)
-    standing_in = [d for d in _find_fallbacks(first, table) if _can_take(call, d)]
+    fallbacks = [d for d in _find_fallbacks(first, table) if _can_take(call, d)]
     failure: WireError | None = None
-    if first.ready or not any(d.ready for d in standing_in):
-        call.delivery.may_wait = not any(d.ready for d in standing_in)
+    if first.ready or not any(d.ready for d in fallbacks):
+        call.delivery.may_wait = not any(d.ready for d in fallbacks)
         try:
             return await _forward(forwarder, table, metrics, call, flight)
         except WireError as error:
             if error.status < 500:
                 raise
             failure = error
-    for deployment in standing_in:
+    for deployment in fallbacks:
         if not deployment.ready:
             continue
         log.info("%s: %s answers for %s", call.response_id.text, deployment.name, first.name)
@@ -65,7 +65,7 @@ async def forward_or_fall_back(
                 raise
             failure = failure or error
     if failure is None:
-        # Their last replica has gone just now: wait for the first deployment's as ever.
+        # The fallbacks' last replica has just gone: wait for the first deployment as usual.
         _retarget(call, target)
         return await _forward(forwarder, table, metrics, call, flight)
     raise failure
@@ -86,7 +86,7 @@ async def _forward(
     call: Call,
     flight: SingleFlight | None,
 ) -> Result:
-    """By the call's version, and by another one once that has no ready replica any more."""
+    """Forward to the call's version, and to another one if it has no ready replica left."""
     while True:
         try:
             return await forwarder.forward(call, flight)
@@ -96,22 +96,22 @@ async def _forward(
             if deployment is None:
                 name = target.version.deployment
                 raise unavailable(
-                    f"the model '{name}' was just taken away", "model_removed"
+                    f"the model '{name}' was removed while the request waited", "model_removed"
                 ) from None
             _reroute(call, target, deployment, metrics)
 
 
 def _reroute(call: Call, target: Target, deployment: Deployment, metrics: GatewayMetrics) -> None:
-    """Give a call another version. Raises a 400 where that cannot honour the request."""
+    """Give a call another version. Raises a 400 if that version cannot honour the request."""
     left = target.version
     chosen = deployment.choose(target.conversation_id)
-    others = deployment.stand_ins(target.conversation_id, chosen)
+    others = deployment.alternatives(target.conversation_id, chosen)
     version = next((v for v in (chosen, *others) if v.ready), chosen)
     check_honoured(
-        call.understood.body, call.endpoint, version.honours, version.row.engine, version.label
+        call.admitted.body, call.endpoint, version.honours, version.row.engine, version.label
     )
     metrics.reroutes.labels(deployment.name, left.label, version.label).inc()
-    # The version that the conversation belonged to stays on record as the chosen one.
+    # The version that the conversation is assigned to stays on record as the chosen one.
     _retarget(
         call,
         Target(deployment, target.chosen, version, target.conversation_id, False, target.fell_back),
@@ -119,14 +119,14 @@ def _reroute(call: Call, target: Target, deployment: Deployment, metrics: Gatewa
 
 
 def _retarget(call: Call, target: Target) -> None:
-    """Begin anew with another target; only the time that was spent waiting is kept."""
+    """Start over with another target, keeping the time spent waiting and the attempts."""
     queue_s, attempts = call.delivery.queue_s, call.delivery.attempts
     call.target = target
     call.delivery = Delivery(queue_s=queue_s, attempts=attempts)
 
 
 def _find_fallbacks(first: Deployment, table: RoutingTable) -> list[Deployment]:
-    """The fallbacks, and theirs, each once."""
+    """The fallbacks and their own fallbacks, each once."""
     found: list[Deployment] = []
     seen, names = {first.name}, list(first.settings.fallback)
     while names:
@@ -140,13 +140,13 @@ def _find_fallbacks(first: Deployment, table: RoutingTable) -> list[Deployment]:
 
 
 def _can_take(call: Call, deployment: Deployment) -> bool:
-    """Whether it serves the same kind of model and honours the request's fields."""
+    """Whether a deployment serves the same model family and honours the request's fields."""
     target = call.placed
     if target.deployment.row.family != deployment.row.family:
         return False
     version = deployment.choose(target.conversation_id)
     try:
-        check_honoured(call.understood.body, call.endpoint, version.honours, version.row.engine)
+        check_honoured(call.admitted.body, call.endpoint, version.honours, version.row.engine)
     except WireError:
         return False
     return True

@@ -1,10 +1,10 @@
-"""To a replica and back: choose, send, relay, and send again what may be sent again.
+"""Forwarding to a replica: choose, send, relay, retry.
 
-What fails before the first byte has gone to the client is sent elsewhere, inside a budget. A
-request that a replica took and died of is sent once more and no oftener: it may be the reason.
+Requests that fail before the first byte has gone to the client are retried within a budget. A
+request whose replica died after taking it is retried only once, because it may be the cause.
 
-What is sent is `upstream_request`'s business, a second replica for a slow one `admission/hedge`'s, a
-stream on its way `relay`'s, and what the client is told in the end `failures`'.
+`upstream_request` builds what is sent, `hedge` asks a second replica if the first is slow, `relay`
+passes on streams, and `failures` makes the client's error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import time
 from collections.abc import Callable
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
-from thrifty.gateway.forwarding.failures import RETRIABLE_STATUSES, Refused, is_busy, make_error
+from thrifty.gateway.forwarding.failures import (
+    RETRIABLE_STATUSES,
+    ReplicaError,
+    is_busy,
+    make_error,
+)
 from thrifty.gateway.forwarding.hedge import Hedger
 from thrifty.gateway.forwarding.relay import Relay
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
@@ -55,7 +60,7 @@ BACKOFF_S = 0.05
 
 
 class ClientGone(Exception):
-    """The client hung up; there is nobody to answer."""
+    """The client disconnected; there is no one to answer."""
 
 
 class Forwarder:
@@ -64,7 +69,7 @@ class Forwarder:
     def __init__(
         self, client: HttpClient, table: RoutingTable, metrics: GatewayMetrics, *, capture: bool
     ) -> None:
-        """`capture` keeps what streams hold, for the record of texts."""
+        """`capture` keeps the content of streams for recorded texts."""
         self._client = client
         self._table = table
         self._metrics = metrics
@@ -74,12 +79,12 @@ class Forwarder:
         self._streams: set[tuple[Call, Relay, Answer]] = set()
         self._headers: dict[str, bytes] = {}
         self.on_chosen: Callable[[Call, Replica], None] | None = None
-        """Told of every call and the replica that it goes to; set while batches run."""
+        """Called with each call and its replica; set while batches run."""
 
     async def forward(self, call: Call, flight: SingleFlight | None) -> Result:
-        """Answer the call from a replica; returns what came, for the cache and for followers.
+        """Answer the call from a replica; returns the answer for the cache and for followers.
 
-        Raises `WireError` where nothing was sent to the client, `ClientGone` where nobody waits.
+        Raises `WireError` if nothing was sent to the client, `ClientGone` if no one waits.
         """
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
@@ -91,10 +96,10 @@ class Forwarder:
             await self._wait_for_slot(call, concurrency, flight)
         entered_s = time.perf_counter()
         delivery = call.delivery
-        delivery.may_yield = concurrency.holds_much(call.tenant)
+        delivery.may_yield = concurrency.holds_fair_share(call.tenant)
         knows_priorities = version.settings.priority_field is not None
-        if delivery.may_yield and call.understood.stream and knows_priorities:
-            # An answer that does not stream tells nobody when it has begun.
+        if delivery.may_yield and call.admitted.stream and knows_priorities:
+            # Only a stream shows when its answer begins.
             delivery.idle_at = concurrency
             concurrency.begin_idle()
         try:
@@ -107,30 +112,30 @@ class Forwarder:
     async def _wait_for_slot(
         self, call: Call, concurrency: ConcurrencyLimiter, flight: SingleFlight | None
     ) -> None:
-        """Wait until a replica has room, in a fair order. Raises a 503 or 504."""
-        version, form, delivery = call.placed.version, call.understood, call.delivery
+        """Wait for a slot in the fair queue. Raises a 503 or 504."""
+        version, parsed, delivery = call.placed.version, call.admitted, call.delivery
         limits = version.limits
-        if not concurrency.capacity and self._has_stand_in(call):
+        if not concurrency.capacity and self._has_alternative(call):
             raise NoReplica
         if not (concurrency.capacity or delivery.may_wait):
             raise no_replica_ready(concurrency.name, limits.wait_timeout_s)
         if flight is not None:
             call.exchange.on_disconnect = _do_nothing
         began_s = time.perf_counter()
-        cost = sum(version.estimator.estimate(form.body, len(call.exchange.body)))
+        cost = sum(version.estimator.estimate(parsed.body, len(call.exchange.body)))
         try:
             while True:
                 try:
                     return await concurrency.wait(
                         call.tenant, cost, call.priority,
                         most=limits.waiting, timeout_s=limits.wait_timeout_s,
-                        deadline_s=form.deadline_s,
+                        deadline_s=parsed.deadline_s,
                     )  # fmt: skip
                 except WireError as error:
                     shared = flight is not None and flight.followers
-                    if not (shared and form.deadline_s) or error.code not in DEADLINE_CODES:
+                    if not (shared and parsed.deadline_s) or error.code not in DEADLINE_CODES:
                         raise
-                    form.deadline_s = 0.0  # others wait for it without one
+                    parsed.deadline_s = 0.0  # followers without a deadline wait for it
         finally:
             delivery.queue_s += time.perf_counter() - began_s
 
@@ -142,7 +147,7 @@ class Forwarder:
         tried: set[str] = set(call.avoid)
         sends = connects = 0
         if flight is not None:
-            # Others may wait for this generation: it goes on without its first client.
+            # Followers may wait for this generation, so it continues without its first client.
             call.exchange.on_disconnect = _do_nothing
         while True:
             replica = await self._choose(call, version, tried, flight)
@@ -156,13 +161,13 @@ class Forwarder:
                     self.on_chosen(call, replica)
                 result = await self._attempt(call, replica, body, flight)
                 self._note_answer(call, result)
-                streamed = call.understood.stream
+                streamed = call.admitted.stream
                 return result
             except ConnectFailed as error:
                 failure: Exception = error
                 connects += 1
                 last_chance = connects >= MAX_CONNECTS
-            except (NoResponse, BrokenResponse, Refused) as error:
+            except (NoResponse, BrokenResponse, ReplicaError) as error:
                 failure = error
                 sends += 1
                 last_chance = sends >= MAX_SENDS
@@ -170,7 +175,7 @@ class Forwarder:
                 version.health.note_unknown(replica.id)
                 raise
             finally:
-                replica = delivery.replica or replica  # a hedge may have moved it
+                replica = delivery.replica or replica  # a hedge may have changed it
                 _end_load(delivery.load or load, call, streamed=streamed)
                 version.note_ended(replica)
             if not (call.exchange.disconnected or call.expired) and not is_busy(failure):
@@ -181,12 +186,12 @@ class Forwarder:
             if call.expired:
                 if flight is None or not flight.followers:
                     raise deadline_exceeded("before a replica began to answer")
-                call.understood.deadline_s = 0.0  # others wait for it without one
+                call.admitted.deadline_s = 0.0  # followers without a deadline wait for it
             if call.priority and (flight is None or not flight.followers):
-                last_chance = True  # the batch tries again, later
+                last_chance = True  # the batch itself retries later
             if last_chance or not self._budget.spend():
                 raise make_error(failure, call)
-            log.info("%s: %s failed (%s); sent again", call.response_id.text, replica.id, failure)
+            log.info("%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure)
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
@@ -194,7 +199,7 @@ class Forwarder:
     async def _choose(
         self, call: Call, version: Version, tried: set[str], flight: SingleFlight | None
     ) -> Replica:
-        """A ready replica, one that was not tried if possible; waits for one if it must."""
+        """A ready replica, preferably an untried one; waits for one if necessary."""
         began_s = time.perf_counter()
         try:
             while True:
@@ -205,12 +210,12 @@ class Forwarder:
                 ):
                     return self._pick(call, version, candidates)
                 if candidates:
-                    # The only replica just failed; it is tried again once it had a moment.
+                    # The only replica has just failed; it is retried after a pause.
                     await version.wait_ready(0.3)
                     tried.clear()
                     continue
                 tried.clear()
-                if self._has_stand_in(call):
+                if self._has_alternative(call):
                     raise NoReplica
                 await self._wait(call, version, began_s)
                 _require_listener(call, flight)
@@ -218,22 +223,23 @@ class Forwarder:
             call.delivery.queue_s += time.perf_counter() - began_s
 
     def _require_version(self, version: Version) -> None:
-        """Raise a 503 where a version was taken away while a request was on its way to it."""
+        """Raise an error if the version was removed while a request was on its way to it."""
         deployment = self._table.deployments.get(version.deployment)
         if deployment is None:
             raise unavailable(
-                f"the model '{version.deployment}' was just taken away", "model_removed"
+                f"the model '{version.deployment}' was removed while the request waited",
+                "model_removed",
             )
         if version.label not in deployment.versions:
             raise NoReplica
 
     @staticmethod
-    def _has_stand_in(call: Call) -> bool:
+    def _has_alternative(call: Call) -> bool:
         """Whether another version could answer now."""
         target = call.placed
         if target.pinned or target.deployment.name != target.version.deployment:
             return False
-        others = target.deployment.stand_ins(target.conversation_id, target.version)
+        others = target.deployment.alternatives(target.conversation_id, target.version)
         return any(other.ready for other in others)
 
     async def _wait(self, call: Call, version: Version, began_s: float) -> None:
@@ -246,7 +252,7 @@ class Forwarder:
         if version.waiting >= limits.waiting:
             raise unavailable(
                 f"no replica of '{version.concurrency.name}' is ready and {version.waiting} requests "
-                "wait already",
+                "are waiting",
                 "queue_full",
                 retry_after_s=5.0,
             )
@@ -257,9 +263,9 @@ class Forwarder:
             version.waiting -= 1
 
     def _pick(self, call: Call, version: Version, candidates: list[Replica]) -> Replica:
-        """The replica for the next request."""
+        """Route the call and record a trial request for the health check."""
         chosen = _route(call, version, candidates)
-        if not version.health.fine:
+        if not version.health.all_healthy:
             version.health.note_sent(chosen.id, time.monotonic())
         return chosen
 
@@ -281,7 +287,7 @@ class Forwarder:
             return await self._relay(call, answer, flight)
         data = await answer.read()
         if answer.status in RETRIABLE_STATUSES:
-            raise Refused(answer.status, data)
+            raise ReplicaError(answer.status, data)
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
         if answer.status == 200:
             call.outcome.usage, _ = parse_usage(data)
@@ -302,8 +308,8 @@ class Forwarder:
         flight: SingleFlight | None,
         sent: list[Answer],
     ) -> Answer:
-        """Send the call to a replica; returns once the head of its answer is here. `sent` gets the
-        answer as soon as the request is out.
+        """Send the call to a replica; returns once the head of its answer has arrived. The answer
+        is added to `sent` as soon as the request has been written.
         """
         version, exchange = call.placed.version, call.exchange
 
@@ -317,7 +323,7 @@ class Forwarder:
             exchange.on_disconnect = client_gone
 
         timeout_s = version.limits.first_token_timeout_s
-        deadline_s = call.understood.deadline_s
+        deadline_s = call.admitted.deadline_s
         if deadline_s:
             timeout_s = min(timeout_s, max(0.001, deadline_s - time.perf_counter()))
         lines = self._headers.get(version.identity)
@@ -336,7 +342,7 @@ class Forwarder:
     async def _relay(self, call: Call, answer: Answer, flight: SingleFlight | None) -> Result:
         relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
         entry = (call, relay, answer)
-        delivery, deadline_s = call.delivery, call.understood.deadline_s
+        delivery, deadline_s = call.delivery, call.admitted.deadline_s
         delivery.last_byte_s = time.perf_counter()
         self._streams.add(entry)
         timer = None
@@ -355,7 +361,7 @@ class Forwarder:
                 self._note_failure(call.placed.version, delivery.replica)
             call.outcome.error = "replica_lost"
             relay.fail(f"The replica was lost while it answered: {error}.", "replica_lost")
-            return Result(error=WireError(502, "the shared generation broke off", type=SERVER,
+            return Result(error=WireError(502, "the shared generation was interrupted", type=SERVER,
                                            code="replica_lost"))  # fmt: skip
         finally:
             self._streams.discard(entry)
@@ -367,27 +373,27 @@ class Forwarder:
         return Result(200, relay.captured, streamed=True)
 
     def _note_answer(self, call: Call, result: Result) -> None:
-        """A replica answered; one that broke off has been noted."""
+        """Record a success with the version's health, unless the answer was interrupted."""
         version, delivery = call.placed.version, call.delivery
         replica = delivery.replica
         if replica is None or result.error is not None:
             return
         if version.health.note_success(replica.id, time.monotonic()):
-            log.info("%s answers again", replica.id)
+            log.info("%s answers again and receives traffic", replica.id)
             version.resize(self._table.workers)
-        if call.understood.stream and version.concurrency.capacity is not None:
+        if call.admitted.stream and version.concurrency.capacity is not None:
             version.concurrency.note_begin(delivery.first_byte_s - delivery.sent_s)
 
     def _note_failure(self, version: Version, replica: Replica) -> None:
-        """A replica failed a request."""
+        """Record a failed request with the version's health."""
         ready = version.ready_ids()
         if version.health.note_failure(replica.id, ready, time.monotonic()):
-            log.warning("%s fails; it is left alone for a while", replica.id)
+            log.warning("%s keeps failing and is ejected for a while", replica.id)
             self._metrics.ejections.labels(version.deployment, version.label, replica.id).inc()
             version.resize(self._table.workers)
 
     def sweep(self, now_s: float) -> None:
-        """End streams whose replica has gone silent; look at who waits and who is left alone."""
+        """End streams whose replica has gone silent; update queues and capacities."""
         for known in self._table.versions():
             known.resize(self._table.workers)
             known.concurrency.sweep()
@@ -395,14 +401,14 @@ class Forwarder:
             if relay.paused:
                 continue
             limits = call.placed.version.limits
-            # Before the first token a replica may be at a long prompt; between tokens it may not.
+            # Before the first token a replica may be computing a long prompt; later it is not.
             limit_s = limits.idle_timeout_s if relay.begun else limits.first_token_timeout_s
             if now_s - call.delivery.last_byte_s > limit_s:
-                _break_off(answer, f"the replica sent nothing for {limit_s:g} s")
+                _interrupt(answer, f"the replica sent nothing for {limit_s:g} s")
 
 
 def _require_listener(call: Call, flight: SingleFlight | None) -> None:
-    """Raise `ClientGone` where neither the client nor a follower waits any more."""
+    """Raise `ClientGone` if neither the client nor a follower waits any more."""
     if call.exchange.disconnected and not (flight is not None and flight.followers):
         raise ClientGone
 
@@ -412,22 +418,20 @@ def _do_nothing() -> None:
 
 
 def assign(call: Call, replica: Replica, flight: SingleFlight | None) -> None:
-    """Note who works for a call, and for those who share its generation."""
+    """Record which replica works for a call and for the followers of its flight."""
     call.delivery.replica = replica
     if flight is not None:
         flight.replica, flight.version = replica.id, replica.version
 
 
 def _route(call: Call, version: Version, candidates: list[Replica]) -> Replica:
-    """One of the candidates. Where there is but one, nothing needs to be known of the request."""
+    """Choose a candidate. With a single candidate the request need not be described."""
     if len(candidates) == 1:
         return candidates[0]
     delivery = call.delivery
     if delivery.routed is UNKNOWN:
         decodes = call.endpoint is not Endpoint.EMBEDDINGS
-        delivery.routed = version.router.describe(
-            call.understood.body, call.session, decodes=decodes
-        )
+        delivery.routed = version.router.describe(call.admitted.body, call.session, decodes=decodes)
     return version.router.choose(candidates, delivery.routed)
 
 
@@ -442,11 +446,11 @@ def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
 
 
 def _end_if_late(call: Call, relay: Relay, answer: Answer, flight: SingleFlight | None) -> None:
-    """The deadline has passed: break off a stream that has not begun, unless others wait for it."""
+    """End a stream that has not begun by its deadline, unless followers wait for it."""
     if not relay.begun and not (flight is not None and flight.followers):
-        _break_off(answer, "its deadline passed before the first token")
+        _interrupt(answer, "its deadline passed before the first token")
 
 
-def _break_off(answer: Answer, why: str) -> None:
+def _interrupt(answer: Answer, why: str) -> None:
     answer.fail(BrokenResponse(why))
     answer.abort()

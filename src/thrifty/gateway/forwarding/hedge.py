@@ -1,8 +1,8 @@
-"""A second replica is asked where the first has not begun to answer in time; the first of the two to
-answer wins, and the other is cancelled.
+"""Hedged requests: if a replica has not begun to answer in time, a second one is asked. The first
+answer wins, and the other request is cancelled.
 
-It cuts the longest waits where a replica stalls now and then, and costs nothing where none does. A
-hedge is paid from the retry budget, so that a slow fleet does not get twice its load.
+Hedging cuts the longest waits if replicas stall occasionally, and costs nothing if none does.
+Hedges are paid from the retry budget, so that a slow fleet does not get twice its load.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Pick = Callable[[Call, Version, list[Replica]], Replica]
 class Hedger:
     """Sends calls with a hedge, and counts the second replica's load.
 
-    `send` sends a body to a replica and adds what it opened to a list, `pick` chooses a replica for
-    a call, and `note_failure` is told of a second one that failed.
+    `send` sends a body to a replica and adds the opened answer to a list, `pick` chooses a replica
+    for a call, and `note_failure` is called with a second replica that failed.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Hedger:
     async def open(
         self, call: Call, first: Replica, body: bytes, flight: SingleFlight | None, after_s: float
     ) -> Answer:
-        """As `send` to `first`, with a second replica where that one does not begin within
-        `after_s`. Who answers is assigned to the call.
+        """Like `send` to `first`, but with a second replica if the first does not begin within
+        `after_s`. The replica that answers is assigned to the call.
         """
         version, delivery = call.placed.version, call.delivery
         sent: list[Answer] = []
@@ -88,7 +88,7 @@ class Hedger:
                 self._note_failure(version, second[0])
             raise
         finally:
-            # From here on only one of them works for the call: the other's load ends.
+            # Only one of them works for the call from here on: the other's load ends.
             if second is not None:
                 loser, load = second
                 if winner is loser:
@@ -113,9 +113,9 @@ async def open_hedged(
 ) -> tuple[Answer, AnyReplica]:
     """An answer that has begun, and the replica that gives it.
 
-    `open_on` sends the request to a replica; it is called for `first`, and after `after_s` for what
-    `choose_other` gives, if that is one. An answer that is not good wins only where the other
-    request ends no better. Raises what the last request raised where none was answered.
+    `open_on` sends the request to a replica. It is called for `first`, and after `after_s` for the
+    result of `choose_other`, unless that is None. A bad answer wins only if the other request ends
+    no better. Raises the last request's error if none was answered.
     """
     running: dict[asyncio.Future[Answer], AnyReplica] = {}
     running[asyncio.ensure_future(open_on(first))] = first
@@ -133,7 +133,7 @@ async def open_hedged(
                 if other is not None:
                     running[asyncio.ensure_future(open_on(other))] = other
                 continue
-            # Where the first ends badly before its time, sending again is the caller's business.
+            # If the first one fails before `after_s`, the caller retries.
             for task in done:
                 replica = running.pop(task)
                 try:
@@ -154,11 +154,11 @@ async def open_hedged(
         raise failure
     finally:
         for task in running:
-            _give_up(task)
+            _cancel(task)
 
 
-def _give_up(task: asyncio.Future[Answer]) -> None:
-    """Cancel a request; where it has just been answered, give the answer up."""
+def _cancel(task: asyncio.Future[Answer]) -> None:
+    """Cancel a request; if it has just been answered, abort the answer."""
     if task.cancel():
         return
     if not task.cancelled() and task.exception() is None:

@@ -1,8 +1,8 @@
-"""A stream on its way from a replica to a client.
+"""Relays a stream from a replica to a client.
 
-Token bytes pass through: a chunk that ends with an event is written as it came. Only chunks that
-may hold token counts are looked into, and the chunk that holds nothing else is kept from clients
-that did not ask for it.
+Token bytes pass through: a chunk that ends with an event is written unchanged. Only chunks that may
+hold token counts are parsed, and a chunk with nothing else is withheld from clients that did not
+request it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Relay:
         self.paused = False
         exchange = call.exchange
         if flight is None:
-            # With followers, one slow reader must not hold up the others; its bytes are kept.
+            # With followers, a slow reader must not hold up the others; its bytes are buffered.
             exchange.on_pause = self._pause
             exchange.on_resume = self._resume
 
@@ -64,16 +64,16 @@ class Relay:
 
     @property
     def complete(self) -> bool:
-        """Whether the stream came to its proper end."""
+        """Whether the stream ended properly."""
         return self._tail.endswith(DONE)
 
     @property
     def captured(self) -> bytes:
-        """Everything that came, where that was asked for."""
+        """Everything received, if capturing was requested."""
         return b"".join(self._captured or ())
 
     def take(self, data: bytes) -> None:
-        """Bytes from the replica."""
+        """Handle bytes from the replica."""
         call, delivery = self._call, self._call.delivery
         delivery.last_byte_s = time.perf_counter()
         if not delivery.first_byte_s:
@@ -92,7 +92,7 @@ class Relay:
             self._emit(data)
 
     def finish(self) -> None:
-        """The replica has ended its stream."""
+        """Handle the end of the replica's stream."""
         if self._rewriter is not None and (left := self._rewriter.finish()):
             self._emit(left)
         if self._rest:
@@ -101,7 +101,7 @@ class Relay:
         self._call.exchange.finish()
 
     def fail(self, message: str, code: str) -> None:
-        """The stream breaks off: tell the client with an event, not with silence."""
+        """Report an interrupted stream to the client with an error event."""
         error = WireError(502, message, type=SERVER, code=code)
         event = encode_error_event(error)
         if self._flight is not None:
@@ -133,7 +133,7 @@ class Relay:
             self._flight.publish(data)
 
     def _emit_usage(self, event: bytes) -> None:
-        if self._call.understood.include_usage:
+        if self._call.admitted.include_usage:
             self._call.exchange.write(event)
         if self._captured is not None:
             self._captured.append(event)

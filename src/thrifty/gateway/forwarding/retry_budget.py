@@ -1,4 +1,4 @@
-"""A bound on retries: a fleet that fails must not be sent twice the load.
+"""A budget for retries: a failing fleet must not be sent twice the load.
 
 Each request earns a fraction of a retry, up to a reserve; each retry spends one.
 """
@@ -11,7 +11,7 @@ INITIAL = 20.0
 
 
 class RetryBudget:
-    """How many retries may be made now."""
+    """The number of retries that may be made now."""
 
     __slots__ = ("_balance",)
 
@@ -23,7 +23,7 @@ class RetryBudget:
         self._balance = min(RESERVE, self._balance + EARNED_PER_REQUEST)
 
     def spend(self) -> bool:
-        """Take one retry, if there is one."""
+        """Spend one retry, if there is one."""
         if self._balance < 1:
             return False
         self._balance -= 1

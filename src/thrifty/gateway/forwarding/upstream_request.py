@@ -1,5 +1,5 @@
-"""What a replica is sent: the client's own bytes, unless something must be added or renamed, with
-header lines that are the gateway's.
+"""Builds upstream requests: the client's own bytes unless fields must be added or renamed, with
+header lines of the gateway.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ _encode = msgspec.json.Encoder().encode
 
 
 def prepare_body(call: Call, version: Version) -> bytes:
-    """The bytes to send for a call, whose own body stays as it is."""
+    """The bytes to send for a call, whose own body is not changed."""
     changes: dict[str, Any] = {}
-    form, settings = call.understood, version.settings
-    if form.stream and not form.include_usage:
-        # Token counts are asked for in any case; the relay keeps them from who did not ask.
+    parsed, settings = call.admitted, version.settings
+    if parsed.stream and not parsed.include_usage:
+        # Token counts are always requested; the relay withholds them from clients that did not.
         changes["stream_options"] = {"include_usage": True}
     upstream_model = settings.upstream_model or version.deployment
-    if form.body.get("model", upstream_model) != upstream_model:
+    if parsed.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
     salt_field = settings.salt_field
     if salt_field is not None and call.tenant and call.endpoint is not Endpoint.TOKENIZE:
-        changes[salt_field] = _make_salt(call.tenant, form.body.get(salt_field))
+        changes[salt_field] = _make_salt(call.tenant, parsed.body.get(salt_field))
     priority_field = settings.priority_field
     generates = call.endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS)
     if priority_field is not None and generates and (call.priority or call.delivery.may_yield):
-        changes[priority_field] = max(1, call.priority, form.body.get(priority_field) or 0)
+        changes[priority_field] = max(1, call.priority, parsed.body.get(priority_field) or 0)
     ours = version.honours is not None
-    if ours and any(name in GATEWAY_FIELDS for name in form.body):
-        kept = {name: value for name, value in form.body.items() if name not in GATEWAY_FIELDS}
+    if ours and any(name in GATEWAY_FIELDS for name in parsed.body):
+        kept = {name: value for name, value in parsed.body.items() if name not in GATEWAY_FIELDS}
         return _encode({**kept, **changes})
     if not changes:
         return call.exchange.body
-    return _encode({**form.body, **changes})
+    return _encode({**parsed.body, **changes})
 
 
 def make_headers(version: Version) -> bytes:
-    """Header lines that every request to a version carries; the client's key is not among them."""
+    """Header lines of every request to a version; the client's key is not among them."""
     lines = b"content-type: application/json\r\n"
     key = os.environ.get(version.settings.key_env or "")
     if key:
@@ -53,8 +53,8 @@ def make_headers(version: Version) -> bytes:
 
 
 def _make_salt(tenant: str, given: Any) -> str:
-    """What keeps a tenant's prefixes apart. A client's own salt parts them further, and cannot name
-    another tenant's.
+    """A salt that separates the cached prefixes of tenants. A client's own salt separates them
+    further, and cannot name another tenant's.
     """
     own = given if isinstance(given, str) else ""
     return hashlib.blake2b(f"{tenant}\0{own}".encode(), digest_size=16).hexdigest()

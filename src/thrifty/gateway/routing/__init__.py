@@ -1,4 +1,4 @@
-"""Which replica a request goes to: one file for each policy."""
+"""Routing policies, one module each: which replica a request goes to."""
 
 from thrifty.gateway.routing.registry import POLICIES, make_policy
 

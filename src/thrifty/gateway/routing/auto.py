@@ -1,11 +1,10 @@
-"""The default: to the replica that has computed most of the prompt, unless waiting there costs more
-than computing it elsewhere.
+"""The default policy: prefer the replica with the longest cached prefix, bounded by load.
 
-For each replica the time to the first token is estimated, from what is outstanding there and from
-what it need not compute. A replica with a longer cached beginning may be slower than the fastest one
-by as much time as the cache saves: going elsewhere would cost that time on another replica, and
-push other beginnings out of its cache. Past that, and where nothing is cached, the request goes to
-the replica with the least work.
+For each candidate the time to the first token is estimated from its outstanding work and from the
+prompt tokens that its cache saves. A replica with a longer cached prefix may be slower than the
+fastest one by as much time as the cache saves: recomputing the prefix elsewhere would cost that
+time on another replica and evict other prefixes there. Beyond that, and if nothing is cached, the
+request goes to the replica with the least work.
 """
 
 from __future__ import annotations
@@ -14,18 +13,19 @@ import random
 from collections.abc import Iterator, Sequence
 
 from thrifty.gateway.routing.least_work import find_least_work, sample
-from thrifty.gateway.state.policy import AnyCandidate, Candidate, Knowledge
-from thrifty.gateway.state.rates import Ahead
+from thrifty.gateway.state.policy import AnyCandidate, Candidate, LearnedState
+from thrifty.gateway.state.rates import WorkAhead
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 HOLDERS = 8
-"""So many of those with the longest match are looked at."""
+"""At most this many replicas with the longest match are compared."""
 MARGIN = 0.25
-"""Beyond what the cache saves, a replica may be this much slower than the fastest: estimates err."""
+"""Tolerance for estimation errors: a holder may be slower by this fraction beyond the saved
+time."""
 
 
 class Auto:
-    """Prefix-aware, and bounded by load."""
+    """Prefix-aware routing, bounded by load."""
 
     wants_prefix = True
     wants_affinity = False
@@ -34,27 +34,27 @@ class Auto:
         self._rng = rng
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
-        """See the module's text."""
-        least = find_least_work(sample(candidates, self._rng), known, self._rng)
+        """Choose by the rule in the module's docstring."""
+        least = find_least_work(sample(candidates, self._rng), learned, self._rng)
         if not request.levels:
             return least
-        holder = self._find_holder(candidates, request, known)
+        holder = self._find_holder(candidates, request, learned)
         if holder is None or holder is least:
             return least
         saved, cached = request.cached_tokens(holder.slot), request.cached_tokens(least.slot)
-        there, elsewhere = known.rates_of(holder), known.rates_of(least)
-        at_holder_s = there.estimate_ttft_s(_see(holder, request, saved))
-        at_least_s = elsewhere.estimate_ttft_s(_see(least, request, cached))
+        there, elsewhere = learned.rates_of(holder), learned.rates_of(least)
+        at_holder_s = there.estimate_ttft_s(_estimate_ahead(holder, request, saved))
+        at_least_s = elsewhere.estimate_ttft_s(_estimate_ahead(least, request, cached))
         saved_s = elsewhere.prefill_s * max(0.0, saved - cached)
         return holder if at_holder_s <= at_least_s * (1 + MARGIN) + saved_s else least
 
     def _find_holder(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate | None:
-        """Of the candidates with the longest match, or some of them, the one with the least work."""
-        by_slot = known.by_slot(candidates)
+        """The least loaded of the candidates with the longest match, or of some of them."""
+        by_slot = learned.by_slot(candidates)
         for _, mask in request.levels:
             holders = []
             for slot in _spread_bits(mask, self._rng):
@@ -64,18 +64,18 @@ class Auto:
                     if len(holders) == HOLDERS:
                         break
             if holders:
-                return find_least_work(holders, known, self._rng)
+                return find_least_work(holders, learned, self._rng)
         return None
 
 
-def _see(candidate: Candidate, request: RoutedRequest, cached: float) -> Ahead:
-    """What the request would find there, `cached` of its tokens being there already."""
+def _estimate_ahead(candidate: Candidate, request: RoutedRequest, cached: float) -> WorkAhead:
+    """The work ahead of the request there, with `cached` of its tokens in the replica's cache."""
     tokens = candidate.prefill_tokens + request.prompt_tokens - cached
-    return Ahead(tokens, candidate.in_flight, candidate.waiting)
+    return WorkAhead(tokens, candidate.in_flight, candidate.waiting)
 
 
 def _spread_bits(mask: int, rng: random.Random) -> Iterator[int]:
-    """The places of the bits in `mask`, beginning anywhere, so that many holders share what comes."""
+    """The positions of the bits in `mask`, from a random start, so that holders share the load."""
     length = mask.bit_length()
     start = rng.randrange(length) if length > HOLDERS else 0
     upper = mask >> start

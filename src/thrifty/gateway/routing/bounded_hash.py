@@ -1,8 +1,8 @@
-"""Consistent hashing with bounded loads: a session, or a way in which prompts begin, keeps its
-replica, as long as that one has no more than its share and a quarter.
+"""Consistent hashing with bounded loads: a session, or a prompt beginning, keeps its replica as
+long as that replica's load is at most 1.25 times the mean.
 
-Replicas stand on a ring at places that follow from their names, so that all gateways agree, and few
-sessions move when a replica comes or goes (Mirrokni, Thorup and Zadimoghaddam, 2018).
+The positions of replicas on the ring follow from their ids, so all gateways agree, and few sessions
+move when a replica is added or removed (Mirrokni, Thorup and Zadimoghaddam, 2018).
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
-PLACES = 64
-"""Each replica's, on the ring."""
+POINTS = 64
+"""Positions of each replica on the ring."""
 BOUND = 1.25
 
 
 class BoundedHash:
-    """The ring is built anew when the candidates change."""
+    """Consistent hashing with bounded loads. The ring is rebuilt when the candidates change."""
 
     wants_prefix = False
     wants_affinity = True
 
     def __init__(self, rng: random.Random) -> None:
         self._ids: tuple[str, ...] = ()
-        self._places: list[int] = []
+        self._points: list[int] = []
         self._owners: list[str] = []
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
-        """The first replica after the request's place on the ring that is not over its bound."""
+        """The first replica after the request's position that is not over its bound."""
         by_id = {candidate.id: candidate for candidate in candidates}
         ids = tuple(by_id)
         if ids != self._ids:
             self._build(ids)
         total = sum(candidate.in_flight for candidate in candidates)
         bound = math.ceil(BOUND * (total + 1) / len(candidates))
-        start = bisect_right(self._places, request.affinity)
+        start = bisect_right(self._points, request.affinity)
         seen: set[str] = set()
         for step in range(len(self._owners)):
             owner = self._owners[(start + step) % len(self._owners)]
@@ -57,10 +57,10 @@ class BoundedHash:
     def _build(self, ids: tuple[str, ...]) -> None:
         ring: list[tuple[int, Any]] = []
         for name in ids:
-            for number in range(PLACES):
+            for number in range(POINTS):
                 digest = hashlib.blake2b(f"{name}\0{number}".encode(), digest_size=8).digest()
                 ring.append((int.from_bytes(digest), name))
         ring.sort()
         self._ids = ids
-        self._places = [place for place, _ in ring]
+        self._points = [point for point, _ in ring]
         self._owners = [name for _, name in ring]

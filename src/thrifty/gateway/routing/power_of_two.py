@@ -1,4 +1,4 @@
-"""Power of two choices: of two replicas taken at random, the one with less work."""
+"""Power of two choices: of two random replicas, the one with less work."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import random
 from collections.abc import Sequence
 
 from thrifty.gateway.routing.least_work import find_least_work
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class PowerOfTwo:
-    """Nearly as even as looking at all of them, and gateways that know little of one another do not
-    all run to the same replica.
+    """Nearly as even as comparing all replicas, and gateways that know little of each other do not
+    all choose the same one.
     """
 
     wants_prefix = True
@@ -22,7 +22,7 @@ class PowerOfTwo:
         self._rng = rng
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
-        """The better of two."""
-        return find_least_work(self._rng.sample(candidates, 2), known, self._rng)
+        """The better of two random candidates."""
+        return find_least_work(self._rng.sample(candidates, 2), learned, self._rng)

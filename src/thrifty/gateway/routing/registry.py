@@ -1,4 +1,4 @@
-"""The policies by the names that specs use."""
+"""Routing policies by the names that specs use."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Round robin: every replica in its turn."""
+"""Round robin: each replica in turn."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState
 from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class RoundRobin:
-    """Goes round by name, so that replicas which come and go do not upset the order. Begins
-    anywhere, so that several gateways do not move in step.
+    """Goes through replicas by id, so that replicas that come and go do not change the order. The
+    start is random, so that several gateways do not move in step.
     """
 
     wants_prefix = False
@@ -22,9 +22,9 @@ class RoundRobin:
         self._last: str | None = None
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
-        """The one after the last."""
+        """The candidate after the last one chosen."""
         ordered = sorted(candidates, key=lambda candidate: candidate.id)
         if self._last is None:
             chosen = self._rng.choice(ordered)

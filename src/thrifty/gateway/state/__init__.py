@@ -1,1 +1,1 @@
-"""What one worker knows: deployments, versions, replicas, their load, health and speed."""
+"""In-memory state of one gateway worker: deployments, versions, replicas, load and health."""

@@ -1,9 +1,9 @@
-"""One request on its way through the gateway: what each step learned, for the steps after it.
+"""The state of one request in the gateway. Each step fills in its own part:
 
-Call      from its bytes: the exchange, the endpoint, who asks, and how it ends
-Form      from admission: the body as it was understood
-Target    from the choice of a version: the deployment, the version, the conversation
-Delivery  from forwarding: the replica, its load, and times
+Call           on arrival: the exchange, the endpoint, the API key, and finally the outcome
+ParsedRequest  at admission: the parsed and validated body
+Target         when a version is chosen: the deployment, the version, the conversation
+Delivery       while forwarding: the replica, its load, and times
 """
 
 from __future__ import annotations
@@ -28,88 +28,90 @@ from thrifty.openai.response_ids import ResponseId
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
-"""Where a hit came from: this worker's memory, Redis, or a generation that was under way."""
+"""The source of a cache hit: this worker's memory, Redis, or a generation in progress."""
 
 MAX_REQUEST_ID_BYTES = 64
 MAX_SESSION_BYTES = 256
 SESSION_HEADER = b"x-session-id"
 NO_ID = ResponseId(0, "")
+CLIENT_CLOSED = 499
+"""nginx's status for a client that closed the connection before its answer."""
 _ID_PREFIXES = {Endpoint.CHAT: b"chatcmpl-", Endpoint.COMPLETIONS: b"cmpl-"}
 
 __all__ = ["BATCH", "BYPASS", "HIT", "INTERACTIVE", "IN_FLIGHT", "MEMORY", "MISS", "SHARED", "Call"]
 
 
 class Origin(StrEnum):
-    """Who asked. Only what clients and batches ask counts in the statistics of users."""
+    """Where a request came from. Users' statistics count only clients and batches."""
 
     CLIENT = "client"
     BATCH = "batch"
     MEASUREMENT = "measurement"
-    """Thrifty's own questions, such as those of `thrifty up`."""
+    """Sent by Thrifty itself, for example by the measurements of `thrifty up`."""
     SHADOW = "shadow"
-    """A copy of a client's request for a version that is tried."""
+    """A copy of a client's request, sent to a version under test."""
 
     @property
     def counts(self) -> bool:
-        """Whether it belongs into users' statistics and texts."""
+        """Whether the request belongs in users' statistics and recorded texts."""
         return self in (Origin.CLIENT, Origin.BATCH)
 
 
 @dataclass(slots=True)
-class Form:
-    """The request as it was understood."""
+class ParsedRequest:
+    """The parsed and validated request."""
 
     body: dict[str, Any]
     stream: bool
     include_usage: bool
     deadline_s: float = 0.0
-    """When the answer must have begun, as `time.perf_counter`; 0 where there is no deadline."""
+    """Latest start of the answer, as `time.perf_counter`; 0 means no deadline."""
 
 
 @dataclass(slots=True)
 class Target:
-    """Who is to answer."""
+    """The deployment and version that a request goes to."""
 
     deployment: Deployment
     chosen: Version
-    """The version that the conversation belongs to."""
+    """The version that the conversation is assigned to."""
     version: Version
-    """The version that answers: the chosen one, unless that has no ready replica."""
+    """The version that answers: `chosen`, unless it has no ready replica."""
     conversation_id: str
     pinned: bool = False
-    """Whether an operator chose the version; no other one may answer then."""
+    """Whether an operator pinned the version; no other version may answer then."""
     fell_back: bool = False
-    """Whether another deployment answers."""
+    """Whether a fallback deployment answers."""
 
     @property
     def rerouted(self) -> bool:
-        """Whether another version than the chosen one answers."""
+        """Whether a version other than the chosen one answers."""
         return self.version is not self.chosen
 
 
 @dataclass(slots=True)
 class Delivery:
-    """What became of a call at replicas. Times as `time.perf_counter`, 0 where there is none."""
+    """Forwarding state of a call. Times are `time.perf_counter` readings; 0 means not set."""
 
     replica: Replica | None = None
     load: Outstanding | None = None
     routed: RoutedRequest = UNKNOWN
     attempts: int = 0
     may_wait: bool = True
-    """Whether it waits for a replica to become ready; not where another deployment is."""
+    """Whether to wait for a replica to become ready; false if a fallback deployment exists."""
     may_yield: bool = False
-    """Whether its tenant holds much while others are about, so that theirs may go first."""
+    """Whether its tenant holds its share of slots or more, so that others may go first."""
     idle_at: ConcurrencyLimiter | None = None
-    """Where its slot is, while it may wait at a replica for the requests of others."""
+    """The limiter that counts its slot as idle while the request waits at its replica."""
     queue_s: float = 0.0
-    """How long it waited; a duration."""
+    """Time spent in the queue; a duration."""
     sent_s: float = 0.0
     first_byte_s: float = 0.0
     last_byte_s: float = 0.0
     origin_status: int = 0
 
     def end_idle(self) -> None:
-        """It has begun, or it is gone: its slot works, or is given back."""
+        """Stop counting the slot as idle: the request has begun or has ended."""
         if self.idle_at is not None:
             self.idle_at.end_idle()
             self.idle_at = None
@@ -117,31 +119,31 @@ class Delivery:
 
 @dataclass(slots=True)
 class CacheUse:
-    """What the exact cache had to do with a call."""
+    """The part of the exact cache in a call."""
 
     result: str = BYPASS
     tier: str = MEMORY
     saved_s: float = 0.0
-    """Generation time that a hit spared."""
+    """Generation time that a hit saved."""
     label: str = ""
-    """The version that gave the answer, where it was a hit."""
+    """On a hit, the label of the version that generated the answer."""
     replica: str = ""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How a call ended."""
+    """The result of a call."""
 
     status: int = 0
     error: str | None = None
     usage: Usage | None = None
     answer: bytes = b""
-    """The answer as JSON, or its stream, where texts are kept."""
+    """The answer as JSON or as its event stream, if texts are recorded."""
     ended_s: float = 0.0
 
 
 class Call:
-    """A request under way. Steps fill it in; `record` reads it at the end."""
+    """A request in progress. Each step fills in its part; `record` reads it at the end."""
 
     __slots__ = (
         "avoid",
@@ -150,10 +152,10 @@ class Call:
         "delivery",
         "endpoint",
         "exchange",
-        "form",
         "key",
         "origin",
         "outcome",
+        "parsed",
         "priority",
         "rate_headers",
         "received_s",
@@ -171,67 +173,67 @@ class Call:
         self.origin = origin
         self.client_request_id = _accept_request_id(exchange.headers.get(b"x-request-id"))
         self.response_id = NO_ID
-        """The id of its response; made once it is known who asks."""
+        """The response id; made once the tenant is known."""
         self.received_s = exchange.received_s
         self.started_at_s = time.time()
         self.key: Key | None = None
         self.rate_headers: list[tuple[bytes, bytes]] | None = None
         self.priority = INTERACTIVE
-        """`INTERACTIVE`: somebody waits for it; `BATCH`: it takes what is left."""
+        """`INTERACTIVE`: a client waits for it; `BATCH`: it uses spare capacity."""
         self.avoid: frozenset[str] = frozenset()
-        """Replicas that have no room for this call, by id."""
+        """Ids of replicas that have no room for this call."""
         self.shadow_of: int | None = None
-        """The number of the response that it copies."""
-        self.form: Form | None = None
+        """The response number of the request that this one copies."""
+        self.parsed: ParsedRequest | None = None
         self.target: Target | None = None
         self.cache = CacheUse()
         self.delivery = Delivery()
         self.outcome = Outcome()
 
     @property
-    def understood(self) -> Form:
-        """The form of a call that was admitted."""
-        assert self.form is not None, "the call has not been admitted"
-        return self.form
+    def admitted(self) -> ParsedRequest:
+        """The parsed request of an admitted call."""
+        assert self.parsed is not None, "the call has not been admitted"
+        return self.parsed
 
     @property
     def placed(self) -> Target:
-        """The target of a call that has one."""
+        """The target of a call that has been assigned one."""
         assert self.target is not None, "no version was chosen for the call"
         return self.target
 
     @property
     def tenant(self) -> str:
-        """Whose request it is; empty where there are no keys."""
+        """The tenant of the request's key; empty if the service has no keys."""
         return self.key.tenant if self.key is not None else ""
 
     @property
     def session(self) -> str:
-        """The session that the client says this belongs to, if it does; for routing."""
+        """The session named by the client, or an empty string; used for routing."""
         given = self.exchange.headers.get(SESSION_HEADER)
         if given is not None:
             return given[:MAX_SESSION_BYTES].decode("latin-1")
-        named = self.form.body.get("prompt_cache_key") if self.form is not None else None
+        named = self.parsed.body.get("prompt_cache_key") if self.parsed is not None else None
         return named[:MAX_SESSION_BYTES] if isinstance(named, str) else ""
 
     @property
     def body_id(self) -> bytes:
-        """The id as bodies of this endpoint hold it."""
+        """The response id with the prefix that bodies of this endpoint use."""
         return _ID_PREFIXES.get(self.endpoint, b"") + self.response_id.text.encode()
 
     @property
     def expired(self) -> bool:
-        """Whether its deadline has passed."""
-        deadline_s = self.form.deadline_s if self.form is not None else 0.0
+        """Whether the deadline has passed."""
+        deadline_s = self.parsed.deadline_s if self.parsed is not None else 0.0
         return bool(deadline_s) and time.perf_counter() >= deadline_s
 
     @property
     def label(self) -> str:
-        """The label of the version that answers, or answered; empty where none was chosen."""
+        """The label of the version that answers or answered; empty if none was chosen."""
         return self.cache.label or (self.target.version.label if self.target is not None else "")
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that go on every answer."""
+        """The headers that every response carries."""
         response_id = self.response_id.text.encode()
         named = self.client_request_id
         headers = [
@@ -253,7 +255,7 @@ class Call:
 
 
 def _accept_request_id(given: bytes | None) -> str | None:
-    """The client's own id, where it is short and harmless enough to be sent back and stored."""
+    """The client's request id, if it is short, printable ASCII without spaces; else None."""
     if given is None or not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
         return None
     text = given.decode("latin-1")

@@ -1,12 +1,12 @@
-"""Is there room at a replica? A request takes a slot before a replica is chosen for it, and gives it
-back at its last byte. Who finds none waits, in the order of `fair_queue`.
+"""Concurrency limits: a request takes a slot before a replica is chosen and returns it after
+its last byte. Requests that find no free slot wait in a fair queue.
 
-Replicas have as many slots as `replicas.slots` says, or their engine; where nobody says anything
-there is no bound, no queue, and nothing here costs anything.
+The number of slots per replica comes from `replicas.slots` or from the engine. If neither sets it,
+concurrency is unlimited: there is no queue and no cost.
 
-A few slots are kept free of those who already have much: of batch requests, and, while more than
-one tenant is about, of tenants that hold their share and more. So who asks seldom seldom waits, not even for
-the end of a long answer.
+Some slots are reserved. Batch requests never use the last tenth. While several tenants are active,
+tenants that hold at least their fair share leave some slots free too. A tenant that sends few
+requests therefore rarely waits, not even for one long answer to end.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from thrifty.gateway.state.fair_queue import BATCH, INTERACTIVE, FairQueue, Ticket
+from thrifty.gateway.state.fair_queue import BATCH, INTERACTIVE, FairQueue, QueuedRequest
 from thrifty.openai.errors import OVERLOADED, SERVER, WireError, unavailable
 
-KEPT_SHARE = 10
-"""One slot in so many is kept from batches."""
-KEEP_FROM = 4
-"""With fewer slots than this, none can be kept for other tenants. Of more, as many are kept as the
-square root of their number: so much does the number in use go up and down by itself, and who comes
-in such a moment should not wait (the square-root rule of staffing, Halfin and Whitt 1981)."""
+BATCH_RESERVE = 10
+"""One slot in this many is reserved from batch requests."""
+MIN_RESERVABLE = 4
+"""With fewer slots than this, none is reserved for other tenants. With more, the reserve is the
+square root of their number, because the number in use fluctuates by about that much (the
+square-root staffing rule, Halfin and Whitt 1981)."""
 ACTIVE_S = 30.0
-"""A tenant is about for so long after its last request."""
+"""A tenant counts as active for this long after its last request."""
 DEADLINE_CODES = frozenset({"deadline_unreachable", "deadline_exceeded"})
 WEIGHT = 0.1
-"""How much one request changes the measured times."""
+"""The weight of one request in the moving averages of times."""
 
 
 class NoReplica(Exception):
-    """The version has no ready replica any more, and another one can answer."""
+    """The version has no ready replica left, and another version can answer."""
 
 
 @dataclass(slots=True)
@@ -44,76 +44,76 @@ class _Tenant:
 
 
 class ConcurrencyLimiter:
-    """The slots of one version, as this worker sees them, and who waits for one."""
+    """The slots of one version in this worker, and the queue for them."""
 
     def __init__(self, name: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self.name = name
         self.capacity: int | None = None
-        """How many slots there are; None: no bound."""
+        """The number of slots; None means unlimited."""
         self.taken = 0
         self.queue = FairQueue()
         self.hold_s = 0.0
-        """How long a request keeps its slot, on average; 0 where none has ended yet."""
+        """Mean time that a request holds its slot, in seconds; 0 before the first one ends."""
         self.begin_s = 0.0
-        """How long a replica takes to begin a stream, on average."""
+        """Mean time until a replica begins a stream, in seconds."""
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
         self._idle = 0
-        """Slots whose requests wait at their replica for those of others."""
+        """Slots whose requests wait at their replica for the requests of other tenants."""
 
     @property
     def has_free_slot(self) -> bool:
-        """Whether there is room beside those who have or want a slot."""
+        """Whether a slot is free and no request is queued for it."""
         return self.capacity is None or (self.taken < self.capacity and not len(self.queue))
 
     def resize(self, capacity: int | None) -> None:
-        """Set how many slots there are; who waits for one of the new ones goes on."""
+        """Set the number of slots and admit queued requests to new ones."""
         if capacity != self.capacity:
             self.capacity = capacity
-            self._let_in()
+            self._admit_queued()
 
     def enter(self, tenant: str, priority: int) -> bool:
-        """Take a slot, if one is free and nobody waits who should have it; else False. Not asked
-        where there is no bound.
+        """Take a slot if one is free and no queued request has precedence; else return False.
+        Not called if concurrency is unlimited.
         """
         others_wait = self.queue.waiting(INTERACTIVE) or (priority >= BATCH and len(self.queue))
-        # Whoever may use the slots that are kept need not stand behind those who may not.
-        if others_wait and (priority >= BATCH or not self._is_kept_for(tenant)):
+        # A tenant that may use reserved slots need not queue behind tenants that may not.
+        if others_wait and (priority >= BATCH or not self._may_use_reserved(tenant)):
             return False
         if not self._has_room(tenant, priority):
             return False
         self._take(tenant, priority)
         return True
 
-    def holds_much(self, tenant: str) -> bool:
-        """Whether others are about and the tenant holds its share or more: its requests may wait for
-        theirs at the replica, too.
+    def holds_fair_share(self, tenant: str) -> bool:
+        """Whether other tenants are active and this one holds its fair share of slots or more.
+        Its requests may then also wait at the replica for the others'.
         """
-        return len(self._tenants) > 1 and not self._is_kept_for(tenant)
+        return len(self._tenants) > 1 and not self._may_use_reserved(tenant)
 
     def begin_idle(self) -> None:
-        """A request that got a slot waits at its replica until others there have begun. Its slot does
-        no work meanwhile, so that tenants with less than their share may have one more.
+        """Count the slot of a request that waits at its replica as idle. It does no work while it
+        waits, so tenants below their share may use one more slot.
         """
         self._idle += 1
-        self._let_in()
+        self._admit_queued()
 
     def end_idle(self) -> None:
-        """It has begun, or it is gone."""
+        """Stop counting a slot as idle: its request has begun or has ended."""
         self._idle -= 1
 
     def leave(self, tenant: str, priority: int, held_s: float) -> None:
-        """Give a slot back that was held for `held_s` seconds."""
+        """Release a slot that was held for `held_s` seconds."""
         self._release(tenant, priority)
         self.hold_s += (WEIGHT if self.hold_s else 1.0) * (held_s - self.hold_s)
-        self._let_in()
+        self._admit_queued()
 
     def note_begin(self, begin_s: float) -> None:
-        """Take how long a replica took to begin a stream."""
+        """Record how long a replica took to begin a stream."""
         self.begin_s += (WEIGHT if self.begin_s else 1.0) * (begin_s - self.begin_s)
 
     def estimate_wait_s(self, tenant: str, priority: int) -> float:
-        """How long a new request would wait, by what was measured."""
+        """The expected queueing time of a new request, from measured times; 0 if unknown."""
         if not self.capacity or not self.hold_s:
             return 0.0
         ahead = self.queue.count_ahead(tenant, priority)
@@ -129,126 +129,129 @@ class ConcurrencyLimiter:
         timeout_s: float,
         deadline_s: float,
     ) -> None:
-        """Wait for a slot. `most` bounds how many wait, `timeout_s` how long a request that is not
-        a batch's waits, `deadline_s` (0: none) is when its answer must have begun. Raises a 503
-        or 504.
+        """Wait for a slot.
+
+        `most` bounds the queue's length. `timeout_s` bounds the wait, except for batch requests.
+        `deadline_s` is the latest start of the answer (0: no deadline). Raises a 503 or a 504.
         """
         now_s = self._clock()
         wait_s = self.estimate_wait_s(tenant, priority)
         if deadline_s and now_s + wait_s + self.begin_s > deadline_s:
             raise refuse_early(self.name, wait_s + self.begin_s, deadline_s - now_s, wait_s)
         self._make_room(tenant, priority, most, wait_s)
-        ticket = Ticket(tenant, cost, priority, deadline_s)
-        ticket.payload = turn = asyncio.get_running_loop().create_future()
-        self.queue.push(ticket)
+        queued = QueuedRequest(tenant, cost, priority, deadline_s)
+        queued.payload = granted = asyncio.get_running_loop().create_future()
+        self.queue.push(queued)
         ends_s = now_s + timeout_s if priority < BATCH else 0.0
         if deadline_s and (not ends_s or deadline_s < ends_s):
             ends_s = deadline_s
         try:
             async with asyncio.timeout(ends_s - now_s if ends_s else None):
-                await turn
+                await granted
         except BaseException as error:
-            self._step_out(ticket, turn)
+            self._leave_queue(queued, granted)
             if not isinstance(error, TimeoutError):
                 raise
             if deadline_s and self._clock() >= deadline_s:
                 raise deadline_exceeded("while it waited for a free replica") from None
-            raise self._give_up(timeout_s) from None
+            raise self._make_timeout(timeout_s) from None
 
     def sweep(self) -> None:
-        """Refuse those whose deadline cannot be met any more; forget tenants that are gone."""
+        """Refuse requests whose deadline cannot be met, and forget tenants that are inactive."""
         now_s = self._clock()
-        for ticket in list(self.queue):
-            if ticket.deadline_s and now_s + self.begin_s > ticket.deadline_s:
-                turn: asyncio.Future[None] = ticket.payload
-                if self.queue.remove(ticket) and not turn.done():
-                    left_s = ticket.deadline_s - now_s
-                    turn.set_exception(refuse_early(self.name, self.begin_s, left_s, self.hold_s))
+        for queued in list(self.queue):
+            if queued.deadline_s and now_s + self.begin_s > queued.deadline_s:
+                granted: asyncio.Future[None] = queued.payload
+                if self.queue.remove(queued) and not granted.done():
+                    left_s = queued.deadline_s - now_s
+                    granted.set_exception(
+                        refuse_early(self.name, self.begin_s, left_s, self.hold_s)
+                    )
         old_s = now_s - ACTIVE_S
         for name in [n for n, t in self._tenants.items() if not t.held and t.seen_s < old_s]:
             del self._tenants[name]
-        self._let_in()
+        self._admit_queued()
 
     def dismiss(self) -> None:
-        """Send everybody who waits elsewhere: they get `NoReplica`."""
-        for ticket in list(self.queue):
-            turn: asyncio.Future[None] = ticket.payload
-            if self.queue.remove(ticket) and not turn.done():
-                turn.set_exception(NoReplica())
+        """Remove all queued requests; each gets `NoReplica`, so that it can go elsewhere."""
+        for queued in list(self.queue):
+            granted: asyncio.Future[None] = queued.payload
+            if self.queue.remove(queued) and not granted.done():
+                granted.set_exception(NoReplica())
 
     def _make_room(self, tenant: str, priority: int, most: int, wait_s: float) -> None:
         if len(self.queue) < most:
             return
-        victim = self.queue.make_room(tenant, priority)
+        evicted = self.queue.find_evictable(tenant, priority)
         full = unavailable(
-            f"{len(self.queue)} requests wait for a free replica of '{self.name}' already"
+            f"{len(self.queue)} requests are already waiting for a free replica of '{self.name}'"
             if self.capacity
-            else f"no replica of '{self.name}' is ready and {len(self.queue)} requests wait already",
+            else f"no replica of '{self.name}' is ready and {len(self.queue)} requests are waiting",
             "queue_full",
             retry_after_s=max(1.0, wait_s),
         )
-        if victim is None:
+        if evicted is None:
             raise full
-        self.queue.remove(victim)
-        if not victim.payload.done():
-            victim.payload.set_exception(full)
+        self.queue.remove(evicted)
+        if not evicted.payload.done():
+            evicted.payload.set_exception(full)
 
-    def _step_out(self, ticket: Ticket, turn: asyncio.Future[None]) -> None:
-        """Stop waiting; a slot that was given a moment ago goes back."""
-        given = not self.queue.remove(ticket) and turn.done() and not turn.cancelled()
-        if given and turn.exception() is None:
-            self._release(ticket.tenant, ticket.priority)
-        self._let_in()
+    def _leave_queue(self, queued: QueuedRequest, granted: asyncio.Future[None]) -> None:
+        """Leave the queue. A slot that was granted in the meantime is released."""
+        given = not self.queue.remove(queued) and granted.done() and not granted.cancelled()
+        if given and granted.exception() is None:
+            self._release(queued.tenant, queued.priority)
+        self._admit_queued()
 
-    def _give_up(self, timeout_s: float) -> WireError:
+    def _make_timeout(self, timeout_s: float) -> WireError:
         if not self.capacity:
             return no_replica_ready(self.name, timeout_s)
         return unavailable(
-            f"no replica of '{self.name}' had room within {timeout_s:g} s",
+            f"no replica of '{self.name}' had a free slot within {timeout_s:g} s",
             "queue_timeout",
             retry_after_s=max(1.0, self.hold_s),
         )
 
-    def _let_in(self) -> None:
-        """Give free slots to those who wait."""
+    def _admit_queued(self) -> None:
+        """Grant free slots to queued requests."""
         while len(self.queue):
             if self.capacity is None:
-                ticket = self.queue.pop()
+                queued = self.queue.pop()
             elif self.taken >= self.capacity + self._idle:
                 return
             else:
-                ticket = self._pop_next(self.capacity - self.taken)
-            if ticket is None:
+                queued = self._pop_next(self.capacity - self.taken)
+            if queued is None:
                 return
-            if ticket.payload.done():
-                continue  # it has just gone
-            self._take(ticket.tenant, ticket.priority)
-            ticket.payload.set_result(None)
+            if queued.payload.done():
+                continue  # its client has gone
+            self._take(queued.tenant, queued.priority)
+            queued.payload.set_result(None)
 
-    def _pop_next(self, free: int) -> Ticket | None:
-        least = BATCH if free > self._kept(BATCH) else INTERACTIVE
-        if free > self._kept(INTERACTIVE):
-            return self.queue.pop(None, least)
-        return self.queue.pop(self._is_kept_for, least)
+    def _pop_next(self, free: int) -> QueuedRequest | None:
+        lowest = BATCH if free > self._count_reserved(BATCH) else INTERACTIVE
+        if free > self._count_reserved(INTERACTIVE):
+            return self.queue.pop(None, lowest)
+        return self.queue.pop(self._may_use_reserved, lowest)
 
     def _has_room(self, tenant: str, priority: int) -> bool:
         free = (self.capacity or 0) - self.taken
-        if free > self._kept(priority):
+        if free > self._count_reserved(priority):
             return free > 0
-        return free + self._idle > 0 and priority < BATCH and self._is_kept_for(tenant)
+        return free + self._idle > 0 and priority < BATCH and self._may_use_reserved(tenant)
 
-    def _kept(self, priority: int) -> int:
-        """How many slots are kept from requests of a priority."""
+    def _count_reserved(self, priority: int) -> int:
+        """The number of slots reserved from requests of a priority."""
         capacity = self.capacity or 0
         if priority >= BATCH:
-            return capacity // KEPT_SHARE
-        if capacity < KEEP_FROM or len(self._tenants) < 2:
+            return capacity // BATCH_RESERVE
+        if capacity < MIN_RESERVABLE or len(self._tenants) < 2:
             return 0
         return math.isqrt(capacity)
 
-    def _is_kept_for(self, tenant: str) -> bool:
-        """Whether a tenant may use the slots that are kept: it holds less than its share, or less
-        than half of what the greediest holds.
+    def _may_use_reserved(self, tenant: str) -> bool:
+        """Whether a tenant may use the reserved slots: it holds less than its fair share, or less
+        than half of what the largest tenant holds.
         """
         known = self._tenants.get(tenant)
         if known is None or known.held * len(self._tenants) < (self.capacity or 0):
@@ -258,7 +261,7 @@ class ConcurrencyLimiter:
     def _take(self, tenant: str, priority: int) -> None:
         self.taken += 1
         if priority >= BATCH:
-            return  # what batches hold does not count against their tenant's other requests
+            return  # batch slots do not count against the tenant's other requests
         known = self._tenants.get(tenant)
         if known is None:
             known = self._tenants[tenant] = _Tenant()
@@ -272,11 +275,11 @@ class ConcurrencyLimiter:
 
 
 def refuse_early(name: str, needed_s: float, left_s: float, retry_after_s: float) -> WireError:
-    """A 503 for a deadline that cannot be met any more."""
+    """A 503 for a deadline that can no longer be met."""
     return WireError(
         503,
-        f"an answer of '{name}' would begin in about {needed_s:.2g} s, and the request allows "
-        f"{max(0.0, left_s):.2g} s; try again later, or allow more",
+        f"an answer of '{name}' would begin in about {needed_s:.2g} s, but the request allows "
+        f"{max(0.0, left_s):.2g} s; retry later or allow more time",
         type=OVERLOADED,
         code="deadline_unreachable",
         retry_after_s=max(1.0, retry_after_s),
@@ -291,7 +294,7 @@ def deadline_exceeded(when: str) -> WireError:
 
 
 def no_replica_ready(name: str, timeout_s: float) -> WireError:
-    """A 503 where nothing became ready in time."""
+    """A 503 for a version with no replica ready in time."""
     return unavailable(
         f"no replica of '{name}' became ready within {timeout_s:g} s; 'thrifty status' shows why",
         "no_replica_ready",

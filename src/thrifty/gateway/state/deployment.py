@@ -1,4 +1,4 @@
-"""One name that clients write in `model`, and the versions behind it."""
+"""A deployment: one name that clients use in `model`, and its versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thrifty.openai.conversations import choose_version
 
 @dataclass
 class Deployment:
-    """A deployment, as this worker sees it."""
+    """A deployment and its versions in this worker."""
 
     row: DeploymentRow
     versions: dict[str, Version]
@@ -23,53 +23,53 @@ class Deployment:
         weighted = [label for label, weight in self._weights if weight > 0]
         self._only = self.versions[weighted[0]] if len(weighted) == 1 else None
         self.shadows = [version for version in self.versions.values() if version.row.shadow > 0]
-        """Versions that get copies of requests."""
+        """Versions that receive copies of requests."""
 
     @property
     def name(self) -> str:
-        """What clients write in `model`."""
+        """The name that clients use in `model`."""
         return self.row.name
 
     @property
     def settings(self) -> DeploymentSettings:
-        """Its policies and limits."""
+        """The deployment's policies and limits."""
         return self.row.settings
 
     @property
     def main(self) -> Version:
-        """The version with most weight."""
+        """The version with the largest weight."""
         return max(self.versions.values(), key=lambda version: version.row.weight)
 
     @property
     def ready(self) -> bool:
-        """Whether a version with traffic has a ready replica."""
+        """Whether any version with traffic has a ready replica."""
         return any(v.ready for v in self.versions.values() if v.row.weight > 0)
 
     def choose(self, conversation_id: str) -> Version:
-        """The version that a conversation belongs to. It depends on the conversation and the weights
-        alone, so that every worker comes to the same answer.
+        """The version that a conversation is assigned to. It depends only on the conversation and
+        the weights, so every worker makes the same choice.
         """
         if self._only is not None:
             return self._only
         return self.versions[choose_version(conversation_id, self._weights)[0]]
 
     def find_answering(self, conversation_id: str) -> tuple[Version, Version]:
-        """The version that a conversation belongs to, and the one that answers now: the same, or the
-        next in the conversation's order that has a ready replica.
+        """The version that a conversation is assigned to, and the version that answers now: the
+        same one, or the next in the conversation's order that has a ready replica.
         """
         chosen = self.choose(conversation_id)
         if chosen.ready:
             return chosen, chosen
-        others = self.stand_ins(conversation_id, chosen)
+        others = self.alternatives(conversation_id, chosen)
         return chosen, next((other for other in others if other.ready), chosen)
 
     @property
     def only(self) -> Version | None:
-        """The version that gets all traffic, where there is but one."""
+        """The version that gets all traffic, if there is exactly one."""
         return self._only
 
-    def stand_ins(self, conversation_id: str, chosen: Version) -> Iterator[Version]:
-        """The versions that may answer for the chosen one, in the conversation's order."""
+    def alternatives(self, conversation_id: str, chosen: Version) -> Iterator[Version]:
+        """The versions that may answer instead of `chosen`, in the conversation's order."""
         if self._only is not None:
             return
         for label in choose_version(conversation_id, self._weights):
@@ -80,7 +80,7 @@ class Deployment:
 def merge_deployment(
     known: Deployment | None, row: DeploymentRow, make_policy: MakePolicy
 ) -> Deployment:
-    """The deployment of a row; what is the same stays the same object."""
+    """The deployment for a row; unchanged parts keep their objects."""
     if known is not None and known.row == row:
         return known
     before = known.versions if known is not None else {}

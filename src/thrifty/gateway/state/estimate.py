@@ -1,8 +1,8 @@
-"""What a request will take, before its answer tells: tokens by a ratio and a mean that are learned
-from answers, cost by the version's prices.
+"""Estimates of a request's tokens and cost before its answer is known. Token ratios are learned
+from answers; costs come from the version's prices.
 
-`router` has a ratio and a mean of its own, because it counts the bytes of the prompt alone,
-and only where there is a choice of replicas; what is known of every request is its body's length.
+`router` learns its own ratio and mean: it counts only the bytes of the prompt, and only if there is
+a choice of replicas. The length of the body, which this module uses, is known for every request.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from thrifty.db.fleet import VersionSettings
 
 TOKENS_PER_BYTE = 0.25
-"""Of a request's body, until answers have told better."""
+"""Initial ratio for the bytes of a request's body."""
 ANSWER_TOKENS = 128.0
-"""Of an answer that nothing bounds, until answers have told better."""
+"""Initial length of an answer that the request does not bound."""
 WEIGHT = 0.05
-"""How much one answer changes what is known."""
+"""The weight of one answer in the moving averages."""
 PER_MILLION = 1e-6
 
 
 class Estimator:
-    """What requests to one version take."""
+    """Learned token counts of requests to one version."""
 
     __slots__ = ("answer_tokens", "tokens_per_byte")
 
@@ -31,8 +31,8 @@ class Estimator:
         self.answer_tokens = ANSWER_TOKENS
 
     def estimate(self, body: Mapping[str, Any], body_bytes: int) -> tuple[int, int]:
-        """Tokens of the prompt and of the answer, the latter as much as the request allows where
-        it says so. Each choice (`n`) is an answer.
+        """Tokens of the prompt and of the answer. If the request bounds its answer, the bound is
+        used. Each choice (`n`) counts as one answer.
         """
         prompt = max(1, round(body_bytes * self.tokens_per_byte))
         if "input" in body:
@@ -42,7 +42,7 @@ class Estimator:
         return prompt, answer * (body.get("n") or 1)
 
     def learn(self, body_bytes: int, prompt_tokens: int, answer_tokens: int) -> None:
-        """Take what a request took."""
+        """Learn from the token counts of an answered request."""
         if body_bytes > 0 and prompt_tokens > 0:
             ratio = prompt_tokens / body_bytes
             self.tokens_per_byte += WEIGHT * (ratio - self.tokens_per_byte)
@@ -53,7 +53,7 @@ class Estimator:
 def compute_cost(
     settings: VersionSettings, prompt_tokens: int, answer_tokens: int, cached_tokens: int = 0
 ) -> float:
-    """What tokens cost. `cached_tokens` are those of the prompt that a prefix cache had."""
+    """The cost of a request. `cached_tokens` of the prompt came from a prefix cache."""
     return PER_MILLION * (
         (prompt_tokens - cached_tokens) * settings.price_input
         + cached_tokens * settings.price_cached

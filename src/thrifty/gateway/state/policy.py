@@ -1,7 +1,7 @@
-"""What a routing policy is: plain code over plain state.
+"""The interface of routing policies: plain code over plain state.
 
-No sockets and no clock of its own, so that tests, and a simulator, run the very code that routes
-real requests, over as many replicas as they like.
+Policies use no sockets and no clock. Tests and simulators thus run the code that routes real
+requests, with any number of replicas.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from thrifty.gateway.state.routed_request import RoutedRequest
 
 
 class Candidate(Protocol):
-    """A replica that may be chosen, and what is outstanding on it, by this gateway's account."""
+    """A replica that may be chosen, with its outstanding work as counted by this gateway."""
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """The replica's id."""
         ...
 
     @property
@@ -29,17 +29,17 @@ class Candidate(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Those of them whose answer has not begun."""
+        """Requests in flight whose answer has not begun."""
         ...
 
     @property
     def prefill_tokens(self) -> float:
-        """Prompt tokens that it has still to compute, without those in its prefix cache."""
+        """Prompt tokens that it still has to compute, without those in its prefix cache."""
         ...
 
     @property
     def decode_tokens(self) -> float:
-        """Tokens that it is expected to generate still."""
+        """Tokens that it is still expected to generate."""
         ...
 
     @property
@@ -49,7 +49,7 @@ class Candidate(Protocol):
 
     @property
     def rates_key(self) -> Any:
-        """What it shares its speed with: version, engine, device."""
+        """Replicas with the same key share their speeds: same version, engine and device."""
         ...
 
 
@@ -60,19 +60,19 @@ class RoutingPolicy(Protocol):
     """Chooses one of the candidates, of which there are at least two."""
 
     wants_prefix: bool
-    """Whether it counts what replicas have cached."""
+    """Whether it uses the prefix index."""
     wants_affinity: bool
-    """Whether it goes by the session or the beginning of a prompt."""
+    """Whether it routes by session or by the beginning of the prompt."""
 
     def choose(
-        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, known: Knowledge
+        self, candidates: Sequence[AnyCandidate], request: RoutedRequest, learned: LearnedState
     ) -> AnyCandidate:
         """The replica for this request."""
         ...
 
 
-class Knowledge:
-    """What was learned of a deployment's replicas: their prefixes and their speeds."""
+class LearnedState:
+    """Learned state of a version's replicas: cached prefixes and speeds."""
 
     def __init__(self) -> None:
         self.prefixes = PrefixIndex()
@@ -81,14 +81,14 @@ class Knowledge:
         self._by_slot: dict[int, Any] = {}
 
     def rates_of(self, candidate: Candidate) -> Rates:
-        """The speeds of that candidate's kind."""
+        """The speeds of a candidate's kind of replica."""
         rates = self.rates.get(candidate.rates_key)
         if rates is None:
             rates = self.rates[candidate.rates_key] = Rates()
         return rates
 
     def by_slot(self, candidates: Sequence[AnyCandidate]) -> dict[int, AnyCandidate]:
-        """The candidates by their numbers in the prefix index. A list is read once."""
+        """The candidates by their slot in the prefix index. Cached for the last list seen."""
         if candidates is not self._listed:
             self._listed = candidates
             self._by_slot = {candidate.slot: candidate for candidate in candidates}

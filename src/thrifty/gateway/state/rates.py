@@ -1,11 +1,11 @@
-"""How fast replicas of one kind are, learned from the requests that they answered.
+"""Speeds of replicas of one kind, learned from answered requests.
 
-The time to a first token is taken as a sum: something fixed, so much for each prompt token that has
-to be computed before it, so much for each request that is running beside it, and so much for each that
-waits for its own first token. The last is what tells of a replica that is full: what is cached costs
-nothing to compute, and waits for room all the same. The four are fitted online by least squares that
-forget, so that they follow a model on its own engine, machine and load. The seconds a generated token
-takes are a running mean.
+The time to the first token is modelled as a sum of four terms: a constant, a time per prompt token
+to compute, a time per running request, and a time per request that waits for its own first token.
+The last term captures a full replica: cached prompt tokens cost nothing to compute, yet their
+request waits for a free slot. The coefficients are fitted online by recursive least squares with a
+forgetting factor, so they follow the model, engine, machine and load. The time per generated token
+is a moving average.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MAX_UNCERTAINTY = 1e6
 _N = range(4)
 
 
-class Ahead(NamedTuple):
-    """What a request finds on a replica."""
+class WorkAhead(NamedTuple):
+    """The work on a replica ahead of a new request."""
 
     prefill_tokens: float
-    """Prompt tokens to compute, its own included."""
+    """Prompt tokens to compute, including its own."""
     running: int
     """Other requests that have not ended."""
     waiting: int
-    """Those of them that have no first token yet."""
+    """Other requests without a first token."""
 
 
 class Rates:
@@ -56,10 +56,10 @@ class Rates:
         self.samples = 0
         self.fixed_s, self.prefill_s, self.running_s, self.waiting_s = DEFAULT_TTFT
         self.decode_s = DEFAULT_DECODE_S
-        """Seconds of a replica's time for one generated token, with whatever runs beside it."""
+        """Seconds of a replica's time per generated token, at its usual concurrency."""
 
-    def estimate_ttft_s(self, ahead: Ahead) -> float:
-        """The time to a first token."""
+    def estimate_ttft_s(self, ahead: WorkAhead) -> float:
+        """The expected time to the first token."""
         return (
             self.fixed_s
             + self.prefill_s * ahead.prefill_tokens
@@ -67,8 +67,8 @@ class Rates:
             + self.waiting_s * ahead.waiting
         )
 
-    def learn_ttft(self, ahead: Ahead, ttft_s: float) -> None:
-        """Take in one measured time to a first token."""
+    def learn_ttft(self, ahead: WorkAhead, ttft_s: float) -> None:
+        """Learn from one measured time to the first token."""
         x = (1.0, ahead.prefill_tokens / TOKEN_SCALE, ahead.running, ahead.waiting)
         p, theta = self._p, self._theta
         u = [sum(row[i] * x[i] for i in _N) for row in p]
@@ -81,7 +81,7 @@ class Rates:
             for j in _N:
                 row[j] = (row[j] - gain * u[j]) / FORGET
         if sum(p[i][i] for i in _N) > MAX_UNCERTAINTY:
-            # Nothing new for long: without a bound, forgetting would blow the estimate up.
+            # Without new information, forgetting would let the covariance grow without bound.
             self._p = _start()
         self.samples += 1
         if self.samples >= MIN_SAMPLES:
@@ -91,8 +91,8 @@ class Rates:
             self.waiting_s = max(0.0, theta[3])
 
     def learn_decode(self, tokens: int, seconds: float, running: float) -> None:
-        """Take in one answer: `tokens` in `seconds`, beside so many running requests (itself
-        included).
+        """Learn from one answer: `tokens` in `seconds`, at `running` concurrent requests, itself
+        included.
         """
         if tokens > 1 and seconds > 0:
             sample_s = seconds / (tokens - 1) / max(1.0, running)

@@ -1,7 +1,7 @@
-"""The thread that keeps the routing table fresh.
+"""The thread that keeps the routing table up to date.
 
-It asks for one number several times a second, and reads the rest when that number has moved. While
-the database is away, requests go on with the last table.
+It reads one change counter several times a second, and the full state when the counter has moved.
+While the database is away, requests use the last table.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 FULL_READ_S = 2.0
-"""Figures (memory, load) change without the counter; they are read this often."""
+"""Memory and load figures change without the counter; they are read at this interval."""
 AWAY_POLL_S = 1.0
-FIRST_LOOK_S = 5.0
+FIRST_READ_TIMEOUT_S = 5.0
 MIN_REFRESH_S = 0.1
-"""Unknown keys may ask for a look at the database; not more often than this."""
+"""Unknown keys may trigger a read of the database; at most one in this interval."""
 
 
 class TableReader:
-    """Reads on its own thread, applies on the event loop."""
+    """Reads in its own thread, applies the result on the event loop."""
 
     def __init__(
         self,
@@ -49,31 +49,31 @@ class TableReader:
         self._up = True
         self._change = -1
         self._read_s = 0.0
-        self._looked = asyncio.Event()
+        self._first_read = asyncio.Event()
         self._refresh: asyncio.Future[None] | None = None
         self._refreshed_s = 0.0
         self._thread = threading.Thread(target=self._run, name="routing-table", daemon=True)
 
     @property
     def database(self) -> Database:
-        """Where it reads."""
+        """The database that it reads."""
         return self._database
 
     async def start(self) -> None:
-        """Begin to read; returns after the first look, or soon where the database is away."""
+        """Start reading; returns after the first read, or after a bounded wait if it fails."""
         self._thread.start()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_LOOK_S):
-                await self._looked.wait()
+            async with asyncio.timeout(FIRST_READ_TIMEOUT_S):
+                await self._first_read.wait()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopping = True
         self._wake.set()
         self._thread.join(2.0)
 
     async def refresh(self) -> None:
-        """Look at the database now, or, where somebody just did, in a moment."""
+        """Read the database now, or shortly if a read has just finished."""
         if self._refresh is None:
             self._refresh = self._loop.create_future()
             wait_s = self._refreshed_s + MIN_REFRESH_S - time.monotonic()
@@ -114,7 +114,7 @@ class TableReader:
         if state is not None:
             self._table.apply(state)
             self._on_applied()
-        self._looked.set()
+        self._first_read.set()
         if asked and self._refresh is not None:
             self._refreshed_s = time.monotonic()
             self._refresh.set_result(None)
@@ -124,9 +124,7 @@ class TableReader:
         if up != self._up:
             self._up = up
             if up:
-                log.info("the database answers again")
+                log.info("the database is available again")
             else:
-                log.warning(
-                    "the database is away (%s); going on with the last routing table", error
-                )
+                log.warning("the database is unavailable (%s); using the last routing table", error)
             self._on_state(up)

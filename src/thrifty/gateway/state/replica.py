@@ -1,4 +1,4 @@
-"""One copy of a model, as this worker sees it."""
+"""One replica of a model in this worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thrifty.types import ReplicaState
 
 @dataclass
 class Replica:
-    """A replica and what is outstanding on it, by this worker's account."""
+    """A replica and its outstanding work, as counted by this worker."""
 
     id: str
     deployment: str
@@ -33,19 +33,19 @@ class Replica:
     memory_bytes: int = 0
     load: Mapping[str, Any] = field(default_factory=dict)
     load_path: str | None = None
-    """Where it reports its load."""
+    """The path at which it reports its load."""
     rates_key: str = ""
-    """What it shares its speed with: replicas of one revision that we run have the same model,
-    engine and kind of device; servers that others run have a speed each."""
+    """Replicas with the same key share their speeds. Replicas of one revision that Thrifty runs
+    have the same model, engine and kind of device; each external server has a key of its own."""
 
     @property
     def ready(self) -> bool:
-        """Whether it gets traffic."""
+        """Whether it receives traffic."""
         return self.state == ReplicaState.READY
 
 
 def merge_replica(known: Replica | None, row: ReplicaRow) -> Replica:
-    """The replica of a row. Its counters are kept unless it has been started again."""
+    """The replica for a row. Its counters are kept unless it was restarted."""
     origin = parse_origin(row.url)
     restarted = known is not None and (
         known.origin != origin or known.revision != row.revision or known.restarts != row.restarts

@@ -1,8 +1,8 @@
-"""What routing needs to know of a request: how much work it is, and how it begins.
+"""The properties of a request that routing uses: its amount of work and its prompt prefix.
 
-The gateway has no tokenizer, so tokens are estimated from bytes, with a ratio learned from the
-usage that engines report. A prompt's beginning is a chain of hashes, one for each block of bytes:
-two requests share as many blocks as their tools and conversations have in common from the start.
+The gateway has no tokenizer. It estimates tokens from bytes, with a ratio learned from the usage
+that engines report. A prefix is a chain of hashes, one per block of bytes: two requests share as
+many blocks as their tools and conversations have in common from the start.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import msgspec
 
 BLOCK_BYTES = 256
-"""Some 64 tokens of English: fine enough for the blocks of 16 to 64 tokens that engines cache."""
+"""About 64 tokens of English; engines cache blocks of 16 to 64 tokens."""
 MAX_BLOCKS = 512
-"""Beginnings longer than 128 KB are told apart no further."""
+"""Prompts that differ only after the first 128 KB count as equal."""
 AFFINITY_BYTES = 1024
 
 _encode = msgspec.json.Encoder().encode
 
 
 class RoutedRequest:
-    """One request, to a routing policy."""
+    """One request as seen by a routing policy."""
 
     __slots__ = ("affinity", "blocks", "decode_tokens", "levels", "prompt_tokens", "unsure")
 
@@ -35,34 +35,34 @@ class RoutedRequest:
         affinity: int = 0,
     ) -> None:
         self.prompt_tokens = prompt_tokens
-        """Estimated."""
+        """Estimated tokens of the prompt."""
         self.decode_tokens = decode_tokens
-        """Expected: the usual length of an answer, within the request's own bound."""
+        """Expected tokens of the answer: the usual length, within the request's own bound."""
         self.blocks = blocks
-        """Chained hashes of the prompt's whole blocks; empty where nothing is shared."""
+        """Chained hashes of the prompt's whole blocks; empty if prefixes are not used."""
         self.affinity = affinity
-        """Stable across processes: of the session, or of how the prompt begins."""
+        """A hash of the session or of the prompt's beginning, the same in every process."""
         self.levels: Sequence[tuple[int, int]] = ()
-        """Who has computed how much of its prompt, as `PrefixIndex.match` tells it."""
+        """The prefixes that replicas hold, as returned by `PrefixIndex.match`."""
         self.unsure = False
-        """Whether what it shares was still being computed when it was sent."""
+        """Whether the shared prefix was still being computed when the request was sent."""
 
     def cached_blocks(self, slot: int) -> int:
-        """How many of its blocks the replica with that number is taken to have cached."""
+        """How many of its blocks a replica is assumed to have cached."""
         for depth, mask in self.levels:
             if mask >> slot & 1:
                 return depth
         return 0
 
     def cached_tokens(self, slot: int) -> float:
-        """The same in tokens."""
+        """How many tokens of its prompt a replica is assumed to have cached."""
         blocks = self.cached_blocks(slot)
         return blocks * self.prompt_tokens / len(self.blocks) if blocks else 0.0
 
 
 def read_prompt(body: Mapping[str, Any]) -> bytes:
-    """Everything of a request's body that becomes its prompt, in the order in which templates put
-    it: tools, then the conversation. Bytes that differ mean prompts that differ.
+    """The parts of a request's body that form its prompt, in the order that templates use:
+    tools, then the conversation. Different bytes mean different prompts.
     """
     messages = body.get("messages")
     if messages is not None:
@@ -77,8 +77,8 @@ def read_prompt(body: Mapping[str, Any]) -> bytes:
 
 
 def hash_blocks(prompt: bytes, salt: int = 0) -> list[int]:
-    """One number for each whole block of `prompt`, which stands for all up to its end too. They
-    hold within this process.
+    """One chained hash per whole block of `prompt`, each covering everything up to the block's
+    end. The hashes are valid in this process only.
     """
     chain, blocks = salt, []
     for start in range(
@@ -90,12 +90,12 @@ def hash_blocks(prompt: bytes, salt: int = 0) -> list[int]:
 
 
 def hash_affinity(text: bytes) -> int:
-    """A number that every worker and every run gives to `text`."""
+    """A hash of the beginning of `text`, the same in every worker and every run."""
     return int.from_bytes(hashlib.blake2b(text[:AFFINITY_BYTES], digest_size=8).digest())
 
 
 def hash_conversation(body: Mapping[str, Any], session: str) -> int:
-    """A number that stays the same as a conversation grows: of its session, or of its beginning up
+    """A hash that stays the same as a conversation grows: of its session, or of its messages up
     to the first answer.
     """
     if session:

@@ -1,11 +1,11 @@
-"""One version's routing: a policy, what was learned, and the account of what is outstanding.
+"""Routing for one version: a policy, the learned state, and the count of outstanding work.
 
-The order of calls for each request: `describe`, `choose`, `begin`; then on the load that `begin`
-gave back, `first_token` and `end`. Every clock reading is passed in.
+For each request, call `describe`, `choose` and `begin`; then `first_token` and `end` on the load
+that `begin` returned. The time is passed in.
 
-Tokens are estimated here from the bytes of the prompt, which are counted where there is a choice of
-replicas, and not by the `Estimator` of `admission/estimate`, which goes by the whole body, escapes
-and all: the two ratios differ, and a router learns by itself wherever one runs, without a gateway.
+Token estimates here use the bytes of the prompt and are made only if there is a choice of replicas.
+`state/estimate` uses the length of the whole body, escapes included. The ratios differ, and a
+router can learn its own without a gateway around it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from thrifty.gateway.state.policy import AnyCandidate, Knowledge, RoutingPolicy
-from thrifty.gateway.state.rates import DEFAULT_ANSWER_TOKENS, Ahead
+from thrifty.gateway.state.policy import AnyCandidate, LearnedState, RoutingPolicy
+from thrifty.gateway.state.rates import DEFAULT_ANSWER_TOKENS, WorkAhead
 from thrifty.gateway.state.routed_request import (
     BLOCK_BYTES,
     RoutedRequest,
@@ -30,8 +30,8 @@ MIN_LEARNED_TOKENS = 16
 UNKNOWN = RoutedRequest()
 
 
-class Loaded(Protocol):
-    """What `begin` counts on."""
+class LoadedReplica(Protocol):
+    """A replica with counters of outstanding work."""
 
     in_flight: int
     waiting: int
@@ -45,30 +45,30 @@ class Loaded(Protocol):
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """The replica's id."""
         ...
 
     @property
     def rates_key(self) -> Any:
-        """What it shares its speed with."""
+        """Replicas with the same key share their speeds."""
         ...
 
 
 class Outstanding:
-    """What one request puts on a replica, from the moment it was chosen until its last byte."""
+    """The load of one request on its replica, from the choice until the last byte."""
 
     __slots__ = ("_ahead", "_began_s", "_first_s", "_new", "_prefill", "_replica", "_request",
                  "_router")  # fmt: skip
 
     def __init__(
-        self, router: Router, replica: Loaded, request: RoutedRequest, now_s: float
+        self, router: Router, replica: LoadedReplica, request: RoutedRequest, now_s: float
     ) -> None:
         self._router, self._replica, self._request = router, replica, request
         self._prefill = request.prompt_tokens
         self._new: Sequence[int] = ()
         if request.blocks:
             self._note_prefix(replica.slot)
-        self._ahead = Ahead(
+        self._ahead = WorkAhead(
             replica.prefill_tokens + self._prefill, replica.in_flight, replica.waiting
         )
         replica.in_flight += 1
@@ -78,7 +78,7 @@ class Outstanding:
         self._began_s, self._first_s = now_s, 0.0
 
     def _note_prefix(self, slot: int) -> None:
-        request, prefixes = self._request, self._router.knowledge.prefixes
+        request, prefixes = self._request, self._router.learned.prefixes
         shared = request.cached_blocks(slot)
         self._prefill -= request.cached_tokens(slot)
         request.unsure = shared > 0 and prefixes.is_computing(slot, request.blocks[shared - 1])
@@ -87,11 +87,11 @@ class Outstanding:
         prefixes.add(slot, request.blocks)
 
     def first_token(self, now_s: float) -> None:
-        """The first byte of the answer has come: the prompt is computed."""
+        """Record the first byte of the answer: the prompt is computed."""
         self._first_s = now_s
         self._end_prefill()
         if self._request is not UNKNOWN:
-            self._router.knowledge.rates_of(self._replica).learn_ttft(
+            self._router.learned.rates_of(self._replica).learn_ttft(
                 self._ahead, now_s - self._began_s
             )
 
@@ -99,7 +99,7 @@ class Outstanding:
         self._replica.waiting -= 1
         self._replica.prefill_tokens -= self._prefill
         if self._new:
-            self._router.knowledge.prefixes.finish(self._replica.slot, self._new)
+            self._router.learned.prefixes.finish(self._replica.slot, self._new)
 
     def end(
         self,
@@ -109,8 +109,8 @@ class Outstanding:
         cached_tokens: int | None = None,
         streamed: bool = False,
     ) -> None:
-        """The last byte has come, or none will. Token counts are what the engine reported, 0 where
-        it did not; `cached_tokens` None where it does not say.
+        """Record the end of the request, with or without an answer. Token counts are those the
+        engine reported, or 0; `cached_tokens` is None if the engine does not report it.
         """
         replica, request = self._replica, self._request
         if not self._first_s:
@@ -119,13 +119,13 @@ class Outstanding:
         replica.in_flight -= 1
         replica.decode_tokens -= request.decode_tokens
         if replica.in_flight == 0:
-            # Whatever rounding has left.
+            # Remove rounding errors.
             replica.prefill_tokens = replica.decode_tokens = 0.0
         if request is UNKNOWN or not completion_tokens:
             return
         self._router.learn_answer(replica, request, prompt_tokens, completion_tokens, cached_tokens)
         if streamed and self._first_s:
-            self._router.knowledge.rates_of(replica).learn_decode(
+            self._router.learned.rates_of(replica).learn_decode(
                 completion_tokens, now_s - self._first_s, running
             )
 
@@ -135,20 +135,20 @@ class Router:
 
     def __init__(self, policy: RoutingPolicy) -> None:
         self._policy = policy
-        self.knowledge = Knowledge()
+        self.learned = LearnedState()
         self.shares = ShareWatch()
         self._bytes_per_token = DEFAULT_BYTES_PER_TOKEN
         self._answer_tokens = DEFAULT_ANSWER_TOKENS
         self.reported = 0
-        """Answers that said how much of their prompt was cached."""
+        """Answers that reported the cached tokens of their prompt."""
         self.silent = 0
-        """Answers since the last that did."""
+        """Answers without such a report since the last one with it."""
         self.signals_lost = False
 
     def describe(
         self, body: Mapping[str, Any], session: str = "", *, decodes: bool = True
     ) -> RoutedRequest:
-        """What routing needs to know of a request. Worth its cost only where there is a choice."""
+        """The properties that routing uses. Needed only if there is a choice of replicas."""
         if self._policy.wants_affinity:
             return RoutedRequest(affinity=hash_conversation(body, session))
         if not self._policy.wants_prefix:
@@ -164,29 +164,29 @@ class Router:
         return request
 
     def choose(self, candidates: Sequence[AnyCandidate], request: RoutedRequest) -> AnyCandidate:
-        """The replica for a request, of at least one."""
+        """Choose a replica for a request; `candidates` must not be empty."""
         if request.blocks:
-            # Also for a single candidate: what it need not compute is no load.
-            request.levels = self.knowledge.prefixes.match(request.blocks)
+            # Also for a single candidate, because cached tokens are no load.
+            request.levels = self.learned.prefixes.match(request.blocks)
         if len(candidates) == 1:
             return candidates[0]
-        chosen = self._policy.choose(candidates, request, self.knowledge)
+        chosen = self._policy.choose(candidates, request, self.learned)
         self.shares.note(chosen.id, candidates)
         return chosen
 
-    def begin(self, replica: Loaded, request: RoutedRequest, now_s: float) -> Outstanding:
+    def begin(self, replica: LoadedReplica, request: RoutedRequest, now_s: float) -> Outstanding:
         """Count a request against its replica."""
         return Outstanding(self, replica, request, now_s)
 
     def learn_answer(
         self,
-        replica: Loaded,
+        replica: LoadedReplica,
         request: RoutedRequest,
         prompt_tokens: int,
         completion_tokens: int,
         cached_tokens: int | None,
     ) -> None:
-        """Take in what an engine reported of one answer."""
+        """Learn from the token counts that an engine reported for one answer."""
         self._answer_tokens += LEARN * (completion_tokens - self._answer_tokens)
         if prompt_tokens >= MIN_LEARNED_TOKENS:
             estimate = request.prompt_tokens * self._bytes_per_token / prompt_tokens
@@ -198,9 +198,9 @@ class Router:
         self.silent = 0
         if request.levels and not request.unsure:
             expected = request.cached_tokens(replica.slot)
-            self.knowledge.prefixes.correct(replica.slot, expected, cached_tokens)
+            self.learned.prefixes.correct(replica.slot, expected, cached_tokens)
 
-    def set_capacity(self, replica: Loaded, cache_tokens: float) -> None:
-        """Say how many tokens a replica's prefix cache holds."""
+    def set_capacity(self, replica: LoadedReplica, cache_tokens: float) -> None:
+        """Set how many tokens a replica's prefix cache holds."""
         tokens_per_block = BLOCK_BYTES / self._bytes_per_token
-        self.knowledge.prefixes.set_capacity(replica.slot, cache_tokens // tokens_per_block)
+        self.learned.prefixes.set_capacity(replica.slot, cache_tokens // tokens_per_block)

@@ -1,7 +1,7 @@
-"""An alarm for replicas that get far more, or far less, than their due.
+"""An alarm for replicas that receive far more, or far fewer, requests than their fair share.
 
-Only choices made under load count: with idle replicas at hand, sending every request to the one that
-has its prefix cached is as it should be.
+Only choices made under load count: while replicas are idle, sending every request to the one with
+the cached prefix is correct.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from thrifty.gateway.state.policy import Candidate
 
 MIN_CHOICES = 200
-"""A window ends after this many choices under load, for each pair of replicas."""
+"""A window ends after this many choices under load per two replicas."""
 MUCH, LITTLE = 2.0, 0.25
-"""Times the due share."""
+"""Multiples of the fair share."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One replica whose share is far from its due. Both are fractions of the choices."""
+    """A replica whose share is far from fair. Both values are fractions of the choices."""
 
     replica: str
     share: float
@@ -37,7 +37,7 @@ class ShareWatch:
 
     def note(self, chosen: str, candidates: Sequence[Candidate]) -> None:
         """Count one choice, if it was made under load."""
-        # One in eight is enough, and keeps a choice among a thousand cheap.
+        # A sample of one in eight is enough and keeps a choice among a thousand cheap.
         self._seen += 1
         if self._seen % 8:
             return
@@ -50,13 +50,13 @@ class ShareWatch:
             self._due[candidate.id] = self._due.get(candidate.id, 0.0) + 1 / count
 
     def take_alarms(self) -> list[Alarm] | None:
-        """The window's alarms, once it is full; None before that. Then a new one begins."""
+        """The alarms of a full window, after which a new one begins; None while it is not full."""
         if self._choices < MIN_CHOICES // 8 * max(1, len(self._due) // 2):
             return None
         alarms = []
         for replica, due in self._due.items():
             share = self._chosen.get(replica, 0)
-            # Three standard deviations beyond the bounds: chance alone raises no alarm.
+            # Three standard deviations beyond the bounds, to avoid alarms by chance.
             high, low = MUCH * due, LITTLE * due
             if share > high + 3 * high**0.5 or share < low - 3 * low**0.5:
                 alarms.append(Alarm(replica, share / self._choices, due / self._choices))

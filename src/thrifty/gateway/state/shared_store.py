@@ -1,9 +1,9 @@
-"""The Redis or Valkey that gateway workers share, where the spec names one (`redis:`).
+"""The Redis or Valkey that gateway workers share, if the spec names one (`redis:`).
 
-It owns the connection, its timeouts and its circuit; what is kept there is its users' business
-(limits of keys, the second tier of the cache). The promise to them: `run` answers within about
-twice `timeout_s`, and `None` means "nothing there, or Redis is away: do without it". It never
-raises for a Redis that is away, slow, full or read-only.
+This module owns the connection, its timeouts and its circuit breaker. Its users (key limits, the
+second tier of the cache) decide what to store. `run` answers within about twice `timeout_s`; `None`
+means "no value, or Redis is unavailable". It never raises if Redis is unavailable, slow, full or
+read-only.
 
     store = SharedStore(url, on_state=lambda up: metrics.shared_store_up.set(up))
     await store.start()
@@ -12,17 +12,17 @@ raises for a Redis that is away, slow, full or read-only.
     found = await store.run_script(SCRIPT, [b"key"], [1, 2])
     await store.close()
 
-Commands that are asked for while others are under way go out together, as one pipeline, so that a
-command costs a fraction of a round trip under load and there are never more than `LANES`
+Commands that arrive while others are in progress are sent together as one pipeline. Under load a
+command costs a fraction of a round trip, and there are never more than `MAX_CONNECTIONS`
 connections.
 
-The circuit: a connection that fails, or `TIMEOUTS_TO_OPEN` pipelines in a row that are late, make
-the store unavailable at once: `run` then returns None without waiting. One task goes on asking, and
-makes it available again when two answers in a row come in time. No request pays for that.
+The circuit breaker: a failed connection, or `TIMEOUTS_TO_OPEN` late pipelines in a row, makes the
+store unavailable at once, and `run` returns None without waiting. One task keeps probing and makes
+the store available again after two timely answers in a row. Requests never pay for the probes.
 
-One node of a cluster has some of the keys alone, and half of what is shared would be shared. That is
-found out by asking for many keys before the store is used, and by what is refused later: the log says
-it loudly, and the store counts as away.
+A single node of a cluster holds only some of the keys, so only part of the state would be shared.
+The store detects this by probing many keys before it is used, and later by the errors it gets. It
+then logs an error and counts as unavailable.
 """
 
 from __future__ import annotations
@@ -48,44 +48,44 @@ log = logging.getLogger(__name__)
 Argument = str | bytes | int | float
 
 TIMEOUT_S = 0.05
-"""A round trip to a Redis in the same house is well under a millisecond."""
+"""A round trip to a Redis in the same data centre takes well under a millisecond."""
 CONNECT_TIMEOUT_S = 1.0
 STALL_S = 0.005
-"""A timer that fires so late says that this process was held up."""
+"""A timer that fires this late means that this process was stalled."""
 MAX_STALLS = 3
-LANES = 4
-BATCH = 256
+MAX_CONNECTIONS = 4
+MAX_PIPELINE = 256
 MAX_WAITING = 8192
-"""More commands than this at once are not sent: their users do without."""
+"""Further commands are not sent: their callers get None."""
 TIMEOUTS_TO_OPEN = 2
 RETRY_S = (0.25, 0.5, 1.0, 2.0, 5.0)
 PROBES = 256
-"""Keys that are asked for before the store is used: a node of a cluster that has no more than 95 % of
-them to itself is found out."""
+"""Keys probed before the store is used. A cluster node that holds at most 95 % of them is
+detected."""
 _REDIRECTS = {
     "MovedError": "MOVED",
     "AskError": "ASK",
     "TryAgainError": "TRYAGAIN",
     "ClusterDownError": "CLUSTERDOWN",
 }
-"""What a node of a cluster says about keys that are not its own, by the client's exception. CROSSSLOT
-is not among them: the keys of each of our scripts have one hash tag."""
+"""Errors of a cluster node for keys it does not hold, by the client's exception. CROSSSLOT is not
+among them, because all keys of each of our scripts have the same hash tag."""
 
 
 @dataclass(frozen=True)
 class Script:
-    """A Lua script, which Redis runs as one step. It must name all its keys in KEYS."""
+    """A Lua script, which Redis runs atomically. It must name all its keys in KEYS."""
 
     text: str
 
     @property
     def sha(self) -> str:
-        """The name by which Redis knows it."""
+        """The SHA-1 by which Redis identifies it."""
         return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 class SharedStore:
-    """One worker's way to the shared Redis. Used on one event loop."""
+    """One worker's client of the shared Redis. Used on one event loop."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class SharedStore:
         on_state: Callable[[bool], None] = lambda up: None,
         on_error: Callable[[str], None] = lambda kind: None,
     ) -> None:
-        """`on_state` is told when the store comes (True) and goes (False), `on_error` the kind of
-        each fault: `timeout`, `connection` or `reply`. Raises `ThriftyError` where the `redis`
-        package is missing or the URL is not one.
+        """`on_state` is called when the store becomes available (True) or unavailable (False),
+        `on_error` with the kind of each fault: `timeout`, `connection` or `reply`. Raises
+        `ThriftyError` if the `redis` package is missing or the URL is not valid.
         """
         self.safe_url = mask_url(url)
         self._redis = _connect(url)
@@ -106,49 +106,49 @@ class SharedStore:
         self._on_error = on_error
         self._available = False
         self._waiting: deque[tuple[tuple[Argument, ...], asyncio.Future[Any]]] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._flushes: set[asyncio.Task[None]] = set()
         self._late = 0
         self._reply_faults: set[str] = set()
         self._redirected: Argument | None = None
-        """A key that another node has, as was found out in use."""
-        self._cluster_told = False
+        """A key that another node holds, found in use."""
+        self._cluster_logged = False
         self._shas: dict[Script, str] = {}
-        self._away = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._unavailable = asyncio.Event()
+        self._prober: asyncio.Task[None] | None = None
 
     @property
     def available(self) -> bool:
-        """Whether it is worth asking now."""
+        """Whether the store is available."""
         return self._available
 
     async def start(self) -> None:
-        """Connect; returns after the first try, with whatever came of it."""
-        fault = await self._ask()
+        """Connect; returns after the first attempt, successful or not."""
+        fault = await self._probe()
         self._note_state(fault is None, fault)
         if fault is not None:
-            self._away.set()
-        self._keeper = asyncio.ensure_future(self._keep())
+            self._unavailable.set()
+        self._prober = asyncio.ensure_future(self._keep_probing())
 
     async def close(self) -> None:
-        """End the connections and everything that waits."""
+        """Close the connections after the commands in progress have ended."""
         self._available = False
-        if self._keeper is not None:
-            self._keeper.cancel()
+        if self._prober is not None:
+            self._prober.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
-        if self._lanes:
-            await asyncio.wait(set(self._lanes))
+                await self._prober
+        if self._flushes:
+            await asyncio.wait(set(self._flushes))
         await self._redis.aclose()
 
     async def run(self, *command: Argument) -> Any:
-        """One command's answer; None where it has none, was refused, or the store is away."""
+        """Run one command; None if it has no value, was refused, or the store is unavailable."""
         answer = await self._submit(command)
         return None if isinstance(answer, Exception) else answer
 
     async def run_script(
         self, script: Script, keys: Sequence[Argument], arguments: Sequence[Argument]
     ) -> Any:
-        """What a script returned; None as for `run`."""
+        """Run a script; returns None as `run` does."""
         sha = self._shas.get(script)
         if sha is None:
             sha = self._shas[script] = script.sha
@@ -162,16 +162,16 @@ class SharedStore:
             return None
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
-        if len(self._lanes) < LANES:
-            lane = asyncio.ensure_future(self._flush())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        if len(self._flushes) < MAX_CONNECTIONS:
+            flush = asyncio.ensure_future(self._flush())
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
         return await future
 
     async def _flush(self) -> None:
-        """Send what waits, batch by batch, until nothing does."""
+        """Send waiting commands, one batch at a time, until there are none."""
         while self._waiting:
-            count = min(BATCH, len(self._waiting))
+            count = min(MAX_PIPELINE, len(self._waiting))
             batch = [self._waiting.popleft() for _ in range(count)]
             answers = None
             try:
@@ -180,7 +180,7 @@ class SharedStore:
                 log.exception("the shared store's client failed")
             for index, (command, future) in enumerate(batch):
                 if future.done():
-                    continue  # whoever asked has gone
+                    continue  # the caller has gone
                 answer = answers[index] if answers is not None else None
                 if isinstance(answer, Exception) and not _is_unknown_script(answer):
                     self._note_reply_fault(command, answer)
@@ -208,14 +208,14 @@ class SharedStore:
                 self._on_error("connection")
             if self._available:
                 self._note_state(False, _describe(error))
-                self._away.set()
+                self._unavailable.set()
             return None
         self._late = 0
         return answers
 
     async def _in_time(self, asked: Awaitable[Any], timeout_s: float) -> Any:
-        """The result of `asked`, if it comes in time; else `TimeoutError`. Time in which this process
-        did not get to run is not Redis', so it is given once more.
+        """The result of `asked`, or `TimeoutError`. Time during which this process was stalled is
+        not Redis's, so the wait is repeated.
         """
         task = asyncio.ensure_future(asked)
         try:
@@ -231,25 +231,25 @@ class SharedStore:
         finally:
             if not task.done():
                 task.cancel()
-                # Its connection is cut, so that a late answer is never taken for another's.
+                # Cancelling closes the connection, so a late reply cannot reach another caller.
                 await asyncio.wait({task})
 
-    async def _keep(self) -> None:
-        """While the store is away, ask until it is back."""
+    async def _keep_probing(self) -> None:
+        """While the store is unavailable, probe it until it is back."""
         while True:
-            await self._away.wait()
+            await self._unavailable.wait()
             failures = 0
             while True:
                 await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
-                if await self._ask() is None:
+                if await self._probe() is None:
                     break
                 failures += 1
-            self._away.clear()
+            self._unavailable.clear()
             self._late = 0
             self._note_state(True, None)
 
-    async def _ask(self) -> str | None:
-        """What is wrong with the store; None where it answers in time."""
+    async def _probe(self) -> str | None:
+        """Probe the store; returns what is wrong, or None if it answers in time."""
         from redis.exceptions import RedisError
 
         try:
@@ -262,14 +262,14 @@ class SharedStore:
         return None
 
     async def _connect_all(self) -> str | None:
-        """Make every connection that may be used, so that no request waits for one to be made.
-        Returns what says that the store is not for us.
+        """Open all connections, so that no request waits for one. Returns the redirect of a
+        cluster node, or None.
         """
-        await asyncio.gather(*(self._redis.ping() for _ in range(LANES)))
+        await asyncio.gather(*(self._redis.ping() for _ in range(MAX_CONNECTIONS)))
         return await self._find_redirect()
 
     async def _find_redirect(self) -> str | None:
-        """What is said of a key that is not this server's; None where it serves every key."""
+        """The redirect for a key that this server does not hold; None if it serves every key."""
         names: list[Argument] = [f"thrifty:probe:{number}" for number in range(PROBES)]
         if self._redirected is not None:
             names.append(self._redirected)
@@ -281,23 +281,23 @@ class SharedStore:
 
     def _note_state(self, up: bool, fault: str | None) -> None:
         if up and not self._available:
-            log.info("the shared store %s answers", self.safe_url)
-            self._cluster_told = False
+            log.info("the shared store %s is available", self.safe_url)
+            self._cluster_logged = False
         elif not up:
             log.warning(
-                "the shared store %s is away (%s); this worker goes on by itself",
+                "the shared store %s is unavailable (%s); this worker continues without it",
                 self.safe_url, fault,
             )  # fmt: skip
         self._available = up
         self._on_state(up)
 
     def _note_cluster(self, redirect: str) -> str:
-        """Say loudly what is wrong; returns it in short."""
-        if not self._cluster_told:
-            self._cluster_told = True
+        """Log the cluster error once; returns a short description."""
+        if not self._cluster_logged:
+            self._cluster_logged = True
             log.error(
-                "the shared store %s is one node of a cluster and does not have every key (%s); the URL "
-                "must be of a single Redis or Valkey, or a proxy",
+                "the shared store %s is one node of a cluster and does not hold every key (%s); the "
+                "URL must be of a single Redis or Valkey, or of a proxy",
                 self.safe_url, redirect,
             )  # fmt: skip
         return f"it is one node of a cluster: {redirect}"
@@ -310,9 +310,9 @@ class SharedStore:
             fault = self._note_cluster(redirect)
             if self._available:
                 self._note_state(False, fault)
-                self._away.set()
+                self._unavailable.set()
             return
-        # Each kind of fault is told once: a full Redis refuses every write.
+        # Each kind of error is logged once: a full Redis refuses every write.
         kind = f"{command[0]!s} {str(error)[:24]}"
         if kind not in self._reply_faults and len(self._reply_faults) < 100:
             self._reply_faults.add(kind)
@@ -320,7 +320,7 @@ class SharedStore:
 
 
 def mask_url(url: str) -> str:
-    """The URL without user, password and options, for logs."""
+    """The URL without user, password and query, for logs."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -338,10 +338,10 @@ def _connect(url: str) -> Redis:
         return Redis.from_url(
             url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
-            # Deadlines are ours, and what failed is not repeated: a count must not go in twice.
+            # We set deadlines, and failed commands are not retried: a count must not go in twice.
             socket_timeout=None,
             retry=Retry(NoBackoff(), 0),
-            max_connections=LANES + 2,
+            max_connections=MAX_CONNECTIONS + 2,
             decode_responses=False,
         )
     except ValueError as error:
@@ -353,7 +353,7 @@ def _is_unknown_script(answer: Any) -> bool:
 
 
 def _describe_redirect(answer: Any) -> str | None:
-    """What a node of a cluster says of a key that is not its own; None for every other answer."""
+    """The redirect error of a cluster node as text; None for every other reply."""
     word = _REDIRECTS.get(type(answer).__name__)
     return None if word is None else f"{word} {answer}"
 

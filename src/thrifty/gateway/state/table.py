@@ -1,7 +1,7 @@
-"""What a gateway knows of the fleet: deployments, versions, replicas, keys.
+"""The routing table: deployments, versions, replicas and keys.
 
-It is read from the database by `reader` and stays as it was when the database or the controller is
-away. Requests in flight are counted here, from the moment a replica is chosen until the last byte.
+`reader` reads it from the database. It stays as it is while the database or the controller is
+away. Requests in flight are counted here, from the choice of a replica until the last byte.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from thrifty.gateway.state.version import MakePolicy, Version
 
 
 class RoutingTable:
-    """Deployments by name, keys by checksum. Changed only on the event loop."""
+    """Deployments by name, keys by hash. Changed only on the event loop."""
 
     def __init__(self, make_policy: MakePolicy) -> None:
         self._make_policy = make_policy
         self.deployments: dict[str, Deployment] = {}
         self.names: dict[str, Deployment] = {}
-        """Deployments by all that clients may write in `model`: names and aliases."""
+        """Deployments by every name that clients may use in `model`, aliases included."""
         self.gateways: list[GatewayRow] = []
         self.keys: dict[str, Key] = {}
         self.keys_exist = False
-        """Stays true once a key was seen: a lost database must not open the door."""
+        """Stays true once a key was seen: losing the database must not disable authentication."""
         self.loaded = False
         self.workers = 1
-        """How many gateway workers share the replicas' slots."""
+        """The number of gateway workers that share the replicas' slots."""
         self.change = -1
         self.gone: list[Replica] = []
         self.purges: Sequence[Purge] = ()
         self.listeners: list[Callable[[], None]] = []
-        """Called each time a new state was taken, changed or not."""
+        """Called after each new state, changed or not."""
 
     def versions(self) -> Iterator[Version]:
-        """Every version of every deployment."""
+        """All versions of all deployments."""
         for deployment in self.deployments.values():
             yield from deployment.versions.values()
 
     def find_version(self, deployment: str, label: str) -> Version | None:
-        """The version of that label, if it is there."""
+        """The version with that label, if it exists."""
         found = self.deployments.get(deployment)
         return None if found is None else found.versions.get(label)
 
     def apply(self, state: FleetState) -> None:
-        """Take a new state; counters of replicas that are still there are kept."""
+        """Apply a new state; replicas that remain keep their counters."""
         self.change = state.change
         self.keys = {key.hash: key for key in state.keys}
         self.keys_exist = self.keys_exist or bool(self.keys)
@@ -72,14 +72,14 @@ class RoutingTable:
             version.resize(self.workers)
             if not version.ready and self.deployments[version.deployment].ready:
                 version.concurrency.dismiss()
-        self._let_go(before)
+        self._wake_removed(before)
         self.purges = state.purges
         self.loaded = True
         for listener in self.listeners:
             listener()
 
-    def _let_go(self, before: dict[str, Deployment]) -> None:
-        """Requests that wait for a version which is gone go on, and find that it is not there."""
+    def _wake_removed(self, before: dict[str, Deployment]) -> None:
+        """Wake requests that wait for a removed version, so that they find it gone."""
         for deployment in before.values():
             now = self.deployments.get(deployment.name)
             for version in deployment.versions.values():

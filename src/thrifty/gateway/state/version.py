@@ -1,8 +1,8 @@
 """One version of a deployment: everything that its answers depend on.
 
-Its replicas, their health and load, the router with what it has learned, the slots, and what its
-engine honours belong to it alone. Two versions share nothing, so that one cannot disturb the other's
-measurements, and no answer of one can be taken for the other's.
+Each version has its own replicas, health, load, router with learned state, slots and honoured
+fields. Versions share nothing, so one cannot disturb the measurements of another, and the answer of
+one is never returned for another.
 """
 
 from __future__ import annotations
@@ -23,62 +23,62 @@ from thrifty.openai.fields import GATEWAY_FIELDS
 from thrifty.types import ReplicaState
 
 MakePolicy = Callable[[str], RoutingPolicy]
-"""Makes a routing policy by the name that specs use."""
+"""Makes a routing policy from the name that specs use."""
 
 
 @dataclass
 class Version:
-    """A version, as this worker sees it."""
+    """A version in this worker."""
 
     deployment: str
     row: VersionRow
     limits: DeploymentSettings
-    """The deployment's policies and limits, which hold for each of its versions."""
+    """The deployment's policies and limits, which apply to each of its versions."""
     router: Router
     concurrency: ConcurrencyLimiter
-    """Who may go to a replica, and who waits."""
+    """The slots of its replicas and the queue for them."""
     honours: frozenset[str] | None
-    """Request fields that its engine honours; None where only the server behind it knows."""
+    """Request fields that its engine honours; None if only the external server knows."""
     health: Health = field(default_factory=Health)
     estimator: Estimator = field(default_factory=Estimator)
     replicas: dict[str, Replica] = field(default_factory=dict)
     ready: list[Replica] = field(default_factory=list)
-    """Replicas that get traffic. A new list whenever they change."""
+    """Replicas that receive traffic. Replaced by a new list whenever they change."""
     waiting: int = 0
     """Requests that wait for a replica to become ready."""
     full: int = 0
-    """How many replicas have no free slot."""
+    """The number of replicas without a free slot."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def label(self) -> str:
-        """What headers, metrics, traffic and logs show."""
+        """The label in headers, metrics, traffic weights and logs."""
         return self.row.label
 
     @property
     def revision(self) -> str:
-        """Changes whenever an answer could."""
+        """Changes whenever answers may change."""
         return self.row.revision
 
     @property
     def settings(self) -> VersionSettings:
-        """Its engine's abilities, and its prices."""
+        """Its engine's capabilities, and its prices."""
         return self.row.settings
 
     @property
     def identity(self) -> str:
-        """What answers are kept under: no other version or revision has the same."""
+        """Part of the cache key; unique to this version and revision."""
         return f"{self.deployment}/{self.row.label}/{self.row.revision}"
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
-        """Ready replicas that are not excluded. Replicas that failed are left alone, and those
-        without a free slot where there are others.
+        """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
+        without a free slot if there are others.
         """
-        if not excluded and not self.full and self.health.fine:
+        if not excluded and not self.full and self.health.all_healthy:
             return self.ready
         ready: Sequence[Replica]
         ready = [replica for replica in self.ready if replica.id not in excluded]
-        if not self.health.fine:
+        if not self.health.all_healthy:
             ready = self.health.choose_from(ready, time.monotonic())
         slots = self.settings.slots
         if self.full and slots is not None:
@@ -86,22 +86,22 @@ class Version:
         return list(ready)
 
     def note_begun(self, replica: Replica) -> None:
-        """A request more was counted against a replica."""
+        """Update the count of full replicas after a request was counted against one."""
         if replica.in_flight == self.settings.slots:
             self.full += 1
 
     def note_ended(self, replica: Replica) -> None:
-        """A request less is counted against a replica."""
+        """Update the count of full replicas after a request ended."""
         slots = self.settings.slots
         if slots is not None and replica.in_flight == slots - 1:
             self.full = max(0, self.full - 1)
 
     def ready_ids(self) -> set[str]:
-        """The ids of the replicas that get traffic."""
+        """The ids of the replicas that receive traffic."""
         return {replica.id for replica in self.ready}
 
     def resize(self, workers: int) -> None:
-        """Tell the limiter how many slots there are for this worker, which is one of `workers`."""
+        """Set the limiter's capacity for this worker, one of `workers`."""
         slots = self.settings.slots
         if slots is None:
             self.full = 0
@@ -109,12 +109,12 @@ class Version:
             return
         self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
         count = len(self.ready)
-        if not self.health.fine:
-            count -= self.health.left_alone(self.ready_ids())
+        if not self.health.all_healthy:
+            count -= self.health.count_ejected(self.ready_ids())
         self.concurrency.resize(-(-slots * count // workers))
 
     async def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until a replica becomes ready, or the version changes otherwise."""
+        """Wait until a replica becomes ready or the version changes; False after `timeout_s`."""
         self._changed.clear()
         try:
             async with asyncio.timeout(timeout_s):
@@ -124,16 +124,16 @@ class Version:
         return True
 
     def wake(self) -> None:
-        """Let requests that wait look again."""
+        """Wake waiting requests, so that they check again."""
         self._changed.set()
 
     def take_replicas(self, rows: Sequence[ReplicaRow]) -> list[Replica]:
-        """Take the replicas as they are now; returns those that are gone. Counters of replicas that
-        are still there are kept.
+        """Apply the replicas of new rows; returns those that are gone. Replicas that remain keep
+        their counters.
         """
         known = self.replicas
         self.replicas = {row.id: merge_replica(known.get(row.id), row) for row in rows}
-        prefixes = self.router.knowledge.prefixes
+        prefixes = self.router.learned.prefixes
         for replica in known.values():
             if self.replicas.get(replica.id) is not replica:
                 prefixes.leave(replica.slot)
@@ -146,7 +146,7 @@ class Version:
             if cache_tokens:
                 self.router.set_capacity(replica, float(cache_tokens))
         self.health.keep_only(self.replicas.keys())
-        # While a version is updated in place, replicas of its other revision end what they have.
+        # During an in-place update, replicas of the old revision only finish their requests.
         ready = [
             replica
             for replica in self.replicas.values()
@@ -166,8 +166,8 @@ def merge_version(
     limits: DeploymentSettings,
     make_policy: MakePolicy,
 ) -> Version:
-    """The version of a row: a new one, or the known one changed in place, so that requests under way
-    see the change and everything that was learned stays.
+    """The version for a row: a new one, or `known` changed in place, so that requests in progress
+    see the change and learned state is kept.
     """
     honours = row.settings.honours
     honoured = None if honours is None else frozenset(honours) | GATEWAY_FIELDS

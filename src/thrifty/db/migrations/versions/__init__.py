@@ -1,1 +1,1 @@
-"""The migrations, in the order of their numbers."""
+"""The migrations, in order of their numbers."""

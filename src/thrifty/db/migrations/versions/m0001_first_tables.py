@@ -12,7 +12,13 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Bring the tables one step on."""
+    """Apply the migration."""
+    _create_fleet_tables()
+    _create_key_and_replica_tables()
+    _create_log_tables()
+
+
+def _create_fleet_tables() -> None:
     op.create_table(
         "changes",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -41,6 +47,9 @@ def upgrade() -> None:
         sa.Column("updated_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_gateways")),
     )
+
+
+def _create_key_and_replica_tables() -> None:
     op.create_table(
         "keys",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -77,6 +86,8 @@ def upgrade() -> None:
     with op.batch_alter_table("replicas", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_replicas_deployment"), ["deployment"], unique=False)
 
+
+def _create_log_tables() -> None:
     op.create_table(
         "request_texts",
         sa.Column("request_id", sa.String(length=64), nullable=False),
@@ -126,7 +137,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the step back."""
+    """Revert the migration."""
     with op.batch_alter_table("requests", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_requests_request_id"))
         batch_op.drop_index(batch_op.f("ix_requests_at_s"))

@@ -1,4 +1,4 @@
-"""Limits of a key, and what each key has spent by day."""
+"""Limits of keys, and the spend of each key per day."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Bring the tables one step on."""
+    """Apply the migration."""
     op.create_table(
         "key_spend",
         sa.Column("key_id", sa.String(length=32), nullable=False),
@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the step back."""
+    """Revert the migration."""
     with op.batch_alter_table("keys", schema=None) as batch_op:
         for name in ("budget_month", "budget_day", "concurrency", "tpm", "rpm"):
             batch_op.drop_column(name)

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Bring the tables one step on."""
+    """Apply the migration."""
     op.create_table(
         "files",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -69,7 +69,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take that step back."""
+    """Revert the migration."""
     op.drop_table("leases")
     op.drop_index(op.f("ix_batches_status"), table_name="batches")
     op.drop_index(op.f("ix_batches_tenant_created_s"), table_name="batches")

@@ -1,4 +1,4 @@
-"""Purges of the caches, and each gateway worker's figures."""
+"""Cache purges, and the cache statistics of each gateway worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Bring the tables one step on."""
+    """Apply the migration."""
     op.create_table(
         "cache_purges",
         sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -31,6 +31,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take the step back."""
+    """Revert the migration."""
     op.drop_table("cache_stats")
     op.drop_table("cache_purges")

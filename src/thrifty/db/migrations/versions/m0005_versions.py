@@ -1,14 +1,14 @@
-"""Versions with weights, desired state with its history, and one row for each response.
+"""Versions with weights, desired state with its history, and one row per response.
 
-The columns of the first release stay, so that a gateway worker of that release goes on beside this
-one: it writes `request_id`, and leaves the new columns empty. Three triggers keep what it does from
-harm, until it ends:
+The columns of the first release stay, so that a gateway worker of that release can run beside this
+one: it writes `request_id` and leaves the new columns empty. Until it ends, three triggers make its
+writes safe:
 
-- SQLite would give its rows numbers right behind the greatest, which are those of coming responses.
-  They get small numbers instead. (PostgreSQL's sequence counts on by itself.)
-- It knows texts by `request_id` alone. Each gets the number of the request that it belongs to.
-- It prunes by the distance from the greatest number, which would now be nearly all rows. Only a
-  transaction that says so by the lease `prune-requests` may delete from `requests`.
+- SQLite would number its rows right after the largest number, which is in the range of future
+  responses. They get small numbers instead. (PostgreSQL's sequence continues by itself.)
+- It refers to texts by `request_id` only. Each text gets the number of its request.
+- It prunes by the distance from the largest number, which would now be nearly all rows. Only a
+  transaction that holds the lease `prune-requests` may delete from `requests`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ branch_labels = None
 depends_on = None
 
 _FIRST_NUMBER = 2**50
-"""Numbers of responses are greater: they hold the milliseconds since 2020, shifted by 22 bits."""
+"""Numbers of responses are larger: they hold the milliseconds since 2020, shifted by 22 bits."""
 _REFUSAL = (
     "rows of the request log are deleted by pruning; to delete others, put the lease "
     "prune-requests into the table leases within the same transaction, and take it out again"
@@ -32,7 +32,7 @@ _BIG_KEY = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Bring the tables one step on."""
+    """Apply the migration."""
     op.create_table(
         "versions",
         sa.Column("deployment", sa.String(length=64), nullable=False),
@@ -154,7 +154,7 @@ def _remove_triggers() -> None:
 
 
 def _renumber_requests() -> None:
-    """Give responses small numbers in a row, which the first release counts on when it prunes."""
+    """Give responses small consecutive numbers, which the first release expects when it prunes."""
     op.execute(
         "UPDATE requests SET id = numbered.new_id FROM (SELECT id AS old_id, "  # noqa: S608
         "ROW_NUMBER() OVER (ORDER BY id) + (SELECT COALESCE(MAX(id), 0) FROM requests "
@@ -198,7 +198,7 @@ def _number_texts() -> None:
 
 
 def downgrade() -> None:
-    """Take that step back. Texts of requests without an id of the first release get one."""
+    """Revert the migration. Texts of requests without an id of the first release get one."""
     _remove_triggers()
     op.rename_table("request_texts", "new_request_texts")
     op.drop_index(op.f("ix_request_texts_at_s"), "new_request_texts")

@@ -1,8 +1,8 @@
-"""Makes what comes from outside fit for its column, in one place for all tables.
+"""Makes external data fit for its column, in one place for all tables.
 
 NUL cannot be stored in PostgreSQL and ends strings in SQLite's functions; half of a surrogate pair
-cannot be encoded. Both become U+FFFD. Text that is longer than its column is cut. Other values that
-a column cannot hold become NULL, where it may be NULL.
+cannot be encoded. Both become U+FFFD. Text longer than its column is truncated. Other values that a
+column cannot hold become NULL if the column is nullable.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_TEXT_CHARS = 2_000_000
 _MAX_DOUBLE = 1.7976931348623157e308
 
 
-def make_harmless(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """`text` without what no database stores, cut to `max_chars` characters."""
+def sanitize_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
+    """`text` without characters that no database stores, truncated to `max_chars` characters."""
     if len(text) > max_chars:
         text = text[:max_chars]
     if text.isascii():
@@ -31,21 +31,21 @@ def make_harmless(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # Two halves that belong together become their character.
+        # Two adjacent halves become their character.
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text.replace("\0", REPLACEMENT)
 
 
-def make_values_harmless(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` (by column) as the columns of `table` can hold them.
+def sanitize_values(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert `values` (by column) to what the columns of `table` can hold.
 
-    Raises `BadDataError` where a column that must have a value would have none.
+    Raises `BadDataError` if a column that must not be NULL would have no value.
     """
     return {name: _fit(table.c[name], value) for name, value in values.items()}
 
 
 class RowShape:
-    """What rows of some columns may hold, made from the table's own declarations."""
+    """The values that rows of some columns may hold, derived from the table's declarations."""
 
     def __init__(self, table: Table, columns: Sequence[str]) -> None:
         self._columns = [table.c[name] for name in columns]
@@ -53,9 +53,9 @@ class RowShape:
         self._type = list[tuple[types]]  # type: ignore[valid-type]
 
     def encode(self, rows: Sequence[tuple[Any, ...]]) -> str | None:
-        """Rows as JSON; None where one of them does not fit its columns as it is.
+        """Encode rows as JSON; None if a row does not fit its columns unchanged.
 
-        At the speed of C, for all rows at once: this is on the way of every row.
+        Runs in C for all rows at once, because every row passes through it.
         """
         try:
             msgspec.convert(rows, self._type)
@@ -66,8 +66,10 @@ class RowShape:
             return None
         return text
 
-    def make_harmless(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        """One row as its columns can hold it. Raises `BadDataError`, naming the column."""
+    def sanitize(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """Convert one row to what its columns can hold. Raises `BadDataError`, naming the
+        column.
+        """
         if len(row) != len(self._columns):
             raise BadDataError(f"a row has {len(row)} values for {len(self._columns)} columns")
         return tuple(_fit(column, value) for column, value in zip(self._columns, row, strict=True))
@@ -87,7 +89,7 @@ def _fit(column: Column[Any], value: Any) -> Any:
             fitting = float(value)
     elif isinstance(kind, String):
         if isinstance(value, str):
-            fitting = make_harmless(value, kind.length or MAX_TEXT_CHARS)
+            fitting = sanitize_text(value, kind.length or MAX_TEXT_CHARS)
     else:
         raise TypeError(f"no rule for the type of {column}")
     if fitting is None and not column.nullable:
@@ -97,7 +99,7 @@ def _fit(column: Column[Any], value: Any) -> Any:
 
 
 def _describe(column: Column[Any]) -> Any:
-    """The same rules as a type of msgspec."""
+    """The same rules as a msgspec type."""
     kind = column.type
     found: Any
     if isinstance(kind, Boolean):

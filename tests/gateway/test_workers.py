@@ -1,4 +1,4 @@
-"""Several deployments behind one door: names, aliases, fallbacks; several workers behind one port."""
+"""Several deployments with names, aliases and fallbacks, and several workers on one port."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gateways(home: Path) -> list[int]:
 
 @contextlib.contextmanager
 def kept_dead(home: Path, replica: str) -> Iterator[None]:
-    """Kill a replica, and each that is started in its place."""
+    """Kill a replica, and each replacement of it."""
     done, begun = threading.Event(), threading.Event()
 
     def kill() -> None:
@@ -108,7 +108,7 @@ def test_names_aliases_and_fallbacks(tmp_path: Path) -> None:
         client.close()
 
 
-def test_workers_share_the_port_and_one_that_is_killed_loses_only_its_own(tmp_path: Path) -> None:
+def test_workers_share_the_port_and_a_killed_one_loses_only_its_own(tmp_path: Path) -> None:
     spec = write_spec(
         tmp_path,
         {
@@ -183,7 +183,7 @@ def test_a_rolling_restart_loses_no_request(tmp_path: Path) -> None:
         assert not after & before
 
 
-def test_restart_without_a_service_says_so(tmp_path: Path) -> None:
+def test_restart_without_a_service_is_an_error(tmp_path: Path) -> None:
     result = run_thrifty(tmp_path, "restart")
     assert result.returncode == 1
     assert "thrifty up" in result.stderr

@@ -1,0 +1,24 @@
+"""Decodes request bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from thrifty.openai.errors import bad_request
+
+_decode = msgspec.json.Decoder().decode
+
+
+def decode_body(data: bytes) -> dict[str, Any]:
+    """The JSON object in a request's body. Raises a 400 that says what is wrong with it."""
+    try:
+        body = _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise bad_request("The body is nested too deeply.", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise bad_request("The body must be a JSON object.", code="invalid_json")
+    return body
