@@ -17,11 +17,23 @@ from thrifty.db.fleet_report import FleetReport, publish_fleet
 from thrifty.errors import StaleStateError
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
-    yield opened
-    opened.close()
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
+def database(
+    request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    if request.param == "sqlite":
+        opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
+        yield opened
+        opened.close()
+        return
+    pgserver = pytest.importorskip("pgserver")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    try:
+        opened = open_database(server.get_uri(), migrate=True)
+        yield opened
+        opened.close()
+    finally:
+        server.cleanup()
 
 
 def desired(name: str = "m", **weights: float) -> DesiredDeployment:
