@@ -250,6 +250,7 @@ def test_a_model_is_fetched_and_prepared_and_then_it_is_not(home: Home, tmp_path
     # What was measured tells how long others take.
     other = write_model(tmp_path / "other", replaced(MODEL, seed=1))
     (item,) = plan(home, load(tmp_path / "x", model=str(other), engine="openvino")).prepare
+    assert item.what == "other/other@v1 for openvino"
     assert item.seconds is not None
     assert item.seconds > 0
     assert "estimated by its size from 2 preparations here" in item.why

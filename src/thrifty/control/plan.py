@@ -199,7 +199,7 @@ class _Planner:
         self, version: LoadedVersion, engine: Engine, found: FoundModel | None, label: str
     ) -> Part:
         spec, stored = version.loaded.spec, found.stored if found is not None else None
-        name = f"{spec.name or label}/{label}" if spec.name != label else label
+        name = f"{_default_name(version, found, label)}/{label}"
         source = describe_source(spec, stored)
         if spec.compress.is_pipeline:
             served = self._find_made(version, source, label)
@@ -256,9 +256,8 @@ class _Planner:
         known = found.description if found is not None else None
         there = self._world.deployments.get(spec.name or "")
         family = known.family.value if known is not None else there.family if there else None
-        name = spec.name or (found.label if found is not None else None) or label
         served = Served(
-            name.partition("@")[0], engine.kind, label, UNKNOWN, family or Family.DECODER.value,
+            _default_name(version, found, label), engine.kind, label, UNKNOWN, family or Family.DECODER.value,
             upstream=Upstream(priority_field=traits.priority_field, salt_field=traits.salt_field),
         )  # fmt: skip
         return Part(version, engine, label, served, spec, source, traits.default_slots)
@@ -288,6 +287,12 @@ class _Planner:
                 )
             ]
         return items
+
+
+def _default_name(version: LoadedVersion, found: FoundModel | None, label: str) -> str:
+    """The deployment's name: the spec's, or the model's own short name."""
+    known = found.label if found is not None else None
+    return version.loaded.spec.name or (known or label).partition("@")[0]
 
 
 def _as_artifact(found: FoundModel) -> Artifact | None:
