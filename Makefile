@@ -98,7 +98,7 @@ build: $(DEV) ## Build the wheel and the sdist, and try them in an empty environ
 	$(BIN)/python tests/try_build.py dist
 
 .PHONY: bench
-bench: $(DEV) ## Measure every figure in the README (long; peers are installed on demand)
+bench: $(DEV) ## Measure every figure in docs/figures.md (long; peers are installed on demand)
 	$(BIN)/python benchmarks/run_all.py
 
 .PHONY: clean

@@ -5,32 +5,59 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import sys
+import tempfile
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
+from figures import (
+    PLOT,
+    RESULTS,
+    describe_processor,
+    draw_plot,
+    figure_rows,
+    headline_machines,
+    headline_rows,
+    plot_is_stale,
+    read_results,
+)
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from thrifty.batches.settings import BatchSettings
 from thrifty.cli.app import app
+from thrifty.db import open_database
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.home import Home
 from thrifty.http.routes import Route
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
+from thrifty.worker.assemble import Secrets, assemble
+from thrifty.worker.settings import GatewaySettings
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-ORDER = (
-    "engines", "routing", "cache", "fairness", "gateway_tokens", "gateway_overhead", "gateway_memory",
-    "batches",
-)  # fmt: skip
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
+LAYERS_BEGIN, LAYERS_END = "<!-- layers: made by docs/generate.py -->", "<!-- end of layers -->"
 ROUTES_BEGIN, ROUTES_END = "<!-- routes: made by docs/generate.py -->", "<!-- end of routes -->"
+FIGURES_INTRODUCTION = """\
+Each figure was measured by its command, side by side with what it is compared to, in alternating
+turns of one run: the median of the rounds, with the least and the greatest in brackets. A bar that
+was not met is marked **no** and stays on this page. The raw figures of every round are in
+`benchmarks/results`. Measure them yourself with `make bench`.
+
+## Which processors they hold for
+
+Each section names its processor. Speed and, for 8-bit activations, quality depend on it: all figures
+on this page hold for processors with AVX512 and VNNI (Intel Xeon since 2019, AMD EPYC since 2022).
+With AVX2 only, 8- and 4-bit weights gain nothing under load; [processors.md](processors.md) says what
+holds there. ARM and Apple silicon were not measured.
+"""
 NOTE = "<!-- Made by docs/generate.py from the code. Change that, then: make docs -->\n"
 
 
@@ -200,7 +227,7 @@ def make_route_table(routes: Iterable[Route[Any]]) -> str:
     """Every route, who may call it, and what it does."""
     rows = [
         (
-            f"`{route.method} {route.path}`",
+            f"`{route.method} {route.path.replace(':path}', '}')}`",
             f"`{route.role}`" if route.role else "anyone",
             route.summary,
         )
@@ -209,85 +236,109 @@ def make_route_table(routes: Iterable[Route[Any]]) -> str:
     return table(("route", "role", "what it does"), rows)
 
 
-def make_api_page(routes: Iterable[Route[Any]]) -> str:
-    """The page of the API, with its table of routes made from `routes`."""
+def list_routes() -> Iterable[Route[Any]]:
+    """The routes of a gateway worker that has everything, made from its parts without listening."""
+
+    async def find(folder: str) -> Iterable[Route[Any]]:
+        url = Home(Path(folder)).database_url
+        open_database(url, migrate=True).close()
+        settings = GatewaySettings("127.0.0.1", 0, batches=BatchSettings(folder=folder))
+        async with assemble(settings, Secrets(url), refuse_services) as parts:
+            return parts.routes
+
+    def refuse_services() -> NoReturn:
+        raise AssertionError("nothing is asked of the API")
+
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(find(folder))
+
+
+def make_api_page() -> str:
+    """The page of the API, with its table of routes made from the gateway's own."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    before, rest = text.split(ROUTES_BEGIN)
-    _, after = rest.split(ROUTES_END)
-    return f"{before}{ROUTES_BEGIN}\n{make_route_table(routes)}{ROUTES_END}{after}"
-
-
-def read_results() -> list[tuple[str, dict[str, Any]]]:
-    """What `benchmarks/` measured last, by name."""
-    found = [(p.stem, json.loads(p.read_text(encoding="utf-8"))) for p in RESULTS.glob("*.json")]
-    return sorted(
-        found, key=lambda entry: ORDER.index(entry[0]) if entry[0] in ORDER else len(ORDER)
-    )
-
-
-def figure_rows(name: str, record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A measurement's figures as rows of a table."""
-    return [
-        (f["figure"], f["measured"], f["bar"], "yes" if f["met"] else "**no**", f"`{name}`")
-        for f in record["figures"]
-    ]
+    return replace_between(text, ROUTES_BEGIN, ROUTES_END, make_route_table(list_routes()))
 
 
 def make_figure_page() -> str:
-    """Every measurement, as it was recorded."""
+    """Every measurement: a table of all figures, then each as it was recorded."""
+    records = read_results()
+    rows = [row for name, record in records for row in figure_rows(name, record)]
     parts = [
         "# Figures\n",
         NOTE.replace("the code", "benchmarks/results"),
-        "Each was measured by its command, side by side with what it is compared to, in turns in one "
-        "run: the median of the rounds, with the least and the greatest in brackets. They hold for "
-        "processors with AVX-512 and VNNI; [others](processors.md) differ. The raw figures "
-        "of every round are in `benchmarks/results`. Measure them yourself with `make bench`.\n",
+        FIGURES_INTRODUCTION,
+        "## All figures\n",
+        table(("figure", "measured", "bar", "met", "by `benchmarks/`"), rows),
     ]
-    for name, record in read_results():
+    for name, record in records:
         machine = record["machine"]
         parts.append(f"## {name}\n\n`python benchmarks/{name}.py`\n")
         versions = ", ".join(str(version) for version in record.get("versions", {}).values())
         parts.append(
-            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 1e9:.0f} GB; "
+            f"{describe_processor(machine)}, {machine['memory_bytes'] / 1e9:.0f} GB; "
             f"Python {machine['python']}; {machine['at'][:10]}, commit {machine['commit']}"
             f"{'; beside ' + versions if versions else ''}.\n"
         )
         parts.append((RESULTS / f"{name}.md").read_text(encoding="utf-8"))
-        rows = [row[:4] for row in figure_rows(name, record)]
-        parts.append(table(("figure", "measured", "bar", "met"), rows))
     return "\n".join(parts)
 
 
+def make_architecture_page() -> str:
+    """The page of the architecture, with the layers that the import contracts name."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    parts = []
+    for contract in project["tool"]["importlinter"]["contracts"]:
+        if contract["type"] == "layers":
+            layers = [layer.replace("thrifty.", "") for layer in contract["layers"]]
+            lines = "\n".join(f"    {layer}" for layer in layers)
+            parts.append(f"{contract['name']}:\n\n{lines}\n")
+    return replace_between(text, LAYERS_BEGIN, LAYERS_END, "\n" + "\n".join(parts) + "\n")
+
+
+def replace_between(text: str, begin: str, end: str, made: str) -> str:
+    """`text` with what stands between two marks made anew. Raises `ValueError` without them."""
+    before, rest = text.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{made}{end}{after}"
+
+
 def make_readme() -> str:
-    """The README, with its table of figures made anew."""
+    """The README, with its figures made anew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = text.split(FIGURES_BEGIN)
-    _, after = rest.split(FIGURES_END)
-    rows = [row for name, record in read_results() for row in figure_rows(name, record)]
-    made = table(("figure", "measured", "bar", "met", "by `benchmarks/`"), rows)
-    return f"{before}{FIGURES_BEGIN}\n{made}{FIGURES_END}{after}"
+    made = table(("what", "measured", "command"), list(headline_rows()))
+    machines = f"\nMeasured on: {headline_machines()}.\n"
+    return replace_between(text, FIGURES_BEGIN, FIGURES_END, made + machines)
 
 
 PAGES = {
     "docs/spec.md": make_spec_page,
     "docs/commands.md": make_command_page,
     "docs/fields.md": make_field_page,
+    "docs/api.md": make_api_page,
+    "docs/architecture.md": make_architecture_page,
     "docs/figures.md": make_figure_page,
     "README.md": make_readme,
 }
 
 
 def main() -> int:
-    """Write every page, or check it."""
+    """Write every page and the plot, or check them."""
     detect_machine()
+    check = "--check" in sys.argv
     stale = []
     for name, make in PAGES.items():
         path, text = ROOT / name, make()
-        if "--check" in sys.argv:
+        if check:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 stale.append(name)
         else:
             path.write_text(text, encoding="utf-8")
+    if plot_is_stale():
+        if check:
+            stale.append(str(PLOT.relative_to(ROOT)))
+        else:
+            draw_plot()
     if stale:
         print(f"stale: {', '.join(stale)}; write them anew: make docs")
     return 1 if stale else 0

@@ -25,8 +25,8 @@ from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendLedger, SpendSync
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
-from thrifty.gateway.app.endpoints import Endpoints
-from thrifty.gateway.app.gateway import AnswerOther, Gateway, Steps
+from thrifty.gateway.app.endpoints import Answer, Endpoints
+from thrifty.gateway.app.gateway import Gateway, Steps
 from thrifty.gateway.app.pages import Pages
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.app.shadow import Shadows
@@ -70,6 +70,8 @@ class Parts:
     """None if there is no folder for files."""
     management: Management | None
     """None if there is no home to manage."""
+    routes: RouteTable[Answer]
+    """All routes of the worker; the documentation's API page lists them."""
 
     async def drain(self, timeout_s: float, idle_grace_s: float) -> int:
         """Drain the server as `HttpServer.drain` does, and leave batches to the next worker;
@@ -136,7 +138,8 @@ async def assemble(
             management = Management(make_services)
             stack.push_async_callback(management.stop)
         cache_pages = CachePages(base.reader, base.cache)
-        gateway.answer_other = _make_endpoints(base, gateway, cache_pages, batches, management)
+        endpoints = _make_endpoints(base, gateway, cache_pages, batches, management)
+        gateway.answer_other = endpoints.answer
         # A worker that shares its port must know the fleet before it takes requests.
         await asyncio.gather(base.reader.start(), spend.start())
         stack.callback(base.reader.stop)
@@ -147,7 +150,10 @@ async def assemble(
         _publish(stack, cache_pages, database, settings.id)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
-        yield Parts(table, base.reader, base.cache, base.writer, server, batches, management)
+        yield Parts(
+            table, base.reader, base.cache, base.writer, server, batches, management,
+            endpoints.routes,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -204,7 +210,7 @@ def _make_endpoints(
     cache_pages: CachePages,
     batches: Batches | None,
     management: Management | None,
-) -> AnswerOther:
+) -> Endpoints:
     """Make the table of routes and its dispatcher."""
     describe_log = base.writer.describe if base.writer is not None else _describe_nothing
     pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
@@ -214,7 +220,7 @@ def _make_endpoints(
     if management is not None:
         routes += management.routes()
     table = RouteTable(routes)
-    return Endpoints(base.table, base.reader, table, base.same_origin).answer
+    return Endpoints(base.table, base.reader, table, base.same_origin)
 
 
 def _describe_nothing() -> None:
