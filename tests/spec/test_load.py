@@ -175,7 +175,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
         "line 10, record.requests: must be true or false, not 'maybe'",
         "line 11, cache.exact: must be a mapping, or `true` or `false`, not 5",
         "line 12, price_per_hour: must be greater than or equal to 0, not -1",
-        "line 13, compress: must be `auto`, `none`, `int8`, `w8a8`, `int4`, or a mapping, not False",
+        "line 13, compress: must be `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping, not False",
     ]
     assert faults(tmp_path, "nothing_like_it: 1") == [
         f"line 1, nothing_like_it: is not a known key; known here: {known}"

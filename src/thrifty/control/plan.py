@@ -316,7 +316,8 @@ def _describe_pipeline(version: LoadedVersion, name: str) -> PlanItem:
     stages = [
         *(["prune"] if compress.prune.parameters is not None else []),
         *(["distill"] if compress.distill.tokens is not None else []),
-        *([f"quantize to {'int8' if scheme == 'auto' else scheme}"] if scheme != "none" else []),
+        *(["quantize (auto)"] if scheme == "auto" else []),
+        *([f"quantize to {scheme}"] if scheme not in ("auto", "none") else []),
     ]
     why = (
         "the pipeline of this spec was not applied to this model before; stages that were made "
