@@ -110,7 +110,7 @@ def test_encoders_stand_beside_each_other(compared: Comparison) -> None:
     found = compared.as_dict()["models"][0]
     assert found["rank_correlation"]["spearman"] > 0.2
     assert found["kl_divergence"] is None
-    assert any("texts a second" in line for line in describe_conditions(compared))
+    assert any("texts per second" in line for line in describe_conditions(compared))
     report = make_report(compared)
     assert "1 - rank correlation of similarities" in report
 
