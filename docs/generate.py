@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -30,6 +31,7 @@ ORDER = (
     "batches",
 )  # fmt: skip
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
+LAYERS_BEGIN, LAYERS_END = "<!-- layers: made by docs/generate.py -->\n", "\n<!-- end of layers -->"
 ROUTES_BEGIN, ROUTES_END = "<!-- routes: made by docs/generate.py -->", "<!-- end of routes -->"
 NOTE = "<!-- Made by docs/generate.py from the code. Change that, then: make docs -->\n"
 
@@ -268,7 +270,20 @@ def make_readme() -> str:
     return f"{before}{FIGURES_BEGIN}\n{made}{FIGURES_END}{after}"
 
 
+def make_architecture_page() -> str:
+    """The page on architecture, with the import contract as import-linter holds it."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    before, rest = text.split(LAYERS_BEGIN)
+    _, after = rest.split(LAYERS_END)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    layers = next(one["layers"] for one in contracts if "containers" not in one)
+    drawn = "\n".join(f"    {layer.replace('thrifty.', '')}" for layer in layers)
+    return f"{before}{LAYERS_BEGIN}\n{drawn}\n{LAYERS_END}{after}"
+
+
 PAGES = {
+    "docs/architecture.md": make_architecture_page,
     "docs/spec.md": make_spec_page,
     "docs/commands.md": make_command_page,
     "docs/fields.md": make_field_page,
