@@ -212,12 +212,8 @@ def test_importing_a_module_acts_on_nothing_outside_it(path: Path) -> None:
             assert made_here, f"line {node.lineno}: {ast.unparse(node)}"
 
 
-def test_the_page_on_architecture_draws_the_contract_and_every_package() -> None:
+def test_the_page_on_architecture_has_a_line_for_every_package() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    layers = next(c["layers"] for c in settings["contracts"] if "containers" not in c)
-    drawn = "\n".join(f"    {layer.replace('thrifty.', '')}" for layer in layers)
-    assert f"\n\n{drawn}\n\n" in page
     packages = {p.name for p in SOURCE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     assert len(packages) > 15
     for package in packages:
