@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from thrifty.db import Database, open_database
+from tests.db.databases import KINDS, open_kind
+from thrifty.db import Database
 from thrifty.db.desired import (
     SERVICE,
     Desired,
@@ -40,23 +40,9 @@ from thrifty.errors import ControlError, DatabaseError, StaleStateError
 BY: dict[str, Any] = {"kind": "apply", "who": "ann", "why": "test"}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def database(
-    request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    if request.param == "sqlite":
-        opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
-        yield opened
-        opened.close()
-        return
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        opened = open_database(server.get_uri(), migrate=True)
-        yield opened
-        opened.close()
-    finally:
-        server.cleanup()
+@pytest.fixture(params=KINDS)
+def database(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    yield from open_kind(request.param, tmp_path_factory)
 
 
 def version(label: str = "a", weight: float = 1.0, **changes: Any) -> DesiredVersion:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from thrifty.db import Database, open_database
+from tests.db.databases import KINDS, open_kind
+from thrifty.db import Database
 from thrifty.db.desired import DesiredChange, read_desired_change, write_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, ReplicaRow, read_fleet
@@ -17,23 +17,9 @@ from thrifty.db.fleet_report import FleetReport, publish_fleet
 from thrifty.errors import StaleStateError
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def database(
-    request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    if request.param == "sqlite":
-        opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
-        yield opened
-        opened.close()
-        return
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        opened = open_database(server.get_uri(), migrate=True)
-        yield opened
-        opened.close()
-    finally:
-        server.cleanup()
+@pytest.fixture(params=KINDS)
+def database(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    yield from open_kind(request.param, tmp_path_factory)
 
 
 def desired(name: str = "m", **weights: float) -> DesiredDeployment:

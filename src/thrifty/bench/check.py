@@ -51,7 +51,7 @@ async def ask_question(url: str, model: str, key: str | None) -> tuple[str, floa
         "temperature": 0,
         "max_tokens": 48,
     }
-    headers = b"content-type: application/json\r\ncache-control: no-store\r\n"
+    headers = b"content-type: application/json\r\ncache-control: no-store\r\n" + ORIGIN_LINE
     if key:
         headers += f"authorization: Bearer {key}\r\n".encode()
     started_s = time.perf_counter()
@@ -79,10 +79,10 @@ async def measure_service(
     streams: Sequence[int] = STREAMS,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ServiceSpeed:
-    """Time to first token, and tokens per second at each number of `streams`, through the gateway or
-    from a replica itself. Models without a chat template can be measured with `chat` off.
+    """Time to first token, and tokens per second at each number of `streams`, through the gateway
+    or from a replica itself. Models without a chat template can be measured with `chat` off.
     """
-    target = Target(parse_origin(url), model, key, chat)
+    target = Target(parse_origin(url), model, key, chat, origin="measurement")
     workload = Workload(
         Lengths("fixed", PROMPT_TOKENS, 0), Lengths("fixed", OUTPUT_TOKENS, 0), seed=time.time_ns()
     )
