@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from thrifty.batches.storage import ORPHAN_S, Storage
+from thrifty.files import temporary_path
 
 
 def test_a_stored_file_is_private(tmp_path: Path) -> None:
@@ -41,17 +42,18 @@ def test_an_invalid_id_has_no_path(tmp_path: Path, name: str) -> None:
 def test_only_old_unknown_files_are_swept(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     known, old, fresh = (storage.store(io.BytesIO(b"x"), 0, 1) for _ in range(3))
-    torn = tmp_path / f"{known}.new"
-    torn.write_bytes(b"x")
+    torn = [temporary_path(storage.path(known)), tmp_path / f"{known}.new"]
+    for path in torn:
+        path.write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("not ours")
     past_s = time.time() - ORPHAN_S - 10
-    for path in (storage.path(known), storage.path(old), torn, tmp_path / "notes.txt"):
+    for path in (storage.path(known), storage.path(old), *torn, tmp_path / "notes.txt"):
         os.utime(path, (past_s, past_s))
 
     def find_known(names: Iterable[str]) -> set[str]:
         assert fresh not in set(names)
         return {known}
 
-    assert storage.sweep(find_known) == 2
+    assert storage.sweep(find_known) == 3
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {known, fresh, "notes.txt"}

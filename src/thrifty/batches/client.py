@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import requests
 from requests_toolbelt import MultipartEncoder
 
 from thrifty.errors import BatchError
+from thrifty.files import replace_atomically, write_atomically
 
 POLL_S = 0.5
 TIMEOUT_S = 60.0
@@ -74,18 +74,15 @@ class BatchClient:
         """Write a file's contents to `target` atomically; without a file id, write an empty
         file.
         """
-        temporary = target.with_name(f"{target.name}.part")
-        with temporary.open("wb") as file:
-            if file_id is not None:
-                url = f"{self.url}/v1/files/{file_id}/content"
-                with self._session.get(url, stream=True, timeout=TIMEOUT_S) as reply:
-                    if reply.status_code != 200:
-                        raise _make_error(reply)
-                    for data in reply.iter_content(CHUNK_BYTES):
-                        file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
+        with replace_atomically(target) as temporary, temporary.open("wb") as file:
+            if file_id is None:
+                return
+            url = f"{self.url}/v1/files/{file_id}/content"
+            with self._session.get(url, stream=True, timeout=TIMEOUT_S) as reply:
+                if reply.status_code != 200:
+                    raise _make_error(reply)
+                for data in reply.iter_content(CHUNK_BYTES):
+                    file.write(data)
 
     def close(self) -> None:
         """Close the connections."""
@@ -187,9 +184,7 @@ def _resume(service: BatchClient, note_path: Path, digest: str) -> dict[str, Any
 
 
 def _write_note(path: Path, note: Note) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(asdict(note)), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(asdict(note)))
 
 
 def _hash_file(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from thrifty.batches.storage import sync_folder
+from thrifty.files import sync
 
 
 @dataclass
@@ -89,7 +89,7 @@ class ResultFile:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.size_bytes = 0
         if is_new:
-            sync_folder(path.parent)
+            sync(path.parent)
 
     def recover(self, prefix: str) -> tuple[list[int], Tokens]:
         """The numbers of the lines with records in the file, and their token counts; cuts off an

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
+from thrifty.files import replace_atomically, sync
 from thrifty.home import make_private_folder
 from thrifty.openai.ids import new_id
 
 _FILE_ID = re.compile(r"file-[0-9a-f]{28}(-output|-errors)?")
+_TEMPORARY = re.compile(r"\.file-[0-9a-f]{28}-[0-9]+-[0-9a-f]{8}|file-[0-9a-f]{28}\.new")
+"""Temporary names of `replace_atomically`, and of the first release."""
 ORPHAN_S = 86_400.0
 """A file without a row is removed after this long without a write."""
 COPY_BYTES = 1 << 20
@@ -40,16 +43,9 @@ class Storage:
         """
         file_id = f"file-{new_id()}"
         path = self.path(file_id)
-        temporary = path.with_suffix(".new")
-        try:
-            with open(temporary, "xb", opener=_private) as target:
-                _copy(source, start, end, target)
-                os.fsync(target.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(self.folder)
+        with replace_atomically(path, mode=0o600) as temporary, temporary.open("wb") as target:
+            _copy(source, start, end, target)
+        sync(self.folder)
         return file_id
 
     def remove(self, file_id: str) -> None:
@@ -62,8 +58,8 @@ class Storage:
         old = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                known_form = _FILE_ID.fullmatch(entry.name.removesuffix(".new"))
-                if known_form and entry.stat().st_mtime < oldest_s:
+                ours = _FILE_ID.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name)
+                if ours and entry.stat().st_mtime < oldest_s:
                     old.append(entry.name)
         removed = 0
         for index in range(0, len(old), 500):
@@ -74,19 +70,6 @@ class Storage:
                     (self.folder / name).unlink(missing_ok=True)
                     removed += 1
         return removed
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync a folder, so that its entries survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _copy(source: IO[bytes], start: int, end: int, target: IO[bytes]) -> None:

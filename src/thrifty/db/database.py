@@ -29,6 +29,7 @@ from sqlalchemy.exc import (
 )
 
 from thrifty.errors import BadDataError, DatabaseError
+from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
 
 BUSY_TIMEOUT_S = 5.0
@@ -326,14 +327,12 @@ def rescue_file(database: Database, connection: sqlite3.Connection) -> None:
     """
     path = database.file
     assert path is not None
-    copy = path.with_name(f"{path.name}.rescue-{os.getpid()}")
-    copy.unlink(missing_ok=True)
-    target = sqlite3.connect(copy)
-    try:
-        connection.backup(target)
-    finally:
-        target.close()
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-        copy.with_name(copy.name + suffix).unlink(missing_ok=True)
-    os.replace(copy, path)
+    with replace_atomically(path) as copy:
+        target = sqlite3.connect(copy)
+        try:
+            connection.backup(target)
+        finally:
+            target.close()
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+            copy.with_name(copy.name + suffix).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from thrifty.api.services import ApiServices
+from thrifty.files import write_atomically
 from thrifty.home import Home
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
@@ -85,6 +86,4 @@ async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, s
 
 
 def _write_ready_file(path: Path, url: str) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps({"pid": os.getpid(), "url": url}))
-    os.replace(beside, path)
+    write_atomically(path, json.dumps({"pid": os.getpid(), "url": url}))
