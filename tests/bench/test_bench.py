@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import run_thrifty, running_echo, running_server
-from thrifty.bench.client import RequestResult, Target
+from thrifty.bench.client import MEASUREMENT_LINE, RequestResult, Target
 from thrifty.bench.load import LoadPlan, LoadResult, run_load
 from thrifty.bench.summary import bootstrap, parse_objective, summarize
 from thrifty.bench.workload import Lengths, Workload, parse_lengths, read_trace
@@ -223,3 +223,9 @@ def test_the_command_prints_json_and_draws(tmp_path: Path) -> None:
         assert level["good_share"] == 1.0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert sys.executable
+
+
+def test_measurements_say_so_and_load_tests_do_not() -> None:
+    origin = parse_origin("http://127.0.0.1:1/v1")
+    assert MEASUREMENT_LINE in Target(origin, "m", is_measurement=True).headers
+    assert MEASUREMENT_LINE not in Target(origin, "m", key="k").headers

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from thrifty.bench.client import Target, send_request
+from thrifty.bench.client import MEASUREMENT_LINE, Target, send_request
 from thrifty.bench.load import LoadPlan, run_load
 from thrifty.bench.summary import summarize
 from thrifty.bench.workload import Lengths, PlannedRequest, Workload
@@ -51,7 +51,7 @@ async def ask_question(url: str, model: str, key: str | None) -> tuple[str, floa
         "temperature": 0,
         "max_tokens": 48,
     }
-    headers = b"content-type: application/json\r\ncache-control: no-store\r\n" + ORIGIN_LINE
+    headers = b"content-type: application/json\r\ncache-control: no-store\r\n" + MEASUREMENT_LINE
     if key:
         headers += f"authorization: Bearer {key}\r\n".encode()
     started_s = time.perf_counter()
@@ -82,7 +82,7 @@ async def measure_service(
     """Time to first token, and tokens per second at each number of `streams`, through the gateway
     or from a replica itself. Models without a chat template can be measured with `chat` off.
     """
-    target = Target(parse_origin(url), model, key, chat, origin="measurement")
+    target = Target(parse_origin(url), model, key, chat, is_measurement=True)
     workload = Workload(
         Lengths("fixed", PROMPT_TOKENS, 0), Lengths("fixed", OUTPUT_TOKENS, 0), seed=time.time_ns()
     )
@@ -132,7 +132,7 @@ async def measure_embeddings(
                 texts = [request.prompt for request in itertools.islice(requests, batch_size)]
                 status, data = await client.fetch(
                     f"{url}/v1/embeddings", method="POST",
-                    headers=b"content-type: application/json\r\n",
+                    headers=b"content-type: application/json\r\n" + MEASUREMENT_LINE,
                     body=msgspec.json.encode({"model": model, "input": texts}), timeout_s=120.0,
                 )  # fmt: skip
                 if status != 200:

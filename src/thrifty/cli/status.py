@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from typing import Any
 
+import requests
+
 from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.control.service_api import open_home
 from thrifty.control.service_status import read_status
 from thrifty.db import open_database
-from thrifty.errors import DatabaseError, FleetError
+from thrifty.db.fleet import read_gateways
+from thrifty.errors import DatabaseError, FleetError, ThriftyError
 from thrifty.fleet.controller_note import find_database_url, read_controller_note, stop_home
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home, find_home
 from thrifty.units import format_bytes
 
+ASK_TIMEOUT_S = 2.0
 RESTART_TIMEOUT_S = 60.0
 """For each worker."""
 
@@ -38,6 +44,11 @@ def run_status(*, as_json: bool) -> None:
     for deployment in report["deployments"]:
         _show_deployment(deployment)
     print_line(f"gateway  {report['gateway']['url'] or 'not running'}")
+    for worker, fault in report["gateway"]["request_log"].items():
+        err.print(
+            f"The request log of {worker} is {fault['state']}: {fault['reason']}; "
+            f"{fault['waiting_rows']} rows wait."
+        )
 
 
 def _show_deployment(deployment: dict[str, Any]) -> None:
@@ -79,9 +90,28 @@ def make_report(home: Home) -> dict[str, Any]:
         "deployments": [
             one for one in _read_deployments(home) if one["replicas"] or running is not None
         ],
-        "gateway": {"url": running.url if running is not None else None},
+        "gateway": {
+            "url": running.url if running is not None else None,
+            "request_log": _read_log_faults(home) if running is not None else {},
+        },
         "controller": {"pid": running.pid if running is not None else None},
     }
+
+
+def _read_log_faults(home: Home) -> dict[str, dict[str, Any]]:
+    """What is wrong with the request log, by gateway worker; empty where nothing is."""
+    found = {}
+    try:
+        with open_home(home) as database:
+            workers = read_gateways(database)
+    except ThriftyError:
+        return {}
+    for worker in workers:
+        with contextlib.suppress(requests.RequestException, ValueError):
+            fault = requests.get(f"{worker.url}/readyz", timeout=ASK_TIMEOUT_S).json()
+            if fault.get("request_log"):
+                found[worker.id] = fault["request_log"]
+    return found
 
 
 def run_down() -> None:
