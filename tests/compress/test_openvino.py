@@ -220,7 +220,7 @@ def test_fixed_grids_that_cost_too_much_are_refused(
     monkeypatch.setattr(openvino, "NOISE", (0.0, 1e-12))
     with pytest.raises(CompressionError, match=r"no matrix of this model .* take --scheme int8"):
         quantize_openvino(store, *made, "w8a8", out="x", calibration=text, tokens=2048)
-    with pytest.raises(CompressionError, match="w8a8 learns from text"):
+    with pytest.raises(CompressionError, match=r"w[78]a8 learns from text"):
         quantize_openvino(store, *made, "w8a8", out="x")
 
 
@@ -251,5 +251,5 @@ def test_text_that_is_judged_by_is_not_learned_from(tmp_path: Path) -> None:
     held_out.write_text(json.dumps({"text": " ".join(words[3000:])}) + "\n")
     check_no_overlap(calibration, held_out)
     held_out.write_text(json.dumps({"text": " ".join(words[2000:])}) + "\n")
-    with pytest.raises(CompressionError, match="take other text to calibrate with"):
+    with pytest.raises(CompressionError, match="calibrate with other text"):
         check_no_overlap(calibration, held_out)
