@@ -48,7 +48,8 @@ class RequestResult:
 
 
 MEASUREMENT_LINE = b"x-thrifty-origin: measurement\r\n"
-"""Tells a gateway that Thrifty itself asks. It believes operators, and this machine without keys."""
+"""Tells a gateway that Thrifty itself asks. Gateways believe operators and, without keys, this
+machine."""
 
 
 @dataclass(frozen=True)
