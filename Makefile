@@ -58,7 +58,7 @@ test: $(DEV) ## The whole suite
 
 .PHONY: test-isa
 test-isa: $(DEV) ## The numeric tests as on older processors (AVX2, AVX-512 without VNNI)
-	$(BIN)/python tests/run_isa_levels.py
+	$(BIN)/python -m tests.run_isa_levels
 
 .PHONY: test-all
 test-all: test lint build ## Everything that can be checked: tests, lint and the built packages
@@ -95,7 +95,7 @@ lock: ## Bring constraints/dev.txt in line with pyproject.toml (UPGRADE=1: newes
 build: $(DEV) ## Build the wheel and the sdist, and try them in an empty environment
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
-	$(BIN)/python tests/try_build.py dist
+	$(BIN)/python -m tests.try_build dist
 
 .PHONY: bench
 bench: $(DEV) ## Measure every figure in docs/figures.md (long; peers are installed on demand)
