@@ -1,6 +1,6 @@
 """Install a built wheel and a built sdist into empty environments, and use what was installed.
 
-    python tests/try_build.py dist
+    python -m tests.try_build dist
 
 Run outside the checkout, so that nothing comes from it by accident.
 """

@@ -149,8 +149,9 @@ def test_a_model_that_does_not_start_is_said_and_no_more(
         home=home, measure_speed=fail, on_stage=told.append,
     )  # fmt: skip
     assert found.stages[0].not_measured == "no room"
-    assert told[0] == "quantize tiny@v1: to int8"
-    assert told[1] == "tiny-int8@v1: its speed was not measured: no room"
+    assert told[-2:] == [
+        "quantize tiny@v1: to int8", "tiny-int8@v1: its speed was not measured: no room",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_a_pruned_model_is_trained_by_the_whole_one_and_quantized(tmp_path: Path
     found = run_pipeline(compress, source, store=store, home=home, on_stage=told.append)
     names = [stage.version.name for stage in found.stages]
     assert names == ["tiny-pruned", "tiny-pruned-distilled", "tiny-pruned-distilled-int8"]
-    assert told[1] == "distill tiny-pruned@v1: on 12,000 tokens, with the teacher tiny@v1"
+    assert "distill tiny-pruned@v1: on 12,000 tokens, with the teacher tiny@v1" in told
     pruned, distilled, quantized = (
         next(one for one in stage.measured if one.kind == "quality").values["kl_divergence"]["mean"]
         for stage in found.stages
