@@ -43,6 +43,15 @@ class Broken(EchoEngine):
         return Launch([sys.executable, "-c", code])
 
 
+class Raising(EchoEngine):
+    """An echo engine that fails in a way that no fleet expects."""
+
+    def launch(
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
+    ) -> Launch:
+        raise ValueError("context must be at least 64")
+
+
 class Deaf(EchoEngine):
     """An echo engine that is never ready."""
 
@@ -121,6 +130,14 @@ async def test_ends_in_a_row_become_a_crash_loop_with_its_reason(
     assert one.state is ReplicaState.CRASH_LOOP
     assert one.restarts == local.CRASH_LOOP_AFTER
     assert one.message == "the process ended with status 4: the weights are gone"
+    await one.stop()
+
+
+async def test_whatever_an_engine_raises_is_told_and_tried_again(home: Home) -> None:
+    one = replica(home, Raising())
+    one.start()
+    await until(one, ReplicaState.BACKOFF)
+    assert one.message == "ValueError: context must be at least 64"
     await one.stop()
 
 

@@ -270,6 +270,11 @@ class LocalReplica:
         except (EngineError, FleetError) as error:
             self.message = str(error)
             return False
+        except Exception as error:
+            # Whatever an engine raises, the replica must not stay in `starting` for ever.
+            log.exception("%s cannot be started", self.id)
+            self.message = f"{type(error).__name__}: {error}"
+            return False
         finally:
             if lease is not None:
                 os.close(lease)

@@ -223,7 +223,9 @@ class OpenVinoEngine:
             raise EngineError(fault)
         folder = store.folder_of(served.artifact)
         note = read_note(folder)
-        options = OpenVinoOptions.model_validate(served.options)
+        # Resolved values are not held to the bounds of what users may write: a small model has a
+        # shorter context.
+        options = OpenVinoOptions.model_construct(**served.options)
         settings = Settings(
             folder=str(folder),
             family=served.family,
