@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.request_log import permit_deletion
 from thrifty.db.tables import leases, metadata
@@ -20,20 +20,16 @@ def open_kind(
     kind: str, tmp_path_factory: pytest.TempPathFactory, *, migrate: bool = True
 ) -> Iterator[Database]:
     """An empty database of that kind; its server, if it has one, is stopped with it."""
-    folder = tmp_path_factory.mktemp(kind)
     if kind == "sqlite":
+        folder = tmp_path_factory.mktemp(kind)
         database = open_database(f"sqlite:///{folder}/t.db", migrate=migrate)
         yield database
         database.close()
         return
-    pgserver: Any = pytest.importorskip("pgserver")
-    server = pgserver.get_server(folder, cleanup_mode="stop")
-    try:
-        database = open_database(server.get_uri(), migrate=migrate)
+    with running_postgres() as url:
+        database = open_database(url, migrate=migrate)
         yield database
         database.close()
-    finally:
-        server.cleanup()
 
 
 def empty_tables(database: Database) -> None:

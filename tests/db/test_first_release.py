@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from tests.db.databases import KINDS
 from tests.db.test_database import row
+from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
 from thrifty.db.batches import find_batch, find_file
 from thrifty.db.cache import read_cache_stats
@@ -38,15 +39,11 @@ def url(request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) 
         connection.close()
         yield f"sqlite:///{tmp_path}/t.db"
         return
-    pgserver = pytest.importorskip("pgserver")
     psycopg = pytest.importorskip("psycopg")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        with psycopg.connect(server.get_uri()) as connection:
+    with running_postgres() as address:
+        with psycopg.connect(address) as connection:
             connection.execute((FOLDER / "postgres.sql").read_text())
-        yield server.get_uri()
-    finally:
-        server.cleanup()
+        yield address
 
 
 @pytest.fixture

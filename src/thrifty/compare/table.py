@@ -22,9 +22,11 @@ from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, EvaluationError, FleetError, SpecError
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.suite import (
+    EMBEDDINGS,
     HELD_OUT,
     HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
+    QUALITY,
     TASK,
     DataFile,
     EvaluationSuite,
@@ -342,6 +344,10 @@ def _count_bits(served: Artifact | None) -> float | None:
     return 8 * sum(weights) / served.description.parameters if weights else None
 
 
+_SHOWN_KINDS = frozenset({QUALITY, EMBEDDINGS, TASK, SPEED})
+"""Kinds of measurements that a table can show; others say how long a model takes to make."""
+
+
 def _describe_others(run: _Run, model: Model, suite: EvaluationSuite) -> list[str]:
     """The recorded measurements that are not in the table because their conditions differ."""
     version, artifact = model
@@ -353,7 +359,7 @@ def _describe_others(run: _Run, model: Model, suite: EvaluationSuite) -> list[st
     here = conditions["features"]
     notes = []
     for one in run.store.read_measurements(artifact.id):
-        if one.conditions in shown:
+        if one.conditions in shown or one.kind not in _SHOWN_KINDS:
             continue
         where = f"{one.conditions.get('engine')}, {one.conditions.get('processor')}"
         where += _describe_features(one.conditions.get("features"), here)

