@@ -53,7 +53,7 @@ check: $(DEV) ## The fast tests, lint and types: under 90 seconds
 .PHONY: test
 test: $(DEV) ## The whole suite
 	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer"
-	$(BIN)/python -m pytest -q -m "service or engine or peer"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "service or engine or peer"
 	$(MAKE) --no-print-directory test-isa
 
 .PHONY: test-isa
