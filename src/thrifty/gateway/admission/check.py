@@ -17,6 +17,7 @@ from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
 from thrifty.openai.fields import Endpoint, check_honoured, check_values, missing_parameter
+from thrifty.openai.stream_options import read_stream_options
 from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
@@ -35,12 +36,8 @@ def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
     body = decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
     check_values(body, call.endpoint)
-    options = body.get("stream_options")
-    return ParsedRequest(
-        body,
-        stream=body.get("stream") is True,
-        include_usage=bool(options and options.get("include_usage")),
-    )
+    options = read_stream_options(body.get("stream_options"))
+    return ParsedRequest(body, stream=body.get("stream") is True, stream_options=options)
 
 
 def find_target(
