@@ -53,12 +53,12 @@ from thrifty.units import format_bytes
 
 HONOURS = frozenset(
     {
-        "add_generation_prompt", "add_special_tokens", "chat_template_kwargs", "dimensions", "echo",
-        "encoding_format", "frequency_penalty", "ignore_eos", "input", "logprobs",
+        "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
+        "dimensions", "echo", "encoding_format", "frequency_penalty", "ignore_eos", "input", "logprobs",
         "max_completion_tokens", "max_tokens", "messages", "min_p", "min_tokens", "n",
         "parallel_tool_calls", "presence_penalty", "priority", "prompt", "repetition_penalty",
-        "response_format", "return_token_strs", "seed", "stop", "stop_token_ids", "temperature",
-        "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
+        "response_format", "return_token_strs", "seed", "stop", "stop_token_ids", "suffix",
+        "temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
     }
 )  # fmt: skip
 
@@ -233,6 +233,7 @@ class OpenVinoEngine:
             values=dict(served.options),
             kv_blocks=_count_kv_blocks(served.family, options, note, memory_share),
             eos_token_ids=tuple(note.get("eos_token_ids", ())),
+            smaller_sizes=tuple(note.get("smaller_sizes", ())),
             needs_exact_sums=bool(SCHEMES.get(weights, SCHEMES["none"]).needs_one_of),
         )
         text = json.dumps(

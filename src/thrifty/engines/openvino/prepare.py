@@ -26,6 +26,7 @@ from thrifty.artifacts.checkpoint import (
     load_decoder,
     load_encoder,
 )
+from thrifty.artifacts.embedding_sizes import read_smaller_sizes
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
@@ -38,7 +39,7 @@ from thrifty.graphs.weights import Weights, choose_activation_group
 from thrifty.text.vocabulary import read_vocabulary
 from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 """Raised when the graphs change, so that models are prepared again."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -146,6 +147,7 @@ def _write_encoder(
         target, artifact, scheme, checkpoint.shape.context_length,
         {
             "embedding_size": checkpoint.shape.hidden_size,
+            "smaller_sizes": read_smaller_sizes(source, checkpoint.shape.hidden_size),
             "activation_group": choose_activation_group(model),
         },
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
 from collections.abc import Collection
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from thrifty.engines.server.backend import Backend, ModelFacts
+from thrifty.engines.server.embeddings import check_dimensions, describe_embeddings
 from thrifty.engines.server.generation import Generation
 from thrifty.engines.server.request import (
     check_length,
@@ -159,13 +159,7 @@ class ModelServer:
                 "invalid_value",
             )
         dimensions = body.get("dimensions")
-        if dimensions is not None and dimensions != facts.embedding_size:
-            raise bad_request(
-                f"this model's embeddings have {facts.embedding_size} dimensions and cannot be cut "
-                f"to {dimensions}",
-                "dimensions",
-                "unsupported_parameter",
-            )
+        check_dimensions(dimensions, facts)
         encoded = [encode_input(i, self._tokenizer, "input") for i in inputs]
         for ids in encoded:
             if not ids:
@@ -175,15 +169,7 @@ class ModelServer:
             vectors = await self.backend.embed(encoded)
         except EngineError as error:
             raise WireError(500, str(error), type=SERVER, code="engine_error") from None
-        as_floats = body.get("encoding_format", "float") != "base64"
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": _unpack(vector) if as_floats else base64.b64encode(vector).decode(),
-            }
-            for index, vector in enumerate(vectors)
-        ]
+        data = describe_embeddings(vectors, dimensions, body.get("encoding_format") or "float")
         tokens = sum(map(len, encoded))
         exchange.respond(
             200,
@@ -214,12 +200,6 @@ class ModelServer:
         if body.get("return_token_strs"):
             answer["token_strs"] = [self._tokenizer.token_text(i) for i in ids]
         exchange.respond(200, _encode(answer))
-
-
-def _unpack(vector: bytes) -> list[float]:
-    import array
-
-    return array.array("f", vector).tolist()
 
 
 def _no_such_path(path: str) -> WireError:
