@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
 import tomllib
@@ -35,7 +36,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
-from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import ALWAYS_HONOURED, FIELDS, GATEWAY_FIELDS, Endpoint
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -204,7 +205,8 @@ def make_field_page() -> str:
         "Nothing is accepted and ignored: a field that the engine behind a model cannot honour is a "
         "400 that names it, and so is a field that is not known or a value that it does not hold. "
         "For servers that others run (`engine: remote`) only the values of known fields are checked; "
-        "what they honour is up to them.\n",
+        "what they honour is up to them. Values without effect ask for what happens anyway, so every "
+        "engine takes them.\n",
     ]
     for endpoint, fields in FIELDS.items():
         parts.append(f"## `{endpoint.value}`\n")
@@ -213,13 +215,13 @@ def make_field_page() -> str:
             marks = []
             for kind in kinds:
                 honours = find_engine(kind).traits.honours or frozenset()
-                always = name in ("model", "stream", "stream_options", "user", *GATEWAY_FIELDS)
-                yes = name in honours or always
+                yes = name in honours or name in ALWAYS_HONOURED | GATEWAY_FIELDS
                 if endpoint is Endpoint.EMBEDDINGS and kind == "echo":
                     yes = False
                 marks.append("yes" if yes else "")
-            rows.append((f"`{name}`", field.rule, *marks))
-        parts.append(table(("field", "must be", *kinds), rows))
+            neutral = ", ".join(f"`{json.dumps(value)}`" for value in field.neutral)
+            rows.append((f"`{name}`", field.rule, neutral, *marks))
+        parts.append(table(("field", "must be", "without effect", *kinds), rows))
     return "\n".join(parts)
 
 
