@@ -23,6 +23,8 @@ from thrifty.graphs.arithmetic import limit_properties
 WARM_UP_TOKENS = 4
 _KNOWN_JOB = -1000
 """Jobs of the known-answer test count down from here."""
+LEAST_TEMPERATURE = 1e-4
+"""Below it the likeliest token is as good as certain, and is taken."""
 GROWTH_BLOCKS = 2
 """Room in the KV cache that is kept for each running answer to grow into, if it may."""
 
@@ -420,13 +422,14 @@ class DecoderWorker:
         if settings.eos_token_ids:
             config.eos_token_id = settings.eos_token_ids[0]
         config.stop_token_ids = {*settings.eos_token_ids, *sampling.stop_token_ids}
-        config.do_sample = sampling.temperature > 0
+        # The engine's numbers have 32 bits, and it takes neither 0 nor all of 1 for these.
+        config.do_sample = sampling.temperature >= LEAST_TEMPERATURE
         if config.do_sample:
             config.temperature = sampling.temperature
-            config.top_p = sampling.top_p or 1e-9
+            config.top_p = max(sampling.top_p, 1e-9)
             if sampling.top_k:
                 config.top_k = sampling.top_k
-            config.min_p = sampling.min_p
+            config.min_p = min(sampling.min_p, 1 - 1e-6)
             config.rng_seed = sampling.seed
         config.repetition_penalty = sampling.repetition_penalty
         config.presence_penalty = sampling.presence_penalty
