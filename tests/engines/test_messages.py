@@ -1,4 +1,4 @@
-"""What goes between a replica's server and its worker comes out as it went in, however it is cut."""
+"""What goes between a replica's server and its processes comes out as it went in, however it is cut."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ from thrifty.engines.openvino.messages import (
     Embed,
     Embedded,
     Fatal,
+    FromScorer,
     Ready,
+    Score,
+    Scored,
     Step,
+    ToScorer,
     ToServer,
     ToWorker,
     Unpacker,
+    Unscored,
+    decode_from_scorer,
+    decode_to_scorer,
     decode_to_server,
     decode_to_worker,
     encode,
 )
 from thrifty.engines.openvino.worker_settings import Settings
-from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling
+from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling, Scores
 
 JOBS = st.integers(-1, 2**53)
 IDS = st.lists(st.integers(0, 2**31 - 1), max_size=20)
@@ -39,11 +46,14 @@ SAMPLINGS = st.builds(
     max_tokens=COUNTS, min_tokens=COUNTS, temperature=FLOATS, top_p=FLOATS, top_k=COUNTS,
     min_p=FLOATS, presence_penalty=FLOATS, frequency_penalty=FLOATS, repetition_penalty=FLOATS,
     seed=st.integers(0, 2**31 - 1), ignore_eos=st.booleans(), stop_token_ids=IDS.map(tuple),
-    logprobs=st.booleans(), grammar=st.none() | st.builds(Grammar, TEXTS, TEXTS),
+    logprobs=st.booleans(), top_logprobs=COUNTS, prompt_logprobs=st.booleans(),
+    grammar=st.none() | st.builds(Grammar, TEXTS, TEXTS),
 )  # fmt: skip
+RANKED = st.lists(st.lists(st.tuples(st.integers(0, 2**31), FLOATS), max_size=2), max_size=3)
 OUTPUTS = st.builds(
     Output, JOBS, IDS, st.none() | st.lists(FLOATS, max_size=5),
-    st.sampled_from(["", "stop", "length"]), COUNTS,
+    st.sampled_from(["", "stop", "length"]), COUNTS, st.none() | RANKED,
+    st.none() | st.builds(Scores, st.lists(FLOATS, max_size=3), RANKED),
 )  # fmt: skip
 TO_WORKER = st.one_of(
     st.builds(Add, JOBS, IDS, SAMPLINGS),
@@ -59,6 +69,15 @@ TO_SERVER = st.one_of(
     ),
     st.builds(Embedded, JOBS, st.lists(st.binary(max_size=16), max_size=3), TEXTS),
 )  # fmt: skip
+TO_SCORER = st.one_of(
+    st.builds(Score, JOBS, IDS, st.booleans(), COUNTS, COUNTS, st.booleans()),
+    st.builds(Cancel, JOBS),
+)
+FROM_SCORER = st.one_of(
+    st.builds(Scored, JOBS, st.lists(FLOATS, max_size=3), RANKED),
+    st.builds(Unscored, JOBS, TEXTS),
+    st.builds(Fatal, TEXTS),
+)
 
 
 def unpack(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -86,13 +105,27 @@ def test_messages_to_the_server_arrive(sent: list[ToServer], sizes: list[int]) -
     assert [decode_to_server(message) for message in unpack(data, sizes)] == sent
 
 
+@given(sent=st.lists(TO_SCORER, max_size=4), sizes=SIZES)
+def test_messages_to_the_scorer_arrive(sent: list[ToScorer], sizes: list[int]) -> None:
+    data = b"".join(map(encode, sent))
+    assert [decode_to_scorer(message) for message in unpack(data, sizes)] == sent
+
+
+@given(sent=st.lists(FROM_SCORER, max_size=4), sizes=SIZES)
+def test_messages_from_the_scorer_arrive(sent: list[FromScorer], sizes: list[int]) -> None:
+    data = b"".join(map(encode, sent))
+    assert [decode_from_scorer(message) for message in unpack(data, sizes)] == sent
+
+
 @pytest.mark.parametrize(
     "message_type",
     [t for t in vars(messages).values() if isinstance(t, type) and t.__module__ == messages.__name__
      and issubclass(t, msgspec.Struct)],
 )  # fmt: skip
 def test_every_message_has_its_direction(message_type: type) -> None:
-    assert (message_type in ToWorker.__args__) != (message_type in ToServer.__args__)
+    down = message_type in ToWorker.__args__ or message_type in ToScorer.__args__
+    up = message_type in ToServer.__args__ or message_type in FromScorer.__args__
+    assert down != up
 
 
 def test_a_message_comes_out_with_its_last_byte() -> None:
