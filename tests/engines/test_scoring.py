@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,6 +204,24 @@ async def test_death_of_the_process_fails_its_jobs_alone(folder: Path) -> None:
         _, again = submit(backend, TOKENS[:9], max_tokens=3, top_logprobs=1)
         await again.ended.wait()
         assert (len(again.tokens), again.failures) == (3, [])
+
+
+async def test_end_of_a_failed_process_does_not_end_its_successor(
+    folder: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(folder, own)
+    graph, away = own / "openvino_model.xml", tmp_path / "away.xml"
+    async with running(own) as backend:
+        graph.rename(away)
+        _, first = submit(backend, TOKENS[:9], max_tokens=2, top_logprobs=1)
+        await first.ended.wait()
+        assert [failure.kind for failure in first.failures] == ["engine"]
+        away.rename(graph)
+        # The first process has told of its failure, and is about to end.
+        _, second = submit(backend, TOKENS[:9], max_tokens=2, top_logprobs=1)
+        await second.ended.wait()
+        assert (len(second.tokens), second.failures) == (2, [])
 
 
 async def test_cancelled_job_leaves_room_for_others(folder: Path) -> None:

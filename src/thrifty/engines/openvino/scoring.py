@@ -67,10 +67,13 @@ class Scoring:
             self._idle.cancel()
             self._idle = None
         if self._child is None:
-            self._child = Child(
-                "thrifty.engines.openvino.scoring_worker", self._settings, self._receive, self._lost
+            self._child = child = Child(
+                "thrifty.engines.openvino.scoring_worker",
+                self._settings,
+                lambda data: self._receive(child, data),
+                lambda: self._end(child, "its process ended"),
             )
-            self._starting = asyncio.get_running_loop().create_task(self._start(self._child))
+            self._starting = asyncio.get_running_loop().create_task(self._start(child))
         job.begin(self._send)
 
     def take(self, output: Output) -> None:
@@ -112,7 +115,7 @@ class Scoring:
         try:
             await child.start()
         except OSError as error:
-            self._end(f"its process cannot be started: {error}")
+            self._end(child, f"its process cannot be started: {error}")
             return
         queue, self._queue = self._queue, []
         for message in queue:
@@ -124,10 +127,10 @@ class Scoring:
         elif self._child is not None:
             self._child.send(message)
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, child: Child, data: bytes) -> None:
         message = decode_from_scorer(data)
         if isinstance(message, Fatal):
-            self._end(message.message)
+            self._end(child, message.message)
             return
         job = self._jobs.get(message.job)
         if job is None:
@@ -138,15 +141,13 @@ class Scoring:
         elif job.add(message):
             self._forget(message.job)
 
-    def _lost(self) -> None:
-        self._end("its process ended")
-
-    def _end(self, reason: str) -> None:
-        """The process is gone; the next job starts another."""
-        if self._child is None:
+    def _end(self, child: Child, reason: str) -> None:
+        """A process is gone; the next job starts another."""
+        if self._child is not child:
             return
         log.error("log-probabilities cannot be computed: %s", reason)
         self._child, self._queue = None, []
+        self._ending = asyncio.get_running_loop().create_task(child.stop())
         jobs, self._jobs = self._jobs, {}
         for job in jobs.values():
             job.fail("engine", f"log-probabilities cannot be computed: {reason}")
