@@ -22,7 +22,7 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import quote, urlsplit

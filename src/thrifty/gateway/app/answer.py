@@ -156,7 +156,10 @@ class Answerer:
             if result is None:
                 result = Result(
                     error=WireError(
-                        502, "the shared generation was interrupted", type=SERVER, code="replica_lost"
+                        502,
+                        "the shared generation was interrupted",
+                        type=SERVER,
+                        code="replica_lost",
                     )
                 )
             self._flights.end(key, result)
