@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
-from thrifty.db.keys import Key, Role
+from thrifty.db.keys import Key, read_key
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
@@ -285,7 +285,7 @@ def read_fleet(database: Database) -> FleetState:
             )
             for row in replica_rows
         ],
-        [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
+        [read_key(row) for row in key_rows],
         gateway_rows,
         purges,
         {

@@ -78,8 +78,8 @@ class Answerer:
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
 
-    async def _send(self, call: Call, flight: SingleFlight | None) -> Result:
-        return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
+    def _send(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
+        return forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call, known_key: bytes | None) -> bytes | None:
         """The cache key; None if the cache is not used for this request."""
@@ -124,11 +124,7 @@ class Answerer:
 
     async def _lead(self, call: Call, key: bytes, flight: SingleFlight) -> None:
         """Get the answer from another worker or from a replica, and cache it."""
-        result = Result(
-            error=WireError(
-                502, "the shared generation was interrupted", type=SERVER, code="replica_lost"
-            )
-        )
+        result: Result | None = None
         target, shared = call.placed, self._cache.shared
         ttl_s = target.deployment.settings.cache_ttl_s
         version = target.version
@@ -157,6 +153,15 @@ class Answerer:
             result = Result(error=error)
             raise
         finally:
+            if result is None:
+                result = Result(
+                    error=WireError(
+                        502,
+                        "the shared generation was interrupted",
+                        type=SERVER,
+                        code="replica_lost",
+                    )
+                )
             self._flights.end(key, result)
             if claim is not None and shared is not None:
                 shared.settle(claim, result.entry if stored else None, ttl_s)

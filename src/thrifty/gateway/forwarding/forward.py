@@ -281,7 +281,6 @@ class Forwarder:
             answer = await self._open(call, replica, body, flight, [])
         else:
             answer = await self._hedger.open(call, replica, body, flight, hedge_s)
-        delivery.origin_status = answer.status
         streamed = answer.headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if answer.status == 200 and streamed:
             return await self._relay(call, answer, flight)

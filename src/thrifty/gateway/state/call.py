@@ -108,7 +108,6 @@ class Delivery:
     sent_s: float = 0.0
     first_byte_s: float = 0.0
     last_byte_s: float = 0.0
-    origin_status: int = 0
 
     def end_idle(self) -> None:
         """Stop counting the slot as idle: the request has begun or has ended."""
