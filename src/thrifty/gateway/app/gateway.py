@@ -107,7 +107,8 @@ class Gateway:
         try:
             call.key = authenticate(exchange, self._table, _CALLERS)
             if call.key is None and b"origin" in exchange.headers:
-                self._check_page(exchange)
+                # Browsers send `Origin` with every POST.
+                self._same_origin.check_page(exchange)
             rest = self._begin(call)
         except UnknownKey:
             rest = self._begin_late(call)
@@ -190,16 +191,6 @@ class Gateway:
         rest = self._begin(call)
         if rest is not None:
             await rest
-
-    def _check_page(self, exchange: Exchange) -> None:
-        """Without keys, pages of other sites must not use models through a visitor's browser.
-        Raises a 403.
-        """
-        if exchange.cors is None or not exchange.cors.allows(exchange.headers[b"origin"]):
-            self._same_origin.check_headers(
-                "GET", exchange.headers, has_body=False,
-                address=None if exchange.local is None else exchange.local[0],
-            )  # fmt: skip
 
     def _read_origin(self, call: Call) -> None:
         """Mark Thrifty's own measurements, which are trusted from operators and this machine."""
