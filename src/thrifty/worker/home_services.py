@@ -31,6 +31,7 @@ from thrifty.api.models import (
     VersionStatus,
 )
 from thrifty.api.services import not_found
+from thrifty.artifacts import Store
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
 from thrifty.db import Database, open_database
@@ -92,7 +93,7 @@ class HomeServices:
                 409, f"The deployment '{deployment}' has no earlier state.", code="nothing_before"
             )
         try:
-            roll_back(self._database, deployment, _actor(who, why))
+            roll_back(self._database, deployment, _actor(who, why), store=Store(self._home.models))
         except ControlError as error:
             raise WireError(409, str(error), code="cannot_roll_back") from None
         change = read_history(self._database, deployment, 1)[0]
