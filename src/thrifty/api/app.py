@@ -34,7 +34,7 @@ from thrifty.api.models import (
 from thrifty.api.page import PAGE_HEADERS, render_page
 from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES, PREFIX
-from thrifty.errors import DatabaseError, SpecError, ThriftyError
+from thrifty.errors import BadDataError, DatabaseError, SpecError, ThriftyError
 from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, internal_error, unavailable
 
 LOOPBACK_CALLER = "loopback"
@@ -190,6 +190,8 @@ def to_wire_error(error: Exception) -> WireError:
             return WireError(error.status_code, error.detail, code="invalid_request")
         case SpecError():
             return bad_request(str(error), "spec", "invalid_spec")
+        case BadDataError():
+            return bad_request(str(error), code="refused")
         case DatabaseError():
             return unavailable("the database is away; try again soon", "database_away", 5.0)
         case ThriftyError():

@@ -29,6 +29,7 @@ from thrifty.db.desired_state import (
     encode_desired,
 )
 from thrifty.db.fleet import set_shares
+from thrifty.db.sanitize import sanitize_text
 from thrifty.db.tables import desired, desired_changes
 from thrifty.errors import ControlError, DatabaseError, StaleStateError
 
@@ -105,6 +106,7 @@ def write_desired(
     another writer came first, `ControlError` for a state that makes no sense, `DatabaseError`.
     """
     assert kind in KINDS, kind
+    who, why = sanitize_text(who, _MAX_WHO), sanitize_text(why)
     for change in changes:
         _check(change)
     with database.begin() as connection:
@@ -123,7 +125,7 @@ def write_desired(
             )
             if change.state == old:
                 continue
-            newest = _write_one(connection, change, kind=kind, who=who[:_MAX_WHO], why=why)
+            newest = _write_one(connection, change, kind=kind, who=who, why=why)
             new = change.state
             if (
                 isinstance(old, DesiredDeployment)
