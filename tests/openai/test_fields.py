@@ -104,7 +104,7 @@ WRONG_IN_RANGE: dict[str, list[Any]] = {
     "min_tokens": [-1],
     "priority": [-1, 1001],
     "stop": [["x"] * 17, [""], [1]],
-    "stop_token_ids": [[-1], [1.0], [True], ["x"]],
+    "stop_token_ids": [[-1], [1.0], [True], ["x"], [1] * 1025],
     "n": [0, 129],
     "best_of": [0, 21],
     "top_logprobs": [-1, 21],

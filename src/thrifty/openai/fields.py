@@ -8,6 +8,7 @@ with its default value is accepted.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -112,11 +113,16 @@ def _is_truncation(value: Any) -> bool:
 
 MAX_NAME = 64
 """Far longer than any field's name."""
+MAX_STOP_TOKENS = 1024
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 
 _TEXT_INPUT = Field("a string, an array of strings, or token ids", _is_text_input)
-_TOKEN_IDS = Field("an array of token ids", _is_token_ids, ([],))
+_STOP_TOKENS = Field(
+    f"an array of up to {MAX_STOP_TOKENS} token ids",
+    lambda value: _is_token_ids(value) and len(value) <= MAX_STOP_TOKENS,
+    ([],),
+)
 _TRUNCATION = Field("-1 or a whole number from 1", _is_truncation)
 _STOP = Field("a string or an array of up to 16 strings", _is_stop, ([], ""))
 
@@ -133,7 +139,7 @@ _SAMPLING: dict[str, Field] = {
     "min_tokens": _integer(0, _MAX_INT, 0),
     "ignore_eos": _boolean(False),
     "stop": _STOP,
-    "stop_token_ids": _TOKEN_IDS,
+    "stop_token_ids": _STOP_TOKENS,
     "n": _integer(1, 128, 1),
     "logit_bias": _object({}),
     "user": _string(),
@@ -333,7 +339,12 @@ def _unknown(name: str, fields: Collection[str]) -> Exception:
     return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")
 
 
+_shortened = reprlib.Repr()
+_shortened.maxlist = _shortened.maxdict = 20
+
+
 def show_value(value: Any) -> str:
     """The representation of a value in error messages, at most 60 characters."""
-    text = repr(value)
+    # Writing out megabytes would block all other requests.
+    text = repr(value[:60]) if isinstance(value, str) else _shortened.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.fields import show_value
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _SAME_AS = {"developer": "system", "function": "tool"}
@@ -45,7 +46,7 @@ def _check_message(message: Any, where: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise _invalid(
-            f"'{where}.role' must be one of {', '.join(sorted(ROLES))}, not {role!r:.60}."
+            f"'{where}.role' must be one of {', '.join(sorted(ROLES))}, not {show_value(role)}."
         )
     kept = {k: v for k, v in message.items() if v is not None and k not in _SPENT}
     kept["role"] = _SAME_AS.get(role, role)
@@ -76,7 +77,7 @@ def _check_content(message: Message, role: str, where: str) -> str:
     if refusal is None:
         return text
     if not isinstance(refusal, str):
-        raise _invalid(f"'{where}.refusal' must be a string, not {refusal!r:.60}.")
+        raise _invalid(f"'{where}.refusal' must be a string, not {show_value(refusal)}.")
     return "\n".join(part for part in (text, refusal) if part)
 
 
@@ -93,7 +94,7 @@ def _join_content(content: Any, where: str) -> str:
         key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
         if key is None or not isinstance(part.get(key), str):
             raise bad_request(
-                f"'{where}.content[{index}]' is of type {kind!r:.60}; this model takes text alone.",
+                f"'{where}.content[{index}]' is of type {show_value(kind)}; this model takes text alone.",
                 "messages",
                 "unsupported_content",
             )
