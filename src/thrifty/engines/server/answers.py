@@ -135,9 +135,10 @@ class ChunkWriter:
             begin = self._chat_chunk(b'{"role":"assistant","content":""}')
         reasoning = self._choice.take_reasoning()
         if reasoning:
+            if not text:
+                self._held_details, details = self._held_details + details, []
             delta = b'{"reasoning_content":%b}' % _encode(reasoning)
-            begin += self._chat_chunk(delta, [] if text else details)
-            details = details if text else []
+            begin += self._chat_chunk(delta, self._take_details())
         if self._request.tools.active:
             return begin + self._write_with_tools(text, details, finish)
         if finish is None:

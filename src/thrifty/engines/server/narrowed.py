@@ -17,4 +17,6 @@ def _is_zero(value: Any) -> bool:
 NARROWED: Narrowed = {
     (Endpoint.CHAT, "top_logprobs"): Field("0: only the chosen token's is known", _is_zero),
     (Endpoint.COMPLETIONS, "logprobs"): Field("0: only the chosen token's is known", _is_zero),
+    # Checked when the model is known.
+    (Endpoint.EMBEDDINGS, "dimensions"): Field("the model's own number", lambda value: True),
 }
