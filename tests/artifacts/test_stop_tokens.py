@@ -82,7 +82,9 @@ def test_end_of_a_message_before_the_answer_is_no_end() -> None:
     assert find_ends(["<|im_end|>"], {}) == ()
 
 
-@pytest.mark.parametrize("added", [[{"content": "a"}], [7], {"a": 1}, [{"content": "a", "id": "x"}]])
+@pytest.mark.parametrize(
+    "added", [[{"content": "a"}], [7], {"a": 1}, [{"content": "a", "id": "x"}]]
+)
 def test_damaged_tokenizers_are_named(tmp_path: Path, tokenizer: Tokenizer, added: Any) -> None:
     ends_of(tmp_path, tokenizer, {})
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {}}))

@@ -528,7 +528,9 @@ def check_documented_fields(server: Server, endpoints: set[Endpoint]) -> None:
         field = FIELDS[endpoint][name]
         value = SAMPLES.get(name)
         if value is None or not field.accepts(value):
-            value = next(v for v in reversed(right_values(endpoint, name)) if v not in field.neutral)
+            value = next(
+                v for v in reversed(right_values(endpoint, name)) if v not in field.neutral
+            )
         value = server.served.name if name == "model" else value
         reply = ask_with_field(server, endpoint, name, value)
         expected = 200 if said == "yes" else 400

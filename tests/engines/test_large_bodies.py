@@ -60,7 +60,9 @@ async def test_prompt_that_cannot_fit_is_not_even_tokenized() -> None:
             reply, _ = await ask_beside_others(url, path, body)
             error = reply.json()["error"]
             assert (reply.status, error["code"]) == (400, "context_length_exceeded")
-            assert f"has {len(TEXT)}" in error["message"] or f"has {len(TEXT) + 1}" in error["message"]
+            assert (
+                f"has {len(TEXT)}" in error["message"] or f"has {len(TEXT) + 1}" in error["message"]
+            )
 
 
 async def test_small_and_large_requests_are_answered_alike() -> None:

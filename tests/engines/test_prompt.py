@@ -119,8 +119,12 @@ def test_instructions_come_before_the_users_text_where_there_is_no_system_role()
     assert prompt.endswith("</tool_call>\n\nHow is Paris? [/INST]")
     prompt = render(templates.ALTERNATING, SYSTEM, USER, ANSWER, USER, tools=[TOOL])
     assert prompt.startswith("[INST] Be brief.\n\nYou may call functions")
-    assert prompt.endswith("</tool_call>\n\nHow is Paris? [/INST] Fine.</s>[INST] How is Paris? [/INST]")
-    assert render(templates.ALTERNATING, SYSTEM, USER) == "[INST] Be brief.\n\nHow is Paris? [/INST]"
+    assert prompt.endswith(
+        "</tool_call>\n\nHow is Paris? [/INST] Fine.</s>[INST] How is Paris? [/INST]"
+    )
+    assert (
+        render(templates.ALTERNATING, SYSTEM, USER) == "[INST] Be brief.\n\nHow is Paris? [/INST]"
+    )
 
 
 def test_results_in_a_row_become_one_message_where_roles_must_alternate() -> None:

@@ -197,7 +197,7 @@ def test_end_of_a_prompt_is_kept(keep: int, kept: str) -> None:
         request = completion(prompt, truncate_prompt_tokens=keep)
         assert bytes(request.prompts[0]).decode() == kept
     request = chat(messages=[{"role": "user", "content": "hello"}], truncate_prompt_tokens=keep)
-    assert bytes(request.prompts[0]).decode() == f"hello\n"[-keep:]
+    assert bytes(request.prompts[0]).decode() == "hello\n"[-keep:]
 
 
 def test_as_much_of_a_prompt_is_kept_as_leaves_room() -> None:

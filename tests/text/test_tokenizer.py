@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -301,7 +300,7 @@ def test_model_without_a_template_says_what_to_do() -> None:
 
 
 def test_text_that_is_no_template_is_refused() -> None:
-    with pytest.raises(FormatRefused, match="chat template cannot be compiled: .*endfor"):
+    with pytest.raises(FormatRefused, match=r"chat template cannot be compiled: .*endfor"):
         with_template("{% for m in messages %}")
 
 

@@ -62,7 +62,11 @@ def find_bound(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> TokenBoun
         return TokenBound()
     byte_level = any(step["type"] == "ByteLevel" for step in steps)
     if byte_level:
-        known = {decode_piece(tokenizer, letter)[0] for letter in ByteLevel.alphabet() if letter in vocabulary}
+        known = {
+            decode_piece(tokenizer, letter)[0]
+            for letter in ByteLevel.alphabet()
+            if letter in vocabulary
+        }
     elif model.byte_fallback:
         known = {value for value in range(256) if f"<0x{value:02X}>" in vocabulary}
     else:

@@ -179,9 +179,7 @@ def _forms(
     yield fit_roles(in_words, Habits()), None
 
 
-def _is_within_reasoning(
-    conversation: _Conversation, text: str, tokenizer: TextTokenizer
-) -> bool:
+def _is_within_reasoning(conversation: _Conversation, text: str, tokenizer: TextTokenizer) -> bool:
     """Whether an answer to this prompt begins within the model's reasoning."""
     tags = tokenizer.reasoning_tags
     if tags is None:

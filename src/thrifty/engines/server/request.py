@@ -119,9 +119,14 @@ def parse_completion(
         prompts=prompts,
         n=body.get("n") or 1,
         sampling=_parse_sampling(
-            body, prompts, facts, wanted, param="prompt", logprobs=logprobs is not None,
+            body,
+            prompts,
+            facts,
+            wanted,
+            param="prompt",
+            logprobs=logprobs is not None,
             usual=COMPLETION_DEFAULT_TOKENS,
-        ),  # fmt: skip
+        ),
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
         include_usage=_wants_usage(body),

@@ -135,11 +135,13 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
         "version": main.label,
         "versions": [
             {
-                "label": v.label, "weight": v.row.weight, "engine": v.row.engine,
+                "label": v.label,
+                "weight": v.row.weight,
+                "engine": v.row.engine,
                 "max_model_len": v.context_length,
             }
             for v in deployment.versions.values()
-        ],  # fmt: skip
+        ],
         # A request may reach any of them.
         "max_model_len": min((length for length in lengths if length), default=main.context_length),
         "engine": main.row.engine,
