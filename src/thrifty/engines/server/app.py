@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import time
@@ -143,7 +144,11 @@ class ModelServer:
             raise _wrong_family("an encoder; it answers /v1/embeddings")
         parse = parse_chat if endpoint is Endpoint.CHAT else parse_completion
         try:
-            request = parse(body, self._tokenizer, facts)
+            if body.get("response_format") or body.get("tools"):
+                # A schema may take a second to become a grammar.
+                request = await asyncio.to_thread(parse, body, self._tokenizer, facts)
+            else:
+                request = parse(body, self._tokenizer, facts)
         except RecursionError:
             raise bad_request("The body is nested too deeply.", code="invalid_json") from None
         await Generation(exchange, request, self.backend, self._tokenizer).run()

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
+from thrifty.engines.server.binding import bind_answer, check_ends, parse_response_format
 from thrifty.engines.server.tools import (
     ToolPlan,
     add_to_system,
-    build_grammar,
     describe_tools,
     parse_tools,
     render_history,
@@ -59,16 +59,9 @@ def parse_chat(
     prompt = encode_chat(body, tokenizer, plan)
     if body.get("top_logprobs"):
         raise _unsupported("top_logprobs", "only the chosen token's log-probability is known")
-    grammar = _parse_response_format(body.get("response_format"))
-    if plan.active:
-        if grammar is not None:
-            raise bad_request(
-                "'response_format' and 'tools' cannot both bind an answer; leave one out, or set "
-                "'tool_choice' to 'none'.",
-                "response_format",
-                "invalid_value",
-            )
-        grammar = build_grammar(plan)
+    schema = parse_response_format(body.get("response_format"))
+    grammar = bind_answer(schema, plan, tokenizer.vocabulary_size)
+    check_ends(body, schema, plan)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     sampling = _parse_sampling(
@@ -324,31 +317,6 @@ def _wants_usage(body: dict[str, Any]) -> bool:
             "invalid_value",
         )
     return bool((options or {}).get("include_usage"))
-
-
-def _parse_response_format(value: dict[str, Any] | None) -> Grammar | None:
-    if value is None:
-        return None
-    kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Grammar("json_schema", '{"type": "object"}')
-    if kind == "json_schema":
-        holder = value.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else None
-        if not isinstance(schema, dict):
-            raise bad_request(
-                "'response_format.json_schema.schema' must be a JSON schema.",
-                "response_format",
-                "invalid_value",
-            )
-        return Grammar("json_schema", json.dumps(schema))
-    raise bad_request(
-        f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}.",
-        "response_format",
-        "invalid_value",
-    )
 
 
 def _unsupported(param: str, why: str) -> WireError:
