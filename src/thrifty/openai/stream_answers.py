@@ -104,12 +104,14 @@ def _merge_tool_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) 
         index = part.get("index", len(calls))
         if not 0 <= index < MAX_TOOL_CALLS:
             continue
+        kind, text = ("custom", "input") if part.get("custom") else ("function", "arguments")
         while len(calls) <= index:
-            calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-        call, function = calls[index], part.get("function") or {}
+            calls.append({"id": "", "type": kind, kind: {"name": "", text: ""}})
+        call, given = calls[index], part.get(kind) or {}
         call["id"] = part.get("id") or call["id"]
-        call["function"]["name"] += function.get("name") or ""
-        call["function"]["arguments"] += function.get("arguments") or ""
+        if kind in call:
+            call[kind]["name"] += given.get("name") or ""
+            call[kind][text] += given.get(text) or ""
 
 
 def _merge_text(choice: dict[str, Any], part: dict[str, Any]) -> None:
