@@ -31,11 +31,12 @@ from pydantic.fields import FieldInfo
 from thrifty.batches.settings import BatchSettings
 from thrifty.cli.app import app
 from thrifty.db import open_database
+from thrifty.engines.base import Traits
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
-from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -210,17 +211,20 @@ def make_field_page() -> str:
         parts.append(f"## `{endpoint.value}`\n")
         rows = []
         for name, field in fields.items():
-            marks = []
-            for kind in kinds:
-                honours = find_engine(kind).traits.honours or frozenset()
-                always = name in ("model", "stream", "stream_options", "user", *GATEWAY_FIELDS)
-                yes = name in honours or always
-                if endpoint is Endpoint.EMBEDDINGS and kind == "echo":
-                    yes = False
-                marks.append("yes" if yes else "")
+            marks = [describe_support(find_engine(k).traits, endpoint, name) for k in kinds]
             rows.append((f"`{name}`", field.rule, *marks))
         parts.append(table(("field", "must be", *kinds), rows))
     return "\n".join(parts)
+
+
+def describe_support(traits: Traits, endpoint: Endpoint, name: str) -> str:
+    """What an engine makes of a field: nothing, everything, or certain values."""
+    if endpoint not in traits.endpoints:
+        return ""
+    if not is_honoured(name, endpoint, (traits.honours or frozenset()) | GATEWAY_FIELDS):
+        return ""
+    narrowed = traits.narrowed.get((endpoint, name))
+    return "yes" if narrowed is None else f"only {narrowed.rule}"
 
 
 def make_route_table(routes: Iterable[Route[Any]]) -> str:

@@ -189,6 +189,18 @@ async def ask(
     return Reply(answer.status, answer.headers, await answer.read())
 
 
+async def find_longest_turn() -> float:
+    """The longest time that the event loop was busy with one thing, until cancelled."""
+    longest_s, last_s = 0.0, time.perf_counter()
+    try:
+        while True:
+            await asyncio.sleep(0)
+            now_s = time.perf_counter()
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    except asyncio.CancelledError:
+        return longest_s
+
+
 async def add_key(
     gateway: GatewayUnderTest, name: str, role: str = "user", limits: KeyLimits = NO_LIMITS
 ) -> dict[str, str]:

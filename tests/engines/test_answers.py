@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from itertools import cycle
@@ -284,7 +285,7 @@ def test_call_is_streamed_after_the_text_before_it() -> None:
     assert len(events[at]["choices"][0]["logprobs"]["content"]) >= len(CALL)
     assert called["index"] == 0
     assert called["type"] == "function"
-    assert called["id"].startswith("call_")
+    assert re.fullmatch("[A-Za-z0-9]{9}", called["id"])
     assert deltas[-1] == {}
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -42,7 +43,7 @@ def found(text: str, plan: ToolPlan = AUTO) -> tuple[str, list[tuple[str, Any]]]
     plain, calls = parse_calls(text, plan)
     for call in calls:
         assert call["type"] == "function"
-        assert call["id"].startswith("call_")
+        assert re.fullmatch("[A-Za-z0-9]{9}", call["id"])
     assert len({call["id"] for call in calls}) == len(calls)
     return plain, [
         (call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls

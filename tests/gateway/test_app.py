@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 from sqlalchemy import select
 
-from tests.parts import running_echo, running_gateway
+from tests.parts import find_longest_turn, running_echo, running_gateway
 from thrifty.db.tables import requests
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
@@ -139,3 +140,19 @@ async def test_embeddings_go_through(tmp_path: Path) -> None:
         reply = await gateway.ask({"model": "echo", "input": "abc"}, "/v1/embeddings")
         assert reply.status == 400
         assert reply.error["code"] == "wrong_model_family"
+
+
+async def test_large_body_is_read_while_others_are_answered(tmp_path: Path) -> None:
+    """Most of the time that it takes to read one is spent in Python, beside the event loop."""
+    body = b'{"model": "echo", "prompt": [%b]}' % b",".join([b"[1]"] * 1_000_000)
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        ticking = asyncio.create_task(find_longest_turn())
+        began_s = time.perf_counter()
+        reply = await gateway.ask(body, "/v1/completions", headers={"x-request-id": "mine"})
+        took_s = time.perf_counter() - began_s
+        ticking.cancel()
+        assert reply.status == 400
+        assert "at most 2048 answers" in reply.json()["error"]["message"]
+        assert reply.headers[b"x-request-id"] == b"mine"
+        assert reply.headers[b"x-thrifty-version"] == b"echo@v1"
+        assert await ticking < took_s / 4

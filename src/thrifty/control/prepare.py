@@ -286,6 +286,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
         load_path=traits.load_path,
         slots=spec.replicas.slots or slots,
         batch_slots=min(wanted, slots) if slots else wanted,
+        context_length=part.served.context_length,
         price_input=prices.input,
         price_cached=prices.input if prices.cached_input is None else prices.cached_input,
         price_output=prices.output,

@@ -62,6 +62,8 @@ class VersionSettings:
     """Concurrent requests per replica; None means unlimited."""
     batch_slots: int = 32
     """Concurrent requests that a replica can process, as a limit for batches."""
+    context_length: int | None = None
+    """The longest prompt and answer together, in tokens; None if only the server knows."""
     price_input: float = 0.0
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0

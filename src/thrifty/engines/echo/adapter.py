@@ -22,6 +22,7 @@ from thrifty.engines.base import (
 )
 from thrifty.engines.machine import Machine
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import Problem
 from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import Spec
@@ -66,6 +67,7 @@ class EchoEngine:
         loads_model=False,
         default_slots=EchoOptions().slots,
         honours=_HONOURS,
+        narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
@@ -111,6 +113,7 @@ class EchoEngine:
             revision=revision,
             family=Family.DECODER.value,
             options=options,
+            context_length=options["context"],
         )
 
     def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:

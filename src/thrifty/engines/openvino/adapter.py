@@ -46,6 +46,7 @@ from thrifty.engines.openvino.processor import (
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
+from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
@@ -53,12 +54,13 @@ from thrifty.units import format_bytes
 
 HONOURS = frozenset(
     {
-        "add_generation_prompt", "add_special_tokens", "chat_template_kwargs", "dimensions", "echo",
-        "encoding_format", "frequency_penalty", "ignore_eos", "input", "logprobs",
-        "max_completion_tokens", "max_tokens", "messages", "min_p", "min_tokens", "n",
-        "parallel_tool_calls", "presence_penalty", "priority", "prompt", "repetition_penalty",
-        "response_format", "return_token_strs", "seed", "stop", "stop_token_ids", "temperature",
-        "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
+        "add_generation_prompt", "add_special_tokens", "chat_template_kwargs",
+        "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
+        "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
+        "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
+        "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
+        "stop", "stop_token_ids", "temperature", "tool_choice", "tools", "top_k", "top_logprobs",
+        "top_p", "truncate_prompt_tokens",
     }
 )  # fmt: skip
 
@@ -84,6 +86,7 @@ class OpenVinoEngine:
         default_slots=OpenVinoOptions().max_batch,
         honours=HONOURS,
         priority_field="priority",
+        narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
@@ -199,6 +202,7 @@ class OpenVinoEngine:
             family=artifact.description.family.value,
             artifact=artifact.id,
             options=options,
+            context_length=options["context"],
             upstream=Upstream(priority_field=self.traits.priority_field),
         )
 

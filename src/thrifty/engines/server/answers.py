@@ -50,6 +50,9 @@ def build_answer(request: GenerationRequest, choices: list[Choice], answer_id: s
 
 def _chat_choice(request: GenerationRequest, choice: Choice) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+        message["content"] = choice.text or None
     reason = choice.finish_reason
     if request.tools.active:
         text, calls = parse_calls(choice.text, request.tools)
@@ -130,6 +133,12 @@ class ChunkWriter:
         if not self._begun:
             self._begun = True
             begin = self._chat_chunk(b'{"role":"assistant","content":""}')
+        reasoning = self._choice.take_reasoning()
+        if reasoning:
+            if not text:
+                self._held_details, details = self._held_details + details, []
+            delta = b'{"reasoning_content":%b}' % _encode(reasoning)
+            begin += self._chat_chunk(delta, self._take_details())
         if self._request.tools.active:
             return begin + self._write_with_tools(text, details, finish)
         if finish is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from thrifty.engines.server.backend import Output
 from thrifty.engines.server.request import GenerationRequest
+from thrifty.text.reasoning import ReasoningSplitter
 from thrifty.text.tokenizer import IncrementalText, TextTokenizer
 
 
@@ -15,6 +16,8 @@ class Choice:
     __slots__ = (
         "_eos_ids",
         "_min_tokens",
+        "_new_reasoning",
+        "_splitter",
         "_stop_ids",
         "_text",
         "_tokenizer",
@@ -25,6 +28,7 @@ class Choice:
         "job",
         "logprobs",
         "parts",
+        "reasoning_parts",
         "tokens",
     )
 
@@ -35,6 +39,7 @@ class Choice:
         self.cached_tokens = 0
         self.finish_reason: str | None = None
         self.parts: list[str] = []
+        self.reasoning_parts: list[str] = []
         self.logprobs: list[dict[str, Any]] = []
         self._text = IncrementalText(tokenizer, request.stops)
         self._tokenizer = tokenizer
@@ -42,6 +47,11 @@ class Choice:
         self._eos_ids = frozenset(request.eos_token_ids)
         self._min_tokens = request.sampling.min_tokens
         self._want_logprobs = request.sampling.logprobs
+        self._new_reasoning = ""
+        tags = tokenizer.reasoning_tags if request.separates_reasoning else None
+        self._splitter: ReasoningSplitter | None = None
+        if tags is not None:
+            self._splitter = ReasoningSplitter(tags, begun=request.within_reasoning)
 
     def feed(self, output: Output) -> tuple[str, list[dict[str, Any]]]:
         """Take new tokens; return the text and log-probabilities that are now certain.
@@ -75,6 +85,11 @@ class Choice:
         if self.finish_reason is not None and not self._text.stopped:
             pieces.append(self._text.flush())
         text = "".join(pieces)
+        if self._splitter is not None:
+            reasoning, text = self._splitter.feed(text, last=self.finish_reason is not None)
+            if reasoning:
+                self.reasoning_parts.append(reasoning)
+                self._new_reasoning += reasoning
         if text:
             self.parts.append(text)
         self.logprobs += details
@@ -82,8 +97,18 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """All text so far."""
+        """All text so far, without the model's reasoning."""
         return "".join(self.parts)
+
+    @property
+    def reasoning(self) -> str:
+        """The model's reasoning so far, where it is kept apart."""
+        return "".join(self.reasoning_parts)
+
+    def take_reasoning(self) -> str:
+        """The reasoning that has come since the last call."""
+        taken, self._new_reasoning = self._new_reasoning, ""
+        return taken
 
     def _describe(self, token_id: int, logprob: float) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from typing import Any
 
 from thrifty.engines.server.backend import Grammar
 from thrifty.openai.errors import bad_request
-from thrifty.openai.ids import new_id
+from thrifty.openai.ids import new_call_id
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -243,7 +243,7 @@ def _read_calls(text: str, known: set[str]) -> list[dict[str, Any]]:
         arguments = item.get("arguments", item.get("parameters"))
         calls.append(
             {
-                "id": f"call_{new_id()}",
+                "id": new_call_id(),
                 "type": "function",
                 "function": {"name": name, "arguments": _as_json(arguments or {})},
             }

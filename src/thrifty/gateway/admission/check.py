@@ -16,7 +16,13 @@ from thrifty.gateway.state.version import Version
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
-from thrifty.openai.fields import Endpoint, check_honoured, check_values, missing_parameter
+from thrifty.openai.fields import (
+    Endpoint,
+    check_honoured,
+    check_values,
+    missing_parameter,
+    show_value,
+)
 from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
@@ -129,7 +135,9 @@ def _require_model(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable
     if model is None:
         raise missing_parameter("model")
     if not isinstance(model, str):
-        raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
+        raise bad_request(
+            f"'model' must be a string, not {show_value(model)}.", "model", "invalid_value"
+        )
 
 
 def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
