@@ -31,7 +31,13 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ManagedProcess, find_ours, start_process
-from thrifty.openai.fields import CHAT_FIELDS, FIELDS, GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import (
+    ALWAYS_HONOURED,
+    CHAT_FIELDS,
+    FIELDS,
+    GATEWAY_FIELDS,
+    Endpoint,
+)
 from thrifty.spec import load_spec
 from thrifty.types import Family, ignore_progress
 
@@ -343,6 +349,107 @@ def test_logprobs_are_those_of_the_text(server: Server) -> None:
     assert answer["usage"]["completion_tokens"] - len(details) in (0, 1)
 
 
+@pytest.mark.parametrize("top", [1, 20])
+def test_likeliest_tokens_of_a_chat(server: Server, top: int) -> None:
+    asked = {"max_tokens": 12, "logprobs": True, "top_logprobs": top}
+    (choice,) = server.post(**asked).json()["choices"]
+    details = choice["logprobs"]["content"]
+    plain = server.post(max_tokens=12, logprobs=True).json()["choices"][0]
+    assert choice["message"] == plain["message"]
+    for detail, before in zip(details, plain["logprobs"]["content"], strict=True):
+        ranked = [one["logprob"] for one in detail["top_logprobs"]]
+        assert ranked == sorted(ranked, reverse=True)
+        assert len(ranked) == top
+        # Greedily, the likeliest is chosen; another may be just as likely.
+        assert ranked[0] == detail["logprob"] <= 0
+        assert abs(detail["logprob"] - before["logprob"]) < 0.05
+        if top > 1:
+            assert detail["token"] in [one["token"] for one in detail["top_logprobs"]]
+    with server.stream(**asked) as events:
+        chunks = read_all(events)
+    parts = [c["choices"][0]["logprobs"] for c in chunks]
+    assert [one for part in parts if part for one in part["content"]] == details
+    assert len([part for part in parts if part]) > 3, "they come with their text"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+def test_echo_tells_of_the_prompt(server: Server, max_tokens: int, stream: bool) -> None:
+    asked = {"prompt": "Zwölf, elf, zehn 🦙", "echo": True, "max_tokens": max_tokens}
+    logprobs: dict[str, list[Any]] = {}
+    if stream:
+        with server.stream(COMPLETIONS, **asked, logprobs=3) as events:
+            chunks = [chunk["choices"][0] for chunk in read_all(events)]
+        text, reason = "".join(c["text"] for c in chunks), chunks[-1]["finish_reason"]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            logprobs[name] = [one for chunk in chunks for one in chunk["logprobs"][name]]
+    else:
+        answer = server.post(COMPLETIONS, **asked, logprobs=3).json()
+        assert answer["usage"]["completion_tokens"] <= max_tokens
+        (choice,) = answer["choices"]
+        text, reason, logprobs = choice["text"], choice["finish_reason"], choice["logprobs"]
+    assert text.startswith(asked["prompt"])
+    assert reason in ("length", "stop")
+    assert max_tokens or (text, reason) == (asked["prompt"], "length")
+    assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+    ranked = list(zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))[1:]
+    assert len(ranked) >= 5
+    for logprob, top in ranked:
+        assert 3 <= len(top) <= 4
+        assert logprob in top.values()
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+    offsets = logprobs["text_offset"]
+    assert offsets == sorted(offsets)
+    assert offsets[-1] <= len(text)
+    assert len(logprobs["tokens"]) == len(offsets) == len(ranked) + 1
+
+
+def test_echo_without_log_probabilities(server: Server) -> None:
+    (choice,) = server.post(COMPLETIONS, prompt="A B", echo=True, max_tokens=0).json()["choices"]
+    assert choice == {"index": 0, "text": "A B", "logprobs": None, "finish_reason": "length"}
+
+
+def test_best_of_several_answers(server: Server) -> None:
+    asked = {"temperature": 1.0, "seed": 5, "max_tokens": 6, "ignore_eos": True}
+    answer = server.post(COMPLETIONS, n=3, best_of=4, logprobs=0, **asked).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] == 4 * 6
+    totals = [sum(choice["logprobs"]["token_logprobs"]) for choice in answer["choices"]]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_stream_with_counts_has_null_until_the_last_chunk(server: Server) -> None:
+    for path in (CHAT, COMPLETIONS):
+        with server.stream(path, max_tokens=4, stream_options={"include_usage": True}) as events:
+            *chunks, last = read_all(events)
+        assert all(chunk["usage"] is None for chunk in chunks)
+        assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 4)
+        with server.stream(path, max_tokens=4) as events:
+            assert not any("usage" in chunk for chunk in read_all(events))
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_stream_may_count_as_it_goes(server: Server, include: bool) -> None:
+    options = {"include_usage": include, "continuous_usage_stats": True}
+    with server.stream(max_tokens=6, ignore_eos=True, stream_options=options) as events:
+        chunks = read_all(events)
+    assert (not chunks[-1]["choices"]) == include
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == 6
+    assert all(usage_adds_up(chunk["usage"]) for chunk in chunks)
+
+
+def test_stream_may_be_padded(server: Server) -> None:
+    with server.stream(max_tokens=6, stream_options={"include_obfuscation": True}) as events:
+        chunks = read_all(events)
+    assert all(isinstance(chunk["obfuscation"], str) for chunk in chunks)
+    with server.stream(max_tokens=6, stream_options={"include_obfuscation": False}) as events:
+        plain = read_all(events)
+    assert content(plain) == content(chunks)
+    assert not any("obfuscation" in chunk for chunk in plain)
+
+
 def test_equal_seeds_give_equal_answers(server: Server) -> None:
     texts = [
         server.post(max_tokens=10, temperature=1.0, seed=11).json()["choices"][0]["message"]
@@ -423,6 +530,9 @@ def test_client_that_hangs_up_ends_its_generation(server: Server, stream: bool) 
         ({"stop": 5}, "stop", "invalid_value"),
         ({"stream": "yes"}, "stream", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "invalid_value"),
         ({"messages": None}, "messages", "missing_required_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": ["hi"]}, "messages", "invalid_value"),
@@ -447,16 +557,17 @@ def test_mistake_is_a_400_that_names_its_field(
 
 def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> None:
     values = {"functions": [{}], "function_call": "auto", "audio": {"voice": "x"},
-              "metadata": {"a": "b"}, "modalities": ["audio"], "prediction": {"a": 1},
-              "prompt_cache_key": "k", "reasoning_effort": "low", "safety_identifier": "s",
-              "service_tier": "flex", "store": True, "verbosity": "low",
+              "metadata": {"a": "b"}, "modalities": ["audio"], "moderation": {"model": "m"},
+              "prediction": {"a": 1}, "prompt_cache_key": "k",
+              "prompt_cache_options": {"mode": "explicit"}, "prompt_cache_retention": "24h",
+              "reasoning_effort": "low", "service_tier": "flex", "store": True, "verbosity": "low",
               "web_search_options": {"a": 1}, "logit_bias": {"5": 1},
               "response_format": {"type": "json_object"}, "tools": [{"type": "function"}],
               "tool_choice": "required", "parallel_tool_calls": False,
               "chat_template_kwargs": {"a": 1}, "priority": 3}  # fmt: skip
     honours = server.engine.traits.honours
     assert honours is not None
-    refused = set(CHAT_FIELDS) - honours - {"model", "messages", "stream", "stream_options", "user"}
+    refused = set(CHAT_FIELDS) - honours - {"messages"} - ALWAYS_HONOURED
     assert len(refused) > 10
     for name in refused:
         reply = server.post(**{name: values[name]})

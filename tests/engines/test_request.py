@@ -19,6 +19,7 @@ from thrifty.engines.server.request import (
 )
 from thrifty.openai.errors import WireError
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_options import StreamOptions
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
 
@@ -63,12 +64,8 @@ def test_left_out_settings_are_those_of_openai() -> None:
     assert request.sampling == Sampling(
         max_tokens=CONTEXT - len("hi\n"), seed=request.sampling.seed
     )
-    assert (request.n, request.stream, request.stops, request.include_usage) == (
-        1,
-        False,
-        (),
-        False,
-    )
+    assert (request.n, request.candidates, request.stream, request.stops) == (1, 1, False, ())
+    assert (request.stream_options, request.logprobs) == (StreamOptions(), False)
     assert (request.endpoint, request.model) == (Endpoint.CHAT, "")
     assert request.eos_token_ids == (256,)
     assert request.prompt_tokens == 3
@@ -81,22 +78,23 @@ def test_every_setting_is_handed_on() -> None:
     request = chat(
         model="m", max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=-0.3, repetition_penalty=1.2, seed=7,
-        ignore_eos=True, stop_token_ids=[5], logprobs=True, n=3, stop=["a", "b"], stream=True,
-        stream_options={"include_usage": True},
+        ignore_eos=True, stop_token_ids=[5], logprobs=True, top_logprobs=4, n=3, stop=["a", "b"],
+        stream=True, stream_options={"include_usage": True},
     )  # fmt: skip
     assert request.sampling == Sampling(
         max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=-0.3, repetition_penalty=1.2, seed=7,
-        ignore_eos=True, stop_token_ids=(5,), logprobs=True,
+        ignore_eos=True, stop_token_ids=(5,), logprobs=True, top_logprobs=4,
     )  # fmt: skip
     assert (request.model, request.n, request.stops) == ("m", 3, ("a", "b"))
-    assert (request.stream, request.include_usage) == (True, True)
+    assert (request.stream, request.stream_options) == (True, StreamOptions(usage=True))
+    assert (request.logprobs, request.candidates) == (True, 3)
 
 
 def test_settings_that_are_null_count_as_left_out() -> None:
     names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
              "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids",
-             "logprobs", "n", "stream", "stream_options", "ignore_eos", "tools", "tool_choice",
+             "logprobs", "top_logprobs", "n", "stream", "stream_options", "ignore_eos", "tools", "tool_choice",
              "response_format", "max_completion_tokens")  # fmt: skip
     request = chat(**dict.fromkeys(names))
     assert request.sampling == Sampling(max_tokens=61, seed=request.sampling.seed)
@@ -280,14 +278,44 @@ def test_echo_gives_the_prompts_back() -> None:
     assert completion("a", echo=False).echo_texts == []
 
 
-def test_log_probabilities_are_those_of_the_chosen_token_alone() -> None:
-    assert completion(logprobs=0).sampling.logprobs
-    assert not completion().sampling.logprobs
-    refuse(
-        "cannot be joined with 'logprobs'", "echo", "unsupported_parameter", completion, logprobs=0,
-        echo=True,
-    )  # fmt: skip
-    assert chat(logprobs=True, top_logprobs=0).sampling.logprobs
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (False, 0, False)),
+        ({"logprobs": 0}, (True, 0, False)),
+        ({"logprobs": 5}, (True, 5, False)),
+        ({"echo": True}, (False, 0, False)),
+        ({"echo": True, "logprobs": 0}, (True, 0, True)),
+        ({"echo": True, "logprobs": 1, "max_tokens": 0}, (True, 1, True)),
+    ],
+)
+def test_log_probabilities_of_a_completion(fields: Any, expected: Any) -> None:
+    sampling = completion(**fields).sampling
+    assert (sampling.logprobs, sampling.top_logprobs, sampling.prompt_logprobs) == expected
+
+
+def test_likeliest_tokens_of_a_chat_go_with_its_log_probabilities() -> None:
+    assert chat(logprobs=True, top_logprobs=20).sampling.top_logprobs == 20
+    for fields in ({"top_logprobs": 2}, {"top_logprobs": 2, "logprobs": False}):
+        refuse("'logprobs': true", "top_logprobs", "invalid_value", chat, **fields)
+    assert not chat(top_logprobs=0).sampling.logprobs
+
+
+def test_only_an_echo_may_be_without_an_answer() -> None:
+    assert completion("ab", echo=True, max_tokens=0).sampling.max_tokens == 0
+    refuse("'echo': true", "max_tokens", "invalid_value", completion, max_tokens=0)
+    refuse("more than the 0", "min_tokens", "invalid_value", completion, max_tokens=0, echo=True,
+           min_tokens=1)  # fmt: skip
+
+
+def test_more_candidates_than_answers_are_judged_by_their_log_probabilities() -> None:
+    request = completion(n=2, best_of=5)
+    assert (request.n, request.candidates, request.logprobs) == (2, 5, False)
+    assert request.sampling.logprobs
+    assert not completion(n=2, best_of=2).sampling.logprobs
+    refuse("less than the 3", "best_of", "invalid_value", completion, n=3, best_of=2)
+    refuse("cannot be streamed", "best_of", "invalid_value", completion, best_of=2, stream=True)
+    assert completion(best_of=1, stream=True).candidates == 1
 
 
 @pytest.mark.parametrize(
@@ -309,7 +337,7 @@ def test_usage_of_a_stream_needs_a_stream() -> None:
         "'stream_options' may only be given with 'stream': true", "stream_options", "invalid_value",
         chat, stream_options={"include_usage": True},
     )  # fmt: skip
-    assert not chat(stream=True, stream_options={}).include_usage
+    assert chat(stream=True, stream_options={}).stream_options == StreamOptions()
 
 
 # messages

@@ -15,6 +15,8 @@ from thrifty.openai.errors import WireError
 
 DONE = b"data: [DONE]\n\n"
 _USAGE_KEY = b'"usage":'
+NO_USAGE = b',"usage":null'
+"""In every chunk but the last of a stream with token counts, as OpenAI and our engines write it."""
 
 
 class Usage(msgspec.Struct, gc=False):
@@ -74,7 +76,7 @@ def may_hold_usage(chunk: bytes) -> bool:
     """Whether `chunk` may hold token counts. Text in answers does not match, because JSON escapes
     quotes.
     """
-    return _USAGE_KEY in chunk
+    return _USAGE_KEY in chunk and chunk.count(_USAGE_KEY) > chunk.count(NO_USAGE)
 
 
 def parse_usage(data: bytes) -> tuple[Usage | None, bool]:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.stream_options import NAMES, is_stream_options
 
 
 class Endpoint(StrEnum):
@@ -99,11 +100,15 @@ def _is_stop(value: Any) -> bool:
     )
 
 
-def _is_stream_options(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) <= {"include_usage"}
-        and all(isinstance(item, bool) for item in value.values())
+def _is_bias(value: Any) -> bool:
+    """Whether it holds numbers from -100 to 100 by token ids, which are texts in JSON."""
+    return isinstance(value, dict) and all(
+        name.isascii()
+        and name.isdigit()
+        and isinstance(bias, int | float)
+        and not isinstance(bias, bool)
+        and -100 <= bias <= 100
+        for name, bias in value.items()
     )
 
 
@@ -141,8 +146,9 @@ _SAMPLING: dict[str, Field] = {
     "stop": _STOP,
     "stop_token_ids": _STOP_TOKENS,
     "n": _integer(1, 128, 1),
-    "logit_bias": _object({}),
+    "logit_bias": Field("an object of numbers from -100 to 100 by token id", _is_bias, ({},)),
     "user": _string(),
+    "safety_identifier": _string(),
     "priority": _integer(0, 1000, 0),
 }
 _TEMPLATE: dict[str, Field] = {
@@ -152,7 +158,9 @@ _TEMPLATE: dict[str, Field] = {
 }
 _STREAMING: dict[str, Field] = {
     "stream": _boolean(),
-    "stream_options": Field("an object with include_usage (true or false)", _is_stream_options),
+    "stream_options": Field(
+        f"an object with {', '.join(sorted(NAMES))} (true or false)", is_stream_options
+    ),
 }
 
 CHAT_FIELDS: dict[str, Field] = {
@@ -179,13 +187,15 @@ CHAT_FIELDS: dict[str, Field] = {
     "audio": _object(),
     "metadata": _object({}),
     "modalities": _array(["text"]),
+    "moderation": _object(),
     "prediction": _object(),
     "prompt_cache_key": _string(),
+    "prompt_cache_options": _object({}, {"mode": "implicit"}),
+    "prompt_cache_retention": _string("in_memory"),
     "reasoning_effort": _string(),
-    "safety_identifier": _string(),
     "service_tier": _string("auto", "default"),
     "store": _boolean(False),
-    "verbosity": _string(),
+    "verbosity": _string("medium"),
     "web_search_options": _object(),
 }
 COMPLETION_FIELDS: dict[str, Field] = {
@@ -193,7 +203,7 @@ COMPLETION_FIELDS: dict[str, Field] = {
     "prompt": _TEXT_INPUT,
     **_SAMPLING,
     **_STREAMING,
-    "max_tokens": _integer(1, _MAX_INT),
+    "max_tokens": _integer(0, _MAX_INT),
     "logprobs": _integer(0, 5),
     "echo": _boolean(False),
     "truncate_prompt_tokens": _TRUNCATION,
@@ -207,6 +217,7 @@ EMBEDDING_FIELDS: dict[str, Field] = {
     "dimensions": _integer(1, 1_000_000),
     "truncate_prompt_tokens": _TRUNCATION,
     "user": _string(),
+    "safety_identifier": _string(),
 }
 TOKENIZE_FIELDS: dict[str, Field] = {
     "model": _string(),
@@ -229,9 +240,10 @@ REQUIRED: dict[Endpoint, str] = {
     Endpoint.COMPLETIONS: "prompt",
     Endpoint.EMBEDDINGS: "input",
 }
-ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user"})
+ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user", "safety_identifier"})
 
 _INSTEAD = {
+    "logit_bias": "remove it, or use 'engine: remote' with a server that can, such as vLLM",
     "functions": "use 'tools' instead",
     "function_call": "use 'tool_choice' instead",
 }
@@ -323,6 +335,12 @@ def check_fields(
     """Run `check_values` and `check_honoured`."""
     check_values(body, endpoint)
     check_honoured(body, endpoint, honoured, engine)
+
+
+def read_user(body: Mapping[str, Any]) -> Any:
+    """The end user that a request names, in `user` or in the field that replaced it."""
+    user = body.get("user")
+    return body.get("safety_identifier") if user is None else user
 
 
 def missing_parameter(name: str) -> WireError:

@@ -185,7 +185,9 @@ class IncrementalText:
     that may be the start of a stop string.
     """
 
-    __slots__ = ("_decoder", "_held", "_hidden_tags", "_pending", "_stops", "_tokenizer", "stopped")
+    __slots__ = (
+        "_decoder", "_held", "_hidden_tags", "_pending", "_stops", "_tokenizer", "length", "stopped",
+    )  # fmt: skip
 
     def __init__(self, tokenizer: TextTokenizer, stops: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer.tokenizer
@@ -194,6 +196,8 @@ class IncrementalText:
         self._stops = stops
         self._held = ""
         self._pending: list[int] = []
+        self.length = 0
+        """How many characters the tokens so far amount to, with those that are held back."""
         self.stopped = False
 
     def feed(self, token_id: int, *, check_stops: bool = True) -> str:
@@ -210,6 +214,7 @@ class IncrementalText:
             self._pending.append(token_id)
             return ""
         self._pending.clear()
+        self.length += len(piece)
         if not self._stops:
             return str(piece)
         before = len(self._held)

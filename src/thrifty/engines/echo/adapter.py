@@ -29,15 +29,15 @@ from thrifty.spec import Spec
 from thrifty.spec.section import Count, Duration, Section
 from thrifty.types import Family, OnProgress
 
-_REFUSED = {"logit_bias", "priority", "response_format", "best_of", "suffix", "functions", "function_call",
+_REFUSED = {"logit_bias", "priority", "response_format", "suffix", "functions", "function_call",
             "audio", "metadata", "modalities", "prediction", "prompt_cache_key",
-            "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
+            "reasoning_effort", "service_tier", "store", "verbosity",
             "web_search_options", "tools", "tool_choice"}  # fmt: skip
 
 
 _HONOURS = frozenset(
     (set(CHAT_FIELDS) - _REFUSED)
-    | {"prompt", "echo", "input", "encoding_format", "dimensions", "add_special_tokens",
+    | {"prompt", "echo", "best_of", "input", "encoding_format", "dimensions", "add_special_tokens",
        "add_generation_prompt", "return_token_strs"}
 )  # fmt: skip
 

@@ -54,13 +54,13 @@ from thrifty.units import format_bytes
 
 HONOURS = frozenset(
     {
-        "add_generation_prompt", "add_special_tokens", "chat_template_kwargs",
+        "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
         "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
         "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
         "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
         "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
-        "stop", "stop_token_ids", "temperature", "tool_choice", "tools", "top_k", "top_logprobs",
-        "top_p", "truncate_prompt_tokens",
+        "stop", "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k",
+        "top_logprobs", "top_p", "truncate_prompt_tokens",
     }
 )  # fmt: skip
 
@@ -237,6 +237,7 @@ class OpenVinoEngine:
             values=dict(served.options),
             kv_blocks=_count_kv_blocks(served.family, options, note, memory_share),
             eos_token_ids=tuple(note.get("eos_token_ids", ())),
+            smaller_sizes=tuple(note.get("smaller_sizes", ())),
             needs_exact_sums=bool(SCHEMES.get(weights, SCHEMES["none"]).needs_one_of),
         )
         text = json.dumps(

@@ -31,6 +31,7 @@ from thrifty.artifacts.checkpoint import (
     load_decoder,
     load_encoder,
 )
+from thrifty.artifacts.embedding_sizes import read_smaller_sizes
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
@@ -152,6 +153,7 @@ def _write_encoder(
         target, artifact, scheme, checkpoint.shape.context_length,
         {
             "embedding_size": checkpoint.shape.hidden_size,
+            "smaller_sizes": read_smaller_sizes(source, checkpoint.shape.hidden_size),
             "activation_group": choose_activation_group(model),
         },
     )  # fmt: skip

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
-import base64
 import functools
 import logging
 import time
@@ -16,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from thrifty.engines.server.backend import Backend, ModelFacts
+from thrifty.engines.server.embeddings import check_dimensions, describe_embeddings
 from thrifty.engines.server.generation import Generation
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.engines.server.prompt import build_prompt
@@ -197,13 +196,7 @@ class ModelServer:
                 "invalid_value",
             )
         dimensions = body.get("dimensions")
-        if dimensions is not None and dimensions != facts.embedding_size:
-            raise bad_request(
-                f"this model's embeddings have {facts.embedding_size} dimensions and cannot be cut "
-                f"to {dimensions}",
-                "dimensions",
-                "unsupported_parameter",
-            )
+        check_dimensions(dimensions, facts)
         keep = parse_truncation(body, facts, 0)
         encoded = [
             encode_input(i, self._tokenizer, "input", facts, keep, keep_end=False) for i in inputs
@@ -215,7 +208,8 @@ class ModelServer:
         return _EmbeddingRequest(
             encoded,
             model=str(body.get("model", self.name)),
-            as_floats=body.get("encoding_format", "float") != "base64",
+            dimensions=dimensions,
+            encoding=body.get("encoding_format") or "float",
         )
 
     async def _embed(self, exchange: Exchange, request: _EmbeddingRequest) -> None:
@@ -254,32 +248,20 @@ class _EmbeddingRequest:
 
     inputs: list[list[int]]
     model: str
-    as_floats: bool
+    dimensions: int | None
+    encoding: str
 
 
 def _write_embeddings(request: _EmbeddingRequest, vectors: list[bytes]) -> bytes:
     """The answer with these vectors (float32). Each is encoded by itself, because the encoder keeps
     the interpreter lock.
     """
-    data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": msgspec.Raw(
-                _encode(
-                    array.array("f", vector).tolist()
-                    if request.as_floats
-                    else base64.b64encode(vector).decode()
-                )
-            ),
-        }
-        for index, vector in enumerate(vectors)
-    ]
+    data = describe_embeddings(vectors, request.dimensions, request.encoding)
     tokens = sum(map(len, request.inputs))
     return _encode(
         {
             "object": "list",
-            "data": data,
+            "data": [msgspec.Raw(_encode(each)) for each in data],
             "model": request.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
+from thrifty.engines.server.infill import infill_prompts
 from thrifty.engines.server.prompt import build_prompt, check_text
 from thrifty.engines.server.tools import ToolPlan, build_grammar, parse_tools
-from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.errors import bad_request
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_options import StreamOptions, parse_stream_options
 from thrifty.text.tokenizer import TextTokenizer
 
 COMPLETION_DEFAULT_TOKENS = 16
@@ -23,7 +25,9 @@ MAX_CHOICES = 2048
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request, ready for the backend: `n` choices for each prompt."""
+    """One request, ready for the backend: `candidates` answers for each prompt, of which the best
+    `n` are told.
+    """
 
     endpoint: Endpoint
     model: str
@@ -32,7 +36,11 @@ class GenerationRequest:
     sampling: Sampling
     stops: tuple[str, ...] = ()
     stream: bool = False
-    include_usage: bool = False
+    stream_options: StreamOptions = field(default_factory=StreamOptions)
+    candidates: int = 1
+    """At least `n`."""
+    logprobs: bool = False
+    """Whether the client wants log-probabilities; how many, the sampling says."""
     tools: ToolPlan = field(default_factory=ToolPlan)
     eos_token_ids: tuple[int, ...] = ()
     priority: int = 0
@@ -49,6 +57,14 @@ class GenerationRequest:
         """Tokens in all prompts."""
         return sum(len(prompt) for prompt in self.prompts)
 
+    def prompt_of(self, candidate: int) -> list[int]:
+        """The prompt that a candidate answers."""
+        return self.prompts[candidate // self.candidates]
+
+    def echo_of(self, candidate: int) -> str:
+        """What begins a candidate's text: its prompt's, if that was asked for."""
+        return self.echo_texts[candidate // self.candidates] if self.echo_texts else ""
+
 
 def parse_chat(
     body: dict[str, Any], tokenizer: TextTokenizer, facts: ModelFacts
@@ -57,6 +73,13 @@ def parse_chat(
     plan = parse_tools(body)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     keep = parse_truncation(body, facts, limit or 1)
+    logprobs, top = bool(body.get("logprobs")), body.get("top_logprobs") or 0
+    if top and not logprobs:
+        raise bad_request(
+            "'top_logprobs' may only be given with 'logprobs': true.",
+            "top_logprobs",
+            "invalid_value",
+        )
     prompt = build_prompt(body, tokenizer, plan, facts=facts, keep=keep)
     grammar = _parse_response_format(body.get("response_format"))
     if plan.active:
@@ -70,20 +93,23 @@ def parse_chat(
         grammar = build_grammar(plan)
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     sampling = _parse_sampling(
-        body, [prompt.ids], facts, limit, param="messages", logprobs=bool(body.get("logprobs")),
+        body, [prompt.ids], facts, limit, param="messages", logprobs=logprobs, top_logprobs=top,
         grammar=grammar,
     )  # fmt: skip
+    n = body.get("n") or 1
     return GenerationRequest(
         endpoint=Endpoint.CHAT,
         model=str(body.get("model", "")),
         prompts=[prompt.ids],
-        n=body.get("n") or 1,
+        n=n,
+        candidates=n,
         sampling=sampling,
+        logprobs=logprobs,
         separates_reasoning=_separates_reasoning(body, grammar),
         within_reasoning=prompt.within_reasoning,
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
-        include_usage=_wants_usage(body),
+        stream_options=parse_stream_options(body),
         eos_token_ids=facts.eos_token_ids,
         tools=plan,
         priority=body.get("priority") or 0,
@@ -94,46 +120,76 @@ def parse_completion(
     body: dict[str, Any], tokenizer: TextTokenizer, facts: ModelFacts
 ) -> GenerationRequest:
     """The request in the body of `/v1/completions`. Raises a 400 that names the fault."""
-    inputs = split_inputs(body["prompt"])
-    if len(inputs) * (body.get("n") or 1) > MAX_CHOICES:
+    echo, suffix = bool(body.get("echo")), body.get("suffix")
+    n, candidates = _parse_counts(body)
+    limit = body.get("max_tokens")
+    if limit == 0 and not echo:
         raise bad_request(
-            f"'prompt' has {len(inputs)} texts and 'n' is {body.get('n') or 1}; at most {MAX_CHOICES} "
+            "'max_tokens' may only be 0 with 'echo': true.", "max_tokens", "invalid_value"
+        )
+    inputs = split_inputs(body["prompt"])
+    if len(inputs) * candidates > MAX_CHOICES:
+        raise bad_request(
+            f"'prompt' has {len(inputs)} texts with {candidates} answers each; at most {MAX_CHOICES} "
             "answers may come at once.",
             "prompt",
             "invalid_value",
         )
-    wanted = body.get("max_tokens")
-    keep = parse_truncation(body, facts, wanted or 1)
+    keep = parse_truncation(body, facts, 1 if limit is None else limit)
     prompts = [
         encode_input(item, tokenizer, "prompt", facts, keep, keep_end=True) for item in inputs
     ]
+    ends: tuple[int, ...] = ()
+    if suffix:
+        if echo:
+            raise bad_request(
+                "'suffix' and 'echo' cannot be given together.", "suffix", "invalid_value"
+            )
+        prompts, ends = infill_prompts(prompts, suffix, tokenizer)
     prompts = [prompt or list(facts.eos_token_ids[:1]) for prompt in prompts]
     logprobs = body.get("logprobs")
-    echo = bool(body.get("echo"))
-    if echo and logprobs is not None:
-        raise _unsupported("echo", "it cannot be joined with 'logprobs'")
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     return GenerationRequest(
         endpoint=Endpoint.COMPLETIONS,
         model=str(body.get("model", "")),
         prompts=prompts,
-        n=body.get("n") or 1,
+        n=n,
+        candidates=candidates,
         sampling=_parse_sampling(
-            body,
-            prompts,
-            facts,
-            wanted,
-            param="prompt",
-            logprobs=logprobs is not None,
+            body, prompts, facts, limit, param="prompt",
+            logprobs=logprobs is not None or candidates > n, top_logprobs=logprobs or 0,
+            prompt_logprobs=echo and logprobs is not None, more_stops=ends,
             usual=COMPLETION_DEFAULT_TOKENS,
         ),
+        logprobs=logprobs is not None,
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
-        include_usage=_wants_usage(body),
+        stream_options=parse_stream_options(body),
         eos_token_ids=facts.eos_token_ids,
         priority=body.get("priority") or 0,
         echo_texts=[tokenizer.decode(prompt) for prompt in prompts] if echo else [],
-    )
+    )  # fmt: skip
+
+
+def _parse_counts(body: dict[str, Any]) -> tuple[int, int]:
+    """How many answers to each prompt are told, and how many are generated."""
+    n = body.get("n") or 1
+    best_of = body.get("best_of")
+    if best_of is None:
+        return n, n
+    if best_of < n:
+        raise bad_request(
+            f"'best_of' is {best_of}, less than the {n} answers that 'n' asks for.",
+            "best_of",
+            "invalid_value",
+        )
+    if best_of > n and body.get("stream"):
+        raise bad_request(
+            "'best_of' cannot be streamed: which answers are best is known when all have ended.",
+            "best_of",
+            "invalid_value",
+        )
+    return n, best_of
 
 
 def split_inputs(value: Any) -> list[str | list[int]]:
@@ -232,6 +288,9 @@ def _parse_sampling(
     *,
     param: str,
     logprobs: bool,
+    top_logprobs: int = 0,
+    prompt_logprobs: bool = False,
+    more_stops: tuple[int, ...] = (),
     grammar: Grammar | None = None,
     usual: int | None = None,
 ) -> Sampling:
@@ -269,8 +328,10 @@ def _parse_sampling(
         repetition_penalty=_or(body.get("repetition_penalty"), 1.0),
         seed=secrets.randbits(31) if seed is None else seed % 2**31,
         ignore_eos=bool(body.get("ignore_eos")),
-        stop_token_ids=tuple(body.get("stop_token_ids") or ()),
+        stop_token_ids=(*(body.get("stop_token_ids") or ()), *more_stops),
         logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )
 
@@ -284,17 +345,6 @@ def _parse_stops(body: dict[str, Any]) -> tuple[str, ...]:
     if stop is None:
         return ()
     return tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text)
-
-
-def _wants_usage(body: dict[str, Any]) -> bool:
-    options = body.get("stream_options")
-    if options is not None and not body.get("stream"):
-        raise bad_request(
-            "'stream_options' may only be given with 'stream': true.",
-            "stream_options",
-            "invalid_value",
-        )
-    return bool((options or {}).get("include_usage"))
 
 
 def _parse_response_format(value: dict[str, Any] | None) -> Grammar | None:
@@ -319,12 +369,4 @@ def _parse_response_format(value: dict[str, Any] | None) -> Grammar | None:
         f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}.",
         "response_format",
         "invalid_value",
-    )
-
-
-def _unsupported(param: str, why: str) -> WireError:
-    return bad_request(
-        f"The engine behind this model cannot honour '{param}' as given: {why}.",
-        param,
-        "unsupported_parameter",
     )

@@ -23,6 +23,7 @@ from thrifty.openai.fields import (
     missing_parameter,
     show_value,
 )
+from thrifty.openai.stream_options import read_stream_options
 from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
@@ -41,12 +42,8 @@ def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
     body = decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
     check_values(body, call.endpoint)
-    options = body.get("stream_options")
-    return ParsedRequest(
-        body,
-        stream=body.get("stream") is True,
-        include_usage=bool(options and options.get("include_usage")),
-    )
+    options = read_stream_options(body.get("stream_options"))
+    return ParsedRequest(body, stream=body.get("stream") is True, stream_options=options)
 
 
 def find_target(

@@ -70,6 +70,9 @@ class Answerer:
             check_version(call, call.admitted, call.placed)
         if key is None:
             return self._forward(call)
+        if not call.admitted.stream_options.shareable:
+            call.cache.result = BYPASS
+            return self._forward(call)
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
@@ -115,7 +118,7 @@ class Answerer:
         if call.rate_headers is not None:
             lines += encode_lines(call.rate_headers)
         if parsed.stream:
-            stream = entry.as_stream(parsed.include_usage, response_id)
+            stream = entry.as_stream(parsed.stream_options, response_id)
             call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
         else:
             call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body(response_id))
@@ -210,7 +213,9 @@ class Answerer:
         call.exchange.on_disconnect = hang_up
         number = None
         if parsed.stream and flight.stream:
-            number = flight.listen(_make_listener(call, flight), wants_usage=parsed.include_usage)
+            number = flight.listen(
+                _make_listener(call, flight), wants_usage=parsed.stream_options.usage
+            )
         try:
             left_s = parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None
             await asyncio.wait(

@@ -10,7 +10,9 @@ import msgspec
 
 from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
-IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model", "priority"}
+IRRELEVANT = GATEWAY_FIELDS | {
+    "stream", "stream_options", "user", "safety_identifier", "model", "priority",
+}  # fmt: skip
 """Fields that change how or when an answer is sent, but not its content. The key covers the model
 by its deployment, version and revision."""
 KEY_BYTES = 20

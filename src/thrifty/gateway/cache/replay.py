@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from thrifty.openai.events import encode_event
+from thrifty.openai.stream_options import StreamOptions
 
 ID_MARK = b"\x00id\x00"
 """Stands for an answer's id; these bytes never occur in JSON."""
@@ -27,8 +28,8 @@ class _HasId(msgspec.Struct):
     id: str = ""
 
 
-def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    """An answer's chunks with `ID_MARK` in place of its id, and the chunk with its usage."""
+def make_chunks(answer: dict[str, Any], options: StreamOptions) -> list[bytes]:
+    """An answer's chunks with `ID_MARK` in place of its id."""
     chat = answer.get("object") == "chat.completion"
     base = {
         "id": "MARK",
@@ -36,13 +37,19 @@ def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
         "created": answer.get("created", 0),
         "model": answer.get("model", ""),
     }
+    usage = answer.get("usage")
+    counts: dict[str, Any] = {}
+    if options.continuous and usage:
+        counts = {"usage": usage}
+    elif options.usage:
+        counts = {"usage": None}
 
     def chunk(**fields: Any) -> bytes:
         return encode_event({**base, **fields}).replace(b'"id":"MARK"', b'"id":"%b"' % ID_MARK, 1)
 
     def choice_chunk(choice: dict[str, Any], **fields: Any) -> bytes:
         entry = {"index": choice["index"], "logprobs": None, "finish_reason": None, **fields}
-        return chunk(choices=[entry])
+        return chunk(choices=[entry], **counts)
 
     chunks = []
     for choice in answer.get("choices") or ():
@@ -63,5 +70,6 @@ def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
         for index, call in enumerate(message.get("tool_calls") or ()):
             chunks.append(choice_chunk(choice, delta={"tool_calls": [{"index": index, **call}]}))
         chunks.append(choice_chunk(choice, delta={}, finish_reason=reason))
-    usage = [chunk(choices=[], usage=answer["usage"])] if answer.get("usage") else []
-    return chunks, usage
+    if options.usage and usage:
+        chunks.append(chunk(choices=[], usage=usage))
+    return chunks

@@ -1,8 +1,8 @@
 """Relays a stream from a replica to a client.
 
-Token bytes pass through: a chunk that ends with an event is written unchanged. Only chunks that may
-hold token counts are parsed, and a chunk with nothing else is withheld from clients that did not
-request it.
+Token bytes pass through: a chunk that ends with an event is written as it is. Only chunks that may
+hold token counts are parsed. Clients that did not request counts get neither the chunk that has
+nothing else nor the null that stands for them in all others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.openai.errors import SERVER, WireError
 from thrifty.openai.events import (
     DONE,
+    NO_USAGE,
     encode_error_event,
     may_hold_usage,
     parse_usage,
@@ -36,6 +37,7 @@ class Relay:
         "_rest",
         "_rewriter",
         "_tail",
+        "_wants_usage",
         "paused",
     )
 
@@ -48,6 +50,7 @@ class Relay:
         self._captured: list[bytes] | None = [] if capture else None
         self._rest = b""
         self._tail = b""
+        self._wants_usage = call.admitted.stream_options.usage
         takes_id = call.placed.version.settings.accepts_response_id
         self._rewriter = None if takes_id else IdRewriter(call.body_id)
         self.paused = False
@@ -126,14 +129,14 @@ class Relay:
 
     def _emit(self, data: bytes) -> None:
         self._tail = data
-        self._call.exchange.write(data)
+        self._call.exchange.write(data if self._wants_usage else data.replace(NO_USAGE, b""))
         if self._captured is not None:
             self._captured.append(data)
         if self._flight is not None:
             self._flight.publish(data)
 
     def _emit_usage(self, event: bytes) -> None:
-        if self._call.admitted.include_usage:
+        if self._wants_usage:
             self._call.exchange.write(event)
         if self._captured is not None:
             self._captured.append(event)

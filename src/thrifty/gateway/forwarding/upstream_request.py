@@ -21,9 +21,10 @@ def prepare_body(call: Call, version: Version) -> bytes:
     """The bytes to send for a call, whose own body is not changed."""
     changes: dict[str, Any] = {}
     parsed, settings = call.admitted, version.settings
-    if parsed.stream and not parsed.include_usage:
+    if parsed.stream and not parsed.stream_options.usage:
         # Token counts are always requested; the relay withholds them from clients that did not.
-        changes["stream_options"] = {"include_usage": True}
+        given = parsed.body.get("stream_options") or {}
+        changes["stream_options"] = {**given, "include_usage": True}
     upstream_model = settings.upstream_model or version.deployment
     if parsed.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
