@@ -316,6 +316,15 @@ def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
     )  # fmt: skip
 
 
+def look_at_service(home: Home) -> DesiredService | None:
+    """The service's desired state, without changing a byte of the home; None where there is none."""
+    note = read_controller_note(home)
+    alive = note is not None and note.alive
+    in_use = alive or bool(find_ours(home.root))
+    with look_at_database(find_database_url(home), in_use=in_use) as database:
+        return None if database is None else read_desired(database).service
+
+
 # Rollback and history
 
 
