@@ -42,7 +42,9 @@ class RemoteOptions(Section):
         None, description="What the servers call the model. Default: the spec's `model`."
     )
     key_env: str | None = Field(
-        None, description="The environment variable that holds the servers' API key."
+        None,
+        description="The environment variable that holds the servers' API key, where the service was "
+        "started.",
     )
     salt_field: str | None = Field(
         None,
@@ -147,11 +149,17 @@ class RemoteEngine:
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it lists its models, or at least answers."""
-        client = HttpClient()
         headers = b""
         key_env = served.upstream.key_env
         if key_env:
-            headers = f"authorization: Bearer {os.environ.get(key_env, '')}\r\n".encode()
+            key = os.environ.get(key_env)
+            if not key:
+                return (
+                    f"the environment variable {key_env} is not set where the service runs; "
+                    "restart it with the variable: thrifty down, then thrifty up SPEC"
+                )
+            headers = f"authorization: Bearer {key}\r\n".encode()
+        client = HttpClient()
         try:
             status, _ = await client.fetch(
                 f"{url}/v1/models", headers=headers, timeout_s=PROBE_TIMEOUT_S

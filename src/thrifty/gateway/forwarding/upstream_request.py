@@ -44,13 +44,14 @@ def prepare_body(call: Call, version: Version) -> bytes:
     return _encode({**parsed.body, **changes})
 
 
-def make_headers(version: Version) -> bytes:
-    """Header lines of every request to a version; the client's key is not among them."""
-    lines = b"content-type: application/json\r\n"
-    key = os.environ.get(version.settings.key_env or "")
-    if key:
-        lines += b"authorization: Bearer %b\r\n" % key.encode()
-    return lines
+def make_headers(key_env: str | None) -> bytes:
+    """Header lines of every request to a version, whose key is in the environment variable `key_env`;
+    the client's key is not among them.
+    """
+    key = os.environ.get(key_env) if key_env is not None else None
+    if not key:
+        return b"content-type: application/json\r\n"
+    return b"content-type: application/json\r\nauthorization: Bearer %b\r\n" % key.encode()
 
 
 def _make_salt(tenant: str, given: Any) -> str:
