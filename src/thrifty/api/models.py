@@ -96,7 +96,7 @@ class TrafficChange(Request):
 
     weights: Annotated[dict[Label, Weight], Field(min_length=1, max_length=MAX_WEIGHTS)] = Field(
         description="Relative weights by version. Versions that are not named keep theirs; not all "
-        "may become 0."
+        "may become 0. Weights that are so already are not recorded as a change."
     )
     why: Why
 
@@ -110,8 +110,13 @@ class Traffic(Answer):
 
 
 class RollbackRequest(Request):
-    """Why a deployment is rolled back."""
+    """Why a deployment is rolled back, and what may come of it."""
 
+    remove: bool = Field(
+        False,
+        description="Go back even where the deployment was not served before, which removes it. "
+        "Otherwise that is a 409.",
+    )
     why: Why
 
 

@@ -25,6 +25,8 @@ def run_traffic(deployment: str, weights: list[str], *, why: str | None, as_json
         print_json(report)
     else:
         _show(report)
+        if wanted and not report["changed"]:
+            print_line("The weights were so already: nothing changed, and nothing was recorded.")
     if wanted and not is_running(home):
         err.print("No service runs here; 'thrifty up' starts it with these weights.")
 
