@@ -100,7 +100,7 @@ def run_apply(target: str, *, reset: bool, wait: bool, why: str | None, as_json:
     else:
         print_line("Applied. How far it is: thrifty status")
     if missing:
-        err.print(f"To serve it again: thrifty apply {target} --reset")
+        tell(f"To serve it again: thrifty apply {target} --reset")
         sys.exit(1)
 
 

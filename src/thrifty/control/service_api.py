@@ -104,10 +104,9 @@ def set_traffic(
     database: Database, deployment: str, weights: Mapping[str, float], actor: Actor
 ) -> dict[str, Any]:
     """Set the weights of versions; those that are not named keep theirs. Gateways take them up within
-    half a second. Returns what `read_traffic` does, and whether anything has `changed`: weights that
-    are so already are not recorded. Raises `ControlError`.
+    half a second. Weights that are so already are not recorded. Returns what `read_traffic` does.
+    Raises `ControlError`.
     """
-    changed = False
 
     for label, weight in weights.items():
         if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
@@ -116,7 +115,6 @@ def set_traffic(
             )
 
     def decide(state: Desired) -> list[DesiredChange]:
-        nonlocal changed
         there = _find(state, deployment)
         labels = [version.label for version in there.versions]
         for label in weights:
@@ -133,11 +131,10 @@ def set_traffic(
                 f"all weights of {deployment!r} would be 0, so that no version would answer; give "
                 f"one of them more (thrifty traffic {deployment} {labels[0]}=1)"
             )
-        changed = versions != there.versions
         return [DesiredChange(deployment, replace(there, versions=versions))]
 
     change_desired(database, decide, kind="traffic", who=actor.who, why=actor.why)
-    return {**read_traffic(database, deployment), "changed": changed}
+    return read_traffic(database, deployment)
 
 
 def _describe_traffic(state: DesiredDeployment) -> dict[str, Any]:
