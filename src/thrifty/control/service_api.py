@@ -107,7 +107,6 @@ def set_traffic(
     half a second. Weights that are so already are not recorded. Returns what `read_traffic` does.
     Raises `ControlError`.
     """
-
     for label, weight in weights.items():
         if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
             raise ControlError(
