@@ -84,8 +84,8 @@ class HomeServices:
         return _to_traffic(set_traffic(self._database, deployment, weights, _actor(who, why)))
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
-        """Restore the previous desired state. Raises a 404, or a 409 if there is none or if it would
-        remove the deployment without `remove`.
+        """Restore the previous desired state. Raises a 404, or a 409 if there is none, or if it
+        would remove the deployment without `remove`.
         """
         history = read_history(self._database, deployment, 2)
         if not history:
