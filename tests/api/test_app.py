@@ -170,6 +170,9 @@ async def test_mistakes_are_named(body: Any, param: str | None, code: str) -> No
         error = error_of(answer)
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
         assert error["code"] == code or body is None
+        assert "Extra inputs" not in error["message"]
+        if code == "unknown_parameter":
+            assert error["message"] == ("'wy' is not a known key; known here: 'weights', 'why'.")
         assert not services.changes
 
 

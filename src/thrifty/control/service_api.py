@@ -150,6 +150,7 @@ def _describe_traffic(state: DesiredDeployment) -> dict[str, Any]:
             }
             for version in state.versions
         ],
+        "weights": _list_weights(state),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ NOT_FOUND = "not_found_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 OVERLOADED = "overloaded_error"
+MAX_NAMES = 50
+"""At most so many names stand in one message."""
 
 
 class WireError(ThriftyError):
@@ -65,6 +68,14 @@ class WireError(ThriftyError):
         if self.retry_after_s is None:
             return list(self._headers)
         return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s))), *self._headers]
+
+
+def list_names(names: Iterable[str]) -> str:
+    """The names that there are, for a message about one that there is not."""
+    found = [f"'{name[:100]}'" for name in names]
+    more = len(found) - MAX_NAMES
+    shown = ", ".join(found[:MAX_NAMES]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> WireError:
