@@ -231,9 +231,8 @@ def _explain_validation(error: RequestValidationError, model: type[BaseModel] | 
         what = f"'{where}'" if where else "the body, as JSON"
         return bad_request(f"Missing: {what}.", where, "missing_required_parameter")
     if first["type"] == "extra_forbidden":
-        *parents, name = (str(part) for part in first["loc"][1:])
-        for parent in parents:
-            field = model.model_fields.get(parent) if model is not None else None
+        for parent in first["loc"][1:-1]:
+            field = model.model_fields.get(str(parent)) if model is not None else None
             model = _as_model(field.annotation) if field is not None else None
         known = list(model.model_fields) if model is not None else []
         hint = f"; known here: {list_names(known)}" if known else ""
