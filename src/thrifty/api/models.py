@@ -122,7 +122,7 @@ class Traffic(Answer):
     deployment: str
     versions: list[VersionTraffic] = []
     weights: dict[str, float] = Field(description="The weights alone, by label.")
-    owner: str = Field("spec", description="Who holds the weights: `spec`, `traffic` or a release.")
+    owner: str = Field("spec", description="Who set the weights: `spec`, `traffic` or `rollback`.")
 
 
 class RollbackRequest(Request):
@@ -171,9 +171,7 @@ class ApplyRequest(Request):
     """A spec to apply."""
 
     spec: dict[str, Any] = Field(description="The spec, as a mapping.")
-    reset: bool = Field(
-        False, description="Also take back what an operator or a release has set since."
-    )
+    reset: bool = Field(False, description="Also take back what operators have set since.")
     why: Why
 
 
@@ -181,9 +179,7 @@ class Applied(Answer):
     """What was done, or begun."""
 
     plan: Plan
-    held: list[str] = Field(
-        default=[], description="What stays because an operator or a release has set it."
-    )
+    held: list[str] = Field(default=[], description="What stays because an operator has set it.")
 
 
 class KeyLimitsModel(Request):
