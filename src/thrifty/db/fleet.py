@@ -54,6 +54,8 @@ class VersionSettings:
     """The request field that separates tenants in the engine's prefix cache, if there is one."""
     priority_field: str | None = None
     """The request field for priorities, by which batch lines may wait, if there is one."""
+    takes_stream_options: bool = True
+    """Whether the gateway may ask for the token counts of every stream."""
     load_path: str | None = "/load"
     """The path at which replicas report their load; None if they do not."""
     accepts_response_id: bool = False
@@ -62,6 +64,8 @@ class VersionSettings:
     """Concurrent requests per replica; None means unlimited."""
     batch_slots: int = 32
     """Concurrent requests that a replica can process, as a limit for batches."""
+    context_length: int | None = None
+    """The longest prompt and answer together, in tokens; None if only the server knows."""
     price_input: float = 0.0
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0

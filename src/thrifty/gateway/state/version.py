@@ -67,6 +67,15 @@ class Version:
         self.label, self.revision, self.settings = row.label, row.revision, row.settings
         self.identity = f"{self.deployment}/{row.label}/{row.revision}"
 
+    @property
+    def context_length(self) -> int | None:
+        """The longest prompt and answer together, in tokens, that each replica can hold; None if
+        only the external server knows.
+        """
+        facts = [replica.load.get("facts") or {} for replica in self.ready]
+        known = [self.settings.context_length, *(fact.get("context_length") for fact in facts)]
+        return min((int(length) for length in known if length), default=None)
+
     def candidates(self, excluded: set[str]) -> list[Replica]:
         """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
         without a free slot if there are others.
