@@ -32,11 +32,12 @@ from pydantic.fields import FieldInfo
 from thrifty.batches.settings import BatchSettings
 from thrifty.cli.app import app
 from thrifty.db import open_database
+from thrifty.engines.base import Traits
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
-from thrifty.openai.fields import ALWAYS_HONOURED, FIELDS, GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -212,17 +213,21 @@ def make_field_page() -> str:
         parts.append(f"## `{endpoint.value}`\n")
         rows = []
         for name, field in fields.items():
-            marks = []
-            for kind in kinds:
-                honours = find_engine(kind).traits.honours or frozenset()
-                yes = name in honours or name in ALWAYS_HONOURED | GATEWAY_FIELDS
-                if endpoint is Endpoint.EMBEDDINGS and kind == "echo":
-                    yes = False
-                marks.append("yes" if yes else "")
+            marks = [describe_support(find_engine(k).traits, endpoint, name) for k in kinds]
             neutral = ", ".join(f"`{json.dumps(value)}`" for value in field.neutral)
             rows.append((f"`{name}`", field.rule, neutral, *marks))
         parts.append(table(("field", "must be", "without effect", *kinds), rows))
     return "\n".join(parts)
+
+
+def describe_support(traits: Traits, endpoint: Endpoint, name: str) -> str:
+    """What an engine makes of a field: nothing, everything, or certain values."""
+    if endpoint not in traits.endpoints:
+        return ""
+    if not is_honoured(name, endpoint, (traits.honours or frozenset()) | GATEWAY_FIELDS):
+        return ""
+    narrowed = traits.narrowed.get((endpoint, name))
+    return "yes" if narrowed is None else f"only {narrowed.rule}"
 
 
 def make_route_table(routes: Iterable[Route[Any]]) -> str:

@@ -34,7 +34,7 @@ def relative(path: Path) -> str:
 
 
 def test_there_is_a_plausible_number_of_modules() -> None:
-    assert 100 < len(MODULES) < 400
+    assert 100 < len(MODULES) < 500
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
@@ -91,6 +91,12 @@ def test_the_online_plane_loads_nothing_heavy(module: str) -> None:
 
 def test_importing_thrifty_costs_nothing() -> None:
     assert not imports_of("thrifty") & {"numpy", "pydantic", "sqlalchemy", "msgspec", "typer"}
+
+
+def test_showing_the_status_loads_neither_models_nor_specs() -> None:
+    """Nine tenths of `thrifty status` are imports."""
+    unneeded = {"numpy", "pydantic", "yaml", "requests", "tokenizers", "openvino", "alembic"}
+    assert not imports_of("thrifty.cli.status") & unneeded
 
 
 def test_the_public_names_exist_and_are_documented() -> None:

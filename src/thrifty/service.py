@@ -23,11 +23,11 @@ from thrifty.control import service_api
 from thrifty.control.controller import Controller
 from thrifty.control.estimates import record_load_times
 from thrifty.control.prepare import Prepared
-from thrifty.control.service_api import Actor, Applied, apply_prepared, open_home, prepare_spec
+from thrifty.control.service_api import Actor, Applied, apply_prepared, prepare_spec
 from thrifty.control.service_status import read_status, wait_until_settled
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import FleetError
-from thrifty.fleet.controller_note import read_controller_note
+from thrifty.fleet.controller_note import open_home, read_controller_note
 from thrifty.home import Home, find_home
 from thrifty.model_maker import Compressor
 from thrifty.spec import LoadedSpec, load_spec
@@ -197,8 +197,8 @@ def apply(
     **flags: Any,
 ) -> dict[str, Any]:
     """Have the running service serve what a spec says, without losing a request. Blocks; with `wait`
-    until all of it runs. Returns what changed, and what stays because an operator or a release holds
-    it. Raises `ThriftyError` kinds.
+    until all of it runs. Returns what changed, and what stays because an operator holds it.
+    Raises `ThriftyError` kinds.
     """
     loaded, where = resolve_target(target, _as_flags(flags)), _as_home(home)
     actor = Actor.from_user("thrifty.apply", why)
@@ -208,14 +208,18 @@ def apply(
     return applied.to_builtins()
 
 
-def rollback(deployment: str, *, why: str = "", home: Path | None = None) -> dict[str, Any]:
+def rollback(
+    deployment: str, *, remove: bool = False, why: str = "", home: Path | None = None
+) -> dict[str, Any]:
     """Restore the state that a deployment had before its newest change; done again, it brings that
-    change back. Returns the new change. Raises `ControlError`.
+    change back. Where the deployment was not served before, it is refused unless `remove` confirms
+    that the deployment goes. Returns the new change. Raises `ControlError`.
     """
     where = _as_home(home)
     with open_home(where) as database:
         actor = Actor.from_user("thrifty.rollback", why)
-        return service_api.roll_back(database, deployment, actor, store=Store(where.models))
+        store = Store(where.models)
+        return service_api.roll_back(database, deployment, actor, store=store, remove=remove)
 
 
 def history(deployment: str | None = None, *, home: Path | None = None) -> list[dict[str, Any]]:
@@ -334,9 +338,9 @@ class Service:
         """As `thrifty.apply`."""
         return apply(target, home=self._home.root, **options)
 
-    def rollback(self, deployment: str, *, why: str = "") -> dict[str, Any]:
+    def rollback(self, deployment: str, *, remove: bool = False, why: str = "") -> dict[str, Any]:
         """As `thrifty.rollback`."""
-        return rollback(deployment, why=why, home=self._home.root)
+        return rollback(deployment, remove=remove, why=why, home=self._home.root)
 
     def _run(self, prepared: Prepared, store: Store) -> None:
         try:

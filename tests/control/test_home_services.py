@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from tests.control.test_plan import TWO, snapshot
 from tests.control.test_service_api import apply, database, replicas
 from thrifty.api.models import KeyLimitsModel, NewKey
 from thrifty.api.services import ApiServices
+from thrifty.control.service_api import read_traffic
+from thrifty.control.service_status import read_status
 from thrifty.db import Database
-from thrifty.db.desired import read_history
+from thrifty.db.desired import DesiredChange, change_desired, read_desired, read_history
 from thrifty.errors import ControlError, SpecError, ThriftyError
 from thrifty.home import Home
 from thrifty.openai.errors import WireError
@@ -54,6 +57,23 @@ def test_status_and_traffic(services: ApiServices, database: Database) -> None:
         services.set_traffic("chat", {"a": 0, "b": 0}, who="", why="")
 
 
+def test_answers_have_what_the_command_line_shows(
+    services: ApiServices, database: Database
+) -> None:
+    status = services.get_status().model_dump()
+    assert status["deployments"] == read_status(database)
+    assert services.get_traffic("chat").model_dump() == read_traffic(database, "chat")
+
+
+def test_unknown_names_get_those_that_there_are(services: ApiServices) -> None:
+    with pytest.raises(WireError, match=r"no version named 'z'\. There are: 'a', 'b'\."):
+        services.set_traffic("chat", {"z": 1}, who="", why="")
+    with pytest.raises(WireError, match=r"no deployment named 'nothing'\. There are: 'chat'\."):
+        services.get_traffic("nothing")
+    with pytest.raises(WireError, match=r"no key named 'nobody'\. There are: none\."):
+        services.revoke_key("nobody", who="")
+
+
 def test_a_rollback_needs_something_to_go_back_to(services: ApiServices) -> None:
     assert status_of(lambda: services.roll_back("nothing", who="", why="")) == 404
     assert status_of(lambda: services.roll_back("chat", who="", why="")) == 409
@@ -61,6 +81,31 @@ def test_a_rollback_needs_something_to_go_back_to(services: ApiServices) -> None
     change = services.roll_back("chat", who="bob", why="no")
     assert (change.kind, change.who, change.why) == ("rollback", "bob (management API)", "no")
     assert services.get_traffic("chat").weights == {"a": 90.0, "b": 10.0}
+
+
+def test_a_rollback_removes_a_deployment_on_demand_only(
+    services: ApiServices, database: Database
+) -> None:
+    now = read_desired(database).deployments["chat"]
+    for state in (None, now):
+        changes = [DesiredChange("chat", state)]
+        change_desired(database, lambda _, found=changes: found, kind="apply", who="ann", why="")
+    assert status_of(lambda: services.roll_back("chat", who="bob", why="")) == 409
+    assert read_desired(database).deployments["chat"] == now
+    services.roll_back("chat", who="bob", why="", remove=True)
+    assert read_desired(database).deployments == {}
+
+
+def test_a_rollback_to_a_model_that_is_gone_is_refused(
+    services: ApiServices, database: Database
+) -> None:
+    now = read_desired(database).deployments["chat"]
+    gone = replace(now, versions=(replace(now.versions[0], artifact="a" * 64),))
+    for state in (gone, now):
+        changes = [DesiredChange("chat", state)]
+        change_desired(database, lambda _, found=changes: found, kind="apply", who="ann", why="")
+    assert status_of(lambda: services.roll_back("chat", who="bob", why="")) == 409
+    assert read_desired(database).deployments["chat"] == now
 
 
 def test_specs_are_planned_and_refused_in_a_process_of_their_own(

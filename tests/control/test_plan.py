@@ -21,7 +21,7 @@ from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.machine import detect_machine
-from thrifty.errors import ControlError, SpecError
+from thrifty.errors import ControlError, SourceError, SpecError
 from thrifty.fleet.base import ObservedReplica, SetKey
 from thrifty.home import Home
 from thrifty.model_maker import Compressor
@@ -211,6 +211,26 @@ def test_a_plan_in_an_empty_home_writes_nothing(home: Home, tmp_path: Path) -> N
 
 
 @pytest.mark.engine
+def test_a_prepared_model_is_not_compressed_again(home: Home, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"name": "chat", "engine": "openvino"}
+    folder = str(write_model(tmp_path / "tiny"))
+    (version,) = (
+        make(home, load(tmp_path, **keys, model=folder, compress="int8"))
+        .deployments["chat"]
+        .versions
+    )
+    keys["model"] = version.model
+    for act in (make, plan):
+        with pytest.raises(
+            SpecError, match=r"compress: asks for int4, and the model tiny-int8.*@v1 .* int8;"
+        ):
+            act(home, load(tmp_path, **keys, compress="int4"))
+    for same in ("int8", "none", "auto"):
+        (again,) = make(home, load(tmp_path, **keys, compress=same)).deployments["chat"].versions
+        assert again.artifact == version.artifact
+
+
+@pytest.mark.engine
 def test_a_model_is_fetched_and_prepared_and_then_it_is_not(home: Home, tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny")
     loaded = load(
@@ -300,6 +320,23 @@ def test_what_differs_is_started_stopped_and_changed(home: Home, tmp_path: Path)
     assert all("deployment is not wanted" in item.why for item in less.stop)
 
 
+def test_settings_of_servers_of_others_change_in_place(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OLD_KEY", "NEW_KEY"):
+        monkeypatch.setenv(name, "k")
+    engine = {"kind": "remote", "urls": "http://127.0.0.1:1", "key_env": "OLD_KEY"}
+    keys: dict[str, Any] = {"name": "far", "model": "big", "versions": [{"label": "a"}]}
+    world = running(make(home, load(tmp_path, **keys, engine=engine)))
+    engine |= {"key_env": "NEW_KEY", "salt_field": "cache_salt", "priority_field": "priority"}
+    made = plan(home, load(tmp_path, **keys, engine=engine), world)
+    assert whats(made.change) == [
+        "far: key_env of a OLD_KEY -> NEW_KEY", "far: salt_field of a none -> cache_salt",
+        "far: priority_field of a none -> priority",
+    ]  # fmt: skip
+    assert (made.start, made.stop) == ((), ())
+
+
 def test_what_cannot_change_in_place_is_told(home: Home, tmp_path: Path) -> None:
     world = running(make(home, load(tmp_path, name="chat", gateway={"port": 8080})))
     moved = load(tmp_path, name="chat", gateway={"port": 9090, "host": "localhost"})
@@ -309,6 +346,33 @@ def test_what_cannot_change_in_place_is_told(home: Home, tmp_path: Path) -> None
     assert all("thrifty down" in item.why for item in made.change)
     stopped = World(world.deployments, world.service, world.applied, Running())
     assert plan(home, moved, stopped).fixed == (), "a service that is not running can move"
+
+
+def test_a_deployment_that_goes_while_nothing_runs_is_told(home: Home, tmp_path: Path) -> None:
+    world = running(make(home, load(tmp_path, name="chat", versions=TWO)))
+    stopped = World(world.deployments, world.service, world.applied, Running())
+    made = plan(home, load(tmp_path, name="other"), stopped)
+    assert whats(made.change) == ["chat: removed"]
+
+
+def test_values_are_told_as_people_write_them(home: Home, tmp_path: Path) -> None:
+    world = running(make(home, load(tmp_path, name="chat", aliases=["a"])))
+    changed = load(
+        tmp_path, name="chat", limits={"max_tokens": 5}, record={"prompts": True},
+        gateway={"cors": ["https://a.example", "https://b.example"]}, batches={"reserve": 3},
+    )  # fmt: skip
+    told = whats(plan(home, changed, world).change)
+    assert "chat: aliases a -> none" in told
+    assert "chat: max_tokens none -> 5" in told
+    assert "gateway: record_prompts false -> true" in told
+    assert "gateway: cors none -> https://a.example, https://b.example" in told
+    assert "gateway: batches.governor.reserve 0 -> 3" in told
+
+
+def test_a_model_that_cannot_be_fetched_is_an_error(home: Home, tmp_path: Path) -> None:
+    loaded = load(tmp_path, engine="auto", model="pypi:no such thing")
+    with pytest.raises(SourceError, match="the model pypi:no such thing cannot be fetched: "):
+        plan(home, loaded)
 
 
 def test_what_an_operator_holds_is_told(home: Home, tmp_path: Path) -> None:

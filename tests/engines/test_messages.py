@@ -47,7 +47,7 @@ SAMPLINGS = st.builds(
     min_p=FLOATS, presence_penalty=FLOATS, frequency_penalty=FLOATS, repetition_penalty=FLOATS,
     seed=st.integers(0, 2**31 - 1), ignore_eos=st.booleans(), stop_token_ids=IDS.map(tuple),
     logprobs=st.booleans(), top_logprobs=COUNTS, prompt_logprobs=st.booleans(),
-    grammar=st.none() | st.builds(Grammar, TEXTS, TEXTS),
+    grammar=st.none() | st.builds(Grammar, TEXTS, COUNTS),
 )  # fmt: skip
 RANKED = st.lists(st.lists(st.tuples(st.integers(0, 2**31), FLOATS), max_size=2), max_size=3)
 OUTPUTS = st.builds(
@@ -123,9 +123,9 @@ def test_messages_from_the_scorer_arrive(sent: list[FromScorer], sizes: list[int
      and issubclass(t, msgspec.Struct)],
 )  # fmt: skip
 def test_every_message_has_its_direction(message_type: type) -> None:
-    down = message_type in ToWorker.__args__ or message_type in ToScorer.__args__
-    up = message_type in ToServer.__args__ or message_type in FromScorer.__args__
-    assert down != up
+    sent = {*ToWorker.__args__, *ToScorer.__args__}
+    received = {*ToServer.__args__, *FromScorer.__args__}
+    assert (message_type in sent) != (message_type in received)
 
 
 def test_a_message_comes_out_with_its_last_byte() -> None:

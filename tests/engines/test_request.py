@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
+from thrifty.engines.server.backend import ModelFacts, Sampling
 from thrifty.engines.server.request import (
     COMPLETION_DEFAULT_TOKENS,
+    MAX_CHOICES,
     GenerationRequest,
     parse_chat,
     parse_completion,
@@ -27,7 +28,9 @@ FACTS = ModelFacts(Family.DECODER, CONTEXT, (256,))
 TOKENIZER = make_tokenizer()
 KNOWS_TOOLS = TextTokenizer(
     make_tokenizer().tokenizer,
-    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}{% endfor %}",
+    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments.items() | list }})"
+    "{% endfor %};{% endfor %}",
 )
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "clock"}}
@@ -144,7 +147,7 @@ def test_prompt_and_answer_that_do_not_fit_together_name_all_numbers() -> None:
     )  # fmt: skip
     refuse(
         r"you requested 66 tokens \(50 in the prompt, 16 in the completion\)",
-        "prompt", "context_length_exceeded", completion, prompt="x" * 50,
+        "prompt", "context_length_exceeded", completion, prompt="x" * 50, max_tokens=16,
     )  # fmt: skip
 
 
@@ -162,8 +165,55 @@ def test_prompt_that_just_fits_is_taken() -> None:
 def test_longest_of_several_prompts_counts() -> None:
     refuse(
         r"\(60 in the prompt, 16 in the completion\)", "prompt", "context_length_exceeded",
-        completion, prompt=["a", "x" * 60, "b"],
+        completion, prompt=["a", "x" * 60, "b"], max_tokens=16,
     )  # fmt: skip
+
+
+def test_limit_that_nobody_asked_for_is_never_too_much() -> None:
+    assert completion("x" * 50).sampling.max_tokens == 14
+    assert completion(["a", "x" * 63]).sampling.max_tokens == 1
+    refuse(
+        r"you requested 65 tokens. Please reduce the length of the prompt\.", "prompt",
+        "context_length_exceeded", completion, prompt="x" * 64,
+    )  # fmt: skip
+
+
+def test_number_of_answers_to_one_request_is_bounded() -> None:
+    assert len(completion(["a"] * (MAX_CHOICES // 8), n=8).prompts) == MAX_CHOICES // 8
+    refuse(
+        f"at most {MAX_CHOICES} answers may come at once", "prompt", "invalid_value", completion,
+        prompt=["a"] * (MAX_CHOICES // 8 + 1), n=8,
+    )  # fmt: skip
+
+
+# truncation
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(3, "llo"), (5, "hello"), (60, "hello")])
+def test_end_of_a_prompt_is_kept(keep: int, kept: str) -> None:
+    for prompt in ("hello", list(b"hello")):
+        request = completion(prompt, truncate_prompt_tokens=keep)
+        assert bytes(request.prompts[0]).decode() == kept
+    request = chat(messages=[{"role": "user", "content": "hello"}], truncate_prompt_tokens=keep)
+    assert bytes(request.prompts[0]).decode() == "hello\n"[-keep:]
+
+
+def test_as_much_of_a_prompt_is_kept_as_leaves_room() -> None:
+    for prompt in ("ab" * 1000, list(b"ab" * 1000)):
+        request = completion(prompt, truncate_prompt_tokens=-1, max_tokens=10)
+        assert bytes(request.prompts[0]).decode() == "ab" * ((CONTEXT - 10) // 2)
+    request = chat(
+        messages=[{"role": "user", "content": "ab" * 1000}], truncate_prompt_tokens=-1
+    )  # fmt: skip
+    assert (len(request.prompts[0]), request.sampling.max_tokens) == (CONTEXT - 1, 1)
+
+
+def test_truncation_beyond_the_context_is_refused() -> None:
+    for call in (chat, completion):
+        refuse(
+            "'truncate_prompt_tokens' is 65, more than this model's maximum context length of 64",
+            "truncate_prompt_tokens", "invalid_value", call, truncate_prompt_tokens=65,
+        )  # fmt: skip
 
 
 def test_minimum_above_the_maximum_is_refused() -> None:
@@ -312,8 +362,7 @@ def test_developer_is_the_system() -> None:
         ({"role": "robot", "content": "a"}, "not 'robot'", "invalid_value"),
         ({"role": ["user"], "content": "a"}, r"not \['user'\]", "invalid_value"),
         ({"role": "user"}, r"'messages\[0\].content' is missing", "invalid_value"),
-        ({"role": "user", "content": None}, "content' is missing", "invalid_value"),
-        ({"role": "assistant"}, "content' is missing", "invalid_value"),
+        ({"role": "user", "content": None}, "content' is null", "invalid_value"),
         ({"role": "user", "content": 7}, "must be a string or an array of parts", "invalid_value"),
         ({"role": "user", "content": {"text": "a"}}, "a string or an array", "invalid_value"),
         (
@@ -334,19 +383,10 @@ def test_developer_is_the_system() -> None:
             r"'messages\[0\].tool_calls\[0\]' must hold a function with a name",
             "invalid_value",
         ),
-        (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
-            r"tool_calls\[0\].function.arguments' is not JSON",
-            "invalid_value",
-        ),
-        (
-            {"role": "assistant",
-             "tool_calls": [{"function": {"name": "f", "arguments": "[" * 100_000}}]},
-            "is not JSON",
-            "invalid_value",
-        ),
+        ({"role": "assistant", "refusal": 7}, r"refusal' must be a string, not 7", "invalid_value"),
+        ({"role": "assistant", "audio": {"id": "a"}}, "text alone", "unsupported_content"),
     ],
-    ids=range(17),
+    ids=range(16),
 )  # fmt: skip
 def test_faulty_messages_are_named(message: Any, text: str, code: str) -> None:
     refuse(text, "messages", code, chat, messages=[message])
@@ -372,17 +412,15 @@ def test_template_gets_what_the_request_adds() -> None:
 
 
 def test_template_that_knows_tools_gets_them() -> None:
-    text = prompt_of(USER, tokenizer=KNOWS_TOOLS, tools=[TOOL], max_tokens=1)
-    assert text == json.dumps([TOOL]) + "user"
+    facts = ModelFacts(Family.DECODER, 10_000)
+    request = parse_chat({"messages": [USER], "tools": [TOOL]}, KNOWS_TOOLS, facts)
+    assert bytes(request.prompts[0]).decode() == json.dumps([TOOL]) + "user:hi;"
 
 
 def test_template_that_knows_tools_gets_arguments_as_objects() -> None:
-    tokenizer = TextTokenizer(
-        make_tokenizer().tokenizer,
-        "{{ messages[0].tool_calls[0].function.arguments.a }}{# tools #}",
-    )
     call = {"function": {"name": "f", "arguments": '{"a": "deep"}'}}
-    assert prompt_of({"role": "assistant", "tool_calls": [call]}, tokenizer=tokenizer) == "deep"
+    text = prompt_of({"role": "assistant", "tool_calls": [call]}, tokenizer=KNOWS_TOOLS)
+    assert text == "nullassistant:f([('a', 'deep')]);"
 
 
 def test_other_templates_are_told_of_tools_in_words() -> None:
@@ -394,7 +432,7 @@ def test_other_templates_are_told_of_tools_in_words() -> None:
     assert text.endswith("</tool_call>\nhi\n")
     assert request.tools.active
     assert request.sampling.grammar is not None
-    assert request.sampling.grammar.kind == "structural_tag"
+    assert 'TagDispatch(("<tool_call>", ' in request.sampling.grammar.text
 
 
 def test_tools_that_are_not_to_be_used_change_nothing() -> None:
@@ -403,19 +441,20 @@ def test_tools_that_are_not_to_be_used_change_nothing() -> None:
     assert request.sampling.grammar is None
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, Grammar("json_schema", '{"type": "object"}')),
-        (
-            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}},
-            Grammar("json_schema", '{"type": "array"}'),
-        ),
-    ],
-)
-def test_response_formats_bind_the_answer(value: Any, expected: Grammar | None) -> None:
-    assert chat(response_format=value).sampling.grammar == expected
+@pytest.mark.parametrize("value", [None, {"type": "text"}])
+def test_text_is_free(value: Any) -> None:
+    assert chat(response_format=value).sampling.grammar is None
+
+
+def test_response_formats_bind_the_answer() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    bound = chat(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    beside = chat(response_format={"type": "json_object", "schema": schema})
+    whole = chat(response_format={"type": "json_object"})
+    assert bound.sampling.grammar is not None
+    assert bound.sampling.grammar.text.startswith("root ::= ")
+    assert beside.sampling.grammar == bound.sampling.grammar
+    assert whole.sampling.grammar not in (None, bound.sampling.grammar)
 
 
 @pytest.mark.parametrize(
@@ -428,15 +467,19 @@ def test_response_formats_bind_the_answer(value: Any, expected: Grammar | None) 
         ({"type": "json_schema", "json_schema": "x"}, "must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": "x"}}, "must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": True}}, "must be a JSON schema"),
+        ({"type": "json_object", "schema": "x"}, "'response_format.schema' must be a JSON schema"),
     ],
 )
 def test_faulty_response_formats_are_refused(value: Any, message: str) -> None:
     refuse(message, "response_format", "invalid_value", chat, response_format=value)
 
 
-def test_format_and_tools_cannot_both_bind() -> None:
-    fields = {"response_format": {"type": "json_object"}, "tools": [TOOL]}
+@pytest.mark.parametrize("field", ["min_tokens", "ignore_eos"])
+def test_bound_answer_cannot_be_made_to_go_on(field: str) -> None:
+    bound = {
+        "response_format": {"type": "json_object"},
+        field: 5 if field == "min_tokens" else True,
+    }
+    refuse(f"'{field}' cannot be joined with an answer", field, "invalid_value", chat, **bound)
     tokenizer = TextTokenizer(make_tokenizer().tokenizer, "x{# tools #}")
-    with pytest.raises(WireError, match=r"cannot both bind an answer.*'tool_choice' to 'none'"):
-        chat(tokenizer, **fields)
-    assert chat(tokenizer, tool_choice="none", **fields).sampling.grammar is not None
+    assert chat(tokenizer, tools=[TOOL], **{field: bound[field]}).tools.active

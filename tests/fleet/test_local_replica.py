@@ -144,7 +144,7 @@ async def test_whatever_an_engine_raises_is_told_and_tried_again(home: Home) -> 
 async def test_a_replica_that_is_never_ready_is_given_up_on(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(local, "BACKOFF_S", (600.0,))
     one = replica(home, Deaf(), start_timeout_s=0.3)
     one.start()
     await until(one, ReplicaState.BACKOFF)
@@ -171,6 +171,28 @@ async def test_a_silent_replica_gets_no_traffic_and_is_killed_in_the_end(
     engine.silent = False
     await until(one, ReplicaState.READY)
     assert one.restarts == 1
+    await one.stop()
+
+
+async def test_a_replica_that_dies_comes_back_where_it_was(home: Home) -> None:
+    """Gateways that cannot read the database meanwhile find it again."""
+    one = replica(home, EchoEngine())
+    one.start()
+    await one.ready_once.wait()
+    row = one.row()
+    one.leave()
+    two = replica(home, EchoEngine())
+    two.start(row)
+    await two.ready_once.wait()
+    for number in (1, 2):
+        pid = two.row().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while two.restarts < number or two.state is not ReplicaState.READY:
+                await asyncio.sleep(0.02)
+        assert (two.restarts, two.row().url) == (number, row.url)
+    await two.stop()
     await one.stop()
 
 

@@ -395,7 +395,7 @@ async def test_a_client_that_stops_reading_blocks_no_one(tmp_path: Path) -> None
         origin = parse_origin(gateway.url)
         _, writer = await asyncio.open_connection(origin.host, origin.port)
         body = json.dumps(
-            {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": 120_000, "n": 60}
+            {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": 120_000, "n": 12}
         )
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -457,6 +457,20 @@ async def test_a_deleted_database_stops_no_request(tmp_path: Path) -> None:
             assert (await gateway.ask(CHAT)).status == 200
             await asyncio.sleep(0.02)
         assert gateway.table.loaded
+
+
+async def test_a_row_that_cannot_be_read_stops_no_later_one(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        with contextlib.closing(sqlite3.connect(tmp_path / "thrifty.db")) as other, other:
+            [good] = other.execute("SELECT settings FROM deployments").fetchone()
+            other.execute("UPDATE deployments SET settings = '{'")
+            other.commit()
+            for _ in range(3):
+                await gateway.reader.refresh()
+            assert (await gateway.ask(CHAT)).status == 200
+            other.execute("UPDATE deployments SET settings = ?", [good])
+        await gateway.set_replicas([replica_row(0, url, state="draining")])
+        await until(lambda: not gateway.version().ready)
 
 
 async def test_a_full_log_queue_drops_rows_and_counts_them(tmp_path: Path) -> None:

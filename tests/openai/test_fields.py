@@ -85,6 +85,9 @@ RIGHT: dict[str, list[Any]] = {
     "dimensions": [1, 256],
     "add_special_tokens": [True, False],
     "add_generation_prompt": [True, False],
+    "continue_final_message": [True, False],
+    "separate_reasoning": [True, False],
+    "truncate_prompt_tokens": [-1, 1, 4096],
     "return_token_strs": [True, False],
 }
 RIGHT_HERE: dict[tuple[Endpoint, str], list[Any]] = {
@@ -110,7 +113,7 @@ WRONG_IN_RANGE: dict[str, list[Any]] = {
     "min_tokens": [-1],
     "priority": [-1, 1001],
     "stop": [["x"] * 17, [""], [1]],
-    "stop_token_ids": [[-1], [1.0], [True], ["x"]],
+    "stop_token_ids": [[-1], [1.0], [True], ["x"], [1] * 1025],
     "n": [0, 129],
     "best_of": [0, 21],
     "top_logprobs": [-1, 21],
@@ -121,6 +124,7 @@ WRONG_IN_RANGE: dict[str, list[Any]] = {
     "input": [[], [[]], ["x", 1], [1, "x"], [[1], []], [[1], "x"], [-1], [True], [[1], [True]]],
     "encoding_format": ["int8", ""],
     "dimensions": [0],
+    "truncate_prompt_tokens": [-2, 0, 2**31],
 }
 
 

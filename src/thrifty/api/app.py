@@ -14,6 +14,8 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi as make_document
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from thrifty.api.models import (
@@ -34,11 +36,21 @@ from thrifty.api.models import (
 from thrifty.api.page import PAGE_HEADERS, render_page
 from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES, PREFIX
-from thrifty.errors import DatabaseError, SpecError, ThriftyError
-from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, internal_error, unavailable
+from thrifty.errors import BadDataError, DatabaseError, NameTakenError, SpecError, ThriftyError
+from thrifty.openai.errors import (
+    NOT_FOUND,
+    WireError,
+    bad_request,
+    explain_database,
+    internal_error,
+    list_names,
+)
+from thrifty.untrusted_text import sanitize_line
 
 LOOPBACK_CALLER = "loopback"
 """Who calls where no keys exist."""
+MAX_WHERE = 200
+"""The bound on the name of a field at fault, which is the client's."""
 
 
 def make_api(services: ApiServices) -> FastAPI:
@@ -112,7 +124,8 @@ def roll_back(
     name: str, services: Services, caller: Caller, body: RollbackRequest | None = None
 ) -> Change:
     """Restore the previous desired state."""
-    return services.roll_back(name, who=caller, why=body.why if body is not None else "")
+    wanted = body if body is not None else RollbackRequest(why="")
+    return services.roll_back(name, who=caller, why=wanted.why, remove=wanted.remove)
 
 
 def make_plan(body: PlanRequest, services: Services) -> Plan:
@@ -169,10 +182,13 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _answer_error(_: Request, error: Exception) -> JSONResponse:
-    found = to_wire_error(error)
+def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        found = _explain_validation(error, _find_body_model(request))
+    else:
+        found = to_wire_error(error)
     headers = {name.decode(): value.decode() for name, value in found.headers}
-    return JSONResponse(found.body, status_code=found.status, headers=headers)
+    return Response(found.encode(), found.status, headers, media_type="application/json")
 
 
 def to_wire_error(error: Exception) -> WireError:
@@ -180,8 +196,6 @@ def to_wire_error(error: Exception) -> WireError:
     match error:
         case WireError():
             return error
-        case RequestValidationError():
-            return _explain_validation(error)
         case HTTPException(status_code=404):
             return WireError(404, "There is nothing here.", type=NOT_FOUND, code="unknown_path")
         case HTTPException(status_code=405):
@@ -190,21 +204,48 @@ def to_wire_error(error: Exception) -> WireError:
             return WireError(error.status_code, error.detail, code="invalid_request")
         case SpecError():
             return bad_request(str(error), "spec", "invalid_spec")
+        case BadDataError():
+            return bad_request(str(error), code="refused")
         case DatabaseError():
-            return unavailable("the database is away; try again soon", "database_away", 5.0)
+            return explain_database(error)
+        case NameTakenError():
+            return WireError(409, str(error), code="name_taken")
         case ThriftyError():
             return bad_request(str(error), code="refused")
     return internal_error()
 
 
-def _explain_validation(error: RequestValidationError) -> WireError:
+def _find_body_model(request: Request) -> type[BaseModel] | None:
+    """The model of the body that the request's route takes."""
+    route = request.scope.get("route")
+    field = route.body_field if isinstance(route, APIRoute) else None
+    return _as_model(field.field_info.annotation) if field is not None else None
+
+
+def _as_model(annotation: Any) -> type[BaseModel] | None:
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
+
+
+def _explain_validation(error: RequestValidationError, model: type[BaseModel] | None) -> WireError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return bad_request(f"The body is not valid JSON: {reason}.", code="invalid_json")
-    where = ".".join(str(part) for part in first["loc"][1:] if part != "[key]") or None
+    place = ".".join(str(part) for part in first["loc"][1:] if part != "[key]")
+    where = sanitize_line(place, MAX_WHERE) or None
     if first["type"] == "missing":
         what = f"'{where}'" if where else "the body, as JSON"
         return bad_request(f"Missing: {what}.", where, "missing_required_parameter")
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return bad_request(f"'{where or 'the body'}': {first['msg']}.", where, code)
+    if first["type"] == "extra_forbidden":
+        for parent in first["loc"][1:-1]:
+            field = model.model_fields.get(str(parent)) if model is not None else None
+            model = _as_model(field.annotation) if field is not None else None
+        known = list(model.model_fields) if model is not None else []
+        hint = f"; known here: {list_names(known)}" if known else ""
+        message = f"'{where}' is not a known key{hint}."
+        return bad_request(message, where, "unknown_parameter")
+    what = f"'{where}'" if where else "The body"
+    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return bad_request(f"{what} must be a JSON object.", where, "invalid_value")
+    return bad_request(f"{what}: {first['msg']}.", where, "invalid_value")

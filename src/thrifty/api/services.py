@@ -7,7 +7,7 @@ the database is away, and other `ThriftyError`s for what cannot be done. `who` n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from thrifty.api.models import (
@@ -20,11 +20,14 @@ from thrifty.api.models import (
     Status,
     Traffic,
 )
-from thrifty.openai.errors import NOT_FOUND, WireError
+from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 
 
 class ApiServices(Protocol):
     """The service, as its operators see it."""
+
+    def close(self) -> None:
+        """Give back what it holds; it is not used again."""
 
     def get_status(self) -> Status:
         """What runs."""
@@ -39,8 +42,10 @@ class ApiServices(Protocol):
         not, and a 400 where all weights would be 0.
         """
 
-    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
-        """Restore the previous desired state. Raises a 404, and a 409 where there is none."""
+    def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
+        """Restore the previous desired state. Raises a 404, and a 409 where there is none or where it
+        would remove the deployment without `remove`.
+        """
 
     def make_plan(self, spec: Mapping[str, Any]) -> Plan:
         """What applying `spec` would do. Raises `SpecError`."""
@@ -58,11 +63,11 @@ class ApiServices(Protocol):
         """Revoke a key. Raises a 404."""
 
 
-def not_found(what: str, name: str) -> WireError:
-    """A 404: there is no `what` of this name."""
+def not_found(what: str, name: str, known: Iterable[str] = ()) -> WireError:
+    """A 404: there is no `what` of this name; those that there are, are named."""
     return WireError(
         404,
-        f"There is no {what} named '{name[:100]}'.",
+        f"There is no {what} named '{name[:100]}'. There are: {list_names(known)}.",
         type=NOT_FOUND,
         code=f"{what.replace(' ', '_')}_not_found",
     )

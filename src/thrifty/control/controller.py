@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thrifty.artifacts import Store
+from thrifty.control.checks import check_keys
 from thrifty.control.gateway_settings import (
     WorkerSettings,
     find_unchangeable,
@@ -128,7 +129,8 @@ class Controller:
                 "thrifty up SPEC"
             )
         gateway = self._service.gateway
-        await asyncio.to_thread(self._check_keys, gateway)
+        keys = await asyncio.to_thread(list_keys, self.database)
+        check_keys(gateway, has_keys=bool(keys))
         host = str(gateway["host"])
         port = choose_port(
             host, int(gateway["port"]), {ident.pid for ident, _ in self._old_gateways}
@@ -159,7 +161,7 @@ class Controller:
                 if one.state is ReplicaState.CRASH_LOOP:
                     raise FleetError(
                         f"the replica {one.row.id} does not start: {one.row.message}\n"
-                        f"Its log: {self.home.logs / f'{one.row.id}.log'}"
+                        f"Its log: {self.home.log_of(one.row.id)}"
                     )
             await asyncio.sleep(_POLL_S)
         if self._gateways is not None:
@@ -236,14 +238,6 @@ class Controller:
         os.close(self._lock)
         self._lock = None
 
-    def _check_keys(self, gateway: Mapping[str, Any]) -> None:
-        if gateway.get("require_keys") and not list_keys(self.database):
-            raise FleetError(
-                f"refusing to listen on {gateway['host']}, which others can reach, without any API "
-                "key. Make one (thrifty keys create --name NAME), or say that anyone may call "
-                "(--allow-no-keys)"
-            )
-
     # the database
 
     def _open_rescuer(self) -> None:
@@ -318,7 +312,7 @@ class Controller:
     async def _end_old_gateways(self) -> None:
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
         for ident, gateway_id in self._old_gateways:
-            process = adopt_process(ident, self.home.logs / f"{gateway_id}.log")
+            process = adopt_process(ident, self.home.log_of(gateway_id))
             if process is not None:
                 await process.stop(grace_s)
         kept = self._gateways.ids if self._gateways is not None else []

@@ -7,10 +7,9 @@ so that they need no running controller; who asks is told by `Actor`.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,13 +17,14 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.look_only import LookOnlyStore
 from thrifty.control.applied import AppliedSpec, describe_fixed, read_applied
-from thrifty.control.checks import ModelMaker
+from thrifty.control.checks import ModelMaker, check_keys
+from thrifty.control.gateway_settings import describe_gateway
 from thrifty.control.merge import Held, Merged, find_fixed, merge
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
 from thrifty.control.service_status import is_there
-from thrifty.db import Database, open_database
+from thrifty.db import Database
 from thrifty.db.database import look_at_database
 from thrifty.db.desired import (
     SERVICE,
@@ -36,11 +36,12 @@ from thrifty.db.desired import (
     read_desired,
     read_history,
 )
-from thrifty.db.desired_state import DesiredDeployment, DesiredService
+from thrifty.db.desired_state import DesiredDeployment, DesiredService, DesiredVersion
 from thrifty.db.fleet import read_fleet
 from thrifty.engines.machine import Machine, detect_machine
-from thrifty.errors import ControlError, DatabaseError
+from thrifty.errors import ControlError
 from thrifty.fleet.controller_note import find_database_url, read_controller_note
+from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec
@@ -71,25 +72,6 @@ class Actor:
         return cls(f"{user} ({command})", why)
 
 
-@contextlib.contextmanager
-def open_home(home: Home) -> Iterator[Database]:
-    """The database of the service in `home`. Raises `ControlError` where there was none yet."""
-    url = find_database_url(home)
-    try:
-        database = open_database(url, migrate=False)
-    except DatabaseError as error:
-        if url == home.database_url and not home.database.exists():
-            raise ControlError(
-                f"no service was started in {home.root} yet; start one (thrifty up SPEC), or set "
-                "THRIFTY_HOME to the home of the one that you mean"
-            ) from None
-        raise error
-    try:
-        yield database
-    finally:
-        database.close()
-
-
 # Traffic
 
 
@@ -104,7 +86,8 @@ def set_traffic(
     database: Database, deployment: str, weights: Mapping[str, float], actor: Actor
 ) -> dict[str, Any]:
     """Set the weights of versions; those that are not named keep theirs. Gateways take them up within
-    half a second. Returns what `read_traffic` does. Raises `ControlError`.
+    half a second. Weights that are so already are not recorded. Returns what `read_traffic` does.
+    Raises `ControlError`.
     """
     for label, weight in weights.items():
         if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
@@ -148,6 +131,7 @@ def _describe_traffic(state: DesiredDeployment) -> dict[str, Any]:
             }
             for version in state.versions
         ],
+        "weights": _list_weights(state),
     }
 
 
@@ -167,6 +151,28 @@ def _list_weights(state: DesiredDeployment) -> dict[str, float]:
     return {version.label: version.weight for version in state.versions}
 
 
+def check_served(database: Database, deployment: str | None, version: str | None) -> None:
+    """Raise `ControlError` unless a deployment and a version of these names are served, or are kept
+    by a version that is on its way out; None is any.
+    """
+    if deployment is None and version is None:
+        return
+    desired, fleet = read_desired(database), read_fleet(database)
+    labels: dict[str, list[str]] = {
+        row.name: [v.label for v in row.versions] for row in fleet.deployments
+    }
+    for name, state in desired.deployments.items():
+        labels.setdefault(name, []).extend(one.label for one in state.versions)
+    if deployment is not None and deployment not in labels:
+        _find(desired, deployment)
+    known = (
+        labels[deployment] if deployment is not None else [v for s in labels.values() for v in s]
+    )
+    if version is not None and version not in known:
+        owner = f"{deployment!r} has no" if deployment is not None else "no deployment has a"
+        raise ControlError(f"{owner} version {version!r}; {suggest(version, sorted(set(known)))}")
+
+
 # Plan and apply
 
 
@@ -179,9 +185,10 @@ def plan_spec(
     reset: bool = False,
 ) -> Plan:
     """What applying the spec would do; writes nothing. Blocks. Raises `ThriftyError` kinds."""
-    store = LookOnlyStore(home.models)
+    world, store = _look_at_world(loaded, home), LookOnlyStore(home.models)
+    _check_gateway(loaded, world)
     return make_plan(
-        loaded, _look_at_world(loaded, home), store, detect_machine(), on_progress,
+        loaded, world, store, detect_machine(), on_progress,
         maker=maker, reset=reset,
     )  # fmt: skip
 
@@ -226,6 +233,7 @@ def prepare_spec(
     """
     world = _look_at_world(loaded, home)
     _refuse_fixed(loaded, world)
+    _check_gateway(loaded, world)
     running = world.deployments if world.running.alive else {}
     store = Store(home.models)
     return prepare(loaded, store, machine, on_progress, maker=maker, running=running)
@@ -239,10 +247,11 @@ def apply_prepared(
     """
     merged = Merged({}, ())
     before: dict[str, DesiredDeployment] = {}
+    read_id = 0
 
     def decide(state: Desired) -> list[DesiredChange]:
-        nonlocal merged, before
-        before = state.deployments
+        nonlocal merged, before, read_id
+        before, read_id = state.deployments, state.change_id
         applied = read_applied(state.service)
         merged = merge(
             applied.deployments if applied is not None else {},
@@ -261,7 +270,7 @@ def apply_prepared(
     names = dict.fromkeys([*merged.deployments, *before])
     changed = tuple(name for name in names if before.get(name) != merged.deployments.get(name))
     holders = tuple(
-        describe_holder(database, one, before.get(one.deployment)) for one in merged.held
+        describe_holder(database, one, before.get(one.deployment), read_id) for one in merged.held
     )
     return Applied(change_id, changed, merged.held, holders)
 
@@ -283,19 +292,38 @@ def _refuse_fixed(loaded: LoadedSpec, world: World) -> None:
         loaded.refuse(find_fixed(world.applied.fixed, describe_fixed(loaded.spec), {}, {}))
 
 
-def describe_holder(database: Database, held: Held, now: DesiredDeployment | None) -> str:
-    """Who set a value that is held, when, and why. `now` is the deployment's state before."""
+def _check_gateway(loaded: LoadedSpec, world: World) -> None:
+    """Refuse what the gateway could not start with, before models are looked for. Raises
+    `FleetError`.
+    """
+    gateway = describe_gateway(loaded.spec)
+    if world.has_keys is not None:
+        check_keys(gateway, has_keys=world.has_keys)
+    if not world.running.alive:
+        choose_port(gateway["host"], gateway["port"], world.gateway_pids)
+
+
+def describe_holder(
+    database: Database, held: Held, now: DesiredDeployment | None, change_id: int
+) -> str:
+    """Who set a value that is held, when, and why. `now` is the deployment's state before, and
+    `change_id` the newest change then.
+    """
     last: PastChange | None = None
     for change in read_history(database, held.deployment, _LOOK_BACK):
+        if change.id > change_id:
+            continue
         state = change.state if isinstance(change.state, DesiredDeployment) else None
         if held.find_value(state) != held.find_value(now):
             break
         last = change
-    if last is None:
-        return "somebody else"
-    when = datetime.fromtimestamp(last.at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    why = f": {last.why}" if last.why else ""
-    return f"{last.who}, {when}{why}"
+    return "somebody else" if last is None else _describe_author(last)
+
+
+def _describe_author(change: PastChange) -> str:
+    """Who made a change, when, and why."""
+    when = datetime.fromtimestamp(change.at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{change.who}, {when}{f': {change.why}' if change.why else ''}"
 
 
 def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
@@ -304,32 +332,81 @@ def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
     alive = note is not None and note.alive
     url = note.database if note is not None and alive else loaded.spec.database or home.database_url
     ours = find_ours(home.root)
+    gateways = frozenset(ident.pid for ident, role, _ in ours if role == "gateway")
     with look_at_database(url, in_use=alive or bool(ours)) as database:
         if database is None:
-            return World(running=Running(alive))
+            new = url == home.database_url and not home.database.exists()
+            has_keys = False if new else None
+            return World(running=Running(alive), has_keys=has_keys, gateway_pids=gateways)
         desired, fleet = read_desired(database), read_fleet(database)
-    gateways = sum(role == "gateway" for _, role, _ in ours)
     rows = tuple(row for row in fleet.replicas if alive or is_there(row))
     return World(
         desired.deployments, desired.service, read_applied(desired.service),
-        Running(alive, rows, gateways),
+        Running(alive, rows, len(gateways)), bool(fleet.keys), gateways,
     )  # fmt: skip
+
+
+def look_at_service(home: Home) -> DesiredService | None:
+    """The service's desired state, without changing a byte of the home; None where there is none."""
+    note = read_controller_note(home)
+    alive = note is not None and note.alive
+    in_use = alive or bool(find_ours(home.root))
+    with look_at_database(find_database_url(home), in_use=in_use) as database:
+        return None if database is None else read_desired(database).service
 
 
 # Rollback and history
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback would do."""
+
+    takes_back: str
+    """The newest change: its number, kind, author, time and reason."""
+    before: tuple[DesiredVersion, ...]
+    """The versions now; none where the deployment is not served."""
+    after: tuple[DesiredVersion, ...]
+    """The versions then; none where the deployment would not be served any more."""
+
+
+def look_at_rollback(database: Database, deployment: str) -> Rollback:
+    """What `roll_back` would do; writes nothing. Raises `ControlError`."""
+    previous = _find_previous(database, deployment)
+    newest = read_history(database, deployment, 1)[0]
+    now = newest.state
+    assert not isinstance(now, DesiredService)
+    return Rollback(
+        f"change {newest.id} ({newest.kind}, {_describe_author(newest)})",
+        () if now is None else now.versions,
+        () if previous is None else previous.versions,
+    )
+
+
 def roll_back(
-    database: Database, deployment: str, actor: Actor, *, store: Store | None = None
+    database: Database,
+    deployment: str,
+    actor: Actor,
+    *,
+    store: Store | None = None,
+    remove: bool = False,
 ) -> dict[str, Any]:
     """Restore the state that a deployment had before its newest change; called again, it restores the
-    newer one. `store` is where its models have to be. Returns what `describe_history` says of the new
-    change. Raises `ControlError`.
+    newer one. `store` is where its models have to be. Where the deployment was not served before,
+    `remove` confirms that it goes. Returns what `describe_history` says of the new change. Raises
+    `ControlError`.
     """
 
     def decide(state: Desired) -> list[DesiredChange]:
         previous = previous_state(database, deployment)
         assert not isinstance(previous, DesiredService)
+        if previous is None and not remove:
+            takes_back = look_at_rollback(database, deployment).takes_back
+            raise ControlError(
+                f"{deployment!r} was not served before its newest change, {takes_back}: going back "
+                "would remove it; confirm that with --remove (thrifty rollback "
+                f"{deployment} --remove; in Python and the management API: remove)"
+            )
         for version in previous.versions if previous is not None else ():
             if (
                 version.artifact is not None
@@ -342,11 +419,18 @@ def roll_back(
                 )
         return [DesiredChange(deployment, previous)]
 
-    known = read_desired(database).deployments
-    if deployment not in known and not read_history(database, deployment, 1):
-        _find(read_desired(database), deployment)
+    _find_previous(database, deployment)
     change_desired(database, decide, kind="rollback", who=actor.who, why=actor.why)
     return describe_history(database, deployment, 1)[0]
+
+
+def _find_previous(database: Database, deployment: str) -> DesiredDeployment | None:
+    """The state before the newest change. Raises `ControlError`, also for an unknown name."""
+    if not read_history(database, deployment, 1):
+        _find(read_desired(database), deployment)
+    previous = previous_state(database, deployment)
+    assert not isinstance(previous, DesiredService)
+    return previous
 
 
 def describe_history(

@@ -9,11 +9,13 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
 
-from thrifty.errors import FleetError
+from thrifty.db import Database, open_database
+from thrifty.errors import ControlError, DatabaseError, FleetError
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home
 
@@ -61,14 +63,38 @@ def remove_controller_note(home: Home) -> None:
 
 
 def find_database_url(home: Home) -> str:
-    """The database that commands of this home use: the environment's, the running controller's, or
-    the embedded one.
+    """The database that commands of this home use: the environment's, that of what runs here (a
+    killed controller leaves its processes), or the embedded one.
     """
     named = os.environ.get("THRIFTY_DATABASE")
     if named:
         return named
     note = read_controller_note(home)
-    return note.database if note is not None and note.alive else home.database_url
+    return note.database if note is not None and is_in_use(home, note) else home.database_url
+
+
+def is_in_use(home: Home, note: ControllerNote | None) -> bool:
+    """Whether a controller runs in a home, or processes that a killed one left."""
+    return (note is not None and note.alive) or bool(find_ours(home.root))
+
+
+@contextlib.contextmanager
+def open_home(home: Home) -> Iterator[Database]:
+    """The database of the service in `home`. Raises `ControlError` where there was none yet."""
+    url = find_database_url(home)
+    try:
+        database = open_database(url, migrate=False)
+    except DatabaseError as error:
+        if url == home.database_url and not home.database.exists():
+            raise ControlError(
+                f"no service was started in {home.root} yet; start one (thrifty up SPEC), or set "
+                "THRIFTY_HOME to the home of the one that you mean"
+            ) from None
+        raise error
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
@@ -93,7 +119,7 @@ def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
             )
     ended = 0
     for ident, _, process_id in find_ours(home.root):
-        orphan = adopt_process(ident, home.logs / f"{process_id}.log")
+        orphan = adopt_process(ident, home.log_of(process_id))
         if orphan is not None:
             asyncio.run(orphan.stop(10.0))
             ended += 1

@@ -78,10 +78,10 @@ def _describe(fault: dict[str, Any], path: str) -> str:
             f"{shown} is not a label; take up to 63 letters, digits, '.', '_', '@' and '-', of "
             "which the first is a letter or digit"
         )
-    if kind == "string_pattern_mismatch":
+    if kind in ("string_pattern_mismatch", "string_too_long"):
         return (
-            f"{shown} is not a name; take up to 64 letters, digits, '.', '_' and '-', of which "
-            "the first is a letter or digit"
+            f"{shown} is not a name; take up to 64 letters, digits, '.', '_', ':', '-' and '/', "
+            "of which the first, and the first after each '/', is a letter or digit"
         )
     if kind == "model_type":
         return f"must be {_say_section(path)}, not {shown}"
@@ -102,6 +102,9 @@ _RULES = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text (in quotes, if it looks like something else)",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping of keys to values",
     "string_too_short": "text of at least {min_length} character",
     "greater_than": "greater than {gt:g}",
     "greater_than_equal": "greater than or equal to {ge:g}",

@@ -46,6 +46,8 @@ from thrifty.engines.openvino.processor import (
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
+from thrifty.engines.server import ENVIRONMENT
+from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
@@ -54,11 +56,12 @@ from thrifty.units import format_bytes
 HONOURS = frozenset(
     {
         "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
-        "dimensions", "echo", "encoding_format", "frequency_penalty", "ignore_eos", "input", "logprobs",
-        "max_completion_tokens", "max_tokens", "messages", "min_p", "min_tokens", "n",
-        "parallel_tool_calls", "presence_penalty", "priority", "prompt", "repetition_penalty",
-        "response_format", "return_token_strs", "seed", "stop", "stop_token_ids", "suffix",
-        "temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
+        "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
+        "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
+        "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
+        "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
+        "stop", "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k",
+        "top_logprobs", "top_p", "truncate_prompt_tokens",
     }
 )  # fmt: skip
 
@@ -84,6 +87,7 @@ class OpenVinoEngine:
         default_slots=OpenVinoOptions().max_batch,
         honours=HONOURS,
         priority_field="priority",
+        narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
@@ -132,6 +136,9 @@ class OpenVinoEngine:
         fault = _format_fault(artifact) or find_processor_fault(artifact, machine)
         if fault:
             return [Problem("model", fault)]
+        fault = _find_compress_fault(spec, artifact)
+        if fault:
+            return [Problem("compress", fault)]
         options: OpenVinoOptions = parse_options(self, spec)
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
@@ -199,6 +206,7 @@ class OpenVinoEngine:
             family=artifact.description.family.value,
             artifact=artifact.id,
             options=options,
+            context_length=options["context"],
             upstream=Upstream(priority_field=self.traits.priority_field),
         )
 
@@ -239,7 +247,7 @@ class OpenVinoEngine:
         text = json.dumps(
             {"name": served.name, "port": port, "worker": msgspec.to_builtins(settings)}
         )
-        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text])
+        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text], ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
         """What its scheduler takes into one step; encoders have no such limit."""
@@ -286,6 +294,19 @@ def _format_fault(artifact: Artifact) -> str | None:
             f"these can: {', '.join(sorted(known))}"
         )
     return None
+
+
+def _find_compress_fault(spec: Spec, artifact: Artifact) -> str | None:
+    """Why a model that was prepared before cannot have the weights that the spec asks for. `auto` and
+    `none` ask for nothing of it.
+    """
+    wanted, there = spec.compress.quantize.scheme, artifact.description.weights or "f16"
+    if artifact.description.format is not Format.OPENVINO or wanted in ("auto", "none", there):
+        return None
+    return (
+        f"asks for {wanted}, and the model {spec.model} is already prepared, with weights in {there}; "
+        "name the checkpoint that it was made from (thrifty models), or leave 'compress' out"
+    )
 
 
 def _choose_scheme(spec: Spec, artifact: Artifact, machine: Machine) -> str:

@@ -8,6 +8,7 @@ from thrifty.engines.server.backend import Output
 from thrifty.engines.server.log_probabilities import TokenDetail, detail_prompt
 from thrifty.engines.server.request import GenerationRequest
 from thrifty.openai.fields import Endpoint
+from thrifty.text.reasoning import ReasoningSplitter
 from thrifty.text.tokenizer import IncrementalText, TextTokenizer
 
 
@@ -20,7 +21,9 @@ class Choice:
         "_keeps_end",
         "_length",
         "_min_tokens",
+        "_new_reasoning",
         "_prompt",
+        "_splitter",
         "_stop_ids",
         "_text",
         "_total_logprob",
@@ -32,6 +35,7 @@ class Choice:
         "job",
         "of_prompt",
         "parts",
+        "reasoning_parts",
         "tokenizer",
         "tokens",
     )
@@ -43,6 +47,7 @@ class Choice:
         self.cached_tokens = 0
         self.finish_reason: str | None = None
         self.parts: list[str] = []
+        self.reasoning_parts: list[str] = []
         self.details: list[TokenDetail] = []
         """The tokens of the text so far, where log-probabilities are wanted."""
         self.of_prompt: list[TokenDetail] = []
@@ -60,6 +65,11 @@ class Choice:
         # of the older dialect count on.
         self._keeps_end = request.endpoint is Endpoint.COMPLETIONS
         self._total_logprob = 0.0
+        self._new_reasoning = ""
+        tags = tokenizer.reasoning_tags if request.separates_reasoning else None
+        self._splitter: ReasoningSplitter | None = None
+        if tags is not None:
+            self._splitter = ReasoningSplitter(tags, begun=request.within_reasoning)
 
     def feed(self, output: Output) -> tuple[str, list[TokenDetail]]:
         """Take new tokens; return the text that is now certain, with its tokens where
@@ -95,17 +105,32 @@ class Choice:
         if self.finish_reason is not None and not self._text.stopped:
             pieces.append(self._text.flush())
         text = "".join(pieces)
+        self._length += len(text)
+        if self._splitter is not None:
+            reasoning, text = self._splitter.feed(text, last=self.finish_reason is not None)
+            if reasoning:
+                self.reasoning_parts.append(reasoning)
+                self._new_reasoning += reasoning
         if text:
             self.parts.append(text)
-            self._length += len(text)
         details = self._release()
         self.details += details
         return text, details
 
     @property
     def text(self) -> str:
-        """All text so far."""
+        """All text so far, without the model's reasoning."""
         return "".join(self.parts)
+
+    @property
+    def reasoning(self) -> str:
+        """The model's reasoning so far, where it is kept apart."""
+        return "".join(self.reasoning_parts)
+
+    def take_reasoning(self) -> str:
+        """The reasoning that has come since the last call."""
+        taken, self._new_reasoning = self._new_reasoning, ""
+        return taken
 
     @property
     def mean_logprob(self) -> float:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
+from thrifty.engines.server.binding import bind_answer, check_ends, parse_response_format
 from thrifty.engines.server.infill import infill_prompts
-from thrifty.engines.server.tools import (
-    ToolPlan,
-    add_to_system,
-    build_grammar,
-    describe_tools,
-    parse_tools,
-    render_history,
-)
+from thrifty.engines.server.prompt import build_prompt, check_text
+from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.openai.errors import bad_request
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_options import StreamOptions, parse_stream_options
@@ -25,7 +19,8 @@ from thrifty.text.tokenizer import TextTokenizer
 
 COMPLETION_DEFAULT_TOKENS = 16
 """What OpenAI's `/v1/completions` generates when `max_tokens` is left out."""
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+MAX_CHOICES = 2048
+"""How many answers one request may ask for: prompts times `n`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,10 @@ class GenerationRequest:
     """Above 0: it may wait for others."""
     echo_texts: list[str] = field(default_factory=list)
     """For completions with `echo`: the prompts' texts, which begin the answers."""
+    separates_reasoning: bool = False
+    """Whether the model's reasoning is no part of the answers' content."""
+    within_reasoning: bool = False
+    """Whether answers begin within it."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -72,7 +71,8 @@ def parse_chat(
 ) -> GenerationRequest:
     """The request in the body of `/v1/chat/completions`. Raises a 400 that names the fault."""
     plan = parse_tools(body)
-    prompt = encode_chat(body, tokenizer, plan)
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    keep = parse_truncation(body, facts, limit or 1)
     logprobs, top = bool(body.get("logprobs")), body.get("top_logprobs") or 0
     if top and not logprobs:
         raise bad_request(
@@ -80,31 +80,26 @@ def parse_chat(
             "top_logprobs",
             "invalid_value",
         )
-    grammar = _parse_response_format(body.get("response_format"))
-    if plan.active:
-        if grammar is not None:
-            raise bad_request(
-                "'response_format' and 'tools' cannot both bind an answer; leave one out, or set "
-                "'tool_choice' to 'none'.",
-                "response_format",
-                "invalid_value",
-            )
-        grammar = build_grammar(plan)
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    prompt = build_prompt(body, tokenizer, plan, facts=facts, keep=keep)
+    schema = parse_response_format(body.get("response_format"))
+    grammar = bind_answer(schema, plan, tokenizer.vocabulary_size)
+    check_ends(body, schema, plan)
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     sampling = _parse_sampling(
-        body, [prompt], facts, limit, param="messages", logprobs=logprobs, top_logprobs=top,
+        body, [prompt.ids], facts, limit, param="messages", logprobs=logprobs, top_logprobs=top,
         grammar=grammar,
     )  # fmt: skip
     n = body.get("n") or 1
     return GenerationRequest(
         endpoint=Endpoint.CHAT,
         model=str(body.get("model", "")),
-        prompts=[prompt],
+        prompts=[prompt.ids],
         n=n,
         candidates=n,
         sampling=sampling,
         logprobs=logprobs,
+        separates_reasoning=_separates_reasoning(body, schema, plan),
+        within_reasoning=prompt.within_reasoning,
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
         stream_options=parse_stream_options(body),
@@ -118,8 +113,25 @@ def parse_completion(
     body: dict[str, Any], tokenizer: TextTokenizer, facts: ModelFacts
 ) -> GenerationRequest:
     """The request in the body of `/v1/completions`. Raises a 400 that names the fault."""
-    prompts = [encode_input(item, tokenizer, "prompt") for item in split_inputs(body["prompt"])]
     echo, suffix = bool(body.get("echo")), body.get("suffix")
+    n, candidates = _parse_counts(body)
+    limit = body.get("max_tokens")
+    if limit == 0 and not echo:
+        raise bad_request(
+            "'max_tokens' may only be 0 with 'echo': true.", "max_tokens", "invalid_value"
+        )
+    inputs = split_inputs(body["prompt"])
+    if len(inputs) * candidates > MAX_CHOICES:
+        raise bad_request(
+            f"'prompt' has {len(inputs)} texts with {candidates} answers each; at most {MAX_CHOICES} "
+            "answers may come at once.",
+            "prompt",
+            "invalid_value",
+        )
+    keep = parse_truncation(body, facts, 1 if limit is None else limit)
+    prompts = [
+        encode_input(item, tokenizer, "prompt", facts, keep, keep_end=True) for item in inputs
+    ]
     ends: tuple[int, ...] = ()
     if suffix:
         if echo:
@@ -129,14 +141,7 @@ def parse_completion(
         prompts, ends = infill_prompts(prompts, suffix, tokenizer)
     prompts = [prompt or list(facts.eos_token_ids[:1]) for prompt in prompts]
     logprobs = body.get("logprobs")
-    n, candidates = _parse_counts(body)
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
-    limit = body.get("max_tokens")
-    limit = COMPLETION_DEFAULT_TOKENS if limit is None else limit
-    if limit == 0 and not echo:
-        raise bad_request(
-            "'max_tokens' may only be 0 with 'echo': true.", "max_tokens", "invalid_value"
-        )
     return GenerationRequest(
         endpoint=Endpoint.COMPLETIONS,
         model=str(body.get("model", "")),
@@ -147,6 +152,7 @@ def parse_completion(
             body, prompts, facts, limit, param="prompt",
             logprobs=logprobs is not None or candidates > n, top_logprobs=logprobs or 0,
             prompt_logprobs=echo and logprobs is not None, more_stops=ends,
+            usual=COMPLETION_DEFAULT_TOKENS,
         ),
         logprobs=logprobs is not None,
         stops=_parse_stops(body),
@@ -188,12 +194,59 @@ def split_inputs(value: Any) -> list[str | list[int]]:
     return list(value) or [""]
 
 
-def encode_input(value: str | list[int], tokenizer: TextTokenizer, param: str) -> list[int]:
-    """The tokens of a text, or those given. Raises a 400 where there are no such tokens."""
-    if isinstance(value, str):
+def encode_input(
+    value: str | list[int],
+    tokenizer: TextTokenizer,
+    param: str,
+    facts: ModelFacts,
+    keep: int | None = None,
+    *,
+    keep_end: bool,
+) -> list[int]:
+    """The tokens of a text, or those given; at most `keep` of them, from its beginning or its end.
+    Raises a 400 where there are no such tokens, or where the text is certainly too long.
+    """
+    if not isinstance(value, str):
+        _check_tokens(value, tokenizer, param)
+        if keep is None:
+            return value
+        return value[-keep:] if keep_end else value[:keep]
+    if keep is None:
+        check_text(value, tokenizer, facts, param)
         return tokenizer.encode(value)
-    _check_tokens(value, tokenizer, param)
-    return value
+    if keep <= tokenizer.special_count:
+        raise bad_request(
+            f"'truncate_prompt_tokens' is {keep}; this model puts {tokenizer.special_count} tokens "
+            "of its own around a text, so it must be more.",
+            "truncate_prompt_tokens",
+            "invalid_value",
+        )
+    return tokenizer.encode_truncated(value, keep, keep_end=keep_end)
+
+
+def parse_truncation(body: dict[str, Any], facts: ModelFacts, answer: int) -> int | None:
+    """How many tokens of a prompt to keep; None for all. -1 stands for as many as leave room for
+    `answer` tokens. Raises a 400.
+    """
+    keep = body.get("truncate_prompt_tokens")
+    if keep is None:
+        return None
+    if keep > facts.context_length:
+        raise bad_request(
+            f"'truncate_prompt_tokens' is {keep}, more than this model's maximum context length of "
+            f"{facts.context_length} tokens.",
+            "truncate_prompt_tokens",
+            "invalid_value",
+        )
+    return int(keep) if keep > 0 else max(1, facts.context_length - answer)
+
+
+def _separates_reasoning(
+    body: dict[str, Any], schema: dict[str, Any] | None, plan: ToolPlan
+) -> bool:
+    """An answer that a grammar binds from its first token has no reasoning."""
+    bound = schema is not None or (plan.active and plan.choice == "required")
+    return body.get("separate_reasoning") is not False and not bound
 
 
 def _check_tokens(ids: Sequence[int], tokenizer: TextTokenizer, param: str) -> None:
@@ -222,100 +275,6 @@ def check_length(tokens: int, facts: ModelFacts, param: str, more: int = 0) -> N
     )
 
 
-def encode_chat(body: dict[str, Any], tokenizer: TextTokenizer, plan: ToolPlan) -> list[int]:
-    """The prompt's tokens for a conversation and its tools."""
-    messages = [_check_message(m, f"messages[{i}]") for i, m in enumerate(body["messages"])]
-    tools: list[dict[str, Any]] | None = None
-    if tokenizer.knows_tools:
-        tools = plan.tools if plan.active else None
-    else:
-        messages = render_history(messages)
-        if plan.active:
-            messages = add_to_system(messages, describe_tools(plan))
-    text = tokenizer.render_chat(
-        messages,
-        tools=tools,
-        add_generation_prompt=body.get("add_generation_prompt") is not False,
-        extra=body.get("chat_template_kwargs"),
-    )
-    # The template writes the special tokens itself.
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if not ids:
-        raise bad_request(
-            "the model's chat template makes nothing of these messages", "messages", "invalid_value"
-        )
-    return ids
-
-
-def _check_message(message: Any, where: str) -> dict[str, Any]:
-    """A message as chat templates expect it: its content is one string."""
-    if not isinstance(message, dict):
-        raise bad_request(f"'{where}' must be an object.", "messages", "invalid_value")
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise bad_request(
-            f"'{where}.role' must be one of {', '.join(sorted(ROLES))}, not {role!r}.",
-            "messages",
-            "invalid_value",
-        )
-    message = {**message}
-    message["role"] = "system" if role == "developer" else role
-    content = message.get("content")
-    if content is None and not (role == "assistant" and message.get("tool_calls")):
-        raise bad_request(f"'{where}.content' is missing.", "messages", "invalid_value")
-    message["content"] = _join_content(content, where)
-    calls = message.get("tool_calls")
-    if calls:
-        if not isinstance(calls, list):
-            raise bad_request(
-                f"'{where}.tool_calls' must be an array.", "messages", "invalid_value"
-            )
-        message["tool_calls"] = [
-            _check_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)
-        ]
-    checked: dict[str, Any] = message
-    return checked
-
-
-def _join_content(content: Any, where: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise bad_request(
-            f"'{where}.content' must be a string or an array of parts.", "messages", "invalid_value"
-        )
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise bad_request(
-                f"'{where}.content[{index}]' is of type {kind!r}; this model takes text alone.",
-                "messages",
-                "unsupported_content",
-            )
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _check_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise bad_request(
-            f"'{where}' must hold a function with a name.", "messages", "invalid_value"
-        )
-    arguments = function.get("arguments") or "{}"
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise bad_request(
-                f"'{where}.function.arguments' is not JSON.", "messages", "invalid_value"
-            ) from None
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def _parse_sampling(
     body: dict[str, Any],
     prompts: list[list[int]],
@@ -328,11 +287,16 @@ def _parse_sampling(
     prompt_logprobs: bool = False,
     more_stops: tuple[int, ...] = (),
     grammar: Grammar | None = None,
+    usual: int | None = None,
 ) -> Sampling:
+    """`usual` is the limit of requests that name none, as far as there is room; None: all the room
+    there is.
+    """
     longest = max(len(prompt) for prompt in prompts)
     if limit is None:
         check_length(longest + 1, facts, param)
-        limit = facts.context_length - longest
+        room = facts.context_length - longest
+        limit = room if usual is None else min(usual, room)
     else:
         check_length(longest, facts, param, limit)
     if not all(prompts):
@@ -376,28 +340,3 @@ def _parse_stops(body: dict[str, Any]) -> tuple[str, ...]:
     if stop is None:
         return ()
     return tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text)
-
-
-def _parse_response_format(value: dict[str, Any] | None) -> Grammar | None:
-    if value is None:
-        return None
-    kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Grammar("json_schema", '{"type": "object"}')
-    if kind == "json_schema":
-        holder = value.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else None
-        if not isinstance(schema, dict):
-            raise bad_request(
-                "'response_format.json_schema.schema' must be a JSON schema.",
-                "response_format",
-                "invalid_value",
-            )
-        return Grammar("json_schema", json.dumps(schema))
-    raise bad_request(
-        f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}.",
-        "response_format",
-        "invalid_value",
-    )

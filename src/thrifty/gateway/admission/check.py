@@ -15,8 +15,22 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
-from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
-from thrifty.openai.fields import Endpoint, check_honoured, check_values, missing_parameter
+from thrifty.openai.errors import (
+    NOT_FOUND,
+    PERMISSION,
+    WireError,
+    bad_request,
+    list_names,
+    unavailable,
+)
+from thrifty.openai.fields import (
+    STREAMED,
+    Endpoint,
+    check_honoured,
+    check_values,
+    missing_parameter,
+    show_value,
+)
 from thrifty.openai.stream_options import read_stream_options
 from thrifty.types import Role
 
@@ -36,8 +50,11 @@ def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
     body = decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
     check_values(body, call.endpoint)
-    options = read_stream_options(body.get("stream_options"))
-    return ParsedRequest(body, stream=body.get("stream") is True, stream_options=options)
+    return ParsedRequest(
+        body,
+        stream=body.get("stream") is True and call.endpoint in STREAMED,
+        stream_options=read_stream_options(body.get("stream_options")),
+    )
 
 
 def find_target(
@@ -83,11 +100,10 @@ def find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTabl
         return next(iter(table.deployments.values()))
     deployment = table.names.get(model) if isinstance(model, str) else None
     if deployment is None:
-        names = ", ".join(repr(name) for name in table.names) or "none"
         raise WireError(
             404,
             f"The model '{str(model)[:100]}' does not exist or you do not have access to it. "
-            f"Models here: {names}.",
+            f"Models here: {list_names(table.names)}.",
             type=NOT_FOUND,
             param="model",
             code="model_not_found",
@@ -108,10 +124,10 @@ def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:
     label = pinned.decode("latin-1")
     version = deployment.versions.get(label)
     if version is None:
-        labels = ", ".join(repr(name) for name in deployment.versions)
         raise WireError(
             404,
-            f"'{deployment.name}' has no version {label[:64]!r}. Its versions: {labels}.",
+            f"'{deployment.name}' has no version {label[:64]!r}. Its versions: "
+            f"{list_names(deployment.versions)}.",
             type=NOT_FOUND,
             param=VERSION_HEADER.decode(),
             code="version_not_found",
@@ -126,7 +142,9 @@ def _require_model(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable
     if model is None:
         raise missing_parameter("model")
     if not isinstance(model, str):
-        raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
+        raise bad_request(
+            f"'model' must be a string, not {show_value(model)}.", "model", "invalid_value"
+        )
 
 
 def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:

@@ -15,6 +15,7 @@ from thrifty.gateway.admission.check import check_version
 from thrifty.gateway.cache import Entry, Owner, SingleFlight, SingleFlightGroup, make_key
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.replay import can_replay, count_answers
 from thrifty.gateway.cache.shared import Claim, Found
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.cache.single_flight import Result
@@ -81,8 +82,8 @@ class Answerer:
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
 
-    async def _send(self, call: Call, flight: SingleFlight | None) -> Result:
-        return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
+    def _send(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
+        return forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call, known_key: bytes | None) -> bytes | None:
         """The cache key; None if the cache is not used for this request."""
@@ -127,11 +128,7 @@ class Answerer:
 
     async def _lead(self, call: Call, key: bytes, flight: SingleFlight) -> None:
         """Get the answer from another worker or from a replica, and cache it."""
-        result = Result(
-            error=WireError(
-                502, "the shared generation was interrupted", type=SERVER, code="replica_lost"
-            )
-        )
+        result: Result | None = None
         target, shared = call.placed, self._cache.shared
         ttl_s = target.deployment.settings.cache_ttl_s
         version = target.version
@@ -160,6 +157,15 @@ class Answerer:
             result = Result(error=error)
             raise
         finally:
+            if result is None:
+                result = Result(
+                    error=WireError(
+                        502,
+                        "the shared generation was interrupted",
+                        type=SERVER,
+                        code="replica_lost",
+                    )
+                )
             self._flights.end(key, result)
             if claim is not None and shared is not None:
                 shared.settle(claim, result.entry if stored else None, ttl_s)
@@ -178,6 +184,7 @@ class Answerer:
             stream=parsed.stream,
             left_s=parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
+            is_valid=lambda body: _can_replay(call, body),
         )
 
     def _store(
@@ -259,6 +266,7 @@ class Answerer:
         if self._keep_texts:
             entry = result.entry
             call.outcome.answer = result.body if entry is None else entry.body
+            call.outcome.streamed = result.streamed and entry is None
 
 
 def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
@@ -276,12 +284,18 @@ def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
     return listen
 
 
+def _can_replay(call: Call, body: bytes) -> bool:
+    return can_replay(body, call.endpoint, count_answers(call.endpoint, call.admitted.body))
+
+
 def _make_entry(call: Call, result: Result, owner: Owner, purge_id: int) -> Result:
-    """A successful answer as a cache entry; other results are returned unchanged."""
+    """A successful answer as a cache entry; other results, and answers that could not be replayed
+    whole and as a stream, are returned unchanged.
+    """
     if result.status != 200 or call.outcome.error is not None:
         return result
     body: bytes | None = assemble_stream(result.body) if result.streamed else result.body
-    if body is None:
+    if body is None or not _can_replay(call, body):
         return result
     delivery, label = call.delivery, call.placed.version.label
     entry = Entry(

@@ -18,7 +18,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import Exchange
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.openai.errors import NOT_FOUND, WireError
+from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 from thrifty.types import Role
 
 _encode = msgspec.json.Encoder().encode
@@ -64,6 +64,10 @@ class Pages:
         body: dict[str, Any] = {
             "status": "ready" if ready else "not ready", "waiting_for": waiting,
         }  # fmt: skip
+        if not self._table.loaded:
+            body["reason"] = "the state of the service was not read yet"
+        elif not self._table.deployments:
+            body["reason"] = "no deployment is served (thrifty history says since when)"
         if (log := self._describe_log()) is not None:
             body["request_log"] = log
         exchange.respond(200 if ready else 503, _encode(body))
@@ -86,8 +90,10 @@ class Pages:
         deployment = self._table.names.get(name)
         if deployment is None:
             raise WireError(
-                404, f"The model '{name[:100]}' does not exist.", type=NOT_FOUND,
-                param="model", code="model_not_found",
+                404,
+                f"The model '{name[:100]}' does not exist. "
+                f"Models here: {list_names(self._table.names)}.",
+                type=NOT_FOUND, param="model", code="model_not_found",
             )  # fmt: skip
         exchange.respond(200, _encode(_describe(name, deployment)))
 
@@ -126,6 +132,7 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
 
 def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     main = deployment.main
+    lengths = [v.context_length for v in deployment.versions.values() if v.row.weight > 0]
     return {
         "id": name,
         "object": "model",
@@ -133,9 +140,16 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
         "owned_by": "thrifty",
         "version": main.label,
         "versions": [
-            {"label": v.label, "weight": v.row.weight, "engine": v.row.engine}
+            {
+                "label": v.label,
+                "weight": v.row.weight,
+                "engine": v.row.engine,
+                "max_model_len": v.context_length,
+            }
             for v in deployment.versions.values()
         ],
+        # A request may reach any of them.
+        "max_model_len": min((length for length in lengths if length), default=main.context_length),
         "engine": main.row.engine,
         "deployment": deployment.name,
     }

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from thrifty.gateway.cache.exact import Entry
 from thrifty.openai.errors import WireError
@@ -18,8 +19,7 @@ from thrifty.openai.events import NO_USAGE
 OnData = Callable[[bytes], None]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The result of a flight: a cacheable answer, another answer, or an error."""
 
     status: int = 0

@@ -109,7 +109,6 @@ class Delivery:
     sent_s: float = 0.0
     first_byte_s: float = 0.0
     last_byte_s: float = 0.0
-    origin_status: int = 0
 
     def end_idle(self) -> None:
         """Stop counting the slot as idle: the request has begun or has ended."""
@@ -140,6 +139,8 @@ class Outcome:
     usage: Usage | None = None
     answer: bytes = b""
     """The answer as JSON or as its event stream, if texts are recorded."""
+    streamed: bool = False
+    """Whether `answer` is an event stream."""
     ended_s: float = 0.0
 
 
