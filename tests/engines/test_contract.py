@@ -627,6 +627,8 @@ def ask_with_field(server: Server, endpoint: Endpoint, name: str, value: Any) ->
         body["tools"] = SAMPLES["tools"]
     if name == "stream_options":
         body["stream"] = True
+    if name == "top_logprobs":
+        body["logprobs"] = True
     body.setdefault("model", server.served.name)
     return requests.post(f"{server.url}{endpoint.value}", json=body, timeout=60)
 

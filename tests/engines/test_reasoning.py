@@ -19,6 +19,7 @@ from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import parse_chat, parse_completion
 from thrifty.gateway.cache.replay import make_chunks
 from thrifty.openai.stream_answers import assemble_answer
+from thrifty.openai.stream_options import StreamOptions
 from thrifty.text.tokenizer import TextTokenizer
 
 THINKS = TextTokenizer(make_tokenizer().tokenizer, templates.HERMES)
@@ -147,7 +148,7 @@ def test_gateway_keeps_reasoning_from_streams_and_replays_it() -> None:
     assembled = assemble_answer(events)
     assert assembled is not None
     assert view(json.loads(assembled)) == view(answer)
-    chunks, _ = make_chunks(answer)
+    chunks = make_chunks(answer, StreamOptions())
     replayed = parse(b"".join(chunk.replace(b"\0", b"") for chunk in chunks))
     deltas = [event["choices"][0]["delta"] for event in replayed]
     assert {"reasoning_content": "Hm.", "content": "Paris."} in deltas
