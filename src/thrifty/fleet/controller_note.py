@@ -93,7 +93,7 @@ def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
             )
     ended = 0
     for ident, _, process_id in find_ours(home.root):
-        orphan = adopt_process(ident, home.logs / f"{process_id}.log")
+        orphan = adopt_process(ident, home.log_of(process_id))
         if orphan is not None:
             asyncio.run(orphan.stop(10.0))
             ended += 1

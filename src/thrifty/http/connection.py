@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import time
 from collections import deque
@@ -24,6 +25,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from thrifty.http.content_coding import decode_content, read_codings
 from thrifty.http.cors import Cors
 from thrifty.http.exchange import Exchange, Handler
 from thrifty.http.types import JSON_TYPE, ServerLimits
@@ -41,6 +43,9 @@ MAX_PIPELINED_BODY_BYTES = 65_536
 """Reading stops when this many requests wait, or one whose body is larger than this."""
 DROP_LIMIT_BYTES = 256_000_000
 """How much a refused client may still send before it is cut off."""
+_HOST = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]{2,64}\]|[A-Za-z0-9._~!$&'()*+,;=%-]{0,255})(?::[0-9]{0,5})?"
+)
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
@@ -65,6 +70,7 @@ class HttpProtocol(asyncio.Protocol):
         "_advancing",
         "_body",
         "_building",
+        "_codings",
         "_continue_due",
         "_current",
         "_dropped_bytes",
@@ -107,6 +113,8 @@ class HttpProtocol(asyncio.Protocol):
         """The `Origin` header of the request that was refused."""
         self._url = b""
         self._body: bytes | bytearray = b""
+        self._codings: list[bytes] = []
+        """The content codings of the arriving body."""
         self._header_bytes = 0
         self._silent_bytes = 0
         """Bytes that the parser has taken since it last called back."""
@@ -168,12 +176,8 @@ class HttpProtocol(asyncio.Protocol):
             except httptools.HttpParserUpgrade as upgrade:
                 self._ignore_upgrades(memoryview(data)[upgrade.args[0] :])
         except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
-            self._refuse(
-                self._refusal
-                or WireError(
-                    400, f"this is not a valid HTTP request: {error}", code="malformed_http"
-                )
-            )
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, WireError) else _malformed(str(error)))
             return
         if self._silent_bytes > self.server.limits.max_header_bytes and self._building is not None:
             # One header (or trailer, or chunk extension) that does not end: the parser reports it
@@ -203,6 +207,7 @@ class HttpProtocol(asyncio.Protocol):
         self._building = Exchange(self)
         self._url = b""
         self._body = b""
+        self._codings = []
         self._header_bytes = 0
         self._continue_due = False
         if self._current is None:
@@ -221,6 +226,8 @@ class HttpProtocol(asyncio.Protocol):
         name = name.lower()
         value = value.rstrip(b" \t")
         known = headers.get(name)
+        if known is not None and name == b"host":
+            raise _malformed("it has more than one Host header")
         headers[name] = value if known is None else b"%b, %b" % (known, value)
 
     def on_headers_complete(self) -> None:
@@ -229,28 +236,24 @@ class HttpProtocol(asyncio.Protocol):
         method = parser.get_method()
         if parser.should_upgrade():
             if method == b"CONNECT":
-                self._refusal = WireError(
-                    405, "CONNECT is not possible here", code="method_not_allowed"
-                )
-                raise ValueError("CONNECT")
+                raise WireError(405, "CONNECT is not possible here", code="method_not_allowed")
             return
         exchange.method = method.decode("ascii")
         exchange.version = "1.1" if parser.get_http_version() == "1.1" else "1.0"
         exchange.keep_alive = parser.should_keep_alive()
+        if exchange.version == "1.1" and not _is_host(exchange.headers.get(b"host")):
+            raise _malformed("its Host header is missing or not valid")
         path, _, exchange.query = self._url.partition(b"?")
         exchange.path = path.decode("latin-1") if path[:1] == b"/" else _to_origin_form(path)
         if "%" in exchange.path:
             exchange.path = unquote(exchange.path)
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
-            try:
-                self._upload = begin_upload(self, self.server.spools, exchange, length)
-            except WireError as error:
-                self._refusal = error
-                raise
+            self._upload = begin_upload(self, self.server.spools, exchange, length)
         if exchange.spool is None and length > self.server.limits.max_body_bytes:
-            self._refusal = self._body_too_large(f"{length} bytes")
-            raise ValueError("body too large")
+            raise self._body_too_large(f"{length} bytes")
+        if b"content-encoding" in exchange.headers:
+            self._codings = read_codings(exchange, length)
         if (
             exchange.headers.get(b"expect", b"").lower() == b"100-continue"
             and exchange.version == "1.1"
@@ -266,11 +269,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
         if self._upload is not None:
-            try:
-                self._upload.take(body)
-            except WireError as error:
-                self._refusal = error
-                raise
+            self._upload.take(body)
             return
         if not self._body:
             self._body = body
@@ -281,14 +280,16 @@ class HttpProtocol(asyncio.Protocol):
             self._body += body
         limit = self.server.limits.max_body_bytes
         if len(self._body) > limit:
-            self._refusal = self._body_too_large(f"more than {limit} bytes")
-            raise ValueError("body too large")
+            raise self._body_too_large(f"more than {limit} bytes")
 
     def on_message_complete(self) -> None:
         self._silent_bytes = 0
         exchange = self._building
         if exchange is None or not exchange.method:
             return  # the first pass over a request with `Upgrade`
+        if self._codings:
+            limit = self.server.limits.max_body_bytes
+            self._body = decode_content(exchange, bytes(self._body), self._codings, limit)
         self._building = None
         self._upload = None
         if self.closed:
@@ -417,8 +418,7 @@ class HttpProtocol(asyncio.Protocol):
         self._silent_bytes = 0
         self._header_bytes += count
         if self._header_bytes > self.server.limits.max_header_bytes:
-            self._refusal = self._headers_too_large()
-            raise ValueError("headers too large")
+            raise self._headers_too_large()
 
     def _headers_too_large(self) -> WireError:
         limit = self.server.limits.max_header_bytes
@@ -616,6 +616,15 @@ def _count_in_kernel(transport: asyncio.Transport) -> int:
     except (OSError, ValueError, AttributeError):  # closed meanwhile
         return 0
     return int.from_bytes(count, sys.byteorder)
+
+
+def _is_host(value: bytes | None) -> bool:
+    """Whether it is a `Host` as RFC 9110 (7.2) has it, which every HTTP/1.1 request needs."""
+    return value is not None and _HOST.fullmatch(value) is not None
+
+
+def _malformed(reason: str) -> WireError:
+    return WireError(400, f"this is not a valid HTTP request: {reason}", code="malformed_http")
 
 
 def _to_origin_form(target: bytes) -> str:

@@ -16,7 +16,13 @@ from thrifty.gateway.state.version import Version
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
-from thrifty.openai.fields import Endpoint, check_honoured, check_values, missing_parameter
+from thrifty.openai.fields import (
+    STREAMED,
+    Endpoint,
+    check_honoured,
+    check_values,
+    missing_parameter,
+)
 from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
@@ -38,7 +44,7 @@ def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
     options = body.get("stream_options")
     return ParsedRequest(
         body,
-        stream=body.get("stream") is True,
+        stream=body.get("stream") is True and call.endpoint in STREAMED,
         include_usage=bool(options and options.get("include_usage")),
     )
 
