@@ -171,10 +171,9 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._silent_bytes += len(data)
         try:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                self._ignore_upgrades(memoryview(data)[upgrade.args[0] :])
+            rest = self._feed(data)
+            if rest is not None:
+                self._ignore_upgrades(rest)
         except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, WireError) else _malformed(str(error)))
@@ -435,6 +434,14 @@ class HttpProtocol(asyncio.Protocol):
             code="body_too_large",
         )
 
+    def _feed(self, data: bytes | memoryview) -> memoryview | None:
+        """Parse; returns what follows a head that offers another protocol, if there is one."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return memoryview(data)[upgrade.args[0] :]
+        return None
+
     def _ignore_upgrades(self, rest: memoryview) -> None:
         """Parse a request that offers another protocol again, without the offer.
 
@@ -452,12 +459,10 @@ class HttpProtocol(asyncio.Protocol):
                 lines.append(b"connection: close\r\n")
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(b"".join(lines) + b"\r\n")
-            try:
-                self._parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as upgrade:
-                rest = rest[upgrade.args[0] :]
-            else:
+            left = self._feed(rest)
+            if left is None:
                 return
+            rest = left
 
     def _dispatch(self, exchange: Exchange) -> None:
         self._current = exchange
