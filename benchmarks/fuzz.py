@@ -184,7 +184,7 @@ def _change(rng: random.Random, value: Any) -> Any:
     if not isinstance(value, dict | list) or not value or rng.random() < 0.15:
         deep: Any = value
         if rng.random() < 0.1:
-            for _ in range(rng.choice((5, 60, 600))):
+            for _ in range(rng.choice((5, 60, 200))):
                 deep = [deep] if rng.random() < 0.5 else {"a": deep}
             return deep
         return rng.choice(_VALUES)

@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, cast
-from urllib.parse import unquote
 
 import httptools
 
 from thrifty.http.content_coding import decode_content, read_codings
 from thrifty.http.cors import Cors
 from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.request_head import check_head, malformed, read_target
 from thrifty.http.types import JSON_TYPE, ServerLimits
 from thrifty.http.upload import OpenSpool, Upload, begin_upload
 from thrifty.openai.errors import WireError, internal_error, unavailable
@@ -43,9 +42,6 @@ MAX_PIPELINED_BODY_BYTES = 65_536
 """Reading stops when this many requests wait, or one whose body is larger than this."""
 DROP_LIMIT_BYTES = 256_000_000
 """How much a refused client may still send before it is cut off."""
-_HOST = re.compile(
-    rb"(?:\[[0-9A-Fa-f:.]{2,64}\]|[A-Za-z0-9._~!$&'()*+,;=%-]{0,255})(?::[0-9]{0,5})?"
-)
 _UPGRADE_HEADERS = frozenset({b"connection", b"upgrade", b"http2-settings"})
 
 
@@ -176,7 +172,7 @@ class HttpProtocol(asyncio.Protocol):
                 self._ignore_upgrades(rest)
         except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
             cause = error.__context__
-            self._refuse(cause if isinstance(cause, WireError) else _malformed(str(error)))
+            self._refuse(cause if isinstance(cause, WireError) else malformed(str(error)))
             return
         if self._silent_bytes > self.server.limits.max_header_bytes and self._building is not None:
             # One header (or trailer, or chunk extension) that does not end: the parser reports it
@@ -226,7 +222,7 @@ class HttpProtocol(asyncio.Protocol):
         value = value.rstrip(b" \t")
         known = headers.get(name)
         if known is not None and name == b"host":
-            raise _malformed("it has more than one Host header")
+            raise malformed("it has more than one Host header")
         headers[name] = value if known is None else b"%b, %b" % (known, value)
 
     def on_headers_complete(self) -> None:
@@ -238,14 +234,10 @@ class HttpProtocol(asyncio.Protocol):
                 raise WireError(405, "CONNECT is not possible here", code="method_not_allowed")
             return
         exchange.method = method.decode("ascii")
-        exchange.version = "1.1" if parser.get_http_version() == "1.1" else "1.0"
+        exchange.version = parser.get_http_version()
         exchange.keep_alive = parser.should_keep_alive()
-        if exchange.version == "1.1" and not _is_host(exchange.headers.get(b"host")):
-            raise _malformed("its Host header is missing or not valid")
-        path, _, exchange.query = self._url.partition(b"?")
-        exchange.path = path.decode("latin-1") if path[:1] == b"/" else _to_origin_form(path)
-        if "%" in exchange.path:
-            exchange.path = unquote(exchange.path)
+        read_target(exchange, self._url)
+        check_head(exchange)
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
             self._upload = begin_upload(self, self.server.spools, exchange, length)
@@ -621,20 +613,3 @@ def _count_in_kernel(transport: asyncio.Transport) -> int:
     except (OSError, ValueError, AttributeError):  # closed meanwhile
         return 0
     return int.from_bytes(count, sys.byteorder)
-
-
-def _is_host(value: bytes | None) -> bool:
-    """Whether it is a `Host` as RFC 9110 (7.2) has it, which every HTTP/1.1 request needs."""
-    return value is not None and _HOST.fullmatch(value) is not None
-
-
-def _malformed(reason: str) -> WireError:
-    return WireError(400, f"this is not a valid HTTP request: {reason}", code="malformed_http")
-
-
-def _to_origin_form(target: bytes) -> str:
-    """The path in `http://host/path`, the form that clients of proxies send; `*` as it is."""
-    _, found, rest = target.partition(b"://")
-    if not found:
-        return target.decode("latin-1")
-    return "/" + rest.partition(b"/")[2].decode("latin-1")
