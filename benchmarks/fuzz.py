@@ -32,7 +32,7 @@ UNSURE_S = 0.3
 CHECK_EVERY = 500
 """After so many requests, a valid one must be answered as it should."""
 EXPECTED = frozenset({"queue_full", "queue_timeout", "deadline_exceeded", "deadline_unreachable",
-                      "too_many_requests_running", "disk_full"})  # fmt: skip
+                      "too_many_requests_running", "disk_full", "http_version_not_supported"})  # fmt: skip
 """Codes of 5xx that tell the truth about load, deadlines and disks."""
 OUR_FAULTS = (b'"internal_error"', b'"engine_error"', b'"replica_lost"', b'"database_away"')
 MAX_KEPT = 20
