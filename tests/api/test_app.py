@@ -265,7 +265,9 @@ async def test_the_document_describes_the_table() -> None:
         for path, item in document["paths"].items()
         for method, operation in item.items()
     }
-    expected = {(r.method, r.path): r for r in API_ROUTES if r.path.startswith("/api/")}
+    expected = {
+        (r.method, r.path.replace(":path", "")): r for r in API_ROUTES if r.path.startswith("/api/")
+    }
     assert described.keys() == expected.keys()
     for place, operation in described.items():
         route = expected[place]

@@ -6,13 +6,71 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from urllib.parse import quote
 
+import pytest
 from sqlalchemy import select
 
-from tests.parts import find_longest_turn, running_echo, running_gateway
+from tests.parts import echo_deployment, find_longest_turn, running_echo, running_gateway
 from thrifty.db.tables import requests
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "there"),
+    [
+        ("GET", "/v1/models/", "/v1/models"),
+        ("GET", "//v1//models", "/v1/models"),
+        ("GET", "/v1/models/echo/", "/v1/models/echo"),
+        ("POST", "//v1/chat/completions", "/v1/chat/completions"),
+        ("POST", "/v1/chat/completions/?a=b//", "/v1/chat/completions?a=b//"),
+        ("GET", "//metrics/", "/metrics"),
+    ],
+)
+async def test_needless_slashes_are_redirected(
+    tmp_path: Path, method: str, path: str, there: str
+) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask(b"{}", path, method=method)
+        assert (reply.status, reply.headers[b"location"]) == (308, there.encode())
+        assert reply.error["code"] == "moved"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "//", "//evil.example/", "/v1/v1/models", "/v1//", "/v1/models/%0d%0aa:b"]
+)
+async def test_other_paths_are_not_found(tmp_path: Path, path: str) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask(b"", path, method="GET")
+        assert reply.status == 404
+        assert b"location" not in reply.headers
+
+
+@pytest.mark.parametrize("name", ["org/model", "llama3.2:1b", "a/b:c", "x" * 64])
+async def test_a_name_may_hold_slashes_and_colons(tmp_path: Path, name: str) -> None:
+    row = echo_deployment(name, aliases=("one/more:1",))
+    async with (
+        running_echo(name) as url,
+        running_gateway(tmp_path, [url], deployment=row) as gateway,
+    ):
+        for known in (name, "one/more:1"):
+            for shown in (known, quote(known, safe="")):
+                reply = await gateway.ask(b"", f"/v1/models/{shown}", method="GET")
+                assert (reply.status, reply.json()["id"]) == (200, known)
+            chat = {"model": known, "messages": [{"role": "user", "content": "Hi"}]}
+            reply = await gateway.ask({**chat, "temperature": 0})
+            assert reply.status == 200
+            # An alias is the same deployment.
+            assert (reply.headers[b"x-thrifty-cache"] == b"hit") is (known != name)
+        listed = await gateway.ask(b"", "/v1/models", method="GET")
+        assert {one["id"] for one in listed.json()["data"]} == {name, "one/more:1"}
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_requests_total", deployment=name) >= 1
+        reply = await gateway.ask(
+            b"", f"/v1/cache?deployment={quote(name, safe='')}", method="DELETE"
+        )
+        assert reply.json()["deployment"] == name
 
 
 async def test_an_answer_names_its_version_and_replica(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import Exchange
 from thrifty.http.spool import Spool, no_room
-from thrifty.openai.errors import unavailable
+from thrifty.openai.errors import explain_database
 from thrifty.types import Role
 
 _CALLERS = Role.USER.holders()
@@ -96,10 +96,8 @@ class BatchPages:
                 self._same_origin.check_page(exchange)
             try:
                 await handler(exchange, key, parameters)
-            except DatabaseError:
-                raise unavailable(
-                    "the database is unavailable; retry later", "database_away", 5.0
-                ) from None
+            except DatabaseError as error:
+                raise explain_database(error) from None
             except OSError as error:
                 raise no_room(error) from None
 

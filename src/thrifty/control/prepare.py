@@ -282,6 +282,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
         key_env=upstream.key_env,
         salt_field=upstream.salt_field,
         priority_field=upstream.priority_field,
+        takes_stream_options=upstream.takes_stream_options,
         accepts_response_id=traits.accepts_response_id,
         load_path=traits.load_path,
         slots=spec.replicas.slots or slots,

@@ -29,7 +29,7 @@ from thrifty.db.desired_state import (
     encode_desired,
 )
 from thrifty.db.fleet import set_shares
-from thrifty.db.sanitize import sanitize_text
+from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import desired, desired_changes
 from thrifty.errors import ControlError, DatabaseError, StaleStateError
 
@@ -38,7 +38,6 @@ SERVICE = ""
 KINDS = ("apply", "traffic", "rollback", "release", "autoscale")
 MAX_TRIES = 20
 """For `change_desired`: other writers that came first, in a row."""
-_MAX_WHO = 128
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ def write_desired(
     another writer came first, `ControlError` for a state that makes no sense, `DatabaseError`.
     """
     assert kind in KINDS, kind
-    who, why = sanitize_text(who, _MAX_WHO), sanitize_text(why)
     for change in changes:
         _check(change)
     with database.begin() as connection:
@@ -214,7 +212,10 @@ def _write_one(
         "at_s": time.time(), "name": change.name, "kind": kind, "who": who, "why": why,
         "state": text,
     }  # fmt: skip
-    result = connection.execute(insert(desired_changes).values(row))
+    # `who` and `why` come from outside.
+    result = connection.execute(
+        insert(desired_changes).values(sanitize_values(desired_changes, row))
+    )
     assert result.inserted_primary_key is not None
     change_id = int(result.inserted_primary_key[0])
     where = desired.c.name == change.name

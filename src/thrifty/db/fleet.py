@@ -54,6 +54,8 @@ class VersionSettings:
     """The request field that separates tenants in the engine's prefix cache, if there is one."""
     priority_field: str | None = None
     """The request field for priorities, by which batch lines may wait, if there is one."""
+    takes_stream_options: bool = True
+    """Whether the gateway may ask for the token counts of every stream."""
     load_path: str | None = "/load"
     """The path at which replicas report their load; None if they do not."""
     accepts_response_id: bool = False

@@ -7,7 +7,6 @@ hash would only slow down every request.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import secrets
 import time
@@ -21,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.tables import keys
-from thrifty.errors import ThriftyError
+from thrifty.errors import NameTakenError, ThriftyError
 from thrifty.types import Role as Role
 
 PREFIX = "sk-thrifty-"
@@ -126,7 +125,7 @@ def create_key(
             note_change(connection)
     except ThriftyError as error:
         if isinstance(error.__cause__, IntegrityError):
-            raise ThriftyError(
+            raise NameTakenError(
                 f"a key named {name!r} already exists; choose another name, or revoke it first "
                 f"(thrifty keys revoke {name})"
             ) from None
@@ -177,6 +176,6 @@ def _check_limits(limits: KeyLimits) -> None:
             continue
         whole = not name.startswith("budget_")
         least = 1 if whole else 0
-        if not math.isfinite(value) or value < least or value > MAX_LIMIT:
+        if not least <= value <= MAX_LIMIT:
             what = "a whole number of at least 1" if whole else "an amount of at least 0"
             raise ThriftyError(f"{value!r} is not valid for {name.replace('_', '-')}: use {what}")

@@ -131,6 +131,8 @@ class Upstream:
     """The environment variable that holds the servers' API key."""
     salt_field: str | None = None
     priority_field: str | None = None
+    takes_stream_options: bool = True
+    """Whether the gateway may ask for the token counts of every stream."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,16 @@ class EngineLoad:
     waiting: int = 0
     kv_usage: float = 0.0
     facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How a server that others run was found."""
+
+    fault: str | None = None
+    """Why it is not ready; None when it is."""
+    remark: str | None = None
+    """What its operator should know although it is ready."""
 
 
 class Engine(Protocol):
@@ -259,6 +271,14 @@ class Engine(Protocol):
 
     async def read_load(self, url: str) -> EngineLoad:
         """How busy the server at `url` is."""
+        ...
+
+
+class ExternalEngine(Engine, Protocol):
+    """An adapter for servers that others run (`Traits.external`)."""
+
+    async def examine(self, url: str, served: Served) -> Examined:
+        """How the server at `url` is."""
         ...
 
 

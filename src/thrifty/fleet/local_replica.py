@@ -223,7 +223,7 @@ class LocalReplica:
         if row.pid is None or row.process_created_s is None or row.revision != self.served.revision:
             return False
         ident = ProcessId(row.pid, row.process_created_s)
-        process = adopt_process(ident, self._home.logs / f"{self.id}.log")
+        process = adopt_process(ident, self._home.log_of(self.id))
         if process is None:
             return False
         self._process, self._url, self.restarts = process, row.url, row.restarts
@@ -262,7 +262,7 @@ class LocalReplica:
                 role="replica",
                 process_id=self.id,
                 home=self._home.root,
-                log_path=self._home.logs / f"{self.id}.log",
+                log_path=self._home.log_of(self.id),
                 environment={**launch.environment, CPUS_VARIABLE: str(self._set_cpus)},
                 cores=self._cores,
                 inherit=() if lease is None else (lease,),

@@ -9,6 +9,8 @@ import msgspec
 
 from thrifty.openai.errors import bad_request
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Some clients begin their body with it; RFC 8259 (8.1) lets a reader pass over it."""
 _decode = msgspec.json.Decoder().decode
 
 GC_FREE_BYTES = 262_144
@@ -22,7 +24,7 @@ def decode_body(data: bytes) -> dict[str, Any]:
     if collects:
         gc.disable()
     try:
-        body = _decode(data)
+        body = _decode(data.removeprefix(BYTE_ORDER_MARK))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:

@@ -27,6 +27,10 @@ class Endpoint(StrEnum):
     TOKENIZE = "/tokenize"
 
 
+STREAMED = (Endpoint.CHAT, Endpoint.COMPLETIONS)
+"""The endpoints whose answers may be streamed."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One request field. `rule` completes the sentence "it must be ..."."""

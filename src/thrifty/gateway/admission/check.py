@@ -17,6 +17,7 @@ from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
 from thrifty.openai.fields import (
+    STREAMED,
     Endpoint,
     check_honoured,
     check_values,
@@ -42,8 +43,11 @@ def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
     body = decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
     check_values(body, call.endpoint)
-    options = read_stream_options(body.get("stream_options"))
-    return ParsedRequest(body, stream=body.get("stream") is True, stream_options=options)
+    return ParsedRequest(
+        body,
+        stream=body.get("stream") is True and call.endpoint in STREAMED,
+        stream_options=read_stream_options(body.get("stream_options")),
+    )
 
 
 def find_target(

@@ -15,6 +15,7 @@ from thrifty.gateway.admission.check import check_version
 from thrifty.gateway.cache import Entry, Owner, SingleFlight, SingleFlightGroup, make_key
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.replay import can_replay, count_answers
 from thrifty.gateway.cache.shared import Claim, Found
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.cache.single_flight import Result
@@ -183,6 +184,7 @@ class Answerer:
             stream=parsed.stream,
             left_s=parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
+            is_valid=lambda body: _can_replay(call, body),
         )
 
     def _store(
@@ -264,6 +266,7 @@ class Answerer:
         if self._keep_texts:
             entry = result.entry
             call.outcome.answer = result.body if entry is None else entry.body
+            call.outcome.streamed = result.streamed and entry is None
 
 
 def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
@@ -281,12 +284,18 @@ def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
     return listen
 
 
+def _can_replay(call: Call, body: bytes) -> bool:
+    return can_replay(body, call.endpoint, count_answers(call.endpoint, call.admitted.body))
+
+
 def _make_entry(call: Call, result: Result, owner: Owner, purge_id: int) -> Result:
-    """A successful answer as a cache entry; other results are returned unchanged."""
+    """A successful answer as a cache entry; other results, and answers that could not be replayed
+    whole and as a stream, are returned unchanged.
+    """
     if result.status != 200 or call.outcome.error is not None:
         return result
     body: bytes | None = assemble_stream(result.body) if result.streamed else result.body
-    if body is None:
+    if body is None or not _can_replay(call, body):
         return result
     delivery, label = call.delivery, call.placed.version.label
     entry = Entry(

@@ -101,8 +101,9 @@ class Recorder:
         if not self._prompts or call.parsed is None or not call.origin.counts:
             return None
         return functools.partial(
-            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None
-        )
+            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None,
+            streamed=call.outcome.streamed,
+        )  # fmt: skip
 
 
 def _saved(call: Call) -> Saved:

@@ -1,16 +1,82 @@
-"""Replays cached answers: under another id, whole or as a stream."""
+"""Replays cached answers: under another id, whole or as a stream.
+
+Only answers that `can_replay` accepts are cached.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 
 from thrifty.openai.events import encode_event
+from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_options import StreamOptions
 
 ID_MARK = b"\x00id\x00"
 """Stands for an answer's id; these bytes never occur in JSON."""
+
+
+class _Message(msgspec.Struct):
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _ChatChoice(msgspec.Struct):
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    message: _Message
+    finish_reason: str
+
+
+class _TextChoice(msgspec.Struct):
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    text: str
+    finish_reason: str
+
+
+class _ChatAnswer(msgspec.Struct, tag_field="object", tag="chat.completion"):
+    choices: list[_ChatChoice]
+    id: str = ""
+
+
+class _TextAnswer(msgspec.Struct, tag_field="object", tag="text_completion"):
+    choices: list[_TextChoice]
+    id: str = ""
+
+
+class _Embeddings(msgspec.Struct, tag_field="object", tag="list"):
+    data: list[msgspec.Raw]
+
+
+_decode_answer = msgspec.json.Decoder(_ChatAnswer | _TextAnswer | _Embeddings).decode
+_KINDS: dict[Endpoint, type[_ChatAnswer | _TextAnswer | _Embeddings]] = {
+    Endpoint.CHAT: _ChatAnswer,
+    Endpoint.COMPLETIONS: _TextAnswer,
+    Endpoint.EMBEDDINGS: _Embeddings,
+}
+
+
+def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
+    """Whether `body` is a whole answer of an endpoint, with `count` choices or embeddings."""
+    try:
+        body.decode()
+        answer = _decode_answer(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    if not isinstance(answer, _KINDS[endpoint]):
+        return False
+    if isinstance(answer, _Embeddings):
+        return len(answer.data) == count
+    return sorted(choice.index for choice in answer.choices) == list(range(count))
+
+
+def count_answers(endpoint: Endpoint, body: Mapping[str, Any]) -> int:
+    """How many choices or embeddings a valid request asks for."""
+    if endpoint is Endpoint.CHAT:
+        return int(body.get("n") or 1)
+    texts = body.get("input" if endpoint is Endpoint.EMBEDDINGS else "prompt")
+    several = isinstance(texts, list) and not isinstance(texts[0], int)
+    return (len(texts or ()) if several else 1) * int(body.get("n") or 1)
 
 
 def cut_id(body: bytes) -> tuple[bytes, list[bytes]]:

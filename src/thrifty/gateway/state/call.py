@@ -139,6 +139,8 @@ class Outcome:
     usage: Usage | None = None
     answer: bytes = b""
     """The answer as JSON or as its event stream, if texts are recorded."""
+    streamed: bool = False
+    """Whether `answer` is an event stream."""
     ended_s: float = 0.0
 
 
