@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
@@ -93,6 +94,9 @@ class LocalReplica:
         self._announce = announce
         self._set_cpus = set_cpus
         self._url = ""
+        self._port = 0
+        """Its port; kept when it is started anew, so that gateways find it again even while they
+        cannot read of it."""
         self._process: ManagedProcess | None = None
         self._memory_bytes = 0
         self._ends_in_a_row = 0
@@ -208,8 +212,11 @@ class LocalReplica:
         )
 
     async def _keep_running(self, adopted: bool) -> None:
-        if adopted and await self._confirm():
-            await self._watch()
+        if adopted:
+            if await self._confirm():
+                await self._watch()
+            if not self._stopping:
+                await self._back_off()
         while not self._stopping:
             if await self._launch():
                 await self._watch()
@@ -227,6 +234,7 @@ class LocalReplica:
         if process is None:
             return False
         self._process, self._url, self.restarts = process, row.url, row.restarts
+        self._port = urlsplit(row.url).port or 0
         self._memory_bytes = row.memory_bytes or 0
         self.state, self.message = ReplicaState(row.state), row.message
         self.started_s = time.monotonic()
@@ -251,7 +259,7 @@ class LocalReplica:
         self.started_s = time.monotonic()
         lease = None
         try:
-            port = find_free_port()
+            port = find_free_port(self._port)
             launch = self._engine.launch(
                 self.served, self._store, port, self._cores, self._memory_share
             )
@@ -278,7 +286,7 @@ class LocalReplica:
         finally:
             if lease is not None:
                 os.close(lease)
-        self._url = f"http://127.0.0.1:{port}"
+        self._port, self._url = port, f"http://127.0.0.1:{port}"
         self._on_change()
         return await self._wait_ready(self._process)
 
