@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -41,15 +42,23 @@ def make_special_tokenizer(template: Any) -> TextTokenizer:
     return TextTokenizer(inner, template)
 
 
+make_once = functools.cache(make_special_tokenizer)
+
+
+def find_tokenizer(template: Any) -> TextTokenizer:
+    known = isinstance(template, str | None)
+    return make_once(template) if known else make_special_tokenizer(template)
+
+
 def build(template: Any, *messages: Any, **body: Any) -> Prompt:
-    tokenizer = make_special_tokenizer(template)
+    tokenizer = find_tokenizer(template)
     body = {"messages": list(messages), **body}
     return build_prompt(body, tokenizer, parse_tools(body))
 
 
 def render(template: Any, *messages: Any, **body: Any) -> str:
     """The prompt's text, control tokens included."""
-    tokenizer = make_special_tokenizer(template)
+    tokenizer = find_tokenizer(template)
     return tokenizer.decode(build(template, *messages, **body).ids, skip_special_tokens=False)
 
 
@@ -415,7 +424,7 @@ def test_text_of_clients_makes_no_control_tokens(name: str, message: Any) -> Non
     harmless = json.loads(evil.replace("<|", "(|").replace("</s>", "(/s)"))
     found, expected = build(TEMPLATES[name], message), build(TEMPLATES[name], harmless)
     assert control_tokens_of(found) == control_tokens_of(expected)
-    tokenizer = make_special_tokenizer(None)
+    tokenizer = find_tokenizer(None)
     text, like = (
         re.sub(r"#\w{9}", "#", tokenizer.decode(each.ids, skip_special_tokens=False))
         for each in (found, expected)
@@ -436,7 +445,7 @@ def test_tools_and_settings_make_no_control_tokens() -> None:
 def test_spellings_of_any_kind_stay_text(text: str) -> None:
     prompt = build(templates.CHATML, {"role": "user", "content": text})
     assert len(control_tokens_of(prompt)) == 3
-    decoded = make_special_tokenizer(None).decode(prompt.ids, skip_special_tokens=False)
+    decoded = find_tokenizer(None).decode(prompt.ids, skip_special_tokens=False)
     assert decoded == render(templates.CHATML, {"role": "user", "content": "?"}).replace("?", text)
 
 
@@ -458,7 +467,7 @@ def test_overlapping_control_tokens_are_all_cut() -> None:
 
 
 def test_prompt_that_cannot_fit_is_refused_before_it_is_tokenized() -> None:
-    tokenizer = make_special_tokenizer(templates.CHATML)
+    tokenizer = find_tokenizer(templates.CHATML)
     facts = ModelFacts(Family.DECODER, 100)
     body = {"messages": [{"role": "user", "content": "é" * 5000}]}
     with pytest.raises(WireError, match=r"5\d{3} characters, .* \(at least 8\d\d\)") as refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -11,7 +12,14 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import select
 
-from tests.parts import echo_deployment, find_longest_turn, running_echo, running_gateway
+from tests.parts import (
+    echo_deployment,
+    find_longest_turn,
+    replica_row,
+    running_echo,
+    running_gateway,
+)
+from thrifty.db.fleet import VersionRow
 from thrifty.db.tables import requests
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
@@ -85,6 +93,28 @@ async def test_an_answer_names_its_version_and_replica(tmp_path: Path) -> None:
         assert reply.json()["id"] == f"chatcmpl-{response_id}"
         assert reply.headers[b"x-request-id"].decode() == response_id
         assert reply.headers[b"x-thrifty-conversation"].startswith(b"conv-")
+
+
+async def test_models_say_how_long_a_request_may_be(tmp_path: Path) -> None:
+    """The least of the versions with traffic, and of what each version's replicas hold."""
+    settings = echo_deployment().versions[0].settings
+    versions = tuple(
+        VersionRow(label, label, "echo", "r1", weight=weight,
+                   settings=dataclasses.replace(settings, context_length=length))
+        for label, weight, length in (("a", 1.0, 8000), ("b", 1.0, 4000), ("c", 0.0, 100), ("d", 1.0, None))
+    )  # fmt: skip
+    row = dataclasses.replace(echo_deployment(), versions=versions)
+    async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
+        for path in ("/v1/models", "/v1/models/echo"):
+            shown = (await gateway.ask(b"", path, method="GET")).json()
+            model = shown["data"][0] if path == "/v1/models" else shown
+            assert model["max_model_len"] == 4000
+            assert [v["max_model_len"] for v in model["versions"]] == [8000, 4000, 100, None]
+        load = {"facts": {"context_length": 3000}}
+        await gateway.set_replicas([replica_row(0, url, version="a", load=load)])
+        shown = (await gateway.ask(b"", "/v1/models/echo", method="GET")).json()
+        assert shown["max_model_len"] == 3000
+        assert shown["versions"][0]["max_model_len"] == 3000
 
 
 async def test_a_valid_client_request_id_is_kept(tmp_path: Path) -> None:

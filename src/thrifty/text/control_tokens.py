@@ -55,7 +55,7 @@ def make_mark() -> str:
 
 
 def _join(spellings: list[str]) -> str:
-    """A pattern that finds any of these sorted texts, the longest first, in one pass: it is branched
+    """A pattern that finds any of these sorted texts, the longest first, in one pass. It branches
     by characters, so that many tokens cost no more than one.
     """
     branches: dict[str, list[str]] = {}

@@ -1,5 +1,5 @@
-"""The least number of tokens that a text can have, by its bytes alone, so that a text that cannot fit
-is refused before it is tokenized.
+"""The least number of tokens that a text can have, by its bytes alone. A text that cannot fit is
+refused by it, before it is tokenized.
 
 The bound must hold for every text. It is known for byte-level BPE and for SentencePiece BPE with a
 token for each byte. Other tokenizers drop space, fold unknown words into one token, or shrink text

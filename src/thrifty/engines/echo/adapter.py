@@ -22,6 +22,7 @@ from thrifty.engines.base import (
 )
 from thrifty.engines.machine import Machine
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import Problem
 from thrifty.openai.fields import CHAT_FIELDS
@@ -125,7 +126,8 @@ class EchoEngine:
     ) -> Launch:
         """`python -m thrifty.engines.echo`."""
         settings = {"name": served.name, "port": port, "options": served.options}
-        return Launch([sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)])
+        command = [sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)]
+        return Launch(command, ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
         """As many as it was told."""

@@ -46,6 +46,7 @@ from thrifty.engines.openvino.processor import (
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
+from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
@@ -243,7 +244,7 @@ class OpenVinoEngine:
         text = json.dumps(
             {"name": served.name, "port": port, "worker": msgspec.to_builtins(settings)}
         )
-        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text])
+        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text], ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
         """What its scheduler takes into one step; encoders have no such limit."""
