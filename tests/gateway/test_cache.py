@@ -93,6 +93,7 @@ def test_key_ignores_how_an_answer_is_sent_and_the_order_of_fields() -> None:
     for same in (
         {**CHAT, "stream": True, "stream_options": {"include_usage": True}},
         {**CHAT, "user": "somebody"},
+        {**CHAT, "safety_identifier": "somebody"},
         {**CHAT, "max_tokens": None},
         dict(reversed(CHAT.items())),
     ):
@@ -406,7 +407,7 @@ def test_shortcuts_are_bounded() -> None:
 
     def make_call(body: bytes) -> Call:
         call = Call(Asked(body), Endpoint.CHAT)  # type: ignore[arg-type]
-        call.parsed = ParsedRequest({"model": "echo"}, stream=False, include_usage=False)
+        call.parsed = ParsedRequest({"model": "echo"}, stream=False)
         call.target = Target(deployment, deployment.main, deployment.main, "")
         return call
 

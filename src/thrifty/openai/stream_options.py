@@ -11,7 +11,7 @@ from thrifty.openai.errors import bad_request
 
 NAMES = frozenset({"include_usage", "continuous_usage_stats", "include_obfuscation"})
 PADDED_BYTES = 64
-"""Padded events are as long as a multiple of this."""
+"""The lengths of a stream's padded events differ by multiples of this."""
 _FIELD = b',"obfuscation":"%b"}\n\n'
 
 
