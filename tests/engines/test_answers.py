@@ -94,9 +94,12 @@ def join_chat(events: list[Any]) -> dict[str, Any]:
         assert set(choice) == {"index", "delta", "logprobs", "finish_reason"}
         content += choice["delta"].get("content") or ""
         for call in choice["delta"].get("tool_calls", []):
-            assert call.pop("index") == len(calls)
-            call.pop("id")
-            calls.append(call)
+            if call.pop("index") == len(calls):
+                assert call.pop("id")
+                calls.append(call)
+            else:
+                assert set(call) == {"function"}
+                calls[-1]["function"]["arguments"] += call["function"]["arguments"]
         details += (choice["logprobs"] or {"content": []})["content"]
     return {"content": content, "calls": calls, "logprobs": details, "reason": reasons[-1]}
 
@@ -279,13 +282,16 @@ def test_call_is_streamed_after_the_text_before_it() -> None:
     assert call["function"] == {"name": "weather", "arguments": '{"city": "Köln"}'}
     deltas = [event["choices"][0]["delta"] for event in events]
     assert "".join(delta.get("content", "") for delta in deltas) == "Let me see."
-    (at,) = [at for at, delta in enumerate(deltas) if "tool_calls" in delta]
-    called = deltas[at]["tool_calls"][0]
-    # The log-probabilities of a call's tokens come with it.
-    assert len(events[at]["choices"][0]["logprobs"]["content"]) >= len(CALL)
+    first, *others = [at for at, delta in enumerate(deltas) if "tool_calls" in delta]
+    called = deltas[first]["tool_calls"][0]
     assert called["index"] == 0
     assert called["type"] == "function"
     assert re.fullmatch("[A-Za-z0-9]{9}", called["id"])
+    assert called["function"] == {"name": "weather", "arguments": ""}
+    # Its arguments come as they are generated, with the log-probabilities of their tokens.
+    assert len(others) > 4
+    assert all(set(deltas[at]["tool_calls"][0]) == {"index", "function"} for at in others)
+    assert events[first]["choices"][0]["logprobs"]["content"]
     assert deltas[-1] == {}
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 

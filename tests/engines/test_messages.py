@@ -41,7 +41,7 @@ SAMPLINGS = st.builds(
     max_tokens=COUNTS, min_tokens=COUNTS, temperature=FLOATS, top_p=FLOATS, top_k=COUNTS,
     min_p=FLOATS, presence_penalty=FLOATS, frequency_penalty=FLOATS, repetition_penalty=FLOATS,
     seed=st.integers(0, 2**31 - 1), ignore_eos=st.booleans(), stop_token_ids=IDS.map(tuple),
-    logprobs=st.booleans(), grammar=st.none() | st.builds(Grammar, TEXTS, TEXTS),
+    logprobs=st.booleans(), grammar=st.none() | st.builds(Grammar, TEXTS, COUNTS),
 )  # fmt: skip
 OUTPUTS = st.builds(
     Output, JOBS, IDS, st.none() | st.lists(FLOATS, max_size=5),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
+from thrifty.engines.server.backend import ModelFacts, Sampling
 from thrifty.engines.server.request import (
     COMPLETION_DEFAULT_TOKENS,
     MAX_CHOICES,
@@ -432,7 +432,7 @@ def test_other_templates_are_told_of_tools_in_words() -> None:
     assert text.endswith("</tool_call>\nhi\n")
     assert request.tools.active
     assert request.sampling.grammar is not None
-    assert request.sampling.grammar.kind == "structural_tag"
+    assert 'TagDispatch(("<tool_call>", ' in request.sampling.grammar.text
 
 
 def test_tools_that_are_not_to_be_used_change_nothing() -> None:
@@ -441,19 +441,20 @@ def test_tools_that_are_not_to_be_used_change_nothing() -> None:
     assert request.sampling.grammar is None
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ({"type": "text"}, None),
-        ({"type": "json_object"}, Grammar("json_schema", '{"type": "object"}')),
-        (
-            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "array"}}},
-            Grammar("json_schema", '{"type": "array"}'),
-        ),
-    ],
-)
-def test_response_formats_bind_the_answer(value: Any, expected: Grammar | None) -> None:
-    assert chat(response_format=value).sampling.grammar == expected
+@pytest.mark.parametrize("value", [None, {"type": "text"}])
+def test_text_is_free(value: Any) -> None:
+    assert chat(response_format=value).sampling.grammar is None
+
+
+def test_response_formats_bind_the_answer() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    bound = chat(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    beside = chat(response_format={"type": "json_object", "schema": schema})
+    whole = chat(response_format={"type": "json_object"})
+    assert bound.sampling.grammar is not None
+    assert bound.sampling.grammar.text.startswith("root ::= ")
+    assert beside.sampling.grammar == bound.sampling.grammar
+    assert whole.sampling.grammar not in (None, bound.sampling.grammar)
 
 
 @pytest.mark.parametrize(
@@ -466,15 +467,19 @@ def test_response_formats_bind_the_answer(value: Any, expected: Grammar | None) 
         ({"type": "json_schema", "json_schema": "x"}, "must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": "x"}}, "must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": True}}, "must be a JSON schema"),
+        ({"type": "json_object", "schema": "x"}, "'response_format.schema' must be a JSON schema"),
     ],
 )
 def test_faulty_response_formats_are_refused(value: Any, message: str) -> None:
     refuse(message, "response_format", "invalid_value", chat, response_format=value)
 
 
-def test_format_and_tools_cannot_both_bind() -> None:
-    fields = {"response_format": {"type": "json_object"}, "tools": [TOOL]}
-    tokenizer = TextTokenizer(make_tokenizer().tokenizer, "x")
-    with pytest.raises(WireError, match=r"cannot both bind an answer.*'tool_choice' to 'none'"):
-        chat(tokenizer, **fields)
-    assert chat(tokenizer, tool_choice="none", **fields).sampling.grammar is not None
+@pytest.mark.parametrize("field", ["min_tokens", "ignore_eos"])
+def test_bound_answer_cannot_be_made_to_go_on(field: str) -> None:
+    bound = {
+        "response_format": {"type": "json_object"},
+        field: 5 if field == "min_tokens" else True,
+    }
+    refuse(f"'{field}' cannot be joined with an answer", field, "invalid_value", chat, **bound)
+    tokenizer = TextTokenizer(make_tokenizer().tokenizer, "x{# tools #}")
+    assert chat(tokenizer, tools=[TOOL], **{field: bound[field]}).tools.active

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,16 +12,23 @@ import numpy as np
 import openvino as ov
 
 from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
+from thrifty.engines.openvino.grammars import Grammars
 from thrifty.engines.openvino.known_answers import KnownToken
-from thrifty.engines.openvino.messages import Add, Step, first_line, last_line
+from thrifty.engines.openvino.messages import Add, Step, first_line
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS, PrefixCacheModel
 from thrifty.engines.openvino.worker_settings import Settings
-from thrifty.engines.server.backend import Failure, Grammar, Output, Sampling
+from thrifty.engines.server.backend import Failure, Output, Sampling
 from thrifty.graphs.arithmetic import limit_properties
 
 WARM_UP_TOKENS = 4
 _KNOWN_JOB = -1000
 """Jobs of the known-answer test count down from here."""
+_GRAMMARS_AT_ONCE = 128 * 1024
+"""Characters of grammars of which the engine takes up several at once. It reads the text of one in
+the step of its first token, even if it knows it: about 20 ms for 64 KiB.
+"""
+_COMPILE_WAIT_S = 0.01
+"""How long a step without work waits for a grammar, before it looks for messages again."""
 GROWTH_BLOCKS = 2
 """Room in the KV cache that is kept for each running answer to grow into, if it may."""
 
@@ -101,8 +107,7 @@ class DecoderWorker:
         self._given_back = 0
         """How many of them the engine could not keep; they stand first among those that wait."""
         self._background = Background()
-        self._probe: Any = None
-        self._grammars: set[Grammar] = set()
+        self._grammars = Grammars(genai, self._tokenizer, settings.folder)
         self._next_request = 0
         self._failures: list[Failure] = []
 
@@ -147,7 +152,7 @@ class DecoderWorker:
         """Begin a job, or note why it cannot be."""
         grammar = message.sampling.grammar
         if grammar is not None:
-            fault = self._check_grammar(grammar)
+            fault = self._grammars.find_fault(grammar)
             if fault:
                 self._failures.append(Failure(message.job, "grammar", fault))
                 return
@@ -209,13 +214,17 @@ class DecoderWorker:
     def step(self) -> list[Output]:
         """One step of the engine: new tokens of every running job."""
         self._given_back = 0
+        self._grammars.collect()
         self._make_room()
         self._begin_waiting()
         self._begin_background()
+        self._compile_next()
         self._note_step()
         self._together, self._given_back = len(self._running), 0
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
+        else:
+            self._grammars.wait(_COMPILE_WAIT_S)
         outputs = []
         for running in list(self._running.values()):
             output = self._read(running)
@@ -263,14 +272,42 @@ class DecoderWorker:
         looks for what is cached of a prompt when it takes it; so a job waits here while a step's worth
         of prompts is there already, and while one that begins like it is being computed.
         """
-        while self._waiting:
-            message = self._waiting[0]
+        while (place := self._find_next()) is not None:
+            message = self._waiting[place]
             rest = sum(running.rest for running in self._running.values())
             if rest >= self._options.prefill_chunk or self._is_being_computed(message):
                 return
             if not self._has_room(message):
                 return
-            self.add(self._waiting.popleft())
+            del self._waiting[place]
+            self.add(message)
+
+    def _find_next(self) -> int | None:
+        """The place of the first job that is not held up by its grammar."""
+        taken_up = self._count_grammars()
+        for place, message in enumerate(self._waiting):
+            grammar = message.sampling.grammar
+            if grammar is None:
+                return place
+            fits = not taken_up or taken_up + len(grammar.text) <= _GRAMMARS_AT_ONCE
+            if fits and self._grammars.admits(grammar):
+                return place
+        return None
+
+    def _count_grammars(self) -> int:
+        """Characters of the grammars that the engine reads in the next steps."""
+        started = [r.message.sampling.grammar for r in self._running.values() if not r.reported]
+        return sum(len(grammar.text) for grammar in started if grammar is not None)
+
+    def _compile_next(self) -> None:
+        """Begin to compile a grammar that a job waits for."""
+        jobs = list(self._waiting)
+        if self._background.first is not None and not jobs:
+            jobs.append(self._background.first)
+        self._grammars.compile_next(
+            (job.sampling.grammar for job in jobs if job.sampling.grammar is not None),
+            free=self._count_grammars() == 0,
+        )
 
     def _is_being_computed(self, message: Add) -> bool:
         """Whether more of this prompt is about to be cached than is."""
@@ -300,6 +337,8 @@ class DecoderWorker:
             return
         budget = SLICE_TOKENS
         while budget > 0 and (first := self._background.first) and self._has_room(first):
+            if not self._grammars.admits(first.sampling.grammar):
+                return
             found = self._background.take(self._index.match, budget)
             if found is None:
                 return
@@ -433,45 +472,7 @@ class DecoderWorker:
         config.frequency_penalty = sampling.frequency_penalty
         config.logprobs = 1 if sampling.logprobs else 0
         if sampling.grammar is not None:
-            config.structured_output_config = self._make_structure(sampling.grammar)
+            config.structured_output_config = genai.StructuredOutputConfig(
+                grammar=sampling.grammar.text
+            )
         return config
-
-    def _make_structure(self, grammar: Grammar) -> Any:
-        structure = self._genai.StructuredOutputConfig()
-        if grammar.kind == "json_schema":
-            structure.json_schema = grammar.text
-        elif grammar.kind == "regex":
-            structure.regex = grammar.text
-        else:
-            structure.structural_tags_config = grammar.text
-        return structure
-
-    def _check_grammar(self, grammar: Grammar) -> str | None:
-        """Why a grammar cannot be enforced; None if it can.
-
-        The engine compiles a grammar in the step that first samples with it, and one that does
-        not compile breaks that step for every request, for good. So it is first compiled by a
-        tiny pipeline that shares the tokenizer, and with it the compiled grammars.
-        """
-        if grammar in self._grammars:
-            return None
-        if self._probe is None:
-            scheduler = self._genai.SchedulerConfig()
-            scheduler.num_kv_blocks = 4
-            self._probe = self._genai.ContinuousBatchingPipeline(
-                str(Path(self._settings.folder) / "grammar"), self._tokenizer, scheduler, "CPU",
-                INFERENCE_NUM_THREADS=1, **limit_properties(),
-            )  # fmt: skip
-        config = self._make_config(Sampling(max_tokens=1, temperature=0.0, grammar=grammar))
-        try:
-            handle = self._probe.add_request(0, ov.Tensor(np.array([[0]], dtype=np.int64)), config)
-            while self._probe.has_non_finished_requests():
-                self._probe.step()
-            del handle
-        except RuntimeError as error:
-            self._probe = None
-            return last_line(error)
-        if len(self._grammars) > 10_000:
-            self._grammars.clear()
-        self._grammars.add(grammar)
-        return None

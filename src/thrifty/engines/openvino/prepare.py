@@ -129,7 +129,7 @@ def _write_decoder(
     }
     _write_json(target / "config.json", {k: v for k, v in config.items() if v is not None})
     _write_detokenizer(tokenizer, shape.vocab_size, eos, target)
-    _write_grammar_model(shape.vocab_size, target / "grammar")
+    write_grammar_model(shape.vocab_size, target / "grammar")
     _write_note(
         target, artifact, scheme, shape.context_length,
         {
@@ -290,7 +290,8 @@ class _Zeros:
         return np.zeros((rows, self._width), dtype=np.float32)
 
 
-def _write_grammar_model(vocab_size: int, target: Path) -> None:
+def write_grammar_model(vocab_size: int, target: Path) -> None:
+    """Write a model with this vocabulary and hardly anything else."""
     width = 32
     shape = DecoderShape(
         architecture="none", layers=1, hidden_size=width, heads=1, kv_heads=1, head_dim=width,

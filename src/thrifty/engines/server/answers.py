@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.engines.server.calls import CallBegin, CallReader, TextPart, describe_call, read_answer
 from thrifty.engines.server.choice import Choice, choose_best
 from thrifty.engines.server.log_probabilities import (
     TokenDetail,
@@ -18,7 +19,6 @@ from thrifty.engines.server.log_probabilities import (
     move_details,
 )
 from thrifty.engines.server.request import GenerationRequest
-from thrifty.engines.server.tools import OPEN, parse_calls
 from thrifty.openai.events import encode_event
 from thrifty.openai.fields import Endpoint
 
@@ -68,11 +68,11 @@ def _chat_choice(request: GenerationRequest, choice: Choice, index: int) -> dict
         message["content"] = choice.text or None
     reason = choice.finish_reason
     if request.tools.active:
-        text, calls = parse_calls(choice.text, request.tools)
+        text, calls, whole = read_answer(choice.text, request.tools)
         if calls:
             message["content"] = text or None
             message["tool_calls"] = calls
-            reason = "tool_calls"
+            reason = "tool_calls" if whole else reason
     return {
         "index": index,
         "message": message,
@@ -111,8 +111,8 @@ class ChunkWriter:
     """The chunks of one choice's stream."""
 
     __slots__ = (
-        "_begun", "_choice", "_echo", "_head", "_held", "_held_details", "_length", "_request",
-        "_sent", "_tail",
+        "_begun", "_choice", "_echo", "_head", "_held_details", "_kinds", "_length", "_reader",
+        "_request", "_tail",
     )  # fmt: skip
 
     def __init__(
@@ -122,9 +122,10 @@ class ChunkWriter:
         self._choice = choice
         self._echo = request.echo_of(choice.index)
         self._begun = False
-        self._held = ""
+        self._reader = CallReader(request.tools)
+        self._kinds: list[tuple[str, str]] = []
+        """Of each call: what it is, and what its input is called."""
         self._held_details: list[TokenDetail] = []
-        self._sent = 0
         self._length = 0
         chat = request.endpoint is Endpoint.CHAT
         kind = "chat.completion.chunk" if chat else "text_completion"
@@ -177,7 +178,6 @@ class ChunkWriter:
         )  # fmt: skip
 
     def _content_chunk(self, text: str, details: list[TokenDetail]) -> bytes:
-        self._sent += len(text)
         return self._chat_chunk(b'{"content":%b}' % _encode(text), details)
 
     def _chat_chunk(
@@ -191,47 +191,35 @@ class ChunkWriter:
         )  # fmt: skip
 
     def _write_with_tools(self, text: str, details: list[TokenDetail], finish: str | None) -> bytes:
-        """Plain text goes out at once; what may be a call is held until it is one, or is not."""
-        self._held += text
+        """Text and calls go out as soon as it is certain what they are."""
         self._held_details += details
+        events = self._reader.feed(text)
+        if finish is not None:
+            events += self._reader.end()
+        body = b""
+        for event in events:
+            if isinstance(event, TextPart):
+                body += self._content_chunk(event.text, self._take_details())
+                continue
+            if isinstance(event, CallBegin):
+                call = {"index": event.index, **describe_call(event, "")}
+                self._kinds.append(
+                    ("custom", "input") if event.custom else ("function", "arguments")
+                )
+            else:
+                holder, key = self._kinds[event.index]
+                call = {"index": event.index, holder: {key: event.text}}
+            body += self._chat_chunk(_encode({"tool_calls": [call]}), self._take_details())
         if finish is None:
-            safe = self._count_safe(self._held)
-            out, self._held = self._held[:safe], self._held[safe:]
-            return self._content_chunk(out, self._take_details()) if out else b""
-        plain, calls = parse_calls(self._choice.text, self._request.tools)
-        # Calls are cut out behind what was sent, so both count from the same beginning.
-        rest = plain[self._sent :]
-        body = self._content_chunk(rest, self._take_details()) if rest else b""
-        for index, call in enumerate(calls):
-            delta = _encode({"tool_calls": [{"index": index, **call}]})
-            body += self._chat_chunk(delta, self._take_details())
-        return body + self._chat_chunk(
-            b"{}", self._take_details(), finish="tool_calls" if calls else finish
-        )
+            return body
+        if self._reader.count and self._reader.whole:
+            finish = "tool_calls"
+        return body + self._chat_chunk(b"{}", self._take_details(), finish=finish)
 
     def _take_details(self) -> list[TokenDetail]:
         """The log-probabilities that have not gone out yet."""
         details, self._held_details = self._held_details, []
         return details
-
-    def _count_safe(self, held: str) -> int:
-        """How much of `held` cannot be the beginning of a call, or the space before one."""
-        if self._request.tools.choice == "required":
-            return 0
-        if self._sent == 0 and (not held.strip() or held.lstrip()[0] in "{["):
-            return 0
-        at = held.find(OPEN)
-        if at < 0:
-            at = len(held) - _count_begun(held)
-        return len(held[:at].rstrip())
-
-
-def _count_begun(text: str) -> int:
-    """How many characters at the end of `text` could be the beginning of a tag."""
-    for length in range(min(len(text), len(OPEN) - 1), 0, -1):
-        if OPEN.startswith(text[-length:]):
-            return length
-    return 0
 
 
 def encode_usage_chunk(

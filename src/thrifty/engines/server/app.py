@@ -100,7 +100,9 @@ class ModelServer:
 
     async def _answer(self, exchange: Exchange, endpoint: Endpoint, facts: ModelFacts) -> None:
         read = functools.partial(self._read, exchange.body, endpoint, facts)
-        if len(exchange.body) <= MAX_INLINE_BYTES:
+        # A schema may take a second to become a grammar.
+        bound = b'"response_format"' in exchange.body or b'"tools"' in exchange.body
+        if len(exchange.body) <= MAX_INLINE_BYTES and not bound:
             request = read()
         else:
             request = await self._in_thread(read)

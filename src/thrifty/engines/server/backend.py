@@ -16,10 +16,12 @@ from thrifty.types import Family
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """A constraint on the answer's text: `kind` is `json_schema`, `regex` or `structural_tag`."""
+    """A constraint on the answer's text, as EBNF. `effort` is what it costs to compile: how many tokens
+    are tried in all its places together.
+    """
 
-    kind: str
     text: str
+    effort: int = 0
 
 
 class Sampling(msgspec.Struct, frozen=True):

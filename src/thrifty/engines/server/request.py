@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
+from thrifty.engines.server.binding import bind_answer, check_ends, parse_response_format
 from thrifty.engines.server.infill import infill_prompts
 from thrifty.engines.server.prompt import build_prompt, check_text
-from thrifty.engines.server.tools import ToolPlan, build_grammar, parse_tools
+from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.openai.errors import bad_request
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_options import StreamOptions, parse_stream_options
@@ -81,16 +81,9 @@ def parse_chat(
             "invalid_value",
         )
     prompt = build_prompt(body, tokenizer, plan, facts=facts, keep=keep)
-    grammar = _parse_response_format(body.get("response_format"))
-    if plan.active:
-        if grammar is not None:
-            raise bad_request(
-                "'response_format' and 'tools' cannot both bind an answer; leave one out, or set "
-                "'tool_choice' to 'none'.",
-                "response_format",
-                "invalid_value",
-            )
-        grammar = build_grammar(plan)
+    schema = parse_response_format(body.get("response_format"))
+    grammar = bind_answer(schema, plan, tokenizer.vocabulary_size)
+    check_ends(body, schema, plan)
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     sampling = _parse_sampling(
         body, [prompt.ids], facts, limit, param="messages", logprobs=logprobs, top_logprobs=top,
@@ -105,7 +98,7 @@ def parse_chat(
         candidates=n,
         sampling=sampling,
         logprobs=logprobs,
-        separates_reasoning=_separates_reasoning(body, grammar),
+        separates_reasoning=_separates_reasoning(body, schema, plan),
         within_reasoning=prompt.within_reasoning,
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
@@ -248,9 +241,11 @@ def parse_truncation(body: dict[str, Any], facts: ModelFacts, answer: int) -> in
     return int(keep) if keep > 0 else max(1, facts.context_length - answer)
 
 
-def _separates_reasoning(body: dict[str, Any], grammar: Grammar | None) -> bool:
+def _separates_reasoning(
+    body: dict[str, Any], schema: dict[str, Any] | None, plan: ToolPlan
+) -> bool:
     """An answer that a grammar binds from its first token has no reasoning."""
-    bound = grammar is not None and grammar.kind != "structural_tag"
+    bound = schema is not None or (plan.active and plan.choice == "required")
     return body.get("separate_reasoning") is not False and not bound
 
 
@@ -345,28 +340,3 @@ def _parse_stops(body: dict[str, Any]) -> tuple[str, ...]:
     if stop is None:
         return ()
     return tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text)
-
-
-def _parse_response_format(value: dict[str, Any] | None) -> Grammar | None:
-    if value is None:
-        return None
-    kind = value.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Grammar("json_schema", '{"type": "object"}')
-    if kind == "json_schema":
-        holder = value.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else None
-        if not isinstance(schema, dict):
-            raise bad_request(
-                "'response_format.json_schema.schema' must be a JSON schema.",
-                "response_format",
-                "invalid_value",
-            )
-        return Grammar("json_schema", json.dumps(schema))
-    raise bad_request(
-        f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}.",
-        "response_format",
-        "invalid_value",
-    )

@@ -1,22 +1,20 @@
-"""Tool calls: telling the model of the tools, holding it to their schemas, reading its calls.
+"""Tools: what a request says of them, and how a model is told.
 
 A chat template that knows `tools` writes them into the prompt its own way. For other models they
-are told in the system message, in the form that Hermes made common. A call that must be made
-(`required`, or a named function) is held to the tool's schema by a grammar; a call that may be
-made is free text until `<tool_call>`, and held to the schemas from there.
+are told in the system message, in the form that Hermes made common. A custom tool, which takes free
+text, is told as a function with that text as its one argument.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from thrifty.engines.server.backend import Grammar
-from thrifty.openai.errors import bad_request
-from thrifty.openai.ids import new_call_id
+from thrifty.engines.server.grammar.patterns import PatternRefused, check_pattern
+from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.fields import show_value
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -36,41 +34,90 @@ class ToolPlan:
     """What a request's tools come to."""
 
     tools: list[dict[str, Any]] = field(default_factory=list)
+    """Those that the model is told of, all in the form of functions."""
     choice: str = "none"
-    """`none`, `auto`, or `required` (also for a named function; `tools` then holds it alone)."""
+    """`none`, `auto`, or `required` (also for a named tool; `tools` then holds it alone)."""
     parallel: bool = True
+    allowed: frozenset[str] | None = None
+    """The names of those that may be called, if not all."""
+    custom: frozenset[str] = frozenset()
+    """The names of those that take free text."""
+    bare: bool = True
+    """Whether an answer that is a call as a whole, without tags, is taken for one."""
 
     @property
     def active(self) -> bool:
         """Whether the answer may hold calls."""
         return bool(self.tools) and self.choice != "none"
 
+    @property
+    def usable(self) -> list[dict[str, Any]]:
+        """Those that may be called."""
+        return [
+            t for t in self.tools if self.allowed is None or t["function"]["name"] in self.allowed
+        ]
+
 
 def parse_tools(body: dict[str, Any]) -> ToolPlan:
     """The plan in a request. Raises a 400 that names the fault."""
-    tools = body.get("tools") or []
-    for index, tool in enumerate(tools):
-        _check_tool(tool, f"tools[{index}]")
+    given = body.get("tools") or []
+    tools = [_check_tool(tool, f"tools[{index}]") for index, tool in enumerate(given)]
+    custom = frozenset(
+        tool["function"]["name"]
+        for tool, original in zip(tools, given, strict=True)
+        if original["type"] == "custom"
+    )
     choice = body.get("tool_choice")
     if choice is None:
         choice = "auto" if tools else "none"
-    parallel = body.get("parallel_tool_calls") is not False
     if not tools:
         if choice not in ("none", "auto"):
             raise bad_request("'tool_choice' needs 'tools'.", "tool_choice", "invalid_value")
         return ToolPlan()
-    if isinstance(choice, dict):
-        function = choice.get("function")
-        name = function.get("name") if isinstance(function, dict) else None
-        tools = [tool for tool in tools if tool["function"]["name"] == name]
-        if not tools:
-            raise bad_request(
-                f"'tool_choice' names the function {name!r}, which is not among 'tools'.",
-                "tool_choice",
-                "invalid_value",
-            )
-        return ToolPlan(tools, "required", parallel=False)
-    return ToolPlan(tools, choice, parallel)
+    parallel = body.get("parallel_tool_calls") is not False
+    bare = (body.get("response_format") or {}).get("type") in (None, "text")
+    if not isinstance(choice, dict):
+        return ToolPlan(tools, choice, parallel, None, custom, bare)
+    if choice.get("type") == "allowed_tools":
+        mode, allowed = _check_allowed(choice, tools, custom)
+        return ToolPlan(tools, mode, parallel, allowed, custom, bare)
+    name = _read_name(choice, tools, custom)
+    tools = [tool for tool in tools if tool["function"]["name"] == name]
+    return ToolPlan(tools, "required", False, None, custom & {name}, bare)
+
+
+def _read_name(choice: dict[str, Any], tools: list[dict[str, Any]], custom: frozenset[str]) -> str:
+    """The name of the tool in an object that names one. Raises a 400 if there is no such tool."""
+    kind = "custom" if choice.get("type") == "custom" else "function"
+    holder = choice.get(kind)
+    name = holder.get("name") if isinstance(holder, dict) else None
+    known = [tool["function"]["name"] for tool in tools]
+    if not isinstance(name, str) or name not in known or (name in custom) != (kind == "custom"):
+        what = "function" if kind == "function" else "custom tool"
+        raise bad_request(
+            f"'tool_choice' names the {what} {show_value(name)}, which is not among 'tools'.",
+            "tool_choice",
+            "invalid_value",
+        )
+    return name
+
+
+def _check_allowed(
+    choice: dict[str, Any], tools: list[dict[str, Any]], custom: frozenset[str]
+) -> tuple[str, frozenset[str]]:
+    """The mode and the names in a `tool_choice` of the type `allowed_tools`."""
+    holder = choice.get("allowed_tools")
+    holder = holder if isinstance(holder, dict) else {}
+    mode, given = holder.get("mode"), holder.get("tools")
+    if mode not in ("auto", "required") or not isinstance(given, list) or not given:
+        raise bad_request(
+            "'tool_choice.allowed_tools' must be an object with 'mode' ('auto' or 'required') and "
+            "'tools', a non-empty array.",
+            "tool_choice",
+            "invalid_value",
+        )
+    named = [tool if isinstance(tool, dict) else {} for tool in given]
+    return mode, frozenset(_read_name(tool, tools, custom) for tool in named)
 
 
 def describe_tools(plan: ToolPlan) -> str:
@@ -85,66 +132,6 @@ def add_to_system(messages: list[dict[str, Any]], text: str) -> list[dict[str, A
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}
         return [first, *messages[1:]]
     return [{"role": "system", "content": text}, *messages]
-
-
-def build_grammar(plan: ToolPlan) -> Grammar:
-    """The constraint that makes every call valid."""
-    schema = _calls_schema(plan.tools)
-    if plan.choice == "required":
-        return Grammar("json_schema", json.dumps(schema))
-    tag = {
-        "type": "structural_tag",
-        "format": {
-            "type": "triggered_tags",
-            "triggers": [OPEN],
-            "tags": [
-                {
-                    "begin": f"{OPEN}\n",
-                    "content": {"type": "json_schema", "json_schema": schema},
-                    "end": f"\n{CLOSE}",
-                }
-            ],
-            "stop_after_first": not plan.parallel,
-        },
-    }
-    return Grammar("structural_tag", json.dumps(tag))
-
-
-def parse_calls(text: str, plan: ToolPlan) -> tuple[str, list[dict[str, Any]]]:
-    """The plain text and the calls in a whole answer.
-
-    Text that looks like a call but is not one stays text. Understood are Hermes tags and an
-    answer that is one JSON object (or an array of them) with a name and arguments.
-    """
-    known = {tool["function"]["name"] for tool in plan.tools}
-    calls: list[dict[str, Any]] = []
-    plain: list[str] = []
-    position = 0
-    for begin, end, inner in _find_tags(text):
-        found = _read_calls(inner, known)
-        if found:
-            plain.append(text[position:begin])
-            position = end
-            calls += found
-    plain.append(text[position:])
-    if not calls:
-        calls = _read_calls(text, known)
-        if calls:
-            plain = []
-    if not plan.parallel:
-        calls = calls[:1]
-    return "".join(plain).rstrip() if calls else text, calls
-
-
-def _find_tags(text: str) -> Iterator[tuple[int, int, str]]:
-    """Where each tagged part begins and ends, and what is between the tags. The last may be open."""
-    begin = text.find(OPEN)
-    while begin >= 0:
-        inner = begin + len(OPEN)
-        close = text.find(CLOSE, inner)
-        stop, end = (close, close + len(CLOSE)) if close >= 0 else (len(text), len(text))
-        yield begin, end, text[inner:stop]
-        begin = text.find(OPEN, end)
 
 
 def render_history(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -168,87 +155,72 @@ def render_history(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rendered
 
 
-def _check_tool(tool: Any, where: str) -> None:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    if not isinstance(function, dict) or tool.get("type") != "function":
-        raise bad_request(
-            f"'{where}' must be an object of type 'function' with a 'function'.",
-            "tools",
-            "invalid_value",
+def _check_tool(tool: Any, where: str) -> dict[str, Any]:
+    """A tool in the form of a function. Raises a 400 that names the fault."""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    holder = tool.get(kind) if kind in ("function", "custom") else None
+    if not isinstance(holder, dict):
+        raise _invalid(
+            f"'{where}' must be an object of type 'function' with a 'function', or of type 'custom' "
+            "with a 'custom'."
         )
-    name = function.get("name")
+    name = holder.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise bad_request(
-            f"'{where}.function.name' must be 1 to 64 letters, digits, '_', '.' or '-', not "
-            f"{name!r}.",
-            "tools",
-            "invalid_value",
+        raise _invalid(
+            f"'{where}.{kind}.name' must be 1 to 64 letters, digits, '_', '.' or '-', not "
+            f"{show_value(name)}."
         )
-    if not isinstance(function.get("parameters") or {}, dict):
-        raise bad_request(
-            f"'{where}.function.parameters' must be a JSON schema.", "tools", "invalid_value"
-        )
+    if kind == "custom":
+        return _as_function(holder, where)
+    if not isinstance(holder.get("parameters") or {}, dict):
+        raise _invalid(f"'{where}.function.parameters' must be a JSON schema.")
+    checked: dict[str, Any] = tool
+    return checked
 
 
-def _calls_schema(tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """The schema of one call of any of `tools`.
-
-    A tool's references point into its own schema. One that has any is moved below the root, where
-    no other tool's definitions are in its way, and its references with it.
-    """
-    calls = []
-    definitions: dict[str, Any] = {}
-    for index, tool in enumerate(tools):
-        function = tool["function"]
-        parameters = function.get("parameters") or {"type": "object", "properties": {}}
-        moved = _move_references(parameters, f"#/$defs/tool{index}")
-        if moved != parameters:
-            definitions[f"tool{index}"] = moved
-            moved = {"$ref": f"#/$defs/tool{index}"}
-        calls.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": function["name"]}, "arguments": moved},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return {**schema, "$defs": definitions} if definitions else schema
-
-
-def _move_references(value: Any, root: str) -> Any:
-    """`value` with its references to `#` and below turned into references to `root` and below."""
-    if isinstance(value, list):
-        return [_move_references(item, root) for item in value]
-    if not isinstance(value, dict):
-        return value
-    moved = {key: _move_references(item, root) for key, item in value.items()}
-    reference = moved.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = root + reference[1:]
-    return moved
+def _as_function(custom: dict[str, Any], where: str) -> dict[str, Any]:
+    """A custom tool as a function that takes its text as `input`."""
+    text: dict[str, Any] = {"type": "string"}
+    form = custom.get("format") or {"type": "text"}
+    if not isinstance(form, dict) or form.get("type") not in ("text", "grammar"):
+        raise _invalid(f"'{where}.custom.format.type' must be 'text' or 'grammar'.")
+    if form["type"] == "grammar":
+        grammar = form.get("grammar")
+        grammar = grammar if isinstance(grammar, dict) else {}
+        syntax, definition = grammar.get("syntax"), grammar.get("definition")
+        if syntax not in ("regex", "lark") or not isinstance(definition, str):
+            raise _invalid(
+                f"'{where}.custom.format.grammar' must have a 'syntax' ('regex' or 'lark') and a "
+                "'definition'."
+            )
+        if syntax == "lark":
+            raise _refuse(f"The tool '{custom['name']}' has a grammar of the syntax 'lark', which cannot "
+                          "be enforced here; give it as a 'regex'.")  # fmt: skip
+        try:
+            check_pattern(definition)
+        except PatternRefused as error:
+            raise _refuse(
+                f"The grammar of the tool '{custom['name']}' cannot be enforced: {error}."
+            ) from None
+        text["pattern"] = f"^(?:{definition})$"
+    function = {"name": custom["name"]}
+    if custom.get("description"):
+        function["description"] = custom["description"]
+    function["parameters"] = {
+        "type": "object",
+        "properties": {"input": text},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": function}
 
 
-def _read_calls(text: str, known: set[str]) -> list[dict[str, Any]]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
-    calls = []
-    for item in value if isinstance(value, list) else [value]:
-        name = item.get("name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or name not in known:
-            return []
-        arguments = item.get("arguments", item.get("parameters"))
-        calls.append(
-            {
-                "id": new_call_id(),
-                "type": "function",
-                "function": {"name": name, "arguments": _as_json(arguments or {})},
-            }
-        )
-    return calls
+def _invalid(message: str) -> WireError:
+    return bad_request(message, "tools", "invalid_value")
+
+
+def _refuse(message: str) -> WireError:
+    return bad_request(message, "tools", "invalid_schema")
 
 
 def _as_json(arguments: Any) -> str:

@@ -1,0 +1,155 @@
+"""What binds an answer: the grammar of a request's `response_format` and its tools.
+
+A call is written `{"name": "NAME", "arguments": {...}}`. Where one must be made, it is the whole
+answer. Where one may be made, it stands in `<tool_call>` tags, in free text or, beside a
+`response_format`, in its place.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from thrifty.engines.server.backend import Grammar
+from thrifty.engines.server.grammar.rules import Alternative, FreeText, GrammarTooLarge, Ref, Rules
+from thrifty.engines.server.grammar.schema import SchemaRefused
+from thrifty.engines.server.grammar.values import write_schema
+from thrifty.engines.server.tools import CLOSE, OPEN, ToolPlan
+from thrifty.openai.errors import WireError, bad_request
+
+MAX_SCHEMA_BYTES = 256 * 1024
+_OBJECT = {"type": "object"}
+
+
+def parse_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The schema that an answer must satisfy; None where it is free. Raises a 400."""
+    kind = None if value is None else value.get("type")
+    if value is None or kind == "text":
+        return None
+    if kind == "json_object":
+        schema = value.get("schema")
+        if schema is not None and not isinstance(schema, dict):
+            raise _invalid("'response_format.schema' must be a JSON schema.")
+        return _OBJECT if schema is None else schema
+    if kind == "json_schema":
+        holder = value.get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, dict) else None
+        if not isinstance(schema, dict):
+            raise _invalid("'response_format.json_schema.schema' must be a JSON schema.")
+        return schema
+    raise _invalid(
+        f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}."
+    )
+
+
+def _invalid(message: str) -> WireError:
+    return bad_request(message, "response_format", "invalid_value")
+
+
+def bind_answer(
+    schema: dict[str, Any] | None, plan: ToolPlan, vocabulary_size: int
+) -> Grammar | None:
+    """The grammar of an answer by `schema`, with the calls of `plan`; None where it is free. Raises a
+    400 that says what cannot be enforced. Takes up to some seconds for a large schema.
+    """
+    if not plan.active:
+        return (
+            None
+            if schema is None
+            else _bind(json.dumps(schema), "[]", "none", False, vocabulary_size)
+        )
+    tools = [tool["function"] for tool in plan.usable]
+    answer = None if schema is None or plan.choice == "required" else json.dumps(schema)
+    return _bind(answer, json.dumps(tools), plan.choice, plan.parallel, vocabulary_size)
+
+
+def check_ends(body: dict[str, Any], schema: dict[str, Any] | None, plan: ToolPlan) -> None:
+    """Refuse what would have an answer go on behind the end that its grammar sets."""
+    if not plan.active and schema is None:
+        return
+    if plan.choice == "auto" and schema is None and plan.parallel:
+        return
+    for name in ("min_tokens", "ignore_eos"):
+        if body.get(name):
+            raise bad_request(
+                f"'{name}' cannot be joined with an answer that a schema binds: it ends where its value "
+                "does.",
+                name,
+                "invalid_value",
+            )
+
+
+@lru_cache(maxsize=64)
+def _bind(
+    schema: str | None, tools: str, choice: str, parallel: bool, vocabulary_size: int
+) -> Grammar:
+    rules = Rules()
+    try:
+        calls = _write_calls(rules, json.loads(tools)) if choice != "none" else None
+    except GrammarTooLarge as error:
+        raise _refuse(f"The tools cannot be enforced together: {error}.", "tools") from None
+    value = None if schema is None else _write_answer(rules, schema)
+    root = _join(rules, value, calls, choice, parallel)
+    try:
+        grammar = rules.write(root, vocabulary_size)
+    except GrammarTooLarge as error:
+        param = "response_format" if calls is None else "tools"
+        raise _refuse(f"'{param}' cannot be enforced: {error}.", param) from None
+    assert grammar is not None
+    return grammar
+
+
+def _join(rules: Rules, value: Ref | None, calls: Ref | None, choice: str, parallel: bool) -> Ref:
+    if calls is None:
+        assert value is not None
+        return value
+    if choice == "required":
+        return calls
+    tagged: Alternative = ("\n", calls, f"\n{CLOSE}")
+    if value is None:
+        return rules.add((FreeText(OPEN, rules.add(tagged), parallel),))
+    others = rules.repeat(rules.add((f"\n{OPEN}", *tagged)), 0, None if parallel else 0)
+    return rules.add((value,), (OPEN, *tagged, *others))
+
+
+def _write_answer(rules: Rules, schema: str) -> Ref:
+    _check_size(schema, "response_format", "The schema in 'response_format'")
+    try:
+        ref = write_schema(rules, json.loads(schema))
+    except (SchemaRefused, GrammarTooLarge) as error:
+        raise _refuse(
+            f"The schema in 'response_format' cannot be enforced: {error}.", "response_format"
+        ) from None
+    if not rules.can_end(ref):
+        raise _refuse("No value satisfies the schema in 'response_format'.", "response_format")
+    return ref
+
+
+def _write_calls(rules: Rules, tools: list[dict[str, Any]]) -> Ref:
+    """One call of any of `tools`."""
+    calls: list[Alternative] = []
+    for tool in tools:
+        name = tool["name"]
+        parameters = tool.get("parameters") or {"type": "object", "properties": {}}
+        _check_size(json.dumps(parameters), "tools", f"The schema of the tool '{name}'")
+        try:
+            ref = write_schema(rules, parameters, _OBJECT)
+        except (SchemaRefused, GrammarTooLarge) as error:
+            raise _refuse(
+                f"The parameters of the tool '{name}' cannot be enforced: {error}.", "tools"
+            ) from None
+        if not rules.can_end(ref):
+            raise _refuse(f"No object satisfies the parameters of the tool '{name}'.", "tools")
+        calls.append((f'{name}", "arguments": ', ref))
+    return rules.add(('{"name": "', rules.add(*calls), "}"))
+
+
+def _check_size(text: str, param: str, what: str) -> None:
+    size = len(text.encode())
+    if size > MAX_SCHEMA_BYTES:
+        raise _refuse(f"{what} takes {size} bytes; at most {MAX_SCHEMA_BYTES} are possible.", param)
+
+
+def _refuse(message: str, param: str) -> WireError:
+    return bad_request(message, param, "invalid_schema")
