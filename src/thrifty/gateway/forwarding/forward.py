@@ -30,7 +30,11 @@ from thrifty.gateway.forwarding.upstream_request import (
     make_headers,
     prepare_body,
 )
-from thrifty.gateway.forwarding.upstream_response import choose_headers, refuses_usage
+from thrifty.gateway.forwarding.upstream_response import (
+    check_coding,
+    choose_headers,
+    refuses_usage,
+)
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.concurrency import (
     DEADLINE_CODES,
@@ -288,6 +292,7 @@ class Forwarder:
             answer = await self._open(call, replica, body, flight, [])
         else:
             answer = await self._hedger.open(call, replica, body, flight, hedge_s)
+        check_coding(answer)
         headers = choose_headers(answer)
         streamed = is_event_stream(headers[0][1])
         if answer.status == 200 and streamed and call.admitted.stream:

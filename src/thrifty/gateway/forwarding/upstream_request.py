@@ -67,7 +67,7 @@ def prepare_body(call: Call, version: Version, *, ask_usage: bool = True) -> byt
 
 def make_headers(version: Version) -> bytes:
     """Header lines of every request to a version; the client's key is not among them."""
-    lines = b"content-type: application/json\r\n"
+    lines = b"content-type: application/json\r\naccept-encoding: identity\r\n"
     key = os.environ.get(version.settings.key_env or "")
     if key:
         lines += b"authorization: Bearer %b\r\n" % key.encode()
