@@ -316,6 +316,21 @@ def test_min_tokens_and_ignore_eos_go_past_the_end(server: Server) -> None:
     assert 50 <= answer["usage"]["completion_tokens"] <= 80
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 1e-60), ("temperature", 1e-4), ("temperature", 2), ("top_p", 0),
+        ("top_p", 1e-60), ("min_p", 1), ("min_p", 1e-60), ("top_k", 1), ("top_k", 2**31 - 1),
+        ("repetition_penalty", 0.01), ("repetition_penalty", 10), ("presence_penalty", -2),
+        ("frequency_penalty", 2), ("seed", -(2**63) + 1), ("seed", 2**63 - 1),
+    ],
+)  # fmt: skip
+def test_extremes_are_values_like_others(server: Server, name: str, value: float) -> None:
+    reply = server.post(**{"temperature": 1.5, "max_tokens": 3, "ignore_eos": True, name: value})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] == 3
+
+
 def test_stop_string_ends_the_answer_before_it(server: Server) -> None:
     text = server.post(max_tokens=40).json()["choices"][0]["message"]["content"]
     stop = text[5:12]
