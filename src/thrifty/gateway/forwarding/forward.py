@@ -88,7 +88,6 @@ class Forwarder:
         self._budget = RetryBudget()
         self._hedger = Hedger(self._open, self._pick, self._note_failure, self._budget, metrics)
         self._streams: set[tuple[Call, Relay, Answer]] = set()
-        self._headers: dict[str, bytes] = {}
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
 
@@ -344,12 +343,10 @@ class Forwarder:
         deadline_s = call.admitted.deadline_s
         if deadline_s:
             timeout_s = min(timeout_s, max(0.001, deadline_s - time.perf_counter()))
-        lines = self._headers.get(version.identity)
-        if lines is None:
-            lines = self._headers[version.identity] = make_headers(version)
         if not replica.takes_stream_options and adds_usage(call, version):
             body = prepare_body(call, version, ask_usage=False)
         origin, path = replica.locate(call.endpoint)
+        lines = make_headers(version.settings.key_env)
         return await self._client.open(
             origin,
             "POST",
