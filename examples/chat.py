@@ -2,6 +2,9 @@
 
 pip install openai
 python examples/chat.py
+
+If the home has API keys, pass one of them as `api_key`. The default model replaces what the home
+served before; `home=` selects another folder.
 """
 
 import thrifty

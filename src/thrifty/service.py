@@ -197,8 +197,8 @@ def apply(
     **flags: Any,
 ) -> dict[str, Any]:
     """Have the running service serve what a spec says, without losing a request. Blocks; with `wait`
-    until all of it runs. Returns what changed, and what stays because an operator or a release holds
-    it. Raises `ThriftyError` kinds.
+    until all of it runs. Returns what changed, and what stays because an operator holds it.
+    Raises `ThriftyError` kinds.
     """
     loaded, where = resolve_target(target, _as_flags(flags)), _as_home(home)
     actor = Actor.from_user("thrifty.apply", why)

@@ -81,7 +81,8 @@ async def test_traffic_is_read_changed_and_rolled_back() -> None:
         assert (await client.get(TRAFFIC)).json()["weights"] == {"a": 90, "b": 10}
         answer = await client.put(TRAFFIC, json={"weights": {"b": 30}, "why": "it is better"})
         assert answer.json() == {
-            "deployment": "chat", "weights": {"a": 90, "b": 30}, "owner": "traffic",
+            "deployment": "chat", "versions": [], "weights": {"a": 90, "b": 30},
+            "owner": "traffic",
         }  # fmt: skip
         undone = await client.post("/api/v1/deployments/chat/rollback")
         assert (undone.status_code, undone.json()["kind"]) == (200, "rollback")
@@ -170,6 +171,9 @@ async def test_mistakes_are_named(body: Any, param: str | None, code: str) -> No
         error = error_of(answer)
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
         assert error["code"] == code or body is None
+        assert "Extra inputs" not in error["message"]
+        if code == "unknown_parameter":
+            assert error["message"] == ("'wy' is not a known key; known here: 'weights', 'why'.")
         assert not services.changes
 
 

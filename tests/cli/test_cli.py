@@ -146,6 +146,7 @@ def test_a_key_is_listed_with_its_limits(tmp_path: Path) -> None:
         (["models", "path", "a b"], 1, "not a model's name"),
         (["models", "path", "x@three"], 1, "no valid version"),
         (["models", "rm", "x"], 1, "name the version to remove"),
+        (["plan", "pypi:no such thing"], 1, "Error: the model pypi:no such thing cannot be fetched"),
         (["pull", "/no/such/folder"], 1, "does not exist"),
         (["pull", "what:ever"], 1, "has the unknown source kind 'what'"),
         (["pull", "hf:noslash"], 1, "write hf:ORG/NAME"),

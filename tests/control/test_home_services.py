@@ -12,6 +12,8 @@ from tests.control.test_plan import TWO, snapshot
 from tests.control.test_service_api import apply, database, replicas
 from thrifty.api.models import KeyLimitsModel, NewKey
 from thrifty.api.services import ApiServices
+from thrifty.control.service_api import read_traffic
+from thrifty.control.service_status import read_status
 from thrifty.db import Database
 from thrifty.db.desired import DesiredChange, change_desired, read_desired, read_history
 from thrifty.errors import ControlError, SpecError, ThriftyError
@@ -53,6 +55,23 @@ def test_status_and_traffic(services: ApiServices, database: Database) -> None:
     assert status_of(lambda: services.set_traffic("chat", {"z": 1}, who="", why="")) == 404
     with pytest.raises(ControlError, match="all weights of 'chat' would be 0"):
         services.set_traffic("chat", {"a": 0, "b": 0}, who="", why="")
+
+
+def test_answers_have_what_the_command_line_shows(
+    services: ApiServices, database: Database
+) -> None:
+    status = services.get_status().model_dump()
+    assert status["deployments"] == read_status(database)
+    assert services.get_traffic("chat").model_dump() == read_traffic(database, "chat")
+
+
+def test_unknown_names_get_those_that_there_are(services: ApiServices) -> None:
+    with pytest.raises(WireError, match=r"no version named 'z'\. There are: 'a', 'b'\."):
+        services.set_traffic("chat", {"z": 1}, who="", why="")
+    with pytest.raises(WireError, match=r"no deployment named 'nothing'\. There are: 'chat'\."):
+        services.get_traffic("nothing")
+    with pytest.raises(WireError, match=r"no key named 'nobody'\. There are: none\."):
+        services.revoke_key("nobody", who="")
 
 
 def test_a_rollback_needs_something_to_go_back_to(services: ApiServices) -> None:

@@ -21,7 +21,7 @@ from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.machine import detect_machine
-from thrifty.errors import ControlError, SpecError
+from thrifty.errors import ControlError, SourceError, SpecError
 from thrifty.fleet.base import ObservedReplica, SetKey
 from thrifty.home import Home
 from thrifty.model_maker import Compressor
@@ -326,6 +326,33 @@ def test_what_cannot_change_in_place_is_told(home: Home, tmp_path: Path) -> None
     assert all("thrifty down" in item.why for item in made.change)
     stopped = World(world.deployments, world.service, world.applied, Running())
     assert plan(home, moved, stopped).fixed == (), "a service that is not running can move"
+
+
+def test_a_deployment_that_goes_while_nothing_runs_is_told(home: Home, tmp_path: Path) -> None:
+    world = running(make(home, load(tmp_path, name="chat", versions=TWO)))
+    stopped = World(world.deployments, world.service, world.applied, Running())
+    made = plan(home, load(tmp_path, name="other"), stopped)
+    assert whats(made.change) == ["chat: removed"]
+
+
+def test_values_are_told_as_people_write_them(home: Home, tmp_path: Path) -> None:
+    world = running(make(home, load(tmp_path, name="chat", aliases=["a"])))
+    changed = load(
+        tmp_path, name="chat", limits={"max_tokens": 5}, record={"prompts": True},
+        gateway={"cors": ["https://a.example", "https://b.example"]}, batches={"reserve": 3},
+    )  # fmt: skip
+    told = whats(plan(home, changed, world).change)
+    assert "chat: aliases a -> none" in told
+    assert "chat: max_tokens none -> 5" in told
+    assert "gateway: record_prompts false -> true" in told
+    assert "gateway: cors none -> https://a.example, https://b.example" in told
+    assert "gateway: batches.governor.reserve 0 -> 3" in told
+
+
+def test_a_model_that_cannot_be_fetched_is_an_error(home: Home, tmp_path: Path) -> None:
+    loaded = load(tmp_path, engine="auto", model="pypi:no such thing")
+    with pytest.raises(SourceError, match="the model pypi:no such thing cannot be fetched: "):
+        plan(home, loaded)
 
 
 def test_what_an_operator_holds_is_told(home: Home, tmp_path: Path) -> None:

@@ -59,7 +59,11 @@ def test_what_does_not_get_on_says_why() -> None:
     old, new = deployment(version()), deployment(version("a", "r2"))
     loop = replica(1, "crash_loop", "r2", message="no weights\ntraceback", restarts=5)
     assert tell(new, old.row, replica(0, "ready"), loop) == [
-        "a waiting: m-1 is in crash_loop: no weights"
+        "a waiting: m-1 is in a crash loop: no weights"
+    ]
+    silent = replica(1, "unhealthy", "r2", message="no answer")
+    assert tell(new, old.row, replica(0, "ready"), silent) == [
+        "a waiting: m-1 is unhealthy: no answer"
     ]
     again = replica(1, "starting", "r2", message="it ended", restarts=1)
     assert tell(new, old.row, replica(0, "ready"), again) == [

@@ -202,7 +202,9 @@ async def test_models_and_health(tmp_path: Path) -> None:
         assert [model["id"] for model in models["data"]] == ["echo"]
         one = await gateway.ask(b"", "/v1/models/echo", method="GET")
         assert one.json()["version"] == "echo@v1"
-        assert (await gateway.ask(b"", "/v1/models/none", method="GET")).status == 404
+        none = await gateway.ask(b"", "/v1/models/none", method="GET")
+        assert none.status == 404
+        assert "Models here: 'echo'" in none.error["message"]
         assert (await gateway.ask(b"", "/healthz", method="GET")).status == 200
         assert (await gateway.ask(b"", "/readyz", method="GET")).json()["status"] == "ready"
 

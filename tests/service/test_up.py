@@ -19,8 +19,11 @@ import pytest
 import requests
 
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
+from thrifty.db import open_database
+from thrifty.db.fleet import GatewayRow, ReplicaRow, read_fleet
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
+from thrifty.home import Home
 
 pytestmark = pytest.mark.service
 
@@ -38,6 +41,16 @@ def write_spec(folder: Path, **keys: Any) -> str:
 
 def ask(service: RunningService, **fields: Any) -> requests.Response:
     return requests.post(f"{service.url}/v1/chat/completions", json={**CHAT, **fields}, timeout=60)
+
+
+def read_fleet_of(home: Path) -> tuple[list[ReplicaRow], list[GatewayRow]]:
+    """The rows of what runs in a home."""
+    database = open_database(Home(home).database_url, migrate=False)
+    try:
+        fleet = read_fleet(database)
+        return fleet.replicas, fleet.gateways
+    finally:
+        database.close()
 
 
 def nothing_left(home: Path) -> bool:
@@ -318,9 +331,21 @@ def test_down_cleans_up_after_a_killed_controller(tmp_path: Path) -> None:
         service.process.kill()
         service.process.wait()
         assert len(find_ours(tmp_path)) == 3
+        status = run_thrifty(tmp_path, "status")
+        assert f"gateway  {service.url} (running)" in status.stdout
+        assert "'thrifty down' stops what is left" in status.stderr
         result = run_thrifty(tmp_path, "down")
         assert "3 processes of a dead controller ended" in result.stderr
         assert nothing_left(tmp_path)
+        status = run_thrifty(tmp_path, "status")
+        assert status.stdout.startswith("Nothing runs. Deployed last: echo. To start a spec:")
+        assert status.stderr == ""
+        assert service.status() == {
+            "deployments": [],
+            "gateway": {"url": None, "request_log": {}},
+            "controller": {"pid": None},
+        }
+        assert read_fleet_of(tmp_path) == ([], [])
 
 
 def test_a_deleted_database_is_written_anew_with_its_keys(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ deployments:
             ["line 4, versions.1.label: 'a' is taken by versions.0"],
         ),
         (
+            [{"label": "a"}, {"label": "a", "weight": -1}],
+            ["line 4, versions.1.label: 'a' is taken by versions.0",
+             "line 4, versions.1.weight: must be greater than or equal to 0"],
+        ),
+        (
             [{"label": "-a"}],
             ["line 3, versions.0.label: '-a' is not a label; take up to 63 letters, digits, '.', "
              "'_', '@' and '-', of which the first is a letter or digit"],
@@ -156,3 +161,12 @@ def test_secrets_of_a_version_are_masked(tmp_path: Path) -> None:
     loaded = load(tmp_path, "versions: [{label: a, engine: {kind: remote, api_key: hunter2}}]\n")
     assert "hunter2" not in repr(loaded)
     assert "hunter2" not in str(loaded.explain())
+
+
+def test_what_must_be_a_list_is_said_to_be_one(tmp_path: Path) -> None:
+    assert faults(tmp_path, "engine: echo\nversions: {a: 1}\n") == [
+        "line 2, versions: must be a list, not {'a': 1}"
+    ]
+    assert faults(tmp_path, "engine: echo\naliases: {a: 1}\n")[0].startswith(
+        "line 2, aliases: must be a list"
+    )

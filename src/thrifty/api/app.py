@@ -14,6 +14,8 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi as make_document
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from thrifty.api.models import (
@@ -41,6 +43,7 @@ from thrifty.openai.errors import (
     bad_request,
     explain_database,
     internal_error,
+    list_names,
 )
 from thrifty.untrusted_text import sanitize_line
 
@@ -179,8 +182,11 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _answer_error(_: Request, error: Exception) -> Response:
-    found = to_wire_error(error)
+def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        found = _explain_validation(error, _find_body_model(request))
+    else:
+        found = to_wire_error(error)
     headers = {name.decode(): value.decode() for name, value in found.headers}
     return Response(found.encode(), found.status, headers, media_type="application/json")
 
@@ -190,8 +196,6 @@ def to_wire_error(error: Exception) -> WireError:
     match error:
         case WireError():
             return error
-        case RequestValidationError():
-            return _explain_validation(error)
         case HTTPException(status_code=404):
             return WireError(404, "There is nothing here.", type=NOT_FOUND, code="unknown_path")
         case HTTPException(status_code=405):
@@ -211,7 +215,19 @@ def to_wire_error(error: Exception) -> WireError:
     return internal_error()
 
 
-def _explain_validation(error: RequestValidationError) -> WireError:
+def _find_body_model(request: Request) -> type[BaseModel] | None:
+    """The model of the body that the request's route takes."""
+    route = request.scope.get("route")
+    field = route.body_field if isinstance(route, APIRoute) else None
+    return _as_model(field.field_info.annotation) if field is not None else None
+
+
+def _as_model(annotation: Any) -> type[BaseModel] | None:
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return annotation if is_model else None
+
+
+def _explain_validation(error: RequestValidationError, model: type[BaseModel] | None) -> WireError:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
@@ -221,5 +237,15 @@ def _explain_validation(error: RequestValidationError) -> WireError:
     if first["type"] == "missing":
         what = f"'{where}'" if where else "the body, as JSON"
         return bad_request(f"Missing: {what}.", where, "missing_required_parameter")
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    return bad_request(f"'{where or 'the body'}': {first['msg']}.", where, code)
+    if first["type"] == "extra_forbidden":
+        for parent in first["loc"][1:-1]:
+            field = model.model_fields.get(str(parent)) if model is not None else None
+            model = _as_model(field.annotation) if field is not None else None
+        known = list(model.model_fields) if model is not None else []
+        hint = f"; known here: {list_names(known)}" if known else ""
+        message = f"'{where}' is not a known key{hint}."
+        return bad_request(message, where, "unknown_parameter")
+    what = f"'{where}'" if where else "The body"
+    if first["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return bad_request(f"{what} must be a JSON object.", where, "invalid_value")
+    return bad_request(f"{what}: {first['msg']}.", where, "invalid_value")

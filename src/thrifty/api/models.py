@@ -48,6 +48,7 @@ class ReplicaStatus(Answer):
 
     id: str
     version: str = Field(description="The label of its version.")
+    revision: str = Field("", description="A checksum of everything that its answers depend on.")
     state: str
     url: str | None = None
     pid: int | None = None
@@ -61,9 +62,11 @@ class VersionStatus(Answer):
 
     label: str
     weight: float = Field(description="Its share of the traffic, relative to the other versions.")
+    share: float = Field(0.0, description="Its share of the traffic; all shares add up to 1.")
     shadow: float = Field(0.0, description="The share of requests that it gets copies of.")
     model: str = ""
     engine: str = ""
+    revision: str = Field("", description="A checksum of everything that answers depend on.")
     state: str = Field("", description="`ready`, `rolling` or `waiting`.")
     message: str | None = Field(None, description="Why it is not ready.")
     ready: int = Field(0, description="How many replicas answer for it.")
@@ -74,6 +77,9 @@ class DeploymentStatus(Answer):
     """What is served under one name."""
 
     name: str
+    version: str = Field("", description="The label of the version with the largest weight.")
+    engine: str = Field("", description="The engine of that version.")
+    family: str = Field("", description="`decoder` or `encoder`.")
     versions: list[VersionStatus]
     replicas: list[ReplicaStatus]
 
@@ -85,7 +91,7 @@ class GatewayStatus(Answer):
 
 
 class Status(Answer):
-    """The whole service, as `thrifty status --json` prints it."""
+    """What is served; `deployments` is as in `thrifty status --json`."""
 
     deployments: list[DeploymentStatus]
     gateway: GatewayStatus
@@ -101,12 +107,22 @@ class TrafficChange(Request):
     why: Why = ""
 
 
+class VersionTraffic(Answer):
+    """The traffic of one version."""
+
+    label: str
+    weight: float
+    share: float = Field(description="Its share of the traffic; all shares add up to 1.")
+    shadow: float = Field(description="The share of requests that it gets copies of.")
+
+
 class Traffic(Answer):
-    """The weights of a deployment's versions."""
+    """The traffic of a deployment's versions, as `thrifty traffic --json` prints it."""
 
     deployment: str
-    weights: dict[str, float]
-    owner: str = Field("spec", description="Who holds the weights: `spec`, `traffic` or a release.")
+    versions: list[VersionTraffic] = []
+    weights: dict[str, float] = Field(description="The weights alone, by label.")
+    owner: str = Field("spec", description="Who set the weights: `spec`, `traffic` or `rollback`.")
 
 
 class RollbackRequest(Request):
@@ -160,9 +176,7 @@ class ApplyRequest(Request):
     """A spec to apply."""
 
     spec: dict[str, Any] = Field(description="The spec, as a mapping.")
-    reset: bool = Field(
-        False, description="Also take back what an operator or a release has set since."
-    )
+    reset: bool = Field(False, description="Also take back what operators have set since.")
     why: Why = ""
 
 
@@ -170,9 +184,7 @@ class Applied(Answer):
     """What was done, or begun."""
 
     plan: Plan
-    held: list[str] = Field(
-        default=[], description="What stays because an operator or a release has set it."
-    )
+    held: list[str] = Field(default=[], description="What stays because an operator has set it.")
 
 
 class KeyLimitsModel(Request):

@@ -7,7 +7,7 @@ the database is away, and other `ThriftyError`s for what cannot be done. `who` n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from thrifty.api.models import (
@@ -20,7 +20,7 @@ from thrifty.api.models import (
     Status,
     Traffic,
 )
-from thrifty.openai.errors import NOT_FOUND, WireError
+from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 
 
 class ApiServices(Protocol):
@@ -60,11 +60,11 @@ class ApiServices(Protocol):
         """Revoke a key. Raises a 404."""
 
 
-def not_found(what: str, name: str) -> WireError:
-    """A 404: there is no `what` of this name."""
+def not_found(what: str, name: str, known: Iterable[str] = ()) -> WireError:
+    """A 404: there is no `what` of this name; those that there are, are named."""
     return WireError(
         404,
-        f"There is no {what} named '{name[:100]}'.",
+        f"There is no {what} named '{name[:100]}'. There are: {list_names(known)}.",
         type=NOT_FOUND,
         code=f"{what.replace(' ', '_')}_not_found",
     )

@@ -126,7 +126,7 @@ def apply(
     ],
     reset: Annotated[
         bool,
-        typer.Option("--reset", help="Also take back what an operator or a release has set since."),
+        typer.Option("--reset", help="Also take back what operators have set since."),
     ] = False,
     wait: Annotated[bool, typer.Option(help="Wait until all of it runs.")] = True,
     why: Why = None,

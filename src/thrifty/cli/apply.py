@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
+from thrifty.control.differences import show_value
+from thrifty.control.merge import Held
 from thrifty.control.plan import Plan, PlanItem
 from thrifty.control.service_api import (
     Actor,
@@ -22,6 +25,7 @@ from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.service import apply_spec, is_running, require_running, resolve_target, wait_for
+from thrifty.spec.models import DEFAULT_MODEL
 from thrifty.units import format_bytes, format_duration
 
 SECTIONS = ("fetch", "prepare", "start", "stop", "change")
@@ -43,10 +47,19 @@ def run_plan(target: str | None, *, reset: bool, as_json: bool) -> None:
     show_plan(plan)
     if not any(getattr(plan, section) for section in SECTIONS):
         print_line("Nothing would change.")
-    elif is_running(home):
-        print_line(f"To do it: thrifty apply {target or ''}".rstrip())
     else:
-        print_line(f"To do it: thrifty up {target or ''}".rstrip())
+        print_line(f"To do it: {find_command(plan, target, reset=reset, running=is_running(home))}")
+
+
+def find_command(plan: Plan, target: str | None, *, reset: bool, running: bool) -> str:
+    """The command that carries a plan out."""
+    in_place = running and not plan.fixed
+    if target is None and in_place:
+        target = DEFAULT_MODEL  # `up` has a default, `apply` has none
+    words = ["thrifty", "apply" if in_place else "up"]
+    words += [shlex.quote(target)] if target is not None else []
+    words += ["--reset"] if reset else []
+    return f"{'thrifty down, then ' if running and plan.fixed else ''}{' '.join(words)}"
 
 
 def show_plan(plan: Plan) -> None:
@@ -58,7 +71,8 @@ def show_plan(plan: Plan) -> None:
             print_line()
     for held in plan.held:
         print_line(
-            f"held  {held.what}: stays {_say(held.current)}, the spec says {_say(held.spec)}"
+            f"held  {held.what}: stays {show_held_value(held, held.current)}, "
+            f"the spec says {show_held_value(held, held.spec)}"
         )
     if plan.held:
         print_line("Somebody set these since the spec was applied; --reset takes them back.")
@@ -110,11 +124,11 @@ def show_held(applied: Applied, *, reset: bool) -> None:
         if held.is_left_out and not reset:
             text = f"{held.deployment} stays out, although the spec names it (removed by {holder})"
         elif reset:
-            text = f"{held.what}: {_say(held.current)} is taken back ({holder})"
+            text = f"{held.what}: {show_held_value(held, held.current)} is taken back ({holder})"
         else:
             text = (
-                f"{held.what}: stays {_say(held.current)}, the spec says {_say(held.spec)} "
-                f"(set by {holder})"
+                f"{held.what}: stays {show_held_value(held, held.current)}, "
+                f"the spec says {show_held_value(held, held.spec)} (set by {holder})"
             )
         tell(text)
     if applied.held and not reset:
@@ -193,9 +207,8 @@ def _describe_version(version: dict[str, Any]) -> str:
     return f"{version['label']}={version['weight']:g} ({replicas} replica{'s'[: replicas != 1]})"
 
 
-def _say(value: Any) -> str:
-    if value is None:
-        return "out"
-    if value is True or not isinstance(value, str | int | float | list | tuple):
-        return "in"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def show_held_value(held: Held, value: Any) -> str:
+    """A held value; of a whole deployment or version only whether it is served."""
+    if held.field in ("deployment", "version"):
+        return "out" if value is None else "in"
+    return show_value(value)

@@ -14,10 +14,11 @@ import msgspec
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.control.service_status import read_status
 from thrifty.db import open_database
-from thrifty.db.fleet import read_gateways
+from thrifty.db.fleet import read_fleet, read_gateways, remove_gateway, remove_replicas
 from thrifty.errors import DatabaseError, FleetError, ThriftyError
 from thrifty.fleet.controller_note import (
     find_database_url,
+    is_in_use,
     open_home,
     read_controller_note,
     stop_home,
@@ -40,7 +41,13 @@ def run_status(*, as_json: bool) -> None:
         print_json(report)
         return
     if not report["deployments"]:
-        print_line("Nothing is deployed. Start something: thrifty up")
+        kept = [one["name"] for one in _read_deployments(home)]
+        if kept:
+            print_line(
+                f"Nothing runs. Deployed last: {', '.join(kept)}. To start a spec: thrifty up SPEC"
+            )
+        else:
+            print_line("Nothing is deployed. Start something: thrifty up")
         return
     if report["controller"]["pid"] is None:
         err.print(
@@ -49,7 +56,8 @@ def run_status(*, as_json: bool) -> None:
         )
     for deployment in report["deployments"]:
         _show_deployment(deployment)
-    print_line(f"gateway  {report['gateway']['url'] or 'not running'}")
+    url = report["gateway"]["url"]
+    print_line(f"gateway  {f'{url} (running)' if url else 'not running'}")
     for worker, fault in report["gateway"]["request_log"].items():
         err.print(
             f"The request log of {worker} is {fault['state']}: {fault['reason']}; "
@@ -91,16 +99,16 @@ def _first_line(message: str | None) -> str:
 def make_report(home: Home) -> dict[str, Any]:
     """What `thrifty status --json` prints. What was stopped and left nothing running is not in it."""
     note = read_controller_note(home)
-    running = note if note is not None and note.alive else None
+    alive = note is not None and note.alive
+    # A killed controller leaves replicas and gateway workers, which go on serving.
+    serving = alive or any(role == "gateway" for _, role, _ in find_ours(home.root))
     return {
-        "deployments": [
-            one for one in _read_deployments(home) if one["replicas"] or running is not None
-        ],
+        "deployments": _read_deployments(home) if is_in_use(home, note) else [],
         "gateway": {
-            "url": running.url if running is not None else None,
-            "request_log": _read_log_faults(home) if running is not None else {},
+            "url": note.url if note is not None and serving else None,
+            "request_log": _read_log_faults(home) if serving else {},
         },
-        "controller": {"pid": running.pid if running is not None else None},
+        "controller": {"pid": note.pid if note is not None and alive else None},
     }
 
 
@@ -138,8 +146,12 @@ async def _ask_workers(urls: list[str]) -> list[bytes]:
 
 def run_down() -> None:
     """Stop what runs."""
+    home = find_home()
+    database_url = find_database_url(home)
     with err.status("Draining..."):
-        ran, ended = stop_home(find_home())
+        ran, ended = stop_home(home)
+    if ended:
+        _forget_processes(database_url)
     if not ran and not ended:
         err.print("Nothing runs here.")
     elif ended:
@@ -148,6 +160,22 @@ def run_down() -> None:
         )
     else:
         err.print("Stopped; nothing is left running.")
+
+
+def _forget_processes(database_url: str) -> None:
+    """Remove from the database what a dead controller could not remove itself."""
+    try:
+        database = open_database(database_url, migrate=False)
+    except DatabaseError as error:
+        err.print(f"The database cannot be read: {error}")
+        return
+    try:
+        fleet = read_fleet(database)
+        remove_replicas(database, [replica.id for replica in fleet.replicas])
+        for worker in fleet.gateways:
+            remove_gateway(database, worker.id)
+    finally:
+        database.close()
 
 
 def run_restart() -> None:

@@ -40,7 +40,7 @@ def read_calibration(
             "two are needed, for calibration and for selection"
         )
     count = min(max(1, judged // window), max(1, len(windows) // 4))
-    return windows[:count], windows[count:]
+    return windows[:count], windows[count : count + max(1, learned // window)]
 
 
 def count_tokens(windows: Iterable[TokenArray]) -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.engines.base import Engine
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.errors import Problem
+from thrifty.errors import FleetError, Problem, ThriftyError
+from thrifty.http.tls import ServerTls
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
 from thrifty.spec.section import MAX_LABEL
@@ -44,6 +46,7 @@ def check_spec(
     """
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
+    _check_tls(loaded)
     each = loaded.each()
     for one in each:
         for version in one.versions():
@@ -64,6 +67,26 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
         hint = suggest(kind, ["auto", *engine_kinds()])
         loaded.refuse([Problem("engine.kind", f"{kind!r} is not an engine; {hint}")])
     loaded.refuse(find_engine(kind).check(spec, None, machine))
+
+
+def _check_tls(loaded: LoadedSpec) -> None:
+    tls = loaded.spec.gateway.tls
+    if tls.cert is None or tls.key is None:
+        return
+    try:
+        ServerTls(Path(tls.cert), Path(tls.key))
+    except ThriftyError as error:
+        loaded.refuse([Problem("gateway.tls", str(error).removeprefix("gateway.tls: "))])
+
+
+def check_keys(gateway: Mapping[str, Any], *, has_keys: bool) -> None:
+    """Refuse an address that others can reach where anyone could call. Raises `FleetError`."""
+    if gateway.get("require_keys") and not has_keys:
+        raise FleetError(
+            f"refusing to listen on {gateway['host']}, which others can reach, without any API "
+            "key. Make one (thrifty keys create --name NAME), or say that anyone may call "
+            "(--allow-no-keys)"
+        )
 
 
 def _check_loads_models(loaded: LoadedSpec) -> None:

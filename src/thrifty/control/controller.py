@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thrifty.artifacts import Store
+from thrifty.control.checks import check_keys
 from thrifty.control.gateway_settings import (
     WorkerSettings,
     find_unchangeable,
@@ -128,7 +129,8 @@ class Controller:
                 "thrifty up SPEC"
             )
         gateway = self._service.gateway
-        await asyncio.to_thread(self._check_keys, gateway)
+        keys = await asyncio.to_thread(list_keys, self.database)
+        check_keys(gateway, has_keys=bool(keys))
         host = str(gateway["host"])
         port = choose_port(
             host, int(gateway["port"]), {ident.pid for ident, _ in self._old_gateways}
@@ -235,14 +237,6 @@ class Controller:
             self.database.close()
         os.close(self._lock)
         self._lock = None
-
-    def _check_keys(self, gateway: Mapping[str, Any]) -> None:
-        if gateway.get("require_keys") and not list_keys(self.database):
-            raise FleetError(
-                f"refusing to listen on {gateway['host']}, which others can reach, without any API "
-                "key. Make one (thrifty keys create --name NAME), or say that anyone may call "
-                "(--allow-no-keys)"
-            )
 
     # the database
 

@@ -74,12 +74,21 @@ def list_gateway_differences(
 
 
 def _say(what: str, before: Any, after: Any) -> str:
-    return f"{what} {_show(before)} -> {_show(after)}"
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        # Only what differs: these are groups of settings.
+        keys = [key for key in after if before.get(key) != after[key]]
+        return "; ".join(_say(f"{what}.{key}", before.get(key), after[key]) for key in keys)
+    return f"{what} {show_value(before)} -> {show_value(after)}"
 
 
-def _show(value: Any) -> str:
-    if isinstance(value, float) and value == int(value):
+def show_value(value: Any) -> str:
+    """A value of the spec or of the desired state, as people write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show_value(one)}" for key, one in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(map(show_value, value)) or "none"
     return "none" if value is None else str(value)

@@ -39,7 +39,7 @@ from thrifty.db.desired_state import DesiredDeployment, DesiredService
 from thrifty.engines.base import Engine, Served, Upstream
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
-from thrifty.errors import Problem
+from thrifty.errors import Problem, SourceError
 from thrifty.spec import LoadedSpec, LoadedVersion
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
@@ -92,6 +92,10 @@ class World:
     service: DesiredService | None = None
     applied: AppliedSpec | None = None
     running: Running = field(default_factory=Running)
+    has_keys: bool | None = None
+    """Whether there is an API key; None if it is not known."""
+    gateway_pids: frozenset[int] = frozenset()
+    """Gateway workers that run, also those that a killed controller left."""
 
 
 def make_plan(
@@ -106,7 +110,8 @@ def make_plan(
 ) -> Plan:
     """What applying the spec would do. Asks indexes and hubs for sizes. Blocks.
 
-    Raises `SpecError` for what cannot be, `ControlError` where no version would have traffic.
+    Raises `SpecError` for what cannot be, `SourceError` where a model cannot be found, `ControlError`
+    where no version would have traffic.
     """
     planner = _Planner(world, store, machine, Estimates(store, machine))
     each = check_spec(loaded, machine, maker)
@@ -177,6 +182,8 @@ class _Planner:
         known = self._found.get(spec.model)
         if known is None:
             known = self._found[spec.model] = look_up_model(self._store, spec.model)
+            if known.label is None:
+                raise SourceError(f"the model {spec.model} cannot be fetched: {known.fault}")
             if known.stored is None:
                 why = f"{spec.model} is not in the store"
                 if known.fault:
@@ -278,6 +285,12 @@ class _Planner:
         items = [
             PlanItem(what, None, GATEWAYS_SEE_S, why)
             for what, why in list_differences(self._world.deployments, deployments)
+        ]
+        running = {row.deployment for row in self._world.running.replicas}
+        items += [
+            PlanItem(f"{name}: removed", None, None, "the spec does not name it; its history stays")
+            for name in self._world.deployments
+            if name not in deployments and name not in running
         ]
         if self._world.service is not None and self._world.running.alive:
             items += [

@@ -17,7 +17,8 @@ from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.look_only import LookOnlyStore
 from thrifty.control.applied import AppliedSpec, describe_fixed, read_applied
-from thrifty.control.checks import ModelMaker
+from thrifty.control.checks import ModelMaker, check_keys
+from thrifty.control.gateway_settings import describe_gateway
 from thrifty.control.merge import Held, Merged, find_fixed, merge
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
@@ -40,6 +41,7 @@ from thrifty.db.fleet import read_fleet
 from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import ControlError
 from thrifty.fleet.controller_note import find_database_url, read_controller_note
+from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec
@@ -129,6 +131,7 @@ def _describe_traffic(state: DesiredDeployment) -> dict[str, Any]:
             }
             for version in state.versions
         ],
+        "weights": _list_weights(state),
     }
 
 
@@ -160,9 +163,10 @@ def plan_spec(
     reset: bool = False,
 ) -> Plan:
     """What applying the spec would do; writes nothing. Blocks. Raises `ThriftyError` kinds."""
-    store = LookOnlyStore(home.models)
+    world, store = _look_at_world(loaded, home), LookOnlyStore(home.models)
+    _check_gateway(loaded, world)
     return make_plan(
-        loaded, _look_at_world(loaded, home), store, detect_machine(), on_progress,
+        loaded, world, store, detect_machine(), on_progress,
         maker=maker, reset=reset,
     )  # fmt: skip
 
@@ -207,6 +211,7 @@ def prepare_spec(
     """
     world = _look_at_world(loaded, home)
     _refuse_fixed(loaded, world)
+    _check_gateway(loaded, world)
     running = world.deployments if world.running.alive else {}
     store = Store(home.models)
     return prepare(loaded, store, machine, on_progress, maker=maker, running=running)
@@ -265,6 +270,17 @@ def _refuse_fixed(loaded: LoadedSpec, world: World) -> None:
         loaded.refuse(find_fixed(world.applied.fixed, describe_fixed(loaded.spec), {}, {}))
 
 
+def _check_gateway(loaded: LoadedSpec, world: World) -> None:
+    """Refuse what the gateway could not start with, before models are looked for. Raises
+    `FleetError`.
+    """
+    gateway = describe_gateway(loaded.spec)
+    if world.has_keys is not None:
+        check_keys(gateway, has_keys=world.has_keys)
+    if not world.running.alive:
+        choose_port(gateway["host"], gateway["port"], world.gateway_pids)
+
+
 def describe_holder(
     database: Database, held: Held, now: DesiredDeployment | None, change_id: int
 ) -> str:
@@ -294,15 +310,17 @@ def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
     alive = note is not None and note.alive
     url = note.database if note is not None and alive else loaded.spec.database or home.database_url
     ours = find_ours(home.root)
+    gateways = frozenset(ident.pid for ident, role, _ in ours if role == "gateway")
     with look_at_database(url, in_use=alive or bool(ours)) as database:
         if database is None:
-            return World(running=Running(alive))
+            new = url == home.database_url and not home.database.exists()
+            has_keys = False if new else None
+            return World(running=Running(alive), has_keys=has_keys, gateway_pids=gateways)
         desired, fleet = read_desired(database), read_fleet(database)
-    gateways = sum(role == "gateway" for _, role, _ in ours)
     rows = tuple(row for row in fleet.replicas if alive or is_there(row))
     return World(
         desired.deployments, desired.service, read_applied(desired.service),
-        Running(alive, rows, gateways),
+        Running(alive, rows, len(gateways)), bool(fleet.keys), gateways,
     )  # fmt: skip
 
 

@@ -10,8 +10,12 @@ from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 from thrifty.db.fleet import DeploymentRow, ReplicaRow, VersionRow
 from thrifty.types import ReplicaState
 
-_FAULTY = (ReplicaState.CRASH_LOOP, ReplicaState.BACKOFF, ReplicaState.UNHEALTHY)
-"""The states whose messages say what is wrong, the worst first."""
+_FAULTY = {
+    ReplicaState.CRASH_LOOP: "is in a crash loop",
+    ReplicaState.BACKOFF: "has ended and waits to start again",
+    ReplicaState.UNHEALTHY: "is unhealthy",
+}
+"""The states whose messages say what is wrong, the worst first, and what they say of a replica."""
 
 
 class VersionState(StrEnum):
@@ -101,11 +105,11 @@ def _count_ready(replicas: Sequence[ReplicaRow], label: str, revision: str) -> i
 
 def _find_fault(replicas: Sequence[ReplicaRow]) -> str | None:
     """What is wrong with the copies that should be ready."""
-    for state in _FAULTY:
+    for state, words in _FAULTY.items():
         for replica in replicas:
             if replica.state == state:
                 reason = (replica.message or "").partition("\n")[0] or "no reason is known"
-                return f"{replica.id} is in {state.value}: {reason}"
+                return f"{replica.id} {words}: {reason}"
     for replica in replicas:
         if replica.state == ReplicaState.STARTING and replica.restarts:
             reason = (replica.message or "").partition("\n")[0]

@@ -63,14 +63,19 @@ def remove_controller_note(home: Home) -> None:
 
 
 def find_database_url(home: Home) -> str:
-    """The database that commands of this home use: the environment's, the running controller's, or
-    the embedded one.
+    """The database that commands of this home use: the environment's, that of what runs here (a
+    killed controller leaves its processes), or the embedded one.
     """
     named = os.environ.get("THRIFTY_DATABASE")
     if named:
         return named
     note = read_controller_note(home)
-    return note.database if note is not None and note.alive else home.database_url
+    return note.database if note is not None and is_in_use(home, note) else home.database_url
+
+
+def is_in_use(home: Home, note: ControllerNote | None) -> bool:
+    """Whether a controller runs in a home, or processes that a killed one left."""
+    return (note is not None and note.alive) or bool(find_ours(home.root))
 
 
 @contextlib.contextmanager

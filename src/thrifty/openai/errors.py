@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -16,6 +17,8 @@ NOT_FOUND = "not_found_error"
 RATE_LIMIT = "rate_limit_error"
 SERVER = "server_error"
 OVERLOADED = "overloaded_error"
+MAX_NAMES = 50
+"""At most so many names stand in one message."""
 
 
 class WireError(ThriftyError):
@@ -80,6 +83,14 @@ def read_message(body: bytes) -> str:
         return sanitize_text(str(msgspec.json.decode(body)["error"]["message"]), 1000)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return body[:300].decode("utf-8", "replace")
+
+
+def list_names(names: Iterable[str]) -> str:
+    """The names that there are, for a message about one that there is not."""
+    found = [f"'{name[:100]}'" for name in names]
+    more = len(found) - MAX_NAMES
+    shown = ", ".join(found[:MAX_NAMES]) or "none"
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> WireError:

@@ -5,8 +5,11 @@ Each check returns faults as pairs of a key path and a message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from thrifty.spec.faults import suggest
-from thrifty.spec.models import DeploymentSpec, Spec
+from thrifty.spec.models import Spec
 
 Fault = tuple[str, str]
 
@@ -46,11 +49,10 @@ def check_names(spec: Spec) -> list[Fault]:
 
 
 def check_versions(spec: Spec) -> list[Fault]:
-    """Faults in the labels and weights of the versions of each deployment."""
+    """Faults in the weights of the versions of each deployment."""
     faults = []
     prefixes = [f"deployments.{index}." for index in range(len(spec.deployments))] or [""]
     for prefix, entry in zip(prefixes, spec.deployments or (spec,), strict=True):
-        faults += [(f"{prefix}{path}", message) for path, message in _check_labels(entry)]
         if entry.versions and not any(version.weight for version in entry.versions):
             faults.append(
                 (f"{prefix}versions", "every weight is 0; one at least must be greater than 0")
@@ -58,14 +60,25 @@ def check_versions(spec: Spec) -> list[Fault]:
     return faults
 
 
-def _check_labels(entry: DeploymentSpec) -> list[Fault]:
+def check_labels(data: Mapping[str, Any]) -> list[Fault]:
+    """Versions of one deployment with the same label, in a spec whose values may be at fault."""
+    entries = data.get("deployments")
+    if not isinstance(entries, list):
+        return _check_labels(data, "")
+    return [
+        fault
+        for index, entry in enumerate(entries)
+        for fault in _check_labels(entry, f"deployments.{index}.")
+    ]
+
+
+def _check_labels(entry: Any, prefix: str) -> list[Fault]:
+    versions = entry.get("versions") if isinstance(entry, Mapping) else None
     faults = []
     taken: dict[str, int] = {}
-    for index, version in enumerate(entry.versions):
-        if version.label is None:
-            continue
-        if version.label in taken:
-            message = f"{version.label!r} is taken by versions.{taken[version.label]}"
-            faults.append((f"versions.{index}.label", message))
-        taken.setdefault(version.label, index)
+    for index, version in enumerate(versions if isinstance(versions, list) else ()):
+        label = version.get("label") if isinstance(version, Mapping) else None
+        if isinstance(label, str) and taken.setdefault(label, index) != index:
+            message = f"{label!r} is taken by versions.{taken[label]}"
+            faults.append((f"{prefix}versions.{index}.label", message))
     return faults

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from thrifty.errors import Problem, SpecError
-from thrifty.spec.checks import check_names, check_versions
+from thrifty.spec.checks import check_labels, check_names, check_versions
 from thrifty.spec.faults import ValueOrigin, locate, sort_problems, to_problem
 from thrifty.spec.faults import suggest as suggest
 from thrifty.spec.models import MASK, DeploymentSpec, Spec, VersionSpec, is_secret
@@ -232,6 +232,7 @@ def _validate(
 ) -> LoadedSpec:
     """The spec of `data`, whose reading has found `problems`. Raises `SpecError`."""
     _expand(data, origins)
+    problems += [locate(p, message, lines, origins) for p, message in check_labels(data)]
     try:
         spec = Spec.model_validate(data)
         faults = [*check_names(spec), *check_versions(spec)]

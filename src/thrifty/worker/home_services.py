@@ -25,10 +25,8 @@ from thrifty.api.models import (
     KeyList,
     NewKey,
     Plan,
-    ReplicaStatus,
     Status,
     Traffic,
-    VersionStatus,
 )
 from thrifty.api.services import not_found
 from thrifty.artifacts import Store
@@ -56,21 +54,15 @@ class HomeServices:
     def get_status(self) -> Status:
         """The running service. Raises `DatabaseError`."""
         note = read_controller_note(self._home)
-        url = note.url if note is not None and note.alive else None
-        deployments = [
-            DeploymentStatus(
-                name=one["name"],
-                versions=[VersionStatus(**_pick(VersionStatus, v)) for v in one["versions"]],
-                replicas=[ReplicaStatus(**_pick(ReplicaStatus, r)) for r in one["replicas"]],
-            )
-            for one in read_status(self._database)
-        ]
+        # The gateway that answers this runs, even if its controller was killed.
+        url = note.url if note is not None else None
+        deployments = [DeploymentStatus.model_validate(one) for one in read_status(self._database)]
         return Status(deployments=deployments, gateway=GatewayStatus(url=url))
 
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""
         self._require(deployment)
-        return _to_traffic(read_traffic(self._database, deployment))
+        return Traffic.model_validate(read_traffic(self._database, deployment))
 
     def set_traffic(
         self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
@@ -80,8 +72,9 @@ class HomeServices:
         known = read_desired(self._database).deployments[deployment]
         for label in weights:
             if known.find_version(label) is None:
-                raise not_found("version", label)
-        return _to_traffic(set_traffic(self._database, deployment, weights, _actor(who, why)))
+                raise not_found("version", label, [one.label for one in known.versions])
+        report = set_traffic(self._database, deployment, weights, _actor(who, why))
+        return Traffic.model_validate(report)
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         """Restore the previous desired state. Raises a 404, or a 409 if there is none or if it would
@@ -131,13 +124,15 @@ class HomeServices:
 
     def revoke_key(self, name: str, *, who: str) -> None:
         """Revoke a key. Raises a 404."""
-        if name not in {key.name for key in list_keys(self._database)}:
-            raise not_found("key", name)
+        names = [key.name for key in list_keys(self._database)]
+        if name not in names:
+            raise not_found("key", name, names)
         revoke_key(self._database, name)
 
     def _require(self, deployment: str) -> None:
-        if deployment not in read_desired(self._database).deployments:
-            raise not_found("deployment", deployment)
+        known = read_desired(self._database).deployments
+        if deployment not in known:
+            raise not_found("deployment", deployment, known)
 
     def _run(self, act: str, spec: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Run an action in `thrifty.spec_worker`. Raises `SpecError` and `ThriftyError`."""
@@ -175,15 +170,6 @@ def make_home_services(database_url: str, home: Home) -> HomeServices:
 
 def _actor(who: str, why: str) -> Actor:
     return Actor(f"{who} (management API)", why)
-
-
-def _pick(model: type[VersionStatus] | type[ReplicaStatus], values: dict[str, Any]) -> Any:
-    return {name: value for name, value in values.items() if name in model.model_fields}
-
-
-def _to_traffic(report: dict[str, Any]) -> Traffic:
-    weights = {one["label"]: one["weight"] for one in report["versions"]}
-    return Traffic(deployment=report["deployment"], weights=weights, owner=report["owner"])
 
 
 def _to_key_info(key: Key) -> KeyInfo:

@@ -15,7 +15,14 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
-from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
+from thrifty.openai.errors import (
+    NOT_FOUND,
+    PERMISSION,
+    WireError,
+    bad_request,
+    list_names,
+    unavailable,
+)
 from thrifty.openai.fields import (
     STREAMED,
     Endpoint,
@@ -93,11 +100,10 @@ def find_deployment(body: dict[str, Any], endpoint: Endpoint, table: RoutingTabl
         return next(iter(table.deployments.values()))
     deployment = table.names.get(model) if isinstance(model, str) else None
     if deployment is None:
-        names = ", ".join(repr(name) for name in table.names) or "none"
         raise WireError(
             404,
             f"The model '{str(model)[:100]}' does not exist or you do not have access to it. "
-            f"Models here: {names}.",
+            f"Models here: {list_names(table.names)}.",
             type=NOT_FOUND,
             param="model",
             code="model_not_found",
@@ -118,10 +124,10 @@ def _find_pinned(call: Call, deployment: Deployment, pinned: bytes) -> Version:
     label = pinned.decode("latin-1")
     version = deployment.versions.get(label)
     if version is None:
-        labels = ", ".join(repr(name) for name in deployment.versions)
         raise WireError(
             404,
-            f"'{deployment.name}' has no version {label[:64]!r}. Its versions: {labels}.",
+            f"'{deployment.name}' has no version {label[:64]!r}. Its versions: "
+            f"{list_names(deployment.versions)}.",
             type=NOT_FOUND,
             param=VERSION_HEADER.decode(),
             code="version_not_found",

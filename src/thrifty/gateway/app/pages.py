@@ -18,7 +18,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import Exchange
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.openai.errors import NOT_FOUND, WireError
+from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 from thrifty.types import Role
 
 _encode = msgspec.json.Encoder().encode
@@ -90,8 +90,10 @@ class Pages:
         deployment = self._table.names.get(name)
         if deployment is None:
             raise WireError(
-                404, f"The model '{name[:100]}' does not exist.", type=NOT_FOUND,
-                param="model", code="model_not_found",
+                404,
+                f"The model '{name[:100]}' does not exist. "
+                f"Models here: {list_names(self._table.names)}.",
+                type=NOT_FOUND, param="model", code="model_not_found",
             )  # fmt: skip
         exchange.respond(200, _encode(_describe(name, deployment)))
 

@@ -1,0 +1,81 @@
+"""What a gateway cannot start with is found before a model is looked for."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.http.test_tls import Authority
+from thrifty.artifacts import Store
+from thrifty.control.service_api import plan_spec, prepare_spec
+from thrifty.db import open_database
+from thrifty.db.keys import create_key
+from thrifty.engines.machine import detect_machine
+from thrifty.errors import FleetError, SourceError, SpecError
+from thrifty.home import Home, make_private_folder
+from thrifty.model_maker import Compressor
+from thrifty.spec import LoadedSpec, load_spec
+
+NO_MODEL = "pypi:no such thing"
+"""Whoever looks for it gets a `SourceError`."""
+
+
+def load(folder: Path, **gateway: Any) -> LoadedSpec:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "thrifty.yaml"
+    path.write_text(json.dumps({"model": NO_MODEL, "gateway": {"port": 0, **gateway}}))
+    return load_spec(path, environment={})
+
+
+def refuse(home: Home, loaded: LoadedSpec, kind: type[Exception], match: str) -> None:
+    """Both a plan and a preparation refuse the spec."""
+    machine = detect_machine()
+    maker = Compressor(home, Store(home.models), machine)
+    with pytest.raises(kind, match=match):
+        plan_spec(loaded, home, maker=maker)
+    with pytest.raises(kind, match=match):
+        prepare_spec(loaded, home, machine, maker=maker)
+
+
+@pytest.mark.parametrize("fault", ["missing", "garbage", "mismatch"])
+def test_tls_files(home: Home, tmp_path: Path, fault: str) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    one, other = Authority(first), Authority(second)
+    one.issue()
+    other.issue()
+    cert, key = one.cert, one.key
+    if fault == "missing":
+        key = tmp_path / "nowhere.pem"
+    elif fault == "garbage":
+        cert.write_text("no certificate")
+    else:
+        key = other.key
+    loaded = load(tmp_path / "spec", tls={"cert": str(cert), "key": str(key)})
+    refuse(home, loaded, SpecError, r"gateway\.tls: .*cannot be used")
+    assert not home.root.exists()
+
+
+def test_a_port_in_use(home: Home, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        refuse(home, load(tmp_path, port=port), FleetError, f"cannot listen on 127.0.0.1:{port}")
+
+
+def test_no_key_beyond_loopback(home: Home, tmp_path: Path) -> None:
+    loaded = load(tmp_path, host="0.0.0.0")
+    refuse(home, loaded, FleetError, "refusing to listen on 0.0.0.0")
+    make_private_folder(home.root)
+    database = open_database(home.database_url, migrate=True)
+    refuse(home, loaded, FleetError, "refusing to listen on 0.0.0.0")
+    create_key(database, "ann")
+    database.close()
+    refuse(home, loaded, SourceError, "no such thing")
+    refuse(home, load(tmp_path, host="0.0.0.0", allow_no_keys=True), SourceError, "no such thing")
