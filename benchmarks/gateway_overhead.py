@@ -24,6 +24,7 @@ from common import (
     finish,
     free_port,
     in_turns,
+    need_tool,
     nginx,
     parse_arguments,
     peer_environment,
@@ -115,7 +116,7 @@ def start_litellm(upstream: str) -> tuple[Server, str, str]:
 def main() -> None:
     options = parse_arguments(__doc__ or "", rounds=12)
     nginx_version = subprocess.run(
-        ["nginx", "-v"], capture_output=True, text=True, check=False
+        [need_tool("nginx", "nginx-light"), "-v"], capture_output=True, text=True, check=False
     ).stderr
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(nginx(ANSWER))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
 import tomllib
@@ -31,11 +32,12 @@ from pydantic.fields import FieldInfo
 from thrifty.batches.settings import BatchSettings
 from thrifty.cli.app import app
 from thrifty.db import open_database
+from thrifty.engines.base import Traits
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
-from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint
+from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -204,23 +206,28 @@ def make_field_page() -> str:
         "Nothing is accepted and ignored: a field that the engine behind a model cannot honour is a "
         "400 that names it, and so is a field that is not known or a value that it does not hold. "
         "For servers that others run (`engine: remote`) only the values of known fields are checked; "
-        "what they honour is up to them.\n",
+        "what they honour is up to them. Values without effect ask for what happens anyway, so every "
+        "engine takes them.\n",
     ]
     for endpoint, fields in FIELDS.items():
         parts.append(f"## `{endpoint.value}`\n")
         rows = []
         for name, field in fields.items():
-            marks = []
-            for kind in kinds:
-                honours = find_engine(kind).traits.honours or frozenset()
-                always = name in ("model", "stream", "stream_options", "user", *GATEWAY_FIELDS)
-                yes = name in honours or always
-                if endpoint is Endpoint.EMBEDDINGS and kind == "echo":
-                    yes = False
-                marks.append("yes" if yes else "")
-            rows.append((f"`{name}`", field.rule, *marks))
-        parts.append(table(("field", "must be", *kinds), rows))
+            marks = [describe_support(find_engine(k).traits, endpoint, name) for k in kinds]
+            neutral = ", ".join(f"`{json.dumps(value)}`" for value in field.neutral)
+            rows.append((f"`{name}`", field.rule, neutral, *marks))
+        parts.append(table(("field", "must be", "without effect", *kinds), rows))
     return "\n".join(parts)
+
+
+def describe_support(traits: Traits, endpoint: Endpoint, name: str) -> str:
+    """What an engine makes of a field: nothing, everything, or certain values."""
+    if endpoint not in traits.endpoints:
+        return ""
+    if not is_honoured(name, endpoint, (traits.honours or frozenset()) | GATEWAY_FIELDS):
+        return ""
+    narrowed = traits.narrowed.get((endpoint, name))
+    return "yes" if narrowed is None else f"only {narrowed.rule}"
 
 
 def make_route_table(routes: Iterable[Route[Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import os
@@ -39,12 +40,13 @@ from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
-from thrifty.home import HOME_VARIABLE
+from thrifty.home import HOME_VARIABLE, Home
 from thrifty.http.client import HttpClient
 from thrifty.http.server import Handler, HttpServer, ServerLimits
 from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
 from thrifty.worker.assemble import Parts, Secrets, assemble
+from thrifty.worker.home_services import make_home_services
 from thrifty.worker.settings import GatewaySettings
 
 JSON_HEADER = b"content-type: application/json\r\n"
@@ -189,6 +191,18 @@ async def ask(
     return Reply(answer.status, answer.headers, await answer.read())
 
 
+async def find_longest_turn() -> float:
+    """The longest time that the event loop was busy with one thing, until cancelled."""
+    longest_s, last_s = 0.0, time.perf_counter()
+    try:
+        while True:
+            await asyncio.sleep(0)
+            now_s = time.perf_counter()
+            longest_s, last_s = max(longest_s, now_s - last_s), now_s
+    except asyncio.CancelledError:
+        return longest_s
+
+
 async def add_key(
     gateway: GatewayUnderTest, name: str, role: str = "user", limits: KeyLimits = NO_LIMITS
 ) -> dict[str, str]:
@@ -260,9 +274,10 @@ async def running_gateway(
     cache_shared: SharedSettings | None = None,
     worker: str = "worker",
     batches: BatchSettings | None = None,
+    managed: bool = False,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
-    are two workers.
+    are two workers. `managed` adds the management API.
     """
     chosen_url = database_url or f"sqlite:///{folder}/thrifty.db"
     database = open_database(chosen_url, migrate=True)
@@ -284,7 +299,9 @@ async def running_gateway(
         settings = msgspec.structs.replace(settings, batches=places)
     client = HttpClient()
     try:
-        async with assemble(settings, Secrets(chosen_url, redis_url or "", b"s" * 32)) as parts:
+        secrets = Secrets(chosen_url, redis_url or "", b"s" * 32)
+        make_services = functools.partial(make_home_services, chosen_url, Home(folder))
+        async with assemble(settings, secrets, make_services if managed else None) as parts:
             try:
                 port = await parts.server.start(settings.host, settings.port)
                 while not parts.table.loaded:

@@ -10,6 +10,7 @@
     ├── FleetError             processes: ports, replicas, a second controller
     ├── DatabaseError          the database is unavailable, or not ours
     │   └── BadDataError       the database refuses the values to be written
+    ├── NameTakenError         another entry has this name
     ├── ControlError           the desired state cannot be changed
     │   └── StaleStateError    another writer has changed it in the meantime
     ├── BenchError             a load test cannot run
@@ -90,6 +91,10 @@ class DatabaseError(ThriftyError):
 
 class BadDataError(DatabaseError):
     """The database refuses values, and would refuse them again: retrying is useless."""
+
+
+class NameTakenError(ThriftyError):
+    """Another entry has the name that was asked for."""
 
 
 class ControlError(ThriftyError):

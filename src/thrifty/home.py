@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from thrifty.errors import ThriftyError
 
@@ -38,6 +39,10 @@ class Home:
     def logs(self) -> Path:
         """One log file for each process."""
         return self.root / "logs"
+
+    def log_of(self, process_id: str) -> Path:
+        """The log of one process, whose id may hold what a file's name cannot, such as `/`."""
+        return self.logs / f"{quote(process_id, safe='')}.log"
 
     @property
     def files(self) -> Path:

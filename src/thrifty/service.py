@@ -23,11 +23,11 @@ from thrifty.control import service_api
 from thrifty.control.controller import Controller
 from thrifty.control.estimates import record_load_times
 from thrifty.control.prepare import Prepared
-from thrifty.control.service_api import Actor, Applied, apply_prepared, open_home, prepare_spec
+from thrifty.control.service_api import Actor, Applied, apply_prepared, prepare_spec
 from thrifty.control.service_status import read_status, wait_until_settled
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import FleetError
-from thrifty.fleet.controller_note import read_controller_note
+from thrifty.fleet.controller_note import open_home, read_controller_note
 from thrifty.home import Home, find_home
 from thrifty.model_maker import Compressor
 from thrifty.spec import LoadedSpec, load_spec

@@ -197,7 +197,7 @@ async def _try(
         if replica.state is not ReplicaState.READY:
             raise FleetError(
                 f"{served.version} does not start: {replica.message}; its log is "
-                f"{home.logs / f'{replica.id}.log'}"
+                f"{home.log_of(replica.id)}"
             )
         values: dict[str, Any] = {"load_s": replica.ready_after_s}
         values |= await _measure(replica.row().url, served, loads, store, on_progress)

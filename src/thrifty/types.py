@@ -42,8 +42,7 @@ class Role(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> Role | None:
-        # Version 0.1 writes this name for viewers; its rows remain, and it may run at the same
-        # time.
+        # The name of viewers in version 0.1 and in the database.
         return cls.VIEWER if value == "monitor" else None
 
     def may_act_as(self, required: Role) -> bool:

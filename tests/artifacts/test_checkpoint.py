@@ -208,14 +208,15 @@ def test_sliding_window_of_a_gguf_bounds_the_context(tmp_path: Path) -> None:
     [
         (2, None, (2,)),
         ([2, 3], None, (2, 3)),
-        (2, {"eos_token_id": [5, 6]}, (5, 6)),
-        (2, {"eos_token_id": 0}, (0,)),
+        (2, {"eos_token_id": [5, 6]}, (5, 6, 2)),
+        (2, {"eos_token_id": [5, 2]}, (5, 2)),
+        (2, {"eos_token_id": 0}, (0, 2)),
         (2, {"eos_token_id": None}, (2,)),
         (2, {}, (2,)),
         (None, None, ()),
     ],
 )
-def test_ends_of_sequence_are_those_of_generation(
+def test_ends_of_sequence_are_those_of_both_files(
     tmp_path: Path, config: Any, generation: Any, expected: tuple[int, ...]
 ) -> None:
     assert load(tmp_path, generation, eos_token_id=config).eos_token_ids == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,38 @@ async def test_a_file_is_stored_listed_returned_and_deleted(tmp_path: Path) -> N
         assert gone.json() == {"id": made["id"], "object": "file", "deleted": True}
         assert (await talk.ask("GET", f"/v1/files/{made['id']}")).status == 404
         assert not (tmp_path / "files" / made["id"]).exists()
+
+
+async def test_without_keys_a_page_of_another_site_reaches_no_files(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, [], batches=SETTINGS) as gateway:
+        form, body = make_form(make_input([make_line("a")]))
+        talk = Talk(gateway)
+        made = (await talk.ask("POST", "/v1/files", body, form)).json()
+        own = f"/v1/files/{made['id']}"
+        batch = json.dumps({"input_file_id": made["id"]}).encode()
+        requests = [
+            ("GET", "/v1/files", b"", b""),
+            ("GET", f"{own}/content", b"", b""),
+            ("DELETE", own, b"", b""),
+            ("POST", "/v1/files", body, form),
+            ("POST", "/v1/batches", batch, b"content-type: text/plain\r\n"),
+        ]
+        rebound = b"host: evil.example\r\n"
+        for page in (
+            b"origin: https://evil.example\r\n",
+            rebound,
+            b"sec-fetch-site: cross-site\r\n",
+        ):
+            for method, path, sent, headers in requests:
+                reply = await talk.ask(method, path, sent, page + headers)
+                assert reply.status == 403, (page, method, path)
+        # A client elsewhere may know this service by any name.
+        remote = rebound + b"x-forwarded-for: 198.51.100.7\r\n"
+        assert (await talk.ask("GET", own, headers=remote)).status == 200
+        same = f"origin: {gateway.url}\r\n".encode()
+        assert (await talk.ask("GET", own, headers=same)).status == 200
+        [listed] = (await talk.ask("GET", "/v1/files")).json()["data"]
+        assert listed == made
 
 
 async def test_limits_of_upload_sizes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.control.test_service_api import apply, database, replicas
 from thrifty.api.models import KeyLimitsModel, NewKey
 from thrifty.api.services import ApiServices
 from thrifty.db import Database
-from thrifty.db.desired import read_history
+from thrifty.db.desired import DesiredChange, change_desired, read_desired, read_history
 from thrifty.errors import ControlError, SpecError, ThriftyError
 from thrifty.home import Home
 from thrifty.openai.errors import WireError
@@ -61,6 +62,18 @@ def test_a_rollback_needs_something_to_go_back_to(services: ApiServices) -> None
     change = services.roll_back("chat", who="bob", why="no")
     assert (change.kind, change.who, change.why) == ("rollback", "bob (management API)", "no")
     assert services.get_traffic("chat").weights == {"a": 90.0, "b": 10.0}
+
+
+def test_a_rollback_to_a_model_that_is_gone_is_refused(
+    services: ApiServices, database: Database
+) -> None:
+    now = read_desired(database).deployments["chat"]
+    gone = replace(now, versions=(replace(now.versions[0], artifact="a" * 64),))
+    for state in (gone, now):
+        changes = [DesiredChange("chat", state)]
+        change_desired(database, lambda _, found=changes: found, kind="apply", who="ann", why="")
+    assert status_of(lambda: services.roll_back("chat", who="bob", why="")) == 409
+    assert read_desired(database).deployments["chat"] == now
 
 
 def test_specs_are_planned_and_refused_in_a_process_of_their_own(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty.control.reconcile import Room, Step, count_copies, reconcile
+from thrifty.control.reconcile import Room, Step, reconcile
 from thrifty.db.desired_state import DesiredDeployment, DesiredReplicas, DesiredVersion
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings, ReplicaRow
 from thrifty.fleet.base import ObservedReplica, SetKey
@@ -333,16 +333,16 @@ def test_on_any_way_nobody_loses_the_last_copy_and_there_is_an_end(
                 one = names[target.key.deployment]
                 wanted = one.find_version(target.key.version)
                 if wanted is not None and wanted.revision == target.key.revision:
-                    assert target.count <= max(count_copies(wanted), 3)
+                    assert target.count <= max(wanted.copies, 3)
             for name, one in names.items():
                 was, now = before.get(name, {}), world.answering(name)
                 for wanted in one.versions:
                     # A version that stays goes on answering.
-                    if was.get(wanted.label) and count_copies(wanted):
+                    if was.get(wanted.label) and wanted.copies:
                         assert now[wanted.label], (name, wanted.label)
                 weights = {v.label: v.weight for v in world.rows[name].versions}
                 assert any(weights.values())
-                if any(was.values()) and all(count_copies(v) for v in one.versions):
+                if any(was.values()) and all(v.copies for v in one.versions):
                     was_weighted = any(was[label] for label in was)
                     assert not was_weighted or any(now.values()), (was, now)
             again = reconcile(names, world.rows, world.copies, ROOM)
@@ -354,10 +354,10 @@ def test_on_any_way_nobody_loses_the_last_copy_and_there_is_an_end(
         world.advance()
     assert world.rows == {one.name: one.row for one in desired}
     copies = {
-        (one.name, v.label, v.revision): count_copies(v)
+        (one.name, v.label, v.revision): v.copies
         for one in desired
         for v in one.versions
-        if count_copies(v)
+        if v.copies
     }
     found: dict[tuple[str, str, str], int] = {}
     for key, count in world.by_key().items():

@@ -17,7 +17,6 @@ from thrifty.control.service_api import (
     Applied,
     apply_prepared,
     describe_history,
-    open_home,
     plan_spec,
     read_traffic,
     roll_back,
@@ -28,6 +27,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.fleet import ReplicaRow, read_fleet, save_deployment, save_replicas
 from thrifty.errors import ControlError, FleetError, SpecError
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import Home
 
 ANN, BOB = Actor("ann (test)", "because"), Actor("bob (test)")

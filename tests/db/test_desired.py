@@ -76,6 +76,12 @@ def test_what_is_written_comes_back_whole(database: Database) -> None:
     ]
 
 
+def test_any_reason_can_be_written(database: Database) -> None:
+    write(database, deployment(), who="a\0" * 100, why="\udcff\0")
+    [past] = read_history(database, "m")
+    assert (past.who, past.why) == ("a\ufffd" * 64, "\ufffd\ufffd")
+
+
 def test_what_does_not_differ_is_not_written(database: Database) -> None:
     newest = write(database, deployment())
     assert write(database, deployment()) == newest

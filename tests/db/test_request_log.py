@@ -17,10 +17,11 @@ from tests.db.test_database import row
 from thrifty.db import Database
 from thrifty.db.fleet import ReplicaRow, read_fleet, save_replicas
 from thrifty.db.request_log import COLUMNS, DELETE_ROWS, Entry, RequestLog
-from thrifty.db.sanitize import MAX_TEXT_CHARS, RowShape, sanitize_values
+from thrifty.db.sanitize import RowShape, sanitize_values
 from thrifty.db.spend import exchange_spend
 from thrifty.db.tables import metadata, request_texts, requests
 from thrifty.errors import BadDataError, DatabaseError
+from thrifty.untrusted_text import MAX_TEXT_CHARS
 
 NUL = "a\0b"
 LONG = "x" * 1_000_000

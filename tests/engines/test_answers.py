@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from itertools import cycle
@@ -285,7 +286,7 @@ def test_call_is_streamed_after_the_text_before_it() -> None:
     called = deltas[first]["tool_calls"][0]
     assert called["index"] == 0
     assert called["type"] == "function"
-    assert called["id"]
+    assert re.fullmatch("[A-Za-z0-9]{9}", called["id"])
     assert called["function"] == {"name": "weather", "arguments": ""}
     # Its arguments come as they are generated, with the log-probabilities of their tokens.
     assert len(others) > 4

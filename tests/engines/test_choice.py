@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.engines.echo.backend import make_tokenizer
-from thrifty.engines.server.backend import ModelFacts, Output
-from thrifty.engines.server.choice import Choice
-from thrifty.engines.server.request import parse_chat
+from thrifty.engines.server.backend import ModelFacts, Output, Ranked
+from thrifty.engines.server.choice import Choice, choose_best
+from thrifty.engines.server.log_probabilities import TokenDetail
+from thrifty.engines.server.request import parse_chat, parse_completion
 from thrifty.types import Family
 
 TOKENIZER = make_tokenizer()
@@ -35,6 +36,11 @@ def output(tokens: bytes | list[int], finish: str = "", cached: int = 0) -> Outp
 def feed(choice: Choice, *outputs: Output) -> list[str]:
     """The texts that these outputs bring."""
     return [choice.feed(one)[0] for one in outputs]
+
+
+def tokens_of(details: list[TokenDetail]) -> list[str]:
+    """The texts of the tokens that log-probabilities are told of."""
+    return [TOKENIZER.token_text(detail.token_id) for detail in details]
 
 
 # text
@@ -83,7 +89,7 @@ def test_pieces_in_which_tokens_come_change_nothing(
         texts += piece
         details += detail
     assert (texts, details) == expected
-    for name in ("text", "tokens", "finish_reason", "logprobs"):
+    for name in ("text", "tokens", "finish_reason", "details"):
         assert getattr(pieces, name) == getattr(whole, name)
 
 
@@ -128,7 +134,7 @@ def test_stop_token_ends_it_and_is_no_text() -> None:
     choice = new_choice(stop_token_ids=[ord(";")], logprobs=True)
     text, details = choice.feed(output(b"a;b"))
     assert text == "a"
-    assert [detail["token"] for detail in details] == ["a"]
+    assert tokens_of(details) == ["a"]
     assert (choice.finish_reason, choice.tokens) == ("stop", 2)
 
 
@@ -164,7 +170,7 @@ def test_nothing_is_taken_after_the_end() -> None:
     feed(choice, output(b"ab"))
     assert choice.feed(output(b"cd", "length", cached=9)) == ("", [])
     assert (choice.text, choice.tokens, choice.cached_tokens) == ("a", 2, 0)
-    assert (choice.finish_reason, len(choice.logprobs)) == ("stop", 2)
+    assert (choice.finish_reason, tokens_of(choice.details)) == ("stop", ["a"])
 
 
 # what it counts
@@ -182,18 +188,23 @@ def test_cached_tokens_are_told_once_and_kept() -> None:
 def test_every_token_has_its_logprob() -> None:
     choice = new_choice(logprobs=True)
     _, details = choice.feed(output(b"ab"))
-    assert details == [
-        {"token": "a", "logprob": -97.0, "bytes": [97], "top_logprobs": []},
-        {"token": "b", "logprob": -98.0, "bytes": [98], "top_logprobs": []},
-    ]
-    assert choice.logprobs == details
+    assert details == [TokenDetail(97, -97.0, [], 0), TokenDetail(98, -98.0, [], 1)]
+    assert choice.details == details
 
 
-def test_bytes_of_a_character_that_spans_tokens_make_it_when_joined() -> None:
+@pytest.mark.parametrize("together", [True, False])
+def test_parts_of_a_character_begin_where_it_begins(together: bool) -> None:
     choice = new_choice(logprobs=True)
-    _, details = choice.feed(output("é🦙".encode()))
-    assert [detail["token"] for detail in details] == ["\ufffd"] * 6
-    assert bytes(byte for detail in details for byte in detail["bytes"]).decode() == "é🦙"
+    parts = ["é🦙x".encode()] if together else [bytes([byte]) for byte in "é🦙x".encode()]
+    feed(choice, *map(output, parts))
+    assert [detail.offset for detail in choice.details] == [0, 0, 1, 1, 1, 1, 2]
+
+
+def test_likeliest_tokens_stay_with_their_token() -> None:
+    choice = new_choice(logprobs=True, top_logprobs=2)
+    top: list[Ranked] = [[(97, -1.0), (98, -2.0)], [(99, -3.0), (97, -4.0)]]
+    feed(choice, Output(1, [97, 98], [-1.0, -5.0], "length", 0, top))
+    assert [detail.top for detail in choice.details] == top
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -204,29 +215,58 @@ def test_end_of_sequence_token_is_counted_and_nothing_else(together: bool) -> No
     else:
         feed(choice, output([97]), output([END], "stop"))
     assert (choice.text, choice.tokens, choice.finish_reason) == ("a", 2, "stop")
-    assert [detail["token"] for detail in choice.logprobs] == ["a"]
+    assert tokens_of(choice.details) == ["a"]
+
+
+def test_completion_tells_of_every_token_that_was_generated() -> None:
+    """Clients that score prompts cut off one token for each that was to be generated."""
+    body = {"prompt": "hi", "logprobs": 0, "stop_token_ids": [ord(";")]}
+    for tokens, finish in (([97, END], "stop"), ([97, ord(";"), 98], "")):
+        choice = Choice(0, parse_completion(body, TOKENIZER, FACTS), TOKENIZER)
+        feed(choice, output(tokens, finish))
+        assert (choice.text, choice.tokens, choice.finish_reason) == ("a", 2, "stop")
+        assert [(d.token_id, d.offset) for d in choice.details] == [(97, 0), (tokens[1], 1)]
 
 
 def test_end_of_sequence_token_that_is_ignored_is_a_token_like_others() -> None:
     choice = new_choice(logprobs=True, ignore_eos=True)
     feed(choice, output([97, END, 98, END], "length"))
     assert (choice.text, choice.tokens, choice.finish_reason) == ("ab", 4, "length")
-    assert [d["token"] for d in choice.logprobs] == ["a", "<|end|>", "b", "<|end|>"]
+    assert tokens_of(choice.details) == ["a", "<|end|>", "b", "<|end|>"]
 
 
-def test_logprobs_come_with_tokens_whose_text_is_held_back() -> None:
+def test_logprobs_come_with_their_text() -> None:
     choice = new_choice(logprobs=True, stop="STOP")
-    text, details = choice.feed(output(b"S"))
-    assert text == ""
-    assert [detail["token"] for detail in details] == ["S"]
+    assert choice.feed(output(b"xS"))[1] == choice.details
+    assert tokens_of(choice.details) == ["x"]
+    text, details = choice.feed(output(b"Tx"))
+    assert (text, tokens_of(details)) == ("STx", ["S", "T", "x"])
+
+
+def test_logprobs_of_a_stop_string_go_with_it() -> None:
+    choice = new_choice(logprobs=True, stop="STOP")
+    feed(choice, output(b"xyS"), output(b"TOPz"))
+    assert (choice.text, tokens_of(choice.details)) == ("xy", ["x", "y"])
 
 
 def test_logprobs_are_made_only_for_those_who_ask() -> None:
     choice = new_choice()
     assert choice.feed(output(b"ab", "stop")) == ("ab", [])
-    assert choice.logprobs == []
+    assert choice.details == []
 
 
 def test_logprobs_that_the_backend_does_not_give_are_left_out() -> None:
     choice = new_choice(logprobs=True)
     assert choice.feed(Output(1, [97], None, "stop")) == ("a", [])
+
+
+def test_best_choices_are_those_whose_tokens_are_likeliest_on_average() -> None:
+    body = {"prompt": ["x", "y"], "n": 2, "best_of": 3}
+    request = parse_completion(body, TOKENIZER, FACTS)
+    choices = [Choice(index, request, TOKENIZER) for index in range(6)]
+    for choice, tokens in zip(choices, [b"cc", b"ab", b"aaaa", b"b", b"a", b"c"], strict=True):
+        feed(choice, output(tokens, "length"))
+    assert [choice.text for choice in choose_best(choices, request)] == ["aaaa", "ab", "a", "b"]
+    assert all(choice.details == [] for choice in choices), "nobody asked for them"
+    plain = parse_completion({**body, "best_of": 2}, TOKENIZER, FACTS)
+    assert choose_best(choices, plain) == choices

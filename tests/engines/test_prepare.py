@@ -18,6 +18,7 @@ from tests.graphs.test_decoder import EXACT, Graph, compute_logits
 from tests.graphs.test_encoder import embed_plainly, make_tensors
 from tests.graphs.test_encoder import write as write_encoder
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.chat_templates import read_chat_templates, write_chat_templates
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.openvino.messages import Add, Embed
 from thrifty.engines.openvino.options import OpenVinoOptions
@@ -53,11 +54,13 @@ def store(tmp_path: Path) -> Store:
 def put(store: Store, model: Llama = MODEL, **changes: Any) -> tuple[NamedVersion, Artifact]:
     """Add a checkpoint whose tokens are bytes; no tokenizer where `tokenizer` is None."""
     tokenizer = changes.pop("tokenizer", make_tokenizer().tokenizer)
+    templates = changes.pop("templates", {})
     config = {"eos_token_id": END, **changes}
     with store.stage("tiny") as stage:
         folder = model.write_safetensors(stage / "model", **config)
         if tokenizer is not None:
             tokenizer.save(str(folder / "tokenizer.json"))
+        write_chat_templates(folder, templates)
         return store.add(folder, "tiny", SOURCE)
 
 
@@ -120,6 +123,21 @@ def test_end_of_sequence_is_guessed_only_where_nobody_says(store: Store) -> None
 
 
 # what is refused
+
+
+def test_tokens_behind_an_answer_in_a_template_end_it(store: Store) -> None:
+    """No list has these tokens; the template shows what they are for."""
+    tokenizer = make_tokenizer().tokenizer
+    tokenizer.add_special_tokens(["<|mine|>", "<|ours|>", "<|other|>"])
+    templates = {
+        "default": "{% for m in messages %}<|other|>{{ m.content }}<|mine|>{% endfor %}",
+        "tool_use": "{{ tools }}{% for m in messages %}{{ m.content }}<|ours|>{% endfor %}",
+    }
+    source = put(store, replace(MODEL, vocab=260), tokenizer=tokenizer, templates=templates)
+    _, folder = prepare(store, source, "int8")
+    note = json.loads((folder / "thrifty.json").read_text())
+    assert set(note["eos_token_ids"]) == {END, 257, 258}
+    assert read_chat_templates(folder) == templates
 
 
 def test_model_without_a_tokenizer_says_what_to_do(store: Store) -> None:

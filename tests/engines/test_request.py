@@ -11,6 +11,7 @@ from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.server.backend import ModelFacts, Sampling
 from thrifty.engines.server.request import (
     COMPLETION_DEFAULT_TOKENS,
+    MAX_CHOICES,
     GenerationRequest,
     parse_chat,
     parse_completion,
@@ -18,6 +19,7 @@ from thrifty.engines.server.request import (
 )
 from thrifty.openai.errors import WireError
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_options import StreamOptions
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
 
@@ -26,7 +28,9 @@ FACTS = ModelFacts(Family.DECODER, CONTEXT, (256,))
 TOKENIZER = make_tokenizer()
 KNOWS_TOOLS = TextTokenizer(
     make_tokenizer().tokenizer,
-    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}{% endfor %}",
+    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments.items() | list }})"
+    "{% endfor %};{% endfor %}",
 )
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "clock"}}
@@ -60,12 +64,8 @@ def test_left_out_settings_are_those_of_openai() -> None:
     assert request.sampling == Sampling(
         max_tokens=CONTEXT - len("hi\n"), seed=request.sampling.seed
     )
-    assert (request.n, request.stream, request.stops, request.include_usage) == (
-        1,
-        False,
-        (),
-        False,
-    )
+    assert (request.n, request.candidates, request.stream, request.stops) == (1, 1, False, ())
+    assert (request.stream_options, request.logprobs) == (StreamOptions(), False)
     assert (request.endpoint, request.model) == (Endpoint.CHAT, "")
     assert request.eos_token_ids == (256,)
     assert request.prompt_tokens == 3
@@ -78,22 +78,23 @@ def test_every_setting_is_handed_on() -> None:
     request = chat(
         model="m", max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=-0.3, repetition_penalty=1.2, seed=7,
-        ignore_eos=True, stop_token_ids=[5], logprobs=True, n=3, stop=["a", "b"], stream=True,
-        stream_options={"include_usage": True},
+        ignore_eos=True, stop_token_ids=[5], logprobs=True, top_logprobs=4, n=3, stop=["a", "b"],
+        stream=True, stream_options={"include_usage": True},
     )  # fmt: skip
     assert request.sampling == Sampling(
         max_tokens=9, min_tokens=2, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=0.2, frequency_penalty=-0.3, repetition_penalty=1.2, seed=7,
-        ignore_eos=True, stop_token_ids=(5,), logprobs=True,
+        ignore_eos=True, stop_token_ids=(5,), logprobs=True, top_logprobs=4,
     )  # fmt: skip
     assert (request.model, request.n, request.stops) == ("m", 3, ("a", "b"))
-    assert (request.stream, request.include_usage) == (True, True)
+    assert (request.stream, request.stream_options) == (True, StreamOptions(usage=True))
+    assert (request.logprobs, request.candidates) == (True, 3)
 
 
 def test_settings_that_are_null_count_as_left_out() -> None:
     names = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop",
              "presence_penalty", "frequency_penalty", "repetition_penalty", "stop_token_ids",
-             "logprobs", "n", "stream", "stream_options", "ignore_eos", "tools", "tool_choice",
+             "logprobs", "top_logprobs", "n", "stream", "stream_options", "ignore_eos", "tools", "tool_choice",
              "response_format", "max_completion_tokens")  # fmt: skip
     request = chat(**dict.fromkeys(names))
     assert request.sampling == Sampling(max_tokens=61, seed=request.sampling.seed)
@@ -146,7 +147,7 @@ def test_prompt_and_answer_that_do_not_fit_together_name_all_numbers() -> None:
     )  # fmt: skip
     refuse(
         r"you requested 66 tokens \(50 in the prompt, 16 in the completion\)",
-        "prompt", "context_length_exceeded", completion, prompt="x" * 50,
+        "prompt", "context_length_exceeded", completion, prompt="x" * 50, max_tokens=16,
     )  # fmt: skip
 
 
@@ -164,8 +165,55 @@ def test_prompt_that_just_fits_is_taken() -> None:
 def test_longest_of_several_prompts_counts() -> None:
     refuse(
         r"\(60 in the prompt, 16 in the completion\)", "prompt", "context_length_exceeded",
-        completion, prompt=["a", "x" * 60, "b"],
+        completion, prompt=["a", "x" * 60, "b"], max_tokens=16,
     )  # fmt: skip
+
+
+def test_limit_that_nobody_asked_for_is_never_too_much() -> None:
+    assert completion("x" * 50).sampling.max_tokens == 14
+    assert completion(["a", "x" * 63]).sampling.max_tokens == 1
+    refuse(
+        r"you requested 65 tokens. Please reduce the length of the prompt\.", "prompt",
+        "context_length_exceeded", completion, prompt="x" * 64,
+    )  # fmt: skip
+
+
+def test_number_of_answers_to_one_request_is_bounded() -> None:
+    assert len(completion(["a"] * (MAX_CHOICES // 8), n=8).prompts) == MAX_CHOICES // 8
+    refuse(
+        f"at most {MAX_CHOICES} answers may come at once", "prompt", "invalid_value", completion,
+        prompt=["a"] * (MAX_CHOICES // 8 + 1), n=8,
+    )  # fmt: skip
+
+
+# truncation
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(3, "llo"), (5, "hello"), (60, "hello")])
+def test_end_of_a_prompt_is_kept(keep: int, kept: str) -> None:
+    for prompt in ("hello", list(b"hello")):
+        request = completion(prompt, truncate_prompt_tokens=keep)
+        assert bytes(request.prompts[0]).decode() == kept
+    request = chat(messages=[{"role": "user", "content": "hello"}], truncate_prompt_tokens=keep)
+    assert bytes(request.prompts[0]).decode() == "hello\n"[-keep:]
+
+
+def test_as_much_of_a_prompt_is_kept_as_leaves_room() -> None:
+    for prompt in ("ab" * 1000, list(b"ab" * 1000)):
+        request = completion(prompt, truncate_prompt_tokens=-1, max_tokens=10)
+        assert bytes(request.prompts[0]).decode() == "ab" * ((CONTEXT - 10) // 2)
+    request = chat(
+        messages=[{"role": "user", "content": "ab" * 1000}], truncate_prompt_tokens=-1
+    )  # fmt: skip
+    assert (len(request.prompts[0]), request.sampling.max_tokens) == (CONTEXT - 1, 1)
+
+
+def test_truncation_beyond_the_context_is_refused() -> None:
+    for call in (chat, completion):
+        refuse(
+            "'truncate_prompt_tokens' is 65, more than this model's maximum context length of 64",
+            "truncate_prompt_tokens", "invalid_value", call, truncate_prompt_tokens=65,
+        )  # fmt: skip
 
 
 def test_minimum_above_the_maximum_is_refused() -> None:
@@ -230,19 +278,44 @@ def test_echo_gives_the_prompts_back() -> None:
     assert completion("a", echo=False).echo_texts == []
 
 
-def test_log_probabilities_are_those_of_the_chosen_token_alone() -> None:
-    assert completion(logprobs=0).sampling.logprobs
-    assert not completion().sampling.logprobs
-    refuse("only 0 is possible", "logprobs", "unsupported_parameter", completion, logprobs=1)
-    refuse(
-        "cannot be joined with 'logprobs'", "echo", "unsupported_parameter", completion, logprobs=0,
-        echo=True,
-    )  # fmt: skip
-    assert chat(logprobs=True, top_logprobs=0).sampling.logprobs
-    refuse(
-        "only the chosen token's log-probability is known", "top_logprobs", "unsupported_parameter",
-        chat, logprobs=True, top_logprobs=2,
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (False, 0, False)),
+        ({"logprobs": 0}, (True, 0, False)),
+        ({"logprobs": 5}, (True, 5, False)),
+        ({"echo": True}, (False, 0, False)),
+        ({"echo": True, "logprobs": 0}, (True, 0, True)),
+        ({"echo": True, "logprobs": 1, "max_tokens": 0}, (True, 1, True)),
+    ],
+)
+def test_log_probabilities_of_a_completion(fields: Any, expected: Any) -> None:
+    sampling = completion(**fields).sampling
+    assert (sampling.logprobs, sampling.top_logprobs, sampling.prompt_logprobs) == expected
+
+
+def test_likeliest_tokens_of_a_chat_go_with_its_log_probabilities() -> None:
+    assert chat(logprobs=True, top_logprobs=20).sampling.top_logprobs == 20
+    for fields in ({"top_logprobs": 2}, {"top_logprobs": 2, "logprobs": False}):
+        refuse("'logprobs': true", "top_logprobs", "invalid_value", chat, **fields)
+    assert not chat(top_logprobs=0).sampling.logprobs
+
+
+def test_only_an_echo_may_be_without_an_answer() -> None:
+    assert completion("ab", echo=True, max_tokens=0).sampling.max_tokens == 0
+    refuse("'echo': true", "max_tokens", "invalid_value", completion, max_tokens=0)
+    refuse("more than the 0", "min_tokens", "invalid_value", completion, max_tokens=0, echo=True,
+           min_tokens=1)  # fmt: skip
+
+
+def test_more_candidates_than_answers_are_judged_by_their_log_probabilities() -> None:
+    request = completion(n=2, best_of=5)
+    assert (request.n, request.candidates, request.logprobs) == (2, 5, False)
+    assert request.sampling.logprobs
+    assert not completion(n=2, best_of=2).sampling.logprobs
+    refuse("less than the 3", "best_of", "invalid_value", completion, n=3, best_of=2)
+    refuse("cannot be streamed", "best_of", "invalid_value", completion, best_of=2, stream=True)
+    assert completion(best_of=1, stream=True).candidates == 1
 
 
 @pytest.mark.parametrize(
@@ -264,7 +337,7 @@ def test_usage_of_a_stream_needs_a_stream() -> None:
         "'stream_options' may only be given with 'stream': true", "stream_options", "invalid_value",
         chat, stream_options={"include_usage": True},
     )  # fmt: skip
-    assert not chat(stream=True, stream_options={}).include_usage
+    assert chat(stream=True, stream_options={}).stream_options == StreamOptions()
 
 
 # messages
@@ -289,8 +362,7 @@ def test_developer_is_the_system() -> None:
         ({"role": "robot", "content": "a"}, "not 'robot'", "invalid_value"),
         ({"role": ["user"], "content": "a"}, r"not \['user'\]", "invalid_value"),
         ({"role": "user"}, r"'messages\[0\].content' is missing", "invalid_value"),
-        ({"role": "user", "content": None}, "content' is missing", "invalid_value"),
-        ({"role": "assistant"}, "content' is missing", "invalid_value"),
+        ({"role": "user", "content": None}, "content' is null", "invalid_value"),
         ({"role": "user", "content": 7}, "must be a string or an array of parts", "invalid_value"),
         ({"role": "user", "content": {"text": "a"}}, "a string or an array", "invalid_value"),
         (
@@ -311,19 +383,10 @@ def test_developer_is_the_system() -> None:
             r"'messages\[0\].tool_calls\[0\]' must hold a function with a name",
             "invalid_value",
         ),
-        (
-            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
-            r"tool_calls\[0\].function.arguments' is not JSON",
-            "invalid_value",
-        ),
-        (
-            {"role": "assistant",
-             "tool_calls": [{"function": {"name": "f", "arguments": "[" * 100_000}}]},
-            "is not JSON",
-            "invalid_value",
-        ),
+        ({"role": "assistant", "refusal": 7}, r"refusal' must be a string, not 7", "invalid_value"),
+        ({"role": "assistant", "audio": {"id": "a"}}, "text alone", "unsupported_content"),
     ],
-    ids=range(17),
+    ids=range(16),
 )  # fmt: skip
 def test_faulty_messages_are_named(message: Any, text: str, code: str) -> None:
     refuse(text, "messages", code, chat, messages=[message])
@@ -349,17 +412,15 @@ def test_template_gets_what_the_request_adds() -> None:
 
 
 def test_template_that_knows_tools_gets_them() -> None:
-    text = prompt_of(USER, tokenizer=KNOWS_TOOLS, tools=[TOOL], max_tokens=1)
-    assert text == json.dumps([TOOL]) + "user"
+    facts = ModelFacts(Family.DECODER, 10_000)
+    request = parse_chat({"messages": [USER], "tools": [TOOL]}, KNOWS_TOOLS, facts)
+    assert bytes(request.prompts[0]).decode() == json.dumps([TOOL]) + "user:hi;"
 
 
 def test_template_that_knows_tools_gets_arguments_as_objects() -> None:
-    tokenizer = TextTokenizer(
-        make_tokenizer().tokenizer,
-        "{{ messages[0].tool_calls[0].function.arguments.a }}{# tools #}",
-    )
     call = {"function": {"name": "f", "arguments": '{"a": "deep"}'}}
-    assert prompt_of({"role": "assistant", "tool_calls": [call]}, tokenizer=tokenizer) == "deep"
+    text = prompt_of({"role": "assistant", "tool_calls": [call]}, tokenizer=KNOWS_TOOLS)
+    assert text == "nullassistant:f([('a', 'deep')]);"
 
 
 def test_other_templates_are_told_of_tools_in_words() -> None:

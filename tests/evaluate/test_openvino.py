@@ -17,7 +17,6 @@ from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import EvaluationError, ThriftyError
 from thrifty.evaluate import EvaluationOptions, evaluate
 from thrifty.evaluate.open_model import open_model
-from thrifty.evaluate.openvino_scorer import find_largest
 from thrifty.evaluate.tasks import log_likelihood
 from thrifty.types import ignore_progress
 
@@ -169,17 +168,3 @@ def test_what_cannot_be_evaluated_is_told_of(
 
 
 # the largest logits
-
-
-@pytest.mark.parametrize(("size", "k"), [(30, 5), (64, 64), (640, 9), (4097, 64), (70_001, 64)])
-def test_the_largest_logits_are_those_of_a_plain_sort(size: int, k: int) -> None:
-    logits = np.random.default_rng(size).normal(0, 3, (17, size)).astype(np.float32)
-    logits[0] = np.sort(logits[0])[::-1]
-    logits[1] = np.sort(logits[1])
-    found = find_largest(logits, k)
-    np.testing.assert_array_equal(found, np.argsort(-logits, axis=1)[:, :k])
-
-
-def test_logits_that_are_alike_give_as_many_ids_as_asked_for() -> None:
-    found = find_largest(np.zeros((3, 700), np.float32), 8)
-    assert all(len(set(row)) == 8 for row in found.tolist())

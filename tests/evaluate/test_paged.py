@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_logits_are_those_of_whole_windows_but_for_rounding(store: Store) -> None:
     import openvino as ov
 
-    from thrifty.evaluate.paged import PagedModel
+    from thrifty.graphs.paged import PagedModel
 
     scorer = open_model("tiny", store)
     assert isinstance(scorer, OpenVinoScorer)
@@ -49,11 +49,30 @@ def test_logits_are_those_of_whole_windows_but_for_rounding(store: Store) -> Non
         # In two parts; the second needs more pages.
         fresh = PagedModel(ov.Core().read_model(folder / "openvino_model.xml"), precision, exact)
         fresh.infer(TOKENS[:32], 0)
-        parts = fresh.infer(TOKENS[32:], 32)
+        parts = fresh.infer(TOKENS[32:], 32).copy()
         np.testing.assert_allclose(parts, found[32:], atol=1e-3)
+        # On pages in another order, and only the last row.
+        pages = [5, 0, 3, 1, 4]
+        apart = fresh.infer(TOKENS, 0, pages)
+        np.testing.assert_allclose(apart, found, atol=1e-3)
+        apart = fresh.infer(TOKENS[140:], 140, pages, only_last=True)
+        assert apart.shape == (1, found.shape[1])
     size = float(np.abs(whole).mean())
     assert errors["f16"] < 0.002 * size
     assert errors["f16"] < errors["u8"] < 0.1 * size
+
+
+def test_last_token_does_not_change_what_is_predicted_before_it(store: Store) -> None:
+    """In an 8-bit cache the keys of a block share scales."""
+    scorer = open_model("tiny", store, kv_precision="u8")
+    for length in (40, 65):
+        ids = np.repeat(TOKENS[1:length, None], 2, axis=1)
+        ids[-1] = 7, 201
+        ends = [np.append(TOKENS[: length - 1], last) for last in (7, 201)]
+        together = scorer.score(ends[0], ids).logprobs
+        for column, tokens in enumerate(ends):
+            alone = scorer.score(tokens, ids[:, [column]]).logprobs
+            np.testing.assert_array_equal(alone[:, 0], together[:, column])
 
 
 def test_it_is_a_candidate_of_its_own(store: Store, tmp_path: Path) -> None:

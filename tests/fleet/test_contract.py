@@ -18,7 +18,7 @@ import pytest
 from tests.parts import ask
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.base import Served, Upstream
+from thrifty.engines.base import Examined, Served, Upstream
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.probe import probe_generation
@@ -135,12 +135,12 @@ class LocalWorld(Base):
 class Impatient(RemoteEngine):
     """Does not wait long for an answer."""
 
-    async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
+    async def examine(self, url: str, served: Served) -> Examined:
         try:
             async with asyncio.timeout(0.5):
-                return await probe_generation(url, served, deep=False)
+                return Examined(fault=await probe_generation(url, served, deep=False))
         except TimeoutError:
-            return "no answer"
+            return Examined(fault="no answer")
 
 
 class ExternalWorld(Base):

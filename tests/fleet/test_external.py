@@ -8,10 +8,11 @@ import pytest
 
 from tests.parts import running_server
 from thrifty.engines.base import Served
-from thrifty.engines.remote import RemoteEngine
+from thrifty.engines.remote import RemoteEngine, RemoteOptions
 from thrifty.fleet import external
 from thrifty.fleet.external import ExternalReplica
 from thrifty.http.server import Exchange
+from thrifty.openai.base_urls import complete_url
 from thrifty.types import ReplicaState
 
 
@@ -40,3 +41,54 @@ async def test_an_external_replica_is_watched(monkeypatch: pytest.MonkeyPatch) -
         await until(one, ReplicaState.READY)
     await until(one, ReplicaState.UNHEALTHY)
     await one.stop()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "asked"),
+    [
+        ("http://h", "http://h", "http://h/v1"),
+        ("http://h/", "http://h", "http://h/v1"),
+        ("http://h/v1", "http://h", "http://h/v1"),
+        ("http://h:9/v1//", "http://h:9", "http://h:9/v1"),
+        ("https://h/v3", "https://h/v3", "https://h/v3"),
+        ("https://h/v1beta/openai/", "https://h/v1beta/openai", "https://h/v1beta/openai"),
+        ("https://h/api/paas/v4", "https://h/api/paas/v4", "https://h/api/paas/v4"),
+        ("https://h/proxy/v1", "https://h/proxy/v1", "https://h/proxy/v1"),
+    ],
+)
+def test_a_base_url_has_one_form(given: str, kept: str, asked: str) -> None:
+    assert RemoteOptions(urls=(given,)).urls == (kept,)
+    assert complete_url(kept) == asked
+
+
+@pytest.mark.parametrize("path", ["", "/v1", "/v3", "/api/paas/v4"])
+@pytest.mark.parametrize(
+    ("status", "fault", "remark"),
+    [
+        (200, None, None),
+        (404, None, "answers 404, no list of models"),
+        (307, None, "answers 307, no list of models"),
+        (401, "refuses the key", None),
+        (500, "answers 500", None),
+    ],
+)
+async def test_a_server_without_a_list_of_models_is_ready_with_a_remark(
+    monkeypatch: pytest.MonkeyPatch, path: str, status: int, fault: str | None, remark: str | None
+) -> None:
+    monkeypatch.setattr(external, "WATCH_INTERVAL_S", 0.05)
+    asked: list[str] = []
+
+    async def upstream(exchange: Exchange) -> None:
+        asked.append(exchange.path)
+        exchange.respond(status, b"{}")
+
+    served = Served("m", "remote", "v", "r", "decoder", options={})
+    async with running_server(upstream) as (url, _):
+        one = ExternalReplica("m-0", url + path, served, RemoteEngine(), lambda: None)
+        one.start()
+        await until(one, ReplicaState.UNHEALTHY if fault else ReplicaState.READY)
+        message = one.row().message
+        assert (fault or remark or "") in (message or "")
+        assert (message is None) is (fault is None and remark is None)
+        await one.stop()
+    assert set(asked) == {f"{path or '/v1'}/models"}

@@ -174,6 +174,28 @@ async def test_a_silent_replica_gets_no_traffic_and_is_killed_in_the_end(
     await one.stop()
 
 
+async def test_a_replica_that_dies_comes_back_where_it_was(home: Home) -> None:
+    """Gateways that cannot read the database meanwhile find it again."""
+    one = replica(home, EchoEngine())
+    one.start()
+    await one.ready_once.wait()
+    row = one.row()
+    one.leave()
+    two = replica(home, EchoEngine())
+    two.start(row)
+    await two.ready_once.wait()
+    for number in (1, 2):
+        pid = two.row().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while two.restarts < number or two.state is not ReplicaState.READY:
+                await asyncio.sleep(0.02)
+        assert (two.restarts, two.row().url) == (number, row.url)
+    await two.stop()
+    await one.stop()
+
+
 @pytest.mark.slow
 async def test_a_replica_past_its_memory_limit_is_drained_and_started_anew(
     home: Home, monkeypatch: pytest.MonkeyPatch

@@ -3,15 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import time
 from pathlib import Path
+from urllib.parse import quote
 
+import pytest
 from sqlalchemy import select
 
-from tests.parts import running_echo, running_gateway
+from tests.parts import (
+    echo_deployment,
+    find_longest_turn,
+    replica_row,
+    running_echo,
+    running_gateway,
+)
+from thrifty.db.fleet import VersionRow
 from thrifty.db.tables import requests
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "there"),
+    [
+        ("GET", "/v1/models/", "/v1/models"),
+        ("GET", "//v1//models", "/v1/models"),
+        ("GET", "/v1/models/echo/", "/v1/models/echo"),
+        ("POST", "//v1/chat/completions", "/v1/chat/completions"),
+        ("POST", "/v1/chat/completions/?a=b//", "/v1/chat/completions?a=b//"),
+        ("GET", "//metrics/", "/metrics"),
+    ],
+)
+async def test_needless_slashes_are_redirected(
+    tmp_path: Path, method: str, path: str, there: str
+) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask(b"{}", path, method=method)
+        assert (reply.status, reply.headers[b"location"]) == (308, there.encode())
+        assert reply.error["code"] == "moved"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "//", "//evil.example/", "/v1/v1/models", "/v1//", "/v1/models/%0d%0aa:b"]
+)
+async def test_other_paths_are_not_found(tmp_path: Path, path: str) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        reply = await gateway.ask(b"", path, method="GET")
+        assert reply.status == 404
+        assert b"location" not in reply.headers
+
+
+@pytest.mark.parametrize("name", ["org/model", "llama3.2:1b", "a/b:c", "x" * 64])
+async def test_a_name_may_hold_slashes_and_colons(tmp_path: Path, name: str) -> None:
+    row = echo_deployment(name, aliases=("one/more:1",))
+    async with (
+        running_echo(name) as url,
+        running_gateway(tmp_path, [url], deployment=row) as gateway,
+    ):
+        for known in (name, "one/more:1"):
+            for shown in (known, quote(known, safe="")):
+                reply = await gateway.ask(b"", f"/v1/models/{shown}", method="GET")
+                assert (reply.status, reply.json()["id"]) == (200, known)
+            chat = {"model": known, "messages": [{"role": "user", "content": "Hi"}]}
+            reply = await gateway.ask({**chat, "temperature": 0})
+            assert reply.status == 200
+            # An alias is the same deployment.
+            assert (reply.headers[b"x-thrifty-cache"] == b"hit") is (known != name)
+        listed = await gateway.ask(b"", "/v1/models", method="GET")
+        assert {one["id"] for one in listed.json()["data"]} == {name, "one/more:1"}
+        metrics = await gateway.ask(b"", "/metrics", method="GET")
+        assert metrics.metric("thrifty_requests_total", deployment=name) >= 1
+        reply = await gateway.ask(
+            b"", f"/v1/cache?deployment={quote(name, safe='')}", method="DELETE"
+        )
+        assert reply.json()["deployment"] == name
 
 
 async def test_an_answer_names_its_version_and_replica(tmp_path: Path) -> None:
@@ -26,6 +93,28 @@ async def test_an_answer_names_its_version_and_replica(tmp_path: Path) -> None:
         assert reply.json()["id"] == f"chatcmpl-{response_id}"
         assert reply.headers[b"x-request-id"].decode() == response_id
         assert reply.headers[b"x-thrifty-conversation"].startswith(b"conv-")
+
+
+async def test_models_say_how_long_a_request_may_be(tmp_path: Path) -> None:
+    """The least of the versions with traffic, and of what each version's replicas hold."""
+    settings = echo_deployment().versions[0].settings
+    versions = tuple(
+        VersionRow(label, label, "echo", "r1", weight=weight,
+                   settings=dataclasses.replace(settings, context_length=length))
+        for label, weight, length in (("a", 1.0, 8000), ("b", 1.0, 4000), ("c", 0.0, 100), ("d", 1.0, None))
+    )  # fmt: skip
+    row = dataclasses.replace(echo_deployment(), versions=versions)
+    async with running_echo() as url, running_gateway(tmp_path, [url], deployment=row) as gateway:
+        for path in ("/v1/models", "/v1/models/echo"):
+            shown = (await gateway.ask(b"", path, method="GET")).json()
+            model = shown["data"][0] if path == "/v1/models" else shown
+            assert model["max_model_len"] == 4000
+            assert [v["max_model_len"] for v in model["versions"]] == [8000, 4000, 100, None]
+        load = {"facts": {"context_length": 3000}}
+        await gateway.set_replicas([replica_row(0, url, version="a", load=load)])
+        shown = (await gateway.ask(b"", "/v1/models/echo", method="GET")).json()
+        assert shown["max_model_len"] == 3000
+        assert shown["versions"][0]["max_model_len"] == 3000
 
 
 async def test_a_valid_client_request_id_is_kept(tmp_path: Path) -> None:
@@ -53,13 +142,14 @@ async def test_each_request_becomes_a_row(tmp_path: Path) -> None:
     async with running_echo(tpot_s=0.002) as url, running_gateway(tmp_path, [url]) as gateway:
         await gateway.ask({**CHAT, "stream": True, "user": "ann"})
         await gateway.ask({**CHAT, "temperature": 9})
+        await gateway.ask({**CHAT, "safety_identifier": "bob", "store": False})
         await asyncio.to_thread(gateway.writer.stop)
         with gateway.database.begin() as connection:
-            good, bad = (
+            good, bad, newer = (
                 connection.execute(select(requests).order_by(requests.c.id)).mappings().all()
             )
         assert (good["status"], good["replica"], good["stream"]) == (200, "echo-0", True)
-        assert good["end_user"] == "ann"
+        assert (good["end_user"], newer["end_user"], newer["status"]) == ("ann", "bob", 200)
         assert good["completion_tokens"] == len("Hello there")
         assert 0 < good["ttft_ms"] < good["e2e_ms"]
         assert 1 < good["tpot_ms"] < 50
@@ -139,3 +229,19 @@ async def test_embeddings_go_through(tmp_path: Path) -> None:
         reply = await gateway.ask({"model": "echo", "input": "abc"}, "/v1/embeddings")
         assert reply.status == 400
         assert reply.error["code"] == "wrong_model_family"
+
+
+async def test_large_body_is_read_while_others_are_answered(tmp_path: Path) -> None:
+    """Most of the time that it takes to read one is spent in Python, beside the event loop."""
+    body = b'{"model": "echo", "prompt": [%b]}' % b",".join([b"[1]"] * 1_000_000)
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        ticking = asyncio.create_task(find_longest_turn())
+        began_s = time.perf_counter()
+        reply = await gateway.ask(body, "/v1/completions", headers={"x-request-id": "mine"})
+        took_s = time.perf_counter() - began_s
+        ticking.cancel()
+        assert reply.status == 400
+        assert "at most 2048 answers" in reply.json()["error"]["message"]
+        assert reply.headers[b"x-request-id"] == b"mine"
+        assert reply.headers[b"x-thrifty-version"] == b"echo@v1"
+        assert await ticking < took_s / 4

@@ -63,11 +63,37 @@ def test_key_changes_with_every_parameter_that_matters() -> None:
     assert make_key(Endpoint.CHAT, "r1", "bob", CHAT) != base
 
 
+FIRST = {"type": "object", "properties": {"number": {}, "prime": {}}, "required": ["number"]}
+SECOND = {"type": "object", "properties": {"prime": {}, "number": {}}, "required": ["number"]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"response_format": {"json_schema": {"schema": FIRST}}},
+         {"response_format": {"json_schema": {"schema": SECOND}}}),
+        ({"tools": [{"function": {"parameters": FIRST}}]},
+         {"tools": [{"function": {"parameters": SECOND}}]}),
+        ({"tools": [{"type": "function", "function": {}}]},
+         {"tools": [{"function": {}, "type": "function"}]}),
+        ({"chat_template_kwargs": {"a": 1, "b": 2}}, {"chat_template_kwargs": {"b": 2, "a": 1}}),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+         {"messages": [{"role": "user", "content": [{"text": "x", "type": "text"}]}]}),
+    ],
+)  # fmt: skip
+def test_order_has_meaning_below_the_fields(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """An answer follows the order of a schema's properties; tools are in the prompt."""
+    one = make_key(Endpoint.CHAT, "r1", "ann", {**CHAT, **first})
+    assert one != make_key(Endpoint.CHAT, "r1", "ann", {**CHAT, **second})
+    assert one == make_key(Endpoint.CHAT, "r1", "ann", {**first, **CHAT, **first})
+
+
 def test_key_ignores_how_an_answer_is_sent_and_the_order_of_fields() -> None:
     base = make_key(Endpoint.CHAT, "r1", "ann", CHAT)
     for same in (
         {**CHAT, "stream": True, "stream_options": {"include_usage": True}},
         {**CHAT, "user": "somebody"},
+        {**CHAT, "safety_identifier": "somebody"},
         {**CHAT, "max_tokens": None},
         dict(reversed(CHAT.items())),
     ):
@@ -381,7 +407,7 @@ def test_shortcuts_are_bounded() -> None:
 
     def make_call(body: bytes) -> Call:
         call = Call(Asked(body), Endpoint.CHAT)  # type: ignore[arg-type]
-        call.parsed = ParsedRequest({"model": "echo"}, stream=False, include_usage=False)
+        call.parsed = ParsedRequest({"model": "echo"}, stream=False)
         call.target = Target(deployment, deployment.main, deployment.main, "")
         return call
 

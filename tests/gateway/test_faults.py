@@ -459,6 +459,20 @@ async def test_a_deleted_database_stops_no_request(tmp_path: Path) -> None:
         assert gateway.table.loaded
 
 
+async def test_a_row_that_cannot_be_read_stops_no_later_one(tmp_path: Path) -> None:
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        with contextlib.closing(sqlite3.connect(tmp_path / "thrifty.db")) as other, other:
+            [good] = other.execute("SELECT settings FROM deployments").fetchone()
+            other.execute("UPDATE deployments SET settings = '{'")
+            other.commit()
+            for _ in range(3):
+                await gateway.reader.refresh()
+            assert (await gateway.ask(CHAT)).status == 200
+            other.execute("UPDATE deployments SET settings = ?", [good])
+        await gateway.set_replicas([replica_row(0, url, state="draining")])
+        await until(lambda: not gateway.version().ready)
+
+
 async def test_a_full_log_queue_drops_rows_and_counts_them(tmp_path: Path) -> None:
     from thrifty.observe import log_writer
 

@@ -78,7 +78,7 @@ async def test_nothing_behind_a_closing_request_is_handled() -> None:
 
     async with serving(handle) as served, served.connect() as client:
         await client.send(
-            b"GET /1 HTTP/1.1\r\nconnection: close\r\n\r\n\r\nGET /2 HTTP/1.1\r\n\r\n"
+            b"GET /1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n\r\nGET /2 HTTP/1.1\r\nhost: x\r\n\r\n"
         )
         assert (await client.read_answer()).status == 200
         await client.expect_end()
@@ -126,7 +126,7 @@ async def test_a_stream_keeps_its_chunks_and_the_connection() -> None:
 
     async with serving(handle) as served, served.connect() as client:
         for _ in range(2):
-            await client.send(b"GET / HTTP/1.1\r\n\r\n")
+            await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             assert (await client.read_head()).headers["transfer-encoding"] == "chunked"
             assert [chunk async for chunk in client.read_chunks()] == [
                 b"data: a\n\n",
@@ -147,7 +147,7 @@ async def test_head_gets_the_head_alone() -> None:
 
     async with serving(handle) as served, served.connect() as client:
         for path, length in (("/", "5"), ("/stream", None), ("/error", "89")):
-            await client.send(f"HEAD {path} HTTP/1.1\r\n\r\n".encode())
+            await client.send(f"HEAD {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
             answer = await client.read_answer(to_head=True)
             assert answer.headers.get("content-length") == length
         assert (await client.get()).body == b"12345"  # nothing was left over in between
@@ -171,7 +171,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time() -> None:
         exchange.respond(200, exchange.path.encode())
 
     async with serving(handle) as served, served.connect() as client:
-        await client.send(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % n for n in range(5)))
+        await client.send(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % n for n in range(5)))
         await wait_for(lambda: running)
         release.set()
         assert [(await client.read_answer()).body for _ in range(5)] == [
@@ -195,9 +195,9 @@ async def test_thousands_of_pipelined_requests_behind_a_slow_one_are_all_answere
         exchange.respond(200, b"slow")
 
     async with serving(handle) as served, served.connect() as client:
-        await client.send(b"GET /slow HTTP/1.1\r\n\r\n")
+        await client.send(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
         sending = asyncio.ensure_future(
-            client.send(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % n for n in range(count)))
+            client.send(b"".join(b"GET /%d HTTP/1.1\r\nhost: x\r\n\r\n" % n for n in range(count)))
         )
         await wait_for(lambda: any(c._queue for c in served.server.connections))
         release.set()
@@ -218,8 +218,8 @@ async def test_a_pipelined_body_waits_while_reading_rests_and_is_whole() -> None
 
     async with serving(handle) as served, served.connect() as client:
         big = b"b" * 3_000_000
-        head = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n"
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         sending = asyncio.ensure_future(client.send(*[head % len(big) + big] * 3))
         (connection,) = served.server.connections
         await wait_for(lambda: connection._read_paused)
@@ -245,10 +245,12 @@ async def test_a_pipelined_body_waits_while_reading_rests_and_is_whole() -> None
 async def test_chunked_bodies_are_put_together_and_trailers_are_not_believed(body: bytes) -> None:
     async with serving(reflect) as served, served.connect() as client:
         for _ in range(2):
-            await client.send(b"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + body)
+            await client.send(
+                b"POST /a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" + body
+            )
             seen = json.loads((await client.read_answer()).body)
             assert seen["body"] == "hello world"
-            assert seen["headers"] == {"transfer-encoding": "chunked"}
+            assert seen["headers"] == {"host": "x", "transfer-encoding": "chunked"}
 
 
 async def test_many_tiny_chunks_make_one_body() -> None:
@@ -256,14 +258,18 @@ async def test_many_tiny_chunks_make_one_body() -> None:
         text = b"0123456789" * 3000
         chunks = b"".join(b"2\r\n%b\r\n" % text[i : i + 2] for i in range(0, len(text), 2))
         await client.send(
-            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+            b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+            + chunks
+            + b"0\r\n\r\n"
         )
         assert json.loads((await client.read_answer()).body)["body"].encode() == text
 
 
 async def test_who_expects_100_continue_is_told_to_go_on() -> None:
     async with serving(reflect) as served, served.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\ncontent-length: 5\r\nExpect: 100-Continue \r\n\r\n")
+        await client.send(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\nExpect: 100-Continue \r\n\r\n"
+        )
         assert (await client.read_answer()).status == 100
         await client.send(b"hello")
         assert json.loads((await client.read_answer()).body)["body"] == "hello"
@@ -289,8 +295,10 @@ async def test_100_continue_waits_for_the_answer_before_it() -> None:
             exchange.respond(200, exchange.body)
 
     async with serving(handle) as served, served.connect() as client:
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
-        await client.send(b"POST / HTTP/1.1\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await client.send(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n"
+        )
         (connection,) = served.server.connections
         await wait_for(lambda: connection._building is not None)
         release.set()
@@ -318,7 +326,7 @@ async def test_a_body_beside_an_offer_of_h2c_arrives() -> None:
     async with serving(reflect) as served, served.connect() as client:
         assert json.loads((await client.post(b"hello", headers=H2C)).body)["body"] == "hello"
         await client.send(
-            f"POST / HTTP/1.1\r\n{H2C}transfer-encoding: chunked\r\n\r\n".encode(),
+            f"POST / HTTP/1.1\r\nhost: x\r\n{H2C}transfer-encoding: chunked\r\n\r\n".encode(),
             b"5\r\nhel", b"lo\r\n0\r\n\r\n",
         )  # fmt: skip
         assert json.loads((await client.read_answer()).body)["body"] == "hello"
@@ -326,8 +334,8 @@ async def test_a_body_beside_an_offer_of_h2c_arrives() -> None:
 
 async def test_requests_piled_up_behind_an_offer_of_h2c_are_answered() -> None:
     async with serving(reflect) as served, served.connect() as client:
-        piece = f"POST / HTTP/1.1\r\n{H2C}content-length: 3\r\n\r\nabc".encode()
-        await client.send(piece * 50 + b"GET /last HTTP/1.1\r\n\r\n")
+        piece = f"POST / HTTP/1.1\r\nhost: x\r\n{H2C}content-length: 3\r\n\r\nabc".encode()
+        await client.send(piece * 50 + b"GET /last HTTP/1.1\r\nhost: x\r\n\r\n")
         for _ in range(50):
             assert json.loads((await client.read_answer()).body)["body"] == "abc"
         assert json.loads((await client.read_answer()).body)["path"] == "/last"
@@ -348,7 +356,7 @@ async def test_close_beside_an_offer_of_h2c_closes() -> None:
 
 async def test_connect_is_refused() -> None:
     async with serving(reflect) as served, served.connect() as client:
-        await client.send(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n\x16\x03\x01")
+        await client.send(b"CONNECT example.com:443 HTTP/1.1\r\nhost: x\r\n\r\n\x16\x03\x01")
         answer = await client.read_answer()
         assert (answer.status, error_of(answer)["code"]) == (405, "method_not_allowed")
         await client.expect_end()
@@ -372,7 +380,7 @@ async def test_connect_is_refused() -> None:
 )
 async def test_targets_become_path_and_query(target: str, path: str, query: str) -> None:
     async with serving(reflect) as served, served.connect() as client:
-        await client.send(f"OPTIONS {target} HTTP/1.1\r\n\r\n".encode())
+        await client.send(f"OPTIONS {target} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         seen = json.loads((await client.read_answer()).body)
         assert (seen["path"], seen["query"]) == (path, query)
 
@@ -380,7 +388,7 @@ async def test_targets_become_path_and_query(target: str, path: str, query: str)
 async def test_strange_bytes_in_header_values_arrive_as_they_are() -> None:
     async with serving(reflect) as served, served.connect() as client:
         await client.send(
-            b"GET / HTTP/1.1\r\nX-Strange: caf\xc3\xa9\xff\x80\tx \t \r\nX-Empty:\r\n"
+            b"GET / HTTP/1.1\r\nhost: x\r\nX-Strange: caf\xc3\xa9\xff\x80\tx \t \r\nX-Empty:\r\n"
             b"X-Colon: a: b\r\nx-twice: 1\r\nX-TWICE: 2\r\n\r\n"
         )
         headers = json.loads((await client.read_answer()).body)["headers"]
@@ -472,7 +480,7 @@ async def test_a_failure_in_the_middle_of_a_stream_cuts_it(error: Exception) -> 
         raise error
 
     async with serving(handle) as served, served.connect() as client:
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         data = await client.expect_cut()
         assert not data.endswith(b"0\r\n\r\n"), "half an answer must not pass for a whole one"
         await served.wait_empty()
@@ -490,7 +498,7 @@ async def test_a_handler_that_forgets_to_answer_is_found_out(
             exchange.start(200, [])
 
     async with serving(handle) as served, served.connect() as client:
-        await client.send(b"GET /x HTTP/1.1\r\n\r\n")
+        await client.send(b"GET /x HTTP/1.1\r\nhost: x\r\n\r\n")
         if when == "half":
             assert not (await client.expect_cut()).endswith(b"0\r\n\r\n")
         else:
@@ -554,7 +562,10 @@ TOKEN = st.text(
 VALUE = st.binary(max_size=20).map(
     lambda b: bytes(c for c in b if c in b"\t" or 32 <= c != 127).strip(b" \t")
 )
-RESERVED = {"content-length", "transfer-encoding", "connection", "expect", "upgrade"}
+RESERVED = {
+    "connection", "content-encoding", "content-length", "expect", "host", "transfer-encoding",
+    "upgrade",
+}  # fmt: skip
 
 
 @st.composite
@@ -567,7 +578,7 @@ def requests(draw: st.DrawFn) -> tuple[bytes, dict[str, Any]]:
     headers = draw(
         st.dictionaries(TOKEN.filter(lambda n: n.lower() not in RESERVED), VALUE, max_size=6)
     )
-    headers = {name.lower(): value for name, value in headers.items()}
+    headers = {"host": b"x"} | {name.lower(): value for name, value in headers.items()}
     framing = draw(st.sampled_from(["length", "chunked"]))
     lines = [f"{method} {path}?{query} HTTP/1.1".encode()]
     if framing == "length":

@@ -56,8 +56,8 @@ async def timed_out(served: Served, data: bytes, **drip: Any) -> bytes:
         b"G",
         b"GET / HTTP/1.1\r\n",
         b"GET / HTTP/1.1\r\nhost: x\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nhello",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhello",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n",
     ],
 )
 async def test_a_request_that_stays_half_sent_gets_a_408(data: bytes) -> None:
@@ -76,7 +76,7 @@ async def test_a_request_that_stays_half_sent_gets_a_408(data: bytes) -> None:
     ("opening", "piece"),
     [
         (b"GET / HTTP/1.1\r\n", b"x: y\r\n"),
-        (b"POST / HTTP/1.1\r\ncontent-length: 1000000\r\n\r\n", b"x"),
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n", b"x"),
     ],
     ids=["headers", "body"],
 )
@@ -92,7 +92,7 @@ async def test_the_deadline_holds_behind_an_answer_too() -> None:
         serving(gate.handle, read_timeout_s=0.1, keep_alive_s=LONG_S) as served,
         served.connect() as client,
     ):
-        await client.send(b"GET / HTTP/1.1\r\n\r\nGET /second HT")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET /second HT")
         await gate.entered.wait()
         gate.open.set()
         assert (await client.read_answer()).status == 200
@@ -106,7 +106,7 @@ async def test_the_time_that_the_handler_takes_is_not_the_clients() -> None:
         serving(gate.handle, read_timeout_s=0.1, keep_alive_s=0.1) as served,
         served.connect() as client,
     ):
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await gate.entered.wait()
         await asyncio.sleep(0.25)
         gate.open.set()
@@ -187,7 +187,7 @@ async def test_a_client_that_stops_reading_is_cut_off_and_its_memory_is_bounded(
         serving(flood.handle, write_timeout_s=0.3) as served,
         served.connect(receive_buffer=4096) as client,
     ):
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await flood.gone.wait()
         await served.wait_empty()
     assert flood.pauses >= 1
@@ -202,7 +202,7 @@ async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
         exchange.respond(200, b"x" * size)
 
     async with serving(handle, write_timeout_s=0.3) as served, served.connect() as client:
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await client.read_head()
         (connection,) = served.server.connections
         began_s = time.monotonic()
@@ -219,7 +219,7 @@ async def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
 async def test_pause_and_resume_are_told_in_turns() -> None:
     flood = Flood()
     async with serving(flood.handle) as served, served.connect(receive_buffer=4096) as client:
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")
+        await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         for number in range(1, 4):
             await wait_for(lambda n=number: flood.pauses >= n)
             assert flood.pauses - flood.resumes in (0, 1)
@@ -254,7 +254,9 @@ async def test_who_asks_on_and_on_without_reading_is_not_answered_on_and_on() ->
     async with serving(handle, write_timeout_s=LONG_S) as served:
         async with served.connect(receive_buffer=4096) as client:
             # The pipeline is longer than what is taken from it, so that the sender blocks.
-            sending = asyncio.ensure_future(client.send(b"GET / HTTP/1.1\r\n\r\n" * 100_000))
+            sending = asyncio.ensure_future(
+                client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 100_000)
+            )
             (connection,) = served.server.connections
             await wait_for(lambda: connection._read_paused)
             before = answered

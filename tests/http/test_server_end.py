@@ -12,7 +12,7 @@ from thrifty.http.server import Exchange, HttpServer
 
 pytestmark = pytest.mark.usefixtures("either_loop")
 
-GET = b"GET / HTTP/1.1\r\n\r\n"
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 class Slow:
@@ -125,7 +125,7 @@ async def test_half_a_request_is_forgotten_with_its_client() -> None:
     handled = []
     async with serving(lambda e: handled.append(e)) as served:
         async with served.connect() as client:
-            await client.send(b"POST / HTTP/1.1\r\ncontent-length: 100\r\n\r\nhalf")
+            await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf")
             await wait_for(lambda: served.server.connections)
         await served.wait_empty()
     assert not handled
@@ -266,7 +266,7 @@ async def test_a_request_that_is_arriving_when_the_drain_begins_is_answered() ->
 
     served = await start(handle)
     async with served.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\ncontent-length: 10\r\n\r\nhello")
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhello")
         await wait_for(lambda: any(c.busy for c in served.server.connections))
         draining = asyncio.ensure_future(served.server.drain(20))
         await wait_for(lambda: served.server.draining)

@@ -64,7 +64,7 @@ async def test_a_refused_client_sees_the_413_while_it_still_sends_50_mb() -> Non
     handled = []
     async with serving(lambda e: handled.append(e), max_body_bytes=1_000_000) as served:
         async with served.connect() as client:
-            await client.send(b"POST / HTTP/1.1\r\ncontent-length: 50000000\r\n\r\n")
+            await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 50000000\r\n\r\n")
             # Before a single byte of the body is sent.
             message = error_of(await client.read_answer(), 413, "body_too_large")
             assert "has 50000000 bytes; the limit is 1000000 bytes" in message
@@ -77,7 +77,7 @@ async def test_a_refused_client_sees_the_413_while_it_still_sends_50_mb() -> Non
 async def test_a_chunked_body_is_refused_once_it_is_too_large() -> None:
     async with serving(length, max_body_bytes=100_000) as served:
         async with served.connect() as client:
-            await client.send(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+            await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
             chunk = b"c350\r\n" + b"x" * 50_000 + b"\r\n"
             await client.send(chunk, chunk)
             await client.send(chunk)
@@ -90,7 +90,9 @@ async def test_a_chunked_body_is_refused_once_it_is_too_large() -> None:
 
 async def test_who_asks_first_is_spared_from_sending_what_would_be_refused() -> None:
     async with serving(length, max_body_bytes=10) as served, served.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\ncontent-length: 11\r\nexpect: 100-continue\r\n\r\n")
+        await client.send(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\nexpect: 100-continue\r\n\r\n"
+        )
         error_of(await client.read_answer(), 413, "body_too_large")
         await client.expect_end()
 
@@ -98,8 +100,8 @@ async def test_who_asks_first_is_spared_from_sending_what_would_be_refused() -> 
 @pytest.mark.parametrize(
     ("bad", "status"),
     [
-        (b"POST / HTTP/1.1\r\ncontent-length: 11\r\n\r\nhello world", 413),
-        (b"GET / HTTP/1.1\r\nx: " + b"y" * 2000 + b"\r\n\r\n", 431),
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\nhello world", 413),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 2000 + b"\r\n\r\n", 431),
         (b"this is not HTTP\r\n\r\n", 400),
     ],
 )
@@ -107,7 +109,9 @@ async def test_a_refusal_waits_for_the_answers_before_it(bad: bytes, status: int
     gate = Gate()
     async with serving(gate.handle, max_body_bytes=10, max_header_bytes=1000) as served:
         async with served.connect() as client:
-            await client.send(b"GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n" + bad)
+            await client.send(
+                b"GET /1 HTTP/1.1\r\nhost: x\r\n\r\nGET /2 HTTP/1.1\r\nhost: x\r\n\r\n" + bad
+            )
             await gate.entered.wait()
             (connection,) = served.server.connections
             await wait_for(lambda: connection._refusal is not None)
@@ -127,7 +131,7 @@ async def test_a_refused_client_that_never_stops_is_cut_off(
 
     monkeypatch.setattr(connection, "DROP_LIMIT_BYTES", 2_000_000)
     async with serving(length, max_body_bytes=10) as served, served.connect() as client:
-        await client.send(b"POST / HTTP/1.1\r\ncontent-length: 999999999\r\n\r\n")
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n")
         error_of(await client.read_answer(), 413, "body_too_large")
         with pytest.raises(ConnectionError):
             await client.send(*[b"x" * 1_000_000] * 100)
@@ -139,7 +143,7 @@ async def test_a_refused_client_that_does_not_hang_up_is_cut_off() -> None:
         serving(length, max_body_bytes=10, read_timeout_s=0.1) as served,
         served.connect() as client,
     ):
-        await client.send(b"POST / HTTP/1.1\r\ncontent-length: 11\r\n\r\n")
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n")
         error_of(await client.read_answer(), 413, "body_too_large")
         await served.wait_empty()
 
@@ -151,7 +155,7 @@ async def test_a_refused_client_that_does_not_hang_up_is_cut_off() -> None:
     "head",
     [
         b"GET / HTTP/1.1\r\n" + b"".join(b"x-%d: y\r\n" % n for n in range(200)),
-        b"GET / HTTP/1.1\r\nx: " + b"y" * 2000 + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 2000 + b"\r\n",
         b"GET / HTTP/1.1\r\n" + b"x" * 2000 + b": y\r\n",
         b"GET /" + b"y" * 2000 + b" HTTP/1.1\r\n",
     ],
@@ -171,11 +175,11 @@ async def test_a_head_that_is_too_large_is_refused(head: bytes, pieces: str) -> 
 @pytest.mark.parametrize(
     "opening",
     [
-        b"GET / HTTP/1.1\r\nx: ",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: ",
         b"GET / HTTP/1.1\r\n",
         b"GET /",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5;",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5;",
     ],
     ids=["value", "name", "target", "trailer", "extension"],
 )
@@ -199,7 +203,7 @@ async def test_the_limit_on_heads_is_for_each_request_and_not_for_bodies() -> No
         for _ in range(5):
             answer = await client.post(b"x" * 5000, headers="x: " + "y" * 700 + "\r\n")
             assert answer.body == b"5000"
-        await client.send(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        await client.send(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
         for _ in range(1000):
             await client.send(b"1\r\n", b"x", b"\r\n")  # more framing than the limit on heads
         await client.send(b"0\r\n\r\n")
@@ -216,24 +220,24 @@ async def test_the_limit_on_heads_is_for_each_request_and_not_for_bodies() -> No
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/9.9\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
-        b"GET / HTTP/1.1\r\nspace : x\r\n\r\n",
-        b"GET / HTTP/1.1\r\n: x\r\n\r\n",
-        b"GET / HTTP/1.1\r\nx: a\r\n folded\r\n\r\n",
-        b"GET / HTTP/1.1\r\nx: nul\x00\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nspace : x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\n: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: a\r\n folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: nul\x00\r\n\r\n",
         b"GET / HTTP/1.1\nx: y\n\n",
-        b"GET /sp ace HTTP/1.1\r\n\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: 5x\r\n\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabcd\r\n",
+        b"GET /sp ace HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabcd\r\n",
         # Whoever is in front may read these differently: they could carry a second request.
-        b"POST / HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
-        b"POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: gzip\r\n\r\n",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n",
     ],
 )
 async def test_what_is_not_http_is_refused(data: bytes) -> None:
@@ -279,9 +283,9 @@ async def test_every_refusal_is_counted_once() -> None:
     server = HttpServer(length, limits, on_refused=refused.append)
     served = Served(server, await server.start("127.0.0.1", 0))
     for data in (
-        b"POST / HTTP/1.1\r\ncontent-length: 11\r\n\r\nhello world",
-        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\nx: y\r\n\r\n",
-        b"GET / HTTP/1.1\r\nx: " + b"y" * 1000 + b"\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\nhello world",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\nx: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"y" * 1000 + b"\r\n\r\n",
         b"nonsense",
         b"GET / HT",
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -241,6 +242,18 @@ async def test_a_broken_pair_leaves_the_old_one(
     tls.reload_if_changed()
     assert await read_serial(port, authority.context) != before
     await server.drain(0)
+
+
+def test_files_are_read_again_whatever_time_they_claim(authority: Authority) -> None:
+    tls = ServerTls(authority.cert, authority.key)
+    before = authority.key.stat()
+    good = authority.key.read_bytes()
+    current = tls._current
+    for content in (b"x" * len(good), good):
+        authority.key.write_bytes(content)
+        os.utime(authority.key, ns=(before.st_atime_ns, before.st_mtime_ns))
+        tls.reload_if_changed()
+        assert (tls._current is current) == (content != good)
 
 
 def test_files_that_cannot_be_used_are_named(authority: Authority) -> None:

@@ -58,6 +58,17 @@ def test_series_are_bounded() -> None:
     assert len(gateway.requests._requests) <= metrics.MAX_SERIES
 
 
+def test_kinds_of_errors_are_bounded() -> None:
+    gateway = GatewayMetrics()
+    for index in range(metrics.MAX_KINDS + 50):
+        gateway.requests.observe(observation(status=500, error=f"code-{index}"))
+        gateway.requests.count_error("code-1")
+    kinds = {key[-1] for key in gateway.requests._errors}
+    assert len(kinds) == metrics.MAX_KINDS + 1
+    assert gateway.requests._errors["d", "v", "r", metrics.OTHER] == 50
+    assert gateway.requests._errors["", "", "", "code-1"] == metrics.MAX_KINDS + 50
+
+
 def test_gauges_of_a_replica_that_left_are_dropped() -> None:
     gateway = GatewayMetrics()
     gateway.replica_up.labels("d", "v", "r").set(1)

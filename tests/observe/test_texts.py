@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.db.sanitize import sanitize_text
 from thrifty.observe.texts import (
     MAX_CHARS,
     MAX_MESSAGES,
@@ -20,6 +19,7 @@ from thrifty.observe.texts import (
 )
 from thrifty.openai.events import DONE, encode_event
 from thrifty.openai.fields import Endpoint
+from thrifty.untrusted_text import sanitize_text
 
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -58,7 +58,8 @@ def streamed(*messages: dict[str, Any], end: bool = True) -> bytes:
 
 
 def chat(request: dict[str, Any], answer: bytes | None) -> tuple[list[dict[str, Any]], str]:
-    texts = make_texts(Endpoint.CHAT, request, answer)
+    is_stream = answer is not None and answer.startswith(b"data:")
+    texts = make_texts(Endpoint.CHAT, request, answer, streamed=is_stream)
     assert texts is not None
     return parse_prompt(texts.prompt), texts.answer
 
@@ -149,7 +150,7 @@ def test_completions_have_prompts(prompt: Any, messages: list[dict[str, Any]]) -
     chunk = {"object": "text_completion", "choices": [{"index": 0, "text": " up"}]}
     end = {"choices": [{"index": 0, "text": "on", "finish_reason": "stop"}]}
     stream = encode_event(chunk) + encode_event(end) + DONE
-    assert make_texts(Endpoint.COMPLETIONS, {"prompt": prompt}, stream) == texts
+    assert make_texts(Endpoint.COMPLETIONS, {"prompt": prompt}, stream, streamed=True) == texts
 
 
 @pytest.mark.parametrize("endpoint", [Endpoint.EMBEDDINGS, Endpoint.TOKENIZE])
@@ -241,7 +242,7 @@ def test_columns_are_storable_and_readable_for_any_input(
     if isinstance(value, dict):
         requests.append(value)
     for request in requests:
-        texts = make_texts(endpoint, request, answer)
+        texts = make_texts(endpoint, request, answer, streamed=answer.startswith(b"data:"))
         assert texts is not None
         prompt, choices = parse_prompt(texts.prompt), parse_answer(texts.answer)
         assert all(map(is_storable, (*texts, *strings([prompt, choices]))))

@@ -41,6 +41,7 @@ def test_later_messages_stay_in_the_conversation() -> None:
     assert len(first) == ID_CHARS == 32
     later = chat(*OPENING, ("assistant", "Hi"), ("user", "Who are you?"), user="u", temperature=1)
     assert identify(later) == first
+    assert identify(chat(*OPENING, safety_identifier="u")) == first, "the same user"
     others = [
         identify(chat(*OPENING, user="v")),
         identify(chat(*OPENING)),

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from thrifty.openai.errors import WireError
 from thrifty.openai.events import (
     DONE,
+    LineEnds,
     Usage,
     encode_error_event,
     encode_event,
     may_hold_usage,
     parse_usage,
     read_data,
+    read_stream,
     split_events,
 )
 
@@ -27,12 +29,14 @@ def read_slowly(stream: bytes) -> tuple[list[list[bytes]], list[bytes]]:
     events: list[list[bytes]] = []
     lines: list[bytes] = []
     line = b""
+    stream = stream.removeprefix(b"\xef\xbb\xbf")
     for i in range(len(stream)):
         byte = stream[i : i + 1]
-        if byte != b"\n":
+        if byte == b"\n" and stream[i - 1 : i] == b"\r":
+            continue
+        if byte not in (b"\n", b"\r"):
             line += byte
             continue
-        line = line.removesuffix(b"\r")
         if line:
             lines.append(line)
         elif lines:
@@ -46,8 +50,9 @@ def feed(stream: bytes, cuts: list[int]) -> tuple[list[bytes], bytes]:
     """The events of `stream` when it arrives in pieces cut at `cuts`."""
     found: list[bytes] = []
     rest = b""
+    line_ends = LineEnds()
     for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True):
-        events, rest = split_events(rest + stream[a:b])
+        events, rest = split_events(rest + line_ends.feed(stream[a:b]))
         found += events
     return found, rest
 
@@ -57,17 +62,19 @@ LINE = st.one_of(
     TEXT.map(lambda t: f"data: {t}".encode()),
     TEXT.map(lambda t: f"data:{t}".encode()),
     TEXT.map(lambda t: f": {t}".encode()),
-    st.just(b"event: error"),
+    st.sampled_from([b"event: error", b"data", b"id: 7", b"retry: 5"]),
 )
+NEWLINES = st.sampled_from([b"\n", b"\r\n", b"\r"])
+BOM = st.sampled_from([b"", b"\xef\xbb\xbf"])
 EVENTS = st.lists(st.lists(LINE, min_size=1, max_size=3), max_size=5)
 
 
-@given(EVENTS, st.sampled_from([b"\n", b"\r\n"]), LINE | st.just(b""), st.data())
+@given(EVENTS, NEWLINES, BOM, LINE | st.just(b""), st.data())
 def test_events_are_the_same_wherever_the_stream_is_cut(
-    events: list[list[bytes]], newline: bytes, unfinished: bytes, data: st.DataObject
+    events: list[list[bytes]], newline: bytes, bom: bytes, unfinished: bytes, data: st.DataObject
 ) -> None:
     stream = b"".join(b"".join(line + newline for line in lines) + newline for lines in events)
-    stream += unfinished
+    stream = bom + stream + unfinished
     cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)), max_size=8)))
     found, rest = feed(stream, cuts)
     expected, expected_rest = read_slowly(stream)
@@ -77,12 +84,21 @@ def test_events_are_the_same_wherever_the_stream_is_cut(
     assert rest == b"\n".join(expected_rest)
 
 
-@given(EVENTS, st.sampled_from([b"\n", b"\r\n"]))
-def test_events_are_the_same_byte_by_byte(events: list[list[bytes]], newline: bytes) -> None:
+@given(EVENTS, NEWLINES, BOM)
+def test_events_are_the_same_byte_by_byte(
+    events: list[list[bytes]], newline: bytes, bom: bytes
+) -> None:
     stream = b"".join(b"".join(line + newline for line in lines) + newline for lines in events)
+    stream = bom + stream
     found, rest = feed(stream, list(range(1, len(stream))))
     assert [event.split(b"\n")[:-2] for event in found] == events
     assert rest == b""
+    assert read_stream(stream) == [data for event in found if (data := read_data(event))]
+
+
+def test_the_last_event_of_a_whole_stream_may_lack_its_blank_line() -> None:
+    for end in (b"", b"\n", b"\r", b"\r\n"):
+        assert read_stream(b": hi\r\rdata:1\n\ndata: 2" + end) == [b"1", b"2"]
 
 
 @given(st.binary(max_size=60).filter(lambda b: b"\r" not in b))
@@ -161,8 +177,18 @@ CHOICE = {"index": 0, "delta": {"content": "x"}, "finish_reason": None}
         (chunk(choices=[CHOICE], usage={"completion_tokens": 4}), Usage(0, 4), False),
         (chunk(choices=[CHOICE], usage=None), None, False),
         (chunk(choices=[CHOICE]), None, False),
-        (chunk(choices=[], usage={"prompt_tokens": "3"}), None, False),
-        (chunk(choices=[], usage=[1]), None, False),
+        (chunk(choices=[], usage={"prompt_tokens": "3"}), None, True),
+        (chunk(choices=[], usage=[1]), None, True),
+        (
+            chunk(choices=[], usage={"prompt_tokens": 3.0, "completion_tokens": None}),
+            Usage(3),
+            True,
+        ),
+        (chunk(choices=[], usage={"prompt_tokens": 2.5}), None, True),
+        (chunk(choices=[], usage={"prompt_tokens": -1}), None, True),
+        (chunk(choices=[], usage={"prompt_tokens": 10**30}), None, True),
+        (chunk(choices=[], usage={"completion_tokens": True}), None, True),
+        (chunk(choices=[], usage=None), None, False),
         (chunk(choices={}, usage={"prompt_tokens": 3}), None, False),
         (b"[DONE]", None, False),
         (b"", None, False),

@@ -45,10 +45,15 @@ RIGHT: dict[str, list[Any]] = {
     "stop_token_ids": [[], [0, 5]],
     "n": [1, 128],
     "best_of": [1, 20],
-    "logit_bias": [{}, {"50256": -100}],
+    "logit_bias": [{}, {"50256": -100}, {"0": 0.5, "7": 100}],
     "user": ["ann", ""],
     "stream": [True, False],
-    "stream_options": [{}, {"include_usage": True}],
+    "stream_options": [
+        {},
+        {"include_usage": True},
+        {"include_obfuscation": False},
+        {"continuous_usage_stats": True, "include_usage": True},
+    ],
     "model": ["m"],
     "messages": [MESSAGES],
     "top_logprobs": [0, 20],
@@ -61,14 +66,17 @@ RIGHT: dict[str, list[Any]] = {
     "function_call": ["auto", {"name": "f"}],
     "audio": [{"voice": "x"}],
     "metadata": [{}, {"a": "b"}],
+    "moderation": [{"model": "m"}],
     "modalities": [["text"], ["text", "audio"]],
     "prediction": [{"type": "content"}],
     "prompt_cache_key": ["k"],
+    "prompt_cache_options": [{}, {"mode": "implicit"}, {"mode": "explicit"}],
+    "prompt_cache_retention": ["in_memory", "24h"],
     "reasoning_effort": ["low"],
     "safety_identifier": ["s"],
     "service_tier": ["auto", "default", "flex"],
     "store": [True, False],
-    "verbosity": ["low"],
+    "verbosity": ["low", "medium"],
     "web_search_options": [{}],
     "echo": [True, False],
     "suffix": ["", "x"],
@@ -77,11 +85,15 @@ RIGHT: dict[str, list[Any]] = {
     "dimensions": [1, 256],
     "add_special_tokens": [True, False],
     "add_generation_prompt": [True, False],
+    "continue_final_message": [True, False],
+    "separate_reasoning": [True, False],
+    "truncate_prompt_tokens": [-1, 1, 4096],
     "return_token_strs": [True, False],
 }
 RIGHT_HERE: dict[tuple[Endpoint, str], list[Any]] = {
     (Endpoint.CHAT, "logprobs"): [True, False],
     (Endpoint.COMPLETIONS, "logprobs"): [0, 5],
+    (Endpoint.COMPLETIONS, "max_tokens"): [0, 1, 2**31 - 1],
     (Endpoint.COMPLETIONS, "prompt"): RIGHT["input"],
     (Endpoint.TOKENIZE, "prompt"): ["x", ""],
 }
@@ -96,21 +108,23 @@ WRONG_IN_RANGE: dict[str, list[Any]] = {
     "frequency_penalty": [-2.1, 2.1],
     "repetition_penalty": [0, 10.5],
     "seed": [2**63],
-    "max_tokens": [0, -1, 2**31],
+    "max_tokens": [-1, 2**31],
     "max_completion_tokens": [0],
     "min_tokens": [-1],
     "priority": [-1, 1001],
     "stop": [["x"] * 17, [""], [1]],
-    "stop_token_ids": [[-1], [1.0], [True], ["x"]],
+    "stop_token_ids": [[-1], [1.0], [True], ["x"], [1] * 1025],
     "n": [0, 129],
     "best_of": [0, 21],
     "top_logprobs": [-1, 21],
-    "stream_options": [{"include_usage": 1}, {"include": True}],
+    "stream_options": [{"include_usage": 1}, {"include": True}, {"include_obfuscation": "no"}],
+    "logit_bias": [{"5": 101}, {"5": -100.5}, {"5": True}, {"5": "1"}, {"x": 1}, {"-1": 1}],
     "messages": [[]],
     "tool_choice": ["any", ""],
     "input": [[], [[]], ["x", 1], [1, "x"], [[1], []], [[1], "x"], [-1], [True], [[1], [True]]],
     "encoding_format": ["int8", ""],
     "dimensions": [0],
+    "truncate_prompt_tokens": [-2, 0, 2**31],
 }
 
 
@@ -247,6 +261,11 @@ def test_an_error_names_the_replacement() -> None:
         "; use 'tool_choice' instead."
     )
     body = {"messages": MESSAGES, "logit_bias": {"1": 2}}
+    message = refusal(body, Endpoint.CHAT, frozenset()).message
+    assert message.endswith(
+        "; remove it, or use 'engine: remote' with a server that can, such as vLLM."
+    )
+    body = {"messages": MESSAGES, "web_search_options": {}}
     message = refusal(body, Endpoint.CHAT, frozenset()).message
     assert message.endswith("; remove it, or use an engine that can.")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from thrifty.openai.events import DONE
+from thrifty.openai.events import DONE, LineEnds
 from thrifty.openai.id_rewrite import IdRewriter, replace_id
 
 OURS = b"chatcmpl-0schh38zr0mg8416gnfnp"
@@ -134,9 +134,10 @@ def test_an_incomplete_text_takes_linear_time() -> None:
 
 
 def feed(stream: bytes, cuts: list[int]) -> bytes:
-    rewriter = IdRewriter(OURS)
+    rewriter, line_ends = IdRewriter(OURS), LineEnds()
     out = b"".join(
-        rewriter.feed(stream[a:b]) for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)
+        rewriter.feed(line_ends.feed(stream[a:b]))
+        for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)
     )
     return out + rewriter.finish()
 
@@ -144,7 +145,7 @@ def feed(stream: bytes, cuts: list[int]) -> bytes:
 def read_events(stream: bytes) -> list[tuple[list[str], Any]]:
     """The other lines of each event, and its data as JSON or as text."""
     events = []
-    text = stream.replace(b"\r\n", b"\n").decode("utf-8", "surrogatepass")
+    text = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode("utf-8", "surrogatepass")
     for block in text.split("\n\n"):
         lines = block.split("\n")
         data = "\n".join(line[5:].removeprefix(" ") for line in lines if line.startswith("data:"))
@@ -172,7 +173,7 @@ LINES = st.one_of(
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    newline = draw(st.sampled_from(["\n", "\r\n"]))
+    newline = draw(st.sampled_from(["\n", "\r\n", "\r"]))
     stream = ""
     for line in draw(st.lists(LINES, max_size=6)):
         lines = [draw(st.sampled_from(["data: ", "data: ", "data:"])) + line]
@@ -197,7 +198,7 @@ def test_each_event_of_a_stream_gets_our_id_wherever_it_is_cut(
     assert read_events(feed(stream, cuts)) == read_events(stream)
     whole = feed(stream, list(range(1, len(stream))))
     assert read_events(whole) == read_events(stream)
-    plain = stream.replace(b"\r\n", b"\n")
+    plain = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     if b"id" not in plain.replace(b": id", b"").replace(b"id: 7", b"") and b"\\u" not in plain:
         assert whole == plain
 

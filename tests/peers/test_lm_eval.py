@@ -1,5 +1,5 @@
 """lm-evaluation-harness, which brings more than a development environment should have to hold: where it
-is not installed, `tests/evaluate/test_harness.py` runs in an environment that is made for it.
+is not installed, the tests with it run in an environment that is made for it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from thrifty.errors import EvaluationError
 from thrifty.evaluate.harness import Harness
 
 ROOT = Path(__file__).parents[2]
-REQUIREMENTS = ("lm_eval>=0.4.12,<0.5", "accelerate>=1,<2")
+REQUIREMENTS = ("lm_eval[api]>=0.4.12,<0.5", "accelerate>=1,<2")
 """The second is what its class for PyTorch needs."""
+FILES = {"tests/evaluate/test_harness.py": 20, "tests/evaluate/test_harness_http.py": 3}
+"""With the number of tests that they have at least."""
 
 missing = pytest.mark.skipif(find_spec("lm_eval") is not None, reason="it is installed")
 
@@ -27,18 +29,20 @@ missing = pytest.mark.skipif(find_spec("lm_eval") is not None, reason="it is ins
 @missing
 @pytest.mark.peer
 @pytest.mark.timeout(900)
-def test_it_agrees_with_us() -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_it_agrees_with_us(file: str) -> None:
     if find_spec("torch") is None:
         pytest.skip("needs PyTorch: pip install 'thrifty[compress]'")
     python = make_environment("lm-eval", *REQUIREMENTS)
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider",
-               "tests/evaluate/test_harness.py"]  # fmt: skip
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
     ran = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", KEEP_VARIABLE: "HF_HUB_OFFLINE"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
-    assert re.search(r"\b\d{2} passed", ran.stdout), "none was skipped or left out"
+    passed = re.search(r"\b(\d+) passed", ran.stdout)
+    assert passed, "none was skipped or left out"
+    assert int(passed[1]) >= FILES[file]
 
 
 @missing

@@ -168,8 +168,8 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
         "line 6, limits.waiting: 1.5 is not a whole number",
         "line 6, limits.wait_timeout: '5x' has the unknown unit 'x'; "
         "write a duration such as 500ms, 10s, 15m, 2h or 7d",
-        "line 7, name: 'c d' is not a name; take up to 64 letters, digits, '.', '_' and '-', "
-        "of which the first is a letter or digit",
+        "line 7, name: 'c d' is not a name; take up to 64 letters, digits, '.', '_', ':', '-' "
+        "and '/', of which the first, and the first after each '/', is a letter or digit",
         "line 8, name: is set twice, first in line 7; keep one",
         "line 9, routing: 'round-robin' is not a choice; did you mean 'round_robin'?",
         "line 10, record.requests: must be true or false, not 'maybe'",
@@ -355,8 +355,8 @@ def test_a_fault_of_a_flag_or_variable_is_not_blamed_on_the_file(tmp_path: Path)
         environment={"THRIFTY_PORT": "web", "THRIFTY_REPLICAS": "two"},
         flags={"name": "a b", "gatway.port": 5},
     ) == [
-        "name: 'a b' is not a name; take up to 64 letters, digits, '.', '_' and '-', of which the "
-        "first is a letter or digit (flag)",
+        "name: 'a b' is not a name; take up to 64 letters, digits, '.', '_', ':', '-' and '/', of "
+        "which the first, and the first after each '/', is a letter or digit (flag)",
         "replicas.count: must be a whole number, not 'two' (environment, THRIFTY_REPLICAS)",
         "gateway.port: must be a whole number, not 'web' (environment, THRIFTY_PORT)",
         "gatway: is not a known key; did you mean 'gateway'?",

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tests.artifacts.models import Llama
 from tests.artifacts.vocabulary import PIECES, llama_metadata, make_gpt2_metadata
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.engines.echo.backend import make_tokenizer
+from thrifty.errors import FormatRefused
 from thrifty.openai.errors import WireError
+from thrifty.text.chat_template import ChatTemplate
 from thrifty.text.tokenizer import IncrementalText, TextTokenizer
 
 BYTES = make_tokenizer()
@@ -263,7 +267,7 @@ def test_chatml_is_what_it_should_be() -> None:
 )  # fmt: skip
 def test_templates_have_the_helpers_that_transformers_gives(template: str, expected: str) -> None:
     messages = [{"role": "user", "content": "é<"}]
-    assert with_template(template).render_chat(messages, extra={"key": "extra"}) == expected
+    assert ChatTemplate(template, {}).render(messages, extra={"key": "extra"}) == expected
 
 
 def test_date_of_today_can_be_asked_for() -> None:
@@ -295,13 +299,44 @@ def test_model_without_a_template_says_what_to_do() -> None:
     assert refusal.value.code == "no_chat_template"
 
 
-def test_own_names_cannot_be_smuggled_into_a_template() -> None:
-    with pytest.raises(WireError, match=r"rejects these messages: .*messages"):
-        with_template("x").render_chat([], extra={"messages": []})
+def test_text_that_is_no_template_is_refused() -> None:
+    with pytest.raises(FormatRefused, match=r"chat template cannot be compiled: .*endfor"):
+        with_template("{% for m in messages %}")
 
 
-@pytest.mark.parametrize(
-    ("template", "knows"), [(CHATML, False), ("{{ tools }}", True), (None, False)]
-)
-def test_templates_that_know_tools_are_told_from_others(template: Any, knows: bool) -> None:
-    assert TextTokenizer(make_tokenizer().tokenizer, template).knows_tools is knows
+# truncation and bounds
+
+
+@pytest.mark.parametrize("keep_end", [True, False])
+def test_truncated_text_keeps_the_special_tokens_around_it(keep_end: bool) -> None:
+    inner = make_tokenizer().tokenizer
+    inner.post_processor = TemplateProcessing(
+        single="<|end|> $A <|end|>", special_tokens=[("<|end|>", END)]
+    )
+    tokenizer = TextTokenizer(inner, None)
+    assert tokenizer.special_count == 2
+    assert tokenizer.encode("hello") == [END, *b"hello", END]
+    for most in range(2, 9):
+        kept = b"hello"[max(0, 7 - most) :] if keep_end else b"hello"[: most - 2]
+        ids = tokenizer.encode_truncated("hello", most, keep_end=keep_end)
+        assert ids == [END, *kept, END]
+
+
+def test_tokenizing_lets_other_threads_run() -> None:
+    """Ten megabytes take about a second; a thread that wants to run meanwhile does."""
+    ran, done = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal ran
+        while not done.is_set():
+            ran += 1
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    ran_before = ran
+    BYTES.encode("lorem ipsum " * 100_000)
+    ran_after = ran
+    done.set()
+    thread.join()
+    assert ran_after - ran_before > 20

@@ -34,11 +34,20 @@ from thrifty.api.models import (
 from thrifty.api.page import PAGE_HEADERS, render_page
 from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES, PREFIX
-from thrifty.errors import DatabaseError, SpecError, ThriftyError
-from thrifty.openai.errors import NOT_FOUND, WireError, bad_request, internal_error, unavailable
+from thrifty.errors import BadDataError, DatabaseError, NameTakenError, SpecError, ThriftyError
+from thrifty.openai.errors import (
+    NOT_FOUND,
+    WireError,
+    bad_request,
+    explain_database,
+    internal_error,
+)
+from thrifty.untrusted_text import sanitize_line
 
 LOOPBACK_CALLER = "loopback"
 """Who calls where no keys exist."""
+MAX_WHERE = 200
+"""The bound on the name of a field at fault, which is the client's."""
 
 
 def make_api(services: ApiServices) -> FastAPI:
@@ -169,10 +178,10 @@ def _describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _answer_error(_: Request, error: Exception) -> JSONResponse:
+def _answer_error(_: Request, error: Exception) -> Response:
     found = to_wire_error(error)
     headers = {name.decode(): value.decode() for name, value in found.headers}
-    return JSONResponse(found.body, status_code=found.status, headers=headers)
+    return Response(found.encode(), found.status, headers, media_type="application/json")
 
 
 def to_wire_error(error: Exception) -> WireError:
@@ -190,8 +199,12 @@ def to_wire_error(error: Exception) -> WireError:
             return WireError(error.status_code, error.detail, code="invalid_request")
         case SpecError():
             return bad_request(str(error), "spec", "invalid_spec")
+        case BadDataError():
+            return bad_request(str(error), code="refused")
         case DatabaseError():
-            return unavailable("the database is away; try again soon", "database_away", 5.0)
+            return explain_database(error)
+        case NameTakenError():
+            return WireError(409, str(error), code="name_taken")
         case ThriftyError():
             return bad_request(str(error), code="refused")
     return internal_error()
@@ -202,7 +215,8 @@ def _explain_validation(error: RequestValidationError) -> WireError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return bad_request(f"The body is not valid JSON: {reason}.", code="invalid_json")
-    where = ".".join(str(part) for part in first["loc"][1:] if part != "[key]") or None
+    place = ".".join(str(part) for part in first["loc"][1:] if part != "[key]")
+    where = sanitize_line(place, MAX_WHERE) or None
     if first["type"] == "missing":
         what = f"'{where}'" if where else "the body, as JSON"
         return bad_request(f"Missing: {what}.", where, "missing_required_parameter")

@@ -19,15 +19,15 @@ API_ROUTES: tuple[Route[str], ...] = (
         "deployments with their versions and replicas",
     ),
     Route(
-        "GET", f"{PREFIX}/deployments/{{name}}/traffic", Role.VIEWER, "get_traffic",
+        "GET", f"{PREFIX}/deployments/{{name:path}}/traffic", Role.VIEWER, "get_traffic",
         "the weights of a deployment's versions",
     ),
     Route(
-        "PUT", f"{PREFIX}/deployments/{{name}}/traffic", Role.OPERATOR, "set_traffic",
+        "PUT", f"{PREFIX}/deployments/{{name:path}}/traffic", Role.OPERATOR, "set_traffic",
         "change weights; versions that are not named keep theirs",
     ),
     Route(
-        "POST", f"{PREFIX}/deployments/{{name}}/rollback", Role.OPERATOR, "roll_back",
+        "POST", f"{PREFIX}/deployments/{{name:path}}/rollback", Role.OPERATOR, "roll_back",
         "restore a deployment's previous desired state; twice restores the present one",
     ),
     Route(

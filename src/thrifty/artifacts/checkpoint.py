@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.inspect import find_safetensors, read_architecture, read_json
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.settings import read_integer, read_number, read_token_ids
+from thrifty.artifacts.stop_tokens import read_ends, read_gguf_ends
 from thrifty.errors import FormatRefused, IntegrityError
 
 FloatArray = npt.NDArray[np.float32]
@@ -132,6 +133,7 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
     shape = _read_decoder_shape(config, generation, path)
+    shape = _with_ends(shape, read_ends(folder))
     files = SafetensorsFiles(find_safetensors(folder))
     tied = config.get("tie_word_embeddings")
     tensors = _Prefixed(files, ("", "model."), hidden={_HEAD} if tied else set())
@@ -249,7 +251,7 @@ def _read_decoder_shape(
             norm_epsilon=read_number(config, "rms_norm_eps", path, default=1e-6),
             rope_theta=read_number(rope, "rope_theta", path, default=stated),
             rope_scaling=_read_rope_scaling(scaling, path),
-            eos_token_ids=eos or read_token_ids(config, "eos_token_id", path),
+            eos_token_ids=(*eos, *read_token_ids(config, "eos_token_id", path)),
             bos_token_id=_first(read_token_ids(config, "bos_token_id", path)),
             pad_token_id=_first(read_token_ids(config, "pad_token_id", path)),
         ),
@@ -264,6 +266,12 @@ def _check_shape(shape: DecoderShape, path: Path) -> DecoderShape:
             f"of {shape.head_dim} dimensions, are not possible"
         )
     return shape
+
+
+def _with_ends(shape: DecoderShape, ends: tuple[int, ...]) -> DecoderShape:
+    """`shape` with further stop tokens; each is there once, and exists."""
+    known = dict.fromkeys((*shape.eos_token_ids, *ends))
+    return replace(shape, eos_token_ids=tuple(i for i in known if i < shape.vocab_size))
 
 
 def _first(ids: tuple[int, ...]) -> int | None:
@@ -436,11 +444,12 @@ def _load_gguf_decoder(file: GgufFile) -> DecoderCheckpoint:
         norm_epsilon=number("attention.layer_norm_rms_epsilon"),
         rope_theta=number("rope.freq_base", 10_000.0),
         rope_scaling=RopeScaling("linear", factor) if scaling_kind == "linear" else None,
-        eos_token_ids=tuple(dict.fromkeys(ends)),
+        eos_token_ids=tuple(ends),
         bos_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.bos_token_id", path)),
         pad_token_id=_first(read_token_ids(metadata, "tokenizer.ggml.padding_token_id", path)),
     )
-    return DecoderCheckpoint(_check_shape(shape, path), _GgufTensors(file, heads, kv_heads))
+    shape = _with_ends(_check_shape(shape, path), read_gguf_ends(metadata, path))
+    return DecoderCheckpoint(shape, _GgufTensors(file, heads, kv_heads))
 
 
 def _count_rows(file: GgufFile, name: str) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from thrifty.artifacts.chat_templates import describe_gguf_templates, read_chat_templates
 from thrifty.artifacts.checkpoint import DecoderShape
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import (
@@ -24,7 +25,6 @@ from thrifty.artifacts.gguf_tokenizer import (
     build_byte_level,
     build_tokenizer,
 )
-from thrifty.artifacts.inspect import read_chat_template
 from thrifty.errors import FormatRefused, IntegrityError
 
 CHECK_TEXT = (
@@ -68,10 +68,7 @@ def describe_vocabulary(folder: Path, shape: DecoderShape) -> dict[str, Any]:
     ends = dict(zip(("eos", "eot", "eom"), shape.eos_token_ids, strict=False))
     ids = {"bos": bos, **ends, "padding": shape.pad_token_id}
     found |= {f"tokenizer.ggml.{key}_token_id": i for key, i in ids.items() if i is not None}
-    template = read_chat_template(folder)
-    if template:
-        found["tokenizer.chat_template"] = template
-    return found
+    return found | describe_gguf_templates(read_chat_templates(folder))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -81,22 +81,6 @@ def read_architecture(config: dict[str, Any]) -> str:
     return str(named[0]) if isinstance(named, list) else str(named)
 
 
-def read_chat_template(folder: Path) -> str | None:
-    """The chat template that transformers saved in `folder`, if there is one.
-
-    Of several named templates, the one called `default` is used, or else the first.
-    """
-    plain = folder / "chat_template.jinja"
-    if plain.exists():
-        return plain.read_text(encoding="utf-8")
-    path = folder / "tokenizer_config.json"
-    template = read_json(path).get("chat_template") if path.exists() else None
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default") or next(iter(named.values()), None)
-    return template if isinstance(template, str) else None
-
-
 def _read_context(config: dict[str, Any], folder: Path) -> int:
     path = folder / "config.json"
     return read_integer(config, "max_position_embeddings", path, default=0, least=0)

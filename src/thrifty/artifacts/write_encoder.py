@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts.checkpoint import EncoderCheckpoint, FloatArray
+from thrifty.artifacts.embedding_sizes import ANY_SIZE, CUT_TO, SENTENCE_TRANSFORMERS, SIZES
 from thrifty.artifacts.inspect import read_json
 from thrifty.artifacts.safetensors_file import write_safetensors
 
@@ -26,7 +27,7 @@ EMBEDDING_TABLES = ("word_embeddings", "position_embeddings", "token_type_embedd
 
 _BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt",
            "added_tokens.json", "modules.json", "sentence_bert_config.json",
-           "config_sentence_transformers.json")  # fmt: skip
+           SENTENCE_TRANSFORMERS)  # fmt: skip
 
 
 def write_encoder(checkpoint: EncoderCheckpoint, source: Path, target: Path) -> None:
@@ -41,6 +42,11 @@ def write_encoder(checkpoint: EncoderCheckpoint, source: Path, target: Path) -> 
     config = read_json(source / "config.json")
     for key in ("_name_or_path", "dtype", "torch_dtype"):
         config.pop(key, None)
+    width = config.get("hidden_size")
+    if shape.hidden_size != width:
+        # Channels that went are not the last ones, so beginnings mean nothing any more.
+        for key in (SIZES, ANY_SIZE, CUT_TO):
+            config.pop(key, None)
     inner = len(tensors["encoder.layer.0.intermediate.dense.weight"])
     config |= {
         "architectures": ["BertModel"], "model_type": "bert", "num_hidden_layers": shape.layers,
@@ -49,6 +55,8 @@ def write_encoder(checkpoint: EncoderCheckpoint, source: Path, target: Path) -> 
     }  # fmt: skip
     _write_json(target / "config.json", config)
     for name in _BESIDE:
+        if name == SENTENCE_TRANSFORMERS and shape.hidden_size != width:
+            continue
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
     if (source / "modules.json").exists():

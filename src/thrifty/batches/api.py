@@ -19,9 +19,10 @@ from thrifty.errors import DatabaseError
 from thrifty.gateway.admission.authenticate import UnknownKey, authenticate
 from thrifty.gateway.app.endpoints import Answer, OwnRoute
 from thrifty.gateway.state.table import RoutingTable
+from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import Exchange
 from thrifty.http.spool import Spool, no_room
-from thrifty.openai.errors import unavailable
+from thrifty.openai.errors import explain_database
 from thrifty.types import Role
 
 _CALLERS = Role.USER.holders()
@@ -39,7 +40,10 @@ class BatchPages:
         settings: BatchSettings,
         max_body_bytes: int,
         wake: Callable[[], None],
+        same_origin: SameOrigin,
     ) -> None:
+        """`same_origin` keeps web pages of other sites away from the files where no keys exist."""
+        self._same_origin = same_origin
         self._table = table
         self._storage = storage
         self._settings = settings
@@ -62,7 +66,8 @@ class BatchPages:
             return None
         limit, name = self._settings.max_file_bytes + 65_536, "batches.max_file"
         try:
-            authenticate(exchange, self._table, _CALLERS)
+            if authenticate(exchange, self._table, _CALLERS) is None:
+                self._same_origin.check_page(exchange)
         except UnknownKey:
             # The key may be new; a small body may be read until the keys have been read again.
             limit, name = self._max_body_bytes, "limits.max_body"
@@ -83,17 +88,16 @@ class BatchPages:
             self._route("POST", "/v1/batches/{batch}/cancel", batches.cancel, "cancel a batch"),
         ]
 
-    @staticmethod
-    def _route(method: str, path: str, handler: Answer, summary: str) -> OwnRoute:
+    def _route(self, method: str, path: str, handler: Answer, summary: str) -> OwnRoute:
         async def answer(
             exchange: Exchange, key: Key | None, parameters: Mapping[str, str]
         ) -> None:
+            if key is None:
+                self._same_origin.check_page(exchange)
             try:
                 await handler(exchange, key, parameters)
-            except DatabaseError:
-                raise unavailable(
-                    "the database is unavailable; retry later", "database_away", 5.0
-                ) from None
+            except DatabaseError as error:
+                raise explain_database(error) from None
             except OSError as error:
                 raise no_room(error) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,11 +14,15 @@ import msgspec
 from thrifty.db.keys import Key
 from thrifty.http.exchange import Exchange
 from thrifty.openai.errors import NOT_FOUND, WireError, bad_request
+from thrifty.untrusted_text import sanitize_text
 
 THREADS = 4
 MIN_KEEP_S, MAX_KEEP_S = 3600, 30 * 86400
 PURPOSE = "batch"
 """The only purpose of uploaded files."""
+MAX_QUERY_CHARS = 256
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""The ids of files and batches, and no others, look like this."""
 
 encode = msgspec.json.Encoder().encode
 
@@ -81,8 +86,15 @@ def read_query(exchange: Exchange, names: tuple[str, ...]) -> dict[str, str]:
     for name, values in parse_qs(exchange.query.decode("latin-1")).items():
         if name not in names:
             raise unknown(name)
-        query[name] = values[-1]
+        query[name] = sanitize_text(values[-1], MAX_QUERY_CHARS)
     return query
+
+
+def read_id(ident: str, what: str, param: str | None = None) -> str:
+    """`ident`, if it can be the id of anything here. Raises a 404."""
+    if not _ID.fullmatch(ident):
+        raise no_such(what, ident, param)
+    return ident
 
 
 def read_limit(query: Mapping[str, str], default: int, most: int) -> int:

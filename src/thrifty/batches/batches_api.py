@@ -12,6 +12,7 @@ from thrifty.batches.api_parts import (
     encode,
     no_such,
     read_expiry,
+    read_id,
     read_limit,
     read_query,
     read_tenant,
@@ -82,7 +83,7 @@ class BatchesApi:
 
     async def cancel(self, exchange: Exchange, key: Key | None, ids: Mapping[str, str]) -> None:
         """Cancel a batch that has not ended."""
-        tenant, batch_id = read_tenant(key), ids["batch"]
+        tenant, batch_id = read_tenant(key), read_id(ids["batch"], "batch")
         done = await self._threads.run(cancel_batch, self._database, tenant, batch_id, time.time())
         row = await self._find(tenant, batch_id)
         if done:
@@ -96,6 +97,7 @@ class BatchesApi:
         exchange.respond(200, encode(_describe(row)))
 
     async def _find(self, tenant: str, batch_id: str) -> BatchRow:
+        read_id(batch_id, "batch")
         row: BatchRow | None = await self._threads.run(find_batch, self._database, tenant, batch_id)
         if row is None:
             raise no_such("batch", batch_id)
@@ -124,7 +126,7 @@ class BatchesApi:
                     "invalid_value",
                 )
             keep_s = read_expiry(keep.get("anchor"), keep.get("seconds"), "output_expires_after")
-        file_id = _require_string(body, "input_file_id")
+        file_id = read_id(_require_string(body, "input_file_id"), "file", "input_file_id")
         file = await self._threads.run(find_file, self._database, tenant, file_id)
         if file is None:
             raise no_such("file", file_id, "input_file_id")

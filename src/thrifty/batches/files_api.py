@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import IO, Any
+from urllib.parse import quote
 
 from thrifty.batches.api_parts import (
     PURPOSE,
@@ -14,6 +15,7 @@ from thrifty.batches.api_parts import (
     encode,
     no_such,
     read_expiry,
+    read_id,
     read_limit,
     read_query,
     read_tenant,
@@ -35,6 +37,7 @@ from thrifty.openai.fields import missing_parameter
 CHUNK_BYTES = 1 << 18
 MAX_FIELD_BYTES = 4096
 
+_QUOTABLE = bytes.maketrans(b'"\\', b"'_")
 _FIELDS = ("file", "purpose", "expires_after[anchor]", "expires_after[seconds]")
 
 
@@ -81,11 +84,12 @@ class FilesApi:
         exchange.respond(200, encode({"id": row.id, "object": "file", "deleted": True}))
 
     async def _find(self, key: Key | None, ids: Mapping[str, str]) -> FileRow:
+        file_id = read_id(ids["file"], "file")
         row: FileRow | None = await self._threads.run(
-            find_file, self._database, read_tenant(key), ids["file"]
+            find_file, self._database, read_tenant(key), file_id
         )
         if row is None:
-            raise no_such("file", ids["file"])
+            raise no_such("file", file_id)
         return row
 
     async def _create(self, exchange: Exchange, tenant: str) -> None:
@@ -174,12 +178,11 @@ class FilesApi:
                 code="file_not_found",
             ) from None
         try:
-            name = row.filename.encode("ascii", "replace").replace(b'"', b"'")
             exchange.start(
                 200,
                 [
                     (b"content-type", b"application/octet-stream"),
-                    (b"content-disposition", b'attachment; filename="%b"' % name),
+                    (b"content-disposition", _name_download(row.filename)),
                 ],
             )
             # Bytes appended in the meantime do not belong to this response.
@@ -210,6 +213,14 @@ def _describe(row: FileRow) -> dict[str, Any]:
         "status": "processed",
         "status_details": None,
     }
+
+
+def _name_download(filename: str) -> bytes:
+    """The `Content-Disposition` of a download (RFC 6266): the name in ASCII, and as it is."""
+    plain = filename.encode("ascii", "replace").translate(_QUOTABLE)
+    return b"attachment; filename=\"%b\"; filename*=UTF-8''%b" % (
+        plain, quote(filename, safe="").encode()
+    )  # fmt: skip
 
 
 def _name_parts(parts: list[Part]) -> dict[str, Part]:

@@ -250,7 +250,7 @@ class Job:
             data = make_answer_record(
                 record_id, line.custom_id, outcome.status, outcome.request_id, outcome.body
             )
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             good, tokens = False, Tokens()
             text = outcome.body[:200].decode("utf-8", "replace")
             message = f"The model's server answered {outcome.status} with invalid JSON: {text}"

@@ -56,14 +56,14 @@ class LoadWatch:
 
     async def _ask(self, replica: Replica) -> int:
         silent = self._silent_until_s.get(replica.id, 0.0) > time.monotonic()
-        if silent or replica.load_path is None:
+        url = replica.load_url
+        if silent or url is None:
             return 0
         try:
-            url = f"{replica.origin.url}{replica.load_path}"
             status, body = await self._client.fetch(url, timeout_s=TIMEOUT_S)
             if status == 200:
                 return _decode(body).active_requests
-        except (TransportError, msgspec.DecodeError):
+        except (TransportError, msgspec.DecodeError, UnicodeDecodeError):
             pass
         self._silent_until_s[replica.id] = time.monotonic() + SILENT_S
         return 0

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from thrifty.files import sync
+from thrifty.openai.events import read_usage
 
 
 @dataclass
@@ -29,16 +30,6 @@ class Tokens:
         self.prompt += other.prompt
         self.completion += other.completion
         self.cached += other.cached
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = 0
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _Details | None = None
 
 
 class _Body(msgspec.Struct):
@@ -60,23 +51,13 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 def read_tokens(body: bytes) -> Tokens:
     """The token counts in an answer's body. Raises `msgspec.DecodeError` if it is not a JSON
-    object, `UnicodeDecodeError` if it is not text.
+    object, `UnicodeDecodeError` if it is not text, and `RecursionError` if it is too deep.
     """
     body.decode()
-    try:
-        usage = msgspec.convert(_decode_body(body).usage, _Usage | None)
-    except msgspec.ValidationError:
-        if not body.lstrip().startswith(b"{"):
-            raise
-        return Tokens()  # the usage is not valid
+    usage = read_usage(_decode_body(body).usage)
     if usage is None:
         return Tokens()
-    details = usage.prompt_tokens_details
-    return Tokens(
-        usage.prompt_tokens or 0,
-        usage.completion_tokens or 0,
-        (details.cached_tokens or 0) if details is not None else 0,
-    )
+    return Tokens(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
 
 class ResultFile:
@@ -143,7 +124,7 @@ def _read_record(data: bytes, prefix: str) -> _Record | None:
         return None
     try:
         record = _decode_record(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     is_ours = record.id.startswith(prefix) and record.id.removeprefix(prefix).isdecimal()
     return record if is_ours else None

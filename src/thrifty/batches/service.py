@@ -13,6 +13,7 @@ from thrifty.batches.storage import Storage
 from thrifty.db import Database
 from thrifty.gateway.forwarding.forward import Forwarder
 from thrifty.gateway.state.table import RoutingTable
+from thrifty.http.same_origin import SameOrigin
 from thrifty.http.upload import OpenSpool
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
@@ -42,6 +43,7 @@ def make_batches(
     settings: BatchSettings,
     max_body_bytes: int,
     conversations: Conversations,
+    same_origin: SameOrigin,
 ) -> Batches:
     """Assemble the parts; `runner.start` starts running batches. `run` processes a call on the
     request path. Raises `ThriftyError` if the folder cannot be created.
@@ -64,5 +66,6 @@ def make_batches(
         settings=settings,
         max_body_bytes=max_body_bytes,
         wake=runner.wake,
+        same_origin=same_origin,
     )
     return Batches(pages, runner, dispatcher)

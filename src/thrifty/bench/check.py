@@ -16,6 +16,7 @@ from thrifty.bench.summary import summarize
 from thrifty.bench.workload import Lengths, PlannedRequest, Workload
 from thrifty.errors import BenchError
 from thrifty.http.client import HttpClient, parse_origin
+from thrifty.openai.errors import read_message
 
 QUESTION = "What is the capital of France?"
 STREAMS = (1, 8)
@@ -63,7 +64,7 @@ async def ask_question(url: str, model: str, key: str | None) -> tuple[str, floa
     finally:
         client.close()
     if status != 200:
-        raise BenchError(f"the question was answered with {status}: {data[:300]!r}")
+        raise BenchError(f"the question was answered with {status}: {read_message(data)}")
     content = msgspec.json.decode(data)["choices"][0]["message"]["content"]
     return str(content or "").strip(), time.perf_counter() - started_s
 
@@ -136,7 +137,9 @@ async def measure_embeddings(
                     body=msgspec.json.encode({"model": model, "input": texts}), timeout_s=120.0,
                 )  # fmt: skip
                 if status != 200:
-                    raise BenchError(f"embeddings were answered with {status}: {data[:300]!r}")
+                    raise BenchError(
+                        f"embeddings were answered with {status}: {read_message(data)}"
+                    )
                 done += batch_size
             speeds[batch_size] = done / took_s
     finally:

@@ -12,7 +12,15 @@ import msgspec
 from thrifty.bench.workload import PlannedRequest
 from thrifty.errors import BenchError
 from thrifty.http.client import Answer, HttpClient, Origin, TransportError
-from thrifty.openai.events import may_hold_usage, parse_usage, read_data, split_events
+from thrifty.openai.base_urls import find_api
+from thrifty.openai.events import (
+    LineEnds,
+    holds_text,
+    may_hold_usage,
+    parse_usage,
+    read_data,
+    split_events,
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -69,7 +77,7 @@ class Target:
     @property
     def path(self) -> str:
         """The endpoint's path, below the origin's base."""
-        base = "" if self.origin.base_path.endswith("/v1") else "/v1"
+        base = find_api(self.origin.base_path).removeprefix(self.origin.base_path)
         return f"{base}/chat/completions" if self.chat else f"{base}/completions"
 
     def encode(self, request: PlannedRequest) -> bytes:
@@ -123,6 +131,7 @@ async def send_request(
             else:
                 answer.attach(reader.take)
                 await answer.done
+                reader.finish()
     except TransportError as error:
         sample.error = str(error)
     except TimeoutError:
@@ -141,19 +150,25 @@ async def send_request(
 class _StreamReader:
     def __init__(self, sample: RequestResult) -> None:
         self._sample = sample
+        self._line_ends = LineEnds()
         self._rest = b""
 
     def take(self, data: bytes) -> None:
+        events, self._rest = split_events(self._rest + self._line_ends.feed(data))
+        self._note(events)
+
+    def finish(self) -> None:
+        """The stream has ended; its last event may lack the blank line."""
+        self._note([self._rest])
+
+    def _note(self, events: list[bytes]) -> None:
         now_s = time.perf_counter()
-        events, self._rest = split_events(self._rest + data)
         for event in events:
             if may_hold_usage(event):
                 self._note_usage(event)
             if b'"error"' in event and b'"choices"' not in event:
-                self._sample.error = event[6:300].decode("utf-8", "replace").strip()
-            if (b'"content":"' in event and b'"content":""' not in event) or (
-                b'"text":"' in event and b'"text":""' not in event
-            ):
+                self._sample.error = read_data(event)[:300].decode("utf-8", "replace")
+            if holds_text(event):
                 self._sample.chunk_times_s.append(now_s)
 
     def _note_usage(self, event: bytes) -> None:

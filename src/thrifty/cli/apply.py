@@ -12,11 +12,11 @@ from thrifty.control.service_api import (
     Actor,
     Applied,
     describe_history,
-    open_home,
     plan_spec,
     roll_back,
 )
 from thrifty.engines.machine import detect_machine
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.service import apply_spec, is_running, require_running, resolve_target, wait_for

@@ -16,6 +16,7 @@ from thrifty.bench.workload import Workload, parse_lengths, read_trace
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.errors import BenchError
 from thrifty.http.client import HttpClient, TransportError, parse_origin
+from thrifty.openai.base_urls import complete_url
 from thrifty.units import parse_duration_s
 
 
@@ -115,9 +116,8 @@ def _make_plans(
 async def _find_model(url: str, key: str | None) -> str:
     client = HttpClient()
     headers = f"authorization: Bearer {key}\r\n".encode() if key else b""
-    base = url if url.endswith("/v1") else f"{url}/v1"
     try:
-        status, body = await client.fetch(f"{base}/models", headers=headers)
+        status, body = await client.fetch(f"{complete_url(url)}/models", headers=headers)
         models = msgspec.json.decode(body)["data"] if status == 200 else []
     except (TransportError, msgspec.DecodeError, KeyError) as error:
         raise BenchError(f"{url} does not list its models ({error}); give --model") from None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table
-from thrifty.control.service_api import Actor, open_home, read_traffic, set_traffic
+from thrifty.control.service_api import Actor, read_traffic, set_traffic
 from thrifty.errors import ControlError
+from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.service import is_running
 

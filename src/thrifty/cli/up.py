@@ -23,6 +23,7 @@ from thrifty.control.prepare import Prepared
 from thrifty.control.service_api import Actor, Applied, plan_spec, prepare_spec
 from thrifty.db.desired import read_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
+from thrifty.db.keys import list_keys
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.base import ObservedReplica
@@ -31,6 +32,7 @@ from thrifty.model_maker import Compressor
 from thrifty.service import require_stopped, resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
+from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +143,11 @@ async def _introduce(
     """Say what runs; ask each model a question and measure it, where that is wanted and possible."""
     desired = await asyncio.to_thread(read_desired, controller.database)
     price = prepared.loaded.spec.price_per_hour
+    needs_key = bool(await asyncio.to_thread(list_keys, controller.database))
     for state in desired.deployments.values():
         found = [one for one in controller.observe() if one.key.deployment == state.name]
-        await _introduce_one(_Shown(controller.gateway_url, state, found, price), began_s, measure)
+        shown = _Shown(controller.gateway_url, state, found, price, needs_key)
+        await _introduce_one(shown, began_s, measure)
     print_line("Ctrl-C drains and stops everything.")
 
 
@@ -155,6 +159,8 @@ class _Shown:
     state: DesiredDeployment
     replicas: list[ObservedReplica]
     price_per_hour: float
+    needs_key: bool
+    """Whether requests need an API key."""
 
     def can_be_measured(self) -> bool:
         """Whether its speed is that of one version, which runs here."""
@@ -172,7 +178,12 @@ async def _introduce_one(shown: _Shown, began_s: float, measure: bool) -> None:
     key = os.environ.get("THRIFTY_KEY")
     measured: ServiceSpeed | None = None
     first_s = 0.0
-    if measure and shown.can_be_measured():
+    if measure and shown.can_be_measured() and shown.needs_key and not key:
+        err.print(
+            "Not measured: this service has API keys, and their secrets are stored nowhere. Set "
+            "THRIFTY_KEY to one of them to see an answer and its speed."
+        )
+    elif measure and shown.can_be_measured():
         try:
             answer, _ = await ask_question(url, name, key)
             first_s = time.monotonic() - began_s
@@ -190,7 +201,7 @@ async def _introduce_one(shown: _Shown, began_s: float, measure: bool) -> None:
     if measured is not None:
         _show_speed(measured, shown.replicas, first_s)
     print_line()
-    print_line(_curl(url, name, shown.state.family, key is not None))
+    print_line(_curl(url, name, shown.state.family, shown.needs_key))
     print_line()
 
 
@@ -203,6 +214,9 @@ def _show_versions(shown: _Shown) -> None:
             f"  version           {version.label}, engine {version.engine}, "
             f"{shown.count(version)}{share}"
         )
+    for one in shown.replicas:
+        if one.row.message is not None:
+            print_line(f"  {one.row.id:<17} {one.row.message}")
 
 
 def _show_speed(
@@ -242,8 +256,6 @@ def _log_to_file(home: Home) -> None:
     from thrifty.home import make_private_folder
 
     make_private_folder(home.logs)
-    logging.basicConfig(
-        filename=home.logs / "controller.log",
-        level=os.environ.get("THRIFTY_LOG", "INFO"),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    handler = logging.FileHandler(home.logs / "controller.log")
+    handler.setFormatter(LineFormatter(LOG_FORMAT))
+    logging.basicConfig(level=os.environ.get("THRIFTY_LOG", "INFO"), handlers=[handler])

@@ -159,7 +159,7 @@ class Controller:
                 if one.state is ReplicaState.CRASH_LOOP:
                     raise FleetError(
                         f"the replica {one.row.id} does not start: {one.row.message}\n"
-                        f"Its log: {self.home.logs / f'{one.row.id}.log'}"
+                        f"Its log: {self.home.log_of(one.row.id)}"
                     )
             await asyncio.sleep(_POLL_S)
         if self._gateways is not None:
@@ -318,7 +318,7 @@ class Controller:
     async def _end_old_gateways(self) -> None:
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
         for ident, gateway_id in self._old_gateways:
-            process = adopt_process(ident, self.home.logs / f"{gateway_id}.log")
+            process = adopt_process(ident, self.home.log_of(gateway_id))
             if process is not None:
                 await process.stop(grace_s)
         kept = self._gateways.ids if self._gateways is not None else []

@@ -193,7 +193,7 @@ class GatewayWorkers:
             role="gateway",
             process_id=name,
             home=self._home.root,
-            log_path=self._home.logs / f"{name}.log",
+            log_path=self._home.log_of(name),
             environment=settings.environment,
             inherit=descriptors,
         )

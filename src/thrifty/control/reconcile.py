@@ -87,15 +87,10 @@ def reconcile(
     return Step(tuple(one for one in sets if one.count), new_rows, waiting)
 
 
-def count_copies(version: DesiredVersion) -> int:
-    """How many copies of a version are wanted."""
-    return len(version.urls) or version.replicas.count
-
-
 def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
     """How many copies are wanted of all versions that run here."""
     return sum(
-        count_copies(version)
+        version.copies
         for deployment in desired.values()
         for version in deployment.versions
         if not version.urls
@@ -174,7 +169,7 @@ def _choose_version(
         return row
     old_ready = there.ready(row.label, current.revision)
     if not there.serving(row.label, current.revision) or _enough(
-        there.ready(row.label, row.revision), count_copies(wanted), old_ready
+        there.ready(row.label, row.revision), wanted.copies, old_ready
     ):
         return row
     return replace(current, weight=row.weight, shadow=row.shadow)
@@ -196,7 +191,7 @@ def _find_retained(
     old_ready = sum(there.ready(version.label, version.revision) for version in going)
     for wanted, version in zip(desired.versions, versions, strict=True):
         ready = there.ready(version.label, version.revision)
-        if wanted.weight > 0 and not _enough(ready, count_copies(wanted), old_ready):
+        if wanted.weight > 0 and not _enough(ready, wanted.copies, old_ready):
             return going
     return []
 
@@ -304,7 +299,7 @@ class _Plan:
         old = [one for one in old if one.revision == self._row[version.label].revision]
         ready = self._there.ready(version.label, key.revision, key.cpus)
         old_ready = sum(self._there.ready(one.version, one.revision, one.cpus) for one in old)
-        if _enough(ready, count_copies(version), old_ready):
+        if _enough(ready, version.copies, old_ready):
             return {}
         return {
             one: self._there.count(one)
@@ -314,7 +309,7 @@ class _Plan:
 
     def _count_new(self, version: DesiredVersion, key: SetKey, kept: dict[SetKey, int]) -> int:
         """How many copies of the new set should run now; makes room in `kept` where it must."""
-        wanted, have = count_copies(version), self._there.count(key)
+        wanted, have = version.copies, self._there.count(key)
         missing = wanted - have
         if missing <= 0 or version.urls or not self._has_ready():
             return wanted

@@ -7,10 +7,9 @@ so that they need no running controller; who asks is told by `Actor`.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +23,7 @@ from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
 from thrifty.control.service_status import is_there
-from thrifty.db import Database, open_database
+from thrifty.db import Database
 from thrifty.db.database import look_at_database
 from thrifty.db.desired import (
     SERVICE,
@@ -39,8 +38,8 @@ from thrifty.db.desired import (
 from thrifty.db.desired_state import DesiredDeployment, DesiredService
 from thrifty.db.fleet import read_fleet
 from thrifty.engines.machine import Machine, detect_machine
-from thrifty.errors import ControlError, DatabaseError
-from thrifty.fleet.controller_note import find_database_url, read_controller_note
+from thrifty.errors import ControlError
+from thrifty.fleet.controller_note import read_controller_note
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec
@@ -69,25 +68,6 @@ class Actor:
         except (KeyError, OSError):
             user = "unknown"
         return cls(f"{user} ({command})", why)
-
-
-@contextlib.contextmanager
-def open_home(home: Home) -> Iterator[Database]:
-    """The database of the service in `home`. Raises `ControlError` where there was none yet."""
-    url = find_database_url(home)
-    try:
-        database = open_database(url, migrate=False)
-    except DatabaseError as error:
-        if url == home.database_url and not home.database.exists():
-            raise ControlError(
-                f"no service was started in {home.root} yet; start one (thrifty up SPEC), or set "
-                "THRIFTY_HOME to the home of the one that you mean"
-            ) from None
-        raise error
-    try:
-        yield database
-    finally:
-        database.close()
 
 
 # Traffic

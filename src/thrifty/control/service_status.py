@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from thrifty.control.reconcile import count_copies
 from thrifty.control.status import VersionState, VersionStatus, describe_versions
 from thrifty.db import Database
 from thrifty.db.desired import read_desired
@@ -129,7 +128,7 @@ def read_progress(database: Database) -> ServiceProgress:
             wanted += one.wanted
             if one.state is not VersionState.READY:
                 left.append(f"{name}/{one.label} is {one}")
-        copies = sum(count_copies(v) for v in (state.versions if state else ()))
+        copies = sum(v.copies for v in (state.versions if state else ()))
         if len(replicas) > copies:
             left.append(f"{name}: {len(replicas) - copies} more replicas than wanted")
         lost = next((r for r in replicas if r.state == ReplicaState.CRASH_LOOP), None)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from thrifty.control.reconcile import count_copies
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 from thrifty.db.fleet import DeploymentRow, ReplicaRow, VersionRow
 from thrifty.types import ReplicaState
@@ -74,7 +73,7 @@ def _describe(
     replicas: Sequence[ReplicaRow],
     message: str | None,
 ) -> VersionStatus:
-    wanted = count_copies(version)
+    wanted = version.copies
     answering = _count_ready(replicas, version.label, row.revision if row is not None else "")
     ready = _count_ready(replicas, version.label, version.revision)
     others = [r for r in replicas if r.revision != version.revision]

@@ -11,6 +11,7 @@ import msgspec
 from sqlalchemy import Select, Table, delete, func, insert, select, tuple_, update
 
 from thrifty.db.database import Database
+from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import batches, files, leases
 from thrifty.errors import DatabaseError
 
@@ -103,7 +104,7 @@ class LeaseLost(DatabaseError):
 def insert_file(database: Database, row: FileRow) -> None:
     """Write a file's row. Raises `DatabaseError`."""
     with database.begin() as connection:
-        connection.execute(insert(files).values(asdict(row)))
+        connection.execute(insert(files).values(sanitize_values(files, asdict(row))))
 
 
 def find_file(database: Database, tenant: str, file_id: str) -> FileRow | None:
@@ -189,7 +190,7 @@ def insert_batch(database: Database, row: BatchRow, most_active: int) -> bool:
         ).scalar_one()
         if count >= most_active:
             return False
-        connection.execute(insert(batches).values(_to_values(row)))
+        connection.execute(insert(batches).values(sanitize_values(batches, _to_values(row))))
         return True
 
 
@@ -282,7 +283,9 @@ def end_batch(
     with database.begin() as connection:
         connection.execute(delete(files).where(files.c.id.in_([file.id for file in made])))
         if made:
-            connection.execute(insert(files), [asdict(file) for file in made])
+            connection.execute(
+                insert(files), [sanitize_values(files, asdict(file)) for file in made]
+            )
         values = {
             "status": status,
             f"{status.value}_s": now_s,
@@ -294,7 +297,7 @@ def end_batch(
         result = connection.execute(
             update(batches)
             .where(batches.c.id == row.id, _is_owner(owner), batches.c.status.in_(ACTIVE))
-            .values(values)
+            .values(sanitize_values(batches, values))
         )
         if not result.rowcount:
             raise LeaseLost(f"another process has ended {row.id}")
@@ -311,7 +314,7 @@ def _update(
         result = connection.execute(
             update(batches)
             .where(batches.c.id == batch_id, batches.c.status.in_(before), _is_owner(owner))
-            .values(values)
+            .values(sanitize_values(batches, values))
         )
         if result.rowcount:
             return True

@@ -35,7 +35,7 @@ from thrifty.home import make_private_folder
 BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration; a test compares it with the folder."""
 
 

@@ -29,6 +29,7 @@ from thrifty.db.desired_state import (
     encode_desired,
 )
 from thrifty.db.fleet import set_shares
+from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import desired, desired_changes
 from thrifty.errors import ControlError, DatabaseError, StaleStateError
 
@@ -37,7 +38,6 @@ SERVICE = ""
 KINDS = ("apply", "traffic", "rollback", "release", "autoscale")
 MAX_TRIES = 20
 """For `change_desired`: other writers that came first, in a row."""
-_MAX_WHO = 128
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def write_desired(
             )
             if change.state == old:
                 continue
-            newest = _write_one(connection, change, kind=kind, who=who[:_MAX_WHO], why=why)
+            newest = _write_one(connection, change, kind=kind, who=who, why=why)
             new = change.state
             if (
                 isinstance(old, DesiredDeployment)
@@ -212,7 +212,10 @@ def _write_one(
         "at_s": time.time(), "name": change.name, "kind": kind, "who": who, "why": why,
         "state": text,
     }  # fmt: skip
-    result = connection.execute(insert(desired_changes).values(row))
+    # `who` and `why` come from outside.
+    result = connection.execute(
+        insert(desired_changes).values(sanitize_values(desired_changes, row))
+    )
     assert result.inserted_primary_key is not None
     change_id = int(result.inserted_primary_key[0])
     where = desired.c.name == change.name

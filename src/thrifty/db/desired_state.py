@@ -55,6 +55,11 @@ class DesiredVersion:
     replicas: DesiredReplicas = DesiredReplicas()
 
     @property
+    def copies(self) -> int:
+        """How many copies are wanted."""
+        return len(self.urls) or self.replicas.count
+
+    @property
     def row(self) -> VersionRow:
         """The version as gateways read it."""
         return VersionRow(

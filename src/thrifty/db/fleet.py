@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, delete, insert, select, update
 from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
-from thrifty.db.keys import Key, Role
+from thrifty.db.keys import Key, read_key
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
@@ -54,6 +54,8 @@ class VersionSettings:
     """The request field that separates tenants in the engine's prefix cache, if there is one."""
     priority_field: str | None = None
     """The request field for priorities, by which batch lines may wait, if there is one."""
+    takes_stream_options: bool = True
+    """Whether the gateway may ask for the token counts of every stream."""
     load_path: str | None = "/load"
     """The path at which replicas report their load; None if they do not."""
     accepts_response_id: bool = False
@@ -62,6 +64,8 @@ class VersionSettings:
     """Concurrent requests per replica; None means unlimited."""
     batch_slots: int = 32
     """Concurrent requests that a replica can process, as a limit for batches."""
+    context_length: int | None = None
+    """The longest prompt and answer together, in tokens; None if only the server knows."""
     price_input: float = 0.0
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0
@@ -285,7 +289,7 @@ def read_fleet(database: Database) -> FleetState:
             )
             for row in replica_rows
         ],
-        [Key(**{**row, "role": Role(row["role"])}) for row in key_rows],
+        [read_key(row) for row in key_rows],
         gateway_rows,
         purges,
         {

@@ -7,11 +7,12 @@ hash would only slow down every request.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -19,11 +20,12 @@ from sqlalchemy.exc import IntegrityError
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.tables import keys
-from thrifty.errors import ThriftyError
+from thrifty.errors import NameTakenError, ThriftyError
 from thrifty.types import Role as Role
 
 PREFIX = "sk-thrifty-"
 MAX_LIMIT = 1e15
+_ROLES_OF_0_1 = {Role.VIEWER: "monitor", Role.OPERATOR: "user"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -119,11 +121,11 @@ def create_key(
     )
     try:
         with database.begin() as connection:
-            connection.execute(insert(keys).values(vars(key)))
+            connection.execute(insert(keys).values(_key_row(key)))
             note_change(connection)
     except ThriftyError as error:
         if isinstance(error.__cause__, IntegrityError):
-            raise ThriftyError(
+            raise NameTakenError(
                 f"a key named {name!r} already exists; choose another name, or revoke it first "
                 f"(thrifty keys revoke {name})"
             ) from None
@@ -138,7 +140,20 @@ def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:
         query = query.where(keys.c.revoked_s.is_(None))
     with database.begin() as connection:
         rows = connection.execute(query).mappings().all()
-    return [Key(**{**row, "role": Role(row["role"])}) for row in rows]
+    return [read_key(row) for row in rows]
+
+
+def read_key(row: Mapping[Any, Any]) -> Key:
+    """The key of a row of the table `keys`."""
+    values = dict(row)
+    operates = values.pop("operator")
+    return Key(**{**values, "role": Role.OPERATOR if operates else Role(values["role"])})
+
+
+def _key_row(key: Key) -> dict[str, Any]:
+    """The row of a key, with a role that version 0.1 knows: it may run at the same time."""
+    role = _ROLES_OF_0_1.get(key.role, key.role.value)
+    return {**vars(key), "role": role, "operator": key.role is Role.OPERATOR}
 
 
 def revoke_key(database: Database, name: str) -> None:
@@ -161,6 +176,6 @@ def _check_limits(limits: KeyLimits) -> None:
             continue
         whole = not name.startswith("budget_")
         least = 1 if whole else 0
-        if not math.isfinite(value) or value < least or value > MAX_LIMIT:
+        if not least <= value <= MAX_LIMIT:
             what = "a whole number of at least 1" if whole else "an amount of at least 0"
             raise ThriftyError(f"{value!r} is not valid for {name.replace('_', '-')}: use {what}")

@@ -15,25 +15,9 @@ import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String, Table
 
 from thrifty.errors import BadDataError
+from thrifty.untrusted_text import MAX_TEXT_CHARS, sanitize_text
 
-REPLACEMENT = "\ufffd"
-MAX_TEXT_CHARS = 2_000_000
-"""The bound of columns that declare none."""
 _MAX_DOUBLE = 1.7976931348623157e308
-
-
-def sanitize_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """`text` without characters that no database stores, truncated to `max_chars` characters."""
-    if len(text) > max_chars:
-        text = text[:max_chars]
-    if text.isascii():
-        return text.replace("\0", REPLACEMENT) if "\0" in text else text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        # Two adjacent halves become their character.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.replace("\0", REPLACEMENT)
 
 
 def sanitize_values(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:

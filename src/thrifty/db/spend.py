@@ -5,14 +5,20 @@ Money is in the currency of the deployments' prices. Days are in UTC, written `2
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import delete, select, text
+from sqlalchemy import Select, delete, select, text
+from sqlalchemy.exc import DataError, IntegrityError
 
 from thrifty.db.database import Database
 from thrifty.db.tables import key_spend
+from thrifty.errors import BadDataError
+
+log = logging.getLogger(__name__)
 
 KeyDay = tuple[str, str]
 """A key's id and a day."""
@@ -33,8 +39,8 @@ def exchange_spend(
     database: Database, amounts: Mapping[KeyDay, float], first_day: str, since_s: float
 ) -> dict[KeyDay, float]:
     """Add `amounts` to the sums, and read the sums from `first_day` on that have changed since
-    `since_s` (seconds since 1970), in one transaction. Raises `DatabaseError`; then nothing was
-    added.
+    `since_s` (seconds since 1970), in one transaction. An amount that the database refuses is
+    logged and left out. Raises `DatabaseError`; then nothing was added.
     """
     now_s = time.time()
     # Sorted, so that two workers cannot deadlock on each other's rows.
@@ -46,11 +52,27 @@ def exchange_spend(
     query = select(key_spend.c.key_id, key_spend.c.day, key_spend.c.spend).where(
         key_spend.c.day >= first_day, key_spend.c.updated_s >= since_s - OVERLAP_S
     )
-    with database.begin() as connection:
-        if rows:
-            connection.execute(_ADD, rows)
-        found = connection.execute(query).all()
+    try:
+        found = _add_and_read(database, rows, query, one_by_one=False)
+    except BadDataError:
+        found = _add_and_read(database, rows, query, one_by_one=True)
     return {(row[0], row[1]): float(row[2]) for row in found}
+
+
+def _add_and_read(
+    database: Database, rows: Sequence[Mapping[str, Any]], query: Select[Any], *, one_by_one: bool
+) -> Sequence[Any]:
+    """Add all rows, or with `one_by_one` those that the database takes; and run `query`."""
+    with database.begin() as connection:
+        if rows and not one_by_one:
+            connection.execute(_ADD, rows)
+        for row in rows if one_by_one else ():
+            try:
+                with connection.begin_nested():
+                    connection.execute(_ADD, row)
+            except (DataError, IntegrityError) as error:
+                log.error("the spend of the key %s cannot be added: %s", row["key_id"], error.orig)
+        return connection.execute(query).all()
 
 
 def prune_spend(database: Database) -> None:

@@ -154,9 +154,11 @@ keys = Table(
     Column("concurrency", BigInteger),
     Column("budget_day", Double),
     Column("budget_month", Double),
+    Column("operator", Boolean),
 )
 """API keys. `hash` is the SHA-256 of the key; the key itself is not stored. NULL limits are
-unlimited."""
+unlimited. `role` has the names of version 0.1, which may run at the same time: viewers are stored
+as `monitor`, operators as `user` with `operator` set."""
 
 key_spend = Table(
     "key_spend",

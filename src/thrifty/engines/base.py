@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
+from thrifty.openai.fields import Endpoint, Narrowed
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
@@ -74,6 +75,8 @@ class Traits:
     """How many requests a replica runs at once by default; None where that is not known."""
     honours: frozenset[str] | None = None
     """Request fields that it honours; None where only the server knows."""
+    narrowed: Narrowed = field(default_factory=dict)
+    """Those that it honours in part, with the values that it takes."""
     salt_field: str | None = None
     """The request field that separates tenants in its prefix cache (vLLM: `cache_salt`). Without
     one, tenants of a replica share cached prefixes.
@@ -90,6 +93,14 @@ class Traits:
     """Whether one replica serves several LoRA adapters of its model."""
     package: str | None = None
     """The Python package whose version measurements name."""
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """The endpoints that its servers answer, with a model of the right family."""
+        found = {Endpoint.EMBEDDINGS} if Family.ENCODER in self.families else set()
+        if Family.DECODER in self.families:
+            found |= {Endpoint.CHAT, Endpoint.COMPLETIONS}
+        return frozenset(found | {Endpoint.TOKENIZE} if self.tokenizes else found)
 
     def find_version(self) -> str:
         """The installed version of `package`, or an empty string."""
@@ -120,6 +131,8 @@ class Upstream:
     """The environment variable that holds the servers' API key."""
     salt_field: str | None = None
     priority_field: str | None = None
+    takes_stream_options: bool = True
+    """Whether the gateway may ask for the token counts of every stream."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,8 @@ class Served:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The engine's options without any `auto`: values of JSON."""
     upstream: Upstream = field(default_factory=Upstream)
+    context_length: int | None = None
+    """The longest prompt and answer together, in tokens; None where only the server knows."""
 
     def to_json(self) -> bytes:
         """As JSON. Raises `TypeError` where an option is no value of JSON."""
@@ -169,6 +184,16 @@ class EngineLoad:
     waiting: int = 0
     kv_usage: float = 0.0
     facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How a server that others run was found."""
+
+    fault: str | None = None
+    """Why it is not ready; None when it is."""
+    remark: str | None = None
+    """What its operator should know although it is ready."""
 
 
 class Engine(Protocol):
@@ -246,6 +271,14 @@ class Engine(Protocol):
 
     async def read_load(self, url: str) -> EngineLoad:
         """How busy the server at `url` is."""
+        ...
+
+
+class ExternalEngine(Engine, Protocol):
+    """An adapter for servers that others run (`Traits.external`)."""
+
+    async def examine(self, url: str, served: Served) -> Examined:
+        """How the server at `url` is."""
         ...
 
 

@@ -9,6 +9,7 @@ import msgspec
 
 from thrifty.engines.base import EngineLoad, Served
 from thrifty.http.client import HttpClient, TransportError
+from thrifty.openai.errors import read_message
 from thrifty.types import Family
 
 LOAD_PATH = "/load"
@@ -48,7 +49,7 @@ async def probe_generation(
             timeout_s=GENERATION_TIMEOUT_S,
         )
         if status != 200:
-            return f"a first generation failed with {status}: {_read_message(answer)}"
+            return f"a first generation failed with {status}: {read_message(answer)}"
     except (TransportError, OSError, asyncio.IncompleteReadError) as error:
         return str(error)
     finally:
@@ -70,10 +71,3 @@ async def read_server_load(url: str) -> EngineLoad:
         float(data.get("kv_usage", 0.0)),
         data.get("facts") or {},
     )
-
-
-def _read_message(body: bytes) -> str:
-    try:
-        return str(msgspec.json.decode(body)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return body[:200].decode("utf-8", "replace")

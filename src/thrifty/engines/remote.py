@@ -14,6 +14,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.engines.base import (
     Capability,
     EngineLoad,
+    Examined,
     Launch,
     SchemeDefault,
     Served,
@@ -25,6 +26,7 @@ from thrifty.engines.base import (
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
 from thrifty.http.client import HttpClient, TransportError, parse_origin
+from thrifty.openai.base_urls import complete_url, shorten_url
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, OnProgress
@@ -36,7 +38,9 @@ class RemoteOptions(Section):
     """Options of the remote engine."""
 
     urls: tuple[str, ...] = Field(
-        min_length=1, description="Base URLs, such as `http://127.0.0.1:9001/v1`."
+        min_length=1,
+        description="Base URLs: what stands before `/chat/completions`, such as "
+        "`http://127.0.0.1:9001/v1` or `https://host/v3`. A URL without a path gets `/v1`.",
     )
     model: str | None = Field(
         None, description="What the servers call the model. Default: the spec's `model`."
@@ -56,6 +60,11 @@ class RemoteOptions(Section):
         description="The request field by which lines of batches are told to wait for others: "
         "`priority` for vLLM with `--scheduling-policy priority`. Default: none is sent.",
     )
+    stream_options: bool = Field(
+        True,
+        description="Whether token counts are requested for every stream, with `stream_options`. A "
+        "server that refuses them is sent none from then on. Token counts are estimated without.",
+    )
 
     @field_validator("urls", mode="before")
     @classmethod
@@ -67,7 +76,7 @@ class RemoteOptions(Section):
     def _parse(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for url in value:
             parse_origin(url)
-        return tuple(url.rstrip("/").removesuffix("/v1") for url in value)
+        return tuple(shorten_url(url) for url in value)
 
 
 class RemoteEngine:
@@ -127,7 +136,12 @@ class RemoteEngine:
             revision=revision,
             family=Family.DECODER.value,
             upstream=Upstream(
-                options.urls, upstream, options.key_env, options.salt_field, options.priority_field
+                options.urls,
+                upstream,
+                options.key_env,
+                options.salt_field,
+                options.priority_field,
+                options.stream_options,
             ),
         )
 
@@ -147,22 +161,31 @@ class RemoteEngine:
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it lists its models, or at least answers."""
+        return (await self.examine(url, served)).fault
+
+    async def examine(self, url: str, served: Served) -> Examined:
+        """Why a server is not ready, or what its operator should know of it."""
         client = HttpClient()
         headers = b""
         key_env = served.upstream.key_env
         if key_env:
             headers = f"authorization: Bearer {os.environ.get(key_env, '')}\r\n".encode()
+        list_url = f"{complete_url(url)}/models"
         try:
-            status, _ = await client.fetch(
-                f"{url}/v1/models", headers=headers, timeout_s=PROBE_TIMEOUT_S
-            )
+            status, _ = await client.fetch(list_url, headers=headers, timeout_s=PROBE_TIMEOUT_S)
         except TransportError as error:
-            return str(error)
+            return Examined(fault=str(error))
         finally:
             client.close()
         if status in (401, 403):
-            return f"{url} refuses the key ({status}); set engine.key_env"
-        return f"{url}/v1/models answers {status}" if status >= 500 else None
+            return Examined(fault=f"{url} refuses the key ({status}); set engine.key_env")
+        if status >= 500:
+            return Examined(fault=f"{list_url} answers {status}")
+        if status != 200:
+            return Examined(
+                remark=f"{list_url} answers {status}, no list of models: is the base URL right?"
+            )
+        return Examined()
 
     async def read_load(self, url: str) -> EngineLoad:
         """Unknown: there is no common way to ask."""

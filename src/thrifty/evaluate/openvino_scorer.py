@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
-from openvino import opset13 as op
 
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.adapter import read_note
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.paged import PagedModel
 from thrifty.evaluate.scorer import Logprobs, TokenScores, TopTokens
 from thrifty.evaluate.windows import TokenArray
 from thrifty.graphs.arithmetic import (
@@ -22,19 +20,14 @@ from thrifty.graphs.arithmetic import (
     limit_features,
     limit_properties,
 )
+from thrifty.graphs.logits import LogitReader, find_largest
+from thrifty.graphs.paged import PagedModel
 from thrifty.graphs.weights import choose_activation_group
 from thrifty.text.tokenizer import TextTokenizer
 
-BLOCK = 64
-"""Logits in a block, in the search for the k largest."""
-
 
 class OpenVinoScorer:
-    """Runs a prepared decoder.
-
-    A second, small graph computes log-probabilities from the logits without copying them, on the
-    engine's own threads.
-    """
+    """Runs a prepared decoder."""
 
     def __init__(
         self,
@@ -64,7 +57,6 @@ class OpenVinoScorer:
         self.tokenizer = tokenizer
         self.context_length = context_length
         self._ends = frozenset(eos_token_ids)
-        core = ov.Core()
         properties: dict[str, Any] = {
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
             **limit_properties(),
@@ -77,10 +69,7 @@ class OpenVinoScorer:
             self._model = PagedModel(model, kv_precision, properties)
         else:
             self._model = _WholeModel(model, properties)
-        exactly = {**properties, "INFERENCE_PRECISION_HINT": "f32"}
-        self._score = core.compile_model(
-            _build_score(self.vocab_size), "CPU", exactly
-        ).create_infer_request()
+        self._reader = LogitReader(self.vocab_size, properties)
 
     @classmethod
     def load(
@@ -109,7 +98,7 @@ class OpenVinoScorer:
 
     def rank(self, tokens: TokenArray, k: int, rows: Sequence[int]) -> TopTokens:
         """See `Scorer`."""
-        logits = self._compute_logits(tokens)[:-1]
+        logits = self._predict(tokens)
         ids = find_largest(logits, k)
         wanted = np.concatenate([ids, tokens[1:, None]], axis=1)
         logprobs, _, full = self._look_up(logits, wanted, rows)
@@ -117,7 +106,7 @@ class OpenVinoScorer:
 
     def score(self, tokens: TokenArray, ids: TokenArray, rows: Sequence[int] = ()) -> TokenScores:
         """See `Scorer`."""
-        logits = self._compute_logits(tokens)[:-1]
+        logits = self._predict(tokens)
         return TokenScores(*self._look_up(logits, ids, rows))
 
     def generate(self, tokens: TokenArray, most: int) -> Iterator[int]:
@@ -133,23 +122,26 @@ class OpenVinoScorer:
 
     def forward(self, tokens: TokenArray) -> None:
         """The model's forward pass alone."""
-        self._compute_logits(tokens)
+        self._model.infer(tokens, 0)
 
     def close(self) -> None:
         """Free the model."""
-        del self._model, self._score
+        del self._model, self._reader
 
-    def _compute_logits(self, tokens: TokenArray) -> Logprobs:
-        """[T, vocabulary], in memory that the next call overwrites."""
-        return self._model.infer(tokens, 0)
+    def _predict(self, tokens: TokenArray) -> Logprobs:
+        """The logits after each of `tokens` except the last, [T - 1, vocabulary], in memory that
+        the next call overwrites.
+
+        The last token is not computed. In an 8-bit cache the keys of a block of tokens share
+        scales, so that it would change what is predicted before it in its block.
+        """
+        count = len(tokens) - 1
+        return self._model.infer(tokens[: max(1, count)], 0)[:count]
 
     def _look_up(
         self, logits: Logprobs, ids: TokenArray, rows: Sequence[int]
     ) -> tuple[Logprobs, TokenArray, Logprobs]:
-        self._score.infer({"logits": logits, "ids": ids}, share_inputs=True)
-        normalizer = self._score.get_tensor("normalizer").data
-        logprobs = self._score.get_tensor("chosen").data - normalizer
-        top = self._score.get_tensor("top").data[:, 0].astype(np.int64)
+        logprobs, top, normalizer = self._reader.look_up(logits, ids)
         chosen = list(rows)
         full = logits[chosen] - normalizer[chosen]
         return logprobs, top, full
@@ -178,50 +170,3 @@ class _WholeModel:
         )
         logits: Logprobs = self._request.get_tensor("logits").data[0]
         return logits
-
-
-def find_largest(logits: Logprobs, k: int) -> TokenArray:
-    """The ids of the `k` largest logits in each row, in descending order: [T, k].
-
-    Only the k blocks with the largest maxima can contain any of them.
-    """
-    rows, size = logits.shape
-    count = size // BLOCK
-    if count <= k:
-        return _order(logits, np.argpartition(logits, -k, axis=1)[:, -k:])
-    largest = logits[:, : count * BLOCK].reshape(rows, count, BLOCK).max(axis=2)
-    blocks = np.argpartition(largest, -k, axis=1)[:, -k:, None]
-    rest = np.broadcast_to(np.arange(count * BLOCK, size), (rows, size - count * BLOCK))
-    places = np.concatenate([(blocks * BLOCK + np.arange(BLOCK)).reshape(rows, -1), rest], axis=1)
-    found = np.take_along_axis(logits, places, 1)
-    kept = np.argpartition(found, -k, axis=1)[:, -k:]
-    return _order(logits, np.take_along_axis(places, kept, 1))
-
-
-def _order(logits: Logprobs, ids: TokenArray) -> TokenArray:
-    order = np.argsort(np.take_along_axis(logits, ids, 1), axis=1, kind="stable")[:, ::-1]
-    return np.take_along_axis(ids, order, 1)
-
-
-def _build_score(vocab_size: int) -> ov.Model:
-    """A graph from logits [T, vocabulary] and ids [T, n] to the chosen logits [T, n], the logarithm
-    of the sum of all exponentials [T, 1], and the id of the largest logit [T, 1].
-    """
-    logits = op.parameter([-1, vocab_size], ov.Type.f32, name="logits")
-    ids = op.parameter([-1, -1], ov.Type.i64, name="ids")
-    for parameter in (logits, ids):
-        parameter.output(0).set_names({parameter.get_friendly_name()})
-    axis = op.constant(np.array([1], np.int64))
-    largest = op.reduce_max(logits, axis, True)
-    total = op.reduce_sum(op.exp(op.subtract(logits, largest)), axis, True)
-    best = op.topk(logits, op.constant(np.int64(1)), 1, "max", "none", index_element_type="i64")
-    results = []
-    for name, output in (
-        ("chosen", op.gather_elements(logits, ids, 1).output(0)),
-        ("normalizer", op.add(op.log(total), largest).output(0)),
-        ("top", best.output(1)),
-    ):
-        result = op.result(output)
-        result.output(0).set_names({name})
-        results.append(result)
-    return ov.Model(results, [logits, ids], "score")

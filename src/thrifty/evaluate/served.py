@@ -9,6 +9,7 @@ from typing import Any
 import requests
 
 from thrifty.errors import EvaluationError
+from thrifty.openai.base_urls import complete_url, shorten_url
 
 TIMEOUT_S = 600.0
 ATTEMPTS = 4
@@ -18,14 +19,14 @@ LONGEST_WAIT_S = 60.0
 
 
 class ServedUrl:
-    """An OpenAI-compatible server's address and connections; a final `/v1` is optional."""
+    """An OpenAI-compatible server's base URL and connections."""
 
     def __init__(self, url: str, key_env: str | None = None) -> None:
         """`key_env` names the environment variable that holds the API key.
 
         Raises `EvaluationError` if that variable is empty.
         """
-        self.base = url.rstrip("/").removesuffix("/v1")
+        self.base = shorten_url(url)
         self._session = requests.Session()
         if key_env:
             key = os.environ.get(key_env)
@@ -45,12 +46,11 @@ class ServedUrl:
 
         Raises `EvaluationError` if there is no answer, or none in JSON.
         """
+        url = complete_url(self.base) + path.removeprefix("/v1")
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             try:
-                reply = self._session.request(
-                    method, self.base + path, json=body, timeout=TIMEOUT_S
-                )
+                reply = self._session.request(method, url, json=body, timeout=TIMEOUT_S)
             except requests.RequestException as error:
                 if last:
                     raise EvaluationError(f"{self.base} cannot be reached: {error}") from None
@@ -60,13 +60,11 @@ class ServedUrl:
                 break
             _wait(attempt, reply.headers.get("retry-after"))
         if reply.status_code != 200:
-            raise EvaluationError(
-                f"{self.base}{path} answered {reply.status_code}: {reply.text[:300]}"
-            )
+            raise EvaluationError(f"{url} answered {reply.status_code}: {reply.text[:300]}")
         try:
             found: dict[str, Any] = reply.json()
         except ValueError:
-            raise EvaluationError(f"{self.base}{path} did not answer with JSON") from None
+            raise EvaluationError(f"{url} did not answer with JSON") from None
         return found
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ the files in the store that it has.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -108,9 +109,13 @@ class Fleet(Protocol):
         ...
 
 
+MAX_STEM = 58
+"""Ids have at most 64 characters in the database."""
+
+
 class ReplicaNames:
     """Ids of replicas, `{deployment}-{n}`, over all fleets of a service: `n` is the smallest number
-    that is not in use.
+    that is not in use. A long name of a deployment is shortened.
     """
 
     def __init__(self, used: Iterable[str] = ()) -> None:
@@ -118,6 +123,9 @@ class ReplicaNames:
 
     def take(self, deployment: str) -> str:
         """A free id, which is used from now on."""
+        if len(deployment) > MAX_STEM:
+            checksum = hashlib.blake2b(deployment.encode(), digest_size=4).hexdigest()
+            deployment = f"{deployment[: MAX_STEM - 9]}~{checksum}"
         number = 0
         while (name := f"{deployment}-{number}") in self._used:
             number += 1

@@ -9,11 +9,13 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
 
-from thrifty.errors import FleetError
+from thrifty.db import Database, open_database
+from thrifty.errors import ControlError, DatabaseError, FleetError
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home
 
@@ -71,6 +73,25 @@ def find_database_url(home: Home) -> str:
     return note.database if note is not None and note.alive else home.database_url
 
 
+@contextlib.contextmanager
+def open_home(home: Home) -> Iterator[Database]:
+    """The database of the service in `home`. Raises `ControlError` where there was none yet."""
+    url = find_database_url(home)
+    try:
+        database = open_database(url, migrate=False)
+    except DatabaseError as error:
+        if url == home.database_url and not home.database.exists():
+            raise ControlError(
+                f"no service was started in {home.root} yet; start one (thrifty up SPEC), or set "
+                "THRIFTY_HOME to the home of the one that you mean"
+            ) from None
+        raise error
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
     """Stop what runs in a home: the controller, or what a dead controller left. Blocks.
 
@@ -93,7 +114,7 @@ def stop_home(home: Home, grace_s: float = 60.0) -> tuple[bool, int]:
             )
     ended = 0
     for ident, _, process_id in find_ours(home.root):
-        orphan = adopt_process(ident, home.logs / f"{process_id}.log")
+        orphan = adopt_process(ident, home.log_of(process_id))
         if orphan is not None:
             asyncio.run(orphan.stop(10.0))
             ended += 1

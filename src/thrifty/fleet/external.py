@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.base import Engine, Served
+from thrifty.engines.base import ExternalEngine, Served
 from thrifty.fleet.base import (
     Announce,
     ObservedReplica,
@@ -29,7 +30,12 @@ class ExternalReplica:
     """Watches one URL."""
 
     def __init__(
-        self, replica_id: str, url: str, served: Served, engine: Engine, on_change: OnChange
+        self,
+        replica_id: str,
+        url: str,
+        served: Served,
+        engine: ExternalEngine,
+        on_change: OnChange,
     ) -> None:
         self.id = replica_id
         self.served = served
@@ -87,10 +93,11 @@ class ExternalReplica:
     async def _watch(self) -> None:
         silent = 0
         while True:
-            fault = await self._engine.probe(self.url, self.served, deep=False)
+            found = await self._engine.examine(self.url, self.served)
+            fault = found.fault
             if fault is None:
                 silent = 0
-                self._set(ReplicaState.READY, None)
+                self._set(ReplicaState.READY, found.remark)
             else:
                 silent += 1
                 if silent >= UNHEALTHY_AFTER or self.state is ReplicaState.STARTING:
@@ -171,9 +178,8 @@ class ExternalFleet:
             task.cancel()
 
     def _start(self, name: str, url: str, replica_set: ReplicaSet, row: ReplicaRow | None) -> None:
-        replica = ExternalReplica(
-            name, url, replica_set.served, replica_set.engine, self._on_change
-        )
+        engine = cast(ExternalEngine, replica_set.engine)
+        replica = ExternalReplica(name, url, replica_set.served, engine, self._on_change)
         self._members.append(replica)
         replica.start(row)
 

@@ -181,7 +181,7 @@ class LocalFleet:
 
     def _end_orphan(self, ident: ProcessId, name: str) -> None:
         log.info("ending pid %d (%s), left over from an earlier run", ident.pid, name)
-        orphan = adopt_process(ident, self._home.logs / f"{name}.log")
+        orphan = adopt_process(ident, self._home.log_of(name))
         if orphan is not None:
             task = asyncio.ensure_future(orphan.stop(ORPHAN_GRACE_S))
             self._orphans.add(task)

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
@@ -93,6 +94,9 @@ class LocalReplica:
         self._announce = announce
         self._set_cpus = set_cpus
         self._url = ""
+        self._port = 0
+        """Its port; kept when it is started anew, so that gateways find it again even while they
+        cannot read of it."""
         self._process: ManagedProcess | None = None
         self._memory_bytes = 0
         self._ends_in_a_row = 0
@@ -208,8 +212,11 @@ class LocalReplica:
         )
 
     async def _keep_running(self, adopted: bool) -> None:
-        if adopted and await self._confirm():
-            await self._watch()
+        if adopted:
+            if await self._confirm():
+                await self._watch()
+            if not self._stopping:
+                await self._back_off()
         while not self._stopping:
             if await self._launch():
                 await self._watch()
@@ -223,10 +230,11 @@ class LocalReplica:
         if row.pid is None or row.process_created_s is None or row.revision != self.served.revision:
             return False
         ident = ProcessId(row.pid, row.process_created_s)
-        process = adopt_process(ident, self._home.logs / f"{self.id}.log")
+        process = adopt_process(ident, self._home.log_of(self.id))
         if process is None:
             return False
         self._process, self._url, self.restarts = process, row.url, row.restarts
+        self._port = urlsplit(row.url).port or 0
         self._memory_bytes = row.memory_bytes or 0
         self.state, self.message = ReplicaState(row.state), row.message
         self.started_s = time.monotonic()
@@ -251,7 +259,7 @@ class LocalReplica:
         self.started_s = time.monotonic()
         lease = None
         try:
-            port = find_free_port()
+            port = find_free_port(self._port)
             launch = self._engine.launch(
                 self.served, self._store, port, self._cores, self._memory_share
             )
@@ -262,7 +270,7 @@ class LocalReplica:
                 role="replica",
                 process_id=self.id,
                 home=self._home.root,
-                log_path=self._home.logs / f"{self.id}.log",
+                log_path=self._home.log_of(self.id),
                 environment={**launch.environment, CPUS_VARIABLE: str(self._set_cpus)},
                 cores=self._cores,
                 inherit=() if lease is None else (lease,),
@@ -278,7 +286,7 @@ class LocalReplica:
         finally:
             if lease is not None:
                 os.close(lease)
-        self._url = f"http://127.0.0.1:{port}"
+        self._port, self._url = port, f"http://127.0.0.1:{port}"
         self._on_change()
         return await self._wait_ready(self._process)
 

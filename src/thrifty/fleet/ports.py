@@ -12,8 +12,17 @@ from thrifty.errors import FleetError
 from thrifty.http.server import BACKLOG
 
 
-def find_free_port() -> int:
-    """A loopback port that is free now."""
+def find_free_port(wanted: int = 0) -> int:
+    """A loopback port that is free now: `wanted`, if it is."""
+    if wanted:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe,
+        ):
+            # A server that has just ended leaves connections that do not hold its port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", wanted))
+            return wanted
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from thrifty.errors import ThriftyError
 from thrifty.http.exchange import NO_BODY, Exchange
+from thrifty.http.types import is_event_stream
 from thrifty.openai.errors import unavailable
 
 log = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ class _Request:
                 self._exchange.keep_alive = False
             elif name not in _OURS:
                 headers.append((name, value))
-            if name == b"content-type" and value.startswith(b"text/event-stream"):
+            if name == b"content-type" and is_event_stream(value):
                 self.is_event_stream = True
         return _Head(int(message["status"]), headers, length)
 

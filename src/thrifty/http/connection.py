@@ -20,12 +20,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, cast
-from urllib.parse import unquote
 
 import httptools
 
+from thrifty.http.content_coding import decode_content, read_codings
 from thrifty.http.cors import Cors
 from thrifty.http.exchange import Exchange, Handler
+from thrifty.http.request_head import check_head, malformed, read_target
 from thrifty.http.types import JSON_TYPE, ServerLimits
 from thrifty.http.upload import OpenSpool, Upload, begin_upload
 from thrifty.openai.errors import WireError, internal_error, unavailable
@@ -65,6 +66,7 @@ class HttpProtocol(asyncio.Protocol):
         "_advancing",
         "_body",
         "_building",
+        "_codings",
         "_continue_due",
         "_current",
         "_dropped_bytes",
@@ -107,6 +109,8 @@ class HttpProtocol(asyncio.Protocol):
         """The `Origin` header of the request that was refused."""
         self._url = b""
         self._body: bytes | bytearray = b""
+        self._codings: list[bytes] = []
+        """The content codings of the arriving body."""
         self._header_bytes = 0
         self._silent_bytes = 0
         """Bytes that the parser has taken since it last called back."""
@@ -163,17 +167,12 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._silent_bytes += len(data)
         try:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                self._ignore_upgrades(memoryview(data)[upgrade.args[0] :])
+            rest = self._feed(data)
+            if rest is not None:
+                self._ignore_upgrades(rest)
         except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
-            self._refuse(
-                self._refusal
-                or WireError(
-                    400, f"this is not a valid HTTP request: {error}", code="malformed_http"
-                )
-            )
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, WireError) else malformed(str(error)))
             return
         if self._silent_bytes > self.server.limits.max_header_bytes and self._building is not None:
             # One header (or trailer, or chunk extension) that does not end: the parser reports it
@@ -203,6 +202,7 @@ class HttpProtocol(asyncio.Protocol):
         self._building = Exchange(self)
         self._url = b""
         self._body = b""
+        self._codings = []
         self._header_bytes = 0
         self._continue_due = False
         if self._current is None:
@@ -221,6 +221,8 @@ class HttpProtocol(asyncio.Protocol):
         name = name.lower()
         value = value.rstrip(b" \t")
         known = headers.get(name)
+        if known is not None and name == b"host":
+            raise malformed("it has more than one Host header")
         headers[name] = value if known is None else b"%b, %b" % (known, value)
 
     def on_headers_complete(self) -> None:
@@ -229,28 +231,20 @@ class HttpProtocol(asyncio.Protocol):
         method = parser.get_method()
         if parser.should_upgrade():
             if method == b"CONNECT":
-                self._refusal = WireError(
-                    405, "CONNECT is not possible here", code="method_not_allowed"
-                )
-                raise ValueError("CONNECT")
+                raise WireError(405, "CONNECT is not possible here", code="method_not_allowed")
             return
         exchange.method = method.decode("ascii")
-        exchange.version = "1.1" if parser.get_http_version() == "1.1" else "1.0"
+        exchange.version = parser.get_http_version()
         exchange.keep_alive = parser.should_keep_alive()
-        path, _, exchange.query = self._url.partition(b"?")
-        exchange.path = path.decode("latin-1") if path[:1] == b"/" else _to_origin_form(path)
-        if "%" in exchange.path:
-            exchange.path = unquote(exchange.path)
+        read_target(exchange, self._url)
+        check_head(exchange)
         length = int(exchange.headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
-            try:
-                self._upload = begin_upload(self, self.server.spools, exchange, length)
-            except WireError as error:
-                self._refusal = error
-                raise
+            self._upload = begin_upload(self, self.server.spools, exchange, length)
         if exchange.spool is None and length > self.server.limits.max_body_bytes:
-            self._refusal = self._body_too_large(f"{length} bytes")
-            raise ValueError("body too large")
+            raise self._body_too_large(f"{length} bytes")
+        if b"content-encoding" in exchange.headers:
+            self._codings = read_codings(exchange, length)
         if (
             exchange.headers.get(b"expect", b"").lower() == b"100-continue"
             and exchange.version == "1.1"
@@ -266,11 +260,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._silent_bytes = 0
         if self._upload is not None:
-            try:
-                self._upload.take(body)
-            except WireError as error:
-                self._refusal = error
-                raise
+            self._upload.take(body)
             return
         if not self._body:
             self._body = body
@@ -281,14 +271,16 @@ class HttpProtocol(asyncio.Protocol):
             self._body += body
         limit = self.server.limits.max_body_bytes
         if len(self._body) > limit:
-            self._refusal = self._body_too_large(f"more than {limit} bytes")
-            raise ValueError("body too large")
+            raise self._body_too_large(f"more than {limit} bytes")
 
     def on_message_complete(self) -> None:
         self._silent_bytes = 0
         exchange = self._building
         if exchange is None or not exchange.method:
             return  # the first pass over a request with `Upgrade`
+        if self._codings:
+            limit = self.server.limits.max_body_bytes
+            self._body = decode_content(exchange, bytes(self._body), self._codings, limit)
         self._building = None
         self._upload = None
         if self.closed:
@@ -417,8 +409,7 @@ class HttpProtocol(asyncio.Protocol):
         self._silent_bytes = 0
         self._header_bytes += count
         if self._header_bytes > self.server.limits.max_header_bytes:
-            self._refusal = self._headers_too_large()
-            raise ValueError("headers too large")
+            raise self._headers_too_large()
 
     def _headers_too_large(self) -> WireError:
         limit = self.server.limits.max_header_bytes
@@ -434,6 +425,14 @@ class HttpProtocol(asyncio.Protocol):
             "(limits.max_body in the spec)",
             code="body_too_large",
         )
+
+    def _feed(self, data: bytes | memoryview) -> memoryview | None:
+        """Parse; returns what follows a head that offers another protocol, if there is one."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return memoryview(data)[upgrade.args[0] :]
+        return None
 
     def _ignore_upgrades(self, rest: memoryview) -> None:
         """Parse a request that offers another protocol again, without the offer.
@@ -452,12 +451,10 @@ class HttpProtocol(asyncio.Protocol):
                 lines.append(b"connection: close\r\n")
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(b"".join(lines) + b"\r\n")
-            try:
-                self._parser.feed_data(rest)
-            except httptools.HttpParserUpgrade as upgrade:
-                rest = rest[upgrade.args[0] :]
-            else:
+            left = self._feed(rest)
+            if left is None:
                 return
+            rest = left
 
     def _dispatch(self, exchange: Exchange) -> None:
         self._current = exchange
@@ -616,11 +613,3 @@ def _count_in_kernel(transport: asyncio.Transport) -> int:
     except (OSError, ValueError, AttributeError):  # closed meanwhile
         return 0
     return int.from_bytes(count, sys.byteorder)
-
-
-def _to_origin_form(target: bytes) -> str:
-    """The path in `http://host/path`, the form that clients of proxies send; `*` as it is."""
-    _, found, rest = target.partition(b"://")
-    if not found:
-        return target.decode("latin-1")
-    return "/" + rest.partition(b"/")[2].decode("latin-1")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from thrifty.errors import ThriftyError
+from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
 
 Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 """A process's main coroutine. SIGTERM and SIGINT set its event; it returns the exit status."""
@@ -29,9 +30,9 @@ def run_process(main: Main) -> int:
 
         loop_factory = uvloop.new_event_loop
     try:
-        logging.basicConfig(
-            level=read_log_level(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        handler = logging.StreamHandler()
+        handler.setFormatter(LineFormatter(LOG_FORMAT))
+        logging.basicConfig(level=read_log_level(), handlers=[handler])
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_with_signals(main))
     except ThriftyError as error:

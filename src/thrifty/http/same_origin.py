@@ -45,6 +45,27 @@ class SameOrigin:
             address=None if local is None else local[0],
         )
 
+    def check_page(self, exchange: Exchange) -> None:
+        """Raise a 403 for a request that a page of another site may have sent, on routes that
+        anybody may call where no keys exist.
+
+        More is let through than by `check`: every page that `gateway.cors` names, `*` too, bodies
+        of every type, and clients elsewhere that know this service by a name of their own.
+        """
+        origin = exchange.headers.get(b"origin")
+        if origin is not None:
+            if exchange.cors is not None and exchange.cors.allows(origin):
+                return
+        elif not exchange.from_this_machine:
+            return
+        local = exchange.local
+        self.check_headers(
+            exchange.method,
+            exchange.headers,
+            has_body=False,
+            address=None if local is None else local[0],
+        )
+
     def check_headers(
         self,
         method: str,

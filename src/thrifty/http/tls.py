@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 CHECK_INTERVAL_S = 1.0
 """How often the files are looked at."""
 
-_Stamp = tuple[tuple[int, int, int], ...]
+_Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 class ServerTls:
@@ -68,9 +68,11 @@ class ServerTls:
             try:
                 found = os.stat(path)
             except OSError:
-                stamps.append((0, 0, 0))
+                stamps.append((0, 0, 0, 0))
             else:
-                stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+                # The time of the last change of status covers permissions, and tools that preserve
+                # the time of the last write.
+                stamps.append((found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino))
         return tuple(stamps)
 
     def _explain(self, error: OSError | ValueError) -> str:

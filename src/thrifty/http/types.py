@@ -15,6 +15,11 @@ EVENT_STREAM_HEADERS = [
 ]
 
 
+def is_event_stream(content_type: bytes) -> bool:
+    """Whether a `Content-Type` names an event stream."""
+    return content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+
+
 def encode_lines(headers: Headers) -> bytes:
     """Header lines as they are sent."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])

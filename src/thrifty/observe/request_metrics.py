@@ -43,6 +43,9 @@ LATENCY_S = (
 )
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
 OVERHEAD_S = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.25)
+MAX_KINDS = 256
+"""Bound on the kinds of errors, some of which external servers name: more count as `OTHER`."""
+OTHER = "other"
 MAX_SERIES = 4096
 """Bound on kept series, because replicas come and go, and memory must stay bounded."""
 
@@ -151,6 +154,7 @@ class RequestMetrics(Collector):
         self._series: dict[tuple[str, str, str], _Series] = {}
         self._requests: dict[tuple[str, str, str, str, str], int] = {}
         self._errors: dict[tuple[str, str, str, str], int] = {}
+        self._kinds: set[str] = set()
         self._cache: dict[tuple[str, str, str], int] = {}
         self._hits: dict[tuple[str, str, str], int] = {}
         self._saved: dict[tuple[str, str], list[float]] = {}
@@ -164,8 +168,7 @@ class RequestMetrics(Collector):
         request = (*labels, observation.endpoint, str(observation.status))
         self._requests[request] = self._requests.get(request, 0) + 1
         if observation.error is not None:
-            error = (*labels, observation.error)
-            self._errors[error] = self._errors.get(error, 0) + 1
+            self._count_error(labels, observation.error)
         if observation.cache:
             cache = (observation.deployment, observation.version, observation.cache)
             self._cache[cache] = self._cache.get(cache, 0) + 1
@@ -202,8 +205,7 @@ class RequestMetrics(Collector):
 
     def count_error(self, kind: str) -> None:
         """Count a request that was refused before it was parsed."""
-        key = ("", "", "", kind)
-        self._errors[key] = self._errors.get(key, 0) + 1
+        self._count_error(("", "", ""), kind)
 
     def collect(self) -> Iterator[Metric]:
         """The Prometheus families of everything counted so far."""
@@ -241,6 +243,14 @@ class RequestMetrics(Collector):
         for name, (metric, text) in _TOKENS.items():
             counts = {labels: getattr(series, name) for labels, series in self._series.items()}
             yield make_counter(metric, text, LABELS, counts)
+
+    def _count_error(self, labels: tuple[str, str, str], kind: str) -> None:
+        if kind not in self._kinds:
+            if len(self._kinds) >= MAX_KINDS:
+                kind = OTHER
+            self._kinds.add(kind)
+        error = (*labels, kind)
+        self._errors[error] = self._errors.get(error, 0) + 1
 
     def _count_saved(self, deployment: str, version: str, saved: Saved) -> None:
         hit = (deployment, version, saved.tier)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from thrifty.db.sanitize import sanitize_text
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
+from thrifty.untrusted_text import sanitize_text
 
 MAX_CHARS = 1_000_000
 """Bound on the text of a prompt and of an answer; the longest pieces are truncated."""
@@ -39,13 +39,17 @@ class Texts(NamedTuple):
 
 
 def make_texts(
-    endpoint: Endpoint, request: Mapping[str, Any], answer: bytes | None
+    endpoint: Endpoint,
+    request: Mapping[str, Any],
+    answer: bytes | None,
+    *,
+    streamed: bool = False,
 ) -> Texts | None:
     """The texts of one response; None if there are none to record (embeddings, tokenization).
 
     `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
-    event stream (possibly interrupted), or None. An error is not an answer. Never raises, whatever
-    a client or a server sends.
+    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. Never
+    raises, whatever a client or a server sends.
     """
     if endpoint is Endpoint.CHAT:
         messages = _read_messages(request.get("messages"))
@@ -53,6 +57,8 @@ def make_texts(
         messages = _read_prompts(request.get("prompt"))
     else:
         return None
+    if answer is not None and streamed:
+        answer = assemble_stream(answer, partial=True)
     return Texts(_encode(_bound(messages)), _write_answer(_bound(_read_choices(answer))))
 
 
@@ -161,8 +167,6 @@ def _is_token_ids(items: list[Any]) -> bool:
 
 
 def _read_choices(answer: bytes | None) -> list[Message]:
-    if answer is not None and answer.lstrip()[:1] != b"{":
-        answer = assemble_stream(answer, partial=True)
     if answer is None:
         return []
     try:

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from thrifty.openai.base32 import ALPHABET
-from thrifty.openai.fields import Endpoint
+from thrifty.openai.fields import Endpoint, read_user
 
 PREFIX = "conv-"
 HASH_CHARS, MAC_CHARS = 20, 7
@@ -112,7 +112,7 @@ def _read_key(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
         parts = _read_beginning(body.get("prompt"))
     else:
         parts = body.get("input", body.get("prompt", body.get("messages")))
-    key = (body.get("user"), parts)
+    key = (read_user(body), parts)
     try:
         return msgspec.json.encode(key)
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):

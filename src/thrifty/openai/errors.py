@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import BadDataError, DatabaseError, ThriftyError
+from thrifty.untrusted_text import sanitize_text
 
 INVALID_REQUEST = "invalid_request_error"
 AUTHENTICATION = "authentication_error"
@@ -57,7 +58,13 @@ class WireError(ThriftyError):
 
     def encode(self) -> bytes:
         """The JSON bytes of the error object."""
-        return msgspec.json.encode(self.body)
+        try:
+            return msgspec.json.encode(self.body)
+        except UnicodeEncodeError:
+            # A message may quote half of a surrogate pair.
+            fields: dict[str, str | None] = self.body["error"]
+            clean = {k: v if v is None else sanitize_text(v) for k, v in fields.items()}
+            return msgspec.json.encode({"error": clean})
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -65,6 +72,14 @@ class WireError(ThriftyError):
         if self.retry_after_s is None:
             return list(self._headers)
         return [(b"retry-after", b"%d" % max(1, round(self.retry_after_s))), *self._headers]
+
+
+def read_message(body: bytes) -> str:
+    """The message in an error that a server sent, or the beginning of what it sent instead."""
+    try:
+        return sanitize_text(str(msgspec.json.decode(body)["error"]["message"]), 1000)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return body[:300].decode("utf-8", "replace")
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> WireError:
@@ -75,6 +90,17 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 def unavailable(message: str, code: str, retry_after_s: float = 1.0) -> WireError:
     """A 503: not possible now; the client may try again."""
     return WireError(503, message, type=OVERLOADED, code=code, retry_after_s=retry_after_s)
+
+
+def explain_database(error: DatabaseError) -> WireError:
+    """A 400 if the database refuses a value of the request, a 503 while it is unavailable."""
+    if isinstance(error, BadDataError):
+        return bad_request(
+            "The database cannot store or compare a value in this request; remove control "
+            "characters and shorten long values.",
+            code="invalid_value",
+        )
+    return unavailable("the database is unavailable; retry later", "database_away", 5.0)
 
 
 def internal_error(message: str = "the server had an internal error") -> WireError:

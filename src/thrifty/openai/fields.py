@@ -8,12 +8,14 @@ with its default value is accepted.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.stream_options import NAMES, is_stream_options
 
 
 class Endpoint(StrEnum):
@@ -23,6 +25,10 @@ class Endpoint(StrEnum):
     COMPLETIONS = "/v1/completions"
     EMBEDDINGS = "/v1/embeddings"
     TOKENIZE = "/tokenize"
+
+
+STREAMED = (Endpoint.CHAT, Endpoint.COMPLETIONS)
+"""The endpoints whose answers may be streamed."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +104,35 @@ def _is_stop(value: Any) -> bool:
     )
 
 
-def _is_stream_options(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) <= {"include_usage"}
-        and all(isinstance(item, bool) for item in value.values())
+def _is_bias(value: Any) -> bool:
+    """Whether it holds numbers from -100 to 100 by token ids, which are texts in JSON."""
+    return isinstance(value, dict) and all(
+        name.isascii()
+        and name.isdigit()
+        and isinstance(bias, int | float)
+        and not isinstance(bias, bool)
+        and -100 <= bias <= 100
+        for name, bias in value.items()
     )
+
+
+def _is_truncation(value: Any) -> bool:
+    return type(value) is int and (value == -1 or 1 <= value <= _MAX_INT)
 
 
 MAX_NAME = 64
 """Far longer than any field's name."""
+MAX_STOP_TOKENS = 1024
 _MAX_INT = 2**31 - 1
 _MAX_SEED = 2**63 - 1
 
 _TEXT_INPUT = Field("a string, an array of strings, or token ids", _is_text_input)
-_TOKEN_IDS = Field("an array of token ids", _is_token_ids, ([],))
+_STOP_TOKENS = Field(
+    f"an array of up to {MAX_STOP_TOKENS} token ids",
+    lambda value: _is_token_ids(value) and len(value) <= MAX_STOP_TOKENS,
+    ([],),
+)
+_TRUNCATION = Field("-1 or a whole number from 1", _is_truncation)
 _STOP = Field("a string or an array of up to 16 strings", _is_stop, ([], ""))
 
 _SAMPLING: dict[str, Field] = {
@@ -128,15 +148,23 @@ _SAMPLING: dict[str, Field] = {
     "min_tokens": _integer(0, _MAX_INT, 0),
     "ignore_eos": _boolean(False),
     "stop": _STOP,
-    "stop_token_ids": _TOKEN_IDS,
+    "stop_token_ids": _STOP_TOKENS,
     "n": _integer(1, 128, 1),
-    "logit_bias": _object({}),
+    "logit_bias": Field("an object of numbers from -100 to 100 by token id", _is_bias, ({},)),
     "user": _string(),
+    "safety_identifier": _string(),
     "priority": _integer(0, 1000, 0),
+}
+_TEMPLATE: dict[str, Field] = {
+    "add_generation_prompt": _boolean(True),
+    "continue_final_message": _boolean(False),
+    "chat_template_kwargs": _object({}),
 }
 _STREAMING: dict[str, Field] = {
     "stream": _boolean(),
-    "stream_options": Field("an object with include_usage (true or false)", _is_stream_options),
+    "stream_options": Field(
+        f"an object with {', '.join(sorted(NAMES))} (true or false)", is_stream_options
+    ),
 }
 
 CHAT_FIELDS: dict[str, Field] = {
@@ -155,19 +183,23 @@ CHAT_FIELDS: dict[str, Field] = {
         ("none", "auto"),
     ),
     "parallel_tool_calls": _boolean(True),
-    "chat_template_kwargs": _object({}),
+    **_TEMPLATE,
+    "separate_reasoning": _boolean(),
+    "truncate_prompt_tokens": _TRUNCATION,
     "functions": _array(),
     "function_call": Field("a string or an object", lambda v: isinstance(v, str | dict)),
     "audio": _object(),
     "metadata": _object({}),
     "modalities": _array(["text"]),
+    "moderation": _object(),
     "prediction": _object(),
     "prompt_cache_key": _string(),
+    "prompt_cache_options": _object({}, {"mode": "implicit"}),
+    "prompt_cache_retention": _string("in_memory"),
     "reasoning_effort": _string(),
-    "safety_identifier": _string(),
     "service_tier": _string("auto", "default"),
     "store": _boolean(False),
-    "verbosity": _string(),
+    "verbosity": _string("medium"),
     "web_search_options": _object(),
 }
 COMPLETION_FIELDS: dict[str, Field] = {
@@ -175,9 +207,10 @@ COMPLETION_FIELDS: dict[str, Field] = {
     "prompt": _TEXT_INPUT,
     **_SAMPLING,
     **_STREAMING,
-    "max_tokens": _integer(1, _MAX_INT),
+    "max_tokens": _integer(0, _MAX_INT),
     "logprobs": _integer(0, 5),
     "echo": _boolean(False),
+    "truncate_prompt_tokens": _TRUNCATION,
     "suffix": _string(""),
     "best_of": _integer(1, 20, 1),
 }
@@ -186,7 +219,9 @@ EMBEDDING_FIELDS: dict[str, Field] = {
     "input": _TEXT_INPUT,
     "encoding_format": _choice("float", "base64"),
     "dimensions": _integer(1, 1_000_000),
+    "truncate_prompt_tokens": _TRUNCATION,
     "user": _string(),
+    "safety_identifier": _string(),
 }
 TOKENIZE_FIELDS: dict[str, Field] = {
     "model": _string(),
@@ -194,7 +229,7 @@ TOKENIZE_FIELDS: dict[str, Field] = {
     "messages": CHAT_FIELDS["messages"],
     "tools": CHAT_FIELDS["tools"],
     "add_special_tokens": _boolean(),
-    "add_generation_prompt": _boolean(),
+    **_TEMPLATE,
     "return_token_strs": _boolean(),
 }
 
@@ -209,9 +244,10 @@ REQUIRED: dict[Endpoint, str] = {
     Endpoint.COMPLETIONS: "prompt",
     Endpoint.EMBEDDINGS: "input",
 }
-ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user"})
+ALWAYS_HONOURED = frozenset({"model", "stream", "stream_options", "user", "safety_identifier"})
 
 _INSTEAD = {
+    "logit_bias": "remove it, or use 'engine: remote' with a server that can, such as vLLM",
     "functions": "use 'tools' instead",
     "function_call": "use 'tool_choice' instead",
 }
@@ -258,15 +294,37 @@ def check_honoured(
             raise _unknown(name, fields)
         if (
             value is not None
-            and name not in honoured
-            and name not in ALWAYS_HONOURED
+            and not is_honoured(name, endpoint, honoured)
             and value not in field.neutral
-            and name != REQUIRED.get(endpoint)
         ):
             instead = _INSTEAD.get(name, "remove it, or use an engine that can")
             behind = engine if version is None else f"version {version}, {engine}"
             raise bad_request(
                 f"The engine behind this model ({behind}) cannot honour '{name}'; {instead}.",
+                name,
+                "unsupported_parameter",
+            )
+
+
+def is_honoured(name: str, endpoint: Endpoint, honoured: Collection[str]) -> bool:
+    """Whether an engine that honours the fields `honoured` honours this one."""
+    return name in honoured or name in ALWAYS_HONOURED or name == REQUIRED.get(endpoint)
+
+
+Narrowed = Mapping[tuple[Endpoint, str], Field]
+"""What an engine honours of fields that it honours in part."""
+
+
+def check_narrowed(
+    body: Mapping[str, Any], endpoint: Endpoint, narrowed: Narrowed, engine: str = "engine"
+) -> None:
+    """Raise a 400 that names the first field with a value that the engine does not honour."""
+    for (where, name), field in narrowed.items():
+        value = body.get(name)
+        if where is endpoint and value is not None and not field.accepts(value):
+            raise bad_request(
+                f"The engine behind this model ({engine}) cannot honour '{name}' as given: it must "
+                f"be {field.rule}, not {show_value(value)}.",
                 name,
                 "unsupported_parameter",
             )
@@ -283,6 +341,12 @@ def check_fields(
     check_honoured(body, endpoint, honoured, engine)
 
 
+def read_user(body: Mapping[str, Any]) -> Any:
+    """The end user that a request names, in `user` or in the field that replaced it."""
+    user = body.get("user")
+    return body.get("safety_identifier") if user is None else user
+
+
 def missing_parameter(name: str) -> WireError:
     """The 400 for a missing required parameter."""
     return bad_request(f"Missing required parameter: '{name}'.", name, "missing_required_parameter")
@@ -297,7 +361,12 @@ def _unknown(name: str, fields: Collection[str]) -> Exception:
     return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")
 
 
+_shortened = reprlib.Repr()
+_shortened.maxlist = _shortened.maxdict = 20
+
+
 def show_value(value: Any) -> str:
     """The representation of a value in error messages, at most 60 characters."""
-    text = repr(value)
+    # Writing out megabytes would block all other requests.
+    text = repr(value[:60]) if isinstance(value, str) else _shortened.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

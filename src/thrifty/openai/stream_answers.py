@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import msgspec
 
-from thrifty.openai.events import DONE, read_data, split_events
+from thrifty.openai.events import read_stream
 
 MAX_TOOL_CALLS = 1024
-"""Calls with a greater index are left out: the index says how long the list becomes."""
+"""A call with a greater index is not taken: it says how long the list becomes."""
 
 
 def assemble_stream(stream: bytes, *, partial: bool = False) -> bytes | None:
     """The whole answer in a finished stream, as JSON.
 
-    None where it has not come to its end, ended with an error, or is not of a known kind. With
-    `partial`, what has come of a stream that broke off is an answer, too; its choices may then have
-    no `finish_reason`.
+    None where a choice has not come to its end, where an event is an error or cannot be understood,
+    or where the stream is not of a known kind. With `partial`, what can be understood of a stream
+    that broke off is an answer, too; its choices may then have no `finish_reason`.
     """
-    if not partial and not stream.rstrip().endswith(DONE.rstrip()) and DONE not in stream:
-        return None
-    events, rest = split_events(stream)
     chunks = []
-    for event in (*events, rest):
-        data = read_data(event)
-        if not data or data == b"[DONE]":
-            continue
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    for data in read_stream(stream):
+        if data == b"[DONE]":
+            break
+        try:
             chunk = msgspec.json.decode(data)
-            if isinstance(chunk, dict) and "error" not in chunk:
-                chunks.append(chunk)
-            elif not partial:
-                return None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            chunk = None
+        # Some servers write `"error": null` into every chunk.
+        if isinstance(chunk, dict) and chunk.get("error") is None:
+            chunks.append(chunk)
+        elif not partial:
+            return None
     return assemble_answer(chunks, partial=partial)
 
 
@@ -53,7 +51,7 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
         for event in events:
             usage = event.get("usage") or usage
             for part in event.get("choices") or ():
-                _merge_choice(choices, part, chat)
+                _merge_choice(choices, part, chat, partial=partial)
     except (LookupError, TypeError, AttributeError):
         return None  # not the dialect
     unfinished = any(choice["finish_reason"] is None for choice in choices.values())
@@ -71,25 +69,30 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
     return msgspec.json.encode(answer)
 
 
-def _merge_choice(choices: dict[int, dict[str, Any]], part: dict[str, Any], chat: bool) -> None:
+def _merge_choice(
+    choices: dict[int, dict[str, Any]], part: dict[str, Any], chat: bool, *, partial: bool
+) -> None:
     index = part["index"]
     if not isinstance(index, int):
         raise TypeError("a choice's index is no number")
     choice = choices.setdefault(index, {"index": index, "finish_reason": None, "logprobs": None})
     choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
-    (_merge_delta if chat else _merge_text)(choice, part)
+    if chat:
+        _merge_delta(choice, part, partial=partial)
+    else:
+        _merge_text(choice, part)
 
 
-def _merge_delta(choice: dict[str, Any], part: dict[str, Any]) -> None:
+def _merge_delta(choice: dict[str, Any], part: dict[str, Any], *, partial: bool) -> None:
     message = choice.setdefault("message", {"role": "assistant", "content": None, "refusal": None})
     delta = part.get("delta") or {}
     for key, value in delta.items():
         if value is None or key == "role":
             continue
         if key == "tool_calls":
-            _merge_tool_calls(message.setdefault("tool_calls", []), value)
-        elif isinstance(value, str):
-            message[key] = (message.get(key) or "") + value
+            _merge_tool_calls(message.setdefault("tool_calls", []), value, partial=partial)
+        elif isinstance(value, str | list) and message.get(key) is not None:
+            message[key] = message[key] + value
         else:
             message[key] = value
     logprobs = part.get("logprobs")
@@ -99,19 +102,25 @@ def _merge_delta(choice: dict[str, Any], part: dict[str, Any]) -> None:
         choice["logprobs"] = known
 
 
-def _merge_tool_calls(calls: list[dict[str, Any]], parts: list[dict[str, Any]]) -> None:
+def _merge_tool_calls(
+    calls: list[dict[str, Any]], parts: list[dict[str, Any]], *, partial: bool
+) -> None:
     for part in parts:
         index = part.get("index", len(calls))
         if not 0 <= index < MAX_TOOL_CALLS:
-            continue
-        kind, text = ("custom", "input") if part.get("custom") else ("function", "arguments")
+            if partial:
+                continue
+            raise LookupError(f"a tool call has the index {index}")
         while len(calls) <= index:
-            calls.append({"id": "", "type": kind, kind: {"name": "", text: ""}})
-        call, given = calls[index], part.get(kind) or {}
-        call["id"] = part.get("id") or call["id"]
-        if kind in call:
-            call[kind]["name"] += given.get("name") or ""
-            call[kind][text] += given.get(text) or ""
+            calls.append({"id": "", "type": "function"})
+        call = calls[index]
+        for key in ("id", "type"):
+            call[key] = part.get(key) or call[key]
+        for kind, written in (("function", "arguments"), ("custom", "input")):
+            if (piece := part.get(kind)) is not None:
+                whole = call.setdefault(kind, {"name": "", written: ""})
+                for key in whole:
+                    whole[key] += piece.get(key) or ""
 
 
 def _merge_text(choice: dict[str, Any], part: dict[str, Any]) -> None:

@@ -78,10 +78,10 @@ def _describe(fault: dict[str, Any], path: str) -> str:
             f"{shown} is not a label; take up to 63 letters, digits, '.', '_', '@' and '-', of "
             "which the first is a letter or digit"
         )
-    if kind == "string_pattern_mismatch":
+    if kind in ("string_pattern_mismatch", "string_too_long"):
         return (
-            f"{shown} is not a name; take up to 64 letters, digits, '.', '_' and '-', of which "
-            "the first is a letter or digit"
+            f"{shown} is not a name; take up to 64 letters, digits, '.', '_', ':', '-' and '/', "
+            "of which the first, and the first after each '/', is a letter or digit"
         )
     if kind == "model_type":
         return f"must be {_say_section(path)}, not {shown}"

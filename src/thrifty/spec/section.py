@@ -38,7 +38,11 @@ def _refuse_boolean(value: Any) -> Any:
 Integer = Annotated[int, BeforeValidator(_refuse_boolean)]
 Number = Annotated[float, BeforeValidator(_refuse_boolean)]
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+MAX_NAME = 64
+_SEGMENT = "[A-Za-z0-9][A-Za-z0-9._:-]*"
+Name = Annotated[str, Field(pattern=f"^{_SEGMENT}(/{_SEGMENT})*$", max_length=MAX_NAME)]
+"""What clients write in `model`, such as `org/model` or `llama3.2:1b`. No segment is a dot, so that
+no name leaves the folder of a path that it is part of."""
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 MAX_LABEL = 63

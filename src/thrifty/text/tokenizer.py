@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from thrifty.artifacts.inspect import read_chat_template
-from thrifty.openai.errors import bad_request
+from thrifty.artifacts.chat_templates import DEFAULT, TOOL_USE, read_chat_templates
+from thrifty.artifacts.stop_tokens import read_token_text
+from thrifty.openai.errors import WireError, bad_request
+from thrifty.text.chat_template import ChatTemplate, TemplateRefusal
+from thrifty.text.control_tokens import ControlTokens
+from thrifty.text.reasoning import Tags, find_tags
+from thrifty.text.token_bounds import find_bound
 from thrifty.text.vocabulary import decode_piece
 
 _BROKEN = "\ufffd"
@@ -24,26 +24,42 @@ _BROKEN = "\ufffd"
 
 
 class TextTokenizer:
-    """A tokenizer with its chat template.
-
-    Templates run in Jinja's sandbox, with the helper functions that transformers provides.
-    """
+    """A tokenizer with its chat templates."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        chat_template: str | None,
+        chat_template: str | Mapping[str, str] | None,
         *,
         special_tokens: dict[str, str] | None = None,
     ) -> None:
+        """`chat_template` is one template, or several by name, `default` among them."""
         self.tokenizer = tokenizer
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self.vocabulary_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+        vocabulary = tokenizer.get_vocab()
+        self.vocabulary_size = 1 + max(vocabulary.values(), default=-1)
         """All token ids are below it."""
-        self.chat_template = chat_template
+        self._bound = find_bound(tokenizer, vocabulary)
         self._special_tokens = special_tokens or {}
-        self._template = _compile(chat_template) if chat_template else None
+        named = {DEFAULT: chat_template} if isinstance(chat_template, str) else chat_template or {}
+        self._templates = {
+            name: ChatTemplate(source, self._special_tokens)
+            for name, source in named.items()
+            if name in (DEFAULT, TOOL_USE)
+        }
+        self._around = _find_around(tokenizer)
+        added = tokenizer.get_added_tokens_decoder()
+        self.control_tokens = ControlTokens(t.content for t in added.values() if t.special)
+        ids = {token.content: index for index, token in added.items()}
+        self.reasoning_tags: Tags | None = find_tags(named.get(DEFAULT, ""), ids)
+        """What encloses the model's reasoning, if it thinks."""
+        self.hidden_tags = {
+            ids[tag]: tag
+            for tag in self.reasoning_tags or ()
+            if tag in ids and added[ids[tag]].special
+        }
+        """Those of the tags that decoding leaves out, by their ids."""
 
     @classmethod
     def load(cls, folder: Path) -> TextTokenizer:
@@ -51,18 +67,37 @@ class TextTokenizer:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config_path = folder / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_path.read_text()) if config_path.exists() else {}
-        special = {}
-        for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            value = config.get(key)
-            value = value.get("content") if isinstance(value, dict) else value
-            if isinstance(value, str):
-                special[key] = value
-        return cls(tokenizer, read_chat_template(folder), special_tokens=special)
+        texts = {
+            key: read_token_text(config, key)
+            for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+        }
+        special = {key: text for key, text in texts.items() if text is not None}
+        return cls(tokenizer, read_chat_templates(folder), special_tokens=special)
 
-    @property
-    def knows_tools(self) -> bool:
-        """Whether the chat template renders tools."""
-        return self.chat_template is not None and "tools" in self.chat_template
+    def find_template(self, *, tools: bool = False) -> ChatTemplate:
+        """The chat template, for a conversation with or without tools. Raises a 400 if the model
+        has none.
+        """
+        template = self._templates.get(TOOL_USE) if tools else None
+        template = template or self._templates.get(DEFAULT)
+        if template is None:
+            raise bad_request(
+                "this model has no chat template; use /v1/completions, or add a "
+                "chat_template.jinja to the model",
+                "messages",
+                "no_chat_template",
+            )
+        return template
+
+    def find_turn_ends(self) -> tuple[int, ...]:
+        """The tokens that the chat templates write behind an answer."""
+        named = {
+            token.content: index
+            for index, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special or token.content.startswith("<")
+        }
+        ends = [end for template in self._templates.values() for end in template.find_ends(named)]
+        return tuple(dict.fromkeys(ends))
 
     def special_id(self, name: str) -> int | None:
         """The id of `bos_token`, `eos_token` etc.; None if the settings name none."""
@@ -70,9 +105,32 @@ class TextTokenizer:
         return None if text is None else self.tokenizer.token_to_id(text)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of `text`."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """The token ids of `text`. Other threads run meanwhile."""
+        # `encode` would keep the interpreter lock.
+        (encoding,) = self.tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
+        ids: list[int] = encoding.ids
         return ids
+
+    def count_least(self, text: str) -> int:
+        """A number of tokens that `text` has at least, found without tokenizing it."""
+        return self._bound.count_least(text)
+
+    def encode_truncated(self, text: str, most: int, *, keep_end: bool) -> list[int]:
+        """At most `most` tokens: the beginning of `text` or its end, and the special tokens that
+        belong around it. None of the text remains if `most` is not above `special_count`.
+        """
+        before, after = self._around
+        ids = self.encode(text, add_special_tokens=False)
+        room = max(0, most - self.special_count)
+        kept = ids[max(0, len(ids) - room) :] if keep_end else ids[:room]
+        return [*before, *kept, *after]
+
+    @property
+    def special_count(self) -> int:
+        """How many special tokens belong around a text."""
+        return sum(map(len, self._around))
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
@@ -90,71 +148,34 @@ class TextTokenizer:
         return text.encode() if piece is None else decode_piece(self.tokenizer, piece)
 
     def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        tools: list[dict[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        extra: dict[str, Any] | None = None,
+        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The prompt for a conversation. Raises a 400 error if the template rejects it."""
-        if self._template is None:
-            raise bad_request(
-                "this model has no chat template; use /v1/completions, or add a "
-                "chat_template.jinja to the model",
-                "messages",
-                "no_chat_template",
-            )
+        """The prompt for a conversation. Raises a 400 if the template rejects it."""
         try:
-            return self._template.render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_tokens,
-                **(extra or {}),
+            return self.find_template().render(
+                messages, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:
-            # A template is a program, which may fail on unexpected messages in any way.
-            raise bad_request(
-                f"the model's chat template rejects these messages: {error}",
-                "messages",
-                "chat_template_error",
-            ) from None
+        except TemplateRefusal as error:
+            raise refuse_messages(error) from None
 
 
-def _compile(template: str) -> jinja2.Template:
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def tojson(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-            sort_keys=sort_keys,
-        )  # fmt: skip
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _GenerationBlock]
+def refuse_messages(error: TemplateRefusal) -> WireError:
+    """The 400 for messages that a template does not take."""
+    return bad_request(
+        f"the model's chat template rejects these messages: {error}",
+        "messages",
+        "chat_template_error",
     )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
 
 
-class _GenerationBlock(Extension):
-    """`{% generation %}`: marks the model's turn for training; it has no effect on a prompt."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+def _find_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    encoding = tokenizer.encode("a")
+    mask, ids = encoding.special_tokens_mask, encoding.ids
+    if 0 not in mask:
+        return ids, []
+    last = len(mask) - mask[::-1].index(0)
+    return ids[: mask.index(0)], ids[last:]
 
 
 class IncrementalText:
@@ -164,14 +185,19 @@ class IncrementalText:
     that may be the start of a stop string.
     """
 
-    __slots__ = ("_decoder", "_held", "_pending", "_stops", "_tokenizer", "stopped")
+    __slots__ = (
+        "_decoder", "_held", "_hidden_tags", "_pending", "_stops", "_tokenizer", "length", "stopped",
+    )  # fmt: skip
 
     def __init__(self, tokenizer: TextTokenizer, stops: tuple[str, ...]) -> None:
         self._tokenizer = tokenizer.tokenizer
+        self._hidden_tags = tokenizer.hidden_tags
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._stops = stops
         self._held = ""
         self._pending: list[int] = []
+        self.length = 0
+        """How many characters the tokens so far amount to, with those that are held back."""
         self.stopped = False
 
     def feed(self, token_id: int, *, check_stops: bool = True) -> str:
@@ -182,10 +208,13 @@ class IncrementalText:
             # The library fails on some sequences of invalid bytes; decoding starts afresh.
             self._decoder = DecodeStream(skip_special_tokens=True)
             piece = self._decoder.step(self._tokenizer, token_id)
+        if token_id in self._hidden_tags:
+            piece = f"{piece or ''}{self._hidden_tags[token_id]}"
         if not piece:
             self._pending.append(token_id)
             return ""
         self._pending.clear()
+        self.length += len(piece)
         if not self._stops:
             return str(piece)
         before = len(self._held)

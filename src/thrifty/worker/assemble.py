@@ -277,6 +277,7 @@ def _make_batches(
         settings=settings.batches,
         max_body_bytes=settings.max_body_bytes,
         conversations=base.conversations,
+        same_origin=base.same_origin,
     )
     stack.callback(batches.pages.close)
     return batches

@@ -31,6 +31,7 @@ from thrifty.api.models import (
     VersionStatus,
 )
 from thrifty.api.services import not_found
+from thrifty.artifacts import Store
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
 from thrifty.db import Database, open_database
@@ -39,7 +40,7 @@ from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.openai.errors import WireError
+from thrifty.openai.errors import WireError, bad_request
 
 SPEC_TIMEOUT_S = 3600.0
 """Limit for one request; fetching a large model takes long."""
@@ -92,7 +93,7 @@ class HomeServices:
                 409, f"The deployment '{deployment}' has no earlier state.", code="nothing_before"
             )
         try:
-            roll_back(self._database, deployment, _actor(who, why))
+            roll_back(self._database, deployment, _actor(who, why), store=Store(self._home.models))
         except ControlError as error:
             raise WireError(409, str(error), code="cannot_roll_back") from None
         change = read_history(self._database, deployment, 1)[0]
@@ -135,7 +136,12 @@ class HomeServices:
 
     def _run(self, act: str, spec: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         """Run an action in `thrifty.spec_worker`. Raises `SpecError` and `ThriftyError`."""
-        request = msgspec.json.encode({"act": act, "spec": dict(spec), **options})
+        try:
+            request = msgspec.json.encode({"act": act, "spec": dict(spec), **options})
+        except (UnicodeEncodeError, OverflowError, RecursionError) as error:
+            raise bad_request(
+                f"'spec' holds a value that no spec can hold: {error}.", "spec", "invalid_spec"
+            ) from None
         try:
             done = subprocess.run(
                 [sys.executable, "-m", "thrifty.spec_worker"],

@@ -22,21 +22,23 @@ from thrifty.engines.base import (
 )
 from thrifty.engines.machine import Machine
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.server import ENVIRONMENT
+from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import Problem
 from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import Spec
 from thrifty.spec.section import Count, Duration, Section
 from thrifty.types import Family, OnProgress
 
-_REFUSED = {"logit_bias", "priority", "response_format", "best_of", "suffix", "functions", "function_call",
+_REFUSED = {"logit_bias", "priority", "response_format", "suffix", "functions", "function_call",
             "audio", "metadata", "modalities", "prediction", "prompt_cache_key",
-            "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
+            "reasoning_effort", "service_tier", "store", "verbosity",
             "web_search_options", "tools", "tool_choice"}  # fmt: skip
 
 
 _HONOURS = frozenset(
     (set(CHAT_FIELDS) - _REFUSED)
-    | {"prompt", "echo", "input", "encoding_format", "dimensions", "add_special_tokens",
+    | {"prompt", "echo", "best_of", "input", "encoding_format", "dimensions", "add_special_tokens",
        "add_generation_prompt", "return_token_strs"}
 )  # fmt: skip
 
@@ -66,6 +68,7 @@ class EchoEngine:
         loads_model=False,
         default_slots=EchoOptions().slots,
         honours=_HONOURS,
+        narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
@@ -111,6 +114,7 @@ class EchoEngine:
             revision=revision,
             family=Family.DECODER.value,
             options=options,
+            context_length=options["context"],
         )
 
     def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
@@ -122,7 +126,8 @@ class EchoEngine:
     ) -> Launch:
         """`python -m thrifty.engines.echo`."""
         settings = {"name": served.name, "port": port, "options": served.options}
-        return Launch([sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)])
+        command = [sys.executable, "-m", "thrifty.engines.echo", json.dumps(settings)]
+        return Launch(command, ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
         """As many as it was told."""

@@ -22,7 +22,9 @@ from thrifty.engines.server.backend import (
     OnFailure,
     OnOutput,
     Output,
+    Ranked,
     Sampling,
+    Scores,
 )
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
@@ -61,6 +63,7 @@ class _Job:
     sampling: Sampling
     on_output: OnOutput
     on_failure: OnFailure
+    prompt: list[int]
     reply: list[int]
     prefill_tokens: int
     cached_tokens: int
@@ -138,7 +141,9 @@ class EchoBackend:
         number = next(self._numbers)
         reply = self._make_reply(prompt, sampling)
         cached = self._cache.take(prompt)
-        job = _Job(number, sampling, on_output, on_failure, reply, len(prompt) - cached, cached)
+        job = _Job(
+            number, sampling, on_output, on_failure, prompt, reply, len(prompt) - cached, cached
+        )
         if len(self._running) < self._slots:
             self._begin(job)
         else:
@@ -201,13 +206,19 @@ class EchoBackend:
             return
         # Without a pace there is nothing to wait for between tokens: all come at once.
         count = 1 if self._tpot_s > 0 else len(job.reply)
+        sampling, begins = job.sampling, job.sent == 0
         tokens = job.reply[job.sent : job.sent + count]
         job.sent += len(tokens)
         finish = ""
         if job.sent >= len(job.reply):
             finish = "length" if len(job.reply) >= job.sampling.max_tokens else "stop"
-        logprobs = [0.0] * len(tokens) if job.sampling.logprobs else None
-        output = Output(job.number, tokens, logprobs, finish, job.cached_tokens)
+        scores = _score(tokens, sampling.top_logprobs)
+        output = Output(
+            job.number, tokens, scores.logprobs if sampling.logprobs else None, finish,
+            job.cached_tokens, scores.top if sampling.top_logprobs else None,
+            _score(job.prompt[1:], sampling.top_logprobs)
+            if begins and sampling.prompt_logprobs else None,
+        )  # fmt: skip
         if finish:
             self._end(job)
         job.on_output(output)
@@ -220,6 +231,15 @@ class EchoBackend:
         self._running.pop(job.number, None)
         if self._waiting and len(self._running) < self._slots:
             self._begin(self._waiting.popleft())
+
+
+def _score(tokens: list[int], top: int) -> Scores:
+    """Every token was certain; others are as good as impossible."""
+    ranked: list[Ranked] = [
+        [(token, 0.0), *(((token + more) % _EOS, -100.0 - more) for more in range(1, top))]
+        for token in tokens
+    ]
+    return Scores([0.0] * len(tokens), [one[:top] for one in ranked])
 
 
 def _embed(ids: list[int]) -> bytes:

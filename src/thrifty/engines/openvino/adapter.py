@@ -46,6 +46,8 @@ from thrifty.engines.openvino.processor import (
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
+from thrifty.engines.server import ENVIRONMENT
+from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
@@ -53,12 +55,13 @@ from thrifty.units import format_bytes
 
 HONOURS = frozenset(
     {
-        "add_generation_prompt", "add_special_tokens", "chat_template_kwargs", "dimensions", "echo",
-        "encoding_format", "frequency_penalty", "ignore_eos", "input", "logprobs",
-        "max_completion_tokens", "max_tokens", "messages", "min_p", "min_tokens", "n",
-        "parallel_tool_calls", "presence_penalty", "priority", "prompt", "repetition_penalty",
-        "response_format", "return_token_strs", "seed", "stop", "stop_token_ids", "temperature",
-        "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
+        "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
+        "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
+        "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
+        "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
+        "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
+        "stop", "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k",
+        "top_logprobs", "top_p", "truncate_prompt_tokens",
     }
 )  # fmt: skip
 
@@ -84,6 +87,7 @@ class OpenVinoEngine:
         default_slots=OpenVinoOptions().max_batch,
         honours=HONOURS,
         priority_field="priority",
+        narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
@@ -199,6 +203,7 @@ class OpenVinoEngine:
             family=artifact.description.family.value,
             artifact=artifact.id,
             options=options,
+            context_length=options["context"],
             upstream=Upstream(priority_field=self.traits.priority_field),
         )
 
@@ -233,12 +238,13 @@ class OpenVinoEngine:
             values=dict(served.options),
             kv_blocks=_count_kv_blocks(served.family, options, note, memory_share),
             eos_token_ids=tuple(note.get("eos_token_ids", ())),
+            smaller_sizes=tuple(note.get("smaller_sizes", ())),
             needs_exact_sums=bool(SCHEMES.get(weights, SCHEMES["none"]).needs_one_of),
         )
         text = json.dumps(
             {"name": served.name, "port": port, "worker": msgspec.to_builtins(settings)}
         )
-        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text])
+        return Launch([sys.executable, "-m", "thrifty.engines.openvino", text], ENVIRONMENT)
 
     def find_slots(self, served: Served) -> int | None:
         """What its scheduler takes into one step; encoders have no such limit."""

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import json
 import logging
 import os
-import socket
-import sys
-from typing import cast
 
-import msgspec
-
+from thrifty.engines.openvino.child import Child
 from thrifty.engines.openvino.messages import (
     Add,
     Cancel,
@@ -22,35 +16,40 @@ from thrifty.engines.openvino.messages import (
     Fatal,
     Ready,
     Step,
-    ToWorker,
-    Unpacker,
     decode_to_server,
-    encode,
 )
+from thrifty.engines.openvino.scoring import ScoredJob, Scoring
 from thrifty.engines.openvino.worker_settings import Settings
-from thrifty.engines.server.backend import Failure, Load, ModelFacts, OnFailure, OnOutput, Sampling
+from thrifty.engines.server.backend import (
+    Failure,
+    Load,
+    ModelFacts,
+    OnFailure,
+    OnOutput,
+    Output,
+    Sampling,
+)
 from thrifty.errors import EngineError
 from thrifty.types import Family
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 5.0
-
 
 class OpenVinoBackend:
-    """Starts the worker, sends it jobs, hands its tokens to their callbacks."""
+    """Starts the worker, sends it jobs, hands its tokens to their callbacks. Where log-probabilities
+    are wanted that the worker does not give, tokens go by way of `Scoring`.
+    """
 
     def __init__(self, settings: Settings, context_length: int) -> None:
         self._settings = settings
         self._context_length = context_length
-        self._process: asyncio.subprocess.Process | None = None
-        self._link: _Link | None = None
+        self._worker = Child("thrifty.engines.openvino.worker", settings, self._receive, self._lost)
+        self._scoring = Scoring(settings)
         self._ready: asyncio.Future[Ready]
         self._jobs: dict[int, tuple[OnOutput, OnFailure]] = {}
         self._embeddings: dict[int, asyncio.Future[list[bytes]]] = {}
         self._numbers = itertools.count(1)
         self._load = Load()
-        self._stopping = False
         self._failed: asyncio.Future[str]
 
     async def start(self) -> ModelFacts:
@@ -58,25 +57,14 @@ class OpenVinoBackend:
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         self._failed = loop.create_future()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        settings = msgspec.to_builtins(self._settings)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "thrifty.engines.openvino.worker",
-            str(theirs.fileno()), json.dumps(settings),
-            pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        theirs.close()
-        _, link = await loop.create_unix_connection(
-            lambda: _Link(self._receive, self._lost), sock=ours
-        )
-        self._link = link
+        await self._worker.start()
         ready = await self._ready
         return ModelFacts(
             family=Family(self._settings.family),
             context_length=self._context_length,
             eos_token_ids=self._settings.eos_token_ids,
             embedding_size=ready.embedding_size,
+            smaller_sizes=self._settings.smaller_sizes,
             facts={
                 "load_s": ready.load_s,
                 "warm_up_s": ready.warm_up_s,
@@ -99,14 +87,38 @@ class OpenVinoBackend:
             reason = f"the engine died: {self._failed.result()}"
             asyncio.get_running_loop().call_soon(on_failure, Failure(job, "engine", reason))
             return job
-        self._jobs[job] = (on_output, on_failure)
-        self._send(Add(job, prompt, sampling, priority))
+        if sampling.top_logprobs or sampling.prompt_logprobs:
+            on_output, on_failure = self._score(job, prompt, sampling, on_output, on_failure)
+        if sampling.max_tokens:
+            self._jobs[job] = (on_output, on_failure)
+            self._worker.send(Add(job, prompt, sampling, priority))
+        elif not sampling.prompt_logprobs:
+            nothing = Output(job, [], finish="length")
+            asyncio.get_running_loop().call_soon(on_output, nothing)
         return job
+
+    def _score(
+        self,
+        job: int,
+        prompt: list[int],
+        sampling: Sampling,
+        on_output: OnOutput,
+        on_failure: OnFailure,
+    ) -> tuple[OnOutput, OnFailure]:
+        """Have a job's log-probabilities computed; what its tokens and its failure go to instead."""
+
+        def fail(failure: Failure) -> None:
+            self.cancel(job)
+            on_failure(failure)
+
+        self._scoring.begin(ScoredJob(job, prompt, sampling, on_output, fail))
+        return self._scoring.take, fail
 
     def cancel(self, job: int) -> None:
         """Tell the worker to stop a generation."""
+        self._scoring.cancel(job)
         if self._jobs.pop(job, None) is not None:
-            self._send(Cancel(job))
+            self._worker.send(Cancel(job))
 
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
         """Embeddings from the worker, which computes what comes together together. Raises
@@ -117,7 +129,7 @@ class OpenVinoBackend:
         job = next(self._numbers)
         future: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
         self._embeddings[job] = future
-        self._send(Embed(job, inputs))
+        self._worker.send(Embed(job, inputs))
         try:
             return await future
         finally:
@@ -134,24 +146,9 @@ class OpenVinoBackend:
         return await asyncio.shield(self._failed)
 
     async def stop(self) -> None:
-        """End the worker: closing the socket tells it."""
-        self._stopping = True
-        if self._link is not None:
-            self._link.close()
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-    def _send(self, message: ToWorker) -> None:
-        if self._link is not None:
-            self._link.send(encode(message))
+        """End the processes."""
+        await self._scoring.stop()
+        await self._worker.stop()
 
     def _receive(self, data: bytes) -> None:
         message = decode_to_server(data)
@@ -181,8 +178,7 @@ class OpenVinoBackend:
             self._fail(message.message)
 
     def _lost(self) -> None:
-        if not self._stopping:
-            self._fail("the engine's process ended")
+        self._fail("the engine's process ended")
 
     def _fail(self, reason: str) -> None:
         """The worker is gone: every job ends with an error, and so does this server."""
@@ -199,32 +195,3 @@ class OpenVinoBackend:
             if not future.done():
                 future.set_exception(EngineError(f"the engine died: {reason}"))
         self._failed.set_result(reason)
-
-
-class _Link(asyncio.Protocol):
-    """The socket to the worker."""
-
-    def __init__(self, receive: object, lost: object) -> None:
-        self._receive = receive
-        self._lost = lost
-        self._unpacker = Unpacker()
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        for message in self._unpacker.feed(data):
-            self._receive(message)  # type: ignore[operator]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._lost()  # type: ignore[operator]
-
-    def send(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()

@@ -1,4 +1,4 @@
-"""What goes between a replica's server and its worker: msgpack, each message after its length."""
+"""What goes between a replica's server and its processes: msgpack, each message after its length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from thrifty.engines.server.backend import Failure, Output, Sampling
+from thrifty.engines.server.backend import Failure, Output, Ranked, Sampling
 
 _LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 512 * 1024 * 1024
@@ -71,15 +71,49 @@ class Embedded(msgspec.Struct, tag=True, array_like=True):
     error: str = ""
 
 
+class Score(msgspec.Struct, tag=True, array_like=True):
+    """A prompt, or more tokens of its answer, whose log-probabilities are wanted."""
+
+    job: int
+    tokens: list[int]
+    prompt: bool
+    """Whether those of the prompt are wanted, too, behind its first token."""
+    top: int
+    """How many of the likeliest tokens are wanted in each place."""
+    most: int
+    """How long the sequence may become."""
+    last: bool = False
+    """Whether it is whole now."""
+
+
+class Scored(msgspec.Struct, tag=True, array_like=True):
+    """The log-probabilities of the next tokens of a sequence, in their order."""
+
+    job: int
+    logprobs: list[float]
+    top: list[Ranked]
+
+
+class Unscored(msgspec.Struct, tag=True, array_like=True):
+    """A sequence whose log-probabilities cannot be had."""
+
+    job: int
+    message: str
+
+
 ToWorker = Add | Cancel | Embed
 ToServer = Ready | Fatal | Step | Embedded
+ToScorer = Score | Cancel
+FromScorer = Scored | Unscored | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
 decode_to_server = msgspec.msgpack.Decoder(ToServer).decode
+decode_to_scorer = msgspec.msgpack.Decoder(ToScorer).decode
+decode_from_scorer = msgspec.msgpack.Decoder(FromScorer).decode
 
 
-def encode(message: ToWorker | ToServer) -> bytes:
+def encode(message: ToWorker | ToServer | ToScorer | FromScorer) -> bytes:
     """One message, its length before it."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body

@@ -19,6 +19,11 @@ from openvino.preprocess import PrePostProcessor
 from tokenizers import Tokenizer
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
+from thrifty.artifacts.chat_templates import (
+    read_chat_templates,
+    read_gguf_templates,
+    write_chat_templates,
+)
 from thrifty.artifacts.checkpoint import (
     DecoderCheckpoint,
     DecoderShape,
@@ -26,6 +31,7 @@ from thrifty.artifacts.checkpoint import (
     load_decoder,
     load_encoder,
 )
+from thrifty.artifacts.embedding_sizes import read_smaller_sizes
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
@@ -35,14 +41,15 @@ from thrifty.errors import ArtifactError, FormatRefused
 from thrifty.graphs.decoder import build_decoder
 from thrifty.graphs.encoder import build_encoder
 from thrifty.graphs.weights import Weights, choose_activation_group
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.text.vocabulary import read_vocabulary
 from thrifty.types import Family, Format, OnProgress
 
-RECIPE_VERSION = 4
-"""Raised when the graphs change, so that models are prepared again."""
+RECIPE_VERSION = 5
+"""Raised when the result changes, so that models are prepared again."""
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-                   "special_tokens_map.json", "generation_config.json")  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                   "generation_config.json")  # fmt: skip
 
 
 def make_recipe(scheme: str) -> dict[str, Any]:
@@ -112,7 +119,7 @@ def _write_decoder(
     shape = checkpoint.shape
     model = build_decoder(checkpoint, weights or scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
-    eos = shape.eos_token_ids or _guess_eos(tokenizer)
+    eos = _find_ends(shape, tokenizer, target)
     config = {
         "architectures": [shape.architecture],
         "bos_token_id": shape.bos_token_id,
@@ -146,6 +153,7 @@ def _write_encoder(
         target, artifact, scheme, checkpoint.shape.context_length,
         {
             "embedding_size": checkpoint.shape.hidden_size,
+            "smaller_sizes": read_smaller_sizes(source, checkpoint.shape.hidden_size),
             "activation_group": choose_activation_group(model),
         },
     )  # fmt: skip
@@ -173,9 +181,7 @@ def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer
         file = GgufFile(next(iter(sorted(source.glob("*.gguf")))))
         tokenizer = build_tokenizer(file)
         tokenizer.save(str(target / "tokenizer.json"))
-        template = file.metadata.get("tokenizer.chat_template")
-        if template:
-            (target / "chat_template.jinja").write_text(template, encoding="utf-8")
+        write_chat_templates(target, read_gguf_templates(file.metadata, file.path))
         tokens = file.metadata["tokenizer.ggml.tokens"]
         special = {
             name: tokens[file.metadata[f"tokenizer.ggml.{key}_token_id"]]
@@ -197,6 +203,16 @@ def _copy_tokenizer_files(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
+    write_chat_templates(target, read_chat_templates(source))
+
+
+def _find_ends(shape: DecoderShape, tokenizer: Tokenizer, target: Path) -> tuple[int, ...]:
+    """The stop tokens: those that the checkpoint's files name, and those that its chat templates,
+    which are in `target` by now, write behind an answer.
+    """
+    written = TextTokenizer.load(target).find_turn_ends()
+    found = dict.fromkeys((*shape.eos_token_ids, *written))
+    return tuple(end for end in found if end < shape.vocab_size) or _guess_eos(tokenizer)
 
 
 def _guess_eos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -24,6 +23,7 @@ from typing import NoReturn
 
 import msgspec
 
+from thrifty.engines.openvino.channel import Channel
 from thrifty.engines.openvino.decoder_worker import DecoderWorker
 from thrifty.engines.openvino.encoder_worker import EncoderWorker
 from thrifty.engines.openvino.exact_sums import find_saturation
@@ -40,10 +40,8 @@ from thrifty.engines.openvino.messages import (
     Embedded,
     Fatal,
     Ready,
-    ToServer,
-    Unpacker,
+    ToWorker,
     decode_to_worker,
-    encode,
     first_line,
     last_line,
 )
@@ -52,42 +50,8 @@ from thrifty.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-READ_BYTES = 1 << 20
 
-
-class Channel:
-    """The socket to the server, without blocking reads."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-        self._unpacker = Unpacker()
-        self.closed = False
-
-    def receive(self, *, wait: bool) -> list[Add | Cancel | Embed]:
-        """The messages that have come; `wait` for at least some bytes if there are none."""
-        messages: list[Add | Cancel | Embed] = []
-        timeout = None if wait else 0.0
-        while not self.closed:
-            readable, _, _ = select.select([self._socket], [], [], timeout)
-            if not readable:
-                break
-            data = self._socket.recv(READ_BYTES)
-            if not data:
-                self.closed = True
-                break
-            messages += [decode_to_worker(message) for message in self._unpacker.feed(data)]
-            timeout = 0.0
-        return messages
-
-    def send(self, message: ToServer) -> None:
-        """Send one message; a server that is gone ends the worker."""
-        try:
-            self._socket.sendall(encode(message))
-        except OSError:
-            self.closed = True
-
-
-def run_decoder(channel: Channel, settings: Settings) -> None:
+def run_decoder(channel: Channel[ToWorker], settings: Settings) -> None:
     """Serve generations until the server is gone."""
     started_s = time.perf_counter()
     worker = DecoderWorker(settings)
@@ -110,7 +74,7 @@ def run_decoder(channel: Channel, settings: Settings) -> None:
             channel.send(worker.report(worker.step()))
 
 
-def run_encoder(channel: Channel, settings: Settings) -> None:
+def run_encoder(channel: Channel[ToWorker], settings: Settings) -> None:
     """Serve embeddings until the server is gone."""
     started_s = time.perf_counter()
     worker = EncoderWorker(settings)
@@ -147,7 +111,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     settings = msgspec.convert(json.loads(sys.argv[2]), Settings)
-    channel = Channel(connection)
+    channel = Channel(connection, decode_to_worker)
     try:
         if settings.needs_exact_sums:
             _require(find_saturation())

@@ -22,6 +22,8 @@ class Settings(msgspec.Struct, frozen=True):
     kv_blocks: int = 0
     """Blocks of KV cache; 0 for encoders."""
     eos_token_ids: tuple[int, ...] = ()
+    smaller_sizes: tuple[int, ...] = ()
+    """What embeddings may be cut to."""
     needs_exact_sums: bool = False
     """Whether the weights are in a scheme that some processors compute wrongly."""
 

@@ -3,3 +3,6 @@
 A backend turns token ids into token ids. Everything that makes an API of it is here: requests,
 chat templates, tools, detokenization, stop strings, streams, answers.
 """
+
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
+"""For the processes of such servers: each text is tokenized alone, and needs no pool of threads."""

@@ -11,7 +11,13 @@ from typing import Any
 import msgspec
 
 from thrifty.engines.server.calls import CallBegin, CallReader, TextPart, describe_call, read_answer
-from thrifty.engines.server.choice import Choice
+from thrifty.engines.server.choice import Choice, choose_best
+from thrifty.engines.server.log_probabilities import (
+    TokenDetail,
+    describe_for_chat,
+    describe_for_completion,
+    move_details,
+)
 from thrifty.engines.server.request import GenerationRequest
 from thrifty.openai.events import encode_event
 from thrifty.openai.fields import Endpoint
@@ -22,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 def build_usage(request: GenerationRequest, choices: list[Choice]) -> dict[str, Any]:
     """Token counts of a request. A prompt counts once, however many choices it has."""
     completion = sum(choice.tokens for choice in choices)
-    cached = sum(choice.cached_tokens for choice in choices[:: request.n])
+    cached = sum(choice.cached_tokens for choice in choices[:: request.candidates])
     return {
         "prompt_tokens": request.prompt_tokens,
         "completion_tokens": completion,
@@ -31,9 +37,15 @@ def build_usage(request: GenerationRequest, choices: list[Choice]) -> dict[str, 
     }
 
 
+def encode_usage(request: GenerationRequest, choices: list[Choice]) -> bytes:
+    """`build_usage` as JSON."""
+    return _encode(build_usage(request, choices))
+
+
 def build_answer(request: GenerationRequest, choices: list[Choice], answer_id: str) -> bytes:
     """The whole answer to a request that is not streamed."""
     chat = request.endpoint is Endpoint.CHAT
+    build = _chat_choice if chat else _text_choice
     return _encode(
         {
             "id": answer_id,
@@ -41,15 +53,19 @@ def build_answer(request: GenerationRequest, choices: list[Choice], answer_id: s
             "created": int(time.time()),
             "model": request.model,
             "choices": [
-                _chat_choice(request, c) if chat else _text_choice(request, c) for c in choices
+                build(request, choice, index)
+                for index, choice in enumerate(choose_best(choices, request))
             ],
             "usage": build_usage(request, choices),
         }
     )
 
 
-def _chat_choice(request: GenerationRequest, choice: Choice) -> dict[str, Any]:
+def _chat_choice(request: GenerationRequest, choice: Choice, index: int) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+        message["content"] = choice.text or None
     reason = choice.finish_reason
     if request.tools.active:
         text, calls, whole = read_answer(choice.text, request.tools)
@@ -58,48 +74,45 @@ def _chat_choice(request: GenerationRequest, choice: Choice) -> dict[str, Any]:
             message["tool_calls"] = calls
             reason = "tool_calls" if whole else reason
     return {
-        "index": choice.index,
+        "index": index,
         "message": message,
-        "logprobs": _chat_logprobs(request, choice.logprobs),
+        "logprobs": _chat_logprobs(request, choice, choice.details),
         "finish_reason": reason,
     }
 
 
-def _text_choice(request: GenerationRequest, choice: Choice) -> dict[str, Any]:
-    echo = request.echo_texts[choice.index // request.n] if request.echo_texts else ""
+def _text_choice(request: GenerationRequest, choice: Choice, index: int) -> dict[str, Any]:
+    echo = request.echo_of(choice.index)
+    text = echo + choice.text
+    details = move_details(choice.details, len(echo))
     return {
-        "index": choice.index,
-        "text": echo + choice.text,
-        "logprobs": _text_logprobs(request, choice.logprobs, 0),
+        "index": index,
+        "text": text,
+        "logprobs": _text_logprobs(request, choice, choice.of_prompt + details, len(text)),
         "finish_reason": choice.finish_reason,
     }
 
 
-def _chat_logprobs(request: GenerationRequest, details: list[dict[str, Any]]) -> Any:
-    return {"content": details, "refusal": None} if request.sampling.logprobs else None
-
-
-def _text_logprobs(request: GenerationRequest, details: list[dict[str, Any]], offset: int) -> Any:
-    if not request.sampling.logprobs:
+def _chat_logprobs(request: GenerationRequest, choice: Choice, details: list[TokenDetail]) -> Any:
+    if not request.logprobs:
         return None
-    offsets = []
-    for detail in details:
-        offsets.append(offset)
-        offset += len(detail["token"])
-    return {
-        "tokens": [detail["token"] for detail in details],
-        "token_logprobs": [detail["logprob"] for detail in details],
-        "top_logprobs": None,
-        "text_offset": offsets,
-    }
+    return {"content": describe_for_chat(details, choice.tokenizer), "refusal": None}
+
+
+def _text_logprobs(
+    request: GenerationRequest, choice: Choice, details: list[TokenDetail], length: int
+) -> Any:
+    if not request.logprobs:
+        return None
+    return describe_for_completion(details, choice.tokenizer, request.sampling.top_logprobs, length)
 
 
 class ChunkWriter:
     """The chunks of one choice's stream."""
 
     __slots__ = (
-        "_begun", "_choice", "_head", "_held_details", "_kinds", "_offset", "_reader", "_request",
-        "_tail",
+        "_begun", "_choice", "_echo", "_head", "_held_details", "_kinds", "_length", "_reader",
+        "_request", "_tail",
     )  # fmt: skip
 
     def __init__(
@@ -107,12 +120,13 @@ class ChunkWriter:
     ) -> None:
         self._request = request
         self._choice = choice
+        self._echo = request.echo_of(choice.index)
         self._begun = False
         self._reader = CallReader(request.tools)
         self._kinds: list[tuple[str, str]] = []
         """Of each call: what it is, and what its input is called."""
-        self._held_details: list[dict[str, Any]] = []
-        self._offset = 0
+        self._held_details: list[TokenDetail] = []
+        self._length = 0
         chat = request.endpoint is Endpoint.CHAT
         kind = "chat.completion.chunk" if chat else "text_completion"
         self._head = (
@@ -122,8 +136,11 @@ class ChunkWriter:
         )
         self._tail = b"}]}\n\n"
 
-    def write(self, text: str, details: list[dict[str, Any]]) -> bytes:
-        """The chunks for new text, and for the end if the choice has finished."""
+    def write(self, text: str, details: list[TokenDetail], usage: bytes | None = None) -> bytes:
+        """The chunks for new text, and for the end if the choice has finished. `usage` is what they
+        have as token counts.
+        """
+        self._tail = b"}]}\n\n" if usage is None else b'}],"usage":%b}\n\n' % usage
         finish = self._choice.finish_reason
         if self._request.endpoint is Endpoint.COMPLETIONS:
             return self._write_text(text, details, finish)
@@ -131,6 +148,12 @@ class ChunkWriter:
         if not self._begun:
             self._begun = True
             begin = self._chat_chunk(b'{"role":"assistant","content":""}')
+        reasoning = self._choice.take_reasoning()
+        if reasoning:
+            if not text:
+                self._held_details, details = self._held_details + details, []
+            delta = b'{"reasoning_content":%b}' % _encode(reasoning)
+            begin += self._chat_chunk(delta, self._take_details())
         if self._request.tools.active:
             return begin + self._write_with_tools(text, details, finish)
         if finish is None:
@@ -140,33 +163,34 @@ class ChunkWriter:
         body = self._content_chunk(text, details) if text or details else b""
         return begin + body + self._chat_chunk(b"{}", finish=finish)
 
-    def _write_text(self, text: str, details: list[dict[str, Any]], finish: str | None) -> bytes:
+    def _write_text(self, text: str, details: list[TokenDetail], finish: str | None) -> bytes:
+        details = move_details(details, len(self._echo))
         if not self._begun:
             self._begun = True
-            if self._request.echo_texts:
-                text = self._request.echo_texts[self._choice.index // self._request.n] + text
+            text = self._echo + text
+            details = self._choice.of_prompt + details
         if not text and not details and finish is None:
             return b""
-        logprobs = _encode(_text_logprobs(self._request, details, self._offset))
-        self._offset += sum(len(detail["token"]) for detail in details)
+        self._length += len(text)
+        logprobs = _text_logprobs(self._request, self._choice, details, self._length)
         return b'%b"text":%b,"logprobs":%b,"finish_reason":%b%b' % (
-            self._head, _encode(text), logprobs, _encode(finish), self._tail,
+            self._head, _encode(text), _encode(logprobs), _encode(finish), self._tail,
         )  # fmt: skip
 
-    def _content_chunk(self, text: str, details: list[dict[str, Any]]) -> bytes:
+    def _content_chunk(self, text: str, details: list[TokenDetail]) -> bytes:
         return self._chat_chunk(b'{"content":%b}' % _encode(text), details)
 
     def _chat_chunk(
-        self, delta: bytes, details: list[dict[str, Any]] | None = None, finish: str | None = None
+        self, delta: bytes, details: list[TokenDetail] | None = None, finish: str | None = None
     ) -> bytes:
-        logprobs = _encode(_chat_logprobs(self._request, details)) if details else b"null"
+        logprobs = b"null"
+        if details:
+            logprobs = _encode(_chat_logprobs(self._request, self._choice, details))
         return b'%b"delta":%b,"logprobs":%b,"finish_reason":%b%b' % (
             self._head, delta, logprobs, _encode(finish), self._tail,
         )  # fmt: skip
 
-    def _write_with_tools(
-        self, text: str, details: list[dict[str, Any]], finish: str | None
-    ) -> bytes:
+    def _write_with_tools(self, text: str, details: list[TokenDetail], finish: str | None) -> bytes:
         """Text and calls go out as soon as it is certain what they are."""
         self._held_details += details
         events = self._reader.feed(text)
@@ -192,7 +216,7 @@ class ChunkWriter:
             finish = "tool_calls"
         return body + self._chat_chunk(b"{}", self._take_details(), finish=finish)
 
-    def _take_details(self) -> list[dict[str, Any]]:
+    def _take_details(self) -> list[TokenDetail]:
         """The log-probabilities that have not gone out yet."""
         details, self._held_details = self._held_details, []
         return details

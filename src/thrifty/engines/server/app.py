@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import functools
 import logging
 import time
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 
 from thrifty.engines.server.backend import Backend, ModelFacts
+from thrifty.engines.server.embeddings import check_dimensions, describe_embeddings
 from thrifty.engines.server.generation import Generation
+from thrifty.engines.server.narrowed import NARROWED
+from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.request import (
+    GenerationRequest,
     check_length,
-    encode_chat,
     encode_input,
     parse_chat,
     parse_completion,
+    parse_truncation,
     split_inputs,
 )
 from thrifty.engines.server.tools import ToolPlan, parse_tools
@@ -26,15 +32,20 @@ from thrifty.errors import EngineError
 from thrifty.http.server import Exchange
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.errors import NOT_FOUND, SERVER, WireError, bad_request
-from thrifty.openai.fields import Endpoint, check_fields
+from thrifty.openai.fields import Endpoint, check_fields, check_narrowed
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
 
 log = logging.getLogger(__name__)
 
 MAX_EMBEDDING_INPUTS = 2048
+MAX_INLINE_BYTES = 4096
+"""Larger bodies are read, rendered and tokenized in a thread, which costs a request about 0.1 ms.
+Tokenizing so much takes about 3 ms, for which all streams of the replica wait."""
+READING_THREADS = 2
 
 _encode = msgspec.json.Encoder().encode
+_T = TypeVar("_T")
 
 
 class ModelServer:
@@ -57,6 +68,7 @@ class ModelServer:
         self._facts: ModelFacts | None = None
         self._created = int(time.time())
         self._active = 0
+        self._threads = ThreadPoolExecutor(READING_THREADS, "read")
 
     async def start(self) -> ModelFacts:
         """Load the model; `/health` is 503 until this is done."""
@@ -80,26 +92,58 @@ class ModelServer:
         facts = self._facts
         if facts is None:
             raise WireError(503, "the model is still loading", code="loading", retry_after_s=1)
-        body = decode_body(exchange.body)
+        self._active += 1
+        try:
+            await self._answer(exchange, endpoint, facts)
+        finally:
+            self._active -= 1
+
+    async def _answer(self, exchange: Exchange, endpoint: Endpoint, facts: ModelFacts) -> None:
+        read = functools.partial(self._read, exchange.body, endpoint, facts)
+        # A schema may take a second to become a grammar. Escapes may hide the name of a field.
+        bound = any(word in exchange.body for word in (b'"response_format"', b'"tools"', b"\\u"))
+        if len(exchange.body) <= MAX_INLINE_BYTES and not bound:
+            request = read()
+        else:
+            request = await self._in_thread(read)
+        if isinstance(request, GenerationRequest):
+            await Generation(exchange, request, self.backend, self._tokenizer).run()
+        elif isinstance(request, _EmbeddingRequest):
+            await self._embed(exchange, request)
+        else:
+            exchange.respond(200, request)
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    def _read(
+        self, data: bytes, endpoint: Endpoint, facts: ModelFacts
+    ) -> GenerationRequest | _EmbeddingRequest | bytes:
+        """What a body asks for, tokenized; the answer itself to a request for tokens. Raises a 4xx
+        that names the fault. Any thread may call it.
+        """
+        body = decode_body(data)
         check_fields(body, endpoint, self._honours, self._engine)
+        check_narrowed(body, endpoint, NARROWED, self._engine)
         if body.get("model") not in (None, self.name):
             raise WireError(
                 404,
-                f"The model '{body['model']}' does not exist; this server has '{self.name}'.",
+                f"The model '{body['model'][:100]}' does not exist; this server has '{self.name}'.",
                 type=NOT_FOUND,
                 param="model",
                 code="model_not_found",
             )
-        self._active += 1
         try:
             if endpoint is Endpoint.EMBEDDINGS:
-                await self._embed(exchange, body, facts)
-            elif endpoint is Endpoint.TOKENIZE:
-                self._tokenize(exchange, body, facts)
-            else:
-                await self._generate(exchange, body, endpoint, facts)
-        finally:
-            self._active -= 1
+                return self._read_embedding(body, facts)
+            if endpoint is Endpoint.TOKENIZE:
+                return self._tokenize(body, facts)
+            if facts.family is not Family.DECODER:
+                raise _wrong_family("an encoder; it answers /v1/embeddings")
+            parse = parse_chat if endpoint is Endpoint.CHAT else parse_completion
+            return parse(body, self._tokenizer, facts)
+        except RecursionError:
+            raise bad_request("The body is nested too deeply.", code="invalid_json") from None
 
     def _handle_get(self, exchange: Exchange, path: str) -> None:
         if path == "/health":
@@ -116,7 +160,7 @@ class ModelServer:
                         "running": load.running,
                         "waiting": load.waiting,
                         "kv_usage": load.kv_usage,
-                        "facts": (self._facts.facts if self._facts else None) or {},
+                        "facts": self._describe_facts(),
                     }
                 ),
             )
@@ -126,6 +170,12 @@ class ModelServer:
             exchange.respond(200, _encode(self._describe()))
         else:
             raise _no_such_path(path)
+
+    def _describe_facts(self) -> dict[str, float]:
+        facts = self._facts
+        if facts is None:
+            return {}
+        return {"context_length": facts.context_length, **(facts.facts or {})}
 
     def _describe(self) -> dict[str, Any]:
         length = self._facts.context_length if self._facts else None
@@ -137,23 +187,7 @@ class ModelServer:
             "max_model_len": length,
         }
 
-    async def _generate(
-        self, exchange: Exchange, body: dict[str, Any], endpoint: Endpoint, facts: ModelFacts
-    ) -> None:
-        if facts.family is not Family.DECODER:
-            raise _wrong_family("an encoder; it answers /v1/embeddings")
-        parse = parse_chat if endpoint is Endpoint.CHAT else parse_completion
-        try:
-            if body.get("response_format") or body.get("tools"):
-                # A schema may take a second to become a grammar.
-                request = await asyncio.to_thread(parse, body, self._tokenizer, facts)
-            else:
-                request = parse(body, self._tokenizer, facts)
-        except RecursionError:
-            raise bad_request("The body is nested too deeply.", code="invalid_json") from None
-        await Generation(exchange, request, self.backend, self._tokenizer).run()
-
-    async def _embed(self, exchange: Exchange, body: dict[str, Any], facts: ModelFacts) -> None:
+    def _read_embedding(self, body: dict[str, Any], facts: ModelFacts) -> _EmbeddingRequest:
         if facts.family is not Family.ENCODER:
             raise _wrong_family("a decoder; it answers /v1/chat/completions and /v1/completions")
         inputs = split_inputs(body["input"])
@@ -164,50 +198,39 @@ class ModelServer:
                 "invalid_value",
             )
         dimensions = body.get("dimensions")
-        if dimensions is not None and dimensions != facts.embedding_size:
-            raise bad_request(
-                f"this model's embeddings have {facts.embedding_size} dimensions and cannot be cut "
-                f"to {dimensions}",
-                "dimensions",
-                "unsupported_parameter",
-            )
-        encoded = [encode_input(i, self._tokenizer, "input") for i in inputs]
+        check_dimensions(dimensions, facts)
+        keep = parse_truncation(body, facts, 0)
+        encoded = [
+            encode_input(i, self._tokenizer, "input", facts, keep, keep_end=False) for i in inputs
+        ]
         for ids in encoded:
             if not ids:
                 raise bad_request("'input' must not be empty.", "input", "invalid_value")
             check_length(len(ids), facts, "input")
-        try:
-            vectors = await self.backend.embed(encoded)
-        except EngineError as error:
-            raise WireError(500, str(error), type=SERVER, code="engine_error") from None
-        as_floats = body.get("encoding_format", "float") != "base64"
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": _unpack(vector) if as_floats else base64.b64encode(vector).decode(),
-            }
-            for index, vector in enumerate(vectors)
-        ]
-        tokens = sum(map(len, encoded))
-        exchange.respond(
-            200,
-            _encode(
-                {
-                    "object": "list",
-                    "data": data,
-                    "model": str(body.get("model", self.name)),
-                    "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-                }
-            ),
+        return _EmbeddingRequest(
+            encoded,
+            model=str(body.get("model", self.name)),
+            dimensions=dimensions,
+            encoding=body.get("encoding_format") or "float",
         )
 
-    def _tokenize(self, exchange: Exchange, body: dict[str, Any], facts: ModelFacts) -> None:
+    async def _embed(self, exchange: Exchange, request: _EmbeddingRequest) -> None:
+        try:
+            vectors = await self.backend.embed(request.inputs)
+        except EngineError as error:
+            raise WireError(500, str(error), type=SERVER, code="engine_error") from None
+        write = functools.partial(_write_embeddings, request, vectors)
+        if sum(map(len, vectors)) <= MAX_INLINE_BYTES:
+            exchange.respond(200, write())
+        else:
+            exchange.respond(200, await self._in_thread(write))
+
+    def _tokenize(self, body: dict[str, Any], facts: ModelFacts) -> bytes:
         if (body.get("prompt") is None) == (body.get("messages") is None):
             raise bad_request("Give either 'prompt' or 'messages'.", "prompt", "invalid_value")
         if body.get("messages") is not None:
             plan = parse_tools(body) if body.get("tools") else ToolPlan()
-            ids = encode_chat(body, self._tokenizer, plan)
+            ids = build_prompt(body, self._tokenizer, plan).ids
         else:
             special = body.get("add_special_tokens") is not False
             ids = self._tokenizer.encode(body["prompt"], add_special_tokens=special)
@@ -218,13 +241,33 @@ class ModelServer:
         }
         if body.get("return_token_strs"):
             answer["token_strs"] = [self._tokenizer.token_text(i) for i in ids]
-        exchange.respond(200, _encode(answer))
+        return _encode(answer)
 
 
-def _unpack(vector: bytes) -> list[float]:
-    import array
+@dataclass(frozen=True)
+class _EmbeddingRequest:
+    """One request for embeddings, ready for the backend."""
 
-    return array.array("f", vector).tolist()
+    inputs: list[list[int]]
+    model: str
+    dimensions: int | None
+    encoding: str
+
+
+def _write_embeddings(request: _EmbeddingRequest, vectors: list[bytes]) -> bytes:
+    """The answer with these vectors (float32). Each is encoded by itself, because the encoder keeps
+    the interpreter lock.
+    """
+    data = describe_embeddings(vectors, request.dimensions, request.encoding)
+    tokens = sum(map(len, request.inputs))
+    return _encode(
+        {
+            "object": "list",
+            "data": [msgspec.Raw(_encode(each)) for each in data],
+            "model": request.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
 
 
 def _no_such_path(path: str) -> WireError:

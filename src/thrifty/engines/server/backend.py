@@ -25,7 +25,9 @@ class Grammar(msgspec.Struct, frozen=True):
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """How tokens are chosen, and when to stop. Temperature 0 is greedy."""
+    """How tokens are chosen, when to stop, and what is told of them. Temperature 0 is greedy.
+    `max_tokens` may be 0 where only the prompt's log-probabilities are wanted.
+    """
 
     max_tokens: int
     min_tokens: int = 0
@@ -40,7 +42,22 @@ class Sampling(msgspec.Struct, frozen=True):
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
+    """How many of the likeliest tokens are wanted in the place of each token."""
+    prompt_logprobs: bool = False
+    """Whether the prompt's tokens are told of like those of the answer."""
     grammar: Grammar | None = None
+
+
+Ranked = list[tuple[int, float]]
+"""Tokens and their log-probabilities, likeliest first."""
+
+
+class Scores(msgspec.Struct, array_like=True):
+    """Log-probabilities of tokens, and the likeliest tokens in the place of each, where wanted."""
+
+    logprobs: list[float]
+    top: list[Ranked]
 
 
 class Output(msgspec.Struct, array_like=True):
@@ -49,12 +66,16 @@ class Output(msgspec.Struct, array_like=True):
     job: int
     token_ids: list[int]
     logprobs: list[float] | None = None
+    """The model's own: before temperature, penalties and grammars."""
     finish: str = ""
     cached_tokens: int = 0
+    top: list[Ranked] | None = None
+    prompt: Scores | None = None
+    """With the first tokens: those of the prompt behind its first one."""
 
 
 class Failure(msgspec.Struct, array_like=True):
-    """A job that ended without an answer. `kind` is `grammar`, `memory` or `engine`."""
+    """A job that ended without an answer. `kind` is `grammar`, `memory`, `logprobs` or `engine`."""
 
     job: int
     kind: str
@@ -81,6 +102,8 @@ class ModelFacts:
     embedding_size: int = 0
     facts: dict[str, float] | None = None
     """Figures of the start: seconds to load, bytes of KV cache and so on."""
+    smaller_sizes: tuple[int, ...] = ()
+    """What embeddings may be cut to, from the smallest."""
 
 
 OnOutput = Callable[[Output], None]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thrifty.engines.server.tools import CLOSE, OPEN, ToolPlan
-from thrifty.openai.ids import new_id
+from thrifty.openai.ids import new_call_id
 
 _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*"([A-Za-z0-9_.-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
@@ -189,7 +189,7 @@ class CallReader:
         self.whole = False
         custom = name in self._plan.custom
         self._input = _InputText() if custom else None
-        yield CallBegin(self._index, f"call_{new_id()}", name, custom)
+        yield CallBegin(self._index, new_call_id(), name, custom)
 
     def _tell_input(self, text: str) -> Iterator[Event]:
         if self._index is None:

@@ -10,7 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-from thrifty.engines.server.answers import ChunkWriter, build_answer, encode_usage_chunk
+from thrifty.engines.server.answers import (
+    ChunkWriter,
+    build_answer,
+    encode_usage,
+    encode_usage_chunk,
+)
 from thrifty.engines.server.backend import Backend, Failure, Output
 from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import GenerationRequest
@@ -19,6 +24,7 @@ from thrifty.openai.errors import SERVER, WireError, bad_request, unavailable
 from thrifty.openai.events import DONE, encode_error_event
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.ids import read_response_id
+from thrifty.openai.stream_options import pad_events
 from thrifty.text.tokenizer import TextTokenizer
 
 _SEEDS = 2**31
@@ -37,9 +43,8 @@ class Generation:
         self._exchange = exchange
         self._request = request
         self._backend = backend
-        self._choices = [
-            Choice(index, request, tokenizer) for index in range(len(request.prompts) * request.n)
-        ]
+        count = len(request.prompts) * request.candidates
+        self._choices = [Choice(index, request, tokenizer) for index in range(count)]
         self._by_job: dict[int, Choice] = {}
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         kind = "chatcmpl" if request.endpoint is Endpoint.CHAT else "cmpl"
@@ -61,12 +66,12 @@ class Generation:
         self._exchange.on_disconnect = self._give_up
         for choice in self._choices:
             sampling = self._request.sampling
-            offset = choice.index % self._request.n
+            offset = choice.index % self._request.candidates
             if offset:
                 import msgspec
 
                 sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + offset) % _SEEDS)
-            prompt = self._request.prompts[choice.index // self._request.n]
+            prompt = self._request.prompt_of(choice.index)
             choice.job = self._backend.submit(
                 prompt, sampling, self._take, self._fail, self._request.priority
             )
@@ -84,7 +89,10 @@ class Generation:
         if self._writers:
             if not self._exchange.started:
                 self._exchange.start(200, EVENT_STREAM_HEADERS)
-            self._exchange.write(self._writers[choice.index].write(text, details))
+            chunks = self._writers[choice.index].write(text, details, self._count_so_far())
+            if self._request.stream_options.obfuscate:
+                chunks = pad_events(chunks)
+            self._exchange.write(chunks)
         if choice.finish_reason is None:
             return
         del self._by_job[choice.job]
@@ -93,9 +101,16 @@ class Generation:
         if not self._by_job:
             self._finish()
 
+    def _count_so_far(self) -> bytes | None:
+        """The token counts that chunks carry now, as JSON; None if they carry none."""
+        options = self._request.stream_options
+        if options.continuous:
+            return encode_usage(self._request, self._choices)
+        return b"null" if options.usage else None
+
     def _finish(self) -> None:
         if self._writers:
-            if self._request.include_usage:
+            if self._request.stream_options.usage:
                 self._exchange.write(
                     encode_usage_chunk(self._request, self._choices, self._id, self._created)
                 )
@@ -138,4 +153,6 @@ def _to_wire_error(failure: Failure, request: GenerationRequest) -> WireError:
         )
     if failure.kind == "memory":
         return unavailable(failure.message, "kv_cache_full", retry_after_s=2.0)
+    if failure.kind == "logprobs":
+        return unavailable(failure.message, "logprobs_unavailable", retry_after_s=10.0)
     return WireError(500, failure.message, type=SERVER, code="engine_error")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,25 +9,25 @@ from typing import Any
 
 from thrifty.engines.server.backend import Grammar, ModelFacts, Sampling
 from thrifty.engines.server.binding import bind_answer, check_ends, parse_response_format
-from thrifty.engines.server.tools import (
-    ToolPlan,
-    add_to_system,
-    describe_tools,
-    parse_tools,
-    render_history,
-)
-from thrifty.openai.errors import WireError, bad_request
+from thrifty.engines.server.infill import infill_prompts
+from thrifty.engines.server.prompt import build_prompt, check_text
+from thrifty.engines.server.tools import ToolPlan, parse_tools
+from thrifty.openai.errors import bad_request
 from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_options import StreamOptions, parse_stream_options
 from thrifty.text.tokenizer import TextTokenizer
 
 COMPLETION_DEFAULT_TOKENS = 16
 """What OpenAI's `/v1/completions` generates when `max_tokens` is left out."""
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+MAX_CHOICES = 2048
+"""How many answers one request may ask for: prompts times `n`."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One request, ready for the backend: `n` choices for each prompt."""
+    """One request, ready for the backend: `candidates` answers for each prompt, of which the best
+    `n` are told.
+    """
 
     endpoint: Endpoint
     model: str
@@ -37,18 +36,34 @@ class GenerationRequest:
     sampling: Sampling
     stops: tuple[str, ...] = ()
     stream: bool = False
-    include_usage: bool = False
+    stream_options: StreamOptions = field(default_factory=StreamOptions)
+    candidates: int = 1
+    """At least `n`."""
+    logprobs: bool = False
+    """Whether the client wants log-probabilities; how many, the sampling says."""
     tools: ToolPlan = field(default_factory=ToolPlan)
     eos_token_ids: tuple[int, ...] = ()
     priority: int = 0
     """Above 0: it may wait for others."""
     echo_texts: list[str] = field(default_factory=list)
     """For completions with `echo`: the prompts' texts, which begin the answers."""
+    separates_reasoning: bool = False
+    """Whether the model's reasoning is no part of the answers' content."""
+    within_reasoning: bool = False
+    """Whether answers begin within it."""
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens in all prompts."""
         return sum(len(prompt) for prompt in self.prompts)
+
+    def prompt_of(self, candidate: int) -> list[int]:
+        """The prompt that a candidate answers."""
+        return self.prompts[candidate // self.candidates]
+
+    def echo_of(self, candidate: int) -> str:
+        """What begins a candidate's text: its prompt's, if that was asked for."""
+        return self.echo_texts[candidate // self.candidates] if self.echo_texts else ""
 
 
 def parse_chat(
@@ -56,27 +71,38 @@ def parse_chat(
 ) -> GenerationRequest:
     """The request in the body of `/v1/chat/completions`. Raises a 400 that names the fault."""
     plan = parse_tools(body)
-    prompt = encode_chat(body, tokenizer, plan)
-    if body.get("top_logprobs"):
-        raise _unsupported("top_logprobs", "only the chosen token's log-probability is known")
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    keep = parse_truncation(body, facts, limit or 1)
+    logprobs, top = bool(body.get("logprobs")), body.get("top_logprobs") or 0
+    if top and not logprobs:
+        raise bad_request(
+            "'top_logprobs' may only be given with 'logprobs': true.",
+            "top_logprobs",
+            "invalid_value",
+        )
+    prompt = build_prompt(body, tokenizer, plan, facts=facts, keep=keep)
     schema = parse_response_format(body.get("response_format"))
     grammar = bind_answer(schema, plan, tokenizer.vocabulary_size)
     check_ends(body, schema, plan)
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
     sampling = _parse_sampling(
-        body, [prompt], facts, limit, param="messages", logprobs=bool(body.get("logprobs")),
+        body, [prompt.ids], facts, limit, param="messages", logprobs=logprobs, top_logprobs=top,
         grammar=grammar,
     )  # fmt: skip
+    n = body.get("n") or 1
     return GenerationRequest(
         endpoint=Endpoint.CHAT,
         model=str(body.get("model", "")),
-        prompts=[prompt],
-        n=body.get("n") or 1,
+        prompts=[prompt.ids],
+        n=n,
+        candidates=n,
         sampling=sampling,
+        logprobs=logprobs,
+        separates_reasoning=_separates_reasoning(body, schema, plan),
+        within_reasoning=prompt.within_reasoning,
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
-        include_usage=_wants_usage(body),
+        stream_options=parse_stream_options(body),
         eos_token_ids=facts.eos_token_ids,
         tools=plan,
         priority=body.get("priority") or 0,
@@ -87,31 +113,76 @@ def parse_completion(
     body: dict[str, Any], tokenizer: TextTokenizer, facts: ModelFacts
 ) -> GenerationRequest:
     """The request in the body of `/v1/completions`. Raises a 400 that names the fault."""
-    prompts = [encode_input(item, tokenizer, "prompt") for item in split_inputs(body["prompt"])]
+    echo, suffix = bool(body.get("echo")), body.get("suffix")
+    n, candidates = _parse_counts(body)
+    limit = body.get("max_tokens")
+    if limit == 0 and not echo:
+        raise bad_request(
+            "'max_tokens' may only be 0 with 'echo': true.", "max_tokens", "invalid_value"
+        )
+    inputs = split_inputs(body["prompt"])
+    if len(inputs) * candidates > MAX_CHOICES:
+        raise bad_request(
+            f"'prompt' has {len(inputs)} texts with {candidates} answers each; at most {MAX_CHOICES} "
+            "answers may come at once.",
+            "prompt",
+            "invalid_value",
+        )
+    keep = parse_truncation(body, facts, 1 if limit is None else limit)
+    prompts = [
+        encode_input(item, tokenizer, "prompt", facts, keep, keep_end=True) for item in inputs
+    ]
+    ends: tuple[int, ...] = ()
+    if suffix:
+        if echo:
+            raise bad_request(
+                "'suffix' and 'echo' cannot be given together.", "suffix", "invalid_value"
+            )
+        prompts, ends = infill_prompts(prompts, suffix, tokenizer)
     prompts = [prompt or list(facts.eos_token_ids[:1]) for prompt in prompts]
     logprobs = body.get("logprobs")
-    if logprobs:
-        raise _unsupported("logprobs", "only 0 is possible: the chosen token's log-probability")
-    echo = bool(body.get("echo"))
-    if echo and logprobs is not None:
-        raise _unsupported("echo", "it cannot be joined with 'logprobs'")
     _check_tokens(body.get("stop_token_ids") or (), tokenizer, "stop_token_ids")
-    limit = body.get("max_tokens") or COMPLETION_DEFAULT_TOKENS
     return GenerationRequest(
         endpoint=Endpoint.COMPLETIONS,
         model=str(body.get("model", "")),
         prompts=prompts,
-        n=body.get("n") or 1,
+        n=n,
+        candidates=candidates,
         sampling=_parse_sampling(
-            body, prompts, facts, limit, param="prompt", logprobs=logprobs is not None
+            body, prompts, facts, limit, param="prompt",
+            logprobs=logprobs is not None or candidates > n, top_logprobs=logprobs or 0,
+            prompt_logprobs=echo and logprobs is not None, more_stops=ends,
+            usual=COMPLETION_DEFAULT_TOKENS,
         ),
+        logprobs=logprobs is not None,
         stops=_parse_stops(body),
         stream=bool(body.get("stream")),
-        include_usage=_wants_usage(body),
+        stream_options=parse_stream_options(body),
         eos_token_ids=facts.eos_token_ids,
         priority=body.get("priority") or 0,
         echo_texts=[tokenizer.decode(prompt) for prompt in prompts] if echo else [],
-    )
+    )  # fmt: skip
+
+
+def _parse_counts(body: dict[str, Any]) -> tuple[int, int]:
+    """How many answers to each prompt are told, and how many are generated."""
+    n = body.get("n") or 1
+    best_of = body.get("best_of")
+    if best_of is None:
+        return n, n
+    if best_of < n:
+        raise bad_request(
+            f"'best_of' is {best_of}, less than the {n} answers that 'n' asks for.",
+            "best_of",
+            "invalid_value",
+        )
+    if best_of > n and body.get("stream"):
+        raise bad_request(
+            "'best_of' cannot be streamed: which answers are best is known when all have ended.",
+            "best_of",
+            "invalid_value",
+        )
+    return n, best_of
 
 
 def split_inputs(value: Any) -> list[str | list[int]]:
@@ -123,12 +194,59 @@ def split_inputs(value: Any) -> list[str | list[int]]:
     return list(value) or [""]
 
 
-def encode_input(value: str | list[int], tokenizer: TextTokenizer, param: str) -> list[int]:
-    """The tokens of a text, or those given. Raises a 400 where there are no such tokens."""
-    if isinstance(value, str):
+def encode_input(
+    value: str | list[int],
+    tokenizer: TextTokenizer,
+    param: str,
+    facts: ModelFacts,
+    keep: int | None = None,
+    *,
+    keep_end: bool,
+) -> list[int]:
+    """The tokens of a text, or those given; at most `keep` of them, from its beginning or its end.
+    Raises a 400 where there are no such tokens, or where the text is certainly too long.
+    """
+    if not isinstance(value, str):
+        _check_tokens(value, tokenizer, param)
+        if keep is None:
+            return value
+        return value[-keep:] if keep_end else value[:keep]
+    if keep is None:
+        check_text(value, tokenizer, facts, param)
         return tokenizer.encode(value)
-    _check_tokens(value, tokenizer, param)
-    return value
+    if keep <= tokenizer.special_count:
+        raise bad_request(
+            f"'truncate_prompt_tokens' is {keep}; this model puts {tokenizer.special_count} tokens "
+            "of its own around a text, so it must be more.",
+            "truncate_prompt_tokens",
+            "invalid_value",
+        )
+    return tokenizer.encode_truncated(value, keep, keep_end=keep_end)
+
+
+def parse_truncation(body: dict[str, Any], facts: ModelFacts, answer: int) -> int | None:
+    """How many tokens of a prompt to keep; None for all. -1 stands for as many as leave room for
+    `answer` tokens. Raises a 400.
+    """
+    keep = body.get("truncate_prompt_tokens")
+    if keep is None:
+        return None
+    if keep > facts.context_length:
+        raise bad_request(
+            f"'truncate_prompt_tokens' is {keep}, more than this model's maximum context length of "
+            f"{facts.context_length} tokens.",
+            "truncate_prompt_tokens",
+            "invalid_value",
+        )
+    return int(keep) if keep > 0 else max(1, facts.context_length - answer)
+
+
+def _separates_reasoning(
+    body: dict[str, Any], schema: dict[str, Any] | None, plan: ToolPlan
+) -> bool:
+    """An answer that a grammar binds from its first token has no reasoning."""
+    bound = schema is not None or (plan.active and plan.choice == "required")
+    return body.get("separate_reasoning") is not False and not bound
 
 
 def _check_tokens(ids: Sequence[int], tokenizer: TextTokenizer, param: str) -> None:
@@ -157,100 +275,6 @@ def check_length(tokens: int, facts: ModelFacts, param: str, more: int = 0) -> N
     )
 
 
-def encode_chat(body: dict[str, Any], tokenizer: TextTokenizer, plan: ToolPlan) -> list[int]:
-    """The prompt's tokens for a conversation and its tools."""
-    messages = [_check_message(m, f"messages[{i}]") for i, m in enumerate(body["messages"])]
-    tools: list[dict[str, Any]] | None = None
-    if tokenizer.knows_tools:
-        tools = plan.tools if plan.active else None
-    else:
-        messages = render_history(messages)
-        if plan.active:
-            messages = add_to_system(messages, describe_tools(plan))
-    text = tokenizer.render_chat(
-        messages,
-        tools=tools,
-        add_generation_prompt=body.get("add_generation_prompt") is not False,
-        extra=body.get("chat_template_kwargs"),
-    )
-    # The template writes the special tokens itself.
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if not ids:
-        raise bad_request(
-            "the model's chat template makes nothing of these messages", "messages", "invalid_value"
-        )
-    return ids
-
-
-def _check_message(message: Any, where: str) -> dict[str, Any]:
-    """A message as chat templates expect it: its content is one string."""
-    if not isinstance(message, dict):
-        raise bad_request(f"'{where}' must be an object.", "messages", "invalid_value")
-    role = message.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise bad_request(
-            f"'{where}.role' must be one of {', '.join(sorted(ROLES))}, not {role!r}.",
-            "messages",
-            "invalid_value",
-        )
-    message = {**message}
-    message["role"] = "system" if role == "developer" else role
-    content = message.get("content")
-    if content is None and not (role == "assistant" and message.get("tool_calls")):
-        raise bad_request(f"'{where}.content' is missing.", "messages", "invalid_value")
-    message["content"] = _join_content(content, where)
-    calls = message.get("tool_calls")
-    if calls:
-        if not isinstance(calls, list):
-            raise bad_request(
-                f"'{where}.tool_calls' must be an array.", "messages", "invalid_value"
-            )
-        message["tool_calls"] = [
-            _check_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)
-        ]
-    checked: dict[str, Any] = message
-    return checked
-
-
-def _join_content(content: Any, where: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise bad_request(
-            f"'{where}.content' must be a string or an array of parts.", "messages", "invalid_value"
-        )
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise bad_request(
-                f"'{where}.content[{index}]' is of type {kind!r}; this model takes text alone.",
-                "messages",
-                "unsupported_content",
-            )
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _check_call(call: Any, where: str) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise bad_request(
-            f"'{where}' must hold a function with a name.", "messages", "invalid_value"
-        )
-    arguments = function.get("arguments") or "{}"
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            raise bad_request(
-                f"'{where}.function.arguments' is not JSON.", "messages", "invalid_value"
-            ) from None
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def _parse_sampling(
     body: dict[str, Any],
     prompts: list[list[int]],
@@ -259,12 +283,20 @@ def _parse_sampling(
     *,
     param: str,
     logprobs: bool,
+    top_logprobs: int = 0,
+    prompt_logprobs: bool = False,
+    more_stops: tuple[int, ...] = (),
     grammar: Grammar | None = None,
+    usual: int | None = None,
 ) -> Sampling:
+    """`usual` is the limit of requests that name none, as far as there is room; None: all the room
+    there is.
+    """
     longest = max(len(prompt) for prompt in prompts)
     if limit is None:
         check_length(longest + 1, facts, param)
-        limit = facts.context_length - longest
+        room = facts.context_length - longest
+        limit = room if usual is None else min(usual, room)
     else:
         check_length(longest, facts, param, limit)
     if not all(prompts):
@@ -291,8 +323,10 @@ def _parse_sampling(
         repetition_penalty=_or(body.get("repetition_penalty"), 1.0),
         seed=secrets.randbits(31) if seed is None else seed % 2**31,
         ignore_eos=bool(body.get("ignore_eos")),
-        stop_token_ids=tuple(body.get("stop_token_ids") or ()),
+        stop_token_ids=(*(body.get("stop_token_ids") or ()), *more_stops),
         logprobs=logprobs,
+        top_logprobs=top_logprobs,
+        prompt_logprobs=prompt_logprobs,
         grammar=grammar,
     )
 
@@ -306,22 +340,3 @@ def _parse_stops(body: dict[str, Any]) -> tuple[str, ...]:
     if stop is None:
         return ()
     return tuple(text for text in ([stop] if isinstance(stop, str) else stop) if text)
-
-
-def _wants_usage(body: dict[str, Any]) -> bool:
-    options = body.get("stream_options")
-    if options is not None and not body.get("stream"):
-        raise bad_request(
-            "'stream_options' may only be given with 'stream': true.",
-            "stream_options",
-            "invalid_value",
-        )
-    return bool((options or {}).get("include_usage"))
-
-
-def _unsupported(param: str, why: str) -> WireError:
-    return bad_request(
-        f"The engine behind this model cannot honour '{param}' as given: {why}.",
-        param,
-        "unsupported_parameter",
-    )

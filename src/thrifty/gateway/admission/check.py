@@ -16,7 +16,15 @@ from thrifty.gateway.state.version import Version
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError, bad_request, unavailable
-from thrifty.openai.fields import Endpoint, check_honoured, check_values, missing_parameter
+from thrifty.openai.fields import (
+    STREAMED,
+    Endpoint,
+    check_honoured,
+    check_values,
+    missing_parameter,
+    show_value,
+)
+from thrifty.openai.stream_options import read_stream_options
 from thrifty.types import Role
 
 TIMEOUT_HEADER = b"x-thrifty-timeout-ms"
@@ -35,11 +43,10 @@ def parse_request(call: Call, table: RoutingTable) -> ParsedRequest:
     body = decode_body(call.exchange.body)
     _require_model(body, call.endpoint, table)
     check_values(body, call.endpoint)
-    options = body.get("stream_options")
     return ParsedRequest(
         body,
-        stream=body.get("stream") is True,
-        include_usage=bool(options and options.get("include_usage")),
+        stream=body.get("stream") is True and call.endpoint in STREAMED,
+        stream_options=read_stream_options(body.get("stream_options")),
     )
 
 
@@ -129,7 +136,9 @@ def _require_model(body: dict[str, Any], endpoint: Endpoint, table: RoutingTable
     if model is None:
         raise missing_parameter("model")
     if not isinstance(model, str):
-        raise bad_request(f"'model' must be a string, not {model!r}.", "model", "invalid_value")
+        raise bad_request(
+            f"'model' must be a string, not {show_value(model)}.", "model", "invalid_value"
+        )
 
 
 def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:

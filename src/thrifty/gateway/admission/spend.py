@@ -158,8 +158,9 @@ class SpendSync:
         if not amounts and now_s - self._read_s < READ_S:
             return
         at_s = time.time()
+        first_day = f"{name_day(at_s)[:7]}-01"
         sums = await asyncio.to_thread(
-            exchange_spend, self._database, amounts, f"{name_day(at_s)[:7]}-01", self._since_s
+            exchange_spend, self._database, amounts, first_day, self._since_s
         )
         self._ledger.confirm(sums)
         self._since_s, self._read_s = at_s, now_s

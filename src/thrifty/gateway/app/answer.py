@@ -15,6 +15,7 @@ from thrifty.gateway.admission.check import check_version
 from thrifty.gateway.cache import Entry, Owner, SingleFlight, SingleFlightGroup, make_key
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.cache.key import is_deterministic
+from thrifty.gateway.cache.replay import can_replay, count_answers
 from thrifty.gateway.cache.shared import Claim, Found
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.cache.single_flight import Result
@@ -70,6 +71,9 @@ class Answerer:
             check_version(call, call.admitted, call.placed)
         if key is None:
             return self._forward(call)
+        if not call.admitted.stream_options.shareable:
+            call.cache.result = BYPASS
+            return self._forward(call)
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
@@ -78,8 +82,8 @@ class Answerer:
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
 
-    async def _send(self, call: Call, flight: SingleFlight | None) -> Result:
-        return await forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
+    def _send(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
+        return forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
     def _choose_key(self, call: Call, known_key: bytes | None) -> bytes | None:
         """The cache key; None if the cache is not used for this request."""
@@ -115,7 +119,7 @@ class Answerer:
         if call.rate_headers is not None:
             lines += encode_lines(call.rate_headers)
         if parsed.stream:
-            stream = entry.as_stream(parsed.include_usage, response_id)
+            stream = entry.as_stream(parsed.stream_options, response_id)
             call.exchange.respond_ready(_STREAM_LINES + lines, stream, stream=True)
         else:
             call.exchange.respond_ready(_JSON_LINE + lines, entry.as_body(response_id))
@@ -124,11 +128,7 @@ class Answerer:
 
     async def _lead(self, call: Call, key: bytes, flight: SingleFlight) -> None:
         """Get the answer from another worker or from a replica, and cache it."""
-        result = Result(
-            error=WireError(
-                502, "the shared generation was interrupted", type=SERVER, code="replica_lost"
-            )
-        )
+        result: Result | None = None
         target, shared = call.placed, self._cache.shared
         ttl_s = target.deployment.settings.cache_ttl_s
         version = target.version
@@ -157,6 +157,15 @@ class Answerer:
             result = Result(error=error)
             raise
         finally:
+            if result is None:
+                result = Result(
+                    error=WireError(
+                        502,
+                        "the shared generation was interrupted",
+                        type=SERVER,
+                        code="replica_lost",
+                    )
+                )
             self._flights.end(key, result)
             if claim is not None and shared is not None:
                 shared.settle(claim, result.entry if stored else None, ttl_s)
@@ -175,6 +184,7 @@ class Answerer:
             stream=parsed.stream,
             left_s=parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None,
             wanted=lambda: flight.followers > 0 or not exchange.disconnected,
+            is_valid=lambda body: _can_replay(call, body),
         )
 
     def _store(
@@ -205,7 +215,9 @@ class Answerer:
         call.exchange.on_disconnect = hang_up
         number = None
         if parsed.stream and flight.stream:
-            number = flight.listen(_make_listener(call, flight), wants_usage=parsed.include_usage)
+            number = flight.listen(
+                _make_listener(call, flight), wants_usage=parsed.stream_options.usage
+            )
         try:
             left_s = parsed.deadline_s - time.perf_counter() if parsed.deadline_s else None
             await asyncio.wait(
@@ -254,6 +266,7 @@ class Answerer:
         if self._keep_texts:
             entry = result.entry
             call.outcome.answer = result.body if entry is None else entry.body
+            call.outcome.streamed = result.streamed and entry is None
 
 
 def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
@@ -271,12 +284,18 @@ def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
     return listen
 
 
+def _can_replay(call: Call, body: bytes) -> bool:
+    return can_replay(body, call.endpoint, count_answers(call.endpoint, call.admitted.body))
+
+
 def _make_entry(call: Call, result: Result, owner: Owner, purge_id: int) -> Result:
-    """A successful answer as a cache entry; other results are returned unchanged."""
+    """A successful answer as a cache entry; other results, and answers that could not be replayed
+    whole and as a stream, are returned unchanged.
+    """
     if result.status != 200 or call.outcome.error is not None:
         return result
     body: bytes | None = assemble_stream(result.body) if result.streamed else result.body
-    if body is None:
+    if body is None or not _can_replay(call, body):
         return result
     delivery, label = call.delivery, call.placed.version.label
     entry = Entry(

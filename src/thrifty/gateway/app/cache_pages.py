@@ -17,12 +17,12 @@ from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.cache.answers import AnswerCache
 from thrifty.gateway.state.reader import TableReader
 from thrifty.http.exchange import Exchange
-from thrifty.openai.errors import bad_request, unavailable
+from thrifty.openai.errors import bad_request, explain_database
 from thrifty.types import Role
 
 PATH = "/v1/cache"
-FILTERS = ("deployment", "version", "tenant")
-MAX_NAME = 128
+FILTERS = {"deployment": 64, "version": 128, "tenant": 64}
+"""What a purge may be limited to, and the longest value, as long as its column."""
 PUBLISH_S = 2.0
 """How often a worker writes its statistics to the database, if they have changed."""
 KEEP_FRESH_S = 6.0
@@ -83,12 +83,8 @@ class CachePages:
 def _database_needed() -> Iterator[None]:
     try:
         yield
-    except DatabaseError:
-        raise unavailable(
-            "the database is unavailable, so other workers cannot be reached; retry later",
-            "database_away",
-            retry_after_s=2.0,
-        ) from None
+    except DatabaseError as error:
+        raise explain_database(error) from None
 
 
 def summarize(workers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -136,9 +132,10 @@ def _read_filters(query: bytes) -> dict[str, str]:
                 name[:64],
                 "unknown_parameter",
             )
-        if not value or len(value) > MAX_NAME or name in filters:
+        longest = FILTERS[name]
+        if not 0 < len(value) <= longest or not value.isprintable() or name in filters:
             raise bad_request(
-                f"'{name}' must be given once, with 1 to {MAX_NAME} characters.",
+                f"'{name}' must be given once, with 1 to {longest} printable characters.",
                 name,
                 "invalid_value",
             )

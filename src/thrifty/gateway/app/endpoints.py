@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from urllib.parse import quote
 
 from thrifty.db.keys import Key
 from thrifty.gateway.admission.authenticate import authenticate_late
@@ -11,7 +12,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
 from thrifty.http.routes import Route, RouteTable
 from thrifty.http.same_origin import SameOrigin
-from thrifty.openai.errors import PERMISSION, WireError
+from thrifty.openai.errors import NOT_FOUND, PERMISSION, WireError
 from thrifty.types import Role
 
 Answer = Callable[[Exchange, Key | None, Mapping[str, str]], Awaitable[None]]
@@ -44,7 +45,10 @@ class Endpoints:
 
     async def answer(self, exchange: Exchange) -> None:
         """Answer, or raise a `WireError`."""
-        found = self.routes.find(exchange.method, exchange.path)
+        path = exchange.path
+        if ("//" in path or path.endswith("/")) and self._redirect(exchange):
+            return
+        found = self.routes.find(exchange.method, path)
         if found is None:
             self.routes.answer_unmatched(exchange)
             return
@@ -62,3 +66,24 @@ class Endpoints:
                 code="role_not_allowed",
             )
         await route.handler(exchange, key, found.parameters)
+
+    def _redirect(self, exchange: Exchange) -> bool:
+        """Redirect from a path with needless slashes, such as `//v1/models/`, to the same one
+        without them; returns whether there is one.
+
+        It is not served as it is, because a proxy in front may allow and forbid paths by how they
+        are written. A 308 keeps the method and the body.
+        """
+        path = "/" + "/".join(part for part in exchange.path.split("/") if part)
+        if path == exchange.path or not self.routes.methods(path):
+            return False
+        location = quote(path).encode() + (b"?%b" % exchange.query if exchange.query else b"")
+        error = WireError(
+            308,
+            f"This path is written {path[:100]}.",
+            type=NOT_FOUND,
+            code="moved",
+            headers=((b"location", location),),
+        )
+        exchange.respond_error(error)
+        return True

@@ -126,6 +126,7 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
 
 def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
     main = deployment.main
+    lengths = [v.context_length for v in deployment.versions.values() if v.row.weight > 0]
     return {
         "id": name,
         "object": "model",
@@ -133,9 +134,16 @@ def _describe(name: str, deployment: Deployment) -> dict[str, Any]:
         "owned_by": "thrifty",
         "version": main.label,
         "versions": [
-            {"label": v.label, "weight": v.row.weight, "engine": v.row.engine}
+            {
+                "label": v.label,
+                "weight": v.row.weight,
+                "engine": v.row.engine,
+                "max_model_len": v.context_length,
+            }
             for v in deployment.versions.values()
         ],
+        # A request may reach any of them.
+        "max_model_len": min((length for length in lengths if length), default=main.context_length),
         "engine": main.row.engine,
         "deployment": deployment.name,
     }

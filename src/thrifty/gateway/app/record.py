@@ -12,6 +12,7 @@ from thrifty.observe.log_writer import LogWriter, MakeTexts
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
+from thrifty.openai.fields import read_user
 
 
 class Recorder:
@@ -62,7 +63,7 @@ class Recorder:
             )
         if self._writer is None:
             return
-        user = call.parsed.body.get("user") if call.parsed is not None else None
+        user = read_user(call.parsed.body) if call.parsed is not None else None
         row = (
             call.response_id.number,
             call.started_at_s,
@@ -100,8 +101,9 @@ class Recorder:
         if not self._prompts or call.parsed is None or not call.origin.counts:
             return None
         return functools.partial(
-            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None
-        )
+            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None,
+            streamed=call.outcome.streamed,
+        )  # fmt: skip
 
 
 def _saved(call: Call) -> Saved:

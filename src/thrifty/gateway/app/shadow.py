@@ -64,7 +64,7 @@ class Shadows:
         shadow.key = call.key
         shadow.priority = BATCH
         shadow.shadow_of = call.response_id.number
-        shadow.parsed = ParsedRequest(parsed.body, parsed.stream, include_usage=True)
+        shadow.parsed = ParsedRequest(parsed.body, parsed.stream, parsed.stream_options)
         shadow.target = Target(
             target.deployment, version, version, target.conversation_id, pinned=True
         )

@@ -18,6 +18,7 @@ import msgspec
 
 from thrifty.gateway.cache.replay import ID_MARK, cut_id, make_chunks
 from thrifty.openai.events import DONE, Usage
+from thrifty.openai.stream_options import StreamOptions, pad_events
 
 ENTRY_BYTES = 800
 """Size of an entry beside its answer: keys, objects, positions in the LRU order and the group."""
@@ -69,7 +70,7 @@ class Entry:
         self._body = body
         self._prefix = b""
         self._parts: list[bytes] | None = None
-        self._streams: dict[bool, list[bytes]] | None = None
+        self._streams: dict[tuple[bool, bool], list[bytes]] | None = None
         self._lines: bytes | None = None
         self.replica = replica
         self.usage = usage
@@ -109,18 +110,19 @@ class Entry:
         parts = self._parts or self._cut()
         return self._name(response_id).join(parts)
 
-    def as_stream(self, include_usage: bool, response_id: str) -> bytes:
+    def as_stream(self, options: StreamOptions, response_id: str) -> bytes:
         """The answer as a stream under the given response id."""
         if self._parts is None:
             self._cut()
         if self._streams is None:
             self._streams = {}
-        pieces = self._streams.get(include_usage)
+        kind = (options.usage, options.continuous)
+        pieces = self._streams.get(kind)
         if pieces is None:
-            chunks, usage = make_chunks(msgspec.json.decode(self.body))
-            whole = b"".join([*chunks, *(usage if include_usage else ()), DONE])
-            pieces = self._streams[include_usage] = whole.split(ID_MARK)
-        return self._name(response_id).join(pieces)
+            chunks = make_chunks(msgspec.json.decode(self.body), options)
+            pieces = self._streams[kind] = b"".join([*chunks, DONE]).split(ID_MARK)
+        stream = self._name(response_id).join(pieces)
+        return pad_events(stream) if options.obfuscate else stream
 
     def _cut(self) -> list[bytes]:
         self._prefix, parts = cut_id(self._body)

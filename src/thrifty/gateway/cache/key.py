@@ -10,22 +10,32 @@ import msgspec
 
 from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
-IRRELEVANT = GATEWAY_FIELDS | {"stream", "stream_options", "user", "model", "priority"}
+IRRELEVANT = GATEWAY_FIELDS | {
+    "stream", "stream_options", "user", "safety_identifier", "model", "priority",
+}  # fmt: skip
 """Fields that change how or when an answer is sent, but not its content. The key covers the model
 by its deployment, version and revision."""
 KEY_BYTES = 20
+_FORM = b"2"
+"""Changes whenever older answers must not be found any more: those of form 1 may be broken."""
 
-_encode = msgspec.json.Encoder(order="sorted").encode
+_encode = msgspec.json.Encoder().encode
 
 
 def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, Any]) -> bytes:
     """A hash of everything that determines an answer, and of its tenant. `served` names the
     deployment, the version and its revision.
+
+    Only the order of the request's own fields is without meaning. Answers follow the order of a
+    schema's properties, and prompts that of tools and their parameters.
     """
     relevant = {
-        name: value for name, value in body.items() if value is not None and name not in IRRELEVANT
+        name: body[name]
+        for name in sorted(body)
+        if body[name] is not None and name not in IRRELEVANT
     }
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    digest.update(b"%b\0" % _FORM)
     digest.update(f"{endpoint}\0{served}\0{tenant}\0".encode())
     digest.update(_encode(relevant))
     return digest.digest()

@@ -1,15 +1,82 @@
-"""Replays cached answers: under another id, whole or as a stream."""
+"""Replays cached answers: under another id, whole or as a stream.
+
+Only answers that `can_replay` accepts are cached.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import msgspec
 
 from thrifty.openai.events import encode_event
+from thrifty.openai.fields import Endpoint
+from thrifty.openai.stream_options import StreamOptions
 
 ID_MARK = b"\x00id\x00"
 """Stands for an answer's id; these bytes never occur in JSON."""
+
+
+class _Message(msgspec.Struct):
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class _ChatChoice(msgspec.Struct):
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    message: _Message
+    finish_reason: str
+
+
+class _TextChoice(msgspec.Struct):
+    index: Annotated[int, msgspec.Meta(ge=0)]
+    text: str
+    finish_reason: str
+
+
+class _ChatAnswer(msgspec.Struct, tag_field="object", tag="chat.completion"):
+    choices: list[_ChatChoice]
+    id: str = ""
+
+
+class _TextAnswer(msgspec.Struct, tag_field="object", tag="text_completion"):
+    choices: list[_TextChoice]
+    id: str = ""
+
+
+class _Embeddings(msgspec.Struct, tag_field="object", tag="list"):
+    data: list[msgspec.Raw]
+
+
+_decode_answer = msgspec.json.Decoder(_ChatAnswer | _TextAnswer | _Embeddings).decode
+_KINDS: dict[Endpoint, type[_ChatAnswer | _TextAnswer | _Embeddings]] = {
+    Endpoint.CHAT: _ChatAnswer,
+    Endpoint.COMPLETIONS: _TextAnswer,
+    Endpoint.EMBEDDINGS: _Embeddings,
+}
+
+
+def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
+    """Whether `body` is a whole answer of an endpoint, with `count` choices or embeddings."""
+    try:
+        body.decode()
+        answer = _decode_answer(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    if not isinstance(answer, _KINDS[endpoint]):
+        return False
+    if isinstance(answer, _Embeddings):
+        return len(answer.data) == count
+    return sorted(choice.index for choice in answer.choices) == list(range(count))
+
+
+def count_answers(endpoint: Endpoint, body: Mapping[str, Any]) -> int:
+    """How many choices or embeddings a valid request asks for."""
+    if endpoint is Endpoint.CHAT:
+        return int(body.get("n") or 1)
+    texts = body.get("input" if endpoint is Endpoint.EMBEDDINGS else "prompt")
+    several = isinstance(texts, list) and not isinstance(texts[0], int)
+    return (len(texts or ()) if several else 1) * int(body.get("n") or 1)
 
 
 def cut_id(body: bytes) -> tuple[bytes, list[bytes]]:
@@ -27,8 +94,8 @@ class _HasId(msgspec.Struct):
     id: str = ""
 
 
-def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
-    """An answer's chunks with `ID_MARK` in place of its id, and the chunk with its usage."""
+def make_chunks(answer: dict[str, Any], options: StreamOptions) -> list[bytes]:
+    """An answer's chunks with `ID_MARK` in place of its id."""
     chat = answer.get("object") == "chat.completion"
     base = {
         "id": "MARK",
@@ -36,13 +103,19 @@ def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
         "created": answer.get("created", 0),
         "model": answer.get("model", ""),
     }
+    usage = answer.get("usage")
+    counts: dict[str, Any] = {}
+    if options.continuous and usage:
+        counts = {"usage": usage}
+    elif options.usage:
+        counts = {"usage": None}
 
     def chunk(**fields: Any) -> bytes:
         return encode_event({**base, **fields}).replace(b'"id":"MARK"', b'"id":"%b"' % ID_MARK, 1)
 
     def choice_chunk(choice: dict[str, Any], **fields: Any) -> bytes:
         entry = {"index": choice["index"], "logprobs": None, "finish_reason": None, **fields}
-        return chunk(choices=[entry])
+        return chunk(choices=[entry], **counts)
 
     chunks = []
     for choice in answer.get("choices") or ():
@@ -63,5 +136,6 @@ def make_chunks(answer: dict[str, Any]) -> tuple[list[bytes], list[bytes]]:
         for index, call in enumerate(message.get("tool_calls") or ()):
             chunks.append(choice_chunk(choice, delta={"tool_calls": [{"index": index, **call}]}))
         chunks.append(choice_chunk(choice, delta={}, finish_reason=reason))
-    usage = [chunk(choices=[], usage=answer["usage"])] if answer.get("usage") else []
-    return chunks, usage
+    if options.usage and usage:
+        chunks.append(chunk(choices=[], usage=usage))
+    return chunks

@@ -183,13 +183,14 @@ class SharedTier:
         *,
         stream: bool,
         wanted: Callable[[], bool],
+        is_valid: Callable[[bytes], bool] = lambda body: True,
         left_s: float | None = None,
     ) -> Found | Claim | None:
         """The answer for `key`, or the right to generate it; None if the request should go to a
         replica without a claim.
 
         Waits for another worker's generation, for at most `left_s` if given, and as long as
-        `wanted` returns true.
+        `wanted` returns true. An answer whose body is not `is_valid` counts as damaged.
         """
         name = _entry_name(key, owner)
         self._tokens += 1
@@ -209,7 +210,7 @@ class SharedTier:
                 return claim
             if isinstance(answer, list):
                 data, ttl_ms = answer
-                found = self._take(key, owner, data, ttl_ms)
+                found = self._take(key, owner, data, ttl_ms, is_valid)
                 if found is not None:
                     self.stats.hits += 1
                     return found
@@ -252,12 +253,19 @@ class SharedTier:
         self._purges_due.append(purge)
         self._due.set()
 
-    def _take(self, key: bytes, owner: Owner, data: bytes, ttl_ms: int) -> Found | None:
+    def _take(
+        self,
+        key: bytes,
+        owner: Owner,
+        data: bytes,
+        ttl_ms: int,
+        is_valid: Callable[[bytes], bool],
+    ) -> Found | None:
         """Decode what Redis returned, if it is intact and may be used."""
         if data == NO_ANSWER:
             return None
         entry = decode_entry(key, owner.tenant, data)
-        if entry is None:
+        if entry is None or not is_valid(entry.body):
             self.stats.damaged += 1
             log.warning("an answer in the shared cache is damaged and is deleted")
             return None

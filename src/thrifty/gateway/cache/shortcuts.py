@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from thrifty.db.fleet import DeploymentRow, VersionRow
 from thrifty.gateway.state.call import Call, ParsedRequest, Target
 from thrifty.gateway.state.deployment import Deployment
+from thrifty.openai.stream_options import StreamOptions
 
 MAX_BODY_BYTES = 32_768
 """Larger bodies are parsed each time."""
@@ -29,7 +30,7 @@ class _Entry(NamedTuple):
     version: VersionRow
     conversation_id: str
     stream: bool
-    include_usage: bool
+    stream_options: StreamOptions
     key: bytes
     size_bytes: int
 
@@ -64,7 +65,7 @@ class Shortcuts:
         if version.row is not entry.version or not version.ready:
             return None
         self._entries.move_to_end(entry_key)
-        call.parsed = ParsedRequest(entry.body, entry.stream, entry.include_usage)
+        call.parsed = ParsedRequest(entry.body, entry.stream, entry.stream_options)
         call.target = Target(deployment, version, version, entry.conversation_id)
         return entry.key
 
@@ -81,7 +82,7 @@ class Shortcuts:
         size_bytes = SHORTCUT_BYTES + BODY_FACTOR * len(exchange.body)
         self._entries[entry_key] = _Entry(
             parsed.body, target.deployment.row, target.version.row, target.conversation_id,
-            parsed.stream, parsed.include_usage, key, size_bytes,
+            parsed.stream, parsed.stream_options, key, size_bytes,
         )  # fmt: skip
         self.size_bytes += size_bytes
         while self.size_bytes > self._max_bytes:

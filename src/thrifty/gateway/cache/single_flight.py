@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from thrifty.gateway.cache.exact import Entry
 from thrifty.openai.errors import WireError
+from thrifty.openai.events import NO_USAGE
 
 OnData = Callable[[bytes], None]
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The result of a flight: a cacheable answer, another answer, or an error."""
 
     status: int = 0
@@ -56,8 +57,8 @@ class SingleFlight:
         """Send bytes of the stream to all listeners."""
         self.begun = True
         self._backlog.append(data)
-        for listener, _ in list(self._listeners.values()):
-            listener(data)
+        for listener, wants_usage in list(self._listeners.values()):
+            listener(data if wants_usage else data.replace(NO_USAGE, b""))
 
     def publish_usage(self, event: bytes) -> None:
         """Send the chunk with token counts to the listeners that want it."""
@@ -71,7 +72,8 @@ class SingleFlight:
         self._numbers += 1
         self._listeners[self._numbers] = (on_data, wants_usage)
         if self._backlog:
-            on_data(b"".join(self._backlog))
+            begun = b"".join(self._backlog)
+            on_data(begun if wants_usage else begun.replace(NO_USAGE, b""))
         if self._usage and wants_usage:
             on_data(self._usage)
         return self._numbers

@@ -24,7 +24,13 @@ from thrifty.gateway.forwarding.failures import (
 from thrifty.gateway.forwarding.hedge import Hedger
 from thrifty.gateway.forwarding.relay import Relay
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
-from thrifty.gateway.forwarding.upstream_request import make_headers, prepare_body
+from thrifty.gateway.forwarding.upstream_request import (
+    adds_usage,
+    asks_usage,
+    make_headers,
+    prepare_body,
+)
+from thrifty.gateway.forwarding.upstream_response import choose_headers, refuses_usage
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.concurrency import (
     DEADLINE_CODES,
@@ -45,12 +51,13 @@ from thrifty.http.client import (
     NoResponse,
     TransportError,
 )
-from thrifty.http.server import JSON_TYPE
+from thrifty.http.types import JSON_TYPE, is_event_stream
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import SERVER, WireError, unavailable
 from thrifty.openai.events import parse_usage
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.id_rewrite import replace_id
+from thrifty.openai.stream_answers import assemble_stream
 
 log = logging.getLogger(__name__)
 
@@ -281,24 +288,30 @@ class Forwarder:
             answer = await self._open(call, replica, body, flight, [])
         else:
             answer = await self._hedger.open(call, replica, body, flight, hedge_s)
-        delivery.origin_status = answer.status
-        streamed = answer.headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        if answer.status == 200 and streamed:
+        headers = choose_headers(answer)
+        streamed = is_event_stream(headers[0][1])
+        if answer.status == 200 and streamed and call.admitted.stream:
             return await self._relay(call, answer, flight)
         data = await answer.read()
-        if answer.status in RETRIABLE_STATUSES:
+        if refuses_usage(call, version, replica, answer.status, data):
+            log.info("%s does not take stream_options; it is sent none from now on", replica.id)
+            replica.takes_stream_options = False
+            return await self._attempt(call, replica, body, flight)
+        if answer.status in RETRIABLE_STATUSES or not (
+            answer.status == 200 or 400 <= answer.status < 600
+        ):
             raise ReplicaError(answer.status, data)
+        if answer.status == 200 and streamed and (whole := assemble_stream(data)) is not None:
+            # A stream that nobody asked for.
+            data, headers[0] = whole, JSON_TYPE
+            streamed = False
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
-        if answer.status == 200:
+        if answer.status == 200 and not streamed:
             call.outcome.usage, _ = parse_usage(data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
-        content_type = answer.headers.get(b"content-type")
-        headers = [(b"content-type", content_type) if content_type else JSON_TYPE, *call.headers()]
-        if b"retry-after" in answer.headers:
-            headers.append((b"retry-after", answer.headers[b"retry-after"]))
-        exchange.respond(answer.status, data, headers)
-        return Result(answer.status, data)
+        exchange.respond(answer.status, data, [*headers, *call.headers()])
+        return Result(answer.status, data, streamed)
 
     async def _open(
         self,
@@ -329,10 +342,13 @@ class Forwarder:
         lines = self._headers.get(version.identity)
         if lines is None:
             lines = self._headers[version.identity] = make_headers(version)
+        if not replica.takes_stream_options and adds_usage(call, version):
+            body = prepare_body(call, version, ask_usage=False)
+        origin, path = replica.locate(call.endpoint)
         return await self._client.open(
-            replica.origin,
+            origin,
             "POST",
-            call.endpoint.value,
+            path,
             headers=b"%bx-request-id: %b\r\n" % (lines, call.response_id.text.encode()),
             body=body,
             head_timeout_s=timeout_s,
@@ -340,7 +356,8 @@ class Forwarder:
         )
 
     async def _relay(self, call: Call, answer: Answer, flight: SingleFlight | None) -> Result:
-        relay = Relay(call, answer, flight, capture=self._capture or flight is not None)
+        capture = self._capture or flight is not None
+        relay = Relay(call, answer, flight, capture=capture, count=not asks_usage(call))
         entry = (call, relay, answer)
         delivery, deadline_s = call.delivery, call.admitted.deadline_s
         delivery.last_byte_s = time.perf_counter()
@@ -367,6 +384,8 @@ class Forwarder:
             self._streams.discard(entry)
             if timer is not None:
                 timer.cancel()
+        if not relay.begun:
+            raise BrokenResponse("the stream ended before its first byte")
         relay.finish()
         if not relay.complete:
             call.outcome.error = "engine_error"

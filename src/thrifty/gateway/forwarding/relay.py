@@ -1,13 +1,19 @@
 """Relays a stream from a replica to a client.
 
-Token bytes pass through: a chunk that ends with an event is written unchanged. Only chunks that may
-hold token counts are parsed, and a chunk with nothing else is withheld from clients that did not
-request it.
+Token bytes pass through: a chunk that begins and ends with an event is written unchanged, except
+that line ends become LF. Only events that may hold token counts are parsed. Clients that did not
+request counts get neither the event that has nothing else nor the null that stands for them in all
+others. Comments and other fields are passed on.
+
+A stream is complete if it ends with `[DONE]`, or if its last chunk ends a choice. What such a
+stream lacks, the blank line of its last event or the `[DONE]`, is added.
 """
 
 from __future__ import annotations
 
 import time
+
+import msgspec
 
 from thrifty.gateway.cache.single_flight import SingleFlight
 from thrifty.gateway.state.call import Call
@@ -16,13 +22,31 @@ from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.openai.errors import SERVER, WireError
 from thrifty.openai.events import (
     DONE,
+    NO_USAGE,
+    LineEnds,
+    Usage,
     encode_error_event,
+    holds_text,
     may_hold_usage,
     parse_usage,
     read_data,
+    read_stream,
     split_events,
 )
 from thrifty.openai.id_rewrite import IdRewriter
+
+_END = b"[DONE]"
+
+
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice]
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
 class Relay:
@@ -33,21 +57,38 @@ class Relay:
         "_call",
         "_captured",
         "_flight",
+        "_line_ends",
+        "_pieces",
         "_rest",
         "_rewriter",
         "_tail",
+        "_wants_usage",
         "paused",
     )
 
     def __init__(
-        self, call: Call, answer: Answer, flight: SingleFlight | None, *, capture: bool
+        self,
+        call: Call,
+        answer: Answer,
+        flight: SingleFlight | None,
+        *,
+        capture: bool,
+        count: bool = False,
     ) -> None:
+        """`capture` keeps what is received. `count` estimates token counts that nobody asked the
+        replica for.
+        """
         self._call = call
         self._answer = answer
         self._flight = flight
         self._captured: list[bytes] | None = [] if capture else None
+        self._line_ends = LineEnds()
+        self._pieces: int | None = 0 if count else None
+        """The events with text so far, if they are counted."""
         self._rest = b""
         self._tail = b""
+        """The events written last, the last of which holds data."""
+        self._wants_usage = call.admitted.stream_options.usage
         takes_id = call.placed.version.settings.accepts_response_id
         self._rewriter = None if takes_id else IdRewriter(call.body_id)
         self.paused = False
@@ -64,8 +105,8 @@ class Relay:
 
     @property
     def complete(self) -> bool:
-        """Whether the stream ended properly."""
-        return self._tail.endswith(DONE)
+        """Whether the stream ended properly. To be asked after `finish`."""
+        return self._read_last() == _END
 
     @property
     def captured(self) -> bytes:
@@ -82,22 +123,37 @@ class Relay:
             if delivery.load is not None:
                 delivery.load.first_token(delivery.first_byte_s)
             call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])
+        data = self._line_ends.feed(data)
         if self._rewriter is not None:
             data = self._rewriter.feed(data)
-            if not data:
-                return
-        if self._rest or not data.endswith(b"\n\n") or may_hold_usage(data):
+        if not data:
+            return
+        if (
+            self._rest
+            or not data.startswith(b"data:")
+            or not data.endswith(b"\n\n")
+            or self._pieces is not None
+            or may_hold_usage(data)
+        ):
             self._take_events(data)
         else:
+            self._tail = data
             self._emit(data)
 
     def finish(self) -> None:
         """Handle the end of the replica's stream."""
-        if self._rewriter is not None and (left := self._rewriter.finish()):
-            self._emit(left)
-        if self._rest:
-            rest, self._rest = self._rest, b""
+        if self._rewriter is not None:
+            self._rest += self._rewriter.finish()
+        rest, self._rest = self._rest, b""
+        if _is_whole(rest):
+            self._take_events(rest.rstrip(b"\n") + b"\n\n")
+        elif rest:
             self._emit(rest)
+        if _ends_choice(self._read_last()):
+            self._tail = DONE
+            self._emit(DONE)
+        if self._pieces is not None and self._call.outcome.usage is None:
+            self._call.outcome.usage = self._estimate_usage(self._pieces)
         self._call.exchange.finish()
 
     def fail(self, message: str, code: str) -> None:
@@ -111,29 +167,46 @@ class Relay:
 
     def _take_events(self, data: bytes) -> None:
         events, self._rest = split_events(self._rest + data)
-        kept = []
+        kept: list[bytes] = []
         for event in events:
+            if self._pieces is not None and holds_text(event):
+                self._pieces += 1
             if may_hold_usage(event):
                 usage, alone = parse_usage(read_data(event))
                 if usage is not None:
                     self._call.outcome.usage = usage
                 if alone:
+                    self._emit(b"".join(kept))
+                    kept = []
                     self._emit_usage(event)
                     continue
+            if read_data(event):
+                self._tail = event
             kept.append(event)
-        if kept:
-            self._emit(b"".join(kept))
+        self._emit(b"".join(kept))
+
+    def _estimate_usage(self, pieces: int) -> Usage:
+        """Servers send about one token in an event; the size of the request tells its prompt's."""
+        call = self._call
+        estimator = call.placed.version.estimator
+        prompt, _ = estimator.estimate(call.admitted.body, len(call.exchange.body))
+        return Usage(prompt, pieces)
+
+    def _read_last(self) -> bytes:
+        """The data of the last event that has any."""
+        return next(reversed(read_stream(self._tail)), b"")
 
     def _emit(self, data: bytes) -> None:
-        self._tail = data
-        self._call.exchange.write(data)
+        if not data:
+            return
+        self._call.exchange.write(data if self._wants_usage else data.replace(NO_USAGE, b""))
         if self._captured is not None:
             self._captured.append(data)
         if self._flight is not None:
             self._flight.publish(data)
 
     def _emit_usage(self, event: bytes) -> None:
-        if self._call.admitted.include_usage:
+        if self._wants_usage:
             self._call.exchange.write(event)
         if self._captured is not None:
             self._captured.append(event)
@@ -148,3 +221,24 @@ class Relay:
         self.paused = False
         self._call.delivery.last_byte_s = time.perf_counter()
         self._answer.resume()
+
+
+def _ends_choice(data: bytes) -> bool:
+    """Whether a chunk says that its choices have ended."""
+    try:
+        choices = _decode_chunk(data).choices
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return bool(choices) and all(choice.finish_reason for choice in choices)
+
+
+def _is_whole(rest: bytes) -> bool:
+    """Whether an event without its blank line holds whole data."""
+    data = read_data(rest)
+    if data == _END:
+        return True
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

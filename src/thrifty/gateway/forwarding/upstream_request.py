@@ -12,18 +12,40 @@ import msgspec
 
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.version import Version
+from thrifty.openai.bodies import BYTE_ORDER_MARK
 from thrifty.openai.fields import GATEWAY_FIELDS, Endpoint
 
 _encode = msgspec.json.Encoder().encode
 
 
-def prepare_body(call: Call, version: Version) -> bytes:
-    """The bytes to send for a call, whose own body is not changed."""
+def adds_usage(call: Call, version: Version) -> bool:
+    """Whether token counts are requested for a stream whose client did not. The relay withholds
+    them.
+    """
+    parsed = call.admitted
+    return (
+        parsed.stream and not parsed.stream_options.usage and version.settings.takes_stream_options
+    )
+
+
+def asks_usage(call: Call) -> bool:
+    """Whether the call's replica was asked for the token counts of its stream."""
+    if call.admitted.stream_options.usage:
+        return True
+    replica = call.delivery.replica
+    takes = replica is None or replica.takes_stream_options
+    return takes and adds_usage(call, call.placed.version)
+
+
+def prepare_body(call: Call, version: Version, *, ask_usage: bool = True) -> bytes:
+    """The bytes to send for a call, whose own body is not changed. Without `ask_usage`, no token
+    counts are requested beyond what the client does.
+    """
     changes: dict[str, Any] = {}
     parsed, settings = call.admitted, version.settings
-    if parsed.stream and not parsed.include_usage:
-        # Token counts are always requested; the relay withholds them from clients that did not.
-        changes["stream_options"] = {"include_usage": True}
+    if ask_usage and adds_usage(call, version):
+        given = parsed.body.get("stream_options") or {}
+        changes["stream_options"] = {**given, "include_usage": True}
     upstream_model = settings.upstream_model or version.deployment
     if parsed.body.get("model", upstream_model) != upstream_model:
         changes["model"] = upstream_model
@@ -39,7 +61,7 @@ def prepare_body(call: Call, version: Version) -> bytes:
         kept = {name: value for name, value in parsed.body.items() if name not in GATEWAY_FIELDS}
         return _encode({**kept, **changes})
     if not changes:
-        return call.exchange.body
+        return call.exchange.body.removeprefix(BYTE_ORDER_MARK)
     return _encode({**parsed.body, **changes})
 
 

@@ -25,6 +25,7 @@ from thrifty.http.exchange import Exchange
 from thrifty.openai.events import Usage
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.response_ids import ResponseId
+from thrifty.openai.stream_options import PLAIN, StreamOptions
 
 HIT, MISS, BYPASS = "hit", "miss", "bypass"
 MEMORY, SHARED, IN_FLIGHT = "memory", "shared", "in_flight"
@@ -63,7 +64,7 @@ class ParsedRequest:
 
     body: dict[str, Any]
     stream: bool
-    include_usage: bool
+    stream_options: StreamOptions = PLAIN
     deadline_s: float = 0.0
     """Latest start of the answer, as `time.perf_counter`; 0 means no deadline."""
 
@@ -108,7 +109,6 @@ class Delivery:
     sent_s: float = 0.0
     first_byte_s: float = 0.0
     last_byte_s: float = 0.0
-    origin_status: int = 0
 
     def end_idle(self) -> None:
         """Stop counting the slot as idle: the request has begun or has ended."""
@@ -139,6 +139,8 @@ class Outcome:
     usage: Usage | None = None
     answer: bytes = b""
     """The answer as JSON or as its event stream, if texts are recorded."""
+    streamed: bool = False
+    """Whether `answer` is an event stream."""
     ended_s: float = 0.0
 
 

@@ -91,7 +91,9 @@ class TableReader:
             try:
                 state = self._read(force=asked)
                 self._note_state(True, None)
-            except DatabaseError as error:
+            except Exception as error:
+                # Whatever the database holds, this thread must go on: it is how a worker learns
+                # of revoked keys.
                 state = None
                 self._note_state(False, error)
                 if self._database.recover():
@@ -111,20 +113,26 @@ class TableReader:
         return state
 
     def _apply(self, state: FleetState | None, asked: bool) -> None:
-        if state is not None:
-            self._table.apply(state)
-            self._on_applied()
-        self._first_read.set()
-        if asked and self._refresh is not None:
-            self._refreshed_s = time.monotonic()
-            self._refresh.set_result(None)
-            self._refresh = None
+        try:
+            if state is not None:
+                self._table.apply(state)
+                self._on_applied()
+        finally:
+            self._first_read.set()
+            if asked and self._refresh is not None:
+                self._refreshed_s = time.monotonic()
+                self._refresh.set_result(None)
+                self._refresh = None
 
-    def _note_state(self, up: bool, error: DatabaseError | None) -> None:
+    def _note_state(self, up: bool, error: Exception | None) -> None:
         if up != self._up:
             self._up = up
             if up:
                 log.info("the database is available again")
             else:
-                log.warning("the database is unavailable (%s); using the last routing table", error)
+                unforeseen = None if isinstance(error, DatabaseError) else error
+                log.warning(
+                    "the database is unavailable (%s); using the last routing table", error,
+                    exc_info=unforeseen,
+                )  # fmt: skip
             self._on_state(up)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.db.fleet import ReplicaRow
 from thrifty.http.client import Origin, parse_origin
+from thrifty.openai.base_urls import find_endpoint, find_root
+from thrifty.openai.fields import Endpoint
 from thrifty.types import ReplicaState
 
 
@@ -34,14 +37,34 @@ class Replica:
     load: Mapping[str, Any] = field(default_factory=dict)
     load_path: str | None = None
     """The path at which it reports its load."""
+    takes_stream_options: bool = True
+    """Whether it has not refused the token counts that the gateway asks for."""
     rates_key: str = ""
     """Replicas with the same key share their speeds. Replicas of one revision that Thrifty runs
     have the same model, engine and kind of device; each external server has a key of its own."""
+    _places: dict[Endpoint, tuple[Origin, str]] = field(default_factory=dict, repr=False)
 
     @property
     def ready(self) -> bool:
         """Whether it receives traffic."""
         return self.state == ReplicaState.READY
+
+    def locate(self, endpoint: Endpoint) -> tuple[Origin, str]:
+        """Where to send requests of an endpoint: the server, and the path below its base path."""
+        place = self._places.get(endpoint)
+        if place is None:
+            origin, path = self.origin, find_endpoint(self.origin.base_path, endpoint)
+            place = dataclasses.replace(origin, base_path=""), path
+            self._places[endpoint] = place
+        return place
+
+    @property
+    def load_url(self) -> str | None:
+        """Where it reports its load."""
+        if self.load_path is None:
+            return None
+        root = dataclasses.replace(self.origin, base_path=find_root(self.origin.base_path))
+        return f"{root.url}{self.load_path}"
 
 
 def merge_replica(known: Replica | None, row: ReplicaRow) -> Replica:

@@ -48,27 +48,33 @@ class Version:
     """Requests that wait for a replica to become ready."""
     full: int = 0
     """The number of replicas without a free slot."""
+    label: str = field(init=False)
+    """The label in headers, metrics, traffic weights and logs."""
+    revision: str = field(init=False)
+    """Changes whenever answers may change."""
+    settings: VersionSettings = field(init=False)
+    """Its engine's capabilities, and its prices."""
+    identity: str = field(init=False)
+    """Part of the cache key; unique to this version and revision."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def label(self) -> str:
-        """The label in headers, metrics, traffic weights and logs."""
-        return self.row.label
+    def __post_init__(self) -> None:
+        self.take_row(self.row)
+
+    def take_row(self, row: VersionRow) -> None:
+        """Apply a new row. What every request reads is kept in attributes."""
+        self.row = row
+        self.label, self.revision, self.settings = row.label, row.revision, row.settings
+        self.identity = f"{self.deployment}/{row.label}/{row.revision}"
 
     @property
-    def revision(self) -> str:
-        """Changes whenever answers may change."""
-        return self.row.revision
-
-    @property
-    def settings(self) -> VersionSettings:
-        """Its engine's capabilities, and its prices."""
-        return self.row.settings
-
-    @property
-    def identity(self) -> str:
-        """Part of the cache key; unique to this version and revision."""
-        return f"{self.deployment}/{self.row.label}/{self.row.revision}"
+    def context_length(self) -> int | None:
+        """The longest prompt and answer together, in tokens, that each replica can hold; None if
+        only the external server knows.
+        """
+        facts = [replica.load.get("facts") or {} for replica in self.ready]
+        known = [self.settings.context_length, *(fact.get("context_length") for fact in facts)]
+        return min((int(length) for length in known if length), default=None)
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
         """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
@@ -179,6 +185,7 @@ def merge_version(
         known.router = Router(make_policy(limits.routing))
         for replica in known.replicas.values():
             replica.slot = -1
-    known.row, known.limits, known.honours = row, limits, honoured
+    known.limits, known.honours = limits, honoured
+    known.take_row(row)
     known.wake()
     return known

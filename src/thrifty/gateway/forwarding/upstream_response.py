@@ -1,0 +1,41 @@
+"""Reads what a replica answers, as far as its head or its refusal tells."""
+
+from __future__ import annotations
+
+import re
+
+from thrifty.gateway.forwarding.upstream_request import adds_usage
+from thrifty.gateway.state.call import Call
+from thrifty.gateway.state.replica import Replica
+from thrifty.gateway.state.version import Version
+from thrifty.http.client import Answer
+from thrifty.http.types import JSON_TYPE
+
+_MEDIA_TYPE = re.compile(rb"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(?:[ \t]*;[\x20-\x7e]{0,128})?")
+_RETRY_AFTER = re.compile(rb"[0-9]{1,9}|[A-Za-z]{3}, [0-9A-Za-z: ]{20,24}GMT")
+_REFUSALS = (400, 422)
+_NAMES = (b"stream_options", b"include_usage")
+
+
+def choose_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that are passed on: its content type first, and `retry-after`. A
+    content type that is missing or not valid is taken for JSON.
+    """
+    given = answer.headers.get(b"content-type", b"")
+    headers = [(b"content-type", given) if _MEDIA_TYPE.fullmatch(given) else JSON_TYPE]
+    retry_after = answer.headers.get(b"retry-after", b"")
+    if _RETRY_AFTER.fullmatch(retry_after):
+        headers.append((b"retry-after", retry_after))
+    return headers
+
+
+def refuses_usage(call: Call, version: Version, replica: Replica, status: int, body: bytes) -> bool:
+    """Whether a replica refuses a request because of the token counts that we, and not its client,
+    requested.
+    """
+    return (
+        status in _REFUSALS
+        and replica.takes_stream_options
+        and adds_usage(call, version)
+        and any(name in body for name in _NAMES)
+    )

@@ -1,0 +1,69 @@
+"""Makes text from outside harmless before it is stored, shown, logged or sent on.
+
+`sanitize_text` is for what may have lines: columns and messages. `sanitize_line` is for what is one
+line of limited length: a label, a header, a line of a log, a code.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+REPLACEMENT = "\ufffd"
+MAX_TEXT_CHARS = 2_000_000
+"""The bound of texts for which no other is given."""
+MAX_LOG_CHARS = 20_000
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""The lines of every process's log."""
+
+
+def sanitize_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
+    """`text` without characters that no database stores, truncated to `max_chars` characters."""
+    if len(text) > max_chars:
+        text = text[:max_chars]
+    if text.isascii():
+        return text.replace("\0", REPLACEMENT) if "\0" in text else text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Two adjacent halves become their character.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.replace("\0", REPLACEMENT)
+
+
+def sanitize_line(value: Any, max_chars: int) -> str:
+    """Any value of JSON as one line of printable text, at most `max_chars` characters long.
+
+    What cannot be printed (control characters, line ends, halves of surrogate pairs) is escaped.
+    """
+    text = to_text(value)
+    if len(text) > max_chars:
+        text = text[:max_chars]
+    if text.isprintable():
+        return text
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return escaped[:max_chars]
+
+
+def to_text(value: Any) -> str:
+    """A string as it is, None as the empty string, another value of JSON as its JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    try:
+        return msgspec.json.encode(value).decode()
+    except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
+        return repr(value)  # such as half of a surrogate pair in a list
+
+
+class LineFormatter(logging.Formatter):
+    """Writes each message of a log as one line, so that text from outside cannot forge another.
+    Tracebacks keep their lines.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line of a record, without its traceback."""
+        return sanitize_line(super().formatMessage(record), MAX_LOG_CHARS)
