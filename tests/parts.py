@@ -41,7 +41,7 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.http.client import HttpClient
+from thrifty.http.client import HttpClient, Origin, parse_origin
 from thrifty.http.server import Handler, HttpServer, ServerLimits
 from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
@@ -174,6 +174,17 @@ class Reply:
         return self.json()["error"]
 
 
+@dataclass(frozen=True)
+class NamedOrigin(Origin):
+    """A server that is asked under another name than its address."""
+
+    name: str = ""
+
+    @property
+    def host_header(self) -> bytes:
+        return self.name.encode()
+
+
 async def ask(
     client: HttpClient,
     url: str,
@@ -184,10 +195,13 @@ async def ask(
     method: str = "POST",
 ) -> Reply:
     """One request with `client`."""
-    from thrifty.http.client import parse_origin
-
-    lines = JSON_HEADER + b"".join(f"{k}: {v}\r\n".encode() for k, v in (headers or {}).items())
-    answer = await client.open(parse_origin(url), method, path, headers=lines, body=body)
+    given = dict(headers or {})
+    origin = parse_origin(url)
+    if "host" in given:
+        # The client writes the header by the address that it connects to.
+        origin = NamedOrigin(origin.host, origin.port, name=given.pop("host"))
+    lines = JSON_HEADER + b"".join(f"{k}: {v}\r\n".encode() for k, v in given.items())
+    answer = await client.open(origin, method, path, headers=lines, body=body)
     return Reply(answer.status, answer.headers, await answer.read())
 
 

@@ -93,6 +93,12 @@ def test_importing_thrifty_costs_nothing() -> None:
     assert not imports_of("thrifty") & {"numpy", "pydantic", "sqlalchemy", "msgspec", "typer"}
 
 
+def test_showing_the_status_loads_neither_models_nor_specs() -> None:
+    """Nine tenths of `thrifty status` are imports."""
+    unneeded = {"numpy", "pydantic", "yaml", "requests", "tokenizers", "openvino", "alembic"}
+    assert not imports_of("thrifty.cli.status") & unneeded
+
+
 def test_the_public_names_exist_and_are_documented() -> None:
     import thrifty
 

@@ -208,14 +208,18 @@ def apply(
     return applied.to_builtins()
 
 
-def rollback(deployment: str, *, why: str = "", home: Path | None = None) -> dict[str, Any]:
+def rollback(
+    deployment: str, *, remove: bool = False, why: str = "", home: Path | None = None
+) -> dict[str, Any]:
     """Restore the state that a deployment had before its newest change; done again, it brings that
-    change back. Returns the new change. Raises `ControlError`.
+    change back. Where the deployment was not served before, it is refused unless `remove` confirms
+    that the deployment goes. Returns the new change. Raises `ControlError`.
     """
     where = _as_home(home)
     with open_home(where) as database:
         actor = Actor.from_user("thrifty.rollback", why)
-        return service_api.roll_back(database, deployment, actor, store=Store(where.models))
+        store = Store(where.models)
+        return service_api.roll_back(database, deployment, actor, store=store, remove=remove)
 
 
 def history(deployment: str | None = None, *, home: Path | None = None) -> list[dict[str, Any]]:
@@ -334,9 +338,9 @@ class Service:
         """As `thrifty.apply`."""
         return apply(target, home=self._home.root, **options)
 
-    def rollback(self, deployment: str, *, why: str = "") -> dict[str, Any]:
+    def rollback(self, deployment: str, *, remove: bool = False, why: str = "") -> dict[str, Any]:
         """As `thrifty.rollback`."""
-        return rollback(deployment, why=why, home=self._home.root)
+        return rollback(deployment, remove=remove, why=why, home=self._home.root)
 
     def _run(self, prepared: Prepared, store: Store) -> None:
         try:

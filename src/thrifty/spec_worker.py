@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from thrifty.artifacts import Store
-from thrifty.control.service_api import Actor, plan_spec
+from thrifty.control.http_spec import check_http_spec
+from thrifty.control.service_api import Actor, look_at_service, plan_spec
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import SpecError, ThriftyError
 from thrifty.home import find_home
@@ -40,6 +41,7 @@ def run_request(request: SpecRequest) -> dict[str, Any]:
     """Plan, or plan and apply. Raises `ThriftyError` kinds."""
     home = find_home()
     loaded = parse_spec(request.spec)
+    check_http_spec(loaded, look_at_service(home), Store(home.models))
     maker = Compressor(home, Store(home.models), detect_machine())
     if request.act == "apply":
         require_running(home)

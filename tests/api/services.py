@@ -79,7 +79,7 @@ class MemoryServices:
         self.changes.append(("traffic", who, why))
         return Traffic(deployment=deployment, weights=self.weights, owner="traffic")
 
-    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
+    def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         self._check(deployment)
         if self.before is None:
             raise WireError(409, "there is nothing to go back to", code="nothing_before")

@@ -64,6 +64,19 @@ def test_a_rollback_needs_something_to_go_back_to(services: ApiServices) -> None
     assert services.get_traffic("chat").weights == {"a": 90.0, "b": 10.0}
 
 
+def test_a_rollback_removes_a_deployment_on_demand_only(
+    services: ApiServices, database: Database
+) -> None:
+    now = read_desired(database).deployments["chat"]
+    for state in (None, now):
+        changes = [DesiredChange("chat", state)]
+        change_desired(database, lambda _, found=changes: found, kind="apply", who="ann", why="")
+    assert status_of(lambda: services.roll_back("chat", who="bob", why="")) == 409
+    assert read_desired(database).deployments["chat"] == now
+    services.roll_back("chat", who="bob", why="", remove=True)
+    assert read_desired(database).deployments == {}
+
+
 def test_a_rollback_to_a_model_that_is_gone_is_refused(
     services: ApiServices, database: Database
 ) -> None:

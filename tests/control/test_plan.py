@@ -300,6 +300,23 @@ def test_what_differs_is_started_stopped_and_changed(home: Home, tmp_path: Path)
     assert all("deployment is not wanted" in item.why for item in less.stop)
 
 
+def test_settings_of_servers_of_others_change_in_place(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OLD_KEY", "NEW_KEY"):
+        monkeypatch.setenv(name, "k")
+    engine = {"kind": "remote", "urls": "http://127.0.0.1:1", "key_env": "OLD_KEY"}
+    keys: dict[str, Any] = {"name": "far", "model": "big", "versions": [{"label": "a"}]}
+    world = running(make(home, load(tmp_path, **keys, engine=engine)))
+    engine |= {"key_env": "NEW_KEY", "salt_field": "cache_salt", "priority_field": "priority"}
+    made = plan(home, load(tmp_path, **keys, engine=engine), world)
+    assert whats(made.change) == [
+        "far: key_env of a OLD_KEY -> NEW_KEY", "far: salt_field of a none -> cache_salt",
+        "far: priority_field of a none -> priority",
+    ]  # fmt: skip
+    assert (made.start, made.stop) == ((), ())
+
+
 def test_what_cannot_change_in_place_is_told(home: Home, tmp_path: Path) -> None:
     world = running(make(home, load(tmp_path, name="chat", gateway={"port": 8080})))
     moved = load(tmp_path, name="chat", gateway={"port": 9090, "host": "localhost"})

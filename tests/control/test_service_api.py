@@ -17,6 +17,7 @@ from thrifty.control.service_api import (
     Applied,
     apply_prepared,
     describe_history,
+    look_at_rollback,
     plan_spec,
     read_traffic,
     roll_back,
@@ -143,6 +144,9 @@ def test_apply_says_who_holds_what_and_takes_it_back_on_demand(
     back = apply(home, database, tmp_path, reset=True, name="chat", versions=more)
     assert weights(database) == {"a": 90.0, "b": 10.0}
     assert [one.field for one in back.held] == ["weight", "weight"], "what it took back"
+    assert back.holders[0].startswith("bob (test), 20")
+    assert back.holders[1].startswith("ann (test), 20")
+    assert back.holders[1].endswith(": a trial")
     assert apply(home, database, tmp_path, name="chat", versions=more).held == ()
 
 
@@ -181,6 +185,43 @@ def test_a_rollback_goes_back_and_forth(home: Home, database: Database, tmp_path
     assert read_desired(database).deployments["chat"] == first, "the operator's word holds"
     with pytest.raises(ControlError, match="there is no deployment 'chad'"):
         roll_back(database, "chad", ANN)
+
+
+def test_weights_that_are_so_already_are_no_change(
+    home: Home, database: Database, tmp_path: Path
+) -> None:
+    apply(home, database, tmp_path, name="chat", versions=TWO[:1])
+    apply(home, database, tmp_path, name="chat", versions=TWO)
+    set_traffic(database, "chat", {"a": 90, "b": 10}, ANN)
+    set_traffic(database, "chat", {"a": 80}, BOB)
+    set_traffic(database, "chat", {"a": 80}, ANN)
+    assert [row["kind"] for row in describe_history(database, "chat")] == [
+        "traffic", "apply", "apply",
+    ]  # fmt: skip
+    seen = look_at_rollback(database, "chat")
+    assert "(traffic, bob (test), 20" in seen.takes_back
+    roll_back(database, "chat", ANN)
+    assert weights(database) == {"a": 90.0, "b": 10.0}
+
+
+def test_a_rollback_removes_a_deployment_on_demand_only(
+    home: Home, database: Database, tmp_path: Path
+) -> None:
+    both = {"deployments": [{"name": "one"}, {"name": "two"}]}
+    apply(home, database, tmp_path, **both)
+    apply(home, database, tmp_path, name="two")
+    apply(home, database, tmp_path, **both)
+    assert look_at_rollback(database, "one").after == ()
+    before = read_desired(database)
+    with pytest.raises(ControlError, match=r"would remove it; confirm that with --remove"):
+        roll_back(database, "one", ANN)
+    assert read_desired(database) == before
+    assert roll_back(database, "one", BOB, remove=True)["versions"] is None
+    applied = apply(home, database, tmp_path, **both)
+    assert [(one.deployment, one.is_left_out) for one in applied.held] == [("one", True)]
+    assert applied.holders[0].startswith("bob (test), 20")
+    roll_back(database, "one", ANN)
+    assert list(read_desired(database).deployments) == ["one", "two"]
 
 
 @pytest.mark.engine

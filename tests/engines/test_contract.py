@@ -316,6 +316,21 @@ def test_min_tokens_and_ignore_eos_go_past_the_end(server: Server) -> None:
     assert 50 <= answer["usage"]["completion_tokens"] <= 80
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 1e-60), ("temperature", 1e-4), ("temperature", 2), ("top_p", 0),
+        ("top_p", 1e-60), ("min_p", 1), ("min_p", 1e-60), ("top_k", 1), ("top_k", 2**31 - 1),
+        ("repetition_penalty", 0.01), ("repetition_penalty", 10), ("presence_penalty", -2),
+        ("frequency_penalty", 2), ("seed", -(2**63) + 1), ("seed", 2**63 - 1),
+    ],
+)  # fmt: skip
+def test_extremes_are_values_like_others(server: Server, name: str, value: float) -> None:
+    reply = server.post(**{"temperature": 1.5, "max_tokens": 3, "ignore_eos": True, name: value})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["usage"]["completion_tokens"] == 3
+
+
 def test_stop_string_ends_the_answer_before_it(server: Server) -> None:
     text = server.post(max_tokens=40).json()["choices"][0]["message"]["content"]
     stop = text[5:12]
@@ -448,6 +463,27 @@ def test_stream_may_be_padded(server: Server) -> None:
         plain = read_all(events)
     assert content(plain) == content(chunks)
     assert not any("obfuscation" in chunk for chunk in plain)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"temperature": 5e-324}, {"temperature": 1e-40}, {"temperature": 1e-6}, {"temperature": 1e-5},
+     {"temperature": 1e-4}, {"temperature": 1, "top_p": 5e-324}, {"temperature": 1, "top_p": 0},
+     {"temperature": 1, "top_p": 1e-12}, {"temperature": 1, "min_p": 1}, {"temperature": 2, "min_p": 5e-324},
+     {"temperature": 1, "top_k": 2**31 - 1}, {"temperature": 1, "seed": -(2**63) + 1},
+     {"repetition_penalty": 0.01}, {"repetition_penalty": 10, "presence_penalty": -2},
+     {"temperature": 5e-324, "top_p": 5e-324, "min_p": 1, "top_k": 1}],
+)  # fmt: skip
+def test_values_at_the_edge_of_what_is_allowed_are_answered(
+    server: Server, values: dict[str, Any]
+) -> None:
+    answer = server.post(max_tokens=3, **values)
+    body = answer.json()
+    if answer.status_code == 400:  # an engine may not honour the field
+        assert body["error"]["code"] == "unsupported_parameter"
+    else:
+        assert answer.status_code == 200, body
+        assert len(body["choices"]) == 1
 
 
 def test_equal_seeds_give_equal_answers(server: Server) -> None:

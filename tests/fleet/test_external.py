@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from tests.parts import running_server
-from thrifty.engines.base import Served
+from thrifty.engines.base import Served, Upstream
 from thrifty.engines.remote import RemoteEngine, RemoteOptions
 from thrifty.fleet import external
-from thrifty.fleet.external import ExternalReplica
+from thrifty.fleet.base import ReplicaNames, ReplicaSet
+from thrifty.fleet.external import ExternalFleet, ExternalReplica
 from thrifty.http.server import Exchange
 from thrifty.openai.base_urls import complete_url
 from thrifty.types import ReplicaState
@@ -92,3 +94,41 @@ async def test_a_server_without_a_list_of_models_is_ready_with_a_remark(
         assert (message is None) is (fault is None and remark is None)
         await one.stop()
     assert set(asked) == {f"{path or '/v1'}/models"}
+
+
+async def test_other_settings_of_the_same_server_take_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OLD_KEY", "old")
+    monkeypatch.setenv("NEW_KEY", "new")
+    asked: list[bytes | None] = []
+
+    async def upstream(exchange: Exchange) -> None:
+        asked.append(exchange.headers.get(b"authorization"))
+        exchange.respond(200, b"{}")
+
+    async def ask_as(variable: str, urls: tuple[str, ...]) -> None:
+        served = Served("m", "remote", "v", "r", "decoder", upstream=Upstream(urls, "up", variable))
+        await fleet.apply([ReplicaSet(served, RemoteEngine(), 1)])
+
+    async def find(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.02)
+
+    fleet = ExternalFleet(ReplicaNames(), lambda: None)
+    async with running_server(upstream) as (url, _):
+        await ask_as("OLD_KEY", (url,))
+        await find(lambda: asked[-1:] == [b"Bearer old"])
+        await find(lambda: fleet.observe()[0].row.state == "ready")
+        (before,) = fleet.observe()
+        await ask_as("NEW_KEY", (url,))
+        await find(lambda: asked[-1] == b"Bearer new")
+        (after,) = fleet.observe()
+        assert (after.row.id, after.row.state) == (before.row.id, "ready")
+        await ask_as("NO_SUCH_KEY", (url,))
+        await find(lambda: fleet.observe()[0].row.state == "unhealthy")
+        assert "NO_SUCH_KEY is not set where the service runs" in (
+            fleet.observe()[0].row.message or ""
+        )
+        await fleet.stop(0)

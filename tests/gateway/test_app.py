@@ -214,6 +214,7 @@ async def test_readiness_waits_for_a_replica(tmp_path: Path) -> None:
         reply = await gateway.ask(b"", "/readyz", method="GET")
         assert reply.status == 503
         assert reply.json()["waiting_for"] == ["echo"]
+        assert "reason" not in reply.json()
         await gateway.set_replicas([replica_row(0, url)])
         assert (await gateway.ask(b"", "/readyz", method="GET")).status == 200
 

@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.parts import echo_deployment, make_deployment, running_gateway, running_server
+from thrifty.db.fleet import save_deployment
 from thrifty.db.keys import create_key
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.http.server import Exchange
@@ -45,6 +48,34 @@ async def test_each_tenant_gets_a_salt_that_no_other_can_choose(tmp_path: Path) 
         await gateway.ask({**CHAT, "cache_salt": salts[0]}, headers=keys["b1"])
         assert bodies[-1]["cache_salt"] not in salts
         assert bodies[-1]["messages"] == CHAT["messages"]
+
+
+async def test_another_key_of_the_same_servers_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLD_KEY", "old")
+    monkeypatch.setenv("NEW_KEY", "new")
+    sent: list[bytes | None] = []
+
+    def answer(exchange: Exchange) -> None:
+        sent.append(exchange.headers.get(b"authorization"))
+        exchange.respond(200, b'{"id":"x-1","object":"chat.completion","choices":[]}')
+
+    row = make_deployment(engine="remote", label="remote@1", key_env="OLD_KEY")
+    async with (
+        running_server(answer) as (url, _),
+        running_gateway(tmp_path, [url], deployment=row) as gateway,
+    ):
+        await gateway.ask(CHAT)
+        changed = make_deployment(engine="remote", label="remote@1", key_env="NEW_KEY")
+        await asyncio.to_thread(save_deployment, gateway.database, changed)
+        await gateway.reader.refresh()
+        await gateway.ask(CHAT)
+        none = make_deployment(engine="remote", label="remote@1")
+        await asyncio.to_thread(save_deployment, gateway.database, none)
+        await gateway.reader.refresh()
+        await gateway.ask(CHAT)
+    assert sent == [b"Bearer old", b"Bearer new", None]
 
 
 async def test_engines_without_a_salt_are_not_sent_one(tmp_path: Path) -> None:

@@ -406,7 +406,9 @@ async def test_a_full_redis_still_returns_answers(tmp_path: Path, server: RedisS
             assert result(await two.ask(chat("new"))) == "hit"
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "list", "swapped"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "empty", "text", "list", "swapped", "events", "no choices"]
+)
 async def test_damaged_answers_are_generated_again(
     tmp_path: Path, server: RedisServer, redis: Redis, damage: str
 ) -> None:
@@ -430,6 +432,9 @@ async def test_damaged_answers_are_generated_again(
                     "empty": b"",
                     "text": b"hello",
                     "swapped": redis.get(other),
+                    # Whole and under its key, but not an answer that can be given again.
+                    "events": _spoil(name, value, b": ping\n\ndata: {}\n\ndata: [DONE]\n\n"),
+                    "no choices": _spoil(name, value, b'{"object": "chat.completion"}'),
                 }[damage],
             )
         reply = await two.ask(chat())
@@ -439,6 +444,14 @@ async def test_damaged_answers_are_generated_again(
             assert two.answers.shared is not None
             assert two.answers.shared.stats.damaged == 1
             await until(lambda: decode_entry(_key_of(name), "", bytes(redis.get(name) or b"")))  # type: ignore[arg-type]
+
+
+def _spoil(name: bytes, value: bytes, body: bytes) -> bytes:
+    """The same entry with another body."""
+    entry = decode_entry(_key_of(name), "", value)
+    assert entry is not None
+    spoilt = Entry(body, replica=entry.replica, usage=None, owner=entry.owner)
+    return encode_entry(_key_of(name), spoilt)
 
 
 def _key_of(name: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -178,6 +179,15 @@ async def test_only_harmless_headers_are_passed_on(tmp_path: Path) -> None:
         assert b"set-cookie" not in reply.headers
         reply = await gateway.ask({**CHAT, "seed": 1})
         assert reply.headers[b"content-type"] == b"application/json"
+
+
+async def test_a_coded_answer_is_not_asked_for_and_not_passed_on(tmp_path: Path) -> None:
+    response = [head(200, "application/json", "content-encoding: gzip"), gzip.compress(WHOLE)]
+    async with remote(tmp_path, lambda _: response) as (gateway, server):
+        reply = await gateway.ask(CHAT)
+        assert (reply.status, reply.error["code"]) == (502, "replica_lost")
+        assert "content coding" in reply.error["message"]
+        assert b"accept-encoding: identity\r\n" in server.requests[0]
 
 
 # Streams

@@ -161,9 +161,13 @@ def test_beyond_loopback_it_wants_a_key(tmp_path: Path) -> None:
     assert "thrifty keys create" in result.stderr
     key = run_thrifty(tmp_path, "keys", "create", "--name", "ann").stdout.strip().splitlines()[-1]
     with running_service(
-        tmp_path, "--engine", "echo", "--host", "0.0.0.0", "--port", port, "--no-measure"
+        tmp_path, "--engine", "echo", "--host", "0.0.0.0", "--port", port
     ) as service:
         assert ask(service).status_code == 401
+        text = service.output.read_text()
+        assert "Not measured: this service has API keys" in text
+        header = '-H "Authorization: Bearer $THRIFTY_KEY"'
+        wait_until(lambda: header in service.output.read_text(), what="the header")
         headers = {"Authorization": f"Bearer {key}"}
         reply = requests.post(
             f"{service.url}/v1/chat/completions", json=CHAT, headers=headers, timeout=10
@@ -392,6 +396,25 @@ def test_a_gateway_in_front_of_servers_it_does_not_own(tmp_path: Path) -> None:
             assert outer.replicas()[0]["url"] == inner.url
             assert outer.replicas()[0]["pid"] is None
         assert ask(inner, model="smol").status_code == 200
+
+
+def test_a_base_url_without_a_list_of_models_is_told(tmp_path: Path) -> None:
+    """A 404 of `/models` says that the server lives, and no more."""
+    with running_service(
+        tmp_path / "a", write_spec(tmp_path / "a", name="org/smol:1"), "--no-measure"
+    ) as inner:
+        assert inner.replicas()[0]["id"] == "org/smol:1-0"
+        assert (inner.home / "logs" / "org%2Fsmol%3A1-0.log").exists()
+        spec = tmp_path / "b.yaml"
+        spec.write_text(json.dumps({
+            "name": "far", "engine": {"kind": "remote", "urls": [f"{inner.url}/v9"]},
+            "gateway": {"port": find_free_port()},
+        }))  # fmt: skip
+        with running_service(tmp_path / "b", str(spec), "--no-measure") as outer:
+            remark = f"{inner.url}/v9/models answers 404, no list of models"
+            wait_until(lambda: remark in outer.output.read_text(), what="the remark")
+            (replica,) = outer.replicas()
+            assert (replica["state"], remark in replica["message"]) == ("ready", True)
 
 
 def test_two_homes_do_not_know_each_other(tmp_path: Path) -> None:

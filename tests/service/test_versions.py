@@ -15,7 +15,7 @@ import requests
 
 import thrifty
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
-from thrifty.errors import FleetError, SpecError
+from thrifty.errors import ControlError, FleetError, SpecError
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
 
@@ -198,6 +198,42 @@ def test_a_change_that_does_not_start_is_told_and_taken_back(tmp_path: Path) -> 
         act(service, "apply", str(spec))
         wait_until(lambda: load.answered["a"] > 20)
     assert load.faults == []
+
+
+def test_a_rollback_says_what_it_does_and_apply_what_stays_out(tmp_path: Path) -> None:
+    home, spec, port = tmp_path / "home", tmp_path / "spec.yaml", find_free_port()
+    other = write_spec(tmp_path / "other.yaml", port, name="other", versions=[version("c")])
+    write_spec(spec, port, versions=[version("a")])
+    with running_service(home, str(spec), "--no-measure") as service:
+        write_spec(spec, port, versions=[version("a", 90), version("b", 10)])
+        act(service, "apply", str(spec))
+        same = run_thrifty(home, "traffic", "chat", "a=90", "b=10", "--why", "as it was")
+        assert "nothing was recorded" in same.stderr
+        dry = run_thrifty(home, "rollback", "chat", "--dry-run")
+        assert "(apply, " in dry.stderr
+        assert "chat: version b goes" in dry.stderr
+        assert labels(service) == {"a": (90, 1), "b": (10, 1)}
+
+        # Away, back, and away again by a rollback, on demand only.
+        act(service, "apply", str(other))
+        act(service, "apply", str(spec))
+        refused = run_thrifty(home, "rollback", "chat")
+        assert refused.returncode == 1
+        assert "thrifty rollback chat --remove" in refused.stderr
+        assert thrifty.status(home=home)[0]["name"] == "chat"
+        with pytest.raises(ControlError, match="would remove it"):
+            thrifty.rollback("chat", home=home)
+        assert run_thrifty(home, "rollback", "chat", "--remove").returncode == 0
+        out = run_thrifty(home, "apply", str(spec))
+        assert out.returncode == 1
+        assert "chat stays out" in out.stderr
+        assert "(thrifty rollback)" in out.stderr
+        assert f"thrifty apply {spec} --reset" in out.stderr
+        assert "Everything runs" not in out.stdout
+        ready = requests.get(f"{service.url}/readyz", timeout=60)
+        assert "no deployment is served" in ready.json()["reason"]
+        assert "Everything runs" in run_thrifty(home, "apply", str(spec), "--reset").stdout
+        assert labels(service) == {"a": (90, 1), "b": (10, 1)}
 
 
 def test_the_management_api_changes_the_service(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_shorthands_mean_the_whole_mapping(data: dict[str, Any], path: str, valu
         {"cache": {"exact": 1}}, {"cache": {"exact": "always"}}, {"routing": "random"},
         {"name": ""}, {"name": "a b"}, {"name": "-a"}, {"name": "a" * 65}, {"name": "a/../b"},
         {"name": "a//b"}, {"name": "/a"}, {"name": "a/"}, {"name": "a/.b"}, {"name": "a\\b"},
-        {"name": "a\n"}, {"aliases": ["a/./b"]}, {"name": f"{'a' * 32}/{'b' * 32}"},
+        {"aliases": ["a/./b"]}, {"name": f"{'a' * 32}/{'b' * 32}"},
         {"name": "é"}, {"name": 5}, {"model": ""}, {"model": "  "}, {"model": 5},
         {"gateway": {"port": 65_536}}, {"gateway": {"port": -1}}, {"gateway": {"port": 80.5}},
         {"gateway": {"cors": "example.com"}}, {"gateway": {"cors": ["*", 5]}},

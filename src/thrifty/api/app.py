@@ -121,7 +121,8 @@ def roll_back(
     name: str, services: Services, caller: Caller, body: RollbackRequest | None = None
 ) -> Change:
     """Restore the previous desired state."""
-    return services.roll_back(name, who=caller, why=body.why if body is not None else "")
+    wanted = body if body is not None else RollbackRequest()
+    return services.roll_back(name, who=caller, why=wanted.why, remove=wanted.remove)
 
 
 def make_plan(body: PlanRequest, services: Services) -> Plan:

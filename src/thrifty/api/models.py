@@ -96,9 +96,9 @@ class TrafficChange(Request):
 
     weights: Annotated[dict[Label, Weight], Field(min_length=1, max_length=MAX_WEIGHTS)] = Field(
         description="Relative weights by version. Versions that are not named keep theirs; not all "
-        "may become 0."
+        "may become 0. Weights that are so already are not recorded as a change."
     )
-    why: Why
+    why: Why = ""
 
 
 class Traffic(Answer):
@@ -110,9 +110,14 @@ class Traffic(Answer):
 
 
 class RollbackRequest(Request):
-    """Why a deployment is rolled back."""
+    """Why a deployment is rolled back, and what may come of it."""
 
-    why: Why
+    remove: bool = Field(
+        False,
+        description="Go back even where the deployment was not served before, which removes it. "
+        "Otherwise that is a 409.",
+    )
+    why: Why = ""
 
 
 class Change(Answer):
@@ -158,7 +163,7 @@ class ApplyRequest(Request):
     reset: bool = Field(
         False, description="Also take back what an operator or a release has set since."
     )
-    why: Why
+    why: Why = ""
 
 
 class Applied(Answer):

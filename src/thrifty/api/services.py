@@ -39,8 +39,10 @@ class ApiServices(Protocol):
         not, and a 400 where all weights would be 0.
         """
 
-    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
-        """Restore the previous desired state. Raises a 404, and a 409 where there is none."""
+    def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
+        """Restore the previous desired state. Raises a 404, and a 409 where there is none or where it
+        would remove the deployment without `remove`.
+        """
 
     def make_plan(self, spec: Mapping[str, Any]) -> Plan:
         """What applying `spec` would do. Raises `SpecError`."""

@@ -161,13 +161,20 @@ def traffic(
 @app.command()
 def rollback(
     deployment: Annotated[str, typer.Argument(help="The deployment's name.")],
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", help="Go back even if that removes the deployment."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")
+    ] = False,
     why: Why = None,
     as_json: Json = False,
 ) -> None:
     """Restore a deployment's state before its newest change; done twice, it is as it was."""
     from thrifty.cli.apply import run_rollback
 
-    run_rollback(deployment, why=why, as_json=as_json)
+    run_rollback(deployment, remove=remove, dry_run=dry_run, why=why, as_json=as_json)
 
 
 @app.command()

@@ -11,7 +11,9 @@ from thrifty.control.plan import Plan, PlanItem
 from thrifty.control.service_api import (
     Actor,
     Applied,
+    Rollback,
     describe_history,
+    look_at_rollback,
     plan_spec,
     roll_back,
 )
@@ -86,18 +88,28 @@ def run_apply(target: str, *, reset: bool, wait: bool, why: str | None, as_json:
         except KeyboardInterrupt:
             err.print("Not waiting any more; the change goes on: thrifty status")
             sys.exit(130)
+    missing = [] if reset else [one.deployment for one in applied.held if one.is_left_out]
     if as_json:
         print_json(applied.to_builtins())
+    elif missing:
+        print_line(f"Not everything runs that the spec says: {', '.join(missing)} is not served.")
+    elif wait and applied.held and not reset:
+        print_line("Everything runs, but for what is held.")
     elif wait:
-        print_line("Everything runs as the spec says." if not applied.held else "Everything runs.")
+        print_line("Everything runs as the spec says.")
     else:
         print_line("Applied. How far it is: thrifty status")
+    if missing:
+        tell(f"To serve it again: thrifty apply {target} --reset")
+        sys.exit(1)
 
 
 def show_held(applied: Applied, *, reset: bool) -> None:
     """Say what stays although the spec says otherwise, and who set it."""
     for held, holder in zip(applied.held, applied.holders, strict=True):
-        if reset:
+        if held.is_left_out and not reset:
+            text = f"{held.deployment} stays out, although the spec names it (removed by {holder})"
+        elif reset:
             text = f"{held.what}: {_say(held.current)} is taken back ({holder})"
         else:
             text = (
@@ -109,12 +121,17 @@ def show_held(applied: Applied, *, reset: bool) -> None:
         tell("To take these back: thrifty apply SPEC --reset")
 
 
-def run_rollback(deployment: str, *, why: str | None, as_json: bool) -> None:
-    """Restore a deployment's previous state."""
+def run_rollback(
+    deployment: str, *, remove: bool, dry_run: bool, why: str | None, as_json: bool
+) -> None:
+    """Say what going back takes back, and restore a deployment's previous state."""
     home = find_home()
     with open_home(home) as database:
+        _tell_rollback(deployment, look_at_rollback(database, deployment))
+        if dry_run:
+            return
         actor = Actor.from_user("thrifty rollback", why or "")
-        change = roll_back(database, deployment, actor, store=Store(home.models))
+        change = roll_back(database, deployment, actor, store=Store(home.models), remove=remove)
     if as_json:
         print_json(change)
     elif change["versions"] is None:
@@ -124,6 +141,26 @@ def run_rollback(deployment: str, *, why: str | None, as_json: bool) -> None:
         print_line(f"{deployment} goes back to {versions}. To take that back, do it again.")
     if not is_running(home):
         err.print("No service runs here; 'thrifty up' starts it so.")
+
+
+def _tell_rollback(deployment: str, rollback: Rollback) -> None:
+    """Say beforehand which change is taken back, and what comes and goes."""
+    tell(f"This takes back {rollback.takes_back}.")
+    before = {version.label: version for version in rollback.before}
+    after = {version.label: version for version in rollback.after}
+    if not after:
+        tell(f"{deployment}: is removed")
+        return
+    for label in dict.fromkeys([*before, *after]):
+        was, then = before.get(label), after.get(label)
+        if then is None:
+            tell(f"{deployment}: version {label} goes")
+        elif was is None:
+            tell(f"{deployment}: version {label} comes, weight {then.weight:g}")
+        elif was.weight != then.weight:
+            tell(f"{deployment}: weight of {label} {was.weight:g} -> {then.weight:g}")
+        elif was != then:
+            tell(f"{deployment}: version {label} as it was before")
 
 
 def run_history(deployment: str | None, *, limit: int, as_json: bool) -> None:

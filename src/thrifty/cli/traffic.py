@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.cli.show import err, print_json, print_line, print_table, tell
 from thrifty.control.service_api import Actor, read_traffic, set_traffic
 from thrifty.errors import ControlError
 from thrifty.fleet.controller_note import open_home
@@ -18,8 +18,11 @@ def run_traffic(deployment: str, weights: list[str], *, why: str | None, as_json
     home = find_home()
     with open_home(home) as database:
         if wanted:
+            before = read_traffic(database, deployment)
             actor = Actor.from_user("thrifty traffic", why or "")
             report = set_traffic(database, deployment, wanted, actor)
+            if report["versions"] == before["versions"]:
+                tell("The weights were so already: nothing changed, and nothing was recorded.")
         else:
             report = read_traffic(database, deployment)
     if as_json:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from thrifty.control.merge import SHARES, list_fields
-from thrifty.db.desired_state import DesiredDeployment
+from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 
 Difference = tuple[str, str]
 """What changes, and how."""
@@ -37,6 +37,8 @@ def list_differences(
             if known is None:
                 continue
             values = list_fields(version)
+            if (known.engine, known.revision) == (version.engine, version.revision):
+                found += _list_settings(name, known, version)
             for key, was in list_fields(known).items():
                 if key in _ELSEWHERE or was == values[key]:
                     continue
@@ -45,6 +47,16 @@ def list_differences(
                     how = "replicas that start from now on take it up"
                 found.append((_say(f"{name}: {key} of {version.label}", was, values[key]), how))
     return found
+
+
+def _list_settings(name: str, known: DesiredVersion, version: DesiredVersion) -> list[Difference]:
+    """Changes of the part of `build` for which no replica starts or stops."""
+    was, merged = asdict(known.settings), list_fields(version)
+    return [
+        (_say(f"{name}: {key} of {version.label}", was[key], value), _AT_ONCE)
+        for key, value in asdict(version.settings).items()
+        if key not in merged and was[key] != value
+    ]
 
 
 def list_gateway_differences(

@@ -48,6 +48,11 @@ class Held:
         name = f"version {self.label}" if self.field == "version" else self.field
         return f"{self.deployment}: {name}{of}"
 
+    @property
+    def is_left_out(self) -> bool:
+        """Whether a deployment is not served although the spec names it."""
+        return self.field == "deployment" and self.current is None
+
     def find_value(self, state: DesiredDeployment | None) -> Any:
         """The field's value in another state of the deployment; None where it is not there."""
         if state is None or self.field == "deployment":

@@ -35,11 +35,11 @@ from thrifty.db.desired import (
     read_desired,
     read_history,
 )
-from thrifty.db.desired_state import DesiredDeployment, DesiredService
+from thrifty.db.desired_state import DesiredDeployment, DesiredService, DesiredVersion
 from thrifty.db.fleet import read_fleet
 from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import ControlError
-from thrifty.fleet.controller_note import read_controller_note
+from thrifty.fleet.controller_note import find_database_url, read_controller_note
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec
@@ -84,7 +84,8 @@ def set_traffic(
     database: Database, deployment: str, weights: Mapping[str, float], actor: Actor
 ) -> dict[str, Any]:
     """Set the weights of versions; those that are not named keep theirs. Gateways take them up within
-    half a second. Returns what `read_traffic` does. Raises `ControlError`.
+    half a second. Weights that are so already are not recorded. Returns what `read_traffic` does.
+    Raises `ControlError`.
     """
     for label, weight in weights.items():
         if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
@@ -219,10 +220,11 @@ def apply_prepared(
     """
     merged = Merged({}, ())
     before: dict[str, DesiredDeployment] = {}
+    read_id = 0
 
     def decide(state: Desired) -> list[DesiredChange]:
-        nonlocal merged, before
-        before = state.deployments
+        nonlocal merged, before, read_id
+        before, read_id = state.deployments, state.change_id
         applied = read_applied(state.service)
         merged = merge(
             applied.deployments if applied is not None else {},
@@ -241,7 +243,7 @@ def apply_prepared(
     names = dict.fromkeys([*merged.deployments, *before])
     changed = tuple(name for name in names if before.get(name) != merged.deployments.get(name))
     holders = tuple(
-        describe_holder(database, one, before.get(one.deployment)) for one in merged.held
+        describe_holder(database, one, before.get(one.deployment), read_id) for one in merged.held
     )
     return Applied(change_id, changed, merged.held, holders)
 
@@ -263,19 +265,27 @@ def _refuse_fixed(loaded: LoadedSpec, world: World) -> None:
         loaded.refuse(find_fixed(world.applied.fixed, describe_fixed(loaded.spec), {}, {}))
 
 
-def describe_holder(database: Database, held: Held, now: DesiredDeployment | None) -> str:
-    """Who set a value that is held, when, and why. `now` is the deployment's state before."""
+def describe_holder(
+    database: Database, held: Held, now: DesiredDeployment | None, change_id: int
+) -> str:
+    """Who set a value that is held, when, and why. `now` is the deployment's state before, and
+    `change_id` the newest change then.
+    """
     last: PastChange | None = None
     for change in read_history(database, held.deployment, _LOOK_BACK):
+        if change.id > change_id:
+            continue
         state = change.state if isinstance(change.state, DesiredDeployment) else None
         if held.find_value(state) != held.find_value(now):
             break
         last = change
-    if last is None:
-        return "somebody else"
-    when = datetime.fromtimestamp(last.at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    why = f": {last.why}" if last.why else ""
-    return f"{last.who}, {when}{why}"
+    return "somebody else" if last is None else _describe_author(last)
+
+
+def _describe_author(change: PastChange) -> str:
+    """Who made a change, when, and why."""
+    when = datetime.fromtimestamp(change.at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{change.who}, {when}{f': {change.why}' if change.why else ''}"
 
 
 def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
@@ -296,20 +306,67 @@ def _look_at_world(loaded: LoadedSpec, home: Home) -> World:
     )  # fmt: skip
 
 
+def look_at_service(home: Home) -> DesiredService | None:
+    """The service's desired state, without changing a byte of the home; None where there is none."""
+    note = read_controller_note(home)
+    alive = note is not None and note.alive
+    in_use = alive or bool(find_ours(home.root))
+    with look_at_database(find_database_url(home), in_use=in_use) as database:
+        return None if database is None else read_desired(database).service
+
+
 # Rollback and history
 
 
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback would do."""
+
+    takes_back: str
+    """The newest change: its number, kind, author, time and reason."""
+    before: tuple[DesiredVersion, ...]
+    """The versions now; none where the deployment is not served."""
+    after: tuple[DesiredVersion, ...]
+    """The versions then; none where the deployment would not be served any more."""
+
+
+def look_at_rollback(database: Database, deployment: str) -> Rollback:
+    """What `roll_back` would do; writes nothing. Raises `ControlError`."""
+    previous = _find_previous(database, deployment)
+    newest = read_history(database, deployment, 1)[0]
+    now = newest.state
+    assert not isinstance(now, DesiredService)
+    return Rollback(
+        f"change {newest.id} ({newest.kind}, {_describe_author(newest)})",
+        () if now is None else now.versions,
+        () if previous is None else previous.versions,
+    )
+
+
 def roll_back(
-    database: Database, deployment: str, actor: Actor, *, store: Store | None = None
+    database: Database,
+    deployment: str,
+    actor: Actor,
+    *,
+    store: Store | None = None,
+    remove: bool = False,
 ) -> dict[str, Any]:
     """Restore the state that a deployment had before its newest change; called again, it restores the
-    newer one. `store` is where its models have to be. Returns what `describe_history` says of the new
-    change. Raises `ControlError`.
+    newer one. `store` is where its models have to be. Where the deployment was not served before,
+    `remove` confirms that it goes. Returns what `describe_history` says of the new change. Raises
+    `ControlError`.
     """
 
     def decide(state: Desired) -> list[DesiredChange]:
         previous = previous_state(database, deployment)
         assert not isinstance(previous, DesiredService)
+        if previous is None and not remove:
+            takes_back = look_at_rollback(database, deployment).takes_back
+            raise ControlError(
+                f"{deployment!r} was not served before its newest change, {takes_back}: going back "
+                "would remove it; confirm that with --remove (thrifty rollback "
+                f"{deployment} --remove; in Python and the management API: remove)"
+            )
         for version in previous.versions if previous is not None else ():
             if (
                 version.artifact is not None
@@ -322,11 +379,18 @@ def roll_back(
                 )
         return [DesiredChange(deployment, previous)]
 
-    known = read_desired(database).deployments
-    if deployment not in known and not read_history(database, deployment, 1):
-        _find(read_desired(database), deployment)
+    _find_previous(database, deployment)
     change_desired(database, decide, kind="rollback", who=actor.who, why=actor.why)
     return describe_history(database, deployment, 1)[0]
+
+
+def _find_previous(database: Database, deployment: str) -> DesiredDeployment | None:
+    """The state before the newest change. Raises `ControlError`, also for an unknown name."""
+    if not read_history(database, deployment, 1):
+        _find(read_desired(database), deployment)
+    previous = previous_state(database, deployment)
+    assert not isinstance(previous, DesiredService)
+    return previous
 
 
 def describe_history(

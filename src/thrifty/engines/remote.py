@@ -46,7 +46,9 @@ class RemoteOptions(Section):
         None, description="What the servers call the model. Default: the spec's `model`."
     )
     key_env: str | None = Field(
-        None, description="The environment variable that holds the servers' API key."
+        None,
+        description="The environment variable that holds the servers' API key, where the service was "
+        "started.",
     )
     salt_field: str | None = Field(
         None,
@@ -165,11 +167,17 @@ class RemoteEngine:
 
     async def examine(self, url: str, served: Served) -> Examined:
         """Why a server is not ready, or what its operator should know of it."""
-        client = HttpClient()
         headers = b""
         key_env = served.upstream.key_env
         if key_env:
-            headers = f"authorization: Bearer {os.environ.get(key_env, '')}\r\n".encode()
+            key = os.environ.get(key_env)
+            if not key:
+                return Examined(
+                    fault=f"the environment variable {key_env} is not set where the service runs; "
+                    "restart it with the variable: thrifty down, then thrifty up SPEC"
+                )
+            headers = f"authorization: Bearer {key}\r\n".encode()
+        client = HttpClient()
         list_url = f"{complete_url(url)}/models"
         try:
             status, _ = await client.fetch(list_url, headers=headers, timeout_s=PROBE_TIMEOUT_S)

@@ -59,6 +59,15 @@ class ExternalReplica:
             self.state = ReplicaState.READY
         self._task = asyncio.ensure_future(self._watch())
 
+    def take(self, served: Served) -> None:
+        """Serve the same with other settings, such as another key: ask anew at once. Until the server
+        has answered, gateways go on with it.
+        """
+        if served != self.served:
+            self.served = served
+            self.leave()
+            self._task = asyncio.ensure_future(self._watch())
+
     def leave(self) -> None:
         """Stop watching, without a word."""
         if self._task is not None:
@@ -143,6 +152,7 @@ class ExternalFleet:
             place = (replica.key, replica.url)
             if place in wanted and place not in kept:
                 kept.add(place)
+                replica.take(wanted[place].served)
                 continue
             self._members.remove(replica)
             replica.begin_retiring()

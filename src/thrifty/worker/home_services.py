@@ -83,8 +83,10 @@ class HomeServices:
                 raise not_found("version", label)
         return _to_traffic(set_traffic(self._database, deployment, weights, _actor(who, why)))
 
-    def roll_back(self, deployment: str, *, who: str, why: str) -> Change:
-        """Restore the previous desired state. Raises a 404, or a 409 if there is none."""
+    def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
+        """Restore the previous desired state. Raises a 404, or a 409 if there is none or if it would
+        remove the deployment without `remove`.
+        """
         history = read_history(self._database, deployment, 2)
         if not history:
             self._require(deployment)
@@ -93,7 +95,10 @@ class HomeServices:
                 409, f"The deployment '{deployment}' has no earlier state.", code="nothing_before"
             )
         try:
-            roll_back(self._database, deployment, _actor(who, why), store=Store(self._home.models))
+            roll_back(
+                self._database, deployment, _actor(who, why), store=Store(self._home.models),
+                remove=remove,
+            )  # fmt: skip
         except ControlError as error:
             raise WireError(409, str(error), code="cannot_roll_back") from None
         change = read_history(self._database, deployment, 1)[0]

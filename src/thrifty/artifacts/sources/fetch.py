@@ -9,7 +9,7 @@ from pathlib import Path
 from thrifty.artifacts.artifact import Artifact, Description, Lineage, NamedVersion
 from thrifty.artifacts.sources import hub, local, pypi
 from thrifty.artifacts.store import Store
-from thrifty.errors import FormatRefused, SourceError
+from thrifty.errors import ArtifactError, FormatRefused, SourceError
 from thrifty.types import OnProgress, ignore_progress
 
 
@@ -94,6 +94,17 @@ def look_up_model(store: Store, source: str) -> FoundModel:
         return FoundModel(source=source, fault=str(error))
     fault = "" if download_bytes is not None else "the index does not say its size"
     return FoundModel(None, _next_label(store, name), pinned, download_bytes, fault=fault)
+
+
+def names_stored_model(store: Store, source: str) -> bool:
+    """Whether `source` is the name of a stored model, and can mean nothing else."""
+    if ":" in source or _looks_like_path(source):
+        return False
+    try:
+        store.find(source)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _next_label(store: Store, name: str) -> str:

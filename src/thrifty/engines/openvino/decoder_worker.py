@@ -21,6 +21,8 @@ from thrifty.engines.server.backend import Failure, Output, Sampling
 from thrifty.graphs.arithmetic import limit_properties
 
 WARM_UP_TOKENS = 4
+LEAST_TEMPERATURE = 1e-5
+"""Below it, answers are greedy: logits that are divided by less overflow a float."""
 _KNOWN_JOB = -1000
 """Jobs of the known-answer test count down from here."""
 _GRAMMARS_AT_ONCE = 128 * 1024
@@ -459,13 +461,13 @@ class DecoderWorker:
         if settings.eos_token_ids:
             config.eos_token_id = settings.eos_token_ids[0]
         config.stop_token_ids = {*settings.eos_token_ids, *sampling.stop_token_ids}
-        config.do_sample = sampling.temperature > 0
+        config.do_sample = sampling.temperature >= LEAST_TEMPERATURE
         if config.do_sample:
             config.temperature = sampling.temperature
-            config.top_p = sampling.top_p or 1e-9
+            config.top_p = max(sampling.top_p, 1e-9)
             if sampling.top_k:
                 config.top_k = sampling.top_k
-            config.min_p = sampling.min_p
+            config.min_p = min(sampling.min_p, 1 - 1e-7)  # less than 1, as a float
             config.rng_seed = sampling.seed
         config.repetition_penalty = sampling.repetition_penalty
         config.presence_penalty = sampling.presence_penalty

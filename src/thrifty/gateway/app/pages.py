@@ -64,6 +64,10 @@ class Pages:
         body: dict[str, Any] = {
             "status": "ready" if ready else "not ready", "waiting_for": waiting,
         }  # fmt: skip
+        if not self._table.loaded:
+            body["reason"] = "the state of the service was not read yet"
+        elif not self._table.deployments:
+            body["reason"] = "no deployment is served (thrifty history says since when)"
         if (log := self._describe_log()) is not None:
             body["request_log"] = log
         exchange.respond(200 if ready else 503, _encode(body))

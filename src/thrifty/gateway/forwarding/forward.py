@@ -30,7 +30,11 @@ from thrifty.gateway.forwarding.upstream_request import (
     make_headers,
     prepare_body,
 )
-from thrifty.gateway.forwarding.upstream_response import choose_headers, refuses_usage
+from thrifty.gateway.forwarding.upstream_response import (
+    check_coding,
+    choose_headers,
+    refuses_usage,
+)
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.concurrency import (
     DEADLINE_CODES,
@@ -84,7 +88,6 @@ class Forwarder:
         self._budget = RetryBudget()
         self._hedger = Hedger(self._open, self._pick, self._note_failure, self._budget, metrics)
         self._streams: set[tuple[Call, Relay, Answer]] = set()
-        self._headers: dict[str, bytes] = {}
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
 
@@ -288,6 +291,7 @@ class Forwarder:
             answer = await self._open(call, replica, body, flight, [])
         else:
             answer = await self._hedger.open(call, replica, body, flight, hedge_s)
+        check_coding(answer)
         headers = choose_headers(answer)
         streamed = is_event_stream(headers[0][1])
         if answer.status == 200 and streamed and call.admitted.stream:
@@ -339,12 +343,10 @@ class Forwarder:
         deadline_s = call.admitted.deadline_s
         if deadline_s:
             timeout_s = min(timeout_s, max(0.001, deadline_s - time.perf_counter()))
-        lines = self._headers.get(version.identity)
-        if lines is None:
-            lines = self._headers[version.identity] = make_headers(version)
         if not replica.takes_stream_options and adds_usage(call, version):
             body = prepare_body(call, version, ask_usage=False)
         origin, path = replica.locate(call.endpoint)
+        lines = make_headers(version.settings.key_env)
         return await self._client.open(
             origin,
             "POST",

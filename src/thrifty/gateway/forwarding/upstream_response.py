@@ -8,7 +8,7 @@ from thrifty.gateway.forwarding.upstream_request import adds_usage
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.version import Version
-from thrifty.http.client import Answer
+from thrifty.http.client import Answer, BrokenResponse
 from thrifty.http.types import JSON_TYPE
 
 _MEDIA_TYPE = re.compile(rb"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(?:[ \t]*;[\x20-\x7e]{0,128})?")
@@ -27,6 +27,16 @@ def choose_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     if _RETRY_AFTER.fullmatch(retry_after):
         headers.append((b"retry-after", retry_after))
     return headers
+
+
+def check_coding(answer: Answer) -> None:
+    """Give up an answer with a content coding, which was not asked for and could not be read.
+    Raises `BrokenResponse`.
+    """
+    coding = answer.headers.get(b"content-encoding", b"").strip().lower()
+    if coding not in (b"", b"identity"):
+        answer.abort()
+        raise BrokenResponse("the answer has a content coding, although none was asked for")
 
 
 def refuses_usage(call: Call, version: Version, replica: Replica, status: int, body: bytes) -> bool:
