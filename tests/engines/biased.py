@@ -80,12 +80,12 @@ def find_likings(tokenizer: TextTokenizer, end: int) -> npt.NDArray[np.float32]:
     for token in range(tokenizer.vocabulary_size):
         text = tokenizer.token_bytes(token)
         if text in (b'"', b"}", b"]"):
-            likings[token] = 6
+            likings[token] = 8
         elif text.lstrip(b" ")[:1] in (b'"', b"}", b"]"):
-            likings[token] = 4
+            likings[token] = 5
         elif text.isdigit():
             likings[token] = 2
-    likings[end] = 6
+    likings[end] = 8
     return likings
 
 

@@ -571,13 +571,28 @@ def test_assembling_joins_tool_calls_that_came_in_pieces() -> None:
                     ]
                 }
             ),
+            chunk(
+                {
+                    "tool_calls": [
+                        {
+                            "index": 2,
+                            "id": "t3",
+                            "type": "custom",
+                            "custom": {"name": "h", "input": "a"},
+                        }
+                    ]
+                }
+            ),
+            chunk({"tool_calls": [{"index": 2, "custom": {"input": "b"}}]}),
             chunk({}, "tool_calls"),
         ]
     )
     assert body is not None
     choice = json.loads(body)["choices"][0]
     assert choice["finish_reason"] == "tool_calls"
-    assert [c["function"] for c in choice["message"]["tool_calls"]] == [
+    *functions, custom = choice["message"]["tool_calls"]
+    assert [c["function"] for c in functions] == [
         {"name": "f", "arguments": '{"a": 1}'},
         {"name": "g", "arguments": "{}"},
     ]
+    assert custom == {"id": "t3", "type": "custom", "custom": {"name": "h", "input": "ab"}}

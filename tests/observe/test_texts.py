@@ -117,6 +117,8 @@ def test_messages_are_normalized() -> None:
                 {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]},
             {"role": "assistant", "function_call": {"name": "look", "arguments": "{}"}},
             {"role": "tool", "tool_call_id": "call_1", "content": "a cat", "unknown": 1},
+            {"role": "assistant", "tool_calls": [
+                {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls"}}]},
         ]
     }  # fmt: skip
     assert chat(request, None)[0] == [
@@ -125,6 +127,8 @@ def test_messages_are_normalized() -> None:
         {"role": "assistant", "content": None, "tool_calls": [
             {"id": "", "type": "function", "function": {"name": "look", "arguments": "{}"}}]},
         {"role": "tool", "tool_call_id": "call_1", "content": "a cat"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "shell", "arguments": "ls"}}]},
     ]  # fmt: skip
 
 

@@ -106,6 +106,9 @@ def _read_message(message: Any) -> Message:
 
 def _read_call(call: Any) -> Message:
     call = call if isinstance(call, dict) else {}
+    custom = call.get("custom")
+    if isinstance(custom, dict):  # a tool that takes text
+        call = {**call, "function": {"name": custom.get("name"), "arguments": custom.get("input")}}
     function = call.get("function")
     function = function if isinstance(function, dict) else {}
     arguments = function.get("arguments")

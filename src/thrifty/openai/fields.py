@@ -178,7 +178,7 @@ CHAT_FIELDS: dict[str, Field] = {
     "response_format": _object({"type": "text"}),
     "tools": _array([]),
     "tool_choice": Field(
-        "'none', 'auto', 'required' or an object that names a function",
+        "'none', 'auto', 'required' or an object that names a tool or the allowed ones",
         lambda value: value in ("none", "auto", "required") or isinstance(value, dict),
         ("none", "auto"),
     ),

@@ -100,8 +100,8 @@ class ModelServer:
 
     async def _answer(self, exchange: Exchange, endpoint: Endpoint, facts: ModelFacts) -> None:
         read = functools.partial(self._read, exchange.body, endpoint, facts)
-        # A schema may take a second to become a grammar.
-        bound = b'"response_format"' in exchange.body or b'"tools"' in exchange.body
+        # A schema may take a second to become a grammar. Escapes may hide the name of a field.
+        bound = any(word in exchange.body for word in (b'"response_format"', b'"tools"', b"\\u"))
         if len(exchange.body) <= MAX_INLINE_BYTES and not bound:
             request = read()
         else:

@@ -42,7 +42,8 @@ def write_array(rules: Rules, way: Way, write_value: WriteValue) -> list[Alterna
     if high is not None and high < max(low, 1):
         return whole if high >= low else []
     places = [write_value(_find_items(way, place)) for place in range(first)]
-    others = rules.add((",", space, write_value(_find_items(way, first))))
+    item = write_value(_find_items(way, first))
+    others = rules.keyed(("further", item), lambda: [(",", space, item)])
     start = max(first, 1)
     if high is not None and high < start:
         tail: Alternative = EMPTY

@@ -154,8 +154,9 @@ class _Magnitudes:
 
     @property
     def start(self) -> _State:
-        """The state before the first digit."""
-        return ("whole", 0, 0, 0, 0)
+        """The state before the first digit. All are above a closed bound of zero."""
+        above = int(self._low == "0" and not self._low_rest and not self._low_open)
+        return ("whole", 0, above, 0, 0)
 
     def step(self, state: _State) -> _Steps:
         """Whether a number may end here, and where digits and the point lead."""

@@ -195,11 +195,13 @@ class Rules:
 
     def write(self, root: Ref, vocabulary_size: int) -> Grammar | None:
         """The grammar whose sentences are those of `root`, for a model with so many tokens; None if
-        there are none. Raises `GrammarTooLarge`.
+        there are none. Raises `GrammarTooLarge`. Nothing can be added afterwards.
         """
         productive = self._find_productive()
         if root.number not in productive:
             return None
+        empty = self.keyed("empty", lambda: [EMPTY])
+        productive.add(empty.number)
         lines = [f"root ::= {_name(root.number)}"]
         size = 0
         places = 0.0
@@ -207,19 +209,21 @@ class Rules:
         stack = [root.number]
         while stack:
             number = stack.pop()
-            alternatives = []
-            for alternative in self._bodies[number]:
-                needs = {s.number for s in alternative if isinstance(s, Ref)}
-                needs |= {s.rule.number for s in alternative if isinstance(s, FreeText)}
-                if not productive.issuperset(needs):
-                    continue
+            body = [a for a in self._bodies[number] if productive.issuperset(_list_needs(a))]
+            ahead = self._ahead.get(number)
+            if ahead is not None and ahead.number not in productive:
+                ahead = None
+            written = []
+            for alternative in self._factor(body, ahead, productive):
+                # XGrammar writes out rules without references where they are used: see `_factor`.
+                whole = alternative if _list_needs(alternative) else (*alternative, empty)
+                places += sum(map(_weigh, alternative))
+                written.append(" ".join(map(_write_symbol, whole if alternative else ())) or '""')
+                needs = _list_needs(whole)
                 stack += sorted(needs - seen)
                 seen |= needs
-                places += sum(map(_weigh, alternative))
-                alternatives.append(" ".join(map(_write_symbol, alternative)) or '""')
-            line = f"{_name(number)} ::= {' | '.join(alternatives)}"
-            ahead = self._ahead.get(number)
-            if ahead is not None and ahead.number in productive:
+            line = f"{_name(number)} ::= {' | '.join(written)}"
+            if ahead is not None:
                 line += f" (={_name(ahead.number)})"
                 if ahead.number not in seen:
                     seen.add(ahead.number)
@@ -235,6 +239,55 @@ class Rules:
                 f"{vocabulary_size} tokens are more than {MAX_EFFORT}"
             )
         return Grammar("\n".join(lines), effort)
+
+    def _factor(
+        self, alternatives: Iterable[Alternative], ahead: Ref | None, productive: set[int]
+    ) -> list[Alternative]:
+        """The same alternatives, of which no two begin alike: what follows a common beginning becomes
+        a rule of its own.
+
+        XGrammar makes an automaton of each rule, and joins its states: those that one state leads to
+        by the same symbol, and those that lead to one state by the same symbol. It does both at once,
+        and may so join three that are not alike. With different beginnings there are none of the
+        first kind.
+        """
+        groups: dict[Hashable, list[Alternative]] = {}
+        for alternative in dict.fromkeys(alternatives):
+            first = alternative[0] if alternative else None
+            groups.setdefault(first[0] if isinstance(first, str) else first, []).append(alternative)
+        factored = []
+        for group in groups.values():
+            if len(group) == 1:
+                factored.append(group[0])
+                continue
+            first = group[0][0]
+            if isinstance(first, str):
+                first = _find_common([str(alternative[0]) for alternative in group])
+            rests = []
+            for begin, *rest in group:
+                left = (
+                    begin[len(first) :] if isinstance(begin, str) and isinstance(first, str) else ""
+                )
+                rests.append((left, *rest) if left else tuple(rest))
+            others = self.add(*rests, ahead=ahead)
+            productive.add(others.number)
+            factored.append((first, others))
+        return factored
+
+
+def _find_common(texts: list[str]) -> str:
+    """The longest beginning of all texts."""
+    first, last = min(texts), max(texts)
+    length = 0
+    while length < len(first) and first[length] == last[length]:
+        length += 1
+    return first[:length]
+
+
+def _list_needs(alternative: Alternative) -> set[int]:
+    """The rules in an alternative."""
+    needs = {s.number for s in alternative if isinstance(s, Ref)}
+    return needs | {s.rule.number for s in alternative if isinstance(s, FreeText)}
 
 
 def _name(number: int) -> str:

@@ -49,13 +49,16 @@ class Texts:
 
 def between_values(rules: Rules) -> Ref:
     """White space between parts of an answer: two characters at most, so that it ends."""
-    return rules.keyed("space", lambda: [EMPTY, (_SPACE,), (_SPACE, _SPACE)])
+    second = rules.keyed("second space", lambda: [EMPTY, (_SPACE,)])
+    return rules.keyed("space", lambda: [EMPTY, (_SPACE, second)])
 
 
 def after_value(rules: Rules) -> Ref:
-    """What may follow a string inside a larger value."""
+    """What may follow a string or a number inside a larger value."""
     ends = Chars(((0x2C, 0x2C), (0x3A, 0x3A), (0x5D, 0x5D), (0x7D, 0x7D)))
-    return rules.keyed("after", lambda: [(ends,), (_SPACE, ends), (_SPACE, _SPACE, ends)])
+    last = rules.keyed("after two", lambda: [(ends,)])
+    second = rules.keyed("after one", lambda: [(ends,), (_SPACE, last)])
+    return rules.keyed("after", lambda: [(ends,), (_SPACE, second)])
 
 
 def _escaped(rules: Rules) -> Ref:
