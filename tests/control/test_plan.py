@@ -211,6 +211,26 @@ def test_a_plan_in_an_empty_home_writes_nothing(home: Home, tmp_path: Path) -> N
 
 
 @pytest.mark.engine
+def test_a_prepared_model_is_not_compressed_again(home: Home, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"name": "chat", "engine": "openvino"}
+    folder = str(write_model(tmp_path / "tiny"))
+    (version,) = (
+        make(home, load(tmp_path, **keys, model=folder, compress="int8"))
+        .deployments["chat"]
+        .versions
+    )
+    keys["model"] = version.model
+    for act in (make, plan):
+        with pytest.raises(
+            SpecError, match=r"compress: asks for int4, and the model tiny-int8.*@v1 .* int8;"
+        ):
+            act(home, load(tmp_path, **keys, compress="int4"))
+    for same in ("int8", "none", "auto"):
+        (again,) = make(home, load(tmp_path, **keys, compress=same)).deployments["chat"].versions
+        assert again.artifact == version.artifact
+
+
+@pytest.mark.engine
 def test_a_model_is_fetched_and_prepared_and_then_it_is_not(home: Home, tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny")
     loaded = load(

@@ -127,7 +127,8 @@ class QuantizeSpec(Section):
         "`w8a8` adds 8-bit activations with static scales: somewhat faster than `int8` under load, "
         "and less accurate. `w7a8` is the same with 7-bit weights, for processors without 8-bit dot "
         "products, where it takes the place of `w8a8` by itself. `int4` rounds plainly if it is all "
-        "that `compress` says, and is otherwise chosen by measurement.",
+        "that `compress` says, and is otherwise chosen by measurement. A model that is "
+        "prepared already stays as it is with `auto` and `none`; any other form than its own is refused.",
     )
     bits: Number | None = Field(
         None,

@@ -136,6 +136,9 @@ class OpenVinoEngine:
         fault = _format_fault(artifact) or find_processor_fault(artifact, machine)
         if fault:
             return [Problem("model", fault)]
+        fault = _find_compress_fault(spec, artifact)
+        if fault:
+            return [Problem("compress", fault)]
         options: OpenVinoOptions = parse_options(self, spec)
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
@@ -291,6 +294,19 @@ def _format_fault(artifact: Artifact) -> str | None:
             f"these can: {', '.join(sorted(known))}"
         )
     return None
+
+
+def _find_compress_fault(spec: Spec, artifact: Artifact) -> str | None:
+    """Why a model that was prepared before cannot have the weights that the spec asks for. `auto` and
+    `none` ask for nothing of it.
+    """
+    wanted, there = spec.compress.quantize.scheme, artifact.description.weights or "f16"
+    if artifact.description.format is not Format.OPENVINO or wanted in ("auto", "none", there):
+        return None
+    return (
+        f"asks for {wanted}, and the model {spec.model} is already prepared, with weights in {there}; "
+        "name the checkpoint that it was made from (thrifty models), or leave 'compress' out"
+    )
 
 
 def _choose_scheme(spec: Spec, artifact: Artifact, machine: Machine) -> str:
