@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.artifacts.stored import damage, put
+from tests.control.running import deployment, echo, prepare
 from tests.parts import run_thrifty
+from thrifty.artifacts import Store
+from thrifty.home import Home
 
 GGUF_MAGIC = b"GGUF"
 
@@ -201,6 +205,8 @@ def test_spec_explains_where_values_come_from(tmp_path: Path) -> None:
     assert shown["routing"] == {"value": "round_robin", "origin": "file, line 2"}
     assert shown["gateway.port"] == {"value": 9, "origin": "environment, THRIFTY_PORT"}
     assert shown["limits.waiting"]["origin"] == "default"
+    written = run_thrifty(tmp_path, "spec", str(path)).stdout.splitlines()
+    assert {"aliases: []", "name: null", "gateway.allow_no_keys: false"} <= set(written)
 
 
 def test_a_pickle_is_refused_with_its_reason(tmp_path: Path) -> None:
@@ -221,6 +227,39 @@ def test_a_damaged_model_file_is_a_clear_error(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "is damaged" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_verify_names_every_damaged_model_and_checks_the_rest(tmp_path: Path) -> None:
+    store = Store(Home(tmp_path / "h").models)
+    for filling, name in enumerate(("a", "b", "c")):
+        _, artifact = put(store, name, filling)
+        if name != "b":
+            damage(store.folder_of(artifact.id) / "model.safetensors", b"\xff")
+    result = run_thrifty(tmp_path / "h", "models", "verify")
+    assert result.returncode == 1
+    assert result.stdout == "b@v1: as it was stored\n"
+    told = " ".join(result.stderr.split())
+    for label in ("a@v1", "c@v1"):
+        assert f"(thrifty models rm {label}) and fetch it again" in told
+    assert told.endswith("Error: not as stored: a@v1, c@v1")
+    alone = run_thrifty(tmp_path / "h", "models", "verify", "b")
+    assert alone.returncode == 0
+
+
+def test_a_purge_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    nothing = run_thrifty(tmp_path, "cache", "purge", "--deployment", "nope")
+    assert nothing.returncode == 1
+    prepare(home, deployment(echo("a"), echo("b"), name="chat")).close()
+    for arguments, message in (
+        (["--deployment", "nope"], "there is no deployment 'nope'; known here: chat"),
+        (["--deployment", "chat", "--version", "z"], "'chat' has no version 'z'"),
+        (["--version", "z"], "no deployment has a version 'z'"),
+    ):
+        result = run_thrifty(tmp_path, "cache", "purge", *arguments)
+        assert (result.returncode, message in result.stderr) == (1, True), result.stderr
+    for arguments in ([], ["--deployment", "chat", "--version", "b"], ["--version", "a"]):
+        assert run_thrifty(tmp_path, "cache", "purge", *arguments).returncode == 0
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

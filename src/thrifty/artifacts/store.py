@@ -241,15 +241,15 @@ class Store:
                 status = path.stat()
             except OSError:
                 raise IntegrityError(
-                    f"{path} is missing; remove the model (thrifty models rm) and fetch it again"
+                    f"{path} is missing; {self._say_how_to_mend(artifact.id)}"
                 ) from None
             stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
             if status.st_size != entry.size or (
                 (thorough or stamps.get(entry.path) != stamp) and try_hash(path) != entry.sha256
             ):
                 raise IntegrityError(
-                    f"{path} is damaged: its checksum has changed; remove the model "
-                    "(thrifty models rm) and fetch it again"
+                    f"{path} is damaged: its checksum has changed; "
+                    f"{self._say_how_to_mend(artifact.id)}"
                 )
             fresh[entry.path] = stamp
             done += entry.size
@@ -259,6 +259,15 @@ class Store:
             with contextlib.suppress(OSError):
                 make_private_folder(stamps_path.parent)
                 write_atomically(stamps_path, msgspec.json.encode(fresh))
+
+    def _say_how_to_mend(self, artifact_id: str) -> str:
+        """What to do about a damaged artifact, with the command for each of its names."""
+        try:
+            labels = [one.label for one in self.versions() if one.artifact == artifact_id]
+        except IntegrityError:
+            labels = []
+        remove = ", ".join(f"thrifty models rm {label}" for label in labels or ["NAME@vN"])
+        return f"remove the model ({remove}) and fetch it again"
 
     def lease(self, artifact_id: str) -> int:
         """Protect an artifact from removal; returns a file descriptor that a child may inherit.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.control.service_api import check_served
 from thrifty.db import open_database
 from thrifty.db.cache import add_purge, read_cache_stats
 from thrifty.fleet.controller_note import find_database_url
@@ -19,6 +20,7 @@ def run_purge(
     """Have every worker forget answers."""
     database = open_database(find_database_url(find_home()), migrate=True)
     try:
+        check_served(database, deployment, version)
         purge = add_purge(database, deployment=deployment, version=version, tenant=tenant)
     finally:
         database.close()

@@ -13,7 +13,7 @@ from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import choose_engine
-from thrifty.errors import DatabaseError, EngineError
+from thrifty.errors import ArtifactError, DatabaseError, EngineError, IntegrityError
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.units import format_bytes
@@ -110,10 +110,18 @@ def run_verify(name: str | None) -> None:
     """Check every byte."""
     store = _store()
     found = [store.find(name)[0]] if name else store.versions()
+    damaged = []
     for version in found:
-        with show_progress() as on_progress:
-            store.verify(store.load(version.artifact), thorough=True, on_progress=on_progress)
-        print_line(f"{version.label}: as it was stored")
+        try:
+            with show_progress() as on_progress:
+                store.verify(store.load(version.artifact), thorough=True, on_progress=on_progress)
+        except ArtifactError as error:
+            damaged.append(version.label)
+            err.print(f"{version.label}: {error}", markup=False)
+        else:
+            print_line(f"{version.label}: as it was stored")
+    if damaged:
+        raise IntegrityError(f"not as stored: {', '.join(damaged)}")
 
 
 def run_remove(name: str) -> None:

@@ -151,6 +151,28 @@ def _list_weights(state: DesiredDeployment) -> dict[str, float]:
     return {version.label: version.weight for version in state.versions}
 
 
+def check_served(database: Database, deployment: str | None, version: str | None) -> None:
+    """Raise `ControlError` unless a deployment and a version of these names are served, or are kept
+    by a version that is on its way out; None is any.
+    """
+    if deployment is None and version is None:
+        return
+    desired, fleet = read_desired(database), read_fleet(database)
+    labels: dict[str, list[str]] = {
+        row.name: [v.label for v in row.versions] for row in fleet.deployments
+    }
+    for name, state in desired.deployments.items():
+        labels.setdefault(name, []).extend(one.label for one in state.versions)
+    if deployment is not None and deployment not in labels:
+        _find(desired, deployment)
+    known = (
+        labels[deployment] if deployment is not None else [v for s in labels.values() for v in s]
+    )
+    if version is not None and version not in known:
+        owner = f"{deployment!r} has no" if deployment is not None else "no deployment has a"
+        raise ControlError(f"{owner} version {version!r}; {suggest(version, sorted(set(known)))}")
+
+
 # Plan and apply
 
 
