@@ -124,7 +124,7 @@ def roll_back(
     name: str, services: Services, caller: Caller, body: RollbackRequest | None = None
 ) -> Change:
     """Restore the previous desired state."""
-    wanted = body if body is not None else RollbackRequest()
+    wanted = body if body is not None else RollbackRequest(why="")
     return services.roll_back(name, who=caller, why=wanted.why, remove=wanted.remove)
 
 

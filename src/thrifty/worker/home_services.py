@@ -77,8 +77,8 @@ class HomeServices:
         return Traffic.model_validate(report)
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
-        """Restore the previous desired state. Raises a 404, or a 409 if there is none or if it would
-        remove the deployment without `remove`.
+        """Restore the previous desired state. Raises a 404, or a 409 if there is none, or if it
+        would remove the deployment without `remove`.
         """
         history = read_history(self._database, deployment, 2)
         if not history:

@@ -66,8 +66,8 @@ def prepare_body(call: Call, version: Version, *, ask_usage: bool = True) -> byt
 
 
 def make_headers(key_env: str | None) -> bytes:
-    """Header lines of every request to a version, whose key is in the environment variable `key_env`;
-    the client's key is not among them.
+    """Header lines of every request to a version whose key is in the environment variable
+    `key_env`; the client's key is not among them.
     """
     lines = b"content-type: application/json\r\naccept-encoding: identity\r\n"
     key = os.environ.get(key_env) if key_env is not None else None
