@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tests.text import templates
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.server.backend import ModelFacts
+from thrifty.engines.server.calls import read_answer
 from thrifty.engines.server.prompt import Prompt, build_prompt
-from thrifty.engines.server.tools import parse_calls, parse_tools
+from thrifty.engines.server.tools import parse_tools
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family
@@ -82,7 +83,7 @@ def result(call_id: str | None, text: str = "Rain.") -> dict[str, Any]:
 
 def test_own_ids_are_taken_by_templates_that_want_nine_characters() -> None:
     text = '{"name": "weather", "arguments": {}}'
-    _, (made,) = parse_calls(text, parse_tools({"tools": [TOOL]}))
+    _, (made,), _ = read_answer(text, parse_tools({"tools": [TOOL]}))
     message = {"role": "assistant", "content": None, "tool_calls": [made]}
     prompt = render(templates.NINE, USER, message, result(made["id"]), tools=[TOOL])
     assert prompt.count(f"#{made['id']}") == 2
