@@ -385,7 +385,7 @@ async def _check(report: Report, host: str, port: int, tenant: Tenant, model: st
 
 def main() -> None:
     # Imported here, so that a test can load the rest from anywhere.
-    from common import ThriftyService, figure, finish, free_port, parse_arguments, say
+    from common import ThriftyService, finish, free_port, parse_arguments, say
 
     options = parse_arguments(
         __doc__ or "", rounds=1,
@@ -426,8 +426,8 @@ def main() -> None:
          "found": {name: list(kept) for name, kept in found.items()}},
         [("in so many fuzzed requests", str(report.sent)),
          *((name, str(len(kept))) for name, kept in found.items())],
-        [figure(f"{name} in {report.sent:,} fuzzed requests", [len(kept)], "0", not kept, "{:.0f}")
-         for name, kept in found.items()],
+        [{"figure": f"{name} in {report.sent:,} fuzzed requests", "measured": str(len(kept)),
+          "bar": "0", "met": not kept} for name, kept in found.items()],
         save=not options.no_save,
     )  # fmt: skip
 
