@@ -212,10 +212,11 @@ class EchoBackend:
         finish = ""
         if job.sent >= len(job.reply):
             finish = "length" if len(job.reply) >= job.sampling.max_tokens else "stop"
-        scores = _score(tokens, sampling.top_logprobs)
+        scores = _score(tokens, sampling.top_logprobs) if sampling.logprobs else None
         output = Output(
-            job.number, tokens, scores.logprobs if sampling.logprobs else None, finish,
-            job.cached_tokens, scores.top if sampling.top_logprobs else None,
+            job.number, tokens, scores.logprobs if scores is not None else None, finish,
+            job.cached_tokens,
+            scores.top if scores is not None and sampling.top_logprobs else None,
             _score(job.prompt[1:], sampling.top_logprobs)
             if begins and sampling.prompt_logprobs else None,
         )  # fmt: skip
