@@ -59,6 +59,18 @@ class Talk:
         )
         return Reply(answer.status, answer.headers, await answer.read())
 
+    async def ask_as(self, host: str, method: str, path: str, body: bytes, headers: bytes) -> int:
+        """Send one request under another host name; returns the status."""
+        origin = parse_origin(self.gateway.url)
+        reader, writer = await asyncio.open_connection(origin.host, origin.port)
+        writer.write(
+            b"%b %b HTTP/1.1\r\nhost: %b\r\n%bconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+            % (method.encode(), path.encode(), host.encode(), headers, len(body), body)
+        )
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split(b" ", 2)[1])
+
     async def upload(self, data: bytes, purpose: str | None = "batch", **fields: str) -> Reply:
         """Upload a file."""
         headers, body = make_form(data, purpose, **fields)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.control.test_plan import load, make
 from tests.control.test_service_api import database
@@ -125,7 +126,11 @@ def test_sources_data_sets_and_what_runs_are_allowed(home: Home, tmp_path: Path)
     allow(home, {"compress": {"text": "passages", "tasks": ["boolq", "lm_eval:arc_easy"]}})
     allow(home, {"engine": "echo", "model": "any/name"})
     redis = "redis://user:secret@127.0.0.1:1/0"
-    keys = {"gateway": {"tls": {"cert": "/a/c", "key": "/a/k"}}, "redis": redis}
+    made = trustme.CA().issue_cert("localhost")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made.cert_chain_pems[0].write_to_path(cert)
+    made.private_key_pem.write_to_path(key)
+    keys = {"gateway": {"tls": {"cert": str(cert), "key": str(key)}}, "redis": redis}
     service = make(home, load(tmp_path, **keys)).service
     allow(home, {"engine": "echo", **keys}, service)
     other = refuse(home, {"engine": "echo", "redis": "redis://10.0.0.1"}, service)

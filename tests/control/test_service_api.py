@@ -63,6 +63,7 @@ def test_traffic_sets_what_is_named_and_leaves_the_rest(
             {"label": "a", "weight": 90.0, "share": 0.9, "shadow": 0.0},
             {"label": "b", "weight": 10.0, "share": 0.1, "shadow": 0.0},
         ],
+        "weights": {"a": 90.0, "b": 10.0},
         "owner": "spec",
     }
     set_traffic(database, "chat", {"b": 30}, ANN)

@@ -144,7 +144,7 @@ async def test_whatever_an_engine_raises_is_told_and_tried_again(home: Home) -> 
 async def test_a_replica_that_is_never_ready_is_given_up_on(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "BACKOFF_S", (0.01,))
+    monkeypatch.setattr(local, "BACKOFF_S", (600.0,))
     one = replica(home, Deaf(), start_timeout_s=0.3)
     one.start()
     await until(one, ReplicaState.BACKOFF)
