@@ -395,7 +395,7 @@ async def test_a_client_that_stops_reading_blocks_no_one(tmp_path: Path) -> None
         origin = parse_origin(gateway.url)
         _, writer = await asyncio.open_connection(origin.host, origin.port)
         body = json.dumps(
-            {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": 120_000, "n": 60}
+            {**CHAT, "stream": True, "ignore_eos": True, "max_tokens": 120_000, "n": 12}
         )
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
