@@ -19,6 +19,7 @@ import openvino as ov
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.parts import running_server
+from thrifty.artifacts.chat_templates import read_chat_templates
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, DecoderShape
 from thrifty.engines.openvino.adapter import HONOURS
 from thrifty.engines.openvino.backend import OpenVinoBackend
@@ -95,7 +96,7 @@ def write_biased_model(prepared: Path, target: Path, end: int) -> None:
     (target / "grammar").mkdir(exist_ok=True)
     shutil.copytree(prepared / "grammar", target / "grammar", dirs_exist_ok=True)
     tokenizer = TextTokenizer.load(target)
-    if tokenizer.chat_template is None:
+    if not read_chat_templates(target):
         (target / "chat_template.jinja").write_text(TEMPLATE)
     shape = DecoderShape(
         architecture="none", layers=1, hidden_size=_WIDTH, heads=1, kv_heads=1, head_dim=_WIDTH,

@@ -9,5 +9,8 @@ from thrifty.openai.fields import Endpoint, Field, Narrowed
 
 NARROWED: Narrowed = {
     # Checked when the model is known.
+    (Endpoint.COMPLETIONS, "suffix"): Field(
+        "with models that have tokens for it", lambda value: True
+    ),
     (Endpoint.EMBEDDINGS, "dimensions"): Field("those that the model has", lambda value: True),
 }
