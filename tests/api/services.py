@@ -43,6 +43,8 @@ class MemoryServices:
         self.hold = threading.Event()
         """Reading the status waits for this."""
         self.hold.set()
+
+    def close(self) -> None:
         self.holding = 0
 
     def get_status(self) -> Status:

@@ -26,6 +26,9 @@ from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 class ApiServices(Protocol):
     """The service, as its operators see it."""
 
+    def close(self) -> None:
+        """Give back what it holds; it is not used again."""
+
     def get_status(self) -> Status:
         """What runs."""
 

@@ -51,6 +51,10 @@ class HomeServices:
         self._database = database
         self._home = home
 
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
     def get_status(self) -> Status:
         """The running service. Raises `DatabaseError`."""
         note = read_controller_note(self._home)

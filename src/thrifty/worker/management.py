@@ -25,6 +25,7 @@ class Management:
 
     def __init__(self, make_services: Callable[[], ApiServices]) -> None:
         self._make_services = make_services
+        self._services: ApiServices | None = None
         self._bridge: asyncio.Task[AsgiBridge] | None = None
 
     def routes(self) -> list[OwnRoute]:
@@ -43,6 +44,8 @@ class Management:
         """Stop the application."""
         if self._bridge is not None:
             await (await self._bridge).stop()
+        if self._services is not None:
+            self._services.close()
 
     async def _answer(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
         if self._bridge is None:
@@ -58,4 +61,5 @@ class Management:
     def _make_app(self) -> AsgiApp:
         from thrifty.api.app import make_api
 
-        return make_api(self._make_services())
+        self._services = self._make_services()
+        return make_api(self._services)
