@@ -47,6 +47,9 @@ class MemoryServices:
     def close(self) -> None:
         self.holding = 0
 
+    def close(self) -> None:
+        pass
+
     def get_status(self) -> Status:
         self.holding += 1
         self.hold.wait()
