@@ -43,8 +43,6 @@ class MemoryServices:
         self.hold = threading.Event()
         """Reading the status waits for this."""
         self.hold.set()
-
-    def close(self) -> None:
         self.holding = 0
 
     def close(self) -> None:
