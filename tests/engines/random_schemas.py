@@ -19,13 +19,14 @@ WORDS = ("name", "age", "city", "tags", "a", "b", "ab", "abc", "x-y", "größe",
          "back\\slash", "名前", "items", "", "$ref", "a/b", "~t")  # fmt: skip
 PATTERNS = ("^[A-Z]{2,5}$", "^[a-z]+$", "[0-9]", "^a|b$", "^(ab|cd){1,3}$", "^[a-z0-9_-]{3,16}$",
             r"^\d{3}-\d{4}$", r"^\w+( \w+)?$", "^.{2,8}$", "x", "^[^a-z]{1,4}$", r"^\S+@\S+$",
-            '^["\\\\]+$', "^$", "^é+$")  # fmt: skip
+            '^["\\\\]+$', "^$", "^é+$", r"^[\^a]{2}$", r"^[\^-_\]]+$", "^[^ -z]$")  # fmt: skip
 REFUSED_PATTERNS = (r"^(?=a)b", r"(a)\1", r"\bword\b", "[", "(", "a{3,1}", r"\p{L}+")
 FORMATS = ("date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
            "json-pointer", "int32", "password")  # fmt: skip
 STRICT_FORMATS = FORMATS[:9]
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 7, 1.5, -0.25, 5.0, 10**12, "", "a", "abc", "é", 'q"', "line\nbreak",
+    "😀 \u2028f", "^a", "ax", "ay", "cx",
     [], [1], [1, 1], ["a", None], {}, {"a": 1}, {"b": [True]}, {"a": {"b": "c"}},
 )  # fmt: skip
 

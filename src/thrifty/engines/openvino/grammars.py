@@ -33,7 +33,7 @@ from thrifty.graphs.arithmetic import limit_properties
 
 MAX_BYTES = 256_000_000
 """Memory that compiled grammars may take, by estimate."""
-_NICENESS = 10
+_NICENESS = 19
 _MAX_FAULTS = 1_000
 
 

@@ -297,6 +297,7 @@ def _name(number: int) -> str:
 _SHARES = ((0x20, 0x20, 0.5), (0x41, 0x5A, 0.1), (0x61, 0x7A, 0.4))
 """The share of a vocabulary that begins with a space, with a capital, with another letter."""
 _NARROW_EFFORT = 1 / 400
+_CARET = ord("^")
 
 
 def _weigh(symbol: Symbol) -> float:
@@ -324,10 +325,22 @@ def _write_symbol(symbol: Symbol) -> str:
     if isinstance(symbol, Ref):
         return _name(symbol.number)
     if isinstance(symbol, Chars):
-        return "[" + "".join(map(_write_range, symbol.ranges)) + "]"
+        return _write_class(symbol.ranges)
     repeats = "true" if symbol.repeats else "false"
     trigger = _write_symbol(symbol.trigger)
     return f"TagDispatch(({trigger}, {_name(symbol.rule.number)}), loop_after_dispatch={repeats})"
+
+
+def _write_class(ranges: Ranges) -> str:
+    """A class. XGrammar writes a `^` at its beginning anew as a negation, so it comes last."""
+    (low, high), *others = ranges
+    if low == _CARET:
+        if high > low:
+            others = [(low + 1, high), *others]
+        if not others:
+            return '"^"'
+        return "[" + "".join(map(_write_range, others)) + "\\^]"
+    return "[" + "".join(map(_write_range, ranges)) + "]"
 
 
 def _write_range(ends: tuple[int, int]) -> str:

@@ -160,12 +160,12 @@ _WRITABLE: Ranges = merge([*_PLAIN, *((code, code) for code in _SHORT)])
 """All characters that an automaton's texts are written with."""
 
 
-def write_automaton(rules: Rules, automaton: Automaton) -> Ref:
-    """An automaton's texts with the closing quote behind them."""
+def write_automaton(rules: Rules, automaton: Automaton, end: Alternative = (QUOTE,)) -> Ref:
+    """An automaton's texts with `end` behind them."""
     if automaton.empty:
         return rules.add()
     after = after_value(rules)
-    start = rules.keyed(("automaton", automaton), list)
+    start = rules.keyed(("automaton", automaton, end), list)
     if rules.is_written(start):
         return start
     states = [start, *(rules.add() for _ in automaton.edges[1:])]
@@ -173,7 +173,7 @@ def write_automaton(rules: Rules, automaton: Automaton) -> Ref:
         targets: dict[int, list[tuple[int, int]]] = {}
         for low, high, target in outgoing:
             targets.setdefault(target, []).append((low, high))
-        body: list[Alternative] = [(QUOTE,)] if automaton.accepting[state] else []
+        body: list[Alternative] = [end] if automaton.accepting[state] else []
         for target, ranges in targets.items():
             body += [(*one, states[target]) for one in _write_class(merge(ranges))]
         rules.fill(states[state], body, after)

@@ -9,13 +9,13 @@ from fractions import Fraction
 from typing import Any
 
 from thrifty.engines.server.grammar.alternatives import Way, find_ways
-from thrifty.engines.server.grammar.automata import Automaton, complement, intersect, only
+from thrifty.engines.server.grammar.automata import complement, intersect, only
 from thrifty.engines.server.grammar.constants import to_decimal
 from thrifty.engines.server.grammar.containers import write_array, write_object
 from thrifty.engines.server.grammar.numbers import Bounds, write_numbers
-from thrifty.engines.server.grammar.rules import EMPTY, Alternative, Chars, Ref, Rules
-from thrifty.engines.server.grammar.schema import Document, Node, SchemaRefused, kind_of
-from thrifty.engines.server.grammar.strings import after_value, write_texts
+from thrifty.engines.server.grammar.rules import EMPTY, Alternative, Ref, Rules
+from thrifty.engines.server.grammar.schema import Document, Node, kind_of
+from thrifty.engines.server.grammar.strings import write_automaton, write_texts
 from thrifty.engines.server.grammar.texts import find_texts_of
 
 
@@ -98,7 +98,7 @@ class _Writer:
         automaton = write_numbers(bounds)
         if excluded:
             automaton = intersect(automaton, complement(only(excluded)))
-        return _write_automaton(self._rules, automaton)
+        return write_automaton(self._rules, automaton, EMPTY)
 
 
 _ORDER = ("object", "array", "string", "integer", "number", "boolean", "null")
@@ -112,18 +112,3 @@ def _join(multiple: Fraction | None, other: Fraction) -> Fraction:
         math.lcm(multiple.numerator, other.numerator),
         math.gcd(multiple.denominator, other.denominator),
     )
-
-
-def _write_automaton(rules: Rules, automaton: Automaton) -> Ref:
-    states = [rules.add() for _ in automaton.edges] or [rules.add()]
-    for state, outgoing in enumerate(automaton.edges):
-        targets: dict[int, list[tuple[int, int]]] = {}
-        for low, high, target in outgoing:
-            targets.setdefault(target, []).append((low, high))
-        body: list[Alternative] = [EMPTY] if automaton.accepting[state] else []
-        body += [(Chars(tuple(ranges)), states[target]) for target, ranges in targets.items()]
-        rules.fill(states[state], body, after_value(rules))
-    return states[0]
-
-
-__all__ = ["SchemaRefused", "write_schema"]
