@@ -20,6 +20,7 @@ from thrifty.errors import EvaluationError
 from thrifty.evaluate.reference import ReferenceRecord, Window
 from thrifty.evaluate.scorer import Logprobs, Scorer, TokenScores
 from thrifty.evaluate.statistics import FloatArray, mean_of_clusters
+from thrifty.evaluate.windows import BoolArray
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 RESULT = np.dtype(
@@ -106,7 +107,7 @@ def measure_divergence(
             position += len(window.tokens)
             on_progress(Progress("evaluate", position, total, "tokens"))
         os.fsync(file.fileno())
-    return summarize(np.fromfile(results, RESULT), lengths - 1)
+    return summarize(np.fromfile(results, RESULT), lengths - 1, record.counted)
 
 
 def compare_window(window: Window, scored: TokenScores, label: str) -> npt.NDArray[Any]:
@@ -152,8 +153,15 @@ def coarse_divergence(reference: Logprobs, tail: Logprobs, candidate: Logprobs) 
     return divergence
 
 
-def summarize(found: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> Divergence:
-    """Summarize all predictions; `sizes` are the numbers of predictions in each window."""
+def summarize(
+    found: npt.NDArray[Any], sizes: npt.NDArray[np.int64], counted: BoolArray
+) -> Divergence:
+    """Summarize the predictions that count; `sizes` are the numbers of predictions in each
+    window.
+    """
+    found = found[counted]
+    sizes = np.add.reduceat(counted, np.cumsum(sizes) - sizes, dtype=np.int64)
+    sizes = sizes[sizes > 0]
     clusters = sizes.astype(np.float64)
     divergence = found["divergence"]
     mean = mean_of_clusters(divergence, clusters)

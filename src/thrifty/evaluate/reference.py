@@ -8,6 +8,7 @@ mass, and the log-probability of the token that follows in the text. A folder co
     windows.bin     the number of tokens in each window, uint32; written last: it makes a window
         valid
     records.bin     one record of fixed size for each prediction
+    counted.bin     one byte for each prediction: whether it counts
     exact.bin       for a few predictions, the whole vocabulary's log-probabilities, float16
 
 Windows are appended and can be read in any order. What a killed run left after the last valid
@@ -29,11 +30,11 @@ import numpy.typing as npt
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.scorer import Logprobs, Scorer, TopTokens
-from thrifty.evaluate.windows import TokenArray
+from thrifty.evaluate.windows import BoolArray, TokenArray, TokenWindow
 from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Increase it when the files change."""
 STEPS_PER_NAT = 2048
 """Log-probabilities are stored as multiples of 1/2048, from 0 down to -31.99."""
@@ -58,6 +59,8 @@ class ReferenceMeta:
     vocab_size: int
     limit: int | None
     vocabulary_sha256: str
+    templates_sha256: str = ""
+    """Of the chat templates that conversations are rendered by; empty for plain text."""
     form: int = FORMAT_VERSION
 
 
@@ -67,6 +70,8 @@ class Window:
 
     number: int
     tokens: TokenArray
+    counted: BoolArray
+    """Which predictions count, [T - 1]."""
     ids: TokenArray
     """[T - 1, k]."""
     logprobs: Logprobs
@@ -137,10 +142,15 @@ class ReferenceRecord:
         """The number of predictions."""
         return int(np.sum(self._lengths - 1))
 
+    @property
+    def counted(self) -> BoolArray:
+        """Which predictions of all windows count, [predictions]."""
+        return np.fromfile(self.folder / "counted.bin", np.bool_, self.predictions)
+
     def extend(
         self,
         scorer: Scorer,
-        windows: Iterable[TokenArray],
+        windows: Iterable[TokenWindow],
         on_progress: OnProgress = ignore_progress,
         total: int = 0,
     ) -> None:
@@ -154,22 +164,25 @@ class ReferenceRecord:
         with (
             (self.folder / "records.bin").open("ab") as records,
             (self.folder / "tokens.bin").open("ab") as tokens_file,
+            (self.folder / "counted.bin").open("ab") as counted_file,
             (self.folder / "exact.bin").open("ab") as exact,
             (self.folder / "windows.bin").open("ab") as ends,
         ):
-            files = (records, tokens_file, exact, ends)
+            files = (records, tokens_file, counted_file, exact, ends)
             before = self.predictions
-            for number, tokens in enumerate(windows):
+            for number, window in enumerate(windows):
                 if number < kept:
                     continue
+                tokens = window.tokens
                 rows = exact_rows(before, len(tokens) - 1)
                 ranked = scorer.rank(tokens, self.meta.k, rows)
                 records.write(self._pack(ranked).tobytes())
                 tokens_file.write(tokens.astype("<u4").tobytes())
+                counted_file.write(window.counted.tobytes())
                 exact.write(ranked.full.astype("<f2").tobytes())
-                _flush(files[:3])
+                _flush(files[:-1])
                 ends.write(np.array([len(tokens)], "<u4").tobytes())
-                _flush(files[3:])
+                _flush(files[-1:])
                 if number % SYNC_EVERY == SYNC_EVERY - 1:
                     for file in files:
                         os.fsync(file.fileno())
@@ -190,6 +203,7 @@ class ReferenceRecord:
         with (
             (self.folder / "records.bin").open("rb") as records,
             (self.folder / "tokens.bin").open("rb") as tokens_file,
+            (self.folder / "counted.bin").open("rb") as counted_file,
             (self.folder / "exact.bin").open("rb") as exact,
         ):
             for number in range(first, len(lengths)):
@@ -198,11 +212,13 @@ class ReferenceRecord:
                 tokens = np.frombuffer(tokens_file.read(4 * length), "<u4").astype(np.int64)
                 records.seek(size * before)
                 packed = np.frombuffer(records.read(size * (length - 1)), self._type)
+                counted_file.seek(before)
+                counted = np.frombuffer(counted_file.read(length - 1), np.bool_)
                 rows = exact_rows(before, length - 1)
                 exact.seek(2 * vocab * count_exact(before))
                 full = np.frombuffer(exact.read(2 * vocab * len(rows)), "<f2")
                 yield Window(
-                    number, tokens, packed["ids"].astype(np.int64),
+                    number, tokens, counted, packed["ids"].astype(np.int64),
                     packed["steps"].astype(np.float32) / np.float32(-STEPS_PER_NAT),
                     packed["tail"].copy(), packed["target"].copy(), rows,
                     full.astype(np.float32).reshape(len(rows), vocab),
@@ -237,6 +253,7 @@ class ReferenceRecord:
             ("windows.bin", 4 * self.windows),
             ("tokens.bin", 4 * int(self._lengths.sum())),
             ("records.bin", self._type.itemsize * count),
+            ("counted.bin", count),
             ("exact.bin", 2 * self.meta.vocab_size * count_exact(count)),
         ):
             path = self.folder / name

@@ -16,7 +16,9 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, find_backend
+from thrifty.evaluate.conversations import holds_conversations
 from thrifty.evaluate.divergence import Divergence, measure_divergence
+from thrifty.evaluate.domains import Domain, read_domain
 from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.embeddings import (
     EmbeddingAgreement,
@@ -41,12 +43,14 @@ from thrifty.evaluate.served_embedder import ServedEmbedder
 from thrifty.evaluate.served_scorer import ServedScorer
 from thrifty.evaluate.task_result import TaskResult, compare_answers
 from thrifty.evaluate.tasks import Item, answer_items, read_task
-from thrifty.evaluate.windows import digest_file, read_windows
+from thrifty.evaluate.windows import digest_file
 from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.units import format_bytes
 
 WINDOW = 512
 TOP_K = 64
+_TEXT = ""
+"""The name of the text among domains."""
 MARGIN = 0.02
 """How much worse a share may be for the candidate to count as not inferior."""
 
@@ -57,6 +61,8 @@ class EvaluationOptions:
 
     text: Path | None = None
     """The held-out text."""
+    domains: Sequence[Domain] = ()
+    """The uses that decoders are compared on, one by one."""
     tasks: Sequence[Path | str] = ()
     """Files of questions, or tasks of lm-evaluation-harness as `lm_eval:NAME`."""
     pairs: Path | None = None
@@ -70,7 +76,7 @@ class EvaluationOptions:
     top_k: int = TOP_K
     """How many of the reference's likeliest tokens are recorded, at least 1."""
     max_tokens: int | None = None
-    """The most tokens of text, for decoders."""
+    """The most tokens of the text and of each domain, for decoders."""
     max_items: int | None = None
     """The most items of each task; for encoders, the most texts."""
     margin: float = MARGIN
@@ -82,8 +88,11 @@ class EvaluationOptions:
 
     def check(self, model: str) -> None:
         """Raise `EvaluationError` for options that no evaluation of `model` can have."""
-        if self.text is None and not self.tasks and self.pairs is None:
-            raise EvaluationError("name a text (--text) or a task (--tasks) to evaluate on")
+        if self.text is None and not self.domains and not self.tasks and self.pairs is None:
+            raise EvaluationError("name a domain, a text or a task to evaluate on")
+        names = [domain.name for domain in self.domains]
+        if len(set(names)) < len(names):
+            raise EvaluationError(f"two domains have the same name ({', '.join(names)})")
         if self.window < 2 or self.top_k < 1:
             raise EvaluationError(
                 "a window needs at least two tokens, and top_k must be at least 1"
@@ -110,14 +119,25 @@ class Evaluation:
     reference: str
     text: str | None = None
     divergence: Divergence | None = None
+    """On the text."""
+    domains: dict[str, Divergence] = field(default_factory=dict)
     embeddings: EmbeddingAgreement | None = None
     tasks: dict[str, TaskResult] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> str | None:
+        """The domain with the highest perplexity relative to the reference's."""
+        found = self.domains
+        return max(found, key=lambda name: found[name].perplexity_ratio, default=None)
 
     def as_dict(self) -> dict[str, Any]:
         """The output of `thrifty evaluate --json`."""
         found: dict[str, Any] = {"model": self.model, "reference": self.reference}
         if self.divergence is not None:
             found |= {"text": self.text, **asdict(self.divergence)}
+        if self.domains:
+            found["domains"] = {name: asdict(one) for name, one in self.domains.items()}
+            found["worst"] = self.worst
         if self.embeddings is not None:
             return found | {"text": self.text, **asdict(self.embeddings)}
         found["tasks"] = {name: task.as_dict() for name, task in self.tasks.items()}
@@ -159,6 +179,8 @@ def evaluate(
         raise EvaluationError(
             f"{reference} is an encoder: it answers no tasks, and --items limits its texts"
         )
+    if options.domains:
+        raise EvaluationError(f"{reference} is an encoder: domains are for decoders")
     return _evaluate_encoder(model, reference, run)
 
 
@@ -172,25 +194,19 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
         reference, run.store, exact=True, backend=options.backend, on_progress=run.on_progress
     )
     try:
-        record = None
+        paths = {domain.name: domain.path for domain in options.domains}
         if options.text is not None:
-            record = record_reference(
-                teacher, options.text, run.folder, window=options.window, top_k=options.top_k,
-                max_tokens=options.max_tokens, on_progress=run.on_progress,
-            )  # fmt: skip
+            paths[_TEXT] = options.text
+        records = {name: _record(teacher, path, run) for name, path in paths.items()}
         known = {name: _answer(teacher, task, run) for name, task in items.items()}
         known_metrics = _answer_harness(harness, teacher, run)
         student = _open_candidate(model, teacher, run)
-        if record is not None:
+        if records:
             _require_same_tokens(student, teacher)
     finally:
         teacher.close()
     try:
-        divergence = None
-        if record is not None:
-            results = record.folder / "candidates" / f"{_key(student.identity)}.bin"
-            with lock_file(results.with_suffix(".lock")):
-                divergence = measure_divergence(student, record, results, run.on_progress)
+        found = {name: _measure(student, record, run) for name, record in records.items()}
         given = {name: _answer(student, task, run) for name, task in items.items()}
         given_metrics = _answer_harness(harness, student, run)
     finally:
@@ -200,9 +216,24 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
         student.label,
         teacher.label,
         None if options.text is None else str(options.text),
-        divergence,
+        found.pop(_TEXT, None),
+        found,
         tasks=compared | compare_measured(given_metrics, known_metrics, options.margin),
     )
+
+
+def _record(teacher: Scorer, path: Path, run: _Run) -> ReferenceRecord:
+    options = run.options
+    return record_reference(
+        teacher, path, run.folder, window=options.window, top_k=options.top_k,
+        max_tokens=options.max_tokens, on_progress=run.on_progress,
+    )  # fmt: skip
+
+
+def _measure(student: Scorer, record: ReferenceRecord, run: _Run) -> Divergence:
+    results = record.folder / "candidates" / f"{_key(student.identity)}.bin"
+    with lock_file(results.with_suffix(".lock")):
+        return measure_divergence(student, record, results, run.on_progress)
 
 
 def _evaluate_encoder(model: str, reference: str, run: _Run) -> Evaluation:
@@ -269,6 +300,7 @@ def record_reference(
         vocab_size=teacher.vocab_size,
         limit=max_tokens,
         vocabulary_sha256=digest_vocabulary(teacher.tokenizer),
+        templates_sha256=teacher.tokenizer.templates_sha256 if holds_conversations(text) else "",
     )
     facts = {k: v for k, v in asdict(meta).items() if k not in ("label", "text")}
     place = folder / "references" / _key(json.dumps(facts, sort_keys=True))
@@ -278,7 +310,7 @@ def record_reference(
         if not record.complete:
             total = max_tokens or round(text.stat().st_size / 3)
             _require_space(place, meta, total)
-            windows = read_windows(text, teacher.tokenizer, window, max_tokens)
+            windows = read_domain(text, teacher.tokenizer, window, max_tokens)
             record.extend(teacher, windows, on_progress, max_tokens or 0)
     return record
 

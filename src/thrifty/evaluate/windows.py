@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from thrifty.errors import EvaluationError
 from thrifty.text.tokenizer import TextTokenizer
 
 TokenArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 PIECE_CHARS = 1 << 18
 """Plain text is split at the first line end after this many characters."""
@@ -21,6 +23,21 @@ TEXT_FIELDS = ("text", "content", "passage")
 """The fields of JSON lines that may contain the text; the first that exists is used."""
 MIN_TOKENS = 32
 """A remainder shorter than this is dropped."""
+
+
+@dataclass(frozen=True)
+class TokenWindow:
+    """Tokens that a model reads at once, and which of its predictions count."""
+
+    tokens: TokenArray
+    """[T]."""
+    counted: BoolArray
+    """[T - 1]: whether the prediction of the token that follows counts."""
+
+
+def count_all(tokens: TokenArray) -> TokenWindow:
+    """A window of which every prediction counts."""
+    return TokenWindow(tokens, np.ones(len(tokens) - 1, np.bool_))
 
 
 def read_texts(path: Path) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,10 @@ class TextTokenizer:
         self._bound = find_bound(tokenizer, vocabulary)
         self._special_tokens = special_tokens or {}
         named = {DEFAULT: chat_template} if isinstance(chat_template, str) else chat_template or {}
+        self.templates_sha256 = hashlib.sha256(
+            json.dumps([*sorted(named.items()), *sorted(self._special_tokens.items())]).encode()
+        ).hexdigest()
+        """A checksum of all that shapes a rendered conversation, besides the vocabulary."""
         self._templates = {
             name: ChatTemplate(source, self._special_tokens)
             for name, source in named.items()

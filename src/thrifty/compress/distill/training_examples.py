@@ -80,9 +80,8 @@ class CachedExamples:
         """See `TrainingExamples`."""
         found = next(self._record.read(number))
         return TrainingExample(
-            found.tokens, np.ones(len(found.tokens) - 1, np.bool_), ids=found.ids,
-            logprobs=found.logprobs, tail=found.tail,
-        )  # fmt: skip
+            found.tokens, found.counted, ids=found.ids, logprobs=found.logprobs, tail=found.tail
+        )
 
     def text(self, number: int) -> TokenArray:
         """See `TrainingExamples`."""
