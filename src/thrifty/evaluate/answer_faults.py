@@ -20,9 +20,9 @@ REPEATED_WORDS, REPEATED_SHARE = 32, 0.5
 `seq-rep-4` of Welleck et al. 2020."""
 LONG_ANSWER = 8
 """Words of an answer that says enough to have something in common with its question."""
-COPIED_SHARE = 0.8
-"""The share of a message that an answer repeats without saying anything else."""
-SAME_ANSWERS = 3
+COPIED_SHARE = 0.6
+"""An answer that is this share of a message, word for word, only repeats it."""
+SAME_ANSWERS = 5
 """So many questions with the same long answer are not answered."""
 
 _RULES = frozenset("-=_*~#+|:.·• \n")
@@ -32,19 +32,19 @@ _COUNTER = re.compile(r"^[ \t]*(?:[-*•+]|\(?\d{1,4}[.):])[ \t]+", re.MULTILINE
 _WORD = re.compile(r"[^\W_]+")
 _STEM = 5
 """Letters by which two forms of a word are taken for the same."""
-_COMMON = frozenset(
-    "about above after again also always another answer because been before being below best "
-    "between both came cannot come comes could does doing done down each either else even ever "
-    "every example explain find first following from gave get gets give given goes going good great "
-    "have having help here hers himself his however into itself just keep kind know known like list "
-    "made main make makes making many might more most much must name need needs never next none "
-    "often once only other others ours over part people please provide question really said same "
-    "second sentence several shall short should show since some something still such sure take "
-    "takes tell than that their them then there these they thing things this those three through "
-    "time times today too under until upon used useful using very want ways well went were what "
-    "when where whether which while will with within without word words work would write year years "
-    "your yours".split()
-)  # fmt: skip
+_COMMON_WORDS = """
+about above after again also always another answer because been before being below best between
+both came cannot come comes could does doing done down each either else even ever every example
+explain find first following from gave get gets give given goes going good great have having
+help here hers himself his however into itself just keep kind know known like list made main
+make makes making many might more most much must name need needs never next none often once only
+other others ours over part people please provide question really said same second sentence
+several shall short should show since some something still such sure take takes tell than that
+their them then there these they thing things this those three through time times today too
+under until upon used useful using very want ways well went were what when where whether which
+while will with within without word words work would write year years your yours
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
 """Words that any question and any answer may share."""
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ ANSWERS = "answers"
 """The kind of the measurement."""
 SAMPLES = 20
 DEFAULT_SETS = ("countries", "elements")
+DEFAULT_SHORT = 300
+"""Questions with known answers that are asked unless another number is given."""
 RIGHT = "right"
 """The mark of a sample's answer that is one of the accepted ones."""
 
@@ -118,15 +121,34 @@ def compare_given(
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Whether the first line is one of the accepted answers, after normalisation; accents do not
-    count.
+    """Whether the first line or sentence is one of the accepted answers, as SQuAD compares them, or is
+    one of them in a sentence that says nothing else: `The capital of Peru is Lima`.
+
+    So words of the question and words that join an answer to it are left out of both.
     """
-    first = next((line for line in answer.splitlines() if line.strip()), "")
-    accepted = {_normalize(one) for one in question.answers}
-    return bool(accepted) and _normalize(first) in accepted
+    line = next((line for line in answer.splitlines() if line.strip()), "")
+    given = [_normalize(one) for one in (line, _SENTENCE_END.split(line.strip())[0])]
+    asked = {*_normalize(question.messages[-1][1]).split(), *_JOINING}
+    for accepted in map(_normalize, question.answers):
+        if accepted in given:
+            return True
+        bare = _without(accepted, asked)
+        if bare and any(_without(one, asked) == bare for one in given):
+            return True
+    return False
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+_JOINING_WORDS = "is are was were be known as called named it its they in by of and to for"
+_JOINING = frozenset(_JOINING_WORDS.split())
+
+
+def _without(text: str, words: Set[str]) -> list[str]:
+    return [word for word in text.split() if word not in words]
 
 
 def _normalize(text: str) -> str:
+    """As SQuAD does, and without accents."""
     parts = unicodedata.normalize("NFKD", text)
     return normalize_answer("".join(one for one in parts if not unicodedata.combining(one)))
 
@@ -196,9 +218,11 @@ def find_questions(
     """The questions of a file or of a set, which is fetched to `data` if it is not there; by default
     the twenty that everyone reads, and those of the sets with short answers.
 
-    `limit` bounds those with a known answer. Raises `EvaluationError` and `SourceError`.
+    `limit` bounds those with a known answer, by default to 300 of the sets. Raises `EvaluationError` and `SourceError`.
     """
     sets = (name,) if name is not None else DEFAULT_SETS
+    if name is None and limit is None:
+        limit = DEFAULT_SHORT
     found: list[Question] = [] if name is not None else list(TWENTY)
     for one in sets:
         found += read_questions(find_data(one, data, store, on_progress).path)
@@ -207,9 +231,7 @@ def find_questions(
     return [*(one for one in found if not one.answers), *short[:limit]]
 
 
-def find_answers(
-    store: Store, artifact: Artifact, request: AnswersRequest
-) -> Measurement | None:
+def find_answers(store: Store, artifact: Artifact, request: AnswersRequest) -> Measurement | None:
     """The recorded answers of a model, if it was asked under these conditions."""
     return find_measurement(store.read_measurements(artifact.id), ANSWERS, request.conditions)
 
