@@ -257,9 +257,7 @@ def test_conversations_have_the_form_of_requests(
     assert (user["role"], answer["content"]) == ("user", "It rains.")
 
 
-def test_short_answers_become_conversations(
-    index: WebServer, store: Store, tmp_path: Path
-) -> None:
+def test_short_answers_become_conversations(index: WebServer, store: Store, tmp_path: Path) -> None:
     found = [*read("questions", tmp_path, store), *read("questions-learn", tmp_path, store)]
     assert len(found) == 41
     assert {
@@ -268,7 +266,9 @@ def test_short_answers_become_conversations(
     } in found
 
 
-@pytest.mark.parametrize(("judged", "learned"), [("chat", "chat-learn"), ("questions", "questions-learn")])
+@pytest.mark.parametrize(
+    ("judged", "learned"), [("chat", "chat-learn"), ("questions", "questions-learn")]
+)
 def test_what_is_judged_by_is_not_learned_from(
     index: WebServer, store: Store, tmp_path: Path, judged: str, learned: str
 ) -> None:
@@ -276,6 +276,23 @@ def test_what_is_judged_by_is_not_learned_from(
     assert len(keys[0]) >= 5
     assert len(keys[1]) > len(keys[0])
     assert not keys[0] & keys[1]
+
+
+def test_records_that_share_a_part_with_those_to_judge_by_are_left_out(
+    index: WebServer, store: Store, tmp_path: Path
+) -> None:
+    phrase = " ".join("abcdefghijklm")
+    chats = [{"instruction": f"Number {n}: {phrase}", "output": "Yes."} for n in range(40)]
+    files = {**make_chats(), "data/kto_en_demo.json": json.dumps(chats)}
+    body = make_sdist("llamafactory-0.9.5", files)
+    index.pages["/files/llamafactory-0.9.5.tar.gz"].body = body
+    page = json.loads(index.pages["/simple/llamafactory/"].body)
+    page["files"][1]["hashes"]["sha256"] = hashlib.sha256(body).hexdigest()
+    index.pages["/simple/llamafactory/"].body = json.dumps(page).encode()
+    judged, learned = read("chat", tmp_path, store), read("chat-learn", tmp_path, store)
+    assert phrase in json.dumps(judged)
+    assert phrase not in json.dumps(learned)
+    assert len(learned) > 20
 
 
 def test_code_comes_from_several_languages_in_turn(
@@ -299,7 +316,9 @@ def test_an_encyclopedia_is_read_in_pieces(index: WebServer, store: Store, tmp_p
 def test_a_package_without_a_wanted_file_is_told_of(
     index: WebServer, store: Store, tmp_path: Path
 ) -> None:
-    with pytest.raises(SourceError, match=r"llamafactory-0\.9\.5\.tar\.gz does not contain data/c4"):
+    with pytest.raises(
+        SourceError, match=r"llamafactory-0\.9\.5\.tar\.gz does not contain data/c4"
+    ):
         fetch_set("c4", tmp_path / "data", store)
 
 
@@ -326,7 +345,9 @@ def test_instructions_are_conversations_of_one_turn() -> None:
 
 def test_long_texts_are_split_where_it_hurts_least() -> None:
     assert list(split_text("\n\n")) == []
-    assert list(split_text("word " * 1000)) == ["word " * 399 + "word", "word " * 399 + "word", "word " * 199 + "word"]
+    pieces = list(split_text("word " * 1000))
+    assert " ".join(pieces) + " " == "word " * 1000
+    assert [len(piece) for piece in pieces] == [1999, 1999, 999]
     assert [len(piece) for piece in split_text("x" * 4500)] == [2000, 2000, 500]
     halves = list(split_text("a" * 1500 + "\n\n" + "b\n" * 400))
     assert halves[0] == "a" * 1500

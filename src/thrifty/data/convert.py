@@ -95,7 +95,7 @@ def split_text(text: str) -> Iterator[str]:
             ends = (text.rfind(end, PIECE_CHARS // 2, PIECE_CHARS) for end in ("\n\n", "\n", " "))
             cut = next((end for end in ends if end > 0), PIECE_CHARS)
         yield text[:cut].rstrip()
-        text = text[cut:].lstrip("\n")
+        text = text[cut:].removeprefix(" ").lstrip("\n")
 
 
 # Parts of a data set

