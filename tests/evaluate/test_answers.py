@@ -20,6 +20,7 @@ from thrifty.evaluate.answers import (
     AnswersRequest,
     ServeModel,
     compare_given,
+    evaluate_answers,
     find_questions,
     is_chat_model,
     is_right,
@@ -207,6 +208,20 @@ async def test_models_are_asked_once_and_the_comparison_is_recorded(
     assert len(store.read_measurements(model[1].id)) == 2
     kept = sorted((tmp_path / "answers").glob("chat-*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in kept] == [5, 5]
+
+
+async def test_a_server_is_asked_where_it_is_and_anew_each_time(
+    store: Store, tmp_path: Path
+) -> None:
+    reference = put(store, **CHAT)
+    async with running_echo() as url, running_echo() as other:
+        request = AnswersRequest(reference[0], ECHOED, serve_at({"tiny@v1": url}, []))
+        for _ in range(2):
+            found = await asyncio.to_thread(
+                evaluate_answers, other, request, store=store, folder=tmp_path
+            )
+            assert (found["asked"], found["reference_right"], found["still_right"]) == (4, 4, 4)
+            assert len(list((tmp_path / "answers").glob("chat-*.jsonl"))) == 1
 
 
 async def test_an_error_names_the_model(store: Store, tmp_path: Path) -> None:

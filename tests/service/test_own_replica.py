@@ -67,7 +67,7 @@ def test_an_engine_that_dies_is_told_of(home: Home) -> None:
             one.kill()
         served.ask("POST", "/v1/chat/completions", body)
 
-    with pytest.raises(FleetError, match=r"tiny@v2 ended while it was asked"):
+    with pytest.raises(FleetError, match=r"tiny-openvino@v1 ended while it was asked"):
         use_replica(store, home, version, artifact, detect_machine(), kill)
     wait_until(lambda: not find_ours(home.root))
 

@@ -19,9 +19,11 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.chat_templates import read_chat_templates, read_gguf_templates
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.measurements import Measurement, find_measurement
+from thrifty.artifacts.sources import fetch_model
 from thrifty.errors import EvaluationError, FleetError
 from thrifty.evaluate.answer_faults import EMPTY, IGNORED, LOOP, find_faults, find_same
-from thrifty.evaluate.asking import Serve, collect_answers
+from thrifty.evaluate.asking import Serve, collect_answers, serve_url
+from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.questions import TWENTY, Question, digest_questions, read_questions
 from thrifty.evaluate.statistics import Proportion, proportion
 from thrifty.evaluate.suite import describe_arithmetic, find_data
@@ -262,6 +264,30 @@ def measure_answers(
     report = compare_given(request.questions, *given)
     values = {"beside": reference.label, **report.as_dict()}
     return store.record_measurement(artifact.id, ANSWERS, request.conditions, values)
+
+
+def evaluate_answers(
+    model: str,
+    request: AnswersRequest,
+    *,
+    store: Store,
+    folder: Path,
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Any]:
+    """The values of `measure_answers` for anything that a user names, also the URL of a server, whose
+    answers are kept only until all are there. Blocks. Raises as `measure_answers`, and `ThriftyError`.
+    """
+    if not is_url(model):
+        found = fetch_model(store, model, on_progress=on_progress)
+        return measure_answers(store, folder, *found, request, on_progress).values
+    reference = request.reference
+    stored = store.load(reference.artifact)
+    known = ask_model(store, folder, reference, stored, request, on_progress)
+    path = path_of(folder, model)
+    given = collect_answers(request.questions, path, serve_url(model), on_progress)
+    path.unlink()
+    report = compare_given(request.questions, known, given)
+    return {"beside": reference.label, **report.as_dict()}
 
 
 def ask_model(
