@@ -105,7 +105,7 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
             assert one.conditions["engine"].startswith("openvino 20")
             assert one.conditions["processor"]
             assert one.values["beside"] == "tiny@v1"
-        assert quality.values["text"] == "judged"
+        assert quality.values["domain"] == "judged"
         assert quality.values["tokens"] > 1000
         assert (task.values["task"], task.values["items"]) == ("letters", 8)
         assert quality.values["form"] == {"prune": "f16", "quantize": "int4"}[stage.name]

@@ -20,6 +20,15 @@ def evaluate(
     reference: Annotated[
         str, typer.Option(help="The model that it should be as good as, on this machine.")
     ],
+    domains: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--domain",
+            help="A use to evaluate on: a set, a file (.txt, or .jsonl with 'messages' or 'text'), "
+            "NAME=FILE, or NAME=log:DEPLOYMENT. Default, where nothing else is named: chat, "
+            "encyclopedia, web, code and questions.",
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="Held-out text: a set, or a file, plain or .jsonl with a field 'text'."),
@@ -47,7 +56,13 @@ def evaluate(
     top_k: Annotated[
         int, typer.Option(help="How many tokens' log-probabilities are kept of the reference.")
     ] = 64,
-    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many tokens of the text and of each domain. Default: 4096 of a domain, "
+            "all of the text."
+        ),
+    ] = None,
     items: Annotated[
         int | None,
         typer.Option(help="At most so many items of a task; for encoders, texts of the text."),
@@ -66,14 +81,15 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was.
+    """Compare a model with a reference: divergence and perplexity on domains, tasks. Goes on where
+    it was.
 
     Encoders are compared by their embeddings.
     """
     from thrifty.cli.evaluate import run_evaluate
 
     run_evaluate(
-        model, reference, text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
+        model, reference, domains=domains or (), text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
         shots=shots, window=window, top_k=top_k, tokens=tokens, items=items, margin=margin,
         backend=backend, kv_precision=kv_precision, as_json=as_json,
     )  # fmt: skip
@@ -180,7 +196,11 @@ def compress(
         str | None, typer.Option(help="Text to learn from: a file or a set. Default: passages.")
     ] = None,
     held_out: Annotated[
-        str | None, typer.Option(help="Text to judge by: a file or a set. Default: wiki.")
+        list[str] | None,
+        typer.Option(
+            help="A domain to judge by: a set, a file, or NAME=FILE. Default: chat, encyclopedia, "
+            "web, code and questions."
+        ),
     ] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="Questions to judge by: a file or a set.")
@@ -197,7 +217,7 @@ def compress(
         "compress.quantize.scheme": quantize,
         "compress.quantize.bits": bits,
         "compress.text": text,
-        "compress.held_out": held_out,
+        "compress.held_out": held_out or None,
         "compress.tasks": tasks or None,
         "compress.out": out,
     }
@@ -212,13 +232,18 @@ def compare(
         str | None,
         typer.Option(help="What they are held to. Default: what the first was made from."),
     ] = None,
-    text: Annotated[
-        str | None,
+    domains: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Held-out text: a file or a set. Default: what most of them were measured on, or wiki."
+            "--domain",
+            "--text",
+            help="A use to compare on, as in `evaluate`. Default: those that most of them were "
+            "measured on, or chat, encyclopedia, web, code and questions.",
         ),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="At most so many tokens of each domain. Default: 4096.")
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option("--task", help="A file of questions or a set. Default: those asked before."),
@@ -241,7 +266,7 @@ def compare(
     from thrifty.cli.compare import run_compare
 
     run_compare(
-        models, reference=reference, text=text, tokens=tokens, tasks=tasks or (), items=items,
+        models, reference=reference, domains=domains or (), tokens=tokens, tasks=tasks or (), items=items,
         measure=measure, speed_again=speed_again, report=report, png=png, as_json=as_json,
     )  # fmt: skip
 

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
-from thrifty.cli.texts import find_named
+from thrifty.cli.texts import find_named, make_log_finder
+from thrifty.compare.columns import DOMAIN, describe_worst, format_domain
 from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
+from thrifty.evaluate.domains import Domain
 from thrifty.evaluate.embeddings import EmbeddingAgreement
 from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.suite import find_data
+from thrifty.evaluate.run import DOMAIN_TOKENS
+from thrifty.evaluate.suite import (
+    HELD_OUT,
+    HELD_OUT_TEXTS,
+    find_data,
+    find_domains,
+    name_default_domains,
+)
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
-from thrifty.types import OnProgress
+from thrifty.types import Family, OnProgress
 
 _FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 """So that what lm-evaluation-harness uses draws no progress of its own through ours."""
@@ -32,6 +43,7 @@ def run_evaluate(
     model: str,
     reference: str,
     *,
+    domains: Sequence[str],
     text: str | None,
     tasks: Sequence[str],
     pairs: Path | None,
@@ -52,7 +64,16 @@ def run_evaluate(
     home = find_home()
     store = Store(home.models)
     with show_progress() as on_progress:
+        if not domains and text is None and not tasks and pairs is None:
+            artifact = fetch_model(store, reference, on_progress=on_progress)[1]
+            if artifact.description.family is Family.ENCODER:
+                text, items = HELD_OUT, items or HELD_OUT_TEXTS
+            else:
+                domains = name_default_domains(store, artifact)
+        log = make_log_finder(home)
+        found_domains = find_domains(domains, home.data, store, on_progress, log)
         options = EvaluationOptions(
+            domains=[Domain(domain.name, domain.path) for domain in found_domains],
             text=find_named(text, home, store, on_progress),
             tasks=[_find_task(task, home, store, on_progress) for task in tasks],
             pairs=pairs,
@@ -61,6 +82,7 @@ def run_evaluate(
             window=window,
             top_k=top_k,
             max_tokens=tokens,
+            domain_tokens=tokens or DOMAIN_TOKENS,
             max_items=items,
             margin=margin,
             backend=backend,
@@ -78,6 +100,8 @@ def run_evaluate(
 
 def _show(found: Evaluation) -> None:
     print_line(f"{found.model}, beside {found.reference}")
+    if found.worst is not None:
+        _show_domains(found, found.worst)
     measured = found.divergence
     if measured is not None:
         kl, change = measured.kl_divergence, measured.probability_change
@@ -87,7 +111,7 @@ def _show(found: Evaluation) -> None:
             [
                 ("KL divergence, nats", f"{kl.mean:.5f}", f"+- {kl.stderr:.5f}"),
                 ("  median, p99, p99.9", f"{kl.median:.5f}", f"{kl.p99:.4f}, {kl.p999:.4f}"),
-                ("  lost by keeping the top tokens alone", f"{measured.truncation:.6f}",
+                ("  lost by keeping the top tokens alone", f"{measured.truncation or 0:.6f}",
                  f"on {measured.truncation_tokens} tokens"),
                 ("same top token", f"{measured.same_top_token:.2%}",
                  f"+- {measured.same_top_token_stderr:.2%}"),
@@ -109,6 +133,18 @@ def _show(found: Evaluation) -> None:
              "95%", "flips + / -", f"not inferior by {margin:.0%}"),
             [_show_task(name, task) for name, task in found.tasks.items()],
         )  # fmt: skip
+
+
+def _show_domains(found: Evaluation, worst: str) -> None:
+    domains = {name: asdict(one) for name, one in found.domains.items()}
+    print_line(f"\n{describe_worst(worst, domains[worst])}\n")
+    print_table(
+        ("domain", *DOMAIN),
+        [
+            (f"{name} (worst)" if name == worst else name, *format_domain(one))
+            for name, one in domains.items()
+        ],
+    )
 
 
 def _show_embeddings(found: EmbeddingAgreement, text: str | None) -> None:

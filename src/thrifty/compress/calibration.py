@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,9 @@ import numpy.typing as npt
 import openvino as ov
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.data.overlap import SEQUENCE_WORDS, hash_sequences, list_sequences, list_words
 from thrifty.errors import CompressionError
+from thrifty.evaluate.conversations import read_records
 from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
 from thrifty.graphs.decoder import TAP, build_decoder, make_inputs
 from thrifty.text.tokenizer import TextTokenizer
@@ -19,10 +20,10 @@ from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
 
-SHINGLE_WORDS = 13
-"""This many consecutive words in both texts count as overlap, as is usual in the field."""
 MOST_OVERLAP = 0.001
-"""The share of the evaluation text's shingles that may recur by chance, as set phrases do."""
+"""The share of the evaluation text's sequences that may recur by chance, as set phrases do."""
+MOST_ROWS = 3
+"""The most rows that an error names."""
 
 
 def read_calibration(
@@ -141,24 +142,39 @@ class TapRun:
         }
 
 
-def check_no_overlap(calibration: Path, evaluation: Path) -> None:
-    """Raise `CompressionError` if the calibration text contains parts of the evaluation text."""
-    held_out = set(_shingles(evaluation))
-    if not held_out:
+def check_no_overlap(calibration: Path, *evaluations: Path) -> None:
+    """Raise `CompressionError` if the calibration text contains parts of an evaluation text."""
+    held_out = [dict(_list_sequences(path)) for path in evaluations]
+    seen: list[dict[bytes, str]] = [{} for _ in evaluations]
+    for sequence, where in _list_sequences(calibration):
+        for number, known in enumerate(held_out):
+            if sequence in known:
+                seen[number].setdefault(sequence, where)
+    for path, known, found in zip(evaluations, held_out, seen, strict=True):
+        if len(found) > MOST_OVERLAP * len(known):
+            raise CompressionError(
+                f"{calibration} contains {len(found) / len(known):.1%} of {path} (sequences of "
+                f"{SEQUENCE_WORDS} words{_describe_rows(found, known)}), so measurements on the "
+                "latter would be too good; calibrate with other text"
+            )
+
+
+def _describe_rows(found: Mapping[bytes, str], known: Mapping[bytes, str]) -> str:
+    pairs = dict.fromkeys(
+        (there, known[one]) for one, there in found.items() if there and known[one]
+    )
+    shown = [f"line {there} has what line {here} of the latter has" for there, here in pairs]
+    return f"; {'; '.join(shown[:MOST_ROWS])}" if shown else ""
+
+
+def _list_sequences(path: Path) -> Iterator[tuple[bytes, str]]:
+    """A checksum of each sequence of words, and the line where it stands in a `.jsonl` file."""
+    if path.suffix == ".jsonl":
+        for record, where in read_records(path):
+            line = where.rpartition(" ")[2]
+            yield from ((sequence, line) for sequence in list_sequences(record))
         return
-    seen = {shingle for shingle in _shingles(calibration) if shingle in held_out}
-    if len(seen) > MOST_OVERLAP * len(held_out):
-        raise CompressionError(
-            f"{calibration} contains {len(seen) / len(held_out):.1%} of {evaluation} (sequences of "
-            f"{SHINGLE_WORDS} words), so measurements on the latter would be too good; calibrate "
-            "with other text"
-        )
-
-
-def _shingles(path: Path) -> Iterator[bytes]:
     words: list[str] = []
     for text in read_texts(path):
-        words = words[-(SHINGLE_WORDS - 1) :] + text.lower().split()
-        for start in range(len(words) - SHINGLE_WORDS + 1):
-            joined = " ".join(words[start : start + SHINGLE_WORDS])
-            yield hashlib.blake2b(joined.encode(), digest_size=8).digest()
+        words = words[-(SEQUENCE_WORDS - 1) :] + list_words(text)
+        yield from ((sequence, "") for sequence in hash_sequences(words))

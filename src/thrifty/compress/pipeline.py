@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,18 @@ from thrifty.evaluate.answers import (
 from thrifty.evaluate.answers_text import summarize_answers
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
+from thrifty.evaluate.run import DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
-    HELD_OUT,
     HELD_OUT_TEXTS,
-    HELD_OUT_TOKENS,
     DataFile,
     EvaluationSuite,
     describe_missing,
+    describe_no_domain,
     find_data,
+    find_domains,
     measure_quality,
+    name_default_domains,
+    split_domain,
 )
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.compress import CompressSpec
@@ -114,14 +117,16 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
     if is_url(compress.distill.teacher or ""):
         message = "must be a model; only 'thrifty distill' takes a teacher that is served elsewhere"
         problems.append(Problem("compress.distill.teacher", message))
-    for key, name in (("text", compress.text), ("held_out", compress.held_out)):
-        if name is not None and (missing := describe_missing(name)):
-            problems.append(Problem(f"compress.{key}", f"{name!r} {missing}"))
-        elif name is not None and _is_text(name) is False:
-            problems.append(Problem(f"compress.{key}", f"{name!r} holds questions, not text"))
-    if compress.text is not None and compress.text == compress.held_out:
-        message = "must differ from the text that models are calibrated and trained on"
-        problems.append(Problem("compress.held_out", message))
+    if compress.text is not None and (missing := describe_missing(compress.text)):
+        problems.append(Problem("compress.text", f"{compress.text!r} {missing}"))
+    elif compress.text is not None and _is_text(compress.text) is False:
+        problems.append(Problem("compress.text", f"{compress.text!r} holds questions, not text"))
+    for name in compress.held_out:
+        if fault := describe_no_domain(name):
+            problems.append(Problem("compress.held_out", f"{name!r} {fault}"))
+        elif split_domain(name)[1] == (compress.text or TEXT):
+            message = "must differ from the text that models are calibrated and trained on"
+            problems.append(Problem("compress.held_out", message))
     for index, name in enumerate(compress.tasks):
         path = f"compress.tasks.{index}"
         if missing := describe_missing(name):
@@ -398,27 +403,32 @@ def _find_data(
     text = None
     if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
         text = find_data(compress.text or TEXT, home.data, store, on_progress)
-    held_out = find_data(compress.held_out or HELD_OUT, home.data, store, on_progress)
+    named = compress.held_out or name_default_domains(store, source[1])
+    domains = find_domains(named, home.data, store, on_progress)
     tasks = tuple(find_data(name, home.data, store, on_progress) for name in compress.tasks)
     stems = [task.path.stem for task in tasks]
     if len(set(stems)) < len(stems):
         raise CompressionError(f"two tasks have the same name ({', '.join(stems)}); rename a file")
     if text is not None:
-        _check_no_overlap_once(text, held_out, home)
-    tokens = compress.held_out_tokens or HELD_OUT_TOKENS
+        _check_no_overlap_once(text, domains, home)
+    tokens = compress.held_out_tokens or DOMAIN_TOKENS
     suite = EvaluationSuite(
-        source[0], held_out, family, tokens=tokens, tasks=tasks, items=compress.items
+        source[0], domains, family, tokens=tokens, tasks=tasks, items=compress.items
     )
     return text, suite
 
 
-def _check_no_overlap_once(text: DataFile, held_out: DataFile, home: Home) -> None:
-    """`check_no_overlap`, run once for every pair of texts."""
-    mark = home.evaluations / "apart" / f"{text.sha256[:20]}-{held_out.sha256[:20]}"
-    if not mark.exists():
-        check_no_overlap(text.path, held_out.path)
-        make_private_folder(mark.parent)
-        mark.touch()
+def _check_no_overlap_once(text: DataFile, domains: Sequence[DataFile], home: Home) -> None:
+    """`check_no_overlap`, run once for every text and domain."""
+    folder = home.evaluations / "apart"
+    marks = {one: folder / f"{text.sha256[:20]}-{one.sha256[:20]}" for one in domains}
+    missing = [one for one, mark in marks.items() if not mark.exists()]
+    if not missing:
+        return
+    check_no_overlap(text.path, *(one.path for one in missing))
+    make_private_folder(folder)
+    for one in missing:
+        marks[one].touch()
 
 
 def _is_text(name: str) -> bool | None:

@@ -128,8 +128,9 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
     compress = spec.compress
     if compress.distill.teacher is not None:
         yield _Use("compress.distill.teacher", compress.distill.teacher)
-    for name, value in (("text", compress.text), ("held_out", compress.held_out)):
-        if value is not None:
-            yield _Use(f"compress.{name}", value)
+    if compress.text is not None:
+        yield _Use("compress.text", compress.text)
+    for named in compress.held_out:
+        yield _Use("compress.held_out", named)
     for task in compress.tasks:
         yield _Use("compress.tasks", task)

@@ -179,13 +179,15 @@ class CompressSpec(Section):
         description="Text to learn from: a file (plain, or .jsonl with a field `text`), or a set of "
         "`thrifty data`, which is fetched. Default: `passages`.",
     )
-    held_out: str | None = Field(
-        None,
-        min_length=1,
-        description="Text to judge by, as `text`, which must not hold any of it. Default: `wiki`.",
+    held_out: tuple[str, ...] = Field(
+        (),
+        description="The domains to judge by, none of which `text` may hold: sets, files (plain, or "
+        ".jsonl with `messages` or `text`), or `NAME=FILE`. Default: `chat`, `encyclopedia`, `web`, "
+        "`code` and `questions`; the first and the last only for models with a chat template; for "
+        "encoders `wiki`.",
     )
     held_out_tokens: Count | None = Field(
-        None, ge=64, description="At most so many tokens of it are used. Default: 16384."
+        None, ge=64, description="At most so many tokens of each domain are used. Default: 4096."
     )
     tasks: tuple[str, ...] = Field(
         (),
@@ -207,7 +209,7 @@ class CompressSpec(Section):
             return value
         return {k: expand_shorthand(f"compress.{k}", below) for k, below in value.items()}
 
-    @field_validator("tasks", mode="before")
+    @field_validator("held_out", "tasks", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else () if value is None else value
@@ -217,7 +219,7 @@ class CompressSpec(Section):
         """Whether anything is asked for that the engine does not do by itself."""
         more = (
             self.prune.parameters, self.distill.tokens, self.quantize.bits, self.quantize.tokens,
-            self.text, self.held_out, self.held_out_tokens, self.items, self.out,
+            self.text, self.held_out_tokens, self.items, self.out,
         )  # fmt: skip
-        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.tasks)
+        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.held_out or self.tasks)
         return measured or any(value is not None for value in more)
