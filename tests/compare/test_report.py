@@ -175,3 +175,48 @@ def test_plots_are_drawn_as_png(tmp_path: Path) -> None:
 )
 def test_an_error_is_never_rounded_away(value: float, error: float, said: str) -> None:
     assert format_error(value, error) == said
+
+
+ANSWERS = {
+    "beside": "base@v1", "asked": 2, "reference_right": 1, "still_right": 1,
+    "still_right_share": {"share": 1.0, "low": 0.2, "high": 1.0}, "empty": 1, "loops": 0,
+    "ignored": 0, "reference_faults": {"empty": 0, "loops": 0, "ignored": 0},
+    "samples": [
+        {"question": "Why <b>?", "reference": "Because\nof <i>", "reference_flags": [],
+         "candidate": "", "flags": ["empty"]},
+        {"question": "Who?", "reference": "He", "reference_flags": ["right"], "candidate": "He",
+         "flags": ["right"]},
+    ],
+}  # fmt: skip
+
+
+def test_answers_stand_side_by_side() -> None:
+    other = {**ANSWERS, "samples": ANSWERS["samples"][:1]}
+    rows = [make_row("base@v1", 1, 0.1, 1), make_row("a", 1, 0.1, 1, answers=ANSWERS),
+            make_row("b", 1, 0.1, 1, answers=other)]  # fmt: skip
+    found = make_comparison(*rows)
+    columns = make_columns(found)
+    cells = [dict(zip(columns, make_cells(found, row), strict=True)) for row in rows]
+    assert cells[0]["still right"] == ""
+    assert cells[1]["still right"] == "1 of 1: 100.0% (20.0% to 100.0%)"
+    assert cells[1]["empty / loops / ignored"] == "1 / 0 / 0 of 2"
+    page = make_report(found)
+    table = re.search(r'<table class="answers">.*?</table>', page, re.DOTALL)
+    assert table is not None
+    root = ElementTree.fromstring(table.group())
+    assert [one.text for one in root.findall(".//th")] == ["question", "base@v1", "a", "b"]
+    text = ["".join(one.itertext()) for one in root.findall(".//td")]
+    assert text == [
+        "Why <b>?",
+        "Because\nof <i>",
+        "empty ",
+        "empty ",
+        "Who?",
+        "right He",
+        "right He",
+        "",
+    ]
+    assert any(
+        "Still right: of the short questions that base@v1" in x for x in describe_conditions(found)
+    )
+    assert 'class="answers"' not in make_report(THREE)

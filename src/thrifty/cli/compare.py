@@ -24,6 +24,7 @@ def run_compare(
     items: int | None,
     measure: bool,
     speed_again: bool,
+    answers: bool,
     report: Path | None,
     png: Path | None,
     as_json: bool,
@@ -44,6 +45,7 @@ def run_compare(
             items,
             measure=measure,
             speed_again=speed_again,
+            answers=answers,
         )
         found = compare(
             request, store=Store(home.models), home=home, machine=detect_machine(),

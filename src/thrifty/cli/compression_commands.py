@@ -79,6 +79,19 @@ def evaluate(
             help="u8 or f16: the model reads keys and values from a cache, as it does when it serves."
         ),
     ] = None,
+    answers: Annotated[
+        bool | None,
+        typer.Option(
+            "--answers/--no-answers",
+            help="Ask both models questions, and show what they answer. Default: for chat models, "
+            "where nothing else is named.",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(help="The questions to ask: a set, or a file, .jsonl. Default: our own."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a model with a reference: divergence and perplexity on domains, tasks. Goes on where
@@ -91,7 +104,8 @@ def evaluate(
     run_evaluate(
         model, reference, domains=domains or (), text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
         shots=shots, window=window, top_k=top_k, tokens=tokens, items=items, margin=margin,
-        backend=backend, kv_precision=kv_precision, as_json=as_json,
+        backend=backend, kv_precision=kv_precision, answers=answers, questions=questions,
+        as_json=as_json,
     )  # fmt: skip
 
 
@@ -256,6 +270,9 @@ def compare(
         bool,
         typer.Option("--speed-again", help="Measure speeds anew: the machine may have been busy."),
     ] = False,
+    answers: Annotated[
+        bool, typer.Option(help="Ask chat models questions, and show what they answer.")
+    ] = True,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
     ] = None,
@@ -267,7 +284,8 @@ def compare(
 
     run_compare(
         models, reference=reference, domains=domains or (), tokens=tokens, tasks=tasks or (), items=items,
-        measure=measure, speed_again=speed_again, report=report, png=png, as_json=as_json,
+        measure=measure, speed_again=speed_again, answers=answers, report=report, png=png,
+        as_json=as_json,
     )  # fmt: skip
 
 

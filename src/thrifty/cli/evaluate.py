@@ -9,10 +9,19 @@ from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
+from thrifty.cli.answers import show_answers
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named, make_log_finder
 from thrifty.compare.columns import DOMAIN, describe_worst, format_domain
+from thrifty.engines.machine import detect_machine
+from thrifty.errors import EvaluationError
 from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
+from thrifty.evaluate.answers import (
+    AnswersRequest,
+    evaluate_answers,
+    find_questions,
+    is_chat_model,
+)
 from thrifty.evaluate.domains import Domain
 from thrifty.evaluate.embeddings import EmbeddingAgreement
 from thrifty.evaluate.harness import is_harness_task
@@ -26,6 +35,7 @@ from thrifty.evaluate.suite import (
 )
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
+from thrifty.own_replica import make_server
 from thrifty.types import Family, OnProgress
 
 _FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
@@ -56,9 +66,15 @@ def run_evaluate(
     margin: float,
     backend: str,
     kv_precision: str | None,
+    answers: bool | None,
+    questions: str | None,
     as_json: bool,
 ) -> None:
     """Evaluate a model."""
+    if answers is False and questions is not None:
+        raise EvaluationError("--questions says what to ask, and --no-answers to ask nothing")
+    if questions is not None:
+        answers = True
     for name in _FOREIGN_BARS:
         os.environ.setdefault(name, "1")
     home = find_home()
@@ -70,6 +86,7 @@ def run_evaluate(
                 text, items = HELD_OUT, items or HELD_OUT_TEXTS
             else:
                 domains = name_default_domains(store, artifact)
+                answers = is_chat_model(store, artifact) if answers is None else answers
         log = make_log_finder(home)
         found_domains = find_domains(domains, home.data, store, on_progress, log)
         options = EvaluationOptions(
@@ -92,10 +109,21 @@ def run_evaluate(
             model, reference, options, store=store, folder=home.evaluations,
             on_progress=on_progress,
         )  # fmt: skip
+        given = None
+        if answers:
+            root = fetch_model(store, reference, on_progress=on_progress)[0]
+            asked = find_questions(questions, home.data, store, items, on_progress)
+            server = make_server(store, home, detect_machine())
+            given = evaluate_answers(
+                model, AnswersRequest(root, asked, server), store=store, folder=home.evaluations,
+                on_progress=on_progress,
+            )  # fmt: skip
     if as_json:
-        print_json(found.as_dict())
-    else:
-        _show(found)
+        print_json(found.as_dict() | ({} if given is None else {"answers": given}))
+        return
+    _show(found)
+    if given is not None:
+        show_answers(found.model, given)
 
 
 def _show(found: Evaluation) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from thrifty.compare.answers import COLUMNS as ANSWER_COLUMNS
+from thrifty.compare.answers import make_cells as make_answer_cells
 from thrifty.compare.table import Comparison, Row
 from thrifty.evaluate.statistics import Z_95
 from thrifty.types import Family
@@ -29,7 +31,22 @@ def make_columns(comparison: Comparison) -> tuple[str, ...]:
         worst = ("worst domain",)[len(comparison.domains) < 2 :]
         quality = (*worst, *DIVERGENCE)
         speeds = [f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS]
-    return ("model", "weights", "size", "bits", *quality, *comparison.tasks, "load", *speeds)
+    asked = ANSWER_COLUMNS if _has_answers(comparison) else ()
+    return (
+        "model",
+        "weights",
+        "size",
+        "bits",
+        *quality,
+        *asked,
+        *comparison.tasks,
+        "load",
+        *speeds,
+    )
+
+
+def _has_answers(comparison: Comparison) -> bool:
+    return any(row.answers for row in comparison.rows)
 
 
 def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
@@ -50,6 +67,7 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         format_bytes(row.size_bytes) if row.size_bytes else "",
         f"{row.bits_per_weight:.1f}" if row.bits_per_weight else "",
         *quality,
+        *(make_answer_cells(row.answers) if _has_answers(comparison) else ()),
         *(_format_task(row, task) for task in comparison.tasks),
         format_duration(speed["load_s"]) if speed else "",
         *(f"{speeds[n]:.0f}" if n in speeds else "" for n in levels),
@@ -153,6 +171,13 @@ def describe_conditions(comparison: Comparison) -> list[str]:
             f"relative to {comparison.reference} in float32, on {where} (at most "
             f"{domains[0]['tokens']:,} tokens of each; in conversations, those of the assistant "
             f"count); {domains[0]['engine']}, {name_processor(domains[0])}."
+        )
+    if _has_answers(comparison):
+        asked = next(row.answers for row in comparison.rows if row.answers)
+        sentences.append(
+            f"Still right: of the short questions that {asked['beside']} answers correctly, the "
+            "share that the model does too (95% interval). Empty answers, loops, and answers that "
+            "ignore the question are counted by their form. Greedy, through the engine that serves."
         )
     if comparison.tasks:
         sentences.append(

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from thrifty.compare.answers import make_sample_rows
 from thrifty.compare.columns import (
     describe_conditions,
     describe_worst,
@@ -78,6 +79,11 @@ def make_report(comparison: Comparison) -> str:
         ],
         domain_columns=domain_columns,
         domain_rows=[{"colour": colours[cells[0]], "cells": cells} for cells in domain_rows],
+        answer_columns=[
+            comparison.reference,
+            *(row.name for row in comparison.rows if row.answers is not None),
+        ],
+        answer_rows=make_sample_rows([row.answers for row in comparison.rows]),
         frame=Frame(),
         plots=[_place(scatter, colours) for scatter in make_scatters(comparison)],
         conditions=[*describe_conditions(comparison), *comparison.notes],

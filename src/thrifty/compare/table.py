@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.artifacts.sources import fetch_model
+from thrifty.compare.answers import ask, find_recorded, make_request
 from thrifty.compare.lineage import LineageStep, describe_lineage
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
@@ -69,6 +70,8 @@ class Row:
     speed: dict[str, Any] | None
     lineage: list[LineageStep]
     """From the model itself back to its source."""
+    answers: dict[str, Any] | None = None
+    """For chat models: their answers beside the reference's."""
 
     @property
     def worst(self) -> str | None:
@@ -128,6 +131,8 @@ class ComparisonRequest:
     """Whether to measure what is missing."""
     speed_again: bool = False
     """Whether to measure recorded speeds again, because the machine may have been busy."""
+    answers: bool = True
+    """Whether to ask chat models questions."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +176,19 @@ def compare(
             f"{HELD_OUT_TEXTS:,} passages"
         )
     suite = _choose_suite(run, root, family, models)
+    asking = None
+    if request.answers and request.measure:
+        asking = make_request(store, home, root, machine, on_progress)
     rows = []
     for model in models:
         if request.measure:
             on_model(model[0].label)
-        rows.append(_make_row(run, model, suite))
+        if asking is not None and model[1].description.family is family:
+            problem = ask(asking, model, store, home, on_progress)
+            run.notes.extend([problem] if problem else [])
+        row = _make_row(run, model, suite)
+        answers = find_recorded(store, model[1], root, asking) if request.answers else None
+        rows.append(replace(row, answers=answers))
         run.notes.extend(_describe_others(run, model, suite))
     domains = [{"name": one.name, **suite.domain_conditions(one)} for one in suite.domains]
     speed = make_conditions(choose_engine("auto", models[0][1]), machine)

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.chat_templates import read_chat_templates, read_gguf_templates
-from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.errors import EvaluationError, FleetError
 from thrifty.evaluate.answer_faults import EMPTY, IGNORED, LOOP, find_faults, find_same
 from thrifty.evaluate.asking import Serve, collect_answers, serve_url
-from thrifty.evaluate.open_model import is_url
+from thrifty.evaluate.open_model import has_chat_template, is_url
 from thrifty.evaluate.questions import TWENTY, Question, digest_questions, read_questions
 from thrifty.evaluate.statistics import Proportion, proportion
 from thrifty.evaluate.suite import describe_arithmetic, find_data
@@ -202,12 +200,7 @@ class AnswersRequest:
 
 def is_chat_model(store: Store, artifact: Artifact) -> bool:
     """Whether it is a decoder with a chat template. Raises `IntegrityError`."""
-    if artifact.description.family is not Family.DECODER:
-        return False
-    folder = store.folder_of(artifact.id)
-    for path in sorted(folder.glob("*.gguf")):
-        return bool(read_gguf_templates(GgufFile(path).metadata, path))
-    return bool(read_chat_templates(folder))
+    return artifact.description.family is Family.DECODER and has_chat_template(store, artifact)
 
 
 def find_questions(
