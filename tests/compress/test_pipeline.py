@@ -13,6 +13,7 @@ from tests.artifacts.models import Llama
 from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.verdicts import find_failure
 from thrifty.compress.pipeline import PipelineResult, check_compress, run_pipeline
 from thrifty.errors import CompressionError
 from thrifty.home import Home
@@ -98,7 +99,7 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
     divergences = []
     for stage in compressed.stages:
         by_kind = {one.kind: one for one in store.read_measurements(stage.artifact.id)}
-        assert set(by_kind) == {"quality", "task"}
+        assert set(by_kind) - {"gate"} == {"quality", "task"}
         quality, task = by_kind["quality"], by_kind["task"]
         for one in (quality, task):
             assert one.conditions["reference"] == source[1].id
@@ -111,6 +112,26 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
         assert quality.values["form"] == {"prune": "f16", "quantize": "int4"}[stage.name]
         divergences.append(quality.values["kl_divergence"]["mean"])
     assert 0 < divergences[0] < divergences[1]
+
+
+def test_the_result_is_judged(
+    compressed: PipelineResult, source: Any, store: Store, home: Home, texts: Any
+) -> None:
+    """Only the result: a pruned model may be worse than what training makes of it."""
+    pruned, quantized = compressed.stages
+    kinds = [{m.kind for m in store.read_measurements(s.artifact.id)} for s in (pruned, quantized)]
+    assert ["gate" in found for found in kinds] == [False, True]
+    assert compressed.verdict is not None
+    assert set(compressed.verdict.drops) == {"judged"}
+    assert compressed.verdict.max_drop == 0.25
+    ratio = next(m for m in quantized.measured if m.kind == "quality").values["perplexity_ratio"]
+    assert compressed.verdict.drops["judged"] == pytest.approx(max(0, 1 - 1 / ratio))
+    stricter = run(source, store, home, prune=PRUNE, quantize=INT4, max_drop=0.1, **texts)[0]
+    assert stricter.result == compressed.result
+    assert stricter.verdict is not None
+    assert stricter.verdict.max_drop == 0.1
+    assert (find_failure(store, quantized.version) is None) == stricter.verdict.passed
+    assert find_failure(store, pruned.version) is None
 
 
 def test_what_is_done_already_costs_a_look(
@@ -149,7 +170,7 @@ def test_a_model_that_does_not_start_is_said_and_no_more(
         home=home, measure_speed=fail, on_stage=told.append,
     )  # fmt: skip
     assert found.stages[0].not_measured == "no room"
-    assert told[-2:] == [
+    assert told[-3:-1] == [
         "quantize tiny@v1: to int8", "tiny-int8@v1: its speed was not measured: no room",
     ]  # fmt: skip
 

@@ -10,6 +10,7 @@ from thrifty.cli.show import print_json, print_line, print_table, show_progress,
 from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, format_divergence, format_embeddings
 from thrifty.compress.pipeline import PipelineResult, Stage
 from thrifty.engines.machine import detect_machine
+from thrifty.errors import GateError
 from thrifty.evaluate.suite import find_worst_domain
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
@@ -36,17 +37,21 @@ def run_compress(target: str, flags: dict[str, Any], *, as_json: bool) -> None:
             made.append(compressor.run(one, model, on_progress))
     if as_json:
         print_json({"models": [_as_dict(one) for one in made]})
-        return
-    for compressed in made:
-        _show(compressed)
-    for compressed in made:
-        print_line(compressed.result[0].label)
+    else:
+        for compressed in made:
+            _show(compressed)
+        for compressed in made:
+            print_line(compressed.result[0].label)
+    failed = [one.message for one in made if one.verdict is not None and not one.verdict.passed]
+    if failed:
+        raise GateError("; ".join(failed))
 
 
 def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
     return {
         "source": compressed.source[0].label,
         "result": compressed.result[0].label,
+        "gate": None if compressed.verdict is None else compressed.verdict.as_dict(),
         "stages": [
             {
                 "stage": stage.name,

@@ -7,6 +7,15 @@ from typing import Annotated
 
 import typer
 
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        max=0.999,
+        help="Measure the result, and exit with 3 if it loses more than this share: of the probability of "
+        "a token on any domain, or of the answers that were right.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 
@@ -92,6 +101,7 @@ def evaluate(
         str | None,
         typer.Option(help="The questions to ask: a set, or a file, .jsonl. Default: our own."),
     ] = None,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Compare a model with a reference: divergence and perplexity on domains, tasks. Goes on where
@@ -105,6 +115,7 @@ def evaluate(
         model, reference, domains=domains or (), text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
         shots=shots, window=window, top_k=top_k, tokens=tokens, items=items, margin=margin,
         backend=backend, kv_precision=kv_precision, answers=answers, questions=questions,
+        max_drop=max_drop,
         as_json=as_json,
     )  # fmt: skip
 
@@ -138,15 +149,18 @@ def quantize(
             help="How many tokens of the text are used. Default: 8192 for int8 and w8a8, else 32768."
         ),
     ] = None,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Keep a model's weights in fewer bits."""
+    from thrifty.cli.gate import judge_made
     from thrifty.cli.quantize import run_quantize
 
     run_quantize(
         model, scheme=scheme, out=out, text=text, held_out=held_out, bits=bits, tokens=tokens,
         as_json=as_json,
     )  # fmt: skip
+    judge_made(out, max_drop)
 
 
 def prune(
@@ -169,6 +183,7 @@ def prune(
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Take parts of a model away; what stays is a plain checkpoint.
@@ -177,12 +192,14 @@ def prune(
     Only whole parts go: weights that are set to zero one by one, or two in four, save nothing on the
     engines here, which have no kernels for them.
     """
+    from thrifty.cli.gate import judge_made
     from thrifty.cli.prune import run_prune
 
     run_prune(
         model, parameters=parameters, depth_only=depth_only, width_only=width_only, out=out,
         text=text, held_out=held_out, tokens=tokens, as_json=as_json,
     )  # fmt: skip
+    judge_made(out, max_drop)
 
 
 def compress(
@@ -219,6 +236,13 @@ def compress(
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="Questions to judge by: a file or a set.")
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="How much the result may lose: this share of the probability of a token on any domain, "
+            "and of the answers that were right. Beyond it, the exit code is 3. Default: 0.25."
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="The result's name.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,6 +257,7 @@ def compress(
         "compress.text": text,
         "compress.held_out": held_out or None,
         "compress.tasks": tasks or None,
+        "compress.max_drop": max_drop,
         "compress.out": out,
     }
     run_compress(target, flags, as_json=as_json)
@@ -354,10 +379,12 @@ def distill(
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Train a model to say what another says. Asked for again, it goes on where it was."""
     from thrifty.cli.distill import run_distill
+    from thrifty.cli.gate import judge_made
     from thrifty.compress.distill.answers import RemoteTeacher
     from thrifty.compress.distill.settings import Training
     from thrifty.evaluate.open_model import is_url
@@ -372,3 +399,4 @@ def distill(
         student, remote, text=text, held_out=held_out, out=out, training=training, live=live,
         backend=backend, processes=processes, plot=plot, as_json=as_json,
     )  # fmt: skip
+    judge_made(out, max_drop)

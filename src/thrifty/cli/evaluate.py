@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
@@ -14,7 +15,7 @@ from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named, make_log_finder
 from thrifty.compare.columns import DOMAIN, describe_worst, format_domain
 from thrifty.engines.machine import detect_machine
-from thrifty.errors import EvaluationError
+from thrifty.errors import EvaluationError, GateError
 from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
 from thrifty.evaluate.answers import (
     AnswersRequest,
@@ -24,7 +25,15 @@ from thrifty.evaluate.answers import (
 )
 from thrifty.evaluate.domains import Domain
 from thrifty.evaluate.embeddings import EmbeddingAgreement
+from thrifty.evaluate.gate import (
+    Verdict,
+    check_max_drop,
+    describe_verdict,
+    judge,
+    record_verdict,
+)
 from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.run import DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
     HELD_OUT,
@@ -68,9 +77,12 @@ def run_evaluate(
     kv_precision: str | None,
     answers: bool | None,
     questions: str | None,
+    max_drop: float | None,
     as_json: bool,
 ) -> None:
-    """Evaluate a model."""
+    """Evaluate a model. Raises `GateError` for one that drops by more than `max_drop`."""
+    if max_drop is not None:
+        check_max_drop(max_drop)
     if answers is False and questions is not None:
         raise EvaluationError("--questions says what to ask, and --no-answers to ask nothing")
     if questions is not None:
@@ -118,12 +130,47 @@ def run_evaluate(
                 model, AnswersRequest(root, asked, server), store=store, folder=home.evaluations,
                 on_progress=on_progress,
             )  # fmt: skip
+    verdict = None if max_drop is None else _judge(found, given, max_drop)
     if as_json:
-        print_json(found.as_dict() | ({} if given is None else {"answers": given}))
-        return
-    _show(found)
-    if given is not None:
-        show_answers(found.model, given)
+        gate = {} if verdict is None else {"gate": verdict.as_dict()}
+        print_json(found.as_dict() | ({} if given is None else {"answers": given}) | gate)
+    else:
+        _show(found)
+        if given is not None:
+            show_answers(found.model, given)
+    if verdict is not None:
+        _record(store, model, found, reference, verdict, as_json=as_json)
+
+
+def _judge(found: Evaluation, given: dict[str, Any] | None, max_drop: float) -> Verdict:
+    ratios = {name: one.perplexity_ratio for name, one in found.domains.items()}
+    if found.divergence is not None:
+        ratios[Path(found.text or "text").name] = found.divergence.perplexity_ratio
+    pairs = found.embeddings.rank_correlation if found.embeddings is not None else None
+    correlations = {} if pairs is None else {found.text or "text": pairs.spearman}
+    return judge(ratios, given, max_drop, correlations)
+
+
+def _record(
+    store: Store,
+    model: str,
+    found: Evaluation,
+    reference: str,
+    verdict: Verdict,
+    *,
+    as_json: bool,
+) -> None:
+    """Record the verdict with a stored model, tell it, and raise `GateError` where it is a failure."""
+    root = fetch_model(store, reference)[0]
+    if is_url(model):
+        message = describe_verdict(found.model, root.label, verdict, ())
+    else:
+        message = record_verdict(store, *fetch_model(store, model), root, verdict)
+    if not verdict.passed:
+        raise GateError(message)
+    for line in (message, *verdict.notes):
+        if not as_json:
+            print_line(line)
 
 
 def _show(found: Evaluation) -> None:

@@ -33,6 +33,7 @@ from thrifty.evaluate.answers import (
     measure_answers,
 )
 from thrifty.evaluate.answers_text import summarize_answers
+from thrifty.evaluate.gate import MAX_DROP, Verdict, judge_measured, record_verdict
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.run import DOMAIN_TOKENS
@@ -81,6 +82,10 @@ class PipelineResult:
 
     source: Model
     stages: list[Stage]
+    verdict: Verdict | None = None
+    """Whether the result is close enough to the source; None if no stage changed it."""
+    message: str = ""
+    """The verdict in words."""
 
     @property
     def result(self) -> Model:
@@ -155,7 +160,7 @@ def run_pipeline(
         store: Where models are stored.
         home: Where texts, references and training checkpoints are stored.
         measure_speed: Measures and records a model's speed; None skips it.
-        serve: Serves a chat model that was pruned or distilled, to ask it questions; None skips it.
+        serve: Serves a chat model, to ask it questions; None skips it.
         on_stage: Called with a description as each stage begins.
         on_progress: Called with the progress of each stage, as `stage: step`.
 
@@ -185,9 +190,15 @@ def run_pipeline(
             stages.append(stage)
             if stage.not_measured:
                 on_stage(f"{version.label}: its speed was not measured: {stage.not_measured}")
-        if serve is not None and names.keys() & {"prune", "distill"}:
+        if not stages:
+            return PipelineResult(source, stages)
+        if serve is not None:
             _ask(run, stages[-1], serve, on_stage, on_progress)
-    return PipelineResult(source, stages)
+        last = stages[-1]
+        verdict = judge_measured(last.measured, compress.max_drop or MAX_DROP)
+        message = record_verdict(store, last.version, last.artifact, source[0], verdict)
+        on_stage(message)
+    return PipelineResult(source, stages, verdict, message)
 
 
 def _resolve_scheme(

@@ -196,6 +196,16 @@ class CompressSpec(Section):
     items: Count | None = Field(
         None, ge=1, description="At most so many questions of each are asked. Default: all."
     )
+    max_drop: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="How much the result of a pipeline may lose: at most so much of the probability of a "
+        "token on any domain (1 - 1 / perplexity ratio), and at most this share of the answers that the "
+        "model had right; for encoders, of the rank correlation. Beyond it, the result is kept and "
+        "marked as failed. Default: 0.25.",
+    )
+    accept: bool = Field(False, description="Serve a model although it is marked as failed.")
     out: Name | None = Field(
         None,
         description="The name under which the result is registered. Default: the model's name and "
@@ -219,7 +229,7 @@ class CompressSpec(Section):
         """Whether anything is asked for that the engine does not do by itself."""
         more = (
             self.prune.parameters, self.distill.tokens, self.quantize.bits, self.quantize.tokens,
-            self.text, self.held_out_tokens, self.items, self.out,
+            self.text, self.held_out_tokens, self.items, self.max_drop, self.out,
         )  # fmt: skip
         measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.held_out or self.tasks)
         return measured or any(value is not None for value in more)
