@@ -275,8 +275,9 @@ def read_conversations(database: Database, deployment: str, most: int) -> list[R
         .order_by(requests.c.at_s.desc(), requests.c.id.desc())
     )  # fmt: skip
     found: dict[Any, RecordedText] = {}
-    with database.begin() as connection:
-        for row in connection.execute(chosen.execution_options(yield_per=100)):
+    streamed = chosen.execution_options(yield_per=100)
+    with database.begin() as connection, connection.execute(streamed) as rows:
+        for row in rows:
             key = row.conversation_id or row.id
             found.setdefault(key, RecordedText(row.prompt, row.answer))
             if len(found) >= most:
