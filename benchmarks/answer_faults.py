@@ -26,8 +26,8 @@ HOME = WORK / "compression"
 CONVERSATIONS = ("chat", "chat-learn", "questions-learn")
 TEXTS = ("code", "web")
 FORMS: dict[str, Callable[[str], object]] = {
-    "list": lambda text: len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.MULTILINE)) >= 3,
-    "table": lambda text: len(re.findall(r"^\|.*\|", text, re.MULTILINE)) >= 3,
+    "a list": lambda text: len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.MULTILINE)) >= 3,
+    "a table": lambda text: len(re.findall(r"^\|.*\|", text, re.MULTILINE)) >= 3,
     "code": lambda text: (
         "```" in text or re.search(r"^(?:def|import|#include|SELECT)\b", text, re.M)
     ),
@@ -84,7 +84,7 @@ def main() -> None:
 
     judge("good answers", pairs)
     for form, fits in FORMS.items():
-        judge(f"  with a {form}", [one for one in pairs if fits(one[1])])
+        judge(f"  with {form}", [one for one in pairs if fits(one[1])])
     for name in TEXTS:
         lines = fetch_set(name, HOME / "data", store).read_text().splitlines()
         texts = [json.loads(line)["text"][:800] for line in lines]

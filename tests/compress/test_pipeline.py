@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.compress.pipeline import PipelineResult, check_compress, run_pipeline
 from thrifty.errors import CompressionError
+from thrifty.evaluate.answers import ANSWERS, DEFAULT_SETS
 from thrifty.home import Home
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Format, Progress
@@ -233,3 +235,40 @@ def test_a_teacher_that_is_served_elsewhere_is_refused() -> None:
     keys = {"prune": 0.8, "distill": {"tokens": "1M", "teacher": "https://x/v1"}}
     found = check_compress(CompressSpec.model_validate(keys))
     assert any("served elsewhere" in str(one) for one in found)
+
+
+def test_a_pruned_chat_model_is_asked_questions_and_they_are_shown(
+    store: Store, home: Home, texts: Any
+) -> None:
+    from thrifty.engines.machine import detect_machine
+    from thrifty.own_replica import make_server
+
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    source = put(store, dataclasses.replace(MODEL, seed=5), templates={"default": template})
+    home.data.mkdir(exist_ok=True)
+    for name in DEFAULT_SETS:
+        (home.data / f"{name}.jsonl").write_text(
+            json.dumps({"prompt": f"Q: Which {name}?\nA:", "answers": ["none"]}) + "\n"
+        )
+    told: list[str] = []
+    held_out = {key: texts[key] for key in ("text", "held_out", "held_out_tokens")}
+
+    def make(**keys: Any) -> list[str]:
+        """What is measured of the last stage."""
+        told.clear()
+        compress = CompressSpec.model_validate({**keys, **held_out})
+        server = make_server(store, home, detect_machine())
+        found = run_pipeline(
+            compress, source, store=store, home=home, serve=server, on_stage=told.append
+        )
+        return [one.kind for one in found.stages[-1].measured]
+
+    assert ANSWERS in make(prune=PRUNE, quantize="none")
+    shown = told[-10:]
+    label = source[0].label
+    assert shown[0].startswith("tiny-pruned@")
+    assert f"still right of what {label} answers right" in shown[0]
+    assert [line.partition(":")[0].strip() for line in shown[1:]] == [
+        "Q", label, shown[0].partition(":")[0],
+    ] * 3  # fmt: skip
+    assert ANSWERS not in make(quantize="int8"), "it only kept fewer bits"

@@ -129,7 +129,7 @@ def test_a_reference_that_knows_nothing_has_no_share() -> None:
     found = compare_given(OPEN, RIGHT[4:], RIGHT[4:]).as_dict()
     assert found["reference_right"] == 0
     assert found["still_right_share"] is None
-    assert "answers none right" in summarize_answers("m", {"beside": "r", **found})[0]
+    assert "answers right, 0 of 0;" in summarize_answers("m", {"beside": "r", **found})[0]
 
 
 def test_at_most_twenty_are_shown() -> None:

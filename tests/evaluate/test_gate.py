@@ -112,7 +112,7 @@ def test_a_failed_model_is_served_only_where_that_is_accepted(home: Home, tmp_pa
     stored = fetch_model(store, str(model))
     fail(store, stored, stored[0])
     for refuse in (make, plan):
-        with pytest.raises(GateError, match="fails the gate.*write 'accept: true'") as caught:
+        with pytest.raises(GateError, match=r"fails the gate.*write 'accept: true'") as caught:
             refuse(home, load(tmp_path / "refused", **spec))
         assert caught.value.exit_code == 3
     spec["compress"] = {"quantize": "none", "accept": True}

@@ -30,19 +30,21 @@ _RULES = frozenset("-=_*~#+|:.·• \n")
 _COUNTER = re.compile(r"^[ \t]*(?:[-*•+]|\(?\d{1,4}[.):])[ \t]+", re.MULTILINE)
 """What begins an item of a list."""
 _WORD = re.compile(r"[^\W_]+")
-_STEM = 5
+_STEM = 4
 """Letters by which two forms of a word are taken for the same."""
 _COMMON_WORDS = """
-about above after again also always another answer because been before being below best between
-both came cannot come comes could does doing done down each either else even ever every example
-explain find first following from gave get gets give given goes going good great have having
-help here hers himself his however into itself just keep kind know known like list made main
-make makes making many might more most much must name need needs never next none often once only
-other others ours over part people please provide question really said same second sentence
-several shall short should show since some something still such sure take takes tell than that
-their them then there these they thing things this those three through time times today too
-under until upon used useful using very want ways well went were what when where whether which
-while will with within without word words work would write year years your yours
+about above after again all also always and another answer any are ask because been before being
+below best between both but came can cannot come comes could did does doing done down each
+either else even ever every example explain few find first following for from gave get gets give
+given goes going good got great had has have having help her here hers him himself his how
+however into its itself just keep kind know known let like list made main make makes making many
+may might more most much must name need needs never new next none nor not now off often old once
+one only other others our ours out over own part people per please provide put question really
+said same say second see sentence set several shall she short should show since some something
+still such sure take takes tell than that the their them then there these they thing things this
+those three through time times today too two under until upon use used useful using very want
+was way ways well went were what when where whether which while who why will with within without
+word words work would write year years yes yet you your yours
 """
 _COMMON = frozenset(_COMMON_WORDS.split())
 """Words that any question and any answer may share."""
@@ -139,7 +141,7 @@ def _find_stems(text: str) -> set[str]:
     return {
         word[:_STEM]
         for word in _WORD.findall(_fold(text))
-        if (len(word) > 3 or not word.isascii() or word.isdigit()) and word not in _COMMON
+        if (len(word) > 2 or not word.isascii() or word.isdigit()) and word not in _COMMON
     }
 
 

@@ -139,7 +139,7 @@ def is_right(question: Question, answer: str) -> bool:
 
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
-_JOINING_WORDS = "is are was were be known as called named it its they in by of and to for"
+_JOINING_WORDS = "is are was were be known as called named it its they this that has have with in by of and to for"
 _JOINING = frozenset(_JOINING_WORDS.split())
 
 
