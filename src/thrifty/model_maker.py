@@ -78,8 +78,8 @@ class Compressor:
     def judge(
         self, version: NamedVersion, artifact: Artifact, max_drop: float, on_progress: OnProgress
     ) -> tuple[Verdict, str]:
-        """Whether a stored model is close enough to the one that it was made from, and that in words;
-        measured, and recorded with the model. Blocks. Raises `EvaluationError` and its like.
+        """Whether a stored model is close enough to the one that it was made from, and that in
+        words; measured, and recorded with the model. Blocks. Raises `EvaluationError` and its like.
         """
         from thrifty.evaluate.answers import (
             AnswersRequest,

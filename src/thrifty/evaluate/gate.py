@@ -1,9 +1,9 @@
 """The gate: whether a smaller model is close enough to its reference to be served.
 
-One number bounds two drops. On each domain, the drop is how much less probability the model gives to
-a token of the text than its reference does (in the geometric mean, so it is 1 - 1 / perplexity
-ratio). On questions, it is the share of the reference's right answers that the model gets wrong. For
-encoders it is what the rank correlation of similarities lacks to 1.
+One number bounds two drops. On each domain, the drop is how much less probability the model gives
+to a token of the text than its reference does (in the geometric mean, so it is 1 - 1 / perplexity
+ratio). On questions, it is the share of the reference's right answers that the model gets wrong.
+For encoders it is what the rank correlation of similarities lacks to 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from thrifty.evaluate.answers import ANSWERS
 from thrifty.evaluate.suite import EMBEDDINGS, QUALITY
 
 MAX_DROP = 0.25
-"""The default bound: a perplexity of 1.33 times the reference's, and three right answers in four."""
+"""The default: a perplexity of 1.33 times the reference's, and three right answers in four."""
 LEAST_RIGHT = 20
 """With fewer answers that the reference has right, the share that is kept says too little."""
 ANSWERS_KEPT = "answers kept"
@@ -88,8 +88,8 @@ def judge(
         drops[ANSWERS_KEPT] = 1 - answers["still_right"] / answers["reference_right"]
     elif answers is not None:
         notes.append(
-            f"the answers kept are not judged: the reference has {answers['reference_right']} right, "
-            f"and at least {LEAST_RIGHT} are needed"
+            f"the answers kept are not judged: the reference has {answers['reference_right']} "
+            f"right, and at least {LEAST_RIGHT} are needed"
         )
     if not drops:
         raise EvaluationError(
@@ -127,8 +127,8 @@ def describe_verdict(label: str, reference: str, verdict: Verdict, steps: Iterab
     advice = [text for step, text in _STEPS.items() if step in set(steps)]
     advice.append("learn from text of those uses")
     return (
-        f"{label} fails the gate: beside {reference} it drops by more than the {verdict.max_drop:.0%} "
-        f"that are allowed: {found}. What helps: {', '.join(advice)}"
+        f"{label} fails the gate: beside {reference} it drops by more than the "
+        f"{verdict.max_drop:.0%} that are allowed: {found}. What helps: {', '.join(advice)}"
     )
 
 
