@@ -54,7 +54,7 @@ def ask(
 def find_recorded(
     store: Store, artifact: Artifact, root: NamedVersion, request: AnswersRequest | None
 ) -> dict[str, Any] | None:
-    """A model's answers beside those of `root`: to the questions of `request`, or else the latest."""
+    """A model's answers beside those of `root`: to what `request` asks, or else the latest."""
     here = describe_arithmetic().items()
     found = [
         one
