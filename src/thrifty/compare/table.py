@@ -1,8 +1,8 @@
 """Models side by side, from recorded measurements and new ones.
 
 One table has one suite: one reference, one amount of the same domains, one engine and one processor
-with its features. A model's worst domain stands for it. Measurements under other conditions are not mixed in; notes beside the table name them
-and say how the processors differ.
+with its features. A model's worst domain stands for it. Measurements under other conditions are not
+mixed in; notes beside the table name them and say how the processors differ.
 """
 
 from __future__ import annotations

@@ -171,7 +171,8 @@ def evaluate(
 
     Results are kept in `folder`, so that an interrupted run resumes, and the reference runs once.
     Decoders are compared by their predictions on domains and on the text and by their answers to
-    tasks, encoders by their embeddings of the text and of pairs. Blocks. Raises `ThriftyError` and its subclasses.
+    tasks, encoders by their embeddings of the text and of pairs. Blocks. Raises `ThriftyError` and
+    its subclasses.
     """
     options.check(model)
     run = _Run(options, store, folder, on_progress)
