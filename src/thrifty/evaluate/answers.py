@@ -126,7 +126,7 @@ def compare_given(
 def is_right(question: Question, answer: str) -> bool:
     """Whether the first line or sentence is one of the accepted answers, as SQuAD compares them.
 
-    It may also be a sentence that says nothing else, such as `The capital of Peru is Lima`: words of
+    It may also be a sentence that says nothing else, as in `The capital of Peru is Lima`: words of
     the question and words that join an answer to it are left out of both.
     """
     line = next((line for line in answer.splitlines() if line.strip()), "")
