@@ -10,6 +10,7 @@ from thrifty.engines.machine import Machine
 from thrifty.errors import ThriftyError
 from thrifty.evaluate.answers import (
     ANSWERS,
+    VERSION,
     AnswersRequest,
     find_questions,
     is_chat_model,
@@ -61,6 +62,7 @@ def find_recorded(
         for one in store.read_measurements(artifact.id)
         if one.kind == ANSWERS
         and one.conditions["reference"] == root.artifact
+        and one.conditions.get("version") == VERSION
         and here <= one.conditions.items()
         and (request is None or one.conditions == request.conditions)
     ]
