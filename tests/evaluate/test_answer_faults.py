@@ -98,7 +98,7 @@ def test_code_prose_and_tables_of_this_project_raise_next_to_no_alarm() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "  \n", "...", "| --- |", "\ufffd\ufffd", "\u200b", "- \n- \n-"]
+    "text", ["", "  \n", "...", "| --- |", "\ufffd\ufffd", "\u200b", "- \n- \n-", "1. - - - - -"]
 )
 def test_nothing_is_empty(text: str) -> None:
     assert is_empty(text)

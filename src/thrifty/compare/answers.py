@@ -10,6 +10,7 @@ from thrifty.engines.machine import Machine
 from thrifty.errors import ThriftyError
 from thrifty.evaluate.answers import (
     ANSWERS,
+    VERSION,
     AnswersRequest,
     find_questions,
     is_chat_model,
@@ -54,13 +55,14 @@ def ask(
 def find_recorded(
     store: Store, artifact: Artifact, root: NamedVersion, request: AnswersRequest | None
 ) -> dict[str, Any] | None:
-    """A model's answers beside those of `root`: to the questions of `request`, or else the latest."""
+    """A model's answers beside those of `root`: to what `request` asks, or else the latest."""
     here = describe_arithmetic().items()
     found = [
         one
         for one in store.read_measurements(artifact.id)
         if one.kind == ANSWERS
         and one.conditions["reference"] == root.artifact
+        and one.conditions.get("version") == VERSION
         and here <= one.conditions.items()
         and (request is None or one.conditions == request.conditions)
     ]

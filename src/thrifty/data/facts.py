@@ -1,5 +1,6 @@
-"""Questions with short answers, made from tables of facts. They judge models; nothing is learned from
-them.
+"""Questions with short answers, made from tables of facts.
+
+They judge models; nothing is learned from them.
 """
 
 from __future__ import annotations

@@ -70,9 +70,10 @@ def find_faults(
 
 
 def is_empty(answer: str) -> bool:
-    """Whether it has no letter, digit or picture in any script."""
+    """Whether it has no letter, digit or picture in any script, besides the numbers of a list."""
+    said = _COUNTER.sub("", answer)
     return not any(
-        one != "\ufffd" and unicodedata.category(one)[:2] in _SAYING for one in answer
+        one != "\ufffd" and unicodedata.category(one) in _SAYING for one in said
     )  # fmt: skip
 
 
@@ -114,8 +115,8 @@ def _measure_repetition(text: str) -> float:
 
 
 def ignores(answer: str, asked: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether a long answer repeats what was asked, or has no telling word in common with it or with
-    what others answered.
+    """Whether a long answer repeats what was asked, or has no telling word in common with it and
+    with what others answered.
     """
     words = _WORD.findall(_fold(answer))
     if len(words) < LONG_ANSWER:

@@ -1,7 +1,7 @@
 """The answers of chat models beside those of a reference: what is still right, and what is broken.
 
-Both are asked the same questions, greedily, through the engine that serves them. Numbers beside text
-that a person can read: a divergence says little about whether a model still answers.
+Both are asked the same questions, greedily, through the engine that serves them. A divergence says
+little about whether a model still answers; a person who reads the answers knows at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from thrifty.types import Family, OnProgress, ignore_progress
 
 ANSWERS = "answers"
 """The kind of the measurement."""
+VERSION = 1
+"""Increase it when the same answers come to be counted in another way."""
 SAMPLES = 20
 DEFAULT_SETS = ("countries", "elements")
 DEFAULT_SHORT = 300
@@ -76,7 +78,7 @@ class AnswersReport:
     samples: list[Sample] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The output of `thrifty evaluate --json`; the share is null if the reference has none right."""
+        """The output of `thrifty evaluate --json`. The share is null if the reference has none."""
         found = asdict(self)
         share = self.still_right_share
         found["still_right_share"] = (
@@ -93,7 +95,8 @@ def compare_given(
         raise ValueError(
             f"{len(questions)} questions, {len(reference)} and {len(candidate)} answers"
         )
-    old = _find_all_faults(questions, reference, candidate)
+    # Only the candidate is held to another model's words: a translation has none of its question's.
+    old = _find_all_faults(questions, reference, reference)
     new = _find_all_faults(questions, candidate, reference)
     known_right = [is_right(one, text) for one, text in zip(questions, reference, strict=True)]
     right = [is_right(one, text) for one, text in zip(questions, candidate, strict=True)]
@@ -121,10 +124,10 @@ def compare_given(
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Whether the first line or sentence is one of the accepted answers, as SQuAD compares them, or is
-    one of them in a sentence that says nothing else: `The capital of Peru is Lima`.
+    """Whether the first line or sentence is one of the accepted answers, as SQuAD compares them.
 
-    So words of the question and words that join an answer to it are left out of both.
+    It may also be a sentence that says nothing else, as in `The capital of Peru is Lima`: words of
+    the question and words that join an answer to it are left out of both.
     """
     line = next((line for line in answer.splitlines() if line.strip()), "")
     given = [_normalize(one) for one in (line, _SENTENCE_END.split(line.strip())[0])]
@@ -193,7 +196,7 @@ class AnswersRequest:
     def conditions(self) -> dict[str, Any]:
         """The conditions of the measurement."""
         return {
-            "reference": self.reference.artifact,
+            "reference": self.reference.artifact, "version": VERSION,
             "questions_sha256": digest_questions(self.questions), **self.arithmetic,
         }  # fmt: skip
 
@@ -210,10 +213,11 @@ def find_questions(
     limit: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Question]:
-    """The questions of a file or of a set, which is fetched to `data` if it is not there; by default
-    the twenty that everyone reads, and those of the sets with short answers.
+    """The questions of a file or of a set, which is fetched to `data` if it is not there. Default:
+    the twenty that everyone reads, and some of the sets with short answers.
 
-    `limit` bounds those with a known answer, by default to 300 of the sets. Raises `EvaluationError` and `SourceError`.
+    `limit` bounds those with a known answer; without one, 300 of the default sets are asked. Raises
+    `EvaluationError` and `SourceError`.
     """
     sets = (name,) if name is not None else DEFAULT_SETS
     if name is None and limit is None:
@@ -267,8 +271,8 @@ def evaluate_answers(
     folder: Path,
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
-    """The values of `measure_answers` for anything that a user names, also the URL of a server, whose
-    answers are kept only until all are there. Blocks. Raises as `measure_answers`, and `ThriftyError`.
+    """The values of `measure_answers` for anything that a user names, also the URL of a server.
+    Answers of a server are kept only until all are there. Blocks. Raises `ThriftyError`.
     """
     if not is_url(model):
         found = fetch_model(store, model, on_progress=on_progress)

@@ -31,7 +31,7 @@ def describe_faults(values: Mapping[str, Any]) -> str:
 
 
 def quote(text: str, flags: Sequence[str]) -> str:
-    """An answer as one line that can be printed, with its flags in front, cut to a readable length."""
+    """An answer as one printable line, with its flags in front, cut to a readable length."""
     marks = "".join(f"[{flag}] " for flag in flags)
     line = sanitize_line(" ".join(text.split()), QUOTED_CHARACTERS + 1)
     return marks + (line[:QUOTED_CHARACTERS] + "..." if len(line) > QUOTED_CHARACTERS else line)

@@ -31,7 +31,7 @@ _ITEM = re.compile(r"Q: (.+)\nA:\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation whose last message is a user's, and its accepted answers, if they are known."""
+    """A conversation that ends with a user's message, and its accepted answers, if known."""
 
     messages: tuple[tuple[str, str], ...]
     """Roles and texts."""
