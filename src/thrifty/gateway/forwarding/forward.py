@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.failures import (
@@ -204,6 +205,11 @@ class Forwarder:
             log.info("%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure)
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
+            if not sends and not version.candidates(tried) and self._has_alternative(call):
+                # They are gone, although the table does not say so yet.
+                target = call.placed
+                call.target = replace(target, refused=target.refused | {version.label})
+                raise NoReplica
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
 
     async def _choose(
@@ -250,7 +256,7 @@ class Forwarder:
         if target.pinned or target.deployment.name != target.version.deployment:
             return False
         others = target.deployment.alternatives(target.conversation_id, target.version)
-        return any(other.ready for other in others)
+        return any(other.ready and other.label not in target.refused for other in others)
 
     async def _wait(self, call: Call, version: Version, began_s: float) -> None:
         limits = version.limits
