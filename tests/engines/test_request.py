@@ -467,7 +467,10 @@ def test_response_formats_bind_the_answer() -> None:
         ({"type": "xml"}, "not 'xml'"),
         ({"type": ["text"]}, r"not \['text'\]"),
         ({"type": "json_schema"}, "'response_format.json_schema.schema' must be a JSON schema"),
-        ({"type": "json_schema", "json_schema": "x"}, "json_schema' must be an object with a 'schema'"),
+        (
+            {"type": "json_schema", "json_schema": "x"},
+            "json_schema' must be an object with a 'schema'",
+        ),
         ({"type": "json_schema", "json_schema": ["x"]}, "must be an object with a 'schema'"),
         ({"type": "json_schema", "schema": "x"}, "'response_format.schema' must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": "x"}}, "must be a JSON schema"),
@@ -476,8 +479,14 @@ def test_response_formats_bind_the_answer() -> None:
         ({"type": "text", "schema": {}}, "type 'text' has no schema; use the type 'json_schema'"),
         ({"type": "text", "json_schema": {"schema": {}}}, "type 'text' has no schema"),
         ({"type": "json_object", "schema": {}, "json_schema": {"schema": {}}}, "holds two schemas"),
-        ({"type": "json_object", "pattern": "x"}, "unknown key 'pattern'; it may hold description, "),
-        ({"type": "json_schema", "json_schema": {"schema": {}, "grammar": 1}}, "unknown key 'grammar'"),
+        (
+            {"type": "json_object", "pattern": "x"},
+            "unknown key 'pattern'; it may hold description, ",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {}, "grammar": 1}},
+            "unknown key 'grammar'",
+        ),
     ],
 )
 def test_faulty_response_formats_are_refused(value: Any, message: str) -> None:

@@ -116,8 +116,13 @@ def test_plan_is_read(body: dict[str, Any], expected: ToolPlan) -> None:
                 {"type": "tool", "name": "weather"},
                 {"type": ["function"], "function": {"name": "weather"}},
                 {"type": "function", "name": "weather"},
-                {"type": "allowed_tools", "allowed_tools": {
-                    "mode": "auto", "tools": [{"type": "function", "name": "weather"}]}},
+                {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "name": "weather"}],
+                    },
+                },
             )
         ),
         (

@@ -70,7 +70,13 @@ def test_engines_honour_no_field_that_nobody_reads(kind: str) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}], "tools": [tool]}
     parse_chat(_Read(chat, seen), tokenizer, facts)
     parse_completion(_Read({"prompt": "x", "suffix": ""}, seen), tokenizer, facts)
-    elsewhere = {"input", "dimensions", "encoding_format", "add_special_tokens", "return_token_strs"}
+    elsewhere = {
+        "input",
+        "dimensions",
+        "encoding_format",
+        "add_special_tokens",
+        "return_token_strs",
+    }
     honours = find_engine(kind).traits.honours
     assert honours is not None
     assert honours - elsewhere <= seen
