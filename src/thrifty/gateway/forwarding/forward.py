@@ -35,6 +35,7 @@ from thrifty.gateway.forwarding.upstream_response import (
     check_coding,
     choose_headers,
     refuses_usage,
+    stream_whole,
 )
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.concurrency import (
@@ -56,6 +57,7 @@ from thrifty.http.client import (
     NoResponse,
     TransportError,
 )
+from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.http.types import JSON_TYPE, is_event_stream
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import SERVER, WireError, unavailable
@@ -320,6 +322,9 @@ class Forwarder:
             call.outcome.usage, _ = parse_usage(data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
+            if (events := stream_whole(call, data)) is not None:
+                exchange.respond(200, events, [*EVENT_STREAM_HEADERS, *call.headers()])
+                return Result(200, data)
         exchange.respond(answer.status, data, [*headers, *call.headers()])
         return Result(answer.status, data, streamed)
 
