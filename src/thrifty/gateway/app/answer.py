@@ -258,7 +258,7 @@ class Answerer:
             call.cache.result = BYPASS if result.status != 200 else HIT
             call.cache.label, call.cache.replica = flight.version, flight.replica
             body = result.body.replace(flight.response_id, call.response_id.text.encode())
-            exchange.respond(result.status, body, [JSON_TYPE, *call.headers()])
+            exchange.respond(result.status, body, lines=call.header_lines())
             self._note_answer(call, result)
 
     def _note_answer(self, call: Call, result: Result) -> None:
@@ -278,7 +278,7 @@ def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
         if not delivery.first_byte_s:
             delivery.first_byte_s = delivery.last_byte_s
             call.cache.label, call.cache.replica = flight.version, flight.replica
-            call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])
+            call.exchange.start(200, EVENT_STREAM_HEADERS, lines=call.header_lines())
         call.exchange.write(data.replace(flight.response_id, own_id))
 
     return listen

@@ -314,7 +314,7 @@ class Forwarder:
             call.outcome.usage, _ = parse_usage(data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
-        exchange.respond(answer.status, data, [*headers, *call.headers()])
+        exchange.respond(answer.status, data, headers, call.header_lines())
         return Result(answer.status, data, streamed)
 
     async def _open(

@@ -21,7 +21,7 @@ from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.routed_request import RoutedRequest
 from thrifty.gateway.state.router import UNKNOWN, Outstanding
 from thrifty.gateway.state.version import Version
-from thrifty.http.exchange import Exchange
+from thrifty.http.exchange import Exchange, encode_lines
 from thrifty.openai.events import Usage
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.response_ids import ResponseId
@@ -234,26 +234,26 @@ class Call:
         """The label of the version that answers or answered; empty if none was chosen."""
         return self.cache.label or (self.target.version.label if self.target is not None else "")
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that every response carries."""
+    def header_lines(self) -> bytes:
+        """The header lines that every response carries."""
         response_id = self.response_id.text.encode()
         named = self.client_request_id
-        headers = [
-            (b"x-request-id", named.encode() if named is not None else response_id),
-            (b"x-thrifty-response-id", response_id),
-            (b"x-thrifty-cache", self.cache.result.encode()),
-        ]
+        lines = b"x-request-id: %b\r\nx-thrifty-response-id: %b\r\nx-thrifty-cache: %b\r\n" % (
+            named.encode() if named is not None else response_id,
+            response_id,
+            self.cache.result.encode(),
+        )
         target = self.target
         if target is not None:
-            headers.append((b"x-thrifty-version", self.label.encode()))
+            lines += b"x-thrifty-version: %b\r\n" % self.label.encode()
             if target.conversation_id:
-                headers.append((b"x-thrifty-conversation", target.conversation_id.encode()))
+                lines += b"x-thrifty-conversation: %b\r\n" % target.conversation_id.encode()
         replica = self.cache.replica or (self.delivery.replica.id if self.delivery.replica else "")
         if replica:
-            headers.append((b"x-thrifty-replica", replica.encode()))
+            lines += b"x-thrifty-replica: %b\r\n" % replica.encode()
         if self.rate_headers is not None:
-            headers += self.rate_headers
-        return headers
+            lines += encode_lines(self.rate_headers)
+        return lines
 
 
 def _accept_request_id(given: bytes | None) -> str | None:
