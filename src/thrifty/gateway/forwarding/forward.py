@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.failures import (
@@ -160,7 +161,9 @@ class Forwarder:
             # Followers may wait for this generation, so it continues without its first client.
             call.exchange.on_disconnect = _do_nothing
         while True:
-            replica = await self._choose(call, version, tried, flight)
+            replica = self._pick_at_once(call, version, tried)
+            if replica is None:
+                replica = await self._choose(call, version, tried, flight)
             delivery.attempts += 1
             load = version.router.begin(replica, delivery.routed, time.perf_counter())
             delivery.load = load
@@ -205,6 +208,12 @@ class Forwarder:
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
+
+    def _pick_at_once(self, call: Call, version: Version, tried: set[str]) -> Replica | None:
+        """A ready replica for a call that has not failed anywhere, if there is one."""
+        self._require_version(version)
+        candidates = version.candidates(tried) if not tried else None
+        return self._pick(call, version, candidates) if candidates else None
 
     async def _choose(
         self, call: Call, version: Version, tried: set[str], flight: SingleFlight | None
@@ -317,14 +326,14 @@ class Forwarder:
         exchange.respond(answer.status, data, headers, call.header_lines())
         return Result(answer.status, data, streamed)
 
-    async def _open(
+    def _open(
         self,
         call: Call,
         replica: Replica,
         body: bytes,
         flight: SingleFlight | None,
         sent: list[Answer],
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         """Send the call to a replica; returns once the head of its answer has arrived. The answer
         is added to `sent` as soon as the request has been written.
         """
@@ -347,7 +356,7 @@ class Forwarder:
             body = prepare_body(call, version, ask_usage=False)
         origin, path = replica.locate(call.endpoint)
         lines = make_headers(version.settings.key_env)
-        return await self._client.open(
+        return self._client.open(
             origin,
             "POST",
             path,

@@ -23,8 +23,8 @@ def choose_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     """
     given = answer.headers.get(b"content-type", b"")
     headers = [(b"content-type", given) if _MEDIA_TYPE.fullmatch(given) else JSON_TYPE]
-    retry_after = answer.headers.get(b"retry-after", b"")
-    if _RETRY_AFTER.fullmatch(retry_after):
+    retry_after = answer.headers.get(b"retry-after")
+    if retry_after is not None and _RETRY_AFTER.fullmatch(retry_after):
         headers.append((b"retry-after", retry_after))
     return headers
 
@@ -33,8 +33,8 @@ def check_coding(answer: Answer) -> None:
     """Give up an answer with a content coding, which was not asked for and could not be read.
     Raises `BrokenResponse`.
     """
-    coding = answer.headers.get(b"content-encoding", b"").strip().lower()
-    if coding not in (b"", b"identity"):
+    coding = answer.headers.get(b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
         answer.abort()
         raise BrokenResponse("the answer has a content coding, although none was asked for")
 

@@ -9,9 +9,10 @@ Delivery       while forwarding: the replica, its load, and times
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from thrifty.db.keys import Key
 from thrifty.gateway.state.concurrency import ConcurrencyLimiter
@@ -58,8 +59,7 @@ class Origin(StrEnum):
         return self in (Origin.CLIENT, Origin.BATCH)
 
 
-@dataclass(slots=True)
-class ParsedRequest:
+class ParsedRequest(msgspec.Struct):
     """The parsed and validated request."""
 
     body: dict[str, Any]
@@ -69,8 +69,7 @@ class ParsedRequest:
     """Latest start of the answer, as `time.perf_counter`; 0 means no deadline."""
 
 
-@dataclass(slots=True)
-class Target:
+class Target(msgspec.Struct):
     """The deployment and version that a request goes to."""
 
     deployment: Deployment
@@ -90,8 +89,7 @@ class Target:
         return self.version is not self.chosen
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(msgspec.Struct):
     """Forwarding state of a call. Times are `time.perf_counter` readings; 0 means not set."""
 
     replica: Replica | None = None
@@ -117,8 +115,7 @@ class Delivery:
             self.idle_at = None
 
 
-@dataclass(slots=True)
-class CacheUse:
+class CacheUse(msgspec.Struct, gc=False):
     """The part of the exact cache in a call."""
 
     result: str = BYPASS
@@ -130,8 +127,7 @@ class CacheUse:
     replica: str = ""
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, gc=False):
     """The result of a call."""
 
     status: int = 0
