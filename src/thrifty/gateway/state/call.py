@@ -56,7 +56,10 @@ class Origin(StrEnum):
     @property
     def counts(self) -> bool:
         """Whether the request belongs in users' statistics and recorded texts."""
-        return self in (Origin.CLIENT, Origin.BATCH)
+        return self in _COUNTED
+
+
+_COUNTED = frozenset({Origin.CLIENT, Origin.BATCH})
 
 
 class ParsedRequest(msgspec.Struct):
