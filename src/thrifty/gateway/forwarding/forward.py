@@ -92,7 +92,7 @@ class Forwarder:
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
 
-    async def forward(self, call: Call, flight: SingleFlight | None) -> Result:
+    def forward(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
         """Answer the call from a replica; returns the answer for the cache and for followers.
 
         Raises `WireError` if nothing was sent to the client, `ClientGone` if no one waits.
@@ -100,9 +100,14 @@ class Forwarder:
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
         version = call.placed.version
+        if version.concurrency.capacity is None:
+            return self._forward(call, flight)
+        return self._forward_in_slot(call, version, flight)
+
+    async def _forward_in_slot(
+        self, call: Call, version: Version, flight: SingleFlight | None
+    ) -> Result:
         concurrency = version.concurrency
-        if concurrency.capacity is None:
-            return await self._forward(call, flight)
         if not concurrency.enter(call.tenant, call.priority):
             await self._wait_for_slot(call, concurrency, flight)
         entered_s = time.perf_counter()
@@ -291,10 +296,9 @@ class Forwarder:
     async def _attempt(
         self, call: Call, replica: Replica, body: bytes, flight: SingleFlight | None
     ) -> Result:
-        version, delivery = call.placed.version, call.delivery
+        parsed, version, delivery = call.admitted, call.placed.version, call.delivery
         assign(call, replica, flight)
         delivery.sent_s = time.perf_counter()
-        exchange = call.exchange
         hedge_s = version.limits.hedge_s
         if hedge_s is None:
             answer = await self._open(call, replica, body, flight, [])
@@ -303,28 +307,26 @@ class Forwarder:
         check_coding(answer)
         headers = choose_headers(answer)
         streamed = is_event_stream(headers[0][1])
-        if answer.status == 200 and streamed and call.admitted.stream:
+        if answer.status == 200 and streamed and parsed.stream:
             return await self._relay(call, answer, flight)
-        data = await answer.read()
-        if refuses_usage(call, version, replica, answer.status, data):
+        data, status = await answer.read(), answer.status
+        if refuses_usage(call, version, replica, status, data):
             log.info("%s does not take stream_options; it is sent none from now on", replica.id)
             replica.takes_stream_options = False
             return await self._attempt(call, replica, body, flight)
-        if answer.status in RETRIABLE_STATUSES or not (
-            answer.status == 200 or 400 <= answer.status < 600
-        ):
-            raise ReplicaError(answer.status, data)
-        if answer.status == 200 and streamed and (whole := assemble_stream(data)) is not None:
+        if status != 200 and (status in RETRIABLE_STATUSES or not 400 <= status < 600):
+            raise ReplicaError(status, data)
+        if status == 200 and streamed and (whole := assemble_stream(data)) is not None:
             # A stream that nobody asked for.
             data, headers[0] = whole, JSON_TYPE
             streamed = False
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
-        if answer.status == 200 and not streamed:
+        if status == 200 and not streamed:
             call.outcome.usage, _ = parse_usage(data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
-        exchange.respond(answer.status, data, headers, call.header_lines())
-        return Result(answer.status, data, streamed)
+        call.exchange.respond(status, data, headers, call.header_lines())
+        return Result(status, data, streamed)
 
     def _open(
         self,
