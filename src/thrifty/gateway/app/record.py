@@ -8,7 +8,7 @@ import functools
 
 from thrifty.gateway.state.call import HIT, Call
 from thrifty.gateway.state.estimate import compute_cost
-from thrifty.observe.log_writer import LogWriter, MakeTexts
+from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
@@ -91,23 +91,20 @@ class Recorder:
             prompt,
             completion,
             cached,
-            _to_ms(delivery.queue_s),
-            None if ttft_s is None else _to_ms(ttft_s),
-            None if tpot_s is None else _to_ms(tpot_s),
-            _to_ms(e2e_s),
+            round(delivery.queue_s * 1e3, 3),
+            None if ttft_s is None else round(ttft_s * 1e3, 3),
+            None if tpot_s is None else round(tpot_s * 1e3, 3),
+            round(e2e_s * 1e3, 3),
             round(overhead_s * 1e6, 1),
         )
-        texts = self._make_texts(call)
-        size = 0 if texts is None else len(call.exchange.body) + len(outcome.answer)
-        self._writer.put(row, texts, size)
-
-    def _make_texts(self, call: Call) -> MakeTexts | None:
         if not self._prompts or call.parsed is None or not call.origin.counts:
-            return None
-        return functools.partial(
-            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None,
-            streamed=call.outcome.streamed,
+            self._writer.put(row)
+            return
+        texts = functools.partial(
+            make_texts, call.endpoint, call.parsed.body, outcome.answer or None,
+            streamed=outcome.streamed,
         )  # fmt: skip
+        self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
 
 
 def _saved(call: Call) -> Saved:
@@ -121,7 +118,3 @@ def _saved(call: Call) -> Saved:
             prices, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
         )
     return Saved(tier, saved_s, usage.prompt_tokens, usage.completion_tokens, cost)
-
-
-def _to_ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

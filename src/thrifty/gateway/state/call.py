@@ -172,7 +172,8 @@ class Call:
         self.exchange = exchange
         self.endpoint = endpoint
         self.origin = origin
-        self.client_request_id = _accept_request_id(exchange.headers.get(b"x-request-id"))
+        given = exchange.headers.get(b"x-request-id")
+        self.client_request_id = None if given is None else _accept_request_id(given)
         self.response_id = NO_ID
         """The response id; made once the tenant is known."""
         self.received_s = exchange.received_s
@@ -255,9 +256,9 @@ class Call:
         return lines
 
 
-def _accept_request_id(given: bytes | None) -> str | None:
+def _accept_request_id(given: bytes) -> str | None:
     """The client's request id, if it is short, printable ASCII without spaces; else None."""
-    if given is None or not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
+    if not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
         return None
     text = given.decode("latin-1")
     return text if text.isascii() and text.isprintable() and " " not in text else None
