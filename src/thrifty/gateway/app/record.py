@@ -91,11 +91,12 @@ class Recorder:
             prompt,
             completion,
             cached,
-            round(delivery.queue_s * 1e3, 3),
-            None if ttft_s is None else round(ttft_s * 1e3, 3),
-            None if tpot_s is None else round(tpot_s * 1e3, 3),
-            round(e2e_s * 1e3, 3),
-            round(overhead_s * 1e6, 1),
+            # Rounded to whole microseconds: rounding to digits goes by way of a decimal text.
+            round(delivery.queue_s * 1e6) / 1e3,
+            None if ttft_s is None else round(ttft_s * 1e6) / 1e3,
+            None if tpot_s is None else round(tpot_s * 1e6) / 1e3,
+            round(e2e_s * 1e6) / 1e3,
+            round(overhead_s * 1e7) / 10,
         )
         if not self._prompts or call.parsed is None or not call.origin.counts:
             self._writer.put(row)
