@@ -32,13 +32,14 @@ def choose_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
 
 
 def check_coding(answer: Answer) -> None:
-    """Give up an answer with a content coding, which was not asked for and could not be read.
-    Raises `BrokenResponse`.
+    """Give up an answer with a content or transfer coding, which was not asked for and could not
+    be read. Raises `BrokenResponse`.
     """
-    coding = answer.headers.get(b"content-encoding", b"").strip().lower()
-    if coding not in (b"", b"identity"):
-        answer.abort()
-        raise BrokenResponse("the answer has a content coding, although none was asked for")
+    for kind, known in (("content", b"identity"), ("transfer", b"chunked")):
+        coding = answer.headers.get(b"%b-encoding" % kind.encode(), b"").strip().lower()
+        if coding not in (b"", known):
+            answer.abort()
+            raise BrokenResponse(f"the answer has a {kind} coding, although none was asked for")
 
 
 def refuses_usage(call: Call, version: Version, replica: Replica, status: int, body: bytes) -> bool:
