@@ -67,7 +67,7 @@ def test_patterns_find_what_python_finds(pattern: str) -> None:
     if pattern == "^[]b]":  # an empty class in ECMA, which matches nothing
         assert find_texts(pattern).empty
         return
-    plain = ()
+    plain = re.sub(r"\\u\{(\w+)\}", r"\\u00\1", pattern).replace("(?<n>", "(?P<n>")
     certain, possible = find_texts(pattern), find_texts(pattern, wide=True)
     rng = random.Random(pattern)
     texts = [
