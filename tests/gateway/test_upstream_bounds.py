@@ -34,7 +34,7 @@ LIMIT = 100_000
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "MAX_EVENT_BYTES", LIMIT)
     monkeypatch.setattr(relay, "MAX_CAPTURED_BYTES", LIMIT)
-    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", LIMIT)
+    monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 5 * LIMIT)
     monkeypatch.setattr(client, "MAX_OVERHEAD_BYTES", LIMIT)
 
 
@@ -56,7 +56,7 @@ async def test_an_event_without_end_breaks_the_stream_off(
 
 
 async def test_a_whole_answer_is_bounded(tmp_path: Path) -> None:
-    body = [WHOLE[:-1] + b',"x":"', *[b"x" * 1000] * 500, b'"}']
+    body = [WHOLE[:-1] + b',"x":"', *[b"x" * 1000] * 1000, b'"}']
     async with remote(tmp_path, lambda _: [head(), *body]) as (gateway, _):
         reply = await gateway.ask(CHAT)
         assert (reply.status, reply.error["code"]) == (502, "replica_lost")
