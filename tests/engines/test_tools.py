@@ -157,6 +157,16 @@ def test_plan_is_read(body: dict[str, Any], expected: ToolPlan) -> None:
         ({"tools": [custom({"type": "xml"})]}, "tools", "format.type' must be 'text' or 'grammar'"),
         ({"tools": [custom({"type": "grammar"})]}, "tools", "must have a 'syntax'"),
         (
+            {
+                "tools": [
+                    WEATHER,
+                    {**WEATHER, "function": {**WEATHER["function"], "parameters": {}}},
+                ]
+            },
+            "tools",
+            "has the name of another tool, 'weather'",
+        ),
+        (
             {"tools": [custom(grammar("lark", "start: X"))]},
             "tools",
             "tool 'c' has a grammar of the syntax 'lark'",
@@ -226,3 +236,7 @@ def test_only_allowed_tools_may_be_called_and_all_are_told() -> None:
     plan = ToolPlan([WEATHER, CLOCK], "auto", allowed=frozenset({"clock"}))
     assert plan.usable == [CLOCK]
     assert "weather" in describe_tools(plan)
+
+
+def test_a_tool_that_is_named_twice_is_one_tool() -> None:
+    assert parse_tools({"tools": [WEATHER, dict(WEATHER)]}).tools == [WEATHER]

@@ -43,6 +43,10 @@ connection first."""
 SWEEP_S = 15.0
 """How often idle connections are checked, and servers forgotten that no connection is open to: a
 replica that restarts has another port, and its old one is never used again."""
+MAX_OVERHEAD_BYTES = 262_144
+"""Of a head, of trailers, or between two pieces of a body."""
+MAX_ANSWER_BYTES = 268_435_456
+"""Of a body that is held until it is whole. One that is passed on as it comes has no bound."""
 STALE_WINDOW_S = 1.0
 """A connection that was closed for idleness ends within a round trip of the request. One that ends
 later may have received the request."""
@@ -119,7 +123,8 @@ class Answer:
     """
 
     __slots__ = (
-        "_begun", "_connection", "_held", "_sink", "done", "given_up", "head", "headers", "status",
+        "_begun", "_connection", "_held", "_sink", "done", "given_up", "head", "headers",
+        "held_bytes", "received_s", "status",
     )  # fmt: skip
 
     def __init__(self, connection: _Connection, loop: asyncio.AbstractEventLoop) -> None:
@@ -133,6 +138,10 @@ class Answer:
         self.given_up = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
+        self.held_bytes = 0
+        """Of the body, as long as nothing is attached."""
+        self.received_s = 0.0
+        """When the last byte that is held came, or the head (`time.perf_counter`)."""
 
     def attach(self, sink: OnData) -> None:
         """Pass body bytes to `sink`, beginning with those that are here already."""
@@ -160,12 +169,12 @@ class Answer:
         """The complete body. Cancelling it aborts the answer."""
         try:
             await self.done
+            return b"".join(self._held)
         except asyncio.CancelledError:
             self.abort()
             raise
-        body = b"".join(self._held)
-        self._held = []
-        return body
+        finally:
+            self._held = []  # an error that is kept must not keep a large body
 
     def pause(self) -> None:
         """Stop reading from the server, because whoever reads the answer is slow."""
@@ -196,6 +205,8 @@ class Answer:
             self._sink(data)
         else:
             self._held.append(data)
+            self.held_bytes += len(data)
+            self.received_s = time.perf_counter()
             if self._begun is not None:
                 self._begun.set()
 
@@ -216,6 +227,7 @@ class _Connection(asyncio.Protocol):
         "_answer",
         "_close_after",
         "_head_only",
+        "_overhead_bytes",
         "_parser",
         "_paused",
         "_pool",
@@ -235,6 +247,7 @@ class _Connection(asyncio.Protocol):
         self._reused = False
         self._sent_s = 0.0
         self._head_only = False
+        self._overhead_bytes = 0
         self._paused = False
         self._close_after = False
         self._until_close = False
@@ -260,6 +273,7 @@ class _Connection(asyncio.Protocol):
             # It waits for the body that the last answer's head declared.
             self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
+        self._overhead_bytes = 0
         self._transport.write(data)
         return answer
 
@@ -292,6 +306,7 @@ class _Connection(asyncio.Protocol):
             self._pool.forget(self)
             return
         self._reused = False  # from the first byte on, the server has acted on the request
+        self._overhead_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -302,6 +317,11 @@ class _Connection(asyncio.Protocol):
             self._fail(f"the answer could not be read: {error.__context__}")
         except httptools.HttpParserError as error:
             self._fail(f"the server sent something that is not HTTP: {error}")
+        else:
+            if self._overhead_bytes > MAX_OVERHEAD_BYTES:
+                self._fail("the server sent too much beside the body")
+            elif self._answer is not None and self._answer.held_bytes > MAX_ANSWER_BYTES:
+                self._fail(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -331,7 +351,8 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         assert self._answer is not None
-        self._answer.headers[name.lower()] = value
+        if not self._answer.status:  # trailers are not taken
+            self._answer.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         answer, parser = self._answer, self._parser
@@ -341,6 +362,7 @@ class _Connection(asyncio.Protocol):
             answer.headers.clear()
             return
         answer.status = status
+        answer.received_s = time.perf_counter()
         self._close_after = not parser.should_keep_alive()
         self._until_close = (
             b"content-length" not in answer.headers
@@ -355,6 +377,7 @@ class _Connection(asyncio.Protocol):
             self.on_message_complete()
 
     def on_body(self, data: bytes) -> None:
+        self._overhead_bytes = 0
         if self._answer is not None:
             self._answer.feed(data)
 

@@ -34,6 +34,12 @@ def check_head(exchange: Exchange) -> None:
         raise WireError(505, "use HTTP/1.1", code="http_version_not_supported")
     elif b"transfer-encoding" in exchange.headers:
         raise malformed("HTTP/1.0 has no Transfer-Encoding")
+    if exchange.headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+        raise WireError(
+            501,
+            "no transfer coding but 'chunked' is supported",
+            code="unsupported_transfer_coding",
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -48,11 +48,13 @@ def replace_id(body: bytes, new_id: bytes) -> bytes:
 class IdRewriter:
     """Puts `new_id` into the events of one stream, however its bytes are cut."""
 
-    __slots__ = ("_head", "_new_head", "_new_id", "_rest")
+    __slots__ = ("_head", "_new_head", "_new_id", "_rest", "rest_bytes")
 
     def __init__(self, new_id: bytes) -> None:
         self._new_id = new_id
         self._rest: list[bytes] = []
+        self.rest_bytes = 0
+        """Of the event that has not ended."""
         self._head = b""
         self._new_head = b""
 
@@ -61,12 +63,17 @@ class IdRewriter:
         if not self._rest and data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2:
             return self._rewrite(data)
         rest = self._rest
-        if b"\n" not in data:
+        if b"\n\n" not in data and not (
+            rest and rest[-1].endswith(b"\n") and data.startswith(b"\n")
+        ):
             # Joining the pieces of a long event each time would take quadratic time.
-            rest.append(data)
+            if data:
+                rest.append(data)
+                self.rest_bytes += len(data)
             return b""
         events, unfinished = split_events(b"".join((*rest, data)) if rest else data)
         self._rest = [unfinished] if unfinished else []
+        self.rest_bytes = len(unfinished)
         return b"".join([self._rewrite(event) for event in events])
 
     def finish(self) -> bytes:

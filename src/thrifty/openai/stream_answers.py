@@ -52,6 +52,7 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
             usage = event.get("usage") or usage
             for part in event.get("choices") or ():
                 _merge_choice(choices, part, chat, partial=partial)
+        choices = {index: _join(choice) for index, choice in choices.items()}
     except (LookupError, TypeError, AttributeError):
         return None  # not the dialect
     unfinished = any(choice["finish_reason"] is None for choice in choices.values())
@@ -69,6 +70,42 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
     if usage is not None:
         answer["usage"] = usage
     return msgspec.json.encode(answer)
+
+
+class _Pieces(list[str]):
+    """A text in pieces. Adding each piece to a string would take quadratic time."""
+
+
+def _add(holder: dict[str, Any], key: str, value: Any, *, partial: bool) -> None:
+    """Add a piece to what `holder` has: texts and lists go on, objects do so key by key."""
+    known = holder.get(key)
+    if isinstance(value, dict) and (known is None or isinstance(known, dict)):
+        inner = holder.setdefault(key, {})
+        for name, piece in value.items():
+            if piece is not None:
+                _add(inner, name, piece, partial=partial)
+    elif known is None:
+        holder[key] = _Pieces((value,)) if isinstance(value, str) else value
+    elif isinstance(value, str) and isinstance(known, _Pieces):
+        known.append(value)
+    elif isinstance(value, list) and type(known) is list:
+        known.extend(value)
+    elif partial:
+        holder[key] = value
+    elif known != value:
+        raise TypeError(f"{key!r} has two values that do not make one")
+
+
+def _join(value: Any) -> Any:
+    """The value with its texts in one piece."""
+    if isinstance(value, _Pieces):
+        return "".join(value)
+    if isinstance(value, dict):
+        return {
+            key: [_join(item) for item in inner] if key == "tool_calls" else _join(inner)
+            for key, inner in value.items()
+        }
+    return value
 
 
 def _merge_choice(
@@ -93,20 +130,19 @@ def _merge_delta(choice: dict[str, Any], part: dict[str, Any], *, partial: bool)
             continue
         if key == "tool_calls":
             _merge_tool_calls(message.setdefault("tool_calls", []), value, partial=partial)
-        elif isinstance(value, str | list) and message.get(key) is not None:
-            message[key] = message[key] + value
         else:
-            message[key] = value
+            _add(message, key, value, partial=partial)
     logprobs = part.get("logprobs")
     if logprobs:
-        known = choice["logprobs"] or {"content": [], "refusal": None}
-        known["content"] = known["content"] + (logprobs.get("content") or [])
-        choice["logprobs"] = known
+        known = choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
+        known["content"].extend(logprobs.get("content") or [])
 
 
 def _settle_content(message: dict[str, Any]) -> None:
     """Streams begin with empty content. A whole answer has none beside calls or reasoning."""
-    beside = any(message.get(key) for key in ("tool_calls", "reasoning_content", "refusal"))
+    beside = any(
+        message.get(key) for key in ("tool_calls", "function_call", "reasoning_content", "refusal")
+    )
     message["content"] = message["content"] or (None if beside else "")
 
 
@@ -114,29 +150,42 @@ def _merge_tool_calls(
     calls: list[dict[str, Any]], parts: list[dict[str, Any]], *, partial: bool
 ) -> None:
     for part in parts:
-        index = part.get("index", len(calls))
+        index = part.get("index")
+        if index is None:
+            # Some servers number no calls: one that has a name begins.
+            begins = any((part.get(kind) or {}).get("name") for kind in ("function", "custom"))
+            index = len(calls) if begins or not calls else len(calls) - 1
         if not 0 <= index < MAX_TOOL_CALLS:
             if partial:
                 continue
             raise LookupError(f"a tool call has the index {index}")
+        if index > len(calls) and not partial:
+            raise LookupError("a tool call is missing")
         while len(calls) <= index:
             calls.append({"id": "", "type": "function"})
         call = calls[index]
+        if not partial and call["id"] and part.get("id") not in (None, "", call["id"]):
+            raise LookupError("two tool calls have one index")
         for key in ("id", "type"):
             call[key] = part.get(key) or call[key]
         for kind, written in (("function", "arguments"), ("custom", "input")):
             if (piece := part.get(kind)) is not None:
-                whole = call.setdefault(kind, {"name": "", written: ""})
-                for key in whole:
-                    whole[key] += piece.get(key) or ""
+                whole = call.setdefault(kind, {"name": _Pieces(), written: _Pieces()})
+                for key, pieces in whole.items():
+                    if not isinstance(text := piece.get(key) or "", str):
+                        raise TypeError(f"a tool call's {key} is no text")
+                    pieces.append(text)
 
 
 def _merge_text(choice: dict[str, Any], part: dict[str, Any]) -> None:
-    choice["text"] = choice.get("text", "") + (part.get("text") or "")
+    if not isinstance(text := part.get("text") or "", str):
+        raise TypeError("a choice's text is no text")
+    choice.setdefault("text", _Pieces()).append(text)
     logprobs = part.get("logprobs")
     if logprobs:
-        known = choice["logprobs"] or {}
-        choice["logprobs"] = {
-            key: (known.get(key) or []) + value if isinstance(value, list) else value
-            for key, value in logprobs.items()
-        }
+        known = choice["logprobs"] = choice["logprobs"] or {}
+        for key, value in logprobs.items():
+            if isinstance(value, list) and isinstance(known.get(key), list):
+                known[key].extend(value)
+            else:
+                known[key] = value

@@ -156,7 +156,9 @@ class LimitsSpec(Section):
         600.0, gt=0, description="A replica that sends nothing for this long is given up on."
     )
     idle_timeout: Duration = Field(
-        120.0, gt=0, description="A stream that sends nothing for this long is ended with an error."
+        120.0,
+        gt=0,
+        description="An answer that has begun and sends nothing for this long is ended with an error.",
     )
     timeout: Duration | None = Field(
         None,

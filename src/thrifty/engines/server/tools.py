@@ -62,11 +62,17 @@ def parse_tools(body: dict[str, Any]) -> ToolPlan:
     """The plan in a request. Raises a 400 that names the fault."""
     given = body.get("tools") or []
     tools = [_check_tool(tool, f"tools[{index}]") for index, tool in enumerate(given)]
+    by_name: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        name = tool["function"]["name"]
+        if by_name.setdefault(name, tool) != tool:
+            raise _invalid(f"'tools[{index}]' has the name of another tool, {show_value(name)}.")
     custom = frozenset(
         tool["function"]["name"]
         for tool, original in zip(tools, given, strict=True)
         if original["type"] == "custom"
     )
+    tools = list(by_name.values())
     choice = body.get("tool_choice")
     if choice is None:
         choice = "auto" if tools else "none"

@@ -41,6 +41,8 @@ from thrifty.openai.errors import SERVER, WireError
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.stream_answers import assemble_stream
 
+LARGE_BYTES = 1_000_000
+"""Larger answers are made entries of the cache in threads."""
 _JSON_LINE = encode_lines([JSON_TYPE])
 _STREAM_LINES = encode_lines(EVENT_STREAM_HEADERS)
 
@@ -162,7 +164,10 @@ class Answerer:
                 if call.exchange.disconnected and not flight.followers:
                     raise ClientGone
             result = await self._send(call, flight)
-            result = _make_entry(call, result, owner, purge_id)
+            if len(result.body) < LARGE_BYTES:
+                result = _make_entry(call, result, owner, purge_id)
+            else:
+                result = await asyncio.to_thread(_make_entry, call, result, owner, purge_id)
             stored = self._store(call, key, result.entry, owner, ttl_s)
             self._note_answer(call, result)
         except WireError as error:
@@ -178,7 +183,7 @@ class Answerer:
                         code="replica_lost",
                     )
                 )
-            self._flights.end(key, result)
+            self._flights.end(key, flight, result)
             if claim is not None and shared is not None:
                 shared.settle(claim, result.entry if stored else None, ttl_s)
 

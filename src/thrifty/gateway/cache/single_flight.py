@@ -34,10 +34,12 @@ class SingleFlight:
     """One generation and its followers."""
 
     __slots__ = ("_backlog", "_ended", "_listeners", "_numbers", "_result", "_usage", "begun",
-                 "followers", "replica", "response_id", "stream", "version")  # fmt: skip
+                 "followers", "open", "replica", "response_id", "stream", "version")  # fmt: skip
 
     def __init__(self, *, stream: bool) -> None:
         self.stream = stream
+        self.open = True
+        """Whether others may join."""
         self.followers = 0
         self.begun = False
         self.replica = ""
@@ -69,7 +71,8 @@ class SingleFlight:
     def publish(self, data: bytes) -> None:
         """Send bytes of the stream to all listeners."""
         self.begun = True
-        self._backlog.append(data)
+        if self.open:
+            self._backlog.append(data)
         for listener, wants_usage in list(self._listeners.values()):
             listener(data if wants_usage else data.replace(NO_USAGE, b""))
 
@@ -95,6 +98,11 @@ class SingleFlight:
         """Stop receiving the stream."""
         self._listeners.pop(number, None)
 
+    def close(self) -> None:
+        """Let nobody join any more: the stream is longer than what is kept for that."""
+        self.open = False
+        self._backlog.clear()
+
     def finish(self, result: Result) -> None:
         """Set the result for all followers."""
         self._ended = result
@@ -112,17 +120,18 @@ class SingleFlightGroup:
         return len(self._flights)
 
     def find(self, key: bytes) -> SingleFlight | None:
-        """The flight for `key`, if one is in progress."""
-        return self._flights.get(key)
+        """The flight for `key`, if one is in progress that others may join."""
+        flight = self._flights.get(key)
+        return flight if flight is not None and flight.open else None
 
     def begin(self, key: bytes, *, stream: bool) -> SingleFlight:
-        """Start a flight for `key`, which must not have one."""
-        assert key not in self._flights
+        """Start a flight for `key`, which must not have one that others may join."""
+        assert self.find(key) is None
         flight = self._flights[key] = SingleFlight(stream=stream)
         return flight
 
-    def end(self, key: bytes, result: Result) -> None:
-        """End the flight for `key`."""
-        flight = self._flights.pop(key, None)
-        if flight is not None:
-            flight.finish(result)
+    def end(self, key: bytes, flight: SingleFlight, result: Result) -> None:
+        """End a flight for `key`."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        flight.finish(result)

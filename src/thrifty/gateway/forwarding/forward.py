@@ -93,6 +93,7 @@ class Forwarder:
         self._budget = RetryBudget()
         self._hedger = Hedger(self._open, self._pick, self._note_failure, self._budget, metrics)
         self._streams: set[tuple[Call, Relay, Answer]] = set()
+        self._reads: set[tuple[Call, Answer]] = set()
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
 
@@ -318,7 +319,12 @@ class Forwarder:
         streamed = is_event_stream(headers[0][1])
         if answer.status == 200 and streamed and parsed.stream:
             return await self._relay(call, answer, flight)
-        data, status = await answer.read(), answer.status
+        self._reads.add(entry := (call, answer))
+        try:
+            data = await answer.read()
+        finally:
+            self._reads.discard(entry)
+        status = answer.status
         if refuses_usage(call, version, replica, status, data):
             log.info("%s does not take stream_options; it is sent none from now on", replica.id)
             replica.takes_stream_options = False
@@ -437,7 +443,7 @@ class Forwarder:
             version.resize(self._table.workers)
 
     def sweep(self, now_s: float) -> None:
-        """End streams whose replica has gone silent; update queues and capacities."""
+        """End answers whose replica has gone silent; update queues and capacities."""
         for known in self._table.versions():
             known.resize(self._table.workers)
             known.concurrency.sweep()
@@ -448,6 +454,11 @@ class Forwarder:
             # Before the first token a replica may be computing a long prompt; later it is not.
             limit_s = limits.idle_timeout_s if relay.begun else limits.first_token_timeout_s
             if now_s - call.delivery.last_byte_s > limit_s:
+                _interrupt(answer, f"the replica sent nothing for {limit_s:g} s")
+        for call, answer in list(self._reads):
+            limits = call.placed.version.limits
+            limit_s = limits.idle_timeout_s if answer.held_bytes else limits.first_token_timeout_s
+            if now_s - answer.received_s > limit_s:
                 _interrupt(answer, f"the replica sent nothing for {limit_s:g} s")
 
 

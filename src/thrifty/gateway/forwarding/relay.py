@@ -18,7 +18,7 @@ import msgspec
 
 from thrifty.gateway.cache.single_flight import SingleFlight
 from thrifty.gateway.state.call import Call
-from thrifty.http.client import Answer
+from thrifty.http.client import Answer, BrokenResponse
 from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.openai.errors import SERVER, WireError
 from thrifty.openai.events import (
@@ -36,6 +36,10 @@ from thrifty.openai.events import (
 )
 from thrifty.openai.id_rewrite import IdRewriter
 
+MAX_EVENT_BYTES = 33_554_432
+"""A stream with a larger event is broken off."""
+MAX_CAPTURED_BYTES = 33_554_432
+"""A longer stream is passed on, and is neither cached nor recorded nor joined by others."""
 _END = b"[DONE]"
 
 
@@ -62,7 +66,9 @@ class Relay:
         "_answer",
         "_call",
         "_captured",
+        "_captured_bytes",
         "_flight",
+        "_is_behind",
         "_line_ends",
         "_pieces",
         "_rest",
@@ -88,6 +94,9 @@ class Relay:
         self._answer = answer
         self._flight = flight
         self._captured: list[bytes] | None = [] if capture else None
+        self._captured_bytes = 0
+        self._is_behind = False
+        """Whether the client is slow."""
         self._line_ends = LineEnds()
         self._pieces: int | None = 0 if count else None
         """The events with text so far, if they are counted."""
@@ -99,10 +108,8 @@ class Relay:
         self._rewriter = None if takes_id else IdRewriter(call.body_id)
         self.paused = False
         exchange = call.exchange
-        if flight is None:
-            # With followers, a slow reader must not hold up the others; its bytes are buffered.
-            exchange.on_pause = self._pause
-            exchange.on_resume = self._resume
+        exchange.on_pause = self._pause
+        exchange.on_resume = self._resume
 
     @property
     def begun(self) -> bool:
@@ -132,6 +139,9 @@ class Relay:
         data = self._line_ends.feed(data)
         if self._rewriter is not None:
             data = self._rewriter.feed(data)
+            if self._rewriter.rest_bytes > MAX_EVENT_BYTES:
+                self._answer.fail(BrokenResponse(f"an event has more than {MAX_EVENT_BYTES} bytes"))
+                self._answer.abort()
         if not data:
             return
         if (
@@ -210,24 +220,41 @@ class Relay:
         if not data:
             return
         self._call.exchange.write(data if self._wants_usage else data.replace(NO_USAGE, b""))
-        if self._captured is not None:
-            self._captured.append(data)
+        self._capture(data)
         if self._flight is not None:
             self._flight.publish(data)
 
     def _emit_usage(self, event: bytes) -> None:
         if self._wants_usage:
             self._call.exchange.write(event)
-        if self._captured is not None:
-            self._captured.append(event)
+        self._capture(event)
         if self._flight is not None:
             self._flight.publish_usage(event)
 
+    def _capture(self, data: bytes) -> None:
+        self._captured_bytes += len(data)
+        if self._captured_bytes <= MAX_CAPTURED_BYTES:
+            if self._captured is not None:
+                self._captured.append(data)
+            return
+        self._captured = None
+        if self._flight is not None and self._flight.open:
+            self._flight.close()
+            if self._is_behind:
+                self._pause()
+
     def _pause(self) -> None:
-        self.paused = True
-        self._answer.pause()
+        self._is_behind = True
+        flight = self._flight
+        if flight is None or not (flight.open or flight.followers):
+            # A slow reader must not hold up followers; its bytes are buffered.
+            self.paused = True
+            self._answer.pause()
 
     def _resume(self) -> None:
+        self._is_behind = False
+        if not self.paused:
+            return
         self.paused = False
         self._call.delivery.last_byte_s = time.perf_counter()
         self._answer.resume()

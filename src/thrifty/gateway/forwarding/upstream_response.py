@@ -19,6 +19,8 @@ MAX_TYPE_BYTES = 512
 _MEDIA_TYPE = re.compile(rb"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(?:[ \t]*;[\x20-\x7e]{0,128})?")
 _RETRY_AFTER = re.compile(rb"[0-9]{1,9}|[A-Za-z]{3}, [0-9A-Za-z: ]{20,24}GMT")
 _REFUSALS = (400, 422)
+_CODINGS = ((b"content-encoding", b"identity"), (b"transfer-encoding", b"chunked"))
+"""The headers of codings, and the one value that is taken."""
 _NAMES = (b"stream_options", b"include_usage")
 
 
@@ -41,13 +43,15 @@ def _read_type(given: bytes) -> tuple[bytes, bytes]:
 
 
 def check_coding(answer: Answer) -> None:
-    """Give up an answer with a content coding, which was not asked for and could not be read.
-    Raises `BrokenResponse`.
+    """Give up an answer with a content or transfer coding, which was not asked for and could not
+    be read. Raises `BrokenResponse`.
     """
-    coding = answer.headers.get(b"content-encoding")
-    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
-        answer.abort()
-        raise BrokenResponse("the answer has a content coding, although none was asked for")
+    for name, known in _CODINGS:
+        coding = answer.headers.get(name)
+        if coding is not None and coding.strip().lower() not in (b"", known):
+            answer.abort()
+            kind = name.partition(b"-")[0].decode()
+            raise BrokenResponse(f"the answer has a {kind} coding, although none was asked for")
 
 
 def refuses_usage(call: Call, version: Version, replica: Replica, status: int, body: bytes) -> bool:

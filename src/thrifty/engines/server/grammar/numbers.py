@@ -8,7 +8,7 @@ are one and the same in a client's binary floating point.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -47,6 +47,7 @@ class Bounds:
 
 def write_numbers(bounds: Bounds) -> Automaton:
     """The texts of the numbers within `bounds`. Raises `GrammarTooLarge`."""
+    bounds = replace(bounds, low=_drop_sign(bounds.low), high=_drop_sign(bounds.high))
     for bound in (bounds.low, bounds.high):
         if bound is not None and bound[0] and abs(bound[0].adjusted()) > MAX_DIGITS:
             raise GrammarTooLarge(f"a bound has more than {MAX_DIGITS} digits")
@@ -80,6 +81,11 @@ def write_numbers(bounds: Bounds) -> Automaton:
 
     begin: _State = ("begin",)
     return explore(begin, step)
+
+
+def _drop_sign(bound: Bound | None) -> Bound | None:
+    """The bound without the sign of a zero, which JSON may write as -0.0."""
+    return bound if bound is None or bound[0] else (Decimal(0), bound[1])
 
 
 def _negate(bound: Bound) -> Bound:

@@ -158,6 +158,8 @@ class _Reader:
         low, comma, high = (
             self._text[self._at + 1 : end].partition(",") if end > 0 else ("", "", "")
         )
+        if comma and not low and high.isascii() and high.isdigit():
+            raise PatternRefused(f"write '{{0,{high}}}' for '{{,{high}}}', which some take as text")
         if not (
             low.isascii() and low.isdigit() and (not high or (high.isascii() and high.isdigit()))
         ):
