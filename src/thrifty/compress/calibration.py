@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
+from thrifty.compress.mix import Text, as_mix, read_tokens
 from thrifty.errors import CompressionError
-from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
+from thrifty.evaluate.windows import TokenArray
 from thrifty.graphs.decoder import TAP, build_decoder, make_inputs
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
 
-SHINGLE_WORDS = 13
-"""This many consecutive words in both texts count as overlap, as is usual in the field."""
-MOST_OVERLAP = 0.001
-"""The share of the evaluation text's shingles that may recur by chance, as set phrases do."""
-
 
 def read_calibration(
-    path: Path, tokenizer: TextTokenizer, window: int, *, judged: int, learned: int
+    text: Text, tokenizer: TextTokenizer, window: int, *, judged: int, learned: int
 ) -> tuple[list[TokenArray], list[TokenArray]]:
     """Windows of calibration text: some to compare candidates on, others to make them from.
 
     The former are at most `judged` tokens and a quarter of all, the latter at most `learned`
     tokens. Raises `CompressionError` if the text has fewer than two windows.
     """
-    windows = list(read_windows(path, tokenizer, window, judged + learned))
+    windows = list(read_tokens(text, tokenizer, window, judged + learned))
     if len(windows) < 2:
         raise CompressionError(
-            f"{path} is too short: it has {len(windows)} windows of {window} tokens, and at least "
+            f"{as_mix(text).name} is too short: it has {len(windows)} windows of {window} tokens, and at least "
             "two are needed, for calibration and for selection"
         )
-    count = min(max(1, judged // window), max(1, len(windows) // 4))
-    return windows[:count], windows[count : count + max(1, learned // window)]
+    count = _count_windows(windows[: max(1, len(windows) // 4)], judged)
+    rest = windows[count:]
+    return windows[:count], rest[: _count_windows(rest, learned)]
+
+
+def _count_windows(windows: Sequence[TokenArray], tokens: int) -> int:
+    """How many of the first windows have at most so many tokens together; at least one."""
+    ends = np.cumsum([len(window) for window in windows])
+    return max(1, int(np.searchsorted(ends, tokens, side="right")))
 
 
 def count_tokens(windows: Iterable[TokenArray]) -> int:
@@ -139,26 +140,3 @@ class TapRun:
             name: self._request.get_output_tensor(index).data.reshape(len(tokens), -1)
             for index, name in self._taps.items()
         }
-
-
-def check_no_overlap(calibration: Path, evaluation: Path) -> None:
-    """Raise `CompressionError` if the calibration text contains parts of the evaluation text."""
-    held_out = set(_shingles(evaluation))
-    if not held_out:
-        return
-    seen = {shingle for shingle in _shingles(calibration) if shingle in held_out}
-    if len(seen) > MOST_OVERLAP * len(held_out):
-        raise CompressionError(
-            f"{calibration} contains {len(seen) / len(held_out):.1%} of {evaluation} (sequences of "
-            f"{SHINGLE_WORDS} words), so measurements on the latter would be too good; calibrate "
-            "with other text"
-        )
-
-
-def _shingles(path: Path) -> Iterator[bytes]:
-    words: list[str] = []
-    for text in read_texts(path):
-        words = words[-(SHINGLE_WORDS - 1) :] + text.lower().split()
-        for start in range(len(words) - SHINGLE_WORDS + 1):
-            joined = " ".join(words[start : start + SHINGLE_WORDS])
-            yield hashlib.blake2b(joined.encode(), digest_size=8).digest()

@@ -18,7 +18,7 @@ from typing import Any
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compress.calibration import check_no_overlap
+from thrifty.compress.overlap import check_no_overlap
 from thrifty.data import SETS
 from thrifty.engines.base import choose_runnable, find_scheme_fault
 from thrifty.engines.machine import detect_machine
