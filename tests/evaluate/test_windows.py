@@ -77,6 +77,7 @@ def test_lines_of_json_are_texts(tmp_path: Path) -> None:
         ("a.jsonl", b'{"body": "a"}\n', "line 1: no text in any of the fields text"),
         ("a.jsonl", b"[" * 100_000, "line 1: not a line of JSON"),
         ("a.jsonl", b"17\n", "no text"),
+        ("a.jsonl", b'{"text": "a\\ud800"}\n', "line 1: half of a surrogate pair"),
     ],
 )
 def test_text_that_cannot_be_used_is_told_of(

@@ -18,7 +18,7 @@ def run_list(*, as_json: bool) -> None:
             "name": name,
             "what": one.what,
             "licence": one.licence,
-            "from": f"{one.package} {one.version}",
+            "from": one.origin,
             "fetched": (home.data / f"{name}{one.suffix}").exists(),
         }
         for name, one in SETS.items()

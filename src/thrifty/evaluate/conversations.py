@@ -17,8 +17,8 @@ import numpy as np
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import ToolPlan, parse_tools
 from thrifty.errors import EvaluationError
-from thrifty.evaluate.windows import TokenWindow
-from thrifty.openai.errors import WireError
+from thrifty.evaluate.windows import MIN_TOKENS, TokenWindow
+from thrifty.openai.errors import WireError, bad_request
 from thrifty.text.tokenizer import TextTokenizer
 
 _WHOLE = {"add_generation_prompt": False}
@@ -26,7 +26,7 @@ _WHOLE = {"add_generation_prompt": False}
 
 def holds_conversations(path: Path) -> bool:
     """Whether the first record of a `.jsonl` file has `messages`."""
-    return path.suffix == ".jsonl" and "messages" in next(_read_records(path), ({}, ""))[0]
+    return path.suffix == ".jsonl" and "messages" in next(read_records(path), ({}, ""))[0]
 
 
 def read_conversations(
@@ -39,17 +39,17 @@ def read_conversations(
     `EvaluationError` for a record that the model's template does not take, and if nothing counts.
     """
     taken = 0
-    for record, where in _read_records(path):
+    for record, where in read_records(path):
+        room = length if limit is None else min(length, limit - taken)
+        if room < min(MIN_TOKENS, length):
+            break
         try:
-            window = render_conversation(record, tokenizer, length)
+            window = render_conversation(record, tokenizer, room)
         except WireError as error:
             raise EvaluationError(f"{where}: {error.message}") from None
-        if window is None:
-            continue
-        if limit is not None and taken + len(window.tokens) > limit:
-            break
-        taken += len(window.tokens)
-        yield window
+        if window is not None:
+            taken += len(window.tokens)
+            yield window
     if not taken:
         raise EvaluationError(
             f"{path} has no conversation in which the assistant says something within the first "
@@ -61,8 +61,12 @@ def render_conversation(
     record: dict[str, Any], tokenizer: TextTokenizer, length: int
 ) -> TokenWindow | None:
     """The window of one conversation; None if nothing in it counts. Raises `WireError`."""
-    messages: list[Any] = record["messages"]
-    plan = parse_tools({"tools": record.get("tools")})
+    messages, tools = record.get("messages"), record.get("tools")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("'messages' must be a list with a message.", "messages", "invalid_value")
+    if not isinstance(tools, list | None):
+        raise bad_request("'tools' must be a list.", "tools", "invalid_value")
+    plan = parse_tools({"tools": tools})
     whole = _encode(messages, tokenizer, plan, **_WHOLE)
     ends = set(tokenizer.find_turn_ends())
     said = np.zeros(len(whole), np.bool_)
@@ -88,8 +92,8 @@ def _encode(
     return build_prompt({"messages": messages, **settings}, tokenizer, plan).ids
 
 
-def _read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a `.jsonl` file, and where each stands."""
+def read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a `.jsonl` file, and where each stands. Raises `EvaluationError`."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for number, line in enumerate(file, 1):
@@ -102,11 +106,18 @@ def _read_records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
                     raise EvaluationError(f"{where}: not a line of JSON") from None
                 if not isinstance(record, dict):
                     raise EvaluationError(f"{where}: not a JSON object")
-                messages = record.get("messages")
-                if messages is not None and (not isinstance(messages, list) or not messages):
-                    raise EvaluationError(f"{where}: 'messages' must be a list with a message")
+                if "\\u" in line and not _is_unicode(record):
+                    raise EvaluationError(f"{where}: half of a surrogate pair is not a character")
                 yield record, where
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is not UTF-8 text: {error}") from None
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _is_unicode(record: dict[str, Any]) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -66,6 +66,8 @@ def _read_record(line: str, where: str) -> str:
         for name in TEXT_FIELDS:
             if isinstance(record.get(name), str):
                 text: str = record[name]
+                if "\\u" in line and text.encode(errors="replace").decode() != text:
+                    raise EvaluationError(f"{where}: half of a surrogate pair is not a character")
                 return text
     raise EvaluationError(f"{where}: no text in any of the fields {', '.join(TEXT_FIELDS)}")
 
