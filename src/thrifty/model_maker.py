@@ -54,10 +54,13 @@ class Compressor:
         `CompressionError`.
         """
         from thrifty.compress.pipeline import run_pipeline
+        from thrifty.own_replica import make_server
 
         return run_pipeline(
             loaded.spec.compress, model, store=self._store, home=self._home,
-            measure_speed=self._measure_speed, on_stage=self._on_stage, on_progress=on_progress,
+            measure_speed=self._measure_speed,
+            serve=make_server(self._store, self._home, self._machine),
+            on_stage=self._on_stage, on_progress=on_progress,
         )  # fmt: skip
 
     def make(

@@ -1,24 +1,18 @@
-"""How fast a stored model is on this machine: one replica, started as the fleet starts it, and measured
-as `thrifty up` measures.
+"""How fast a stored model is on this machine: one replica of its own, measured as `thrifty up` measures.
 
-`measure_speed` measures one model, `measure_candidates` several ways to serve one. No other part of a
-service runs: no gateway, no database. One benchmark at a time runs in a home. The next benchmark,
-`thrifty up` and `thrifty down` end whatever a killed benchmark left running.
+`measure_speed` measures one model, `measure_candidates` several ways to serve one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.bench.check import (
     OUTPUT_TOKENS,
@@ -32,17 +26,12 @@ from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.engines.scheme_choice import CANDIDATE, LOADS, make_machine_conditions
-from thrifty.errors import BenchError, FleetError, SpecError
-from thrifty.fleet.local_replica import LocalReplica
-from thrifty.fleet.process import find_ours
+from thrifty.errors import BenchError, FleetError
 from thrifty.home import Home
-from thrifty.spec import Spec
-from thrifty.spec.compress import CompressSpec
-from thrifty.types import Family, Format, OnProgress, Progress, ReplicaState, ignore_progress
+from thrifty.own_replica import has_ended, only_replica, prepare_served, run_coroutine, run_replica
+from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 
 SPEED = "speed"
-START_TIMEOUT_S = 600.0
-_ID = "speed-benchmark-"
 
 
 def find_speed(store: Store, artifact: Artifact, machine: Machine) -> Measurement | None:
@@ -158,17 +147,10 @@ def _measure_scheme(
     on_progress: OnProgress,
 ) -> tuple[Served, dict[str, Any]]:
     """Prepare a model with its weights in `scheme`, serve it, and measure it."""
-    compress = CompressSpec.model_validate({"quantize": {"scheme": scheme}})
-    spec = Spec(name="speed-benchmark", compress=compress)
-    problems = engine.check(spec, artifact, machine)
-    if problems:
-        raise SpecError(problems, version.label)
-    served = engine.prepare(spec, (version, artifact), store, machine, on_progress)
-    store.verify(store.load(served.artifact or artifact.id))
-    with lock_file(home.run / "speed_benchmark.lock"):
-        _end_leftovers(home)
+    served = prepare_served(engine, scheme, store, version, artifact, machine, on_progress)
+    with only_replica(home):
         busy = psutil.cpu_percent(interval=0.3) / 100
-        values = _run(_try(engine, served, loads, home, store, machine, on_progress))
+        values = run_coroutine(_try(engine, served, loads, home, store, machine, on_progress))
     return served, {**values, "busy_before": busy}
 
 
@@ -181,27 +163,11 @@ async def _try(
     machine: Machine,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    replica = LocalReplica(
-        f"{_ID}0", served, engine, home=home, store=store, cores=machine.cores, memory_share=1.0,
-        memory_limit=None, start_timeout_s=START_TIMEOUT_S, on_change=lambda: None,
-    )  # fmt: skip
     on_progress(Progress("speed_benchmark", 0, len(loads) + 1, "steps"))
-    replica.start()
-    try:
-        waiting = asyncio.ensure_future(replica.ready_once.wait())
-        while not waiting.done():
-            await asyncio.wait({waiting}, timeout=0.1)
-            if replica.restarts:
-                break
-        waiting.cancel()
-        if replica.state is not ReplicaState.READY:
-            raise FleetError(
-                f"{served.version} does not start: {replica.message}; its log is "
-                f"{home.log_of(replica.id)}"
-            )
+    async with run_replica(served, engine, home, store, machine) as replica:
         values: dict[str, Any] = {"load_s": replica.ready_after_s}
         values |= await _measure(replica.row().url, served, loads, store, on_progress)
-        if replica.restarts or replica.state is not ReplicaState.READY:
+        if has_ended(replica):
             # Its speed cannot be told from what was measured.
             raise FleetError(f"{served.version} ended while it was measured: {replica.message}")
         row = replica.row()
@@ -210,10 +176,8 @@ async def _try(
             if process is not None:
                 everyone = [process, *process.children(recursive=True)]
                 values["memory_bytes"] = sum(one.memory_info().rss for one in everyone)
-        return values
-    finally:
-        await replica.stop(grace_s=10.0)
-        on_progress(Progress("speed_benchmark", len(loads) + 1, len(loads) + 1, "steps"))
+    on_progress(Progress("speed_benchmark", len(loads) + 1, len(loads) + 1, "steps"))
+    return values
 
 
 async def _measure(
@@ -242,23 +206,3 @@ def _describe_form(store: Store, served: Served) -> str:
     if served.artifact is None:
         return ""
     return store.load(served.artifact).description.weights or "f16"
-
-
-def _end_leftovers(home: Home) -> None:
-    """End the processes of a killed benchmark. We hold the lock, so none of them is in use."""
-    for ident, _, process_id in find_ours(home.root):
-        process = ident.find()
-        if process_id.startswith(_ID) and process is not None:
-            with contextlib.suppress(psutil.Error):
-                for one in [*process.children(recursive=True), process]:
-                    one.kill()
-
-
-def _run(benchmark: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """In an event loop of its own, also where one runs already in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(benchmark)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, benchmark).result()

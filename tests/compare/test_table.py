@@ -166,7 +166,7 @@ def test_a_speed_benchmark_measures_a_replica_and_leaves_nothing_behind(
 
     # The remains of a killed benchmark are ended.
     left = start_process(
-        ["sleep", "600"], role="replica", process_id="speed-benchmark-0", home=home.root,
+        ["sleep", "600"], role="replica", process_id="own-replica-0", home=home.root,
         log_path=home.logs / "left.log",
     )  # fmt: skip
     machine = detect_machine()

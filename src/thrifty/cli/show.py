@@ -39,6 +39,7 @@ _VERBS = {
     "reference": "Running the reference",
     "evaluate": "Running the candidate",
     "answer": "Answering questions",
+    "ask": "Asking questions",
     "calibrate": "Reading calibration text",
     "quantize": "Quantizing",
     "write": "Writing",

@@ -25,6 +25,14 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import choose_engine
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.errors import CompressionError, EngineError, Problem, ThriftyError
+from thrifty.evaluate.answers import (
+    AnswersRequest,
+    ServeModel,
+    find_questions,
+    is_chat_model,
+    measure_answers,
+)
+from thrifty.evaluate.answers_text import summarize_answers
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.suite import (
@@ -130,6 +138,7 @@ def run_pipeline(
     store: Store,
     home: Home,
     measure_speed: MeasureSpeed | None = None,
+    serve: ServeModel | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
     on_progress: OnProgress = ignore_progress,
 ) -> PipelineResult:
@@ -141,6 +150,7 @@ def run_pipeline(
         store: Where models are stored.
         home: Where texts, references and training checkpoints are stored.
         measure_speed: Measures and records a model's speed; None skips it.
+        serve: Serves a chat model that was pruned or distilled, to ask it questions; None skips it.
         on_stage: Called with a description as each stage begins.
         on_progress: Called with the progress of each stage, as `stage: step`.
 
@@ -170,6 +180,8 @@ def run_pipeline(
             stages.append(stage)
             if stage.not_measured:
                 on_stage(f"{version.label}: its speed was not measured: {stage.not_measured}")
+        if serve is not None and names.keys() & {"prune", "distill"}:
+            _ask(run, stages[-1], serve, on_stage, on_progress)
     return PipelineResult(source, stages)
 
 
@@ -346,6 +358,32 @@ def _measure(run: _Run, stage: str, model: Model, on_progress: OnProgress) -> St
                 # The quality is known; whether the model can start matters to whoever serves it.
                 reason = str(error)
     return Stage(stage, version, artifact, measured, reason)
+
+
+def _ask(
+    run: _Run,
+    stage: Stage,
+    serve: ServeModel,
+    on_stage: Callable[[str], None],
+    on_progress: OnProgress,
+) -> None:
+    """Ask the last stage's model what its source is asked, record the answers, and show some."""
+    version, artifact = stage.version, stage.artifact
+    reference = run.suite.reference
+    store, home = run.store, run.home
+    if not is_chat_model(store, store.load(reference.artifact)):
+        return
+    try:
+        questions = find_questions(None, home.data, store, on_progress=on_progress)
+        request = AnswersRequest(reference, questions, serve)
+        asked = measure_answers(store, home.evaluations, version, artifact, request, on_progress)
+    except ThriftyError as error:
+        # As for its speed: what was made is good or bad whether or not it could be asked here.
+        on_stage(f"{version.label}: it was not asked questions: {error}")
+        return
+    stage.measured.append(asked)
+    for line in summarize_answers(version.label, asked.values):
+        on_stage(line)
 
 
 # Data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import requests
@@ -21,13 +22,17 @@ LONGEST_WAIT_S = 60.0
 class ServedUrl:
     """An OpenAI-compatible server's base URL and connections."""
 
-    def __init__(self, url: str, key_env: str | None = None) -> None:
-        """`key_env` names the environment variable that holds the API key.
+    def __init__(
+        self, url: str, key_env: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """`key_env` names the environment variable that holds the API key, `headers` are sent with
+        every request.
 
         Raises `EvaluationError` if that variable is empty.
         """
         self.base = shorten_url(url)
         self._session = requests.Session()
+        self._session.headers.update(headers or {})
         if key_env:
             key = os.environ.get(key_env)
             if not key:
