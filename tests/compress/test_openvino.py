@@ -17,8 +17,8 @@ from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import load_decoder
 from thrifty.compress.calibration import collect_inputs
-from thrifty.compress.overlap import check_no_overlap
 from thrifty.compress.divergence_evaluator import RecipeResult
+from thrifty.compress.overlap import check_no_overlap
 from thrifty.compress.quantize import openvino
 from thrifty.compress.quantize.gptq import round_to_nearest
 from thrifty.compress.quantize.openvino import quantize_openvino

@@ -97,7 +97,9 @@ def test_code_prose_and_tables_of_this_project_raise_next_to_no_alarm() -> None:
         assert len(wrong) <= 0.002 * len(texts), wrong
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "...", "| --- |", "\ufffd\ufffd", "\u200b", "- \n- \n-"])
+@pytest.mark.parametrize(
+    "text", ["", "  \n", "...", "| --- |", "\ufffd\ufffd", "\u200b", "- \n- \n-"]
+)
 def test_nothing_is_empty(text: str) -> None:
     assert is_empty(text)
     assert find_faults(text, asked=["Who?"]) == ["empty"]

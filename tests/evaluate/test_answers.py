@@ -65,7 +65,14 @@ def test_accents_do_not_count() -> None:
 
 def test_a_model_is_held_to_what_its_reference_has_right() -> None:
     reference = [*RIGHT[:3], "Mombasa", *RIGHT[4:]]
-    candidate = ["Paris", "", "Lima", "Nairobi", "Blue " * 30, "You are a nice person and you know it"]
+    candidate = [
+        "Paris",
+        "",
+        "Lima",
+        "Nairobi",
+        "Blue " * 30,
+        "You are a nice person and you know it",
+    ]
     found = compare_given(QUESTIONS, reference, candidate)
     assert (found.asked, found.reference_right, found.still_right) == (6, 3, 2)
     assert found.still_right_share.share == pytest.approx(2 / 3)

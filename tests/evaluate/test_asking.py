@@ -88,6 +88,4 @@ async def test_an_error_keeps_what_was_answered(tmp_path: Path) -> None:
 async def test_what_is_no_chat_server_is_told(tmp_path: Path) -> None:
     async with running_echo() as url:
         with pytest.raises(EvaluationError, match=r"answered 404"):
-            await asyncio.to_thread(
-                ask_url, url, "another", QUESTIONS[:1], lambda *_: None
-            )
+            await asyncio.to_thread(ask_url, url, "another", QUESTIONS[:1], lambda *_: None)

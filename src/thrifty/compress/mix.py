@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from thrifty.artifacts import Artifact, Store
-from thrifty.artifacts.chat_templates import read_chat_templates, read_gguf_templates
-from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.data import SETS
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
 from thrifty.errors import CompressionError
+from thrifty.evaluate.answers import is_chat_model
 from thrifty.evaluate.conversations import render_conversation
 from thrifty.evaluate.suite import describe_missing, find_data
 from thrifty.evaluate.windows import (
@@ -34,8 +33,9 @@ from thrifty.evaluate.windows import (
     read_windows,
 )
 from thrifty.openai.errors import WireError
+from thrifty.spec.compress import parse_source
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.types import Family, OnProgress, ignore_progress
+from thrifty.types import OnProgress, ignore_progress
 
 Record = dict[str, Any]
 
@@ -125,15 +125,6 @@ def as_mix(text: Text) -> Mix:
     return Mix((Source(text.stem, text, digest_file(text)),))
 
 
-def parse_source(named: str) -> tuple[str, float]:
-    """The set or file, and the weight, of `NAME` or `NAME=WEIGHT`."""
-    name, sign, weight = named.rpartition("=")
-    try:
-        return (name, float(weight)) if sign and name else (named, 1.0)
-    except ValueError:
-        return named, 1.0
-
-
 def describe_missing_text(named: str) -> str | None:
     """What is wrong with one source as it is named; None if it can be learned from."""
     name, weight = parse_source(named)
@@ -141,7 +132,7 @@ def describe_missing_text(named: str) -> str | None:
         return f"has the weight {weight:g}; it must be above 0"
     if missing := describe_missing(name):
         return missing
-    if name in SETS and not SETS[name].is_text:
+    if name in SETS and SETS[name].kind == "questions":
         return "holds questions, not text"
     return None
 
@@ -166,16 +157,6 @@ def find_mix(
 def choose_text(store: Store, artifact: Artifact) -> tuple[str, ...]:
     """What a model learns from by default: a mix for chat models, else passages."""
     return CHAT_TEXT if is_chat_model(store, artifact) else DEFAULT_TEXT
-
-
-def is_chat_model(store: Store, artifact: Artifact) -> bool:
-    """Whether it is a decoder with a chat template."""
-    if artifact.description.family is not Family.DECODER:
-        return False
-    folder = store.folder_of(artifact.id)
-    for path in sorted(folder.glob("*.gguf")):
-        return bool(read_gguf_templates(GgufFile(path).metadata, path))
-    return bool(read_chat_templates(folder))
 
 
 def read_mix(

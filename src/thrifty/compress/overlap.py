@@ -15,10 +15,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from thrifty.compress.mix import CONVERSATIONS, PROMPTS, Source, Text, as_mix, read_records
+from thrifty.artifacts import Store
+from thrifty.compress.mix import CONVERSATIONS, PROMPTS, Mix, Source, Text, as_mix, read_records
 from thrifty.compress.mix import read_prompt as read_messages
+from thrifty.data import LEARNED_FROM, SETS, fetch_set
 from thrifty.errors import CompressionError
-from thrifty.evaluate.windows import read_texts
+from thrifty.evaluate.windows import digest_file, read_texts
+from thrifty.home import Home, make_private_folder
+from thrifty.types import OnProgress, ignore_progress
 
 SHINGLE_WORDS = 13
 MOST_OVERLAP = 0.001
@@ -27,6 +31,34 @@ PROMPT_WORDS = 5
 PROMPT_OVERLAP = 0.5
 SHOWN_ROWS = 5
 _WORD = re.compile(r"\w+")
+
+
+def check_apart(
+    learned: Mix,
+    judged: Iterable[Path],
+    home: Home,
+    store: Store,
+    on_progress: OnProgress = ignore_progress,
+) -> None:
+    """`check_no_overlap` with what is named and with every domain's judging set, once for every
+    pair. Judging sets are fetched if a set is learned from; else those that are here are read.
+
+    Raises `CompressionError`.
+    """
+    learns_sets = any(home.data in source.path.parents for source in learned.sources)
+    paths = list(judged)
+    for name in LEARNED_FROM:
+        here = home.data / f"{name}{SETS[name].suffix}"
+        if learns_sets:
+            here = fetch_set(name, home.data, store, on_progress)
+        if here.exists():
+            paths.append(here)
+    for path in dict.fromkeys(paths):
+        mark = home.evaluations / "apart" / f"{learned.sha256[:20]}-{digest_file(path)[:20]}"
+        if not mark.exists():
+            check_no_overlap(learned, path)
+            make_private_folder(mark.parent)
+            mark.touch()
 
 
 def check_no_overlap(learned: Text, judged: Path) -> None:

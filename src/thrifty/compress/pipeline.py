@@ -18,7 +18,8 @@ from typing import Any
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compress.overlap import check_no_overlap
+from thrifty.compress.mix import Mix, choose_text, describe_missing_text, find_mix
+from thrifty.compress.overlap import check_apart
 from thrifty.data import SETS
 from thrifty.engines.base import choose_runnable, find_scheme_fault
 from thrifty.engines.machine import detect_machine
@@ -39,15 +40,15 @@ from thrifty.evaluate.suite import (
     HELD_OUT,
     HELD_OUT_TEXTS,
     HELD_OUT_TOKENS,
-    DataFile,
     EvaluationSuite,
     describe_missing,
     find_data,
     measure_quality,
 )
 from thrifty.home import Home, make_private_folder
-from thrifty.spec.compress import CompressSpec
+from thrifty.spec.compress import CompressSpec, parse_source
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
+from thrifty.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,6 @@ Model = tuple[NamedVersion, Artifact]
 MeasureSpeed = Callable[[NamedVersion, Artifact, OnProgress], Measurement]
 """Measures a model on the engine that will serve it; a higher layer provides it."""
 
-TEXT = "passages"
 _FOR_TASKS = "file of questions (.jsonl)"
 
 
@@ -94,12 +94,15 @@ class _Run:
 
     compress: CompressSpec
     teacher: str
-    text: DataFile | None
+    text: Mix | None
     """The text for calibration and training."""
     suite: EvaluationSuite
     store: Store
     home: Home
     measure_speed: MeasureSpeed | None
+    serve: ServeModel | None
+    """Serves a chat model that is to be asked."""
+    on_stage: Callable[[str], None]
 
 
 def check_compress(compress: CompressSpec) -> list[Problem]:
@@ -109,17 +112,18 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
         problems.append(
             Problem("compress", "the pipeline has no stage: set prune, distill or quantize")
         )
-    if compress.distill.tokens is not None:
+    if compress.distill.is_wanted:
         problems += _check_training()
     if is_url(compress.distill.teacher or ""):
         message = "must be a model; only 'thrifty distill' takes a teacher that is served elsewhere"
         problems.append(Problem("compress.distill.teacher", message))
-    for key, name in (("text", compress.text), ("held_out", compress.held_out)):
-        if name is not None and (missing := describe_missing(name)):
-            problems.append(Problem(f"compress.{key}", f"{name!r} {missing}"))
-        elif name is not None and _is_text(name) is False:
-            problems.append(Problem(f"compress.{key}", f"{name!r} holds questions, not text"))
-    if compress.text is not None and compress.text == compress.held_out:
+    texts = compress.text or ()
+    held_out = () if compress.held_out is None else (compress.held_out,)
+    for key, names in (("text", texts), ("held_out", held_out)):
+        for name in names:
+            if missing := describe_missing_text(name):
+                problems.append(Problem(f"compress.{key}", f"{name!r} {missing}"))
+    if any(parse_source(one)[0] == compress.held_out for one in texts):
         message = "must differ from the text that models are calibrated and trained on"
         problems.append(Problem("compress.held_out", message))
     for index, name in enumerate(compress.tasks):
@@ -164,7 +168,7 @@ def run_pipeline(
     if compress.distill.teacher is not None:
         with _in_stage("distill", version.label):
             teacher = fetch_model(store, compress.distill.teacher, on_progress=on_progress)[0].label
-    run = _Run(compress, teacher, text, suite, store, home, measure_speed)
+    run = _Run(compress, teacher, text, suite, store, home, measure_speed, serve, on_stage)
     stages: list[Stage] = []
     names = _name_stages(compress, version.name)
     # Only one at a time: a second run of the same pipeline waits, then finds the results.
@@ -265,7 +269,7 @@ def _list_stages(compress: CompressSpec) -> list[str]:
     stages = []
     if compress.prune.parameters is not None:
         stages.append("prune")
-    if compress.distill.tokens is not None:
+    if compress.distill.is_wanted:
         stages.append("distill")
     if _scheme(compress) != "none":
         stages.append("quantize")
@@ -293,7 +297,9 @@ def _describe_stage(stage: str, compress: CompressSpec, teacher: str) -> str:
     if stage == "prune":
         return f"to {compress.prune.parameters:.0%} of the parameters"
     if stage == "distill":
-        return f"on {compress.distill.tokens:,} tokens, with the teacher {teacher}"
+        time, tokens = compress.distill.time, compress.distill.tokens
+        much = f"{tokens:,} tokens" if tokens is not None else format_duration(time or 0.0)
+        return f"on {much}, with the teacher {teacher}"
     return f"to {_scheme(compress)}"
 
 
@@ -310,7 +316,7 @@ def _prune(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
     assert settings.parameters is not None
     depth, width = settings.may_remove
     request = PruningRequest(
-        settings.parameters, out, run.text.path, depth=depth, width=width,
+        settings.parameters, out, run.text, depth=depth, width=width,
         tokens=settings.tokens or CALIBRATION_TOKENS,
     )  # fmt: skip
     prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
@@ -323,13 +329,15 @@ def _distill(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Mode
     from thrifty.compress.distill.settings import Training
 
     assert run.text is not None
-    settings: dict[str, Any] = run.compress.distill.model_dump(
-        exclude={"teacher"}, exclude_none=True
-    )
+    asked = run.compress.distill
+    settings: dict[str, Any] = asked.model_dump(exclude={"teacher", "time"}, exclude_none=True)
+    if asked.time is not None:
+        settings["minutes"] = asked.time / 60
     request = DistillationRequest(
-        model[0].label, run.teacher, run.text.path, out, Training(**settings)
-    )
-    return distill_model(run.store, run.home, request, on_progress)
+        model[0].label, run.teacher, run.text, out, Training(**settings), extend=True,
+        serve=run.serve,
+    )  # fmt: skip
+    return distill_model(run.store, run.home, request, on_progress, run.on_stage)
 
 
 def _quantize(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
@@ -338,7 +346,7 @@ def _quantize(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Mod
     settings = run.compress.quantize
     version, artifact, _ = quantize_openvino(
         run.store, *model, _scheme(run.compress), out=out,
-        calibration=run.text.path if run.text is not None else None,
+        calibration=run.text,
         bits=settings.bits or BITS, tokens=settings.tokens, on_progress=on_progress,
     )  # fmt: skip
     return version, artifact
@@ -391,34 +399,26 @@ def _ask(
 
 def _find_data(
     compress: CompressSpec, source: Model, store: Store, home: Home, on_progress: OnProgress
-) -> tuple[DataFile | None, EvaluationSuite]:
+) -> tuple[Mix | None, EvaluationSuite]:
     """The calibration text and the evaluation suite, after checking that they do not overlap."""
     family = source[1].description.family
     make_private_folder(home.data)
     text = None
     if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
-        text = find_data(compress.text or TEXT, home.data, store, on_progress)
+        named = compress.text or choose_text(store, source[1])
+        text = find_mix(named, home.data, store, on_progress)
     held_out = find_data(compress.held_out or HELD_OUT, home.data, store, on_progress)
     tasks = tuple(find_data(name, home.data, store, on_progress) for name in compress.tasks)
     stems = [task.path.stem for task in tasks]
     if len(set(stems)) < len(stems):
         raise CompressionError(f"two tasks have the same name ({', '.join(stems)}); rename a file")
     if text is not None:
-        _check_no_overlap_once(text, held_out, home)
+        check_apart(text, [held_out.path], home, store, on_progress)
     tokens = compress.held_out_tokens or HELD_OUT_TOKENS
     suite = EvaluationSuite(
         source[0], held_out, family, tokens=tokens, tasks=tasks, items=compress.items
     )
     return text, suite
-
-
-def _check_no_overlap_once(text: DataFile, held_out: DataFile, home: Home) -> None:
-    """`check_no_overlap`, run once for every pair of texts."""
-    mark = home.evaluations / "apart" / f"{text.sha256[:20]}-{held_out.sha256[:20]}"
-    if not mark.exists():
-        check_no_overlap(text.path, held_out.path)
-        make_private_folder(mark.parent)
-        mark.touch()
 
 
 def _is_text(name: str) -> bool | None:

@@ -33,17 +33,7 @@ _WORD = re.compile(r"[^\W_]+")
 _STEM = 5
 """Letters by which two forms of a word are taken for the same."""
 _COMMON = frozenset(
-    "about above after again also always another answer because been before being below best "
-    "between both came cannot come comes could does doing done down each either else even ever "
-    "every example explain find first following from gave get gets give given goes going good great "
-    "have having help here hers himself his however into itself just keep kind know known like list "
-    "made main make makes making many might more most much must name need needs never next none "
-    "often once only other others ours over part people please provide question really said same "
-    "second sentence several shall short should show since some something still such sure take "
-    "takes tell than that their them then there these they thing things this those three through "
-    "time times today too under until upon used useful using very want ways well went were what "
-    "when where whether which while will with within without word words work would write year years "
-    "your yours".split()
+    ["about", "above", "after", "again", "also", "always", "another", "answer", "because", "been", "before", "being", "below", "best", "between", "both", "came", "cannot", "come", "comes", "could", "does", "doing", "done", "down", "each", "either", "else", "even", "ever", "every", "example", "explain", "find", "first", "following", "from", "gave", "get", "gets", "give", "given", "goes", "going", "good", "great", "have", "having", "help", "here", "hers", "himself", "his", "however", "into", "itself", "just", "keep", "kind", "know", "known", "like", "list", "made", "main", "make", "makes", "making", "many", "might", "more", "most", "much", "must", "name", "need", "needs", "never", "next", "none", "often", "once", "only", "other", "others", "ours", "over", "part", "people", "please", "provide", "question", "really", "said", "same", "second", "sentence", "several", "shall", "short", "should", "show", "since", "some", "something", "still", "such", "sure", "take", "takes", "tell", "than", "that", "their", "them", "then", "there", "these", "they", "thing", "things", "this", "those", "three", "through", "time", "times", "today", "too", "under", "until", "upon", "used", "useful", "using", "very", "want", "ways", "well", "went", "were", "what", "when", "where", "whether", "which", "while", "will", "with", "within", "without", "word", "words", "work", "would", "write", "year", "years", "your", "yours"]
 )  # fmt: skip
 """Words that any question and any answer may share."""
 

@@ -207,9 +207,7 @@ def find_questions(
     return [*(one for one in found if not one.answers), *short[:limit]]
 
 
-def find_answers(
-    store: Store, artifact: Artifact, request: AnswersRequest
-) -> Measurement | None:
+def find_answers(store: Store, artifact: Artifact, request: AnswersRequest) -> Measurement | None:
     """The recorded answers of a model, if it was asked under these conditions."""
     return find_measurement(store.read_measurements(artifact.id), ANSWERS, request.conditions)
 

@@ -109,5 +109,7 @@ def _read_answer(reply: dict[str, Any]) -> str:
     try:
         content = reply["choices"][0]["message"].get("content")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise EvaluationError(f"the server's answer is no chat completion: {reply!s:.200}") from None
+        raise EvaluationError(
+            f"the server's answer is no chat completion: {reply!s:.200}"
+        ) from None
     return str(content or "").strip()

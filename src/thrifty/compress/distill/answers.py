@@ -27,6 +27,7 @@ from thrifty.compress.mix import Record, Source, read_prompt, read_records
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
 from thrifty.errors import CompressionError, EvaluationError
+from thrifty.evaluate.asking import Serve
 from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import read_texts, read_windows
 from thrifty.openai.errors import WireError
@@ -112,11 +113,6 @@ class Tally:
                 f"{MOST_UNUSABLE:.0%} may be unusable and {MOST_CUT:.0%} cut. Use another teacher, "
                 "other prompts, or plain text alone (--text passages)"
             )
-
-
-Use = Callable[[str, str], None]
-Serve = Callable[[Use], None]
-"""Serves the teacher, and calls what it is given with the URL and the model's name there."""
 
 
 def ask_teacher(

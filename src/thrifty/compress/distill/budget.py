@@ -57,6 +57,7 @@ def train_for_minutes(
     run: Callable[[], dict[str, Any]],
     *,
     resume: bool,
+    extend: bool,
     began_s: float,
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def train_for_minutes(
     """
     assert training.minutes is not None
     budget_s = 60 * training.minutes
-    spent = _open(folder, training.minutes, resume=resume)
+    spent = _open(folder, training.minutes, resume=resume, extend=extend)
     job["held_out_share"] = FIRST_HELD_OUT_SHARE
     clock = _Clock(folder, spent, began_s)
     if not spent.tokens:
@@ -122,8 +123,8 @@ def train_for_minutes(
     return _end(report, spent, folder)
 
 
-def _open(folder: Path, minutes: float, *, resume: bool) -> Spent:
-    """What a training had. Without `resume`, one that has ended with other minutes starts anew."""
+def _open(folder: Path, minutes: float, *, resume: bool, extend: bool) -> Spent:
+    """What a training had. One that has ended with other minutes is extended on demand only."""
     path = folder / "spent.json"
     spent = Spent(**json.loads(path.read_text())) if path.exists() else Spent()
     if resume and not spent.tokens:
@@ -135,7 +136,8 @@ def _open(folder: Path, minutes: float, *, resume: bool) -> Spent:
         raise CompressionError(
             f"the training had {spent.minutes:g} minutes; --minutes counts them, so name more"
         )
-    if not resume and spent.ended and minutes != spent.minutes:
+    extended = resume or (extend and minutes > spent.minutes)
+    if not extended and spent.ended and minutes != spent.minutes:
         for old in folder.iterdir():
             if old.name != "lock":
                 old.unlink()

@@ -40,7 +40,6 @@ from thrifty.compress.distill.training_inputs import (
     ENCODER_WINDOW,
     HELD_OUT_TOKENS,
     WINDOW,
-    ServeModel,
     TrainingInputs,
 )
 from thrifty.compress.mix import Text, as_mix
@@ -48,6 +47,7 @@ from thrifty.compress.overlap import check_no_overlap
 from thrifty.engines.machine import available_memory_bytes
 from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.errors import CompressionError
+from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
 from thrifty.evaluate.plain_checkpoint import make_plain
 from thrifty.files import write_atomically
@@ -90,6 +90,8 @@ class DistillationRequest:
     """How many processes train together: one for each GPU."""
     resume: bool = False
     """Extend a training in minutes that has ended: `training.minutes` counts those that it had."""
+    extend: bool = False
+    """Extend such a training if there is one, else begin."""
     serve: ServeModel | None = field(default=None, compare=False)
     """Serves a teacher on this machine, which then answers prompts; None: it is not asked."""
 
@@ -159,7 +161,7 @@ def distill_model(
     with lock_file(folder / "lock"):
         if training.minutes is not None:
             report = train_for_minutes(
-                inputs, job, folder, training, run, resume=request.resume, began_s=began_s,
+                inputs, job, folder, training, run, resume=request.resume, extend=request.extend, began_s=began_s,
                 on_note=on_note,
             )  # fmt: skip
         else:

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
 
 LEAST_POINTS = 4
 EXPONENTS = np.geomspace(0.15, 3.0, 24)
@@ -30,7 +33,7 @@ def forecast(points: Sequence[tuple[float, float]], tokens: float) -> tuple[floa
         return None
     x = np.array([at for at, _ in points], float)
     y = np.array([value for _, value in points], float)
-    if not np.isfinite(y).all():
+    if not np.isfinite(y).all() or (y <= 0).any():
         return None
     # Both in units of the last point.
     x, end = x / x[-1], tokens / x[-1]
@@ -40,21 +43,26 @@ def forecast(points: Sequence[tuple[float, float]], tokens: float) -> tuple[floa
             shape = (1 + x / scale) ** -exponent
             offset, height = _fit(shape, y)
             predicted.append(offset + height * (1 + end / scale) ** -exponent)
-            misfit.append(float(np.sum((offset + height * shape - y) ** 2)))
-    noise = max(min(misfit) / max(1, len(x) - 3), (LEAST_NOISE * y[-1]) ** 2)
+            misfit.append(float(np.sum(((offset + height * shape) / y - 1) ** 2)))
+    noise = max(min(misfit) / max(1, len(x) - 3), LEAST_NOISE**2)
     weights = np.exp(-(np.array(misfit) - min(misfit)) / (2 * noise))
     weights /= weights.sum()
     value = float(weights @ predicted)
     spread = float(weights @ (np.array(predicted) - value) ** 2)
-    return value, float(np.sqrt(spread + noise))
+    return value, float(np.sqrt(spread + noise * value**2))
 
 
-def _fit(shape: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """The offset and the height, neither below 0, with the least squares."""
-    centred = shape - shape.mean()
-    spread = float(centred @ centred)
-    height = max(0.0, float(centred @ y) / spread) if spread > 0 else 0.0
-    offset = float(y.mean() - height * shape.mean())
+def _fit(shape: FloatArray, y: FloatArray) -> tuple[float, float]:
+    """The offset and the height, neither below 0, with the least relative squares."""
+    ones, shape = 1 / y, shape / y
+    (aa, ab), bb = (ones @ ones, ones @ shape), shape @ shape
+    determinant = aa * bb - ab * ab
+    if determinant <= 1e-12 * aa * bb:
+        return float(ones.sum() / aa), 0.0
+    offset = (bb * ones.sum() - ab * shape.sum()) / determinant
+    height = (aa * shape.sum() - ab * ones.sum()) / determinant
+    if height < 0:
+        return float(ones.sum() / aa), 0.0
     if offset < 0:
-        return 0.0, max(0.0, float(shape @ y) / float(shape @ shape))
-    return offset, height
+        return 0.0, float(shape.sum() / bb)
+    return float(offset), float(height)

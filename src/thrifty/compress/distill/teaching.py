@@ -21,7 +21,6 @@ from thrifty.artifacts.disk import lock_file
 from thrifty.compress.distill.answers import (
     Prompt,
     Sampling,
-    Serve,
     Tally,
     ask_teacher,
     describe,
@@ -31,6 +30,7 @@ from thrifty.compress.distill.answers import (
 )
 from thrifty.compress.mix import CONVERSATIONS, PROMPTS, TEXT, Mix, Source, read_source
 from thrifty.errors import CompressionError
+from thrifty.evaluate.asking import Serve
 from thrifty.evaluate.open_model import digest_vocabulary
 from thrifty.evaluate.reference import ReferenceMeta, ReferenceRecord
 from thrifty.evaluate.scorer import Scorer

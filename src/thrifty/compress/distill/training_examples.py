@@ -65,7 +65,11 @@ class RecordedPieces:
         """See `Pieces`."""
         found = next(self._record.read(number))
         return TrainingExample(
-            found.tokens, found.counted, ids=found.ids, logprobs=found.logprobs, tail=found.tail
+            found.tokens,
+            found.counted.copy(),
+            ids=found.ids,
+            logprobs=found.logprobs,
+            tail=found.tail,
         )
 
 

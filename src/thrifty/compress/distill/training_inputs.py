@@ -18,7 +18,7 @@ from thrifty.artifacts.checkpoint import (
     load_encoder,
 )
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compress.distill.answers import RemoteTeacher, Sampling, Serve, serve_remote
+from thrifty.compress.distill.answers import RemoteTeacher, Sampling, serve_remote
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.teaching import (
     TOP_K,
@@ -30,6 +30,7 @@ from thrifty.compress.distill.teaching import (
 )
 from thrifty.compress.mix import Mix
 from thrifty.errors import CompressionError
+from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
 from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
 from thrifty.evaluate.plain_checkpoint import make_plain
@@ -49,8 +50,6 @@ VERSION = 4
 
 
 OnNote = Callable[[str], None]
-ServeModel = Callable[[NamedVersion, Artifact, OnProgress], Serve]
-"""Serves a stored model while it is asked; a higher layer provides it."""
 
 
 class TrainingInputs:
