@@ -172,5 +172,7 @@ def test_prompts_that_judge_are_refused_with_their_rows(tmp_path: Path) -> None:
         CompressionError, match=r"learned\.jsonl, line 2 as .*judged\.jsonl, line 2"
     ):
         check_no_overlap(learned, judged)
-    check_no_overlap(write(tmp_path / "other.jsonl", {"question": "What is a dune made of?"}), judged)
+    check_no_overlap(
+        write(tmp_path / "other.jsonl", {"question": "What is a dune made of?"}), judged
+    )
     check_no_overlap(write_text(tmp_path / "text.txt", 1000), judged)

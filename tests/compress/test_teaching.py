@@ -49,7 +49,7 @@ from thrifty.compress.distill.distill import DistillationRequest, distill_model 
 pytestmark = pytest.mark.engine
 
 TRAINING = Training(tokens=6000, batch_tokens=512, learning_rate=3e-3, every_steps=5)
-WINDOW = 128
+WINDOW = 256
 
 
 # answers
@@ -172,8 +172,7 @@ def mix(tmp_path_factory: pytest.TempPathFactory) -> Mix:
     talks = folder / "talks.jsonl"
     talks.write_text(
         "".join(
-            json.dumps({"question": " ".join(words[at : at + 6])}) + "\n"
-            for at in range(0, 1200, 6)
+            json.dumps({"question": " ".join(words[at : at + 3])}) + "\n" for at in range(0, 900, 3)
         )
     )
     return Mix((Source("talks", talks, "talks", 0.5), Source("passages", text, "passages", 0.5)))
@@ -230,19 +229,19 @@ async def test_answers_end_where_the_teacher_ended(store: Store, tmp_path: Path)
     (end,) = tokenizer.find_turn_ends()[:1]
     path = tmp_path / "answers.jsonl"
     long = " ".join(f"word{n}" for n in range(40))
-    said = ["How are you today?", long, "x " * 400]
+    said = ["How are you today?", long, "x " * 800]
 
     def ask(url: str) -> Tally:
         return ask_teacher(
             serve_remote(Remote(url)), None, "echo",
             lambda: iter(Prompt([{"role": "user", "content": one}]) for one in said), tokenizer,
-            path, tokens=10_000, sampling=Sampling(window=300),
+            path, tokens=10_000, sampling=Sampling(window=900),
         )[0]  # fmt: skip
 
     async with running_echo() as url:
         tally = await asyncio.to_thread(ask, url)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [one["end"] for one in lines][0] == "stop"
+    assert lines[0]["end"] == "stop"
     assert lines[0]["tokens"][-1] == end
     answer = tokenizer.decode(lines[0]["tokens"][lines[0]["first"] + 1 :])
     assert answer.strip() == said[0]
@@ -250,6 +249,7 @@ async def test_answers_end_where_the_teacher_ended(store: Store, tmp_path: Path)
     assert tally.asked == 2
 
 
+@pytest.mark.slow
 def test_minutes_end_in_time_and_go_on(
     store: Store, mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,15 +279,15 @@ def test_minutes_end_in_time_and_go_on(
     with pytest.raises(CompressionError, match=r"too short.* minutes would be enough"):
         run(0.001)
     began_s = time.monotonic()
-    first = run(0.25)
+    first = run(0.5)
     took_s = time.monotonic() - began_s
-    assert first["budget"]["minutes"] == 0.25
+    assert first["budget"]["minutes"] == 0.5
     assert first["after"] < first["before"]
     assert first["schedule"] == "constant"
-    assert took_s < 15 * 1.5, "some of it was spent before, and the machine may be busy"
-    longer = run(0.4, resume=True)
+    assert took_s < 30 * 1.3, "some of it was spent before, and the machine may be busy"
+    longer = run(0.75, resume=True)
     assert longer["steps"] > first["steps"]
     assert longer["losses"][: first["steps"]] == first["losses"]
     assert longer["held_out"][: len(first["held_out"])] == first["held_out"]
     with pytest.raises(CompressionError, match="counts them"):
-        run(0.3, resume=True)
+        run(0.6, resume=True)
