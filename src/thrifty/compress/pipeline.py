@@ -117,7 +117,7 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
     if is_url(compress.distill.teacher or ""):
         message = "must be a model; only 'thrifty distill' takes a teacher that is served elsewhere"
         problems.append(Problem("compress.distill.teacher", message))
-    texts = compress.text or ()
+    texts = compress.text
     held_out = () if compress.held_out is None else (compress.held_out,)
     for key, names in (("text", texts), ("held_out", held_out)):
         for name in names:
@@ -238,7 +238,7 @@ def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
             f"{version.label} is an encoder; encoders can only be quantized to int8 "
             "(compress.quantize.scheme)"
         )
-    unused = compress.text is not None or compress.quantize.tokens is not None
+    unused = bool(compress.text) or compress.quantize.tokens is not None
     if unused and _list_stages(compress) == ["quantize"]:
         raise CompressionError(
             f"{version.label} is an encoder, and its weights are quantized without calibration "

@@ -129,7 +129,7 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
     compress = spec.compress
     if compress.distill.teacher is not None:
         yield _Use("compress.distill.teacher", compress.distill.teacher)
-    for text in compress.text or ():
+    for text in compress.text:
         yield _Use("compress.text", parse_source(text)[0])
     if compress.held_out is not None:
         yield _Use("compress.held_out", compress.held_out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from thrifty.spec.section import Count, Duration, Name, Number, Section, expand_shorthand
 
@@ -212,9 +212,8 @@ class CompressSpec(Section):
         default_factory=lambda: QuantizeSpec(),
         description="The form of the weights: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
     )
-    text: tuple[str, ...] | None = Field(
-        None,
-        min_length=1,
+    text: tuple[str, ...] = Field(
+        (),
         description="Text to learn from: one source or a list, each a file or a set of `thrifty data`, "
         "which is fetched, with a weight if need be (`passages=0.3`). A file is plain, or .jsonl with "
         "`text`, `messages`, or `prompt`, `instruction` or `question`. Default: a mix of "
@@ -250,17 +249,15 @@ class CompressSpec(Section):
 
     @field_validator("tasks", "text", mode="before")
     @classmethod
-    def _as_tuple(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is None:
-            return () if info.field_name == "tasks" else None
-        return (value,) if isinstance(value, str) else value
+    def _as_tuple(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else () if value is None else value
 
     @property
     def is_pipeline(self) -> bool:
         """Whether anything is asked for that the engine does not do by itself."""
         more = (
             self.prune.parameters, self.distill.tokens, self.distill.time, self.quantize.bits, self.quantize.tokens,
-            self.text, self.held_out, self.held_out_tokens, self.items, self.out,
+            self.held_out, self.held_out_tokens, self.items, self.out,
         )  # fmt: skip
-        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.tasks)
+        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.tasks or self.text)
         return measured or any(value is not None for value in more)

@@ -83,10 +83,10 @@ def train_for_minutes(
     if state.get("step", 0) < FIRST_STEPS:
         left_s = budget_s - clock.used_s(state) - ending_s - STARTS_S
         if left_s <= 0:
-            enough = math.ceil((budget_s - left_s) * 1.5 / 60)
+            enough = math.ceil((budget_s - left_s) * 1.5 / 6) / 10
             raise CompressionError(
                 f"{training.minutes:g} minutes are too short: preparing took "
-                f"{spent.preparing_s:.0f} s, and not one step fits into the rest; about {enough} "
+                f"{spent.preparing_s:.0f} s, and not one step fits into the rest; about {enough:g} "
                 "minutes would be enough. What was prepared is kept"
             )
         job["limits"] = _make_limits(left_s, budget_s, spent, steps=FIRST_STEPS)

@@ -218,8 +218,10 @@ class Teaching:
         self.effort.working_s += took_s
         if teacher.open is None:
             self.effort.tokens += max(0, tally.tokens - before) if took_s else 0
-        if not tally.tokens:
-            raise CompressionError(f"{part.source.path} contains no prompts for the teacher")
+        if not tally.tokens and part.name != DOCUMENTS:
+            raise CompressionError(
+                f"{part.source.path} contains no prompts that the teacher answers"
+            )
         return tally
 
     def _prompts(self, part: PartPlan) -> Iterator[Prompt]:

@@ -309,7 +309,7 @@ class Trainer:
         raise CompressionError(
             f"{budget_s / 60:.2g} minutes are too short for one step of {self.batch_tokens} "
             f"tokens, which takes about {needed_s:.0f} s after the rest; about "
-            f"{max(1, math.ceil(enough_s / 60))} minutes would be enough. What was prepared is kept"
+            f"{math.ceil(enough_s / 6) / 10:g} minutes would be enough. What was prepared is kept"
         )
 
     def _agree(self, decision: bool) -> bool:
