@@ -9,6 +9,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
 from thrifty.cli.texts import find_named
 from thrifty.compress.mix import choose_text, find_mix
+from thrifty.compress.overlap import check_apart
 from thrifty.compress.prune.encoder import prune_encoder
 from thrifty.compress.prune.prune import prune_decoder
 from thrifty.compress.prune.report import EncoderPruningReport, PruningReport
@@ -40,6 +41,8 @@ def run_prune(
         version, artifact = fetch_model(store, model, on_progress=on_progress)
         learned = find_mix(text or choose_text(store, artifact), home.data, store, on_progress)
         judged = find_named(held_out, home, store, on_progress)
+        if artifact.description.family is Family.DECODER:
+            learned = check_apart(learned, (), home, store, on_progress)
         prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
         request = PruningRequest(
             parameters, out, learned, judged, depth=not width_only, width=not depth_only,

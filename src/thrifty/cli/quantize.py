@@ -11,6 +11,7 @@ from thrifty.cli.show import err, print_json, print_line, print_table, show_prog
 from thrifty.cli.texts import NONE, find_named
 from thrifty.compress.divergence_evaluator import RecipeResult
 from thrifty.compress.mix import choose_text, find_mix
+from thrifty.compress.overlap import check_apart
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gguf_types import PLAIN
 from thrifty.compress.quantize.gguf_types import SCHEMES as GGUF_SCHEMES
@@ -48,7 +49,8 @@ def run_quantize(
             text = choose_text(store, artifact)
         learned = None
         if text and list(text) != [NONE]:
-            learned = find_mix(text, home.data, store, on_progress)
+            found = find_mix(text, home.data, store, on_progress)
+            learned = check_apart(found, (), home, store, on_progress)
         judged = find_named(held_out, home, store, on_progress)
         measured: list[RecipeResult] = []
         if scheme in GGUF_SCHEMES:

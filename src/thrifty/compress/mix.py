@@ -61,6 +61,14 @@ class Source:
     sha256: str
     weight: float = 1.0
     """Its share of the tokens, relative to the other sources."""
+    left_out: frozenset[int] = frozenset()
+    """The lines that are not read, because models are judged by them."""
+
+    def read(self) -> Iterator[tuple[Record, str]]:
+        """The records of a `.jsonl` file that are not left out, and where each stands."""
+        for record, where in read_records(self.path):
+            if not self.left_out or find_line(where) not in self.left_out:
+                yield record, where
 
     @property
     def kind(self) -> str:
@@ -207,7 +215,7 @@ def read_source(
     if source.kind == TEXT:
         yield from map(count_all, read_windows(source.path, tokenizer, length, limit))
         return
-    for record, where in read_records(source.path):
+    for record, where in source.read():
         try:
             window = _render(record, tokenizer, length)
         except WireError as error:
@@ -235,6 +243,11 @@ def read_prompt(record: Record) -> list[Record] | None:
     first = next((n for n, one in enumerate(messages) if one.get("role") == "assistant"), None)
     asked: list[Record] = messages[:first]
     return asked if any(one.get("role") == "user" for one in asked) else None
+
+
+def find_line(where: str) -> int:
+    """The number of a line, of where it stands."""
+    return int(where.rpartition(" ")[2])
 
 
 def read_records(path: Path) -> Iterator[tuple[Record, str]]:

@@ -13,10 +13,11 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from thrifty.artifacts import Store
-from thrifty.compress.mix import CONVERSATIONS, PROMPTS, Mix, Source, Text, as_mix, read_records
+from thrifty.compress.mix import CONVERSATIONS, PROMPTS, Mix, Source, Text, as_mix, find_line
 from thrifty.compress.mix import read_prompt as read_messages
 from thrifty.data import LEARNED_FROM, SETS, fetch_set
 from thrifty.errors import CompressionError
@@ -39,11 +40,12 @@ def check_apart(
     home: Home,
     store: Store,
     on_progress: OnProgress = ignore_progress,
-) -> None:
-    """`check_no_overlap` with what is named and with every domain's judging set, once for every
-    pair. Judging sets are fetched if a set is learned from; else those that are here are read.
+) -> Mix:
+    """`check_no_overlap` with what is named and with every domain's judging set. These are fetched
+    if a set is learned from; else those that are here are read.
 
-    Raises `CompressionError`.
+    Returns the mix without the prompts of fetched sets that overlap: nobody can remove them there.
+    In a file they are an error. Raises `CompressionError`.
     """
     learns_sets = any(home.data in source.path.parents for source in learned.sources)
     paths = list(judged)
@@ -53,12 +55,28 @@ def check_apart(
             here = fetch_set(name, home.data, store, on_progress)
         if here.exists():
             paths.append(here)
-    for path in dict.fromkeys(paths):
+    judged_by = list(dict.fromkeys(paths))
+    asked = [one for path in judged_by for one in _read_prompts(as_mix(path).sources[0])]
+    learned = Mix(tuple(_leave_out(one, asked, home) for one in learned.sources))
+    for path in judged_by:
         mark = home.evaluations / "apart" / f"{learned.sha256[:20]}-{digest_file(path)[:20]}"
         if not mark.exists():
             check_no_overlap(learned, path)
             make_private_folder(mark.parent)
             mark.touch()
+    return learned
+
+
+def _leave_out(source: Source, asked: list[tuple[str, str]], home: Home) -> Source:
+    """A fetched set without the prompts that models are judged by; another source as it is."""
+    if home.data not in source.path.parents:
+        return source
+    found = find_repeated_prompts(_read_prompts(source), asked)
+    if not found:
+        return source
+    lines = frozenset(find_line(where) for where, _ in found)
+    digest = hashlib.sha256(f"{source.sha256} {sorted(lines)}".encode()).hexdigest()
+    return replace(source, left_out=lines, sha256=digest)
 
 
 def check_no_overlap(learned: Text, judged: Path) -> None:
@@ -126,7 +144,7 @@ def _read_prompts(source: Source) -> Iterator[tuple[str, str]]:
     """What users say in a source, and where; nothing for plain text."""
     if source.kind not in (CONVERSATIONS, PROMPTS):
         return
-    for record, where in read_records(source.path):
+    for record, where in source.read():
         for message in read_messages(record) or ():
             if message.get("role") == "user" and isinstance(message.get("content"), str):
                 yield message["content"], where

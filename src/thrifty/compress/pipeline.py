@@ -413,7 +413,7 @@ def _find_data(
     if len(set(stems)) < len(stems):
         raise CompressionError(f"two tasks have the same name ({', '.join(stems)}); rename a file")
     if text is not None:
-        check_apart(text, [held_out.path], home, store, on_progress)
+        text = check_apart(text, [held_out.path], home, store, on_progress)
     tokens = compress.held_out_tokens or HELD_OUT_TOKENS
     suite = EvaluationSuite(
         source[0], held_out, family, tokens=tokens, tasks=tasks, items=compress.items

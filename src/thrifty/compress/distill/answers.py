@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from thrifty.compress.mix import Record, Source, read_prompt, read_records
+from thrifty.compress.mix import Record, Source, read_prompt
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
 from thrifty.errors import CompressionError, EvaluationError
@@ -300,7 +300,7 @@ def _count(tally: Tally, line: Record) -> None:
 def read_prompts(source: Source, *, rounds: int = MOST_ROUNDS) -> Iterator[Prompt]:
     """The prompts of conversations and of prompts, `rounds` times over."""
     for _ in range(rounds):
-        for record, _ in read_records(source.path):
+        for record, _ in source.read():
             messages = read_prompt(record)
             if messages is not None:
                 yield Prompt(messages, record.get("tools"))
