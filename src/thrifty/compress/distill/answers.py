@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import time
@@ -125,9 +126,11 @@ def ask_teacher(
     *,
     tokens: int,
     sampling: Sampling,
+    until_s: float = math.inf,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[Tally, float]:
-    """Have the teacher answer until the usable lines of `path` have `tokens`, or prompts end.
+    """Have the teacher answer until the usable lines of `path` have `tokens`, prompts end, or it is
+    `until_s` by `time.monotonic` and some are answered.
 
     A line is `{"tokens", "first", "text", "end"}`: the first prediction of the answer, and why it
     ended; `tokens` is empty for an unusable answer. Lines that are there are not asked again, and
@@ -142,9 +145,13 @@ def ask_teacher(
     for line in kept:
         _count(tally, json.loads(line))
     tally.check(label)
-    if tally.tokens >= tokens:
+    ended = path.with_suffix(".ended")
+    if tally.tokens >= tokens or ended.exists():
         return tally, 0.0
     took_s = 0.0
+
+    def is_enough() -> bool:
+        return tally.tokens >= tokens or (tally.tokens > 0 and time.monotonic() > until_s)
 
     def use(url: str, name: str) -> None:
         nonlocal took_s
@@ -160,7 +167,7 @@ def ask_teacher(
                 with path.open("r+b" if path.exists() else "wb") as file:
                     file.truncate(sum(len(line) + 1 for line in kept))
                     file.seek(0, os.SEEK_END)
-                    for line in _in_order(ask, rest, lambda: tally.tokens >= tokens):
+                    for line in _in_order(ask, rest, is_enough):
                         file.write(json.dumps(line).encode() + b"\n")
                         file.flush()
                         _count(tally, line)
@@ -178,6 +185,8 @@ def ask_teacher(
             took_s = time.monotonic() - began_s
 
     serve(use)
+    if not is_enough():
+        ended.touch()
     return tally, took_s
 
 

@@ -26,6 +26,8 @@ from thrifty.files import write_atomically
 FIRST_STEPS = 5
 """Steps after which the rate of training is known."""
 FIRST_TOKENS = 2 * HELD_OUT_TOKENS
+FIRST_SHARE = 0.25
+"""The teacher writes what is prepared first for at most this share of the time."""
 FIRST_HELD_OUT_SHARE = 0.5
 """At most this share of what is prepared first is held out."""
 STARTS_S = 10.0
@@ -72,7 +74,7 @@ def train_for_minutes(
     job["held_out_share"] = FIRST_HELD_OUT_SHARE
     clock = _Clock(folder, spent, began_s)
     if not spent.tokens:
-        inputs.extend(job, folder, FIRST_TOKENS)
+        inputs.extend(job, folder, FIRST_TOKENS, FIRST_SHARE * budget_s)
         spent.tokens = FIRST_TOKENS
         spent.s_per_token = inputs.effort.s_per_token
     else:
@@ -108,7 +110,7 @@ def train_for_minutes(
             f"{more * spent.s_per_token / 60:.1f} minutes of it"
         )
         spent.tokens += more
-        inputs.extend(job, folder, spent.tokens)
+        inputs.extend(job, folder, spent.tokens, STARTS_S + 1.2 * more * spent.s_per_token)
         if inputs.effort.s_per_token:
             spent.s_per_token = inputs.effort.s_per_token
         clock.take()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -43,6 +44,8 @@ TOP_K = 64
 DOCUMENTS = "documents"
 DOCUMENTS_SHARE = 0.1
 """The share of prompts about the passages of a text, where a mix has both prompts and text."""
+TELL_AFTER_S = 20.0
+"""The teacher's rate is known after so long: its first answers end together."""
 ALLOTMENTS = 4
 """How often what a text that ends leaves is divided among the others."""
 
@@ -132,14 +135,16 @@ class Teaching:
         self._folder = folder
         self._on_progress = on_progress
         self._on_note = on_note
+        self._until_s = math.inf
         self.effort = Effort()
         self.tallies: dict[str, Tally] = {}
 
-    def extend(self, tokens: int) -> dict[str, int]:
+    def extend(self, tokens: int, within_s: float | None = None) -> dict[str, int]:
         """Have at least so many tokens over all parts, or all there are; returns the number of
-        texts of each part. Blocks. Raises `CompressionError` and `EvaluationError`.
+        texts of each part. After `within_s`, no more prompts are asked. Blocks. Raises `CompressionError` and `EvaluationError`.
         """
         began_s = time.monotonic()
+        self._until_s = math.inf if within_s is None else began_s + within_s
         wanted = {part.name: part.share * tokens for part in self._parts}
         self._ask(wanted)
         counts: dict[str, int] = {}
@@ -153,7 +158,8 @@ class Teaching:
                     break
                 for part in open_parts:
                     wanted[part.name] = got[part.name] + short * part.share / share
-                self._ask(wanted)
+                if time.monotonic() < self._until_s:
+                    self._ask(wanted)
         finally:
             self.effort.seconds += time.monotonic() - began_s
         return counts
@@ -186,8 +192,13 @@ class Teaching:
         )
 
         def use(url: str, name: str) -> None:
+            shares = sum(part.share for part in left)
             for part in left:
-                self._ask_part(part, wanted[part.name], lambda inner: inner(url, name))
+                # Each has its share of the time, and what those before it left.
+                now_s = time.monotonic()
+                until_s = now_s + (self._until_s - now_s) * part.share / shares
+                shares -= part.share
+                self._ask_part(part, wanted[part.name], lambda ask: ask(url, name), until_s)
 
         serve(use)
         for part in left:
@@ -198,7 +209,9 @@ class Teaching:
                     f"{tally.loops} repeat themselves; they are left out"
                 )
 
-    def _ask_part(self, part: PartPlan, tokens: float, serve: Serve) -> Tally | None:
+    def _ask_part(
+        self, part: PartPlan, tokens: float, serve: Serve, until_s: float = math.inf
+    ) -> Tally | None:
         """The tally of a part's answers; None if `serve` refused to be called."""
         teacher = self._teacher
         before = self.tallies.get(part.name, Tally()).tokens
@@ -210,7 +223,7 @@ class Teaching:
                 tally, took_s = ask_teacher(
                     serve, teacher.key_env, teacher.label, lambda: self._prompts(part),
                     teacher.tokenizer, path, tokens=round(tokens), sampling=teacher.sampling,
-                    on_progress=watch.show,
+                    until_s=until_s, on_progress=watch.show,
                 )  # fmt: skip
         except _RefusedError:
             return None
@@ -365,7 +378,7 @@ class _Watch:
             self._first = (now_s, progress.done)
             return
         took_s, done = now_s - self._first[0], progress.done - self._first[1]
-        if not self._told and took_s > 5 and done > 0:
+        if not self._told and took_s > TELL_AFTER_S and done > 0:
             left_s = (progress.total - progress.done) * took_s / done
             self._told = True
             self._on_note(

@@ -184,13 +184,16 @@ class TrainingInputs:
         self._check_tokens(version.label, TextTokenizer.load(folder))
         return {"teacher": str(folder), "teacher_id": artifact.id, "texts": "texts.jsonl"}
 
-    def extend(self, job: dict[str, Any], folder: Path, tokens: int) -> None:
+    def extend(
+        self, job: dict[str, Any], folder: Path, tokens: int, within_s: float | None = None
+    ) -> None:
         """Have so many tokens to learn from, held-out ones included, and write the job.
 
-        What was there before keeps its place. Blocks while the teacher works.
+        What was there before keeps its place. Blocks while the teacher works, which stops asking
+        after `within_s`; there are fewer tokens then.
         """
         if self._teacher is not None:
-            self._extend_parts(job, folder, tokens)
+            self._extend_parts(job, folder, tokens, within_s)
         if job.get("texts") == "texts.jsonl" and not (folder / "texts.jsonl").exists():
             with replace_atomically(folder / "texts.jsonl") as path:
                 with path.open("w") as file:
@@ -200,7 +203,9 @@ class TrainingInputs:
                     raise CompressionError(f"{self._text.name} is too short: it has {count} texts")
         write_atomically(folder / "job.json", json.dumps(job))
 
-    def _extend_parts(self, job: dict[str, Any], folder: Path, tokens: int) -> None:
+    def _extend_parts(
+        self, job: dict[str, Any], folder: Path, tokens: int, within_s: float | None
+    ) -> None:
         assert self._teacher is not None
         remote = not self._teacher.own
         parts = plan_parts(self._text, asks=self._teacher.serve is not None)
@@ -214,7 +219,7 @@ class TrainingInputs:
         path = folder / "parts.json"
         note = json.loads(path.read_text()) if path.exists() else {"totals": [], "ends": {}}
         if not note["totals"] or tokens > note["totals"][-1]:
-            counts = self._teaching.extend(tokens)
+            counts = self._teaching.extend(tokens, within_s)
             note["totals"].append(tokens)
             for part in parts:
                 ends = note["ends"].setdefault(part.name, [])
