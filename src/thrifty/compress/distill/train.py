@@ -8,9 +8,9 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from thrifty.compress.distill.forecast import forecast
 from thrifty.compress.distill.settings import Training
+from thrifty.compress.distill.training_state import Limits, Objective, State
 from thrifty.errors import CompressionError
 from thrifty.files import replace_atomically, write_atomically
 from thrifty.types import OnProgress, Progress, ignore_progress
@@ -51,75 +52,6 @@ FIRST_EVALUATION_S, MOST_BETWEEN_S, EVALUATION_SHARE = 25.0, 120.0, 0.1
 """A training with a deadline is evaluated after so many seconds, then at twice the time, but at
 least so often; less often where an evaluation would take more than this share of the time."""
 FORECAST_EVERY_S = 60.0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When one run of a training stops."""
-
-    steps: int | None = None
-    """Pause after so many steps of the training; nothing is evaluated then."""
-    started_s: float | None = None
-    """When the run's process was started, by `time.monotonic`."""
-    deadline_s: float | None = None
-    """When it must have ended."""
-    budget_s: float | None = None
-    """The whole training's time, for reports."""
-    spent_s: float = 0.0
-    """What of it was spent on other things than training."""
-
-
-class Objective(Protocol):
-    """What is learned, and how far a model is from it."""
-
-    unit: str
-    """The unit of `measure`."""
-    examples: int
-    """How many there are to learn from, without the held-out ones."""
-    example_tokens: int
-    """Tokens of the longest example."""
-    held_out_tokens: int
-    """Tokens that one evaluation takes."""
-    domains: list[str]
-    """What `measure` tells apart."""
-
-    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
-        """The mean loss over some examples, and how many tokens they have."""
-        ...
-
-    def measure(
-        self, model: Any, device: Any, rank: int, ranks: int
-    ) -> dict[str, tuple[float, int]]:
-        """For each domain: the sum over this rank's share of the held-out examples, and over how
-        many predictions.
-        """
-        ...
-
-
-@dataclass
-class State:
-    """The progress of a training, without weights."""
-
-    step: int = 0
-    tokens: int = 0
-    losses: list[float] = field(default_factory=list)
-    """The loss of every step."""
-    held_out: list[tuple[int, float]] = field(default_factory=list)
-    """Steps, and the held-out loss after them: the mean over the domains."""
-    best_step: int = 0
-    seconds: float = 0.0
-    """Spent on training, over all runs."""
-    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """For each domain: tokens, and the held-out loss after them."""
-    forecasts: list[dict[str, Any]] = field(default_factory=list)
-    """What was predicted: the seconds of training, and for each domain the end and its error."""
-    phases: list[tuple[int, int]] = field(default_factory=list)
-    """After how many read examples there were how many to learn from."""
-
-    @property
-    def best(self) -> float:
-        """The lowest held-out loss so far."""
-        return min((value for _, value in self.held_out), default=math.inf)
 
 
 class Trainer:

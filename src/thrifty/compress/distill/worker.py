@@ -31,7 +31,7 @@ from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.student import Student
 from thrifty.compress.distill.teaching import read_lines
-from thrifty.compress.distill.train import Limits, Objective, Trainer, write_tensors
+from thrifty.compress.distill.train import Trainer, write_tensors
 from thrifty.compress.distill.training_examples import (
     LinePieces,
     LiveTeacher,
@@ -40,6 +40,7 @@ from thrifty.compress.distill.training_examples import (
     RecordedPieces,
     TrainingExamples,
 )
+from thrifty.compress.distill.training_state import Limits, Objective
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ThriftyError
 from thrifty.evaluate.open_model import open_model
