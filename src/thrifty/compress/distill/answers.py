@@ -58,7 +58,7 @@ DOCUMENT_PROMPTS = (
     "What are the most important facts in the following text? List them.\n\n{text}",
     "Write a short title for this text, and say why it fits.\n\n{text}",
 )
-"""What users say about a passage. They are fixed; which one a passage gets depends on its number."""
+"""What users say about a passage. Which one a passage gets depends on its number alone."""
 
 
 @dataclass(frozen=True)
