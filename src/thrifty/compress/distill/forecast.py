@@ -2,8 +2,7 @@
 
 The loss after x tokens is modelled as c + a (1 + x / s)^-b, with c, a >= 0, as in scaling laws
 (Hoffmann et al. 2022, 2203.15556, over the data alone). Shapes (s, b) on a grid are weighed by how
-well their best c and a explain the curve, so that the error also says how little of a short curve is
-known.
+well their best c and a explain the curve. The error so grows where a short curve allows many ends.
 """
 
 from __future__ import annotations

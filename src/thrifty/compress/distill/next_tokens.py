@@ -34,8 +34,8 @@ class NextTokens:
         training: Training,
         layers: Sequence[int] | None = None,
     ) -> None:
-        """`held_out` are the numbers of the examples to evaluate on. `layers` gives the teacher's hidden state that each of the student's is compared with;
-        None spaces them evenly.
+        """`held_out` are the numbers of the examples to evaluate on. `layers` gives the teacher's
+        hidden state that each of the student's is compared with; None spaces them evenly.
         """
         self._examples = examples
         self._training = training

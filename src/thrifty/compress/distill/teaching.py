@@ -141,7 +141,8 @@ class Teaching:
 
     def extend(self, tokens: int, within_s: float | None = None) -> dict[str, int]:
         """Have at least so many tokens over all parts, or all there are; returns the number of
-        texts of each part. After `within_s`, no more prompts are asked. Blocks. Raises `CompressionError` and `EvaluationError`.
+        texts of each part. After `within_s`, no more prompts are asked. Blocks. Raises
+        `CompressionError` and `EvaluationError`.
         """
         began_s = time.monotonic()
         self._until_s = math.inf if within_s is None else began_s + within_s

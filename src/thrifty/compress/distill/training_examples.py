@@ -209,7 +209,7 @@ def join(examples: Sequence[TrainingExample]) -> TrainingExample:
     if first.ids is None:
         return joined
     k = first.ids.shape[1]
-    # Between texts stands a uniform prediction: it is not learned from, but its loss must be finite.
+    # A uniform prediction stands between texts: it does not count, but its loss must be finite.
     ids, logprobs = np.arange(k)[None], np.full((1, k), -np.log(k + 1), np.float32)
     tail = np.full(1, 1 / (k + 1), np.float32)
     known: list[Any] = [
