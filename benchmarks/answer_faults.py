@@ -26,9 +26,11 @@ HOME = WORK / "compression"
 CONVERSATIONS = ("chat", "chat-learn", "questions-learn")
 TEXTS = ("code", "web")
 FORMS: dict[str, Callable[[str], object]] = {
-    "list": lambda text: len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.MULTILINE)) >= 3,
-    "table": lambda text: len(re.findall(r"^\|.*\|", text, re.MULTILINE)) >= 3,
-    "code": lambda text: "```" in text or re.search(r"^(?:def|import|#include|SELECT)\b", text, re.M),
+    "a list": lambda text: len(re.findall(r"^\s*(?:[-*•]|\d+[.)])\s", text, re.MULTILINE)) >= 3,
+    "a table": lambda text: len(re.findall(r"^\|.*\|", text, re.MULTILINE)) >= 3,
+    "code": lambda text: (
+        "```" in text or re.search(r"^(?:def|import|#include|SELECT)\b", text, re.M)
+    ),
     "short lines (verse)": lambda text: (
         len(lines := [one for one in text.splitlines() if one.strip()]) >= 6
         and max(map(len, lines)) < 60
@@ -82,7 +84,7 @@ def main() -> None:
 
     judge("good answers", pairs)
     for form, fits in FORMS.items():
-        judge(f"  with a {form}", [one for one in pairs if fits(one[1])])
+        judge(f"  with {form}", [one for one in pairs if fits(one[1])])
     for name in TEXTS:
         lines = fetch_set(name, HOME / "data", store).read_text().splitlines()
         texts = [json.loads(line)["text"][:800] for line in lines]
@@ -90,11 +92,20 @@ def main() -> None:
     others = [one for one in pairs if len(one[1].split()) >= 8]
     answers = [answer for _, answer in others]
     draw.shuffle(answers)
-    judge("broken: another's answer", [(asked, a) for (asked, _), a in zip(others, answers, strict=True)])
+    judge(
+        "broken: another's answer",
+        [(asked, a) for (asked, _), a in zip(others, answers, strict=True)],
+    )
     judge("broken: ends in a loop", [(asked, break_end(a, draw)) for asked, a in others])
-    repeated = [(asked, "\n".join(f"{n}. {' '.join(a.split()[:12])}" for n in range(1, 9))) for asked, a in others]
+    repeated = [
+        (asked, "\n".join(f"{n}. {' '.join(a.split()[:12])}" for n in range(1, 9)))
+        for asked, a in others
+    ]
     judge("broken: one item as a list", repeated)
-    record = {"rows": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]], "seed": options.seed}
+    record = {
+        "rows": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]],
+        "seed": options.seed,
+    }
     finish("answer_faults", record, rows, [], save=not options.no_save)
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,9 @@ class Server:
 class ThriftyService:
     """`thrifty up` in a home of its own. Its children run in sessions of their own."""
 
+    variables: Mapping[str, str] = {}
+    """What its environment has besides this one's."""
+
     def __init__(
         self, name: str, spec: dict[str, Any], home: Path | None = None, *, fresh: bool = False
     ) -> None:
@@ -163,7 +166,7 @@ class ThriftyService:
         self.home.mkdir(parents=True, exist_ok=True)
         path = self.home / f"{name.replace(' ', '-')}.yaml"
         path.write_text(json.dumps(spec))
-        self.environment = {**os.environ, "THRIFTY_HOME": str(self.home)}
+        self.environment = {**os.environ, **self.variables, "THRIFTY_HOME": str(self.home)}
         self.run("down")
         self._output = self.home / "up.out"
         self._process = subprocess.Popen(

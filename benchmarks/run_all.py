@@ -10,8 +10,8 @@ from pathlib import Path
 NAMES = (
     "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
     "version_shares", "batches", "compression", "compression_memory", "served_tokens", "distillation",
-    "gateway_versions", "changes_under_load", "schemas", "stalls", "lm_eval_http", "install_size",
-    "fuzz", "answer_faults",
+    "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
+    "lm_eval_http", "install_size", "fuzz", "answer_faults",
 )  # fmt: skip
 
 

@@ -119,3 +119,9 @@ class EvaluationError(ThriftyError):
 
 class CompressionError(ThriftyError):
     """A model cannot be compressed."""
+
+
+class GateError(ThriftyError):
+    """A model drops further below its reference than is allowed."""
+
+    exit_code = 3

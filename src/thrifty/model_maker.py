@@ -18,6 +18,7 @@ from thrifty.types import OnProgress, ignore_progress
 
 if TYPE_CHECKING:
     from thrifty.compress.pipeline import PipelineResult
+    from thrifty.evaluate.gate import Verdict
 
 
 class Compressor:
@@ -73,6 +74,45 @@ class Compressor:
             "compress": CompressSpec(quantize=QuantizeSpec(scheme="none")),
         }
         return loaded.spec.model_copy(update=changes), compressed.result
+
+    def judge(
+        self, version: NamedVersion, artifact: Artifact, max_drop: float, on_progress: OnProgress
+    ) -> tuple[Verdict, str]:
+        """Whether a stored model is close enough to the one that it was made from, and that in
+        words; measured, and recorded with the model. Blocks. Raises `EvaluationError` and its like.
+        """
+        from thrifty.evaluate.answers import (
+            AnswersRequest,
+            find_questions,
+            is_chat_model,
+            measure_answers,
+        )
+        from thrifty.evaluate.gate import judge_measured, record_verdict
+        from thrifty.evaluate.suite import (
+            EvaluationSuite,
+            find_domains,
+            find_root,
+            measure_quality,
+            name_default_domains,
+        )
+        from thrifty.own_replica import make_server
+
+        store, home = self._store, self._home
+        reference = find_root(store, version)
+        root = store.load(reference.artifact)
+        named = name_default_domains(store, root)
+        domains = find_domains(named, home.data, store, on_progress)
+        suite = EvaluationSuite(reference, domains, root.description.family)
+        measured = measure_quality(store, home.evaluations, version, artifact, suite, on_progress)
+        if is_chat_model(store, root):
+            questions = find_questions(None, home.data, store, on_progress=on_progress)
+            server = make_server(store, home, self._machine)
+            request = AnswersRequest(reference, questions, server)
+            measured.append(
+                measure_answers(store, home.evaluations, version, artifact, request, on_progress)
+            )
+        verdict = judge_measured(measured, max_drop)
+        return verdict, record_verdict(store, version, artifact, reference, verdict)
 
     def _measure_speed(
         self, version: NamedVersion, artifact: Artifact, on_progress: OnProgress

@@ -1,8 +1,7 @@
-"""A replica that no service knows: one model, served as a fleet serves it, for as long as one piece of
-work asks it.
+"""A replica that no service knows: one model, served as a fleet serves it, for one piece of work.
 
-No other part of a service runs: no gateway, no database. One such replica at a time runs in a home. The
-next one, `thrifty up` and `thrifty down` end whatever a killed process left running.
+No other part of a service runs: no gateway, no database. One such replica at a time runs in a home.
+The next one, `thrifty up` and `thrifty down` end whatever a killed process left running.
 """
 
 from __future__ import annotations
@@ -78,8 +77,8 @@ def only_replica(home: Home) -> Iterator[None]:
 async def run_replica(
     served: Served, engine: Engine, home: Home, store: Store, machine: Machine
 ) -> AsyncIterator[LocalReplica]:
-    """A replica that is ready, on all cores; it is stopped afterwards. Raises `FleetError` if it does
-    not start.
+    """A replica that is ready, on all cores; it is stopped afterwards. Raises `FleetError` if it
+    does not start.
     """
     replica = LocalReplica(
         f"{_ID}0", served, engine, home=home, store=store, cores=machine.cores, memory_share=1.0,
@@ -117,8 +116,8 @@ def use_replica(
     use: Callable[[str, str], None],
     on_progress: OnProgress = ignore_progress,
 ) -> None:
-    """Call `use(url, name)` in a thread while the model is served at `url` under `name`, a checkpoint
-    with 16-bit weights. Blocks.
+    """Call `use(url, name)` in a thread while the model is served at `url` under `name`; a
+    checkpoint has 16-bit weights. Blocks.
 
     Raises what `use` raises, `SpecError` where the model cannot be served here, and `FleetError`
     where it does not start, or ends meanwhile.

@@ -1,4 +1,4 @@
-"""How fast a stored model is on this machine: one replica of its own, measured as `thrifty up` measures.
+"""How fast a stored model is on this machine, in a replica of its own, as `thrifty up` measures.
 
 `measure_speed` measures one model, `measure_candidates` several ways to serve one.
 """

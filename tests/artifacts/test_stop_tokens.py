@@ -61,6 +61,15 @@ def test_all_files_together_say_what_ends_an_answer(
     assert ends_of(tmp_path, tokenizer, config, generation) == expected
 
 
+def test_special_tokens_of_an_older_file_end_an_answer_too(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    for eos in ("<|im_end|>", {"content": "<|im_end|>", "lstrip": False}):
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": eos}))
+        assert ends_of(tmp_path, tokenizer, {"eos_token": "!"}) == (7, 3, IM_END)
+        assert ends_of(tmp_path, tokenizer, {}) == (7, IM_END)
+
+
 def test_ends_that_the_model_cannot_say_are_left_out(tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert ends_of(tmp_path, tokenizer, {}, [SIZE + 9, SIZE + 10]) == (SIZE + 9, 7)
 

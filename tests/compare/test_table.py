@@ -66,7 +66,7 @@ def compared(store: Store, home: Home, made: Any, small: Any, texts: Any) -> dic
     record_speed(store, small[1], 160.0)
     record_speed(store, small[1], 999.0, processor="another")
     return compare(
-        ComparisonRequest(["tiny", "tiny-int8", "tiny-int8@v1"], text=texts[0], tokens=2048),
+        ComparisonRequest(["tiny", "tiny-int8", "tiny-int8@v1"], domains=[texts[0]], tokens=2048),
         store=store,
         home=home,
         machine=detect_machine(),
@@ -89,7 +89,7 @@ def test_models_stand_beside_what_the_first_was_made_from(compared: dict[str, An
         "int8, rounded to nearest",
         "pypi:tiny==1",
     ]
-    assert compared["text"]["name"] == "first"
+    assert [one["name"] for one in compared["domains"]] == ["first"]
     assert "tiny-int8@v1 is the same model as tiny-int8@v1" in compared["notes"]
 
 
@@ -118,12 +118,12 @@ def test_a_text_that_is_named_is_taken_as_far_as_it_was_before(
     compared: dict[str, Any], store: Store, home: Home, texts: Any
 ) -> None:
     found = compare(
-        ComparisonRequest(["tiny-int8"], text=texts[0], measure=False),
+        ComparisonRequest(["tiny-int8"], domains=[texts[0]], measure=False),
         store=store,
         home=home,
         machine=detect_machine(),
     ).as_dict()
-    assert found["text"]["tokens"] == 2048
+    assert found["domains"][0]["tokens"] == 2048
     assert found["models"][0]["kl_divergence"] == compared["models"][1]["kl_divergence"]
 
 
@@ -131,7 +131,7 @@ def test_figures_on_another_text_are_not_put_into_the_column(
     compared: dict[str, Any], store: Store, home: Home, texts: Any
 ) -> None:
     found = compare(
-        ComparisonRequest(["tiny", "tiny-int8"], text=texts[1], tokens=2048, measure=False),
+        ComparisonRequest(["tiny", "tiny-int8"], domains=[texts[1]], tokens=2048, measure=False),
         store=store,
         home=home,
         machine=detect_machine(),
@@ -145,7 +145,7 @@ def test_a_text_that_has_changed_is_not_taken_for_the_one_before(
 ) -> None:
     text = write_text(tmp_path / "text.txt", 3000, seed=11)
     arguments: dict[str, Any] = {"store": store, "home": home, "machine": detect_machine()}
-    compare(ComparisonRequest(["tiny"], text=str(text), tokens=1024), **arguments)
+    compare(ComparisonRequest(["tiny"], domains=[str(text)], tokens=1024), **arguments)
     write_text(text, 3000, seed=12)
     found = compare(ComparisonRequest(["tiny", "tiny-int8"], tokens=1024), **arguments)
     assert any("has changed since other models were measured on it" in note for note in found.notes)

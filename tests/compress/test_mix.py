@@ -150,7 +150,7 @@ def test_a_bad_line_is_told(tmp_path: Path, line: str) -> None:
         ("Who wrote the novel Moby Dick?", "who wrote the novel moby dick", True),
         ("Tell me: who wrote the novel Moby Dick, and when?", "Who wrote the novel Moby Dick?", True),
         ("What is the capital of France?", "What is the capital of Peru?", False),
-        ("Hello there", "hello, there!", True),
+        ("Hello there", "hello, there!", False),  # too short to mean anything
         ("Hello there, can you help me?", "Hello there", False),
         ("Who was the first president of the United States?",
          "Who is the present president of the United States?", False),

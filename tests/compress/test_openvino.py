@@ -252,5 +252,5 @@ def test_text_that_is_judged_by_is_not_learned_from(tmp_path: Path) -> None:
     held_out.write_text(json.dumps({"text": " ".join(words[3000:])}) + "\n")
     check_no_overlap(calibration, held_out)
     held_out.write_text(json.dumps({"text": " ".join(words[2000:])}) + "\n")
-    with pytest.raises(CompressionError, match="calibrate with other text"):
+    with pytest.raises(CompressionError, match="use other text to learn from"):
         check_no_overlap(calibration, held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from tests.artifacts.models import Llama
 from tests.engines.test_prepare import put
 from tests.evaluate.bigram import write_text
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.verdicts import find_failure
 from thrifty.compress.pipeline import PipelineResult, check_compress, run_pipeline
 from thrifty.errors import CompressionError
+from thrifty.evaluate.answers import ANSWERS, DEFAULT_SETS
 from thrifty.home import Home
 from thrifty.spec.compress import CompressSpec
 from thrifty.types import Format, Progress
@@ -98,19 +101,39 @@ def test_each_stage_is_held_to_the_model_that_nothing_was_done_to(
     divergences = []
     for stage in compressed.stages:
         by_kind = {one.kind: one for one in store.read_measurements(stage.artifact.id)}
-        assert set(by_kind) == {"quality", "task"}
+        assert set(by_kind) - {"gate"} == {"quality", "task"}
         quality, task = by_kind["quality"], by_kind["task"]
         for one in (quality, task):
             assert one.conditions["reference"] == source[1].id
             assert one.conditions["engine"].startswith("openvino 20")
             assert one.conditions["processor"]
             assert one.values["beside"] == "tiny@v1"
-        assert quality.values["text"] == "judged"
+        assert quality.values["domain"] == "judged"
         assert quality.values["tokens"] > 1000
         assert (task.values["task"], task.values["items"]) == ("letters", 8)
         assert quality.values["form"] == {"prune": "f16", "quantize": "int4"}[stage.name]
         divergences.append(quality.values["kl_divergence"]["mean"])
     assert 0 < divergences[0] < divergences[1]
+
+
+def test_the_result_is_judged(
+    compressed: PipelineResult, source: Any, store: Store, home: Home, texts: Any
+) -> None:
+    """Only the result: a pruned model may be worse than what training makes of it."""
+    pruned, quantized = compressed.stages
+    kinds = [{m.kind for m in store.read_measurements(s.artifact.id)} for s in (pruned, quantized)]
+    assert ["gate" in found for found in kinds] == [False, True]
+    assert compressed.verdict is not None
+    assert set(compressed.verdict.drops) == {"judged"}
+    assert compressed.verdict.max_drop == 0.25
+    ratio = next(m for m in quantized.measured if m.kind == "quality").values["perplexity_ratio"]
+    assert compressed.verdict.drops["judged"] == pytest.approx(max(0, 1 - 1 / ratio))
+    stricter = run(source, store, home, prune=PRUNE, quantize=INT4, max_drop=0.1, **texts)[0]
+    assert stricter.result == compressed.result
+    assert stricter.verdict is not None
+    assert stricter.verdict.max_drop == 0.1
+    assert (find_failure(store, quantized.version) is None) == stricter.verdict.passed
+    assert find_failure(store, pruned.version) is None
 
 
 def test_what_is_done_already_costs_a_look(
@@ -149,7 +172,7 @@ def test_a_model_that_does_not_start_is_said_and_no_more(
         home=home, measure_speed=fail, on_stage=told.append,
     )  # fmt: skip
     assert found.stages[0].not_measured == "no room"
-    assert told[-2:] == [
+    assert told[-3:-1] == [
         "quantize tiny@v1: to int8", "tiny-int8@v1: its speed was not measured: no room",
     ]  # fmt: skip
 
@@ -212,3 +235,40 @@ def test_a_teacher_that_is_served_elsewhere_is_refused() -> None:
     keys = {"prune": 0.8, "distill": {"tokens": "1M", "teacher": "https://x/v1"}}
     found = check_compress(CompressSpec.model_validate(keys))
     assert any("served elsewhere" in str(one) for one in found)
+
+
+def test_a_pruned_chat_model_is_asked_questions_and_they_are_shown(
+    store: Store, home: Home, texts: Any
+) -> None:
+    from thrifty.engines.machine import detect_machine
+    from thrifty.own_replica import make_server
+
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    source = put(store, dataclasses.replace(MODEL, seed=5), templates={"default": template})
+    home.data.mkdir(exist_ok=True)
+    for name in DEFAULT_SETS:
+        (home.data / f"{name}.jsonl").write_text(
+            json.dumps({"prompt": f"Q: Which {name}?\nA:", "answers": ["none"]}) + "\n"
+        )
+    told: list[str] = []
+    held_out = {key: texts[key] for key in ("text", "held_out", "held_out_tokens")}
+
+    def make(**keys: Any) -> list[str]:
+        """What is measured of the last stage."""
+        told.clear()
+        compress = CompressSpec.model_validate({**keys, **held_out})
+        server = make_server(store, home, detect_machine())
+        found = run_pipeline(
+            compress, source, store=store, home=home, serve=server, on_stage=told.append
+        )
+        return [one.kind for one in found.stages[-1].measured]
+
+    assert ANSWERS in make(prune=PRUNE, quantize="none")
+    shown = told[-10:]
+    label = source[0].label
+    assert shown[0].startswith("tiny-pruned@")
+    assert f"still right of what {label} answers right" in shown[0]
+    assert [line.partition(":")[0].strip() for line in shown[1:]] == [
+        "Q", label, shown[0].partition(":")[0],
+    ] * 3  # fmt: skip
+    assert ANSWERS not in make(quantize="int8"), "it only kept fewer bits"

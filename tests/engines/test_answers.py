@@ -32,6 +32,7 @@ from thrifty.engines.server.backend import (
 from thrifty.engines.server.choice import Choice
 from thrifty.engines.server.request import GenerationRequest, parse_chat, parse_completion
 from thrifty.http.client import HttpClient
+from thrifty.openai.stream_answers import assemble_answer
 from thrifty.types import Family
 
 TOKENIZER = make_tokenizer()
@@ -240,7 +241,15 @@ def test_streamed_calls_are_whole_calls(
 ) -> None:
     request = chat(tools=[TOOL], tool_choice=choice, parallel_tool_calls=parallel, logprobs=True)
     events, answer = run(request, cut(text, sizes))
+    assembled = assemble_answer(events)
+    assert assembled is not None
     assert join_chat(events) == view_chat(answer)
+    # What the gateway makes of the stream is the whole answer, but for the ids of its calls.
+    for one in (messages := [json.loads(assembled), answer]):
+        for call in one["choices"][0]["message"].get("tool_calls", ()):
+            call["id"] = ""
+    first, second = (one["choices"][0]["message"] for one in messages)
+    assert first == second
 
 
 # log-probabilities

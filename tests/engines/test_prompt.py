@@ -283,6 +283,9 @@ def test_arguments_may_be_an_object_or_missing(arguments: Any) -> None:
         ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
         ({"content": [{"type": "output_text", "text": "Yes", "annotations": []},
                       {"type": "text", "text": "!"}]}, "Yes!"),
+        ({"content": ["Yes", {"type": "text", "text": "!"}]}, "Yes!"),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "Yes"}]},
+         "Yes"),
         ({"content": None}, ""),
         ({}, ""),
         ({"content": []}, ""),
@@ -323,9 +326,25 @@ def test_calls_of_custom_tools_are_taken_back() -> None:
     assert '{"name": "run", "arguments": {"input": "print(1)"}}' in prompt
 
 
-@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
-def test_reasoning_goes_to_the_template(key: str) -> None:
-    message = {**ANSWER, key: "Hm."}
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"reasoning_content": "Hm."},
+        {"reasoning": "Hm."},
+        *(
+            {"content": [part, {"type": "text", "text": "Fine."}]}
+            for part in (
+                {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+                {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                {"type": "reasoning", "reasoning": "Hm."},
+                {"type": "reasoning_text", "text": "Hm."},
+            )
+        ),
+    ],
+    ids=range(6),
+)
+def test_reasoning_goes_to_the_template(changed: Any) -> None:
+    message = {**ANSWER, **changed}
     prompt = render(templates.HERMES, USER, message, USER)
     assert "<think>\nHm.\n</think>\nFine." in prompt
     assert render(templates.CHATML, USER, message, USER) == render(

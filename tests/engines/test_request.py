@@ -370,7 +370,7 @@ def test_developer_is_the_system() -> None:
             r"'messages\[0\].content\[0\]' is of type 'image_url'; this model takes text alone",
             "unsupported_content",
         ),
-        ({"role": "user", "content": ["a"]}, "is of type None", "unsupported_content"),
+        ({"role": "user", "content": [7]}, "is of type None", "unsupported_content"),
         ({"role": "user", "content": [{"type": "text"}]}, "is of type 'text'", "unsupported_content"),
         (
             {"role": "assistant", "tool_calls": {"a": 1}},
@@ -448,12 +448,15 @@ def test_text_is_free(value: Any) -> None:
 
 def test_response_formats_bind_the_answer() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "null"}}}
-    bound = chat(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
-    beside = chat(response_format={"type": "json_object", "schema": schema})
-    whole = chat(response_format={"type": "json_object"})
+    holder = {"name": "a", "description": None, "strict": True, "schema": schema}
+    bound = chat(response_format={"type": "json_schema", "json_schema": holder})
+    whole = chat(response_format={"type": "json_object", "schema": None, "json_schema": None})
     assert bound.sampling.grammar is not None
     assert bound.sampling.grammar.text.startswith("root ::= ")
-    assert beside.sampling.grammar == bound.sampling.grammar
+    for kind in ("json_schema", "json_object"):
+        for where in ({"schema": schema}, {"json_schema": {"schema": schema}}):
+            beside = chat(response_format={"type": kind, **where})
+            assert beside.sampling.grammar == bound.sampling.grammar
     assert whole.sampling.grammar not in (None, bound.sampling.grammar)
 
 
@@ -464,10 +467,26 @@ def test_response_formats_bind_the_answer() -> None:
         ({"type": "xml"}, "not 'xml'"),
         ({"type": ["text"]}, r"not \['text'\]"),
         ({"type": "json_schema"}, "'response_format.json_schema.schema' must be a JSON schema"),
-        ({"type": "json_schema", "json_schema": "x"}, "must be a JSON schema"),
+        (
+            {"type": "json_schema", "json_schema": "x"},
+            "json_schema' must be an object with a 'schema'",
+        ),
+        ({"type": "json_schema", "json_schema": ["x"]}, "must be an object with a 'schema'"),
+        ({"type": "json_schema", "schema": "x"}, "'response_format.schema' must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": "x"}}, "must be a JSON schema"),
         ({"type": "json_schema", "json_schema": {"schema": True}}, "must be a JSON schema"),
         ({"type": "json_object", "schema": "x"}, "'response_format.schema' must be a JSON schema"),
+        ({"type": "text", "schema": {}}, "type 'text' has no schema; use the type 'json_schema'"),
+        ({"type": "text", "json_schema": {"schema": {}}}, "type 'text' has no schema"),
+        ({"type": "json_object", "schema": {}, "json_schema": {"schema": {}}}, "holds two schemas"),
+        (
+            {"type": "json_object", "pattern": "x"},
+            "unknown key 'pattern'; it may hold description, ",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {}, "grammar": 1}},
+            "unknown key 'grammar'",
+        ),
     ],
 )
 def test_faulty_response_formats_are_refused(value: Any, message: str) -> None:

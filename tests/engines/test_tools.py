@@ -107,8 +107,24 @@ def test_plan_is_read(body: dict[str, Any], expected: ToolPlan) -> None:
             "tool_choice",
             "names the function 'clock', which is not among 'tools'",
         ),
-        ({"tools": [WEATHER], "tool_choice": {}}, "tool_choice", "names the function None"),
-        ({"tools": [WEATHER], "tool_choice": {"function": "f"}}, "tool_choice", "function None"),
+        *(
+            ({"tools": [WEATHER], "tool_choice": choice}, "tool_choice", "must be named as")
+            for choice in (
+                {},
+                {"function": "weather"},
+                {"type": "auto"},
+                {"type": "tool", "name": "weather"},
+                {"type": ["function"], "function": {"name": "weather"}},
+                {"type": "function", "name": "weather"},
+                {
+                    "type": "allowed_tools",
+                    "allowed_tools": {
+                        "mode": "auto",
+                        "tools": [{"type": "function", "name": "weather"}],
+                    },
+                },
+            )
+        ),
         (
             {"tools": [SHELL], "tool_choice": {"type": "function", "function": {"name": "shell"}}},
             "tool_choice",

@@ -6,18 +6,22 @@ import ast
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from thrifty.artifacts import Store
 from thrifty.engines.base import Served, Traits, Upstream
+from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.engines.machine import FEATURES, detect_machine
 from thrifty.engines.openvino.options import CAPACITY, OpenVinoOptions, resolve
 from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
+from thrifty.engines.server.backend import ModelFacts
+from thrifty.engines.server.request import parse_chat, parse_completion
 from thrifty.errors import EngineError
 from thrifty.graphs.arithmetic import LIMIT_VARIABLE
 from thrifty.spec import load_spec
-from thrifty.types import ignore_progress
+from thrifty.types import Family, ignore_progress
 
 SOURCE = Path(__file__).parents[2] / "src" / "thrifty"
 OUTSIDE = sorted(p for p in SOURCE.rglob("*.py") if "engines" not in p.relative_to(SOURCE).parts)
@@ -40,6 +44,42 @@ def test_traits_are_plain_and_consistent(kind: str) -> None:
             # Whatever takes the place of a scheme runs on every processor.
             assert not traits.schemes[scheme.fallback].needs_one_of
     assert engine.find_features(detect_machine()) <= detect_machine().features
+
+
+class _Read(dict[str, Any]):
+    """A request's body that notes which of its fields are looked at."""
+
+    def __init__(self, fields: dict[str, Any], seen: set[str]) -> None:
+        super().__init__(fields)
+        self._seen = seen
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._seen.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self._seen.add(key)
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("kind", [k for k in engine_kinds() if find_engine(k).traits.honours])
+def test_engines_honour_no_field_that_nobody_reads(kind: str) -> None:
+    seen: set[str] = set()
+    tokenizer, facts = make_tokenizer(), ModelFacts(Family.DECODER, 1000, (256,))
+    tool = {"type": "function", "function": {"name": "f"}}
+    chat = {"messages": [{"role": "user", "content": "x"}], "tools": [tool]}
+    parse_chat(_Read(chat, seen), tokenizer, facts)
+    parse_completion(_Read({"prompt": "x", "suffix": ""}, seen), tokenizer, facts)
+    elsewhere = {
+        "input",
+        "dimensions",
+        "encoding_format",
+        "add_special_tokens",
+        "return_token_strs",
+    }
+    honours = find_engine(kind).traits.honours
+    assert honours is not None
+    assert honours - elsewhere <= seen
 
 
 def test_auto_takes_only_what_offers_itself() -> None:

@@ -98,7 +98,7 @@ def test_code_prose_and_tables_of_this_project_raise_next_to_no_alarm() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "  \n", "...", "| --- |", "\ufffd\ufffd", "\u200b", "- \n- \n-"]
+    "text", ["", "  \n", "...", "| --- |", "\ufffd\ufffd", "\u200b", "- \n- \n-", "1. - - - - -"]
 )
 def test_nothing_is_empty(text: str) -> None:
     assert is_empty(text)
@@ -133,7 +133,7 @@ def test_answers_to_nothing_are_found(asked: str, answer: str) -> None:
     ("asked", "answer"),
     [
         (QUESTION, "Paris"),
-        (QUESTION, "I am not sure, but I think that it is Paris, the French one"),
+        (QUESTION, "I am not sure, but I think that the capital is Paris"),
         (QUESTION, "La capitale de la France est Paris, une ville au bord de la Seine"),
         ("Which word is the verb: the dog has eaten my homework", "has eaten"),
         ("Summarize: " + "a very long text about a museum with many maps " * 5, "A museum with maps."),
@@ -154,6 +154,6 @@ def test_words_of_the_other_model_count() -> None:
 
 def test_the_same_long_answer_to_many_questions_answers_none() -> None:
     parrot = "I am a helpful assistant and I am glad to help you."
-    answers = [parrot, "Africa", "Africa", parrot.upper(), "Africa", parrot, "Something else"]
-    assert find_same(answers) == {0, 3, 5}
-    assert find_same([parrot, parrot, "x"]) == set()
+    answers = [parrot, "Africa", "Africa", parrot.upper(), "Africa", parrot, "Africa", "Africa"]
+    assert find_same([*answers, parrot, parrot]) == {0, 3, 5, 8, 9}
+    assert find_same(answers) == set()

@@ -20,6 +20,7 @@ from thrifty.evaluate.answers import (
     AnswersRequest,
     ServeModel,
     compare_given,
+    evaluate_answers,
     find_questions,
     is_chat_model,
     is_right,
@@ -27,7 +28,7 @@ from thrifty.evaluate.answers import (
 )
 from thrifty.evaluate.answers_text import quote, summarize_answers
 from thrifty.evaluate.asking import Serve
-from thrifty.evaluate.questions import Question
+from thrifty.evaluate.questions import SHORT_REQUEST, SHORT_TOKENS, Question
 from thrifty.types import OnProgress
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -52,7 +53,38 @@ def test_right_is_the_first_line_after_normalisation(answer: str) -> None:
     assert is_right(SHORT[0], answer)
 
 
-@pytest.mark.parametrize("answer", ["", "Paris Texas", "Pari s", "Lyon\nParis", "It may be Paris"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The capital of France is Paris.", "Paris is the capital of France. It is large.",
+        "It is called Paris", "Capital of France: Paris",
+    ],
+)  # fmt: skip
+def test_so_is_a_sentence_that_says_nothing_else(answer: str) -> None:
+    assert is_right(SHORT[0], answer)
+
+
+def test_what_the_question_says_is_no_answer() -> None:
+    either = Question((("user", "Which is larger, the sun or the moon?"),), ("the sun",))
+    assert is_right(either, "Sun")
+    assert not is_right(either, "The moon is larger, not the sun")
+    assert not is_right(either, "Which is larger, the moon or the sun")
+    abbreviated = Question((("user", "What is the capital of Antigua?"),), ("St. John's",))
+    assert is_right(abbreviated, "St. John's")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "Paris Texas",
+        "Pari s",
+        "Lyon\nParis",
+        "It may be Paris",
+        "Not Paris",
+        "The capital of France is Paris or Lyon",
+    ],
+)
 def test_anything_else_is_not(answer: str) -> None:
     assert not is_right(SHORT[0], answer)
     assert not is_right(OPEN[0], answer)
@@ -97,7 +129,7 @@ def test_a_reference_that_knows_nothing_has_no_share() -> None:
     found = compare_given(OPEN, RIGHT[4:], RIGHT[4:]).as_dict()
     assert found["reference_right"] == 0
     assert found["still_right_share"] is None
-    assert "answers none right" in summarize_answers("m", {"beside": "r", **found})[0]
+    assert "answers right, 0 of 0;" in summarize_answers("m", {"beside": "r", **found})[0]
 
 
 def test_at_most_twenty_are_shown() -> None:
@@ -115,7 +147,10 @@ def test_answers_are_quoted_on_one_line_that_can_be_printed() -> None:
 # Stored models
 
 
-ECHOED = [Question((("user", name),), (name,)) for name in ("Paris", "Lima", "Rome", "Oslo")]
+ECHOED = [
+    Question((("user", name),), (f"{name} {SHORT_REQUEST}"[:SHORT_TOKENS],))
+    for name in ("Paris", "Lima", "Rome", "Oslo")
+]
 CHAT = {"templates": {"default": TEMPLATE}}
 
 
@@ -148,7 +183,7 @@ async def test_models_are_asked_once_and_the_comparison_is_recorded(
 ) -> None:
     reference, model = put_two(store)
     asked: list[str] = []
-    async with running_echo() as url, running_echo(reply="Lima") as other:
+    async with running_echo() as url, running_echo(reply=f"Lima {SHORT_REQUEST}") as other:
         serve = serve_at({"tiny@v1": url, "tiny@v2": other}, asked)
 
         async def measure(questions: list[Question]) -> Any:
@@ -165,12 +200,28 @@ async def test_models_are_asked_once_and_the_comparison_is_recorded(
         assert found.values["beside"] == "tiny@v1"
         assert (found.values["reference_right"], found.values["still_right"]) == (4, 1)
         # Only what is new is asked.
-        more = await measure([*ECHOED, Question((("user", "Bern"),), ("Bern",))])
+        more = await measure(
+            [*ECHOED, Question((("user", "Bern"),), (f"Bern {SHORT_REQUEST}"[:SHORT_TOKENS],))]
+        )
     assert (more.values["reference_right"], more.values["asked"]) == (5, 5)
     assert asked == ["tiny@v1", "tiny@v2"] * 2
     assert len(store.read_measurements(model[1].id)) == 2
     kept = sorted((tmp_path / "answers").glob("chat-*.jsonl"))
     assert [len(path.read_text().splitlines()) for path in kept] == [5, 5]
+
+
+async def test_a_server_is_asked_where_it_is_and_anew_each_time(
+    store: Store, tmp_path: Path
+) -> None:
+    reference = put(store, **CHAT)
+    async with running_echo() as url, running_echo() as other:
+        request = AnswersRequest(reference[0], ECHOED, serve_at({"tiny@v1": url}, []))
+        for _ in range(2):
+            found = await asyncio.to_thread(
+                evaluate_answers, other, request, store=store, folder=tmp_path
+            )
+            assert (found["asked"], found["reference_right"], found["still_right"]) == (4, 4, 4)
+            assert len(list((tmp_path / "answers").glob("chat-*.jsonl"))) == 1
 
 
 async def test_an_error_names_the_model(store: Store, tmp_path: Path) -> None:
@@ -186,9 +237,6 @@ def test_models_without_a_template_cannot_be_asked(store: Store, tmp_path: Path)
     chat, plain = put(store, **CHAT), put(store, dataclasses.replace(MODEL, seed=7))
     assert is_chat_model(store, chat[1])
     assert not is_chat_model(store, plain[1])
-    request = AnswersRequest(chat[0], ECHOED, serve_at({}, []))
-    with pytest.raises(EvaluationError, match="did not answer|has no chat template"):
-        measure_answers(store, tmp_path, *plain, request)
     request = AnswersRequest(plain[0], ECHOED, serve_at({}, []))
     with pytest.raises(EvaluationError, match="tiny@v2 has no chat template"):
         measure_answers(store, tmp_path, *chat, request)

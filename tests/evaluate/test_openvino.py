@@ -149,7 +149,7 @@ def test_tokenizers_must_be_the_same(store: Store, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text": None}, "name a text"),
+        ({"text": None}, "name a domain, a text or a task"),
         ({"window": 1}, "at least two tokens"),
         ({"window": 400}, "accepts 256 tokens"),
         ({"model": "http://127.0.0.1:9"}, "cannot be reached"),

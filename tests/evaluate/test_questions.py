@@ -11,6 +11,7 @@ import pytest
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.questions import (
     LONG_TOKENS,
+    SHORT_REQUEST,
     SHORT_TOKENS,
     TWENTY,
     Question,
@@ -51,15 +52,14 @@ def test_questions_conversations_and_items_of_tasks_are_read(tmp_path: Path) -> 
     assert read_questions(path, 2) == [first, second]
 
 
-def test_requests_are_greedy_and_bounded_and_short_ones_are_shown_how(tmp_path: Path) -> None:
+def test_requests_are_greedy_and_bounded_and_short_ones_ask_for_a_name() -> None:
     short = Question((("user", "Who?"),), ("He",))
     open_one = Question((("user", "Who?"),))
     assert short.request["temperature"] == open_one.request["temperature"] == 0
     assert short.request["max_tokens"] == SHORT_TOKENS < open_one.request["max_tokens"]
     assert open_one.request["messages"] == [{"role": "user", "content": "Who?"}]
-    said = short.request["messages"]
-    assert said[-1] == {"role": "user", "content": "Who?"}
-    assert [one["role"] for one in said[:2]] == ["user", "assistant"]
+    (said,) = short.request["messages"]
+    assert said == {"role": "user", "content": f"Who? {SHORT_REQUEST}"}
     assert digest_questions([short]) != digest_questions([open_one])
     assert digest_questions([short]) != digest_questions([Question(short.messages, ("She",))])
 

@@ -313,6 +313,43 @@ async def test_a_stream_that_nobody_asked_for_becomes_a_whole_answer(tmp_path: P
             assert read_text(reply) == "Hi there"
 
 
+async def test_a_whole_answer_to_who_asked_for_a_stream_becomes_one(tmp_path: Path) -> None:
+    async with remote(tmp_path, lambda _: [head(), WHOLE]) as (gateway, server):
+        options = {"stream_options": {"include_usage": True}}
+        for body in (STREAM, {**STREAM, "temperature": 1}, {**STREAM, "temperature": 1, **options}):
+            reply = await gateway.ask(body)
+            assert reply.headers[b"content-type"].startswith(b"text/event-stream")
+            assert reply.headers[b"x-thrifty-cache"] in (b"miss", b"bypass")
+            assert read_text(reply) == "Hi there"
+            assert reply.body.endswith(b"data: [DONE]\n\n")
+            assert (b"prompt_tokens" in reply.body) == ("stream_options" in body)
+            assert b"up-1" not in reply.body
+        assert read_text(await gateway.ask(CHAT)) == "Hi there"
+        assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        b"data: %b\n\n" % chunk("a"),
+        b'data: %b\n\ndata: {"id": "up-1", "cho' % chunk("a"),
+        b"data: %b\n\n: ping\n\n" % chunk("a"),
+        b"data: %b\n\ndata: %b\n\n" % (END, chunk("a", index=1)),
+    ],
+    ids=["answer", "event", "comment", "second choice"],
+)
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(
+    tmp_path: Path, events: bytes
+) -> None:
+    """A body that ends with its connection has no other sign of it."""
+    async with remote(tmp_path, lambda _: [sse(events)]) as (gateway, _):
+        reply = await gateway.ask(STREAM)
+        last = reply.body.removesuffix(b"\n\n").rpartition(b"\n\n")[2]
+        assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "replica_lost"
+        assert b"[DONE]" not in reply.body
+        assert b'"cho' not in reply.body.replace(b'"choices"', b"")
+
+
 async def test_followers_of_a_strange_stream_get_it_too(tmp_path: Path) -> None:
     for name in ("CR", "no mark"):
         folder = tmp_path / name

@@ -25,6 +25,7 @@ from tests.parts import (
 )
 from thrifty.db.fleet import DeploymentRow, ReplicaRow, save_deployment
 from thrifty.db.tables import request_texts, requests
+from thrifty.fleet.ports import find_free_port
 from thrifty.http.exchange import Exchange
 from thrifty.http.types import EVENT_STREAM_HEADERS
 
@@ -167,6 +168,28 @@ async def test_another_version_answers_if_the_chosen_one_has_no_replica(
         rerouted = [row for row in rows if row["rerouted"]]
         assert len(rerouted) == sum(label_of(reply) == "b" for reply in replies)
         assert {row["version"] for row in rerouted} == {"a"}
+
+
+async def test_another_version_answers_if_the_chosen_one_refuses_connections(
+    tmp_path: Path,
+) -> None:
+    """Its replicas are gone, and the routing table does not say so yet."""
+    async with versions_a_and_b(tmp_path, two_versions(1, 1)) as (gateway, urls):
+        await gateway.set_replicas(
+            version_replicas({**urls, "b": f"http://127.0.0.1:{find_free_port()}"})
+        )
+        for n in range(8):
+            reply = await gateway.ask(chat(f"q{n}", temperature=0))
+            assert (reply.status, label_of(reply), text_of(reply)) == (200, "a", "from a")
+        assert {row["version"] for row in await read_rows(gateway)} == {"a"}
+
+
+async def test_versions_that_all_refuse_connections_are_tried_once(tmp_path: Path) -> None:
+    async with versions_a_and_b(tmp_path, two_versions(1, 1)) as (gateway, urls):
+        gone = {label: f"http://127.0.0.1:{find_free_port()}" for label in urls}
+        await gateway.set_replicas(version_replicas(gone))
+        reply = await gateway.ask(chat("q", temperature=0))
+        assert (reply.status, reply.json()["error"]["code"]) == (502, "replica_lost")
 
 
 async def test_requests_that_wait_for_a_version_go_to_another_one(tmp_path: Path) -> None:

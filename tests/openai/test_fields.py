@@ -265,6 +265,8 @@ def test_an_error_names_the_replacement() -> None:
     assert message.endswith(
         "; remove it, or use 'engine: remote' with a server that can, such as vLLM."
     )
+    body = {"messages": MESSAGES, "reasoning_effort": "low"}
+    assert refusal(body, Endpoint.CHAT, frozenset()).message.endswith("'chat_template_kwargs'.")
     body = {"messages": MESSAGES, "web_search_options": {}}
     message = refusal(body, Endpoint.CHAT, frozenset()).message
     assert message.endswith("; remove it, or use an engine that can.")
@@ -298,6 +300,28 @@ def test_a_misspelt_field_is_refused_with_a_suggestion(endpoint: Endpoint, name:
 def test_an_unknown_field_gets_no_suggestion() -> None:
     error = refusal({"messages": MESSAGES, "zzz": 1}, Endpoint.CHAT)
     assert error.message == "Unknown parameter: 'zzz'."
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "hint"),
+    [
+        (Endpoint.CHAT, "guided_json", "Use 'response_format' of /v1/chat/completions, with a JSON schema."),
+        (Endpoint.COMPLETIONS, "grammar", "Use 'response_format' of /v1/chat/completions, "),
+        (Endpoint.CHAT, "n_predict", "Use 'max_tokens'."),
+        (Endpoint.COMPLETIONS, "repeat_penalty", "Use 'repetition_penalty'."),
+        (Endpoint.CHAT, "enable_thinking", "in 'chat_template_kwargs' of /v1/chat/completions."),
+        (Endpoint.COMPLETIONS, "response_format", "It is a parameter of /v1/chat/completions."),
+        (Endpoint.CHAT, "echo", "It is a parameter of /v1/completions."),
+        (Endpoint.EMBEDDINGS, "seed", "It is a parameter of /v1/chat/completions and /v1/completions."),
+    ],
+)  # fmt: skip
+def test_a_field_of_other_servers_is_refused_with_what_to_use(
+    endpoint: Endpoint, name: str, hint: str
+) -> None:
+    error = refusal(body_with(endpoint, name, 1), endpoint)
+    assert (error.param, error.code) == (name, "unknown_parameter")
+    assert error.message.startswith(f"Unknown parameter: '{name}'. ")
+    assert hint in error.message
 
 
 def test_a_huge_field_name_is_refused_quickly() -> None:

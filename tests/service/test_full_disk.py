@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,13 @@ def fill(folder: Path) -> Path:
     return path
 
 
+def answers(url: str) -> bool:
+    """Whether the service answers a chat now."""
+    with contextlib.suppress(requests.ConnectionError):
+        return requests.post(url, json=CHAT, timeout=10).status_code == 200
+    return False
+
+
 def test_a_model_that_does_not_fit_is_told_before_its_download(small_disk: Path) -> None:
     result = run_thrifty(small_disk / "home", "up", timeout_s=120)
     assert result.returncode == 1
@@ -85,6 +93,11 @@ def test_requests_go_on_when_the_disk_fills_and_rows_follow_when_it_has_room(
         assert requests.post(url, json=CHAT, timeout=10).status_code == 200
         filler.unlink()
         wait_until(lambda: count_requests(home) == 202, 40, "all rows")
+        filler = fill(small_disk)
+        (worker,) = [ident for ident, role, _ in find_ours(home) if role == "gateway"]
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: answers(url), 40, "an answer of the worker's successor")
+        filler.unlink()
         assert service.replicas()[0]["state"] == "ready"
 
 

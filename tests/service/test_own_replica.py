@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import psutil
 import pytest
 
 from tests.engines.test_prepare import MODEL, put
-from tests.parts import wait_until
+from tests.evaluate.bigram import write_text
+from tests.parts import run_thrifty, wait_until
 from thrifty.artifacts import Store
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError, FleetError
@@ -67,7 +69,7 @@ def test_an_engine_that_dies_is_told_of(home: Home) -> None:
             one.kill()
         served.ask("POST", "/v1/chat/completions", body)
 
-    with pytest.raises(FleetError, match=r"tiny@v2 ended while it was asked"):
+    with pytest.raises(FleetError, match=r"tiny-openvino@v1 ended while it was asked"):
         use_replica(store, home, version, artifact, detect_machine(), kill)
     wait_until(lambda: not find_ours(home.root))
 
@@ -83,3 +85,42 @@ def test_what_the_work_raises_comes_through(home: Home, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="enough"):
         use_replica(store, home, version, artifact, detect_machine(), fail)
     assert not find_ours(home.root)
+
+
+def test_the_commands_show_answers_side_by_side(home: Home, tmp_path: Path) -> None:
+    store = Store(home.models)
+    reference, model = put_chat(store), put_chat(store, seed=3)
+    text = write_text(tmp_path / "text.txt", 1500)
+    questions = tmp_path / "questions.jsonl"
+    records = [{"question": "Why?"}, {"question": "Who?", "answers": ["nobody"]}]
+    questions.write_text("".join(json.dumps(one) + "\n" for one in records))
+    command = (
+        "evaluate", model[0].label, "--reference", reference[0].label, "--text", str(text),
+        "--tokens", "600",
+    )  # fmt: skip
+    told = run_thrifty(home.root, *command, "--questions", str(questions), "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert found["tokens"] > 0
+    answers = found["answers"]
+    assert (answers["asked"], answers["reference_right"], answers["still_right"]) == (2, 0, 0)
+    assert {"empty", "loops", "ignored", "still_right_share"} <= set(answers)
+    assert [one["question"] for one in answers["samples"]] == ["Why?", "Who?"]
+    shown = run_thrifty(home.root, *command, "--answers", "--questions", str(questions)).stdout
+    assert "answers, of 2 questions" in shown
+    assert "1. Why?" in shown
+    assert "2. Who?" in shown
+    # Where something else is named, nothing is asked unless it is said so.
+    assert "answers" not in json.loads(run_thrifty(home.root, *command, "--json").stdout)
+    both = run_thrifty(home.root, *command, "--no-answers", "--questions", str(questions))
+    assert both.returncode == 1
+    assert "--questions says what to ask, and --no-answers to ask nothing" in both.stderr
+    report = tmp_path / "report.html"
+    compared = run_thrifty(
+        home.root, "compare", reference[0].label, model[0].label, "--no-measure", "--report",
+        str(report), "--json",
+    )  # fmt: skip
+    own, other = json.loads(compared.stdout)["models"]
+    assert own["answers"] is None
+    assert other["answers"] == {**answers, "beside": reference[0].label}
+    assert '<table class="answers">' in report.read_text()

@@ -25,7 +25,7 @@ class Measurement(msgspec.Struct, frozen=True):
     """Values of one kind that were measured together."""
 
     kind: str
-    """`quality`, `embeddings`, `task`, `answers`, `speed` or `candidate`."""
+    """`quality`, `embeddings`, `task`, `answers`, `speed`, `candidate` or `gate`."""
     conditions: dict[str, Any]
     """What the values depend on. Only measurements with equal conditions may be compared."""
     values: dict[str, Any]

@@ -43,14 +43,13 @@ def read_ends(folder: Path) -> tuple[int, ...]:
     tokenizer = read_json(path)
     added = _read_added_tokens(tokenizer, path)
     found: list[int] = []
-    config = folder / "tokenizer_config.json"
-    if config.exists():
-        eos = read_token_text(read_json(config), "eos_token")
-        if eos is not None:
-            vocabulary = (tokenizer.get("model") or {}).get("vocab")
-            known = vocabulary if isinstance(vocabulary, dict) else {}
-            index = added.get(eos, known.get(eos))
-            found += [index] if isinstance(index, int) else []
+    vocabulary = (tokenizer.get("model") or {}).get("vocab")
+    known = vocabulary if isinstance(vocabulary, dict) else {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        config = folder / name
+        eos = read_token_text(read_json(config), "eos_token") if config.exists() else None
+        index = None if eos is None else added.get(eos, known.get(eos))
+        found += [index] if isinstance(index, int) else []
     return (*found, *find_ends(read_chat_templates(folder).values(), added))
 
 

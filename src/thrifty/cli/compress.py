@@ -10,6 +10,8 @@ from thrifty.cli.show import print_json, print_line, print_table, show_progress,
 from thrifty.compare.columns import DIVERGENCE, EMBEDDINGS, format_divergence, format_embeddings
 from thrifty.compress.pipeline import PipelineResult, Stage
 from thrifty.engines.machine import detect_machine
+from thrifty.errors import GateError
+from thrifty.evaluate.suite import find_worst_domain
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.service import resolve_target
@@ -35,17 +37,21 @@ def run_compress(target: str, flags: dict[str, Any], *, as_json: bool) -> None:
             made.append(compressor.run(one, model, on_progress))
     if as_json:
         print_json({"models": [_as_dict(one) for one in made]})
-        return
-    for compressed in made:
-        _show(compressed)
-    for compressed in made:
-        print_line(compressed.result[0].label)
+    else:
+        for compressed in made:
+            _show(compressed)
+        for compressed in made:
+            print_line(compressed.result[0].label)
+    failed = [one.message for one in made if one.verdict is not None and not one.verdict.passed]
+    if failed:
+        raise GateError("; ".join(failed))
 
 
 def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
     return {
         "source": compressed.source[0].label,
         "result": compressed.result[0].label,
+        "gate": None if compressed.verdict is None else compressed.verdict.as_dict(),
         "stages": [
             {
                 "stage": stage.name,
@@ -64,10 +70,11 @@ def _as_dict(compressed: PipelineResult) -> dict[str, Any]:
 
 
 def _show(compressed: PipelineResult) -> None:
+    columns: tuple[str, ...]
     if compressed.source[1].description.family is Family.ENCODER:
         columns = (*EMBEDDINGS, "tasks", "load", "texts/s, 1 / 32 a request")
     else:
-        columns = (*DIVERGENCE, "tasks", "load", "tokens/s, 1 / 8 streams")
+        columns = ("worst domain", *DIVERGENCE, "tasks", "load", "tokens/s, 1 / 8 streams")
     print_table(("stage", "model", "size", *columns), [_row(stage) for stage in compressed.stages])
     print_line()
 
@@ -78,10 +85,13 @@ def _row(stage: Stage) -> tuple[str, ...]:
 
     speed = next(iter(find("speed")), {})
     speeds = speed.get("texts_per_s") or speed.get("tokens_per_s") or {}
+    quality: tuple[str, ...]
     if stage.artifact.description.family is Family.ENCODER:
         quality = format_embeddings(next(iter(find("embeddings")), None))
     else:
-        quality = format_divergence(next(iter(find("quality")), None))
+        worst = find_worst_domain(stage.measured)
+        name = worst.values["domain"] if worst is not None else ""
+        quality = (name, *format_divergence(worst.values if worst is not None else None))
     return (
         stage.name,
         stage.version.label,

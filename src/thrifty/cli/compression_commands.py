@@ -7,6 +7,15 @@ from typing import Annotated
 
 import typer
 
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        max=0.999,
+        help="Measure the result, and exit with 3 if it loses more than this share: of the probability of "
+        "a token on any domain, or of the answers that were right.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
 
@@ -20,6 +29,15 @@ def evaluate(
     reference: Annotated[
         str, typer.Option(help="The model that it should be as good as, on this machine.")
     ],
+    domains: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--domain",
+            help="A use to evaluate on: a set, a file (.txt, or .jsonl with 'messages' or 'text'), "
+            "NAME=FILE, or NAME=log:DEPLOYMENT. Default, where nothing else is named: chat, "
+            "encyclopedia, web, code and questions.",
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="Held-out text: a set, or a file, plain or .jsonl with a field 'text'."),
@@ -47,7 +65,13 @@ def evaluate(
     top_k: Annotated[
         int, typer.Option(help="How many tokens' log-probabilities are kept of the reference.")
     ] = 64,
-    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many tokens of the text and of each domain. Default: 4096 of a domain, "
+            "all of the text."
+        ),
+    ] = None,
     items: Annotated[
         int | None,
         typer.Option(help="At most so many items of a task; for encoders, texts of the text."),
@@ -64,18 +88,35 @@ def evaluate(
             help="u8 or f16: the model reads keys and values from a cache, as it does when it serves."
         ),
     ] = None,
+    answers: Annotated[
+        bool | None,
+        typer.Option(
+            "--answers/--no-answers",
+            help="Ask both models questions, and show what they answer. Default: for chat models, "
+            "where nothing else is named.",
+            show_default=False,
+        ),
+    ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(help="The questions to ask: a set, or a file, .jsonl. Default: our own."),
+    ] = None,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a model with a reference: divergence, perplexity, tasks. Goes on where it was.
+    """Compare a model with a reference: divergence and perplexity on domains, tasks. Goes on where
+    it was.
 
     Encoders are compared by their embeddings.
     """
     from thrifty.cli.evaluate import run_evaluate
 
     run_evaluate(
-        model, reference, text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
+        model, reference, domains=domains or (), text=text, tasks=tasks or (), pairs=pairs, include=include_path or (),
         shots=shots, window=window, top_k=top_k, tokens=tokens, items=items, margin=margin,
-        backend=backend, kv_precision=kv_precision, as_json=as_json,
+        backend=backend, kv_precision=kv_precision, answers=answers, questions=questions,
+        max_drop=max_drop,
+        as_json=as_json,
     )  # fmt: skip
 
 
@@ -109,15 +150,18 @@ def quantize(
             help="How many tokens of the text are used. Default: 8192 for int8 and w8a8, else 32768."
         ),
     ] = None,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Keep a model's weights in fewer bits."""
+    from thrifty.cli.gate import judge_made
     from thrifty.cli.quantize import run_quantize
 
     run_quantize(
         model, scheme=scheme, out=out, text=text or (), held_out=held_out, bits=bits, tokens=tokens,
         as_json=as_json,
     )  # fmt: skip
+    judge_made(out, max_drop)
 
 
 def prune(
@@ -144,6 +188,7 @@ def prune(
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="How many tokens of the text are used.")] = 32_768,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Take parts of a model away; what stays is a plain checkpoint.
@@ -152,12 +197,14 @@ def prune(
     Only whole parts go: weights that are set to zero one by one, or two in four, save nothing on the
     engines here, which have no kernels for them.
     """
+    from thrifty.cli.gate import judge_made
     from thrifty.cli.prune import run_prune
 
     run_prune(
         model, parameters=parameters, depth_only=depth_only, width_only=width_only, out=out,
         text=text or (), held_out=held_out, tokens=tokens, as_json=as_json,
     )  # fmt: skip
+    judge_made(out, max_drop)
 
 
 def compress(
@@ -192,10 +239,21 @@ def compress(
         ),
     ] = None,
     held_out: Annotated[
-        str | None, typer.Option(help="Text to judge by: a file or a set. Default: wiki.")
+        list[str] | None,
+        typer.Option(
+            help="A domain to judge by: a set, a file, or NAME=FILE. Default: chat, encyclopedia, "
+            "web, code and questions."
+        ),
     ] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--task", help="Questions to judge by: a file or a set.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="How much the result may lose: this share of the probability of a token on any domain, "
+            "and of the answers that were right. Beyond it, the exit code is 3. Default: 0.25."
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option(help="The result's name.")] = None,
     as_json: Json = False,
@@ -210,8 +268,9 @@ def compress(
         "compress.quantize.scheme": quantize,
         "compress.quantize.bits": bits,
         "compress.text": text or None,
-        "compress.held_out": held_out,
+        "compress.held_out": held_out or None,
         "compress.tasks": tasks or None,
+        "compress.max_drop": max_drop,
         "compress.out": out,
     }
     run_compress(target, flags, as_json=as_json)
@@ -225,13 +284,18 @@ def compare(
         str | None,
         typer.Option(help="What they are held to. Default: what the first was made from."),
     ] = None,
-    text: Annotated[
-        str | None,
+    domains: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Held-out text: a file or a set. Default: what most of them were measured on, or wiki."
+            "--domain",
+            "--text",
+            help="A use to compare on, as in `evaluate`. Default: those that most of them were "
+            "measured on, or chat, encyclopedia, web, code and questions.",
         ),
     ] = None,
-    tokens: Annotated[int | None, typer.Option(help="At most so many tokens of the text.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="At most so many tokens of each domain. Default: 4096.")
+    ] = None,
     tasks: Annotated[
         list[str] | None,
         typer.Option("--task", help="A file of questions or a set. Default: those asked before."),
@@ -244,6 +308,9 @@ def compare(
         bool,
         typer.Option("--speed-again", help="Measure speeds anew: the machine may have been busy."),
     ] = False,
+    answers: Annotated[
+        bool, typer.Option(help="Ask chat models questions, and show what they answer.")
+    ] = True,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
     ] = None,
@@ -254,8 +321,9 @@ def compare(
     from thrifty.cli.compare import run_compare
 
     run_compare(
-        models, reference=reference, text=text, tokens=tokens, tasks=tasks or (), items=items,
-        measure=measure, speed_again=speed_again, report=report, png=png, as_json=as_json,
+        models, reference=reference, domains=domains or (), tokens=tokens, tasks=tasks or (), items=items,
+        measure=measure, speed_again=speed_again, answers=answers, report=report, png=png,
+        as_json=as_json,
     )  # fmt: skip
 
 
@@ -356,10 +424,12 @@ def distill(
         typer.Option(help="Text that the result will be judged by; the other must not hold it."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,
+    max_drop: MaxDrop = None,
     as_json: Json = False,
 ) -> None:
     """Train a model to say what another says. Asked for again, it goes on where it was."""
     from thrifty.cli.distill import run_distill
+    from thrifty.cli.gate import judge_made
     from thrifty.compress.distill.answers import RemoteTeacher
     from thrifty.compress.distill.settings import Training
     from thrifty.evaluate.open_model import is_url
@@ -375,3 +445,4 @@ def distill(
         student, remote, text=text or (), held_out=held_out, out=out, training=training, live=live,
         backend=backend, processes=processes, resume=resume, plot=plot, as_json=as_json,
     )  # fmt: skip
+    judge_made(out, max_drop)

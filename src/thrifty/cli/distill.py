@@ -45,7 +45,7 @@ def run_distill(
         judged = find_named(held_out, home, store, on_progress)
         if model[1].description.family is Family.DECODER:
             paths = [] if judged is None else [judged]
-            learned = check_apart(learned, paths, home, store, on_progress)
+            learned = check_apart(learned, paths, home, store, tell, on_progress)
         request = DistillationRequest(
             student, teacher, learned, out, training, judged, live=live, backend=backend,
             processes=processes, resume=resume, serve=make_server(store, home, detect_machine()),

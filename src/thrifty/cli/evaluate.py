@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from thrifty.artifacts import Store
+from thrifty.artifacts.sources import fetch_model
+from thrifty.cli.answers import show_answers
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
-from thrifty.cli.texts import find_named
+from thrifty.cli.texts import find_named, make_log_finder
+from thrifty.compare.columns import DOMAIN, describe_worst, format_domain
+from thrifty.engines.machine import detect_machine
+from thrifty.errors import EvaluationError, GateError
 from thrifty.evaluate import Evaluation, EvaluationOptions, evaluate
+from thrifty.evaluate.answers import (
+    AnswersRequest,
+    evaluate_answers,
+    find_questions,
+    is_chat_model,
+)
+from thrifty.evaluate.domains import Domain
 from thrifty.evaluate.embeddings import EmbeddingAgreement
+from thrifty.evaluate.gate import (
+    Verdict,
+    check_max_drop,
+    describe_verdict,
+    judge,
+    record_verdict,
+)
 from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.suite import find_data
+from thrifty.evaluate.open_model import is_url
+from thrifty.evaluate.run import DOMAIN_TOKENS
+from thrifty.evaluate.suite import (
+    HELD_OUT,
+    HELD_OUT_TEXTS,
+    find_data,
+    find_domains,
+    name_default_domains,
+)
 from thrifty.evaluate.task_result import TaskResult
 from thrifty.home import Home, find_home
-from thrifty.types import OnProgress
+from thrifty.own_replica import make_server
+from thrifty.types import Family, OnProgress
 
 _FOREIGN_BARS = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 """So that what lm-evaluation-harness uses draws no progress of its own through ours."""
@@ -32,6 +62,7 @@ def run_evaluate(
     model: str,
     reference: str,
     *,
+    domains: Sequence[str],
     text: str | None,
     tasks: Sequence[str],
     pairs: Path | None,
@@ -44,15 +75,34 @@ def run_evaluate(
     margin: float,
     backend: str,
     kv_precision: str | None,
+    answers: bool | None,
+    questions: str | None,
+    max_drop: float | None,
     as_json: bool,
 ) -> None:
-    """Evaluate a model."""
+    """Evaluate a model. Raises `GateError` for one that drops by more than `max_drop`."""
+    if max_drop is not None:
+        check_max_drop(max_drop)
+    if answers is False and questions is not None:
+        raise EvaluationError("--questions says what to ask, and --no-answers to ask nothing")
+    if questions is not None:
+        answers = True
     for name in _FOREIGN_BARS:
         os.environ.setdefault(name, "1")
     home = find_home()
     store = Store(home.models)
     with show_progress() as on_progress:
+        if not domains and text is None and not tasks and pairs is None:
+            artifact = fetch_model(store, reference, on_progress=on_progress)[1]
+            if artifact.description.family is Family.ENCODER:
+                text, items = HELD_OUT, items or HELD_OUT_TEXTS
+            else:
+                domains = name_default_domains(store, artifact)
+                answers = is_chat_model(store, artifact) if answers is None else answers
+        log = make_log_finder(home)
+        found_domains = find_domains(domains, home.data, store, on_progress, log)
         options = EvaluationOptions(
+            domains=[Domain(domain.name, domain.path) for domain in found_domains],
             text=find_named(text, home, store, on_progress),
             tasks=[_find_task(task, home, store, on_progress) for task in tasks],
             pairs=pairs,
@@ -61,6 +111,7 @@ def run_evaluate(
             window=window,
             top_k=top_k,
             max_tokens=tokens,
+            domain_tokens=tokens or DOMAIN_TOKENS,
             max_items=items,
             margin=margin,
             backend=backend,
@@ -70,14 +121,62 @@ def run_evaluate(
             model, reference, options, store=store, folder=home.evaluations,
             on_progress=on_progress,
         )  # fmt: skip
+        given = None
+        if answers:
+            root = fetch_model(store, reference, on_progress=on_progress)[0]
+            asked = find_questions(questions, home.data, store, items, on_progress)
+            server = make_server(store, home, detect_machine())
+            given = evaluate_answers(
+                model, AnswersRequest(root, asked, server), store=store, folder=home.evaluations,
+                on_progress=on_progress,
+            )  # fmt: skip
+    verdict = None if max_drop is None else _judge(found, given, max_drop)
     if as_json:
-        print_json(found.as_dict())
+        gate = {} if verdict is None else {"gate": verdict.as_dict()}
+        print_json(found.as_dict() | ({} if given is None else {"answers": given}) | gate)
     else:
         _show(found)
+        if given is not None:
+            show_answers(found.model, given)
+    if verdict is not None:
+        _record(store, model, found, reference, verdict, as_json=as_json)
+
+
+def _judge(found: Evaluation, given: dict[str, Any] | None, max_drop: float) -> Verdict:
+    ratios = {name: one.perplexity_ratio for name, one in found.domains.items()}
+    if found.divergence is not None:
+        ratios[Path(found.text or "text").name] = found.divergence.perplexity_ratio
+    pairs = found.embeddings.rank_correlation if found.embeddings is not None else None
+    correlations = {} if pairs is None else {found.text or "text": pairs.spearman}
+    return judge(ratios, given, max_drop, correlations)
+
+
+def _record(
+    store: Store,
+    model: str,
+    found: Evaluation,
+    reference: str,
+    verdict: Verdict,
+    *,
+    as_json: bool,
+) -> None:
+    """Record the verdict with a stored model, tell it, and raise `GateError` where it is a failure."""
+    root = fetch_model(store, reference)[0]
+    if is_url(model):
+        message = describe_verdict(found.model, root.label, verdict, ())
+    else:
+        message = record_verdict(store, *fetch_model(store, model), root, verdict)
+    if not verdict.passed:
+        raise GateError(message)
+    for line in (message, *verdict.notes):
+        if not as_json:
+            print_line(line)
 
 
 def _show(found: Evaluation) -> None:
     print_line(f"{found.model}, beside {found.reference}")
+    if found.worst is not None:
+        _show_domains(found, found.worst)
     measured = found.divergence
     if measured is not None:
         kl, change = measured.kl_divergence, measured.probability_change
@@ -87,7 +186,7 @@ def _show(found: Evaluation) -> None:
             [
                 ("KL divergence, nats", f"{kl.mean:.5f}", f"+- {kl.stderr:.5f}"),
                 ("  median, p99, p99.9", f"{kl.median:.5f}", f"{kl.p99:.4f}, {kl.p999:.4f}"),
-                ("  lost by keeping the top tokens alone", f"{measured.truncation:.6f}",
+                ("  lost by keeping the top tokens alone", f"{measured.truncation or 0:.6f}",
                  f"on {measured.truncation_tokens} tokens"),
                 ("same top token", f"{measured.same_top_token:.2%}",
                  f"+- {measured.same_top_token_stderr:.2%}"),
@@ -109,6 +208,18 @@ def _show(found: Evaluation) -> None:
              "95%", "flips + / -", f"not inferior by {margin:.0%}"),
             [_show_task(name, task) for name, task in found.tasks.items()],
         )  # fmt: skip
+
+
+def _show_domains(found: Evaluation, worst: str) -> None:
+    domains = {name: asdict(one) for name, one in found.domains.items()}
+    print_line(f"\n{describe_worst(worst, domains[worst])}\n")
+    print_table(
+        ("domain", *DOMAIN),
+        [
+            (f"{name} (worst)" if name == worst else name, *format_domain(one))
+            for name, one in domains.items()
+        ],
+    )
 
 
 def _show_embeddings(found: EmbeddingAgreement, text: str | None) -> None:

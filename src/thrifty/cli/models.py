@@ -96,9 +96,9 @@ def run_show(name: str, *, as_json: bool) -> None:
         if value:
             print_line(f"{label:<8} {value}")
     for one in store.read_measurements(artifact.id):
-        print_line(
-            f"measured {one.measured} {one.kind}: {msgspec.json.encode(one.values).decode()}"
-        )
+        # Answers are long; `--json` has them.
+        values = {key: value for key, value in one.values.items() if key != "samples"}
+        print_line(f"measured {one.measured} {one.kind}: {msgspec.json.encode(values).decode()}")
         print_line(f"         on {msgspec.json.encode(one.conditions).decode()}")
     print_table(
         ("file", "size", "sha256"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
 from thrifty.cli.texts import find_named
 from thrifty.compress.mix import choose_text, find_mix
 from thrifty.compress.overlap import check_apart
@@ -42,7 +42,7 @@ def run_prune(
         learned = find_mix(text or choose_text(store, artifact), home.data, store, on_progress)
         judged = find_named(held_out, home, store, on_progress)
         if artifact.description.family is Family.DECODER:
-            learned = check_apart(learned, (), home, store, on_progress)
+            learned = check_apart(learned, (), home, store, tell, on_progress)
         prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
         request = PruningRequest(
             parameters, out, learned, judged, depth=not width_only, width=not depth_only,

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
 from thrifty.cli.texts import NONE, find_named
 from thrifty.compress.divergence_evaluator import RecipeResult
 from thrifty.compress.mix import choose_text, find_mix
@@ -50,7 +50,7 @@ def run_quantize(
         learned = None
         if text and list(text) != [NONE]:
             found = find_mix(text, home.data, store, on_progress)
-            learned = check_apart(found, (), home, store, on_progress)
+            learned = check_apart(found, (), home, store, tell, on_progress)
         judged = find_named(held_out, home, store, on_progress)
         measured: list[RecipeResult] = []
         if scheme in GGUF_SCHEMES:

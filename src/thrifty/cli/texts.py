@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from thrifty.artifacts import Store
-from thrifty.evaluate.suite import find_data
+from thrifty.db import open_database
+from thrifty.evaluate.recorded_conversations import write_recorded
+from thrifty.evaluate.suite import FindLog, find_data
+from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import Home
 from thrifty.types import OnProgress
 
@@ -17,3 +20,16 @@ def find_named(name: str | None, home: Home, store: Store, on_progress: OnProgre
     if name in (None, NONE):
         return None
     return find_data(name, home.data, store, on_progress).path
+
+
+def make_log_finder(home: Home) -> FindLog:
+    """Copies a deployment's recorded conversations out of the request log of this home."""
+
+    def find_log(deployment: str) -> Path:
+        database = open_database(find_database_url(home), migrate=False)
+        try:
+            return write_recorded(database, deployment, home.evaluations / "recorded")
+        finally:
+            database.close()
+
+    return find_log

@@ -6,11 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from thrifty.compare.answers import COLUMNS as ANSWER_COLUMNS
+from thrifty.compare.answers import make_cells as make_answer_cells
 from thrifty.compare.table import Comparison, Row
+from thrifty.evaluate.statistics import Z_95
 from thrifty.types import Family
 from thrifty.units import format_bytes, format_duration
 
 DIVERGENCE = ("KL divergence", "same top token", "perplexity")
+DOMAIN = ("tokens", "KL divergence", "95%", "perplexity", "95%", "same top token")
+"""The columns of one domain."""
 EMBEDDINGS = ("cosine", "rank correlation", "same nearest")
 STREAMS = ("1", "8")
 BATCH_SIZES = ("1", "32")
@@ -20,22 +25,41 @@ BATCH_SIZES = ("1", "32")
 def make_columns(comparison: Comparison) -> tuple[str, ...]:
     """The column headers."""
     if comparison.family is Family.ENCODER:
-        quality = EMBEDDINGS
+        quality: tuple[str, ...] = EMBEDDINGS
         speeds = [f"texts/s, {n} per request" for n in BATCH_SIZES]
     else:
-        quality = DIVERGENCE
+        worst = ("worst domain",)[len(comparison.domains) < 2 :]
+        quality = (*worst, *DIVERGENCE)
         speeds = [f"tok/s, {n} stream{'s' if n != '1' else ''}" for n in STREAMS]
-    return ("model", "weights", "size", "bits", *quality, *comparison.tasks, "load", *speeds)
+    asked = ANSWER_COLUMNS if _has_answers(comparison) else ()
+    return (
+        "model",
+        "weights",
+        "size",
+        "bits",
+        *quality,
+        *asked,
+        *comparison.tasks,
+        "load",
+        *speeds,
+    )
+
+
+def _has_answers(comparison: Comparison) -> bool:
+    return any(row.answers for row in comparison.rows)
 
 
 def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
     """One model's cells; empty where a value is unknown."""
     speed = row.speed
     if comparison.family is Family.ENCODER:
-        quality, levels = format_embeddings(row.embeddings), BATCH_SIZES
+        quality: tuple[str, ...] = format_embeddings(row.embeddings)
+        levels = BATCH_SIZES
         speeds = (speed or {}).get("texts_per_s", {})
     else:
-        quality, levels = format_divergence(row.quality), STREAMS
+        worst = (row.worst or "",)[len(comparison.domains) < 2 :]
+        quality = (*worst, *format_divergence(row.quality))
+        levels = STREAMS
         speeds = (speed or {}).get("tokens_per_s", {})
     return (
         row.name,
@@ -43,6 +67,7 @@ def make_cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
         format_bytes(row.size_bytes) if row.size_bytes else "",
         f"{row.bits_per_weight:.1f}" if row.bits_per_weight else "",
         *quality,
+        *(make_answer_cells(row.answers) if _has_answers(comparison) else ()),
         *(_format_task(row, task) for task in comparison.tasks),
         format_duration(speed["load_s"]) if speed else "",
         *(f"{speeds[n]:.0f}" if n in speeds else "" for n in levels),
@@ -59,6 +84,46 @@ def format_divergence(found: dict[str, Any] | None) -> tuple[str, str, str]:
         f"{found['same_top_token']:.1%}",
         f"{found['perplexity_ratio']:.3f} x",
     )
+
+
+def format_domain(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of one domain, for `DOMAIN`."""
+    kl, ratio = found["kl_divergence"], found["perplexity_ratio"]
+    return (
+        f"{found['tokens']:,}",
+        f"{kl['mean']:.4f}",
+        format_interval(kl["mean"], kl["stderr"], least=0.0),
+        f"{ratio:.3f} x",
+        format_interval(ratio, found["perplexity_ratio_stderr"], places=3),
+        f"{found['same_top_token']:.1%}",
+    )
+
+
+def format_interval(value: float, stderr: float, places: int = 4, least: float = -math.inf) -> str:
+    """The 95% interval of a value that cannot be below `least`."""
+    low = max(least, value - Z_95 * stderr)
+    return f"{low:.{places}f} to {value + Z_95 * stderr:.{places}f}"
+
+
+def describe_worst(name: str, found: Mapping[str, Any]) -> str:
+    """The worst domain in one sentence, which stands for the model."""
+    kl, ratio = found["kl_divergence"], found["perplexity_ratio"]
+    return (
+        f"Worst domain: {name}, perplexity {ratio:.3f} x "
+        f"({format_interval(ratio, found['perplexity_ratio_stderr'], places=3)}), "
+        f"KL divergence {kl['mean']:.4f} ({format_interval(kl['mean'], kl['stderr'], least=0.0)})"
+    )
+
+
+def make_domain_table(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The headers, and a row for each model and domain; no rows if there is only one domain."""
+    rows = [
+        (row.name, f"{name} (worst)" if name == row.worst else name, *format_domain(found))
+        for row in comparison.rows
+        for name, found in row.domains.items()
+        if len(comparison.domains) > 1
+    ]
+    return ("model", "domain", *DOMAIN), rows
 
 
 def format_embeddings(found: dict[str, Any] | None) -> tuple[str, str, str]:
@@ -88,22 +153,31 @@ def name_processor(conditions: Mapping[str, Any]) -> str:
 def describe_conditions(comparison: Comparison) -> list[str]:
     """The conditions of the columns' measurements, one sentence each."""
     sentences = []
-    text, speed = comparison.text, comparison.speed
+    domains, speed = comparison.domains, comparison.speed
     encoder = comparison.family is Family.ENCODER
-    if text and encoder and any(row.embeddings for row in comparison.rows):
+    named = ", ".join(_describe_data(one) for one in domains)
+    if any(row.embeddings for row in comparison.rows):
         sentences.append(
             "Cosine similarity of a text's two embeddings (mean, ± standard error), rank "
             "correlation of the similarities of pairs, and the share of texts with the same "
-            f"nearest neighbour: relative to {comparison.reference} in float32, on {text['name']} "
-            f"(at most {text['texts']:,} passages, sha256 {text['text_sha256'][:12]}); "
-            f"{text['engine']}, {name_processor(text)}."
+            f"nearest neighbour: relative to {comparison.reference} in float32, on {named} "
+            f"(at most {domains[0]['texts']:,} passages); {domains[0]['engine']}, "
+            f"{name_processor(domains[0])}."
         )
-    if text and any(row.quality for row in comparison.rows):
+    if any(row.domains for row in comparison.rows):
+        where = f"the worst of the domains {named}" if len(domains) > 1 else named
         sentences.append(
             "KL divergence (nats per token, ± standard error), same top token and perplexity: "
-            f"relative to {comparison.reference} in float32, on {text['name']} (at most "
-            f"{text['tokens']:,} tokens, sha256 {text['text_sha256'][:12]}); {text['engine']}, "
-            f"{name_processor(text)}."
+            f"relative to {comparison.reference} in float32, on {where} (at most "
+            f"{domains[0]['tokens']:,} tokens of each; in conversations, those of the assistant "
+            f"count); {domains[0]['engine']}, {name_processor(domains[0])}."
+        )
+    if _has_answers(comparison):
+        asked = next(row.answers for row in comparison.rows if row.answers)
+        sentences.append(
+            f"Still right: of the short questions that {asked['beside']} answers correctly, the "
+            "share that the model does too (95% interval). Empty answers, loops, and answers that "
+            "ignore the question are counted by their form. Greedy, through the engine that serves."
         )
     if comparison.tasks:
         sentences.append(
@@ -126,6 +200,11 @@ def describe_conditions(comparison: Comparison) -> list[str]:
             "measure it again on an idle one (--speed-again)."
         )
     return sentences
+
+
+def _describe_data(conditions: Mapping[str, Any]) -> str:
+    checksum = conditions.get("domain_sha256") or conditions["text_sha256"]
+    return f"{conditions['name']} (sha256 {checksum[:12]})"
 
 
 def _format_task(row: Row, task: str) -> str:

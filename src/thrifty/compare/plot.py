@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thrifty.compare.scatter import make_scatters
-from thrifty.compare.table import Comparison
+from thrifty.compare.table import Comparison, Row
 from thrifty.errors import EvaluationError
+from thrifty.evaluate.statistics import Z_95
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def check_plots() -> None:
@@ -29,11 +34,13 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             "nothing to draw: no model has both a quality and a size or speed; measure them "
             "(without --no-measure)"
         )
-    figure = Figure(figsize=(6.4 * len(scatters), 4.8), layout="constrained")
+    drawn = [row for row in comparison.rows if len(row.domains) > 1]
+    count = len(scatters) + bool(drawn)
+    figure = Figure(figsize=(6.4 * count, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     colours = {row.name: f"C{index}" for index, row in enumerate(comparison.rows)}
-    for axis, scatter in zip(figure.subplots(1, len(scatters), squeeze=False)[0], scatters,
-                             strict=True):  # fmt: skip
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis, scatter in zip(axes, scatters, strict=False):
         for point in scatter.points:
             axis.errorbar(
                 point.x, point.y, yerr=min(point.error, point.y * 0.99), fmt="o", capsize=3,
@@ -47,6 +54,8 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
         axis.set_xlabel(scatter.x_label)
         axis.set_ylabel(scatter.y_label)
         axis.grid(alpha=0.3)
+    if drawn:
+        _draw_domains(axes[-1], comparison, drawn, colours)
     # One legend for all plots: names beside points that are close together would overlap.
     named = {
         name: handle
@@ -56,10 +65,32 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     figure.legend(
         named.values(), named.keys(), loc="outside lower center", ncols=min(3, len(named)), fontsize=9
     )  # fmt: skip
-    text = comparison.text
+    names = ", ".join(domain["name"] for domain in comparison.domains)
     figure.suptitle(
-        f"Relative to {comparison.reference}, on {text['name']}; {comparison.speed['processor']}",
+        f"Relative to {comparison.reference}, on {names}; {comparison.speed['processor']}",
         fontsize=10,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")
+
+
+def _draw_domains(
+    axis: Axes, comparison: Comparison, rows: list[Row], colours: dict[str, str]
+) -> None:
+    """Each model's perplexity ratio on each domain, with its 95% interval."""
+    names = [domain["name"] for domain in comparison.domains]
+    for index, row in enumerate(rows):
+        shift = (index - (len(rows) - 1) / 2) * 0.6 / len(rows)
+        for at, name in enumerate(names):
+            found = row.domains.get(name)
+            if found is not None:
+                axis.errorbar(
+                    at + shift, found["perplexity_ratio"],
+                    yerr=Z_95 * found["perplexity_ratio_stderr"], capsize=3,
+                    fmt="D" if name == row.worst else "o", color=colours[row.name],
+                )  # fmt: skip
+    axis.set_xticks(range(len(names)), names)
+    axis.set_title("Quality by domain")
+    axis.set_xlabel("domain (a diamond: the model's worst)")
+    axis.set_ylabel("perplexity, times the reference's")
+    axis.grid(alpha=0.3)

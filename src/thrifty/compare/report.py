@@ -13,7 +13,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from thrifty.compare.columns import describe_conditions, make_cells, make_columns
+from thrifty.compare.answers import make_sample_rows
+from thrifty.compare.columns import (
+    describe_conditions,
+    describe_worst,
+    make_cells,
+    make_columns,
+    make_domain_table,
+)
 from thrifty.compare.scatter import Scatter, make_scatters, round_step
 from thrifty.compare.table import Comparison
 from thrifty.files import write_atomically
@@ -56,6 +63,7 @@ def make_report(comparison: Comparison) -> str:
         loader=PackageLoader("thrifty.compare"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    domain_columns, domain_rows = make_domain_table(comparison)
     return environment.get_template("report.html").render(
         version=__version__,
         reference=comparison.reference,
@@ -64,6 +72,18 @@ def make_report(comparison: Comparison) -> str:
             {"colour": colours[row.name], "cells": make_cells(comparison, row)}
             for row in comparison.rows
         ],
+        headlines=[
+            f"{row.name}: {describe_worst(row.worst, row.domains[row.worst])}"
+            for row in comparison.rows
+            if row.worst is not None and len(comparison.domains) > 1
+        ],
+        domain_columns=domain_columns,
+        domain_rows=[{"colour": colours[cells[0]], "cells": cells} for cells in domain_rows],
+        answer_columns=[
+            comparison.reference,
+            *(row.name for row in comparison.rows if row.answers is not None),
+        ],
+        answer_rows=make_sample_rows([row.answers for row in comparison.rows]),
         frame=Frame(),
         plots=[_place(scatter, colours) for scatter in make_scatters(comparison)],
         conditions=[*describe_conditions(comparison), *comparison.notes],

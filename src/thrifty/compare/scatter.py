@@ -50,7 +50,8 @@ def make_scatters(comparison: Comparison) -> list[Scatter]:
         y_label = "1 - rank correlation of similarities"
         speeds, level, speed_label = "texts_per_s", "32", "texts per second, 32 per request"
     else:
-        y_label = "KL divergence, nats per token"
+        worst = " on the worst domain" if len(comparison.domains) > 1 else ""
+        y_label = f"KL divergence{worst}, nats per token"
         speeds, level, speed_label = "tokens_per_s", "8", "tokens per second, 8 streams"
     by_size = [_point(row, (row.size_bytes or 0) / 1e6) for row in comparison.rows]
     by_speed = [

@@ -1,40 +1,44 @@
 """Models side by side, from recorded measurements and new ones.
 
-One table has one suite: one reference, one amount of one text, one engine and one processor with
-its features. Measurements under other conditions are not mixed in; notes beside the table name them
-and say how the processors differ.
+One table has one suite: one reference, one amount of the same domains, one engine and one processor
+with its features. A model's worst domain stands for it. Measurements under other conditions are not
+mixed in; notes beside the table name them and say how the processors differ.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.artifacts.sources import fetch_model
+from thrifty.compare.answers import ask, find_recorded, make_request
 from thrifty.compare.lineage import LineageStep, describe_lineage
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, EvaluationError, FleetError, SpecError
+from thrifty.evaluate.domains import find_worst
 from thrifty.evaluate.harness import is_harness_task
+from thrifty.evaluate.run import DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
     EMBEDDINGS,
-    HELD_OUT,
     HELD_OUT_TEXTS,
-    HELD_OUT_TOKENS,
     QUALITY,
     TASK,
     DataFile,
     EvaluationSuite,
+    FindLog,
     describe_arithmetic,
     describe_weights,
     find_data,
+    find_domains,
     find_root,
     measure_quality,
+    name_default_domains,
 )
 from thrifty.evaluate.windows import digest_file
 from thrifty.home import Home, make_private_folder
@@ -58,14 +62,26 @@ class Row:
     """The size of all files that run."""
     bits_per_weight: float | None
     """Over all weights, embedding table and scales included."""
-    quality: dict[str, Any] | None
-    """For decoders."""
+    domains: dict[str, dict[str, Any]]
+    """For decoders: what was measured on each domain, by its name."""
     embeddings: dict[str, Any] | None
     """For encoders."""
     tasks: dict[str, dict[str, Any]]
     speed: dict[str, Any] | None
     lineage: list[LineageStep]
     """From the model itself back to its source."""
+    answers: dict[str, Any] | None = None
+    """For chat models: their answers beside the reference's."""
+
+    @property
+    def worst(self) -> str | None:
+        """The name of the worst domain."""
+        return find_worst({name: one["perplexity_ratio"] for name, one in self.domains.items()})
+
+    @property
+    def quality(self) -> dict[str, Any] | None:
+        """What was measured on the worst domain."""
+        return None if self.worst is None else self.domains[self.worst]
 
 
 @dataclass(frozen=True)
@@ -76,8 +92,9 @@ class Comparison:
     family: Family
     """The reference's. Models of the other family have no quality here."""
     rows: list[Row]
-    text: dict[str, Any]
-    """The text's name, and the conditions of measurements on it."""
+    domains: list[dict[str, Any]]
+    """The name of each domain, and the conditions of measurements on it; of encoders, those of the
+    text."""
     tasks: list[str]
     speed: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -86,7 +103,7 @@ class Comparison:
         """The output of `thrifty compare --json`."""
         return {
             "reference": self.reference,
-            "text": self.text,
+            "domains": self.domains,
             "speed": self.speed,
             "models": [_row_as_dict(row) for row in self.rows],
             "notes": self.notes,
@@ -101,10 +118,11 @@ class ComparisonRequest:
     """Stored names, sources or paths."""
     reference: str | None = None
     """What they are compared with. Default: the source of the first model."""
-    text: str | None = None
-    """Held-out text. Default: the one that most of them were measured on; else `wiki`."""
+    domains: Sequence[str] = ()
+    """Domains, or the text of encoders. Default: those that most of them were measured on; else
+    those of `suite.name_default_domains`."""
     tokens: int | None = None
-    """How many tokens of the text."""
+    """How many tokens of each domain."""
     tasks: Sequence[str] = ()
     """Questions. Default: those that any of them was measured on."""
     items: int | None = None
@@ -113,6 +131,8 @@ class ComparisonRequest:
     """Whether to measure what is missing."""
     speed_again: bool = False
     """Whether to measure recorded speeds again, because the machine may have been busy."""
+    answers: bool = True
+    """Whether to ask chat models questions."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,7 @@ class _Run:
     home: Home
     machine: Machine
     on_progress: OnProgress
+    find_log: FindLog | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -135,13 +156,14 @@ def compare(
     machine: Machine,
     on_model: Callable[[str], None] = lambda label: None,
     on_progress: OnProgress = ignore_progress,
+    find_log: FindLog | None = None,
 ) -> Comparison:
     """Compare models, and measure what is not recorded yet. Blocks.
 
-    `home` stores texts and references; `on_model` is called with each model that is measured.
-    Raises `ThriftyError` and its subclasses.
+    `home` stores texts and references; `on_model` is called with each model that is measured;
+    `find_log` finds domains of the request log. Raises `ThriftyError` and its subclasses.
     """
-    run = _Run(request, store, home, machine, on_progress)
+    run = _Run(request, store, home, machine, on_progress, find_log)
     models = _fetch_models(run)
     if request.reference is not None:
         root = fetch_model(store, request.reference, on_progress=on_progress)[0]
@@ -154,16 +176,24 @@ def compare(
             f"{HELD_OUT_TEXTS:,} passages"
         )
     suite = _choose_suite(run, root, family, models)
+    asking = None
+    if request.answers and request.measure:
+        asking = make_request(store, home, root, machine, on_progress)
     rows = []
     for model in models:
         if request.measure:
             on_model(model[0].label)
-        rows.append(_make_row(run, model, suite))
+        if asking is not None and model[1].description.family is family:
+            problem = ask(asking, model, store, home, on_progress)
+            run.notes.extend([problem] if problem else [])
+        row = _make_row(run, model, suite)
+        answers = find_recorded(store, model[1], root, asking) if request.answers else None
+        rows.append(replace(row, answers=answers))
         run.notes.extend(_describe_others(run, model, suite))
-    conditions = {"name": suite.text.name, **suite.text_conditions} if suite.text else {}
+    domains = [{"name": one.name, **suite.domain_conditions(one)} for one in suite.domains]
     speed = make_conditions(choose_engine("auto", models[0][1]), machine)
     tasks = [task.name for task in suite.tasks]
-    return Comparison(root.label, suite.family, rows, conditions, tasks, speed, run.notes)
+    return Comparison(root.label, suite.family, rows, domains, tasks, speed, run.notes)
 
 
 def _fetch_models(run: _Run) -> list[Model]:
@@ -183,8 +213,6 @@ def _choose_suite(
     run: _Run, root: NamedVersion, family: Family, models: Sequence[Model]
 ) -> EvaluationSuite:
     """The requested data; by default, what most of the models were measured on."""
-    request, tokens, items = run.request, run.request.tokens, run.request.items
-    data = make_private_folder(run.home.data)
     here = describe_arithmetic().items()
     recorded = [
         one
@@ -192,50 +220,75 @@ def _choose_suite(
         for one in run.store.read_measurements(artifact.id)
         if one.conditions.get("reference") == root.artifact and here <= one.conditions.items()
     ]
+    domains, tokens = _choose_domains(run, root, family, recorded)
+    tasks, items = _choose_tasks(run, recorded)
+    return EvaluationSuite(root, domains, family, tokens=tokens, tasks=tasks, items=items)
+
+
+def _choose_domains(
+    run: _Run, root: NamedVersion, family: Family, recorded: Sequence[Measurement]
+) -> tuple[tuple[DataFile, ...], int]:
+    """The domains, and how many tokens of each."""
+    request, data = run.request, make_private_folder(run.home.data)
+    decoder = family is Family.DECODER
+    checksum = "domain_sha256" if decoder else "text_sha256"
     kind = EvaluationSuite(root, family=family).kind
-    texts = [one for one in recorded if one.kind == kind]
-    text = None
-    if request.text is not None:
-        text = find_data(request.text, data, run.store, run.on_progress)
-        texts = [one for one in texts if one.conditions["text_sha256"] == text.sha256]
-    if tokens is not None:
-        texts = [one for one in texts if one.conditions["tokens"] == tokens]
-    usual_text, usual = _most_usual(texts)
-    if usual is not None and family is Family.DECODER:
-        tokens = int(usual.conditions["tokens"])
-    text = text or usual_text
-    if text is None and request.measure:
-        text = find_data(HELD_OUT, data, run.store, run.on_progress)
-    tasks = [find_data(name, data, run.store, run.on_progress) for name in request.tasks]
+    # Those of earlier releases have other conditions.
+    known = [one for one in recorded if one.kind == kind and "domain" in one.values]
+    domains = find_domains(request.domains, data, run.store, run.on_progress, run.find_log)
+    if domains:
+        known = [
+            one for one in known if one.conditions[checksum] in {file.sha256 for file in domains}
+        ]
+    tokens = request.tokens
+    if decoder and tokens is None:
+        amounts = Counter(int(one.conditions["tokens"]) for one in known)
+        tokens = amounts.most_common(1)[0][0] if amounts else DOMAIN_TOKENS
+    if decoder:
+        known = [one for one in known if one.conditions["tokens"] == tokens]
+    if not domains:
+        counts = Counter(one.conditions[checksum] for one in known)
+        files = {
+            one.conditions[checksum]: _read_data_file(one, "domain", checksum) for one in known
+        }
+        most = max(counts.values(), default=0)
+        domains = tuple(files[sha256] for sha256, count in counts.items() if count == most)
+    if not domains and request.measure:
+        names = name_default_domains(run.store, run.store.load(root.artifact))
+        domains = find_domains(names, data, run.store, run.on_progress)
+    return domains, tokens or DOMAIN_TOKENS
+
+
+def _choose_tasks(
+    run: _Run, recorded: Sequence[Measurement]
+) -> tuple[tuple[DataFile, ...], int | None]:
+    """The tasks, and how many items of each."""
+    request, items = run.request, run.request.items
+    tasks = [find_data(name, run.home.data, run.store, run.on_progress) for name in request.tasks]
     asked = [one for one in recorded if one.kind == TASK]
     if tasks:
         checksums = {task.sha256 for task in tasks}
         asked = [one for one in asked if one.conditions["task_sha256"] in checksums]
-    usual_task = _most_usual(asked)[1]
-    if items is None and usual_task is not None:
-        items = usual_task.conditions["items"]
+    if items is None and asked:
+        items = _find_most_usual(asked).conditions["items"]
     if not tasks:
         same = [one for one in asked if one.conditions["items"] == items]
-        tasks = list({one.values["task"]: _read_data_file(one, "task") for one in same}.values())
-    return EvaluationSuite(
-        root, text, family, tokens=tokens or HELD_OUT_TOKENS, tasks=tuple(tasks), items=items
-    )
+        files = [_read_data_file(one, "task", "task_sha256") for one in same]
+        tasks = list({file.name: file for file in files}.values())
+    return tuple(tasks), items
 
 
-def _most_usual(recorded: Sequence[Measurement]) -> tuple[DataFile | None, Measurement | None]:
-    """The text or task of most measurements; of several, that of the latest measurement."""
-    if not recorded:
-        return None, None
+def _find_most_usual(recorded: Sequence[Measurement]) -> Measurement:
+    """One under the conditions of most measurements; of several, the latest."""
     counts = Counter(str(sorted(one.conditions.items(), key=str)) for one in recorded)
-    best = max(
+    return max(
         recorded,
         key=lambda one: (counts[str(sorted(one.conditions.items(), key=str))], one.measured),
     )
-    return _read_data_file(best, "task" if best.kind == TASK else "text"), best
 
 
-def _read_data_file(one: Measurement, kind: str) -> DataFile:
-    return DataFile(one.values[kind], Path(one.values["path"]), one.conditions[f"{kind}_sha256"])
+def _read_data_file(one: Measurement, name: str, checksum: str) -> DataFile:
+    return DataFile(one.values[name], Path(one.values["path"]), one.conditions[checksum])
 
 
 def _make_row(run: _Run, model: Model, suite: EvaluationSuite) -> Row:
@@ -251,9 +304,11 @@ def _make_row(run: _Run, model: Model, suite: EvaluationSuite) -> Row:
             "formats"
         )
     recorded = run.store.read_measurements(artifact.id)
-    quality: Measurement | None = None
-    if suite.text is not None and comparable:
-        quality = find_measurement(recorded, suite.kind, suite.text_conditions)
+    found: dict[str, dict[str, Any]] = {}
+    for domain in suite.domains if comparable else ():
+        measured = find_measurement(recorded, suite.kind, suite.domain_conditions(domain))
+        if measured is not None:
+            found[domain.name] = measured.values
     tasks: dict[str, dict[str, Any]] = {}
     for task in suite.tasks:
         known = find_measurement(recorded, TASK, suite.task_conditions(task))
@@ -275,8 +330,8 @@ def _make_row(run: _Run, model: Model, suite: EvaluationSuite) -> Row:
         artifact.description.parameters,
         served.size_bytes if served is not None else None,
         _count_bits(served),
-        quality.values if quality and not encoder else None,
-        quality.values if quality and encoder else None,
+        {} if encoder else found,
+        next(iter(found.values()), None) if encoder else None,
         tasks,
         speed.values if speed else None,
         describe_lineage(run.store, version),
@@ -309,11 +364,11 @@ def _measure(
 def _require_files(suite: EvaluationSuite) -> None:
     """Raise `EvaluationError` if a file is missing or has changed since it was used."""
     files = [one for one in suite.tasks if not is_harness_task(one.name)]
-    for one in (suite.text, *files):
-        if one is not None and (not one.path.exists() or digest_file(one.path) != one.sha256):
+    for one in (*suite.domains, *files):
+        if not one.path.exists() or digest_file(one.path) != one.sha256:
             raise EvaluationError(
-                f"{one.path} has changed since other models were measured on it; name a text with "
-                "--text and tasks with --task"
+                f"{one.path} has changed since other models were measured on it; name domains with "
+                "--domain and tasks with --task"
             )
 
 
@@ -352,8 +407,7 @@ def _describe_others(run: _Run, model: Model, suite: EvaluationSuite) -> list[st
     """The recorded measurements that are not in the table because their conditions differ."""
     version, artifact = model
     shown: list[dict[str, Any]] = [suite.task_conditions(task) for task in suite.tasks]
-    if suite.text is not None:
-        shown.append(suite.text_conditions)
+    shown += [suite.domain_conditions(domain) for domain in suite.domains]
     conditions = make_conditions(choose_engine("auto", artifact), run.machine)
     shown.append(conditions)
     here = conditions["features"]
@@ -366,7 +420,8 @@ def _describe_others(run: _Run, model: Model, suite: EvaluationSuite) -> list[st
         if one.kind == SPEED:
             what = f"its speed with {one.conditions.get('threads')} threads"
         else:
-            subject = one.values.get("text") or one.values.get("task")
+            keys = ("domain", "text", "task")  # before domains, decoders were measured on a text
+            subject = next((one.values[key] for key in keys if key in one.values), None)
             count = next(
                 one.values[key] for key in ("tokens", "items", "texts") if key in one.values
             )
@@ -390,11 +445,12 @@ def _describe_features(features: Sequence[str] | None, here: Sequence[str]) -> s
 
 def _row_as_dict(row: Row) -> dict[str, Any]:
     found = asdict(row)
-    quality = found.pop("quality") or {}
+    quality = row.quality or {}
     embeddings = found.pop("embeddings") or {}
     speed = found.pop("speed") or {}
     return {
         **found,
+        "worst": row.worst,
         "kl_divergence": quality.get("kl_divergence"),
         "same_top_token": quality.get("same_top_token"),
         "same_top_token_stderr": quality.get("same_top_token_stderr"),

@@ -20,7 +20,8 @@ from thrifty.artifacts import Artifact, Store
 from thrifty.data import SETS
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
-from thrifty.errors import CompressionError
+from thrifty.errors import CompressionError, EvaluationError
+from thrifty.evaluate import conversations
 from thrifty.evaluate.answers import is_chat_model
 from thrifty.evaluate.conversations import render_conversation
 from thrifty.evaluate.suite import describe_missing, find_data
@@ -253,22 +254,10 @@ def find_line(where: str) -> int:
 def read_records(path: Path) -> Iterator[tuple[Record, str]]:
     """The objects of a `.jsonl` file, and where each stands. Raises `CompressionError`."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError):
-                    raise CompressionError(f"{where}: not a line of JSON") from None
-                if not isinstance(record, dict):
-                    raise CompressionError(f"{where}: not a JSON object")
-                messages = record.get("messages", [])
-                if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-                    raise CompressionError(f"{where}: 'messages' must be a list of messages")
-                yield record, where
-    except UnicodeDecodeError as error:
-        raise CompressionError(f"{path} is not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise CompressionError(f"{path} cannot be read: {error.strerror}") from None
+        for record, where in conversations.read_records(path):
+            messages = record.get("messages", [])
+            if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+                raise CompressionError(f"{where}: 'messages' must be a list of messages")
+            yield record, where
+    except EvaluationError as error:
+        raise CompressionError(str(error)) from None

@@ -18,7 +18,7 @@ from typing import Any
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compress.mix import Mix, choose_text, describe_missing_text, find_mix
+from thrifty.compress.mix import DEFAULT_TEXT, Mix, choose_text, describe_missing_text, find_mix
 from thrifty.compress.overlap import check_apart
 from thrifty.data import SETS
 from thrifty.engines.base import choose_runnable, find_scheme_fault
@@ -34,16 +34,20 @@ from thrifty.evaluate.answers import (
     measure_answers,
 )
 from thrifty.evaluate.answers_text import summarize_answers
+from thrifty.evaluate.gate import MAX_DROP, Verdict, judge_measured, record_verdict
 from thrifty.evaluate.harness import is_harness_task
 from thrifty.evaluate.open_model import is_url
+from thrifty.evaluate.run import DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
-    HELD_OUT,
     HELD_OUT_TEXTS,
-    HELD_OUT_TOKENS,
     EvaluationSuite,
     describe_missing,
+    describe_no_domain,
     find_data,
+    find_domains,
     measure_quality,
+    name_default_domains,
+    split_domain,
 )
 from thrifty.home import Home, make_private_folder
 from thrifty.spec.compress import CompressSpec, parse_source
@@ -78,6 +82,10 @@ class PipelineResult:
 
     source: Model
     stages: list[Stage]
+    verdict: Verdict | None = None
+    """Whether the result is close enough to the source; None if no stage changed it."""
+    message: str = ""
+    """The verdict in words."""
 
     @property
     def result(self) -> Model:
@@ -117,15 +125,16 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
     if is_url(compress.distill.teacher or ""):
         message = "must be a model; only 'thrifty distill' takes a teacher that is served elsewhere"
         problems.append(Problem("compress.distill.teacher", message))
-    texts = compress.text
-    held_out = () if compress.held_out is None else (compress.held_out,)
-    for key, names in (("text", texts), ("held_out", held_out)):
-        for name in names:
-            if missing := describe_missing_text(name):
-                problems.append(Problem(f"compress.{key}", f"{name!r} {missing}"))
-    if any(parse_source(one)[0] == compress.held_out for one in texts):
-        message = "must differ from the text that models are calibrated and trained on"
-        problems.append(Problem("compress.held_out", message))
+    learned = {split_domain(parse_source(one)[0])[1] for one in compress.text or DEFAULT_TEXT}
+    for name in compress.text:
+        if missing := describe_missing_text(name):
+            problems.append(Problem("compress.text", f"{name!r} {missing}"))
+    for name in compress.held_out:
+        if fault := describe_no_domain(name):
+            problems.append(Problem("compress.held_out", f"{name!r} {fault}"))
+        elif split_domain(name)[1] in learned:
+            message = "must differ from the text that models are calibrated and trained on"
+            problems.append(Problem("compress.held_out", message))
     for index, name in enumerate(compress.tasks):
         path = f"compress.tasks.{index}"
         if missing := describe_missing(name):
@@ -154,7 +163,7 @@ def run_pipeline(
         store: Where models are stored.
         home: Where texts, references and training checkpoints are stored.
         measure_speed: Measures and records a model's speed; None skips it.
-        serve: Serves a chat model that was pruned or distilled, to ask it questions; None skips it.
+        serve: Serves a chat model, to ask it questions; None skips it.
         on_stage: Called with a description as each stage begins.
         on_progress: Called with the progress of each stage, as `stage: step`.
 
@@ -163,7 +172,7 @@ def run_pipeline(
     version, artifact = source
     compress = _resolve_scheme(compress, artifact, store, on_stage)
     check_model(compress, source)
-    text, suite = _find_data(compress, source, store, home, on_progress)
+    text, suite = _find_data(compress, source, store, home, on_stage, on_progress)
     teacher = version.label
     if compress.distill.teacher is not None:
         with _in_stage("distill", version.label):
@@ -184,9 +193,15 @@ def run_pipeline(
             stages.append(stage)
             if stage.not_measured:
                 on_stage(f"{version.label}: its speed was not measured: {stage.not_measured}")
-        if serve is not None and names.keys() & {"prune", "distill"}:
+        if not stages:
+            return PipelineResult(source, stages)
+        if serve is not None:
             _ask(run, stages[-1], serve, on_stage, on_progress)
-    return PipelineResult(source, stages)
+        last = stages[-1]
+        verdict = judge_measured(last.measured, compress.max_drop or MAX_DROP)
+        message = record_verdict(store, last.version, last.artifact, source[0], verdict)
+        on_stage(message)
+    return PipelineResult(source, stages, verdict, message)
 
 
 def _resolve_scheme(
@@ -398,25 +413,32 @@ def _ask(
 
 
 def _find_data(
-    compress: CompressSpec, source: Model, store: Store, home: Home, on_progress: OnProgress
+    compress: CompressSpec,
+    source: Model,
+    store: Store,
+    home: Home,
+    on_stage: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> tuple[Mix | None, EvaluationSuite]:
     """The calibration text and the evaluation suite, after checking that they do not overlap."""
     family = source[1].description.family
     make_private_folder(home.data)
     text = None
     if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
-        named = compress.text or choose_text(store, source[1])
-        text = find_mix(named, home.data, store, on_progress)
-    held_out = find_data(compress.held_out or HELD_OUT, home.data, store, on_progress)
+        learned = compress.text or choose_text(store, source[1])
+        text = find_mix(learned, home.data, store, on_progress)
+    named = compress.held_out or name_default_domains(store, source[1])
+    domains = find_domains(named, home.data, store, on_progress)
     tasks = tuple(find_data(name, home.data, store, on_progress) for name in compress.tasks)
     stems = [task.path.stem for task in tasks]
     if len(set(stems)) < len(stems):
         raise CompressionError(f"two tasks have the same name ({', '.join(stems)}); rename a file")
     if text is not None:
-        text = check_apart(text, [held_out.path], home, store, on_progress)
-    tokens = compress.held_out_tokens or HELD_OUT_TOKENS
+        paths = [domain.path for domain in domains]
+        text = check_apart(text, paths, home, store, on_stage, on_progress)
+    tokens = compress.held_out_tokens or DOMAIN_TOKENS
     suite = EvaluationSuite(
-        source[0], held_out, family, tokens=tokens, tasks=tasks, items=compress.items
+        source[0], domains, family, tokens=tokens, tasks=tasks, items=compress.items
     )
     return text, suite
 

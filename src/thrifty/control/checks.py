@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from thrifty.artifacts import Artifact, NamedVersion
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.verdicts import find_failure
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.engines.base import Engine
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.errors import FleetError, Problem, ThriftyError
+from thrifty.errors import FleetError, GateError, Problem, ThriftyError
 from thrifty.http.tls import ServerTls
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
@@ -120,6 +121,15 @@ def check_model(
     if more < 1:
         problems = [one for one in problems if one.path not in _MEMORY_PATHS]
     loaded.loaded.refuse(problems)
+
+
+def check_verdict(loaded: LoadedVersion, store: Store, model: Model) -> None:
+    """Refuse a model that is marked as failed, unless the spec accepts it. Raises `GateError`."""
+    failure = None if loaded.loaded.spec.compress.accept else find_failure(store, model[0])
+    if failure is not None:
+        raise GateError(
+            f"{failure}. To serve it all the same, write 'accept: true' below 'compress' in the spec"
+        )
 
 
 def check_labels(loaded: LoadedSpec, labels: Sequence[tuple[LoadedVersion, str]]) -> None:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
+import os
 import socket
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import msgspec
 
@@ -182,39 +181,34 @@ class GatewayWorkers:
 
     async def _start(self, index: int, settings: WorkerSettings) -> None:
         name = _name(index)
-        ready = self._home.run / f"{name}.ready"
-        ready.unlink(missing_ok=True)
+        ready, tell_ready = os.pipe()
         descriptors = [one.fileno() for one in self._sockets[index :: settings.workers]]
         told = {
-            **settings.settings, "id": name, "ready_file": str(ready), "listen_fds": descriptors,
+            **settings.settings, "id": name, "ready_fd": tell_ready, "listen_fds": descriptors,
         }  # fmt: skip
-        process = start_process(
-            [sys.executable, "-m", MODULE, msgspec.json.encode(told).decode()],
-            role="gateway",
-            process_id=name,
-            home=self._home.root,
-            log_path=self._home.log_of(name),
-            environment=settings.environment,
-            inherit=descriptors,
-        )
         try:
-            url = await self._wait_ready(process, ready)
+            process = start_process(
+                [sys.executable, "-m", MODULE, msgspec.json.encode(told).decode()],
+                role="gateway",
+                process_id=name,
+                home=self._home.root,
+                log_path=self._home.log_of(name),
+                environment=settings.environment,
+                inherit=[*descriptors, tell_ready],
+            )
+        except BaseException:
+            os.close(ready)
+            raise
+        finally:
+            os.close(tell_ready)
+        try:
+            url = await _wait_ready(process, ready)
         except BaseException:
             process.kill()
             await process.wait()
             raise
         self._processes[index], self._urls[index] = process, url
         await self._on_row(GatewayRow(name, url, process.pid, process.ident.created_s, "ready"))
-
-    async def _wait_ready(self, process: ManagedProcess, ready: Path) -> str:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while (url := _read_ready(ready, process.pid)) is None:
-            if not process.alive:
-                raise FleetError(f"the gateway ended: {process.read_log_end()}")
-            if time.monotonic() > deadline_s:
-                raise FleetError(f"the gateway did not start within {START_TIMEOUT_S:g} s")
-            await asyncio.sleep(POLL_S)
-        return url
 
     def _keep(self, index: int) -> None:
         self._keepers[index] = asyncio.ensure_future(self._keep_running(index))
@@ -247,10 +241,23 @@ def _name(index: int) -> str:
     return f"gateway-{index}"
 
 
-def _read_ready(path: Path, pid: int) -> str | None:
-    """The worker's own URL, if it is that process which wrote the file."""
+async def _wait_ready(process: ManagedProcess, ready: int) -> str:
+    """The worker's own URL, which it writes to the pipe `ready` once it listens. Raises
+    `FleetError`.
+    """
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(ready, "rb")
+    )
     try:
-        said = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return str(said["url"]) if said.get("pid") == pid else None
+        async with asyncio.timeout(START_TIMEOUT_S):
+            url = (await reader.readline()).decode().strip()
+            if not url:
+                await process.wait()
+    except TimeoutError:
+        raise FleetError(f"the gateway did not start within {START_TIMEOUT_S:g} s") from None
+    finally:
+        transport.close()
+    if not url:
+        raise FleetError(f"the gateway ended: {process.read_log_end()}")
+    return url

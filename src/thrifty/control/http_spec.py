@@ -131,7 +131,7 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
         yield _Use("compress.distill.teacher", compress.distill.teacher)
     for text in compress.text:
         yield _Use("compress.text", parse_source(text)[0])
-    if compress.held_out is not None:
-        yield _Use("compress.held_out", compress.held_out)
+    for named in compress.held_out:
+        yield _Use("compress.held_out", named)
     for task in compress.tasks:
         yield _Use("compress.tasks", task)

@@ -20,6 +20,7 @@ from thrifty.control.checks import (
     check_labels,
     check_model,
     check_spec,
+    check_verdict,
 )
 from thrifty.control.desired import make_served
 from thrifty.control.differences import list_differences, list_gateway_differences
@@ -195,6 +196,8 @@ class _Planner:
         if artifact is not None:
             running = self._world.deployments if self._world.running.alive else {}
             check_model(version, engine, artifact, self._machine, running)
+        if known.stored is not None:
+            check_verdict(version, self._store, known.stored)
         return engine, known
 
     def _label(self, version: LoadedVersion, engine: Engine, model: FoundModel | None) -> str:

@@ -28,6 +28,7 @@ from thrifty.control.checks import (
     check_labels,
     check_model,
     check_spec,
+    check_verdict,
 )
 from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
@@ -163,6 +164,7 @@ def _find_model(
     store.verify(model[1], on_progress=on_progress)
     engine = choose_engine(kind, model[1])
     check_model(version, engine, model[1], machine, running)
+    check_verdict(version, store, model)
     return engine, model
 
 
@@ -181,6 +183,7 @@ def _make_part(
     source = describe_source(spec, model)
     if model is not None and spec.compress.is_pipeline:
         spec, model = maker.make(version.loaded, model, on_progress)
+        check_verdict(version, store, model)
     before = {known.artifact for known in store.versions()}
     began_s = time.monotonic()
     served = engine.prepare(spec, model, store, machine, on_progress)
@@ -195,7 +198,7 @@ def _make_part(
 
 def describe_source(spec: Spec, model: Model | None) -> str:
     """A checksum over what a version is made from."""
-    compress = spec.compress.model_dump(mode="json")
+    compress = spec.compress.model_dump(mode="json", exclude={"accept", "max_drop"})
     text = json.dumps([model[1].id if model is not None else None, compress], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

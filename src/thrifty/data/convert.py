@@ -203,8 +203,8 @@ def _capitalize(text: str) -> str:
 
 
 def convert_chats(records: Iterator[Record]) -> Iterator[Record]:
-    """Conversations: those with `conversations` (of which `chosen` is the end), with `messages` that
-    people did not reject, and instructions with one answer.
+    """Conversations: those with `conversations` (of which `chosen` is the end), those with
+    `messages` that people did not reject, and instructions with one answer.
     """
     for record in records:
         if "instruction" in record:

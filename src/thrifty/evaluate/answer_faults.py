@@ -20,9 +20,9 @@ REPEATED_WORDS, REPEATED_SHARE = 32, 0.5
 `seq-rep-4` of Welleck et al. 2020."""
 LONG_ANSWER = 8
 """Words of an answer that says enough to have something in common with its question."""
-COPIED_SHARE = 0.8
-"""The share of a message that an answer repeats without saying anything else."""
-SAME_ANSWERS = 3
+COPIED_SHARE = 0.6
+"""An answer that is this share of a message, word for word, only repeats it."""
+SAME_ANSWERS = 5
 """So many questions with the same long answer are not answered."""
 
 _RULES = frozenset("-=_*~#+|:.·• \n")
@@ -30,11 +30,23 @@ _RULES = frozenset("-=_*~#+|:.·• \n")
 _COUNTER = re.compile(r"^[ \t]*(?:[-*•+]|\(?\d{1,4}[.):])[ \t]+", re.MULTILINE)
 """What begins an item of a list."""
 _WORD = re.compile(r"[^\W_]+")
-_STEM = 5
+_STEM = 4
 """Letters by which two forms of a word are taken for the same."""
-_COMMON = frozenset(
-    ["about", "above", "after", "again", "also", "always", "another", "answer", "because", "been", "before", "being", "below", "best", "between", "both", "came", "cannot", "come", "comes", "could", "does", "doing", "done", "down", "each", "either", "else", "even", "ever", "every", "example", "explain", "find", "first", "following", "from", "gave", "get", "gets", "give", "given", "goes", "going", "good", "great", "have", "having", "help", "here", "hers", "himself", "his", "however", "into", "itself", "just", "keep", "kind", "know", "known", "like", "list", "made", "main", "make", "makes", "making", "many", "might", "more", "most", "much", "must", "name", "need", "needs", "never", "next", "none", "often", "once", "only", "other", "others", "ours", "over", "part", "people", "please", "provide", "question", "really", "said", "same", "second", "sentence", "several", "shall", "short", "should", "show", "since", "some", "something", "still", "such", "sure", "take", "takes", "tell", "than", "that", "their", "them", "then", "there", "these", "they", "thing", "things", "this", "those", "three", "through", "time", "times", "today", "too", "under", "until", "upon", "used", "useful", "using", "very", "want", "ways", "well", "went", "were", "what", "when", "where", "whether", "which", "while", "will", "with", "within", "without", "word", "words", "work", "would", "write", "year", "years", "your", "yours"]
-)  # fmt: skip
+_COMMON_WORDS = """
+about above after again all also always and another answer any are ask because been before being
+below best between both but came can cannot come comes could did does doing done down each
+either else even ever every example explain few find first following for from gave get gets give
+given goes going good got great had has have having help her here hers him himself his how
+however into its itself just keep kind know known let like list made main make makes making many
+may might more most much must name need needs never new next none nor not now off often old once
+one only other others our ours out over own part people per please provide put question really
+said same say second see sentence set several shall she short should show since some something
+still such sure take takes tell than that the their them then there these they thing things this
+those three through time times today too two under until upon use used useful using very want
+was way ways well went were what when where whether which while who why will with within without
+word words work would write year years yes yet you your yours
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
 """Words that any question and any answer may share."""
 
 
@@ -58,9 +70,10 @@ def find_faults(
 
 
 def is_empty(answer: str) -> bool:
-    """Whether it has no letter, digit or picture in any script."""
+    """Whether it has no letter, digit or picture in any script, besides the numbers of a list."""
+    said = _COUNTER.sub("", answer)
     return not any(
-        one != "\ufffd" and unicodedata.category(one)[:2] in _SAYING for one in answer
+        one != "\ufffd" and unicodedata.category(one) in _SAYING for one in said
     )  # fmt: skip
 
 
@@ -102,8 +115,8 @@ def _measure_repetition(text: str) -> float:
 
 
 def ignores(answer: str, asked: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether a long answer repeats what was asked, or has no telling word in common with it or with
-    what others answered.
+    """Whether a long answer repeats what was asked, or has no telling word in common with it and
+    with what others answered.
     """
     words = _WORD.findall(_fold(answer))
     if len(words) < LONG_ANSWER:
@@ -129,7 +142,7 @@ def _find_stems(text: str) -> set[str]:
     return {
         word[:_STEM]
         for word in _WORD.findall(_fold(text))
-        if (len(word) > 3 or not word.isascii() or word.isdigit()) and word not in _COMMON
+        if (len(word) > 2 or not word.isascii() or word.isdigit()) and word not in _COMMON
     }
 
 

@@ -1,26 +1,27 @@
 """The answers of chat models beside those of a reference: what is still right, and what is broken.
 
-Both are asked the same questions, greedily, through the engine that serves them. Numbers beside text
-that a person can read: a divergence says little about whether a model still answers.
+Both are asked the same questions, greedily, through the engine that serves them. A divergence says
+little about whether a model still answers; a person who reads the answers knows at once.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.chat_templates import read_chat_templates, read_gguf_templates
-from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.measurements import Measurement, find_measurement
+from thrifty.artifacts.sources import fetch_model
 from thrifty.errors import EvaluationError, FleetError
 from thrifty.evaluate.answer_faults import EMPTY, IGNORED, LOOP, find_faults, find_same
-from thrifty.evaluate.asking import Serve, collect_answers
+from thrifty.evaluate.asking import Serve, collect_answers, serve_url
+from thrifty.evaluate.open_model import has_chat_template, is_url
 from thrifty.evaluate.questions import TWENTY, Question, digest_questions, read_questions
 from thrifty.evaluate.statistics import Proportion, proportion
 from thrifty.evaluate.suite import describe_arithmetic, find_data
@@ -29,8 +30,12 @@ from thrifty.types import Family, OnProgress, ignore_progress
 
 ANSWERS = "answers"
 """The kind of the measurement."""
+VERSION = 1
+"""Increase it when the same answers come to be counted in another way."""
 SAMPLES = 20
 DEFAULT_SETS = ("countries", "elements")
+DEFAULT_SHORT = 300
+"""Questions with known answers that are asked unless another number is given."""
 RIGHT = "right"
 """The mark of a sample's answer that is one of the accepted ones."""
 
@@ -73,7 +78,7 @@ class AnswersReport:
     samples: list[Sample] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The output of `thrifty evaluate --json`; the share is null if the reference has none right."""
+        """The output of `thrifty evaluate --json`. The share is null if the reference has none."""
         found = asdict(self)
         share = self.still_right_share
         found["still_right_share"] = (
@@ -90,7 +95,8 @@ def compare_given(
         raise ValueError(
             f"{len(questions)} questions, {len(reference)} and {len(candidate)} answers"
         )
-    old = _find_all_faults(questions, reference, candidate)
+    # Only the candidate is held to another model's words: a translation has none of its question's.
+    old = _find_all_faults(questions, reference, reference)
     new = _find_all_faults(questions, candidate, reference)
     known_right = [is_right(one, text) for one, text in zip(questions, reference, strict=True)]
     right = [is_right(one, text) for one, text in zip(questions, candidate, strict=True)]
@@ -118,15 +124,34 @@ def compare_given(
 
 
 def is_right(question: Question, answer: str) -> bool:
-    """Whether the first line is one of the accepted answers, after normalisation; accents do not
-    count.
+    """Whether the first line or sentence is one of the accepted answers, as SQuAD compares them.
+
+    It may also be a sentence that says nothing else, as in `The capital of Peru is Lima`: words of
+    the question and words that join an answer to it are left out of both.
     """
-    first = next((line for line in answer.splitlines() if line.strip()), "")
-    accepted = {_normalize(one) for one in question.answers}
-    return bool(accepted) and _normalize(first) in accepted
+    line = next((line for line in answer.splitlines() if line.strip()), "")
+    given = [_normalize(one) for one in (line, _SENTENCE_END.split(line.strip())[0])]
+    asked = {*_normalize(question.messages[-1][1]).split(), *_JOINING}
+    for accepted in map(_normalize, question.answers):
+        if accepted in given:
+            return True
+        bare = _without(accepted, asked)
+        if bare and any(_without(one, asked) == bare for one in given):
+            return True
+    return False
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+_JOINING_WORDS = "is are was were be known as called named it its they this that has have with in by of and to for"
+_JOINING = frozenset(_JOINING_WORDS.split())
+
+
+def _without(text: str, words: Set[str]) -> list[str]:
+    return [word for word in text.split() if word not in words]
 
 
 def _normalize(text: str) -> str:
+    """As SQuAD does, and without accents."""
     parts = unicodedata.normalize("NFKD", text)
     return normalize_answer("".join(one for one in parts if not unicodedata.combining(one)))
 
@@ -171,19 +196,14 @@ class AnswersRequest:
     def conditions(self) -> dict[str, Any]:
         """The conditions of the measurement."""
         return {
-            "reference": self.reference.artifact,
+            "reference": self.reference.artifact, "version": VERSION,
             "questions_sha256": digest_questions(self.questions), **self.arithmetic,
         }  # fmt: skip
 
 
 def is_chat_model(store: Store, artifact: Artifact) -> bool:
     """Whether it is a decoder with a chat template. Raises `IntegrityError`."""
-    if artifact.description.family is not Family.DECODER:
-        return False
-    folder = store.folder_of(artifact.id)
-    for path in sorted(folder.glob("*.gguf")):
-        return bool(read_gguf_templates(GgufFile(path).metadata, path))
-    return bool(read_chat_templates(folder))
+    return artifact.description.family is Family.DECODER and has_chat_template(store, artifact)
 
 
 def find_questions(
@@ -193,12 +213,15 @@ def find_questions(
     limit: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> list[Question]:
-    """The questions of a file or of a set, which is fetched to `data` if it is not there; by default
-    the twenty that everyone reads, and those of the sets with short answers.
+    """The questions of a file or of a set, which is fetched to `data` if it is not there. Default:
+    the twenty that everyone reads, and some of the sets with short answers.
 
-    `limit` bounds those with a known answer. Raises `EvaluationError` and `SourceError`.
+    `limit` bounds those with a known answer; without one, 300 of the default sets are asked. Raises
+    `EvaluationError` and `SourceError`.
     """
     sets = (name,) if name is not None else DEFAULT_SETS
+    if name is None and limit is None:
+        limit = DEFAULT_SHORT
     found: list[Question] = [] if name is not None else list(TWENTY)
     for one in sets:
         found += read_questions(find_data(one, data, store, on_progress).path)
@@ -238,6 +261,30 @@ def measure_answers(
     report = compare_given(request.questions, *given)
     values = {"beside": reference.label, **report.as_dict()}
     return store.record_measurement(artifact.id, ANSWERS, request.conditions, values)
+
+
+def evaluate_answers(
+    model: str,
+    request: AnswersRequest,
+    *,
+    store: Store,
+    folder: Path,
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Any]:
+    """The values of `measure_answers` for anything that a user names, also the URL of a server.
+    Answers of a server are kept only until all are there. Blocks. Raises `ThriftyError`.
+    """
+    if not is_url(model):
+        found = fetch_model(store, model, on_progress=on_progress)
+        return measure_answers(store, folder, *found, request, on_progress).values
+    reference = request.reference
+    stored = store.load(reference.artifact)
+    known = ask_model(store, folder, reference, stored, request, on_progress)
+    path = path_of(folder, model)
+    given = collect_answers(request.questions, path, serve_url(model), on_progress)
+    path.unlink()
+    report = compare_given(request.questions, known, given)
+    return {"beside": reference.label, **report.as_dict()}
 
 
 def ask_model(

@@ -13,10 +13,10 @@ _FAULTS = ("empty", "loops", "ignored")
 
 
 def describe_share(values: Mapping[str, Any]) -> str:
-    """The share still right with its 95% interval, such as `41 of 75: 54.7% (43.5% to 65.4%)`."""
+    """What is still right, with its share and 95% interval: `41 of 75: 54.7% (43.5% to 65.4%)`."""
     share = values["still_right_share"]
     if share is None:
-        return "the reference answers none right"
+        return "0 of 0"
     return (
         f"{values['still_right']} of {values['reference_right']}: {share['share']:.1%} "
         f"({share['low']:.1%} to {share['high']:.1%})"
@@ -31,7 +31,7 @@ def describe_faults(values: Mapping[str, Any]) -> str:
 
 
 def quote(text: str, flags: Sequence[str]) -> str:
-    """An answer as one line that can be printed, with its flags in front, cut to a readable length."""
+    """An answer as one printable line, with its flags in front, cut to a readable length."""
     marks = "".join(f"[{flag}] " for flag in flags)
     line = sanitize_line(" ".join(text.split()), QUOTED_CHARACTERS + 1)
     return marks + (line[:QUOTED_CHARACTERS] + "..." if len(line) > QUOTED_CHARACTERS else line)

@@ -72,8 +72,10 @@ class Divergence:
     probability_change: ProbabilityChange
     tokens: int
     windows: int
-    truncation: float
-    """How much too low the mean divergence is, because only k tokens of the reference are known."""
+    truncation: float | None
+    """How much too low the mean divergence is, because only k tokens of the reference are known.
+    None if no prediction that counts was recorded in full.
+    """
     truncation_tokens: int
     """The number of predictions over which `truncation` was measured."""
 
@@ -190,6 +192,6 @@ def summarize(
         ),
         tokens=len(found),
         windows=len(sizes),
-        truncation=float(lost.mean()) if whole.any() else float("nan"),
+        truncation=float(lost.mean()) if whole.any() else None,
         truncation_tokens=int(whole.sum()),
     )  # fmt: skip

@@ -1,8 +1,11 @@
-"""Domains: the uses that a model is evaluated on, each with data of its own."""
+"""Domains: the uses that a model is evaluated on, each with data of its own.
+
+The worst domain stands for the model: what is served on all of them is as good as on that one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,3 +33,8 @@ def read_domain(
         yield from read_conversations(path, tokenizer, length, limit)
     else:
         yield from map(count_all, read_windows(path, tokenizer, length, limit))
+
+
+def find_worst(ratios: Mapping[str, float]) -> str | None:
+    """The name of the domain with the highest perplexity relative to the reference's."""
+    return max(ratios, key=lambda name: ratios[name], default=None)

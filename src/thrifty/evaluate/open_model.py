@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 
-from thrifty.artifacts import Store
+from thrifty.artifacts import Artifact, Store
+from thrifty.artifacts.chat_templates import read_chat_templates, read_gguf_templates
+from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.sources import fetch_model
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, find_backend
 from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.scorer import Scorer
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.types import Family, OnProgress, ignore_progress
+from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 
 def is_url(model: str) -> bool:
@@ -69,6 +71,15 @@ def open_encoder(
     return find_backend(backend).open_encoder(
         store, version, artifact, exact=exact, on_progress=on_progress
     )
+
+
+def has_chat_template(store: Store, artifact: Artifact) -> bool:
+    """Whether a stored model has a chat template. Raises `IntegrityError`."""
+    folder = store.folder_of(artifact.id)
+    if artifact.description.format is not Format.GGUF:
+        return bool(read_chat_templates(folder))
+    file = GgufFile(next(folder.glob("*.gguf")))
+    return bool(read_gguf_templates(file.metadata, file.path))
 
 
 def digest_vocabulary(tokenizer: TextTokenizer) -> str:

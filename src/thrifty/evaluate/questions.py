@@ -22,6 +22,8 @@ from thrifty.errors import EvaluationError
 
 SHORT_TOKENS, LONG_TOKENS = 24, 160
 """The most tokens of an answer: where the right one is known, and elsewhere."""
+SHORT_REQUEST = "Answer with the name alone."
+"""Said after each question with a known answer."""
 ROLES = ("system", "user", "assistant")
 _ITEM = re.compile(r"Q: (.+)\nA:\s*", re.DOTALL)
 """The prompts of the tasks that Thrifty fetches."""
@@ -29,7 +31,7 @@ _ITEM = re.compile(r"Q: (.+)\nA:\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation whose last message is a user's, and its accepted answers, if they are known."""
+    """A conversation that ends with a user's message, and its accepted answers, if known."""
 
     messages: tuple[tuple[str, str], ...]
     """Roles and texts."""
@@ -50,22 +52,10 @@ class Question:
     @property
     def request(self) -> dict[str, Any]:
         """The fields of the request: greedy decoding, and a bounded answer."""
-        shown = [*_SHORT_EXAMPLES, *self.messages] if self.answers else self.messages
-        return {
-            "messages": [{"role": role, "content": text} for role, text in shown],
-            "temperature": 0, "max_tokens": self.max_tokens,
-        }  # fmt: skip
-
-
-_SHORT_EXAMPLES = (
-    ("user", "How many days does a week have?"),
-    ("assistant", "7"),
-    ("user", "Who wrote the play Hamlet?"),
-    ("assistant", "William Shakespeare"),
-    ("user", "Which metal is liquid at room temperature?"),
-    ("assistant", "Mercury"),
-)
-"""Said before each question with a known answer, so that models answer with the name alone."""
+        messages = [{"role": role, "content": text} for role, text in self.messages]
+        if self.answers:
+            messages[-1]["content"] += f" {SHORT_REQUEST}"
+        return {"messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
 
 
 def _ask(*texts: str, system: str | None = None) -> Question:

@@ -1,4 +1,6 @@
-"""One evaluation: a model against a reference, on a text and on tasks; every step is resumable."""
+"""One evaluation: a model against a reference, on domains, a text and tasks; every step is
+resumable.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, find_backend
 from thrifty.evaluate.conversations import holds_conversations
 from thrifty.evaluate.divergence import Divergence, measure_divergence
-from thrifty.evaluate.domains import Domain, read_domain
+from thrifty.evaluate.domains import Domain, find_worst, read_domain
 from thrifty.evaluate.embedder import Embedder
 from thrifty.evaluate.embeddings import (
     EmbeddingAgreement,
@@ -49,6 +51,7 @@ from thrifty.units import format_bytes
 
 WINDOW = 512
 TOP_K = 64
+DOMAIN_TOKENS = 4096
 _TEXT = ""
 """The name of the text among domains."""
 MARGIN = 0.02
@@ -76,7 +79,9 @@ class EvaluationOptions:
     top_k: int = TOP_K
     """How many of the reference's likeliest tokens are recorded, at least 1."""
     max_tokens: int | None = None
-    """The most tokens of the text and of each domain, for decoders."""
+    """The most tokens of the text, for decoders."""
+    domain_tokens: int | None = DOMAIN_TOKENS
+    """The most tokens of each domain."""
     max_items: int | None = None
     """The most items of each task; for encoders, the most texts."""
     margin: float = MARGIN
@@ -127,8 +132,7 @@ class Evaluation:
     @property
     def worst(self) -> str | None:
         """The domain with the highest perplexity relative to the reference's."""
-        found = self.domains
-        return max(found, key=lambda name: found[name].perplexity_ratio, default=None)
+        return find_worst({name: one.perplexity_ratio for name, one in self.domains.items()})
 
     def as_dict(self) -> dict[str, Any]:
         """The output of `thrifty evaluate --json`."""
@@ -166,8 +170,9 @@ def evaluate(
     """Compare `model` with `reference`, each anything that `open_model` accepts, or a model's URL.
 
     Results are kept in `folder`, so that an interrupted run resumes, and the reference runs once.
-    Decoders are compared by their predictions on the text and their answers to tasks, encoders by
-    their embeddings of the text and of pairs. Blocks. Raises `ThriftyError` and its subclasses.
+    Decoders are compared by their predictions on domains and on the text and by their answers to
+    tasks, encoders by their embeddings of the text and of pairs. Blocks. Raises `ThriftyError` and
+    its subclasses.
     """
     options.check(model)
     run = _Run(options, store, folder, on_progress)
@@ -194,10 +199,13 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
         reference, run.store, exact=True, backend=options.backend, on_progress=run.on_progress
     )
     try:
-        paths = {domain.name: domain.path for domain in options.domains}
+        records = {
+            domain.name: _record(teacher, domain, options.domain_tokens, run)
+            for domain in options.domains
+        }
         if options.text is not None:
-            paths[_TEXT] = options.text
-        records = {name: _record(teacher, path, run) for name, path in paths.items()}
+            text = Domain(_TEXT, options.text)
+            records[_TEXT] = _record(teacher, text, options.max_tokens, run)
         known = {name: _answer(teacher, task, run) for name, task in items.items()}
         known_metrics = _answer_harness(harness, teacher, run)
         student = _open_candidate(model, teacher, run)
@@ -206,7 +214,7 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
     finally:
         teacher.close()
     try:
-        found = {name: _measure(student, record, run) for name, record in records.items()}
+        found = {name: _measure(student, name, record, run) for name, record in records.items()}
         given = {name: _answer(student, task, run) for name, task in items.items()}
         given_metrics = _answer_harness(harness, student, run)
     finally:
@@ -222,18 +230,23 @@ def _evaluate_decoder(model: str, reference: str, run: _Run) -> Evaluation:
     )
 
 
-def _record(teacher: Scorer, path: Path, run: _Run) -> ReferenceRecord:
-    options = run.options
+def _record(teacher: Scorer, domain: Domain, most: int | None, run: _Run) -> ReferenceRecord:
     return record_reference(
-        teacher, path, run.folder, window=options.window, top_k=options.top_k,
-        max_tokens=options.max_tokens, on_progress=run.on_progress,
+        teacher, domain.path, run.folder, window=run.options.window, top_k=run.options.top_k,
+        max_tokens=most, on_progress=_name_steps(domain.name, run.on_progress),
     )  # fmt: skip
 
 
-def _measure(student: Scorer, record: ReferenceRecord, run: _Run) -> Divergence:
+def _measure(student: Scorer, name: str, record: ReferenceRecord, run: _Run) -> Divergence:
     results = record.folder / "candidates" / f"{_key(student.identity)}.bin"
     with lock_file(results.with_suffix(".lock")):
-        return measure_divergence(student, record, results, run.on_progress)
+        return measure_divergence(student, record, results, _name_steps(name, run.on_progress))
+
+
+def _name_steps(domain: str, on_progress: OnProgress) -> OnProgress:
+    if domain == _TEXT:
+        return on_progress
+    return lambda step: on_progress(replace(step, step=f"{domain}: {step.step}"))
 
 
 def _evaluate_encoder(model: str, reference: str, run: _Run) -> Evaluation:

@@ -1,13 +1,15 @@
 """The quality of stored models relative to a reference, recorded with each model and reused.
 
-A measurement records what it was made on: the reference, the text and how much of it, the engine,
+Decoders are measured on domains, one measurement for each, and encoders on the passages of a text.
+A measurement records what it was made on: the reference, the data and how much of it, the engine,
 the processor and its features (8-bit arithmetic differs from one to the next).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version as package_version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,23 +21,43 @@ from thrifty.data import SETS, fetch_set
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.backends import DEFAULT_BACKEND, describe_backend
+from thrifty.evaluate.divergence import Divergence
+from thrifty.evaluate.domains import Domain, find_worst
+from thrifty.evaluate.embeddings import EmbeddingAgreement
 from thrifty.evaluate.harness import is_harness_task
-from thrifty.evaluate.run import TOP_K, WINDOW, EvaluationOptions, evaluate
+from thrifty.evaluate.open_model import has_chat_template
+from thrifty.evaluate.run import (
+    DOMAIN_TOKENS,
+    TOP_K,
+    WINDOW,
+    Evaluation,
+    EvaluationOptions,
+    evaluate,
+)
 from thrifty.evaluate.windows import digest_file
 from thrifty.graphs.arithmetic import ACTIVATION_GROUP, limit_features
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 
 QUALITY, EMBEDDINGS, TASK = "quality", "embeddings", "task"
-"""Kinds of measurements: decoders on text, encoders on text, decoders on tasks."""
+"""Kinds of measurements: decoders on a domain, encoders on a text, decoders on tasks."""
+DOMAINS = ("chat", "encyclopedia", "web", "code", "questions")
+"""The data sets that chat models are evaluated on by default."""
+CONVERSATIONS = frozenset({"chat", "questions"})
+"""Those of them that need a chat template."""
 HELD_OUT = "wiki"
-HELD_OUT_TOKENS = 16_384
 HELD_OUT_TEXTS = 1024
 """Passages of held-out text that encoders are evaluated on."""
+LOG = "log:"
+"""Begins the name of a deployment whose recorded conversations are a domain."""
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,63})=(.+)", re.DOTALL)
+
+FindLog = Callable[[str], Path]
+"""Gives the file with a deployment's recorded conversations. Raises `EvaluationError`."""
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A text, or the questions of a task: the file, and the name that reports use."""
+    """A text, a domain, or the questions of a task: the file, and the name that reports use."""
 
     name: str
     path: Path
@@ -47,34 +69,35 @@ class EvaluationSuite:
     """A reference, and the data on which models are compared with it."""
 
     reference: NamedVersion
-    text: DataFile | None = None
+    domains: tuple[DataFile, ...] = ()
+    """What decoders are compared on, one by one; for encoders, texts."""
     family: Family = Family.DECODER
     """The reference's. Models of the other family are not evaluated."""
-    tokens: int = HELD_OUT_TOKENS
-    """Tokens of the text, for decoders."""
+    tokens: int = DOMAIN_TOKENS
+    """Tokens of each domain, for decoders."""
     texts: int = HELD_OUT_TEXTS
-    """Passages of the text, for encoders."""
+    """Passages of each text, for encoders."""
     tasks: tuple[DataFile, ...] = ()
     items: int | None = None
     """The most items of each task."""
 
     @property
     def kind(self) -> str:
-        """The kind of measurements on the text."""
+        """The kind of measurements on domains."""
         return EMBEDDINGS if self.family is Family.ENCODER else QUALITY
 
-    @property
-    def text_conditions(self) -> dict[str, Any]:
-        """The conditions of measurements on the text."""
-        assert self.text is not None
+    def domain_conditions(self, domain: DataFile) -> dict[str, Any]:
+        """The conditions of measurements on a domain."""
         if self.family is Family.ENCODER:
-            much: dict[str, int] = {"texts": self.texts}
+            much: dict[str, Any] = {"text_sha256": domain.sha256, "texts": self.texts}
         else:
-            much = {"tokens": self.tokens, "top_k": TOP_K}
+            much = {"domain_sha256": domain.sha256, "tokens": self.tokens, "top_k": TOP_K}
         return {
-            "reference": self.reference.artifact, "text_sha256": self.text.sha256, **much,
-            "window": WINDOW, **describe_arithmetic(),
-        }  # fmt: skip
+            "reference": self.reference.artifact,
+            **much,
+            "window": WINDOW,
+            **describe_arithmetic(),
+        }
 
     def task_conditions(self, task: DataFile) -> dict[str, Any]:
         """The conditions of measurements on a task."""
@@ -123,6 +146,85 @@ def describe_missing(name: str) -> str | None:
     return f"is neither a file nor a data set; data sets are {', '.join(sorted(SETS))}"
 
 
+def name_default_domains(store: Store, artifact: Artifact) -> tuple[str, ...]:
+    """What models are evaluated on if nothing is named, for a reference."""
+    if artifact.description.family is Family.ENCODER:
+        return (HELD_OUT,)
+    if has_chat_template(store, artifact):
+        return DOMAINS
+    return tuple(name for name in DOMAINS if name not in CONVERSATIONS)
+
+
+def find_domain(
+    named: str,
+    data: Path,
+    store: Store,
+    on_progress: OnProgress = ignore_progress,
+    find_log: FindLog | None = None,
+) -> DataFile:
+    """The domain that `named` says: a set, a file, or `NAME=` and a set, a file or `log:` with a
+    deployment. Blocks. Raises `EvaluationError`.
+    """
+    name, source = split_domain(named)
+    if source.startswith(LOG):
+        if find_log is None:
+            raise EvaluationError(
+                f"{named!r}: the request log can be a domain of 'thrifty evaluate' and 'thrifty "
+                "compare' only; name a file"
+            )
+        path = find_log(source.removeprefix(LOG))
+        return DataFile(name, path, digest_file(path))
+    problem = describe_no_domain(named)
+    if problem is not None:
+        raise EvaluationError(f"{named!r} {problem}")
+    return replace(find_data(source, data, store, on_progress), name=name)
+
+
+def find_domains(
+    named: Sequence[str],
+    data: Path,
+    store: Store,
+    on_progress: OnProgress = ignore_progress,
+    find_log: FindLog | None = None,
+) -> tuple[DataFile, ...]:
+    """`find_domain` for each. Raises `EvaluationError`, also if two have the same name."""
+    found = tuple(find_domain(one, data, store, on_progress, find_log) for one in named)
+    names = [domain.name for domain in found]
+    if len(set(names)) < len(names):
+        raise EvaluationError(
+            f"two domains have the same name ({', '.join(names)}); name them apart (NAME=FILE)"
+        )
+    return found
+
+
+def split_domain(named: str) -> tuple[str, str]:
+    """The name of a domain, and the set or the file that it is."""
+    found = _NAMED.fullmatch(named)
+    if found is not None:
+        return found[1], found[2]
+    return (named if named in SETS else Path(named).stem), named
+
+
+def describe_no_domain(named: str) -> str | None:
+    """What is wrong with `named` as a domain; None for a set, or an existing file."""
+    _, source = split_domain(named)
+    if is_harness_task(source) or (source in SETS and SETS[source].kind == "questions"):
+        return "holds questions, not text; name it as a task"
+    return None if source.startswith(LOG) else describe_missing(source)
+
+
+def find_worst_domain(measured: Iterable[Measurement]) -> Measurement | None:
+    """Of a model's measurements, the one on its worst domain; None if there are none on domains."""
+    # Earlier releases measured on one text, without the name of a domain.
+    found = {
+        one.values["domain"]: one
+        for one in measured
+        if one.kind == QUALITY and "domain" in one.values
+    }
+    worst = find_worst({name: one.values["perplexity_ratio"] for name, one in found.items()})
+    return None if worst is None else found[worst]
+
+
 def measure_quality(
     store: Store,
     folder: Path,
@@ -139,43 +241,51 @@ def measure_quality(
         return []
     encoder = suite.family is Family.ENCODER
     recorded = store.read_measurements(artifact.id)
-    text = suite.text
-    found: dict[str, Measurement | None] = {}
-    if text is not None:
-        found[suite.kind] = find_measurement(recorded, suite.kind, suite.text_conditions)
-    for task in suite.tasks:
-        found[task.name] = find_measurement(recorded, TASK, suite.task_conditions(task))
-    missing = [task for task in suite.tasks if found[task.name] is None]
-    lacks_text = text is not None and found[suite.kind] is None
-    if missing or lacks_text:
-        reference = suite.reference
-        options = EvaluationOptions(
-            text=text.path if text is not None and lacks_text else None,
-            tasks=[str(task.path) for task in missing],
-            max_tokens=None if encoder else suite.tokens,
-            max_items=suite.texts if encoder else suite.items,
-        )
-        measured = evaluate(
-            version.label, reference.label, options, store=store, folder=folder,
+    on_domains = {
+        domain: find_measurement(recorded, suite.kind, suite.domain_conditions(domain))
+        for domain in suite.domains
+    }
+    on_tasks = {
+        task: find_measurement(recorded, TASK, suite.task_conditions(task)) for task in suite.tasks
+    }
+    domains = [domain for domain, known in on_domains.items() if known is None]
+    tasks = [task for task, known in on_tasks.items() if known is None]
+    common = {"beside": suite.reference.label, "form": describe_weights(artifact)}
+
+    def measure(options: EvaluationOptions) -> Evaluation:
+        return evaluate(
+            version.label, suite.reference.label, options, store=store, folder=folder,
             on_progress=on_progress,
         )  # fmt: skip
-        common = {"beside": reference.label, "form": describe_weights(artifact)}
-        on_text = measured.embeddings if encoder else measured.divergence
-        if on_text is not None:
-            assert text is not None
-            values = {**common, "text": text.name, "path": str(text.path), **asdict(on_text)}
-            found[suite.kind] = store.record_measurement(
-                artifact.id, suite.kind, suite.text_conditions, values
-            )
-        scores = measured.as_dict().get("tasks", {})
-        for task in missing:
-            values = {
-                **common, "task": task.name, "path": str(task.path), **scores[_key_of(task)],
-            }  # fmt: skip
-            found[task.name] = store.record_measurement(
+
+    def record(domain: DataFile, found: EmbeddingAgreement | Divergence | None) -> None:
+        assert found is not None
+        values = {**common, "domain": domain.name, "path": str(domain.path), **asdict(found)}
+        on_domains[domain] = store.record_measurement(
+            artifact.id, suite.kind, suite.domain_conditions(domain), values
+        )
+
+    if encoder:
+        for domain in domains:
+            options = EvaluationOptions(text=domain.path, max_items=suite.texts)
+            record(domain, measure(options).embeddings)
+    elif domains or tasks:
+        options = EvaluationOptions(
+            domains=[Domain(domain.name, domain.path) for domain in domains],
+            tasks=[str(task.path) for task in tasks],
+            domain_tokens=suite.tokens,
+            max_items=suite.items,
+        )
+        measured = measure(options)
+        for domain in domains:
+            record(domain, measured.domains[domain.name])
+        for task in tasks:
+            scores = measured.tasks[_key_of(task)].as_dict()
+            values = {**common, "task": task.name, "path": str(task.path), **scores}
+            on_tasks[task] = store.record_measurement(
                 artifact.id, TASK, suite.task_conditions(task), values
             )
-    return [one for one in found.values() if one is not None]
+    return [one for one in (*on_domains.values(), *on_tasks.values()) if one is not None]
 
 
 def _key_of(task: DataFile) -> str:

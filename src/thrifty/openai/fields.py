@@ -133,7 +133,7 @@ _STOP_TOKENS = Field(
     ([],),
 )
 _TRUNCATION = Field("-1 or a whole number from 1", _is_truncation)
-_STOP = Field("a string or an array of up to 16 strings", _is_stop, ([], ""))
+_STOP = Field("a string or an array of up to 16 non-empty strings", _is_stop, ([], ""))
 
 _SAMPLING: dict[str, Field] = {
     "temperature": _number(0, 2),
@@ -250,7 +250,27 @@ _INSTEAD = {
     "logit_bias": "remove it, or use 'engine: remote' with a server that can, such as vLLM",
     "functions": "use 'tools' instead",
     "function_call": "use 'tool_choice' instead",
+    "reasoning_effort": "remove it, or set what the model's chat template takes for it in "
+    "'chat_template_kwargs'",
 }
+_SCHEMA_INSTEAD = "Use 'response_format' of /v1/chat/completions, with a JSON schema."
+_SWITCH_INSTEAD = (
+    "Set what the model's chat template takes for it in 'chat_template_kwargs' of "
+    "/v1/chat/completions."
+)
+_ELSEWHERE = {
+    **dict.fromkeys(("n_predict", "num_predict", "max_new_tokens", "max_output_tokens"),
+                    "Use 'max_tokens'."),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar",
+                     "structured_outputs", "json_schema"), _SCHEMA_INSTEAD),
+    **dict.fromkeys(("enable_thinking", "thinking", "reasoning", "documents"), _SWITCH_INSTEAD),
+    "include_reasoning": "Use 'separate_reasoning' of /v1/chat/completions.",
+    "repeat_penalty": "Use 'repetition_penalty'.",
+    "stop_sequences": "Use 'stop'.",
+    "prompt_logprobs": "Use 'echo' with 'logprobs' of /v1/completions.",
+    "chat_template": "The model's own is used; a chat_template.jinja in its folder replaces it.",
+}  # fmt: skip
+"""Fields of other servers, and what to use instead of them."""
 
 
 GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
@@ -356,8 +376,13 @@ def _unknown(name: str, fields: Collection[str]) -> Exception:
     if len(name) > MAX_NAME:
         # Comparing megabytes would block all other requests.
         name = f"{name[:MAX_NAME]}..."
-    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.7)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    hint = _ELSEWHERE.get(name, "")
+    if not hint and (near := difflib.get_close_matches(name, fields, n=1, cutoff=0.7)):
+        hint = f"Did you mean '{near[0]}'?"
+    others = [endpoint.value for endpoint, known in FIELDS.items() if name in known]
+    if not hint and others:
+        hint = f"It is a parameter of {' and '.join(others)}."
+    hint = hint and f" {hint}"
     return bad_request(f"Unknown parameter: '{name}'.{hint}", name, "unknown_parameter")
 
 

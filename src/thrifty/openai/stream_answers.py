@@ -57,6 +57,8 @@ def assemble_answer(events: list[dict[str, Any]], *, partial: bool = False) -> b
     unfinished = any(choice["finish_reason"] is None for choice in choices.values())
     if not choices or (unfinished and not partial):
         return None
+    for choice in choices.values() if chat else ():
+        _settle_content(choice["message"])
     answer = {
         "id": events[0].get("id", ""),
         "object": "chat.completion" if chat else "text_completion",
@@ -100,6 +102,12 @@ def _merge_delta(choice: dict[str, Any], part: dict[str, Any], *, partial: bool)
         known = choice["logprobs"] or {"content": [], "refusal": None}
         known["content"] = known["content"] + (logprobs.get("content") or [])
         choice["logprobs"] = known
+
+
+def _settle_content(message: dict[str, Any]) -> None:
+    """Streams begin with empty content. A whole answer has none beside calls or reasoning."""
+    beside = any(message.get(key) for key in ("tool_calls", "reasoning_content", "refusal"))
+    message["content"] = message["content"] or (None if beside else "")
 
 
 def _merge_tool_calls(

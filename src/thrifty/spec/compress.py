@@ -219,13 +219,15 @@ class CompressSpec(Section):
         "`text`, `messages`, or `prompt`, `instruction` or `question`. Default: a mix of "
         "conversations, passages, web pages and code for chat models, else `passages`.",
     )
-    held_out: str | None = Field(
-        None,
-        min_length=1,
-        description="Text to judge by, as `text`, which must not hold any of it. Default: `wiki`.",
+    held_out: tuple[str, ...] = Field(
+        (),
+        description="The domains to judge by, none of which `text` may hold: sets, files (plain, or "
+        ".jsonl with `messages` or `text`), or `NAME=FILE`. Default: `chat`, `encyclopedia`, `web`, "
+        "`code` and `questions`; the first and the last only for models with a chat template; for "
+        "encoders `wiki`.",
     )
     held_out_tokens: Count | None = Field(
-        None, ge=64, description="At most so many tokens of it are used. Default: 16384."
+        None, ge=64, description="At most so many tokens of each domain are used. Default: 4096."
     )
     tasks: tuple[str, ...] = Field(
         (),
@@ -234,6 +236,16 @@ class CompressSpec(Section):
     items: Count | None = Field(
         None, ge=1, description="At most so many questions of each are asked. Default: all."
     )
+    max_drop: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="How much the result of a pipeline may lose: at most so much of the probability of a "
+        "token on any domain (1 - 1 / perplexity ratio), and at most this share of the answers that the "
+        "model had right; for encoders, of the rank correlation. Beyond it, the result is kept and "
+        "marked as failed. Default: 0.25.",
+    )
+    accept: bool = Field(False, description="Serve a model although it is marked as failed.")
     out: Name | None = Field(
         None,
         description="The name under which the result is registered. Default: the model's name and "
@@ -247,7 +259,7 @@ class CompressSpec(Section):
             return value
         return {k: expand_shorthand(f"compress.{k}", below) for k, below in value.items()}
 
-    @field_validator("tasks", "text", mode="before")
+    @field_validator("held_out", "tasks", "text", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else () if value is None else value
@@ -257,7 +269,8 @@ class CompressSpec(Section):
         """Whether anything is asked for that the engine does not do by itself."""
         more = (
             self.prune.parameters, self.distill.tokens, self.distill.time, self.quantize.bits, self.quantize.tokens,
-            self.held_out, self.held_out_tokens, self.items, self.out,
+            self.held_out_tokens, self.items, self.max_drop, self.out,
         )  # fmt: skip
-        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.tasks or self.text)
+        learned = bool(self.held_out or self.tasks or self.text)
+        measured = self.quantize.scheme in ("w8a8", "w7a8") or learned
         return measured or any(value is not None for value in more)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-import json
 import logging
 import os
 import socket
@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from thrifty.api.services import ApiServices
-from thrifty.files import write_atomically
 from thrifty.home import Home
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer
@@ -63,8 +62,8 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
             return ADDRESS_IN_USE
         log.info("listening on %s", url)
         _spare_garbage_collector()
-        if settings.ready_file is not None:
-            _write_ready_file(Path(settings.ready_file), own_url)
+        if settings.ready_fd is not None:
+            _tell_ready(settings.ready_fd, own_url)
         if parts.batches is not None:
             parts.batches.runner.start()
         await stopping.wait()
@@ -73,6 +72,13 @@ async def _serve(settings: GatewaySettings, stopping: asyncio.Event) -> int:
         if cut:
             log.warning("%d requests were cut off after %.0f s", cut, settings.drain_timeout_s)
     return 0
+
+
+def _tell_ready(descriptor: int, url: str) -> None:
+    """Write this worker's own URL to the controller's pipe."""
+    # A controller that was killed meanwhile does not read it.
+    with contextlib.suppress(BrokenPipeError), open(descriptor, "w") as pipe:
+        pipe.write(f"{url}\n")
 
 
 def _spare_garbage_collector() -> None:
@@ -95,7 +101,3 @@ async def _listen(server: HttpServer, settings: GatewaySettings) -> tuple[str, s
         await server.start(host, port, sock=socket.socket(fileno=descriptor), tls=tls)
     scheme = "http" if tls is None else "https"
     return f"http://127.0.0.1:{own_port}", f"{scheme}://{host}:{port}"
-
-
-def _write_ready_file(path: Path, url: str) -> None:
-    write_atomically(path, json.dumps({"pid": os.getpid(), "url": url}))

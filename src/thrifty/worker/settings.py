@@ -24,8 +24,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     id: str = "gateway-0"
     listen_fds: tuple[int, ...] = ()
     """Sockets that are already bound to `host` and `port`; they outlive this worker."""
-    ready_file: str | None = None
-    """Written once the worker listens; contains its pid and its own URL."""
+    ready_fd: int | None = None
+    """A pipe on which the worker writes its own URL once it listens."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL; its password would be visible on a command line."""
     redis_url_env: str = "THRIFTY_REDIS_URL"

@@ -25,21 +25,20 @@ from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import Problem
-from thrifty.openai.fields import CHAT_FIELDS
 from thrifty.spec import Spec
 from thrifty.spec.section import Count, Duration, Section
 from thrifty.types import Family, OnProgress
 
-_REFUSED = {"logit_bias", "priority", "response_format", "suffix", "functions", "function_call",
-            "audio", "metadata", "modalities", "prediction", "prompt_cache_key",
-            "reasoning_effort", "service_tier", "store", "verbosity",
-            "web_search_options", "tools", "tool_choice"}  # fmt: skip
-
-
 _HONOURS = frozenset(
-    (set(CHAT_FIELDS) - _REFUSED)
-    | {"prompt", "echo", "best_of", "input", "encoding_format", "dimensions", "add_special_tokens",
-       "add_generation_prompt", "return_token_strs"}
+    {
+        "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
+        "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
+        "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
+        "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "prompt",
+        "repetition_penalty", "return_token_strs", "seed", "separate_reasoning", "stop",
+        "stop_token_ids", "temperature", "top_k", "top_logprobs", "top_p",
+        "truncate_prompt_tokens",
+    }
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ answer. Where one may be made, it stands in `<tool_call>` tags, in free text or,
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from functools import lru_cache
 from typing import Any
 
@@ -17,30 +18,55 @@ from thrifty.engines.server.grammar.schema import SchemaRefused
 from thrifty.engines.server.grammar.values import write_schema
 from thrifty.engines.server.tools import CLOSE, OPEN, ToolPlan
 from thrifty.openai.errors import WireError, bad_request
+from thrifty.openai.fields import show_value
 
 MAX_SCHEMA_BYTES = 256 * 1024
 _OBJECT = {"type": "object"}
+_SCHEMA_KEYS = frozenset({"name", "description", "schema", "strict"})
 
 
 def parse_response_format(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The schema that an answer must satisfy; None where it is free. Raises a 400."""
-    kind = None if value is None else value.get("type")
-    if value is None or kind == "text":
+    """The schema that an answer must satisfy; None where it is free. Raises a 400.
+
+    A schema stands in `json_schema`, as with OpenAI, or beside the type, as with other servers.
+    """
+    if value is None:
         return None
-    if kind == "json_object":
-        schema = value.get("schema")
-        if schema is not None and not isinstance(schema, dict):
-            raise _invalid("'response_format.schema' must be a JSON schema.")
-        return _OBJECT if schema is None else schema
-    if kind == "json_schema":
-        holder = value.get("json_schema")
-        schema = holder.get("schema") if isinstance(holder, dict) else None
-        if not isinstance(schema, dict):
-            raise _invalid("'response_format.json_schema.schema' must be a JSON schema.")
-        return schema
-    raise _invalid(
-        f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}."
-    )
+    kind, holder = value.get("type"), value.get("json_schema")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise _invalid(
+            f"'response_format.type' must be 'text', 'json_object' or 'json_schema', not {kind!r}."
+        )
+    if holder is None:
+        holder = {}
+    if not isinstance(holder, dict):
+        raise _invalid("'response_format.json_schema' must be an object with a 'schema'.")
+    _check_keys(value, "response_format", {"type", "json_schema", *_SCHEMA_KEYS})
+    _check_keys(holder, "response_format.json_schema", _SCHEMA_KEYS)
+    schemas = [s for s in (holder.get("schema"), value.get("schema")) if s is not None]
+    if len(schemas) > 1 or (schemas and kind == "text"):
+        raise _invalid(
+            "'response_format' holds two schemas; give one, in 'json_schema.schema'."
+            if len(schemas) > 1
+            else "'response_format' of the type 'text' has no schema; use the type 'json_schema'."
+        )
+    if not schemas and kind != "json_schema":
+        return None if kind == "text" else _OBJECT
+    if not schemas or not isinstance(schemas[0], dict):
+        where = "schema" if value.get("schema") is not None else "json_schema.schema"
+        raise _invalid(f"'response_format.{where}' must be a JSON schema, as an object.")
+    schema: dict[str, Any] = schemas[0]
+    return schema
+
+
+def _check_keys(found: dict[str, Any], where: str, known: Set[str]) -> None:
+    """Refuse keys that would be ignored."""
+    for key, item in found.items():
+        if key not in known and item is not None:
+            raise _invalid(
+                f"'{where}' has an unknown key {show_value(key)}; it may hold "
+                f"{', '.join(sorted(known))}."
+            )
 
 
 def _invalid(message: str) -> WireError:

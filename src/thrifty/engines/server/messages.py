@@ -25,6 +25,11 @@ _TEXT_PARTS = {
     "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal",
 }  # fmt: skip
 """Kinds of parts that are text, and where each holds it."""
+_REASONING_PARTS = {
+    "reasoning": "reasoning", "reasoning_text": "text", "thinking": "thinking",
+    "redacted_thinking": "thinking",
+}  # fmt: skip
+"""Kinds of parts that are an earlier answer's reasoning, and where each holds it, if it does."""
 _REASONING = ("reasoning_content", "reasoning")
 """What servers call the reasoning of an earlier answer."""
 _SPENT = ("refusal", "function_call", "annotations", *_REASONING)
@@ -50,8 +55,9 @@ def _check_message(message: Any, where: str) -> Message:
         )
     kept = {k: v for k, v in message.items() if v is not None and k not in _SPENT}
     kept["role"] = _SAME_AS.get(role, role)
-    kept["content"] = _check_content(message, role, where)
-    reasoning = next((r for k in _REASONING if isinstance(r := message.get(k), str) and r), None)
+    kept["content"], in_parts = _check_content(message, role, where)
+    told = [r for k in _REASONING if isinstance(r := message.get(k), str)]
+    reasoning = next(filter(None, [*told, in_parts]), None)
     if reasoning is not None:
         kept |= dict.fromkeys(_REASONING, reasoning)
     calls = _read_calls(message, where)
@@ -67,30 +73,37 @@ def _check_message(message: Any, where: str) -> Message:
     return kept
 
 
-def _check_content(message: Message, role: str, where: str) -> str:
+def _check_content(message: Message, role: str, where: str) -> tuple[str, str]:
+    """The text of a message, and the reasoning among the parts of its content."""
     content = message.get("content")
     if content is None and role in ("system", "developer", "user"):
         what = "is null" if "content" in message else "is missing"
         raise _invalid(f"'{where}.content' {what}; it must be a string or an array of parts.")
-    text = _join_content(content, where)
+    text, reasoning = _join_content(content, where)
     refusal = message.get("refusal")
     if refusal is None:
-        return text
+        return text, reasoning
     if not isinstance(refusal, str):
         raise _invalid(f"'{where}.refusal' must be a string, not {show_value(refusal)}.")
-    return "\n".join(part for part in (text, refusal) if part)
+    return "\n".join(part for part in (text, refusal) if part), reasoning
 
 
-def _join_content(content: Any, where: str) -> str:
+def _join_content(content: Any, where: str) -> tuple[str, str]:
     if content is None:
-        return ""
+        return "", ""
     if isinstance(content, str):
-        return content
+        return content, ""
     if not isinstance(content, list):
         raise _invalid(f"'{where}.content' must be a string or an array of parts.")
-    texts = []
+    texts, reasoning = [], []
     for index, part in enumerate(content):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
         kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in _REASONING_PARTS:
+            reasoning.append(_read_reasoning(part.get(_REASONING_PARTS[kind])))
+            continue
         key = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
         if key is None or not isinstance(part.get(key), str):
             raise bad_request(
@@ -99,7 +112,14 @@ def _join_content(content: Any, where: str) -> str:
                 "unsupported_content",
             )
         texts.append(part[key])
-    return "".join(texts)
+    return "".join(texts), "".join(reasoning)
+
+
+def _read_reasoning(value: Any) -> str:
+    """The text of a part's reasoning, which some servers give in parts of their own."""
+    if isinstance(value, list):
+        return "".join(_read_reasoning(p.get("text")) for p in value if isinstance(p, dict))
+    return value if isinstance(value, str) else ""
 
 
 def _read_calls(message: Message, where: str) -> list[dict[str, Any]]:

@@ -88,11 +88,18 @@ def parse_tools(body: dict[str, Any]) -> ToolPlan:
 
 def _read_name(choice: dict[str, Any], tools: list[dict[str, Any]], custom: frozenset[str]) -> str:
     """The name of the tool in an object that names one. Raises a 400 if there is no such tool."""
-    kind = "custom" if choice.get("type") == "custom" else "function"
-    holder = choice.get(kind)
+    kind = choice.get("type", "function")
+    holder = choice.get(kind) if kind in ("function", "custom") else None
     name = holder.get("name") if isinstance(holder, dict) else None
+    if not isinstance(name, str):
+        raise bad_request(
+            "A tool in 'tool_choice' must be named as {'type': 'function', 'function': {'name': ...}}, "
+            f"or as the same with 'custom', not {show_value(choice)}.",
+            "tool_choice",
+            "invalid_value",
+        )
     known = [tool["function"]["name"] for tool in tools]
-    if not isinstance(name, str) or name not in known or (name in custom) != (kind == "custom"):
+    if name not in known or (name in custom) != (kind == "custom"):
         what = "function" if kind == "function" else "custom tool"
         raise bad_request(
             f"'tool_choice' names the {what} {show_value(name)}, which is not among 'tools'.",

@@ -9,6 +9,7 @@ only ever goes to its version.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.forward import Forwarder
@@ -106,16 +107,14 @@ def _reroute(call: Call, target: Target, deployment: Deployment, metrics: Gatewa
     left = target.version
     chosen = deployment.choose(target.conversation_id)
     others = deployment.alternatives(target.conversation_id, chosen)
-    version = next((v for v in (chosen, *others) if v.ready), chosen)
+    ready = [v for v in (chosen, *others) if v.ready]
+    version = next((v for v in ready if v.label not in target.refused), chosen)
     check_honoured(
         call.admitted.body, call.endpoint, version.honours, version.row.engine, version.label
     )
     metrics.reroutes.labels(deployment.name, left.label, version.label).inc()
     # The version that the conversation is assigned to stays on record as the chosen one.
-    _retarget(
-        call,
-        Target(deployment, target.chosen, version, target.conversation_id, False, target.fell_back),
-    )
+    _retarget(call, replace(target, deployment=deployment, version=version, pinned=False))
 
 
 def _retarget(call: Call, target: Target) -> None:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.failures import (
@@ -34,6 +35,7 @@ from thrifty.gateway.forwarding.upstream_response import (
     check_coding,
     choose_headers,
     refuses_usage,
+    stream_whole,
 )
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.concurrency import (
@@ -55,6 +57,7 @@ from thrifty.http.client import (
     NoResponse,
     TransportError,
 )
+from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.http.types import JSON_TYPE, is_event_stream
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import SERVER, WireError, unavailable
@@ -204,6 +207,11 @@ class Forwarder:
             log.info("%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure)
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
+            if not sends and not version.candidates(tried) and self._has_alternative(call):
+                # They are gone, although the table does not say so yet.
+                target = call.placed
+                call.target = replace(target, refused=target.refused | {version.label})
+                raise NoReplica
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
 
     async def _choose(
@@ -250,7 +258,7 @@ class Forwarder:
         if target.pinned or target.deployment.name != target.version.deployment:
             return False
         others = target.deployment.alternatives(target.conversation_id, target.version)
-        return any(other.ready for other in others)
+        return any(other.ready and other.label not in target.refused for other in others)
 
     async def _wait(self, call: Call, version: Version, began_s: float) -> None:
         limits = version.limits
@@ -314,6 +322,9 @@ class Forwarder:
             call.outcome.usage, _ = parse_usage(data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
+            if (events := stream_whole(call, data)) is not None:
+                exchange.respond(200, events, [*EVENT_STREAM_HEADERS, *call.headers()])
+                return Result(200, data)
         exchange.respond(answer.status, data, [*headers, *call.headers()])
         return Result(answer.status, data, streamed)
 

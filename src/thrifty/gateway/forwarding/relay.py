@@ -6,7 +6,8 @@ request counts get neither the event that has nothing else nor the null that sta
 others. Comments and other fields are passed on.
 
 A stream is complete if it ends with `[DONE]`, or if its last chunk ends a choice. What such a
-stream lacks, the blank line of its last event or the `[DONE]`, is added.
+stream lacks, the blank line of its last event or the `[DONE]`, is added. One that ends within an
+answer or an event gets an error event, because clients would take it for a whole answer.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ from thrifty.openai.events import (
 from thrifty.openai.id_rewrite import IdRewriter
 
 _END = b"[DONE]"
+
+
+_BROKEN_OFF = WireError(
+    502, "The replica's stream ended before its answer did.", type=SERVER, code="replica_lost"
+)
 
 
 class _Choice(msgspec.Struct, gc=False):
@@ -145,11 +151,15 @@ class Relay:
         if self._rewriter is not None:
             self._rest += self._rewriter.finish()
         rest, self._rest = self._rest, b""
+        cut = not _is_whole(rest) and bool(read_data(rest))
         if _is_whole(rest):
             self._take_events(rest.rstrip(b"\n") + b"\n\n")
-        elif rest:
+        elif not cut:
             self._emit(rest)
-        if _ends_choice(self._read_last()):
+        last = self._read_last()
+        if last != _END and (cut or _ends_choice(last) is False):
+            self._emit(encode_error_event(_BROKEN_OFF))
+        elif _ends_choice(last):
             self._tail = DONE
             self._emit(DONE)
         if self._pieces is not None and self._call.outcome.usage is None:
@@ -223,13 +233,13 @@ class Relay:
         self._answer.resume()
 
 
-def _ends_choice(data: bytes) -> bool:
-    """Whether a chunk says that its choices have ended."""
+def _ends_choice(data: bytes) -> bool | None:
+    """Whether a chunk says that its choices have ended; None if it is no chunk of a choice."""
     try:
         choices = _decode_chunk(data).choices
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return bool(choices) and all(choice.finish_reason for choice in choices)
+        return None
+    return all(choice.finish_reason for choice in choices) if choices else None
 
 
 def _is_whole(rest: bytes) -> bool:

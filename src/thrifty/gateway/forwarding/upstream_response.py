@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from thrifty.gateway.cache.exact import Entry, Owner
+from thrifty.gateway.cache.replay import can_replay, count_answers
 from thrifty.gateway.forwarding.upstream_request import adds_usage
 from thrifty.gateway.state.call import Call
 from thrifty.gateway.state.replica import Replica
@@ -49,3 +51,16 @@ def refuses_usage(call: Call, version: Version, replica: Replica, status: int, b
         and adds_usage(call, version)
         and any(name in body for name in _NAMES)
     )
+
+
+def stream_whole(call: Call, body: bytes) -> bytes | None:
+    """The stream that a client asked for and a replica answered as a whole; None if no stream was
+    asked for, or if the body is no answer that can be streamed.
+    """
+    parsed = call.admitted
+    if not parsed.stream or not can_replay(
+        body, call.endpoint, count_answers(call.endpoint, parsed.body)
+    ):
+        return None
+    entry = Entry(body, replica="", usage=None, owner=Owner())
+    return entry.as_stream(parsed.stream_options, call.response_id.text)

@@ -83,6 +83,8 @@ class Target:
     """Whether an operator pinned the version; no other version may answer then."""
     fell_back: bool = False
     """Whether a fallback deployment answers."""
+    refused: frozenset[str] = frozenset()
+    """The labels of versions none of whose replicas accepted a connection for this request."""
 
     @property
     def rerouted(self) -> bool:

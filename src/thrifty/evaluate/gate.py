@@ -1,0 +1,161 @@
+"""The gate: whether a smaller model is close enough to its reference to be served.
+
+One number bounds two drops. On each domain, the drop is how much less probability the model gives
+to a token of the text than its reference does (in the geometric mean, so it is 1 - 1 / perplexity
+ratio). On questions, it is the share of the reference's right answers that the model gets wrong.
+For encoders it is what the rank correlation of similarities lacks to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.measurements import Measurement
+from thrifty.artifacts.verdicts import GATE
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.answers import ANSWERS
+from thrifty.evaluate.suite import EMBEDDINGS, QUALITY
+
+MAX_DROP = 0.25
+"""The default: a perplexity of 1.33 times the reference's, and three right answers in four."""
+LEAST_RIGHT = 20
+"""With fewer answers that the reference has right, the share that is kept says too little."""
+ANSWERS_KEPT = "answers kept"
+
+_STEPS = {
+    "prune": "prune less",
+    "distill": "distill for longer",
+    "quantize": "keep more bits",
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The drops of one model, and whether each is within the bound."""
+
+    max_drop: float
+    drops: dict[str, float]
+    """By domain, and by `ANSWERS_KEPT` if the model was asked."""
+    notes: tuple[str, ...] = ()
+    """What was not judged, and why."""
+
+    @property
+    def failed(self) -> list[str]:
+        """What drops by more than the bound, the largest drop first."""
+        beyond = [name for name, drop in self.drops.items() if drop > self.max_drop]
+        return sorted(beyond, key=lambda name: -self.drops[name])
+
+    @property
+    def passed(self) -> bool:
+        """Whether every drop is within the bound."""
+        return not self.failed
+
+    def as_dict(self) -> dict[str, Any]:
+        """The key `gate` of commands with `--json`."""
+        return {
+            "passed": self.passed, "max_drop": self.max_drop, "drops": self.drops,
+            "failed": self.failed, "notes": list(self.notes),
+        }  # fmt: skip
+
+
+def check_max_drop(max_drop: float) -> None:
+    """Raise `EvaluationError` for a bound that is none."""
+    if not 0 < max_drop < 1:
+        raise EvaluationError(f"--max-drop is a share above 0 and below 1, not {max_drop:g}")
+
+
+def drop_of_ratio(perplexity_ratio: float) -> float:
+    """How much less probability a token has than with the reference, in the geometric mean."""
+    return max(0.0, 1 - 1 / perplexity_ratio)
+
+
+def judge(
+    ratios: Mapping[str, float],
+    answers: Mapping[str, Any] | None,
+    max_drop: float,
+    correlations: Mapping[str, float] | None = None,
+) -> Verdict:
+    """Judge perplexity ratios by domain, answers (the values of `AnswersReport.as_dict`), and for
+    encoders the rank correlations by domain. Raises `EvaluationError` if there is nothing to judge.
+    """
+    drops = {name: drop_of_ratio(ratio) for name, ratio in ratios.items()}
+    drops |= {name: max(0.0, 1 - found) for name, found in (correlations or {}).items()}
+    notes = []
+    if answers is not None and answers["reference_right"] >= LEAST_RIGHT:
+        drops[ANSWERS_KEPT] = 1 - answers["still_right"] / answers["reference_right"]
+    elif answers is not None:
+        notes.append(
+            f"the answers kept are not judged: the reference has {answers['reference_right']} "
+            f"right, and at least {LEAST_RIGHT} are needed"
+        )
+    if not drops:
+        raise EvaluationError(
+            "there is nothing to judge the drop on: evaluate on domains (--domain) or answers "
+            "(--answers)"
+        )
+    return Verdict(max_drop, drops, tuple(notes))
+
+
+def judge_measured(measured: Iterable[Measurement], max_drop: float) -> Verdict:
+    """Judge the measurements of one model, made beside one reference. Raises as `judge`."""
+    ratios: dict[str, float] = {}
+    correlations: dict[str, float] = {}
+    answers = None
+    for one in measured:
+        if one.kind == QUALITY and "domain" in one.values:
+            ratios[one.values["domain"]] = one.values["perplexity_ratio"]
+        elif one.kind == EMBEDDINGS and one.values.get("rank_correlation"):
+            name = one.values.get("domain", one.values.get("text", ""))
+            correlations[name] = one.values["rank_correlation"]["spearman"]
+        elif one.kind == ANSWERS:
+            answers = one.values
+    return judge(ratios, answers, max_drop, correlations)
+
+
+def describe_verdict(label: str, reference: str, verdict: Verdict, steps: Iterable[str]) -> str:
+    """The verdict in words; `steps` are those that the model was made by, for advice."""
+    if verdict.passed:
+        worst = max(verdict.drops, key=lambda name: verdict.drops[name])
+        return (
+            f"{label} passes the gate: beside {reference} it drops by at most "
+            f"{verdict.drops[worst]:.1%} ({worst}), and {verdict.max_drop:.0%} are allowed"
+        )
+    found = ", ".join(f"{name} {verdict.drops[name]:.1%}" for name in verdict.failed)
+    advice = [text for step, text in _STEPS.items() if step in set(steps)]
+    advice.append("learn from text of those uses")
+    return (
+        f"{label} fails the gate: beside {reference} it drops by more than the "
+        f"{verdict.max_drop:.0%} that are allowed: {found}. What helps: {', '.join(advice)}"
+    )
+
+
+def list_steps(store: Store, version: NamedVersion) -> list[str]:
+    """The steps of the recipes that a model and those before it were made by, newest first."""
+    steps, known = [], {one.artifact: one for one in store.versions()}
+    seen: set[str] = set()
+    current: NamedVersion | None = version
+    while current is not None and current.artifact not in seen:
+        seen.add(current.artifact)
+        recipe = current.lineage.recipe
+        quantized = recipe.get("quantize", "none") != "none"
+        steps.append("quantize" if quantized else str(recipe.get("step", "")))
+        parents = current.lineage.parents
+        current = known.get(parents[0].id) if parents else None
+    return [step for step in steps if step]
+
+
+def record_verdict(
+    store: Store,
+    version: NamedVersion,
+    artifact: Artifact,
+    reference: NamedVersion,
+    verdict: Verdict,
+) -> str:
+    """Record a verdict with the model; returns it in words."""
+    message = describe_verdict(version.label, reference.label, verdict, list_steps(store, version))
+    values = {**verdict.as_dict(), "beside": reference.label, "message": message}
+    store.record_measurement(artifact.id, GATE, {"reference": reference.artifact}, values)
+    return message
