@@ -154,6 +154,12 @@ def test_what_stands_between_texts_has_a_finite_loss_that_does_not_count() -> No
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("taught") / "models")
+    fill_store(store)
+    return store
+
+
+def fill_store(store: Store) -> None:
+    """A teacher of two layers, and a student of one."""
     chat = {"default": templates.CHATML}
     put(store, TEACHER, templates=chat)
     small = {name: t for name, t in TEACHER.make_tensors().items() if "layers.1." not in name}
@@ -162,22 +168,23 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         make_tokenizer().tokenizer.save(str(folder / "tokenizer.json"))
         write_chat_templates(folder, chat)
         store.add(folder, "student", Lineage())
-    return store
 
 
 @pytest.fixture(scope="module")
 def mix(tmp_path_factory: pytest.TempPathFactory) -> Mix:
     folder = tmp_path_factory.mktemp("mix")
     text = write_text(folder / "passages.txt", 60_000, seed=5)
-    written = " ".join(text.read_text().split())
-    talks = folder / "talks.jsonl"
-    talks.write_text(
-        "".join(
-            json.dumps({"question": f"say {written[at : at + 20]}"}) + "\n"
-            for at in range(0, 6000, 20)
-        )
-    )
+    talks = write_talks(folder / "talks.jsonl", text)
     return Mix((Source("talks", talks, "talks", 0.5), Source("passages", text, "passages", 0.5)))
+
+
+def write_talks(path: Path, text: Path, size: int = 20) -> Path:
+    """300 prompts, each with so many characters of a text."""
+    written = " ".join(text.read_text().split())
+    ends = range(size, 300 * size + 1, size)
+    lines = [json.dumps({"question": f"say {written[at - size : at]}"}) for at in ends]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
 
 
 class Echo:
@@ -238,7 +245,7 @@ async def test_answers_end_where_the_teacher_ended(store: Store, tmp_path: Path)
             serve_remote(Remote(url)), None, "echo",
             lambda: iter(Prompt([{"role": "user", "content": one}]) for one in said), tokenizer,
             path, tokens=10_000, sampling=Sampling(window=900),
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
     async with running_echo() as url:
         tally = await asyncio.to_thread(ask, url)
@@ -278,18 +285,24 @@ def test_minutes_end_in_time_and_go_on(
 
     with pytest.raises(CompressionError, match=r"no training to extend"):
         run(1, resume=True)
-    with pytest.raises(CompressionError, match=r"too short.* minutes would be enough") as refusal:
+    with pytest.raises(CompressionError, match=r"too short.* minutes would be enough"):
         run(0.001)
-    enough = re.search(r"about ([0-9.]+) minutes", str(refusal.value))
-    assert enough is not None
-    minutes = float(enough[1]) + 0.3
-    began_s = time.monotonic()
-    first = run(minutes)
+    minutes = 0.4
+    while True:
+        began_s = time.monotonic()
+        try:
+            first = run(minutes)
+            break
+        except CompressionError as refusal:  # The machine is busy; it says what is enough.
+            enough = re.search(r"([0-9.]+) minutes would be enough", str(refusal))
+            assert enough is not None, refusal
+            assert float(enough[1]) > minutes
+            minutes = float(enough[1])
     took_s = time.monotonic() - began_s
     assert first["budget"]["minutes"] == minutes
     assert first["after"] < first["before"]
     assert first["schedule"] == "constant"
-    assert took_s < 60 * minutes * 1.3, "some of it was spent before, and the machine may be busy"
+    assert took_s < 60 * minutes * 1.1
     longer = run(minutes + 0.2, resume=True)
     assert longer["steps"] > first["steps"]
     assert longer["losses"][: first["steps"]] == first["losses"]

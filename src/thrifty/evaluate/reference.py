@@ -19,7 +19,9 @@ bytes.
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,11 +157,12 @@ class ReferenceRecord:
         total: int = 0,
         *,
         enough: int | None = None,
+        until_s: float = math.inf,
     ) -> None:
         """Run the reference over the windows that are missing, and record its predictions.
 
-        With `enough`, stop once so many tokens are recorded; the record is then not complete, and a
-        later call with the same windows goes on.
+        Stop once `enough` tokens are recorded, or when `time.monotonic` is `until_s`; the record is
+        then not complete, and a later call with the same windows goes on.
         """
         if self.complete:
             return
@@ -180,7 +183,7 @@ class ReferenceRecord:
             for number, window in enumerate(windows):
                 if number < kept:
                     continue
-                if enough is not None and done >= enough:
+                if (enough is not None and done >= enough) or time.monotonic() >= until_s:
                     ended = False
                     break
                 tokens = window.tokens

@@ -33,12 +33,12 @@ from thrifty.evaluate.served import ServedUrl
 from thrifty.evaluate.windows import read_texts, read_windows
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.types import OnProgress, Progress, ignore_progress
 
 PROMPT_TOKENS = 64
 """The teacher continues this much of each window of plain text."""
 STREAMS = 16
-"""Requests at the same time: what replicas work on at once, and as many that wait."""
+"""Requests at the same time, over all texts: what replicas work on at once, and as many that
+wait."""
 LEAST_ANSWER_TOKENS = 32
 """A prompt that leaves less room in the window is not asked."""
 MOST_ROUNDS = 4
@@ -126,54 +126,50 @@ def ask_teacher(
     *,
     tokens: int,
     sampling: Sampling,
+    streams: int = STREAMS,
     until_s: float = math.inf,
-    on_progress: OnProgress = ignore_progress,
-) -> tuple[Tally, float]:
-    """Have the teacher answer until the usable lines of `path` have `tokens`, prompts end, or it is
-    `until_s` by `time.monotonic` and some are answered.
+    stopped: Callable[[], bool] = lambda: False,
+    on_answer: Callable[[Tally], None] = lambda tally: None,
+) -> Tally:
+    """Have the teacher answer, `streams` prompts at a time, until the usable lines of `path` have
+    `tokens`, prompts end, `stopped`, or it is `until_s` by `time.monotonic`. Requests that are not
+    answered then are cancelled.
 
     A line is `{"tokens", "first", "text", "end"}`: the first prediction of the answer, and why it
     ended; `tokens` is empty for an unusable answer. Lines that are there are not asked again, and
     `serve` is called only if some are missing. `prompts` yields all prompts from the first.
-
-    Returns the tally of all lines, and the seconds that the teacher wrote for. Blocks. Raises
+    `on_answer` is called with the tally of all lines, which is returned, too. Blocks. Raises
     `CompressionError`, also for a teacher that answers badly; what is written stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    tally = Tally()
-    for line in kept:
-        _count(tally, json.loads(line))
+    tally = count_answers(path)
     tally.check(label)
     ended = path.with_suffix(".ended")
     if tally.tokens >= tokens or ended.exists():
-        return tally, 0.0
-    took_s = 0.0
+        return tally
 
     def is_enough() -> bool:
-        return tally.tokens >= tokens or (tally.tokens > 0 and time.monotonic() > until_s)
+        return tally.tokens >= tokens or stopped() or time.monotonic() >= until_s
 
     def use(url: str, name: str) -> None:
-        nonlocal took_s
-        began_s = time.monotonic()
+        kept = _read_kept(path)
         try:
             with closing(ServedUrl(url, key_env)) as served:
                 rest = itertools.islice(enumerate(prompts()), len(kept), None)
                 model = name or str(served.list_models()[0]["id"])
 
-                def ask(entry: tuple[int, Prompt]) -> Record:
-                    return _ask(served, model, tokenizer, entry, sampling)
+                def ask(entry: tuple[int, Prompt]) -> Record | None:
+                    return _ask(served, model, tokenizer, entry, sampling, until_s)
 
                 with path.open("r+b" if path.exists() else "wb") as file:
                     file.truncate(sum(len(line) + 1 for line in kept))
                     file.seek(0, os.SEEK_END)
-                    for line in _in_order(ask, rest, is_enough):
+                    for line in _in_order(ask, rest, is_enough, streams):
                         file.write(json.dumps(line).encode() + b"\n")
                         file.flush()
                         _count(tally, line)
                         tally.check(label)
-                        done = min(tally.tokens, tokens)
-                        on_progress(Progress("the teacher writes", done, tokens, "tokens"))
+                        on_answer(tally)
                     os.fsync(file.fileno())
         except EvaluationError as error:
             raise CompressionError(f"{error}. The text generated so far is kept") from None
@@ -181,13 +177,11 @@ def ask_teacher(
             raise CompressionError(
                 f"{label} cannot be asked a prompt of the text: {error.message}"
             ) from None
-        finally:
-            took_s = time.monotonic() - began_s
 
     serve(use)
     if not is_enough():
         ended.touch()
-    return tally, took_s
+    return tally
 
 
 def serve_remote(teacher: RemoteTeacher) -> Serve:
@@ -196,20 +190,27 @@ def serve_remote(teacher: RemoteTeacher) -> Serve:
 
 
 def _in_order(
-    ask: Callable[[tuple[int, Prompt]], Record],
+    ask: Callable[[tuple[int, Prompt]], Record | None],
     prompts: Iterator[tuple[int, Prompt]],
     enough: Callable[[], bool],
+    streams: int,
 ) -> Iterator[Record]:
-    """Answers in the order of their prompts, `STREAMS` of them asked at a time."""
-    waiting: deque[Future[Record]] = deque()
-    pool = ThreadPoolExecutor(STREAMS)
+    """Answers in the order of their prompts, `streams` of them asked at a time. Once there are
+    `enough`, those that are being answered are still taken, up to the first that is too late.
+    """
+    waiting: deque[Future[Record | None]] = deque()
+    pool = ThreadPoolExecutor(streams)
     try:
-        while not enough():
-            while len(waiting) < 2 * STREAMS and (entry := next(prompts, None)) is not None:
-                waiting.append(pool.submit(ask, entry))
-            if not waiting:
+        while True:
+            if enough():
+                while waiting and waiting[-1].cancel():
+                    waiting.pop()
+            else:
+                while len(waiting) < 2 * streams and (entry := next(prompts, None)) is not None:
+                    waiting.append(pool.submit(ask, entry))
+            if not waiting or (line := waiting.popleft().result()) is None:
                 return
-            yield waiting.popleft().result()
+            yield line
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -220,7 +221,9 @@ def _ask(
     tokenizer: TextTokenizer,
     entry: tuple[int, Prompt],
     sampling: Sampling,
-) -> Record:
+    until_s: float,
+) -> Record | None:
+    """The line of one prompt; None if there is no answer when it is `until_s`."""
     number, prompt = entry
     head = _encode_prompt(prompt, tokenizer)
     room = sampling.window - len(head)
@@ -231,15 +234,16 @@ def _ask(
         "seed": random.Random(f"{sampling.seed} {number}").randrange(2**31),
     }  # fmt: skip
     if prompt.messages:
-        body["messages"] = prompt.messages
+        path, body["messages"] = "/v1/chat/completions", prompt.messages
         if prompt.tools:
             body["tools"] = prompt.tools
-        choice = served.ask("POST", "/v1/chat/completions", body)["choices"][0]
-        message = choice["message"]
     else:
-        body["prompt"] = prompt.text
-        choice = served.ask("POST", "/v1/completions", body)["choices"][0]
-        message = {"content": choice["text"]}
+        path, body["prompt"] = "/v1/completions", prompt.text
+    try:
+        choice = served.ask("POST", path, body, until_s)["choices"][0]
+    except TimeoutError:
+        return None
+    message = choice["message"] if prompt.messages else {"content": choice["text"]}
     answer = str(message.get("content") or "")
     cut = choice.get("finish_reason") == "length"
     if not answer.strip() and not message.get("tool_calls"):
@@ -292,6 +296,19 @@ def is_loop(text: str) -> bool:
         return len(text) >= LOOP_WORDS and len(set(text.replace(" ", ""))) <= 2
     triples = list(zip(words, words[1:], words[2:], strict=False))
     return len(set(triples)) < LOOP_SHARE * len(triples)
+
+
+def count_answers(path: Path) -> Tally:
+    """How the answers in a file are, which may not be there."""
+    tally = Tally()
+    for line in _read_kept(path):
+        _count(tally, json.loads(line))
+    return tally
+
+
+def _read_kept(path: Path) -> list[bytes]:
+    """The whole lines of a file of answers; a killed run may have left a part of one."""
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
 def _count(tally: Tally, line: Record) -> None:

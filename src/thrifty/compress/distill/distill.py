@@ -35,6 +35,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.distill.answers import RemoteTeacher
+from thrifty.compress.distill.kept_trainings import KEPT, remove_ended
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.training_inputs import (
     ENCODER_WINDOW,
@@ -42,7 +43,7 @@ from thrifty.compress.distill.training_inputs import (
     WINDOW,
     TrainingInputs,
 )
-from thrifty.compress.mix import Text, as_mix
+from thrifty.compress.mix import Mix, Text, as_mix
 from thrifty.compress.overlap import check_no_overlap
 from thrifty.engines.machine import available_memory_bytes
 from thrifty.engines.openvino.prepare import write_tokenizer
@@ -169,10 +170,12 @@ def distill_model(
             inputs.extend(job, folder, (training.tokens or 0) + HELD_OUT_TOKENS)
             report = ended or run()
         weights = SafetensorsFiles([folder / "trained.safetensors"])
-        figures = _summarize(report, job)
+        figures = _summarize(report, job, text)
         found = _register(store, plain, weights, request.out, recipe, figures, on_progress)
     if training.minutes is None:
         shutil.rmtree(folder, ignore_errors=True)
+    else:
+        remove_ended(home.trainings, keep=KEPT)
     return found
 
 
@@ -248,7 +251,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     return found
 
 
-def _summarize(found: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
+def _summarize(found: dict[str, Any], job: dict[str, Any], text: Mix) -> dict[str, Any]:
     """The figures of the lineage."""
     held_out = found["held_out"]
     domains = {
@@ -266,6 +269,7 @@ def _summarize(found: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
         "held_out": [[step, round(value, 6)] for step, value in held_out],
         "domains": domains, "curves": found["curves"], "forecasts": found["forecasts"],
         "answers": job.get("answers", {}),
+        "left_out": {one.name: len(one.left_out) for one in text.sources if one.left_out},
     }  # fmt: skip
     if "budget" in found:
         figures["budget"] = found["budget"]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,18 @@ import numpy as np
 
 from thrifty.artifacts.disk import lock_file
 from thrifty.compress.distill.answers import (
+    STREAMS,
     Prompt,
     Sampling,
     Tally,
     ask_teacher,
+    count_answers,
     describe,
     read_beginnings,
     read_document_prompts,
     read_prompts,
 )
+from thrifty.compress.distill.effort import AskingWatch, Effort
 from thrifty.compress.mix import CONVERSATIONS, PROMPTS, TEXT, Mix, Source, read_source
 from thrifty.errors import CompressionError
 from thrifty.evaluate.asking import Serve
@@ -44,8 +49,6 @@ TOP_K = 64
 DOCUMENTS = "documents"
 DOCUMENTS_SHARE = 0.1
 """The share of prompts about the passages of a text, where a mix has both prompts and text."""
-TELL_AFTER_S = 20.0
-"""The teacher's rate is known after so long: its first answers end together."""
 ALLOTMENTS = 4
 """How often what a text that ends leaves is divided among the others."""
 
@@ -82,23 +85,6 @@ def plan_parts(mix: Mix, *, asks: bool) -> list[PartPlan]:
     return parts
 
 
-@dataclass
-class Effort:
-    """What the teacher's work took."""
-
-    tokens: int = 0
-    """Of text, over all parts."""
-    seconds: float = 0.0
-    """In all, with the time to start."""
-    working_s: float = 0.0
-    """While it wrote or predicted."""
-
-    @property
-    def s_per_token(self) -> float:
-        """How long another token takes."""
-        return self.working_s / max(1, self.tokens)
-
-
 @dataclass(frozen=True)
 class Teacher:
     """A teacher for decoders, in any of its forms."""
@@ -115,7 +101,6 @@ class Teacher:
     key_env: str | None = None
     own: bool = True
     """Whether it runs on this machine, for this training alone."""
-    context: int = 0
 
 
 class Teaching:
@@ -125,45 +110,74 @@ class Teaching:
         self,
         teacher: Teacher,
         parts: list[PartPlan],
-        folder: Path,
         on_progress: OnProgress,
         on_note: Callable[[str], None],
     ) -> None:
-        """`folder` is the training's own, for what only it needs."""
         self._teacher = teacher
-        self._parts = parts
-        self._folder = folder
+        self.parts = parts
+        self.folder = teacher.folder
+        """The training's own, for what only it needs."""
         self._on_progress = on_progress
         self._on_note = on_note
-        self._until_s = math.inf
-        self.effort = Effort()
+        self._rates = teacher.folder / "taught" / f"{_digest(teacher.identity)}.rates.json"
+        self.tokens = 0
+        """All that is prepared."""
+        self.effort = Effort.load(self._rates)
         self.tallies: dict[str, Tally] = {}
+
+    @property
+    def answered(self) -> float:
+        """The share of the tokens that the teacher writes."""
+        return sum(part.share for part in self.parts if part.answered)
 
     def extend(self, tokens: int, within_s: float | None = None) -> dict[str, int]:
         """Have at least so many tokens over all parts, or all there are; returns the number of
-        texts of each part. After `within_s`, no more prompts are asked. Blocks. Raises
-        `CompressionError` and `EvaluationError`.
+        texts of each part. Blocks. Raises `CompressionError` and `EvaluationError`.
+
+        After `within_s` seconds there is what there is: what is not answered then is not waited
+        for, predictions are not recorded, and plain text is as scarce as answers, so that the mix
+        stays the same.
         """
         began_s = time.monotonic()
-        self._until_s = math.inf if within_s is None else began_s + within_s
-        wanted = {part.name: part.share * tokens for part in self._parts}
-        self._ask(wanted)
+        ask_until_s = until_s = math.inf
+        if within_s is not None:
+            until_s = began_s + within_s
+            ask_until_s = began_s + within_s * self._asking_share()
+        wanted = {part.name: part.share * tokens for part in self.parts}
+        self._ask(wanted, ask_until_s)
+        if self.answered and time.monotonic() >= ask_until_s:
+            self._keep_shares(wanted)
+            tokens = round(sum(wanted.values()))
         counts: dict[str, int] = {}
-        try:
-            for _ in range(ALLOTMENTS):
-                got = self._fill(wanted, counts)
-                short = tokens - sum(got.values())
-                open_parts = [p for p in self._parts if got[p.name] >= wanted[p.name]]
-                share = sum(part.share for part in open_parts)
-                if short <= self._teacher.sampling.window * len(self._parts) or not share:
-                    break
-                for part in open_parts:
-                    wanted[part.name] = got[part.name] + short * part.share / share
-                if time.monotonic() < self._until_s:
-                    self._ask(wanted)
-        finally:
-            self.effort.seconds += time.monotonic() - began_s
+        for _ in range(ALLOTMENTS):
+            got = self._fill(wanted, counts, until_s)
+            self.tokens = sum(got.values())
+            short = tokens - self.tokens
+            open_parts = [p for p in self.parts if got[p.name] >= wanted[p.name]]
+            share = sum(part.share for part in open_parts)
+            if short <= self._teacher.sampling.window * len(self.parts) or not share:
+                break
+            if time.monotonic() >= ask_until_s:
+                break
+            for part in open_parts:
+                wanted[part.name] = got[part.name] + short * part.share / share
+            self._ask(wanted, ask_until_s)
+        self.effort.save(self._rates)
         return counts
+
+    def _asking_share(self) -> float:
+        """The share of the teacher's time in which it answers; the rest is for its predictions."""
+        if self._teacher.open is None or not self.answered:
+            return 1.0 if self.answered else 0.0
+        return self.effort.asking_share(self.answered)
+
+    def _keep_shares(self, wanted: dict[str, float]) -> None:
+        """Want as little of each part as there is of those that the teacher did not finish."""
+        answered = [part for part in self.parts if part.answered]
+        got = sum(min(wanted[one.name], self._tally(one).tokens) for one in answered)
+        reached = got / max(1.0, sum(wanted[one.name] for one in answered))
+        for part in self.parts:
+            wanted[part.name] *= reached
 
     def locate(self, part: PartPlan) -> dict[str, str]:
         """Where the worker finds a part: a record, or lines."""
@@ -171,72 +185,86 @@ class Teaching:
             return {"record": str(self._record_folder(part))}
         return {"lines": str(self._lines(part))}
 
-    def _ask(self, wanted: dict[str, float]) -> None:
-        """The teacher's answers of all parts that need more of them, from one start of it."""
+    def _ask(self, wanted: dict[str, float], until_s: float) -> None:
+        """The teacher's answers of all parts that need more of them, from one start of it. All
+        parts are asked at the same time, with requests by their shares.
+        """
         teacher = self._teacher
-        parts = [part for part in self._parts if part.answered]
+        parts = [part for part in self.parts if part.answered]
         if not parts:
             return
         serve = teacher.serve
         assert serve is not None, "parts are answered only by a teacher that can be asked"
 
-        def missing(part: PartPlan) -> bool:
-            return self._ask_part(part, wanted[part.name], _refuse) is None
-
-        left = [part for part in parts if missing(part)]
-        if not left:
+        left = []
+        for part in parts:
+            try:
+                self._ask_part(part, wanted[part.name], _refuse)
+            except _RefusedError:
+                left.append(part)
+        if not left or time.monotonic() >= until_s:
             return
-        tokens = round(sum(wanted[part.name] for part in left))
+        had = {part.name: self._tally(part) for part in left}
+        missing = sum(wanted[name] - tally.tokens for name, tally in had.items())
         self._on_note(
-            f"{teacher.label} answers prompts of {', '.join(part.name for part in left)} until "
-            f"there are {tokens:,} tokens of conversations"
+            f"{teacher.label} answers prompts of {', '.join(had)}: {missing:,.0f} tokens of "
+            "conversations are missing"
         )
+        watch = AskingWatch(had, missing, until_s, self._on_progress, self._on_note)
+        failed = threading.Event()
+
+        def ask(part: PartPlan, url: str, name: str) -> None:
+            streams = max(1, round(STREAMS * part.share / sum(one.share for one in left)))
+            try:
+                self._ask_part(
+                    part, wanted[part.name], lambda use: use(url, name), streams=streams,
+                    until_s=until_s, stopped=failed.is_set,
+                    on_answer=lambda tally: watch.take(part.name, tally),
+                )  # fmt: skip
+            except BaseException:
+                failed.set()
+                raise
 
         def use(url: str, name: str) -> None:
-            shares = sum(part.share for part in left)
-            for part in left:
-                # Each has its share of the time, and what those before it left.
-                now_s = time.monotonic()
-                until_s = now_s + (self._until_s - now_s) * part.share / shares
-                shares -= part.share
-                self._ask_part(part, wanted[part.name], lambda ask: ask(url, name), until_s)
+            watch.begin()
+            with ThreadPoolExecutor(len(left)) as pool:
+                asked = [pool.submit(ask, part, url, name) for part in left]
+            self.effort.add_asked(*watch.measure())
+            for one in asked:
+                one.result()
 
         serve(use)
         for part in left:
-            tally = self.tallies[part.name]
+            tally = self._tally(part)
             if tally.empty + tally.loops:
                 self._on_note(
                     f"{part.name}: of {tally.asked} answers {tally.empty} are empty and "
                     f"{tally.loops} repeat themselves; they are left out"
                 )
 
+    def _tally(self, part: PartPlan) -> Tally:
+        return self.tallies.get(part.name, Tally())
+
     def _ask_part(
-        self, part: PartPlan, tokens: float, serve: Serve, until_s: float = math.inf
-    ) -> Tally | None:
-        """The tally of a part's answers; None if `serve` refused to be called."""
+        self, part: PartPlan, tokens: float, serve: Serve, until_s: float = math.inf, **more: Any
+    ) -> None:
+        """Have the answers of a part, and their tally."""
         teacher = self._teacher
-        before = self.tallies.get(part.name, Tally()).tokens
         path = self._lines(part)
-        watch = _Watch(self._on_progress, self._on_note, part.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with lock_file(path.with_suffix(".lock")):
-                tally, took_s = ask_teacher(
-                    serve, teacher.key_env, teacher.label, lambda: self._prompts(part),
-                    teacher.tokenizer, path, tokens=round(tokens), sampling=teacher.sampling,
-                    until_s=until_s, on_progress=watch.show,
-                )  # fmt: skip
-        except _RefusedError:
-            return None
+        with lock_file(path.with_suffix(".lock")):
+            if path.exists():
+                self.tallies[part.name] = count_answers(path)
+            tally = ask_teacher(
+                serve, teacher.key_env, teacher.label, lambda: self._prompts(part),
+                teacher.tokenizer, path, tokens=round(tokens), sampling=teacher.sampling,
+                until_s=until_s, **more,
+            )  # fmt: skip
         self.tallies[part.name] = tally
-        self.effort.working_s += took_s
-        if teacher.open is None:
-            self.effort.tokens += max(0, tally.tokens - before) if took_s else 0
-        if not tally.tokens and part.name != DOCUMENTS:
+        if not tally.tokens and part.name != DOCUMENTS and path.with_suffix(".ended").exists():
             raise CompressionError(
                 f"{part.source.path} contains no prompts that the teacher answers"
             )
-        return tally
 
     def _prompts(self, part: PartPlan) -> Iterator[Prompt]:
         if part.source.kind != TEXT:
@@ -245,20 +273,29 @@ class Teaching:
             return read_document_prompts(part.source)
         return read_beginnings(part.source, self._teacher.tokenizer, self._teacher.sampling.window)
 
-    def _fill(self, wanted: dict[str, float], counts: dict[str, int]) -> dict[str, int]:
+    def _fill(
+        self, wanted: dict[str, float], counts: dict[str, int], until_s: float
+    ) -> dict[str, int]:
         """Extend what is learned from; sets the texts of each part, and returns their tokens."""
         got: dict[str, int] = {}
         scorer: Scorer | None = None
+        left = sum(wanted.values())
+        if not all(self._is_recorded(part, wanted[part.name]) for part in self.parts):
+            assert self._teacher.open is not None
+            scorer = self._teacher.open()
         try:
-            for part in self._parts:
+            for part in self.parts:
+                # Each has its share of the time, and what those before it left.
+                now_s = time.monotonic()
+                part_until_s = now_s + (until_s - now_s) * wanted[part.name] / max(1.0, left)
+                left -= wanted[part.name]
                 tokens = round(wanted[part.name])
                 if self._teacher.open is None:
                     lengths = self._fill_lines(part, tokens)
                 else:
-                    record = self._open_record(part)
-                    if not record.complete or int(record.lengths.sum()) < tokens:
-                        scorer = scorer or self._teacher.open()
-                        self._extend_record(part, record, scorer, tokens)
+                    record = self._open_record(part, scorer)
+                    if scorer is not None and not self._is_recorded(part, tokens):
+                        self._extend_record(part, record, scorer, tokens, part_until_s)
                     lengths = [int(length) for length in record.lengths]
                 ends = np.cumsum(lengths)
                 count = min(len(lengths), int(np.searchsorted(ends, tokens)) + 1)
@@ -269,25 +306,44 @@ class Teaching:
                 scorer.close()
         return got
 
+    def _is_recorded(self, part: PartPlan, tokens: float) -> bool:
+        """Whether no predictions are missing of a part."""
+        if self._teacher.open is None:
+            return True
+        if not (self._record_folder(part) / "meta.json").exists():
+            return False
+        record = self._open_record(part, None)
+        # More answers may have come since the end of them was reached.
+        ended = record.complete and not part.answered
+        return ended or int(record.lengths.sum()) >= round(tokens)
+
     def _extend_record(
-        self, part: PartPlan, record: ReferenceRecord, scorer: Scorer, tokens: int
+        self,
+        part: PartPlan,
+        record: ReferenceRecord,
+        scorer: Scorer,
+        tokens: int,
+        until_s: float,
     ) -> None:
         before = int(record.lengths.sum())
         began_s = time.monotonic()
         with lock_file(record.folder / "lock"):
-            # Answers may have come since the end of the text was reached.
             if part.answered:
                 (record.folder / "complete").unlink(missing_ok=True)
-            record.extend(scorer, self._windows(part), self._on_progress, tokens, enough=tokens)
-        self.effort.working_s += time.monotonic() - began_s
-        self.effort.tokens += int(record.lengths.sum()) - before
+            record.extend(
+                scorer, self._windows(part), self._on_progress, tokens, enough=tokens,
+                until_s=until_s,
+            )  # fmt: skip
+        recorded = int(record.lengths.sum()) - before
+        self.effort.add_recorded(recorded, time.monotonic() - began_s)
 
     def _windows(self, part: PartPlan) -> Iterator[TokenWindow]:
         if not part.answered:
             window = self._teacher.sampling.window
             yield from read_source(part.source, self._teacher.tokenizer, window)
             return
-        for line in read_lines(self._lines(part)):
+        path = self._lines(part)
+        for line in read_lines(path) if path.exists() else ():
             tokens = np.array(line["tokens"], np.int64)
             yield TokenWindow(tokens, np.arange(len(tokens) - 1) >= line["first"])
 
@@ -306,31 +362,28 @@ class Teaching:
                     tokens -= len(window.tokens)
                     if tokens <= 0:
                         break
-        return [len(line["tokens"]) for line in read_lines(path)]
+        return [len(line["tokens"]) for line in read_lines(path)] if path.exists() else []
 
-    def _open_record(self, part: PartPlan) -> ReferenceRecord:
+    def _open_record(self, part: PartPlan, scorer: Scorer | None) -> ReferenceRecord:
+        """The record of a part; `scorer` is needed for one that is not there yet."""
         teacher = self._teacher
         meta_path = self._record_folder(part) / "meta.json"
         if meta_path.exists():
             meta = ReferenceMeta(**json.loads(meta_path.read_text()))
-        else:
-            assert teacher.open is not None
-            scorer = teacher.open()
-            try:
-                if teacher.sampling.window > scorer.context_length:
-                    raise CompressionError(
-                        f"{teacher.label} accepts {scorer.context_length} tokens; a window of "
-                        f"{teacher.sampling.window} is too long"
-                    )
-                meta = ReferenceMeta(
-                    identity=teacher.identity, label=teacher.label, text=str(part.source.path),
-                    text_sha256=self._key(part), window=teacher.sampling.window,
-                    k=min(TOP_K, scorer.vocab_size), vocab_size=scorer.vocab_size, limit=None,
-                    vocabulary_sha256=digest_vocabulary(teacher.tokenizer),
-                    templates_sha256=teacher.tokenizer.templates_sha256,
-                )  # fmt: skip
-            finally:
-                scorer.close()
+            return ReferenceRecord(self._record_folder(part), meta)
+        assert scorer is not None
+        if teacher.sampling.window > scorer.context_length:
+            raise CompressionError(
+                f"{teacher.label} accepts {scorer.context_length} tokens; a window of "
+                f"{teacher.sampling.window} is too long"
+            )
+        meta = ReferenceMeta(
+            identity=teacher.identity, label=teacher.label, text=str(part.source.path),
+            text_sha256=self._key(part), window=teacher.sampling.window,
+            k=min(TOP_K, scorer.vocab_size), vocab_size=scorer.vocab_size, limit=None,
+            vocabulary_sha256=digest_vocabulary(teacher.tokenizer),
+            templates_sha256=teacher.tokenizer.templates_sha256,
+        )  # fmt: skip
         return ReferenceRecord(self._record_folder(part), meta)
 
     def _record_folder(self, part: PartPlan) -> Path:
@@ -339,7 +392,7 @@ class Teaching:
     def _lines(self, part: PartPlan) -> Path:
         if part.answered:
             return self._teacher.folder / "taught" / f"{self._key(part)}.jsonl"
-        return self._folder / f"{self._key(part)}.jsonl"
+        return self.folder / f"{self._key(part)}.jsonl"
 
     def _key(self, part: PartPlan) -> str:
         teacher = self._teacher
@@ -350,7 +403,11 @@ class Teaching:
             "vocabulary": digest_vocabulary(teacher.tokenizer),
             **(describe(teacher.sampling) if part.answered else {"window": teacher.sampling.window}),
         }  # fmt: skip
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+        return _digest(json.dumps(facts, sort_keys=True))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 class _RefusedError(Exception):
@@ -359,33 +416,6 @@ class _RefusedError(Exception):
 
 def _refuse(_: Any) -> None:
     raise _RefusedError
-
-
-class _Watch:
-    """Tells what the teacher's work will cost, once its rate is known."""
-
-    def __init__(self, on_progress: OnProgress, on_note: Callable[[str], None], name: str) -> None:
-        self._on_progress = on_progress
-        self._on_note = on_note
-        self._name = name
-        self._first: tuple[float, float] | None = None
-        self._told = False
-
-    def show(self, progress: Any) -> None:
-        """Forward the progress."""
-        self._on_progress(progress)
-        now_s = time.monotonic()
-        if self._first is None:
-            self._first = (now_s, progress.done)
-            return
-        took_s, done = now_s - self._first[0], progress.done - self._first[1]
-        if not self._told and took_s > TELL_AFTER_S and done > 0:
-            left_s = (progress.total - progress.done) * took_s / done
-            self._told = True
-            self._on_note(
-                f"{self._name}: {done / took_s:.0f} tokens/s, so about {left_s / 60:.1f} minutes "
-                "more for the answers"
-            )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

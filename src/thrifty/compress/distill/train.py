@@ -79,7 +79,7 @@ class Trainer:
         self._per_step = math.ceil(_count_examples(training, objective) / ranks) * ranks
         self.batch_tokens = self._per_step * objective.example_tokens
         self._average: dict[str, Any] = {}
-        self._evaluation_s = self._saving_s = 0.0
+        self._evaluation_s = self._saving_s = self._last_step_s = 0.0
         self._told_s = self._due_s = 0.0
         self._limits = Limits()
         self._run_s = time.monotonic()
@@ -129,7 +129,10 @@ class Trainer:
                 return False
             for group in self._optimizer.param_groups:
                 group["lr"] = self._rate(state.step)
+            began_s = time.monotonic()
             loss, tokens = self._step([next(numbers) for _ in range(self._per_step)])
+            self._last_step_s = time.monotonic() - began_s
+            state.stepping_s += self._last_step_s
             self._check(loss)
             state.losses.append(loss)
             state.tokens += tokens
@@ -228,7 +231,7 @@ class Trainer:
         """How long a step takes: as measured, or as the evaluation suggests."""
         state = self.state
         if state.step:
-            return self._now_s() / state.step
+            return max(state.stepping_s / state.step, self._last_step_s)
         tokens = max(1, self._objective.held_out_tokens)
         return 3 * self._evaluation_s * self.batch_tokens / tokens
 
@@ -260,7 +263,8 @@ class Trainer:
         if limits.deadline_s is None:
             end: float = self._training.tokens or 0
         else:
-            end = state.tokens + state.tokens / self._now_s() * max(0.0, self._left_s())
+            left_s = max(0.0, self._left_s()) * (1 - EVALUATION_SHARE)
+            end = state.tokens + state.tokens / max(1e-9, state.stepping_s) * left_s
         found = {
             name: (curve[-1][1], known)
             for name, curve in state.curves.items()

@@ -22,7 +22,6 @@ from thrifty.compress.distill.answers import RemoteTeacher, Sampling, serve_remo
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.teaching import (
     TOP_K,
-    Effort,
     Teacher,
     Teaching,
     describe_tallies,
@@ -84,9 +83,15 @@ class TrainingInputs:
         self.shape: DecoderShape | EncoderShape = load(self._source).shape
 
     @property
-    def effort(self) -> Effort:
-        """What the teacher's work took so far."""
-        return self._teaching.effort if self._teaching is not None else Effort()
+    def s_per_token(self) -> float:
+        """How long the teacher works for another token, as measured; 0 if it is unknown."""
+        teaching = self._open_teaching()
+        return teaching.effort.s_per_token(teaching.answered)
+
+    @property
+    def asks(self) -> bool:
+        """Whether a teacher answers prompts."""
+        return self._open_teaching().answered > 0
 
     def plan(
         self, teacher: str | RemoteTeacher, live: str | None, serve: ServeModel | None
@@ -186,14 +191,15 @@ class TrainingInputs:
 
     def extend(
         self, job: dict[str, Any], folder: Path, tokens: int, within_s: float | None = None
-    ) -> None:
-        """Have so many tokens to learn from, held-out ones included, and write the job.
+    ) -> int:
+        """Have so many tokens to learn from, held-out ones included, and write the job; returns how
+        many there are.
 
-        What was there before keeps its place. Blocks while the teacher works, which stops asking
-        after `within_s`; there are fewer tokens then.
+        What was there before keeps its place. Blocks while the teacher works, which ends after
+        `within_s`; there are fewer tokens then.
         """
         if self._teacher is not None:
-            self._extend_parts(job, folder, tokens, within_s)
+            tokens = self._extend_parts(job, folder, tokens, within_s)
         if job.get("texts") == "texts.jsonl" and not (folder / "texts.jsonl").exists():
             with replace_atomically(folder / "texts.jsonl") as path:
                 with path.open("w") as file:
@@ -202,35 +208,44 @@ class TrainingInputs:
                 if count < 2 * ENCODER_BATCH:
                     raise CompressionError(f"{self._text.name} is too short: it has {count} texts")
         write_atomically(folder / "job.json", json.dumps(job))
+        return tokens
+
+    def _open_teaching(self) -> Teaching:
+        assert self._teacher is not None
+        if self._teaching is None:
+            parts = plan_parts(self._text, asks=self._teacher.serve is not None)
+            if not self._teacher.own:
+                parts = [replace(part, answered=True) for part in parts]
+            self._teaching = Teaching(self._teacher, parts, self._on_progress, self._on_note)
+        return self._teaching
 
     def _extend_parts(
         self, job: dict[str, Any], folder: Path, tokens: int, within_s: float | None
-    ) -> None:
-        assert self._teacher is not None
-        remote = not self._teacher.own
-        parts = plan_parts(self._text, asks=self._teacher.serve is not None)
-        if remote:
-            parts = [replace(part, answered=True) for part in parts]
-        if self._teaching is None:
-            self._teaching = Teaching(
-                self._teacher, parts, folder, self._on_progress, self._on_note
-            )
+    ) -> int:
+        teaching = self._open_teaching()
+        teaching.folder = folder
         # The note keeps what a training has learned from, for the next run to extend.
         path = folder / "parts.json"
         note = json.loads(path.read_text()) if path.exists() else {"totals": [], "ends": {}}
         if not note["totals"] or tokens > note["totals"][-1]:
-            counts = self._teaching.extend(tokens, within_s)
-            note["totals"].append(tokens)
-            for part in parts:
+            counts = teaching.extend(tokens, within_s)
+            short = teaching.tokens < 2 * self._window
+            if short and within_s is not None and not note["totals"]:
+                return teaching.tokens  # Nothing can be held out of that.
+            # What the time was too short for may be asked for again.
+            note["totals"].append(tokens if within_s is None else teaching.tokens)
+            note["prepared"] = teaching.tokens
+            for part in teaching.parts:
                 ends = note["ends"].setdefault(part.name, [])
                 ends.append(max([counts.get(part.name, 0), *ends]))
-            note["answers"] = describe_tallies(self._teaching.tallies) or note.get("answers", {})
+            note["answers"] = describe_tallies(teaching.tallies) or note.get("answers", {})
             write_atomically(path, json.dumps(note))
         job["parts"] = [
-            {"domain": part.name, "ends": note["ends"][part.name], **self._teaching.locate(part)}
-            for part in parts
+            {"domain": part.name, "ends": note["ends"][part.name], **teaching.locate(part)}
+            for part in teaching.parts
         ]
         job["answers"] = note.get("answers", {})
+        return int(note.get("prepared", note["totals"][-1]))
 
     def _read_short_texts(self, most: int) -> Iterator[str]:
         """Lines of the text, or whole records, truncated to a window."""

@@ -64,6 +64,8 @@ class State:
     best_step: int = 0
     seconds: float = 0.0
     """Spent on training, over all runs."""
+    stepping_s: float = 0.0
+    """Spent on steps alone, without starts, evaluations and checkpoints."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """For each domain: tokens, and the held-out loss after them."""
     forecasts: list[dict[str, Any]] = field(default_factory=list)
