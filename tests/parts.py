@@ -174,8 +174,7 @@ class Reply:
         return self.json()["error"]
 
 
-@dataclass(frozen=True)
-class NamedOrigin(Origin):
+class NamedOrigin(Origin, frozen=True):
     """A server that is asked under another name than its address."""
 
     name: str = ""

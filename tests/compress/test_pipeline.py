@@ -264,11 +264,12 @@ def test_a_pruned_chat_model_is_asked_questions_and_they_are_shown(
         return [one.kind for one in found.stages[-1].measured]
 
     assert ANSWERS in make(prune=PRUNE, quantize="none")
-    shown = told[-10:]
+    assert "the gate" in told[-1]
+    shown = told[-11:-1]
     label = source[0].label
     assert shown[0].startswith("tiny-pruned@")
     assert f"still right of what {label} answers right" in shown[0]
     assert [line.partition(":")[0].strip() for line in shown[1:]] == [
         "Q", label, shown[0].partition(":")[0],
     ] * 3  # fmt: skip
-    assert ANSWERS not in make(quantize="int8"), "it only kept fewer bits"
+    assert ANSWERS in make(quantize="int8")

@@ -23,11 +23,11 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 from urllib.parse import quote, urlsplit
 
 import httptools
+import msgspec
 
 from thrifty.errors import ThriftyError
 
@@ -68,8 +68,7 @@ class _StaleConnection(Exception):
     """A reused connection was closed before a byte of the answer came."""
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(msgspec.Struct, frozen=True):
     """A server: where to connect, and the prefix of each path."""
 
     host: str
@@ -123,13 +122,14 @@ class Answer:
         "_begun", "_connection", "_held", "_sink", "done", "given_up", "head", "headers", "status",
     )  # fmt: skip
 
-    def __init__(self, connection: _Connection, head: asyncio.Future[Answer]) -> None:
+    def __init__(self, connection: _Connection, loop: asyncio.AbstractEventLoop) -> None:
         self._connection: _Connection | None = connection
         self._held: list[bytes] = []
         self._sink: OnData | None = None
         self._begun: asyncio.Event | None = None
-        self.head = head
-        self.done: asyncio.Future[None] = head.get_loop().create_future()
+        self.head: asyncio.Future[None] = loop.create_future()
+        """Completes when status and headers are here, or raises why they will not come."""
+        self.done: asyncio.Future[None] = loop.create_future()
         self.given_up = False
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
@@ -231,7 +231,7 @@ class _Connection(asyncio.Protocol):
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._answer: Answer | None = None
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser = httptools.HttpResponseParser(self)
         self._reused = False
         self._sent_s = 0.0
         self._head_only = False
@@ -247,17 +247,19 @@ class _Connection(asyncio.Protocol):
         return not (self.closed or self._transport is None or self._transport.is_closing())
 
     def send(
-        self, data: bytes, head: asyncio.Future[Answer], *, reused: bool, head_only: bool
+        self, data: bytes, loop: asyncio.AbstractEventLoop, *, reused: bool, head_only: bool
     ) -> Answer:
-        """Send one request; its answer's head resolves `head`."""
+        """Send one request; returns its answer, which has no head yet."""
         assert self._transport is not None
         assert self._answer is None
-        answer = Answer(self, head)
+        answer = Answer(self, loop)
         self._answer = answer
         self._reused = reused
         self._sent_s = time.monotonic()
+        if self._head_only:
+            # It waits for the body that the last answer's head declared.
+            self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
-        self._parser = httptools.HttpResponseParser(self)
         self._transport.write(data)
         return answer
 
@@ -284,7 +286,7 @@ class _Connection(asyncio.Protocol):
         self._pool.open_count += 1
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._parser is None:
+        if self._answer is None:
             # Unexpected bytes: the server is confused, or closes with an error page.
             self.abort()
             self._pool.forget(self)
@@ -334,7 +336,6 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         answer, parser = self._answer, self._parser
         assert answer is not None
-        assert parser is not None
         status = parser.get_status_code()
         if status < 200:
             answer.headers.clear()
@@ -348,7 +349,7 @@ class _Connection(asyncio.Protocol):
             and not self._head_only
         )
         if not answer.head.done():
-            answer.head.set_result(answer)
+            answer.head.set_result(None)
         if self._head_only:
             # The parser cannot know this, and would wait for the body that the head declares.
             self.on_message_complete()
@@ -389,6 +390,8 @@ class _Pool:
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None) -> None:
         self.origin = origin
+        self.base_path = origin.base_path.encode("ascii")
+        self.host_header = origin.host_header
         self.idle: deque[_Connection] = deque()
         self.open_count = 0
         """Connections that are idle or at work."""
@@ -487,31 +490,34 @@ class HttpClient:
         """
         pool = self._pools.get(origin) or self._add_pool(origin)
         data = b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
-            method.encode("ascii"),
-            origin.base_path.encode("ascii"),
-            path.encode("ascii"),
-            origin.host_header,
-            headers,
-            len(body),
-            body,
-        )
+            method.encode("ascii"), pool.base_path, path.encode("ascii"), pool.host_header,
+            headers, len(body), body,
+        )  # fmt: skip
+        loop = asyncio.get_running_loop()
         stale: Answer | None = None
         while True:
             connection = pool.take_idle() if stale is None else None
             reused = connection is not None
             if connection is None:
                 connection = await _connect(pool, connect_timeout_s, stale)
-            head: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            answer = connection.send(data, head, reused=reused, head_only=method == "HEAD")
+            answer = connection.send(data, loop, reused=reused, head_only=method == "HEAD")
             if on_sent is not None:
                 on_sent(answer)
+            # A timer costs a third of what `asyncio.timeout` does.
+            timer = None
+            if head_timeout_s is not None:
+                timer = loop.call_later(head_timeout_s, _give_up, answer, head_timeout_s, origin)
             try:
-                return await _wait(head, head_timeout_s, origin)
+                await answer.head
+                return answer
             except _StaleConnection:
                 stale = answer
             except BaseException:
                 answer.abort()
                 raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
 
     async def fetch(
         self,
@@ -610,17 +616,6 @@ async def _connect(pool: _Pool, timeout_s: float, stale: Answer | None) -> _Conn
     raise NoResponse("the request was given up")
 
 
-async def _wait(head: asyncio.Future[Answer], timeout_s: float | None, origin: Origin) -> Answer:
-    if timeout_s is None:
-        return await head
-    # A timer costs a third of what `asyncio.timeout` does.
-    timer = asyncio.get_running_loop().call_later(timeout_s, _give_up, head, timeout_s, origin)
-    try:
-        return await head
-    finally:
-        timer.cancel()
-
-
-def _give_up(head: asyncio.Future[Answer], timeout_s: float, origin: Origin) -> None:
-    if not head.done():
-        head.set_exception(NoResponse(f"{origin.url} sent nothing for {timeout_s:g} s"))
+def _give_up(answer: Answer, timeout_s: float, origin: Origin) -> None:
+    if not answer.head.done():
+        answer.head.set_exception(NoResponse(f"{origin.url} sent nothing for {timeout_s:g} s"))

@@ -210,20 +210,28 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._count_header_bytes(len(url))
+        self._silent_bytes = 0
+        self._header_bytes += len(url)
+        if self._header_bytes > self.server.limits.max_header_bytes:
+            raise self._headers_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        assert self._building is not None
-        self._count_header_bytes(len(name) + len(value) + 4)
-        if self._building.method:
+        exchange = self._building
+        assert exchange is not None
+        self._silent_bytes = 0
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > self.server.limits.max_header_bytes:
+            raise self._headers_too_large()
+        if exchange.method:
             return  # a trailer: it comes too late to change how the request is handled
-        headers = self._building.headers
+        headers = exchange.headers
         name = name.lower()
         value = value.rstrip(b" \t")
-        known = headers.get(name)
-        if known is not None and name == b"host":
-            raise malformed("it has more than one Host header")
-        headers[name] = value if known is None else b"%b, %b" % (known, value)
+        if name in headers:
+            if name == b"host":
+                raise malformed("it has more than one Host header")
+            value = b"%b, %b" % (headers[name], value)
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         exchange, parser = self._building, self._parser
@@ -238,15 +246,17 @@ class HttpProtocol(asyncio.Protocol):
         exchange.keep_alive = parser.should_keep_alive()
         read_target(exchange, self._url)
         check_head(exchange)
-        length = int(exchange.headers.get(b"content-length", b"0"))
+        headers = exchange.headers
+        length = int(headers.get(b"content-length", b"0"))
         if exchange.path in self.server.spools:
             self._upload = begin_upload(self, self.server.spools, exchange, length)
         if exchange.spool is None and length > self.server.limits.max_body_bytes:
             raise self._body_too_large(f"{length} bytes")
-        if b"content-encoding" in exchange.headers:
+        if b"content-encoding" in headers:
             self._codings = read_codings(exchange, length)
         if (
-            exchange.headers.get(b"expect", b"").lower() == b"100-continue"
+            b"expect" in headers
+            and headers[b"expect"].lower() == b"100-continue"
             and exchange.version == "1.1"
         ):
             if self._current is None and not self._queue:
@@ -404,12 +414,6 @@ class HttpProtocol(asyncio.Protocol):
             self.deadline_s = time.monotonic() + self.server.limits.read_timeout_s
 
     # private
-
-    def _count_header_bytes(self, count: int) -> None:
-        self._silent_bytes = 0
-        self._header_bytes += count
-        if self._header_bytes > self.server.limits.max_header_bytes:
-            raise self._headers_too_large()
 
     def _headers_too_large(self) -> WireError:
         limit = self.server.limits.max_header_bytes
@@ -585,7 +589,7 @@ class HttpProtocol(asyncio.Protocol):
             exchange.headers[b"origin"] = self._refused_origin
         body = error.encode()
         head = exchange.encode_head(
-            error.status, [JSON_TYPE, *error.headers], [b"content-length: %d\r\n" % len(body)]
+            error.status, [JSON_TYPE, *error.headers], b"content-length: %d\r\n" % len(body)
         )
         self.send(head + body)
         self.server.refused(error)

@@ -180,12 +180,15 @@ class Exchange:
         """Whether the client keeps up with what is written."""
         return not self._protocol.write_paused
 
-    def respond(self, status: int, body: bytes, headers: Headers = (JSON_TYPE,)) -> None:
-        """Send the whole answer."""
+    def respond(
+        self, status: int, body: bytes, headers: Headers = (JSON_TYPE,), lines: bytes = b""
+    ) -> None:
+        """Send the whole answer. `lines` are further header lines, encoded."""
         if self._protocol.closed or self._started:
             return
-        framing = [] if status in NO_BODY else [b"content-length: %d\r\n" % len(body)]
-        head = self.encode_head(status, headers, framing)
+        if status not in NO_BODY:
+            lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
+        head = self.encode_head(status, headers, lines)
         self._protocol.send(head if self._head_only else head + body)
         self._end()
 
@@ -218,27 +221,28 @@ class Exchange:
         protocol.send(data)
         self._end()
 
-    def respond_error(self, error: WireError, headers: Headers = ()) -> None:
-        """Send `error` as the complete answer."""
-        self.respond(error.status, error.encode(), [JSON_TYPE, *error.headers, *headers])
+    def respond_error(self, error: WireError, lines: bytes = b"") -> None:
+        """Send `error` as the complete answer. `lines` are further header lines, encoded."""
+        self.respond(error.status, error.encode(), [JSON_TYPE, *error.headers], lines)
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def start(
+        self, status: int, headers: Headers, length: int | None = None, lines: bytes = b""
+    ) -> None:
         """Begin an answer that is sent in parts. `length` is what all parts together will have;
-        None where that is not known yet.
+        None where that is not known yet. `lines` are further header lines, encoded.
         """
         if self._protocol.closed or self._started:
             return
-        framing: list[bytes] = []
         if length is not None:
-            framing = [b"content-length: %d\r\n" % length]
+            lines += b"content-length: %d\r\n" % length
         elif status in NO_BODY:
             pass
         elif self.version == "1.0":
             self.keep_alive = False
         else:
             self._chunked = True
-            framing = [b"transfer-encoding: chunked\r\n"]
-        self._protocol.send(self.encode_head(status, headers, framing))
+            lines += b"transfer-encoding: chunked\r\n"
+        self._protocol.send(self.encode_head(status, headers, lines))
         if status in NO_BODY:
             self._head_only = True
 
@@ -270,8 +274,10 @@ class Exchange:
         self.finished = True
         self._protocol.abort()
 
-    def encode_head(self, status: int, headers: Headers, framing: list[bytes]) -> bytes:
-        """The head of the answer, which counts as started from now on."""
+    def encode_head(self, status: int, headers: Headers, lines: bytes) -> bytes:
+        """The head of the answer, which counts as started from now on. `lines` are those header
+        lines that are encoded already.
+        """
         # Upstream servers also use unregistered status codes, such as 529.
         status_line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         self._started = True
@@ -280,17 +286,13 @@ class Exchange:
         server = self._protocol.server
         if server.draining:
             self.keep_alive = False
-        lines = [status_line, server.date_line]
         if server.cors is not None:
-            lines.append(server.cors.lines(self.headers.get(b"origin")))
-        lines += [b"%b: %b\r\n" % header for header in headers]
-        lines += framing
+            lines += server.cors.lines(self.headers.get(b"origin"))
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            lines += b"connection: close\r\n"
         elif self.version == "1.0":
-            lines.append(b"connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            lines += b"connection: keep-alive\r\n"
+        return b"%b%b%b%b\r\n" % (status_line, server.date_line, encode_lines(headers), lines)
 
     def _get_extra_info(self, name: str) -> Any:
         return self._protocol.get_extra_info(name)
@@ -353,18 +355,22 @@ class InnerExchange(Exchange):
         elif self.task is not None:
             self.task.cancel()
 
-    def respond(self, status: int, body: bytes, headers: Headers = (JSON_TYPE,)) -> None:
-        """Store the complete answer."""
+    def respond(
+        self, status: int, body: bytes, headers: Headers = (JSON_TYPE,), lines: bytes = b""
+    ) -> None:
+        """Store the complete answer. Encoded `lines` are dropped: nobody reads them."""
         if not self._started:
             self.start(status, headers)
             self.answer = body
             self.finished = True
 
     def respond_ready(self, lines: bytes, body: bytes, *, stream: bool = False) -> None:
-        """Store a complete 200. Its header lines are dropped: nobody reads them."""
+        """Store a complete 200."""
         self.respond(200, body)
 
-    def start(self, status: int, headers: Headers, length: int | None = None) -> None:
+    def start(
+        self, status: int, headers: Headers, length: int | None = None, lines: bytes = b""
+    ) -> None:
         """Begin the answer."""
         if not self._started:
             self._started = True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from urllib.parse import unquote
 
 from thrifty.http.exchange import Exchange
 from thrifty.openai.errors import WireError
 
+MAX_HOST_BYTES = 261
+"""A name of 255 bytes and a port: more never matches, and would only fill memory."""
 _HOST = re.compile(
     rb"(?:\[[0-9A-Fa-f:.]{2,64}\]|[A-Za-z0-9._~!$&'()*+,;=%-]{0,255})(?::[0-9]{0,5})?"
 )
@@ -25,12 +28,18 @@ def check_head(exchange: Exchange) -> None:
     """Refuse what RFC 9112 requires a server to refuse and the parser takes (2.3, 3.2, 6.1)."""
     if exchange.version == "1.1":
         host = exchange.headers.get(b"host")
-        if host is None or not _HOST.fullmatch(host):
+        if host is None or len(host) > MAX_HOST_BYTES or not _is_host(host):
             raise malformed("its Host header is missing or not valid")
     elif exchange.version != "1.0":
         raise WireError(505, "use HTTP/1.1", code="http_version_not_supported")
     elif b"transfer-encoding" in exchange.headers:
         raise malformed("HTTP/1.0 has no Transfer-Encoding")
+
+
+@functools.lru_cache(maxsize=256)
+def _is_host(value: bytes) -> bool:
+    """Whether a `Host` header is valid. Clients send few different ones, again and again."""
+    return _HOST.fullmatch(value) is not None
 
 
 def malformed(reason: str) -> WireError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ EVENT_STREAM_HEADERS = [
 ]
 
 
+@functools.lru_cache(maxsize=256)
 def is_event_stream(content_type: bytes) -> bool:
     """Whether a `Content-Type` names an event stream."""
     return content_type.partition(b";")[0].strip().lower() == b"text/event-stream"

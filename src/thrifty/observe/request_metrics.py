@@ -108,11 +108,15 @@ class Histogram:
 
 
 class _Series:
-    """The histograms and token counts of one (deployment, version, replica)."""
+    """The counts of one (deployment, version, replica)."""
 
-    __slots__ = ("cached", "completion", "e2e", "overhead", "prompt", "queue", "tpot", "ttft")
+    __slots__ = (
+        "cached", "completion", "e2e", "overhead", "prompt", "queue", "requests", "tpot", "ttft",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        self.requests: dict[tuple[str, int], int] = {}
+        """By endpoint and status."""
         self.ttft = Histogram(LATENCY_S)
         self.tpot = Histogram(TOKEN_S)
         self.e2e = Histogram(LATENCY_S)
@@ -152,7 +156,6 @@ class RequestMetrics(Collector):
 
     def __init__(self) -> None:
         self._series: dict[tuple[str, str, str], _Series] = {}
-        self._requests: dict[tuple[str, str, str, str, str], int] = {}
         self._errors: dict[tuple[str, str, str, str], int] = {}
         self._kinds: set[str] = set()
         self._cache: dict[tuple[str, str, str], int] = {}
@@ -165,8 +168,8 @@ class RequestMetrics(Collector):
         series = self._series.get(labels)
         if series is None:
             series = self._add_series(labels)
-        request = (*labels, observation.endpoint, str(observation.status))
-        self._requests[request] = self._requests.get(request, 0) + 1
+        request = (observation.endpoint, observation.status)
+        series.requests[request] = series.requests.get(request, 0) + 1
         if observation.error is not None:
             self._count_error(labels, observation.error)
         if observation.cache:
@@ -213,7 +216,11 @@ class RequestMetrics(Collector):
             "thrifty_requests",
             "Requests answered.",
             (*LABELS, "endpoint", "status"),
-            self._requests,
+            {
+                (*labels, endpoint, str(status)): count
+                for labels, series in self._series.items()
+                for (endpoint, status), count in series.requests.items()
+            },
         )
         yield make_counter(
             "thrifty_errors", "Requests that failed, by kind.", (*LABELS, "kind"), self._errors
@@ -277,9 +284,7 @@ class RequestMetrics(Collector):
 
     def _add_series(self, labels: tuple[str, str, str]) -> _Series:
         if len(self._series) >= MAX_SERIES:
-            for counted in (
-                self._series, self._requests, self._errors, self._cache, self._hits, self._saved,
-            ):  # fmt: skip
+            for counted in (self._series, self._errors, self._cache, self._hits, self._saved):
                 counted.clear()
         series = self._series[labels] = _Series()
         return series

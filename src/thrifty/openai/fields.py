@@ -41,18 +41,20 @@ class Field:
     """Values that have no effect, which every engine honours."""
 
 
+_NUMBERS = (int, float)
+"""The exact types of numbers in decoded JSON; a bool is none."""
+
+
 def _number(low: float, high: float, *neutral: float) -> Field:
     def accepts(value: Any) -> bool:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-        )
+        return type(value) in _NUMBERS and low <= value <= high
 
     return Field(f"a number between {low:g} and {high:g}", accepts, neutral)
 
 
 def _integer(low: int, high: int, *neutral: int) -> Field:
     def accepts(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return type(value) is int and low <= value <= high
 
     return Field(f"a whole number between {low} and {high}", accepts, neutral)
 

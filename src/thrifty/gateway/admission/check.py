@@ -87,7 +87,8 @@ def check_version(call: Call, parsed: ParsedRequest, target: Target) -> None:
     """
     version, limits = target.version, target.deployment.settings
     check_honoured(parsed.body, call.endpoint, version.honours, version.row.engine, version.label)
-    _limit_tokens(parsed.body, limits.max_tokens)
+    if limits.max_tokens is not None:
+        _limit_tokens(parsed.body, limits.max_tokens)
     asked = call.exchange.headers.get(TIMEOUT_HEADER)
     if asked is not None or limits.timeout_s is not None:
         parsed.deadline_s = call.received_s + _read_timeout_s(asked, limits.timeout_s)
@@ -163,9 +164,7 @@ def _read_timeout_s(asked: bytes | None, default_s: float | None) -> float:
     return asked_s if default_s is None else min(asked_s, default_s)
 
 
-def _limit_tokens(body: dict[str, Any], limit: int | None) -> None:
-    if limit is None:
-        return
+def _limit_tokens(body: dict[str, Any], limit: int) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
         asked = body.get(name)
         if asked is not None and asked > limit:

@@ -21,7 +21,17 @@ from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.cache.single_flight import Result
 from thrifty.gateway.forwarding.fallback import forward_or_fall_back
 from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
-from thrifty.gateway.state.call import BYPASS, HIT, IN_FLIGHT, MISS, SHARED, Call, Origin
+from thrifty.gateway.state.call import (
+    BYPASS,
+    HIT,
+    IN_FLIGHT,
+    MISS,
+    SHARED,
+    Call,
+    Origin,
+    ParsedRequest,
+    Target,
+)
 from thrifty.gateway.state.concurrency import deadline_exceeded
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import encode_lines
@@ -60,7 +70,8 @@ class Answerer:
         """Answer from the cache, or return a coroutine that answers. `known_key` is the cache key
         of a call that was recognized by its bytes and not parsed.
         """
-        key = self._choose_key(call, known_key)
+        parsed, target = call.admitted, call.placed
+        key = self._choose_key(call, parsed, target, known_key)
         entry = self._cache.memory.get(key) if key is not None else None
         if entry is not None and key is not None:
             self._answer_from(call, entry)
@@ -68,16 +79,16 @@ class Answerer:
                 self._shortcuts.note(call, key)
             return None
         if known_key is not None:
-            check_version(call, call.admitted, call.placed)
+            check_version(call, parsed, target)
         if key is None:
             return self._forward(call)
-        if not call.admitted.stream_options.shareable:
+        if not parsed.stream_options.shareable:
             call.cache.result = BYPASS
             return self._forward(call)
         flight = self._flights.find(key)
         if flight is not None:
             return self._follow(call, flight)
-        return self._lead(call, key, self._flights.begin(key, stream=call.admitted.stream))
+        return self._lead(call, key, self._flights.begin(key, stream=parsed.stream))
 
     async def _forward(self, call: Call) -> None:
         self._note_answer(call, await self._send(call, None))
@@ -85,9 +96,10 @@ class Answerer:
     def _send(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
         return forward_or_fall_back(self._forwarder, self._table, self._metrics, call, flight)
 
-    def _choose_key(self, call: Call, known_key: bytes | None) -> bytes | None:
+    def _choose_key(
+        self, call: Call, parsed: ParsedRequest, target: Target, known_key: bytes | None
+    ) -> bytes | None:
         """The cache key; None if the cache is not used for this request."""
-        target = call.placed
         when = target.deployment.settings.cache_when
         control = call.exchange.headers.get(b"cache-control", b"")
         if when == "never" or b"no-store" in control or b"no-cache" in control:
@@ -95,7 +107,7 @@ class Answerer:
         if call.origin is Origin.SHADOW or call.endpoint is Endpoint.TOKENIZE:
             return None
         if known_key is None:
-            version, body = target.version, call.admitted.body
+            version, body = target.version, parsed.body
             if when != "always" and not is_deterministic(call.endpoint, body, version.honours):
                 return None
             known_key = make_key(call.endpoint, version.identity, call.tenant, body)
@@ -258,7 +270,7 @@ class Answerer:
             call.cache.result = BYPASS if result.status != 200 else HIT
             call.cache.label, call.cache.replica = flight.version, flight.replica
             body = result.body.replace(flight.response_id, call.response_id.text.encode())
-            exchange.respond(result.status, body, [JSON_TYPE, *call.headers()])
+            exchange.respond(result.status, body, lines=call.header_lines())
             self._note_answer(call, result)
 
     def _note_answer(self, call: Call, result: Result) -> None:
@@ -278,7 +290,7 @@ def _make_listener(call: Call, flight: SingleFlight) -> Callable[[bytes], None]:
         if not delivery.first_byte_s:
             delivery.first_byte_s = delivery.last_byte_s
             call.cache.label, call.cache.replica = flight.version, flight.replica
-            call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])
+            call.exchange.start(200, EVENT_STREAM_HEADERS, lines=call.header_lines())
         call.exchange.write(data.replace(flight.response_id, own_id))
 
     return listen

@@ -245,14 +245,14 @@ class Gateway:
             if outcome.error in _REJECTIONS and call.target is not None:
                 name = call.target.deployment.name
                 self._metrics.rejections.labels(name, outcome.error).inc()
-            exchange.respond_error(error, call.headers())
+            exchange.respond_error(error, call.header_lines())
         elif isinstance(error, ClientGone):
             outcome.status = CLIENT_CLOSED
             outcome.error = "withdrawn" if call.priority else "client_gone"
         else:
             log.exception("%s failed", call.response_id.text, exc_info=error)
             outcome.status, outcome.error = 500, "internal_error"
-            exchange.respond_error(internal_error(), call.headers())
+            exchange.respond_error(internal_error(), call.header_lines())
         outcome.ended_s = time.perf_counter()
         self._limiter.settle(call)
         self._recorder.record(call)

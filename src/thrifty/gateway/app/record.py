@@ -8,7 +8,7 @@ import functools
 
 from thrifty.gateway.state.call import HIT, Call
 from thrifty.gateway.state.estimate import compute_cost
-from thrifty.observe.log_writer import LogWriter, MakeTexts
+from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
@@ -25,38 +25,42 @@ class Recorder:
 
     def record(self, call: Call) -> None:
         """Record one call."""
-        target, delivery, outcome = call.target, call.delivery, call.outcome
+        target, delivery, outcome, cache = call.target, call.delivery, call.outcome, call.cache
         deployment = target.deployment.name if target is not None else ""
-        replica = call.cache.replica or (delivery.replica.id if delivery.replica else "")
+        label, endpoint = call.label, call.endpoint.value
+        replica = cache.replica or (delivery.replica.id if delivery.replica else "")
         usage = outcome.usage
         e2e_s = outcome.ended_s - call.received_s
         sent_s = delivery.sent_s or outcome.ended_s
         overhead_s = max(0.0, sent_s - call.received_s - delivery.queue_s)
         ttft_s = delivery.first_byte_s - call.received_s if delivery.first_byte_s else None
         tpot_s = None
-        completion = usage.completion_tokens if usage else 0
-        generated = call.cache.result != HIT
+        prompt = completion = cached = None
+        if usage is not None:
+            prompt, completion = usage.prompt_tokens, usage.completion_tokens
+            cached = usage.cached_tokens
+        generated = cache.result != HIT
         stream = call.parsed is not None and call.parsed.stream
-        if stream and completion > 1 and generated and delivery.first_byte_s:
+        if stream and completion and completion > 1 and generated and delivery.first_byte_s:
             tpot_s = (delivery.last_byte_s - delivery.first_byte_s) / (completion - 1)
         if call.origin.counts:
             self._metrics.requests.observe(
                 Observation(
                     deployment=deployment,
-                    version=call.label,
+                    version=label,
                     replica=replica,
-                    endpoint=call.endpoint.value,
+                    endpoint=endpoint,
                     status=outcome.status,
                     error=outcome.error,
-                    cache=call.cache.result,
+                    cache=cache.result,
                     e2e_s=e2e_s,
                     queue_s=delivery.queue_s,
                     overhead_s=overhead_s,
                     ttft_s=ttft_s,
                     tpot_s=tpot_s,
-                    prompt_tokens=usage.prompt_tokens if usage and generated else 0,
-                    completion_tokens=completion if generated else 0,
-                    cached_tokens=usage.cached_tokens if usage and generated else 0,
+                    prompt_tokens=prompt or 0 if generated else 0,
+                    completion_tokens=completion or 0 if generated else 0,
+                    cached_tokens=cached or 0 if generated else 0,
                     saved=_saved(call) if outcome.status == 200 and not generated else None,
                     timed=not call.priority,
                 )
@@ -72,9 +76,9 @@ class Recorder:
             call.origin.value,
             call.shadow_of,
             target is not None and (target.rerouted or target.fell_back),
-            call.endpoint.value,
+            endpoint,
             deployment or None,
-            call.label or None,
+            label or None,
             replica or None,
             call.key.tenant if call.key else None,
             call.key.id if call.key else None,
@@ -82,28 +86,26 @@ class Recorder:
             outcome.status,
             outcome.error,
             stream,
-            call.cache.result,
+            cache.result,
             delivery.attempts,
-            usage.prompt_tokens if usage else None,
-            usage.completion_tokens if usage else None,
-            usage.cached_tokens if usage else None,
-            _to_ms(delivery.queue_s),
-            None if ttft_s is None else _to_ms(ttft_s),
-            None if tpot_s is None else _to_ms(tpot_s),
-            _to_ms(e2e_s),
-            round(overhead_s * 1e6, 1),
+            prompt,
+            completion,
+            cached,
+            # Rounded to whole microseconds: rounding to digits goes by way of a decimal text.
+            round(delivery.queue_s * 1e6) / 1e3,
+            None if ttft_s is None else round(ttft_s * 1e6) / 1e3,
+            None if tpot_s is None else round(tpot_s * 1e6) / 1e3,
+            round(e2e_s * 1e6) / 1e3,
+            round(overhead_s * 1e7) / 10,
         )
-        texts = self._make_texts(call)
-        size = 0 if texts is None else len(call.exchange.body) + len(outcome.answer)
-        self._writer.put(row, texts, size)
-
-    def _make_texts(self, call: Call) -> MakeTexts | None:
         if not self._prompts or call.parsed is None or not call.origin.counts:
-            return None
-        return functools.partial(
-            make_texts, call.endpoint, call.parsed.body, call.outcome.answer or None,
-            streamed=call.outcome.streamed,
+            self._writer.put(row)
+            return
+        texts = functools.partial(
+            make_texts, call.endpoint, call.parsed.body, outcome.answer or None,
+            streamed=outcome.streamed,
         )  # fmt: skip
+        self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
 
 
 def _saved(call: Call) -> Saved:
@@ -117,7 +119,3 @@ def _saved(call: Call) -> Saved:
             prices, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
         )
     return Saved(tier, saved_s, usage.prompt_tokens, usage.completion_tokens, cost)
-
-
-def _to_ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

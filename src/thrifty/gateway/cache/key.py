@@ -16,7 +16,7 @@ IRRELEVANT = GATEWAY_FIELDS | {
 """Fields that change how or when an answer is sent, but not its content. The key covers the model
 by its deployment, version and revision."""
 KEY_BYTES = 20
-_FORM = b"2"
+_FORM = "2"
 """Changes whenever older answers must not be found any more: those of form 1 may be broken."""
 
 _encode = msgspec.json.Encoder().encode
@@ -32,12 +32,10 @@ def make_key(endpoint: Endpoint, served: str, tenant: str, body: Mapping[str, An
     relevant = {
         name: body[name]
         for name in sorted(body)
-        if body[name] is not None and name not in IRRELEVANT
+        if name not in IRRELEVANT and body[name] is not None
     }
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    digest.update(b"%b\0" % _FORM)
-    digest.update(f"{endpoint}\0{served}\0{tenant}\0".encode())
-    digest.update(_encode(relevant))
+    digest.update(f"{_FORM}\0{endpoint}\0{served}\0{tenant}\0".encode() + _encode(relevant))
     return digest.digest()
 
 

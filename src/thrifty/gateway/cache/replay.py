@@ -5,8 +5,8 @@ Only answers that `can_replay` accepts are cached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -34,25 +34,27 @@ class _TextChoice(msgspec.Struct):
     finish_reason: str
 
 
-class _ChatAnswer(msgspec.Struct, tag_field="object", tag="chat.completion"):
+class _ChatAnswer(msgspec.Struct):
+    object: Literal["chat.completion"]
     choices: list[_ChatChoice]
     id: str = ""
 
 
-class _TextAnswer(msgspec.Struct, tag_field="object", tag="text_completion"):
+class _TextAnswer(msgspec.Struct):
+    object: Literal["text_completion"]
     choices: list[_TextChoice]
     id: str = ""
 
 
-class _Embeddings(msgspec.Struct, tag_field="object", tag="list"):
+class _Embeddings(msgspec.Struct):
+    object: Literal["list"]
     data: list[msgspec.Raw]
 
 
-_decode_answer = msgspec.json.Decoder(_ChatAnswer | _TextAnswer | _Embeddings).decode
-_KINDS: dict[Endpoint, type[_ChatAnswer | _TextAnswer | _Embeddings]] = {
-    Endpoint.CHAT: _ChatAnswer,
-    Endpoint.COMPLETIONS: _TextAnswer,
-    Endpoint.EMBEDDINGS: _Embeddings,
+_decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
+_decode_choices: dict[Endpoint, Callable[[bytes], _ChatAnswer | _TextAnswer]] = {
+    Endpoint.CHAT: msgspec.json.Decoder(_ChatAnswer).decode,
+    Endpoint.COMPLETIONS: msgspec.json.Decoder(_TextAnswer).decode,
 }
 
 
@@ -60,14 +62,12 @@ def can_replay(body: bytes, endpoint: Endpoint, count: int) -> bool:
     """Whether `body` is a whole answer of an endpoint, with `count` choices or embeddings."""
     try:
         body.decode()
-        answer = _decode_answer(body)
+        if endpoint is Endpoint.EMBEDDINGS:
+            return len(_decode_embeddings(body).data) == count
+        answer = _decode_choices[endpoint](body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    if not isinstance(answer, _KINDS[endpoint]):
-        return False
-    if isinstance(answer, _Embeddings):
-        return len(answer.data) == count
-    return sorted(choice.index for choice in answer.choices) == list(range(count))
+    return sorted([choice.index for choice in answer.choices]) == list(range(count))
 
 
 def count_answers(endpoint: Endpoint, body: Mapping[str, Any]) -> int:

@@ -33,6 +33,9 @@ class Result(msgspec.Struct, frozen=True):
 class SingleFlight:
     """One generation and its followers."""
 
+    __slots__ = ("_backlog", "_ended", "_listeners", "_numbers", "_result", "_usage", "begun",
+                 "followers", "replica", "response_id", "stream", "version")  # fmt: skip
+
     def __init__(self, *, stream: bool) -> None:
         self.stream = stream
         self.followers = 0
@@ -46,7 +49,17 @@ class SingleFlight:
         self._usage: bytes = b""
         self._listeners: dict[int, tuple[OnData, bool]] = {}
         self._numbers = 0
-        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._ended: Result | None = None
+        self._result: asyncio.Future[Result] | None = None
+
+    @property
+    def result(self) -> asyncio.Future[Result]:
+        """The result, once there is one. Made for the first follower: most flights have none."""
+        if self._result is None:
+            self._result = asyncio.get_running_loop().create_future()
+            if self._ended is not None:
+                self._result.set_result(self._ended)
+        return self._result
 
     @property
     def data(self) -> bytes:
@@ -84,8 +97,9 @@ class SingleFlight:
 
     def finish(self, result: Result) -> None:
         """Set the result for all followers."""
-        if not self.result.done():
-            self.result.set_result(result)
+        self._ended = result
+        if self._result is not None and not self._result.done():
+            self._result.set_result(result)
 
 
 class SingleFlightGroup:

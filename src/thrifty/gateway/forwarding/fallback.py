@@ -9,7 +9,10 @@ only ever goes to its version.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Coroutine
+from typing import Any
+
+from msgspec.structs import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.forward import Forwarder
@@ -24,22 +27,34 @@ from thrifty.openai.fields import check_honoured
 log = logging.getLogger(__name__)
 
 
-async def forward_or_fall_back(
+def forward_or_fall_back(
+    forwarder: Forwarder,
+    table: RoutingTable,
+    metrics: GatewayMetrics,
+    call: Call,
+    flight: SingleFlight | None,
+) -> Coroutine[Any, Any, Result]:
+    """Like `Forwarder.forward`, by the call's version, another version, or a fallback deployment.
+    Raises the first deployment's error if none could answer.
+    """
+    target = call.placed
+    if target.pinned:
+        return _forward_pinned(forwarder, call, flight)
+    if not target.deployment.settings.fallback:
+        return _forward(forwarder, table, metrics, call, flight)
+    return _fall_back(forwarder, table, metrics, call, flight)
+
+
+async def _fall_back(
     forwarder: Forwarder,
     table: RoutingTable,
     metrics: GatewayMetrics,
     call: Call,
     flight: SingleFlight | None,
 ) -> Result:
-    """Like `Forwarder.forward`, by the call's version, another version, or a fallback deployment.
-    Raises the first deployment's error if none could answer.
-    """
+    """Forward to the call's deployment, or else to the first fallback that can answer."""
     target = call.placed
-    if target.pinned:
-        return await _forward_pinned(forwarder, call, flight)
     first = target.deployment
-    if not first.settings.fallback:
-        return await _forward(forwarder, table, metrics, call, flight)
     fallbacks = [d for d in _find_fallbacks(first, table) if _can_take(call, d)]
     failure: WireError | None = None
     if first.ready or not any(d.ready for d in fallbacks):

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from msgspec.structs import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.failures import (
@@ -94,7 +96,7 @@ class Forwarder:
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
 
-    async def forward(self, call: Call, flight: SingleFlight | None) -> Result:
+    def forward(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
         """Answer the call from a replica; returns the answer for the cache and for followers.
 
         Raises `WireError` if nothing was sent to the client, `ClientGone` if no one waits.
@@ -102,9 +104,14 @@ class Forwarder:
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
         version = call.placed.version
+        if version.concurrency.capacity is None:
+            return self._forward(call, flight)
+        return self._forward_in_slot(call, version, flight)
+
+    async def _forward_in_slot(
+        self, call: Call, version: Version, flight: SingleFlight | None
+    ) -> Result:
         concurrency = version.concurrency
-        if concurrency.capacity is None:
-            return await self._forward(call, flight)
         if not concurrency.enter(call.tenant, call.priority):
             await self._wait_for_slot(call, concurrency, flight)
         entered_s = time.perf_counter()
@@ -163,7 +170,9 @@ class Forwarder:
             # Followers may wait for this generation, so it continues without its first client.
             call.exchange.on_disconnect = _do_nothing
         while True:
-            replica = await self._choose(call, version, tried, flight)
+            replica = self._pick_at_once(call, version, tried)
+            if replica is None:
+                replica = await self._choose(call, version, tried, flight)
             delivery.attempts += 1
             load = version.router.begin(replica, delivery.routed, time.perf_counter())
             delivery.load = load
@@ -213,6 +222,12 @@ class Forwarder:
                 call.target = replace(target, refused=target.refused | {version.label})
                 raise NoReplica
             await asyncio.sleep(BACKOFF_S * (sends + connects - 1))
+
+    def _pick_at_once(self, call: Call, version: Version, tried: set[str]) -> Replica | None:
+        """A ready replica for a call that has not failed anywhere, if there is one."""
+        self._require_version(version)
+        candidates = version.candidates(tried) if not tried else None
+        return self._pick(call, version, candidates) if candidates else None
 
     async def _choose(
         self, call: Call, version: Version, tried: set[str], flight: SingleFlight | None
@@ -290,10 +305,9 @@ class Forwarder:
     async def _attempt(
         self, call: Call, replica: Replica, body: bytes, flight: SingleFlight | None
     ) -> Result:
-        version, delivery = call.placed.version, call.delivery
+        parsed, version, delivery = call.admitted, call.placed.version, call.delivery
         assign(call, replica, flight)
         delivery.sent_s = time.perf_counter()
-        exchange = call.exchange
         hedge_s = version.limits.hedge_s
         if hedge_s is None:
             answer = await self._open(call, replica, body, flight, [])
@@ -302,40 +316,38 @@ class Forwarder:
         check_coding(answer)
         headers = choose_headers(answer)
         streamed = is_event_stream(headers[0][1])
-        if answer.status == 200 and streamed and call.admitted.stream:
+        if answer.status == 200 and streamed and parsed.stream:
             return await self._relay(call, answer, flight)
-        data = await answer.read()
-        if refuses_usage(call, version, replica, answer.status, data):
+        data, status = await answer.read(), answer.status
+        if refuses_usage(call, version, replica, status, data):
             log.info("%s does not take stream_options; it is sent none from now on", replica.id)
             replica.takes_stream_options = False
             return await self._attempt(call, replica, body, flight)
-        if answer.status in RETRIABLE_STATUSES or not (
-            answer.status == 200 or 400 <= answer.status < 600
-        ):
-            raise ReplicaError(answer.status, data)
-        if answer.status == 200 and streamed and (whole := assemble_stream(data)) is not None:
+        if status != 200 and (status in RETRIABLE_STATUSES or not 400 <= status < 600):
+            raise ReplicaError(status, data)
+        if status == 200 and streamed and (whole := assemble_stream(data)) is not None:
             # A stream that nobody asked for.
             data, headers[0] = whole, JSON_TYPE
             streamed = False
         delivery.first_byte_s = delivery.last_byte_s = time.perf_counter()
-        if answer.status == 200 and not streamed:
+        if status == 200 and not streamed:
             call.outcome.usage, _ = parse_usage(data)
             if not version.settings.accepts_response_id:
                 data = replace_id(data, call.body_id)
             if (events := stream_whole(call, data)) is not None:
-                exchange.respond(200, events, [*EVENT_STREAM_HEADERS, *call.headers()])
+                call.exchange.respond(200, events, EVENT_STREAM_HEADERS, call.header_lines())
                 return Result(200, data)
-        exchange.respond(answer.status, data, [*headers, *call.headers()])
-        return Result(answer.status, data, streamed)
+        call.exchange.respond(status, data, headers, call.header_lines())
+        return Result(status, data, streamed)
 
-    async def _open(
+    def _open(
         self,
         call: Call,
         replica: Replica,
         body: bytes,
         flight: SingleFlight | None,
         sent: list[Answer],
-    ) -> Answer:
+    ) -> Coroutine[Any, Any, Answer]:
         """Send the call to a replica; returns once the head of its answer has arrived. The answer
         is added to `sent` as soon as the request has been written.
         """
@@ -358,7 +370,7 @@ class Forwarder:
             body = prepare_body(call, version, ask_usage=False)
         origin, path = replica.locate(call.endpoint)
         lines = make_headers(version.settings.key_env)
-        return await self._client.open(
+        return self._client.open(
             origin,
             "POST",
             path,

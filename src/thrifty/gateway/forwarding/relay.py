@@ -128,7 +128,7 @@ class Relay:
             delivery.end_idle()
             if delivery.load is not None:
                 delivery.load.first_token(delivery.first_byte_s)
-            call.exchange.start(200, [*EVENT_STREAM_HEADERS, *call.headers()])
+            call.exchange.start(200, EVENT_STREAM_HEADERS, lines=call.header_lines())
         data = self._line_ends.feed(data)
         if self._rewriter is not None:
             data = self._rewriter.feed(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from thrifty.gateway.cache.exact import Entry, Owner
@@ -13,6 +14,8 @@ from thrifty.gateway.state.version import Version
 from thrifty.http.client import Answer, BrokenResponse
 from thrifty.http.types import JSON_TYPE
 
+MAX_TYPE_BYTES = 512
+"""A longer content type is not taken for valid."""
 _MEDIA_TYPE = re.compile(rb"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(?:[ \t]*;[\x20-\x7e]{0,128})?")
 _RETRY_AFTER = re.compile(rb"[0-9]{1,9}|[A-Za-z]{3}, [0-9A-Za-z: ]{20,24}GMT")
 _REFUSALS = (400, 422)
@@ -24,19 +27,25 @@ def choose_headers(answer: Answer) -> list[tuple[bytes, bytes]]:
     content type that is missing or not valid is taken for JSON.
     """
     given = answer.headers.get(b"content-type", b"")
-    headers = [(b"content-type", given) if _MEDIA_TYPE.fullmatch(given) else JSON_TYPE]
-    retry_after = answer.headers.get(b"retry-after", b"")
-    if _RETRY_AFTER.fullmatch(retry_after):
+    headers = [_read_type(given) if len(given) <= MAX_TYPE_BYTES else JSON_TYPE]
+    retry_after = answer.headers.get(b"retry-after")
+    if retry_after is not None and _RETRY_AFTER.fullmatch(retry_after):
         headers.append((b"retry-after", retry_after))
     return headers
+
+
+@functools.lru_cache(maxsize=256)
+def _read_type(given: bytes) -> tuple[bytes, bytes]:
+    """The header for a content type. Servers send few different ones, again and again."""
+    return (b"content-type", given) if _MEDIA_TYPE.fullmatch(given) else JSON_TYPE
 
 
 def check_coding(answer: Answer) -> None:
     """Give up an answer with a content coding, which was not asked for and could not be read.
     Raises `BrokenResponse`.
     """
-    coding = answer.headers.get(b"content-encoding", b"").strip().lower()
-    if coding not in (b"", b"identity"):
+    coding = answer.headers.get(b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
         answer.abort()
         raise BrokenResponse("the answer has a content coding, although none was asked for")
 

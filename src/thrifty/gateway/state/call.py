@@ -9,9 +9,10 @@ Delivery       while forwarding: the replica, its load, and times
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from thrifty.db.keys import Key
 from thrifty.gateway.state.concurrency import ConcurrencyLimiter
@@ -21,7 +22,7 @@ from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.routed_request import RoutedRequest
 from thrifty.gateway.state.router import UNKNOWN, Outstanding
 from thrifty.gateway.state.version import Version
-from thrifty.http.exchange import Exchange
+from thrifty.http.exchange import Exchange, encode_lines
 from thrifty.openai.events import Usage
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.response_ids import ResponseId
@@ -55,11 +56,13 @@ class Origin(StrEnum):
     @property
     def counts(self) -> bool:
         """Whether the request belongs in users' statistics and recorded texts."""
-        return self in (Origin.CLIENT, Origin.BATCH)
+        return self in _COUNTED
 
 
-@dataclass(slots=True)
-class ParsedRequest:
+_COUNTED = frozenset({Origin.CLIENT, Origin.BATCH})
+
+
+class ParsedRequest(msgspec.Struct):
     """The parsed and validated request."""
 
     body: dict[str, Any]
@@ -69,8 +72,7 @@ class ParsedRequest:
     """Latest start of the answer, as `time.perf_counter`; 0 means no deadline."""
 
 
-@dataclass(slots=True)
-class Target:
+class Target(msgspec.Struct):
     """The deployment and version that a request goes to."""
 
     deployment: Deployment
@@ -92,8 +94,7 @@ class Target:
         return self.version is not self.chosen
 
 
-@dataclass(slots=True)
-class Delivery:
+class Delivery(msgspec.Struct):
     """Forwarding state of a call. Times are `time.perf_counter` readings; 0 means not set."""
 
     replica: Replica | None = None
@@ -119,8 +120,7 @@ class Delivery:
             self.idle_at = None
 
 
-@dataclass(slots=True)
-class CacheUse:
+class CacheUse(msgspec.Struct, gc=False):
     """The part of the exact cache in a call."""
 
     result: str = BYPASS
@@ -132,8 +132,7 @@ class CacheUse:
     replica: str = ""
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, gc=False):
     """The result of a call."""
 
     status: int = 0
@@ -175,7 +174,8 @@ class Call:
         self.exchange = exchange
         self.endpoint = endpoint
         self.origin = origin
-        self.client_request_id = _accept_request_id(exchange.headers.get(b"x-request-id"))
+        given = exchange.headers.get(b"x-request-id")
+        self.client_request_id = None if given is None else _accept_request_id(given)
         self.response_id = NO_ID
         """The response id; made once the tenant is known."""
         self.received_s = exchange.received_s
@@ -236,31 +236,31 @@ class Call:
         """The label of the version that answers or answered; empty if none was chosen."""
         return self.cache.label or (self.target.version.label if self.target is not None else "")
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that every response carries."""
+    def header_lines(self) -> bytes:
+        """The header lines that every response carries."""
         response_id = self.response_id.text.encode()
         named = self.client_request_id
-        headers = [
-            (b"x-request-id", named.encode() if named is not None else response_id),
-            (b"x-thrifty-response-id", response_id),
-            (b"x-thrifty-cache", self.cache.result.encode()),
-        ]
+        lines = b"x-request-id: %b\r\nx-thrifty-response-id: %b\r\nx-thrifty-cache: %b\r\n" % (
+            named.encode() if named is not None else response_id,
+            response_id,
+            self.cache.result.encode(),
+        )
         target = self.target
         if target is not None:
-            headers.append((b"x-thrifty-version", self.label.encode()))
+            lines += b"x-thrifty-version: %b\r\n" % self.label.encode()
             if target.conversation_id:
-                headers.append((b"x-thrifty-conversation", target.conversation_id.encode()))
+                lines += b"x-thrifty-conversation: %b\r\n" % target.conversation_id.encode()
         replica = self.cache.replica or (self.delivery.replica.id if self.delivery.replica else "")
         if replica:
-            headers.append((b"x-thrifty-replica", replica.encode()))
+            lines += b"x-thrifty-replica: %b\r\n" % replica.encode()
         if self.rate_headers is not None:
-            headers += self.rate_headers
-        return headers
+            lines += encode_lines(self.rate_headers)
+        return lines
 
 
-def _accept_request_id(given: bytes | None) -> str | None:
+def _accept_request_id(given: bytes) -> str | None:
     """The client's request id, if it is short, printable ASCII without spaces; else None."""
-    if given is None or not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
+    if not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
         return None
     text = given.decode("latin-1")
     return text if text.isascii() and text.isprintable() and " " not in text else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings
 from thrifty.gateway.state.version import MakePolicy, Version, merge_version
@@ -18,22 +18,18 @@ class Deployment:
     versions: dict[str, Version]
     """By label, in the order of the spec."""
 
+    name: str = field(init=False)
+    """The name that clients use in `model`."""
+    settings: DeploymentSettings = field(init=False)
+    """The deployment's policies and limits."""
+
     def __post_init__(self) -> None:
+        self.name, self.settings = self.row.name, self.row.settings
         self._weights = [(label, v.row.weight) for label, v in self.versions.items()]
         weighted = [label for label, weight in self._weights if weight > 0]
         self._only = self.versions[weighted[0]] if len(weighted) == 1 else None
         self.shadows = [version for version in self.versions.values() if version.row.shadow > 0]
         """Versions that receive copies of requests."""
-
-    @property
-    def name(self) -> str:
-        """The name that clients use in `model`."""
-        return self.row.name
-
-    @property
-    def settings(self) -> DeploymentSettings:
-        """The deployment's policies and limits."""
-        return self.row.settings
 
     @property
     def main(self) -> Version:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from thrifty.db.fleet import ReplicaRow
 from thrifty.http.client import Origin, parse_origin
@@ -54,7 +55,7 @@ class Replica:
         place = self._places.get(endpoint)
         if place is None:
             origin, path = self.origin, find_endpoint(self.origin.base_path, endpoint)
-            place = dataclasses.replace(origin, base_path=""), path
+            place = msgspec.structs.replace(origin, base_path=""), path
             self._places[endpoint] = place
         return place
 
@@ -63,7 +64,7 @@ class Replica:
         """Where it reports its load."""
         if self.load_path is None:
             return None
-        root = dataclasses.replace(self.origin, base_path=find_root(self.origin.base_path))
+        root = msgspec.structs.replace(self.origin, base_path=find_root(self.origin.base_path))
         return f"{root.url}{self.load_path}"
 
 

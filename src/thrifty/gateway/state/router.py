@@ -68,9 +68,12 @@ class Outstanding:
         self._new: Sequence[int] = ()
         if request.blocks:
             self._note_prefix(replica.slot)
-        self._ahead = WorkAhead(
-            replica.prefill_tokens + self._prefill, replica.in_flight, replica.waiting
-        )
+        self._ahead: WorkAhead | None = None
+        """Known where the request was described: there is a choice of replicas."""
+        if request is not UNKNOWN:
+            self._ahead = WorkAhead(
+                replica.prefill_tokens + self._prefill, replica.in_flight, replica.waiting
+            )
         replica.in_flight += 1
         replica.waiting += 1
         replica.prefill_tokens += self._prefill
@@ -90,7 +93,7 @@ class Outstanding:
         """Record the first byte of the answer: the prompt is computed."""
         self._first_s = now_s
         self._end_prefill()
-        if self._request is not UNKNOWN:
+        if self._ahead is not None:
             self._router.learned.rates_of(self._replica).learn_ttft(
                 self._ahead, now_s - self._began_s
             )
