@@ -33,9 +33,15 @@ class Effort:
 
     @classmethod
     def load(cls, path: Path) -> Effort:
-        """What earlier trainings measured; nothing if there is no such file, or no readable one."""
+        """What earlier trainings measured, which counts a quarter of what this one measures: machines
+        are more or less busy. Nothing if there is no such file, or no readable one.
+        """
         try:
-            return cls(**json.loads(path.read_bytes()))
+            known = cls(**json.loads(path.read_bytes()))
+            return cls(
+                known.asked_tokens // 4, known.asking_s / 4,
+                known.recorded_tokens // 4, known.recording_s / 4,
+            )  # fmt: skip
         except (OSError, ValueError, TypeError):
             return cls()
 
@@ -45,16 +51,16 @@ class Effort:
         write_atomically(path, json.dumps(asdict(self)))
 
     def add_asked(self, tokens: int, seconds: float) -> None:
-        """Count answers. The last measurement counts most: machines are more or less busy."""
+        """Count answers."""
         if tokens > 0:
-            self.asked_tokens = self.asked_tokens // 4 + tokens
-            self.asking_s = self.asking_s / 4 + seconds
+            self.asked_tokens += tokens
+            self.asking_s += seconds
 
     def add_recorded(self, tokens: int, seconds: float) -> None:
-        """Count predictions, as `add_asked` counts answers."""
+        """Count predictions."""
         if tokens > 0:
-            self.recorded_tokens = self.recorded_tokens // 4 + tokens
-            self.recording_s = self.recording_s / 4 + seconds
+            self.recorded_tokens += tokens
+            self.recording_s += seconds
 
     def s_per_token(self, answered: float) -> float:
         """How long another token takes where this share of them is answered; 0 if unknown."""
