@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument(
         "--parameters", type=float, default=0.8, help="The share that pruning keeps."
     )
+    parser.add_argument("--student", help="A checkpoint that is pruned already. Default: prune.")
     parser.add_argument("--row", action="append", choices=list(ROWS), help="Default: all.")
     parser.add_argument("--judged", type=int, default=8_000, help="Held-out tokens of each domain.")
     parser.add_argument("--depth-only", action="store_true", help="Remove only layers.")
@@ -96,13 +97,14 @@ def main() -> None:
     store = Store(HOME / "models")
     version, artifact = fetch_model(store, SOURCE)
     domains = [Domain(name, Path(fetch_set(name, HOME / "data", store))) for name in LEARNED_FROM]
-    say("pruning")
-    student = f"bench-pruned-{options.parameters:g}"
-    prune_decoder(
-        store, version, artifact,
-        PruningRequest(options.parameters, student, find_mix(CHAT_TEXT, HOME / "data", store),
-                       width=not options.depth_only),
-    )  # fmt: skip
+    student = options.student or f"bench-pruned-{options.parameters:g}"
+    if options.student is None:
+        say("pruning")
+        prune_decoder(
+            store, version, artifact,
+            PruningRequest(options.parameters, student, find_mix(CHAT_TEXT, HOME / "data", store),
+                           width=not options.depth_only),
+        )  # fmt: skip
     labels, tokens = {"pruned": student}, 0
     for row in options.row or list(ROWS):
         say(f"training: {row}")
