@@ -4,7 +4,7 @@ models/       the artifact store                    thrifty.db   the embedded da
 run/          the controller's pid and lock         logs/        one file for each process
 files/        inputs and outputs of batches         data/        data sets
 evaluations/  recorded predictions of references, and results of candidates
-trainings/    checkpoints of unfinished trainings
+trainings/    checkpoints of trainings that may go on
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Home:
 
     @property
     def trainings(self) -> Path:
-        """Checkpoints of unfinished trainings."""
+        """Checkpoints of trainings that may go on."""
         return self.root / "trainings"
 
     @property

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from thrifty.compress.calibration import check_no_overlap, count_tokens, read_calibration
+from thrifty.compress.calibration import count_tokens, read_calibration
+from thrifty.compress.overlap import check_no_overlap
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import CompressionError
 
@@ -56,9 +57,11 @@ def test_what_is_judged_by_is_refused_with_its_rows(tmp_path: Path) -> None:
 def test_a_short_question_is_found_as_a_whole(tmp_path: Path) -> None:
     judged = write(tmp_path / "judged.jsonl", ask("Who sang the song about rain?"))
     learned = write(tmp_path / "learned.jsonl", ask("who sang the song about rain"))
-    with pytest.raises(CompressionError, match="line 1 has what line 1 of the latter has"):
+    with pytest.raises(
+        CompressionError, match=r"learned\.jsonl, line 1 as .*judged\.jsonl, line 1"
+    ):
         check_no_overlap(learned, judged)
-    other = write(tmp_path / "other.jsonl", ask("Who sang the song about rain in May?"))
+    other = write(tmp_path / "other.jsonl", ask("Who sang the song that is about May?"))
     check_no_overlap(other, judged)
 
 

@@ -21,10 +21,17 @@ from tests.evaluate.bigram import write_text
 from tests.parts import running_echo
 from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.checkpoint import load_decoder, load_encoder
-from thrifty.compress.distill.answers import RemoteTeacher, write_answers
+from thrifty.compress.distill.answers import (
+    RemoteTeacher,
+    Sampling,
+    ask_teacher,
+    read_beginnings,
+    serve_remote,
+)
 from thrifty.compress.distill.settings import DIVERGENCES as NAMES
 from thrifty.compress.distill.settings import Training
-from thrifty.compress.distill.training_examples import TextExamples, pack
+from thrifty.compress.distill.training_examples import LinePieces, Part, TrainingExamples, pack
+from thrifty.compress.mix import as_mix
 from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import CompressionError
 from thrifty.evaluate import EvaluationOptions, evaluate
@@ -178,12 +185,13 @@ def test_texts_that_share_a_window_do_not_see_each_other(tmp_path: Path) -> None
     rng = np.random.default_rng(8)
     texts = [rng.integers(0, 256, length) for length in (20, 31, 44, 12, 50)]
     firsts = [3, 0, 20, 10, 7]
-    together = NextTokens(TextExamples(texts, 128, firsts), 2, TRAINING)
-    alone = NextTokens(TextExamples(texts, 1, firsts), 5, TRAINING)
+    parts = [Part("texts", LinePieces(texts, firsts))]
+    together = NextTokens(TrainingExamples(parts, 128, has_teacher=False), [0, 1], TRAINING)
+    alone = NextTokens(TrainingExamples(parts, 1, has_teacher=False), range(5), TRAINING)
     assert together._examples.count == 2
     with torch.no_grad():
-        total, count = together.measure(model, "cpu", 0, 1)
-        expected, predictions = alone.measure(model, "cpu", 0, 1)
+        total, count = together.measure(model, "cpu", 0, 1)["texts"]
+        expected, predictions = alone.measure(model, "cpu", 0, 1)["texts"]
     assert count == predictions == sum(len(t) - 1 - f for t, f in zip(texts, firsts, strict=True))
     assert total == pytest.approx(expected, rel=1e-5)
 
@@ -326,10 +334,18 @@ def test_answers_are_asked_for_once(store: Store, text: Path, tmp_path: Path) ->
     teacher = RemoteTeacher("http://127.0.0.1:9/v1", "none")
     path = tmp_path / "answers.jsonl"
     path.write_text(json.dumps({"tokens": list(range(50)), "first": 9}) + "\n" + '{"tokens": [1')
-    write_answers(teacher, tokenizer, text, path, tokens=50, window=WINDOW)
-    assert path.read_text().count("\n") == 1, "an incomplete line is truncated"
+
+    def ask(tokens: int) -> None:
+        ask_teacher(
+            serve_remote(teacher), None, "teacher",
+            lambda: read_beginnings(as_mix(text).sources[0], tokenizer, WINDOW), tokenizer, path,
+            tokens=tokens, sampling=Sampling(window=WINDOW),
+        )  # fmt: skip
+
+    ask(50)
     with pytest.raises(CompressionError, match="cannot be reached"):
-        write_answers(teacher, tokenizer, text, path, tokens=51, window=WINDOW)
+        ask(51)
+    assert path.read_text().count("\n") == 1, "an incomplete line is truncated"
 
 
 def test_an_encoder_embeds_where_its_teacher_does(text: Path, tmp_path: Path) -> None:
@@ -410,6 +426,7 @@ class Climbing:
     """A loss that falls until it becomes `after` at some step."""
 
     unit, examples, example_tokens, held_out_tokens = "loss", 10, 1, 1
+    domains = ["numbers"]
 
     def __init__(self, step: int, after: float) -> None:
         self.calls, self.step, self.after = 0, step, after
@@ -419,8 +436,8 @@ class Climbing:
         loss = model(torch.ones(1, 1)).square().mean()
         return (loss * self.after if self.calls > self.step else loss), 1
 
-    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
-        return float(model(torch.ones(1, 1)).square()), 1
+    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> dict[str, Any]:
+        return {"numbers": (float(model(torch.ones(1, 1)).square()), 1)}
 
 
 @pytest.mark.parametrize(
@@ -469,7 +486,8 @@ def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
     again = Trainer(
         torch.nn.Linear(1, 1), Climbing(10**9, 1), settings, tmp_path, Accelerator(cpu=True)
     )
-    assert again.run().step == 40, "it resumes once the fault is gone"
+    assert again.run()
+    assert again.state.step == 40, "it resumes once the fault is gone"
 
 
 def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def walk(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 KEYS = dict(walk(Spec))
-LISTS = ("aliases", "fallback", "compress.held_out", "compress.tasks", "deployments", "gateway.cors", "gateway.hosts",
+LISTS = ("aliases", "fallback", "compress.held_out", "compress.tasks", "compress.text", "deployments",
+         "gateway.cors", "gateway.hosts",
          "versions")  # fmt: skip
 LEAVES = [
     path

@@ -326,7 +326,9 @@ def models_remove(name: Annotated[str, typer.Argument(metavar="NAME@vN")]) -> No
 
 @models_app.command("gc")
 def models_collect(as_json: Json = False) -> None:
-    """Free the space of what nothing needs any more. Served versions stay."""
+    """Free the space of what nothing needs any more: models without a name, and the checkpoints of
+    trainings that have ended. Served versions stay.
+    """
     from thrifty.cli.models import run_collect
 
     run_collect(as_json=as_json)

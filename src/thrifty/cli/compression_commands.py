@@ -131,9 +131,10 @@ def quantize(
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
     text: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Text to learn from: a set, a file, or none. Default: passages, where anything is learned."
+            help="Text to learn from: a set, a file, or none; may be given again, as NAME=WEIGHT. "
+            "Default: a mix for chat models, else passages, where anything is learned."
         ),
     ] = None,
     held_out: Annotated[
@@ -157,7 +158,7 @@ def quantize(
     from thrifty.cli.quantize import run_quantize
 
     run_quantize(
-        model, scheme=scheme, out=out, text=text, held_out=held_out, bits=bits, tokens=tokens,
+        model, scheme=scheme, out=out, text=text or (), held_out=held_out, bits=bits, tokens=tokens,
         as_json=as_json,
     )  # fmt: skip
     judge_made(out, max_drop)
@@ -170,7 +171,11 @@ def prune(
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
     text: Annotated[
-        str | None, typer.Option(help="Text to learn from: a set, or a file. Default: passages.")
+        list[str] | None,
+        typer.Option(
+            help="Text to learn from: a set or a file; may be given again, as NAME=WEIGHT. Default: a mix "
+            "for chat models, else passages."
+        ),
     ] = None,
     depth_only: Annotated[
         bool, typer.Option("--depth-only", help="Only leave layers out.")
@@ -197,7 +202,7 @@ def prune(
 
     run_prune(
         model, parameters=parameters, depth_only=depth_only, width_only=width_only, out=out,
-        text=text, held_out=held_out, tokens=tokens, as_json=as_json,
+        text=text or (), held_out=held_out, tokens=tokens, as_json=as_json,
     )  # fmt: skip
     judge_made(out, max_drop)
 
@@ -214,7 +219,10 @@ def compress(
         float | None, typer.Option(help="The share of the parameters to keep, such as 0.8.")
     ] = None,
     distill: Annotated[
-        str | None, typer.Option(help="How many tokens to train on afterwards, such as 2M.")
+        str | None,
+        typer.Option(
+            help="How many tokens to train on afterwards, such as 2M, or how long, such as 30m."
+        ),
     ] = None,
     quantize: Annotated[
         str | None,
@@ -224,7 +232,11 @@ def compress(
         float | None, typer.Option(help="For int4: at most so many bits a weight.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Text to learn from: a file or a set. Default: passages.")
+        list[str] | None,
+        typer.Option(
+            help="Text to learn from: a file or a set; may be given again, as NAME=WEIGHT. Default: a mix "
+            "for chat models, else passages."
+        ),
     ] = None,
     held_out: Annotated[
         list[str] | None,
@@ -248,13 +260,14 @@ def compress(
 ) -> None:
     """Prune, distil and quantize a model, and measure each stage. Goes on where it was."""
     from thrifty.cli.compress import run_compress
+    from thrifty.spec.section import is_time
 
     flags = {
         "compress.prune.parameters": prune,
-        "compress.distill.tokens": distill,
+        "compress.distill.time" if is_time(distill or "") else "compress.distill.tokens": distill,
         "compress.quantize.scheme": quantize,
         "compress.quantize.bits": bits,
-        "compress.text": text,
+        "compress.text": text or None,
         "compress.held_out": held_out or None,
         "compress.tasks": tasks or None,
         "compress.max_drop": max_drop,
@@ -321,9 +334,41 @@ def distill(
     teacher: Annotated[
         str, typer.Option(help="What it learns from: a name, a source, a path, or a URL.")
     ],
-    text: Annotated[str, typer.Option(help="Text to learn on: a set, or a file, plain or .jsonl.")],
-    tokens: Annotated[int, typer.Option(help="How many tokens to learn on, over all steps.")],
     out: Annotated[str, typer.Option(help="The new model's name.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to learn on: a set or a file, plain or .jsonl with text, messages or prompts; may "
+            "be given again, as NAME=WEIGHT. Default: a mix for chat models, else passages."
+        ),
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="How many tokens to learn on, over all steps.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="In place of tokens: how long all of it takes, the teacher included."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with a training in minutes; --minutes counts those that it had."
+        ),
+    ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers/--no-answers", help="Learn from the teacher's own answers to prompts."
+        ),
+    ] = True,
+    temperature: Annotated[float, typer.Option(help="At which the teacher answers.")] = 1.0,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="The learning rate: cosine, or constant with averaged weights. Default: cosine for "
+            "tokens, constant for minutes."
+        ),
+    ] = None,
     divergence: Annotated[
         str,
         typer.Option(help="forward, reverse, jensen-shannon, skewed-forward or skewed-reverse."),
@@ -390,13 +435,14 @@ def distill(
     from thrifty.evaluate.open_model import is_url
 
     training = Training(
-        tokens=tokens, divergence=divergence, mix=mix, hidden=hidden, on_policy=on_policy,
+        tokens=tokens, minutes=minutes, answers=answers, temperature=temperature, schedule=schedule,
+        divergence=divergence, mix=mix, hidden=hidden, on_policy=on_policy,
         learning_rate=learning_rate, batch_tokens=batch_tokens, micro_batch=micro_batch,
         lora_rank=lora_rank, freeze_embeddings=freeze_embeddings, checkpointing=checkpointing, seed=seed,
     )  # fmt: skip
     remote = RemoteTeacher(teacher, teacher_model, teacher_key_env) if is_url(teacher) else teacher
     run_distill(
-        student, remote, text=text, held_out=held_out, out=out, training=training, live=live,
-        backend=backend, processes=processes, plot=plot, as_json=as_json,
+        student, remote, text=text or (), held_out=held_out, out=out, training=training, live=live,
+        backend=backend, processes=processes, resume=resume, plot=plot, as_json=as_json,
     )  # fmt: skip
     judge_made(out, max_drop)

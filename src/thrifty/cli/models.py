@@ -132,18 +132,23 @@ def run_remove(name: str) -> None:
 
 def run_collect(*, as_json: bool) -> None:
     """Collect garbage."""
+    from thrifty.compress.distill.kept_trainings import remove_ended
+
     collected = _store().collect_garbage(_read_deployed())
+    trainings, size = remove_ended(find_home().trainings, keep=0)
     if as_json:
         print_json(
             {
                 "removed": list(collected.artifacts),
-                "freed_bytes": collected.freed_bytes,
+                "removed_trainings": trainings,
+                "freed_bytes": collected.freed_bytes + size,
                 "kept_in_use": list(collected.kept_in_use),
             }
         )
         return
     print_line(
-        f"Removed {len(collected.artifacts)} models, freed {format_bytes(collected.freed_bytes)}."
+        f"Removed {len(collected.artifacts)} models and the checkpoints of {trainings} trainings, "
+        f"freed {format_bytes(collected.freed_bytes + size)}."
     )
     if collected.kept_in_use:
         print_line(f"Kept, because they are being served: {', '.join(collected.kept_in_use)}")

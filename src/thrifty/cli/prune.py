@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
 from thrifty.cli.texts import find_named
-from thrifty.compress.pipeline import TEXT
+from thrifty.compress.mix import choose_text, find_mix
+from thrifty.compress.overlap import check_apart
 from thrifty.compress.prune.encoder import prune_encoder
 from thrifty.compress.prune.prune import prune_decoder
 from thrifty.compress.prune.report import EncoderPruningReport, PruningReport
 from thrifty.compress.prune.request import PruningRequest
 from thrifty.errors import CompressionError
-from thrifty.evaluate.suite import find_data
 from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes
@@ -25,7 +27,7 @@ def run_prune(
     depth_only: bool,
     width_only: bool,
     out: str,
-    text: str | None,
+    text: Sequence[str],
     held_out: str | None,
     tokens: int,
     as_json: bool,
@@ -37,8 +39,10 @@ def run_prune(
     store = Store(home.models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
-        learned = find_data(text or TEXT, home.data, store, on_progress).path
+        learned = find_mix(text or choose_text(store, artifact), home.data, store, on_progress)
         judged = find_named(held_out, home, store, on_progress)
+        if artifact.description.family is Family.DECODER:
+            learned = check_apart(learned, (), home, store, tell, on_progress)
         prune = prune_encoder if artifact.description.family is Family.ENCODER else prune_decoder
         request = PruningRequest(
             parameters, out, learned, judged, depth=not width_only, width=not depth_only,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.cli.show import err, print_json, print_line, print_table, show_progress
-from thrifty.cli.texts import find_named
+from thrifty.cli.show import err, print_json, print_line, print_table, show_progress, tell
+from thrifty.cli.texts import NONE, find_named
 from thrifty.compress.divergence_evaluator import RecipeResult
-from thrifty.compress.pipeline import TEXT
+from thrifty.compress.mix import choose_text, find_mix
+from thrifty.compress.overlap import check_apart
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gguf_types import PLAIN
 from thrifty.compress.quantize.gguf_types import SCHEMES as GGUF_SCHEMES
@@ -27,7 +29,7 @@ def run_quantize(
     *,
     scheme: str,
     out: str,
-    text: str | None,
+    text: Sequence[str],
     held_out: str | None,
     bits: float,
     tokens: int | None,
@@ -43,9 +45,12 @@ def run_quantize(
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
         learns = scheme not in GGUF_SCHEMES or GGUF_SCHEMES[scheme].usual not in PLAIN
-        if text is None and learns and artifact.description.family is Family.DECODER:
-            text = TEXT
-        learned = find_named(text, home, store, on_progress)
+        if not text and learns and artifact.description.family is Family.DECODER:
+            text = choose_text(store, artifact)
+        learned = None
+        if text and list(text) != [NONE]:
+            found = find_mix(text, home.data, store, on_progress)
+            learned = check_apart(found, (), home, store, tell, on_progress)
         judged = find_named(held_out, home, store, on_progress)
         measured: list[RecipeResult] = []
         if scheme in GGUF_SCHEMES:

@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
 from thrifty.artifacts.checkpoint import DecoderCheckpoint
-from thrifty.data.overlap import SEQUENCE_WORDS, hash_sequences, list_sequences, list_words
+from thrifty.compress.mix import Text, as_mix, read_tokens
 from thrifty.errors import CompressionError
-from thrifty.evaluate.conversations import read_records
-from thrifty.evaluate.windows import TokenArray, read_texts, read_windows
+from thrifty.evaluate.windows import TokenArray
 from thrifty.graphs.decoder import TAP, build_decoder, make_inputs
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 FloatArray = npt.NDArray[np.float32]
 
-MOST_OVERLAP = 0.001
-"""The share of the evaluation text's sequences that may recur by chance, as set phrases do."""
-MOST_ROWS = 3
-"""The most rows that an error names."""
-
 
 def read_calibration(
-    path: Path, tokenizer: TextTokenizer, window: int, *, judged: int, learned: int
+    text: Text, tokenizer: TextTokenizer, window: int, *, judged: int, learned: int
 ) -> tuple[list[TokenArray], list[TokenArray]]:
     """Windows of calibration text: some to compare candidates on, others to make them from.
 
     The former are at most `judged` tokens and a quarter of all, the latter at most `learned`
     tokens. Raises `CompressionError` if the text has fewer than two windows.
     """
-    windows = list(read_windows(path, tokenizer, window, judged + learned))
+    windows = list(read_tokens(text, tokenizer, window, judged + learned))
     if len(windows) < 2:
         raise CompressionError(
-            f"{path} is too short: it has {len(windows)} windows of {window} tokens, and at least "
+            f"{as_mix(text).name} is too short: it has {len(windows)} windows of {window} tokens, and at least "
             "two are needed, for calibration and for selection"
         )
-    count = min(max(1, judged // window), max(1, len(windows) // 4))
-    return windows[:count], windows[count : count + max(1, learned // window)]
+    count = _count_windows(windows[: max(1, len(windows) // 4)], judged)
+    rest = windows[count:]
+    return windows[:count], rest[: _count_windows(rest, learned)]
+
+
+def _count_windows(windows: Sequence[TokenArray], tokens: int) -> int:
+    """How many of the first windows have at most so many tokens together; at least one."""
+    ends = np.cumsum([len(window) for window in windows])
+    return max(1, int(np.searchsorted(ends, tokens, side="right")))
 
 
 def count_tokens(windows: Iterable[TokenArray]) -> int:
@@ -140,41 +140,3 @@ class TapRun:
             name: self._request.get_output_tensor(index).data.reshape(len(tokens), -1)
             for index, name in self._taps.items()
         }
-
-
-def check_no_overlap(calibration: Path, *evaluations: Path) -> None:
-    """Raise `CompressionError` if the calibration text contains parts of an evaluation text."""
-    held_out = [dict(_list_sequences(path)) for path in evaluations]
-    seen: list[dict[bytes, str]] = [{} for _ in evaluations]
-    for sequence, where in _list_sequences(calibration):
-        for number, known in enumerate(held_out):
-            if sequence in known:
-                seen[number].setdefault(sequence, where)
-    for path, known, found in zip(evaluations, held_out, seen, strict=True):
-        if len(found) > MOST_OVERLAP * len(known):
-            raise CompressionError(
-                f"{calibration} contains {len(found) / len(known):.1%} of {path} (sequences of "
-                f"{SEQUENCE_WORDS} words{_describe_rows(found, known)}), so measurements on the "
-                "latter would be too good; calibrate with other text"
-            )
-
-
-def _describe_rows(found: Mapping[bytes, str], known: Mapping[bytes, str]) -> str:
-    pairs = dict.fromkeys(
-        (there, known[one]) for one, there in found.items() if there and known[one]
-    )
-    shown = [f"line {there} has what line {here} of the latter has" for there, here in pairs]
-    return f"; {'; '.join(shown[:MOST_ROWS])}" if shown else ""
-
-
-def _list_sequences(path: Path) -> Iterator[tuple[bytes, str]]:
-    """A checksum of each sequence of words, and the line where it stands in a `.jsonl` file."""
-    if path.suffix == ".jsonl":
-        for record, where in read_records(path):
-            line = where.rpartition(" ")[2]
-            yield from ((sequence, line) for sequence in list_sequences(record))
-        return
-    words: list[str] = []
-    for text in read_texts(path):
-        words = words[-(SEQUENCE_WORDS - 1) :] + list_words(text)
-        yield from ((sequence, "") for sequence in hash_sequences(words))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
-from thrifty.compress.calibration import check_no_overlap
+from thrifty.compress.mix import DEFAULT_TEXT, Mix, choose_text, describe_missing_text, find_mix
+from thrifty.compress.overlap import check_apart
 from thrifty.data import SETS
 from thrifty.engines.base import choose_runnable, find_scheme_fault
 from thrifty.engines.machine import detect_machine
@@ -39,7 +40,6 @@ from thrifty.evaluate.open_model import is_url
 from thrifty.evaluate.run import DOMAIN_TOKENS
 from thrifty.evaluate.suite import (
     HELD_OUT_TEXTS,
-    DataFile,
     EvaluationSuite,
     describe_missing,
     describe_no_domain,
@@ -50,8 +50,9 @@ from thrifty.evaluate.suite import (
     split_domain,
 )
 from thrifty.home import Home, make_private_folder
-from thrifty.spec.compress import CompressSpec
+from thrifty.spec.compress import CompressSpec, parse_source
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
+from thrifty.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,6 @@ Model = tuple[NamedVersion, Artifact]
 MeasureSpeed = Callable[[NamedVersion, Artifact, OnProgress], Measurement]
 """Measures a model on the engine that will serve it; a higher layer provides it."""
 
-TEXT = "passages"
 _FOR_TASKS = "file of questions (.jsonl)"
 
 
@@ -102,12 +102,15 @@ class _Run:
 
     compress: CompressSpec
     teacher: str
-    text: DataFile | None
+    text: Mix | None
     """The text for calibration and training."""
     suite: EvaluationSuite
     store: Store
     home: Home
     measure_speed: MeasureSpeed | None
+    serve: ServeModel | None
+    """Serves a chat model that is to be asked."""
+    on_stage: Callable[[str], None]
 
 
 def check_compress(compress: CompressSpec) -> list[Problem]:
@@ -117,19 +120,19 @@ def check_compress(compress: CompressSpec) -> list[Problem]:
         problems.append(
             Problem("compress", "the pipeline has no stage: set prune, distill or quantize")
         )
-    if compress.distill.tokens is not None:
+    if compress.distill.is_wanted:
         problems += _check_training()
     if is_url(compress.distill.teacher or ""):
         message = "must be a model; only 'thrifty distill' takes a teacher that is served elsewhere"
         problems.append(Problem("compress.distill.teacher", message))
-    if compress.text is not None and (missing := describe_missing(compress.text)):
-        problems.append(Problem("compress.text", f"{compress.text!r} {missing}"))
-    elif compress.text is not None and _is_text(compress.text) is False:
-        problems.append(Problem("compress.text", f"{compress.text!r} holds questions, not text"))
+    learned = {split_domain(parse_source(one)[0])[1] for one in compress.text or DEFAULT_TEXT}
+    for name in compress.text:
+        if missing := describe_missing_text(name):
+            problems.append(Problem("compress.text", f"{name!r} {missing}"))
     for name in compress.held_out:
         if fault := describe_no_domain(name):
             problems.append(Problem("compress.held_out", f"{name!r} {fault}"))
-        elif split_domain(name)[1] == (compress.text or TEXT):
+        elif split_domain(name)[1] in learned:
             message = "must differ from the text that models are calibrated and trained on"
             problems.append(Problem("compress.held_out", message))
     for index, name in enumerate(compress.tasks):
@@ -169,12 +172,12 @@ def run_pipeline(
     version, artifact = source
     compress = _resolve_scheme(compress, artifact, store, on_stage)
     check_model(compress, source)
-    text, suite = _find_data(compress, source, store, home, on_progress)
+    text, suite = _find_data(compress, source, store, home, on_stage, on_progress)
     teacher = version.label
     if compress.distill.teacher is not None:
         with _in_stage("distill", version.label):
             teacher = fetch_model(store, compress.distill.teacher, on_progress=on_progress)[0].label
-    run = _Run(compress, teacher, text, suite, store, home, measure_speed)
+    run = _Run(compress, teacher, text, suite, store, home, measure_speed, serve, on_stage)
     stages: list[Stage] = []
     names = _name_stages(compress, version.name)
     # Only one at a time: a second run of the same pipeline waits, then finds the results.
@@ -250,7 +253,7 @@ def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
             f"{version.label} is an encoder; encoders can only be quantized to int8 "
             "(compress.quantize.scheme)"
         )
-    unused = compress.text is not None or compress.quantize.tokens is not None
+    unused = bool(compress.text) or compress.quantize.tokens is not None
     if unused and _list_stages(compress) == ["quantize"]:
         raise CompressionError(
             f"{version.label} is an encoder, and its weights are quantized without calibration "
@@ -281,7 +284,7 @@ def _list_stages(compress: CompressSpec) -> list[str]:
     stages = []
     if compress.prune.parameters is not None:
         stages.append("prune")
-    if compress.distill.tokens is not None:
+    if compress.distill.is_wanted:
         stages.append("distill")
     if _scheme(compress) != "none":
         stages.append("quantize")
@@ -309,7 +312,9 @@ def _describe_stage(stage: str, compress: CompressSpec, teacher: str) -> str:
     if stage == "prune":
         return f"to {compress.prune.parameters:.0%} of the parameters"
     if stage == "distill":
-        return f"on {compress.distill.tokens:,} tokens, with the teacher {teacher}"
+        time, tokens = compress.distill.time, compress.distill.tokens
+        much = f"{tokens:,} tokens" if tokens is not None else format_duration(time or 0.0)
+        return f"on {much}, with the teacher {teacher}"
     return f"to {_scheme(compress)}"
 
 
@@ -326,7 +331,7 @@ def _prune(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
     assert settings.parameters is not None
     depth, width = settings.may_remove
     request = PruningRequest(
-        settings.parameters, out, run.text.path, depth=depth, width=width,
+        settings.parameters, out, run.text, depth=depth, width=width,
         tokens=settings.tokens or CALIBRATION_TOKENS,
     )  # fmt: skip
     prune = prune_encoder if model[1].description.family is Family.ENCODER else prune_decoder
@@ -339,13 +344,15 @@ def _distill(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Mode
     from thrifty.compress.distill.settings import Training
 
     assert run.text is not None
-    settings: dict[str, Any] = run.compress.distill.model_dump(
-        exclude={"teacher"}, exclude_none=True
-    )
+    asked = run.compress.distill
+    settings: dict[str, Any] = asked.model_dump(exclude={"teacher", "time"}, exclude_none=True)
+    if asked.time is not None:
+        settings["minutes"] = asked.time / 60
     request = DistillationRequest(
-        model[0].label, run.teacher, run.text.path, out, Training(**settings)
-    )
-    return distill_model(run.store, run.home, request, on_progress)
+        model[0].label, run.teacher, run.text, out, Training(**settings), extend=True,
+        serve=run.serve,
+    )  # fmt: skip
+    return distill_model(run.store, run.home, request, on_progress, run.on_stage)
 
 
 def _quantize(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Model:
@@ -354,7 +361,7 @@ def _quantize(run: _Run, model: Model, out: str, on_progress: OnProgress) -> Mod
     settings = run.compress.quantize
     version, artifact, _ = quantize_openvino(
         run.store, *model, _scheme(run.compress), out=out,
-        calibration=run.text.path if run.text is not None else None,
+        calibration=run.text,
         bits=settings.bits or BITS, tokens=settings.tokens, on_progress=on_progress,
     )  # fmt: skip
     return version, artifact
@@ -406,14 +413,20 @@ def _ask(
 
 
 def _find_data(
-    compress: CompressSpec, source: Model, store: Store, home: Home, on_progress: OnProgress
-) -> tuple[DataFile | None, EvaluationSuite]:
+    compress: CompressSpec,
+    source: Model,
+    store: Store,
+    home: Home,
+    on_stage: Callable[[str], None],
+    on_progress: OnProgress,
+) -> tuple[Mix | None, EvaluationSuite]:
     """The calibration text and the evaluation suite, after checking that they do not overlap."""
     family = source[1].description.family
     make_private_folder(home.data)
     text = None
     if family is Family.DECODER or _list_stages(compress) != ["quantize"]:
-        text = find_data(compress.text or TEXT, home.data, store, on_progress)
+        learned = compress.text or choose_text(store, source[1])
+        text = find_mix(learned, home.data, store, on_progress)
     named = compress.held_out or name_default_domains(store, source[1])
     domains = find_domains(named, home.data, store, on_progress)
     tasks = tuple(find_data(name, home.data, store, on_progress) for name in compress.tasks)
@@ -421,25 +434,13 @@ def _find_data(
     if len(set(stems)) < len(stems):
         raise CompressionError(f"two tasks have the same name ({', '.join(stems)}); rename a file")
     if text is not None:
-        _check_no_overlap_once(text, domains, home)
+        paths = [domain.path for domain in domains]
+        text = check_apart(text, paths, home, store, on_stage, on_progress)
     tokens = compress.held_out_tokens or DOMAIN_TOKENS
     suite = EvaluationSuite(
         source[0], domains, family, tokens=tokens, tasks=tasks, items=compress.items
     )
     return text, suite
-
-
-def _check_no_overlap_once(text: DataFile, domains: Sequence[DataFile], home: Home) -> None:
-    """`check_no_overlap`, run once for every text and domain."""
-    folder = home.evaluations / "apart"
-    marks = {one: folder / f"{text.sha256[:20]}-{one.sha256[:20]}" for one in domains}
-    missing = [one for one, mark in marks.items() if not mark.exists()]
-    if not missing:
-        return
-    check_no_overlap(text.path, *(one.path for one in missing))
-    make_private_folder(folder)
-    for one in missing:
-        marks[one].touch()
 
 
 def _is_text(name: str) -> bool | None:

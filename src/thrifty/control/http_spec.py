@@ -20,6 +20,7 @@ from thrifty.db.desired_state import DesiredService
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.errors import Problem, SpecError
 from thrifty.spec import LoadedSpec, Spec, parse_spec
+from thrifty.spec.compress import parse_source
 
 VARIABLE_PREFIX = "THRIFTY_UPSTREAM_"
 """Environment variables with this prefix are for specs that come over HTTP."""
@@ -128,8 +129,8 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
     compress = spec.compress
     if compress.distill.teacher is not None:
         yield _Use("compress.distill.teacher", compress.distill.teacher)
-    if compress.text is not None:
-        yield _Use("compress.text", compress.text)
+    for text in compress.text:
+        yield _Use("compress.text", parse_source(text)[0])
     for named in compress.held_out:
         yield _Use("compress.held_out", named)
     for task in compress.tasks:

@@ -331,7 +331,7 @@ def _describe_pipeline(version: LoadedVersion, name: str) -> PlanItem:
     scheme = compress.quantize.scheme
     stages = [
         *(["prune"] if compress.prune.parameters is not None else []),
-        *(["distill"] if compress.distill.tokens is not None else []),
+        *(["distill"] if compress.distill.is_wanted else []),
         *(["quantize (auto)"] if scheme == "auto" else []),
         *([f"quantize to {scheme}"] if scheme not in ("auto", "none") else []),
     ]

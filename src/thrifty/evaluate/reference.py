@@ -19,7 +19,9 @@ bytes.
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,14 +155,22 @@ class ReferenceRecord:
         windows: Iterable[TokenWindow],
         on_progress: OnProgress = ignore_progress,
         total: int = 0,
+        *,
+        enough: int | None = None,
+        until_s: float = math.inf,
     ) -> None:
-        """Run the reference over the windows that are missing, and record its predictions."""
+        """Run the reference over the windows that are missing, and record its predictions.
+
+        Stop once `enough` tokens are recorded, or when `time.monotonic` is `until_s`; the record is
+        then not complete, and a later call with the same windows goes on.
+        """
         if self.complete:
             return
         self._cut_off()
         done = int(np.sum(self._lengths))
         kept = self.windows
         lengths = list(self._lengths)
+        ended = True
         with (
             (self.folder / "records.bin").open("ab") as records,
             (self.folder / "tokens.bin").open("ab") as tokens_file,
@@ -173,6 +183,9 @@ class ReferenceRecord:
             for number, window in enumerate(windows):
                 if number < kept:
                     continue
+                if (enough is not None and done >= enough) or time.monotonic() >= until_s:
+                    ended = False
+                    break
                 tokens = window.tokens
                 rows = exact_rows(before, len(tokens) - 1)
                 ranked = scorer.rank(tokens, self.meta.k, rows)
@@ -193,7 +206,8 @@ class ReferenceRecord:
             for file in files:
                 os.fsync(file.fileno())
         self._lengths = np.array(lengths, np.int64)
-        (self.folder / "complete").touch()
+        if ended:
+            (self.folder / "complete").touch()
 
     def read(self, first: int = 0) -> Iterator[Window]:
         """Yield the windows from number `first` on."""

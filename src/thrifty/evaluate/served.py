@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -46,24 +47,39 @@ class ServedUrl:
             raise EvaluationError(f"{self.base} serves no model")
         return served
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        until_s: float = math.inf,
+    ) -> dict[str, Any]:
         """The JSON answer to a request; retries while the server is busy or unavailable.
 
-        Raises `EvaluationError` if there is no answer, or none in JSON.
+        Raises `EvaluationError` if there is no answer, or none in JSON. Raises `TimeoutError` if
+        there is none when `time.monotonic` is `until_s`; the connection is closed then, so that the
+        server can stop its work.
         """
         url = complete_url(self.base) + path.removeprefix("/v1")
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
             try:
-                reply = self._session.request(method, url, json=body, timeout=TIMEOUT_S)
+                reply = self._session.request(
+                    method, url, json=body, timeout=min(TIMEOUT_S, left_s)
+                )
             except requests.RequestException as error:
+                if left_s < TIMEOUT_S and isinstance(error, requests.Timeout):
+                    raise TimeoutError from None
                 if last:
                     raise EvaluationError(f"{self.base} cannot be reached: {error}") from None
-                _wait(attempt, None)
+                _wait(attempt, None, until_s)
                 continue
             if last or reply.status_code not in PASSING:
                 break
-            _wait(attempt, reply.headers.get("retry-after"))
+            _wait(attempt, reply.headers.get("retry-after"), until_s)
         if reply.status_code != 200:
             raise EvaluationError(f"{url} answered {reply.status_code}: {reply.text[:300]}")
         try:
@@ -77,6 +93,7 @@ class ServedUrl:
         self._session.close()
 
 
-def _wait(attempt: int, retry_after: str | None) -> None:
+def _wait(attempt: int, retry_after: str | None, until_s: float) -> None:
     asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
-    time.sleep(min(LONGEST_WAIT_S, max(asked, 0.5 * 2**attempt)))
+    left_s = max(0.0, until_s - time.monotonic())
+    time.sleep(min(LONGEST_WAIT_S, max(asked, 0.5 * 2**attempt), left_s))

@@ -6,10 +6,20 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from thrifty.spec.section import Count, Name, Number, Section, expand_shorthand
+from thrifty.spec.section import Count, Duration, Name, Number, Section, expand_shorthand
 
 Quantization = Literal["auto", "int8", "w8a8", "w7a8", "int4", "none"]
+Schedule = Literal["cosine", "constant"]
 Divergence = Literal["forward", "reverse", "jensen-shannon", "skewed-forward", "skewed-reverse"]
+
+
+def parse_source(named: str) -> tuple[str, float]:
+    """The set or file, and the weight, of `NAME` or `NAME=WEIGHT`."""
+    name, sign, weight = named.rpartition("=")
+    try:
+        return (name, float(weight)) if sign and name else (named, 1.0)
+    except ValueError:
+        return named, 1.0
 
 
 class PruneSpec(Section):
@@ -60,6 +70,12 @@ class DistillSpec(Section):
         description="How many tokens are trained on, such as `2M`; text is read again where there is "
         "less. Default: none; nothing is distilled.",
     )
+    time: Duration | None = Field(
+        None,
+        gt=0,
+        description="In place of `tokens`: how long it takes, the teacher's time included, such as "
+        "`30m`. A longer time later goes on with the same training.",
+    )
     teacher: str | None = Field(
         None,
         min_length=1,
@@ -107,14 +123,36 @@ class DistillSpec(Section):
         None,
         description="Compute activations anew on the way back: less memory, more time. Default: `false`.",
     )
+    answers: bool | None = Field(
+        None,
+        description="Whether the teacher answers the prompts of conversations, and the model learns "
+        "from its answers. Default: `true`.",
+    )
+    temperature: Number | None = Field(
+        None, gt=0, le=2, description="At which the teacher answers. Default: 1."
+    )
+    schedule: Schedule | None = Field(
+        None,
+        description="The learning rate: `cosine` falls to the end, `constant` stays, and weights are "
+        "averaged. Default: `cosine` for `tokens`, `constant` for `time`.",
+    )
     seed: Count | None = Field(None, description="Of what is drawn at random. Default: 0.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        others = self.model_dump(exclude={"tokens"}).values()
-        if self.tokens is None and any(value is not None for value in others):
-            raise ValueError("says how to distill, and not how long: set 'tokens'")
+        others = self.model_dump(exclude={"tokens", "time"}).values()
+        if not self.is_wanted and any(value is not None for value in others):
+            raise ValueError("says how to distill, and not how long: set 'tokens' or 'time'")
+        if self.tokens is not None and self.time is not None:
+            raise ValueError("sets both 'tokens' and 'time'; set one of them")
+        if self.time is not None and self.schedule == "cosine":
+            raise ValueError("a cosine must know its end: set 'tokens', or leave out 'schedule'")
         return self
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anything is distilled."""
+        return self.tokens is not None or self.time is not None
 
 
 class QuantizeSpec(Section):
@@ -166,18 +204,20 @@ class CompressSpec(Section):
     )
     distill: DistillSpec = Field(
         default_factory=lambda: DistillSpec(),
-        description="What is won back by training: a number of tokens, such as `2M`, or a mapping. "
+        description="What is won back by training: a number of tokens, such as `2M`, a time, such as "
+        "`30m`, or a mapping. "
         "Needs the extra `compress`.",
     )
     quantize: QuantizeSpec = Field(
         default_factory=lambda: QuantizeSpec(),
         description="The form of the weights: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
     )
-    text: str | None = Field(
-        None,
-        min_length=1,
-        description="Text to learn from: a file (plain, or .jsonl with a field `text`), or a set of "
-        "`thrifty data`, which is fetched. Default: `passages`.",
+    text: tuple[str, ...] = Field(
+        (),
+        description="Text to learn from: one source or a list, each a file or a set of `thrifty data`, "
+        "which is fetched, with a weight if need be (`passages=0.3`). A file is plain, or .jsonl with "
+        "`text`, `messages`, or `prompt`, `instruction` or `question`. Default: a mix of "
+        "conversations, passages, web pages and code for chat models, else `passages`.",
     )
     held_out: tuple[str, ...] = Field(
         (),
@@ -219,7 +259,7 @@ class CompressSpec(Section):
             return value
         return {k: expand_shorthand(f"compress.{k}", below) for k, below in value.items()}
 
-    @field_validator("held_out", "tasks", mode="before")
+    @field_validator("held_out", "tasks", "text", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else () if value is None else value
@@ -228,8 +268,9 @@ class CompressSpec(Section):
     def is_pipeline(self) -> bool:
         """Whether anything is asked for that the engine does not do by itself."""
         more = (
-            self.prune.parameters, self.distill.tokens, self.quantize.bits, self.quantize.tokens,
-            self.text, self.held_out_tokens, self.items, self.max_drop, self.out,
+            self.prune.parameters, self.distill.tokens, self.distill.time, self.quantize.bits, self.quantize.tokens,
+            self.held_out_tokens, self.items, self.max_drop, self.out,
         )  # fmt: skip
-        measured = self.quantize.scheme in ("w8a8", "w7a8") or bool(self.held_out or self.tasks)
+        learned = bool(self.held_out or self.tasks or self.text)
+        measured = self.quantize.scheme in ("w8a8", "w7a8") or learned
         return measured or any(value is not None for value in more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import (
@@ -51,10 +52,16 @@ SHORTHANDS = (
     "cache", "cache.exact",
 )  # fmt: skip
 """The keys that may hold a plain value in place of a mapping, outer ones first."""
+_TIME = re.compile(r"[0-9.]+\s*(s|m|min|h|d)")
 _SHORT_FOR = {
     "engine": "kind", "compress": "quantize", "compress.prune": "parameters",
     "compress.distill": "tokens", "compress.quantize": "scheme", "replicas": "count",
 }  # fmt: skip
+
+
+def is_time(text: str) -> bool:
+    """Whether it is a time, not a number of tokens: `30m` are minutes, `2M` millions of tokens."""
+    return _TIME.fullmatch(text.strip()) is not None
 
 
 def expand_shorthand(path: str, value: Any) -> Any:
@@ -64,6 +71,8 @@ def expand_shorthand(path: str, value: Any) -> Any:
             return {"exact": value}
         if path == "cache.exact":
             return {"when": "deterministic" if value else "never"}
+    elif path == "compress.distill" and isinstance(value, str) and is_time(value):
+        return {"time": value}
     elif path in _SHORT_FOR and (
         isinstance(value, str | int) or (isinstance(value, float) and path == "compress.prune")
     ):

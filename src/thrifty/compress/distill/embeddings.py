@@ -41,6 +41,7 @@ class Embeddings:
         self.examples = len(texts) - held_out
         self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
         self.held_out_tokens = held_out * self.example_tokens
+        self.domains = [""]
         if not same_width:
             self.unit = "squared difference of similarities"
 
@@ -52,7 +53,9 @@ class Embeddings:
             loss = loss + (1 - (student * teacher).sum(dim=1)).mean()
         return loss, count
 
-    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
         """See `Objective`."""
         total, count = 0.0, 0
         numbers = list(range(self.examples + rank, len(self._texts), ranks))
@@ -64,7 +67,7 @@ class Embeddings:
             else:
                 total += float(_relations(student, teacher)) * len(group)
             count += len(group)
-        return total, count
+        return {"": (total, count)}
 
     def _embed(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, Any, int]:
         texts = [torch.from_numpy(self._texts[number]) for number in numbers]

@@ -23,44 +23,50 @@ from thrifty.evaluate.torch_model import cache_of
 
 
 class NextTokens:
-    """Examples to learn from, followed by `held_out` examples to evaluate on."""
+    """Examples to learn from, and others to evaluate on, by domain."""
 
     unit = "nats per token"
 
     def __init__(
         self,
         examples: TrainingExamples,
-        held_out: int,
+        held_out: Sequence[int],
         training: Training,
         layers: Sequence[int] | None = None,
     ) -> None:
-        """`layers` gives the teacher's hidden state that each of the student's is compared with;
-        None spaces them evenly.
+        """`held_out` are the numbers of the examples to evaluate on. `layers` gives the teacher's
+        hidden state that each of the student's is compared with; None spaces them evenly.
         """
         self._examples = examples
         self._training = training
         self._layers = layers
-        self.examples = examples.count - held_out
+        self._held_out = list(held_out)
+        apart = set(held_out)
+        self._numbers = [number for number in range(examples.count) if number not in apart]
+        self.examples = len(self._numbers)
         self.example_tokens = examples.window
-        self.held_out_tokens = held_out * examples.window
+        self.held_out_tokens = len(self._held_out) * examples.window
+        self.domains = list(dict.fromkeys(map(examples.domain, self._held_out)))
         self._divergence = DIVERGENCES[training.divergence]
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""
-        examples = [self._read(model, number, device) for number in numbers]
+        examples = [self._read(model, self._numbers[one], device) for one in numbers]
         total: Any = 0.0
         for _, group in groupby(examples, key=lambda example: len(example.tokens)):
             same = list(group)
             total = total + self._loss(model, same, device) * (len(same) / len(examples))
         return total, sum(len(example.tokens) for example in examples)
 
-    def measure(self, model: Any, device: Any, rank: int, ranks: int) -> tuple[float, int]:
-        """The sum of the divergence from the teacher over this rank's share of the held-out
-        windows, and the number of predictions. Without a teacher, the divergence is replaced by the
-        negative log-likelihood of the text.
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        """For each domain: the sum of the divergence from the teacher over this rank's share of the
+        held-out windows, and the number of predictions. Without a teacher, the divergence is
+        replaced by the negative log-likelihood of the text.
         """
-        total, count = 0.0, 0
-        for number in range(self.examples + rank, self._examples.count, ranks):
+        sums = dict.fromkeys(self.domains, (0.0, 0))
+        for number in self._held_out[rank::ranks]:
             example = self._examples.read(number)
             student, target, _ = self._run(model, [example], device, hidden=False)
             if self._examples.has_teacher:
@@ -68,9 +74,10 @@ class NextTokens:
             else:
                 found = -target
             mask = torch.from_numpy(example.loss_mask).to(device)
-            total += float(found[mask].sum())
-            count += int(mask.sum())
-        return total, count
+            domain = self._examples.domain(number)
+            total, count = sums[domain]
+            sums[domain] = total + float(found[mask].sum()), count + int(mask.sum())
+        return sums
 
     def _read(self, model: Any, number: int, device: Any) -> TrainingExample:
         training = self._training
@@ -90,9 +97,9 @@ class NextTokens:
         loss: Any = 0.0
         if mix < 1:
             found = self._divergence(self._teach(examples, device), student)
-            loss = loss + (1 - mix) * found[mask].mean()
+            loss = loss + (1 - mix) * _mean(found, mask)
         if mix > 0:
-            loss = loss - mix * target[mask].mean()
+            loss = loss - mix * _mean(target, mask)
         if hidden is not None:
             teacher_states = torch.stack(
                 [torch.as_tensor(np.asarray(example.hidden)) for example in examples], dim=1
@@ -124,6 +131,11 @@ class NextTokens:
         return teacher_log_probabilities(
             torch.from_numpy(logprobs).to(device), torch.from_numpy(tail).to(device)
         )
+
+
+def _mean(values: Any, mask: Any) -> Any:
+    """The mean of what counts; 0 if nothing does."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _positions(example: TrainingExample) -> Any:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from thrifty.errors import CompressionError
 
 DIVERGENCES = ("forward", "reverse", "jensen-shannon", "skewed-forward", "skewed-reverse")
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
 class Training:
     """How a student is trained."""
 
-    tokens: int
+    tokens: int | None = None
     """Of the text, over all steps. A shorter text is read repeatedly."""
+    minutes: float | None = None
+    """How long all of it takes, the teacher's time included. Either this or `tokens` is set."""
     divergence: str = "forward"
     mix: float = 0.0
     """The share of the plain language-modelling loss in the loss."""
@@ -22,6 +25,14 @@ class Training:
     """The weight of the distance between the hidden states, added to the loss."""
     on_policy: float = 0.0
     """The share of windows whose second half the student generates."""
+    answers: bool = True
+    """Whether the teacher answers the prompts of conversations, where it can be asked."""
+    temperature: float = 1.0
+    """At which it is sampled."""
+    schedule: str | None = None
+    """The learning rate after the warm-up. `cosine`: falls to the end, which must be known.
+    `constant`: stays, and the result is the average of the last weights; such a training can go on.
+    None: `cosine` for `tokens`, `constant` for `minutes`."""
     learning_rate: float | None = None
     """The peak learning rate. None: derived from the batch size."""
     batch_tokens: int | None = None
@@ -52,6 +63,22 @@ class Training:
             raise CompressionError(
                 f"unknown divergence {self.divergence!r}; known are {', '.join(DIVERGENCES)}"
             )
+        if (self.tokens is None) == (self.minutes is None):
+            raise CompressionError("set how much is learned: either tokens or minutes")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise CompressionError(f"minutes must be above 0, not {self.minutes:g}")
+        if self.schedule not in (None, *SCHEDULES):
+            raise CompressionError(
+                f"unknown schedule {self.schedule!r}; known are {', '.join(SCHEDULES)}"
+            )
+        if self.schedule == "cosine" and self.minutes is not None:
+            raise CompressionError(
+                "a cosine must know its end; use tokens instead of minutes, or the constant schedule"
+            )
+        if not 0 < self.temperature <= 2:
+            raise CompressionError(
+                f"temperature must be above 0 and at most 2, not {self.temperature:g}"
+            )
         for name, least in (("tokens", 1), ("batch_tokens", 1), ("micro_batch", 1), ("lora_rank", 0),
                             ("every_steps", 0), ("patience", 1)):  # fmt: skip
             value = getattr(self, name)
@@ -65,6 +92,11 @@ class Training:
             raise CompressionError(
                 "learning_rate must be above 0 and below 1, and hidden at least 0"
             )
+
+    @property
+    def averages(self) -> bool:
+        """Whether the rate stays and weights are averaged."""
+        return self.schedule == "constant" or (self.schedule is None and self.minutes is not None)
 
     @property
     def needs_live_teacher(self) -> bool:

@@ -1,13 +1,13 @@
-"""Training examples: windows of text, and a teacher's predictions on each.
+"""Training examples: windows of one or more texts of the same domain, and a teacher's predictions.
 
-The predictions are recorded beforehand (`CachedExamples`), queried during training
-(`LiveExamples`), or absent (`TextExamples`: text that a served teacher generated, or any text).
+The predictions are recorded beforehand (`RecordedPieces`), asked for during training (`LinePieces`
+with a live teacher), or absent (`LinePieces` alone: text that a served teacher generated).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,85 +41,49 @@ class TrainingExample:
     """The teacher's hidden states, [layers + 1, T, channels], if they are used."""
 
 
-class TrainingExamples(Protocol):
-    """Windows of one length, accessed by number."""
+class Pieces(Protocol):
+    """Texts of one domain, accessed by number."""
 
-    count: int
-    window: int
-    has_teacher: bool
-    """Whether there are a teacher's predictions besides the text."""
+    @property
+    def lengths(self) -> Sequence[int]:
+        """The tokens of each."""
+        ...
 
     def read(self, number: int) -> TrainingExample:
-        """One window."""
-        ...
-
-    def text(self, number: int) -> TokenArray:
-        """One window's tokens."""
-        ...
-
-    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """The teacher's predictions on other text, to learn from those from `first` on.
-
-        Raises `CompressionError` if the teacher cannot be queried.
-        """
+        """One text, with the teacher's predictions if there is one."""
         ...
 
 
-class CachedExamples:
-    """A teacher's predictions that were recorded beforehand."""
-
-    has_teacher = True
+class RecordedPieces:
+    """Texts with a teacher's predictions that were recorded beforehand."""
 
     def __init__(self, record: ReferenceRecord) -> None:
         self._record = record
-        self.window = record.meta.window
-        # A shorter window at the end is left out, so that windows can be batched.
-        self.count = int((record.lengths == self.window).sum())
+        self.lengths = [int(length) for length in record.lengths]
 
     def read(self, number: int) -> TrainingExample:
-        """See `TrainingExamples`."""
+        """See `Pieces`."""
         found = next(self._record.read(number))
         return TrainingExample(
-            found.tokens, found.counted, ids=found.ids, logprobs=found.logprobs, tail=found.tail
+            found.tokens,
+            found.counted.copy(),
+            ids=found.ids,
+            logprobs=found.logprobs,
+            tail=found.tail,
         )
 
-    def text(self, number: int) -> TokenArray:
-        """See `TrainingExamples`."""
-        return next(self._record.read(number)).tokens
 
-    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """See `TrainingExamples`."""
-        raise CompressionError("the teacher's predictions were recorded; it cannot be queried")
-
-
-class LiveExamples:
+class LiveTeacher:
     """A teacher that is queried during training."""
 
-    has_teacher = True
-
-    def __init__(
-        self, teacher: Scorer, windows: npt.NDArray[np.uint32], k: int, *, hidden: bool = False
-    ) -> None:
-        """`windows` is [count, window]. `hidden` adds the teacher's hidden states, which needs
-        PyTorch.
-        """
+    def __init__(self, teacher: Scorer, k: int, *, hidden: bool = False) -> None:
+        """`hidden` adds the teacher's hidden states, which needs PyTorch."""
         self._teacher: Any = teacher
-        self._windows = windows
         self._k = min(k, teacher.vocab_size)
         self._hidden = hidden
-        self.count, self.window = windows.shape
 
-    def read(self, number: int) -> TrainingExample:
-        """See `TrainingExamples`."""
-        return self.query_teacher(self.text(number), 0)
-
-    def text(self, number: int) -> TokenArray:
-        """See `TrainingExamples`."""
-        tokens: TokenArray = self._windows[number].astype(np.int64)
-        return tokens
-
-    def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """See `TrainingExamples`."""
+    def query(self, tokens: TokenArray, first: int) -> TrainingExample:
+        """The teacher's predictions, to learn from those from `first` on."""
         hidden = None
         if self._hidden:
             ranked, hidden = self._teacher.rank_with_hidden(tokens, self._k)
@@ -133,43 +97,133 @@ class LiveExamples:
         )
 
 
-class TextExamples:
-    """Text without a teacher, several short texts in a window. `firsts` is the first prediction to
-    learn from in each text; those before it belong to a prompt.
-    """
-
-    has_teacher = False
+class LinePieces:
+    """Texts with the first prediction to learn from in each; those before it belong to a prompt."""
 
     def __init__(
-        self, texts: Sequence[TokenArray], window: int, firsts: Sequence[int] | None = None
+        self,
+        texts: Sequence[TokenArray],
+        firsts: Sequence[int] | None = None,
+        teacher: LiveTeacher | None = None,
     ) -> None:
         self._texts = texts
         self._firsts = firsts if firsts is not None else [0] * len(texts)
-        self._packs = pack([len(tokens) for tokens in texts], window)
-        self.count = len(self._packs)
-        self.window = window
+        self._teacher = teacher
+        self.lengths = [len(tokens) for tokens in texts]
 
     def read(self, number: int) -> TrainingExample:
-        """See `TrainingExamples`."""
-        texts = [self._texts[index] for index in self._packs[number]]
-        positions = [np.arange(len(tokens)) for tokens in texts]
-        masks = [
-            each >= self._firsts[index]
-            for index, each in zip(self._packs[number], positions, strict=True)
-        ]
-        for each in masks:
-            each[-1] = False  # The next token belongs to another text.
-        return TrainingExample(
-            np.concatenate(texts), np.concatenate(masks)[:-1], np.concatenate(positions)
-        )
+        """See `Pieces`."""
+        tokens, first = self._texts[number], self._firsts[number]
+        if self._teacher is not None:
+            return self._teacher.query(tokens, first)
+        return TrainingExample(tokens, np.arange(len(tokens) - 1) >= first)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The texts of one domain."""
+
+    domain: str
+    pieces: Pieces
+    ends: Sequence[int] = field(default_factory=list)
+    """How many of the texts were there when the examples were extended, each time. Texts share a
+    window only with others of the same time, so that examples keep their numbers."""
+
+
+class TrainingExamples:
+    """Windows of at most `window` tokens, accessed by number. Each holds texts of one domain."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        window: int,
+        *,
+        has_teacher: bool,
+        live: LiveTeacher | None = None,
+    ) -> None:
+        self.window = window
+        self.has_teacher = has_teacher
+        """Whether there are a teacher's predictions besides the text."""
+        self._live = live
+        self._parts = parts
+        self._packs: list[tuple[Part, list[int]]] = []
+        ends = [list(part.ends) or [len(part.pieces.lengths)] for part in parts]
+        for turn in range(max(map(len, ends), default=0)):
+            for part, each in zip(parts, ends, strict=True):
+                begin, end = (each[turn - 1] if turn else 0), each[turn]
+                packs = pack(part.pieces.lengths[begin:end], window)
+                self._packs += [(part, [begin + number for number in one]) for one in packs]
+        self.count = len(self._packs)
+
+    def domain(self, number: int) -> str:
+        """The domain of one window."""
+        return self._packs[number][0].domain
+
+    def choose_held_out(self, tokens: int, share: float) -> list[int]:
+        """Windows to evaluate on: the first of each domain, `tokens` over all domains, and at most
+        `share` of each domain's first windows; at least one over all.
+        """
+        wanted = max(1, -(-tokens // (self.window * len(self._parts))))
+        chosen: list[int] = []
+        largest: list[int] = []
+        for part in self._parts:
+            end = part.ends[0] if part.ends else len(part.pieces.lengths)
+            own = [
+                n for n, (one, texts) in enumerate(self._packs) if one is part and texts[0] < end
+            ]
+            chosen += own[: min(wanted, int(len(own) * share))]
+            largest = max(largest, own, key=len)
+        return chosen or largest[:1]
+
+    def read(self, number: int) -> TrainingExample:
+        """One window."""
+        part, texts = self._packs[number]
+        return join([part.pieces.read(text) for text in texts])
 
     def text(self, number: int) -> TokenArray:
-        """See `TrainingExamples`."""
-        return self.read(number).tokens
+        """The tokens of one window's first text."""
+        part, texts = self._packs[number]
+        return part.pieces.read(texts[0]).tokens
 
     def query_teacher(self, tokens: TokenArray, first: int) -> TrainingExample:
-        """See `TrainingExamples`."""
-        raise CompressionError("there is only text, no teacher to query")
+        """The teacher's predictions on other text, to learn from those from `first` on.
+
+        Raises `CompressionError` if the teacher cannot be queried.
+        """
+        if self._live is None:
+            raise CompressionError("the teacher's predictions were recorded; it cannot be queried")
+        return self._live.query(tokens, first)
+
+
+def join(examples: Sequence[TrainingExample]) -> TrainingExample:
+    """One window of several texts. The prediction of a text's first token counts for nothing."""
+    if len(examples) == 1:
+        return examples[0]
+    first = examples[0]
+    masks = [np.append(one.loss_mask, False) for one in examples]
+    joined = TrainingExample(
+        np.concatenate([one.tokens for one in examples]),
+        np.concatenate(masks)[:-1],
+        np.concatenate([np.arange(len(one.tokens)) for one in examples]),
+    )
+    if first.ids is None:
+        return joined
+    k = first.ids.shape[1]
+    # A uniform prediction stands between texts: it does not count, but its loss must be finite.
+    ids, logprobs = np.arange(k)[None], np.full((1, k), -np.log(k + 1), np.float32)
+    tail = np.full(1, 1 / (k + 1), np.float32)
+    known: list[Any] = [
+        [part for one in examples for part in (getattr(one, name), gap)][:-1]
+        for name, gap in (("ids", ids), ("logprobs", logprobs), ("tail", tail))
+    ]
+    joined = replace(
+        joined, ids=np.concatenate(known[0]), logprobs=np.concatenate(known[1]),
+        tail=np.concatenate(known[2]),
+    )  # fmt: skip
+    if first.hidden is None:
+        return joined
+    hidden = np.concatenate([np.asarray(one.hidden) for one in examples], axis=1)
+    return replace(joined, hidden=hidden)
 
 
 def pack(lengths: Sequence[int], window: int) -> list[list[int]]:

@@ -2,7 +2,7 @@
 
 It reads FOLDER/job.json and writes the weights to FOLDER/trained.safetensors and a report to
 FOLDER/report.json. Each line of output is a JSON object: `{"progress": [step, done, total, unit]}`,
-or `{"error": ...}` as the last one.
+`{"note": ...}` for what people should read, or `{"error": ...}` as the last one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -29,13 +30,17 @@ from thrifty.compress.distill import lora
 from thrifty.compress.distill.next_tokens import NextTokens
 from thrifty.compress.distill.settings import Training
 from thrifty.compress.distill.student import Student
-from thrifty.compress.distill.train import Objective, Trainer, write_tensors
+from thrifty.compress.distill.teaching import read_lines
+from thrifty.compress.distill.train import Trainer, write_tensors
 from thrifty.compress.distill.training_examples import (
-    CachedExamples,
-    LiveExamples,
-    TextExamples,
+    LinePieces,
+    LiveTeacher,
+    Part,
+    Pieces,
+    RecordedPieces,
     TrainingExamples,
 )
+from thrifty.compress.distill.training_state import Limits, Objective
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import ThriftyError
 from thrifty.evaluate.open_model import open_model
@@ -84,14 +89,16 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     else:
         model = load_student(Path(job["student"]), training)
         trained = Student(model)
-        examples = _open_examples(folder, job, training)
-        wanted = job["held_out_tokens"] // max(1, examples.window)
-        held_out = max(1, min(wanted, examples.count // 10))
+        examples = _open_examples(job, training)
+        held_out = examples.choose_held_out(job["held_out_tokens"], job["held_out_share"])
         objective = NextTokens(examples, held_out, training, job.get("layers"))
     trainer = Trainer(trained, objective, training, folder, accelerator)
-    report_progress = _send_progress if accelerator.is_main_process else (lambda _: None)
-    state = trainer.run(report_progress)
-    if not accelerator.is_main_process:
+    main = accelerator.is_main_process
+    report_progress = _send_progress if main else (lambda _: None)
+    tell: Callable[[str], None] = (lambda text: _send(note=text)) if main else (lambda _: None)
+    ended = trainer.run(report_progress, tell, Limits(**job.get("limits", {})))
+    state = trainer.state
+    if not main or not ended:
         return
     if training.lora_rank:
         lora.merge(model)
@@ -106,6 +113,7 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         **asdict(state), "best": state.best, "unit": objective.unit, "precision": precision,
         "batch_tokens": trainer.batch_tokens, "learning_rate": trainer.learning_rate,
         "device": str(accelerator.device), "processes": accelerator.num_processes,
+        "schedule": "constant" if training.averages else "cosine",
     }  # fmt: skip
     write_atomically(folder / "report.json", json.dumps(report))
 
@@ -122,20 +130,27 @@ def load_student(folder: Path, training: Training, kind: str = "AutoModelForCaus
     return model
 
 
-def _open_examples(folder: Path, job: dict[str, Any], training: Training) -> TrainingExamples:
-    if "kept" in job:
-        return CachedExamples(open_record(Path(job["kept"])))
-    if "texts" in job:
-        lines = [json.loads(line) for line in (folder / job["texts"]).read_bytes().splitlines()]
-        lines = [line for line in lines if len(line["tokens"]) > line["first"] + 1]
-        texts = [np.array(line["tokens"], np.int64) for line in lines]
-        return TextExamples(texts, job["window"], [line["first"] for line in lines])
+def _open_examples(job: dict[str, Any], training: Training) -> TrainingExamples:
+    live = _open_live(job, training) if "live" in job else None
+    parts = []
+    for one in job["parts"]:
+        if "record" in one:
+            pieces: Pieces = RecordedPieces(open_record(Path(one["record"])))
+        else:
+            lines = read_lines(Path(one["lines"]))
+            texts = [np.array(line["tokens"], np.int64) for line in lines]
+            pieces = LinePieces(texts, [line["first"] for line in lines], live)
+        parts.append(Part(one["domain"], pieces, one["ends"]))
+    has_teacher = live is not None or any("record" in one for one in job["parts"])
+    return TrainingExamples(parts, job["window"], has_teacher=has_teacher, live=live)
+
+
+def _open_live(job: dict[str, Any], training: Training) -> LiveTeacher:
     live = job["live"]
     teacher = open_model(
         live["teacher"], Store(Path(live["store"])), exact=True, backend=live["backend"]
     )
-    windows = np.load(folder / "windows.npy", mmap_mode="r", allow_pickle=False)
-    return LiveExamples(teacher, windows, live["k"], hidden=training.hidden > 0)
+    return LiveTeacher(teacher, live["k"], hidden=training.hidden > 0)
 
 
 def _send(**what: Any) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import EncoderCheckpoint, load_encoder
 from thrifty.artifacts.write_encoder import write_encoder
+from thrifty.compress.mix import as_mix
 from thrifty.compress.prune.encoder_depth import rank_encoder_layers
 from thrifty.compress.prune.encoder_inputs import (
     EncoderRun,
@@ -109,8 +110,9 @@ class _Texts:
 
 
 def _read_texts(request: PruningRequest, tokenizer: TextTokenizer, context: int) -> _Texts:
-    path = request.calibration
-    stream = (encode_text(tokenizer, text, min(WINDOW, context)) for text in read_passages(path))
+    mix = as_mix(request.calibration)
+    passages = itertools.chain.from_iterable(read_passages(one.path) for one in mix.sources)
+    stream = (encode_text(tokenizer, text, min(WINDOW, context)) for text in passages)
     texts = _Texts(
         list(itertools.islice(stream, SELECTION_TEXTS)),
         list(itertools.islice(stream, TRIAL_TEXTS)),
@@ -118,7 +120,7 @@ def _read_texts(request: PruningRequest, tokenizer: TextTokenizer, context: int)
     )
     if not texts.calibration:
         raise CompressionError(
-            f"{path} has too few texts: pruning an encoder needs more than "
+            f"{mix.name} has too few texts: pruning an encoder needs more than "
             f"{SELECTION_TEXTS + TRIAL_TEXTS} for calibration and selection"
         )
     return texts

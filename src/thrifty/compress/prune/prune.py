@@ -6,7 +6,6 @@ from. The one closest to the full model is written as a plain checkpoint.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +13,9 @@ from pathlib import Path
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, FloatArray, load_decoder
 from thrifty.artifacts.write_checkpoint import write_decoder
-from thrifty.compress.calibration import collect_inputs
+from thrifty.compress.calibration import collect_inputs, count_tokens
 from thrifty.compress.divergence_evaluator import DivergenceEvaluator
+from thrifty.compress.mix import Text, as_mix, read_tokens
 from thrifty.compress.prune.depth import rank_layers
 from thrifty.compress.prune.pruner import (
     MULTIPLE,
@@ -29,7 +29,7 @@ from thrifty.compress.prune.request import PruningRequest, find_pruned, register
 from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
 from thrifty.engines.openvino.prepare import prepare_model, write_tokenizer
 from thrifty.errors import CompressionError
-from thrifty.evaluate.windows import TokenArray, read_windows
+from thrifty.evaluate.windows import TokenArray
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
@@ -106,19 +106,27 @@ class _Texts:
     calibration: list[TokenArray]
 
 
-def _read_texts(calibration: Path, tokenizer: TextTokenizer, tokens: int) -> _Texts:
-    stream = read_windows(calibration, tokenizer, WINDOW, tokens + TRIAL_TOKENS + SELECTION_TOKENS)
+def _read_texts(calibration: Text, tokenizer: TextTokenizer, tokens: int) -> _Texts:
+    stream = read_tokens(calibration, tokenizer, WINDOW, tokens + TRIAL_TOKENS + SELECTION_TOKENS)
     texts = _Texts(
-        list(itertools.islice(stream, SELECTION_TOKENS // WINDOW)),
-        list(itertools.islice(stream, TRIAL_TOKENS // WINDOW)),
+        _take(stream, SELECTION_TOKENS),
+        _take(stream, TRIAL_TOKENS),
         list(stream),
     )
     if not texts.calibration:
         raise CompressionError(
-            f"{calibration} has too little text: pruning needs more than "
+            f"{as_mix(calibration).name} has too little text: pruning needs more than "
             f"{TRIAL_TOKENS + SELECTION_TOKENS} tokens for calibration and selection"
         )
     return texts
+
+
+def _take(stream: Iterator[TokenArray], tokens: int) -> list[TokenArray]:
+    """The next windows, until they have so many tokens."""
+    taken: list[TokenArray] = []
+    while count_tokens(taken) + WINDOW <= tokens and (window := next(stream, None)) is not None:
+        taken.append(window)
+    return taken
 
 
 class _DecoderPruner(Pruner[DecoderCheckpoint, Widths, TokenArray]):

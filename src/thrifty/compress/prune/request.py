@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
-from thrifty.compress.calibration import check_no_overlap
+from thrifty.compress.mix import Text, as_mix
+from thrifty.compress.overlap import check_no_overlap
 from thrifty.errors import CompressionError
-from thrifty.evaluate.windows import digest_file
 from thrifty.types import Format, OnProgress
 
 CALIBRATION_TOKENS = 32_768
@@ -25,7 +25,7 @@ class PruningRequest:
     """The share of the parameters to keep, above 0 and below 1."""
     out: str
     """The new model's name."""
-    calibration: Path
+    calibration: Text
     """The text that candidates are made from and chosen by."""
     held_out: Path | None = None
     """The text that the result will be evaluated on; it must not overlap the calibration text."""
@@ -58,7 +58,7 @@ class PruningRequest:
         return {
             "step": "prune", "version": version, "parameters": self.parameters,
             "depth": self.depth, "width": self.width, "tokens": self.tokens,
-            "calibration_sha256": digest_file(self.calibration),
+            "calibration_sha256": as_mix(self.calibration).sha256,
         }  # fmt: skip
 
 

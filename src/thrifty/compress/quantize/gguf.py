@@ -34,12 +34,13 @@ from thrifty.artifacts.write_gguf import (
     read_content,
     write_gguf,
 )
-from thrifty.compress.calibration import check_no_overlap, collect_importance
+from thrifty.compress.calibration import collect_importance
+from thrifty.compress.mix import Text, as_mix, read_tokens
+from thrifty.compress.overlap import check_no_overlap
 from thrifty.compress.quantize.ggml import PACKAGE, Ggml, find_library
 from thrifty.compress.quantize.gguf_types import PLAIN, SCHEMES, Scheme, choose_types
 from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.errors import ArtifactError, CompressionError, FormatRefused, IntegrityError
-from thrifty.evaluate.windows import digest_file, read_windows
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 
@@ -97,7 +98,7 @@ def quantize_gguf(
     scheme: str,
     *,
     out: str,
-    calibration: Path | None = None,
+    calibration: Text | None = None,
     held_out: Path | None = None,
     tokens: int | None = None,
     on_progress: OnProgress = ignore_progress,
@@ -123,7 +124,7 @@ def quantize_gguf(
     tokens = tokens or CALIBRATION_TOKENS
     recipe: dict[str, Any] = {"step": "gguf", "quantize": scheme, "version": VERSION}
     if calibration is not None:
-        recipe |= {"calibration_sha256": digest_file(calibration), "tokens": tokens}
+        recipe |= {"calibration_sha256": as_mix(calibration).sha256, "tokens": tokens}
     made = store.find_made(artifact.id, recipe)
     if made is not None and made[0].name == out:
         return made
@@ -150,7 +151,7 @@ def quantize_gguf(
                 "general.quantization_version": Value(QUANTIZATION_VERSION, U32),
             }
             if calibration is not None:
-                notes["quantize.imatrix.dataset"] = Value(calibration.name, STRING)
+                notes["quantize.imatrix.dataset"] = Value(as_mix(calibration).name, STRING)
                 notes["quantize.imatrix.entries_count"] = Value(len(importance), U32)
             with ExitStack() as stack:
                 encode = _choose_encoder(stack, types, importance)
@@ -239,12 +240,12 @@ def check_gguf(
 def _measure(
     source: Path,
     tokenizer: TextTokenizer,
-    calibration: Path,
+    calibration: Text,
     tokens: int,
     on_progress: OnProgress,
 ) -> dict[str, FloatArray]:
     """The importance of columns, by GGUF's names. Its order of rotary dimensions turns rows, not columns."""
-    windows = list(read_windows(calibration, tokenizer, WINDOW, tokens))
+    windows = list(read_tokens(calibration, tokenizer, WINDOW, tokens))
     found = collect_importance(load_decoder(source), windows, on_progress)
     return {
         name_in_gguf(f"{name}.weight"): np.maximum(columns, LEAST_IMPORTANCE * columns.mean())

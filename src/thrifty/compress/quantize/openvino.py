@@ -21,13 +21,10 @@ import numpy as np
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, load_decoder
-from thrifty.compress.calibration import (
-    check_no_overlap,
-    collect_importance,
-    collect_largest,
-    read_calibration,
-)
+from thrifty.compress.calibration import collect_importance, collect_largest, read_calibration
 from thrifty.compress.divergence_evaluator import DivergenceEvaluator, RecipeResult
+from thrifty.compress.mix import Text, as_mix
+from thrifty.compress.overlap import check_no_overlap
 from thrifty.compress.quantize import smooth
 from thrifty.compress.quantize.recipes import (
     Int4Weights,
@@ -48,7 +45,7 @@ from thrifty.engines.openvino.prepare import make_recipe, prepare_model
 from thrifty.engines.openvino.processor import SCHEMES, find_features
 from thrifty.errors import CompressionError
 from thrifty.evaluate.kept_answers import KeptAnswers
-from thrifty.evaluate.windows import TokenArray, digest_file
+from thrifty.evaluate.windows import TokenArray
 from thrifty.graphs.weights import int8_bits_per_weight
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
@@ -92,7 +89,7 @@ def quantize_openvino(
     scheme: str,
     *,
     out: str,
-    calibration: Path | None = None,
+    calibration: Text | None = None,
     held_out: Path | None = None,
     bits: float = BITS,
     tokens: int | None = None,
@@ -130,7 +127,7 @@ def quantize_openvino(
     tokens = tokens or CALIBRATION_TOKENS[scheme]
     recipe = {
         **make_recipe(scheme), "method": "measured", "tokens": tokens,
-        "calibration_sha256": digest_file(calibration),
+        "calibration_sha256": as_mix(calibration).sha256,
     }  # fmt: skip
     if scheme == "int4":
         recipe |= {"bits": bits, "forms": [str(form) for form in WEIGHT_FORMATS]}
