@@ -1,0 +1,512 @@
+"""The search: cheap screens first, then successive halving, then proof for the few that are left.
+
+    screen   make each form, judge it on few tokens, a short trial of its speed
+    prune    pruned forms that are faster: a short distillation, what a longer one can give, that one
+    tune     trials of other settings of the engine
+    halve    longer trials for ever fewer candidates (Jamieson & Talwalkar 2016)
+    prove    all tokens, questions and the whole load, the cheapest first
+
+A candidate goes for good only where its interval excludes the bound, where another one is certainly
+cheaper and no worse, or where the time does not reach; each carries the reason. Nothing here knows
+how anything is measured (`steps.Lab`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from thrifty.evaluate.gate import ANSWERS_KEPT, LEAST_RIGHT
+from thrifty.optimize.candidate import LEARNS, Candidate, Candidates
+from thrifty.optimize.intervals import (
+    Interval,
+    find_cost,
+    find_lost,
+    find_worst,
+    is_beyond,
+    is_within,
+    predict_drop,
+    read_drops,
+    z_of,
+)
+from thrifty.optimize.steps import ASK, JUDGE, LOAD, MAKE, TRIAL, Result, Session, Step
+
+FINALISTS = 4
+"""How many forms are proved at most. Intervals are wide enough to hold for all of them together."""
+SCREEN_TOKENS, JUDGE_TOKENS, MOST_TOKENS = 1024, 4096, 16_384
+"""Tokens of each domain: for the screen, for proof, and where those leave it undecided."""
+TRIAL_S = 4
+"""Seconds of the first trial; each rung doubles them."""
+RUNGS = 3
+TUNE_SHARE = 0.2
+"""The share of the budget that making models leaves for trials of the engine's settings."""
+
+
+class Status(StrEnum):
+    """What became of a candidate."""
+
+    OPEN = "open"
+    INFEASIBLE = "infeasible"
+    FAILED = "failed"
+    """It could not be made, served or asked."""
+    BEYOND = "beyond the bound"
+    UNCERTAIN = "not certain"
+    """Its interval holds the bound even after all tokens and questions."""
+    DOMINATED = "dominated"
+    HALVED = "halved"
+    NO_TIME = "no time"
+    PASSED = "passed"
+    WINNER = "winner"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is sought."""
+
+    max_drop: float
+    price_per_hour: float = 1.0
+    asks: bool = True
+    """Whether the model is asked questions."""
+    questions: int = 300
+    load_s: int = 20
+    """Seconds of the whole load."""
+
+
+@dataclass
+class Standing:
+    """What is known of a candidate, and what became of it."""
+
+    candidate: Candidate
+    status: Status = Status.OPEN
+    why: str = ""
+    rung: str = ""
+    """How far it came."""
+    drops: dict[str, Interval] = field(default_factory=dict)
+    """By domain, and by `ANSWERS_KEPT`."""
+    cost: Interval | None = None
+    speed: Interval | None = None
+    """Tokens per second within the objective."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """The values of its steps, by kind; the newest."""
+
+    def close(self, status: Status, why: str) -> None:
+        """It is out; the first reason stays."""
+        if self.status is Status.OPEN:
+            self.status, self.why = status, why
+
+    @property
+    def worst(self) -> tuple[str, Interval] | None:
+        """What it drops most on."""
+        return find_worst(self.drops)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        worst = self.worst
+        return {
+            **self.candidate.as_dict(), "status": self.status.value, "why": self.why,
+            "rung": self.rung, "worst": None if worst is None else worst[0],
+            "drops": {name: one.as_dict() for name, one in self.drops.items()},
+            "cost_per_million_tokens": None if self.cost is None else self.cost.as_dict(),
+            "tokens_per_s_within_objective": None if self.speed is None else self.speed.as_dict(),
+            "memory_bytes": self.measured.get("memory_bytes"),
+            "size_bytes": self.measured.get("size_bytes"), "model": self.measured.get("model"),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All candidates, and the one that was sought if there is one."""
+
+    standings: list[Standing]
+    winner: Standing | None
+    nearest: Standing | None
+    """Without a winner: the one with the smallest drop, as far as it may be."""
+    spent_s: float
+
+
+class Search:
+    """One search over candidates."""
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        goal: Goal,
+        session: Session,
+        on_rung: Callable[[str, int, float], None] = lambda rung, left, left_s: None,
+    ) -> None:
+        """`on_rung` is told of each rung, with the candidates and the seconds left."""
+        self._goal = goal
+        self._session = session
+        self._on_rung = on_rung
+        self._z = z_of(FINALISTS)
+        self.standings = [Standing(one) for one in candidates.feasible]
+        self._impossible = [
+            Standing(one, Status.INFEASIBLE, why) for one, why in candidates.infeasible
+        ]
+
+    def run(self) -> Outcome:
+        """Search until a winner is certain or the time is up."""
+        for name, stage in (
+            ("screen", self._screen), ("prune", self._prune), ("tune", self._tune),
+            ("halve", self._halve), ("prove", self._prove),
+        ):  # fmt: skip
+            self._tell(name)
+            stage()
+        passed = [one for one in self.standings if one.status is Status.PASSED]
+        winner = min(passed, key=_rank, default=None)
+        if winner is not None:
+            winner.status, winner.why = Status.WINNER, "the cheapest that is certainly within"
+            for one in passed:
+                if one is not winner:
+                    one.status = Status.DOMINATED
+                    one.why = f"within the bound, and {winner.candidate} costs less"
+        for one in self._open():
+            one.close(Status.NO_TIME, "the budget did not reach for its proof")
+        return Outcome(
+            [*self.standings, *self._impossible], winner,
+            None if winner is not None else self._find_nearest(), self._session.spent_s,
+        )  # fmt: skip
+
+    def least_s(self) -> float:
+        """What the first candidate needs from its making to its proof."""
+        first = self.standings[0].candidate
+        return self._session.predict_s([*self._screen_steps(first), *self._proof_steps(first)])
+
+    # The stages
+
+    def _screen(self) -> None:
+        quick = [one for one in self._defaults() if not one.candidate.recipe.pruned]
+        for one in quick:
+            slow = one.candidate.recipe.scheme in LEARNS
+            keep_s = TUNE_SHARE * self._session.budget_s if slow else 0.0
+            self._screen_form(one, keep_s)
+
+    def _screen_form(self, one: Standing, keep_s: float) -> None:
+        """Make a form, judge it on few tokens and try it."""
+        steps = self._screen_steps(one.candidate)
+        proof_s = self._session.predict_s(self._proof_steps(one.candidate))
+        if not self._session.fits(steps, keep_s + proof_s):
+            needed_s = self._session.predict_s(steps)
+            why = f"making and trying it takes about {needed_s / 60:.1f} minutes"
+            self._close_recipe(one, Status.NO_TIME, why)
+            return
+        for step in steps:
+            if not self._take(one, step):
+                self._close_recipe(one, one.status, one.why)
+                return
+
+    def _prune(self) -> None:
+        """A pruned form is judged on what a distillation makes of it: on a short one first."""
+        families: dict[Candidate, list[Standing]] = {}
+        for one in self._defaults():
+            if one.candidate.recipe.pruned:
+                families.setdefault(one.candidate.timed, []).append(one)
+        for family in families.values():
+            self._try_family(sorted(family, key=lambda one: one.candidate.recipe.distill_tokens))
+
+    def _try_family(self, family: list[Standing]) -> None:
+        short, longer = family[0], family[1:]
+        session, shape = self._session, short.candidate.timed
+        first = [Step(MAKE, shape), Step(TRIAL, shape, TRIAL_S)]
+        second = [Step(MAKE, short.candidate), Step(JUDGE, short.candidate.form, SCREEN_TOKENS)]
+        keep_s = self._keep_s()
+        if not session.fits([*first, *second], keep_s):
+            needed_s = session.predict_s([*first, *second])
+            why = f"pruning and a short distillation take about {needed_s / 60:.1f} minutes"
+            self._close_recipes(family, Status.NO_TIME, why)
+            return
+        for step in first:
+            if not self._take(short, step):
+                self._close_recipes(family, short.status, short.why)
+                return
+        # Its speed is known before it learns anything.
+        cheaper = self._find_cheaper(short)
+        if cheaper is not None:
+            why = f"no cheaper than {cheaper.candidate}, which nothing was taken from"
+            self._close_recipes(family, Status.DOMINATED, why)
+            return
+        for step in second:
+            if not self._take(short, step) and short.status is not Status.BEYOND:
+                self._close_recipes(family, short.status, short.why)
+                return
+        self._try_longer(short, longer)
+        if short.status is not Status.OPEN:
+            self._close_recipe(short, short.status, short.why)
+
+    def _try_longer(self, short: Standing, longer: list[Standing]) -> None:
+        """The longest distillation that fits, if the short one leaves a hope for it."""
+        worst = find_worst(short.drops)
+        taken = False
+        for one in reversed(longer):
+            recipe = one.candidate.recipe
+            hoped = predict_drop(
+                worst[1].low if worst else 0.0, short.candidate.recipe.distill_tokens,
+                recipe.distill_tokens,
+            )  # fmt: skip
+            steps = [Step(MAKE, one.candidate), Step(JUDGE, one.candidate.form, SCREEN_TOKENS)]
+            if taken:
+                self._close_recipe(one, Status.DOMINATED, "distilled for less time, no cheaper")
+            elif hoped > self._goal.max_drop:
+                why = f"predicted from a short distillation: a drop of {hoped:.1%} at least"
+                self._close_recipe(one, Status.BEYOND, why)
+            elif not self._session.fits(steps, self._keep_s()):
+                needed_s = self._session.predict_s(steps)
+                why = f"its distillation takes about {needed_s / 60:.1f} minutes"
+                self._close_recipe(one, Status.NO_TIME, why)
+            else:
+                self._read(one, TRIAL, TRIAL_S)
+                taken = all(self._take(one, step) for step in steps)
+                if not taken:
+                    self._close_recipe(one, one.status, one.why)
+
+    def _tune(self) -> None:
+        """Settings beside the engine's defaults, those nearest to them first."""
+        waiting = sorted(
+            (one for one in self._open() if one.candidate.settings.deviations),
+            key=lambda one: one.candidate.settings.deviations,
+        )
+        for one in waiting:
+            worse = self._find_worse_part(one)
+            step = Step(TRIAL, one.candidate.timed, TRIAL_S)
+            if worse is not None:
+                one.close(Status.DOMINATED, f"{worse} costs more by itself")
+            elif not self._session.fits([step], self._proof_s()):
+                one.close(Status.NO_TIME, "the budget did not reach for a trial")
+            elif self._take(one, step):
+                self._share_drops(one)
+                self._drop_dominated()
+
+    def _halve(self) -> None:
+        seconds = TRIAL_S
+        for rung in range(1, RUNGS):
+            there = sorted(self._open(), key=_rank)
+            if len(there) <= FINALISTS:
+                return
+            keep = max(FINALISTS, -(-len(there) // 2))
+            kept = there[:keep]
+            safest = min(there, key=_rank_by_drop)
+            if safest not in kept:
+                kept[-1] = safest
+            for one in there:
+                if one not in kept:
+                    one.close(Status.HALVED, f"not among the cheaper half after rung {rung}")
+            seconds *= 2
+            self._tell(f"halve {rung}")
+            for one in kept:
+                step = Step(TRIAL, one.candidate.timed, seconds)
+                if self._session.fits([step], self._proof_s()):
+                    self._take(one, step)
+            self._drop_dominated()
+
+    def _prove(self) -> None:
+        there = sorted(self._open(), key=_rank)
+        safest = min(there, key=_rank_by_drop, default=None)
+        best: Standing | None = None
+        forms: set[str] = set()
+        for one in there:
+            form = one.candidate.form.id
+            room = FINALISTS - (safest is not None and safest.candidate.form.id not in forms)
+            if one is not safest and form not in forms and len(forms) >= room:
+                one.close(Status.HALVED, f"{FINALISTS} forms are proved at most")
+                continue
+            if best is not None and _rank(one) >= _rank(best):
+                one.close(Status.DOMINATED, f"{best.candidate} costs less and is within the bound")
+                continue
+            keep_s = 0.0
+            if best is None and safest is not None and one is not safest:
+                keep_s = self._session.predict_s(self._proof_steps(safest.candidate))
+            if not self._session.fits(self._proof_steps(one.candidate), keep_s):
+                one.close(Status.NO_TIME, "the budget did not reach for its proof")
+                continue
+            forms.add(form)
+            if self._prove_one(one):
+                one.status = Status.PASSED
+                best = min([one, *([best] if best else [])], key=_rank)
+
+    def _prove_one(self, one: Standing) -> bool:
+        """All tokens, the questions and the whole load; whether it is certainly within the bound."""
+        goal, form = self._goal, one.candidate.form
+        if not self._take(one, Step(JUDGE, form, JUDGE_TOKENS)):
+            return False
+        more = Step(JUDGE, form, MOST_TOKENS)
+        undecided = not is_within(one.drops, goal.max_drop)
+        proof = self._proof_steps(one.candidate)
+        if undecided and self._session.fits([more, *proof]) and not self._take(one, more):
+            return False
+        ask = Step(ASK, form, goal.questions)
+        within = is_within(one.drops, goal.max_drop)
+        if within and goal.asks and not self._take(one, ask):
+            return False
+        if not is_within(one.drops, goal.max_drop):
+            name, drop = max(one.drops.items(), key=lambda item: item[1].high)
+            one.close(
+                Status.UNCERTAIN,
+                f"{name} may drop by up to {drop.high:.1%}, and {goal.max_drop:.1%} are allowed",
+            )
+            return False
+        if not self._take(one, Step(LOAD, one.candidate.timed, goal.load_s)):
+            return False
+        if one.cost is None or not math.isfinite(one.cost.value):
+            one.close(Status.FAILED, "no request met the objective under the whole load")
+            return False
+        return True
+
+    # Steps
+
+    def _screen_steps(self, candidate: Candidate) -> list[Step]:
+        return [
+            Step(MAKE, candidate.form), Step(JUDGE, candidate.form, SCREEN_TOKENS),
+            Step(TRIAL, candidate.timed, TRIAL_S),
+        ]  # fmt: skip
+
+    def _proof_steps(self, candidate: Candidate) -> list[Step]:
+        asked = [Step(ASK, candidate.form, self._goal.questions)] if self._goal.asks else []
+        return [
+            Step(JUDGE, candidate.form, JUDGE_TOKENS), *asked,
+            Step(LOAD, candidate.timed, self._goal.load_s),
+        ]  # fmt: skip
+
+    def _take(self, one: Standing, step: Step) -> bool:
+        """Run a step and note what it says of a candidate; whether the candidate is still in."""
+        result = self._session.run(step)
+        self._note(one, step, result)
+        return one.status is Status.OPEN
+
+    def _read(self, one: Standing, kind: str, amount: int) -> None:
+        """Note what is known of a candidate without running anything."""
+        step = Step(kind, one.candidate.timed if kind == TRIAL else one.candidate.form, amount)
+        result = self._session.find(step)
+        if result is not None:
+            self._note(one, step, result)
+
+    def _note(self, one: Standing, step: Step, result: Result) -> None:
+        one.rung = f"{step.kind} {step.amount}" if step.amount else step.kind
+        if result.fault is not None:
+            one.close(Status.FAILED, f"{step.kind}: {result.fault}")
+            return
+        values, goal = result.values, self._goal
+        one.measured |= values
+        if step.kind == JUDGE:
+            one.drops |= read_drops(values["domains"], self._z)
+        elif step.kind == ASK and values["reference_right"] >= LEAST_RIGHT:
+            one.drops[ANSWERS_KEPT] = find_lost(
+                values["still_right"], values["reference_right"], self._z
+            )
+        elif step.kind in (TRIAL, LOAD):
+            one.speed = Interval(*values["good_tokens_per_s"])
+            one.cost = find_cost(one.speed, goal.price_per_hour)
+        if is_beyond(one.drops, goal.max_drop):
+            name, drop = max(one.drops.items(), key=lambda item: item[1].low)
+            one.close(
+                Status.BEYOND,
+                f"{name} drops by {drop.value:.1%} [{drop.low:.1%}, {drop.high:.1%}], and "
+                f"{goal.max_drop:.1%} are allowed",
+            )
+
+    def _share_drops(self, one: Standing) -> None:
+        """Until it is judged itself: the drops of the same recipe with the engine's defaults."""
+        default = next(
+            (other for other in self._defaults()
+             if other.candidate.recipe == one.candidate.recipe and other.drops), None,
+        )  # fmt: skip
+        if default is not None and not one.drops:
+            one.drops = dict(default.drops)
+
+    # What goes
+
+    def _find_cheaper(self, one: Standing) -> Standing | None:
+        return next(
+            (other for other in self._open() if other is not one and _costs_less(other, one)
+             and not other.candidate.recipe.pruned), None,
+        )  # fmt: skip
+
+    def _find_worse_part(self, one: Standing) -> str | None:
+        """A single setting of a combination that certainly costs more than the default alone."""
+        recipe, settings = one.candidate.recipe, one.candidate.settings
+        if settings.deviations < 2:
+            return None
+        singles = [
+            other for other in self.standings
+            if other.candidate.recipe == recipe and other.candidate.settings.deviations == 1
+            and (set(other.candidate.settings.options) <= set(settings.options))
+            and other.candidate.settings.replicas in (1, settings.replicas)
+        ]  # fmt: skip
+        default = next(s for s in self._defaults() if s.candidate.recipe == recipe)
+        return next(
+            (str(other.candidate.settings) for other in singles if _costs_less(default, other)),
+            None,
+        )
+
+    def _drop_dominated(self) -> None:
+        for one in self._open():
+            if one.cost is None:
+                continue
+            better = next((b for b in self._open() if b is not one and _dominates(b, one)), None)
+            if better is not None:
+                one.close(
+                    Status.DOMINATED, f"{better.candidate} costs less and is no worse, for certain"
+                )
+
+    def _close_recipe(self, one: Standing, status: Status, why: str) -> None:
+        for other in self.standings:
+            if other.candidate.recipe == one.candidate.recipe:
+                other.close(status, why)
+
+    def _close_recipes(self, family: Iterable[Standing], status: Status, why: str) -> None:
+        for one in family:
+            self._close_recipe(one, status, why)
+
+    # What there is
+
+    def _open(self) -> list[Standing]:
+        return [one for one in self.standings if one.status is Status.OPEN]
+
+    def _defaults(self) -> list[Standing]:
+        return [one for one in self.standings if not one.candidate.settings.deviations]
+
+    def _proof_s(self) -> float:
+        """What the proof of one candidate takes: time that no earlier stage may use."""
+        there = sorted((one for one in self._open() if one.cost is not None), key=_rank)
+        return max(
+            (self._session.predict_s(self._proof_steps(one.candidate)) for one in there[:2]),
+            default=0.0,
+        )
+
+    def _keep_s(self) -> float:
+        return self._proof_s() + TUNE_SHARE * self._session.budget_s
+
+    def _find_nearest(self) -> Standing | None:
+        judged = [one for one in self.standings if one.drops]
+        return min(judged, key=lambda one: max(d.value for d in one.drops.values()), default=None)
+
+    def _tell(self, rung: str) -> None:
+        self._on_rung(rung, len(self._open()), self._session.left_s)
+
+
+def _rank(one: Standing) -> tuple[float, float, str]:
+    """The cheaper first; of equal costs, as under a trace that both keep up with, the smaller."""
+    cost = one.cost.value if one.cost is not None else math.inf
+    rounded = float(f"{cost:.3g}") if math.isfinite(cost) else math.inf
+    return rounded, float(one.measured.get("memory_bytes") or 0), one.candidate.id
+
+
+def _rank_by_drop(one: Standing) -> float:
+    return max((drop.high for drop in one.drops.values()), default=math.inf)
+
+
+def _costs_less(a: Standing, b: Standing) -> bool:
+    """For certain."""
+    return a.cost is not None and b.cost is not None and a.cost.high < b.cost.low
+
+
+def _dominates(a: Standing, b: Standing) -> bool:
+    """Whether `a` certainly costs less and is certainly no worse: the same form, or a smaller drop."""
+    if not _costs_less(a, b):
+        return False
+    worst_a, worst_b = a.worst, b.worst
+    if a.candidate.form.id == b.candidate.form.id or worst_a is None or worst_b is None:
+        return a.candidate.form.id == b.candidate.form.id
+    return worst_a[1].high <= worst_b[1].low
