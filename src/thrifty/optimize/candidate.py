@@ -1,7 +1,8 @@
 """Candidates: how a model could be made smaller and served, as plain data with a stable id.
 
 They are generated from what the engine declares about itself and from the machine, in an order that
-never changes: forms that take seconds to make first, and within a form the engine's defaults first.
+never changes: the engine's default form first, then those that take seconds to make, and within a
+form the engine's defaults first.
 What cannot run here, by traits, processor or memory, is set aside with the reason and never tried.
 """
 
@@ -155,7 +156,7 @@ def generate_candidates(
     settings = list(generate_settings(engine.traits.tunable, machine, streams))
     judged = tuple(n for n, one in engine.traits.tunable.items() if one.changes_answers)
     features = engine.find_features(machine)
-    for recipe in generate_recipes(engine, features, may_train=may_train):
+    for recipe in generate_recipes(engine, machine, may_train=may_train):
         scheme_fault = find_scheme_fault(engine.traits.schemes, recipe.scheme, features)
         for one in settings:
             key = (recipe, one.replicas)
@@ -170,15 +171,14 @@ def generate_candidates(
     return Candidates(tuple(feasible), tuple(infeasible))
 
 
-def generate_recipes(
-    engine: Engine, features: frozenset[str], *, may_train: bool
-) -> Iterator[Recipe]:
+def generate_recipes(engine: Engine, machine: Machine, *, may_train: bool) -> Iterator[Recipe]:
     """The recipes that the engine's schemes allow, those that are made quickly first."""
     schemes = engine.traits.schemes
     # What only takes the place of a scheme that runs here is no candidate of its own.
+    features, first = engine.find_features(machine), engine.find_default_scheme(machine).scheme
     stand_ins = {one.fallback for one in schemes.values() if one.runs_on(features)}
     names = [name for name in schemes if name not in stand_ins]
-    for name in sorted(names, key=lambda name: name in LEARNS):
+    for name in sorted(names, key=lambda name: (name != first, name in LEARNS)):
         yield Recipe(name)
     if may_train:
         for scheme, keep in itertools.product(PRUNED_SCHEMES, KEEP):

@@ -29,7 +29,7 @@ from thrifty.files import write_atomically
 from thrifty.home import Home
 from thrifty.optimize.candidate import LEARNS, Candidate, Recipe
 from thrifty.optimize.load import Load, count_good, put_load
-from thrifty.optimize.steps import ASK, JUDGE, LOAD, MAKE, Step
+from thrifty.optimize.steps import ASK, JUDGE, MAKE, Step
 from thrifty.own_replica import (
     has_ended,
     make_server,
@@ -162,7 +162,7 @@ class MachineLab:
             return self._judge(step.candidate, step.amount)
         if step.kind == ASK:
             return self._ask(step.candidate)
-        return self._load(step.candidate, step.amount, whole=step.kind == LOAD)
+        return self._load(step.candidate, step.amount)
 
     def prepare(self, candidate: Candidate) -> Served:
         """What a fleet serves of a candidate, made now unless it was before."""
@@ -251,10 +251,8 @@ class MachineLab:
         given = ask_model(store, folder, *model, request, self._on_progress)
         return compare_given(bench.questions, known, given).as_dict()
 
-    def _load(self, candidate: Candidate, seconds: int, *, whole: bool) -> dict[str, Any]:
-        bench, served = self._bench, self.prepare(candidate)
-        if whole and bench.load.duration_s is not None:
-            seconds = bench.load.duration_s
+    def _load(self, candidate: Candidate, seconds: int) -> dict[str, Any]:
+        served = self.prepare(candidate)
         with only_replica(self._home):
             busy = psutil.cpu_percent(interval=0.3) / 100
             values = run_coroutine(self._measure(candidate, served, seconds))

@@ -66,6 +66,11 @@ def describe_outcome(found: Optimized) -> str:
             f"{bound} with 95% confidence, {_format(cost, '{:.3g}')} for a million tokens{unit}, "
             f"in {format_duration(outcome.spent_s)}"
         )
+    if outcome.nearest is not None and outcome.nearest.status is Status.NO_TIME:
+        return (
+            f"nothing was proved to be within {bound} in {format_duration(outcome.spent_s)}"
+            f"{_describe_nearest(outcome.nearest)}. The same command with a larger --budget goes on"
+        )
     reached = "" if outcome.nearest is None else _describe_nearest(outcome.nearest)
     return (
         f"nothing was found within {bound} with 95% confidence in "

@@ -60,6 +60,8 @@ class OptimizeRequest:
     text: str = TEXT
     questions: str | None = None
     question_limit: int = DEFAULT_SHORT
+    load_s: int = 20
+    """How long streams are kept up at the end; a trace has its own duration."""
     again: bool = False
     """Forget what this search measured before."""
 
@@ -156,8 +158,7 @@ def optimize(
             raise BenchError(f"nothing can be served here: {candidates.infeasible[0][1]}")
         goal = Goal(
             request.max_drop, request.price_per_hour or 1.0, asks=bool(bench.questions),
-            questions=len(bench.questions),
-            **({"load_s": load.duration_s} if load.duration_s is not None else {}),
+            questions=len(bench.questions), load_s=load.duration_s or request.load_s,
         )  # fmt: skip
         name = _name_search(request, bench, machine)
         journal = Journal(home.optimizations / "journal.jsonl")

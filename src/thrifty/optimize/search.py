@@ -4,7 +4,8 @@
     prune    pruned forms that are faster: a short distillation, what a longer one can give, that one
     tune     trials of other settings of the engine
     halve    longer trials for ever fewer candidates (Jamieson & Talwalkar 2016)
-    prove    all tokens, questions and the whole load, the cheapest first
+    prove    its own form's drops, on more tokens where they leave it undecided, questions and the
+             whole load, the cheapest first
 
 A candidate goes for good only where its interval excludes the bound, where another one is certainly
 cheaper and no worse, or where the time does not reach; each carries the reason. Nothing here knows
@@ -36,8 +37,8 @@ from thrifty.optimize.steps import ASK, JUDGE, LOAD, MAKE, TRIAL, Result, Sessio
 
 FINALISTS = 4
 """How many forms are proved at most. Intervals are wide enough to hold for all of them together."""
-SCREEN_TOKENS, JUDGE_TOKENS, MOST_TOKENS = 1024, 4096, 16_384
-"""Tokens of each domain: for the screen, for proof, and where those leave it undecided."""
+SCREEN_TOKENS, MOST_TOKENS = 2048, 8192
+"""Tokens of each domain: at first, four windows, and where those leave it undecided."""
 TRIAL_S = 4
 """Seconds of the first trial; each rung doubles them."""
 RUNGS = 3
@@ -318,8 +319,10 @@ class Search:
             keep_s = 0.0
             if best is None and safest is not None and one is not safest:
                 keep_s = self._session.predict_s(self._proof_steps(safest.candidate))
-            if not self._session.fits(self._proof_steps(one.candidate), keep_s):
-                one.close(Status.NO_TIME, "the budget did not reach for its proof")
+            proof = self._proof_steps(one.candidate)
+            if not self._session.fits(proof, keep_s):
+                needed_s = self._session.predict_s(proof)
+                one.close(Status.NO_TIME, f"its proof takes about {needed_s / 60:.1f} minutes")
                 continue
             forms.add(form)
             if self._prove_one(one):
@@ -327,9 +330,11 @@ class Search:
                 best = min([one, *([best] if best else [])], key=_rank)
 
     def _prove_one(self, one: Standing) -> bool:
-        """All tokens, the questions and the whole load; whether it is certainly within the bound."""
+        """As many tokens as it takes, the questions and the whole load; whether it is certainly within
+        the bound.
+        """
         goal, form = self._goal, one.candidate.form
-        if not self._take(one, Step(JUDGE, form, JUDGE_TOKENS)):
+        if not self._take(one, Step(JUDGE, form, SCREEN_TOKENS)):
             return False
         more = Step(JUDGE, form, MOST_TOKENS)
         undecided = not is_within(one.drops, goal.max_drop)
@@ -365,7 +370,7 @@ class Search:
     def _proof_steps(self, candidate: Candidate) -> list[Step]:
         asked = [Step(ASK, candidate.form, self._goal.questions)] if self._goal.asks else []
         return [
-            Step(JUDGE, candidate.form, JUDGE_TOKENS), *asked,
+            Step(JUDGE, candidate.form, SCREEN_TOKENS), *asked,
             Step(LOAD, candidate.timed, self._goal.load_s),
         ]  # fmt: skip
 
