@@ -147,7 +147,7 @@ def test_what_is_beyond_the_bound_passes_no_more_often_than_one_in_forty(
 
 
 def test_says_so_where_nothing_is_within_and_shows_the_nearest(tmp_path: Path) -> None:
-    found = search(World(lambda one: 0.3 + true_drop(one), true_speed), tmp_path)
+    found = search(World(lambda one: 0.3 + true_drop(one), true_speed, noise=0.001), tmp_path)
     assert found.winner is None
     assert found.nearest is not None
     assert found.nearest.candidate.recipe.scheme == "none"

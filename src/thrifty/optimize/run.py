@@ -144,7 +144,7 @@ def optimize(
     check_max_drop(request.max_drop)
     load = parse_load(request.load)
     with _only_search(home):
-        bench, notes = _make_bench(request, load, store, home, on_progress)
+        bench, notes = make_bench(request, load, store, home, on_progress)
         lab = MachineLab(bench, store, home, machine, on_progress)
         may_train = all(find_spec(name) is not None for name in PACKAGES)
         if not may_train:
@@ -192,7 +192,7 @@ def _only_search(home: Home) -> Iterator[None]:
         yield
 
 
-def _make_bench(
+def make_bench(
     request: OptimizeRequest, load: Load, store: Store, home: Home, on_progress: OnProgress
 ) -> tuple[Workbench, list[str]]:
     """The model, the data and the engine; after checking that nothing is learned from what judges."""
