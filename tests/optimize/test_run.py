@@ -27,7 +27,7 @@ from thrifty.home import Home
 from thrifty.optimize.candidate import Recipe, generate_candidates, generate_settings
 from thrifty.optimize.report import make_report, make_row
 from thrifty.optimize.run import Optimized, OptimizeRequest, optimize
-from thrifty.optimize.search import Status
+from thrifty.optimize.standing import Status
 
 pytestmark = pytest.mark.engine
 

@@ -15,7 +15,8 @@ import pytest
 
 from thrifty.errors import EngineError
 from thrifty.optimize.candidate import Candidate, Candidates, Recipe, Settings
-from thrifty.optimize.search import Goal, Outcome, Search, Status
+from thrifty.optimize.search import Search
+from thrifty.optimize.standing import Goal, Outcome, Status
 from thrifty.optimize.steps import ASK, JUDGE, LOAD, MAKE, TRIAL, Journal, Session, Step
 
 SECONDS = {MAKE: 10.0, JUDGE: 0.005, ASK: 0.1, TRIAL: 3.0, LOAD: 3.0}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ RATES = {
 something was measured in this home: of two cores with AVX-512 and VNNI."""
 SAFETY = 1.2
 """Predictions are multiplied by it."""
+FOUND = 20
+"""A step that takes so many times less than expected found what it was to make."""
 SEED = 1
 
 
@@ -103,8 +106,9 @@ class MachineLab:
             seconds = max(1.0, seconds - step.amount)
         # A step of several parts is measured as a whole: they are scaled alike.
         expected = sum(self._rates.find(name) * amount for name, amount in work.items())
-        for name in work:
-            self._rates.learn(name, self._rates.find(name) * seconds / expected)
+        if seconds > expected / FOUND:
+            for name in work:
+                self._rates.learn(name, self._rates.find(name) * seconds / expected)
         self._rates.note(self._reference_of(step))
         self._rates.write()
 
@@ -295,6 +299,10 @@ def _read_memory(pid: int | None) -> int:
     return 0
 
 
+def _guess(name: str) -> float:
+    return RATES.get(name, RATES["make int4"])
+
+
 class _Rates:
     """What a unit of work takes here, and what is recorded of references; kept in a file."""
 
@@ -305,7 +313,11 @@ class _Rates:
         self._references: list[str] = kept.get("references", [])
 
     def find(self, name: str) -> float:
-        return self._rates.get(name, RATES[name] if name in RATES else RATES["make int4"])
+        """What is not measured yet is as much slower or faster here as what is."""
+        if name in self._rates:
+            return self._rates[name]
+        known = [math.log(rate / _guess(one)) for one, rate in self._rates.items()]
+        return _guess(name) * math.exp(sum(known) / max(1, len(known)))
 
     def learn(self, name: str, rate: float) -> None:
         """The mean of the newest and what was known, so that one odd step does not rule."""

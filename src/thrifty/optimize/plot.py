@@ -9,7 +9,7 @@ from thrifty.errors import EvaluationError
 from thrifty.optimize.intervals import Interval
 from thrifty.optimize.run import Optimized
 from thrifty.optimize.scatter import make_scatters
-from thrifty.optimize.search import Status
+from thrifty.optimize.standing import Status
 
 _COLOURS = {Status.WINNER: "#2c7a4b", Status.BEYOND: "#a3324e", Status.UNCERTAIN: "#b4541a"}
 _OTHER = "#1f6f9f"

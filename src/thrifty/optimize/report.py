@@ -17,7 +17,8 @@ from thrifty.files import write_atomically
 from thrifty.optimize.intervals import Interval
 from thrifty.optimize.run import Optimized
 from thrifty.optimize.scatter import Point, Scatter, make_scatters
-from thrifty.optimize.search import FINALISTS, Standing, Status
+from thrifty.optimize.search import FINALISTS
+from thrifty.optimize.standing import Standing, Status
 from thrifty.units import format_bytes, format_duration
 from thrifty.version import __version__
 

@@ -35,7 +35,8 @@ from thrifty.home import Home, make_private_folder
 from thrifty.optimize.candidate import Candidate, Candidates, generate_candidates
 from thrifty.optimize.lab import MachineLab, Workbench
 from thrifty.optimize.load import Load, parse_load
-from thrifty.optimize.search import Goal, Outcome, Search, Standing
+from thrifty.optimize.search import Search
+from thrifty.optimize.standing import Goal, Outcome, Standing
 from thrifty.optimize.steps import Journal, Session, Step
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 from thrifty.units import format_duration

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from thrifty.compare.scatter import round_up
 from thrifty.optimize.intervals import Interval
 from thrifty.optimize.run import Optimized
-from thrifty.optimize.search import Standing, Status
+from thrifty.optimize.standing import Standing, Status
 
 MOST_DROP = 4.0
 """Times the bound: the end of the drop's axis, where larger drops are drawn."""

@@ -16,9 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
 
 from thrifty.evaluate.gate import ANSWERS_KEPT, LEAST_RIGHT
 from thrifty.optimize.candidate import LEARNS, Candidate, Candidates
@@ -33,6 +30,16 @@ from thrifty.optimize.intervals import (
     read_drops,
     z_of,
 )
+from thrifty.optimize.standing import (
+    Goal,
+    Outcome,
+    Standing,
+    Status,
+    costs_less,
+    dominates,
+    rank,
+    rank_by_drop,
+)
 from thrifty.optimize.steps import ASK, JUDGE, LOAD, MAKE, TRIAL, Result, Session, Step
 
 FINALISTS = 4
@@ -44,88 +51,6 @@ TRIAL_S = 4
 RUNGS = 3
 TUNE_SHARE = 0.2
 """The share of the budget that making models leaves for trials of the engine's settings."""
-
-
-class Status(StrEnum):
-    """What became of a candidate."""
-
-    OPEN = "open"
-    INFEASIBLE = "infeasible"
-    FAILED = "failed"
-    """It could not be made, served or asked."""
-    BEYOND = "beyond the bound"
-    UNCERTAIN = "not certain"
-    """Its interval holds the bound even after all tokens and questions."""
-    DOMINATED = "dominated"
-    HALVED = "halved"
-    NO_TIME = "no time"
-    PASSED = "passed"
-    WINNER = "winner"
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is sought."""
-
-    max_drop: float
-    price_per_hour: float = 1.0
-    asks: bool = True
-    """Whether the model is asked questions."""
-    questions: int = 300
-    load_s: int = 20
-    """Seconds of the whole load."""
-
-
-@dataclass
-class Standing:
-    """What is known of a candidate, and what became of it."""
-
-    candidate: Candidate
-    status: Status = Status.OPEN
-    why: str = ""
-    rung: str = ""
-    """How far it came."""
-    drops: dict[str, Interval] = field(default_factory=dict)
-    """By domain, and by `ANSWERS_KEPT`."""
-    cost: Interval | None = None
-    speed: Interval | None = None
-    """Tokens per second within the objective."""
-    measured: dict[str, Any] = field(default_factory=dict)
-    """The values of its steps, by kind; the newest."""
-
-    def close(self, status: Status, why: str) -> None:
-        """It is out; the first reason stays."""
-        if self.status is Status.OPEN:
-            self.status, self.why = status, why
-
-    @property
-    def worst(self) -> tuple[str, Interval] | None:
-        """What it drops most on."""
-        return find_worst(self.drops)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON shows it."""
-        worst = self.worst
-        return {
-            **self.candidate.as_dict(), "status": self.status.value, "why": self.why,
-            "rung": self.rung, "worst": None if worst is None else worst[0],
-            "drops": {name: one.as_dict() for name, one in self.drops.items()},
-            "cost_per_million_tokens": None if self.cost is None else self.cost.as_dict(),
-            "tokens_per_s_within_objective": None if self.speed is None else self.speed.as_dict(),
-            "memory_bytes": self.measured.get("memory_bytes"),
-            "size_bytes": self.measured.get("size_bytes"), "model": self.measured.get("model"),
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All candidates, and the one that was sought if there is one."""
-
-    standings: list[Standing]
-    winner: Standing | None
-    nearest: Standing | None
-    """Without a winner: the one with the smallest drop, as far as it may be."""
-    spent_s: float
 
 
 class Search:
@@ -157,7 +82,7 @@ class Search:
             self._tell(name)
             stage()
         passed = [one for one in self.standings if one.status is Status.PASSED]
-        winner = min(passed, key=_rank, default=None)
+        winner = min(passed, key=rank, default=None)
         if winner is not None:
             winner.status, winner.why = Status.WINNER, "the cheapest that is certainly within"
             for one in passed:
@@ -283,12 +208,12 @@ class Search:
     def _halve(self) -> None:
         seconds = TRIAL_S
         for rung in range(1, RUNGS):
-            there = sorted(self._open(), key=_rank)
+            there = sorted(self._open(), key=rank)
             if len(there) <= FINALISTS:
                 return
             keep = max(FINALISTS, -(-len(there) // 2))
             kept = there[:keep]
-            safest = min(there, key=_rank_by_drop)
+            safest = min(there, key=rank_by_drop)
             if safest not in kept:
                 kept[-1] = safest
             for one in there:
@@ -303,8 +228,8 @@ class Search:
             self._drop_dominated()
 
     def _prove(self) -> None:
-        there = sorted(self._open(), key=_rank)
-        safest = min(there, key=_rank_by_drop, default=None)
+        there = sorted(self._open(), key=rank)
+        safest = min(there, key=rank_by_drop, default=None)
         best: Standing | None = None
         forms: set[str] = set()
         for one in there:
@@ -313,7 +238,7 @@ class Search:
             if one is not safest and form not in forms and len(forms) >= room:
                 one.close(Status.HALVED, f"{FINALISTS} forms are proved at most")
                 continue
-            if best is not None and _rank(one) >= _rank(best):
+            if best is not None and rank(one) >= rank(best):
                 one.close(Status.DOMINATED, f"{best.candidate} costs less and is within the bound")
                 continue
             keep_s = 0.0
@@ -327,7 +252,7 @@ class Search:
             forms.add(form)
             if self._prove_one(one):
                 one.status = Status.PASSED
-                best = min([one, *([best] if best else [])], key=_rank)
+                best = min([one, *([best] if best else [])], key=rank)
 
     def _prove_one(self, one: Standing) -> bool:
         """As many tokens as it takes, the questions and the whole load; whether it is certainly within
@@ -424,7 +349,7 @@ class Search:
 
     def _find_cheaper(self, one: Standing) -> Standing | None:
         return next(
-            (other for other in self._open() if other is not one and _costs_less(other, one)
+            (other for other in self._open() if other is not one and costs_less(other, one)
              and not other.candidate.recipe.pruned), None,
         )  # fmt: skip
 
@@ -441,7 +366,7 @@ class Search:
         ]  # fmt: skip
         default = next(s for s in self._defaults() if s.candidate.recipe == recipe)
         return next(
-            (str(other.candidate.settings) for other in singles if _costs_less(default, other)),
+            (str(other.candidate.settings) for other in singles if costs_less(default, other)),
             None,
         )
 
@@ -449,7 +374,7 @@ class Search:
         for one in self._open():
             if one.cost is None:
                 continue
-            better = next((b for b in self._open() if b is not one and _dominates(b, one)), None)
+            better = next((b for b in self._open() if b is not one and dominates(b, one)), None)
             if better is not None:
                 one.close(
                     Status.DOMINATED, f"{better.candidate} costs less and is no worse, for certain"
@@ -474,7 +399,7 @@ class Search:
 
     def _proof_s(self) -> float:
         """What the proof of one candidate takes: time that no earlier stage may use."""
-        there = sorted((one for one in self._open() if one.cost is not None), key=_rank)
+        there = sorted((one for one in self._open() if one.cost is not None), key=rank)
         return max(
             (self._session.predict_s(self._proof_steps(one.candidate)) for one in there[:2]),
             default=0.0,
@@ -489,29 +414,3 @@ class Search:
 
     def _tell(self, rung: str) -> None:
         self._on_rung(rung, len(self._open()), self._session.left_s)
-
-
-def _rank(one: Standing) -> tuple[float, float, str]:
-    """The cheaper first; of equal costs, as under a trace that both keep up with, the smaller."""
-    cost = one.cost.value if one.cost is not None else math.inf
-    rounded = float(f"{cost:.3g}") if math.isfinite(cost) else math.inf
-    return rounded, float(one.measured.get("memory_bytes") or 0), one.candidate.id
-
-
-def _rank_by_drop(one: Standing) -> float:
-    return max((drop.high for drop in one.drops.values()), default=math.inf)
-
-
-def _costs_less(a: Standing, b: Standing) -> bool:
-    """For certain."""
-    return a.cost is not None and b.cost is not None and a.cost.high < b.cost.low
-
-
-def _dominates(a: Standing, b: Standing) -> bool:
-    """Whether `a` certainly costs less and is certainly no worse: the same form, or a smaller drop."""
-    if not _costs_less(a, b):
-        return False
-    worst_a, worst_b = a.worst, b.worst
-    if a.candidate.form.id == b.candidate.form.id or worst_a is None or worst_b is None:
-        return a.candidate.form.id == b.candidate.form.id
-    return worst_a[1].high <= worst_b[1].low
