@@ -43,15 +43,16 @@ from thrifty.types import OnProgress, ignore_progress
 
 Model = tuple[NamedVersion, Artifact]
 
-RATES = {
-    "make": 1.0e-7, "make w8a8": 1.5e-6, "make int4": 2.5e-6, "make pruned": 2.0e-6,
-    "distill": 2.5e-11, "judge": 3.0e-11, "ask": 1.5e-9, "start": 12.0,
+GUESSES = {
+    "make": (2.0, 1.0e-7), "make w8a8": (10.0, 1.5e-6), "make int4": (10.0, 2.5e-6),
+    "make pruned": (10.0, 2.0e-6), "distill": (20.0, 2.5e-11), "judge": (5.0, 3.0e-11),
+    "ask": (10.0, 1.5e-9), "start": (12.0, 0.0),
 }  # fmt: skip
-"""Seconds for a parameter (and a token, a question), and for a start with the last answers, until
-something was measured in this home: of two cores with AVX-512 and VNNI."""
+"""Seconds for a step, and more for each parameter (and token, question), on two cores with AVX-512 and
+VNNI. What is measured in this home scales them."""
 SAFETY = 1.2
 """Predictions are multiplied by it."""
-FOUND = 20
+FOUND = 10
 """A step that takes so many times less than expected found what it was to make."""
 SEED = 1
 
@@ -95,39 +96,36 @@ class MachineLab:
 
     def predict_s(self, step: Step) -> float:
         """See `steps.Lab`."""
-        return sum(
-            self._rates.find(name) * work for name, work in self._list_work(step).items()
-        ) * SAFETY + (step.amount if step.kind not in (MAKE, JUDGE, ASK) else 0)
+        kind, work = self._find_work(step)
+        return self._rates.predict_s(kind, work) * SAFETY + self._find_fixed_s(step)
 
     def learn(self, step: Step, seconds: float) -> None:
         """See `steps.Lab`."""
-        work = self._list_work(step)
-        if step.kind not in (MAKE, JUDGE, ASK):
-            seconds = max(1.0, seconds - step.amount)
-        # A step of several parts is measured as a whole: they are scaled alike.
-        expected = sum(self._rates.find(name) * amount for name, amount in work.items())
-        if seconds > expected / FOUND:
-            for name in work:
-                self._rates.learn(name, self._rates.find(name) * seconds / expected)
+        kind, work = self._find_work(step)
+        self._rates.learn(kind, work, max(1.0, seconds - self._find_fixed_s(step)))
         self._rates.note(self._reference_of(step))
         self._rates.write()
 
-    def _list_work(self, step: Step) -> dict[str, float]:
+    def _find_fixed_s(self, step: Step) -> int:
+        """The seconds that a step takes on every machine."""
+        return step.amount if step.kind not in (MAKE, JUDGE, ASK) else 0
+
+    def _find_work(self, step: Step) -> tuple[str, float]:
+        """A kind of `GUESSES`, and how much there is of it."""
         recipe = step.candidate.recipe
         parameters = self._bench.source[1].description.parameters * recipe.keep
         sides = 1 if self._rates.has(self._reference_of(step)) else 2
         if step.kind == JUDGE:
-            return {"judge": parameters * step.amount * len(self._bench.domains) * sides}
+            return "judge", parameters * step.amount * len(self._bench.domains) * sides
         if step.kind == ASK:
-            return {"ask": parameters * len(self._bench.questions) * sides}
+            return "ask", parameters * len(self._bench.questions) * sides
         if step.kind != MAKE:
-            return {"start": 1.0}
+            return "start", 1.0
         if recipe.distill_tokens:
-            return {"distill": parameters * recipe.distill_tokens}
+            return "distill", parameters * recipe.distill_tokens
         if recipe.pruned:
-            return {"make pruned": parameters}
-        name = f"make {recipe.scheme}" if recipe.scheme in LEARNS else "make"
-        return {name: parameters}
+            return "make pruned", parameters
+        return f"make {recipe.scheme}" if recipe.scheme in LEARNS else "make", parameters
 
     def _reference_of(self, step: Step) -> str:
         """What of the reference is recorded once the step has ended."""
@@ -299,30 +297,34 @@ def _read_memory(pid: int | None) -> int:
     return 0
 
 
-def _guess(name: str) -> float:
-    return RATES.get(name, RATES["make int4"])
+def _guess_s(kind: str, work: float) -> float:
+    fixed, rate = GUESSES.get(kind, GUESSES["make int4"])
+    return fixed + rate * work
 
 
 class _Rates:
-    """What a unit of work takes here, and what is recorded of references; kept in a file."""
+    """How much longer than guessed steps take here, by kind, and which references are recorded; kept
+    in a file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         kept = json.loads(path.read_text()) if path.exists() else {}
-        self._rates: dict[str, float] = kept.get("rates", {})
+        self._scales: dict[str, float] = kept.get("scales", {})
         self._references: list[str] = kept.get("references", [])
 
-    def find(self, name: str) -> float:
+    def predict_s(self, kind: str, work: float) -> float:
         """What is not measured yet is as much slower or faster here as what is."""
-        if name in self._rates:
-            return self._rates[name]
-        known = [math.log(rate / _guess(one)) for one, rate in self._rates.items()]
-        return _guess(name) * math.exp(sum(known) / max(1, len(known)))
+        logs = [math.log(scale) for scale in self._scales.values()]
+        mean = math.exp(sum(logs) / max(1, len(logs)))
+        return _guess_s(kind, work) * self._scales.get(kind, mean)
 
-    def learn(self, name: str, rate: float) -> None:
+    def learn(self, kind: str, work: float, seconds: float) -> None:
         """The mean of the newest and what was known, so that one odd step does not rule."""
-        known = self._rates.get(name)
-        self._rates[name] = rate if known is None else (known + rate) / 2
+        scale = seconds / _guess_s(kind, work)
+        if scale > 1 / FOUND:
+            known = self._scales.get(kind)
+            self._scales[kind] = scale if known is None else (known + scale) / 2
 
     def has(self, reference: str) -> bool:
         return reference in self._references
@@ -332,5 +334,5 @@ class _Rates:
             self._references.append(reference)
 
     def write(self) -> None:
-        text = json.dumps({"rates": self._rates, "references": self._references}, indent=1)
+        text = json.dumps({"scales": self._scales, "references": self._references}, indent=1)
         write_atomically(self._path, text)
