@@ -25,9 +25,12 @@ from thrifty.errors import BenchError, CompressionError
 from thrifty.evaluate.suite import find_root
 from thrifty.home import Home
 from thrifty.optimize.candidate import Candidates, Recipe, generate_candidates, generate_settings
+from thrifty.optimize.lab import MachineLab
+from thrifty.optimize.load import parse_load
 from thrifty.optimize.report import make_report, make_row
-from thrifty.optimize.run import Optimized, OptimizeRequest, optimize
+from thrifty.optimize.run import Optimized, OptimizeRequest, make_bench, optimize
 from thrifty.optimize.standing import Status
+from thrifty.optimize.steps import JUDGE, OutOfTime, Step
 
 pytestmark = pytest.mark.engine
 
@@ -179,6 +182,17 @@ def test_candidates_come_from_traits_and_machine(home: Home) -> None:
     plain = generate_candidates(engine, artifact, machine, 8, may_train=False)
     assert not any(one.recipe.pruned for one in plain.feasible)
     assert Recipe("int8", 0.9, 50_000) in {one.recipe for one in first.feasible}
+
+
+def test_a_step_is_stopped_when_the_time_is_up(home: Home) -> None:
+    """What it takes longer than predicted is not spent."""
+    store, machine, request = Store(home.models), detect_machine(), make_request(home)
+    bench, _ = make_bench(request, parse_load(request.load), store, home, lambda _: None)
+    lab = MachineLab(bench, store, home, machine)
+    step = Step(JUDGE, CANDIDATES.feasible[0].form, 512)
+    with pytest.raises(OutOfTime):
+        lab.run(step, lambda: -1.0)
+    assert set(lab.run(step)["domains"]) == {"judged"}
 
 
 def test_a_request_repeats_itself() -> None:

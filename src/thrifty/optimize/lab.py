@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from thrifty.files import write_atomically
 from thrifty.home import Home
 from thrifty.optimize.candidate import LEARNS, Candidate, Recipe
 from thrifty.optimize.load import Load, count_good, put_load
-from thrifty.optimize.steps import ASK, JUDGE, MAKE, Step
+from thrifty.optimize.steps import ASK, JUDGE, MAKE, OutOfTime, Step
 from thrifty.own_replica import (
     has_ended,
     make_server,
@@ -39,7 +39,7 @@ from thrifty.own_replica import (
     run_coroutine,
     run_replicas,
 )
-from thrifty.types import OnProgress, ignore_progress
+from thrifty.types import OnProgress, Progress, ignore_progress
 
 Model = tuple[NamedVersion, Artifact]
 
@@ -88,7 +88,8 @@ class MachineLab:
         self._store = store
         self._home = home
         self._machine = machine
-        self._on_progress = on_progress
+        self._show_progress = on_progress
+        self._left_s: Callable[[], float] = lambda: math.inf
         self._rates_path = home.optimizations / f"rates-{machine.id}.json"
         self._rates = _Rates(self._rates_path)
 
@@ -118,7 +119,7 @@ class MachineLab:
         if step.kind == JUDGE:
             return "judge", parameters * step.amount * len(self._bench.domains) * sides
         if step.kind == ASK:
-            return "ask", parameters * len(self._bench.questions) * sides
+            return "ask", parameters * step.amount * sides
         if step.kind != MAKE:
             return "start", 1.0
         if recipe.distill_tokens:
@@ -155,15 +156,16 @@ class MachineLab:
 
     # Steps
 
-    def run(self, step: Step) -> dict[str, Any]:
+    def run(self, step: Step, left_s: Callable[[], float] = lambda: math.inf) -> dict[str, Any]:
         """See `steps.Lab`."""
+        self._left_s = left_s
         if step.kind == MAKE:
             served = self.prepare(step.candidate)
             return {"model": served.version, "size_bytes": self._size_of(served)}
         if step.kind == JUDGE:
             return self._judge(step.candidate, step.amount)
         if step.kind == ASK:
-            return self._ask(step.candidate)
+            return self._ask(step.candidate, step.amount)
         return self._load(step.candidate, step.amount)
 
     def prepare(self, candidate: Candidate) -> Served:
@@ -236,22 +238,29 @@ class MachineLab:
         value = candidate.settings.as_options().get("kv_precision", option.values[0])
         return value if value in known else None
 
-    def _ask(self, candidate: Candidate) -> dict[str, Any]:
+    def _ask(self, candidate: Candidate, number: int) -> dict[str, Any]:
         bench, store, folder = self._bench, self._store, self._home.evaluations
         reference, original = bench.source
+        questions = bench.questions[:number]
         default = AnswersRequest(
-            reference, bench.questions, make_server(store, self._home, self._machine)
+            reference, questions, make_server(store, self._home, self._machine)
         )
         known = ask_model(store, folder, reference, original, default, self._on_progress)
         options = candidate.settings.as_options()
         arithmetic = describe_arithmetic() | ({"options": options} if options else {})
         request = AnswersRequest(
-            reference, bench.questions,
+            reference, questions,
             make_server(store, self._home, self._machine, options), arithmetic,
         )  # fmt: skip
         model = self.find_model(candidate)
         given = ask_model(store, folder, *model, request, self._on_progress)
-        return compare_given(bench.questions, known, given).as_dict()
+        return compare_given(questions, known, given).as_dict()
+
+    def _on_progress(self, step: Progress) -> None:
+        """Every step that may take long reports its progress, and is stopped there."""
+        self._show_progress(step)
+        if self._left_s() < 0:
+            raise OutOfTime
 
     def _load(self, candidate: Candidate, seconds: int) -> dict[str, Any]:
         served = self.prepare(candidate)

@@ -69,7 +69,7 @@ async def put_load(
     """Load replicas for so many seconds, each with its share; of a trace, its beginning. Raises
     `BenchError`.
     """
-    plans = _share(load, len(urls), seconds)
+    plans = share_load(load, len(urls), seconds)
     found = await asyncio.gather(*(
         run_load(
             Target(parse_origin(url), model, None, chat, is_measurement=True),
@@ -84,7 +84,8 @@ async def put_load(
     )  # fmt: skip
 
 
-def _share(load: Load, replicas: int, seconds: int) -> list[LoadPlan]:
+def share_load(load: Load, replicas: int, seconds: int) -> list[LoadPlan]:
+    """The part of each replica, for so many seconds."""
     if load.streams is not None:
         each, more = divmod(load.streams, replicas)
         return [

@@ -30,6 +30,7 @@ from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, CompressionError
 from thrifty.evaluate.answers import DEFAULT_SHORT, find_questions, is_chat_model
 from thrifty.evaluate.gate import MAX_DROP, check_max_drop, judge, record_verdict
+from thrifty.evaluate.questions import TWENTY
 from thrifty.evaluate.suite import find_data, find_domains, name_default_domains
 from thrifty.home import Home, make_private_folder
 from thrifty.optimize.candidate import Candidate, Candidates, generate_candidates
@@ -43,6 +44,8 @@ from thrifty.units import format_duration
 from thrifty.version import __version__
 
 TEXT = "passages"
+MOST_QUESTIONS = 1000
+"""Questions with known answers that are asked at most."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,6 @@ class OptimizeRequest:
     domains: Sequence[str] = ()
     text: str = TEXT
     questions: str | None = None
-    question_limit: int = DEFAULT_SHORT
     load_s: int = 20
     """How long streams are kept up at the end; a trace has its own duration."""
     again: bool = False
@@ -158,8 +160,8 @@ def optimize(
         if not candidates.feasible:
             raise BenchError(f"nothing can be served here: {candidates.infeasible[0][1]}")
         goal = Goal(
-            request.max_drop, request.price_per_hour or 1.0, asks=bool(bench.questions),
-            questions=len(bench.questions), load_s=load.duration_s or request.load_s,
+            request.max_drop, request.price_per_hour or 1.0,
+            questions=_count_questions(len(bench.questions)), load_s=load.duration_s or request.load_s,
         )  # fmt: skip
         name = _name_search(request, bench, machine)
         journal = Journal(home.optimizations / "journal.jsonl")
@@ -209,9 +211,7 @@ def make_bench(
     notes = []
     questions = []
     if is_chat_model(store, artifact):
-        questions = find_questions(
-            request.questions, home.data, store, request.question_limit, on_progress
-        )
+        questions = find_questions(request.questions, home.data, store, MOST_QUESTIONS, on_progress)
     else:
         notes.append("the model has no chat template, so its answers were not judged")
     engine = choose_engine("auto", artifact)
@@ -219,6 +219,12 @@ def make_bench(
         (version, artifact), engine, text, domains, questions, load, objective, request.slo
     )
     return bench, notes
+
+
+def _count_questions(there: int) -> tuple[int, ...]:
+    """At first as many as an evaluation asks."""
+    first = min(there, DEFAULT_SHORT + len(TWENTY))
+    return tuple(sorted({first, there} - {0}))
 
 
 def _check_model(version: NamedVersion, artifact: Artifact) -> None:

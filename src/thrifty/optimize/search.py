@@ -266,10 +266,15 @@ class Search:
         proof = self._proof_steps(one.candidate)
         if undecided and self._session.fits([more, *proof]) and not self._take(one, more):
             return False
-        ask = Step(ASK, form, goal.questions)
-        within = is_within(one.drops, goal.max_drop)
-        if within and goal.asks and not self._take(one, ask):
-            return False
+        for number, questions in enumerate(goal.questions):
+            # More of them only where the first ones leave it undecided.
+            if (number == 0) != is_within(one.drops, goal.max_drop):
+                break
+            ask = Step(ASK, form, questions)
+            if number and not self._session.fits([ask, *proof]):
+                break
+            if not self._take(one, ask):
+                return False
         if not is_within(one.drops, goal.max_drop):
             name, drop = max(one.drops.items(), key=lambda item: item[1].high)
             one.close(
@@ -293,7 +298,7 @@ class Search:
         ]  # fmt: skip
 
     def _proof_steps(self, candidate: Candidate) -> list[Step]:
-        asked = [Step(ASK, candidate.form, self._goal.questions)] if self._goal.asks else []
+        asked = [Step(ASK, candidate.form, number) for number in self._goal.questions[:1]]
         return [
             Step(JUDGE, candidate.form, SCREEN_TOKENS), *asked,
             Step(LOAD, candidate.timed, self._goal.load_s),
@@ -314,6 +319,9 @@ class Search:
 
     def _note(self, one: Standing, step: Step, result: Result) -> None:
         one.rung = f"{step.kind} {step.amount}" if step.amount else step.kind
+        if result.stopped:
+            one.close(Status.NO_TIME, f"the budget ended during its step {one.rung!r}")
+            return
         if result.fault is not None:
             one.close(Status.FAILED, f"{step.kind}: {result.fault}")
             return

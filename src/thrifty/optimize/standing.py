@@ -34,9 +34,8 @@ class Goal:
 
     max_drop: float
     price_per_hour: float = 1.0
-    asks: bool = True
-    """Whether the model is asked questions."""
-    questions: int = 300
+    questions: tuple[int, ...] = (300,)
+    """How many the model is asked at first, and where those leave it undecided; empty: none."""
     load_s: int = 20
     """Seconds of the whole load."""
 

@@ -2,7 +2,8 @@
 
 Every finished step is a line in the home, with its result or its fault. The same search after a kill
 finds them there and goes on with the minutes that were left; another search of the same model uses
-what it shares. Nothing is started that is predicted not to fit.
+what it shares. Nothing is started that is predicted not to fit, and what takes longer all the same is
+stopped when the time is up. Its own files let it resume.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ class Result:
 
     values: dict[str, Any] = field(default_factory=dict)
     fault: str | None = None
+    stopped: bool = False
+    """The budget ended before the step did."""
+
+
+class OutOfTime(Exception):
+    """Stops a step when the budget is spent."""
 
 
 class Lab(Protocol):
@@ -63,8 +70,10 @@ class Lab(Protocol):
         """What the result depends on beside the step, as JSON."""
         ...
 
-    def run(self, step: Step) -> dict[str, Any]:
-        """The result, as JSON. Raises `ThriftyError` where this candidate cannot do it."""
+    def run(self, step: Step, left_s: Callable[[], float]) -> dict[str, Any]:
+        """The result, as JSON. Raises `ThriftyError` where this candidate cannot do it, and
+        `OutOfTime` where `left_s` fell below 0 meanwhile.
+        """
         ...
 
     def learn(self, step: Step, seconds: float) -> None:
@@ -178,7 +187,12 @@ class Session:
         started_s = self._clock()
         try:
             # As it will be read back.
-            result = Result(json.loads(json.dumps(self.lab.run(step))))
+            values = self.lab.run(step, lambda: self.left_s)
+            result = Result(json.loads(json.dumps(values)))
+        except OutOfTime:
+            took_s = self._clock() - started_s
+            self._journal.add(f"stopped {time.time():.3f}", self._search, Result(), took_s)
+            return Result(stopped=True)
         except ThriftyError as error:
             result = Result(fault=str(error))
         took_s = self._clock() - started_s
