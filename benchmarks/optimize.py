@@ -35,6 +35,9 @@ HOME = Home(WORK / "optimize")
 STREAMS = (8, 32)
 SLO = "ttft=5s,tpot=400ms"
 MAX_DROP = 0.1
+TEXT = "chat-learn"
+"""Apart from the conversations that judge. The default text shares an article with a half of them, and is
+refused for it."""
 CHECK_TOKENS = 8192
 LOAD_S = 30
 BAR = 0.8
@@ -114,6 +117,7 @@ def make_request(streams: int, data: dict[str, Path], budget_s: float) -> Optimi
     return OptimizeRequest(
         SOURCE, MAX_DROP, SLO, str(streams), budget_s, f"picked-{streams}",
         domains=tuple(f"{name}={data[name]}" for name in DOMAINS), questions=str(data["asked"]),
+        text=TEXT,
     )  # fmt: skip
 
 

@@ -302,7 +302,9 @@ def optimize(
             "--domain", help="A use to judge by, as in `evaluate`; repeatable. Default: as there."
         ),
     ] = None,
-    text: Annotated[str, typer.Option(help="Text to learn from: a set, or a file.")] = "passages",
+    text: Annotated[
+        str | None, typer.Option(help="Text to learn from: a set, or a file. Default: passages.")
+    ] = None,
     questions: Annotated[
         str | None, typer.Option(help="Questions to ask, as in `evaluate`: a set, or a file.")
     ] = None,

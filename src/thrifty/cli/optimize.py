@@ -7,6 +7,7 @@ from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
+from thrifty.compress.pipeline import TEXT
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, GateError
 from thrifty.home import find_home
@@ -26,7 +27,7 @@ def run_optimize(
     out: str | None,
     price_per_hour: float | None,
     domains: Sequence[str],
-    text: str,
+    text: str | None,
     questions: str | None,
     again: bool,
     report: Path | None,
@@ -46,7 +47,7 @@ def run_optimize(
         raise BenchError(f"--price-per-hour is above 0, not {price_per_hour:g}")
     home = find_home()
     request = OptimizeRequest(
-        model, max_drop, slo or "", load, budget_s, out, price_per_hour, tuple(domains), text,
+        model, max_drop, slo or "", load, budget_s, out, price_per_hour, tuple(domains), text or TEXT,
         questions, again=again,
     )  # fmt: skip
     with show_progress() as on_progress:

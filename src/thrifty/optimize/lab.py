@@ -247,6 +247,9 @@ class MachineLab:
         )
         known = ask_model(store, folder, reference, original, default, self._on_progress)
         options = candidate.settings.as_options()
+        if candidate.recipe == Recipe("none") and not options:
+            # It is the reference, as it was just asked.
+            return compare_given(questions, known, known).as_dict()
         arithmetic = describe_arithmetic() | ({"options": options} if options else {})
         request = AnswersRequest(
             reference, questions,

@@ -25,6 +25,7 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.bench.summary import parse_objective
 from thrifty.compress.calibration import check_no_overlap
 from thrifty.compress.distill.distill import PACKAGES
+from thrifty.compress.pipeline import TEXT
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import BenchError, CompressionError
@@ -43,7 +44,6 @@ from thrifty.types import Family, Format, OnProgress, ignore_progress
 from thrifty.units import format_duration
 from thrifty.version import __version__
 
-TEXT = "passages"
 MOST_QUESTIONS = 1000
 """Questions with known answers that are asked at most."""
 
