@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from thrifty.home import Home
 from thrifty.optimize.candidate import Candidates, Recipe, generate_candidates, generate_settings
 from thrifty.optimize.lab import MachineLab
 from thrifty.optimize.load import parse_load
+from thrifty.optimize.plot import plot_search
 from thrifty.optimize.report import make_report, make_row
 from thrifty.optimize.run import Optimized, OptimizeRequest, make_bench, optimize
 from thrifty.optimize.standing import Status
@@ -129,6 +131,30 @@ def test_it_is_shown_whole(searched: tuple[Optimized, list[str]]) -> None:
         assert one.candidate.id in page
         assert len(make_row(one)) == 9
     assert "thrifty optimize tiny" in page
+
+
+def test_it_is_drawn(searched: tuple[Optimized, list[str]], tmp_path: Path) -> None:
+    plot_search(searched[0], tmp_path / "plots" / "search.png")
+    assert (tmp_path / "plots" / "search.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_ends_with_what_is_known_and_the_code_3(
+    searched: tuple[Optimized, list[str]], home: Home
+) -> None:
+    """Its budget was spent before: it starts nothing, and proves nothing."""
+    request = make_request(home)
+    command = [
+        sys.executable, "-m", "thrifty", "optimize", request.model, "--max-drop", "0.2", "--load", "2",
+        "--domain", request.domains[0], "--text", request.text, "--budget", "2s", "--json",
+    ]  # fmt: skip
+    environment = {**os.environ, "THRIFTY_HOME": str(home.root)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 3, ended.stderr
+    assert "nothing was" in ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["winner"] is None
+    assert found["nearest"]["worst"] == "judged"
+    assert len(found["candidates"]) > 20
 
 
 def test_the_same_search_costs_nothing_and_finds_the_same(
