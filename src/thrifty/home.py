@@ -5,6 +5,7 @@ run/          the controller's pid and lock         logs/        one file for ea
 files/        inputs and outputs of batches         data/        data sets
 evaluations/  recorded predictions of references, and results of candidates
 trainings/    checkpoints of trainings that may go on
+optimizations/  finished steps of searches
 """
 
 from __future__ import annotations
@@ -63,6 +64,11 @@ class Home:
     def trainings(self) -> Path:
         """Checkpoints of trainings that may go on."""
         return self.root / "trainings"
+
+    @property
+    def optimizations(self) -> Path:
+        """Finished steps of searches, and what steps take here."""
+        return self.root / "optimizations"
 
     @property
     def database(self) -> Path:

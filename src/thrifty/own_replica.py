@@ -1,6 +1,6 @@
-"""A replica that no service knows: one model, served as a fleet serves it, for one piece of work.
+"""Replicas that no service knows: one model, served as a fleet serves it, for one piece of work.
 
-No other part of a service runs: no gateway, no database. One such replica at a time runs in a home.
+No other part of a service runs: no gateway, no database. One model at a time is served so in a home.
 The next one, `thrifty up` and `thrifty down` end whatever a killed process left running.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,11 +23,13 @@ from thrifty.engines.registry import choose_engine
 from thrifty.errors import FleetError, SpecError
 from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.asking import Serve
+from thrifty.fleet.cores import choose_cores, share_evenly
 from thrifty.fleet.local_replica import LocalReplica
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 from thrifty.spec import Spec
 from thrifty.spec.compress import CompressSpec
+from thrifty.spec.models import EngineSpec, ReplicasSpec
 from thrifty.types import OnProgress, ReplicaState, ignore_progress
 
 T = TypeVar("T")
@@ -46,18 +49,30 @@ def prepare_served(
     artifact: Artifact,
     machine: Machine,
     on_progress: OnProgress = ignore_progress,
+    *,
+    options: Mapping[str, Any] | None = None,
+    replicas: int = 1,
 ) -> Served:
-    """Prepare a model with its weights in `scheme` and the engine's default options. Raises
-    `SpecError` where it cannot be served here.
+    """Prepare a model with its weights in `scheme`, with the engine's `options`, for so many
+    replicas. Raises `SpecError` where it cannot be served here.
     """
-    compress = CompressSpec.model_validate({"quantize": {"scheme": scheme}})
-    spec = Spec(name="own-replica", compress=compress)
+    spec = make_spec(engine, scheme, options or {}, replicas)
     problems = engine.check(spec, artifact, machine)
     if problems:
         raise SpecError(problems, version.label)
     served = engine.prepare(spec, (version, artifact), store, machine, on_progress)
     store.verify(store.load(served.artifact or artifact.id))
     return served
+
+
+def make_spec(engine: Engine, scheme: str, options: Mapping[str, Any], replicas: int) -> Spec:
+    """The spec of replicas that no service knows."""
+    return Spec(
+        name="own-replica",
+        compress=CompressSpec.model_validate({"quantize": {"scheme": scheme}}),
+        engine=EngineSpec.model_validate({"kind": engine.kind, **options}),
+        replicas=ReplicasSpec(count=replicas),
+    )
 
 
 @contextlib.contextmanager
@@ -80,26 +95,52 @@ async def run_replica(
     """A replica that is ready, on all cores; it is stopped afterwards. Raises `FleetError` if it
     does not start.
     """
-    replica = LocalReplica(
-        f"{_ID}0", served, engine, home=home, store=store, cores=machine.cores, memory_share=1.0,
-        memory_limit=None, start_timeout_s=START_TIMEOUT_S, on_change=lambda: None,
-    )  # fmt: skip
-    replica.start()
-    try:
-        waiting = asyncio.ensure_future(replica.ready_once.wait())
-        while not waiting.done():
-            await asyncio.wait({waiting}, timeout=_WATCH_S)
-            if replica.restarts:
-                break
-        waiting.cancel()
-        if replica.state is not ReplicaState.READY:
-            raise FleetError(
-                f"{served.version} does not start: {replica.message}; its log is "
-                f"{home.log_of(replica.id)}"
+    async with run_replicas(served, engine, home, store, machine, 1) as replicas:
+        yield replicas[0]
+
+
+@contextlib.asynccontextmanager
+async def run_replicas(
+    served: Served, engine: Engine, home: Home, store: Store, machine: Machine, count: int
+) -> AsyncIterator[list[LocalReplica]]:
+    """So many replicas that are ready, which share the cores evenly; they are stopped afterwards.
+    Raises `FleetError` if one does not start.
+    """
+    size, larger = share_evenly(machine.core_count, count)
+    use: Counter[int] = Counter()
+    replicas = []
+    for number in range(count):
+        cores = choose_cores(machine.cores, use, size + (number < larger))
+        use.update(cores)
+        replicas.append(
+            LocalReplica(
+                f"{_ID}{number}", served, engine, home=home, store=store, cores=cores,
+                memory_share=1.0 / count, memory_limit=None, start_timeout_s=START_TIMEOUT_S,
+                on_change=lambda: None,
             )
-        yield replica
+        )  # fmt: skip
+    for replica in replicas:
+        replica.start()
+    try:
+        for replica in replicas:
+            await _wait_ready(replica, home)
+        yield replicas
     finally:
-        await replica.stop(grace_s=10.0)
+        await asyncio.gather(*(replica.stop(grace_s=10.0) for replica in replicas))
+
+
+async def _wait_ready(replica: LocalReplica, home: Home) -> None:
+    waiting = asyncio.ensure_future(replica.ready_once.wait())
+    while not waiting.done():
+        await asyncio.wait({waiting}, timeout=_WATCH_S)
+        if replica.restarts:
+            break
+    waiting.cancel()
+    if replica.state is not ReplicaState.READY:
+        raise FleetError(
+            f"{replica.served.version} does not start: {replica.message}; its log is "
+            f"{home.log_of(replica.id)}"
+        )
 
 
 def has_ended(replica: LocalReplica) -> bool:
@@ -115,15 +156,19 @@ def use_replica(
     machine: Machine,
     use: Callable[[str, str], None],
     on_progress: OnProgress = ignore_progress,
+    *,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Call `use(url, name)` in a thread while the model is served at `url` under `name`; a
-    checkpoint has 16-bit weights. Blocks.
+    checkpoint has 16-bit weights. `options` are the engine's. Blocks.
 
     Raises what `use` raises, `SpecError` where the model cannot be served here, and `FleetError`
     where it does not start, or ends meanwhile.
     """
     engine = choose_engine("auto", artifact)
-    served = prepare_served(engine, "none", store, version, artifact, machine, on_progress)
+    served = prepare_served(
+        engine, "none", store, version, artifact, machine, on_progress, options=options
+    )
     with only_replica(home):
         run_coroutine(_use(served, engine, home, store, machine, use))
 
@@ -167,12 +212,14 @@ def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
         return pool.submit(asyncio.run, work).result()
 
 
-def make_server(store: Store, home: Home, machine: Machine) -> ServeModel:
-    """Serves stored models, one at a time, while they are asked."""
+def make_server(
+    store: Store, home: Home, machine: Machine, options: Mapping[str, Any] | None = None
+) -> ServeModel:
+    """Serves stored models, one at a time, while they are asked; `options` are the engine's."""
 
     def serve(version: NamedVersion, artifact: Artifact, on_progress: OnProgress) -> Serve:
         return lambda use: use_replica(
-            store, home, version, artifact, machine, use, on_progress
+            store, home, version, artifact, machine, use, on_progress, options=options
         )  # fmt: skip
 
     return serve

@@ -12,6 +12,7 @@ from thrifty.cli.compression_commands import (
     compress,
     distill,
     evaluate,
+    optimize,
     prune,
     quantize,
 )
@@ -261,7 +262,7 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, compare, distill):
+for _command in (evaluate, quantize, prune, compress, optimize, compare, distill):
     app.command()(_command)
 
 

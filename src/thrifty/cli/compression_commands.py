@@ -276,6 +276,79 @@ def compress(
     run_compress(target, flags, as_json=as_json)
 
 
+def optimize(
+    model: Annotated[
+        str, typer.Argument(help="A decoder's checkpoint: a stored name, a source, a path.")
+    ],
+    max_drop: Annotated[
+        float,
+        typer.Option(
+            help="How much the result may lose, with 95% confidence: this share of the probability of a "
+            "token on every domain, and of the answers that were right."
+        ),
+    ] = 0.25,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="The objective, such as ttft=500ms,tpot=60ms,e2e=10s: only requests that meet it "
+            "count. Default: all count."
+        ),
+    ] = None,
+    load: Annotated[
+        str,
+        typer.Option(
+            help="The load to serve: a number of streams, or a file of JSON lines as for `thrifty bench "
+            "--trace`."
+        ),
+    ] = "8",
+    budget: Annotated[str, typer.Option(help="The time to search, such as 60m.")] = "60m",
+    out: Annotated[
+        str | None, typer.Option(help="The result's name. Default: the model's and `-optimized`.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(help="What this machine costs an hour. Default: 1, and costs are relative."),
+    ] = None,
+    domains: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--domain", help="A use to judge by, as in `evaluate`; repeatable. Default: as there."
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to learn from, as in `distill`: a set or a file, may be repeated, with a weight as "
+            "NAME=0.3. Default: as there."
+        ),
+    ] = None,
+    questions: Annotated[
+        str | None, typer.Option(help="Questions to ask, as in `evaluate`: a set, or a file.")
+    ] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Measure anew what this search measured before."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the plots to this path.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the cheapest way to serve a model here: pruned, distilled, in which form, with which
+    settings of the engine. Goes on where it was.
+
+    The exit code is 3 where nothing is within the bound.
+    """
+    from thrifty.cli.optimize import run_optimize
+
+    run_optimize(
+        model, max_drop=max_drop, slo=slo, load=load, budget=budget, out=out,
+        price_per_hour=price_per_hour, domains=domains or (), text=text or (), questions=questions,
+        again=again, report=report, png=png, as_json=as_json,
+    )  # fmt: skip
+
+
 def compare(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL...", help="Stored names, sources or paths.")

@@ -55,6 +55,18 @@ class SchemeDefault:
 
 
 @dataclass(frozen=True)
+class TunableOption:
+    """An option that a search may try other values of."""
+
+    values: tuple[Any, ...]
+    """Those worth trying, the default first."""
+    changes_answers: bool = False
+    """Whether answers may differ between them, so that each must be judged by itself."""
+    bounds_requests: bool = False
+    """Whether it bounds the requests that run at once: a bound above the load changes nothing."""
+
+
+@dataclass(frozen=True)
 class Traits:
     """What an engine declares about itself; nothing here depends on a machine or a model."""
 
@@ -65,6 +77,8 @@ class Traits:
     """The forms of weights that it makes and runs, by the name that specs use."""
     auto_schemes: tuple[str, ...] = ()
     """The schemes that `compress: auto` chooses from, from the smallest to the largest."""
+    tunable: Mapping[str, TunableOption] = field(default_factory=dict)
+    """The options that decide how fast it is here, by name; `thrifty optimize` tries their values."""
     auto_rank: int | None = None
     """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
     loads_model: bool = True

@@ -30,6 +30,7 @@ from thrifty.engines.base import (
 from thrifty.engines.machine import Machine, available_memory_bytes, detect_machine
 from thrifty.engines.openvino.options import (
     CAPACITY,
+    TUNABLE,
     OpenVinoOptions,
     find_context_fault,
     resolve,
@@ -83,6 +84,7 @@ class OpenVinoEngine:
         families=frozenset(Family),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
+        tunable=TUNABLE,
         auto_rank=1,
         default_slots=OpenVinoOptions().max_batch,
         honours=HONOURS,

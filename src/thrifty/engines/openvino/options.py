@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from thrifty.engines.base import TunableOption
 from thrifty.errors import EngineError
 from thrifty.graphs.arithmetic import ACTIVATION_GROUP
 from thrifty.spec.section import Bytes, Count, Section
@@ -48,6 +49,12 @@ class OpenVinoOptions(Section):
     )
 
 
+TUNABLE = {
+    "kv_precision": TunableOption(("u8", "f16"), changes_answers=True),
+    "max_batch": TunableOption((128, 16, 4), bounds_requests=True),
+    "prefill_chunk": TunableOption((256, 1024)),
+}
+"""What `thrifty optimize` tries. The other options bound memory or change what is served."""
 CAPACITY = ("kv_cache", "max_batch")
 """Options that no answer depends on, so that they are no part of a revision."""
 
