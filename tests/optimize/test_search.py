@@ -274,7 +274,7 @@ def test_more_questions_decide_what_a_few_leave_open(tmp_path: Path) -> None:
 
     candidates = Candidates((Candidate(Recipe("int8")), Candidate(Recipe("none"))))
     goal = Goal(0.1, questions=(150, 1000))
-    for budget_s, scheme in ((3600.0, "int8"), (130.0, "none")):
+    for budget_s, scheme in ((3600.0, "int8"), (160.0, "none")):
         world = Asking(true_drop, true_speed, noise=0.001)
         path = tmp_path / f"{budget_s:g}.jsonl"
         session = Session(world, Journal(path), "one", budget_s, clock=lambda w=world: w.now_s)

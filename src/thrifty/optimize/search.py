@@ -254,10 +254,19 @@ class Search:
             if self._prove_one(one, keep_s):
                 one.status = Status.PASSED
                 best = min([one, *([best] if best else [])], key=rank)
-        # What is left of the time may decide what was not certain.
-        for one in [one for one in there if one.status is Status.UNCERTAIN]:
-            if best is None or rank(one) < rank(best):
+        # What is left of the time may decide what was not certain, or had to wait for the safest.
+        for one in there:
+            undecided = one.status in (Status.UNCERTAIN, Status.NO_TIME)
+            ahead = best is None or rank(one) < rank(best)
+            room = one.candidate.form.id in forms or len(forms) < FINALISTS
+            if (
+                undecided
+                and ahead
+                and room
+                and self._session.fits(self._proof_steps(one.candidate))
+            ):
                 one.status = Status.OPEN
+                forms.add(one.candidate.form.id)
                 if self._prove_one(one, 0.0):
                     one.status = Status.PASSED
                     best = one
