@@ -259,3 +259,27 @@ def test_a_hopeless_pruning_is_told_by_its_short_distillation(tmp_path: Path) ->
     long = found.standings[2]
     assert long.status is Status.BEYOND
     assert "predicted" in long.why
+
+
+def test_more_questions_decide_what_a_few_leave_open(tmp_path: Path) -> None:
+    """A twentieth of the answers is lost: 150 questions leave that beyond a tenth possible."""
+
+    class Asking(World):
+        def run(self, step: Step, left_s: Callable[[], float]) -> dict[str, Any]:
+            found = super().run(step, left_s)
+            if step.kind != ASK:
+                return found
+            lost = 0.05 if step.candidate.recipe.scheme == "int8" else 0.0
+            return {"reference_right": step.amount, "still_right": round(step.amount * (1 - lost))}
+
+    candidates = Candidates((Candidate(Recipe("int8")), Candidate(Recipe("none"))))
+    goal = Goal(0.1, questions=(150, 1000))
+    for budget_s, scheme in ((3600.0, "int8"), (160.0, "none")):
+        world = Asking(true_drop, true_speed, noise=0.001)
+        path = tmp_path / f"{budget_s:g}.jsonl"
+        session = Session(world, Journal(path), "one", budget_s, clock=lambda w=world: w.now_s)
+        found = Search(candidates, goal, session).run()
+        assert found.winner is not None, [(s.status, s.why) for s in found.standings]
+        assert found.winner.candidate.recipe.scheme == scheme
+        assert world.now_s <= budget_s
+    assert found.standings[0].status is Status.UNCERTAIN

@@ -91,6 +91,8 @@ class MachineLab:
         self._machine = machine
         self._show_progress = on_progress
         self._left_s: Callable[[], float] = lambda: math.inf
+        self._asked: set[int] = set()
+        """Numbers of questions that some candidate was asked."""
         self._rates_path = home.optimizations / f"rates-{machine.id}.json"
         self._rates = _Rates(self._rates_path)
 
@@ -104,6 +106,8 @@ class MachineLab:
     def learn(self, step: Step, seconds: float) -> None:
         """See `steps.Lab`."""
         kind, work = self._find_work(step)
+        if step.kind == ASK:
+            self._asked.add(step.amount)
         self._rates.learn(kind, work, max(1.0, seconds - self._find_fixed_s(step)))
         self._rates.note(self._reference_of(step))
         self._rates.write()
@@ -120,7 +124,9 @@ class MachineLab:
         if step.kind == JUDGE:
             return "judge", parameters * step.amount * len(self._bench.domains) * sides
         if step.kind == ASK:
-            return "ask", parameters * step.amount * sides
+            # A larger number of questions comes after a smaller one, whose answers are kept.
+            before = max((n for n in self._asked if n < step.amount), default=0)
+            return "ask", parameters * (step.amount - before) * sides
         if step.kind != MAKE:
             return "start", 1.0
         if recipe.distill_tokens:

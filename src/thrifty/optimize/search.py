@@ -242,19 +242,36 @@ class Search:
                 one.close(Status.DOMINATED, f"{best.candidate} costs less and is within the bound")
                 continue
             keep_s = 0.0
-            if best is None and safest is not None and one is not safest:
-                keep_s = self._session.predict_s(self._proof_steps(safest.candidate))
+            waiting = safest if safest is not one and best is None else None
+            if waiting is not None and waiting.status is Status.OPEN:
+                keep_s = self._session.predict_s(self._proof_steps(waiting.candidate))
             proof = self._proof_steps(one.candidate)
             if not self._session.fits(proof, keep_s):
                 needed_s = self._session.predict_s(proof)
                 one.close(Status.NO_TIME, f"its proof takes about {needed_s / 60:.1f} minutes")
                 continue
             forms.add(form)
-            if self._prove_one(one):
+            if self._prove_one(one, keep_s):
                 one.status = Status.PASSED
                 best = min([one, *([best] if best else [])], key=rank)
+        # What is left of the time may decide what was not certain, or had to wait for the safest.
+        for one in there:
+            undecided = one.status in (Status.UNCERTAIN, Status.NO_TIME)
+            ahead = best is None or rank(one) < rank(best)
+            room = one.candidate.form.id in forms or len(forms) < FINALISTS
+            if (
+                undecided
+                and ahead
+                and room
+                and self._session.fits(self._proof_steps(one.candidate))
+            ):
+                one.status = Status.OPEN
+                forms.add(one.candidate.form.id)
+                if self._prove_one(one, 0.0):
+                    one.status = Status.PASSED
+                    best = one
 
-    def _prove_one(self, one: Standing) -> bool:
+    def _prove_one(self, one: Standing, keep_s: float) -> bool:
         """As many tokens as it takes, the questions and the whole load; whether it is certainly within
         the bound.
         """
@@ -264,14 +281,15 @@ class Search:
         more = Step(JUDGE, form, MOST_TOKENS)
         undecided = not is_within(one.drops, goal.max_drop)
         proof = self._proof_steps(one.candidate)
-        if undecided and self._session.fits([more, *proof]) and not self._take(one, more):
+        fits = self._session.fits([more, *proof], keep_s)
+        if undecided and fits and not self._take(one, more):
             return False
         for number, questions in enumerate(goal.questions):
             # More of them only where the first ones leave it undecided.
             if (number == 0) != is_within(one.drops, goal.max_drop):
                 break
             ask = Step(ASK, form, questions)
-            if number and not self._session.fits([ask, *proof]):
+            if number and not self._session.fits([ask, *proof], keep_s):
                 break
             if not self._take(one, ask):
                 return False
