@@ -224,20 +224,9 @@ class _Connection(asyncio.Protocol):
     """One connection to one origin; serves one request at a time."""
 
     __slots__ = (
-        "_answer",
-        "_close_after",
-        "_head_only",
-        "_overhead_bytes",
-        "_parser",
-        "_paused",
-        "_pool",
-        "_reused",
-        "_sent_s",
-        "_transport",
-        "_until_close",
-        "closed",
-        "idle_since_s",
-    )
+        "_answer", "_close_after", "_head_only", "_overhead_bytes", "_parser", "_paused", "_pool",
+        "_reused", "_sent_s", "_transport", "_until_close", "closed", "idle_since_s",
+    )  # fmt: skip
 
     def __init__(self, pool: _Pool) -> None:
         self._pool = pool
