@@ -21,7 +21,7 @@ settings = pytest.importorskip("thrifty.compress.distill.settings")
 def test_the_spec_knows_the_divergences_and_settings_that_training_knows() -> None:
     assert get_args(Divergence) == settings.DIVERGENCES
     known = set(settings.Training.__dataclass_fields__)
-    assert set(DistillSpec.model_fields) - {"teacher"} <= known
+    assert set(DistillSpec.model_fields) - {"teacher", "time"} <= known
 
 
 @pytest.mark.engine

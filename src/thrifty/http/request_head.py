@@ -34,7 +34,10 @@ def check_head(exchange: Exchange) -> None:
         raise WireError(505, "use HTTP/1.1", code="http_version_not_supported")
     elif b"transfer-encoding" in exchange.headers:
         raise malformed("HTTP/1.0 has no Transfer-Encoding")
-    if exchange.headers.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
+    codings = exchange.headers.get(b"transfer-encoding", b"chunked").lower().split(b",")
+    if codings[-1].strip() != b"chunked":
+        raise malformed("its length is not known: the last transfer coding is not 'chunked'")
+    if len(codings) > 1:
         raise WireError(
             501,
             "no transfer coding but 'chunked' is supported",

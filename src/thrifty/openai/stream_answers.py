@@ -90,7 +90,7 @@ def _add(holder: dict[str, Any], key: str, value: Any, *, partial: bool) -> None
         known.append(value)
     elif isinstance(value, list) and type(known) is list:
         known.extend(value)
-    elif partial:
+    elif partial and type(known) is type(value):
         holder[key] = value
     elif known != value:
         raise TypeError(f"{key!r} has two values that do not make one")

@@ -114,8 +114,9 @@ def train_for_minutes(
 ) -> dict[str, Any]:
     """Prepare and train until `training.minutes` are over; returns the report.
 
-    `run` trains until the job's limits, `began_s` is when the work began, by the clock `now`. Raises
-    `CompressionError` for a budget that is too short, and for one that an earlier run has used up.
+    `run` trains until the job's limits, `began_s` is when the work began, by the clock `now`.
+    Raises `CompressionError` for a budget that is too short, and for one that an earlier run has
+    used up.
     """
     assert training.minutes is not None
     budget_s = 60 * training.minutes
@@ -129,8 +130,8 @@ def train_for_minutes(
         spent.tokens = inputs.extend(job, folder, FIRST_TOKENS, first_s)
         if spent.tokens < 2 * job["window"]:
             raise CompressionError(
-                f"{training.minutes:g} minutes are too short: in {clock.used_s():.0f} s the teacher "
-                f"prepared {spent.tokens} tokens; give it {_round_up(3 * budget_s)} minutes. What "
+                f"{training.minutes:g} minutes are too short: in {clock.used_s():.0f} s the "
+                f"teacher prepared {spent.tokens} tokens; give it {_round_up(3 * budget_s)} minutes. What "
                 "was prepared is kept"
             )
     else:
@@ -140,9 +141,9 @@ def train_for_minutes(
         left_s = budget_s - clock.used_s() - ending_s - STARTS_S
         if left_s <= 0:
             raise CompressionError(
-                f"{training.minutes:g} minutes are too short: preparing took {clock.used_s():.0f} s, "
-                f"and not one step fits into the rest; about {_round_up(1.5 * (budget_s - left_s))} "
-                "minutes would be enough. What was prepared is kept"
+                f"{training.minutes:g} minutes are too short: preparing took "
+                f"{clock.used_s():.0f} s, and not one step fits into the rest; about "
+                f"{_round_up(1.5 * (budget_s - left_s))} minutes would be enough. What was prepared is kept"
             )
         job["limits"] = _make_limits(left_s, budget_s, spent, now, steps=FIRST_STEPS)
         report = run()
@@ -183,8 +184,8 @@ def _require_time(minutes: float, used_s: float, ending_s: float, *, asks: bool)
     needed_s = max(first_s + ending_s + 2 * STARTS_S, first_s / (1 - TRAINING_SHARE))
     if 60 * minutes < needed_s:
         raise CompressionError(
-            f"{minutes:g} minutes are too short: starting the teacher and the training, and writing "
-            f"the result, take about as long; {_round_up(1.2 * needed_s)} minutes would be enough "
+            f"{minutes:g} minutes are too short: starting the teacher and the training, and "
+            f"writing the result, take about as long; {_round_up(1.2 * needed_s)} minutes would be enough "
             "for a few steps"
         )
 

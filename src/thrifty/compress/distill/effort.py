@@ -33,8 +33,8 @@ class Effort:
 
     @classmethod
     def load(cls, path: Path) -> Effort:
-        """What earlier trainings measured, which counts a quarter of what this one measures: machines
-        are more or less busy. Nothing if there is no such file, or no readable one.
+        """What earlier trainings measured, which counts a quarter of what this one measures:
+        machines are more or less busy. Nothing if there is no such file, or no readable one.
         """
         try:
             known = cls(**json.loads(path.read_bytes()))
