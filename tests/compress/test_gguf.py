@@ -191,7 +191,7 @@ def test_what_is_made_is_registered_served_and_evaluated(
 def test_importance_makes_outputs_err_less(store: Store, made: Any, tmp_path: Path) -> None:
     text = write_words(tmp_path / "calibration.txt", 4000, seed=5)
     held_out = write_words(tmp_path / "held.txt", 100, seed=5)
-    with pytest.raises(CompressionError, match="calibrate with other text"):
+    with pytest.raises(CompressionError, match="use other text to learn from"):
         quantize_gguf(store, *made, "q4_k_m", out="x", calibration=text, held_out=held_out)
     version, artifact = quantize_gguf(
         store, *made, "q4_k_m", out="weighed", calibration=text, tokens=2048
