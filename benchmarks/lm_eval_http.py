@@ -96,7 +96,7 @@ def main() -> None:
                [worst], f"<= {BAR}", worst <= BAR, "{:.6f}")
     ]  # fmt: skip
     figures[0]["measured"] = f"{worst:.6f}"
-    record = {"scores": table, "versions": [version_of(python, "lm_eval")]}
+    record = {"scores": table, "versions": {"lm_eval": version_of(python, "lm_eval")}}
     finish("lm_eval_http", record, table, figures, save=not arguments.no_save)
 
 
