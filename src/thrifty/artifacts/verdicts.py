@@ -7,6 +7,7 @@ checkpoint is not served in another form.
 from __future__ import annotations
 
 from thrifty.artifacts.artifact import NamedVersion
+from thrifty.artifacts.lineage import walk_lineage
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.store import Store
 
@@ -16,22 +17,12 @@ GATE = "gate"
 
 def find_verdict(store: Store, version: NamedVersion) -> Measurement | None:
     """The newest verdict on a model, or else on the nearest model in its lineage that has one."""
-    seen: set[str] = set()
-    waiting = [version.artifact]
-    while waiting:
-        artifact_id = waiting.pop(0)
-        if artifact_id in seen:
-            continue
-        seen.add(artifact_id)
-        found = [one for one in store.read_measurements(artifact_id) if one.kind == GATE]
-        if found:
-            return max(found, key=lambda one: one.measured)
-        waiting += [
-            parent.id
-            for known in store.versions()
-            if known.artifact == artifact_id
-            for parent in known.lineage.parents
-        ]
+    for one in walk_lineage(store, version):
+        # A parent's verdict stays where its name was removed.
+        for artifact_id in (one.artifact, *(parent.id for parent in one.lineage.parents)):
+            found = [m for m in store.read_measurements(artifact_id) if m.kind == GATE]
+            if found:
+                return max(found, key=lambda verdict: verdict.measured)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from thrifty.artifacts import NamedVersion, Store
+from thrifty.artifacts.lineage import walk_lineage
 
 
 @dataclass(frozen=True)
@@ -17,20 +18,14 @@ class LineageStep:
 
 def describe_lineage(store: Store, version: NamedVersion) -> list[LineageStep]:
     """The steps from the model itself back to its source, as far as they are stored."""
-    known = {one.label: one for one in store.versions()}
-    steps = [LineageStep(version.label, describe_making(version))]
-    seen = {version.label}
-    while version.lineage.parents:
-        parent = version.lineage.parents[0]
-        others = [one for one in known.values() if one.artifact == parent.id]
-        if parent.name not in known and not others:
-            steps.append(LineageStep(parent.name, "no longer stored"))
-            break
-        version = known.get(parent.name) or others[-1]
-        if version.label in seen:
-            break
-        seen.add(version.label)
-        steps.append(LineageStep(version.label, describe_making(version)))
+    versions = list(walk_lineage(store, version))
+    steps = [LineageStep(one.label, describe_making(one)) for one in versions]
+    stored = {one.artifact for one in versions}
+    steps += [
+        LineageStep(parent.name, "no longer stored")
+        for parent in versions[-1].lineage.parents[:1]
+        if parent.id not in stored
+    ]
     return steps
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.lineage import walk_lineage
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.verdicts import GATE
 from thrifty.errors import EvaluationError
@@ -134,16 +135,11 @@ def describe_verdict(label: str, reference: str, verdict: Verdict, steps: Iterab
 
 def list_steps(store: Store, version: NamedVersion) -> list[str]:
     """The steps of the recipes that a model and those before it were made by, newest first."""
-    steps, known = [], {one.artifact: one for one in store.versions()}
-    seen: set[str] = set()
-    current: NamedVersion | None = version
-    while current is not None and current.artifact not in seen:
-        seen.add(current.artifact)
-        recipe = current.lineage.recipe
+    steps = []
+    for one in walk_lineage(store, version):
+        recipe = one.lineage.recipe
         quantized = recipe.get("quantize", "none") != "none"
         steps.append("quantize" if quantized else str(recipe.get("step", "")))
-        parents = current.lineage.parents
-        current = known.get(parents[0].id) if parents else None
     return [step for step in steps if step]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.lineage import walk_lineage
 from thrifty.artifacts.measurements import Measurement, find_measurement
 from thrifty.data import SETS, fetch_set
 from thrifty.engines.machine import detect_machine
@@ -301,13 +302,5 @@ def describe_weights(artifact: Artifact) -> str:
 
 def find_root(store: Store, version: NamedVersion) -> NamedVersion:
     """The model at the start of the lineage of `version`, as far as it is still stored."""
-    known = store.versions()
-    seen = {version.artifact}
-    while version.lineage.parents:
-        parent = version.lineage.parents[0]
-        candidates: Sequence[NamedVersion] = [v for v in known if v.artifact == parent.id]
-        if not candidates or parent.id in seen:
-            break
-        version = next((v for v in candidates if v.label == parent.name), candidates[-1])
-        seen.add(version.artifact)
-    return version
+    *_, root = walk_lineage(store, version)
+    return root

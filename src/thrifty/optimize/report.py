@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from thrifty.compare.report import Frame, place_labels
 from thrifty.compare.scatter import round_step
@@ -98,7 +98,9 @@ def write_report(found: Optimized, path: Path) -> None:
 def make_report(found: Optimized) -> str:
     """The whole page as HTML. The template escapes all values."""
     environment = Environment(
-        loader=PackageLoader("thrifty.optimize"), autoescape=True, undefined=StrictUndefined,
+        loader=ChoiceLoader(
+            [PackageLoader("thrifty.optimize"), PackageLoader("thrifty.compare")]
+        ), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     # Those that came furthest first, the winner on top.
