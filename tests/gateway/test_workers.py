@@ -16,9 +16,12 @@ import requests
 
 import openai
 from tests.parts import RunningService, run_thrifty, running_service, wait_until
+from thrifty.db import open_database
+from thrifty.db.fleet import read_fleet
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import find_ours
 from thrifty.gateway.app.merge_metrics import merge_pages
+from thrifty.home import Home
 
 pytestmark = pytest.mark.service
 
@@ -118,7 +121,8 @@ def test_workers_share_the_port_and_a_killed_one_loses_only_its_own(tmp_path: Pa
         },
     )
     with running_service(tmp_path, spec, "--no-measure") as service:
-        own = [json.loads(p.read_text())["url"] for p in (tmp_path / "run").glob("gateway-*.ready")]
+        database = open_database(Home(tmp_path).database_url, migrate=False)
+        own = [row.url for row in read_fleet(database).gateways]
         ready = [requests.get(f"{url}/readyz", timeout=5).status_code for url in own]
         assert ready == [200] * 3, "once it is said to be served, every worker knows"
         assert len(gateways(tmp_path)) == 3
