@@ -246,6 +246,30 @@ cache_stats = Table(
     Column("stats", Text, nullable=False),
 )
 """The cache statistics of each gateway worker, as JSON."""
+
+demand = Table(
+    "demand",
+    metadata,
+    Column("worker", String(96), primary_key=True),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""What each gateway worker is asked of each version, as JSON (`db.demand`). The autoscaler reads
+it."""
+
+scaling = Table(
+    "scaling",
+    metadata,
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""What the autoscaler decided last of each version, as JSON (`db.scaling`). The controller writes
+it; `thrifty status` and the gateways' metrics show it."""
+
 files = Table(
     "files",
     metadata,
