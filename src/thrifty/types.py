@@ -72,6 +72,8 @@ class ReplicaState(StrEnum):
     DRAINING = "draining"
     BACKOFF = "backoff"
     """Exited; a restart is due."""
+    FAILED = "failed"
+    """Its start failed for a reason of its own; another one is due."""
     CRASH_LOOP = "crash_loop"
     """Exited too often to be restarted automatically."""
     STOPPED = "stopped"

@@ -62,6 +62,7 @@ class Parts:
 
     table: RoutingTable
     reader: TableReader
+    forwarder: Forwarder
     cache: AnswerCache
     writer: LogWriter | None
     """None if requests are not recorded."""
@@ -151,8 +152,8 @@ async def assemble(
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
         yield Parts(
-            table, base.reader, base.cache, base.writer, server, batches, management,
-            endpoints.routes,
+            table, base.reader, base.forwarder, base.cache, base.writer, server, batches,
+            management, endpoints.routes,
         )  # fmt: skip
 
 
