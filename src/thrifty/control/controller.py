@@ -86,6 +86,7 @@ class Controller:
             store,
             self._note_service,
             self._keep_database,
+            self._notify_gateways,
         )
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
@@ -140,7 +141,7 @@ class Controller:
         write_controller_note(self.home, self.gateway_url, self.database_url)
         self._tasks.append(asyncio.ensure_future(self._loop.run()))
         self._gateways = GatewayWorkers(
-            self.home, host, port, self._save_gateway, self._remove_gateway
+            self.home, host, port, self._save_gateway, self._remove_gateway, self._note_change
         )
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
@@ -199,6 +200,10 @@ class Controller:
 
     def _note_change(self) -> None:
         self._loop.changed.set()
+
+    def _notify_gateways(self) -> None:
+        if self._gateways is not None:
+            self._gateways.notify()
 
     async def _announce(self) -> None:
         await self._loop.announce()

@@ -65,10 +65,12 @@ class ControlLoop:
         store: Store,
         on_service: OnService,
         keep_database: Callable[[], bool],
+        on_published: Callable[[], None],
     ) -> None:
         """`fleets` are that of servers that others run (True), and that of ours (False).
         `on_service` is told of each new state of the service; `keep_database` repairs a database
-        whose file has gone, and says whether it did.
+        whose file has gone, and says whether it did; `on_published` is called when gateways have
+        something new to read.
         """
         self.desired = Desired(None, {}, 0)
         self.step = Step((), {}, {})
@@ -79,6 +81,7 @@ class ControlLoop:
         self._store = store
         self._on_service = on_service
         self._keep_database = keep_database
+        self._on_published = on_published
         self._known: dict[tuple[str, str, str], _Known] = {}
         self._rows: Mapping[str, DeploymentRow] = {}
         self._artifact_bytes: dict[str, int] = {}
@@ -285,16 +288,15 @@ class ControlLoop:
         rows = {one.row.id: one.row for one in self.observe()}
         report = FleetReport(self.step.rows, self.step.waiting, rows)
         due = time.monotonic() - self._written_s > FIGURES_S
-        if (
-            self._written is None
-            or due
-            or _without_figures(report) != _without_figures(self._written)
-        ):
+        new = self._written is None or _without_figures(report) != _without_figures(self._written)
+        if new or due:
             await asyncio.to_thread(
                 publish_fleet, self._database(), report, self._written,
                 change_id=self.desired.change_id,
             )  # fmt: skip
             self._written, self._written_s = report, time.monotonic()
+        if new:
+            self._on_published()
         async with self._new_publication:
             self._published = turn
             self._new_publication.notify_all()

@@ -33,6 +33,11 @@ from thrifty.types import ReplicaState
 from thrifty.units import format_bytes
 
 
+_SERVE_AGAIN = (
+    ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.BACKOFF, ReplicaState.FAILED,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Room:
     """What the machine has for copies that are started here."""
@@ -139,7 +144,7 @@ def _has_served(copy: ObservedReplica) -> bool:
     """Whether a copy answers, or did before and will again."""
     if copy.state is ReplicaState.STARTING:
         return copy.row.restarts > 0
-    return copy.state in (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.BACKOFF)
+    return copy.state in _SERVE_AGAIN
 
 
 def _enough(ready: int, wanted: int, old: int) -> bool:

@@ -35,7 +35,8 @@ _WORTH = {
     ReplicaState.UNHEALTHY: 1,
     ReplicaState.STARTING: 2,
     ReplicaState.BACKOFF: 3,
-    ReplicaState.CRASH_LOOP: 4,
+    ReplicaState.FAILED: 4,
+    ReplicaState.CRASH_LOOP: 5,
 }
 """Which replicas are kept where there are too many, the smallest first."""
 

@@ -2,7 +2,8 @@ r"""A replica as a supervised process on this machine.
 
     starting -> ready -> (unhealthy) -> draining -> stopped
         \         \-> backoff -> starting ...        an end that nobody asked for
-         \-> backoff ... -> crash_loop               too many of them in a row
+         \-> failed -> starting ...                  a start that failed for a reason of its own
+          \-> backoff ... -> crash_loop              too many ends in a row
 
 Ready means that it generated a token, not that a port is open. Draining means that gateways send it
 nothing more; its process is told to end once it works on nothing.
@@ -28,11 +29,12 @@ from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, start_process
 from thrifty.home import Home
 from thrifty.http.client import TransportError
+from thrifty.http.process import ADDRESS_IN_USE, KILLED_STATUS
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
-PROBE_INTERVAL_S = 0.1
+PROBE_INTERVAL_S = 0.05
 WATCH_INTERVAL_S = 1.0
 UNHEALTHY_AFTER = 3
 """Probes in a row without an answer."""
@@ -101,6 +103,9 @@ class LocalReplica:
         self._memory_bytes = 0
         self._ends_in_a_row = 0
         self._stopping = False
+        self._failed = False
+        """Whether its last start failed for a reason that another start would probably meet again:
+        its process gave one up by itself."""
         self._had_traffic = True
         """Whether requests may have reached it when it began to drain."""
         self._task: asyncio.Task[None] | None = None
@@ -257,6 +262,7 @@ class LocalReplica:
         """Start the process and wait until it is ready; False if it did not get there."""
         self._set_state(ReplicaState.STARTING)
         self.started_s = time.monotonic()
+        self._failed = True
         lease = None
         try:
             port = find_free_port(self._port)
@@ -302,6 +308,7 @@ class LocalReplica:
             deep = fault is None
             if time.monotonic() > deadline_s:
                 self.message = f"not ready within {self._start_timeout_s:g} s: {fault}"
+                self._failed = True
                 await process.stop(1.0)
                 return False
             if time.monotonic() > measure_s:
@@ -310,6 +317,8 @@ class LocalReplica:
             if not deep:
                 await asyncio.sleep(PROBE_INTERVAL_S)
         self.message = self._describe_end(process)
+        status = process.exit_status or 0
+        self._failed = 0 < status < KILLED_STATUS and status != ADDRESS_IN_USE
         log.error("%s: %s", self.id, self.message)
         return False
 
@@ -379,11 +388,12 @@ class LocalReplica:
             self.ready_once.set()
             await asyncio.sleep(CRASH_LOOP_RETRY_S)
             return
-        self._set_state(ReplicaState.BACKOFF)
+        self._set_state(ReplicaState.FAILED if self._failed else ReplicaState.BACKOFF)
         await asyncio.sleep(BACKOFF_S[min(self._ends_in_a_row, len(BACKOFF_S)) - 1])
 
     def _become_ready(self) -> None:
         self.message = None
+        self._failed = False
         self.ready_after_s = time.monotonic() - self.started_s
         self._set_state(ReplicaState.READY)
         self.ready_once.set()

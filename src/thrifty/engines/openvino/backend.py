@@ -19,6 +19,7 @@ from thrifty.engines.openvino.messages import (
     decode_to_server,
 )
 from thrifty.engines.openvino.scoring import ScoredJob, Scoring
+from thrifty.engines.openvino.start_child import WORKER, StartedChild
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import (
     Failure,
@@ -30,6 +31,7 @@ from thrifty.engines.server.backend import (
     Sampling,
 )
 from thrifty.errors import EngineError
+from thrifty.http.process import KILLED_STATUS
 from thrifty.types import Family
 
 log = logging.getLogger(__name__)
@@ -40,10 +42,13 @@ class OpenVinoBackend:
     are wanted that the worker does not give, tokens go by way of `Scoring`.
     """
 
-    def __init__(self, settings: Settings, context_length: int) -> None:
+    def __init__(
+        self, settings: Settings, context_length: int, worker: StartedChild | None = None
+    ) -> None:
+        """`worker` is the worker's process if it was started already."""
         self._settings = settings
         self._context_length = context_length
-        self._worker = Child("thrifty.engines.openvino.worker", settings, self._receive, self._lost)
+        self._worker = Child(WORKER, settings, self._receive, self._lost, worker)
         self._scoring = Scoring(settings)
         self._ready: asyncio.Future[Ready]
         self._jobs: dict[int, tuple[OnOutput, OnFailure]] = {}
@@ -177,13 +182,19 @@ class OpenVinoBackend:
         elif isinstance(message, Fatal):
             self._fail(message.message)
 
-    def _lost(self) -> None:
-        self._fail("the engine's process ended")
+    def _lost(self, status: int) -> None:
+        if status < 0:
+            self._fail(f"the engine's process was killed by signal {-status}", status)
+        else:
+            self._fail("the engine's process ended", status)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, status: int = 1) -> None:
         """The worker is gone: every job ends with an error, and so does this server."""
         if not self._ready.done():
-            self._ready.set_exception(EngineError(f"the model could not be loaded: {reason}"))
+            error = EngineError(f"the model could not be loaded: {reason}")
+            if status < 0:
+                error.exit_code = KILLED_STATUS - status
+            self._ready.set_exception(error)
             return
         if self._failed.done():
             return
