@@ -18,7 +18,7 @@ from thrifty.gateway.state.concurrency import NoReplica, cannot_start, no_replic
 from thrifty.gateway.state.version import Version
 
 OnHeld = Callable[[Version], None]
-"""Called with the version of each request that waits for it to wake."""
+"""Called when a request begins to wait at a version without a ready replica."""
 
 
 def check_hold(call: Call, version: Version, on_held: OnHeld) -> None:
@@ -26,15 +26,15 @@ def check_hold(call: Call, version: Version, on_held: OnHeld) -> None:
     zero by intent. Raises `NoReplica` if another version can answer, and a 503 if waiting is in
     vain.
     """
-    if version.asleep:
+    if not version.asleep:
+        if has_alternative(call):
+            raise NoReplica
+        require_startable(version)
+        if not call.delivery.may_wait:
+            raise no_replica_ready(version.concurrency.name, version.limits.wait_timeout_s)
+    if not version.ready:
         version.note_held(time.perf_counter())
         on_held(version)
-        return
-    if has_alternative(call):
-        raise NoReplica
-    require_startable(version)
-    if not call.delivery.may_wait:
-        raise no_replica_ready(version.concurrency.name, version.limits.wait_timeout_s)
 
 
 def require_startable(version: Version) -> None:
