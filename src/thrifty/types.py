@@ -67,6 +67,8 @@ class ReplicaState(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    PARKED = "parked"
+    """Running with its model loaded and little memory, while nobody asks."""
     UNHEALTHY = "unhealthy"
     """Running, but not answering its probe."""
     DRAINING = "draining"

@@ -29,6 +29,7 @@ from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.registry import find_engine
 from thrifty.errors import ArtifactError, DatabaseError, EngineError, StaleStateError
 from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaSet, SetKey
+from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +149,14 @@ class ControlLoop:
             return False
         staying = [one for one in self.observe() if not one.leaving]
         states = {row.id: row.state for row in written.replicas.values()}
-        counts = Counter(one.key for one in staying)
-        return all(states.get(one.row.id) == one.row.state == "ready" for one in staying) and all(
-            counts[target.key] == self._count(target) for target in self.step.sets
-        )
+        if any(states.get(one.row.id) != one.row.state for one in staying):
+            return False
+        found = Counter((one.key, one.row.state) for one in staying)
+        expected: Counter[tuple[SetKey, str]] = Counter()
+        for target in self.step.sets:
+            expected[target.key, ReplicaState.READY] = self._count(target)
+            expected[target.key, ReplicaState.PARKED] = target.parked
+        return +expected == found
 
     async def announce(self) -> None:
         """Returns once gateways know the states that replicas have now."""
@@ -277,7 +282,7 @@ class ControlLoop:
             make_served(known.deployment, known.version), engine, target.count,
             cpus=key.cpus, even_copies=target.even_copies, memory_share=memory_share,
             memory_limit_bytes=replicas.memory_limit_bytes,
-            start_timeout_s=replicas.start_timeout_s,
+            start_timeout_s=replicas.start_timeout_s, parked=target.parked,
         )  # fmt: skip
 
     # what gateways read

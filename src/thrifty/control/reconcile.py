@@ -57,6 +57,8 @@ class SetTarget:
     count: int
     even_copies: int = 0
     """As `ReplicaSet.even_copies`."""
+    parked: int = 0
+    """How many more should be there, loaded and idle."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def reconcile(
         plan = _Plan(deployment, new_rows[name], there, cpus, memory)
         sets += plan.make_sets()
         waiting |= {(name, label): reason for label, reason in plan.waiting.items()}
-    return Step(tuple(one for one in sets if one.count), new_rows, waiting)
+    return Step(tuple(one for one in sets if one.count or one.parked), new_rows, waiting)
 
 
 def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
@@ -297,7 +299,7 @@ class _Plan:
             key = SetKey(self._desired.name, version.label, version.revision, size)
             kept |= self._keep_old(version, key)
             count = self._count_new(version, key, kept)
-            sets.append(SetTarget(key, count, even_copies))
+            sets.append(SetTarget(key, count, even_copies, version.replicas.parked))
         return sets + [SetTarget(key, count) for key, count in kept.items()]
 
     def _keep_old(self, version: DesiredVersion, key: SetKey) -> dict[SetKey, int]:

@@ -54,6 +54,8 @@ class ReplicaSet:
     """The share of the free memory that each copy may plan with."""
     memory_limit_bytes: int | None = None
     start_timeout_s: float = 600.0
+    parked: int = 0
+    """How many more copies should be there, loaded and idle, to be `count`ed later at once."""
 
     @property
     def key(self) -> SetKey:
@@ -93,7 +95,9 @@ class Fleet(Protocol):
         ...
 
     async def apply(self, desired: Sequence[ReplicaSet]) -> None:
-        """Begin to make it so. Sets that are not named go. Does not wait for replicas."""
+        """Begin to make it so. Sets that are not named go. Parked copies are made ready before
+        others are started. Does not wait for replicas.
+        """
         ...
 
     def observe(self) -> Sequence[ObservedReplica]:

@@ -20,6 +20,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
 from thrifty.errors import DatabaseError
+from thrifty.fleet.notices import NoticeLine
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendLedger, SpendSync
@@ -150,7 +151,7 @@ async def assemble(
         base.cache.start()
         stack.push_async_callback(base.cache.close)
         _publish(stack, cache_pages, database, settings.id)
-        _report_demand(stack, base, settings.id)
+        _report_demand(stack, base, settings)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
         yield Parts(
@@ -345,10 +346,13 @@ def _publish(
     stack.callback(asyncio.ensure_future(pages.publish(name)).cancel)
 
 
-def _report_demand(stack: contextlib.AsyncExitStack, base: _Base, worker_id: str) -> None:
+def _report_demand(
+    stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
+) -> None:
     """Report what is asked of each version until the worker ends."""
-    name = f"{socket.gethostname()[:40]}/{worker_id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
-    report = DemandReport(lambda: base.reader.database, base.table, name)
+    name = f"{socket.gethostname()[:40]}/{settings.id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
+    notify = _open_line(stack, base, settings)
+    report = DemandReport(lambda: base.reader.database, base.table, name, notify)
     base.forwarder.on_held = report.note_held
     task = asyncio.ensure_future(report.run())
 
@@ -358,6 +362,18 @@ def _report_demand(stack: contextlib.AsyncExitStack, base: _Base, worker_id: str
         await report.forget()
 
     stack.push_async_callback(stop)
+
+
+def _open_line(
+    stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
+) -> Callable[[], None]:
+    """Open the line to the controller, if there is one; what sends a notice."""
+    if settings.notice_fd is None:
+        return lambda: None
+    line = NoticeLine(socket.socket(fileno=settings.notice_fd))
+    line.listen(base.reader.notice)
+    stack.callback(line.close)
+    return line.send
 
 
 def _make_server(

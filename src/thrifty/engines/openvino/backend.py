@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+from typing import Any
 
 from thrifty.engines.openvino.child import Child
 from thrifty.engines.openvino.messages import (
@@ -14,6 +15,8 @@ from thrifty.engines.openvino.messages import (
     Embed,
     Embedded,
     Fatal,
+    Park,
+    Parked,
     Ready,
     Step,
     decode_to_server,
@@ -55,6 +58,7 @@ class OpenVinoBackend:
         self._embeddings: dict[int, asyncio.Future[list[bytes]]] = {}
         self._numbers = itertools.count(1)
         self._load = Load()
+        self._parking: asyncio.Future[None] | None = None
         self._failed: asyncio.Future[str]
 
     async def start(self) -> ModelFacts:
@@ -146,6 +150,16 @@ class OpenVinoBackend:
             return Load(0, 0, self._load.kv_usage)
         return self._load
 
+    async def park(self) -> None:
+        """Have the worker give back memory; returns once it did."""
+        if self._failed.done():
+            return
+        if self._parking is None or self._parking.done():
+            self._parking = asyncio.get_running_loop().create_future()
+            self._worker.send(Park())
+        ends: set[asyncio.Future[Any]] = {self._parking, self._failed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+
     async def wait_failed(self) -> str:
         """Return once the worker is gone. The server then ends, and its supervisor starts anew."""
         return await asyncio.shield(self._failed)
@@ -177,6 +191,9 @@ class OpenVinoBackend:
                     future.set_exception(EngineError(message.error))
                 else:
                     future.set_result(message.vectors)
+        elif isinstance(message, Parked):
+            if self._parking is not None and not self._parking.done():
+                self._parking.set_result(None)
         elif isinstance(message, Ready):
             self._ready.set_result(message)
         elif isinstance(message, Fatal):

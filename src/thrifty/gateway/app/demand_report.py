@@ -31,11 +31,20 @@ Place = tuple[str, str]
 class DemandReport:
     """The rows of this worker."""
 
-    def __init__(self, database: Callable[[], Database], table: RoutingTable, worker: str) -> None:
-        """`worker` names this process; no other process has had that name."""
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        table: RoutingTable,
+        worker: str,
+        on_held: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`worker` names this process; no other process has had that name. `on_held` is called when
+        the database says that requests are held.
+        """
         self._database = database
         self._table = table
         self._worker = worker
+        self._on_held = on_held
         self._writes = 0
         self._written: dict[Place, tuple[int, ...]] = {}
         self._written_s = 0.0
@@ -74,6 +83,8 @@ class DemandReport:
         with contextlib.suppress(DatabaseError):
             await asyncio.to_thread(save_demand, self._database(), self._worker, rows)
             self._written, self._written_s = state, now_s
+            if urgent:
+                self._on_held()
 
     def _encode(self) -> tuple[dict[Place, str], dict[Place, tuple[int, ...]]]:
         """The row of each version, and what differs between two rows worth writing."""

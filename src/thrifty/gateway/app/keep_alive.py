@@ -19,6 +19,7 @@ async def keep_alive(call: Call, answering: Awaitable[None], every_s: float) -> 
     begun.
     """
     loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
 
     def send() -> None:
         nonlocal timer
