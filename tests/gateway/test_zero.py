@@ -201,3 +201,13 @@ async def test_an_error_after_a_comment_is_an_event(tmp_path: Path) -> None:
         # Without a stream there is nothing to keep alive.
         assert (await gateway.ask(CHAT)).status == 503
         await client.close()
+
+
+async def test_a_drain_refuses_what_is_still_held_and_cuts_nothing(tmp_path: Path) -> None:
+    async with running_gateway(tmp_path, [], deployment=asleep()) as gateway:
+        waiting = asyncio.ensure_future(gateway.ask(CHAT))
+        await held(gateway, 1)
+        assert await gateway.parts.drain(1.0, 0.1) == 0
+        reply = await waiting
+        assert (reply.status, reply.error["code"]) == (503, "stopping")
+        assert reply.headers[b"retry-after"] == b"5"

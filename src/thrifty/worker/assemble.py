@@ -53,6 +53,8 @@ from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
 
 SHORTCUTS_BYTES = 16_000_000
+REFUSE_AFTER = 0.9
+"""The share of the drain's time after which requests that still wait are refused."""
 MakeServices = Callable[[], ApiServices]
 
 
@@ -78,10 +80,13 @@ class Parts:
 
     async def drain(self, timeout_s: float, idle_grace_s: float) -> int:
         """Drain the server as `HttpServer.drain` does, and leave batches to the next worker;
-        returns how many requests were cut off.
+        returns how many requests were cut off. Those that still wait for a replica shortly before
+        are refused instead.
         """
         if self.management is not None:
             self.management.end_streams()
+        loop = asyncio.get_running_loop()
+        loop.call_later(REFUSE_AFTER * timeout_s, self.forwarder.refuse_waiting)
         if self.batches is None:
             return await self.server.drain(timeout_s, idle_grace_s)
         leaving = asyncio.ensure_future(self.batches.runner.stop())

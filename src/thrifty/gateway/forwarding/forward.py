@@ -452,6 +452,12 @@ class Forwarder:
             self._metrics.ejections.labels(version.deployment, version.label, replica.id).inc()
             version.resize(self._table.workers)
 
+    def refuse_waiting(self) -> None:
+        """Refuse all requests that wait for a slot or a replica, because the worker ends."""
+        error = unavailable("the service is stopping; send the request again", "stopping", 5.0)
+        for version in self._table.versions():
+            version.concurrency.dismiss(error)
+
     def sweep(self, now_s: float) -> None:
         """End answers whose replica has gone silent; update queues and capacities."""
         for known in self._table.versions():
