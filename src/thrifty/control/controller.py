@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
 )
 from thrifty.control.gateways import GatewayWorkers
 from thrifty.control.loop import ControlLoop
+from thrifty.control.scaling import Scaling
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
 from thrifty.db.desired_state import DesiredService
@@ -88,6 +89,9 @@ class Controller:
             self._keep_database,
             self._notify_gateways,
         )
+        self._scaling = Scaling(
+            lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
+        )
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
         self._gateways: GatewayWorkers | None = None
@@ -140,8 +144,9 @@ class Controller:
         self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
         write_controller_note(self.home, self.gateway_url, self.database_url)
         self._tasks.append(asyncio.ensure_future(self._loop.run()))
+        self._tasks.append(asyncio.ensure_future(self._scaling.run()))
         self._gateways = GatewayWorkers(
-            self.home, host, port, self._save_gateway, self._remove_gateway, self._note_change
+            self.home, host, port, self._save_gateway, self._remove_gateway, self._scaling.wake
         )
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
@@ -170,13 +175,14 @@ class Controller:
 
     async def stop(self) -> None:
         """Drain the gateway, then the replicas; leave nothing running."""
-        await self._cancel_tasks(self._tasks[1:])
+        # Requests that are held while the gateway drains still wake what they wait for.
+        await self._cancel_tasks(self._tasks[2:])
         if self._gateways is not None:
             await self._gateways.stop()
         if self._old_gateways:
             # A start that was given up may not have come to that.
             await self._end_old_gateways()
-        await self._cancel_tasks(self._tasks[:1])
+        await self._cancel_tasks(self._tasks[:2])
         ids = [one.row.id for one in self.observe()]
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
         await asyncio.gather(self._local.stop(grace_s), self._external.stop(grace_s))
@@ -192,6 +198,10 @@ class Controller:
         if self._gateways is not None:
             self._gateways.kill()
         self._local.kill()
+
+    @property
+    def _gateway_ids(self) -> list[str]:
+        return self._gateways.ids if self._gateways is not None else []
 
     @property
     def _drain_timeout_s(self) -> float:

@@ -15,6 +15,7 @@ from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
 from thrifty.db.keys import Key, read_key
 from thrifty.db.sanitize import sanitize_values
+from thrifty.db.scaling import read_start_times
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
@@ -289,6 +290,7 @@ def read_fleet(database: Database) -> FleetState:
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
         purges = read_purges(connection)
+        starts = read_start_times(connection)
     return FleetState(
         change,
         [_read_deployment(row, version_rows) for row in deployment_rows],
@@ -309,6 +311,7 @@ def read_fleet(database: Database) -> FleetState:
             for row in version_rows
             if row["message"] is not None
         },
+        starts,
     )
 
 

@@ -13,7 +13,7 @@ the files in the store that it has.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,6 +56,9 @@ class ReplicaSet:
     start_timeout_s: float = 600.0
     parked: int = 0
     """How many more copies should be there, loaded and idle, to be `count`ed later at once."""
+    work: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """What is left to say at each replica, by its id, as gateways count it. Where one has to go, it
+    is the one with the least; those that are not named have none."""
 
     @property
     def key(self) -> SetKey:

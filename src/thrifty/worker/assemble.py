@@ -357,7 +357,9 @@ def _report_demand(
     """Report what is asked of each version until the worker ends."""
     name = f"{socket.gethostname()[:40]}/{settings.id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
     notify = _open_line(stack, base, settings)
-    report = DemandReport(lambda: base.reader.database, base.table, name, notify)
+    report = DemandReport(
+        lambda: base.reader.database, base.table, name, base.forwarder.measure_work, notify
+    )
     base.forwarder.on_held = report.note_held
     task = asyncio.ensure_future(report.run())
 
