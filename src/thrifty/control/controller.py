@@ -87,6 +87,7 @@ class Controller:
             store,
             self._note_service,
             self._keep_database,
+            self._notify_gateways,
         )
         self._scaling = Scaling(
             lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
@@ -143,13 +144,13 @@ class Controller:
         self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
         write_controller_note(self.home, self.gateway_url, self.database_url)
         self._tasks.append(asyncio.ensure_future(self._loop.run()))
+        self._tasks.append(asyncio.ensure_future(self._scaling.run()))
         self._gateways = GatewayWorkers(
-            self.home, host, port, self._save_gateway, self._remove_gateway
+            self.home, host, port, self._save_gateway, self._remove_gateway, self._scaling.wake
         )
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
-        self._tasks.append(asyncio.ensure_future(self._scaling.run()))
         await self._end_old_gateways()
 
     async def replace_gateways(self) -> None:
@@ -174,13 +175,14 @@ class Controller:
 
     async def stop(self) -> None:
         """Drain the gateway, then the replicas; leave nothing running."""
-        await self._cancel_tasks(self._tasks[1:])
+        # Requests that are held while the gateway drains still wake what they wait for.
+        await self._cancel_tasks(self._tasks[2:])
         if self._gateways is not None:
             await self._gateways.stop()
         if self._old_gateways:
             # A start that was given up may not have come to that.
             await self._end_old_gateways()
-        await self._cancel_tasks(self._tasks[:1])
+        await self._cancel_tasks(self._tasks[:2])
         ids = [one.row.id for one in self.observe()]
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
         await asyncio.gather(self._local.stop(grace_s), self._external.stop(grace_s))
@@ -208,6 +210,10 @@ class Controller:
 
     def _note_change(self) -> None:
         self._loop.changed.set()
+
+    def _notify_gateways(self) -> None:
+        if self._gateways is not None:
+            self._gateways.notify()
 
     async def _announce(self) -> None:
         await self._loop.announce()

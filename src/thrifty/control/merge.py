@@ -27,7 +27,9 @@ from thrifty.errors import ControlError, Problem
 T = TypeVar("T")
 
 SHARES = ("weight", "shadow")
-_MERGED_SETTINGS = ("slots", "batch_slots", "price_input", "price_cached", "price_output")
+_MERGED_SETTINGS = (
+    "slots", "batch_slots", "wakes", "price_input", "price_cached", "price_output",
+)  # fmt: skip
 """Settings of a version that come from the spec; the others come with its engine."""
 _COUNT = "replicas.count"
 _DEFAULTS = {name: getattr(VersionSettings(), name) for name in _MERGED_SETTINGS}

@@ -248,6 +248,9 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
         max_tokens=spec.limits.max_tokens,
         waiting=spec.limits.waiting,
         wait_timeout_s=spec.limits.wait_timeout,
+        wake_timeout_s=spec.limits.wake_timeout,
+        waiting_bytes=spec.limits.waiting_bytes,
+        keep_alive_s=spec.limits.keep_alive,
         first_token_timeout_s=spec.limits.first_token_timeout,
         idle_timeout_s=spec.limits.idle_timeout,
         created_s=time.time(),
@@ -296,7 +299,16 @@ def _make_replicas(part: Part) -> DesiredReplicas:
         part.version.loaded.refuse([Problem("replicas", message)])
     fewest, most = replicas.bounds
     idle_after_s = (replicas.idle_after or IDLE_AFTER_S) if fewest == 0 else None
-    return replace(common, min_count=fewest, max_count=most, idle_after_s=idle_after_s)
+    if replicas.standby == "parked" and not part.engine.traits.parks:
+        message = (
+            f"asks for 'parked', and the engine {part.engine.kind!r} cannot keep a copy idle with "
+            "less memory; leave it out"
+        )
+        part.version.loaded.refuse([Problem("replicas.standby", message)])
+    return replace(
+        common, min_count=fewest, max_count=most, idle_after_s=idle_after_s,
+        standby=replicas.standby,
+    )  # fmt: skip
 
 
 def _make_version_settings(part: Part) -> VersionSettings:
@@ -316,6 +328,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
         slots=spec.replicas.slots or slots,
         batch_slots=min(wanted, slots) if slots else wanted,
         context_length=part.served.context_length,
+        wakes=spec.replicas.bounds is not None and spec.replicas.fewest == 0,
         price_input=prices.input,
         price_cached=prices.input if prices.cached_input is None else prices.cached_input,
         price_output=prices.output,

@@ -36,6 +36,11 @@ UPDATE_PARTS = 4
 """An update that may not run all new copies beside the old ones replaces them in so many parts."""
 
 
+_SERVE_AGAIN = (
+    ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.BACKOFF, ReplicaState.FAILED,
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Room:
     """What the machine has for copies that are started here."""
@@ -55,6 +60,8 @@ class SetTarget:
     count: int
     even_copies: int = 0
     """As `ReplicaSet.even_copies`."""
+    parked: int = 0
+    """How many more should be there, loaded and idle."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def reconcile(
         plan = _Plan(deployment, new_rows[name], there, cpus, memory)
         sets += plan.make_sets()
         waiting |= {(name, label): reason for label, reason in plan.waiting.items()}
-    return Step(tuple(one for one in sets if one.count), new_rows, waiting)
+    return Step(tuple(one for one in sets if one.count or one.parked), new_rows, waiting)
 
 
 def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
@@ -149,7 +156,7 @@ def _has_served(copy: ObservedReplica) -> bool:
     """Whether a copy answers, or did before and will again."""
     if copy.state is ReplicaState.STARTING:
         return copy.row.restarts > 0
-    return copy.state in (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.BACKOFF)
+    return copy.state in _SERVE_AGAIN
 
 
 def _enough(ready: int, wanted: int, old: int) -> bool:
@@ -301,7 +308,7 @@ class _Plan:
             kept |= self._keep_old(version, key)
             wanted = self._bound_update(version, key, kept)
             count = self._count_new(version, key, kept, wanted)
-            sets.append(SetTarget(key, count, even_copies))
+            sets.append(SetTarget(key, count, even_copies, version.replicas.parked))
         return sets + [SetTarget(key, count) for key, count in kept.items()]
 
     def _keep_old(self, version: DesiredVersion, key: SetKey) -> dict[SetKey, int]:

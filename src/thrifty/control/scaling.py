@@ -1,6 +1,7 @@
 """Runs the autoscaler: from what gateways count and fleets see to counts in the desired state.
 
-About once a second, and within a tenth of one when a request waits at a version without replicas.
+About once a second, and at once when a request waits at a version without replicas: gateways say so, and
+within a tenth of a second the database does.
 What it changes is a change of the desired state like any other, with who and why; the control loop
 carries it out. It starts with the counts that are desired, so that a controller that was killed in
 the middle of it continues where it was.
@@ -9,6 +10,7 @@ the middle of it continues where it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import sqlite3
@@ -79,11 +81,19 @@ class Scaling:
         self._told: Mapping[Key, ScalingRow] = {}
         self._told_s = 0.0
         self._stepped_s = 0.0
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """A gateway says that a request waits at a version without replicas: look at once."""
+        self._woken.set()
 
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            await asyncio.sleep(WAKE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WAKE_S):
+                    await self._woken.wait()
+            self._woken.clear()
             targets = list_targets(self._loop.desired.deployments)
             if not targets and not self._told:
                 continue

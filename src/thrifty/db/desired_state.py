@@ -35,6 +35,8 @@ class DesiredReplicas:
     max_count: int | None = None
     idle_after_s: float | None = None
     """With `min_count` 0: after so long without a request no copy is wanted."""
+    standby: str = "stopped"
+    """With `min_count` 0, what is kept while no copy is wanted: `stopped` (nothing) or `parked`."""
     cpus: int | None = None
     """Cores for each copy; None: the machine's cores, shared evenly."""
     memory_limit_bytes: int | None = None
@@ -51,6 +53,11 @@ class DesiredReplicas:
         if self.max_count is None:
             return self.count, self.count
         return self.min_count or 0, self.max_count
+
+    @property
+    def parked(self) -> int:
+        """How many copies are kept loaded and idle beside those that are wanted."""
+        return 1 if self.standby == "parked" and not self.count else 0
 
     def clamp(self, count: int) -> int:
         """The nearest count within the bounds."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 import msgspec
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from thrifty.db.database import Database
 from thrifty.db.sanitize import sanitize_values
@@ -58,6 +58,13 @@ def save_scaling(database: Database, rows: Mapping[tuple[str, str], ScalingRow])
                 "figures": msgspec.json.encode(row).decode(),
             }  # fmt: skip
             connection.execute(insert(scaling).values(sanitize_values(scaling, values)))
+
+
+def read_start_times(connection: Connection) -> dict[tuple[str, str], float]:
+    """How long a replica takes until it is ready, as learned, by deployment and label."""
+    rows = connection.execute(select(scaling.c.figures)).all()
+    found = [msgspec.json.decode(row[0], type=ScalingRow) for row in rows]
+    return {(row.deployment, row.version): row.start_s for row in found}
 
 
 def read_scaling(database: Database) -> dict[tuple[str, str], ScalingRow]:

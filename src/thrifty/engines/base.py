@@ -105,6 +105,8 @@ class Traits:
     """Where its servers report `active_requests` and their load as JSON; None: they do not."""
     accepts_response_id: bool = False
     """Whether its servers take the id of the response from the header `x-request-id`."""
+    parks: bool = False
+    """Whether a replica that nobody asks can be kept loaded with less memory (`ParkingEngine`)."""
     adapters: bool = False
     """Whether one replica serves several LoRA adapters of its model."""
     package: str | None = None
@@ -287,6 +289,16 @@ class Engine(Protocol):
 
     async def read_load(self, url: str) -> EngineLoad:
         """How busy the server at `url` is."""
+        ...
+
+
+class ParkingEngine(Engine, Protocol):
+    """An adapter whose servers can be parked (`Traits.parks`)."""
+
+    async def park(self, url: str) -> None:
+        """Have the server at `url` give back what memory it can. It answers as before, and takes
+        the memory again when it needs it. Raises `TransportError`.
+        """
         ...
 
 

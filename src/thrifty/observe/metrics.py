@@ -94,6 +94,9 @@ class GatewayMetrics:
             "Requests that wait for a slot at a replica, by priority (interactive, batch).",
             (*VERSION, "priority"),
         )
+        self.held = self._gauge(
+            "thrifty_held_requests", "Requests that wait because no replica is ready.", VERSION
+        )
         self.slots = self._gauge(
             "thrifty_slots", "Concurrent requests that this worker may have at replicas.", VERSION
         )

@@ -132,6 +132,21 @@ class LimitsSpec(Section):
     wait_timeout: Duration = Field(
         30.0, description="How long a request waits for a ready replica before it gets a 503."
     )
+    wake_timeout: Duration = Field(
+        300.0,
+        gt=0,
+        description="How long a request waits for a deployment at zero to start, before it gets a 503. "
+        "`replicas.min` says what is at zero.",
+    )
+    waiting_bytes: Bytes = Field(
+        64_000_000, description="How large all waiting requests may be, in each gateway worker."
+    )
+    keep_alive: Duration | None = Field(
+        None,
+        gt=0,
+        description="How often a stream that waits for its first token gets a comment, which OpenAI's "
+        "clients skip. Errors after the first comment are events of the stream. Default: never.",
+    )
     first_token_timeout: Duration = Field(
         600.0, gt=0, description="A replica that sends nothing for this long is given up on."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from thrifty.spec.section import Bytes, Count, Duration, Integer, Number, Section
@@ -42,6 +44,12 @@ class ReplicasSpec(Section):
         description="With `min: 0`: the last copies stop after so long without a request. Default: "
         "5m.",
     )
+    standby: Literal["stopped", "parked"] = Field(
+        "stopped",
+        description="With `min: 0`: what is kept of the last copy while nobody asks. `stopped`: "
+        "nothing. `parked`: its process with the model loaded, and as little memory as the engine "
+        "can do with; a request then waits milliseconds instead of a start.",
+    )
     cpus: Integer | None = Field(
         None,
         ge=1,
@@ -73,6 +81,11 @@ class ReplicasSpec(Section):
             raise ValueError(
                 "has 'idle_after' without 'min: 0'; it says when the last copy stops, so write "
                 "'min: 0', or leave 'idle_after' out"
+            )
+        if self.standby != "stopped" and self.min != 0:
+            raise ValueError(
+                f"has 'standby: {self.standby}' without 'min: 0'; it says what is kept while no copy "
+                "runs, so write 'min: 0', or leave 'standby' out"
             )
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"has 'min' {self.min} above 'max' {self.max}; swap or change them")

@@ -20,6 +20,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
 from thrifty.errors import DatabaseError
+from thrifty.fleet.notices import NoticeLine
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendLedger, SpendSync
@@ -52,6 +53,8 @@ from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
 
 SHORTCUTS_BYTES = 16_000_000
+REFUSE_AFTER = 0.9
+"""The share of the drain's time after which requests that still wait are refused."""
 MakeServices = Callable[[], ApiServices]
 
 
@@ -63,6 +66,7 @@ class Parts:
 
     table: RoutingTable
     reader: TableReader
+    forwarder: Forwarder
     cache: AnswerCache
     writer: LogWriter | None
     """None if requests are not recorded."""
@@ -76,10 +80,13 @@ class Parts:
 
     async def drain(self, timeout_s: float, idle_grace_s: float) -> int:
         """Drain the server as `HttpServer.drain` does, and leave batches to the next worker;
-        returns how many requests were cut off.
+        returns how many requests were cut off. Those that still wait for a replica shortly before
+        are refused instead.
         """
         if self.management is not None:
             self.management.end_streams()
+        loop = asyncio.get_running_loop()
+        loop.call_later(REFUSE_AFTER * timeout_s, self.forwarder.refuse_waiting)
         if self.batches is None:
             return await self.server.drain(timeout_s, idle_grace_s)
         leaving = asyncio.ensure_future(self.batches.runner.stop())
@@ -149,12 +156,12 @@ async def assemble(
         base.cache.start()
         stack.push_async_callback(base.cache.close)
         _publish(stack, cache_pages, database, settings.id)
-        _report_demand(stack, base, settings.id)
+        _report_demand(stack, base, settings)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
         yield Parts(
-            table, base.reader, base.cache, base.writer, server, batches, management,
-            endpoints.routes,
+            table, base.reader, base.forwarder, base.cache, base.writer, server, batches,
+            management, endpoints.routes,
         )  # fmt: skip
 
 
@@ -344,11 +351,14 @@ def _publish(
     stack.callback(asyncio.ensure_future(pages.publish(name)).cancel)
 
 
-def _report_demand(stack: contextlib.AsyncExitStack, base: _Base, worker_id: str) -> None:
+def _report_demand(
+    stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
+) -> None:
     """Report what is asked of each version until the worker ends."""
-    name = f"{socket.gethostname()[:40]}/{worker_id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
+    name = f"{socket.gethostname()[:40]}/{settings.id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
+    notify = _open_line(stack, base, settings)
     report = DemandReport(
-        lambda: base.reader.database, base.table, name, base.forwarder.measure_work
+        lambda: base.reader.database, base.table, name, base.forwarder.measure_work, notify
     )
     base.forwarder.on_held = report.note_held
     task = asyncio.ensure_future(report.run())
@@ -359,6 +369,18 @@ def _report_demand(stack: contextlib.AsyncExitStack, base: _Base, worker_id: str
         await report.forget()
 
     stack.push_async_callback(stop)
+
+
+def _open_line(
+    stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
+) -> Callable[[], None]:
+    """Open the line to the controller, if there is one; what sends a notice."""
+    if settings.notice_fd is None:
+        return lambda: None
+    line = NoticeLine(socket.socket(fileno=settings.notice_fd))
+    line.listen(base.reader.notice)
+    stack.callback(line.close)
+    return line.send
 
 
 def _make_server(

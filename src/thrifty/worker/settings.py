@@ -26,6 +26,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Sockets that are already bound to `host` and `port`; they outlive this worker."""
     ready_fd: int | None = None
     """A pipe on which the worker writes its own URL once it listens."""
+    notice_fd: int | None = None
+    """A socket to the controller, for notices in both directions."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL; its password would be visible on a command line."""
     redis_url_env: str = "THRIFTY_REDIS_URL"

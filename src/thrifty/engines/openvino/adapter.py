@@ -45,7 +45,7 @@ from thrifty.engines.openvino.processor import (
     find_processor_fault,
 )
 from thrifty.engines.openvino.worker_settings import Settings
-from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
@@ -92,6 +92,7 @@ class OpenVinoEngine:
         narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
+        parks=True,
         accepts_response_id=True,
         package="openvino-genai",
     )
@@ -262,6 +263,10 @@ class OpenVinoEngine:
     async def read_load(self, url: str) -> EngineLoad:
         """From the server's `/load`."""
         return await read_server_load(url)
+
+    async def park(self, url: str) -> None:
+        """See `engines.server.memory`."""
+        await park_server(url)
 
 
 def _platform_fault(machine: Machine) -> str | None:

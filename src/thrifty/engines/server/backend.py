@@ -142,6 +142,10 @@ class Backend(Protocol):
         """How busy it is."""
         ...
 
+    async def park(self) -> None:
+        """Give back memory of processes of its own, because nobody asks."""
+        ...
+
     async def wait_failed(self) -> str:
         """Return, with the reason, once it cannot go on; never while it can."""
         ...

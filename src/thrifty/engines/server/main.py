@@ -7,7 +7,7 @@ import logging
 import time
 
 from thrifty.engines.server.app import ModelServer
-from thrifty.errors import ThriftyError
+from thrifty.errors import EngineError, ThriftyError
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer, ServerLimits
 
@@ -32,17 +32,17 @@ def serve_model(server: ModelServer, host: str, port: int) -> int:
         log.info("listening on http://%s:%d", host, listening_on)
         failure = await _serve(server, stopping)
         if failure is not None:
-            report_error(failure)
+            report_error(str(failure))
         cut = await http.drain(DRAIN_TIMEOUT_S if failure is None else FAILED_DRAIN_TIMEOUT_S)
         if cut:
             log.warning("%d requests were cut at the end", cut)
         await server.backend.stop()
-        return 0 if failure is None else 1
+        return 0 if failure is None else failure.exit_code
 
     return run_process(main)
 
 
-async def _serve(server: ModelServer, stopping: asyncio.Event) -> str | None:
+async def _serve(server: ModelServer, stopping: asyncio.Event) -> ThriftyError | None:
     """Load, and serve until told to stop (None) or until the engine fails (why)."""
     started_s = time.monotonic()
     stop = asyncio.ensure_future(stopping.wait())
@@ -56,9 +56,9 @@ async def _serve(server: ModelServer, stopping: asyncio.Event) -> str | None:
         log.info("ready after %.2f s: %s", time.monotonic() - started_s, facts)
         failing = asyncio.ensure_future(server.backend.wait_failed())
         await asyncio.wait({failing, stop}, return_when=asyncio.FIRST_COMPLETED)
-        return failing.result() if failing.done() else None
+        return EngineError(failing.result()) if failing.done() else None
     except ThriftyError as error:
-        return str(error)
+        return error
     finally:
         for future in (stop, loading, failing):
             if future is not None:

@@ -37,14 +37,17 @@ class DemandReport:
         table: RoutingTable,
         worker: str,
         measure_work: Callable[[float], Mapping[str, float]],
+        on_held: Callable[[], None] = lambda: None,
     ) -> None:
         """`worker` names this process; no other process has had that name. `measure_work` says, for
-        a reading of `time.perf_counter`, how many tokens are left to say at each replica.
+        a reading of `time.perf_counter`, how many tokens are left to say at each replica. `on_held`
+        is called when the database says that requests are held.
         """
         self._measure_work = measure_work
         self._database = database
         self._table = table
         self._worker = worker
+        self._on_held = on_held
         self._writes = 0
         self._written: dict[Place, tuple[int, ...]] = {}
         self._written_s = 0.0
@@ -83,6 +86,8 @@ class DemandReport:
         with contextlib.suppress(DatabaseError):
             await asyncio.to_thread(save_demand, self._database(), self._worker, rows)
             self._written, self._written_s = state, now_s
+            if urgent:
+                self._on_held()
 
     def _encode(self) -> tuple[dict[Place, str], dict[Place, tuple[int, ...]]]:
         """The row of each version, and what differs between two rows worth writing."""

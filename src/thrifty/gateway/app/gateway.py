@@ -20,6 +20,7 @@ from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.app.alarms import raise_alarms
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.gateway.app.keep_alive import keep_alive
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
@@ -46,7 +47,7 @@ _CALLERS = Role.USER.holders()
 _OPERATORS = Role.OPERATOR.holders()
 _REJECTIONS = frozenset(
     {
-        "queue_full", "queue_timeout", "no_replica_ready", "deadline_unreachable",
+        "queue_full", "queue_timeout", "no_replica_ready", "cannot_start", "deadline_unreachable",
         "deadline_exceeded",
     }
 )  # fmt: skip
@@ -204,7 +205,11 @@ class Gateway:
         """Check the request against the version that answers, and answer."""
         if known_key is None:
             check_version(call, call.admitted, call.placed)
-        return self._answerer.answer(call, known_key)
+        rest = self._answerer.answer(call, known_key)
+        every_s = call.placed.deployment.settings.keep_alive_s
+        if rest is not None and every_s is not None and call.admitted.stream:
+            return keep_alive(call, rest, every_s)
+        return rest
 
     async def _begin_late(self, call: Call) -> None:
         """Begin with a key that may be new."""

@@ -58,7 +58,9 @@ class Pages:
         exchange.respond(200, _encode({"status": "ok", "pid": os.getpid()}))
 
     async def _answer_ready(self, exchange: Exchange, _: Key | None, __: Any) -> None:
-        """Ready if every deployment has a version with traffic and a ready replica."""
+        """Ready if every deployment has a version with traffic that has a ready replica, or none
+        by intent.
+        """
         waiting = [d.name for d in self._table.deployments.values() if not d.ready]
         ready = self._table.loaded and bool(self._table.deployments) and not waiting
         body: dict[str, Any] = {
@@ -122,9 +124,11 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
     own = (version.deployment, version.label)
     metrics.version_weight.labels(*own).set(version.row.weight)
     concurrency = version.concurrency
-    if concurrency.capacity is not None:
-        metrics.slots.labels(*own).set(concurrency.capacity)
+    metrics.held.labels(*own).set(version.held)
+    if version.settings.slots is not None:
+        metrics.slots.labels(*own).set(concurrency.capacity or 0)
         metrics.slots_taken.labels(*own).set(concurrency.taken)
+    if concurrency.capacity is not None:
         for priority, name in enumerate(("interactive", "batch")):
             waiting = concurrency.queue.waiting(priority)
             metrics.queue_length.labels(*own, name).set(waiting)

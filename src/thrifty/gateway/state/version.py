@@ -22,7 +22,10 @@ from thrifty.gateway.state.replica import Replica, merge_replica
 from thrifty.gateway.state.router import Router
 from thrifty.openai.fields import GATEWAY_FIELDS
 from thrifty.types import ReplicaState
+from thrifty.untrusted_text import sanitize_line
 
+_CANNOT_START = (ReplicaState.FAILED, ReplicaState.CRASH_LOOP)
+MAX_FAULT_CHARS = 500
 MakePolicy = Callable[[str], RoutingPolicy]
 """Makes a routing policy from the name that specs use."""
 
@@ -51,6 +54,12 @@ class Version:
     """Requests that wait for a replica to become ready."""
     full: int = 0
     """The number of replicas without a free slot."""
+    fault: str | None = None
+    """Why its replicas cannot start, in their own words; None if they can, or one is ready."""
+    start_s: float = 0.0
+    """How long a replica takes to become ready, as learned; 0 if unknown."""
+    woken_s: float = 0.0
+    """When the first request was held while no replica was ready; 0 if none was."""
     label: str = field(init=False)
     """The label in headers, metrics, traffic weights and logs."""
     revision: str = field(init=False)
@@ -78,6 +87,35 @@ class Version:
         facts = [replica.load.get("facts") or {} for replica in self.ready]
         known = [self.settings.context_length, *(fact.get("context_length") for fact in facts)]
         return min((int(length) for length in known if length), default=None)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it has no ready replica by intent: a request that waits for it wakes one."""
+        return self.settings.wakes and not self.ready and self.fault is None
+
+    @property
+    def available(self) -> bool:
+        """Whether requests may be sent to it, or wait for it to wake."""
+        return bool(self.ready) or self.asleep
+
+    @property
+    def held(self) -> int:
+        """Requests that wait because no replica is ready."""
+        return 0 if self.ready else self.waiting + len(self.concurrency.queue)
+
+    def note_held(self, now_s: float) -> None:
+        """Record that a request is held while no replica is ready."""
+        if not self.woken_s:
+            self.woken_s = now_s
+
+    def estimate_start_s(self, now_s: float) -> float:
+        """How long it still takes until a replica is ready, by the learned time; 0 if unknown, or
+        if one is ready.
+        """
+        if self.ready or not self.start_s:
+            return 0.0
+        passed_s = now_s - self.woken_s if self.woken_s else 0.0
+        return max(0.0, self.start_s - passed_s)
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
         """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
@@ -116,7 +154,8 @@ class Version:
         slots = self.settings.slots
         if slots is None:
             self.full = 0
-            self.concurrency.resize(None)
+            # Without a ready replica, requests wait in the queue all the same.
+            self.concurrency.resize(None if self.ready else 0)
             return
         self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
         count = len(self.ready)
@@ -165,9 +204,20 @@ class Version:
         ]
         if ready != self.ready:
             self.ready = ready
+        self.fault = None if ready else _find_fault(rows, self.revision)
         if ready:
+            self.woken_s = 0.0
+        if ready or self.fault is not None:
             self.wake()
         return [known[name] for name in known if name not in self.replicas]
+
+
+def _find_fault(rows: Sequence[ReplicaRow], revision: str) -> str | None:
+    """The reason of a replica that cannot start."""
+    for row in rows:
+        if row.revision == revision and row.state in _CANNOT_START:
+            return sanitize_line(row.message or "no reason is known", MAX_FAULT_CHARS)
+    return None
 
 
 def merge_version(
