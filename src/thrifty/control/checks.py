@@ -113,7 +113,8 @@ def check_model(
     known = there.find_version(loaded.label) if there is not None and loaded.label else None
     if known is None and there is not None and len(there.versions) == 1:
         known = there.versions[0]
-    more = spec.replicas.count
+    # More copies than these start only where there is room.
+    more = max(1, spec.replicas.fewest)
     if known is not None and known.engine == engine.kind:
         more -= known.replicas.count
     copies = spec.replicas.model_copy(update={"count": max(1, more)})

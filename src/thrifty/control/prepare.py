@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -33,9 +33,11 @@ from thrifty.control.checks import (
 from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
 from thrifty.db.desired_state import (
+    DesiredCapacity,
     DesiredDeployment,
     DesiredReplicas,
     DesiredService,
+    DesiredSlo,
     DesiredVersion,
 )
 from thrifty.db.fleet import DeploymentSettings, VersionSettings
@@ -44,6 +46,7 @@ from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.errors import Problem
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
 
@@ -229,7 +232,11 @@ def make_service(
     )
     # What a deployment says of the gateway's limits and memory holds as the first one says it.
     gateway = describe_gateway(loaded.each()[0].spec)
-    made = DesiredService(gateway, applied.to_builtins())
+    bounds = loaded.spec.capacity
+    capacity = DesiredCapacity(
+        bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour, loaded.spec.price_per_hour
+    )
+    made = DesiredService(gateway, applied.to_builtins(), capacity)
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 
 
@@ -248,12 +255,12 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
         hedge_s=spec.limits.hedge,
         aliases=spec.aliases,
         fallback=spec.fallback,
+        priority=spec.priority,
     )
 
 
 def _make_version(part: Part) -> DesiredVersion:
     spec, served = part.spec, part.served
-    replicas = spec.replicas
     return DesiredVersion(
         label=part.label,
         model=served.upstream.model or served.version,
@@ -265,13 +272,31 @@ def _make_version(part: Part) -> DesiredVersion:
         weight=part.version.weight,
         shadow=part.version.shadow,
         settings=_make_version_settings(part),
-        replicas=DesiredReplicas(
-            count=replicas.count,
-            cpus=replicas.cpus,
-            memory_limit_bytes=replicas.memory_limit,
-            start_timeout_s=replicas.start_timeout,
-        ),
+        replicas=_make_replicas(part),
+        slo=DesiredSlo(spec.slo.ttft_p95, spec.slo.tpot_p95),
     )
+
+
+def _make_replicas(part: Part) -> DesiredReplicas:
+    """How many copies. Raises `SpecError` for bounds of servers that others run."""
+    replicas = part.spec.replicas
+    common = DesiredReplicas(
+        count=replicas.fewest,
+        cpus=replicas.cpus,
+        memory_limit_bytes=replicas.memory_limit,
+        start_timeout_s=replicas.start_timeout,
+    )
+    if replicas.bounds is None:
+        return common
+    if part.served.upstream.urls:
+        message = (
+            f"sets bounds, and the engine {part.engine.kind!r} starts no copies: they are as many "
+            "as its URLs. Leave 'min' and 'max' out"
+        )
+        part.version.loaded.refuse([Problem("replicas", message)])
+    fewest, most = replicas.bounds
+    idle_after_s = (replicas.idle_after or IDLE_AFTER_S) if fewest == 0 else None
+    return replace(common, min_count=fewest, max_count=most, idle_after_s=idle_after_s)
 
 
 def _make_version_settings(part: Part) -> VersionSettings:

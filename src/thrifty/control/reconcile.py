@@ -88,9 +88,11 @@ def reconcile(
 
 
 def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
-    """How many copies are wanted of all versions that run here."""
+    """How many copies may run of all versions that run here. Of autoscaled ones the most count, so
+    that the share of each copy does not change with their number.
+    """
     return sum(
-        version.copies
+        version.most_copies
         for deployment in desired.values()
         for version in deployment.versions
         if not version.urls

@@ -38,6 +38,8 @@ class DeploymentSettings:
     aliases: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
     """Deployments that answer if this one cannot."""
+    priority: int = 0
+    """Deployments with a larger one get their replicas first; gateways do not use it."""
 
 
 @dataclass(frozen=True)

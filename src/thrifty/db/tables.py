@@ -246,6 +246,19 @@ cache_stats = Table(
     Column("stats", Text, nullable=False),
 )
 """The cache statistics of each gateway worker, as JSON."""
+
+demand = Table(
+    "demand",
+    metadata,
+    Column("worker", String(96), primary_key=True),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""What each gateway worker is asked of each version, as JSON (`db.demand`). The autoscaler reads
+it."""
+
 files = Table(
     "files",
     metadata,

@@ -20,6 +20,7 @@ from thrifty.spec.checks import check_labels, check_names, check_versions
 from thrifty.spec.faults import ValueOrigin, locate, sort_problems, to_problem
 from thrifty.spec.faults import suggest as suggest
 from thrifty.spec.models import MASK, DeploymentSpec, Spec, VersionSpec, is_secret
+from thrifty.spec.scaling import BOUNDS
 from thrifty.spec.section import SHORTHANDS, expand_shorthand
 from thrifty.spec.yaml_file import read_spec_file
 
@@ -94,6 +95,7 @@ class LoadedSpec:
         if kind is not None and kind != common.get("engine", {}).get("kind"):
             # Another engine has options of its own.
             common = {key: value for key, value in common.items() if key != "engine"}
+        common = _drop_other_count(common, own)
         spec = Spec.model_validate(_merge(common, own))
         return LoadedSpec(spec, self.source, _lift(self.lines, prefix), _lift(self.origins, prefix))
 
@@ -254,6 +256,20 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _drop_other_count(common: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`common` without the number of replicas where `own` has one of the other kind: a fixed count
+    in place of bounds, or the reverse.
+    """
+    below, above = common.get("replicas") or {}, own.get("replicas") or {}
+    other: set[str] = set()
+    if "count" in above:
+        other |= set(BOUNDS)
+    if not other and any(key in above for key in BOUNDS):
+        other = {"count"}
+    kept = {key: value for key, value in below.items() if key not in other}
+    return {**common, "replicas": kept} if kept != below else common
 
 
 def _lift(places: Mapping[str, Any], prefix: str) -> dict[str, Any]:

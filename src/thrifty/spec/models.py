@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.origins import parse_host, parse_origin
+from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
     Bytes,
     Count,
@@ -65,27 +66,6 @@ def is_secret(path: str) -> bool:
     return path in ("database", "redis") or bool(
         re.match(r"(deployments\.\d+\.)?(versions\.\d+\.)?engine\.", path)
         and _SECRET_OPTION.search(path)
-    )
-
-
-class ReplicasSpec(Section):
-    """How many copies of the model run, and what each may use."""
-
-    count: Integer = Field(1, ge=1, le=1024, description="How many copies run.")
-    cpus: Integer | None = Field(
-        None, ge=1, description="Cores for each copy. Default: the machine's cores, shared evenly."
-    )
-    memory_limit: Bytes | None = Field(
-        None, description="A copy that grows past this is drained and started anew."
-    )
-    start_timeout: Duration = Field(
-        600.0, gt=0, description="A copy that is not ready by then is killed and counted as dead."
-    )
-    slots: Count | None = Field(
-        None,
-        ge=1,
-        description="How many requests each copy gets at once; more wait in the gateway, in a fair "
-        "order. Default: what the engine runs at once; without a bound for servers that others run.",
     )
 
 
@@ -338,6 +318,9 @@ class VersionSpec(Section):
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="As `replicas` of the deployment."
     )
+    slo: SloSpec = Field(
+        default_factory=lambda: SloSpec(), description="As `slo` of the deployment."
+    )
     weight: Number = Field(
         1.0,
         ge=0,
@@ -390,6 +373,18 @@ class DeploymentSpec(Section):
     )
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."
+    )
+    slo: SloSpec = Field(
+        default_factory=lambda: SloSpec(),
+        description="The latencies to hold. With `replicas.min` and `replicas.max` as few copies "
+        "run as hold them; docs/autoscaling.md says how.",
+    )
+    priority: Integer = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Which autoscaled deployments get their replicas first where `capacity` does not "
+        "suffice for all: those with the larger number.",
     )
     versions: tuple[VersionSpec, ...] = Field(
         (),
@@ -458,6 +453,10 @@ class Spec(DeploymentSpec):
         "`redis://user:password@host:6379/0`: a single server or a proxy, not one node of a cluster. "
         "Default: each worker counts for itself.",
     )
+    capacity: CapacitySpec = Field(
+        default_factory=lambda: CapacitySpec(),
+        description="What all autoscaled replicas may take together.",
+    )
     price_per_hour: Number = Field(
         0.10,
         ge=0,
@@ -491,6 +490,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "BatchesSpec",
     "CacheSpec",
+    "CapacitySpec",
     "DeploymentSpec",
     "EngineSpec",
     "ExactCacheSpec",
@@ -500,6 +500,7 @@ __all__ = [
     "RecordSpec",
     "ReplicasSpec",
     "Routing",
+    "SloSpec",
     "Spec",
     "VersionSpec",
 ]

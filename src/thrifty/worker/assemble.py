@@ -25,6 +25,7 @@ from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendLedger, SpendSync
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
+from thrifty.gateway.app.demand_report import DemandReport
 from thrifty.gateway.app.endpoints import Answer, Endpoints
 from thrifty.gateway.app.gateway import Gateway, Steps
 from thrifty.gateway.app.pages import Pages
@@ -148,6 +149,7 @@ async def assemble(
         base.cache.start()
         stack.push_async_callback(base.cache.close)
         _publish(stack, cache_pages, database, settings.id)
+        _report_demand(stack, base, settings.id)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
         yield Parts(
@@ -340,6 +342,21 @@ def _publish(
 
     stack.push_async_callback(forget)
     stack.callback(asyncio.ensure_future(pages.publish(name)).cancel)
+
+
+def _report_demand(stack: contextlib.AsyncExitStack, base: _Base, worker_id: str) -> None:
+    """Report what is asked of each version until the worker ends."""
+    name = f"{socket.gethostname()[:40]}/{worker_id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
+    report = DemandReport(lambda: base.reader.database, base.table, name)
+    base.forwarder.on_held = report.note_held
+    task = asyncio.ensure_future(report.run())
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.wait({task})
+        await report.forget()
+
+    stack.push_async_callback(stop)
 
 
 def _make_server(

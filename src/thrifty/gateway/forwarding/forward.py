@@ -39,7 +39,7 @@ from thrifty.gateway.forwarding.upstream_response import (
     refuses_usage,
     stream_whole,
 )
-from thrifty.gateway.state.call import Call
+from thrifty.gateway.state.call import BATCH, Call
 from thrifty.gateway.state.concurrency import (
     DEADLINE_CODES,
     ConcurrencyLimiter,
@@ -96,6 +96,8 @@ class Forwarder:
         self._reads: set[tuple[Call, Answer]] = set()
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
+        self.on_held: Callable[[Version], None] = lambda version: None
+        """Called when a call begins to wait at a version without a ready replica."""
 
     def forward(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
         """Answer the call from a replica; returns the answer for the cache and for followers.
@@ -105,6 +107,8 @@ class Forwarder:
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
         version = call.placed.version
+        if call.priority < BATCH:
+            version.demand.figures.arrivals += 1
         if version.concurrency.capacity is None:
             return self._forward(call, flight)
         return self._forward_in_slot(call, version, flight)
@@ -142,6 +146,8 @@ class Forwarder:
             raise no_replica_ready(concurrency.name, limits.wait_timeout_s)
         if flight is not None:
             call.exchange.on_disconnect = _do_nothing
+        if not version.ready:
+            self.on_held(version)
         began_s = time.perf_counter()
         cost = sum(version.estimator.estimate(parsed.body, len(call.exchange.body)))
         try:
@@ -291,6 +297,7 @@ class Forwarder:
                 retry_after_s=5.0,
             )
         version.waiting += 1
+        self.on_held(version)
         try:
             await version.wait_ready(min(left_s, 1.0))
         finally:
@@ -431,6 +438,15 @@ class Forwarder:
         if version.health.note_success(replica.id, time.monotonic()):
             log.info("%s answers again and receives traffic", replica.id)
             version.resize(self._table.workers)
+        usage = call.outcome.usage
+        version.demand.note_answer(
+            replica,
+            received_s=call.received_s, sent_s=delivery.sent_s, first_s=delivery.first_byte_s,
+            last_s=delivery.last_byte_s,
+            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+            output_tokens=usage.completion_tokens if usage is not None else 0,
+            streamed=call.admitted.stream,
+        )  # fmt: skip
         if call.admitted.stream and version.concurrency.capacity is not None:
             version.concurrency.note_begin(delivery.first_byte_s - delivery.sent_s)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from thrifty.db.fleet import DeploymentSettings, ReplicaRow, VersionRow, VersionSettings
 from thrifty.gateway.state.concurrency import ConcurrencyLimiter
+from thrifty.gateway.state.demand import Demand
 from thrifty.gateway.state.estimate import Estimator
 from thrifty.gateway.state.health import Health
 from thrifty.gateway.state.policy import RoutingPolicy
@@ -44,6 +45,8 @@ class Version:
     replicas: dict[str, Replica] = field(default_factory=dict)
     ready: list[Replica] = field(default_factory=list)
     """Replicas that receive traffic. Replaced by a new list whenever they change."""
+    demand: Demand = field(default_factory=Demand)
+    """What is asked of it, for the autoscaler."""
     waiting: int = 0
     """Requests that wait for a replica to become ready."""
     full: int = 0
@@ -92,12 +95,14 @@ class Version:
         return list(ready)
 
     def note_begun(self, replica: Replica) -> None:
-        """Update the count of full replicas after a request was counted against one."""
+        """Update the counts of full and busy replicas after a request was counted against one."""
+        self.demand.begin()
         if replica.in_flight == self.settings.slots:
             self.full += 1
 
     def note_ended(self, replica: Replica) -> None:
-        """Update the count of full replicas after a request ended."""
+        """Update the counts of full and busy replicas after a request ended."""
+        self.demand.end()
         slots = self.settings.slots
         if slots is not None and replica.in_flight == slots - 1:
             self.full = max(0, self.full - 1)

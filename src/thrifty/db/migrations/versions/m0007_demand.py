@@ -1,0 +1,29 @@
+"""What gateway workers are asked of each version, for the autoscaler."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Apply the migration."""
+    op.create_table(
+        "demand",
+        sa.Column("worker", sa.String(length=96), nullable=False),
+        sa.Column("deployment", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("updated_s", sa.Double(), nullable=False),
+        sa.Column("figures", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("worker", "deployment", "version", name=op.f("pk_demand")),
+    )
+
+
+def downgrade() -> None:
+    """Revert the migration."""
+    op.drop_table("demand")

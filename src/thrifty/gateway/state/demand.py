@@ -1,0 +1,86 @@
+"""What is asked of one version in this worker, counted for the autoscaler.
+
+Counting costs a request a few additions, and nothing waits: `app.demand_report` writes the figures
+beside the request path.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from thrifty.db.demand import Figures, find_bucket
+from thrifty.gateway.state.replica import Replica
+
+WARM_UP_ANSWERS = 5
+"""The first answers of a replica are slower than later ones, and left out of the sums."""
+
+
+class Demand:
+    """The totals of one version. Times are `time.perf_counter` readings."""
+
+    __slots__ = ("_at_replicas", "_began_s", "_changed_s", "figures")
+
+    def __init__(self) -> None:
+        self.figures = Figures(since_s=time.time())
+        self._at_replicas = 0
+        self._began_s = self._changed_s = time.perf_counter()
+
+    def begin(self) -> None:
+        """A request goes to a replica."""
+        self._integrate()
+        self._at_replicas += 1
+
+    def end(self) -> None:
+        """A request has left its replica."""
+        self._integrate()
+        self._at_replicas -= 1
+
+    def _integrate(self) -> None:
+        now_s = time.perf_counter()
+        self.figures.busy_s += self._at_replicas * (now_s - self._changed_s)
+        self._changed_s = now_s
+
+    def note_answer(
+        self,
+        replica: Replica,
+        *,
+        received_s: float,
+        sent_s: float,
+        first_s: float,
+        last_s: float,
+        prompt_tokens: int,
+        output_tokens: int,
+        streamed: bool,
+    ) -> None:
+        """Record an answer. The first token was seen at `first_s` only if it was streamed."""
+        figures = self.figures
+        if streamed:
+            figures.ttft_buckets[find_bucket(first_s - received_s)] += 1
+        replica.answers += 1
+        if replica.answers <= WARM_UP_ANSWERS:
+            return
+        figures.answered += 1
+        figures.prompt_tokens += prompt_tokens
+        figures.output_tokens += output_tokens
+        figures.held_s += last_s - sent_s
+        if not streamed:
+            return
+        begin_s = first_s - sent_s
+        figures.streamed += 1
+        figures.begin_s += begin_s
+        figures.begin_buckets[find_bucket(begin_s)] += 1
+        if output_tokens > 1:
+            token_s = (last_s - first_s) / (output_tokens - 1)
+            figures.timed += 1
+            figures.token_s += token_s
+            figures.token_buckets[find_bucket(token_s)] += 1
+
+    def read(self, replicas: Iterable[Replica], held: int, queued: int) -> Figures:
+        """The figures now, with the state of the version's replicas and queue."""
+        self._integrate()
+        figures = self.figures
+        figures.counted_s = self._changed_s - self._began_s
+        figures.held, figures.queued, figures.in_flight = held, queued, self._at_replicas
+        figures.work = {one.id: one.in_flight for one in replicas if one.in_flight}
+        return figures
