@@ -135,6 +135,7 @@ class Steps:
     """Wants what it is told, in turn."""
 
     interval_s = 10.0
+    wakes_at_once = False
 
     def __init__(self, *counts: int) -> None:
         self._counts = list(counts)

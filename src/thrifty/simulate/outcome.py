@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from thrifty.db.demand import Figures
 from thrifty.simulate.rates import ReplicaRates
 from thrifty.simulate.replica import Job
 from thrifty.simulate.scaler import Objective, ReplicaLoad, Seen
@@ -47,8 +48,10 @@ class Outcome:
     ttft_p50_s: float
     ttft_p95_s: float
     ttft_p99_s: float
+    tpot_mean_s: float
     tpot_p50_s: float
     tpot_p95_s: float
+    answer_tokens_mean: float
     output_tokens_per_s: float
     cached_share: float
     """The part of prompt tokens that prefix caches had."""
@@ -167,6 +170,8 @@ class Recorder:
         running: int,
         queued: int,
         loads: Sequence[ReplicaLoad],
+        start_times_s: tuple[float, ...],
+        read_demand: Callable[[], Figures],
     ) -> Seen:
         """What a policy sees, and begin the next interval."""
         self._change_open(0, now_s)
@@ -175,7 +180,7 @@ class Recorder:
             now_s, passed_s, ready, starting, draining, running, queued,
             self._open_s / passed_s if passed_s else float(self._open),
             self._look_arrived, self._look_prompt, self._look_ended, self._look_answer,
-            tuple(self._look_ttft), tuple(self._look_tpot), tuple(loads),
+            tuple(self._look_ttft), tuple(self._look_tpot), tuple(loads), start_times_s, read_demand,
         )  # fmt: skip
         self._looked_s, self._open_s = now_s, 0.0
         self._look_arrived = self._look_prompt = self._look_ended = self._look_answer = 0
@@ -202,8 +207,10 @@ class Recorder:
             ttft_p50_s=pick(ttft, 0.5),
             ttft_p95_s=pick(ttft, 0.95),
             ttft_p99_s=pick(ttft, 0.99),
+            tpot_mean_s=sum(tpot) / max(1, len(tpot)),
             tpot_p50_s=pick(tpot, 0.5),
             tpot_p95_s=pick(tpot, 0.95),
+            answer_tokens_mean=self._answer_tokens / max(1, self._answered),
             output_tokens_per_s=self._answer_tokens / duration_s,
             cached_share=self._cached_tokens / max(1, self._prompt_tokens),
             replica_hours=hours,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from thrifty.db.demand import Figures
 from thrifty.simulate.rates import ReplicaRates
+
+MOST = 1024
+"""Replicas in a simulation."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,10 @@ class Seen:
     """Mean times for further tokens, of requests that ended."""
     loads: tuple[ReplicaLoad, ...]
     """Of the ready replicas."""
+    start_times_s: tuple[float, ...]
+    """How long replicas that became ready had taken to start."""
+    read_demand: Callable[[], Figures]
+    """The figures that the gateway would write now for the autoscaler."""
 
     @property
     def wanted(self) -> int:
@@ -81,6 +90,8 @@ class Scaler(Protocol):
     """Decides how many replicas there should be. A simulation calls it every `interval_s`."""
 
     interval_s: float
+    wakes_at_once: bool
+    """Whether it is asked as soon as a request arrives where there is no replica."""
 
     def decide(self, seen: Seen) -> int:
         """The number of replicas to have; those that start count, those that drain do not. It is
@@ -102,6 +113,7 @@ class FixedCount:
     """Always as many."""
 
     interval_s = 3600.0
+    wakes_at_once = False
 
     def __init__(self, count: int) -> None:
         self._count = count

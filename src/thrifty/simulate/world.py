@@ -18,9 +18,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
+from thrifty.db.demand import Figures, encode_figures
 from thrifty.db.fleet import DeploymentSettings, ReplicaRow, VersionRow, VersionSettings
 from thrifty.gateway.routing import make_policy
 from thrifty.gateway.state.concurrency import ConcurrencyLimiter
+from thrifty.gateway.state.demand import Demand
 from thrifty.gateway.state.fair_queue import INTERACTIVE, QueuedRequest
 from thrifty.gateway.state.policy import RoutingPolicy
 from thrifty.gateway.state.routed_request import BLOCK_BYTES, MAX_BLOCKS, RoutedRequest
@@ -32,6 +36,7 @@ from thrifty.simulate.rates import ReplicaRates
 from thrifty.simulate.replica import NEVER, Job, SimulatedReplica
 from thrifty.simulate.scaler import Bounds, Objective, ReplicaLoad, Scaler, Seen
 from thrifty.simulate.trace import TraceRequest
+from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.types import OnProgress, Progress, ReplicaState, ignore_progress
 
 READ_S = 0.2
@@ -65,6 +70,8 @@ class Setup:
     seed: int = 0
     bucket_s: float = 15.0
     """The length of the pieces of the timeline."""
+    idle_after_s: float = IDLE_AFTER_S
+    """With a least number of 0: none are wanted after so long without a request."""
 
 
 class _Request:
@@ -152,6 +159,8 @@ class _World:
         """Requests that have arrived and are not over."""
         self._arrivals_over = False
         self._swept_s = START_S
+        self._start_times_s: list[float] = []
+        """Of the replicas that became ready since a policy looked last."""
         self._reads = False
         """Whether the gateway's next reading is in the calendar."""
         self._target = setup.bounds.low
@@ -202,6 +211,7 @@ class _World:
                 )
             )
         self._open += 1
+        self._version.demand.figures.arrivals += 1
         request, limiter = _Request(self, trace), self._version.concurrency
         if self.now_s >= self._swept_s + SWEEP_S:
             self._swept_s = self.now_s
@@ -217,6 +227,8 @@ class _World:
             request.set_exception(error)
             return
         self._schedule(self.now_s + self._setup.wait_timeout_s, _TIMEOUT, request)
+        if not self._places and self._scaler.wakes_at_once:
+            self._act(self._scaler.decide(self._look()))
 
     def _time_out(self, request: _Request) -> None:
         if not request.done() and request.queued is not None:
@@ -275,6 +287,11 @@ class _World:
         )
         replica = version.replicas[place.id]
         version.note_ended(replica)
+        version.demand.note_answer(
+            replica, received_s=START_S + trace.at_s, sent_s=request.began_s, first_s=job.first_s,
+            last_s=self.now_s, prompt_tokens=trace.prompt_tokens, output_tokens=trace.answer_tokens,
+            streamed=True,
+        )  # fmt: skip
         self._open -= 1
         self._record.note_end(START_S + trace.at_s, job, self.now_s)
         version.concurrency.leave(trace.tenant, INTERACTIVE, self.now_s - request.began_s)
@@ -301,6 +318,8 @@ class _World:
     def _make_ready(self, place: _Place) -> None:
         self._set_state(place, ReplicaState.READY)
         place.engine = SimulatedReplica(self._setup.rates, self.now_s)
+        if self.now_s > place.started_s:
+            self._start_times_s.append(self.now_s - place.started_s)
 
     def _set_state(self, place: _Place, state: ReplicaState) -> None:
         place.state = state
@@ -332,11 +351,13 @@ class _World:
                     self._remove(place)
 
     def _decide(self, _: None) -> None:
-        wanted = self._bound(self._scaler.decide(self._look()))
-        self._record.note_target(wanted, self.now_s)
-        self._target = wanted
-        self._approach()
+        self._act(self._scaler.decide(self._look()))
         self._schedule(self.now_s + self._scaler.interval_s, _DECIDE, None)
+
+    def _act(self, count: int) -> None:
+        self._target = self._bound(count)
+        self._record.note_target(self._target, self.now_s)
+        self._approach()
 
     def _approach(self) -> None:
         """Start or drain replicas, so that there are as many as wanted."""
@@ -361,6 +382,7 @@ class _World:
             for replica in self._version.ready
         )
         running = sum(replica.in_flight for replica in self._version.replicas.values())
+        start_times_s, self._start_times_s = tuple(self._start_times_s), []
         return self._record.look(
             self.now_s,
             ready=states.count(ReplicaState.READY),
@@ -369,7 +391,19 @@ class _World:
             running=running,
             queued=len(self._version.concurrency.queue),
             loads=loads,
+            start_times_s=start_times_s,
+            read_demand=self._read_demand,
         )
+
+    def _read_demand(self) -> Figures:
+        """The figures that the gateway writes for the autoscaler (`gateway/app/demand_report`)."""
+        version = self._version
+        waiting = len(version.concurrency.queue)
+        held, queued = (0, waiting) if version.ready else (waiting, 0)
+        figures = version.demand.read(version.replicas.values(), held, queued)
+        figures.writes += 1
+        # A copy, as what is read from the database is.
+        return msgspec.json.decode(encode_figures(figures), type=Figures)
 
     # The calendar
 
@@ -397,7 +431,7 @@ def _make_gateway(setup: Setup, clock: Callable[[], float]) -> tuple[RoutingPoli
     settings = VersionSettings(slots=setup.rates.slots)
     row = VersionRow(_LABEL, _LABEL, _LABEL, _LABEL, settings=settings)
     limiter = ConcurrencyLimiter(_LABEL, clock)
-    version = Version(_LABEL, row, limits, Router(policy), limiter, None)
+    version = Version(_LABEL, row, limits, Router(policy), limiter, None, demand=Demand(clock))
     return policy, version
 
 
