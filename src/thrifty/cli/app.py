@@ -484,3 +484,90 @@ def batch_run(
     from thrifty.cli.batch import run_run
 
     run_run(source, out, errors, url=url, key=key, window=window, as_json=as_json)
+
+
+@app.command()
+def simulate(
+    target: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml | MODEL", help="A spec, or a model as with `up`.")
+    ],
+    trace: Annotated[
+        Path,
+        typer.Option(
+            help="Recorded requests: Azure's CSV, Mooncake's JSON lines, the request log as CSV or JSON "
+            "lines, or a trace of `thrifty bench`; gzipped or not."
+        ),
+    ],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="What decides on the number of replicas: autoscale, hpa, kpa, skyserve, dynamo, "
+            "fixed_max, fixed_least, or fixed:N; repeatable. Default: all but fixed:N.",
+        ),
+    ] = None,
+    rates: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file with the speed of one kind of replica, as --save-rates writes it; repeatable, "
+            "to compare kinds. Default: what the engine states, or what was measured here."
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Measure the speed of one running replica first."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="THRIFTY_KEY", help="The API key for --fit.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save-rates", help="Keep what --fit measured in this file.")
+    ] = None,
+    ttft_p95: Annotated[
+        str | None, typer.Option(help="The objective for the time to the first token, as in `slo`.")
+    ] = None,
+    tpot_p95: Annotated[
+        str | None, typer.Option(help="The objective for each further token, as in `slo`.")
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option("--min", help="The fewest replicas, as in `replicas`.")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", help="The most replicas, as in `replicas`; up to 1,024.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="How long a replica takes until it is ready.")
+    ] = None,
+    routing: Annotated[
+        str | None, typer.Option(help="How replicas are chosen, as in the spec.")
+    ] = None,
+    speed: Annotated[float, typer.Option(help="The trace's times are divided by this.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Requests in place of each one of the trace.")] = 1.0,
+    tokens: Annotated[
+        float, typer.Option(help="Lengths of prompts and answers are multiplied by this.")
+    ] = 1.0,
+    skip: Annotated[
+        str | None, typer.Option(help="Leave out so much of the trace's beginning, such as 10m.")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option(help="Use so much of the trace, such as 20m. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the course over time to this path.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate recorded traffic: policies of scaling side by side, and how many replicas it takes."""
+    from thrifty.cli.simulate import Changes, Stretch, run_simulate
+    from thrifty.simulate.run import POLICIES
+
+    run_simulate(
+        target, trace=trace, policies=policies or POLICIES, rates=rates or (), fit=fit, key=key,
+        save=save, changes=Changes(ttft_p95, tpot_p95, least, most, routing, start),
+        stretch=Stretch(speed, scale, tokens, skip, length), seed=seed, report=report, png=png,
+        as_json=as_json,
+    )  # fmt: skip

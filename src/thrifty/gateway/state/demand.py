@@ -7,7 +7,7 @@ beside the request path.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from thrifty.db.demand import Figures, find_bucket
 from thrifty.gateway.state.replica import Replica
@@ -21,14 +21,15 @@ DEFAULT_TOKEN_S = 0.02
 
 
 class Demand:
-    """The totals of one version. Times are `time.perf_counter` readings."""
+    """The totals of one version. Times are readings of `clock`."""
 
-    __slots__ = ("_at_replicas", "_began_s", "_changed_s", "figures")
+    __slots__ = ("_at_replicas", "_began_s", "_changed_s", "_clock", "figures")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.figures = Figures(since_s=time.time())
         self._at_replicas = 0
-        self._began_s = self._changed_s = time.perf_counter()
+        self._began_s = self._changed_s = clock()
 
     def begin(self) -> None:
         """A request goes to a replica."""
@@ -41,7 +42,7 @@ class Demand:
         self._at_replicas -= 1
 
     def _integrate(self) -> None:
-        now_s = time.perf_counter()
+        now_s = self._clock()
         self.figures.busy_s += self._at_replicas * (now_s - self._changed_s)
         self._changed_s = now_s
 
