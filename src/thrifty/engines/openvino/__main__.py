@@ -30,7 +30,7 @@ def main() -> int:
         given["name"], OpenVinoBackend(settings, context),
         TextTokenizer.load(Path(settings.folder)), engine=OpenVinoEngine.kind, honours=HONOURS,
     )  # fmt: skip
-    return serve_model(server, "127.0.0.1", given["port"])
+    return serve_model(server, given["port"])
 
 
 if __name__ == "__main__":
