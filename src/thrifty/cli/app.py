@@ -16,6 +16,7 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
+from thrifty.cli.deploy_commands import deploy_app
 
 app = typer.Typer(
     name="thrifty",
@@ -37,6 +38,7 @@ data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_
 app.add_typer(data_app, name="data")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
+app.add_typer(deploy_app, name="deploy")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 

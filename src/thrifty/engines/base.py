@@ -105,6 +105,8 @@ class Traits:
     """Whether its servers take the id of the response from the header `x-request-id`."""
     adapters: bool = False
     """Whether one replica serves several LoRA adapters of its model."""
+    runtime_bytes: int = 0
+    """Memory of a replica beyond weights and KV cache: libraries and buffers."""
     package: str | None = None
     """The Python package whose version measurements name."""
 

@@ -93,6 +93,7 @@ class OpenVinoEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        runtime_bytes=RUNTIME_BYTES,
         package="openvino-genai",
     )
 
