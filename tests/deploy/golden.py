@@ -18,6 +18,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
             "ingress_tls": "llm-tls", "parent_gateway": "infra/public", "monitoring": "true",
         },
     ),
+    "helm": ("helm", TWO_VERSIONS, {}),
     "kubernetes-several": ("kubernetes", SEVERAL, {"database": "true", "redis": "true"}),
 }  # fmt: skip
 """The target, spec and options of each folder."""

@@ -137,7 +137,7 @@ def make_gateway_spec(context: Context) -> dict[str, Any]:
     given = dump_spec(service.loaded.spec)
     shared = {"record", "batches", "price_per_hour", "redis_timeout"}
     gateway = service.gateway_section()
-    if context.options.host and not context.values.everything:
+    if context.options.host:
         hosts = [*gateway.get("hosts", ()), context.options.host]
         gateway["hosts"] = list(dict.fromkeys(hosts))
     return {

@@ -121,12 +121,12 @@ def make_front_door(
     port: int,
 ) -> dict[str, Any]:
     """An Ingress, or an HTTPRoute of the Gateway API. Streams may last, and are not buffered."""
-    host = values.text("front.host", options.host)
+    host = values.text("front.host", options.host or "")
     if kind == "route":
         space, _, parent = (options.parent_gateway or "").rpartition("/")
         reference: dict[str, Any] = {"name": values.text("front.parentGateway", parent)}
         if space:
-            reference["namespace"] = values.text("front.parentNamespace", space)
+            reference["namespace"] = space
         rule = {
             "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
             "backendRefs": [{"name": _GATEWAY, "port": port}],
@@ -145,7 +145,7 @@ def make_front_door(
         "nginx.ingress.kubernetes.io/proxy-body-size": "0",
     }
     backend = {"service": {"name": _GATEWAY, "port": {"name": "http"}}}
-    spec: dict[str, Any] = {"ingressClassName": values.text("front.ingressClass", options.ingress_class)}
+    spec: dict[str, Any] = {"ingressClassName": values.text("front.ingressClass", options.ingress_class or "")}
     if options.ingress_tls:
         secret = values.text("front.ingressTls", options.ingress_tls)
         spec["tls"] = [{"hosts": [host], "secretName": secret}]

@@ -10,6 +10,7 @@ from thrifty.spec.faults import suggest
 
 _TARGETS = {
     "kubernetes": "thrifty.deploy.kubernetes",
+    "helm": "thrifty.deploy.helm",
 }
 """Modules by the target's name, imported when asked for."""
 
