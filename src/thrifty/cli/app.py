@@ -16,6 +16,7 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
+from thrifty.cli.deploy_commands import deploy_app
 
 app = typer.Typer(
     name="thrifty",
@@ -37,6 +38,7 @@ data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_
 app.add_typer(data_app, name="data")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
+app.add_typer(deploy_app, name="deploy")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -90,6 +92,15 @@ def up(
     reset: Annotated[
         bool, typer.Option("--reset", help="Take back the weights that were set since (traffic).")
     ] = False,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="ROLE=VARIABLE",
+            help="Have an API key of that role whose secret is in the environment variable, such as "
+            "admin=ADMIN_KEY. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model, in the foreground; Ctrl-C drains and stops everything."""
     from thrifty.cli.up import run_up
@@ -103,7 +114,22 @@ def up(
         "name": name,
         "price_per_hour": price_per_hour,
     }
-    run_up(target, flags, measure=measure, reset=reset)
+    run_up(target, flags, measure=measure, reset=reset, keys=keys or [])
+
+
+@app.command()
+def replica(
+    target: SpecOrModel = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+) -> None:
+    """Serve one version of a spec without a gateway, for a gateway elsewhere to use by its URL.
+
+    Requests must carry the key in THRIFTY_REPLICA_KEY; beyond loopback there must be one.
+    """
+    from thrifty.cli.replica import run_replica_server
+
+    run_replica_server(target, host, port)
 
 
 @app.command()

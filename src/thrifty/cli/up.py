@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.bench.check import ServiceSpeed, ask_question, measure_service
 from thrifty.cli.apply import show_held
+from thrifty.cli.keys import keep_keys
 from thrifty.cli.show import err, print_line, show_progress, tell
 from thrifty.control.controller import Controller
 from thrifty.control.plan import Plan
@@ -37,8 +38,15 @@ from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
 log = logging.getLogger(__name__)
 
 
-def run_up(target: str | None, flags: dict[str, Any], *, measure: bool, reset: bool) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def run_up(
+    target: str | None,
+    flags: dict[str, Any],
+    *,
+    measure: bool,
+    reset: bool,
+    keys: Sequence[str] = (),
+) -> None:
+    """Serve until SIGINT or SIGTERM. `keys` are API keys to have, as `ROLE=VARIABLE`."""
     began_s = time.monotonic()
     home = find_home()
     _log_to_file(home)
@@ -47,6 +55,7 @@ def run_up(target: str | None, flags: dict[str, Any], *, measure: bool, reset: b
     try:
         loaded = resolve_target(target, flags)
         require_stopped(home)
+        keep_keys(loaded.spec.database or home.database_url, keys)
         machine, store = detect_machine(), Store(home.models)
         maker = Compressor(home, store, machine, tell)
         _tell_plan(plan_spec(loaded, home, maker=maker, reset=reset))

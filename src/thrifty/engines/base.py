@@ -109,6 +109,8 @@ class Traits:
     """Whether a replica that nobody asks can be kept loaded with less memory (`ParkingEngine`)."""
     adapters: bool = False
     """Whether one replica serves several LoRA adapters of its model."""
+    runtime_bytes: int = 0
+    """Memory of a replica beyond weights and KV cache: libraries and buffers."""
     package: str | None = None
     """The Python package whose version measurements name."""
     pinned_version: str | None = None

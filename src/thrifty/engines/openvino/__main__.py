@@ -41,7 +41,7 @@ def _serve(given: dict[str, Any], worker: StartedChild) -> int:
         given["name"], OpenVinoBackend(settings, context, worker),
         TextTokenizer.load(Path(settings.folder)), engine=OpenVinoEngine.kind, honours=HONOURS,
     )  # fmt: skip
-    return serve_model(server, "127.0.0.1", given["port"])
+    return serve_model(server, given["port"])
 
 
 if __name__ == "__main__":

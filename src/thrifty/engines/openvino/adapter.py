@@ -94,6 +94,7 @@ class OpenVinoEngine:
         load_path=LOAD_PATH,
         parks=True,
         accepts_response_id=True,
+        runtime_bytes=RUNTIME_BYTES,
         package="openvino-genai",
     )
 

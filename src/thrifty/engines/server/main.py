@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 
+from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE
+from thrifty.engines.server.access import check_access, require_key
 from thrifty.engines.server.app import ModelServer
 from thrifty.errors import EngineError, ThriftyError
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
@@ -19,11 +22,17 @@ DRAIN_TIMEOUT_S = 30.0
 FAILED_DRAIN_TIMEOUT_S = 1.0
 
 
-def serve_model(server: ModelServer, host: str, port: int) -> int:
-    """Serve until SIGTERM or SIGINT, or until the engine is gone; returns the exit status."""
+def serve_model(server: ModelServer, port: int) -> int:
+    """Serve until SIGTERM or SIGINT, or until the engine is gone; returns the exit status. The
+    address and the key come from the environment (`HOST_VARIABLE`, `KEY_VARIABLE`).
+    """
+    host = os.environ.get(HOST_VARIABLE) or "127.0.0.1"
+    key = os.environ.get(KEY_VARIABLE) or None
 
     async def main(stopping: asyncio.Event) -> int:
-        http = HttpServer(server.handle, ServerLimits(max_body_bytes=MAX_BODY_BYTES))
+        check_access(host, key)
+        handle = server.handle if key is None else require_key(server.handle, key)
+        http = HttpServer(handle, ServerLimits(max_body_bytes=MAX_BODY_BYTES))
         try:
             listening_on = await http.start(host, port)
         except OSError as error:
