@@ -58,6 +58,12 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "record_prompts": spec.record.prompts,
         "record_keep_s": spec.record.keep,
         "record_max_rows": spec.record.max_rows,
+        "feedback": {
+            "tokens": spec.feedback.tokens,
+            "token_ttl_s": spec.feedback.token_ttl,
+            "per_user": spec.feedback.per_user,
+            "per_tenant": spec.feedback.per_tenant,
+        },
         "cors": list(gateway.cors),
         "hosts": list(gateway.hosts),
         "tls": _describe_tls(gateway.tls),

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from thrifty.db import Database
+from thrifty.db.feedback import prune_feedback
 from thrifty.db.request_log import BadRow, Entry, RequestLog
 from thrifty.errors import DatabaseError
 
@@ -187,6 +188,7 @@ class LogWriter:
                 if time.monotonic() > next_prune_s and not self._stopping:
                     next_prune_s = time.monotonic() + PRUNE_INTERVAL_S
                     log_table.prune(self._keep_s, self._max_rows)
+                    prune_feedback(self._database, self._keep_s, self._max_rows)
                 self._note_fault(None)
                 failures = 0
             except Exception as error:

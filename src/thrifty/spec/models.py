@@ -313,6 +313,25 @@ class RecordSpec(Section):
     )
 
 
+class FeedbackSpec(Section):
+    """What people may say about answers."""
+
+    tokens: bool = Field(
+        False,
+        description="Send the header `x-thrifty-feedback-token` with each answer, with which a "
+        "browser can give feedback on it without an API key.",
+    )
+    token_ttl: Duration = Field(
+        7 * 86400.0, gt=0, description="How long after its answer a token is good."
+    )
+    per_user: Count = Field(
+        60, ge=1, description="Pieces of feedback a minute by one user, at each gateway worker."
+    )
+    per_tenant: Count = Field(
+        6000, ge=1, description="Pieces of feedback a minute by one tenant, at each gateway worker."
+    )
+
+
 class VersionSpec(Section):
     """One version of a deployment, and its share of the traffic."""
 
@@ -455,6 +474,9 @@ class Spec(DeploymentSpec):
         default_factory=lambda: BatchesSpec(), description="Batch processing."
     )
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
+    feedback: FeedbackSpec = Field(
+        default_factory=lambda: FeedbackSpec(), description="What people say about answers."
+    )
     database: str | None = Field(
         None,
         repr=False,
@@ -509,6 +531,7 @@ __all__ = [
     "DeploymentSpec",
     "EngineSpec",
     "ExactCacheSpec",
+    "FeedbackSpec",
     "GatewaySpec",
     "LimitsSpec",
     "PricesSpec",

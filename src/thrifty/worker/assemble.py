@@ -20,6 +20,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
 from thrifty.errors import DatabaseError
+from thrifty.feedback.pages import FeedbackPages
 from thrifty.fleet.notices import NoticeLine
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
@@ -48,6 +49,7 @@ from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
+from thrifty.openai.feedback_tokens import FeedbackTokens
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
@@ -136,6 +138,7 @@ async def assemble(
             ids=await _make_ids(stack, database, secret),
             conversations=Conversations(secret),
             same_origin=SameOrigin(settings.hosts, settings.cors),
+            tokens=FeedbackTokens(secret),
         )
         ledger = SpendLedger()
         spend = SpendSync(database, ledger)
@@ -146,7 +149,8 @@ async def assemble(
             management = Management(make_services)
             stack.push_async_callback(management.stop)
         cache_pages = CachePages(base.reader, base.cache)
-        endpoints = _make_endpoints(base, gateway, cache_pages, batches, management)
+        feedback = _make_feedback(stack, base, secrets_.database_url)
+        endpoints = _make_endpoints(base, gateway, cache_pages, feedback, batches, management)
         gateway.answer_other = endpoints.answer
         # A worker that shares its port must know the fleet before it takes requests.
         await asyncio.gather(base.reader.start(), spend.start())
@@ -180,6 +184,7 @@ class _Base:
     ids: ResponseIds
     conversations: Conversations
     same_origin: SameOrigin
+    tokens: FeedbackTokens
 
 
 def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLedger) -> Gateway:
@@ -205,6 +210,7 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
         ids=base.ids,
         conversations=base.conversations,
         same_origin=base.same_origin,
+        tokens=base.tokens if settings.feedback.tokens else None,
     )  # fmt: skip
     gateway = Gateway(steps)
     shadows = Shadows(gateway.run, metrics)
@@ -217,13 +223,14 @@ def _make_endpoints(
     base: _Base,
     gateway: Gateway,
     cache_pages: CachePages,
+    feedback: FeedbackPages,
     batches: Batches | None,
     management: Management | None,
 ) -> Endpoints:
     """Make the table of routes and its dispatcher."""
     describe_log = base.writer.describe if base.writer is not None else _describe_nothing
     pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
-    routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
+    routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes(), *feedback.routes()]
     if batches is not None:
         routes += batches.pages.routes()
     if management is not None:
@@ -290,6 +297,24 @@ def _make_batches(
     )
     stack.callback(batches.pages.close)
     return batches
+
+
+def _make_feedback(
+    stack: contextlib.AsyncExitStack, base: _Base, database_url: str
+) -> FeedbackPages:
+    pages = FeedbackPages(
+        database=_open(stack, database_url),
+        table=base.table,
+        reader=base.reader,
+        ids=base.ids,
+        conversations=base.conversations,
+        tokens=base.tokens,
+        same_origin=base.same_origin,
+        settings=base.settings.feedback,
+        keep_s=base.settings.record_keep_s,
+    )
+    stack.callback(pages.close)
+    return pages
 
 
 def _open(stack: contextlib.AsyncExitStack, url: str) -> Database:

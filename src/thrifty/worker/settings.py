@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from thrifty.batches.settings import BatchSettings
+from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
 
@@ -46,6 +47,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_prompts: bool = False
     record_keep_s: float = 30 * 86400.0
     record_max_rows: int = 10_000_000
+    feedback: FeedbackSettings = FeedbackSettings()
     require_keys: bool = False
     workers: int = 1
     """The number of gateway workers that share the replicas' slots."""

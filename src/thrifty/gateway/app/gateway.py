@@ -32,7 +32,8 @@ from thrifty.http.same_origin import SameOrigin
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import WireError, internal_error
-from thrifty.openai.fields import Endpoint
+from thrifty.openai.feedback_tokens import FeedbackTokens
+from thrifty.openai.fields import STREAMED, Endpoint
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.types import Role
 
@@ -79,6 +80,8 @@ class Steps:
     ids: ResponseIds
     conversations: Conversations
     same_origin: SameOrigin
+    tokens: FeedbackTokens | None = None
+    """Makes a token for each answer; None where the spec asks for none."""
 
 
 class Gateway:
@@ -96,6 +99,7 @@ class Gateway:
         self._ids = steps.ids
         self._conversations = steps.conversations
         self._same_origin = steps.same_origin
+        self._tokens = steps.tokens
         self._threads = ThreadPoolExecutor(READING_THREADS, "read")
         self.answer_other: AnswerOther
         """Handles every other request; set before the first one."""
@@ -163,6 +167,8 @@ class Gateway:
         if call.parsed is None and len(call.exchange.body) > MAX_INLINE_BYTES:
             return self._begin_large(call)
         call.response_id = self._ids.new(call.tenant)
+        if self._tokens is not None and call.endpoint in STREAMED:
+            call.feedback_token = self._tokens.make(call.response_id.number, call.tenant)
         known_key = None
         if call.target is None:
             known_key = self._shortcuts.take(call, self._table.names)

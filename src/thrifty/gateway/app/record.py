@@ -12,7 +12,7 @@ from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
-from thrifty.openai.fields import read_user
+from thrifty.openai.fields import Endpoint, encode_tags, read_user
 
 
 class Recorder:
@@ -67,7 +67,11 @@ class Recorder:
             )
         if self._writer is None:
             return
-        user = read_user(call.parsed.body) if call.parsed is not None else None
+        user = tags = None
+        if call.parsed is not None:
+            user = read_user(call.parsed.body)
+            if call.endpoint is Endpoint.CHAT:
+                tags = call.parsed.body.get("metadata")
         row = (
             call.response_id.number,
             call.started_at_s,
@@ -97,6 +101,7 @@ class Recorder:
             None if tpot_s is None else round(tpot_s * 1e6) / 1e3,
             round(e2e_s * 1e6) / 1e3,
             round(overhead_s * 1e7) / 10,
+            encode_tags(tags) if tags else None,
         )
         if not self._prompts or call.parsed is None or not call.origin.counts:
             self._writer.put(row)
