@@ -25,6 +25,9 @@ from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
 
+MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
+"""Problems of memory: a version that runs already needs no more of it."""
+
 
 @dataclass(frozen=True)
 class WeightScheme:
@@ -77,6 +80,10 @@ class Traits:
     """The forms of weights that it makes and runs, by the name that specs use."""
     auto_schemes: tuple[str, ...] = ()
     """The schemes that `compress: auto` chooses from, from the smallest to the largest."""
+    lossy_schemes: tuple[str, ...] = ()
+    """Smaller ones, which can cost so much quality that `compress: auto` measures them and takes them
+    only where the spec accepts that.
+    """
     tunable: Mapping[str, TunableOption] = field(default_factory=dict)
     """The options that decide how fast it is here, by name; `thrifty optimize` tries their values."""
     auto_rank: int | None = None

@@ -38,6 +38,7 @@ from thrifty.engines.openvino.options import (
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.processor import (
     AUTO_SCHEMES,
+    LOSSY_SCHEMES,
     SCHEMES,
     describe_speed,
     find_default_scheme,
@@ -84,6 +85,7 @@ class OpenVinoEngine:
         families=frozenset(Family),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
+        lossy_schemes=LOSSY_SCHEMES,
         tunable=TUNABLE,
         auto_rank=1,
         default_slots=OpenVinoOptions().max_batch,
