@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 from pydantic import ValidationError
@@ -25,6 +25,11 @@ from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
 
+Speculation = Literal["none", "prompt_lookup", "draft", "auto"]
+"""Ways of guessing several tokens ahead, which one step of the model then checks: what followed the
+same words before, or what a smaller model says. All engines call them so. `auto` is what the benchmark
+of the spec's load takes, and `none` where nothing was measured.
+"""
 MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
 """Problems of memory: a version that runs already needs no more of it."""
 
@@ -110,6 +115,8 @@ class Traits:
     """Where its servers report `active_requests` and their load as JSON; None: they do not."""
     accepts_response_id: bool = False
     """Whether its servers take the id of the response from the header `x-request-id`."""
+    speculation: frozenset[Speculation] = frozenset()
+    """The ways of guessing tokens ahead that its option `speculation` takes, beside `none`."""
     adapters: bool = False
     """Whether one replica serves several LoRA adapters of its model."""
     package: str | None = None

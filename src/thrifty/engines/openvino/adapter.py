@@ -33,6 +33,7 @@ from thrifty.engines.openvino.options import (
     TUNABLE,
     OpenVinoOptions,
     find_context_fault,
+    find_speculation_fault,
     resolve,
 )
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
@@ -95,6 +96,7 @@ class OpenVinoEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        speculation=frozenset({"prompt_lookup"}),
         package="openvino-genai",
     )
 
@@ -147,6 +149,9 @@ class OpenVinoEngine:
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
             return [Problem("engine.context", fault)]
+        fault = find_speculation_fault(options)
+        if fault:
+            return [Problem("engine.prefix_cache", fault)]
         return self._check_memory(spec, artifact, machine)
 
     def _check_memory(self, spec: Spec, artifact: Artifact, machine: Machine) -> list[Problem]:

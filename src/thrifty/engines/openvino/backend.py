@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+from dataclasses import replace
 
 from thrifty.engines.openvino.child import Child
 from thrifty.engines.openvino.messages import (
@@ -138,7 +139,7 @@ class OpenVinoBackend:
     def load(self) -> Load:
         """How busy the worker was after its last step."""
         if not self._jobs:
-            return Load(0, 0, self._load.kv_usage)
+            return replace(self._load, running=0, waiting=0)
         return self._load
 
     async def wait_failed(self) -> str:
@@ -153,7 +154,7 @@ class OpenVinoBackend:
     def _receive(self, data: bytes) -> None:
         message = decode_to_server(data)
         if isinstance(message, Step):
-            self._load = Load(message.running, message.waiting, message.kv_usage)
+            self._load = Load(message.running, message.waiting, message.kv_usage, message.facts)
             for output in message.outputs:
                 callbacks = self._jobs.get(output.job)
                 if callbacks is None:
