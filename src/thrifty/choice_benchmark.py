@@ -9,6 +9,7 @@ or cannot be prepared fails alone. See `engines/choice` for what is decided by i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from thrifty.engines.registry import find_engine
 from thrifty.engines.scheme_choice import CANDIDATE, make_machine_conditions
 from thrifty.errors import BenchError, FleetError, Problem, SpecError, ThriftyError
 from thrifty.home import Home
-from thrifty.http.client import parse_origin
+from thrifty.http.client import TransportError, parse_origin
 from thrifty.own_replica import has_ended, only_replica, run_coroutine, run_replica
 from thrifty.spec import Spec
 from thrifty.spec.expected_load import LoadSpec
@@ -143,6 +144,7 @@ class _Bench:
         share = self._budget_s / (2 * len(candidates) * len(loads))
         window_s = min(WINDOW_S, max(LEAST_WINDOW_S, share))
         tried = {one: Tried(one) if again else self._read(one) for one in candidates}
+        self._spent_s = sum(one.spent_s for one in tried.values())
         if again:
             for one in tried.values():
                 self._record(one, 0.0)
@@ -179,19 +181,20 @@ class _Bench:
 
     def _try(self, tried: Tried, window_s: float, number: int) -> Tried:
         """One round of one candidate."""
-        began_s, before_s = time.monotonic(), self._spent_s
+        before_s = self._spent_s
         try:
-            found = self._measure(tried.candidate, window_s, number)
-            tried = replace(tried, rounds=(*tried.rounds, found))
+            found, per_step = self._measure(tried.candidate, window_s, number)
+            tried = replace(tried, rounds=(*tried.rounds, found), tokens_per_step=per_step)
         except (ThriftyError, TimeoutError, OSError, RuntimeError) as error:
             text = " ".join(str(error).split())
             text = text or f"it did not finish a round within {self._hang_s:g} s"
             tried = replace(tried, failed=text[:REASON_LENGTH])
-            self._spent_s = max(self._spent_s, before_s)
-        self._record(tried, time.monotonic() - began_s)
-        return tried
+        self._record(tried, tried.spent_s + self._spent_s - before_s)
+        return replace(tried, spent_s=tried.spent_s + self._spent_s - before_s)
 
-    def _measure(self, candidate: Candidate, window_s: float, number: int) -> dict[str, float]:
+    def _measure(
+        self, candidate: Candidate, window_s: float, number: int
+    ) -> tuple[dict[str, float], float]:
         request, engine = self._request, find_engine(candidate.engine)
         spec = candidate.put_into(request.spec)
         spec = spec.model_copy(update={"replicas": spec.replicas.model_copy(update={"count": 1})})
@@ -205,7 +208,8 @@ class _Bench:
 
     async def _serve(
         self, engine: Engine, served: Served, window_s: float, number: int
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], float]:
+        """Tokens per second at each level, and tokens that a step gave where it guessed ahead."""
         async with run_replica(served, engine, self._home, self._store, self._machine) as replica:
             began_s = time.monotonic()
             try:
@@ -220,7 +224,10 @@ class _Bench:
                 self._spent_s += time.monotonic() - began_s
             if has_ended(replica):
                 raise FleetError(f"it ended under the load: {replica.message}")
-            return found
+            facts: Mapping[str, float] = {}
+            with contextlib.suppress(TransportError):
+                facts = (await engine.read_load(url)).facts
+            return found, facts.get("speculation_tokens_per_step", 0.0)
 
     # What was measured, kept with the model
 
@@ -238,12 +245,16 @@ class _Bench:
         found = find_measurement(known, CANDIDATE, self._conditions(candidate))
         if found is None or found.values.get("failed"):
             return Tried(candidate)
-        return Tried(candidate, tuple(found.values["rounds"]))
+        return Tried(
+            candidate, tuple(found.values["rounds"]),
+            tokens_per_step=found.values["tokens_per_step"], spent_s=found.values["spent_s"],
+        )  # fmt: skip
 
     def _record(self, tried: Tried, seconds: float) -> None:
         values = {
             "tokens_per_s": tried.speeds, "rounds": list(tried.rounds), "failed": tried.failed,
-            "busy_before": psutil.cpu_percent() / 100, "seconds": seconds,
+            "tokens_per_step": tried.tokens_per_step,
+            "busy_before": psutil.cpu_percent() / 100, "spent_s": seconds,
         }  # fmt: skip
         self._store.record_measurement(
             self._request.artifact.id, CANDIDATE, self._conditions(tried.candidate), values

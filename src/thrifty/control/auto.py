@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 
 from thrifty.artifacts import Artifact, Store
 from thrifty.control.checks import Deployments, Model, ModelMaker
-from thrifty.engines.choice import Candidates, Choice, find_choice, list_candidates
+from thrifty.engines.choice import (
+    SPECULATION,
+    Candidate,
+    Candidates,
+    Choice,
+    find_choice,
+    list_candidates,
+)
 from thrifty.engines.machine import Machine
 from thrifty.spec import LoadedVersion, Spec
 from thrifty.types import Family, Format, OnProgress
@@ -25,6 +32,8 @@ class Auto:
     """What was decided; None where nothing was, or there is nothing to decide."""
     to_measure: Candidates | None = None
     """What is to be measured first."""
+    first: str | None = None
+    """The engine to take where nothing was measured: the first by rank that can."""
 
 
 def find_auto(spec: Spec, store: Store, artifact: Artifact, machine: Machine) -> Auto:
@@ -32,12 +41,14 @@ def find_auto(spec: Spec, store: Store, artifact: Artifact, machine: Machine) ->
     if not _has_auto(spec, artifact):
         return Auto()
     found = find_choice(spec, store, artifact, machine)
-    if found is not None or not spec.asks_to_measure:
+    if found is not None:
         return Auto(found)
     candidates = list_candidates(spec, artifact, machine)
     if len(candidates.able) == 1:
         return Auto(Choice(candidates.able[0], ONLY_ONE))
-    return Auto(to_measure=candidates) if candidates.able else Auto()
+    if spec.asks_to_measure and candidates.able:
+        return Auto(to_measure=candidates)
+    return Auto(first=candidates.able[0].engine if candidates.able else None)
 
 
 def resolve_auto(
@@ -55,15 +66,20 @@ def resolve_auto(
     the candidates.
     """
     found = find_auto(version.loaded.spec, store, model[1], machine)
-    choice = found.choice
     if found.to_measure is not None and not running:
-        choice = maker.choose(version.loaded, model, on_progress)
-    return version if choice is None else put_choice(version, choice)
+        found = Auto(maker.choose(version.loaded, model, on_progress))
+    return put_auto(version, found)
 
 
-def put_choice(version: LoadedVersion, choice: Choice) -> LoadedVersion:
-    """`version` with what was decided in place of `auto`."""
-    spec = choice.candidate.put_into(version.loaded.spec)
+def put_auto(version: LoadedVersion, found: Auto) -> LoadedVersion:
+    """`version` with what was decided in place of `auto`, or with the first engine that can."""
+    spec, choice, first = version.loaded.spec, found.choice, found.first
+    if found.to_measure is not None:
+        first = found.to_measure.able[0].engine
+    if choice is not None:
+        spec = choice.candidate.put_into(spec)
+    elif first is not None:
+        spec = Candidate(first, spec.compress.quantize.scheme).put_into(spec)
     return replace(version, loaded=replace(version.loaded, spec=spec))
 
 
@@ -74,4 +90,6 @@ def _has_auto(spec: Spec, artifact: Artifact) -> bool:
     if spec.compress.is_pipeline or artifact.description.family is not Family.DECODER:
         return False
     prepared = artifact.description.format is Format.OPENVINO
-    return spec.engine.kind == "auto" or (spec.compress.quantize.scheme == "auto" and not prepared)
+    forms = spec.compress.quantize.scheme == "auto" and not prepared
+    guesses = spec.engine.options.get(SPECULATION) == "auto"
+    return spec.engine.kind == "auto" or forms or guesses

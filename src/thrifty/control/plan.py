@@ -14,7 +14,7 @@ from thrifty.artifacts import Artifact, NamedVersion
 from thrifty.artifacts.look_only import LookOnlyStore, NotMadeYet
 from thrifty.artifacts.sources import FoundModel, look_up_model
 from thrifty.control.applied import AppliedSpec
-from thrifty.control.auto import find_auto, put_choice
+from thrifty.control.auto import find_auto, put_auto
 from thrifty.control.checks import (
     ModelMaker,
     check_aliases,
@@ -217,7 +217,6 @@ class _Planner:
         if auto.choice is not None:
             what = f"{name}: {auto.choice.candidate}"
             self.choose.append(PlanItem(what, None, None, auto.choice.reason))
-            return put_choice(version, auto.choice)
         if auto.to_measure is not None:
             listed = ", ".join(str(one) for one in auto.to_measure.able)
             why = f"not measured here for this load: {listed}; preparing and starting come on top"
@@ -226,7 +225,7 @@ class _Planner:
                 seconds = None
                 why = "not measured here for this load, nor while a service runs: the first by rank"
             self.choose.append(PlanItem(f"{name}: the fastest", None, seconds, why))
-        return version
+        return put_auto(version, auto)
 
     def _label(self, version: LoadedVersion, engine: Engine, model: FoundModel | None) -> str:
         if version.label is None and model is not None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -27,6 +27,8 @@ from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.models import EngineSpec
 from thrifty.types import Format
 
+SPECULATION = "speculation"
+"""The option of engines that guess tokens ahead."""
 CHOICE = "choice"
 """The kind of measurement that holds what was decided."""
 TIE = 0.02
@@ -45,7 +47,8 @@ class Candidate:
 
     def __str__(self) -> str:
         form = {"none": "as it is", "auto": "as it is"}.get(self.scheme, self.scheme)
-        return ", ".join([f"{self.engine} {form}", *(f"{k} {v}" for k, v in self.options)])
+        way = dict(self.options).get(SPECULATION, "none")
+        return f"{self.engine} {form}" + (f" with {way}" if way != "none" else "")
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
@@ -54,6 +57,9 @@ class Candidate:
     def put_into(self, spec: Spec) -> Spec:
         """`spec` with what the candidate decides."""
         options = {**spec.engine.options, **dict(self.options)}
+        if not find_engine(self.engine).traits.speculation:
+            # Where it is left to `auto`, an engine without it serves all the same.
+            options = {k: v for k, v in options.items() if (k, v) != (SPECULATION, "auto")}
         quantize = spec.compress.quantize.model_copy(update={"scheme": self.scheme})
         return spec.model_copy(
             update={
@@ -95,6 +101,10 @@ class Tried:
     """Tokens per second by the number of streams, one for each round."""
     failed: str | None = None
     """Why it could not be measured."""
+    tokens_per_step: float = 0.0
+    """With speculation: how many tokens a step gave an answer."""
+    spent_s: float = 0.0
+    """How long it was measured."""
 
     @property
     def speeds(self) -> dict[str, float]:
@@ -139,14 +149,27 @@ def list_candidates(spec: Spec, artifact: Artifact, machine: Machine) -> Candida
     )
     able, unable = [], []
     for engine in ranked:
-        for scheme in _list_schemes(engine, spec, artifact):
-            candidate = Candidate(engine.kind, scheme)
+        for candidate in _list_ways(engine, spec, artifact):
             fault = _find_fault(engine, candidate, spec, artifact, machine)
             if fault is None:
                 able.append(candidate)
             else:
                 unable.append((candidate, fault))
     return Candidates(tuple(able), tuple(unable))
+
+
+def _list_ways(engine: Engine, spec: Spec, artifact: Artifact) -> Iterator[Candidate]:
+    """The candidates of an engine, those without speculation first."""
+    ways: list[tuple[tuple[str, Any], ...]] = [()]
+    if spec.engine.options.get(SPECULATION) == "auto" and engine.traits.speculation:
+        named = {"none", *engine.traits.speculation} - {"auto"}
+        if spec.engine.options.get("draft_model") is None:
+            named.discard("draft")
+        ways = [
+            ((SPECULATION, way),) for way in sorted(named, key=lambda way: (way != "none", way))
+        ]
+    for scheme in _list_schemes(engine, spec, artifact):
+        yield from (Candidate(engine.kind, scheme, way) for way in ways)
 
 
 def _list_schemes(engine: Engine, spec: Spec, artifact: Artifact) -> Sequence[str]:
@@ -283,7 +306,27 @@ def decide(tried: Sequence[Tried], spec: Spec) -> Choice | None:
             f"{faster[0].candidate} is faster and can cost much quality, so it is taken only by name "
             "or with 'accept: true' below 'compress'"
         )
-    return Choice(taken.candidate, "; ".join(says), tuple(one.as_row() for one in tried))
+    candidate = _bound_speculation(taken, tried, spec)
+    return Choice(candidate, "; ".join(says), tuple(one.as_row() for one in tried))
+
+
+def _bound_speculation(taken: Tried, tried: Sequence[Tried], spec: Spec) -> Candidate:
+    """The candidate that was taken; where it guesses tokens ahead, with the bounds beyond which that
+    does not pay, as far as they were measured.
+    """
+    mine = taken.candidate
+    if dict(mine.options).get(SPECULATION, "none") == "none":
+        return mine
+    without = replace(mine, options=((SPECULATION, "none"),))
+    plain = next((one for one in tried if one.candidate == without and one.speed), None)
+    known = find_engine(mine.engine).options.model_fields
+    if plain is None or not taken.tokens_per_step or "speculation_least" not in known:
+        return mine
+    # So many tokens a step take as long with guesses as without.
+    least = max(1.0, taken.tokens_per_step * plain.speed / taken.speed)
+    bounds = {"speculation_least": round(least, 2), "speculation_streams": max(spec.load.levels)}
+    own = {k: v for k, v in bounds.items() if k not in spec.engine.options}
+    return replace(mine, options=(*mine.options, *own.items()))
 
 
 def is_barred(candidate: Candidate, spec: Spec) -> bool:

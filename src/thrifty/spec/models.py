@@ -440,6 +440,7 @@ class DeploymentSpec(Section):
         """Whether `auto` is to be measured if it was not before: it, `load` or `benchmark` is written."""
         written = self.model_fields_set
         named = "kind" in self.engine.model_fields_set and self.engine.kind == "auto"
+        named = named or self.engine.options.get("speculation") == "auto"
         return self.benchmark > 0 and (named or bool(written & {"load", "benchmark"}))
 
 
