@@ -206,7 +206,7 @@ def test_a_plan_in_an_empty_home_writes_nothing(home: Home, tmp_path: Path) -> N
         "gateway: 2 workers at 127.0.0.1:81",
     ]  # fmt: skip
     shown = made.to_builtins()
-    assert list(shown) == ["fetch", "prepare", "start", "stop", "change"]
+    assert list(shown) == ["fetch", "choose", "prepare", "start", "stop", "change"]
     assert set(shown["start"][0]) == {"what", "size_bytes", "seconds", "why"}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import openai
 import pytest
 
+import openai
 from tests.gateway.test_versions import two_versions
 from tests.parts import (
     GatewayUnderTest,

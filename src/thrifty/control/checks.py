@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.db.desired_state import DesiredDeployment
-from thrifty.engines.base import Engine
+from thrifty.engines.base import MEMORY_PATHS, Engine
+from thrifty.engines.choice import Choice
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.errors import FleetError, GateError, Problem, ThriftyError
@@ -19,9 +20,6 @@ from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress
-
-_MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
-"""Problems of memory: a version that runs already needs no more of it."""
 
 Model = tuple[NamedVersion, Artifact]
 Deployments = Mapping[str, DesiredDeployment]
@@ -32,6 +30,10 @@ class ModelMaker(Protocol):
 
     def check(self, loaded: LoadedSpec) -> None:
         """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
+        ...
+
+    def choose(self, loaded: LoadedSpec, model: Model, on_progress: OnProgress) -> Choice:
+        """What `auto` takes, measured now unless it was before. Blocks."""
         ...
 
     def make(self, loaded: LoadedSpec, model: Model, on_progress: OnProgress) -> tuple[Spec, Model]:
@@ -120,7 +122,7 @@ def check_model(
     copies = spec.replicas.model_copy(update={"count": max(1, more)})
     problems = engine.check(spec.model_copy(update={"replicas": copies}), artifact, machine)
     if more < 1:
-        problems = [one for one in problems if one.path not in _MEMORY_PATHS]
+        problems = [one for one in problems if one.path not in MEMORY_PATHS]
     loaded.loaded.refuse(problems)
 
 

@@ -19,6 +19,7 @@ import msgspec
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
+from thrifty.control.auto import resolve_auto
 from thrifty.control.checks import (
     Deployments,
     Model,
@@ -103,7 +104,7 @@ def prepare(
     # What can be refused once models are known is, before the first is compressed for hours.
     found = [
         [
-            (version, *_find_model(version, store, machine, on_progress, running or {}))
+            _find_model(version, store, machine, on_progress, maker, running or {})
             for version in one.versions()
         ]
         for one in each
@@ -157,18 +158,22 @@ def _find_model(
     store: Store,
     machine: Machine,
     on_progress: OnProgress,
+    maker: ModelMaker,
     running: Deployments,
-) -> tuple[Engine, Model | None]:
-    """Fetch what one version asks for, and say which engine runs it. Raises `SpecError` too."""
-    spec, kind = version.loaded.spec, version.loaded.spec.engine.kind
+) -> tuple[LoadedVersion, Engine, Model | None]:
+    """Fetch what one version asks for, and say which engine runs it; the version with what `auto`
+    came to. Raises `SpecError` too.
+    """
+    kind = version.loaded.spec.engine.kind
     if kind != "auto" and not find_engine(kind).traits.loads_model:
-        return find_engine(kind), None
-    model = fetch_model(store, spec.model, on_progress=on_progress)
+        return version, find_engine(kind), None
+    model = fetch_model(store, version.loaded.spec.model, on_progress=on_progress)
     store.verify(model[1], on_progress=on_progress)
-    engine = choose_engine(kind, model[1])
-    check_model(version, engine, model[1], machine, running)
     check_verdict(version, store, model)
-    return engine, model
+    version = resolve_auto(version, model, store, machine, maker, running, on_progress)
+    engine = choose_engine(version.loaded.spec.engine.kind, model[1])
+    check_model(version, engine, model[1], machine, running)
+    return version, engine, model
 
 
 def _make_part(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 from pydantic import ValidationError
@@ -24,6 +24,14 @@ from thrifty.openai.fields import Endpoint, Narrowed
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
+
+Speculation = Literal["none", "prompt_lookup", "draft", "auto"]
+"""Ways of guessing several tokens ahead, which one step of the model then checks: what followed the
+same words before, or what a smaller model says. All engines call them so. `auto` is what the benchmark
+of the spec's load takes, and `none` where nothing was measured.
+"""
+MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
+"""Problems of memory: a version that runs already needs no more of it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,10 @@ class Traits:
     """The forms of weights that it makes and runs, by the name that specs use."""
     auto_schemes: tuple[str, ...] = ()
     """The schemes that `compress: auto` chooses from, from the smallest to the largest."""
+    lossy_schemes: tuple[str, ...] = ()
+    """Smaller ones, which can cost so much quality that `compress: auto` measures them and takes them
+    only where the spec accepts that.
+    """
     tunable: Mapping[str, TunableOption] = field(default_factory=dict)
     """The options that decide how fast it is here, by name; `thrifty optimize` tries their values."""
     auto_rank: int | None = None
@@ -107,6 +119,8 @@ class Traits:
     """Whether its servers take the id of the response from the header `x-request-id`."""
     parks: bool = False
     """Whether a replica that nobody asks can be kept loaded with less memory (`ParkingEngine`)."""
+    speculation: frozenset[Speculation] = frozenset()
+    """The ways of guessing tokens ahead that its option `speculation` takes, beside `none`."""
     adapters: bool = False
     """Whether one replica serves several LoRA adapters of its model."""
     runtime_bytes: int = 0

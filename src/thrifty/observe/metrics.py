@@ -63,6 +63,7 @@ class GatewayMetrics:
         for gauge in (
             self.in_flight, self.replica_up, self.replica_running, self.replica_waiting,
             self.replica_kv_usage, self.replica_memory, self.replica_ejected,
+            self.replica_speculating, self.replica_acceptance,
         ):  # fmt: skip
             try:
                 gauge.remove(deployment, version, replica)
@@ -133,6 +134,14 @@ class GatewayMetrics:
         )
         self.replica_kv_usage = self._gauge(
             "thrifty_engine_kv_usage", "Share of an engine's KV cache in use.", LABELS
+        )
+        self.replica_speculating = self._gauge(
+            "thrifty_engine_speculating", "1 while an engine guesses tokens ahead.", LABELS
+        )
+        self.replica_acceptance = self._gauge(
+            "thrifty_engine_speculation_acceptance",
+            "The share of the tokens guessed of late that were right.",
+            LABELS,
         )
         self.replica_memory = self._gauge(
             "thrifty_replica_memory_bytes", "Resident memory of a replica.", LABELS

@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "THRIFTY_MODEL": "model",
     "THRIFTY_ENGINE": "engine.kind",
     "THRIFTY_REPLICAS": "replicas.count",
+    "THRIFTY_BENCHMARK": "benchmark",
     "THRIFTY_ROUTING": "routing",
     "THRIFTY_HOST": "gateway.host",
     "THRIFTY_PORT": "gateway.port",

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
+from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
@@ -43,7 +44,9 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
 
 class EngineSpec(Section):
-    """Which engine runs the model. Keys beside `kind` are that engine's own options."""
+    """Which engine runs the model. Keys beside `kind` are that engine's own options. `auto`, written
+    out, has the engines that can serve the model measured; docs/auto.md says how it decides.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -405,6 +408,16 @@ class DeploymentSpec(Section):
         default_factory=lambda: CompressSpec(),
         description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
     )
+    load: LoadSpec = Field(
+        default_factory=lambda: LoadSpec(),
+        description="What `engine: auto` and `compress: auto` decide for: a number of streams, or a "
+        "mapping.",
+    )
+    benchmark: Duration = Field(
+        60.0,
+        description="How long candidates are measured at most, where `auto` is to decide and was not "
+        "measured before; preparing and starting them come on top. 0 measures nothing.",
+    )
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."
     )
@@ -450,6 +463,14 @@ class DeploymentSpec(Section):
     @classmethod
     def _expand_shorthands(cls, value: Any) -> Any:
         return _expand_all(value)
+
+    @property
+    def asks_to_measure(self) -> bool:
+        """Whether `auto` is to be measured if it was not before: it, `load` or `benchmark` is written."""
+        written = self.model_fields_set
+        named = "kind" in self.engine.model_fields_set and self.engine.kind == "auto"
+        named = named or self.engine.options.get("speculation") == "auto"
+        return self.benchmark > 0 and (named or bool(written & {"load", "benchmark"}))
 
 
 def _expand_all(value: Any) -> Any:

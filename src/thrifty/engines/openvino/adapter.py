@@ -33,11 +33,13 @@ from thrifty.engines.openvino.options import (
     TUNABLE,
     OpenVinoOptions,
     find_context_fault,
+    find_speculation_fault,
     resolve,
 )
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.processor import (
     AUTO_SCHEMES,
+    LOSSY_SCHEMES,
     SCHEMES,
     describe_speed,
     find_default_scheme,
@@ -84,6 +86,7 @@ class OpenVinoEngine:
         families=frozenset(Family),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
+        lossy_schemes=LOSSY_SCHEMES,
         tunable=TUNABLE,
         auto_rank=1,
         default_slots=OpenVinoOptions().max_batch,
@@ -95,6 +98,7 @@ class OpenVinoEngine:
         parks=True,
         accepts_response_id=True,
         runtime_bytes=RUNTIME_BYTES,
+        speculation=frozenset({"prompt_lookup"}),
         package="openvino-genai",
     )
 
@@ -147,6 +151,9 @@ class OpenVinoEngine:
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
             return [Problem("engine.context", fault)]
+        fault = find_speculation_fault(options)
+        if fault:
+            return [Problem("engine.prefix_cache", fault)]
         return self._check_memory(spec, artifact, machine)
 
     def _check_memory(self, spec: Spec, artifact: Artifact, machine: Machine) -> list[Problem]:

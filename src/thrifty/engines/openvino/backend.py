@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+from dataclasses import replace
 from typing import Any
 
 from thrifty.engines.openvino.child import Child
@@ -147,7 +148,7 @@ class OpenVinoBackend:
     def load(self) -> Load:
         """How busy the worker was after its last step."""
         if not self._jobs:
-            return Load(0, 0, self._load.kv_usage)
+            return replace(self._load, running=0, waiting=0)
         return self._load
 
     async def park(self) -> None:
@@ -172,7 +173,7 @@ class OpenVinoBackend:
     def _receive(self, data: bytes) -> None:
         message = decode_to_server(data)
         if isinstance(message, Step):
-            self._load = Load(message.running, message.waiting, message.kv_usage)
+            self._load = Load(message.running, message.waiting, message.kv_usage, message.facts)
             for output in message.outputs:
                 callbacks = self._jobs.get(output.job)
                 if callbacks is None:

@@ -69,6 +69,8 @@ class Step(msgspec.Struct, tag=True, array_like=True):
     running: int
     waiting: int
     kv_usage: float
+    facts: dict[str, float] = {}
+    """What else the server tells of its load."""
 
 
 class Embedded(msgspec.Struct, tag=True, array_like=True):

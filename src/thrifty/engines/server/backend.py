@@ -6,8 +6,8 @@ its tokens arrive.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -90,6 +90,10 @@ class Load:
     waiting: int = 0
     kv_usage: float = 0.0
     """Share of the KV cache in use, 0 to 1."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """Figures that change, beside those of the start: `speculating` (0 or 1),
+    `speculation_acceptance` (the share of guessed tokens that were right, of late).
+    """
 
 
 @dataclass(frozen=True)

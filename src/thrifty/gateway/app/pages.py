@@ -118,6 +118,11 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
         metrics.replica_running.labels(*labels).set(load.get("running", 0))
         metrics.replica_waiting.labels(*labels).set(load.get("waiting", 0))
         metrics.replica_kv_usage.labels(*labels).set(load.get("kv_usage", 0))
+        facts = load.get("facts") or {}
+        if "speculating" in facts:
+            metrics.replica_speculating.labels(*labels).set(facts["speculating"])
+            acceptance = facts.get("speculation_acceptance", 0)
+            metrics.replica_acceptance.labels(*labels).set(acceptance)
         metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
         ejected = version.health.is_ejected(replica.id)
         metrics.replica_ejected.labels(*labels).set(1 if ejected else 0)
