@@ -6,6 +6,7 @@ files/        inputs and outputs of batches         data/        data sets
 evaluations/  recorded predictions of references, and results of candidates
 trainings/    checkpoints of trainings that may go on
 optimizations/  finished steps of searches
+engines/      environments of engines that install themselves on first use
 """
 
 from __future__ import annotations

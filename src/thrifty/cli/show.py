@@ -28,6 +28,8 @@ err = Console(stderr=True, highlight=False)
 
 _VERBS = {
     "resolve": "Looking up the model",
+    "resolve_packages": "Looking up packages",
+    "install": "Installing",
     "download": "Downloading",
     "copy": "Copying",
     "unpack": "Unpacking",
