@@ -160,7 +160,7 @@ class ModelServer:
                         "running": load.running,
                         "waiting": load.waiting,
                         "kv_usage": load.kv_usage,
-                        "facts": self._describe_facts(),
+                        "facts": {**self._describe_facts(), **load.facts},
                     }
                 ),
             )

