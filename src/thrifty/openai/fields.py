@@ -178,6 +178,10 @@ _SAMPLING: dict[str, Field] = {
     "user": _string(),
     "safety_identifier": _string(),
     "priority": _integer(0, 1000, 0),
+    "cache_salt": Field(
+        "a string of 1 to 1024 characters",
+        lambda value: isinstance(value, str) and 1 <= len(value) <= 1024,
+    ),
 }
 _TEMPLATE: dict[str, Field] = {
     "add_generation_prompt": _boolean(True),

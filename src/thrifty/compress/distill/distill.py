@@ -50,7 +50,7 @@ from thrifty.engines.machine import available_memory_bytes
 from thrifty.errors import CompressionError
 from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
-from thrifty.evaluate.plain_checkpoint import make_plain
+from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.files import write_atomically
 from thrifty.home import Home
 from thrifty.types import Family, OnProgress, Progress, ignore_progress

@@ -39,6 +39,8 @@ class Sampling(msgspec.Struct, frozen=True):
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    seeded: bool = False
+    """Whether the client named the seed."""
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
@@ -47,6 +49,8 @@ class Sampling(msgspec.Struct, frozen=True):
     prompt_logprobs: bool = False
     """Whether the prompt's tokens are told of like those of the answer."""
     grammar: Grammar | None = None
+    salt: str = ""
+    """Prompts share cached prefixes only with those of the same salt."""
 
 
 Ranked = list[tuple[int, float]]
@@ -92,7 +96,8 @@ class Load:
     """Share of the KV cache in use, 0 to 1."""
     facts: Mapping[str, float] = field(default_factory=dict)
     """Figures that change, beside those of the start: `speculating` (0 or 1),
-    `speculation_acceptance` (the share of guessed tokens that were right, of late).
+    `speculation_acceptance` (the share of guessed tokens that were right, of late), and counters of
+    the engine's own, since its start.
     """
 
 

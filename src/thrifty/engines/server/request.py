@@ -322,12 +322,14 @@ def _parse_sampling(
         frequency_penalty=_or(body.get("frequency_penalty"), 0.0),
         repetition_penalty=_or(body.get("repetition_penalty"), 1.0),
         seed=secrets.randbits(31) if seed is None else seed % 2**31,
+        seeded=seed is not None,
         ignore_eos=bool(body.get("ignore_eos")),
         stop_token_ids=(*(body.get("stop_token_ids") or ()), *more_stops),
         logprobs=logprobs,
         top_logprobs=top_logprobs,
         prompt_logprobs=prompt_logprobs,
         grammar=grammar,
+        salt=body.get("cache_salt") or "",
     )
 
 

@@ -1,0 +1,356 @@
+"""The vLLM engine's adapter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.checkpoint import GGUF_DECODERS
+from thrifty.engines.base import (
+    Capability,
+    EngineLoad,
+    Launch,
+    SchemeDefault,
+    Served,
+    Traits,
+    Upstream,
+    WeightScheme,
+    check_options,
+    parse_options,
+)
+from thrifty.engines.machine import Machine, available_memory_bytes
+from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.server import ENVIRONMENT
+from thrifty.engines.server.narrowed import NARROWED
+from thrifty.engines.vllm.backend import Settings
+from thrifty.engines.vllm.command_line import MODULE, build_arguments, build_environment
+from thrifty.engines.vllm.facts import (
+    count_kv_bytes,
+    find_kv_fault,
+    read_ends,
+    read_lora,
+)
+from thrifty.engines.vllm.options import CAPACITY, TUNABLE, VllmOptions
+from thrifty.engines.vllm.packages import (
+    ask_version,
+    find_environment,
+    find_platform_fault,
+    find_version,
+    has_gpu,
+    read_known,
+)
+from thrifty.errors import EngineError, Problem, ThriftyError
+from thrifty.home import find_home
+from thrifty.spec import Spec
+from thrifty.types import Family, Format, OnProgress
+from thrifty.units import format_bytes
+
+HONOURS = frozenset(
+    {
+        "add_generation_prompt", "add_special_tokens", "best_of", "cache_salt",
+        "chat_template_kwargs", "continue_final_message", "echo", "frequency_penalty",
+        "ignore_eos", "logprobs", "max_completion_tokens", "max_tokens", "messages", "min_p",
+        "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
+        "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
+        "stop", "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k",
+        "top_logprobs", "top_p", "truncate_prompt_tokens",
+    }
+)  # fmt: skip
+GPU_OPTIONS = ("memory_share", "quantization", "tensor_parallel", "sleep")
+"""Options that need a GPU."""
+RUNTIME_BYTES = 2_500_000_000
+"""Memory of a replica on a processor beyond weights and KV cache: three processes with PyTorch."""
+GPU_MEMORY_SHARE = 0.9
+
+
+class VllmEngine:
+    """Serves decoders by vLLM, on NVIDIA GPUs or on processors, in an environment of its own."""
+
+    kind = "vllm"
+    options = VllmOptions
+    traits = Traits(
+        formats=frozenset({Format.SAFETENSORS, Format.GGUF}),
+        families=frozenset({Family.DECODER}),
+        schemes={"none": WeightScheme(2.0)},
+        auto_schemes=("none",),
+        tunable=TUNABLE,
+        default_slots=VllmOptions().max_batch,
+        honours=HONOURS,
+        narrowed=NARROWED,
+        salt_field="cache_salt",
+        priority_field="priority",
+        tokenizes=True,
+        load_path=LOAD_PATH,
+        accepts_response_id=True,
+    )
+
+    def find_features(self, machine: Machine) -> frozenset[str]:
+        """All: vLLM finds out for itself what there is."""
+        return machine.features
+
+    def find_default_scheme(self, machine: Machine) -> SchemeDefault:
+        """The weights stay as the checkpoint has them."""
+        return SchemeDefault("none", "vLLM loads checkpoints as they are, quantized ones too")
+
+    def find_processor_fault(self, artifact: Artifact, machine: Machine) -> str | None:
+        """Never any that is known before vLLM loads the model."""
+        return None
+
+    def capabilities(self, machine: Machine) -> list[Capability]:
+        """What is installed, and what this machine lets it do."""
+        fault = find_platform_fault(machine)
+        if fault:
+            return [Capability("every model", False, fault)]
+        gpu = has_gpu()
+        version = find_version(find_home())
+        known = read_known()
+        device = "NVIDIA GPUs" if gpu else "processors"
+        size = find_environment(find_home()).say_size()
+        installed = f"vLLM {version} for {device}" if version else (
+            f"not installed: thrifty engines install vllm ({size}), or name an interpreter in "
+            "engine.python"
+        )  # fmt: skip
+        needs = "right here" if gpu else "needs an NVIDIA GPU, and there is none"
+        return [
+            Capability("its environment", version is not None, installed),
+            Capability(
+                "decoders from safetensors", True,
+                f"{len(known['architectures'])} architectures, quantized ones too",
+            ),
+            Capability("decoders from GGUF", True, "converted to 16 bits once"),
+            Capability("encoders", False, "the engine 'openvino' serves them"),
+            Capability("tensor parallelism", gpu, needs),
+            Capability("sleep and wake", gpu, needs),
+            Capability("rounding to fp8 when loaded", gpu, needs),
+        ]  # fmt: skip
+
+    def check(self, spec: Spec, artifact: Artifact | None, machine: Machine) -> list[Problem]:
+        """Whether this model, with these options, can run here."""
+        problems = check_options(self, spec)
+        fault = find_platform_fault(machine)
+        if fault:
+            problems.append(Problem("engine", fault))
+        if problems:
+            return problems
+        options: VllmOptions = parse_options(self, spec)
+        problems = _check_options(options)
+        if artifact is None or problems:
+            return problems
+        fault = _find_model_fault(artifact, options)
+        if fault:
+            return [Problem("model", fault)]
+        scheme = spec.compress.quantize.scheme
+        if scheme not in ("auto", "none"):
+            return [
+                Problem(
+                    "compress",
+                    f"{scheme} is a form that vLLM does not make when it prepares a model; make one of "
+                    "its own first (thrifty quantize MODEL --scheme vllm-w8a8), or leave 'compress' "
+                    "out",
+                )
+            ]
+        limit = artifact.description.context_length
+        if options.context is not None and limit and options.context > limit:
+            return [
+                Problem(
+                    "engine.context",
+                    f"{options.context} tokens are asked for, and the model was made for at most "
+                    f"{limit}; ask for no more than that",
+                )
+            ]
+        return [] if has_gpu() else _check_memory(spec, options, artifact)
+
+    def prepare(
+        self,
+        spec: Spec,
+        model: tuple[NamedVersion, Artifact] | None,
+        store: Store,
+        machine: Machine,
+        on_progress: OnProgress,
+    ) -> Served:
+        """Install vLLM where that is needed, and convert a GGUF to a checkpoint, each once."""
+        from thrifty.engines.plain_checkpoint import make_plain
+
+        if model is None:
+            raise EngineError("the engine 'vllm' needs a model")
+        options: VllmOptions = parse_options(self, spec)
+        version, artifact = model
+        name = spec.name or version.name
+        if options.python is not None:
+            ask_version(Path(options.python))
+        else:
+            find_environment(find_home()).install(on_progress)
+        version, artifact = make_plain(store, version, artifact, on_progress)
+        context = options.context or artifact.description.context_length or None
+        draft = None
+        if options.draft_model is not None:
+            draft = _find_draft(store, options.draft_model, on_progress)
+        # `draft_model` becomes an artifact's id: names may move to other versions.
+        given = {**options.model_dump(), "context": context, "draft_model": draft}
+        relevant: dict[str, Any] = {k: v for k, v in given.items() if k not in CAPACITY}
+        if options.lora is not None:
+            relevant["lora"] = read_lora(Path(options.lora)).sha256
+        text = json.dumps([artifact.id, self.kind, relevant], sort_keys=True)
+        return Served(
+            name=name,
+            engine=self.kind,
+            version=version.label,
+            revision=hashlib.sha256(text.encode()).hexdigest()[:12],
+            family=artifact.description.family.value,
+            artifact=artifact.id,
+            options=given,
+            context_length=context,
+            upstream=Upstream(
+                salt_field=self.traits.salt_field, priority_field=self.traits.priority_field
+            ),
+        )
+
+    def find_prepared(self, artifact: Artifact, scheme: str, store: Store) -> Artifact | None:
+        """A checkpoint is its own."""
+        return artifact if artifact.description.format is Format.SAFETENSORS else None
+
+    def launch(
+        self, served: Served, store: Store, port: int, cores: Sequence[int], memory_share: float
+    ) -> Launch:
+        """`python -m thrifty.engines.vllm`. Raises `EngineError`."""
+        assert served.artifact is not None
+        options = VllmOptions.model_construct(**served.options)
+        folder = store.folder_of(served.artifact)
+        python = _find_python(options)
+        draft = store.folder_of(options.draft_model) if options.draft_model else None
+        kv_bytes, share = options.kv_cache, None
+        if has_gpu():
+            share = options.memory_share or GPU_MEMORY_SHARE * memory_share
+        elif kv_bytes is None:
+            free = available_memory_bytes() * memory_share
+            kv_bytes = count_kv_bytes(folder, options.context or 0, free)
+        arguments = build_arguments(
+            options, folder, kv_bytes=kv_bytes, memory_share=share, draft=draft,
+            lora_rank=read_lora(Path(options.lora)).rank if options.lora else 0,
+        )  # fmt: skip
+        settings = Settings(
+            command=(str(python), "-m", MODULE, *arguments),
+            environment=build_environment(
+                find_home().root / "engines" / "vllm" / "cache", cores, sleep=options.sleep
+            ),
+            eos_token_ids=read_ends(folder),
+            adapter=options.lora is not None,
+        )
+        given = {
+            "name": served.name,
+            "port": port,
+            "tokenizer": str(folder),
+            "vllm": msgspec.to_builtins(settings),
+        }
+        command = [sys.executable, "-m", "thrifty.engines.vllm", json.dumps(given)]
+        return Launch(command, ENVIRONMENT)
+
+    def find_slots(self, served: Served) -> int | None:
+        """What its scheduler takes into one step."""
+        return int(served.options["max_batch"])
+
+    async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
+        """Ready when it has generated a token."""
+        return await probe_generation(url, served, deep=deep)
+
+    async def read_load(self, url: str) -> EngineLoad:
+        """From the server's `/load`."""
+        return await read_server_load(url)
+
+
+def _find_python(options: VllmOptions) -> Path:
+    """The interpreter that has vLLM. Raises `EngineError`."""
+    if options.python is not None:
+        return Path(options.python)
+    environment = find_environment(find_home())
+    if not environment.installed:
+        raise EngineError(
+            "vLLM is not installed (any more); install it: thrifty engines install vllm "
+            f"({environment.say_size()})"
+        )
+    return environment.python
+
+
+def _check_options(options: VllmOptions) -> list[Problem]:
+    problems = []
+    if options.python is not None:
+        try:
+            ask_version(Path(options.python))
+        except EngineError as error:
+            problems.append(
+                Problem("engine.python", str(error).removeprefix("engine.python: "))
+            )
+    if not has_gpu():
+        default = VllmOptions()
+        for name in GPU_OPTIONS:
+            if getattr(options, name) != getattr(default, name):
+                problems.append(
+                    Problem(f"engine.{name}", "needs an NVIDIA GPU, and this machine has none")
+                )
+    if options.lora is not None:
+        try:
+            read_lora(Path(options.lora))
+        except ThriftyError as error:
+            problems.append(Problem("engine.lora", str(error)))
+    return problems
+
+
+def _find_model_fault(artifact: Artifact, options: VllmOptions) -> str | None:
+    description = artifact.description
+    name = description.architecture
+    if description.family is Family.ENCODER:
+        return "it is an encoder; the engine 'openvino' serves those"
+    if description.format is Format.OPENVINO:
+        return (
+            "it is prepared for OpenVINO already; name the checkpoint that it was made from "
+            "(thrifty models)"
+        )
+    if description.format is Format.GGUF:
+        if name in GGUF_DECODERS:
+            return None
+        return (
+            f"GGUF files of the architecture {name!r} cannot be converted for vLLM; use the model's "
+            "safetensors, or the engine 'llamacpp'"
+        )
+    known = read_known()
+    # Another vLLM than the pinned one may know others.
+    if options.python is None and name not in known["architectures"]:
+        return f"vLLM {known['version']} does not know models of the architecture {name!r}"
+    if not any(entry.path == "tokenizer.json" for entry in artifact.files):
+        return "the checkpoint has no tokenizer.json; save its fast tokenizer with it"
+    return None
+
+
+def _check_memory(spec: Spec, options: VllmOptions, artifact: Artifact) -> list[Problem]:
+    free, copies = available_memory_bytes(), spec.replicas.count
+    description = artifact.description
+    weights = artifact.size_bytes
+    if description.format is Format.GGUF:
+        weights = 2 * description.parameters
+    fixed = copies * (weights + RUNTIME_BYTES)
+    if fixed > free:
+        return [
+            Problem(
+                "replicas.count",
+                f"{copies} copies of vLLM need about {format_bytes(fixed)} for weights and libraries, "
+                f"and {format_bytes(free)} are free; use fewer copies or a smaller model",
+            )
+        ]
+    fault = find_kv_fault(options.kv_cache, copies, free - fixed)
+    return [Problem("engine.kv_cache", fault)] if fault else []
+
+
+def _find_draft(store: Store, name: str, on_progress: OnProgress) -> str:
+    """The artifact of the checkpoint of the model that guesses. Raises `ThriftyError`."""
+    from thrifty.engines.plain_checkpoint import make_plain
+
+    version, artifact = store.find(name)
+    _, plain = make_plain(store, version, artifact, on_progress)
+    return plain.id
