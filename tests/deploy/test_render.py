@@ -59,7 +59,9 @@ def test_the_checksum_follows_the_spec_and_the_options_and_no_secret() -> None:
     base = make_request("kubernetes", SEVERAL, image=IMAGE).checksum
     other = {**SEVERAL, "database": "postgresql+psycopg://user:other@db/thrifty"}
     assert make_request("kubernetes", other, image=IMAGE).checksum == base
-    assert make_request("kubernetes", {**SEVERAL, "price_per_hour": 2}, image=IMAGE).checksum != base
+    assert (
+        make_request("kubernetes", {**SEVERAL, "price_per_hour": 2}, image=IMAGE).checksum != base
+    )
     assert make_request("kubernetes", SEVERAL, image="other").checksum != base
 
 

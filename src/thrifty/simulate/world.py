@@ -400,7 +400,8 @@ class _World:
         version = self._version
         waiting = len(version.concurrency.queue)
         held, queued = (0, waiting) if version.ready else (waiting, 0)
-        figures = version.demand.read(version.replicas.values(), held, queued)
+        work = {one.id: float(one.in_flight) for one in version.replicas.values() if one.in_flight}
+        figures = version.demand.read(work, held, queued)
         figures.writes += 1
         # A copy, as what is read from the database is.
         return msgspec.json.decode(encode_figures(figures), type=Figures)

@@ -175,6 +175,9 @@ class LlamaCppBackend:
         waiting = len(self._jobs) - len(self._running & self._jobs.keys())
         return Load(len(self._running) + self._embedding, waiting, min(1.0, held / room))
 
+    async def park(self) -> None:
+        """There is nothing that the engine could give back and take again."""
+
     async def wait_failed(self) -> str:
         """Return once llama.cpp is gone. The server then ends, and its supervisor starts anew."""
         return await asyncio.shield(self._failed)

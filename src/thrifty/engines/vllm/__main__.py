@@ -20,10 +20,8 @@ def main() -> int:
     given = json.loads(sys.argv[1])
     backend = VllmBackend(msgspec.convert(given["vllm"], Settings))
     tokenizer = TextTokenizer.load(Path(given["tokenizer"]))
-    server = ModelServer(
-        given["name"], backend, tokenizer, engine=VllmEngine.kind, honours=HONOURS
-    )
-    return serve_model(server, "127.0.0.1", given["port"])
+    server = ModelServer(given["name"], backend, tokenizer, engine=VllmEngine.kind, honours=HONOURS)
+    return serve_model(server, given["port"])
 
 
 if __name__ == "__main__":

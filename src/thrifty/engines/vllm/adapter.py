@@ -284,9 +284,7 @@ def _check_options(options: VllmOptions) -> list[Problem]:
         try:
             ask_version(Path(options.python))
         except EngineError as error:
-            problems.append(
-                Problem("engine.python", str(error).removeprefix("engine.python: "))
-            )
+            problems.append(Problem("engine.python", str(error).removeprefix("engine.python: ")))
     if not has_gpu():
         default = VllmOptions()
         for name in GPU_OPTIONS:

@@ -149,6 +149,9 @@ class VllmBackend:
         waiting = min(figures.waiting, len(self._jobs))
         return Load(len(self._jobs) - waiting, waiting, figures.kv_usage, figures.describe())
 
+    async def park(self) -> None:
+        """There is nothing that the engine could give back and take again."""
+
     async def wait_failed(self) -> str:
         """Return once vLLM is gone. The server then ends, and its supervisor starts anew."""
         return await self._child.wait_ended()
@@ -190,9 +193,7 @@ class VllmBackend:
             async with asyncio.timeout(WARM_UP_TIMEOUT_S):
                 await self._ask_whole(body)
         except TimeoutError:
-            raise EngineError(
-                f"vLLM generated nothing within {WARM_UP_TIMEOUT_S:.0f} s"
-            ) from None
+            raise EngineError(f"vLLM generated nothing within {WARM_UP_TIMEOUT_S:.0f} s") from None
         except (TransportError, _JobFailed, ValueError) as error:
             reason = self._child.describe_end() or str(error)
             raise EngineError(f"vLLM started, and cannot generate: {reason}") from None
