@@ -57,6 +57,8 @@ class Candidate:
     def put_into(self, spec: Spec) -> Spec:
         """`spec` with what the candidate decides."""
         options = {**spec.engine.options, **dict(self.options)}
+        if dict(self.options).get(SPECULATION, "draft") != "draft":
+            options.pop("draft_model", None)
         if not find_engine(self.engine).traits.speculation:
             # Where it is left to `auto`, an engine without it serves all the same.
             options = {k: v for k, v in options.items() if (k, v) != (SPECULATION, "auto")}
@@ -186,6 +188,10 @@ def _find_fault(
     nothing of later.
     """
     traits, description = engine.traits, artifact.description
+    if spec.engine.kind == "auto" and traits.find_absence is not None:
+        absence = traits.find_absence()
+        if absence is not None:
+            return absence
     if description.format not in traits.formats or description.family not in traits.families:
         return f"it does not load {description.family} models in {description.format.value}"
     if candidate.scheme not in ("auto", "none", *traits.schemes):

@@ -29,6 +29,7 @@ from thrifty.engines.llamacpp.options import (
     CAPACITY,
     DEFAULT_SLOTS,
     KV_BYTES,
+    LOSSY_SCHEMES,
     SCHEMES,
     TUNABLE,
     LlamaCppOptions,
@@ -75,6 +76,9 @@ class LlamaCppEngine:
         families=frozenset({Family.DECODER}),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
+        lossy_schemes=LOSSY_SCHEMES,
+        auto_rank=2,
+        speculation=frozenset({"prompt_lookup", "draft"}),
         tunable=TUNABLE,
         default_slots=DEFAULT_SLOTS,
         honours=HONOURS,
@@ -129,7 +133,9 @@ class LlamaCppEngine:
         if problems:
             return problems
         options: LlamaCppOptions = parse_options(self, spec)
-        if (options.speculation == "draft") != (options.draft_model is not None):
+        if options.speculation != "auto" and (options.speculation == "draft") != (
+            options.draft_model is not None
+        ):
             return [
                 Problem(
                     "engine.draft_model",
