@@ -95,6 +95,8 @@ class Traits:
     """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
     find_absence: Callable[[], str | None] | None = None
     """Why `auto` leaves it out here for now, such as that it is not installed; None: nothing does."""
+    find_install: Callable[[], str | None] | None = None
+    """What is installed on first use, with its size; None once it is there."""
     loads_model: bool = True
     """Whether it needs a model from the store."""
     external: bool = False

@@ -200,6 +200,13 @@ def _find_fault(
     return next((one.message for one in problems if one.path not in MEMORY_PATHS), None)
 
 
+def list_installs(candidates: Iterable[Candidate]) -> list[str]:
+    """What has to be installed before these candidates can be measured, in words."""
+    engines = [find_engine(kind) for kind in dict.fromkeys(one.engine for one in candidates)]
+    asked = [one.traits.find_install for one in engines if one.traits.find_install is not None]
+    return [text for find_install in asked if (text := find_install()) is not None]
+
+
 def describe_choice(
     spec: Spec, machine: Machine, candidates: Iterable[Candidate]
 ) -> dict[str, Any]:
