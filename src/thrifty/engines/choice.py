@@ -107,6 +107,8 @@ class Tried:
     """With speculation: how many tokens a step gave an answer."""
     spent_s: float = 0.0
     """How long it was measured."""
+    begun: int = 0
+    """Rounds that were begun, also those that a kill ended."""
 
     @property
     def speeds(self) -> dict[str, float]:
