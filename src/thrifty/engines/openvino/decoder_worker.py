@@ -51,6 +51,8 @@ class _Running:
     reported: bool = False
     stepped: bool = False
     """Whether a step may have computed some of its prompt."""
+    limit: int | None = None
+    """How many tokens it gets at most before it is cut off here; None: the engine ends it."""
     abandoned: bool = False
     """Nobody waits for it any more; it ends with its prompt."""
 
@@ -189,7 +191,8 @@ class DecoderWorker:
             )
             return
         try:
-            config = self._make_config(message.sampling)
+            limit = self._find_limit(message.sampling)
+            config = self._make_config(message.sampling, limit)
             cached = 0 if message.resumed else self._index.match(message.prompt)
             tensor = ov.Tensor(np.array([message.prompt], dtype=np.int64))
             self._next_request += 1
@@ -197,11 +200,23 @@ class DecoderWorker:
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             self._failures.append(Failure(message.job, "engine", first_line(error)))
             return
-        running = _Running(message, handle, cached)
+        running = _Running(message, handle, cached, limit=limit)
         running.held = self._index.begin(message.prompt)
         running.own_blocks = count_blocks(len(message.prompt)) - len(running.held)
         running.rest = len(message.prompt) - len(running.held) * BLOCK_TOKENS
         self._running[message.job] = running
+
+    def _find_limit(self, sampling: Sampling) -> int | None:
+        """Where an answer with a least number of tokens is cut off by us. With look-ups the engine counts
+        guesses, so that it would allow an end too early; it is told of more tokens, and the answer
+        goes on from its least number as another one. Counts of penalties cannot be taken up again:
+        such answers may end a few tokens later than they could.
+        """
+        if self._lookups is None or not sampling.min_tokens or sampling.ignore_eos:
+            return None
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            return sampling.max_tokens
+        return min(sampling.min_tokens, sampling.max_tokens)
 
     def cancel(self, job: int) -> None:
         """Stop a job; the next step frees what it held.
@@ -430,8 +445,20 @@ class DecoderWorker:
                     length = reason == self._genai.GenerationFinishReason.LENGTH
                     finish = "length" if length else "stop"
         ignored = not finish and handle.get_status() == self._genai.GenerationStatus.IGNORED
+        cut = False
+        if running.limit is not None and len(running.generated) + len(tokens) >= running.limit:
+            running.handle.cancel()
+            room = running.limit - len(running.generated)
+            cut = running.limit < running.message.sampling.max_tokens
+            if cut:
+                finish = ""
+            elif len(tokens) > room or not finish:
+                finish = "length"
+            tokens, logprobs = tokens[:room], logprobs[:room]
         self._note_growth(running, tokens)
-        if ignored:
+        if cut:
+            self._give_back(running, full=False)
+        elif ignored:
             self._give_back(running)
         elif finish:
             self._forget(running)
@@ -514,11 +541,15 @@ class DecoderWorker:
         computed = running.prompt + running.generated[:-1] if running.generated else []
         self._index.end(running.held, computed, running.own_blocks)
 
-    def _make_config(self, sampling: Sampling) -> Any:
+    def _make_config(self, sampling: Sampling, limit: int | None) -> Any:
         genai, settings = self._genai, self._settings
         config = genai.GenerationConfig()
         config.max_new_tokens = sampling.max_tokens
         config.min_new_tokens = sampling.min_tokens
+        if limit is not None:
+            more = self._options.speculation_tokens
+            config.max_new_tokens = limit + more + 1
+            config.min_new_tokens = min(sampling.min_tokens, limit) + more
         config.ignore_eos = sampling.ignore_eos
         if settings.eos_token_ids:
             config.eos_token_id = settings.eos_token_ids[0]
