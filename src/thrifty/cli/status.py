@@ -73,7 +73,7 @@ def _show_deployment(deployment: dict[str, Any]) -> None:
             (
                 one["label"], f"{one['share']:.1%}", f"{one['shadow']:g}", one["state"],
                 f"{one['ready']} of {one['wanted']}", one["model"], one["engine"],
-                _first_line(one["message"]),
+                _first_line(one["message"]) or _describe_zero(one),
             )
             for one in deployment["versions"]
         ],
@@ -90,6 +90,21 @@ def _show_deployment(deployment: dict[str, Any]) -> None:
         ],
     )  # fmt: skip
     print_line()
+
+
+def _describe_zero(version: dict[str, Any]) -> str:
+    """On which rung a version that may be at zero stands."""
+    zero, scaling = version["zero"], version["scaling"] or {}
+    if zero is None:
+        return ""
+    parts = [zero["rung"]]
+    if zero["held"]:
+        parts.append(f"{zero['held']} requests held")
+    if scaling.get("wakes"):
+        parts.append(f"{scaling['wakes']} wakes")
+    if scaling.get("start_s"):
+        parts.append(f"starts in {scaling['start_s']:.2g} s")
+    return ", ".join(parts)
 
 
 def _first_line(message: str | None) -> str:
