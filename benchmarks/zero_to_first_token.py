@@ -109,7 +109,9 @@ def main() -> None:
         found = in_turns(
             options.rounds,
             {
-                "stopped, files dropped": make_turn(stopped, "stopped", lambda: drop_files(stopped)),
+                "stopped, files dropped": make_turn(
+                    stopped, "stopped", lambda: drop_files(stopped)
+                ),
                 "stopped, files cached": make_turn(stopped, "stopped", lambda: None),
                 "parked": make_turn(parked, "parked", lambda: None),
                 "ready": make_turn(ready, "awake", lambda: None),

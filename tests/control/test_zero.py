@@ -42,7 +42,9 @@ def asleep(most: int = 1, idle_after_s: float = NEVER_S, **options: Any) -> Desi
     replicas = replace(
         version.replicas, min_count=0, max_count=most, idle_after_s=idle_after_s, standby=standby
     )
-    return replace(version, replicas=replicas, settings=replace(version.settings, wakes=True, slots=4))
+    return replace(
+        version, replicas=replicas, settings=replace(version.settings, wakes=True, slots=4)
+    )
 
 
 @contextlib.asynccontextmanager

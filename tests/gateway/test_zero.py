@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import openai
 import pytest
 
+import openai
 from tests.gateway.test_versions import two_versions
 from tests.parts import (
     GatewayUnderTest,
@@ -150,7 +150,10 @@ async def test_a_version_at_zero_wakes_and_is_not_passed_over(tmp_path: Path) ->
 
 async def test_a_fallback_answers_only_for_what_cannot_wake(tmp_path: Path) -> None:
     row = asleep(fallback=("other",))
-    async with running_echo("other") as url, running_gateway(tmp_path, [], deployment=row) as gateway:
+    async with (
+        running_echo("other") as url,
+        running_gateway(tmp_path, [], deployment=row) as gateway,
+    ):
         save_deployment(gateway.database, echo_deployment("other"))
         other = replica_row(0, url, "other")
         await gateway.set_replicas([other])

@@ -83,7 +83,10 @@ def _describe_scaling(
 
 
 def _describe_zero(
-    state: DesiredDeployment | None, status: VersionStatus, replicas: Sequence[ReplicaRow], held: int
+    state: DesiredDeployment | None,
+    status: VersionStatus,
+    replicas: Sequence[ReplicaRow],
+    held: int,
 ) -> dict[str, Any] | None:
     """How a version that may be at zero stands: on which rung, and how many requests wait for it;
     None for others.
