@@ -100,7 +100,7 @@ def _describe_zero(version: dict[str, Any]) -> str:
     zero, scaling = version["zero"], version["scaling"] or {}
     if zero is None:
         return ""
-    parts = [zero["rung"]]
+    parts: list[str] = [zero["rung"]]
     if zero["held"]:
         parts.append(f"{zero['held']} requests held")
     if scaling.get("wakes"):
