@@ -87,9 +87,20 @@ class ScalingStatus(Answer):
     start_s: float | None = Field(
         None, description="How long a replica takes until it is ready, as learned."
     )
+    wakes: int = Field(
+        0, description="How often requests have woken it from zero since the controller started."
+    )
     changed_s: float | None = Field(
         None, description="When `count` changed last, in seconds since 1970."
     )
+
+
+class ZeroStatus(Answer):
+    """How a version stands that has no replica while nobody asks."""
+
+    rung: str = Field(description="`awake`, `waking`, `parked` or `stopped`.")
+    standby: str = Field(description="What is kept while nobody asks: `stopped` or `parked`.")
+    held: int = Field(0, description="How many requests wait for it to wake.")
 
 
 class VersionStatus(Answer):
@@ -108,6 +119,9 @@ class VersionStatus(Answer):
     wanted: int = Field(0, description="How many replicas it should have.")
     scaling: ScalingStatus | None = Field(
         None, description="The autoscaler's decision; none where the number is fixed."
+    )
+    zero: ZeroStatus | None = Field(
+        None, description="How it stands between none and some; none where it is never at zero."
     )
 
 

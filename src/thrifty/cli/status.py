@@ -73,7 +73,7 @@ def _show_deployment(deployment: dict[str, Any]) -> None:
             (
                 one["label"], f"{one['share']:.1%}", f"{one['shadow']:g}", one["state"],
                 _show_count(one), one["model"], one["engine"],
-                _first_line(one["message"]),
+                _first_line(one["message"]) or _describe_zero(one),
             )
             for one in deployment["versions"]
         ],
@@ -95,6 +95,21 @@ def _show_deployment(deployment: dict[str, Any]) -> None:
     print_line()
 
 
+def _describe_zero(version: dict[str, Any]) -> str:
+    """On which rung a version that may be at zero stands."""
+    zero, scaling = version["zero"], version["scaling"] or {}
+    if zero is None:
+        return ""
+    parts: list[str] = [zero["rung"]]
+    if zero["held"]:
+        parts.append(f"{zero['held']} requests held")
+    if scaling.get("wakes"):
+        parts.append(f"{scaling['wakes']} wakes")
+    if scaling.get("start_s"):
+        parts.append(f"starts in {scaling['start_s']:.2g} s")
+    return ", ".join(parts)
+
+
 def _show_count(version: dict[str, Any]) -> str:
     scaling = version["scaling"]
     bounds = f" ({scaling['min']}-{scaling['max']})" if scaling is not None else ""
@@ -103,7 +118,7 @@ def _show_count(version: dict[str, Any]) -> str:
 
 def describe_scaling(scaling: dict[str, Any]) -> str:
     """The autoscaler's decision in one line: its reason, and what it predicts."""
-    parts = [scaling["reason"]]
+    parts: list[str] = [scaling["reason"]]
     if scaling.get("unreachable"):
         parts.append(scaling["unreachable"])
     if scaling.get("count") is None:

@@ -62,6 +62,7 @@ _SECRET = "response_ids"  # noqa: S105
 """The name of the secret that marks response and conversation ids as ours."""
 _POLL_S = 0.05
 _EXTRA_GRACE_S = 5.0
+_ARRIVED = (ReplicaState.READY, ReplicaState.PARKED)
 
 
 class Controller:
@@ -110,7 +111,11 @@ class Controller:
     def count_ready(self) -> tuple[int, int]:
         """How many replicas are ready, and how many should be."""
         staying = [one for one in self.observe() if not one.leaving]
-        return sum(one.state is ReplicaState.READY for one in staying), len(staying)
+        return sum(one.state in _ARRIVED for one in staying), len(staying)
+
+    def is_settled(self) -> bool:
+        """Whether all is as desired, and gateways can read so."""
+        return self._loop.is_settled()
 
     async def open(self) -> None:
         """Take the home and open the database, so that what should run can be written before

@@ -164,6 +164,19 @@ class GatewayMetrics:
         self.held = self._gauge(
             "thrifty_held_requests", "Requests that wait because no replica is ready.", VERSION
         )
+        self.wakes = self._gauge(
+            "thrifty_wakes",
+            "How often requests have woken a version from zero since the controller started.",
+            VERSION,
+        )
+        self.start_seconds = self._gauge(
+            "thrifty_start_seconds",
+            "How long a replica is expected to take until it is ready.",
+            VERSION,
+        )
+        self.parked = self._gauge(
+            "thrifty_parked_replicas", "Replicas that are kept loaded while nobody asks.", VERSION
+        )
         self.slots = self._gauge(
             "thrifty_slots", "Concurrent requests that this worker may have at replicas.", VERSION
         )

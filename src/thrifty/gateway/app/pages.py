@@ -23,7 +23,7 @@ from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import Exchange
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import NOT_FOUND, WireError, list_names
-from thrifty.types import Role
+from thrifty.types import ReplicaState, Role
 
 _encode = msgspec.json.Encoder().encode
 _METRICS_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -141,6 +141,11 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
     metrics.version_weight.labels(*own).set(version.row.weight)
     concurrency = version.concurrency
     metrics.held.labels(*own).set(version.held)
+    if version.settings.wakes:
+        metrics.wakes.labels(*own).set(version.wakes)
+        metrics.start_seconds.labels(*own).set(version.start_s)
+        parked = sum(one.state == ReplicaState.PARKED for one in version.replicas.values())
+        metrics.parked.labels(*own).set(parked)
     if version.settings.slots is not None:
         metrics.slots.labels(*own).set(concurrency.capacity or 0)
         metrics.slots_taken.labels(*own).set(concurrency.taken)
