@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
 )
 from thrifty.control.gateways import GatewayWorkers
 from thrifty.control.loop import ControlLoop
+from thrifty.control.scaling import Scaling
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
 from thrifty.db.desired_state import DesiredService
@@ -87,6 +88,9 @@ class Controller:
             self._note_service,
             self._keep_database,
         )
+        self._scaling = Scaling(
+            lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
+        )
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
         self._gateways: GatewayWorkers | None = None
@@ -145,6 +149,7 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
+        self._tasks.append(asyncio.ensure_future(self._scaling.run()))
         await self._end_old_gateways()
 
     async def replace_gateways(self) -> None:
@@ -191,6 +196,10 @@ class Controller:
         if self._gateways is not None:
             self._gateways.kill()
         self._local.kill()
+
+    @property
+    def _gateway_ids(self) -> list[str]:
+        return self._gateways.ids if self._gateways is not None else []
 
     @property
     def _drain_timeout_s(self) -> float:

@@ -73,6 +73,8 @@ class ControlLoop:
         self.desired = Desired(None, {}, 0)
         self.step = Step((), {}, {})
         self.changed = asyncio.Event()
+        self.work: Mapping[str, float] = {}
+        """What is left to say at each replica, by its id, as gateways reported it last."""
         self._database = database
         self._fleets = fleets
         self._machine = machine
@@ -191,6 +193,10 @@ class ControlLoop:
             return
         self._artifact_bytes[artifact] = round(size * ARTIFACT_FACTOR)
 
+    def estimate_memory(self, artifact: str | None) -> int:
+        """What a copy takes of memory at least, as far as known before one runs; else 0."""
+        return self._artifact_bytes.get(artifact or "", 0)
+
     # what is there
 
     async def _adopt(self, rows: Sequence[ReplicaRow]) -> None:
@@ -274,7 +280,7 @@ class ControlLoop:
             make_served(known.deployment, known.version), engine, target.count,
             cpus=key.cpus, even_copies=target.even_copies, memory_share=memory_share,
             memory_limit_bytes=replicas.memory_limit_bytes,
-            start_timeout_s=replicas.start_timeout_s,
+            start_timeout_s=replicas.start_timeout_s, work=self.work,
         )  # fmt: skip
 
     # what gateways read

@@ -73,8 +73,8 @@ class Figures(msgspec.Struct):
     """Requests that wait for a slot."""
     in_flight: int = 0
     """Requests at replicas."""
-    work: dict[str, int] = msgspec.field(default_factory=dict)
-    """By replica that is not idle, how many of these requests are at it."""
+    work: dict[str, float] = msgspec.field(default_factory=dict)
+    """By replica that is not idle, about how many tokens are left to say to requests at it."""
 
 
 class DemandRow(msgspec.Struct, frozen=True):

@@ -65,6 +65,11 @@ class DesiredSlo:
     ttft_p95_s: float | None = None
     tpot_p95_s: float | None = None
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any."""
+        return self.ttft_p95_s is not None or self.tpot_p95_s is not None
+
 
 @dataclass(frozen=True)
 class DesiredVersion:

@@ -259,6 +259,17 @@ demand = Table(
 """What each gateway worker is asked of each version, as JSON (`db.demand`). The autoscaler reads
 it."""
 
+scaling = Table(
+    "scaling",
+    metadata,
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""What the autoscaler decided last of each version, as JSON (`db.scaling`). The controller writes
+it; `thrifty status` and the gateways' metrics show it."""
+
 files = Table(
     "files",
     metadata,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
@@ -94,7 +94,8 @@ class LocalFleet:
         # What goes goes first, so that what comes finds its cores free.
         for key, found in members.items():
             count = wanted[key].count if key in wanted else 0
-            found.sort(key=lambda replica: (_WORTH.get(replica.state, 9), _number(replica.id)))
+            work = wanted[key].work if key in wanted else {}
+            found.sort(key=lambda replica, work=work: _rank(replica, work))  # type: ignore[misc]
             for surplus in found[count:]:
                 self._members.remove(surplus)
                 self._retire(surplus)
@@ -186,6 +187,12 @@ class LocalFleet:
             task = asyncio.ensure_future(orphan.stop(ORPHAN_GRACE_S))
             self._orphans.add(task)
             task.add_done_callback(self._orphans.discard)
+
+
+def _rank(replica: LocalReplica, work: Mapping[str, float]) -> tuple[int, float, int]:
+    """The smaller, the rather it is kept: those that answer, and among them those with most to say."""
+    left = work.get(replica.id, 0.0) or replica.count_requests()
+    return _WORTH.get(replica.state, 9), -left, _number(replica.id)
 
 
 def _number(replica_id: str) -> int:

@@ -116,6 +116,10 @@ class LocalReplica:
         served = self.served
         return SetKey(served.name, served.version, served.revision, self._set_cpus)
 
+    def count_requests(self) -> int:
+        """How many requests it had when it was asked last."""
+        return int(self.load.get("running", 0)) + int(self.load.get("waiting", 0))
+
     def set_bounds(self, memory_limit: int | None, start_timeout_s: float) -> None:
         """Change what needs no new process."""
         self._memory_limit = memory_limit

@@ -347,7 +347,9 @@ def _publish(
 def _report_demand(stack: contextlib.AsyncExitStack, base: _Base, worker_id: str) -> None:
     """Report what is asked of each version until the worker ends."""
     name = f"{socket.gethostname()[:40]}/{worker_id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
-    report = DemandReport(lambda: base.reader.database, base.table, name)
+    report = DemandReport(
+        lambda: base.reader.database, base.table, name, base.forwarder.measure_work
+    )
     base.forwarder.on_held = report.note_held
     task = asyncio.ensure_future(report.run())
 

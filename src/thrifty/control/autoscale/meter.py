@@ -91,13 +91,13 @@ class Meter:
             in_flight=sum(one.in_flight for one in fresh),
         )
 
-    def read_work(self, now_s: float) -> dict[str, int]:
-        """How many requests are at each replica that is not idle."""
-        work: dict[str, int] = {}
+    def read_work(self, now_s: float) -> dict[str, float]:
+        """What is left to say at each replica that is not idle."""
+        work: dict[str, float] = {}
         for (_, _), source in self._sources.items():
             if now_s - source.changed_s <= STALE_S:
                 for replica, count in source.figures.work.items():
-                    work[replica] = work.get(replica, 0) + count
+                    work[replica] = work.get(replica, 0.0) + count
         return work
 
     def _fresh(self, key: Key, now_s: float) -> list[_Source]:

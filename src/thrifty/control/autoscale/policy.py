@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from thrifty.control.autoscale.arrivals import Arrivals
-from thrifty.control.autoscale.fit import Answers, SpeedFit
+from thrifty.control.autoscale.fit import Answers, Histogram, SpeedFit
 from thrifty.control.autoscale.model import Fleet
 from thrifty.control.autoscale.settings import Settings
 from thrifty.control.autoscale.sharing import Claim, share_out
@@ -121,6 +121,7 @@ class _Version:
     """When fresh figures came last."""
     fit: SpeedFit = field(init=False)
     arrivals: Arrivals = field(init=False)
+    ttft_times: Histogram = field(default_factory=Histogram)
 
     def __post_init__(self) -> None:
         self.fit, self.arrivals = SpeedFit(self.settings), Arrivals(self.settings)
@@ -147,6 +148,8 @@ class _Version:
         if length_s > 0.0:
             self.arrivals.add(now_s, length_s, arrived)
             self._learn(seen, last, demand, length_s)
+            times = _subtract_buckets(demand.ttft_buckets, last.ttft_buckets)
+            self.ttft_times.add(times, 0.5 ** (length_s / self.settings.level_s))
         return arrived
 
     def _learn(self, seen: Observation, last: Demand, demand: Demand, length_s: float) -> None:
@@ -357,7 +360,7 @@ class _Version:
             prediction = finding.fleet.predict(count, finding.rate_per_s)
         return Decision(
             seen.key, count, seen.count, reason, needed, limit, finding.unreachable, prediction,
-            finding.rate_per_s, finding.start_s,
+            self.ttft_times.quantile_s(), finding.rate_per_s, finding.start_s,
         )  # fmt: skip
 
     def _note_move(self, way: int, now_s: float) -> None:

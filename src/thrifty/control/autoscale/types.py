@@ -160,6 +160,8 @@ class Decision:
     """Why no number of replicas meets the objective here."""
     prediction: Prediction | None = None
     """Of `count` replicas; None before anything is known."""
+    measured_ttft_p95_s: float | None = None
+    """Of the streams of the last minutes, waiting included; None: there were too few."""
     arrivals_per_s: float = 0.0
     """The rate that was decided on."""
     start_s: float = 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from thrifty.db import Database
 from thrifty.db.demand import encode_figures, remove_demand, save_demand
@@ -31,8 +31,17 @@ Place = tuple[str, str]
 class DemandReport:
     """The rows of this worker."""
 
-    def __init__(self, database: Callable[[], Database], table: RoutingTable, worker: str) -> None:
-        """`worker` names this process; no other process has had that name."""
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        table: RoutingTable,
+        worker: str,
+        measure_work: Callable[[float], Mapping[str, float]],
+    ) -> None:
+        """`worker` names this process; no other process has had that name. `measure_work` says, for
+        a reading of `time.perf_counter`, how many tokens are left to say at each replica.
+        """
+        self._measure_work = measure_work
         self._database = database
         self._table = table
         self._worker = worker
@@ -79,10 +88,13 @@ class DemandReport:
         """The row of each version, and what differs between two rows worth writing."""
         rows: dict[Place, str] = {}
         states: dict[Place, tuple[int, ...]] = {}
+        work = self._measure_work(time.perf_counter())
         for version in self._table.versions():
             waiting = version.waiting + len(version.concurrency.queue)
             held = 0 if version.ready else waiting
-            figures = version.demand.read(version.replicas.values(), held, waiting - held)
+            busy = [one for one in version.replicas.values() if one.in_flight]
+            left = {one.id: max(work.get(one.id, 0.0), float(one.in_flight)) for one in busy}
+            figures = version.demand.read(left, held, waiting - held)
             figures.writes = self._writes
             place = version.deployment, version.label
             rows[place] = encode_figures(figures)

@@ -458,6 +458,20 @@ class Forwarder:
             self._metrics.ejections.labels(version.deployment, version.label, replica.id).inc()
             version.resize(self._table.workers)
 
+    def measure_work(self, now_s: float) -> dict[str, float]:
+        """By replica, about how many tokens are left to say to the requests at it."""
+        work: dict[str, float] = {}
+        for call in (*(entry[0] for entry in self._streams), *(entry[0] for entry in self._reads)):
+            version, delivery = call.placed.version, call.delivery
+            if delivery.replica is None:
+                continue
+            left = float(version.estimator.estimate(call.admitted.body, 0)[1])
+            began_s = delivery.first_byte_s or (0.0 if call.admitted.stream else delivery.sent_s)
+            if began_s:
+                left -= (now_s - began_s) / version.demand.token_s
+            work[delivery.replica.id] = work.get(delivery.replica.id, 0.0) + max(1.0, left)
+        return work
+
     def sweep(self, now_s: float) -> None:
         """End answers whose replica has gone silent; update queues and capacities."""
         for known in self._table.versions():

@@ -7,13 +7,17 @@ beside the request path.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from thrifty.db.demand import Figures, find_bucket
 from thrifty.gateway.state.replica import Replica
 
 WARM_UP_ANSWERS = 5
 """The first answers of a replica are slower than later ones, and left out of the sums."""
+
+
+DEFAULT_TOKEN_S = 0.02
+"""Before a token was timed."""
 
 
 class Demand:
@@ -77,11 +81,17 @@ class Demand:
             figures.token_s += token_s
             figures.token_buckets[find_bucket(token_s)] += 1
 
-    def read(self, replicas: Iterable[Replica], held: int, queued: int) -> Figures:
-        """The figures now, with the state of the version's replicas and queue."""
+    @property
+    def token_s(self) -> float:
+        """The mean time for each further token."""
+        figures = self.figures
+        return figures.token_s / figures.timed if figures.token_s > 0.0 else DEFAULT_TOKEN_S
+
+    def read(self, work: Mapping[str, float], held: int, queued: int) -> Figures:
+        """The figures now. `work` is what is left to say at each of the version's replicas."""
         self._integrate()
         figures = self.figures
         figures.counted_s = self._changed_s - self._began_s
         figures.held, figures.queued, figures.in_flight = held, queued, self._at_replicas
-        figures.work = {one.id: one.in_flight for one in replicas if one.in_flight}
+        figures.work = dict(work)
         return figures

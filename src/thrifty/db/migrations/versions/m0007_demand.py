@@ -1,4 +1,4 @@
-"""What gateway workers are asked of each version, for the autoscaler."""
+"""What gateway workers are asked of each version, and what the autoscaler decided."""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ def upgrade() -> None:
         sa.Column("figures", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("worker", "deployment", "version", name=op.f("pk_demand")),
     )
+    op.create_table(
+        "scaling",
+        sa.Column("deployment", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("updated_s", sa.Double(), nullable=False),
+        sa.Column("figures", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("deployment", "version", name=op.f("pk_scaling")),
+    )
 
 
 def downgrade() -> None:
     """Revert the migration."""
+    op.drop_table("scaling")
     op.drop_table("demand")
