@@ -13,6 +13,7 @@ NAMES = (
     "distillation_choices",
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
     "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize",
+    "simulated_routing", "autoscaling", "simulator_against_replicas", "autoscaled_echo",
 )  # fmt: skip
 
 
