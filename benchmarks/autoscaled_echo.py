@@ -61,9 +61,7 @@ def plan_requests(most: int, speed: float, minutes: float) -> list[PlannedReques
     answer = sum(one.answer_tokens for one in rows) / len(rows)
     each_s = (TTFT_S + prompt * PREFILL_S + answer * TPOT_S) / SLOTS
     scale = MEAN_LOAD * most / each_s / (len(rows) / rows[-1].at_s)
-    options = TraceOptions(
-        speed=speed, scale=scale, tokens=TOKENS, length_s=60 * minutes, seed=1
-    )
+    options = TraceOptions(speed=speed, scale=scale, tokens=TOKENS, length_s=60 * minutes, seed=1)
     rng = random.Random(1)
     return [
         PlannedRequest(
@@ -138,7 +136,9 @@ def play(
         service.stop()
 
 
-def judge(samples: list[RequestResult], watch: Watch, objective: dict[str, float], speed: float) -> dict[str, Any]:
+def judge(
+    samples: list[RequestResult], watch: Watch, objective: dict[str, float], speed: float
+) -> dict[str, Any]:
     good = [
         one for one in samples
         if one.error is None and one.ttft_s <= objective["ttft_s"]

@@ -16,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from common import figure, find_trace, finish, parse_arguments, say
 from msgspec.structs import replace
+
+from common import figure, find_trace, finish, parse_arguments, say
 from simulated_routing import RATES, TOKENS
 from thrifty.simulate.outcome import Outcome
 from thrifty.simulate.run import (
@@ -26,7 +27,6 @@ from thrifty.simulate.run import (
     RIVALS,
     SimulateRequest,
     run_simulation,
-    summarize_trace,
 )
 from thrifty.simulate.scaler import Bounds, FixedCount, Objective
 from thrifty.simulate.sizing import ATTAINED
@@ -72,7 +72,9 @@ def main() -> None:
         for start_s in (float(part) for part in options.starts.split(",")):
             ratios, turns, gaps = [], [], []
             for seed in range(options.rounds):
-                setup = Setup(replace(RATES, start_s=start_s), objective, Bounds(1, MOST), seed=seed)
+                setup = Setup(
+                    replace(RATES, start_s=start_s), objective, Bounds(1, MOST), seed=seed
+                )
                 trace = TraceOptions(scale=SCALE, tokens=TOKENS[kind], seed=seed)
                 found = run_simulation(SimulateRequest(path, trace, [setup], policies)).policies
                 ours = found[OURS]

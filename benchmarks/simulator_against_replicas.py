@@ -39,7 +39,9 @@ BARS = {"tokens_per_s": 0.07, "ttft_p50_s": 0.09, "ttft_p95_s": 0.20}
 WAITING, WAIT_TIMEOUT_S = 1000, 120.0
 
 
-def plan_requests(kind: str, rates: ReplicaRates, replicas: int, minutes: float, seed: int) -> list[PlannedRequest]:
+def plan_requests(
+    kind: str, rates: ReplicaRates, replicas: int, minutes: float, seed: int
+) -> list[PlannedRequest]:
     """A stretch of the trace, sped up so that the replicas are as busy as they should be."""
     options = TraceOptions(tokens=TOKENS[kind], skip_s=600.0 * (1 + seed % 4), length_s=900.0)
     stretch = list(read_trace(find_trace("conversation"), options, TraceFaults()))
@@ -49,7 +51,9 @@ def plan_requests(kind: str, rates: ReplicaRates, replicas: int, minutes: float,
         full = rates.slots if rates.slots < 16 else 16
         each_s = prompt * rates.prefill_s + answer * rates.tpot_at(full) / full
     else:
-        each_s = (rates.fixed_s + prompt * rates.prefill_s + answer * rates.tpot_at(1)) / rates.slots
+        each_s = (
+            rates.fixed_s + prompt * rates.prefill_s + answer * rates.tpot_at(1)
+        ) / rates.slots
     rate = LOAD[kind] * replicas / each_s
     speed = rate / (len(stretch) / stretch[-1].at_s)
     rng = random.Random(seed)
@@ -63,7 +67,9 @@ def plan_requests(kind: str, rates: ReplicaRates, replicas: int, minutes: float,
     return planned
 
 
-def run_real(service: ThriftyService, name: str, trace: list[PlannedRequest]) -> list[RequestResult]:
+def run_real(
+    service: ThriftyService, name: str, trace: list[PlannedRequest]
+) -> list[RequestResult]:
     target = Target(parse_origin(service.url), name)
     plan = LoadPlan(duration_s=0.0, warm_up_s=1.0, trace=trace)
     samples = asyncio.run(run_load(target, Workload(), plan)).samples
