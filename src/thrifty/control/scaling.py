@@ -356,7 +356,7 @@ def read_direction(database: Database, key: Key) -> tuple[int, float | None]:
             way = (count > before) - (count < before)
             if way > 0 and last < 0:
                 turned_up_at_s = change.at_s
-            last = way or last
+            last = (way if count else 0) if way else last
         before = count
     return last, turned_up_at_s
 

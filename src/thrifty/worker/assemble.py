@@ -19,6 +19,7 @@ from thrifty.batches.service import Batches, make_batches
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
+from thrifty.db.scaling import read_scaling
 from thrifty.errors import DatabaseError
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
@@ -215,7 +216,10 @@ def _make_endpoints(
 ) -> Endpoints:
     """Make the table of routes and its dispatcher."""
     describe_log = base.writer.describe if base.writer is not None else _describe_nothing
-    pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
+    pages = Pages(
+        base.table, base.metrics, base.cache.memory, describe_log,
+        lambda: read_scaling(base.reader.database).values(),
+    )  # fmt: skip
     routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
     if batches is not None:
         routes += batches.pages.routes()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from thrifty.db import Database
 from thrifty.db.demand import encode_figures, remove_demand, save_demand
 from thrifty.errors import DatabaseError
+from thrifty.gateway.state.fair_queue import INTERACTIVE
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 
@@ -90,7 +91,7 @@ class DemandReport:
         states: dict[Place, tuple[int, ...]] = {}
         work = self._measure_work(time.perf_counter())
         for version in self._table.versions():
-            waiting = version.waiting + len(version.concurrency.queue)
+            waiting = version.waiting + version.concurrency.queue.waiting(INTERACTIVE)
             held = 0 if version.ready else waiting
             busy = [one for one in version.replicas.values() if one.in_flight]
             left = {one.id: max(work.get(one.id, 0.0), float(one.in_flight)) for one in busy}

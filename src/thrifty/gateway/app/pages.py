@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 from prometheus_client import generate_latest
 
 from thrifty.db.keys import Key
+from thrifty.db.scaling import ScalingRow
+from thrifty.errors import DatabaseError
 from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.merge_metrics import merge_metrics
 from thrifty.gateway.cache import ExactCache
@@ -34,8 +38,12 @@ class Pages:
         metrics: GatewayMetrics,
         cache: ExactCache,
         describe_log: Callable[[], dict[str, Any] | None] = lambda: None,
+        read_scaling: Callable[[], Iterable[ScalingRow]] = tuple,
     ) -> None:
-        """`describe_log` returns what is wrong with the request log, or None."""
+        """`describe_log` returns what is wrong with the request log, or None. `read_scaling` reads
+        the autoscaler's decisions from the database; it is called in a thread.
+        """
+        self._read_scaling = read_scaling
         self._table = table
         self._metrics = metrics
         self._cache = cache
@@ -74,6 +82,9 @@ class Pages:
 
     async def _answer_metrics(self, exchange: Exchange, _: Key | None, __: Any) -> None:
         self._refresh_gauges()
+        # Without the database the last ones stay.
+        with contextlib.suppress(DatabaseError):
+            self._metrics.scaling.rows = await asyncio.to_thread(self._read_scaling)
         text = generate_latest(self._metrics.registry)
         if b"worker=self" not in exchange.query:
             text = await merge_metrics(text, self._table.gateways, exchange.headers)
