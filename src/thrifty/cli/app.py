@@ -307,6 +307,14 @@ def spec(
     run_spec(path, explain=explain, as_json=as_json)
 
 
+@app.command()
+def prices(as_json: Json = False) -> None:
+    """Show what machines of clouds cost, where that was read, and how long ago."""
+    from thrifty.cli.deploy_plan import run_prices
+
+    run_prices(as_json=as_json)
+
+
 @models_app.callback()
 def models(context: typer.Context, as_json: Json = False) -> None:
     """List the models in the store."""
