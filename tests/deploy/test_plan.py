@@ -21,7 +21,10 @@ from thrifty.deploy.machine_model import (
     OVERHEAD_PER_LAYER_S,
     SHARE_GB_S_PER_VCPU,
     ModelSize,
+    Speed,
+    fit_speed,
     predict_step_s,
+    split_step_s,
 )
 from thrifty.deploy.plan import Load, Shape, choose_version, find_shape, make_plan
 from thrifty.deploy.service import make_service
@@ -58,6 +61,15 @@ def test_the_model_reproduces_what_it_was_fitted_to() -> None:
             assert abs(predicted_s / measured_s - 1) <= FITTED_ERROR, (served, streams)
             checked += 1
     assert checked == 9
+
+
+def test_the_speed_of_a_processor_is_found_from_two_steps() -> None:
+    size = ModelSize(SMOL.parameters, 30, 140_000_000, SMOL.kv_values_per_token, "int8")
+    real = Speed(memory=1.4, compute=2.5)
+    measured = [predict_step_s(size, streams, 200, 2, speed=real) for streams in (1, 32)]
+    found = fit_speed([split_step_s(size, streams, 200, 2) for streams in (1, 32)], measured)
+    assert found.memory == pytest.approx(1.4)
+    assert found.compute == pytest.approx(2.5)
 
 
 def test_a_hand_calculation_agrees_on_a_processor() -> None:

@@ -34,6 +34,19 @@ FITTED_ERROR = 0.15
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a processor is beside the one of the measurements."""
+
+    memory: float = 1.0
+    """Factor of overhead and bandwidth."""
+    compute: float = 1.0
+    """Factor of the rates."""
+
+
+AS_MEASURED = Speed()
+
+
+@dataclass(frozen=True)
 class ModelSize:
     """What the speed of a decoder depends on."""
 
@@ -58,17 +71,40 @@ def find_bandwidth(vcpus: int, share_gb_s: float | None) -> float:
 
 
 def predict_step_s(
-    model: ModelSize, streams: int, context: int, vcpus: int, share_gb_s: float | None = None
+    model: ModelSize,
+    streams: int,
+    context: int,
+    vcpus: int,
+    share_gb_s: float | None = None,
+    speed: Speed = AS_MEASURED,
 ) -> float:
     """The time of one step on a processor; each stream gets one token by it."""
+    reading_s, computing_s = split_step_s(model, streams, context, vcpus, share_gb_s)
+    return reading_s / speed.memory + computing_s / speed.compute
+
+
+def split_step_s(
+    model: ModelSize, streams: int, context: int, vcpus: int, share_gb_s: float | None = None
+) -> tuple[float, float]:
+    """The parts of a step: overhead and reading, and computing."""
     bandwidth = find_bandwidth(vcpus, share_gb_s) * 1e9
     rate = GFLOPS_PER_VCPU.get(model.scheme, GFLOPS_PER_VCPU["none"]) * 1e9 * vcpus
     read = model.weights_bytes + streams * context * model.kv_bytes_per_token
-    return (
-        OVERHEAD_PER_LAYER_S * model.layers
-        + read / bandwidth
-        + streams * model.operations_per_token / rate
-    )
+    reading_s = OVERHEAD_PER_LAYER_S * model.layers + read / bandwidth
+    return reading_s, streams * model.operations_per_token / rate
+
+
+def fit_speed(parts: list[tuple[float, float]], measured_s: list[float]) -> Speed:
+    """The factors of a processor from two steps that were measured on it, one with few streams and
+    one with many; `parts` are what `split_step_s` gives for them.
+    """
+    (reading_1, computing_1), (reading_2, computing_2) = parts
+    one, two = measured_s
+    whole = reading_1 * computing_2 - reading_2 * computing_1
+    memory = (one * computing_2 - two * computing_1) / whole
+    compute = (reading_1 * two - reading_2 * one) / whole
+    # Noise must not make a part free, or negative.
+    return Speed(1 / max(memory, 0.05), 1 / max(compute, 0.05))
 
 
 def predict_roofline_s(
