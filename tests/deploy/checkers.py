@@ -210,10 +210,10 @@ def run_compose(folder: Path, keys: dict[str, str]) -> subprocess.CompletedProce
 
 def run_cfn_lint(path: Path) -> list[dict[str, Any]]:
     """What cfn-lint finds in a template, in AWS' first region; nothing of AWS is reached."""
+    command = [str(find_python().with_name("cfn-lint")), str(path), "--format", "json"]
     done = subprocess.run(
-        [str(find_python()), "-m", "cfnlint", "--format", "json", "--regions", "us-east-1", str(path)],
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        [*command, "--regions", "us-east-1"], capture_output=True, text=True, timeout=600
+    )
     found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
     assert done.returncode == 0 or found, done.stderr
     return found

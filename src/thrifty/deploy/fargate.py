@@ -135,7 +135,7 @@ def _make_resources(
         "SecurityGroup": {
             "Type": "AWS::EC2::SecurityGroup",
             "Properties": {
-                "GroupDescription": "Thrifty's gateway",
+                "GroupDescription": "The gateway of Thrifty",
                 "VpcId": {"Ref": "Vpc"},
                 "SecurityGroupIngress": [
                     {
