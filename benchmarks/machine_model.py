@@ -152,9 +152,7 @@ def turn(label: str, service: ThriftyService, options: Any) -> Any:
         service.wake()
         try:
             found = {
-                streams: measure(
-                    service.url, "model", None, streams, max(seconds, options.seconds)
-                )
+                streams: measure(service.url, "model", None, streams, max(seconds, options.seconds))
                 for streams, seconds in LEVEL_SECONDS.items()
             }
         finally:
@@ -195,7 +193,9 @@ def report(cases: list[Case], results: dict[str, list[Turn]], rounds: int, *, sa
         [split_step_s(sizes[base.label], n, CONTEXT, base.cores) for n in levels],
         [measured[base.label, n] for n in levels],
     )
-    say(f"this processor beside that of the fit: memory {speed.memory:.2f} x, compute {speed.compute:.2f} x")
+    say(
+        f"this processor beside that of the fit: memory {speed.memory:.2f} x, compute {speed.compute:.2f} x"
+    )
 
     def ratio(case: Case, streams: int, known: Speed) -> float:
         size = sizes[case.label]

@@ -96,7 +96,9 @@ def _run(script: str, value: Any, *arguments: str) -> list[str]:
     return faults
 
 
-def check_kubernetes(objects: list[dict[str, Any]], versions: tuple[str, ...] = VERSIONS) -> list[str]:
+def check_kubernetes(
+    objects: list[dict[str, Any]], versions: tuple[str, ...] = VERSIONS
+) -> list[str]:
     """Faults in objects of Kubernetes itself, by the schemas of several versions, strictly."""
     return _run(_VALIDATE, objects, *versions)
 

@@ -85,7 +85,7 @@ class Cluster:
         def place(text: str) -> str:
             for path, folder in sorted(mounts.items(), reverse=True):
                 if text == path or text.startswith(f"{path}/"):
-                    return f"{folder}{text[len(path):]}"
+                    return f"{folder}{text[len(path) :]}"
             return {"0.0.0.0": "127.0.0.1", str(port["containerPort"]): str(own)}.get(text, text)
 
         environment = {
@@ -128,7 +128,9 @@ class Cluster:
         )  # fmt: skip
         return one
 
-    def _mount(self, root: Path, spec: dict[str, Any], container: dict[str, Any]) -> dict[str, Path]:
+    def _mount(
+        self, root: Path, spec: dict[str, Any], container: dict[str, Any]
+    ) -> dict[str, Path]:
         """Folders for the volumes, by their path in the container."""
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         mounts = {}
@@ -137,7 +139,9 @@ class Cluster:
             folder.mkdir(parents=True, exist_ok=True)
             mounts[mount["mountPath"]] = folder
             config = volumes[mount["name"]].get("configMap")
-            for file, text in self._find("ConfigMap", config["name"])["data"].items() if config else ():
+            for file, text in (
+                self._find("ConfigMap", config["name"])["data"].items() if config else ()
+            ):
                 (folder / file).write_text(self._map_addresses(text))
         return mounts
 
@@ -148,7 +152,10 @@ class Cluster:
             text = text.replace(f"http://{name}:{port}", f"http://127.0.0.1:{self._ports[name]}")
         text = text.replace("host: 0.0.0.0", "host: 127.0.0.1")
         return re.sub(
-            r"^  port: \d+$", f"  port: {self._ports.get('thrifty-gateway')}", text, flags=re.MULTILINE
+            r"^  port: \d+$",
+            f"  port: {self._ports.get('thrifty-gateway')}",
+            text,
+            flags=re.MULTILINE,
         )
 
     def _read_secret(self, one: dict[str, Any]) -> str | None:

@@ -33,7 +33,11 @@ SEVERAL: dict[str, Any] = {
         {
             "name": "outside",
             "model": "org/model",
-            "engine": {"kind": "remote", "urls": ["http://10.0.0.5:8000/v1"], "key_env": "OUTSIDE_KEY"},
+            "engine": {
+                "kind": "remote",
+                "urls": ["http://10.0.0.5:8000/v1"],
+                "key_env": "OUTSIDE_KEY",
+            },
         },
     ],
     "gateway": {"workers": 2, "port": 9000},

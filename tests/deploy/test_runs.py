@@ -43,13 +43,14 @@ def test_a_gateway_and_its_replicas_run_as_the_manifests_say(tmp_path: Path) -> 
         wait_until(lambda: requests.get(f"{url}/readyz", timeout=5).status_code == 200, 60, "ready")
 
         def ask(conversation: int, headers: dict[str, str], **fields: object) -> requests.Response:
-            body = {"model": "pretend", "messages": [{"role": "user", "content": f"{conversation}"}]}
+            body = {
+                "model": "pretend",
+                "messages": [{"role": "user", "content": f"{conversation}"}],
+            }
             target = f"{url}/v1/chat/completions"
             return requests.post(target, json={**body, **fields}, headers=headers, timeout=60)
 
-        found = Counter(
-            ask(n, admin).json()["choices"][0]["message"]["content"] for n in range(40)
-        )
+        found = Counter(ask(n, admin).json()["choices"][0]["message"]["content"] for n in range(40))
         assert set(found) == {"from a", "from b"}
         assert ask(0, {}).status_code == 401
         assert ask(0, viewer).status_code == 403

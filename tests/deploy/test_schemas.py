@@ -112,7 +112,9 @@ def test_monitoring_follows_the_models_and_what_is_wrong_is_found() -> None:
 
 def test_the_chart_gives_what_the_manifests_are(tmp_path: Path) -> None:
     for autoscale in ("none", "hpa", "keda"):
-        chart = write(tmp_path / autoscale, render("helm", TWO_VERSIONS, autoscale=autoscale, **FRONT))
+        chart = write(
+            tmp_path / autoscale, render("helm", TWO_VERSIONS, autoscale=autoscale, **FRONT)
+        )
         lint = run_helm(tmp_path, "lint", str(chart), "--strict", "--kube-version", "1.37")
         assert lint.returncode == 0, lint.stdout + lint.stderr
         made = run_helm(
@@ -141,7 +143,9 @@ def test_a_charts_values_change_what_they_say(tmp_path: Path) -> None:
         for one in plain if one["kind"] == "Deployment"
     }  # fmt: skip
     assert images == {"other:2"}
-    assert not [one for one in plain if one["kind"] in ("Ingress", "ServiceMonitor", "ScaledObject")]
+    assert not [
+        one for one in plain if one["kind"] in ("Ingress", "ServiceMonitor", "ScaledObject")
+    ]
     scaled = template("autoscale.kind=keda", "autoscale.max=7", "monitoring=true")
     found = [one for one in scaled if one["kind"] == "ScaledObject"]
     assert [one["spec"]["maxReplicaCount"] for one in found] == [7, 7]

@@ -28,7 +28,8 @@ def run_targets(name: str | None, *, as_json: bool) -> None:
                         "summary": one.summary,
                         "cannot": list(one.cannot),
                         "options": {
-                            key: field.description for key, field in one.options.model_fields.items()
+                            key: field.description
+                            for key, field in one.options.model_fields.items()
                         },
                     }
                     for one in shown

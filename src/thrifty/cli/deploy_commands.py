@@ -26,7 +26,9 @@ def targets(
 
 @deploy_app.command("render")
 def render(
-    target: Annotated[str, typer.Argument(help="A target, as `thrifty deploy targets` lists them.")],
+    target: Annotated[
+        str, typer.Argument(help="A target, as `thrifty deploy targets` lists them.")
+    ],
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The spec.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write to.")

@@ -53,9 +53,7 @@ def run_plan(
     _show(choices, table)
 
 
-def _read_shape(
-    version: DeployedVersion, size: tuple[str | None, int | None, int | None]
-) -> Shape:
+def _read_shape(version: DeployedVersion, size: tuple[str | None, int | None, int | None]) -> Shape:
     parameters, layers, kv_values = size
     if parameters is None and layers is None and kv_values is None:
         return find_shape(version, Store(find_home().models))

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from thrifty.deploy.base import IMAGE_PATTERN, HOME, Files, Request, Target, make_header
+from thrifty.deploy.base import HOME, IMAGE_PATTERN, Files, Request, Target, make_header
 from thrifty.deploy.one_container import (
     KEYS,
     START_S,

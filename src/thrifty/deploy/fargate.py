@@ -37,7 +37,6 @@ class FargateOptions(OneContainerOptions):
 
 def render_fargate(request: Request) -> Files:
     """A CloudFormation template. The network and the secrets are parameters."""
-    options: FargateOptions = request.options
     refuse_shared_database(request, "fargate")
     need = find_container_need(request)
     platform = load_platforms()["fargate"]
@@ -54,8 +53,13 @@ def render_fargate(request: Request) -> Files:
         "Description": "Thrifty on ECS Fargate",
         "Metadata": {"ThriftySpecChecksum": request.checksum},
         "Parameters": _make_parameters(secrets),
-        "Resources": _make_resources(request, size.cpus, size.memory_bytes, need.disk_bytes, secrets),
-        "Outputs": {"Cluster": {"Value": {"Ref": "Cluster"}}, "Service": {"Value": {"Ref": "Service"}}},
+        "Resources": _make_resources(
+            request, size.cpus, size.memory_bytes, need.disk_bytes, secrets
+        ),
+        "Outputs": {
+            "Cluster": {"Value": {"Ref": "Cluster"}},
+            "Service": {"Value": {"Ref": "Service"}},
+        },
     }
     return {"template.yaml": make_header(request, "fargate") + dump_yaml(template)}
 

@@ -6,7 +6,16 @@ from typing import Any
 
 from pydantic import Field
 
-from thrifty.deploy.base import CONFIG, DNS_LABEL, HOME, USER_ID, Files, Request, Target, make_header
+from thrifty.deploy.base import (
+    CONFIG,
+    DNS_LABEL,
+    HOME,
+    USER_ID,
+    Files,
+    Request,
+    Target,
+    make_header,
+)
 from thrifty.deploy.kubernetes_pods import (
     CHECKSUM,
     format_quantity,

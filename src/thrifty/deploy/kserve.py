@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from thrifty.deploy.base import Files, Request, Target, make_header
-from thrifty.deploy.kubernetes_pods import CHECKSUM
 from thrifty.deploy.knative import (
     KnativeOptions,
     check_options,
@@ -11,6 +10,7 @@ from thrifty.deploy.knative import (
     make_container,
     make_volumes,
 )
+from thrifty.deploy.kubernetes_pods import CHECKSUM
 from thrifty.deploy.one_container import CANNOT_SHARE, START_S, make_probe
 from thrifty.deploy.yaml_text import dump_documents
 

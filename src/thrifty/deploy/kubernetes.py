@@ -108,7 +108,9 @@ def make_groups(request: Request, values: Values, namespace: str | None) -> Iter
         yield Group(f"30-{name}.yaml", _make_version(context, version))
         for kind in ("hpa", "keda"):
             if values.everything or options.autoscale == kind:
-                made = make_autoscaler(context.metadata(name, "replica"), options, values, version, kind)
+                made = make_autoscaler(
+                    context.metadata(name, "replica"), options, values, version, kind
+                )
                 yield Group(f"31-{name}-{kind}.yaml", [made], f'eq .Values.autoscale.kind "{kind}"')
     yield Group("40-network.yaml", make_network_policies(context.metadata, request.service.port))
     for kind, wanted, when in (
@@ -166,8 +168,8 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
     if "prices" in given:
         made["prices"] = given["prices"]
     if version.external:
-        kept = {key: given[key] for key in ("model", "engine", "replicas") if key in given}
-        return {**made, **kept}
+        names = ["model", "engine", "replicas"]
+        return {**made, **{key: given[key] for key in names if key in given}}
     name = name_version(version)
     made["model"] = version.deployment
     made["engine"] = {
@@ -194,7 +196,9 @@ def find_slots(version: DeployedVersion) -> int | None:
     if version.spec.replicas.slots:
         return version.spec.replicas.slots
     options = parse_options(version.engine, version.spec).model_dump()
-    served = Served(version.deployment, version.engine.kind, "", "", Family.DECODER, options=options)
+    served = Served(
+        version.deployment, version.engine.kind, "", "", Family.DECODER, options=options
+    )
     return version.engine.find_slots(served)
 
 

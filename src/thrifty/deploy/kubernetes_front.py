@@ -48,7 +48,9 @@ def make_autoscaler(
             },
         }  # fmt: skip
     selector = ",".join(f'{key}="{value}"' for key, value in labels.items())
-    query = f"sum({_IN_FLIGHT}{{{selector}}}) + sum(thrifty_queue_length{{{selector}}} or vector(0))"
+    query = (
+        f"sum({_IN_FLIGHT}{{{selector}}}) + sum(thrifty_queue_length{{{selector}}} or vector(0))"
+    )
     trigger = {
         "type": "prometheus",
         "metricType": "AverageValue",
@@ -145,7 +147,9 @@ def make_front_door(
         "nginx.ingress.kubernetes.io/proxy-body-size": "0",
     }
     backend = {"service": {"name": _GATEWAY, "port": {"name": "http"}}}
-    spec: dict[str, Any] = {"ingressClassName": values.text("front.ingressClass", options.ingress_class or "")}
+    spec: dict[str, Any] = {
+        "ingressClassName": values.text("front.ingressClass", options.ingress_class or "")
+    }
     if options.ingress_tls:
         secret = values.text("front.ingressTls", options.ingress_tls)
         spec["tls"] = [{"hosts": [host], "secretName": secret}]

@@ -106,7 +106,11 @@ def find_shape(version: DeployedVersion, store: Store) -> Shape:
 
 
 def make_plan(
-    version: DeployedVersion, shape: Shape, load: Load, machines: tuple[Instance, ...], table: PriceTable
+    version: DeployedVersion,
+    shape: Shape,
+    load: Load,
+    machines: tuple[Instance, ...],
+    table: PriceTable,
 ) -> list[Choice]:
     """Every machine, the cheapest that meets the objective first, then those that do not."""
     choices = [_judge(version, shape, load, one, table) for one in machines]

@@ -33,7 +33,9 @@ def write_files(files: Files, folder: Path, *, dry_run: bool = False) -> Written
     before = _read_before(folder)
     added = tuple(sorted(set(files) - set(before)))
     removed = tuple(sorted(set(before) - set(files)))
-    changed = tuple(name for name in sorted(set(files) & set(before)) if files[name] != before[name])
+    changed = tuple(
+        name for name in sorted(set(files) & set(before)) if files[name] != before[name]
+    )
     same = tuple(sorted(set(files) - set(added) - set(changed)))
     for name in added:
         if (folder / name).exists():

@@ -47,9 +47,7 @@ def read_spec_file(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Pro
     return read_spec_text(text, str(path))
 
 
-def read_spec_text(
-    text: str, source: str
-) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
+def read_spec_text(text: str, source: str) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
     """As `read_spec_file`, of a text that is there already."""
 
     def refuse(message: str, line: int | None = None) -> SpecError:
