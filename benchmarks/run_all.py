@@ -12,7 +12,7 @@ NAMES = (
     "version_shares", "batches", "compression", "compression_memory", "served_tokens", "distillation",
     "distillation_choices",
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
-    "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize",
+    "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize", "redaction",
 )  # fmt: skip
 
 
