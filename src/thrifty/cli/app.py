@@ -17,6 +17,7 @@ from thrifty.cli.compression_commands import (
     quantize,
 )
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.record_commands import feedback_app, logs
 
 app = typer.Typer(
     name="thrifty",
@@ -39,6 +40,7 @@ app.add_typer(data_app, name="data")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(feedback_app, name="feedback")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -289,7 +291,7 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, optimize, compare, distill):
+for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs):
     app.command()(_command)
 
 
