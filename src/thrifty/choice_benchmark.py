@@ -32,6 +32,7 @@ from thrifty.engines.choice import (
     describe_choice,
     describe_load,
     digest_choice,
+    is_barred,
     list_candidates,
     read_choice,
 )
@@ -55,6 +56,8 @@ BEATEN = 0.7
 HANG_S = 300.0
 """A candidate that has not finished a round by then hangs."""
 REASON_LENGTH = 300
+DEADLY = 2
+"""What was measured when so many benchmarks were killed may be why: it is tried no further."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +168,18 @@ class _Bench:
         return list(tried.values())
 
     def _is_in(self, tried: Mapping[Candidate, Tried], candidate: Candidate, number: int) -> bool:
-        """Whether a candidate takes part in a round: it did not fail, and was not beaten before."""
-        mine = tried[candidate]
+        """Whether a candidate takes part in a round: it did not fail, was not beaten before, and may
+        be taken.
+        """
+        mine, spec = tried[candidate], self._request.spec
         if mine.failed is not None or len(mine.rounds) < number:
             return False
         if number == 0:
             return True
-        return mine.speed >= BEATEN * max(one.speed for one in tried.values())
+        if is_barred(candidate, spec):
+            return False
+        best = max(one.speed for one in tried.values() if not is_barred(one.candidate, spec))
+        return mine.speed >= BEATEN * best
 
     def _without_a_lead(self, tried: Mapping[Candidate, Tried], number: int) -> list[Tried]:
         """A round that some did not get is left out for all: in it they met other noise."""
@@ -182,6 +190,8 @@ class _Bench:
     def _try(self, tried: Tried, window_s: float, number: int) -> Tried:
         """One round of one candidate."""
         before_s = self._spent_s
+        tried = replace(tried, begun=tried.begun + 1)
+        self._record(tried, tried.spent_s)
         try:
             found, per_step = self._measure(tried.candidate, window_s, number)
             tried = replace(tried, rounds=(*tried.rounds, found), tokens_per_step=per_step)
@@ -243,17 +253,22 @@ class _Bench:
         """What a killed benchmark has measured of it. What failed then is tried again."""
         known = self._store.read_measurements(self._request.artifact.id)
         found = find_measurement(known, CANDIDATE, self._conditions(candidate))
-        if found is None or found.values.get("failed"):
+        if found is None or found.values["failed"]:
             return Tried(candidate)
+        if found.values["begun"] - len(found.values["rounds"]) >= DEADLY:
+            return Tried(
+                candidate, failed=f"the benchmark ended {DEADLY} times while it was measured"
+            )
         return Tried(
             candidate, tuple(found.values["rounds"]),
             tokens_per_step=found.values["tokens_per_step"], spent_s=found.values["spent_s"],
+            begun=found.values["begun"],
         )  # fmt: skip
 
     def _record(self, tried: Tried, seconds: float) -> None:
         values = {
             "tokens_per_s": tried.speeds, "rounds": list(tried.rounds), "failed": tried.failed,
-            "tokens_per_step": tried.tokens_per_step,
+            "tokens_per_step": tried.tokens_per_step, "begun": tried.begun,
             "busy_before": psutil.cpu_percent() / 100, "spent_s": seconds,
         }  # fmt: skip
         self._store.record_measurement(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
-from thrifty.engines.choice import Choice
+from thrifty.engines.choice import Choice, list_candidates, list_installs
 from thrifty.engines.machine import Machine
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec, Spec
@@ -89,6 +89,8 @@ class Compressor:
             f"Measuring what is fastest here for {model[0].label}, once, for at most "
             f"{format_duration(loaded.spec.benchmark)}; preparing and starting come on top"
         )
+        for told in list_installs(list_candidates(loaded.spec, model[1], self._machine).able):
+            self._on_stage(told)
         request = ChoiceRequest(*model, loaded.spec)
         choice = measure_choice(request, self._store, self._home, self._machine, on_progress)
         self._on_stage(f"auto takes {choice.candidate}; {choice.reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from thrifty.engines.choice import (
     list_candidates,
 )
 from thrifty.engines.machine import detect_machine
+from thrifty.home import Home
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec, parse_spec
 
 MACHINE = detect_machine()
@@ -39,8 +39,8 @@ def tried(candidate: Candidate, *speeds: float, **changes: Any) -> Tried:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(home: Home) -> Store:
+    return Store(home.models)
 
 
 @pytest.fixture
@@ -125,6 +125,25 @@ def test_candidates_are_what_can_serve_the_model(artifact: Artifact) -> None:
     kinds = [one.engine for one in ranked]
     assert kinds == sorted(kinds, key=kinds.index)
     assert "echo" not in kinds
+
+
+def test_each_way_to_guess_ahead_is_a_candidate_of_its_own(artifact: Artifact) -> None:
+    options = {"kind": "llamacpp", "speculation": "auto", "draft_model": "small"}
+    spec = make_spec(engine=options, compress="int8")
+    able = list_candidates(spec, artifact, MACHINE).able
+    assert [dict(one.options)["speculation"] for one in able] == ["none", "draft", "prompt_lookup"]
+    kept = [one.put_into(spec).engine.options.get("draft_model") for one in able]
+    assert kept == [None, "small", None]
+    del options["draft_model"]
+    able = list_candidates(make_spec(engine=options, compress="int8"), artifact, MACHINE).able
+    assert [dict(one.options)["speculation"] for one in able] == ["none", "prompt_lookup"]
+
+
+def test_an_engine_that_is_not_installed_is_left_out_and_said_so(artifact: Artifact) -> None:
+    found = list_candidates(make_spec(engine="auto", compress="none"), artifact, MACHINE)
+    assert {one.engine for one in found.able} == {"openvino", "llamacpp"}
+    (reason,) = [why for one, why in found.unable if one.engine == "vllm"]
+    assert reason.startswith("it is not installed: thrifty engines install vllm")
 
 
 def test_memory_that_is_short_now_makes_no_other_choice(artifact: Artifact) -> None:

@@ -21,7 +21,7 @@ from thrifty.artifacts.measurements import Measurement
 from thrifty.choice_benchmark import ChoiceRequest, measure_choice
 from thrifty.compress.pipeline import run_pipeline
 from thrifty.control.auto import find_auto
-from thrifty.engines.choice import Candidate, find_choice, list_choices
+from thrifty.engines.choice import Candidate, find_choice, list_candidates, list_choices
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.adapter import OpenVinoEngine
 from thrifty.engines.scheme_choice import CANDIDATE, choose_scheme
@@ -166,11 +166,19 @@ def test_a_killed_benchmark_goes_on_where_it_was(home: Home, store: Store) -> No
         for line in process.stdout:
             if line.startswith("round 1: openvino as it is"):
                 break
+        request = make_request(store)
+        wait_until(lambda: len(read_candidates(store, request.artifact)) == 2)
         process.kill()
-    request = make_request(store)
-    (before,) = read_candidates(store, request.artifact)
+    before, cut = read_candidates(store, request.artifact)
+    assert (cut.values["rounds"], cut.values["begun"]) == ([], 1)
+    # What was measured in two benchmarks that ended so is tried no further.
+    (first, *_) = list_candidates(request.spec, request.artifact, MACHINE).able[2:]
+    conditions = {**before.conditions, "scheme": first.scheme}
+    deadly = {**cut.values, "begun": 2}
+    store.record_measurement(request.artifact.id, CANDIDATE, conditions, deadly)
     steps: list[str] = []
-    measure_choice(request, store, home, MACHINE, lambda step: steps.append(step.step))
+    choice = measure_choice(request, store, home, MACHINE, lambda step: steps.append(step.step))
+    assert choice.measured[2]["failed"] == "the benchmark ended 2 times while it was measured"
     assert "round 1: openvino int8" not in steps
     assert "round 1: openvino as it is" in steps
     after = next(

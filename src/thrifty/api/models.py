@@ -212,6 +212,7 @@ class Plan(Answer):
     """What applying a spec would do."""
 
     fetch: list[PlanStep] = []
+    choose: list[PlanStep] = []
     prepare: list[PlanStep] = []
     start: list[PlanStep] = []
     stop: list[PlanStep] = []

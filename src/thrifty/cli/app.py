@@ -248,8 +248,8 @@ def doctor(
     measure: Annotated[
         bool,
         typer.Option(
-            help="Measure the speed of weights in 16, 8 and 4 bits here, which `compress: auto` then "
-            "decides by."
+            help="Measure the speed of engines and forms of the weights here, which `engine: auto` and "
+            "`compress: auto` then decide by."
         ),
     ] = False,
     model: Annotated[

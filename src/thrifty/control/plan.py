@@ -39,6 +39,7 @@ from thrifty.control.prepare import (
 from thrifty.control.replicas import Move, Running, list_moves
 from thrifty.db.desired_state import DesiredDeployment, DesiredService
 from thrifty.engines.base import Engine, Served, Upstream
+from thrifty.engines.choice import list_installs
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.errors import Problem, SourceError
@@ -219,7 +220,11 @@ class _Planner:
             self.choose.append(PlanItem(what, None, None, auto.choice.reason))
         if auto.to_measure is not None:
             listed = ", ".join(str(one) for one in auto.to_measure.able)
-            why = f"not measured here for this load: {listed}; preparing and starting come on top"
+            told = [
+                f"not measured here for this load: {listed}", *list_installs(auto.to_measure.able),
+                "preparing and starting come on top",
+            ]  # fmt: skip
+            why = "; ".join(told)
             seconds: float | None = spec.benchmark
             if self._world.running.alive:
                 seconds = None

@@ -8,7 +8,7 @@ code outside an engine's folder asks which engine it has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -93,6 +93,10 @@ class Traits:
     """The options that decide how fast it is here, by name; `thrifty optimize` tries their values."""
     auto_rank: int | None = None
     """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
+    find_absence: Callable[[], str | None] | None = None
+    """Why `auto` leaves it out here for now, such as that it is not installed; None: nothing does."""
+    find_install: Callable[[], str | None] | None = None
+    """What is installed on first use, with its size; None once it is there."""
     loads_model: bool = True
     """Whether it needs a model from the store."""
     external: bool = False

@@ -57,6 +57,8 @@ class Candidate:
     def put_into(self, spec: Spec) -> Spec:
         """`spec` with what the candidate decides."""
         options = {**spec.engine.options, **dict(self.options)}
+        if dict(self.options).get(SPECULATION, "draft") != "draft":
+            options.pop("draft_model", None)
         if not find_engine(self.engine).traits.speculation:
             # Where it is left to `auto`, an engine without it serves all the same.
             options = {k: v for k, v in options.items() if (k, v) != (SPECULATION, "auto")}
@@ -105,6 +107,8 @@ class Tried:
     """With speculation: how many tokens a step gave an answer."""
     spent_s: float = 0.0
     """How long it was measured."""
+    begun: int = 0
+    """Rounds that were begun, also those that a kill ended."""
 
     @property
     def speeds(self) -> dict[str, float]:
@@ -186,12 +190,23 @@ def _find_fault(
     nothing of later.
     """
     traits, description = engine.traits, artifact.description
+    if spec.engine.kind == "auto" and traits.find_absence is not None:
+        absence = traits.find_absence()
+        if absence is not None:
+            return absence
     if description.format not in traits.formats or description.family not in traits.families:
         return f"it does not load {description.family} models in {description.format.value}"
     if candidate.scheme not in ("auto", "none", *traits.schemes):
         return f"it makes no {candidate.scheme} weights"
     problems = engine.check(candidate.put_into(spec), artifact, machine)
     return next((one.message for one in problems if one.path not in MEMORY_PATHS), None)
+
+
+def list_installs(candidates: Iterable[Candidate]) -> list[str]:
+    """What has to be installed before these candidates can be measured, in words."""
+    engines = [find_engine(kind) for kind in dict.fromkeys(one.engine for one in candidates)]
+    asked = [one.traits.find_install for one in engines if one.traits.find_install is not None]
+    return [text for find_install in asked if (text := find_install()) is not None]
 
 
 def describe_choice(

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -38,6 +39,8 @@ from thrifty.types import Family
 log = logging.getLogger(__name__)
 
 _SEEDS = 2**31
+GUESSES_WINDOW = 512
+"""Steps with guesses that are told of together."""
 
 
 class _Job:
@@ -63,6 +66,31 @@ class _Job:
         self.generated: list[int] = []
         self.cached = 0
         self.task: asyncio.Task[None] | None = None
+
+
+class Guesses:
+    """How many of the tokens that were guessed of late were right, as llama.cpp counts them."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[int, int]] = deque(maxlen=GUESSES_WINDOW)
+
+    def note(self, seen: dict[str, Any], timings: dict[str, Any]) -> dict[str, Any]:
+        """Count what `timings` of a request says beyond those `seen` before; gives what is seen now."""
+        if "draft_n" not in timings:
+            return seen
+        guessed = int(timings["draft_n"]) - int(seen.get("draft_n", 0))
+        right = int(timings["draft_n_accepted"]) - int(seen.get("draft_n_accepted", 0))
+        if guessed > 0:
+            self._counts.append((guessed, right))
+        return timings
+
+    def describe(self) -> dict[str, float]:
+        """As a load tells it."""
+        guessed = sum(one for one, _ in self._counts)
+        right = sum(one for _, one in self._counts)
+        return {
+            "speculating": 1.0, "speculation_acceptance": right / guessed if guessed else 0.0,
+        }  # fmt: skip
 
 
 class LlamaCppBackend:
@@ -100,6 +128,7 @@ class LlamaCppBackend:
         self._failed: asyncio.Future[str]
         self._watch: asyncio.Task[None]
         self._facts: dict[str, float] = {}
+        self._guesses = Guesses() if settings.speculation != "none" else None
 
     async def start(self) -> ModelFacts:
         """Start llama.cpp, generate a token, and answer what is known. Raises `EngineError`."""
@@ -173,7 +202,10 @@ class LlamaCppBackend:
         )
         room = self._settings.slots * self._settings.context
         waiting = len(self._jobs) - len(self._running & self._jobs.keys())
-        return Load(len(self._running) + self._embedding, waiting, min(1.0, held / room))
+        return Load(
+            len(self._running) + self._embedding, waiting, min(1.0, held / room),
+            self._guesses.describe() if self._guesses is not None else {},
+        )  # fmt: skip
 
     async def park(self) -> None:
         """There is nothing that the engine could give back and take again."""
@@ -244,11 +276,15 @@ class LlamaCppBackend:
             prefix_cache=self._settings.prefix_cache, banned=banned or (), ignore_eos=ignore_eos,
         )  # fmt: skip
         body["seed"] = (sampling.seed + done) % _SEEDS
+        body["timings_per_token"] = self._guesses is not None
+        seen: dict[str, Any] = {}
         async with aclosing(self._process.stream(PATH, body)) as events:
             async for event in events:
                 if "prompt_progress" in event:
                     job.cached = max(job.cached, int(event["prompt_progress"]["cache"]))
                     continue
+                if self._guesses is not None:
+                    seen = self._guesses.note(seen, event.get("timings") or {})
                 if event["stop"]:
                     return await self._end(job, until, event, body)
                 if await self._take(job, event, ignore_eos=ignore_eos):
