@@ -8,7 +8,7 @@ code outside an engine's folder asks which engine it has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -18,8 +18,10 @@ import msgspec
 from pydantic import ValidationError
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.engines.environments import Environment
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
+from thrifty.home import Home
 from thrifty.openai.fields import Endpoint, Narrowed
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
@@ -107,6 +109,8 @@ class Traits:
     """Whether one replica serves several LoRA adapters of its model."""
     package: str | None = None
     """The Python package whose version measurements name."""
+    find_environment: Callable[[Home], Environment] | None = None
+    """Where its packages are, or will be installed; None where they come with Thrifty."""
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:

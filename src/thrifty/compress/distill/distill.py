@@ -47,10 +47,10 @@ from thrifty.compress.mix import Mix, Text, as_mix
 from thrifty.compress.overlap import check_no_overlap
 from thrifty.engines.machine import available_memory_bytes
 from thrifty.engines.openvino.prepare import write_tokenizer
+from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import CompressionError
 from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
-from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.files import write_atomically
 from thrifty.home import Home
 from thrifty.types import Family, OnProgress, Progress, ignore_progress

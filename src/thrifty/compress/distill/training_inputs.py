@@ -28,11 +28,11 @@ from thrifty.compress.distill.teaching import (
     plan_parts,
 )
 from thrifty.compress.mix import Mix
+from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import CompressionError
 from thrifty.evaluate.answers import ServeModel
 from thrifty.evaluate.backends import DEFAULT_BACKEND
 from thrifty.evaluate.open_model import digest_vocabulary, is_url, open_model
-from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.evaluate.windows import read_texts
 from thrifty.files import replace_atomically, write_atomically
 from thrifty.text.tokenizer import TextTokenizer

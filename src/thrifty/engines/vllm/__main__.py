@@ -20,9 +20,7 @@ def main() -> int:
     given = json.loads(sys.argv[1])
     backend = VllmBackend(msgspec.convert(given["vllm"], Settings))
     tokenizer = TextTokenizer.load(Path(given["tokenizer"]))
-    server = ModelServer(
-        given["name"], backend, tokenizer, engine=VllmEngine.kind, honours=HONOURS
-    )
+    server = ModelServer(given["name"], backend, tokenizer, engine=VllmEngine.kind, honours=HONOURS)
     return serve_model(server, "127.0.0.1", given["port"])
 
 

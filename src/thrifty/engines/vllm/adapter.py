@@ -89,6 +89,7 @@ class VllmEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        find_environment=find_environment,
     )
 
     def find_features(self, machine: Machine) -> frozenset[str]:
@@ -242,6 +243,7 @@ class VllmEngine:
             ),
             eos_token_ids=read_ends(folder),
             adapter=options.lora is not None,
+            sleeps=options.sleep,
         )
         given = {
             "name": served.name,
@@ -284,9 +286,7 @@ def _check_options(options: VllmOptions) -> list[Problem]:
         try:
             ask_version(Path(options.python))
         except EngineError as error:
-            problems.append(
-                Problem("engine.python", str(error).removeprefix("engine.python: "))
-            )
+            problems.append(Problem("engine.python", str(error).removeprefix("engine.python: ")))
     if not has_gpu():
         default = VllmOptions()
         for name in GPU_OPTIONS:

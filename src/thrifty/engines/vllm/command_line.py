@@ -69,7 +69,9 @@ def build_arguments(
     if options.speculation != "off":
         given["--speculative-config"] = json.dumps(_describe_speculation(options, draft))
     switches = ["--enable-scale-out", "--enable-prompt-tokens-details"]
-    switches.append("--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching")
+    switches.append(
+        "--enable-prefix-caching" if options.prefix_cache else "--no-enable-prefix-caching"
+    )
     if options.eager:
         switches.append("--enforce-eager")
     if options.sleep:

@@ -101,7 +101,9 @@ class VllmOptions(Section):
                 "step computes at least one token for each answer"
             )
         if (self.draft_model is not None) != (self.speculation == "draft"):
-            raise ValueError("'draft_model' and 'speculation: draft' go together; set both or neither")
+            raise ValueError(
+                "'draft_model' and 'speculation: draft' go together; set both or neither"
+            )
         return self
 
 
