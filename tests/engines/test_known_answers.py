@@ -17,9 +17,8 @@ import pytest
 
 from tests.engines.test_prepare import END, MODEL, make_settings, prepare, put
 from thrifty.artifacts import Store
-from thrifty.engines.machine import detect_machine
-from thrifty.engines.openvino import known_answers
-from thrifty.engines.openvino.known_answers import (
+from thrifty.engines import known_answers
+from thrifty.engines.known_answers import (
     FILE,
     TEXTS,
     TOLERANCE,
@@ -33,6 +32,7 @@ from thrifty.engines.openvino.known_answers import (
     read_known_answers,
     write_known_answers,
 )
+from thrifty.engines.machine import detect_machine
 from thrifty.engines.openvino.processor import SCHEMES
 from thrifty.errors import IntegrityError
 from thrifty.graphs.arithmetic import LIMIT_VARIABLE, LIMITS

@@ -22,9 +22,9 @@ from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.gguf_vocabulary import CHECK_TEXT
 from thrifty.artifacts.sources import fetch_model
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.quantize.gguf import quantize_gguf
-from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.fleet.ports import find_free_port
 from thrifty.graphs.decoder import build_decoder, make_inputs
 

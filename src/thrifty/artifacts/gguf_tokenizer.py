@@ -38,12 +38,12 @@ _QWEN2 = (
 )
 
 
-def build_tokenizer(file: GgufFile) -> Tokenizer:
-    """The tokenizer of `file`. Raises `FormatRefused` for unsupported kinds, and `IntegrityError`
-    if its parts are inconsistent.
+def build_tokenizer(file: GgufFile, *, pre: str | None = None) -> Tokenizer:
+    """The tokenizer of `file`; `pre` takes the place of the pre-tokenizer that it names. Raises
+    `FormatRefused` for unsupported kinds, and `IntegrityError` if its parts are inconsistent.
     """
     try:
-        return _build_tokenizer(file)
+        return _build_tokenizer(file, pre)
     except ArtifactError:
         raise
     except Exception as error:
@@ -53,7 +53,7 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
         ) from None
 
 
-def _build_tokenizer(file: GgufFile) -> Tokenizer:
+def _build_tokenizer(file: GgufFile, pre: str | None) -> Tokenizer:
     kind = file.metadata.get("tokenizer.ggml.model")
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     if not tokens:
@@ -61,7 +61,7 @@ def _build_tokenizer(file: GgufFile) -> Tokenizer:
     if len(set(tokens)) != len(tokens):
         raise IntegrityError(f"{file.path} contains a vocabulary with duplicate tokens")
     if kind == "gpt2":
-        tokenizer = _build_byte_level(file, tokens)
+        tokenizer = _build_byte_level(file, tokens, pre)
     elif kind == "llama":
         tokenizer = _build_sentencepiece(file, tokens)
     else:
@@ -75,8 +75,8 @@ def _build_tokenizer(file: GgufFile) -> Tokenizer:
     return tokenizer
 
 
-def _build_byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
-    pre = file.metadata.get("tokenizer.ggml.pre", "default")
+def _build_byte_level(file: GgufFile, tokens: list[str], pre: str | None) -> Tokenizer:
+    pre = pre or file.metadata.get("tokenizer.ggml.pre", "default")
     merges = [
         (left, right)
         for left, _, right in (

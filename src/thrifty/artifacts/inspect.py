@@ -23,6 +23,8 @@ OPENVINO_MODEL = "openvino_model.xml"
 OPENVINO_NOTE = "thrifty.json"
 """Beside the IR: the facts that `Description` and the engine need."""
 
+_GGUF_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
+"""The name of a part, as llama.cpp's tool gives it."""
 _ARCHITECTURE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
 _ENCODERS = ("BertModel", "RobertaModel", "XLMRobertaModel", "DistilBertModel", "MPNetModel")
 
@@ -34,12 +36,9 @@ def inspect_model(folder: Path) -> Description:
     """
     if (folder / OPENVINO_MODEL).exists():
         return _inspect_openvino(folder)
-    ggufs = sorted(folder.glob("*.gguf"))
-    if len(ggufs) > 1:
-        names = ", ".join(path.name for path in ggufs)
-        raise FormatRefused(f"{folder} contains several models ({names}); name one of the files")
+    ggufs = find_ggufs(folder)
     if ggufs:
-        return inspect_gguf(ggufs[0])
+        return inspect_gguf(*ggufs)
     safetensors = find_safetensors(folder)
     if safetensors:
         return _inspect_safetensors(folder, safetensors)
@@ -53,6 +52,38 @@ def inspect_model(folder: Path) -> Description:
     raise FormatRefused(
         f"{folder} contains no model: there is no .safetensors, .gguf or {OPENVINO_MODEL}"
     )
+
+
+def find_ggufs(folder: Path) -> list[Path]:
+    """The GGUF in `folder`: one file, or the parts that it was split into, in their order.
+
+    Raises `FormatRefused` for several models, and `IntegrityError` where a part is missing.
+    """
+    found = sorted(folder.glob("*.gguf"))
+    if not found:
+        return []
+    part = _GGUF_PART.fullmatch(found[0].name)
+    if part is None:
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise FormatRefused(
+                f"{folder} contains several models ({names}); name one of the files"
+            )
+        return found
+    count = int(part["count"])
+    wanted = [f"{part['stem']}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
+    there = {path.name for path in found}
+    if others := sorted(there - set(wanted)):
+        raise FormatRefused(
+            f"{folder} contains several models ({found[0].name}, {', '.join(others)}); keep the "
+            "parts of one"
+        )
+    if missing := [name for name in wanted if name not in there]:
+        raise IntegrityError(
+            f"{folder} lacks parts of a model: {', '.join(missing[:5])} of {count}; fetch them into "
+            "the same folder"
+        )
+    return [folder / name for name in wanted]
 
 
 def find_safetensors(folder: Path) -> list[Path]:
@@ -86,9 +117,18 @@ def _read_context(config: dict[str, Any], folder: Path) -> int:
     return read_integer(config, "max_position_embeddings", path, default=0, least=0)
 
 
-def inspect_gguf(path: Path) -> Description:
-    """Describe the GGUF file at `path`. Raises the errors of `inspect_model`."""
+def inspect_gguf(path: Path, *others: Path) -> Description:
+    """Describe the GGUF at `path`, whose further parts are `others`. Raises the errors of
+    `inspect_model`.
+    """
     file = GgufFile(path)
+    files = [file, *map(GgufFile, others)]
+    parts = file.metadata.get("split.count", 1)
+    if parts not in (0, len(files)):
+        raise IntegrityError(
+            f"{path} is one of {parts} parts of a model, and {len(files)} are there; put all of them "
+            "into one folder under their own names (...-00001-of-00002.gguf), and name the folder"
+        )
     if not _ARCHITECTURE.fullmatch(file.architecture):
         raise IntegrityError(f"{path} names no architecture; it is not a language model")
     return Description(
@@ -98,17 +138,17 @@ def inspect_gguf(path: Path) -> Description:
         context_length=read_integer(
             file.metadata, f"{file.architecture}.context_length", path, default=0, least=0
         ),
-        parameters=file.parameters(),
-        weights=_name_gguf_weights(file),
+        parameters=sum(each.parameters() for each in files),
+        weights=_name_gguf_weights(files),
     )
 
 
-def _name_gguf_weights(file: GgufFile) -> str:
+def _name_gguf_weights(files: list[GgufFile]) -> str:
     """The type of most weights, by size."""
     from gguf.constants import GGMLQuantizationType
 
     sizes: dict[int, int] = {}
-    for tensor in file.tensors.values():
+    for tensor in (tensor for file in files for tensor in file.tensors.values()):
         sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.size_bytes
     if not sizes:
         return ""

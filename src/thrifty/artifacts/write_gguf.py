@@ -8,8 +8,8 @@ Tensors are read, encoded and written one by one, so that memory holds at most t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,19 @@ class FloatTensor:
 
 
 @dataclass(frozen=True)
-class GgufContent:
-    """The content of a GGUF, in floats."""
+class GgufData:
+    """The content of a GGUF of any architecture, in floats."""
 
     architecture: str
-    shape: DecoderShape
     metadata: Mapping[str, Value]
-    tensors: list[FloatTensor] = field(default_factory=list)
+    tensors: list[FloatTensor]
+
+
+@dataclass(frozen=True)
+class GgufContent(GgufData):
+    """That of a decoder whose shape is known."""
+
+    shape: DecoderShape
 
 
 Encoder = Callable[[str, FloatArray, int], npt.NDArray[np.uint8]]
@@ -85,13 +91,13 @@ def read_content(folder: Path, name: str) -> GgufContent:
     checkpoint = load_decoder(folder)
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
-        return _copy_content(GgufFile(ggufs[0]), checkpoint.shape)
+        data = copy_content([GgufFile(ggufs[0])])
+        return GgufContent(data.architecture, data.metadata, data.tensors, checkpoint.shape)
     shape, architecture = checkpoint.shape, DECODERS[checkpoint.shape.architecture]
     tensors = _list_tensors(checkpoint, architecture)
     inner = next(t.shape[0] for t in tensors if t.name.endswith("ffn_gate.weight"))
     return GgufContent(
         architecture,
-        shape,
         {
             "general.type": Value("model", STRING),
             "general.name": Value(name, STRING),
@@ -101,20 +107,24 @@ def read_content(folder: Path, name: str) -> GgufContent:
             },
         },
         tensors,
+        shape,
     )
 
 
-def _copy_content(file: GgufFile, shape: DecoderShape) -> GgufContent:
+def copy_content(files: Sequence[GgufFile]) -> GgufData:
+    """The content of a GGUF, whatever its architecture; `files` are its parts, in their order."""
+    first = files[0]
     metadata = {
-        key: Value(value, *file.kinds[key])
-        for key, value in file.metadata.items()
+        key: Value(value, *first.kinds[key])
+        for key, value in first.metadata.items()
         if not key.startswith(_LEFT_OUT) and value != []
     }
 
-    def tensor(name: str) -> FloatTensor:
+    def tensor(file: GgufFile, name: str) -> FloatTensor:
         return FloatTensor(name, file.tensors[name].shape, lambda: file.read_tensor(name))
 
-    return GgufContent(file.architecture, shape, metadata, [tensor(name) for name in file.tensors])
+    tensors = [tensor(file, name) for file in files for name in file.tensors]
+    return GgufData(first.architecture, metadata, tensors)
 
 
 def _describe_shape(shape: DecoderShape, architecture: str, inner: int) -> dict[str, Value]:
@@ -231,7 +241,7 @@ def count_bytes(tensor: FloatTensor, kind: int) -> int:
 
 def write_gguf(
     path: Path,
-    content: GgufContent,
+    content: GgufData,
     types: Mapping[str, int],
     encode: Encoder,
     more: Mapping[str, Value],

@@ -80,7 +80,7 @@ def up(
     port: Annotated[int | None, typer.Option(help="The port to listen on; 0: a free one.")] = None,
     replicas: Annotated[int | None, typer.Option(help="How many copies run.")] = None,
     engine: Annotated[
-        str | None, typer.Option(help="auto, openvino, vllm, remote or echo.")
+        str | None, typer.Option(help="auto, openvino, llamacpp, vllm, remote or echo.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="What clients write in `model`.")] = None,
     price_per_hour: Annotated[

@@ -37,7 +37,7 @@ def run_engines(*, as_json: bool) -> None:
 def run_install(kind: str, *, as_json: bool) -> None:
     """Install what an engine needs, unless it is there."""
     engine, home, machine = find_engine(kind), find_home(), detect_machine()
-    if engine.traits.find_environment is None:
+    if engine.traits.find_environment is None or engine.traits.comes_with_thrifty:
         raise EngineError(f"the engine {kind!r} comes with Thrifty; there is nothing to install")
     lines = engine.capabilities(machine)
     if not any(line.usable for line in lines):
@@ -61,9 +61,9 @@ def _describe(engine: Engine, machine: Machine, home: Home) -> dict[str, Any]:
     traits = engine.traits
     environment = traits.find_environment(home) if traits.find_environment is not None else None
     there = environment.describe() if environment is not None else None
-    state = WITH_THRIFTY
-    if environment is not None:
-        state = INSTALLED if there is not None else NOT_INSTALLED
+    state = INSTALLED if there is not None else NOT_INSTALLED
+    if traits.comes_with_thrifty:
+        state = WITH_THRIFTY
     capabilities = engine.capabilities(machine)
     return {
         "engine": engine.kind,
@@ -83,7 +83,7 @@ def _describe(engine: Engine, machine: Machine, home: Home) -> dict[str, Any]:
 def _say_size(one: dict[str, Any]) -> str:
     if one["size_bytes"] is not None:
         return format_bytes(one["size_bytes"])
-    if one["download_bytes"] is None:
+    if one["state"] != NOT_INSTALLED:
         return ""
     download, disk = format_bytes(one["download_bytes"]), format_bytes(one["installed_bytes"])
     return f"{download} to download, {disk} of disk"

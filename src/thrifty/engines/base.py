@@ -111,6 +111,8 @@ class Traits:
     """The Python package whose version measurements name."""
     find_environment: Callable[[Home], Environment] | None = None
     """Where its packages are, or will be installed; None where they come with Thrifty."""
+    pinned_version: str | None = None
+    """Its version, where it is installed in an environment of its own."""
 
     @property
     def endpoints(self) -> frozenset[Endpoint]:
@@ -120,8 +122,20 @@ class Traits:
             found |= {Endpoint.CHAT, Endpoint.COMPLETIONS}
         return frozenset(found | {Endpoint.TOKENIZE} if self.tokenizes else found)
 
+    @property
+    def comes_with_thrifty(self) -> bool:
+        """Whether its packages are in Thrifty's own environment."""
+        if self.find_environment is None:
+            return True
+        try:
+            return bool(self.package) and package_version(self.package) == self.pinned_version
+        except PackageNotFoundError:
+            return False
+
     def find_version(self) -> str:
-        """The installed version of `package`, or an empty string."""
+        """The version of `package` that it uses, or an empty string."""
+        if self.pinned_version is not None:
+            return self.pinned_version
         try:
             return package_version(self.package) if self.package else ""
         except PackageNotFoundError:

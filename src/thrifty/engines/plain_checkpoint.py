@@ -6,8 +6,8 @@ import shutil
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
 from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
-from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.errors import FormatRefused
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 

@@ -12,6 +12,7 @@ from thrifty.types import Family
 _ENGINES = {
     "openvino": "thrifty.engines.openvino.adapter:OpenVinoEngine",
     "vllm": "thrifty.engines.vllm.adapter:VllmEngine",
+    "llamacpp": "thrifty.engines.llamacpp.adapter:LlamaCppEngine",
     "remote": "thrifty.engines.remote:RemoteEngine",
     "echo": "thrifty.engines.echo.adapter:EchoEngine",
 }

@@ -46,7 +46,9 @@ class EngineSpec(Section):
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    kind: str = Field("auto", description="`auto`, `openvino`, `vllm`, `remote` or `echo`.")
+    kind: str = Field(
+        "auto", description="`auto`, `openvino`, `llamacpp`, `vllm`, `remote` or `echo`."
+    )
 
     @property
     def options(self) -> dict[str, Any]:

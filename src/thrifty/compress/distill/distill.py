@@ -32,6 +32,7 @@ from thrifty.artifacts.checkpoint import (
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.artifacts.write_encoder import write_encoder
 from thrifty.compress.distill.answers import RemoteTeacher
@@ -46,7 +47,6 @@ from thrifty.compress.distill.training_inputs import (
 from thrifty.compress.mix import Mix, Text, as_mix
 from thrifty.compress.overlap import check_no_overlap
 from thrifty.engines.machine import available_memory_bytes
-from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import CompressionError
 from thrifty.evaluate.answers import ServeModel

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DecoderCheckpoint, FloatArray, load_decoder
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.calibration import collect_inputs, count_tokens
 from thrifty.compress.divergence_evaluator import DivergenceEvaluator
@@ -27,7 +28,7 @@ from thrifty.compress.prune.pruner import (
 from thrifty.compress.prune.report import PruningCandidate, PruningReport
 from thrifty.compress.prune.request import PruningRequest, find_pruned, register
 from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
-from thrifty.engines.openvino.prepare import prepare_model, write_tokenizer
+from thrifty.engines.openvino.prepare import prepare_model
 from thrifty.errors import CompressionError
 from thrifty.evaluate.windows import TokenArray
 from thrifty.text.tokenizer import TextTokenizer

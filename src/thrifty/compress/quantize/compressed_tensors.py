@@ -22,11 +22,11 @@ from typing import Any
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
 from thrifty.artifacts.inspect import read_json
 from thrifty.artifacts.settings import read_integer
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.compress.mix import Text, as_mix, read_tokens
 from thrifty.compress.overlap import check_no_overlap
 from thrifty.compress.quantize import llm_compressor_worker
 from thrifty.engines.environments import EnginePackages, Environment
-from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import ArtifactError, CompressionError
 from thrifty.home import Home
@@ -69,8 +69,8 @@ def find_environment(home: Home) -> Environment:
         name="llmcompressor",
         requirements=_REQUIREMENTS.read_text(encoding="utf-8"),
         imports="llmcompressor",
-        download_bytes=450_000_000,
-        installed_bytes=1_800_000_000,
+        download_bytes=350_000_000,
+        installed_bytes=1_200_000_000,
         complete=True,
         further_index="https://download.pytorch.org/whl/cpu",
     )

@@ -24,10 +24,12 @@ from thrifty.artifacts.checkpoint import LAYER_MATRICES, load_decoder, name_in_g
 from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.gguf_vocabulary import check_same_tokens, read_tokenizer
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_gguf import (
     STRING,
     U32,
     GgufContent,
+    GgufData,
     Value,
     count_bytes,
     encode_floats,
@@ -39,7 +41,6 @@ from thrifty.compress.mix import Text, as_mix, read_tokens
 from thrifty.compress.overlap import check_no_overlap
 from thrifty.compress.quantize.ggml import PACKAGE, Ggml, find_library
 from thrifty.compress.quantize.gguf_types import PLAIN, SCHEMES, Scheme, choose_types
-from thrifty.engines.openvino.prepare import write_tokenizer
 from thrifty.errors import ArtifactError, CompressionError, FormatRefused, IntegrityError
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
@@ -272,7 +273,7 @@ def _choose_encoder(
 
 def _check_vocabulary(source: Path, path: Path, content: GgufContent) -> None:
     """Find out whether GGUF can keep the tokenizer before hours of work."""
-    bare = GgufContent(content.architecture, content.shape, content.metadata)
+    bare = GgufData(content.architecture, content.metadata, [])
     write_gguf(path, bare, {}, encode_floats, {})
     check_same_tokens(path, _read_source_tokenizer(source))
     path.unlink()

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import openvino as ov
 
+from thrifty.engines.known_answers import KnownToken
 from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
 from thrifty.engines.openvino.grammars import Grammars
-from thrifty.engines.openvino.known_answers import KnownToken
 from thrifty.engines.openvino.messages import Add, Step, first_line
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS, PrefixCacheModel
 from thrifty.engines.openvino.worker_settings import Settings

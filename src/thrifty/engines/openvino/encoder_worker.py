@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from thrifty.engines.openvino.known_answers import KnownEmbedding
+from thrifty.engines.known_answers import KnownEmbedding
 from thrifty.engines.openvino.messages import Embed, Embedded
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.graphs.arithmetic import limit_properties

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from thrifty.engines.openvino.known_answers import (
+from thrifty.engines.known_answers import (
     MOST_TOKENS,
     TEXTS,
     TOP,

@@ -19,11 +19,6 @@ from openvino.preprocess import PrePostProcessor
 from tokenizers import Tokenizer
 
 from thrifty.artifacts import Artifact, Lineage, NamedVersion, Parent, Store
-from thrifty.artifacts.chat_templates import (
-    read_chat_templates,
-    read_gguf_templates,
-    write_chat_templates,
-)
 from thrifty.artifacts.checkpoint import (
     DecoderCheckpoint,
     DecoderShape,
@@ -32,9 +27,8 @@ from thrifty.artifacts.checkpoint import (
     load_encoder,
 )
 from thrifty.artifacts.embedding_sizes import read_smaller_sizes
-from thrifty.artifacts.gguf_file import GgufFile
-from thrifty.artifacts.gguf_tokenizer import build_tokenizer
 from thrifty.artifacts.inspect import OPENVINO_NOTE
+from thrifty.artifacts.tokenizer_files import copy_tokenizer_files, write_tokenizer
 from thrifty.engines.openvino.make_known_answers import make_known_answers
 from thrifty.engines.openvino.processor import SCHEMES
 from thrifty.errors import ArtifactError, FormatRefused
@@ -43,13 +37,10 @@ from thrifty.graphs.encoder import build_encoder
 from thrifty.graphs.weights import Weights, choose_activation_group
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.text.vocabulary import read_vocabulary
-from thrifty.types import Family, Format, OnProgress
+from thrifty.types import Family, OnProgress
 
 RECIPE_VERSION = 5
 """Raised when the result changes, so that models are prepared again."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "generation_config.json")  # fmt: skip
 
 
 def make_recipe(scheme: str) -> dict[str, Any]:
@@ -145,7 +136,7 @@ def _write_encoder(
 ) -> None:
     if not (source / "tokenizer.json").exists():
         raise FormatRefused("the checkpoint has no tokenizer.json; save its fast tokenizer with it")
-    _copy_tokenizer_files(source, target)
+    copy_tokenizer_files(source, target)
     checkpoint = load_encoder(source)
     model = build_encoder(checkpoint, scheme, on_progress)
     ov.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
@@ -171,39 +162,6 @@ def kv_bytes_per_token(shape: DecoderShape, precision: str = "u8") -> int:
     else:
         per_head = 2 * 2 * shape.head_dim
     return round(shape.layers * shape.kv_heads * per_head)
-
-
-def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer:
-    """Write a checkpoint's tokenizer into `target`, as the tokenizers library and transformers read
-    it. Raises `FormatRefused` where there is none.
-    """
-    if artifact.description.format is Format.GGUF:
-        file = GgufFile(next(iter(sorted(source.glob("*.gguf")))))
-        tokenizer = build_tokenizer(file)
-        tokenizer.save(str(target / "tokenizer.json"))
-        write_chat_templates(target, read_gguf_templates(file.metadata, file.path))
-        tokens = file.metadata["tokenizer.ggml.tokens"]
-        special = {
-            name: tokens[file.metadata[f"tokenizer.ggml.{key}_token_id"]]
-            for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"))
-            if f"tokenizer.ggml.{key}_token_id" in file.metadata
-        }
-        _write_json(target / "tokenizer_config.json", special)
-        return tokenizer
-    if not (source / "tokenizer.json").exists():
-        raise FormatRefused(
-            "the checkpoint has no tokenizer.json; save its fast tokenizer with it "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
-        )
-    _copy_tokenizer_files(source, target)
-    return Tokenizer.from_file(str(target / "tokenizer.json"))
-
-
-def _copy_tokenizer_files(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
-    write_chat_templates(target, read_chat_templates(source))
 
 
 def _find_ends(shape: DecoderShape, tokenizer: Tokenizer, target: Path) -> tuple[int, ...]:

@@ -23,16 +23,16 @@ from typing import NoReturn
 
 import msgspec
 
-from thrifty.engines.openvino.channel import Channel
-from thrifty.engines.openvino.decoder_worker import DecoderWorker
-from thrifty.engines.openvino.encoder_worker import EncoderWorker
-from thrifty.engines.openvino.exact_sums import find_saturation
-from thrifty.engines.openvino.known_answers import (
+from thrifty.engines.known_answers import (
     KnownAnswers,
     judge_embeddings,
     judge_tokens,
     read_known_answers,
 )
+from thrifty.engines.openvino.channel import Channel
+from thrifty.engines.openvino.decoder_worker import DecoderWorker
+from thrifty.engines.openvino.encoder_worker import EncoderWorker
+from thrifty.engines.openvino.exact_sums import find_saturation
 from thrifty.engines.openvino.messages import (
     Add,
     Cancel,

@@ -89,6 +89,8 @@ class VllmEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        package="vllm",
+        pinned_version=read_known()["version"],
         find_environment=find_environment,
     )
 

@@ -1,0 +1,64 @@
+"""A model's tokenizer as the files that the tokenizers library and transformers read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from thrifty.artifacts.artifact import Artifact
+from thrifty.artifacts.chat_templates import (
+    read_chat_templates,
+    read_gguf_templates,
+    write_chat_templates,
+)
+from thrifty.artifacts.gguf_file import GgufFile
+from thrifty.artifacts.gguf_tokenizer import build_tokenizer
+from thrifty.errors import FormatRefused
+from thrifty.types import Format
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+)  # fmt: skip
+
+
+def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer:
+    """Write a checkpoint's tokenizer into `target`, as the tokenizers library and transformers read
+    it. Raises `FormatRefused` where there is none.
+    """
+    if artifact.description.format is Format.GGUF:
+        file = GgufFile(next(iter(sorted(source.glob("*.gguf")))))
+        tokenizer = build_tokenizer(file)
+        write_gguf_tokenizer(file, tokenizer, target)
+        return tokenizer
+    if not (source / "tokenizer.json").exists():
+        raise FormatRefused(
+            "the checkpoint has no tokenizer.json; save its fast tokenizer with it "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...))"
+        )
+    copy_tokenizer_files(source, target)
+    return Tokenizer.from_file(str(target / "tokenizer.json"))
+
+
+def write_gguf_tokenizer(file: GgufFile, tokenizer: Tokenizer, target: Path) -> None:
+    """Write the `tokenizer` of a GGUF into `target`, with its chat templates and special tokens."""
+    tokenizer.save(str(target / "tokenizer.json"))
+    write_chat_templates(target, read_gguf_templates(file.metadata, file.path))
+    tokens = file.metadata["tokenizer.ggml.tokens"]
+    special = {
+        name: tokens[file.metadata[f"tokenizer.ggml.{key}_token_id"]]
+        for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"))
+        if f"tokenizer.ggml.{key}_token_id" in file.metadata
+    }
+    text = json.dumps(special, indent=1) + "\n"
+    (target / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """Copy what a checkpoint has of a tokenizer, its chat templates included."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+    write_chat_templates(target, read_chat_templates(source))
