@@ -125,10 +125,10 @@ class Traits:
     @property
     def comes_with_thrifty(self) -> bool:
         """Whether its packages are in Thrifty's own environment."""
-        if self.find_environment is None:
-            return True
+        if self.find_environment is None or self.package is None:
+            return self.find_environment is None
         try:
-            return bool(self.package) and package_version(self.package) == self.pinned_version
+            return package_version(self.package) == self.pinned_version
         except PackageNotFoundError:
             return False
 

@@ -138,7 +138,7 @@ def quantize_compressed_tensors(
             "model": str(source), "out": str(target), "scheme": form.name, "group": group,
             "windows": windows,
         }  # fmt: skip
-        versions = _run_worker(environment.python, settings, on_progress)
+        versions = run_worker(environment.python, settings, on_progress)
         try:
             write_tokenizer(source, target, plain)
         except OSError as error:
@@ -186,7 +186,7 @@ def choose_group(folder: Path) -> int:
     )
 
 
-def _run_worker(python: Path, settings: dict[str, Any], on_progress: OnProgress) -> dict[str, str]:
+def run_worker(python: Path, settings: dict[str, Any], on_progress: OnProgress) -> dict[str, str]:
     """Have the worker make the model; returns the versions that made it. Raises
     `CompressionError`.
     """
