@@ -57,9 +57,9 @@ test: $(DEV) ## The whole suite
 	$(MAKE) --no-print-directory test-isa
 
 .PHONY: test-vllm
-test-vllm: $(DEV) ## The tests that need vLLM; installs it below .make (3 GB)
+test-vllm: $(DEV) ## The tests that need vLLM and llm-compressor; installs both below .make (4.5 GB)
 	THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/thrifty engines install vllm
-	THRIFTY_TEST_VLLM=$$(THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/python -m tests.engines.vllm.installed) \
+	THRIFTY_TEST_LLM_COMPRESSOR=$(CURDIR)/.make/vllm THRIFTY_TEST_VLLM=$$(THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/python -m tests.engines.vllm.installed) \
 	  $(BIN)/python -m pytest -q -n 0 -m vllm tests/engines tests/compress
 
 .PHONY: vllm-parser

@@ -71,6 +71,6 @@ def test_an_engine_is_installed_and_then_listed(
     assert made["state"] == "installed"
     assert Path(made["python"]).exists()
     assert made["size_bytes"] > 0
-    assert "1 kB to download" in shown.err
+    assert "1.0 kB to download" in shown.err
     command.run_install("vllm", as_json=False)
     assert "1 packages" in capsys.readouterr().out
