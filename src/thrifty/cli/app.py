@@ -37,6 +37,10 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
 data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+engines_app = typer.Typer(
+    help="The engines: what is installed, and what each can do here.", invoke_without_command=True
+)
+app.add_typer(engines_app, name="engines")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
@@ -80,7 +84,9 @@ def up(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on; 0: a free one.")] = None,
     replicas: Annotated[int | None, typer.Option(help="How many copies run.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino, llamacpp, remote or echo.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, openvino, llamacpp, vllm, remote or echo.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients write in `model`.")] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(help="What this machine costs an hour.")
@@ -262,6 +268,27 @@ def doctor(
     from thrifty.cli.doctor import run_doctor
 
     run_doctor(measure=measure, model=model, again=again, as_json=as_json)
+
+
+@engines_app.callback()
+def engines(context: typer.Context, as_json: Json = False) -> None:
+    """List the engines: what is installed of each, and what it can do here."""
+    if context.invoked_subcommand is None:
+        from thrifty.cli.engines import run_engines
+
+        run_engines(as_json=as_json)
+
+
+@engines_app.command("install")
+def engines_install(
+    name: Annotated[str, typer.Argument(help="The engine's name.")], as_json: Json = False
+) -> None:
+    """Install what an engine needs, in an environment of its own. An interrupted installation is
+    resumed.
+    """
+    from thrifty.cli.engines import run_install
+
+    run_install(name, as_json=as_json)
 
 
 @app.command()
