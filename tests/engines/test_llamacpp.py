@@ -156,7 +156,9 @@ class TestPrepare:
         self, store: Store, tmp_path: Path
     ) -> None:
         path = write(tmp_path / "m.gguf", leave_out=("attention.head_count",))
-        with pytest.raises(EngineError, match=r"cannot load the model: .*blk\.0\.attn_q\.weight.*Fetch it"):
+        with pytest.raises(
+            EngineError, match=r"cannot load the model: .*blk\.0\.attn_q\.weight.*Fetch it"
+        ):
             prepare(store, path)
 
     def test_unknown_pre_tokenizer_is_one_of_the_known_or_refused(
