@@ -56,6 +56,19 @@ test: $(DEV) ## The whole suite
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "service or engine or peer"
 	$(MAKE) --no-print-directory test-isa
 
+.PHONY: test-vllm
+test-vllm: $(DEV) ## The tests that need vLLM and llm-compressor; installs both below .make (4.5 GB)
+	THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/thrifty engines install vllm
+	THRIFTY_TEST_LLM_COMPRESSOR=$(CURDIR)/.make/vllm THRIFTY_TEST_VLLM=$$(THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/python -m tests.engines.vllm.installed) \
+	  $(BIN)/python -m pytest -q -n 0 -m vllm tests/engines tests/compress
+
+.PHONY: vllm-parser
+vllm-parser: $(DEV) ## Write anew what the parser of the pinned vLLM takes (installs vLLM below .make)
+	THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/thrifty engines install vllm
+	$$(THRIFTY_HOME=$(CURDIR)/.make/vllm $(BIN)/python -m tests.engines.vllm.installed) \
+	  src/thrifty/engines/vllm/describe_parser.py > .make/parser.json
+	mv .make/parser.json src/thrifty/engines/vllm/parser.json
+
 .PHONY: test-isa
 test-isa: $(DEV) ## The numeric tests as on older processors (AVX2, AVX-512 without VNNI)
 	$(BIN)/python -m tests.run_isa_levels

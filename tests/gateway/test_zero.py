@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import openai
+from tests.batches.talk import Talk, make_line
 from tests.gateway.test_versions import two_versions
 from tests.parts import (
     GatewayUnderTest,
@@ -17,6 +18,7 @@ from tests.parts import (
     running_gateway,
     until,
 )
+from thrifty.batches.settings import BatchSettings
 from thrifty.db.fleet import DeploymentRow, save_deployment
 from thrifty.gateway.state.version import Version
 from thrifty.http.client import parse_origin
@@ -214,3 +216,18 @@ async def test_a_drain_refuses_what_is_still_held_and_cuts_nothing(tmp_path: Pat
         reply = await waiting
         assert (reply.status, reply.error["code"]) == (503, "stopping")
         assert reply.headers[b"retry-after"] == b"5"
+
+
+async def test_one_line_of_a_batch_wakes_and_the_others_follow(tmp_path: Path) -> None:
+    async with (
+        running_echo() as url,
+        running_gateway(tmp_path, [], deployment=asleep(), batches=BatchSettings()) as gateway,
+    ):
+        woken = watch_wakes(gateway)
+        talk = Talk(gateway)
+        batch = await talk.create([make_line(f"c{i}", f"line {i}") for i in range(5)])
+        await held(gateway, 1)
+        assert woken == ["echo@v1"]
+        await gateway.set_replicas([replica_row(0, url)])
+        ended = await talk.wait(batch["id"])
+        assert ended["request_counts"] == {"total": 5, "completed": 5, "failed": 0}

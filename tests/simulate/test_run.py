@@ -9,11 +9,11 @@ import pytest
 
 from tests.parts import run_thrifty, running_echo
 from tests.simulate.test_world import ENGINE, make_requests
-from thrifty.bench.client import Target
+from thrifty.bench.client import RequestResult, Target
 from thrifty.errors import SimulationError
 from thrifty.http.client import parse_origin
 from thrifty.simulate.from_spec import find_setup
-from thrifty.simulate.measure import measure_rates
+from thrifty.simulate.measure import measure_rates, split_tpot
 from thrifty.simulate.plot import plot_simulation
 from thrifty.simulate.rates import (
     ReplicaRates,
@@ -56,13 +56,13 @@ def make_request(folder: Path, *policies: str, **changes: object) -> SimulateReq
 def test_the_command_answers_in_json_alone(tmp_path: Path) -> None:
     spec = tmp_path / "spec.yaml"
     spec.write_text(SPEC)
-    trace = write_trace(tmp_path)
+    trace = write_trace(tmp_path, 200)
     report, png = tmp_path / "out" / "report.html", tmp_path / "out" / "course.png"
     arguments = [
         "simulate", str(spec), "--trace", str(trace), "--report", str(report), "--png", str(png),
         "--json",
     ]  # fmt: skip
-    result = run_thrifty(tmp_path / "home", *arguments)
+    result = run_thrifty(tmp_path / "home", *arguments, timeout_s=600)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert list(found["policies"]) == [
@@ -72,22 +72,19 @@ def test_the_command_answers_in_json_alone(tmp_path: Path) -> None:
         assert {
             "slo_attainment", "replica_hours", "cost", "ttft_p95_s", "changes_of_direction_per_hour"
         } <= policy.keys()  # fmt: skip
-        assert policy["answered"] + policy["refused"] == policy["requests"] == 400
+        assert policy["answered"] + policy["refused"] == policy["requests"] == 200
         assert policy["cost"] == pytest.approx(2 * policy["replica_hours"])
     (sizing,) = found["sizing"]
     assert 1 <= sizing["fixed"]["replicas"] <= 6
     assert sizing["fixed"]["slo_attainment"] >= 0.95
     assert sizing["autoscaled"]["most"] <= 6
     assert found["trace"]["skipped_rows"] == 1
-    assert "line 401" in found["trace"]["skipped"][0]
+    assert "line 201" in found["trace"]["skipped"][0]
     assert found["objective"] == {"ttft_p95_s": 0.5, "tpot_p95_s": 0.05}
     assert png.read_bytes().startswith(b"\x89PNG")
     page = report.read_text()
     assert page.count("<svg") == 4
     assert "http" not in page
-    # The same again, without progress on stdout.
-    again = run_thrifty(tmp_path / "home", *arguments)
-    assert json.loads(again.stdout) == found
 
 
 @pytest.mark.parametrize(
@@ -133,14 +130,14 @@ def test_an_engine_without_known_speed_says_how_to_measure_it(tmp_path: Path) ->
 def test_kinds_of_replicas_are_sized_side_by_side(tmp_path: Path) -> None:
     from msgspec.structs import replace
 
-    slow = replace(ENGINE, name="slow", prefill_s=0.002, price_per_hour=0.5)
+    slow = replace(ENGINE, name="slow", prefill_s=0.02, price_per_hour=0.5)
     request = make_request(tmp_path, "fixed_least")
     setups = [*request.setups, *(Setup(slow, s.objective, s.bounds) for s in request.setups)]
     found = run_simulation(SimulateRequest(request.trace, request.options, setups, ["fixed_least"]))
     fast, other = found.sizings
     assert fast.fixed is not None
     assert fast.capacity is not None
-    # A prompt of 600 tokens takes 1.2 s there, so no number of them is enough.
+    # A prompt of 300 tokens takes 6 s there, so no number of them is enough.
     assert (other.fixed, other.capacity) == (None, None)
     assert "no number of replicas" in make_report(found)
 
@@ -174,12 +171,24 @@ async def test_rates_of_a_live_replica_are_measured(tmp_path: Path) -> None:
         rates = await measure_rates(
             target, "small", slots=4, streams=(1, 4, 32), seconds=0.6, price_per_hour=1.0
         )
-    assert sorted(rates.tpot_s) == [1, 4]
+    # At four streams, three or four answers are generated at any time.
+    assert min(rates.tpot_s) == 1
+    assert max(rates.tpot_s) in (3, 4)
     # A busy machine makes it slower, never faster.
     assert rates.tpot_s[1] >= 0.004
     assert rates.fixed_s + 100 * rates.prefill_s >= 0.03
     save_rates(rates, tmp_path / "rates.json")
     assert load_rates(tmp_path / "rates.json") == rates
+
+
+def test_what_prompts_take_is_no_part_of_the_time_for_a_token() -> None:
+    """Four streams; 20 tokens at 10 ms, disturbed by three prompts of 100 tokens at 1 ms."""
+    decode_s = 20 * 0.01 + 3 * 100 * 0.001 * 0.5
+    sample = RequestResult(0.0, chunk_times_s=[decode_s, 2 * decode_s])
+    sample.prompt_tokens, sample.output_tokens = 100, 21
+    together, tpot_s = split_tpot([sample], 4, 0.001)
+    assert together == 2
+    assert tpot_s == pytest.approx(0.01)
 
 
 async def test_a_replica_that_does_not_answer_is_told() -> None:

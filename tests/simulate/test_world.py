@@ -80,7 +80,7 @@ def test_every_request_is_answered_or_refused_once(
 
 def test_the_same_seed_gives_the_same_result() -> None:
     first, again, other = (
-        run(make_requests(800, 40), 8, seed=seed, routing="power_of_two") for seed in (1, 1, 2)
+        run(make_requests(300, 40), 8, seed=seed, routing="power_of_two") for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
@@ -94,15 +94,15 @@ def test_one_replica_with_one_slot_waits_as_an_m_d_1_queue_does() -> None:
 
     def arrivals() -> Iterator[TraceRequest]:
         at_s = 0.0
-        for _ in range(60_000):
+        for _ in range(20_000):
             yield TraceRequest(at_s, 10, 1)
             at_s += rng.expovariate(load / service_s)
 
     found = run(arrivals(), 1, rates, waiting=10**6, wait_timeout_s=1e6)
     expected_s = load * service_s / (2 * (1 - load))
     assert found.refused == 0
-    # The standard error of the mean of 60,000 correlated waits is about 2%.
-    assert found.ttft_mean_s - service_s == pytest.approx(expected_s, rel=0.06)
+    # The standard error of the mean of 20,000 correlated waits is about 4%.
+    assert found.ttft_mean_s - service_s == pytest.approx(expected_s, rel=0.1)
 
 
 def test_times_of_one_request_are_those_of_the_rates() -> None:
@@ -182,7 +182,7 @@ def test_routers_blocks_are_equal_where_prompts_are() -> None:
 
 def test_prefix_routing_finds_what_is_cached() -> None:
     results = {
-        routing: run(make_requests(1500, 30, prompt=900), 4, routing=routing, seed=1)
+        routing: run(make_requests(600, 30, prompt=900), 4, routing=routing, seed=1)
         for routing in ("auto", "round_robin")
     }
     assert results["auto"].cached_share > results["round_robin"].cached_share

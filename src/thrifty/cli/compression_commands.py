@@ -126,7 +126,8 @@ def quantize(
         str,
         typer.Option(
             help="int8; w8a8, somewhat faster under load; w7a8, the same for processors without 8-bit "
-            "dot products; int4; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others."
+            "dot products; int4; as GGUF: q8_0, q6_k, q5_k_m, q4_k_m, f16 and others; for vLLM: "
+            "vllm-w8a8, vllm-w4a16, vllm-fp8."
         ),
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],

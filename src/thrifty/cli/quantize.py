@@ -12,6 +12,8 @@ from thrifty.cli.texts import NONE, find_named
 from thrifty.compress.divergence_evaluator import RecipeResult
 from thrifty.compress.mix import choose_text, find_mix
 from thrifty.compress.overlap import check_apart
+from thrifty.compress.quantize.compressed_tensors import SCHEMES as VLLM_SCHEMES
+from thrifty.compress.quantize.compressed_tensors import quantize_compressed_tensors
 from thrifty.compress.quantize.gguf import quantize_gguf
 from thrifty.compress.quantize.gguf_types import PLAIN
 from thrifty.compress.quantize.gguf_types import SCHEMES as GGUF_SCHEMES
@@ -21,7 +23,7 @@ from thrifty.home import find_home
 from thrifty.types import Family
 from thrifty.units import format_bytes
 
-SCHEMES = ("int8", "w8a8", "w7a8", "int4", *GGUF_SCHEMES)
+SCHEMES = ("int8", "w8a8", "w7a8", "int4", *GGUF_SCHEMES, *VLLM_SCHEMES)
 
 
 def run_quantize(
@@ -44,7 +46,7 @@ def run_quantize(
     store = Store(home.models)
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
-        learns = scheme not in GGUF_SCHEMES or GGUF_SCHEMES[scheme].usual not in PLAIN
+        learns = _learns(scheme)
         if not text and learns and artifact.description.family is Family.DECODER:
             text = choose_text(store, artifact)
         learned = None
@@ -57,6 +59,11 @@ def run_quantize(
             new_version, new_artifact = quantize_gguf(
                 store, version, artifact, scheme, out=out, calibration=learned, held_out=judged,
                 tokens=tokens, on_progress=on_progress,
+            )  # fmt: skip
+        elif scheme in VLLM_SCHEMES:
+            new_version, new_artifact = quantize_compressed_tensors(
+                store, home, version, artifact, scheme, out=out, calibration=learned,
+                held_out=judged, tokens=tokens, on_progress=on_progress,
             )  # fmt: skip
         else:
             new_version, new_artifact, measured = quantize_openvino(
@@ -89,7 +96,14 @@ def run_quantize(
             f"{figures['bits_per_weight']:.2f} bits a weight of the layers' matrices; {types}"
         )
     made = new_artifact.description.weights
-    if scheme not in GGUF_SCHEMES and made != scheme:
+    if scheme not in GGUF_SCHEMES and scheme not in VLLM_SCHEMES and made != scheme:
         err.print(f"made as {made}: this processor would compute {scheme} wrongly")
     err.print(f"{new_version.label}: {format_bytes(new_artifact.size_bytes)}")
     print_line(new_version.label)
+
+
+def _learns(scheme: str) -> bool:
+    """Whether a scheme learns from text."""
+    if scheme in VLLM_SCHEMES:
+        return VLLM_SCHEMES[scheme].learns
+    return scheme not in GGUF_SCHEMES or GGUF_SCHEMES[scheme].usual not in PLAIN

@@ -50,6 +50,7 @@ def check_spec(
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
     _check_tls(loaded)
+    _check_capacity(loaded)
     each = loaded.each()
     for one in each:
         for version in one.versions():
@@ -80,6 +81,17 @@ def _check_tls(loaded: LoadedSpec) -> None:
         ServerTls(Path(tls.cert), Path(tls.key))
     except ThriftyError as error:
         loaded.refuse([Problem("gateway.tls", str(error).removeprefix("gateway.tls: "))])
+
+
+def _check_capacity(loaded: LoadedSpec) -> None:
+    kinds = {one.loaded.spec.engine.kind for part in loaded.each() for one in part.versions()}
+    known = (
+        engine_kinds() if "auto" in kinds else [kind for kind in kinds if kind in engine_kinds()]
+    )
+    uses = any(find_engine(kind).traits.accelerators_option is not None for kind in known)
+    if loaded.spec.capacity.gpus is not None and not uses:
+        message = "bounds accelerators, and no engine of this spec uses any; leave it out"
+        loaded.refuse([Problem("capacity.gpus", message)])
 
 
 def check_keys(gateway: Mapping[str, Any], *, has_keys: bool) -> None:

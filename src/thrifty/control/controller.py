@@ -40,7 +40,7 @@ from thrifty.db.fleet import (
     save_gateway,
 )
 from thrifty.db.keys import list_keys
-from thrifty.db.secrets import read_secret
+from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
 from thrifty.fleet.base import ObservedReplica, ReplicaNames
@@ -58,10 +58,10 @@ from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
-_SECRET = "response_ids"  # noqa: S105
 """The name of the secret that marks response and conversation ids as ours."""
 _POLL_S = 0.05
 _EXTRA_GRACE_S = 5.0
+_ARRIVED = (ReplicaState.READY, ReplicaState.PARKED)
 
 
 class Controller:
@@ -110,7 +110,11 @@ class Controller:
     def count_ready(self) -> tuple[int, int]:
         """How many replicas are ready, and how many should be."""
         staying = [one for one in self.observe() if not one.leaving]
-        return sum(one.state is ReplicaState.READY for one in staying), len(staying)
+        return sum(one.state in _ARRIVED for one in staying), len(staying)
+
+    def is_settled(self) -> bool:
+        """Whether all is as desired, and gateways can read so."""
+        return self._loop.is_settled()
 
     async def open(self) -> None:
         """Take the home and open the database, so that what should run can be written before
@@ -126,7 +130,7 @@ class Controller:
             await self.open()
         state = await asyncio.to_thread(read_fleet, self.database)
         self._old_gateways = await asyncio.to_thread(self._find_old_gateways)
-        self._id_secret = (await asyncio.to_thread(read_secret, self.database, _SECRET)).hex()
+        self._id_secret = (await asyncio.to_thread(read_secret, self.database, ID_SECRET)).hex()
         await self._loop.start(state)
         if self._service is None:
             raise FleetError(

@@ -56,6 +56,7 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "drain_timeout_s": gateway.drain_timeout,
         "record_requests": spec.record.requests,
         "record_prompts": spec.record.prompts,
+        "record_redact": spec.record.redact,
         "record_keep_s": spec.record.keep,
         "record_max_rows": spec.record.max_rows,
         "feedback": {

@@ -15,8 +15,11 @@ import logging
 import math
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import msgspec
 
 from thrifty.control.autoscale.meter import Meter
 from thrifty.control.autoscale.policy import Autoscaler
@@ -82,6 +85,8 @@ class Scaling:
         self._told_s = 0.0
         self._stepped_s = 0.0
         self._woken = asyncio.Event()
+        self._wakes: Counter[Key] = Counter()
+        self._awake: set[Key] = set()
 
     def wake(self) -> None:
         """A gateway says that a request waits at a version without replicas: look at once."""
@@ -148,6 +153,10 @@ class Scaling:
         for decision in decisions:
             if decision.changes:
                 self._changed_s[decision.key] = time.time()
+            # What was decided a moment ago may not be among what is desired yet.
+            if decision.count and not decision.before and decision.key not in self._awake:
+                self._wakes[decision.key] += 1
+        self._awake = {decision.key for decision in decisions if decision.count}
         return decisions
 
     def _observe(
@@ -279,7 +288,8 @@ class Scaling:
         copies = [one for one in self._loop.observe() if not one.leaving]
         for target, decision in zip(targets, decisions, strict=True):
             mine = [c for c in copies if (c.key.deployment, c.key.version) == target.key]
-            rows[target.key] = make_row(target, decision, mine, self._changed_s.get(target.key))
+            row = make_row(target, decision, mine, self._changed_s.get(target.key))
+            rows[target.key] = msgspec.structs.replace(row, wakes=self._wakes[target.key])
         news = {
             key: (row.count, row.ready, row.limit, row.unreachable) for key, row in rows.items()
         }
@@ -366,7 +376,7 @@ def read_direction(database: Database, key: Key) -> tuple[int, float | None]:
             way = (count > before) - (count < before)
             if way > 0 and last < 0:
                 turned_up_at_s = change.at_s
-            last = way or last
+            last = (way if count else 0) if way else last
         before = count
     return last, turned_up_at_s
 

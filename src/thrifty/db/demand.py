@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
@@ -19,10 +20,13 @@ from thrifty.db.tables import demand
 
 KEEP_S = 3600.0
 """Rows of workers that ended without removing theirs are deleted after this long."""
+FRESH_S = 10.0
+"""Older rows are those of workers that are gone."""
 BUCKETS = 40
 SMALLEST_S = 0.001
 PER_DOUBLING = 2
 """Histograms have two buckets for each doubling, the first up to 1 ms, the last without a bound."""
+LARGEST_S = SMALLEST_S * 2.0 ** ((BUCKETS - 1) / PER_DOUBLING)
 
 
 class Figures(msgspec.Struct):
@@ -95,7 +99,9 @@ def find_bucket(seconds: float) -> int:
     """The bucket of a histogram that a time belongs to."""
     if seconds <= SMALLEST_S:
         return 0
-    return min(BUCKETS - 1, math.ceil(PER_DOUBLING * math.log2(seconds / SMALLEST_S)))
+    if seconds >= LARGEST_S:
+        return BUCKETS - 1
+    return math.ceil(PER_DOUBLING * math.log2(seconds / SMALLEST_S))
 
 
 def bucket_limit_s(bucket: int) -> float:
@@ -129,6 +135,20 @@ def remove_demand(database: Database, worker: str) -> None:
     """Delete the rows of a worker that ends. Raises `DatabaseError`."""
     with database.begin() as connection:
         connection.execute(delete(demand).where(demand.c.worker == worker))
+
+
+def read_held(database: Database) -> dict[tuple[str, str], int]:
+    """How many requests wait because no replica is ready, by deployment and label, as workers that
+    still report say. Raises `DatabaseError`.
+    """
+    fresh = demand.c.updated_s > time.time() - FRESH_S
+    query = select(demand.c.deployment, demand.c.version, demand.c.figures).where(fresh)
+    with database.begin() as connection:
+        rows = connection.execute(query).all()
+    held: Counter[tuple[str, str]] = Counter()
+    for deployment, version, figures in rows:
+        held[deployment, version] += _decode(figures).held
+    return dict(held)
 
 
 def read_demand(database: Database) -> list[DemandRow]:

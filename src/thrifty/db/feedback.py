@@ -344,3 +344,81 @@ def _delete_in(
     connection: Connection, table: Table, column: ColumnElement[int], ids: Sequence[int]
 ) -> None:
     connection.execute(delete(table).where(column.in_(ids)))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one piece of feedback says of an answer."""
+
+    id: int
+    kind: str
+    user: str | None
+    value: float | None
+    text: str | None
+    updated_s: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A response with the feedback on it; without an endpoint it is not in the request log."""
+
+    response: int
+    tenant: str
+    judgements: list[Judgement]
+    endpoint: str | None
+    deployment: str | None
+    version: str | None
+    status: int | None
+    error: str | None
+    user: str | None
+    at_s: float | None
+
+
+def read_judged(
+    database: Database,
+    *,
+    tenant: str | None = None,
+    deployment: str | None = None,
+    version: str | None = None,
+    since_s: float | None = None,
+) -> list[Judged]:
+    """The responses with a thumb, a rating, a correction or an event, without texts of requests.
+    Raises `DatabaseError`.
+    """
+    query = (
+        select(
+            feedback, requests.c.endpoint, requests.c.deployment, requests.c.version,
+            requests.c.status, requests.c.error, requests.c.end_user.label("asked_by"),
+            requests.c.at_s.label("answered_s"),
+        )
+        .select_from(feedback.outerjoin(requests, requests.c.id == feedback.c.response))
+        .where(feedback.c.response.is_not(None))
+        .where(
+            feedback.c.kind.in_(("thumbs", "rating", "correction"))
+            | feedback.c.kind.like("event:%")
+        )
+        .order_by(feedback.c.response, feedback.c.id)
+    )  # fmt: skip
+    if tenant is not None:
+        query = query.where(feedback.c.tenant == tenant)
+    if deployment is not None:
+        query = query.where(requests.c.deployment == deployment)
+    if version is not None:
+        query = query.where(requests.c.version == version)
+    if since_s is not None:
+        query = query.where(feedback.c.updated_s >= since_s)
+    found: dict[int, Judged] = {}
+    streamed = query.execution_options(yield_per=1000)
+    with database.begin() as connection, connection.execute(streamed) as rows:
+        for row in rows:
+            judged = found.get(row.response)
+            if judged is None:
+                judged = found[row.response] = Judged(
+                    row.response, row.tenant, [], row.endpoint, row.deployment, row.version,
+                    row.status, row.error, row.asked_by, row.answered_s,
+                )  # fmt: skip
+            said_by = row.end_user if row.end_user is not None else row.asked_by
+            judged.judgements.append(
+                Judgement(row.id, row.kind, said_by, row.value, row.text, row.updated_s)
+            )
+    return list(found.values())

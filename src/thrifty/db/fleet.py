@@ -15,7 +15,7 @@ from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
 from thrifty.db.keys import Key, read_key
 from thrifty.db.sanitize import sanitize_values
-from thrifty.db.scaling import read_start_times
+from thrifty.db.scaling import ScalingRow, read_scaling_rows
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
@@ -158,8 +158,8 @@ class FleetState:
     """The purges in effect, oldest first."""
     messages: dict[tuple[str, str], str] = field(default_factory=dict)
     """Why the controller cannot continue with a version, by deployment and label."""
-    starts: dict[tuple[str, str], float] = field(default_factory=dict)
-    """How long a replica of a version takes to become ready, as learned, by deployment and label."""
+    scaling: dict[tuple[str, str], ScalingRow] = field(default_factory=dict)
+    """What the autoscaler says of a version, by deployment and label."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -290,7 +290,7 @@ def read_fleet(database: Database) -> FleetState:
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
         purges = read_purges(connection)
-        starts = read_start_times(connection)
+        scaling = read_scaling_rows(connection)
     return FleetState(
         change,
         [_read_deployment(row, version_rows) for row in deployment_rows],
@@ -311,7 +311,7 @@ def read_fleet(database: Database) -> FleetState:
             for row in version_rows
             if row["message"] is not None
         },
-        starts,
+        scaling,
     )
 
 

@@ -43,6 +43,8 @@ class ScalingRow(msgspec.Struct, frozen=True):
     arrivals_per_s: float = 0.0
     start_s: float = 0.0
     """How long a replica takes until it is ready."""
+    wakes: int = 0
+    """How often requests have woken it from zero since the controller started."""
     changed_s: float | None = None
     """When the count changed last, in seconds since 1970; None: not since the controller started."""
 
@@ -60,16 +62,14 @@ def save_scaling(database: Database, rows: Mapping[tuple[str, str], ScalingRow])
             connection.execute(insert(scaling).values(sanitize_values(scaling, values)))
 
 
-def read_start_times(connection: Connection) -> dict[tuple[str, str], float]:
-    """How long a replica takes until it is ready, as learned, by deployment and label."""
-    rows = connection.execute(select(scaling.c.figures)).all()
-    found = [msgspec.json.decode(row[0], type=ScalingRow) for row in rows]
-    return {(row.deployment, row.version): row.start_s for row in found}
-
-
 def read_scaling(database: Database) -> dict[tuple[str, str], ScalingRow]:
     """The rows, by deployment and label. Raises `DatabaseError`."""
     with database.begin() as connection:
-        rows = connection.execute(select(scaling.c.figures)).all()
+        return read_scaling_rows(connection)
+
+
+def read_scaling_rows(connection: Connection) -> dict[tuple[str, str], ScalingRow]:
+    """As `read_scaling`, in the caller's transaction."""
+    rows = connection.execute(select(scaling.c.figures)).all()
     found = [msgspec.json.decode(row[0], type=ScalingRow) for row in rows]
     return {(row.deployment, row.version): row for row in found}

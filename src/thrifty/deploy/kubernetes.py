@@ -168,9 +168,8 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
     if "prices" in given:
         made["prices"] = given["prices"]
     if version.external:
-        names = ("model", "engine", "replicas")
-        kept: dict[str, Any] = {key: given[key] for key in names if key in given}
-        return {**made, **kept}
+        names = ["model", "engine", "replicas"]
+        return {**made, **{key: given[key] for key in names if key in given}}
     name = name_version(version)
     made["model"] = version.deployment
     made["engine"] = {

@@ -11,6 +11,11 @@ from thrifty.spec.faults import suggest
 _TARGETS = {
     "kubernetes": "thrifty.deploy.kubernetes",
     "helm": "thrifty.deploy.helm",
+    "kserve": "thrifty.deploy.kserve",
+    "compose": "thrifty.deploy.compose",
+    "knative": "thrifty.deploy.knative",
+    "cloudrun": "thrifty.deploy.cloudrun",
+    "fargate": "thrifty.deploy.fargate",
 }
 """Modules by the target's name, imported when asked for."""
 

@@ -45,8 +45,8 @@ class DeployedVersion:
     def replica_spec(self) -> dict[str, Any]:
         """The spec of one replica of it, without a gateway."""
         given = dump_spec(self.spec)
-        names = ("model", "engine", "compress")
-        kept: dict[str, Any] = {key: given[key] for key in names if key in given}
+        names = ["model", "engine", "compress"]
+        kept = {key: given[key] for key in names if key in given}
         return {"name": self.deployment, **kept}
 
 

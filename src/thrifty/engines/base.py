@@ -18,8 +18,10 @@ import msgspec
 from pydantic import ValidationError
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.engines.environments import Environment
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
+from thrifty.home import Home
 from thrifty.openai.fields import Endpoint, Narrowed
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
@@ -131,6 +133,8 @@ class Traits:
     """Memory of a replica beyond weights and KV cache: libraries and buffers."""
     package: str | None = None
     """The Python package whose version measurements name."""
+    find_environment: Callable[[Home], Environment] | None = None
+    """Where its packages are, or will be installed; None where they come with Thrifty."""
     pinned_version: str | None = None
     """Its version, where it is installed in an environment of its own."""
 
@@ -141,6 +145,16 @@ class Traits:
         if Family.DECODER in self.families:
             found |= {Endpoint.CHAT, Endpoint.COMPLETIONS}
         return frozenset(found | {Endpoint.TOKENIZE} if self.tokenizes else found)
+
+    @property
+    def comes_with_thrifty(self) -> bool:
+        """Whether its packages are in Thrifty's own environment."""
+        if self.find_environment is None or self.package is None:
+            return self.find_environment is None
+        try:
+            return package_version(self.package) == self.pinned_version
+        except PackageNotFoundError:
+            return False
 
     def find_version(self) -> str:
         """The version of `package` that it uses, or an empty string."""

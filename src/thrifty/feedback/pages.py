@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -43,6 +44,8 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
 from thrifty.http.same_origin import SameOrigin
+from thrifty.observe.redact import Redactor
+from thrifty.observe.texts import redact_json
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import (
@@ -91,8 +94,11 @@ class FeedbackPages:
         same_origin: SameOrigin,
         settings: FeedbackSettings,
         keep_s: float,
+        redactor: Redactor | None,
     ) -> None:
-        """`keep_s` is how long responses are remembered; feedback on older ones is refused."""
+        """`keep_s` is how long responses are remembered; feedback on older ones is refused.
+        `redactor` puts pseudonyms into texts before they are stored; None leaves them alone.
+        """
         self._database = database
         self._table = table
         self._reader = reader
@@ -102,6 +108,7 @@ class FeedbackPages:
         self._same_origin = same_origin
         self._settings = settings
         self._keep_s = keep_s
+        self._redactor = redactor
         self._rates = Rates(settings.per_user, settings.per_tenant)
         self._threads = Threads("feedback")
 
@@ -157,7 +164,7 @@ class FeedbackPages:
 
     async def _save(self, feedback: Feedback) -> Saved:
         try:
-            saved: Saved = await self._threads.run(save_feedback, self._database, feedback)
+            saved: Saved = await self._threads.run(self._store, feedback)
         except NameTakenError as error:
             raise WireError(409, f"{error}.", param="id", code="id_taken") from None
         except FeedbackLimitError as error:
@@ -167,6 +174,12 @@ class FeedbackPages:
         except DatabaseError as error:
             raise explain_database(error) from None
         return saved
+
+    def _store(self, feedback: Feedback) -> Saved:
+        """Redact and save; runs on a thread."""
+        if self._redactor is not None:
+            feedback = _redact(feedback, self._redactor)
+        return save_feedback(self._database, feedback)
 
     def _read_token(self, token: bytes) -> TokenHolder:
         holder = self._tokens.read(token)
@@ -273,6 +286,18 @@ class FeedbackPages:
         return describe_feedback(row, history) | {
             "response_id": self._ids.write(row.response, row.tenant) if row.response else None
         }
+
+
+def _redact(feedback: Feedback, redactor: Redactor) -> Feedback:
+    def redact(text: str) -> str:
+        return redactor.redact(text, feedback.tenant)
+
+    items = tuple(
+        item if item.text is None else replace(item, text=redact(item.text))
+        for item in feedback.items
+    )
+    tags = None if feedback.tags is None else redact_json(feedback.tags, redact)
+    return replace(feedback, items=items, tags=tags)
 
 
 def describe_feedback(row: FeedbackRow, history: list[Any]) -> dict[str, Any]:

@@ -554,13 +554,29 @@ class HttpClient:
         parts = urlsplit(url)
         path = _quote(parts.path) + (f"?{_quote(parts.query)}" if parts.query else "")
         origin = parse_origin(f"{parts.scheme}://{parts.netloc}")
+        return await self.fetch_from(
+            origin, method, path or "/", headers=headers, body=body, timeout_s=timeout_s
+        )
+
+    async def fetch_from(
+        self,
+        origin: Origin,
+        method: str,
+        path: str,
+        *,
+        headers: bytes = b"",
+        body: bytes = b"",
+        timeout_s: float = 10.0,
+    ) -> tuple[int, bytes]:
+        """As `fetch`, from a server that is known already."""
+        url = f"{origin.url}{path}"
         answer: Answer | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self.open(
                     origin,
                     method,
-                    path or "/",
+                    path,
                     headers=headers,
                     body=body,
                     connect_timeout_s=timeout_s,

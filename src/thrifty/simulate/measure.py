@@ -7,10 +7,9 @@ About half a minute on a replica that nobody else uses.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 
 from thrifty.bench.client import RequestResult, Target, send_request
 from thrifty.bench.load import LoadPlan, run_load
@@ -64,7 +63,9 @@ async def measure_rates(
     prefill_s, fixed_s = _fit_line(short, long)
     tpot_s: dict[int, float] = {}
     for index, count in enumerate(counts):
-        tpot_s[count] = await _measure_tpot(target, count, seconds, seed + index)
+        samples = await _measure_together(target, count, seconds, seed + index)
+        together, step_s = split_tpot(samples, count, prefill_s if chunk_tokens else 0.0)
+        tpot_s[together] = step_s
         on_progress(Progress("fit", 3 + index, steps, "steps"))
     return check_rates(
         ReplicaRates(
@@ -98,31 +99,35 @@ def _fit_line(short: tuple[float, float], long: tuple[float, float]) -> tuple[fl
     return slope_s, max(0.0, few_s - slope_s * few)
 
 
-async def _measure_tpot(target: Target, streams: int, seconds: float, seed: int) -> float:
-    """The mean time for a further token while so many answers are generated together.
-
-    Requests follow each other, so prompts are computed beside answers. These are short, and what
-    they take is in the mean.
-    """
+async def _measure_together(
+    target: Target, streams: int, seconds: float, seed: int
+) -> list[RequestResult]:
+    """Answers of requests that follow each other in so many streams."""
     workload = Workload(Lengths("fixed", PROMPT, 0), Lengths("fixed", ANSWER, 0), seed=seed)
     plan = LoadPlan(duration_s=seconds, warm_up_s=WARM_UP_S, concurrency=streams)
     result = await run_load(target, workload, plan)
-    good = [
-        sample
-        for sample in result.samples
-        if sample.error is None
-        and sample.output_tokens > 1
-        and sample.started_s >= result.window_start_s
-    ]
+    good = [one for one in result.samples if one.error is None and one.output_tokens > 1]
     if not good:
-        raise SimulationError(
-            f"no answer at {streams} streams came within {seconds:g} s; measure a replica that "
-            "nobody else uses"
-        )
-    times = [sample.tpot_s for sample in good if sample.tpot_s is not None]
-    return max(1e-6, sum(times) / len(times))
+        failed = next((one.error for one in result.samples if one.error), "its answers are empty")
+        raise SimulationError(f"{target.origin.url} does not answer {streams} streams: {failed}")
+    # Without the warm-up, where the replica is fast enough to have answers without it.
+    return [one for one in good if one.started_s >= result.window_start_s] or good
 
 
-def fit_rates(target: Target, name: str, **options: object) -> ReplicaRates:
-    """As `measure_rates`, for callers without an event loop."""
-    return asyncio.run(measure_rates(target, name, **options))  # type: ignore[arg-type]
+def split_tpot(
+    samples: Sequence[RequestResult], streams: int, prefill_s: float
+) -> tuple[int, float]:
+    """How many answers were generated together, and the time for a token of each without what the
+    prompts of the other streams took. `prefill_s` is 0 where prompts do not disturb answers.
+
+    In the time of one request, every other stream has one prompt computed; the part of it that
+    falls into this request's decoding is taken off.
+    """
+    decode_s = fmean(sample.chunk_times_s[-1] - sample.chunk_times_s[0] for sample in samples)
+    tokens = fmean(sample.output_tokens - 1 for sample in samples)
+    share = decode_s / (decode_s + fmean(sample.ttft_s for sample in samples))
+    prompt = fmean(sample.prompt_tokens or PROMPT for sample in samples)
+    disturbed_s = (streams - 1) * prompt * prefill_s * share
+    # However rough the estimate, most of the time was decoding.
+    pure_s = max(decode_s - disturbed_s, decode_s / 2)
+    return max(1, round(streams * share)), max(1e-6, pure_s / tokens)

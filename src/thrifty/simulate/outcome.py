@@ -107,6 +107,11 @@ class Recorder:
         self._open_since_s = began_s
         self._open_s = 0.0
 
+    @property
+    def misses(self) -> int:
+        """Requests that are over and were not within the objective."""
+        return self._answered + self._refused - self._good
+
     def note_arrival(self, trace: TraceRequest, now_s: float) -> None:
         """A request arrived."""
         self._pass(now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -64,7 +65,8 @@ def _try_rate(
             yield sample[number % len(sample)]._replace(at_s=at_s)
             at_s += gap / rate
 
-    one = replace(setup, bounds=Bounds(1, 1), first=1)
+    misses = (1 - ATTAINED) * len(gaps)
+    one = replace(setup, bounds=Bounds(1, 1), first=1, most_misses=misses)
     found = simulate(requests(), one, FixedCount(1), "profile")
     if found.slo_attainment < ATTAINED:
         return None
@@ -84,9 +86,10 @@ def find_count(
     `bounds.high` do not. A few more replicas are assumed never to do worse.
     """
     low, high = max(1, setup.bounds.low), setup.bounds.high
+    misses = (1 - ATTAINED) * expected if expected else math.inf
 
     def run(count: int) -> Outcome:
-        fixed = replace(setup, bounds=Bounds(count, count), first=count)
+        fixed = replace(setup, bounds=Bounds(count, count), first=count, most_misses=misses)
         return simulate(
             make_requests(), fixed, FixedCount(count), f"fixed_{count}",
             expected=expected, on_progress=on_progress,

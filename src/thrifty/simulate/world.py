@@ -72,6 +72,9 @@ class Setup:
     """The length of the pieces of the timeline."""
     idle_after_s: float = IDLE_AFTER_S
     """With a least number of 0: none are wanted after so long without a request."""
+    most_misses: float = math.inf
+    """The simulation ends once more requests than this were not within the objective. Searches use
+    it, which need no more than that."""
 
 
 class _Request:
@@ -180,7 +183,10 @@ class _World:
             _READ: self._read_fleet, _DECIDE: self._decide, _TIMEOUT: self._time_out,
         }  # fmt: skip
         calendar = self._calendar
+        most = self._setup.most_misses
         while calendar and not (self._arrivals_over and not self._open):
+            if self._record.misses > most:
+                break
             self.now_s, _, kind, what = heapq.heappop(calendar)
             actions[kind](what)
             while self.granted:

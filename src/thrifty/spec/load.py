@@ -22,7 +22,7 @@ from thrifty.spec.faults import suggest as suggest
 from thrifty.spec.models import MASK, DeploymentSpec, Spec, VersionSpec, is_secret
 from thrifty.spec.scaling import BOUNDS
 from thrifty.spec.section import SHORTHANDS, expand_shorthand
-from thrifty.spec.yaml_file import read_spec_file
+from thrifty.spec.yaml_file import read_spec_file, read_spec_text
 
 ENVIRONMENT = {
     "THRIFTY_NAME": "name",
@@ -38,6 +38,8 @@ ENVIRONMENT = {
     "THRIFTY_PRICE_PER_HOUR": "price_per_hour",
 }
 """Which variable sets which key."""
+ENVIRONMENT_SPEC = "env:"
+"""What a spec in an environment variable begins with, in place of a path."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def load_spec(
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> LoadedSpec:
-    """Read the spec at `path` (none: all defaults), then apply the environment and `flags`.
+    """Read the spec at `path` (none: all defaults), then apply the environment and `flags`. The path
+    `env:NAME` is the environment variable that holds a spec's text.
 
     `flags` maps key paths such as `gateway.port` to values; `None` means not given. Raises
     `SpecError` with every fault.
@@ -188,7 +191,12 @@ def load_spec(
     data: dict[str, Any] = {}
     lines: dict[str, int] = {}
     problems: list[Problem] = []
-    if path is not None:
+    if path is not None and source.startswith(ENVIRONMENT_SPEC):
+        text = environment.get(source.removeprefix(ENVIRONMENT_SPEC))
+        if text is None:
+            raise SpecError([Problem("", "the environment variable is not set")], source)
+        data, lines, problems = read_spec_text(text, source)
+    elif path is not None:
         data, lines, problems = read_spec_file(Path(path))
     origins = {p: f"{ValueOrigin.FILE.value}, line {n}" for p, n in lines.items()}
     _expand(data, origins)

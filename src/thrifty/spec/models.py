@@ -312,6 +312,11 @@ class RecordSpec(Section):
 
     requests: bool = Field(True, description="Keep a row for each request.")
     prompts: bool = Field(False, description="Keep prompts and answers too. Off unless asked for.")
+    redact: bool = Field(
+        True,
+        description="Put pseudonyms in the place of personal data (mail, phone, cards, IBANs, "
+        "national ids, IP addresses, keys) before texts, tags and feedback are written.",
+    )
     keep: Duration = Field(30 * 86400.0, gt=0, description="Rows older than this are deleted.")
     max_rows: Count = Field(
         10_000_000, ge=1, description="The oldest rows beyond this are deleted."

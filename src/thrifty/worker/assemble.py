@@ -19,6 +19,7 @@ from thrifty.batches.service import Batches, make_batches
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
+from thrifty.db.scaling import read_scaling
 from thrifty.errors import DatabaseError
 from thrifty.feedback.pages import FeedbackPages
 from thrifty.fleet.notices import NoticeLine
@@ -28,10 +29,11 @@ from thrifty.gateway.admission.spend import SpendLedger, SpendSync
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
 from thrifty.gateway.app.demand_report import DemandReport
-from thrifty.gateway.app.endpoints import Answer, Endpoints
+from thrifty.gateway.app.endpoints import Answer, Endpoints, OwnRoute
 from thrifty.gateway.app.gateway import Gateway, Steps
 from thrifty.gateway.app.pages import Pages
 from thrifty.gateway.app.record import Recorder
+from thrifty.gateway.app.request_pages import RequestPages
 from thrifty.gateway.app.shadow import Shadows
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache
@@ -48,6 +50,7 @@ from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.redact import Redactor
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.feedback_tokens import FeedbackTokens
 from thrifty.openai.response_ids import ResponseIds
@@ -126,13 +129,15 @@ async def assemble(
         store = await _open_store(stack, secrets_.redis_url, metrics, settings.redis_timeout_s)
         client = HttpClient()
         secret = secrets_.ids or secrets.token_bytes(32)
+        redactor = Redactor(secret) if settings.record_redact else None
         base = _Base(
             settings=settings,
             metrics=metrics,
             table=table,
             reader=TableReader(database, table),
             store=store,
-            writer=_start_writer(stack, secrets_.database_url, settings, metrics),
+            writer=_start_writer(stack, secrets_.database_url, settings, metrics, redactor),
+            redactor=redactor,
             forwarder=Forwarder(client, table, metrics, capture=settings.record_prompts),
             cache=_make_cache(settings, table, metrics, store),
             ids=await _make_ids(stack, database, secret),
@@ -150,7 +155,10 @@ async def assemble(
             stack.push_async_callback(management.stop)
         cache_pages = CachePages(base.reader, base.cache)
         feedback = _make_feedback(stack, base, secrets_.database_url)
-        endpoints = _make_endpoints(base, gateway, cache_pages, feedback, batches, management)
+        log_pages = RequestPages(_open(stack, secrets_.database_url), base.ids, base.same_origin)
+        stack.callback(log_pages.close)
+        pages = [*cache_pages.routes(), *log_pages.routes(), *feedback.routes()]
+        endpoints = _make_endpoints(base, gateway, pages, batches, management)
         gateway.answer_other = endpoints.answer
         # A worker that shares its port must know the fleet before it takes requests.
         await asyncio.gather(base.reader.start(), spend.start())
@@ -185,6 +193,7 @@ class _Base:
     conversations: Conversations
     same_origin: SameOrigin
     tokens: FeedbackTokens
+    redactor: Redactor | None
 
 
 def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLedger) -> Gateway:
@@ -204,7 +213,9 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
             keep_texts=settings.record_prompts,
         ),
         shortcuts=shortcuts,
-        recorder=Recorder(metrics, base.writer, prompts=settings.record_prompts),
+        recorder=Recorder(
+            metrics, base.writer, prompts=settings.record_prompts, redactor=base.redactor
+        ),
         metrics=metrics,
         limiter=KeyLimiter(metrics, ledger, shared),
         ids=base.ids,
@@ -222,15 +233,17 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
 def _make_endpoints(
     base: _Base,
     gateway: Gateway,
-    cache_pages: CachePages,
-    feedback: FeedbackPages,
+    own_routes: list[OwnRoute],
     batches: Batches | None,
     management: Management | None,
 ) -> Endpoints:
     """Make the table of routes and its dispatcher."""
     describe_log = base.writer.describe if base.writer is not None else _describe_nothing
-    pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
-    routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes(), *feedback.routes()]
+    pages = Pages(
+        base.table, base.metrics, base.cache.memory, describe_log,
+        lambda: read_scaling(base.reader.database).values(),
+    )  # fmt: skip
+    routes = [*gateway.routes(), *pages.routes(), *own_routes]
     if batches is not None:
         routes += batches.pages.routes()
     if management is not None:
@@ -312,6 +325,7 @@ def _make_feedback(
         same_origin=base.same_origin,
         settings=base.settings.feedback,
         keep_s=base.settings.record_keep_s,
+        redactor=base.redactor,
     )
     stack.callback(pages.close)
     return pages
@@ -342,7 +356,11 @@ async def _open_store(
 
 
 def _start_writer(
-    stack: contextlib.AsyncExitStack, url: str, settings: GatewaySettings, metrics: GatewayMetrics
+    stack: contextlib.AsyncExitStack,
+    url: str,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    redactor: Redactor | None,
 ) -> LogWriter | None:
     """Start the request log's writer, if requests are recorded."""
     if not settings.record_requests:
@@ -355,6 +373,7 @@ def _start_writer(
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
         on_rejected=metrics.dropped_rows.labels("bad_row").inc,
         on_state=lambda up: metrics.database_up.set(1 if up else 0),
+        redactor=redactor,
     )
     metrics.watch_log(writer)
     writer.start()

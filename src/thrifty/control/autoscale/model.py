@@ -19,6 +19,8 @@ from thrifty.control.autoscale.types import Prediction
 
 LATE = 0.05
 """The share of requests that may be later than a 95th percentile."""
+LEAST_RATE = 1e-6
+"""Requests a second: no replica is slower, so that nothing is divided by zero."""
 _SQRT_2 = math.sqrt(2.0)
 _SQRT_2_PI = math.sqrt(2.0 * math.pi)
 
@@ -41,7 +43,7 @@ class Fleet:
     @property
     def rate_per_s(self) -> float:
         """How many requests a second one replica answers at most."""
-        return self.places / max(1e-9, self.speed.hold.at(self.places))
+        return max(LEAST_RATE, self.places / max(1e-9, self.speed.hold.at(self.places)))
 
     def predict(self, replicas: int, rate_per_s: float) -> Prediction:
         """What to expect of so many replicas at that rate of arrivals."""

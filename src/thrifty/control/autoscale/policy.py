@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from thrifty.control.autoscale.arrivals import Arrivals
 from thrifty.control.autoscale.fit import Answers, Histogram, SpeedFit
@@ -169,30 +169,27 @@ class _Version:
         demand = seen.demand
         if demand is None or jumped:
             why = "the clock jumped" if jumped else "there are no fresh figures from the gateways"
-            claim = _claim(seen, before, lambda _: 1.0)
+            claim = replace(_claim(seen, before, lambda _: 1.0), fewest=before)
             return _Finding(seen, claim, f"as before: {why}", before, start_s=start_s)
-        if arrived > 0 or demand.waiting or demand.in_flight:
+        is_busy = arrived > 0 or demand.waiting > 0 or demand.in_flight > 0
+        if is_busy:
             self.busy_s = now_s
+        quiet_s = now_s - (self.began_s if self.busy_s is None else self.busy_s)
         fleet = self._make_fleet(seen)
+        goal, unreachable = self._make_goal(seen, fleet)
+        if seen.bounds.fewest == 0 and not is_busy and quiet_s >= seen.bounds.idle_after_s:
+            self.arrivals = Arrivals(self.settings)
+            reason = f"no request for {seen.bounds.idle_after_s:g} s"
+            claim = _claim(seen, 0, lambda _: 0.0)
+            return _Finding(seen, claim, reason, 0, unreachable, fleet, 0.0, start_s)
         rate = self.arrivals.estimate(start_s + self.settings.reaction_s)
         peak = self.arrivals.note_peak(now_s, rate)
-        if not demand.waiting and not demand.in_flight and not self.arrivals.count():
-            count, reason = self._find_idle(seen, before, now_s)
-            claim = _claim(seen, count, lambda _: 0.0)
-            return _Finding(seen, claim, reason, count, None, fleet, 0.0, start_s)
-        goal, unreachable = self._make_goal(seen, fleet)
         up = self._need_up(seen, demand, fleet, goal, rate, start_s)
-        count, reason = before, "enough for the demand"
-        if up > before:
+        count, reason = before, "enough for the demand" if is_busy else "no requests"
+        if up > before and is_busy:
             count, reason = up, self._say_up(demand, fleet, goal, rate, before)
-        elif fleet is not None and up < before and self._may_shrink(seen, now_s):
-            down = self._need_down(seen, fleet, goal, peak)
-            count = max(up, down, math.ceil(before / 2))
-            if count < before:
-                reason = (
-                    f"{count} would have been enough for the last minutes' {peak:.3g} requests/s"
-                )
-            count = min(count, before)
+        elif up < before and self._may_shrink(seen, now_s):
+            count, reason = self._shrink(seen, fleet, goal, peak, up, before, reason)
 
         def missed(replicas: int) -> float:
             if fleet is None:
@@ -203,16 +200,32 @@ class _Version:
         claim = _claim(seen, count, missed)
         return _Finding(seen, claim, reason, count, unreachable, fleet, rate, start_s)
 
-    def _find_idle(self, seen: Observation, before: int, now_s: float) -> tuple[int, str]:
-        """Nothing is asked: never more, and none at all where that is allowed."""
-        bounds = seen.bounds
-        quiet_s = now_s - (self.began_s if self.busy_s is None else self.busy_s)
-        if bounds.fewest == 0 and quiet_s >= bounds.idle_after_s:
-            return 0, f"no request for {bounds.idle_after_s:g} s"
-        smallest = max(1, bounds.fewest)
-        if before > smallest and self._may_shrink(seen, now_s):
-            return max(smallest, math.ceil(before / 2)), "no requests"
-        return before, "no requests"
+    def _shrink(
+        self,
+        seen: Observation,
+        fleet: Fleet | None,
+        goal: Objective,
+        peak: float,
+        up: int,
+        before: int,
+        reason: str,
+    ) -> tuple[int, str]:
+        """The smaller number that is enough, and why; `before` where there is none."""
+        if fleet is not None:
+            enough = self._search(
+                seen, fleet, goal, peak, self.settings.down_margin, self.settings.down_utilisation
+            )
+        elif peak > 0.0:
+            # Requests come, and how fast they are answered is not known.
+            return before, reason
+        else:
+            enough = 1
+        count = max(up, enough, 1, seen.bounds.fewest, math.ceil(before / 2))
+        if count >= before:
+            return before, reason
+        minutes = self.settings.down_window_s / 60.0
+        why = f"enough for the most of the last {minutes:g} minutes, {peak:.3g} requests/s"
+        return count, why
 
     def _may_shrink(self, seen: Observation, now_s: float) -> bool:
         """Whether enough is known, and nothing has changed too lately, to become smaller."""
@@ -262,7 +275,7 @@ class _Version:
         """How many replicas the demand needs once a new one would be ready; at least one."""
         if fleet is None:
             places = seen.slots or seen.concurrency
-            return max(1, math.ceil((demand.in_flight + demand.waiting) / places))
+            return max(1, math.ceil((demand.in_flight + demand.waiting) / max(1, places)))
         # What the replicas that run or start will have cleared by then needs no others.
         supply = max(1, seen.ready + seen.starting)
         ahead_s = start_s + self.settings.reaction_s
@@ -272,11 +285,6 @@ class _Version:
             for_backlog = math.ceil((rate + backlog / clear_s) / fleet.rate_per_s)
             return max(for_backlog, self._search(seen, fleet, goal, rate))
         return self._search(seen, fleet, goal, rate)
-
-    def _need_down(self, seen: Observation, fleet: Fleet, goal: Objective, peak: float) -> int:
-        """How many would have been enough at the busiest moment lately, with a margin."""
-        margin, most = self.settings.down_margin, self.settings.down_utilisation
-        return self._search(seen, fleet, goal, peak, margin, most)
 
     def _search(
         self,
@@ -354,7 +362,7 @@ class _Version:
             limit = "max"
             reason = f"{needed} needed, and at most {count} may run; {reason}"
         if count != seen.count:
-            self._note_move(1 if count > seen.count else -1, now_s)
+            self._note_move(seen.count, count, now_s)
         prediction = None
         if finding.fleet is not None:
             prediction = finding.fleet.predict(count, finding.rate_per_s)
@@ -363,12 +371,17 @@ class _Version:
             self.ttft_times.quantile_s(), finding.rate_per_s, finding.start_s,
         )  # fmt: skip
 
-    def _note_move(self, way: int, now_s: float) -> None:
-        if way < 0:
+    def _note_move(self, before: int, count: int, now_s: float) -> None:
+        """Note which way the number goes. From and to 0 it goes by requests alone, as the spec says:
+        a wake is no turn.
+        """
+        if count < before:
             self.shrunk_s = now_s
-        elif self.direction.last < 0:
+            self.direction.last = -1 if count else 0
+            return
+        if self.direction.last < 0:
             self.direction.turned_up_s = now_s
-        self.direction.last = way
+        self.direction.last = 1
 
 
 def _claim(seen: Observation, needed: int, missed: Callable[[int], float]) -> Claim:

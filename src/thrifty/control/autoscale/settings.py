@@ -53,9 +53,9 @@ class Settings:
     """Before so many answers, a replica's speed is not known and slots alone decide."""
     forget_answers: float = 400.0
     """What is learned of speeds forgets: so many later answers halve an answer's weight."""
-    prior_slope: float = 0.5
-    """Before different loads were seen, how a replica is taken to slow down: 0 not at all, 1 so that
-    more requests at once give no more tokens."""
+    prior_slope: float = 0.25
+    """Before different loads were seen, by which share of its unloaded time each further request is
+    taken to slow a replica down: 8 at once then give 2.7 times the tokens of one, as on processors."""
     prior_weight: float = 4.0
     """How many answers, at loads that differ by one request, that assumption weighs."""
     unreachable_margin: float = 1.25

@@ -18,6 +18,9 @@ from thrifty.control.autoscale.types import Key, Resources
 KEEP_BONUS = 2.0
 """A replica that runs is worth so much more than the same one elsewhere that has to start first:
 versions that need about the same do not take turns."""
+PARTS = 4
+"""A version gets a part of what it misses at a time, at least one replica: with a thousand replicas
+one at a time would take too long."""
 _NAMES = tuple(field.name for field in fields(Resources))
 _SHOWN = {"cpus": "cores", "gpus": "accelerators", "memory_bytes": "memory", "per_hour": "cost"}
 
@@ -62,12 +65,14 @@ def share_out(claims: Sequence[Claim], capacity: Resources) -> dict[Key, tuple[i
     while queue:
         index = heapq.heappop(queue)[2]
         claim = claims[index]
-        short = _find_short(free, claim.need)
-        if short is not None:
+        fit, short = _count_fitting(free, claim.need)
+        if fit < 1:
             limits[claim.key] = short
             continue
-        _take(free, claim.need, 1)
-        counts[claim.key] += 1
+        missing = claim.wanted - counts[claim.key]
+        count = min(fit, max(1, missing // PARTS))
+        _take(free, claim.need, count)
+        counts[claim.key] += count
         push(index)
     return {key: (count, limits[key]) for key, count in counts.items()}
 
@@ -93,13 +98,16 @@ def _wants(claim: Claim, name: str) -> bool:
     return claim.wanted > claim.fewest and getattr(claim.need, name) > 0
 
 
-def _find_short(free: dict[str, float], need: Resources) -> str | None:
-    """The resource that there is not enough of for one replica."""
+def _count_fitting(free: dict[str, float], need: Resources) -> tuple[int, str | None]:
+    """For how many replicas there is room, and which resource they take up first."""
+    fit, short = 1 << 30, None
     for name in _NAMES:
         one = getattr(need, name)
-        if one and one > free[name] + 1e-9:
-            return _SHOWN[name]
-    return None
+        if one and free[name] < math.inf:
+            room = max(0, math.floor(free[name] / one + 1e-9))
+            if room < fit:
+                fit, short = room, _SHOWN[name]
+    return fit, short
 
 
 def _weigh(need: Resources, total: dict[str, float]) -> float:

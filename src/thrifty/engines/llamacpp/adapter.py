@@ -99,6 +99,7 @@ class LlamaCppEngine:
         accepts_response_id=True,
         package=packages.PACKAGE,
         pinned_version=packages.VERSION,
+        find_environment=packages.find_environment,
     )
 
     def find_features(self, machine: Machine) -> frozenset[str]:

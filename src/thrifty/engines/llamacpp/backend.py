@@ -272,6 +272,7 @@ class LlamaCppBackend:
         sampling = job.sampling
         body = make_body(
             [*job.prompt, *job.generated], sampling, count=until - done,
+            context=self._settings.context,
             prefix_cache=self._settings.prefix_cache, banned=banned or (), ignore_eos=ignore_eos,
         )  # fmt: skip
         body["seed"] = (sampling.seed + done) % _SEEDS

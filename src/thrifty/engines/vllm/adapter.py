@@ -100,6 +100,9 @@ class VllmEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        package="vllm",
+        pinned_version=read_known()["version"],
+        find_environment=find_environment,
     )
 
     def find_features(self, machine: Machine) -> frozenset[str]:
@@ -255,6 +258,7 @@ class VllmEngine:
             ),
             eos_token_ids=read_ends(folder),
             adapter=options.lora is not None,
+            sleeps=options.sleep,
         )
         given = {
             "name": served.name,

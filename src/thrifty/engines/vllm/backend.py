@@ -48,6 +48,8 @@ POLL_S = 0.25
 FIGURES_INTERVAL_S = 1.0
 """How often its figures are read while it works. Reading them takes it some milliseconds."""
 SMALL_TIMEOUT_S = 10.0
+TURN_TIMEOUT_S = 300.0
+"""Falling asleep and waking move all weights."""
 WARM_UP_TIMEOUT_S = 600.0
 """The first generation may compile."""
 _JSON = b"content-type: application/json\r\n"
@@ -62,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...] = ()
     adapter: bool = False
     """Whether answers are given with the LoRA adapter."""
+    sleeps: bool = False
+    """Whether it can give back its GPU memory while it is parked."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,9 @@ class VllmBackend:
         self._jobs: dict[int, asyncio.Task[None]] = {}
         self._figures = Figures()
         self._watch: asyncio.Task[None] | None = None
+        self._asleep = False
+        self._turning = asyncio.Lock()
+        """Held while it falls asleep or wakes."""
 
     async def start(self) -> ModelFacts:
         """Start vLLM and wait until it has generated something. Raises `EngineError`."""
@@ -150,7 +157,33 @@ class VllmBackend:
         return Load(len(self._jobs) - waiting, waiting, figures.kv_usage, figures.describe())
 
     async def park(self) -> None:
-        """There is nothing that the engine could give back and take again."""
+        """Have vLLM give back its GPU memory, unless it works; the next job wakes it. Weights go to
+        main memory. Without the option `sleep` there is nothing that it could give back.
+        """
+        if not self._settings.sleeps:
+            return
+        async with self._turning:
+            if self._jobs or self._asleep:
+                return
+            # Jobs that come from now on wait for the lock, and find it asleep.
+            self._asleep = True
+            try:
+                await self._post("/sleep?level=1")
+            except TransportError:
+                log.warning("vLLM did not fall asleep", exc_info=True)
+
+    async def _wake(self) -> None:
+        async with self._turning:
+            if self._asleep:
+                await self._post("/wake_up")
+                self._asleep = False
+
+    async def _post(self, path: str) -> None:
+        status, body = await self._client.fetch_from(
+            self._child.origin, "POST", path, timeout_s=TURN_TIMEOUT_S
+        )
+        if status != 200:
+            raise TransportError(f"vLLM answers {status} to {path}: {read_message(body)}")
 
     async def wait_failed(self) -> str:
         """Return once vLLM is gone. The server then ends, and its supervisor starts anew."""
@@ -202,6 +235,8 @@ class VllmBackend:
 
     async def _run(self, job: _Job) -> None:
         try:
+            if self._asleep or self._turning.locked():
+                await self._wake()
             scores = None
             if job.sampling.prompt_logprobs:
                 scores = await self._score_prompt(job)
@@ -279,11 +314,9 @@ class VllmBackend:
             self._figures = parse_figures(body)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        answer = await self._client.open(
-            self._child.origin, "GET", path, head_timeout_s=SMALL_TIMEOUT_S
+        return await self._client.fetch_from(
+            self._child.origin, "GET", path, timeout_s=SMALL_TIMEOUT_S
         )
-        async with asyncio.timeout(SMALL_TIMEOUT_S):
-            return answer.status, await answer.read()
 
 
 class _Stream:

@@ -22,7 +22,7 @@ from types import FrameType
 
 import psutil
 
-GRACE_S = 10.0
+GRACE_S = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from thrifty.db import Database
 from thrifty.db.demand import encode_figures, remove_demand, save_demand
 from thrifty.errors import DatabaseError
+from thrifty.gateway.state.fair_queue import INTERACTIVE
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 
@@ -95,13 +96,14 @@ class DemandReport:
         states: dict[Place, tuple[int, ...]] = {}
         work = self._measure_work(time.perf_counter())
         for version in self._table.versions():
-            waiting = version.waiting + len(version.concurrency.queue)
-            held = 0 if version.ready else waiting
+            waiting = version.waiting + version.concurrency.queue.waiting(INTERACTIVE)
+            # A line of a batch may wait for a version at zero, too, and wakes it.
+            held = version.held
             busy = [one for one in version.replicas.values() if one.in_flight]
             left = {one.id: max(work.get(one.id, 0.0), float(one.in_flight)) for one in busy}
-            figures = version.demand.read(left, held, waiting - held)
+            figures = version.demand.read(left, held, 0 if held else waiting)
             figures.writes = self._writes
             place = version.deployment, version.label
             rows[place] = encode_figures(figures)
-            states[place] = figures.arrivals, figures.answered, waiting, figures.in_flight
+            states[place] = figures.arrivals, figures.answered, waiting, held, figures.in_flight
         return rows, states

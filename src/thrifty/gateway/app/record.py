@@ -10,6 +10,7 @@ from thrifty.gateway.state.call import HIT, Call
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.redact import Redactor
 from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
 from thrifty.openai.fields import Endpoint, encode_tags, read_user
@@ -18,10 +19,19 @@ from thrifty.openai.fields import Endpoint, encode_tags, read_user
 class Recorder:
     """Counts and logs ended calls."""
 
-    def __init__(self, metrics: GatewayMetrics, writer: LogWriter | None, *, prompts: bool) -> None:
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        writer: LogWriter | None,
+        *,
+        prompts: bool,
+        redactor: Redactor | None = None,
+    ) -> None:
+        """`redactor` puts pseudonyms into texts, on the writer's thread; None leaves them alone."""
         self._metrics = metrics
         self._writer = writer
         self._prompts = prompts
+        self._redactor = redactor
 
     def record(self, call: Call) -> None:
         """Record one call."""
@@ -106,9 +116,12 @@ class Recorder:
         if not self._prompts or call.parsed is None or not call.origin.counts:
             self._writer.put(row)
             return
+        redact = None
+        if self._redactor is not None:
+            redact = functools.partial(self._redactor.redact, tenant=call.tenant)
         texts = functools.partial(
             make_texts, call.endpoint, call.parsed.body, outcome.answer or None,
-            streamed=outcome.streamed,
+            streamed=outcome.streamed, redact=redact,
         )  # fmt: skip
         self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
 

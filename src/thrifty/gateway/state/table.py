@@ -70,7 +70,7 @@ class RoutingTable:
         for version in self.versions():
             self.gone += version.take_replicas(rows[version.deployment, version.label])
             version.resize(self.workers)
-            version.start_s = state.starts.get((version.deployment, version.label), version.start_s)
+            version.take_scaling(state.scaling.get((version.deployment, version.label)))
             elsewhere = self.deployments[version.deployment].ready
             if not version.available and (elsewhere or version.fault is not None):
                 version.concurrency.dismiss()

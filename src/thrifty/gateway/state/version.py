@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from thrifty.db.fleet import DeploymentSettings, ReplicaRow, VersionRow, VersionSettings
+from thrifty.db.scaling import ScalingRow
 from thrifty.gateway.state.concurrency import ConcurrencyLimiter
 from thrifty.gateway.state.demand import Demand
 from thrifty.gateway.state.estimate import Estimator
@@ -58,6 +59,8 @@ class Version:
     """Why its replicas cannot start, in their own words; None if they can, or one is ready."""
     start_s: float = 0.0
     """How long a replica takes to become ready, as learned; 0 if unknown."""
+    wakes: int = 0
+    """How often requests have woken it, in all workers."""
     woken_s: float = 0.0
     """When the first request was held while no replica was ready; 0 if none was."""
     label: str = field(init=False)
@@ -116,6 +119,11 @@ class Version:
             return 0.0
         passed_s = now_s - self.woken_s if self.woken_s else 0.0
         return max(0.0, self.start_s - passed_s)
+
+    def take_scaling(self, row: ScalingRow | None) -> None:
+        """Apply what the autoscaler says of it, if it says anything."""
+        if row is not None:
+            self.start_s, self.wakes = row.start_s, row.wakes
 
     def candidates(self, excluded: set[str]) -> list[Replica]:
         """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
