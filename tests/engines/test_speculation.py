@@ -134,6 +134,20 @@ def test_no_answer_ends_too_early_or_later_than_it_could(
         assert outputs[-1].finish == ("stop" if tokens[-1] == end else "length")
 
 
+async def test_what_look_ups_would_break_is_refused_by_name(
+    model: tuple[Path, int],  # noqa: F811
+) -> None:
+    async with serving(*model, speculation="prompt_lookup") as url:
+        client = Client(url)
+        status, answer = await client.post(min_tokens=5, frequency_penalty=0.5)
+        assert (status, answer["error"]["param"]) == (400, "min_tokens")
+        assert "speculation: prompt_lookup" in answer["error"]["message"]
+        for fine in ({"min_tokens": 5}, {"frequency_penalty": 0.5}):
+            status, _ = await client.post(max_tokens=9, **fine)
+            assert status == 200
+        client.http.close()
+
+
 async def test_answers_with_look_ups_satisfy_their_schemas(
     model: tuple[Path, int],  # noqa: F811
 ) -> None:
