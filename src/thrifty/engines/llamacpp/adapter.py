@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -167,7 +168,7 @@ class LlamaCppEngine:
         name = spec.name or version.name
         options: LlamaCppOptions = parse_options(self, spec)
         home = _home_of(store)
-        python = packages.install(home, on_progress)
+        python = _require_llama_cpp(home, store, on_progress)
         if not packages.knows_architecture(home, _gguf_architecture(artifact)):
             raise EngineError(
                 f"llama.cpp (xllamacpp {packages.VERSION}) has no models of the architecture "
@@ -268,6 +269,17 @@ class LlamaCppEngine:
 def _home_of(store: Store) -> Home:
     """The home that a store is in: engines are installed beside it."""
     return Home(store.root.parent)
+
+
+def _require_llama_cpp(home: Home, store: Store, on_progress: OnProgress) -> Path:
+    """The interpreter that has llama.cpp, installed now if it was not. Raises `EngineError`."""
+    found = packages.find_python(home)
+    if found is not None:
+        return found
+    needed = packages.PACKAGES.download_bytes + packages.PACKAGES.installed_bytes
+    store.require_space(needed, "the engine 'llamacpp'")
+    with store.stage("the engine llamacpp"):  # which a store that is only looked at refuses
+        return packages.install(home, on_progress)
 
 
 def _platform_fault(machine: Machine) -> str | None:
