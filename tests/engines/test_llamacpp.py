@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import gguf
 import msgspec
+import psutil
 import pytest
 
 from tests.artifacts.models import Llama
@@ -177,6 +179,14 @@ class TestPrepare:
         assert served.context_length == 2048
         with pytest.raises(FormatRefused, match=r"'deepseek-llm'.*cannot reproduce"):
             prepare(store, write(tmp_path / "n.gguf", pre="deepseek-llm"))
+
+    def test_kv_cache_beyond_the_memory_is_refused(self, store: Store, tmp_path: Path) -> None:
+        machine = dataclasses.replace(detect_machine(), memory_bytes=1_000_000)
+        path = write(tmp_path / "m.gguf")
+        prepare(store, path)
+        spec = load_spec(flags={"engine.kind": "llamacpp", "compress": "none"}).spec
+        with pytest.raises(EngineError, match=r"need 1\.0 MB of KV cache.*engine\.slots"):
+            LlamaCppEngine().prepare(spec, store.find("m"), store, machine, ignore_progress)
 
     def test_weights_as_they_are_take_no_disk(self, store: Store, tmp_path: Path) -> None:
         served = prepare(store, write(tmp_path / "m.gguf"))
@@ -374,6 +384,19 @@ class TestBackend:
             await asyncio.gather(*tasks)
             assert ended == ["first", "other", "line"]
             assert model.backend.load() == Load(0, 0, 0.0)
+
+    async def test_death_of_llama_cpp_ends_its_answers(self, store: Store, tmp_path: Path) -> None:
+        async with running(store, write(tmp_path / "m.gguf")) as model:
+            (worker,) = psutil.Process().children()
+            asking = asyncio.create_task(model.ask("Once", greedy(2000, ignore_eos=True)))
+            while not model.backend.load().kv_usage:  # until its first token
+                await asyncio.sleep(0.01)
+            worker.kill()
+            with pytest.raises(EngineError, match=r"engine: llama\.cpp"):
+                await asking
+            assert await model.backend.wait_failed() == "it ended with signal 9"
+            with pytest.raises(EngineError, match="the engine died"):
+                await model.ask("Once", greedy(1))
 
     async def test_tokens_within_characters_have_their_log_probabilities(
         self, store: Store, tmp_path: Path
