@@ -126,12 +126,11 @@ def test_floats_compute_what_we_compute(plain: Any) -> None:
     assert {token: ours[token] for token in theirs} == pytest.approx(theirs, abs=0.05)
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("none", 0.05), ("int8", 0.2)])
-def test_the_engine_makes_the_same_model(plain: Any, scheme: str, most: float) -> None:
+def test_the_engine_makes_the_same_model_in_8_bits(plain: Any) -> None:
     """From safetensors, in nats on average over the known answers, beside OpenVINO in float32."""
     store, (version, artifact), _ = plain
     python = Path(sys.executable)
-    _, made = prepare_model(store, version, artifact, scheme, python, 2, ignore_progress)
+    _, made = prepare_model(store, version, artifact, "int8", python, 2, ignore_progress)
     known = read_known_answers(store.folder_of(made.id))
     assert known is not None
     model = build_decoder(load_decoder(store.folder_of(artifact.id)), "none")
@@ -139,7 +138,7 @@ def test_the_engine_makes_the_same_model(plain: Any, scheme: str, most: float) -
     request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
     reference = [find_next(request, one.prompt) for one in known.tokens]
     chosen = [(one.tokens[0], one.logprobs[0]) for one in known.tokens]
-    assert measure_difference(reference, chosen) < most
+    assert measure_difference(reference, chosen) < 0.2
 
 
 def test_k_quants_load_and_answer(plain: Any) -> None:

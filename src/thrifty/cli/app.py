@@ -75,7 +75,9 @@ def up(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on; 0: a free one.")] = None,
     replicas: Annotated[int | None, typer.Option(help="How many copies run.")] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, openvino, llamacpp, remote or echo.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, openvino, llamacpp, remote or echo.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What clients write in `model`.")] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(help="What this machine costs an hour.")
