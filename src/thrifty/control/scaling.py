@@ -1,10 +1,9 @@
 """Runs the autoscaler: from what gateways count and fleets see to counts in the desired state.
 
-About once a second, and at once when a request waits at a version without replicas: gateways say so, and
-within a tenth of a second the database does.
-What it changes is a change of the desired state like any other, with who and why; the control loop
-carries it out. It starts with the counts that are desired, so that a controller that was killed in
-the middle of it continues where it was.
+About once a second, and at once when a request waits at a version without replicas: gateways say
+so, and within a tenth of a second the database does. What it changes is a change of the desired
+state like any other, with who and why; the control loop carries it out. It starts with the counts
+that are desired, so that a controller that was killed in the middle of it continues where it was.
 """
 
 from __future__ import annotations
