@@ -6,9 +6,12 @@ import asyncio
 import time
 from pathlib import Path
 
-from tests.parts import ask, running_echo, running_gateway, until
+from tests.parts import running_echo, running_gateway, until
 from thrifty.db import Database
 from thrifty.db.demand import Figures, read_demand
+
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}], "temperature": 1.0}
 
 
 def read(database: Database) -> Figures | None:
@@ -19,9 +22,9 @@ def read(database: Database) -> Figures | None:
 async def test_arrivals_and_answers_are_reported_and_rows_go_with_the_worker(
     tmp_path: Path,
 ) -> None:
-    async with running_echo(tpot="1ms") as url, running_gateway(tmp_path, [url]) as gateway:
+    async with running_echo(tpot_s=0.001) as url, running_gateway(tmp_path, [url]) as gateway:
         for _ in range(8):
-            assert (await ask(gateway, temperature=1.0)).status == 200
+            assert (await gateway.ask(CHAT)).status == 200
         database = gateway.database
 
         async def reported() -> bool:
@@ -42,7 +45,7 @@ async def test_arrivals_and_answers_are_reported_and_rows_go_with_the_worker(
 
 async def test_a_request_that_is_held_is_reported_at_once(tmp_path: Path) -> None:
     async with running_gateway(tmp_path, []) as gateway:
-        asking = asyncio.ensure_future(ask(gateway))
+        asking = asyncio.ensure_future(gateway.ask(CHAT))
         began_s = time.monotonic()
 
         async def held() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +52,13 @@ def burst(service: RunningService, count: int) -> list[int]:
         return list(pool.map(lambda index: ask(service, f"question {index}"), range(count)))
 
 
+def apply_replicas(home: Path, spec: str, replicas: dict[str, Any]) -> None:
+    path = Path(spec)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "replicas": replicas}))
+    result = run_thrifty(home, "apply", spec, "--no-wait")
+    assert result.returncode == 0, result.stderr
+
+
 def find_version(service: RunningService) -> dict[str, Any]:
     return service.status()["deployments"][0]["versions"][0]
 
@@ -70,8 +77,9 @@ def count_processes(home: Path) -> int:
 
 
 def test_a_burst_wakes_and_scales_and_idleness_ends_all(tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, replicas={"min": 0, "max": 3, "idle_after": "3s"})
+    spec = write_spec(tmp_path, replicas={"min": 1, "max": 3})
     with running_service(tmp_path, spec, "--no-measure") as service:
+        apply_replicas(tmp_path, spec, {"min": 0, "max": 3, "idle_after": "3s"})
         wait_until(lambda: count_processes(tmp_path) == 0, PATIENCE_S, "no replica")
         assert burst(service, 24) == [200] * 24
         wait_until(lambda: find_version(service)["wanted"] == 0, PATIENCE_S, "zero is wanted")
@@ -87,8 +95,12 @@ def test_a_burst_wakes_and_scales_and_idleness_ends_all(tmp_path: Path) -> None:
 
 
 @contextmanager
-def asking_on(service: RunningService, clients: int) -> Iterator[list[int]]:
-    """Clients that ask one question after the other; gives the list of their statuses."""
+def asking_on(
+    service: RunningService, clients: int
+) -> Iterator[tuple[list[int], Callable[[], None]]]:
+    """Clients that ask one question after the other; gives the list of their statuses, and what
+    ends them.
+    """
     statuses: list[int] = []
     done = threading.Event()
 
@@ -104,18 +116,22 @@ def asking_on(service: RunningService, clients: int) -> Iterator[list[int]]:
     threads = [threading.Thread(target=talk, args=(index,)) for index in range(clients)]
     for thread in threads:
         thread.start()
-    try:
-        yield statuses
-    finally:
+
+    def end() -> None:
         done.set()
         for thread in threads:
             thread.join()
+
+    try:
+        yield statuses, end
+    finally:
+        end()
 
 
 def test_a_controller_killed_while_it_scales_leaks_and_doubles_nothing(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, replicas={"min": 1, "max": 3})
     with running_service(tmp_path, spec, "--no-measure") as service:
-        with asking_on(service, 8) as statuses:
+        with asking_on(service, 8) as (statuses, end):
             wait_until(lambda: count_processes(tmp_path) > 1, PATIENCE_S, "a second replica")
             service.process.kill()
             service.process.wait()
@@ -130,6 +146,7 @@ def test_a_controller_killed_while_it_scales_leaks_and_doubles_nothing(tmp_path:
                     return len(pids) == version["wanted"] == count_processes(tmp_path)
 
                 wait_until(is_whole, PATIENCE_S, "as many processes as are wanted")
+                end()
         assert len(statuses) > 8
         assert set(statuses) == {200}
     assert find_ours(tmp_path) == []
@@ -150,11 +167,8 @@ def test_the_replica_with_the_least_to_say_goes_first(tmp_path: Path) -> None:
         assert set(by) == {"echo-0", "echo-1"}
         by["echo-0"].close()
         # The lower number stays, but for the work of the other one.
-        path = Path(spec)
-        fewer = {"count": 1, "cpus": 1}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "replicas": fewer}))
         wait_until(lambda: reported_work(tmp_path).keys() == {"echo-1"}, PATIENCE_S, "the report")
-        assert run_thrifty(tmp_path, "apply", spec, "--no-wait").returncode == 0
+        apply_replicas(tmp_path, spec, {"count": 1, "cpus": 1})
         wait_until(lambda: count_processes(tmp_path) == 1, PATIENCE_S, "one replica")
         assert [one["id"] for one in service.replicas()] == ["echo-1"]
         assert next(by["echo-1"].iter_lines())

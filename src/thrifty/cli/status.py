@@ -103,7 +103,7 @@ def _show_count(version: dict[str, Any]) -> str:
 
 def describe_scaling(scaling: dict[str, Any]) -> str:
     """The autoscaler's decision in one line: its reason, and what it predicts."""
-    parts = [scaling["reason"]]
+    parts: list[str] = [scaling["reason"]]
     if scaling.get("unreachable"):
         parts.append(scaling["unreachable"])
     if scaling.get("count") is None:

@@ -23,6 +23,7 @@ BUCKETS = 40
 SMALLEST_S = 0.001
 PER_DOUBLING = 2
 """Histograms have two buckets for each doubling, the first up to 1 ms, the last without a bound."""
+LARGEST_S = SMALLEST_S * 2.0 ** ((BUCKETS - 1) / PER_DOUBLING)
 
 
 class Figures(msgspec.Struct):
@@ -95,7 +96,9 @@ def find_bucket(seconds: float) -> int:
     """The bucket of a histogram that a time belongs to."""
     if seconds <= SMALLEST_S:
         return 0
-    return min(BUCKETS - 1, math.ceil(PER_DOUBLING * math.log2(seconds / SMALLEST_S)))
+    if seconds >= LARGEST_S:
+        return BUCKETS - 1
+    return math.ceil(PER_DOUBLING * math.log2(seconds / SMALLEST_S))
 
 
 def bucket_limit_s(bucket: int) -> float:
