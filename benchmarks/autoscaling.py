@@ -75,8 +75,9 @@ def main() -> None:
             ratios, turns, gaps = [], [], []
             for seed in range(options.rounds):
                 setup = Setup(
-                    replace(RATES, start_s=start_s), objective, Bounds(1, MOST), seed=seed
-                )
+                    replace(RATES, start_s=start_s), objective, Bounds(1, MOST), seed=seed,
+                    warm_up_s=WARM_UP_S,
+                )  # fmt: skip
                 trace = TraceOptions(scale=SCALE, tokens=TOKENS[kind], seed=seed)
                 found = run_simulation(SimulateRequest(path, trace, [setup], policies)).policies
                 ours = found[OURS]
