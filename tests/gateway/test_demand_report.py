@@ -10,7 +10,6 @@ from tests.parts import running_echo, running_gateway, until
 from thrifty.db import Database
 from thrifty.db.demand import Figures, read_demand
 
-
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "a b c"}], "temperature": 1.0}
 
 
