@@ -99,6 +99,7 @@ def test_the_command_answers_in_json_alone(tmp_path: Path) -> None:
         (["--routing", "best"], "there is no routing 'best'; there are auto"),
         (["--save-rates", "x"], "add --fit URL"),
         (["--rates", "nothing.json"], "the rates nothing.json cannot be read"),
+        (["--warm-up", "1h"], "the warm-up is longer than the stretch of the trace"),
         (["--skip", "2h"], "has no request in the stretch asked for"),
     ],
 )

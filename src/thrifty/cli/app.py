@@ -616,6 +616,9 @@ def simulate(
     length: Annotated[
         str | None, typer.Option(help="Use so much of the trace, such as 20m. Default: all.")
     ] = None,
+    warm_up: Annotated[
+        str, typer.Option(help="So much of what is used passes before anything counts.")
+    ] = "0s",
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
@@ -632,6 +635,6 @@ def simulate(
     run_simulate(
         target, trace=trace, policies=policies or POLICIES, rates=rates or (), fit=fit, key=key,
         save=save, changes=Changes(ttft_p95, tpot_p95, least, most, routing, start),
-        stretch=Stretch(speed, scale, tokens, skip, length), seed=seed, report=report, png=png,
+        stretch=Stretch(speed, scale, tokens, skip, length, warm_up), seed=seed, report=report, png=png,
         as_json=as_json,
     )  # fmt: skip

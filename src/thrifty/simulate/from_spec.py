@@ -109,6 +109,7 @@ def find_setup(
     most: int | None = None,
     routing: str | None = None,
     start_s: float | None = None,
+    warm_up_s: float = 0.0,
 ) -> Setup:
     """What is simulated: the spec's values, unless others are given.
 
@@ -139,6 +140,7 @@ def find_setup(
     return Setup(
         rates, objective, Bounds(low, high), routing or spec.routing, spec.limits.waiting,
         spec.limits.wait_timeout, seed=seed,
+        warm_up_s=warm_up_s,
         idle_after_s=spec.replicas.idle_after or IDLE_AFTER_S,
     )  # fmt: skip
 
