@@ -8,20 +8,20 @@ from typing import Any, ClassVar
 import yaml
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 class _Dumper(yaml.SafeDumper):
+    yaml_representers: ClassVar[Any] = {
+        **yaml.SafeDumper.yaml_representers,
+        str: _represent_text,
+    }
+
     def ignore_aliases(self, data: Any) -> bool:
         """Equal parts are written out each time."""
         return True
-
-    def represent_text(self, text: str) -> yaml.Node:
-        """Texts of several lines as blocks."""
-        style = "|" if "\n" in text else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-    yaml_representers: ClassVar[dict[Any, Any]] = {
-        **yaml.SafeDumper.yaml_representers,
-        str: represent_text,
-    }
 
 
 def dump_yaml(value: Any) -> str:
