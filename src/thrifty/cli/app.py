@@ -16,7 +16,7 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
-from thrifty.cli.record_commands import feedback_app, logs
+from thrifty.cli.record_commands import feedback_app, forget, logs, subject_export
 
 app = typer.Typer(
     name="thrifty",
@@ -264,8 +264,11 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs):
+for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget):
     app.command()(_command)
+
+
+app.command("subject-export")(subject_export)
 
 
 @app.command()

@@ -62,6 +62,32 @@ def logs(
     run_logs(wanted, limit=limit, follow=follow, request=request, as_json=as_json)
 
 
+def forget(
+    user: Annotated[str, typer.Option(help="The end user, as in the field `user` of requests.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Only in this tenant. Default: in all tenants.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase one person's data everywhere, for good, and say what was erased."""
+    from thrifty.cli.forget import run_forget
+
+    run_forget(user, tenant, yes=yes, as_json=as_json)
+
+
+def subject_export(
+    user: Annotated[str, typer.Option(help="The end user, as in the field `user` of requests.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Only in this tenant. Default: in all tenants.")
+    ] = None,
+) -> None:
+    """Print all data of one person as JSON: requests with texts, feedback, lines of batches."""
+    from thrifty.cli.forget import run_subject_export
+
+    run_subject_export(user, tenant)
+
+
 @feedback_app.command("list")
 def feedback_list(
     kind: Annotated[

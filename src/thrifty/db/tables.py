@@ -275,6 +275,33 @@ feedback_history = Table(
 )
 """Values of feedback that were replaced, with the time at which each was given."""
 
+erasures = Table(
+    "erasures",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("subject", String(24), nullable=False),
+    Column("until_response", BigInteger, nullable=False),
+    Column("report", Text),
+)
+"""Persons whose data were erased, by pseudonym: their responses up to a number are gone, and rows of
+these that still wait in a gateway are dropped. `report` is JSON; NULL while the erasure goes on, or
+where it was killed."""
+
+exports = Table(
+    "exports",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("form", String(8), nullable=False),
+)
+"""Files of training rows that were written, so that a person's rows can be taken out of them."""
+
 cache_purges = Table(
     "cache_purges",
     metadata,
