@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select
-from thrifty.db.erasures import list_erasures, note_export
 
 from tests.db.databases import KINDS, empty_tables, open_kind
 from tests.parts import run_thrifty, running_echo, running_gateway, until
 from thrifty.batches.settings import BatchSettings
 from thrifty.db import Database, open_database
 from thrifty.db.batches import FileRow, insert_file
+from thrifty.db.erasures import list_erasures, note_export
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.db.subjects import open_subjects
 from thrifty.db.tables import batches, feedback, metadata, request_texts, requests
 from thrifty.erase.erase import collect_person, erase_person
+from thrifty.erase.person import Work
 from thrifty.erase.stores import ERASERS, NOT_OF_PERSONS
 from thrifty.home import Home
 
@@ -55,12 +57,14 @@ def ids(database: Database, table: Any) -> set[int]:
 
 
 def holders(folder: Path, *needles: str) -> list[Path]:
-    """The files below a folder that hold one of these texts."""
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and any(needle.encode() in path.read_bytes() for needle in needles)
-    ]
+    """The files below a folder that hold one of these texts. Read by another process: one that
+    closes a database's file gives up the locks of its own connections.
+    """
+    wanted = [option for needle in needles for option in ("-e", needle)]
+    result = subprocess.run(
+        ["grep", "-rlF", *wanted, str(folder)], capture_output=True, text=True, check=False
+    )
+    return sorted(map(Path, result.stdout.splitlines()))
 
 
 def test_every_place_that_stores_anything_has_an_eraser_or_a_reason() -> None:
@@ -228,3 +232,30 @@ async def test_no_file_of_the_home_holds_the_bytes(tmp_path: Path) -> None:
         body = {"model": "echo", "user": ANN, "messages": [{"role": "user", "content": "again"}]}
         assert (await gateway.ask(body)).status == 200
         await until(lambda: asyncio.to_thread(lambda: len(ids(gateway.database, requests)) == 21))
+
+
+class Stopped(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("place", range(len(ERASERS)), ids=[one.name for one in ERASERS])
+def test_an_erasure_that_was_interrupted_is_done_by_the_next(
+    tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path)
+    database = open_database(home.database_url, migrate=True)
+    RequestLog(database).write([entry(1, ANN, SECRET)])
+    save_feedback(database, Feedback("red", (Item("comment", text=SECRET),), response=1, user=ANN))
+
+    def stop(work: Work) -> int:
+        raise Stopped
+
+    broken = (*ERASERS[:place], ERASERS[place]._replace(erase=stop), *ERASERS[place + 1 :])
+    with monkeypatch.context() as patch:
+        patch.setattr("thrifty.erase.erase.ERASERS", broken)
+        with pytest.raises(Stopped):
+            erase_person(database, home, ANN)
+    assert erase_person(database, home, ANN).left == []
+    assert holders(tmp_path, ANN, SECRET) == []
+    assert [row.report is None for row in list_erasures(database)].count(False) >= 1
+    database.close()

@@ -16,7 +16,7 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
-from thrifty.cli.record_commands import feedback_app, forget, logs, subject_export
+from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 
 app = typer.Typer(
     name="thrifty",
@@ -39,6 +39,7 @@ app.add_typer(data_app, name="data")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(feedback_app, name="feedback")
+app.add_typer(audit_app, name="audit")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -264,11 +265,10 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget):
+for _command in (
+    evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+):  # fmt: skip
     app.command()(_command)
-
-
-app.command("subject-export")(subject_export)
 
 
 @app.command()

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import typer
 
 from thrifty.cli.show import print_json, print_line, tell
+from thrifty.control.service_api import Actor
 from thrifty.db import open_database
 from thrifty.erase.erase import collect_person, count_person, erase_person, require_user
 from thrifty.errors import ThriftyError
@@ -25,7 +26,14 @@ def run_forget(user: str, tenant: str | None, *, yes: bool, as_json: bool) -> No
         if not yes:
             person = count_person(database, user, tenant)
             _ask(user, len(person.responses), len(person.conversations))
-        erasure = erase_person(database, home, user, tenant, lambda step: tell(f"{step} ..."))
+        erasure = erase_person(
+            database,
+            home,
+            user,
+            tenant,
+            lambda step: tell(f"{step} ..."),
+            who=Actor.from_user("thrifty forget").who,
+        )
     finally:
         database.close()
     if as_json:
@@ -59,6 +67,10 @@ def run_subject_export(user: str, tenant: str | None) -> None:
     home = find_home()
     database = open_database(find_database_url(home), migrate=True)
     try:
-        print_json(collect_person(database, home, user, tenant))
+        print_json(
+            collect_person(
+                database, home, user, tenant, who=Actor.from_user("thrifty subject-export").who
+            )
+        )
     finally:
         database.close()

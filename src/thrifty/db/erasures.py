@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
+from thrifty.db.audit import record_act
 from thrifty.db.database import Database
 from thrifty.db.subjects import Subjects
 from thrifty.db.tables import erasures, exports
@@ -30,7 +31,9 @@ class ErasureRow:
     report: str | None
 
 
-def note_erasure(database: Database, subjects: Sequence[str], until_response: int) -> list[int]:
+def note_erasure(
+    database: Database, subjects: Sequence[str], until_response: int, *, who: str = ""
+) -> list[int]:
     """Note that responses of these persons up to a number are gone; returns the notes' ids. When it
     returns, no writer that has not seen the note is still writing. Raises `DatabaseError`.
     """
@@ -40,6 +43,7 @@ def note_erasure(database: Database, subjects: Sequence[str], until_response: in
             row = {"at_s": time.time(), "subject": subject, "until_response": until_response}
             made = connection.execute(insert(erasures).values(row).returning(erasures.c.id))
             ids.append(int(made.scalar_one()))
+            record_act(connection, "person.forget", who, subject=subject)
     if not database.is_sqlite:
         # Waits for transactions that began to insert before the note was there. SQLite has one
         # writer at a time, which sees everything that was committed before.
@@ -88,11 +92,21 @@ def find_erased(
     ]
 
 
-def note_export(database: Database, path: Path, form: str) -> None:
-    """Remember where training rows were written. Raises `DatabaseError`."""
+def note_export(database: Database, path: Path | None, form: str, *, who: str = "") -> None:
+    """Remember that training rows were written, and where (None: to stdout). Raises `DatabaseError`."""
     with database.begin() as connection:
-        row = {"at_s": time.time(), "path": str(path.absolute()), "form": form}
-        connection.execute(insert(exports).values(row))
+        if path is not None:
+            row = {"at_s": time.time(), "path": str(path.absolute()), "form": form}
+            connection.execute(insert(exports).values(row))
+        named = None if path is None else str(path.absolute())
+        record_act(connection, "feedback.export", who, names={"path": named}, form=form)
+
+
+def note_subject_export(database: Database, subjects: Sequence[str], *, who: str = "") -> None:
+    """Record that a person's data were collected. Raises `DatabaseError`."""
+    with database.begin() as connection:
+        for subject in subjects:
+            record_act(connection, "person.export", who, subject=subject)
 
 
 def list_exports(database: Database) -> list[Path]:

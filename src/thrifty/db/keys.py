@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from thrifty.db.audit import record_act
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.tables import keys
@@ -95,8 +96,12 @@ def create_key(
     role: str = Role.USER,
     tenant: str | None = None,
     limits: KeyLimits = NO_LIMITS,
+    *,
+    who: str = "",
 ) -> tuple[Key, str]:
-    """Create a key; returns it and its secret, which is not stored. Raises `ThriftyError`."""
+    """Create a key; returns it and its secret, which is not stored. `who` does it, for the audit
+    log. Raises `ThriftyError`.
+    """
     for what, value in (("name", name), ("tenant", tenant)):
         if value is not None and not _NAME.fullmatch(value):
             raise ThriftyError(
@@ -123,6 +128,8 @@ def create_key(
         with database.begin() as connection:
             connection.execute(insert(keys).values(_key_row(key)))
             note_change(connection)
+            named = {"key": key.name, "tenant": key.tenant}
+            record_act(connection, "key.create", who, names=named, role=key.role.value)
     except ThriftyError as error:
         if isinstance(error.__cause__, IntegrityError):
             raise NameTakenError(
@@ -156,8 +163,10 @@ def _key_row(key: Key) -> dict[str, Any]:
     return {**vars(key), "role": role, "operator": key.role is Role.OPERATOR}
 
 
-def revoke_key(database: Database, name: str) -> None:
-    """Revoke a key. Its row stays under another name, because the request log refers to it."""
+def revoke_key(database: Database, name: str, *, who: str = "") -> None:
+    """Revoke a key. Its row stays under another name, because the request log refers to it. `who`
+    does it, for the audit log.
+    """
     with database.begin() as connection:
         now_s = time.time()
         result = connection.execute(
@@ -166,6 +175,8 @@ def revoke_key(database: Database, name: str) -> None:
             .values(revoked_s=now_s, name=f"{name[:48]}~{secrets.token_hex(4)}")
         )
         note_change(connection)
+        if result.rowcount:
+            record_act(connection, "key.revoke", who, names={"key": name})
     if result.rowcount == 0:
         raise ThriftyError(f"there is no key named {name!r}; 'thrifty keys list' shows all keys")
 

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from thrifty.db import Database
-from thrifty.db.erasures import finish_erasure, note_erasure
+from thrifty.db.erasures import finish_erasure, note_erasure, note_subject_export
 from thrifty.db.subjects import open_subjects
 from thrifty.erase.person import Person, Work, find_person
 from thrifty.erase.stores import ERASERS
@@ -47,15 +47,17 @@ def erase_person(
     user: str,
     tenant: str | None = None,
     on_step: OnStep = lambda step: None,
+    *,
+    who: str = "",
 ) -> Erasure:
     """Erase a person's data up to now, in one tenant or (None) in all. It may be done again, after
-    a crash too. `on_step` is told the name of each step. Raises `ThriftyError`.
+    a crash too. `on_step` is told the name of each step; `who` does it, for the audit log. Raises `ThriftyError`.
     """
     person = count_person(database, user, tenant)
     until_response = int((time.time() - EPOCH_S) * 1000) << 22
-    ids = note_erasure(database, sorted(person.pseudonyms), until_response)
+    ids = note_erasure(database, sorted(person.pseudonyms), until_response, who=who)
     # What was written since the first look.
-    work = Work(database, home, count_person(database, user, tenant))
+    work = Work(database, home, count_person(database, user, tenant), who)
     erasure = Erasure(left=work.left, notes=work.notes)
     for eraser in ERASERS:
         on_step(eraser.name)
@@ -68,10 +70,11 @@ def erase_person(
 
 
 def collect_person(
-    database: Database, home: Home, user: str, tenant: str | None = None
+    database: Database, home: Home, user: str, tenant: str | None = None, *, who: str = ""
 ) -> dict[str, list[Any]]:
-    """All data of a person, by store. Raises `ThriftyError`."""
+    """All data of a person, by store. `who` asks, for the audit log. Raises `ThriftyError`."""
     work = Work(database, home, count_person(database, user, tenant))
+    note_subject_export(database, sorted(work.person.pseudonyms), who=who)
     return {eraser.name: eraser.collect(work) for eraser in ERASERS}
 
 

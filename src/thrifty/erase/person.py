@@ -34,6 +34,8 @@ class Work:
     database: Database
     home: Home
     person: Person
+    who: str = ""
+    """Who does it, for the audit log."""
     left: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What should be known beside the counts, such as models that were trained on the data."""

@@ -23,18 +23,19 @@ def erase_requests(work: Work) -> int:
     """Delete the person's requests with their texts, and those that name nobody in the person's
     conversations.
     """
-    doomed = set(work.person.responses)
+    nameless: set[int] = set()
     with work.database.begin() as connection:
         for some in _in_pieces(work.person.conversations):
             query = select(requests.c.id).where(
                 requests.c.conversation_id.in_(some), requests.c.end_user.is_(None)
             )
-            doomed.update(connection.execute(query).scalars())
-    for some in _in_pieces(doomed):
+            nameless.update(connection.execute(query).scalars())
+    # The named ones last: they lead to the others, should this be interrupted.
+    for some in [*_in_pieces(nameless), *_in_pieces(work.person.responses)]:
         with work.database.begin() as connection, permit_deletion(connection):
             connection.execute(delete(request_texts).where(request_texts.c.id.in_(some)))
             connection.execute(delete(requests).where(requests.c.id.in_(some)))
-    return len(doomed)
+    return len(nameless) + len(work.person.responses)
 
 
 def collect_requests(work: Work) -> list[Any]:
@@ -91,7 +92,7 @@ def purge_caches(work: Work) -> int:
     """
     for tenant in work.person.tenants:
         # Requests without a key have the empty tenant, which a purge cannot name.
-        add_purge(work.database, tenant=tenant or None)
+        add_purge(work.database, tenant=tenant or None, who=work.who)
     return 0
 
 

@@ -68,6 +68,8 @@ NOT_OF_PERSONS = {
     "table:key_spend": "sums by key",
     "table:cache_stats": "sums",
     "table:leases": "processes",
+    "table:audit": "pseudonyms of operators and of those they acted on: evidence",
+    "table:audit_head": "a hash",
     "table:erasures": "pseudonyms of those who were erased: the record of it",
     "folder:models": "weights; an erasure names those trained on exported rows",
     "folder:run": "processes",
