@@ -20,6 +20,7 @@ from thrifty.db import Database, open_database
 from thrifty.db.batches import FileRow, insert_file
 from thrifty.db.erasures import list_erasures, note_export
 from thrifty.db.feedback import Feedback, Item, save_feedback
+from thrifty.db.keys import create_key
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.db.subjects import open_subjects
 from thrifty.db.tables import batches, feedback, metadata, request_texts, requests
@@ -121,6 +122,10 @@ def test_rows_that_still_wait_are_dropped_when_they_come(
     erase_person(database, Home(tmp_path), ANN, "red")
     assert log.write(waiting) == []
     assert ids(database, requests) == ids(database, request_texts) == {2, 3}
+    create_key(database, "green")
+    erase_person(database, Home(tmp_path), "eve")
+    assert log.write([entry(4, "eve", tenant="green")]) == []
+    assert ids(database, requests) == {2, 3}, "in a tenant of which the log knows nothing yet"
     later = 2**62  # asked after the erasure
     assert log.write([entry(later, ANN)]) == []
     assert ids(database, requests) == {2, 3, later}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -264,3 +267,32 @@ async def test_everything_written_is_redacted_unless_the_spec_says_no(
         pseudonym = find_pseudonym(written)
         assert (pseudonym is not None) is redact
         assert written.count(pseudonym or mail) == 9
+
+
+PAGE = """
+const { Feedback } = await import(process.argv[2]);
+const base = process.argv[3];
+const body = JSON.stringify({ model: "echo", messages: [{ role: "user", content: "Hi" }] });
+const headers = { "content-type": "application/json" };
+const answer = await fetch(`${base}/v1/chat/completions`, { method: "POST", headers, body });
+const feedback = Feedback.of(answer, `${base}/v1/`);
+const first = await feedback.send({ thumbs: "up" });
+const event = await feedback.note("copied");
+const refused = await feedback.send({ rating: 9 }).catch((error) => [error.name, error.code]);
+console.log(JSON.stringify([first.created, event.kinds, refused]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+async def test_the_helper_for_pages_runs(tmp_path: Path) -> None:
+    page, module = tmp_path / "page.mjs", tmp_path / "feedback.mjs"
+    page.write_text(PAGE)
+    async with running(tmp_path, feedback=TOKENS) as gateway:
+        script = await gateway.ask(b"", "/v1/feedback.js", method="GET")
+        module.write_bytes(script.body)
+        command = ["node", str(page), str(module), gateway.url]
+        result = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [1, ["event:copied"], ["FeedbackError", "invalid_value"]]

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from thrifty.db import Database
 from thrifty.db.subjects import Subjects
-from thrifty.db.tables import feedback, files, requests
+from thrifty.db.tables import feedback, files, keys, requests
 from thrifty.home import Home
 
 
@@ -20,7 +20,11 @@ class Person:
     user: str
     """As in the field `user` of requests."""
     tenants: frozenset[str]
-    """Where the user may have data; without a key it is the empty tenant."""
+    """Where the user may have data, which may still wait in a gateway; without a key it is the
+    empty tenant.
+    """
+    known_in: frozenset[str]
+    """The tenants in which the user has asked or said something."""
     pseudonyms: frozenset[str]
     """In each of these tenants."""
     responses: frozenset[int]
@@ -53,25 +57,30 @@ def find_person(database: Database, subjects: Subjects, user: str, tenant: str |
     asked = select(requests.c.id, requests.c.tenant, requests.c.conversation_id)
     asked = asked.where(requests.c.end_user == user)
     said = select(feedback.c.tenant).where(feedback.c.end_user == user)
-    uploaded = select(files.c.tenant)
+    uploaded, holders = select(files.c.tenant), select(keys.c.tenant)
     if tenant is not None:
         own = requests.c.tenant.is_(None) if tenant == "" else requests.c.tenant == tenant
         asked = asked.where(own)
         said = said.where(feedback.c.tenant == tenant)
         uploaded = uploaded.where(files.c.tenant == tenant)
+        holders = holders.where(keys.c.tenant == tenant)
     responses, conversations = set(), set()
+    known_in: set[str] = set()
     tenants = {""} if tenant is None else {tenant}
     with database.begin() as connection:
         for row in connection.execute(asked):
             responses.add(row.id)
-            tenants.add(row.tenant or "")
+            known_in.add(row.tenant or "")
             if row.conversation_id is not None:
                 conversations.add(row.conversation_id)
-        for query in (said, uploaded):
+        known_in.update(connection.execute(said.distinct()).scalars())
+        for query in (uploaded, holders):
             tenants.update(connection.execute(query.distinct()).scalars())
+    tenants |= known_in
     return Person(
         user,
         frozenset(tenants),
+        frozenset(known_in),
         frozenset(subjects.name(one, user) for one in tenants),
         frozenset(responses),
         frozenset(conversations),

@@ -90,7 +90,7 @@ def purge_caches(work: Work) -> int:
     """Have every gateway, and Redis, forget the answers to the person's tenants: cached answers do
     not tell who asked.
     """
-    for tenant in work.person.tenants:
+    for tenant in work.person.known_in:
         # Requests without a key have the empty tenant, which a purge cannot name.
         add_purge(work.database, tenant=tenant or None, who=work.who)
     return 0
