@@ -292,6 +292,7 @@ async def running_gateway(
     managed: bool = False,
     feedback: FeedbackSettings | None = None,
     cors: tuple[str, ...] = (),
+    redact: bool = True,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
     are two workers. `managed` adds the management API.
@@ -310,6 +311,7 @@ async def running_gateway(
         cache_shared=cache_shared, max_body_bytes=limits.max_body_bytes,
         read_timeout_s=limits.read_timeout_s, write_timeout_s=limits.write_timeout_s,
         record_prompts=prompts, feedback=feedback or FeedbackSettings(), cors=cors,
+        record_redact=redact,
     )  # fmt: skip
     if batches is not None:
         places = msgspec.structs.replace(batches, folder=str(folder / "files"))

@@ -156,8 +156,8 @@ def _stands_alone(match: re.Match[str]) -> bool:
 
 
 def _is_within_word(text: str, start: int) -> bool:
-    r"""Whether a letter, digit or underscore stands before `start`; the end of a line that is
-    written as `\n`, as in JSON within JSON, is none.
+    r"""Whether a letter, digit or underscore stands before `start`. The `n` of an end of line that
+    is written as `\n`, as in JSON within JSON, is none.
     """
     if not start or text[start - 1] not in _WORD:
         return False
