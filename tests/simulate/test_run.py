@@ -11,7 +11,7 @@ from tests.parts import run_thrifty, running_echo
 from tests.simulate.test_world import ENGINE, make_requests
 from thrifty.bench.client import RequestResult, Target
 from thrifty.errors import SimulationError
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 from thrifty.simulate.from_spec import find_setup
 from thrifty.simulate.measure import measure_rates, split_tpot
 from thrifty.simulate.plot import plot_simulation

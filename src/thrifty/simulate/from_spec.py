@@ -19,7 +19,8 @@ from thrifty.engines.probe import read_server_load
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import SimulationError
 from thrifty.gateway.routing import POLICIES
-from thrifty.http.client import TransportError, parse_origin
+from thrifty.http.client import TransportError
+from thrifty.http.origin import parse_origin
 from thrifty.simulate.measure import measure_rates
 from thrifty.simulate.rates import ReplicaRates, make_benchmark_rates, make_echo_rates
 from thrifty.simulate.scaler import MOST, Bounds, Objective
