@@ -189,7 +189,7 @@ class VllmEngine:
         if options.python is not None:
             ask_version(Path(options.python))
         else:
-            find_environment(find_home()).install(on_progress)
+            find_environment(find_home()).install_for(store, on_progress)
         version, artifact = make_plain(store, version, artifact, on_progress)
         context = options.context or artifact.description.context_length or None
         draft = None
