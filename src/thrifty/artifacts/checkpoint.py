@@ -126,6 +126,11 @@ def load_decoder(folder: Path) -> DecoderCheckpoint:
     Raises `FormatRefused` for an unsupported architecture or setting.
     """
     ggufs = sorted(folder.glob("*.gguf"))
+    if len(ggufs) > 1:
+        raise FormatRefused(
+            f"{folder} has a GGUF in {len(ggufs)} parts, which only the engine 'llamacpp' serves; join "
+            "them (llama-gguf-split --merge) for everything else"
+        )
     if ggufs:
         return _load_gguf_decoder(GgufFile(ggufs[0]))
     path = folder / "config.json"

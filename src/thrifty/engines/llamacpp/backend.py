@@ -38,13 +38,15 @@ from thrifty.types import Family
 log = logging.getLogger(__name__)
 
 _SEEDS = 2**31
+GUESSES = ("drafted_tokens", "accepted_tokens")
+"""What `/load` tells of speculation."""
 
 
 class _Job:
     """One generation."""
 
     __slots__ = (
-        "cached", "generated", "number", "on_failure", "on_output", "prompt", "sampling", "task",
+        "cached", "generated", "guessed", "number", "on_failure", "on_output", "prompt", "sampling", "task",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +64,7 @@ class _Job:
         self.on_failure = on_failure
         self.generated: list[int] = []
         self.cached = 0
+        self.guessed = (0, 0)
         self.task: asyncio.Task[None] | None = None
 
 
@@ -122,6 +125,8 @@ class LlamaCppBackend:
             "kv_cache_bytes": float(self._kv_bytes),
             "kv_cache_tokens": float(self._settings.slots * self._settings.context),
         }
+        if self._settings.speculation != "off":
+            self._facts |= dict.fromkeys(GUESSES, 0.0)
         return ModelFacts(
             family=self._family,
             context_length=self._settings.context,
@@ -234,17 +239,22 @@ class LlamaCppBackend:
     ) -> bool:
         """Generate until there are `until` tokens; whether that was the end of the answer."""
         done = len(job.generated)
+        job.guessed = (0, 0)
         sampling = job.sampling
         body = make_body(
             [*job.prompt, *job.generated], sampling, count=until - done,
+            context=self._settings.context,
             prefix_cache=self._settings.prefix_cache, banned=banned or (), ignore_eos=ignore_eos,
         )  # fmt: skip
         body["seed"] = (sampling.seed + done) % _SEEDS
+        body["timings_per_token"] = self._settings.speculation != "off"
         async with aclosing(self._process.stream(PATH, body)) as events:
             async for event in events:
                 if "prompt_progress" in event:
                     job.cached = max(job.cached, int(event["prompt_progress"]["cache"]))
                     continue
+                if "timings" in event and self._settings.speculation != "off":
+                    self._note_guesses(job, event["timings"])
                 if event["stop"]:
                     return await self._end(job, until, event, body)
                 if await self._take(job, event, ignore_eos=ignore_eos):
@@ -252,6 +262,13 @@ class LlamaCppBackend:
                 if len(job.generated) == until < sampling.max_tokens:
                     return False
         raise EngineError("llama.cpp broke off its answer")
+
+    def _note_guesses(self, job: _Job, timings: dict[str, Any]) -> None:
+        """Count the tokens that were guessed, by the totals that an event has of its request."""
+        guessed = int(timings.get("draft_n", 0)), int(timings.get("draft_n_accepted", 0))
+        for name, now, before in zip(GUESSES, guessed, job.guessed, strict=True):
+            self._facts[name] = self._facts.get(name, 0.0) + max(0, now - before)
+        job.guessed = guessed
 
     async def _take(self, job: _Job, event: dict[str, Any], *, ignore_eos: bool) -> bool:
         """Pass on the tokens of an event; whether the answer ends with them."""

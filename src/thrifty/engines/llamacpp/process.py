@@ -32,7 +32,6 @@ they keep cores from those whom they wait for as soon as anything else runs on t
 STOP_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 300.0
 MAX_LOG_LINES = 20
-_SEVERE = (" E ", "error", "failed")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -80,7 +79,10 @@ class LlamaProcess:
         if "url" not in answer:
             await self._process.wait()
             await asyncio.wait({self._reader}, timeout=STOP_TIMEOUT_S)
-            raise EngineError(self._describe_end(answer.get("error")))
+            raise EngineError(
+                f"llama.cpp cannot load the model: {self._describe_end(answer.get('error'))}. Fetch "
+                "it again, take another file of it, or another engine"
+            )
         self._origin = parse_origin(answer["url"])
 
     async def wait_end(self) -> str:
@@ -168,15 +170,13 @@ class LlamaProcess:
 
     def _describe_end(self, error: str | None) -> str:
         """Why it ended, by its log."""
-        severe = [line for line in self._log if any(word in line for word in _SEVERE)]
-        reasons = list(dict.fromkeys(_strip(line) for line in severe))[:3]
+        severe = [line for line in self._log if " E " in line]
+        if severe:
+            return _strip(severe[0])  # what follows are its consequences
         if error:
-            reasons.append(error)
+            return error
         status = self._process.returncode if self._process is not None else None
-        if not reasons:
-            how = f"signal {-status}" if status and status < 0 else f"status {status}"
-            return f"llama.cpp ended with {how}"
-        return "; ".join(reasons)
+        return f"it ended with signal {-status}" if status and status < 0 else f"status {status}"
 
 
 class _Events:

@@ -16,8 +16,6 @@ LEAST_TEMPERATURE = 1e-5
 """Below it, the likeliest token is taken."""
 SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "min_p"]
 """The order of the OpenAI dialect's servers: the temperature before what cuts the tail off."""
-WHOLE = 2**31 - 1
-"""Penalties look at everything before: so many tokens back."""
 CERTAIN = 1e9
 """Added to a logit, it makes the token the only one that can come."""
 
@@ -27,11 +25,14 @@ def make_body(
     sampling: Sampling,
     *,
     count: int,
+    context: int,
     prefix_cache: bool,
     banned: Iterable[int] = (),
     ignore_eos: bool = False,
 ) -> dict[str, Any]:
-    """A request for up to `count` tokens behind `prompt`, streamed."""
+    """A request for up to `count` tokens behind `prompt`, streamed. Penalties look at all tokens before,
+    of which there are at most `context`.
+    """
     greedy = sampling.temperature < LEAST_TEMPERATURE
     body: dict[str, Any] = {
         "prompt": list(prompt),
@@ -48,7 +49,7 @@ def make_body(
         "repeat_penalty": sampling.repetition_penalty,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "repeat_last_n": WHOLE,
+        "repeat_last_n": context,
         "seed": sampling.seed,
         "ignore_eos": ignore_eos,
         "logit_bias": [[token, False] for token in banned],

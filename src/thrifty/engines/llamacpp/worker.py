@@ -18,8 +18,8 @@ SPECULATION = {
     "draft": "COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE",
 }
 """llama.cpp's names of the ways to speculate."""
-WARNINGS = 2
-"""llama.cpp's level of verbosity that leaves out what each request does."""
+ERRORS = 1
+"""llama.cpp's level of verbosity that leaves out what each request does, and remarks on it."""
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def make_parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     given.ui = False
     given.endpoint_slots = given.endpoint_props = False
     given.endpoint_metrics = True
-    given.verbosity = WARNINGS
+    given.verbosity = ERRORS
     if settings["embeddings"]:
         given.embedding = True
         given.n_ubatch = given.n_batch = settings["context"]

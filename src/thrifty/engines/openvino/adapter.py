@@ -282,6 +282,11 @@ def _format_fault(artifact: Artifact) -> str | None:
             f"GGUF files of the architecture {name!r} cannot be served by the engine 'openvino'; "
             f"these can: {', '.join(sorted(GGUF_DECODERS))}"
         )
+    if sum(entry.path.endswith(".gguf") for entry in artifact.files) > 1:
+        return (
+            "GGUF files in several parts are served by the engine 'llamacpp'; use that engine, or join "
+            "them (llama-gguf-split --merge)"
+        )
     if description.format is Format.OPENVINO:
         if any(entry.path == OPENVINO_NOTE for entry in artifact.files):
             return None
