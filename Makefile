@@ -47,12 +47,12 @@ down: $(LIGHT) ## Stop what runs
 
 .PHONY: check
 check: $(DEV) ## The fast tests, lint and types: under 90 seconds
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer and not deploy"
 	$(MAKE) --no-print-directory lint
 
 .PHONY: test
 test: $(DEV) ## The whole suite
-	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer"
+	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer and not deploy"
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "service or engine or peer"
 	$(MAKE) --no-print-directory test-isa
 
@@ -73,6 +73,11 @@ vllm-parser: $(DEV) ## Write anew what the parser of the pinned vLLM takes (inst
 test-isa: $(DEV) ## The numeric tests as on older processors (AVX2, AVX-512 without VNNI)
 	$(BIN)/python -m tests.run_isa_levels
 
+.PHONY: test-deploy
+test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of their own
+	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
+	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
+
 .PHONY: test-all
 test-all: test lint build ## Everything that can be checked: tests, lint and the built packages
 
@@ -83,7 +88,7 @@ test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pyte
 .PHONY: test-offline
 test-offline: $(DEV) ## The fast tests with settings around them that must not matter
 	HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 FORCE_COLOR=1 THRIFTY_PORT=1 OPENAI_API_KEY=wrong \
-	  $(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer"
+	  $(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer and not deploy"
 
 .PHONY: lint
 lint: $(DEV) ## Lint, formatting, types and the import contract

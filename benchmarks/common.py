@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import random
 import shutil
 import signal
 import statistics
@@ -301,6 +302,64 @@ done = function(summary, latency, requests)
     latency:percentile(99), e.status + e.connect + e.read + e.write + e.timeout))
 end
 """
+
+
+# Traces
+
+TRACES = {
+    "conversation": "azure_conv_2023.csv.gz",
+    "prefixes": "mooncake_conversation.jsonl.gz",
+}
+"""Recorded traffic by what it shows: an hour of chat, and an hour of chat with shared beginnings."""
+
+
+def find_trace(kind: str) -> Path:
+    """The recorded trace in the folder that `THRIFTY_TRACES` names, or a made-up one of its shape."""
+    folder = os.environ.get("THRIFTY_TRACES")
+    if folder:
+        path = Path(folder) / TRACES[kind]
+        if not path.exists():
+            raise SystemExit(f"{path} is not there; unset THRIFTY_TRACES to use a made-up trace")
+        return path
+    say(f"THRIFTY_TRACES is not set: a made-up trace in place of {TRACES[kind]}")
+    path = WORK / "traces" / f"{kind}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = _make_conversations() if kind == "prefixes" else _make_chat()
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _make_arrivals(rate: float, clump: float) -> Iterator[tuple[float, random.Random]]:
+    """An hour of arrivals whose rate wanders, in clumps of `clump` on average."""
+    rng = random.Random(18)
+    at_s = 0.0
+    while at_s < 3600:
+        wave = 1 + 0.5 * math.sin(at_s / 400) + 0.3 * math.sin(at_s / 47)
+        for _ in range(1 + int(rng.expovariate(1 / max(1e-9, clump - 1)))):
+            yield at_s, rng
+        at_s += rng.expovariate(rate / clump * wave)
+
+
+def _make_chat() -> Iterator[dict[str, Any]]:
+    for at_s, rng in _make_arrivals(5.4, 1.3):
+        yield {"at_s": at_s, "prompt_tokens": 1 + int(rng.lognormvariate(6.7, 0.9)),
+               "output_tokens": 1 + int(rng.lognormvariate(5.1, 0.8))}  # fmt: skip
+
+
+def _make_conversations() -> Iterator[dict[str, Any]]:
+    """Conversations that grow, all of which begin with the same 512 tokens."""
+    fresh = iter(range(1, 10**9))
+    going: list[list[int]] = []
+    for at_s, rng in _make_arrivals(3.4, 2.0):
+        if going and rng.random() < 0.6:
+            blocks = going[int(len(going) * rng.random() ** 0.5)]
+        else:
+            blocks = [0]
+            going = [*going[-300:], blocks]
+        blocks += [next(fresh) for _ in range(1 + int(rng.lognormvariate(2.0, 1.0)))]
+        yield {"timestamp": round(at_s * 1000), "input_length": 512 * len(blocks) + rng.randrange(512),
+               "output_length": 1 + int(rng.lognormvariate(5.6, 0.7)),
+               "hash_ids": [*blocks, next(fresh)]}  # fmt: skip
 
 
 # Records

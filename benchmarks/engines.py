@@ -136,7 +136,7 @@ def write_checkpoint(source: Path) -> Path:
         p = f"model.layers.{layer}."
         names += [p + "input_layernorm.weight", p + "post_attention_layernorm.weight"]
         names += [f"{p}self_attn.{n}_proj.weight" for n in "qkvo"]
-        names += [f"{p}mlp.{n}_proj.weight" for n in ("concurrency", "up", "down")]
+        names += [f"{p}mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
     header: dict[str, Any] = {}
     blobs, offset = [], 0
     for name in names:

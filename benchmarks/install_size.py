@@ -24,7 +24,12 @@ from common import ROOT, WORK, finish, parse_arguments, say
 LIGHT_BAR_BYTES = 0.5e9
 TEST_BAR_BYTES = 2.5e9
 SHOWN = 12
-FAST_TESTS = ("-n", "2", "-m", "not slow and not engine and not service and not peer")
+FAST_TESTS = (
+    "-n",
+    "2",
+    "-m",
+    "not slow and not engine and not service and not peer and not deploy",
+)
 HEAVY_TESTS = (
     "tests/evaluate/test_torch.py", "tests/compress/test_distill.py", "tests/peers/test_lm_eval.py",
 )  # fmt: skip

@@ -147,7 +147,7 @@ def make_spec_page() -> str:
             ("key", "type", "default", "what it does"),
             [(f"`{path}`", kind, default, text) for path, kind, default, text in walk(Spec)],
         ),
-        "Short forms: `engine: echo` for `engine: {kind: echo}`, `replicas: 2` for "
+        "Short forms: `engine: echo` for `engine: {kind: echo}`, `load: 8` for `load: {streams: 8}`, `replicas: 2` for "
         "`replicas: {count: 2}`, `compress: int8` for `compress: {quantize: {scheme: int8}}`, "
         "`prune: 0.8` for `prune: {parameters: 0.8}`, `distill: 2M` for `distill: {tokens: 2M}`, "
         "`cache: false` for `cache: {exact: {when: never}}`. [Compression](compression.md) says what "

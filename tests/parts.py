@@ -35,6 +35,7 @@ from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys
 from thrifty.engines.echo.adapter import EchoEngine
 from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
 from thrifty.engines.server.app import ModelServer
+from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache, SharedSettings
 from thrifty.gateway.state.reader import TableReader
@@ -288,6 +289,8 @@ async def running_gateway(
     worker: str = "worker",
     batches: BatchSettings | None = None,
     managed: bool = False,
+    feedback: FeedbackSettings | None = None,
+    cors: tuple[str, ...] = (),
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
     are two workers. `managed` adds the management API.
@@ -305,7 +308,7 @@ async def running_gateway(
         "127.0.0.1", 0, id=worker, redis_timeout_s=redis_timeout_s, cache_bytes=cache_bytes,
         cache_shared=cache_shared, max_body_bytes=limits.max_body_bytes,
         read_timeout_s=limits.read_timeout_s, write_timeout_s=limits.write_timeout_s,
-        record_prompts=prompts,
+        record_prompts=prompts, feedback=feedback or FeedbackSettings(), cors=cors,
     )  # fmt: skip
     if batches is not None:
         places = msgspec.structs.replace(batches, folder=str(folder / "files"))

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SPECS = sorted((ROOT / "examples").rglob("*.yaml"))
 PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
 )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thrifty.artifacts import Artifact, NamedVersion, Store
     from thrifty.artifacts.sources import fetch_model
     from thrifty.errors import ThriftyError
+    from thrifty.feedback.send import send_feedback
     from thrifty.home import Home, find_home
     from thrifty.service import Service, apply, history, plan, rollback, status, traffic
     from thrifty.spec import Spec, load_spec
@@ -38,6 +39,7 @@ _WHERE = {
     "load_spec": "thrifty.spec",
     "plan": "thrifty.service",
     "rollback": "thrifty.service",
+    "send_feedback": "thrifty.feedback.send",
     "status": "thrifty.service",
     "traffic": "thrifty.service",
 }
@@ -58,6 +60,7 @@ __all__ = [
     "load_spec",
     "plan",
     "rollback",
+    "send_feedback",
     "status",
     "traffic",
 ]

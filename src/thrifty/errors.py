@@ -16,7 +16,8 @@
     ├── BenchError             a load test cannot run
     ├── BatchError             a batch cannot run, or did not finish
     ├── EvaluationError        a model cannot be evaluated
-    └── CompressionError       a model cannot be compressed
+    ├── CompressionError       a model cannot be compressed
+    └── SimulationError        traffic cannot be simulated
 
 A message says what was found, what the rule is, and what to do next. Errors that cross HTTP are
 `thrifty.openai.errors.WireError`; errors of libraries are converted where they enter.
@@ -119,6 +120,10 @@ class EvaluationError(ThriftyError):
 
 class CompressionError(ThriftyError):
     """A model cannot be compressed."""
+
+
+class SimulationError(ThriftyError):
+    """A trace, rates or an objective with which nothing can be simulated."""
 
 
 class GateError(ThriftyError):

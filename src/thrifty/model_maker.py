@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
+from thrifty.engines.choice import Choice, list_candidates, list_installs
 from thrifty.engines.machine import Machine
 from thrifty.home import Home
 from thrifty.spec import LoadedSpec, Spec
 from thrifty.spec.compress import CompressSpec, QuantizeSpec
 from thrifty.types import OnProgress, ignore_progress
+from thrifty.units import format_duration
 
 if TYPE_CHECKING:
     from thrifty.compress.pipeline import PipelineResult
@@ -74,6 +76,25 @@ class Compressor:
             "compress": CompressSpec(quantize=QuantizeSpec(scheme="none")),
         }
         return loaded.spec.model_copy(update=changes), compressed.result
+
+    def choose(
+        self, loaded: LoadedSpec, model: tuple[NamedVersion, Artifact], on_progress: OnProgress
+    ) -> Choice:
+        """What `auto` takes for `model`, measured now unless it was before. Blocks. Raises `SpecError`
+        and `BenchError`.
+        """
+        from thrifty.choice_benchmark import ChoiceRequest, measure_choice
+
+        self._on_stage(
+            f"Measuring what is fastest here for {model[0].label}, once, for at most "
+            f"{format_duration(loaded.spec.benchmark)}; preparing and starting come on top"
+        )
+        for told in list_installs(list_candidates(loaded.spec, model[1], self._machine).able):
+            self._on_stage(told)
+        request = ChoiceRequest(*model, loaded.spec)
+        choice = measure_choice(request, self._store, self._home, self._machine, on_progress)
+        self._on_stage(f"auto takes {choice.candidate}; {choice.reason}")
+        return choice
 
     def judge(
         self, version: NamedVersion, artifact: Artifact, max_drop: float, on_progress: OnProgress

@@ -31,6 +31,7 @@ from thrifty.fleet.controller_note import open_home, read_controller_note
 from thrifty.home import Home, find_home
 from thrifty.model_maker import Compressor
 from thrifty.spec import LoadedSpec, load_spec
+from thrifty.spec.load import ENVIRONMENT_SPEC
 from thrifty.types import OnProgress, ignore_progress
 
 OnReady = Callable[[Controller], Awaitable[None]]
@@ -105,12 +106,16 @@ async def _stop(controller: Controller, on_kill: asyncio.Event | None) -> None:
 
 
 def resolve_target(target: str | Path | None, flags: dict[str, Any] | None = None) -> LoadedSpec:
-    """The spec that `target` means: a `.yaml` file, or a model; none is the default model."""
+    """The spec that `target` means: a `.yaml` file, `env:NAME`, or a model; none is the default
+    model.
+    """
     if target is None:
         return load_spec(flags=flags)
     path = Path(target)
     if path.suffix in (".yaml", ".yml"):
         return load_spec(path, flags=flags)
+    if str(target).startswith(ENVIRONMENT_SPEC):
+        return load_spec(str(target), flags=flags)
     return load_spec(flags={"model": str(target), **(flags or {})})
 
 

@@ -1,13 +1,9 @@
-"""How fast a stored model is on this machine, in a replica of its own, as `thrifty up` measures.
-
-`measure_speed` measures one model, `measure_candidates` several ways to serve one.
-"""
+"""How fast a stored model is on this machine, in a replica of its own, as `thrifty up` measures."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -25,11 +21,11 @@ from thrifty.bench.check import (
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine
-from thrifty.engines.scheme_choice import CANDIDATE, LOADS, make_machine_conditions
-from thrifty.errors import BenchError, FleetError
+from thrifty.engines.scheme_choice import make_machine_conditions
+from thrifty.errors import FleetError
 from thrifty.home import Home
 from thrifty.own_replica import has_ended, only_replica, prepare_served, run_coroutine, run_replica
-from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
+from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
 SPEED = "speed"
 
@@ -77,62 +73,6 @@ def measure_speed(
     values["form"] = _describe_form(store, served)
     values["size_bytes"] = store.load(served.artifact or artifact.id).size_bytes
     return store.record_measurement(artifact.id, SPEED, make_conditions(engine, machine), values)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to serve a checkpoint."""
-
-    scheme: str
-    """The form of the weights."""
-    engine: str = "auto"
-
-
-CANDIDATES = (Candidate("none"), Candidate("int8"), Candidate("int4"))
-
-
-def measure_candidates(
-    store: Store,
-    home: Home,
-    version: NamedVersion,
-    artifact: Artifact,
-    machine: Machine,
-    on_progress: OnProgress = ignore_progress,
-    *,
-    candidates: Sequence[Candidate] = CANDIDATES,
-    loads: Sequence[int] = LOADS,
-    again: bool = False,
-) -> list[Measurement]:
-    """Tokens per second of each candidate at each load (a number of streams), in that order.
-
-    Measurements are kept with the checkpoint, under the machine's id and the processor's features.
-    Recorded ones are returned as they are, except with `again`. Blocks. Raises as `measure_speed`.
-    """
-    if (
-        artifact.description.format is Format.OPENVINO
-        or artifact.description.family is not Family.DECODER
-    ):
-        raise BenchError(
-            f"{version.label} is not a decoder's checkpoint, so it cannot be served in several forms; "
-            "name the checkpoint"
-        )
-    found = []
-    for candidate in candidates:
-        engine = choose_engine(candidate.engine, artifact)
-        conditions = {
-            **make_conditions(engine, machine),
-            "scheme": candidate.scheme,
-            "loads": list(loads),
-        }
-        known = find_measurement(store.read_measurements(artifact.id), CANDIDATE, conditions)
-        if known is None or again:
-            _, values = _measure_scheme(
-                engine, candidate.scheme, loads, store, home, version, artifact, machine,
-                on_progress,
-            )  # fmt: skip
-            known = store.record_measurement(artifact.id, CANDIDATE, conditions, values)
-        found.append(known)
-    return found
 
 
 def _measure_scheme(

@@ -108,7 +108,7 @@ async def test_specs_are_planned_and_applied() -> None:
         planned = await client.post("/api/v1/plan", json={"spec": {"model": "m"}})
         step = {"what": "m", "size_bytes": 100, "seconds": 1.5, "why": "it is new"}
         assert planned.json() == {
-            "fetch": [step], "prepare": [], "start": [], "stop": [], "change": [],
+            "fetch": [step], "choose": [], "prepare": [], "start": [], "stop": [], "change": [],
         }  # fmt: skip
         assert not services.applied
         applied = await client.post("/api/v1/apply", json={"spec": {"model": "m"}})

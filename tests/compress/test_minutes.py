@@ -64,6 +64,7 @@ class Machine:
     time_s: float = 100.0
     prepared: int = 0
     trained_s: float = 0.0
+    paused: int = 0
 
     @property
     def s_per_token(self) -> float:
@@ -96,16 +97,21 @@ class Machine:
                 state["step"] += 1
                 state["tokens"] += 1024
                 state["stepping_s"] += step_s
-                if state["step"] == limits["steps"]:
+                left_s = limits["deadline_s"] - self.time_s
+                if state["step"] == limits["steps"] and left_s >= limits["pause_left_s"]:
                     break
+            else:
+                limits = {**limits, "steps": None}
             state["seconds"] += self.time_s - began_s
             path.write_text(json.dumps(state))
-            if state["step"] == limits["steps"]:
+            if limits["steps"] is None:
+                return {"step": state["step"], "tokens": state["tokens"]}
+            if not self.paused:
                 self.training_s *= self.slows_by
                 self.teaching_s *= self.slows_by
                 self.start_s *= self.slows_by
-                return {}
-            return {"step": state["step"]}
+            self.paused += 1
+            return {}
 
         return run
 
@@ -124,7 +130,8 @@ def spend(machine: Machine, minutes: float, notes: list[str] | None = None) -> d
 @pytest.mark.parametrize("minutes", [3.0, 12.0, 60.0])
 @pytest.mark.parametrize(
     "how",
-    [{}, {"teaching_s": 0.025}, {"training_s": 0.02}, {"slows_by": 5.0}, {"teaching_s": 0.0001},
+    [{}, {"teaching_s": 0.025}, {"training_s": 0.02}, {"slows_by": 5.0}, {"slows_by": 0.2},
+     {"teaching_s": 0.0001},
      {"teaching_s": 0.02, "training_s": 0.02, "slows_by": 3.0}],
 )  # fmt: skip
 def test_the_time_is_kept_on_fast_slow_and_slowing_machines(
@@ -136,6 +143,23 @@ def test_the_time_is_kept_on_fast_slow_and_slowing_machines(
     assert 0.8 * 60 * minutes < took_s <= 1.1 * 60 * minutes
     # Starting processes is part of neither.
     assert machine.trained_s > TRAINING_SHARE * 60 * minutes - 5 * machine.start_s - 40
+
+
+def test_more_is_prepared_where_training_turns_out_to_be_faster(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, training_s=0.02, teaching_s=0.01, slows_by=0.15)
+    report = spend(machine, 30.0)
+    assert 1.0 <= report["tokens"] / machine.prepared < 1.5
+    assert machine.paused <= 4, "each pause costs a start"
+    assert 0.8 * 1800 < machine.time_s - 100 <= 1.1 * 1800
+
+
+def test_a_training_that_had_its_time_is_only_written(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    first = spend(machine, 12.0)
+    ended_s, trained_s = machine.time_s, machine.trained_s
+    again = spend(machine, 12.0)
+    assert (again["step"], machine.trained_s) == (first["step"], trained_s)
+    assert machine.time_s - ended_s <= 3 * machine.start_s
 
 
 @pytest.mark.parametrize("minutes", [0.01, 0.5, 1.0])

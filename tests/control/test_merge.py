@@ -254,3 +254,46 @@ def test_what_cannot_change_in_place_is_named_with_the_command() -> None:
     assert "abc" not in problems[1].message
     assert "'chat'" in problems[2].message
     assert find_fixed({}, {"gateway.port": "9090"}, state(TWO), {}) == []
+
+
+# The autoscaler's counts
+
+
+def scaled(count: int, fewest: int = 1, most: int = 4) -> DesiredDeployment:
+    replicas = DesiredReplicas(count, fewest, most)
+    return deployment(replace(version("a"), replicas=replicas))
+
+
+def count_of(merged: State) -> int:
+    return merged["chat"].versions[0].replicas.count
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_the_same_spec_again_keeps_the_autoscalers_count(reset: bool) -> None:
+    spec = state(scaled(1))
+    merged = merge(spec, spec, state(scaled(3)), reset=reset)
+    assert count_of(merged.deployments) == 3
+    assert not merged.held
+
+
+@pytest.mark.parametrize(("fewest", "most", "count"), [(0, 2, 2), (1, 9, 3), (4, 9, 4)])
+def test_new_bounds_take_the_count_with_them(fewest: int, most: int, count: int) -> None:
+    base, new = state(scaled(1)), state(scaled(fewest, fewest, most))
+    merged = merge(base, new, state(scaled(3)))
+    assert count_of(merged.deployments) == count
+    assert not merged.held
+
+
+def test_a_fixed_number_takes_the_count_back() -> None:
+    new = state(deployment(version("a", count=1)))
+    merged = merge(state(scaled(1)), new, state(scaled(3)))
+    assert count_of(merged.deployments) == 1
+    assert merged.deployments == new
+    assert not merged.held
+
+
+def test_bounds_begin_with_the_count_that_runs() -> None:
+    base = state(deployment(version("a", count=2)))
+    merged = merge(base, state(scaled(1)), base)
+    assert count_of(merged.deployments) == 2
+    assert not merged.held

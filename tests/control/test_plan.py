@@ -206,8 +206,41 @@ def test_a_plan_in_an_empty_home_writes_nothing(home: Home, tmp_path: Path) -> N
         "gateway: 2 workers at 127.0.0.1:81",
     ]  # fmt: skip
     shown = made.to_builtins()
-    assert list(shown) == ["fetch", "prepare", "start", "stop", "change"]
+    assert list(shown) == ["fetch", "choose", "prepare", "start", "stop", "change"]
     assert set(shown["start"][0]) == {"what", "size_bytes", "seconds", "why"}
+
+
+@pytest.mark.engine
+def test_a_plan_says_what_auto_will_measure_and_what_it_took(home: Home, tmp_path: Path) -> None:
+    from thrifty.engines.choice import CHOICE, Candidate, Choice, describe_choice, list_candidates
+
+    keys: dict[str, Any] = {
+        "name": "chat", "engine": "auto", "compress": "int8", "load": 8, "benchmark": "30s",
+        "model": str(write_model(tmp_path / "tiny")),
+    }  # fmt: skip
+    make(home, load(tmp_path, **{**keys, "benchmark": 0}))
+    loaded = load(tmp_path, **keys)
+    (item,) = plan(home, loaded).choose
+    assert (item.what, item.seconds) == ("chat: the fastest", 30.0)
+    assert "not measured here for this load: openvino int8, llamacpp int8" in item.why
+    # Beside a running service nothing is measured.
+    running_now = running(make(home, load(tmp_path, **{**keys, "benchmark": 0})))
+    (item,) = plan(home, loaded, running_now).choose
+    assert item.seconds is None
+    assert "nor while a service runs: the first by rank" in item.why
+
+    store, machine = Store(home.models), detect_machine()
+    artifact = store.find("tiny")[1]
+    able = list_candidates(loaded.spec, artifact, machine).able
+    choice = Choice(Candidate("openvino", "int8"), "measured here: 9 tokens/s at 8 streams")
+    conditions = describe_choice(loaded.spec, machine, able)
+    store.record_measurement(artifact.id, CHOICE, conditions, choice.to_builtins())
+    decided = plan(home, loaded)
+    (item,) = decided.choose
+    assert (item.what, item.why) == ("chat: openvino int8", choice.reason)
+    assert decided.prepare == ()
+    (version,) = make(home, loaded).deployments["chat"].versions
+    assert version.engine == "openvino"
 
 
 @pytest.mark.engine

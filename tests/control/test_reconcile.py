@@ -373,3 +373,49 @@ def test_every_copy_gets_a_core(cores: int) -> None:
     step = reconcile({"m": desired}, {}, [], Room(cores, GB))
     by_label = {target.key.version: target.key.cpus for target in step.sets}
     assert by_label == {"a": max(1, cores // 6), "b": cores}
+
+
+# Bounds
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12), st.data())
+def test_an_update_never_runs_more_than_the_most(most: int, have: int, data: Any) -> None:
+    """Starting copies counted, at every step, and something answers all the time. With at most one
+    copy, the new one starts beside it.
+    """
+    count = max(1, min(most, have))
+    replicas = DesiredReplicas(count, 1, most, cpus=1)
+    old = replace(version("a", "r1"), replicas=replicas)
+    world = settled(old)
+    new = replace(old, revision="r2")
+    for _ in range(80):
+        if data.draw(st.integers(0, 4)) == 0:
+            moved = data.draw(st.integers(1, most))
+            new = replace(new, replicas=replace(replicas, count=moved))
+        world.step([deployment(new)])
+        running = [copy for copy in world.copies if not copy.leaving]
+        assert len(running) <= max(2, most)
+        assert world.answering("m")["a"] >= 1
+        if data.draw(st.booleans()):
+            world.advance()
+    world.settle([deployment(new)])
+    assert world.by_key() == {SetKey("m", "a", "r2", 1): new.replicas.count}
+
+
+def test_the_share_of_cores_does_not_change_with_an_autoscaled_count() -> None:
+    scaled = replace(version(), replicas=DesiredReplicas(1, 0, 4))
+    world = settled(scaled)
+    assert [copy.key.cpus for copy in world.copies] == [2]
+    more = replace(scaled, replicas=DesiredReplicas(3, 0, 4))
+    world.settle([deployment(more)])
+    assert world.by_key() == {SetKey("m", "a", "r1", 2): 3}
+
+
+def test_at_zero_by_intent_nothing_runs_and_the_row_stays() -> None:
+    scaled = replace(version(), replicas=DesiredReplicas(1, 0, 4))
+    world = settled(scaled)
+    none = deployment(replace(scaled, replicas=DesiredReplicas(0, 0, 4)))
+    world.settle([none])
+    assert world.copies == []
+    assert world.rows == {"m": none.row}

@@ -15,6 +15,7 @@ from sqlalchemy import update
 from tests.db.databases import KINDS, open_kind
 from thrifty.db import Database
 from thrifty.db.desired import (
+    AUTOSCALE_KEEP,
     SERVICE,
     Desired,
     DesiredChange,
@@ -228,3 +229,44 @@ _versions = st.builds(
 def test_any_state_survives_its_encoding(versions: list[DesiredVersion], name: str) -> None:
     state = replace(deployment(name), versions=tuple(versions))
     assert decode_deployment(encode_desired(state)) == state
+
+
+def scale(database: Database, count: int) -> None:
+    replicas = DesiredReplicas(count, 0, 100)
+
+    def decide(state: Desired) -> list[DesiredChange]:
+        there = state.deployments["m"]
+        return [DesiredChange("m", replace(there, versions=(version(replicas=replicas),)))]
+
+    change_desired(database, decide, kind="autoscale", who="autoscaler", why=f"to {count}")
+
+
+def test_changes_by_the_autoscaler_are_few_and_not_gone_back_to(database: Database) -> None:
+    first = deployment("m", version(replicas=DesiredReplicas(1, 0, 100)))
+    write(database, first)
+    second = deployment("m", version(replicas=DesiredReplicas(1, 0, 100), revision="r2"))
+    write(database, second)
+    for count in range(2, AUTOSCALE_KEEP + 10):
+        scale(database, count)
+    history = read_history(database, "m", 1000)
+    assert [change.kind for change in history].count("autoscale") == AUTOSCALE_KEEP
+    assert [change.kind for change in history].count("apply") == 2
+    assert history[0].why == f"to {AUTOSCALE_KEEP + 9}"
+    assert previous_state(database, "m") == first
+
+
+@pytest.mark.parametrize(
+    "replicas",
+    [
+        DesiredReplicas(5, 1, 4),
+        DesiredReplicas(0, 1, 4),
+        DesiredReplicas(1, 3, 2),
+        DesiredReplicas(1, None, 2),
+        DesiredReplicas(0, 0, 2, idle_after_s=0.0),
+    ],
+)
+def test_counts_beyond_their_bounds_are_refused(
+    database: Database, replicas: DesiredReplicas
+) -> None:
+    with pytest.raises(ControlError, match="cannot be so"):
+        write(database, deployment("refused", version(replicas=replicas)))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -27,7 +27,7 @@ from tests.openai.test_fields import right_values
 from tests.parts import wait_until
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
-from thrifty.engines.base import Engine, Served
+from thrifty.engines.base import Engine, ParkingEngine, Served
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.fleet.ports import find_free_port
@@ -56,9 +56,9 @@ SPECS: dict[str, dict[str, Any]] = {
 CAPITALS = {
     "echo": {"France": "of France", "Japan": "of Japan"},
     "openvino": {"France": "Paris", "Japan": "Tokyo"},
-    "vllm": {"France": "Paris", "Japan": "Tokyo"},
     # Those whose answers do not hang by a thread with 8-bit sums.
     "llamacpp": {"Japan": "Tokyo", "Russia": "Moscow"},
+    "vllm": {"France": "Paris", "Japan": "Tokyo"},
 }
 """What an answer to the question for a country's capital holds; the first is asked for by default."""
 MARKS: dict[str, list[pytest.MarkDecorator]] = {
@@ -275,6 +275,19 @@ def test_load_is_read_by_its_adapter(server: Server) -> None:
 
 
 # answers
+
+
+def test_a_parked_server_answers_as_before(server: Server) -> None:
+    if not server.engine.traits.parks:
+        pytest.skip("cannot be parked")
+    prompt = "One, two, three, four, five, six, seven, eight, nine, ten, " * 20
+    before = server.post(COMPLETIONS, prompt=prompt, max_tokens=1).json()
+    asyncio.run(cast(ParkingEngine, server.engine).park(server.url))
+    after = server.post(COMPLETIONS, prompt=prompt, max_tokens=1).json()
+    assert after["choices"][0]["text"]
+    if before["usage"]["prompt_tokens"] > 32 and server.kind != "echo":
+        # What was computed of prompts is still there.
+        assert after["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
 def test_chat(server: Server) -> None:

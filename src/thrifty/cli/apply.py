@@ -28,7 +28,8 @@ from thrifty.service import apply_spec, is_running, require_running, resolve_tar
 from thrifty.spec.models import DEFAULT_MODEL
 from thrifty.units import format_bytes, format_duration
 
-SECTIONS = ("fetch", "prepare", "start", "stop", "change")
+SECTIONS = ("fetch", "choose", "prepare", "start", "stop", "change")
+"""What would be done; what `auto` takes is no change by itself."""
 
 
 def run_plan(target: str | None, *, reset: bool, as_json: bool) -> None:
@@ -45,7 +46,7 @@ def run_plan(target: str | None, *, reset: bool, as_json: bool) -> None:
         print_json(plan.to_builtins())
         return
     show_plan(plan)
-    if not any(getattr(plan, section) for section in SECTIONS):
+    if not any(getattr(plan, section) for section in SECTIONS if section != "choose"):
         print_line("Nothing would change.")
     else:
         print_line(f"To do it: {find_command(plan, target, reset=reset, running=is_running(home))}")

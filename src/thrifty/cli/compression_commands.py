@@ -482,12 +482,13 @@ def distill(
         int, typer.Option(help="Train changes of this rank; 0 trains all weights.")
     ] = 0,
     freeze_embeddings: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--freeze-embeddings",
-            help="Leave the tokens' embeddings as they are: faster, and better where tokens are few.",
+            "--freeze-embeddings/--train-embeddings",
+            help="Leave the tokens' embeddings as they are: faster, and better where tokens are few. "
+            "Default: for minutes, and for fewer than a million tokens.",
         ),
-    ] = False,
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Less memory, more time.")
     ] = False,

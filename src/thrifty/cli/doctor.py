@@ -10,6 +10,7 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.sources import fetch_model
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
+from thrifty.engines.choice import Candidate, KeptChoice, list_choices
 from thrifty.engines.machine import FEATURES, Machine, available_memory_bytes, detect_machine
 from thrifty.engines.registry import choose_engine, engine_kinds, find_engine
 from thrifty.engines.scheme_choice import (
@@ -30,6 +31,8 @@ def run_doctor(*, measure: bool, model: str | None, again: bool, as_json: bool) 
     """
     if model is not None and not measure:
         raise BenchError("--model names what is measured; add --measure")
+    if again and not measure:
+        raise BenchError("--again says how to measure; add --measure")
     machine = detect_machine()
     home = find_home()
     store = Store(home.models)
@@ -42,6 +45,7 @@ def run_doctor(*, measure: bool, model: str | None, again: bool, as_json: bool) 
     else:
         choice = decide(*measured, engine.traits.auto_schemes)
     speeds = [] if measured is None else _list_speeds(*measured)
+    choices = list_choices(store, machine)
     existing = next(path for path in (home.root, *home.root.parents) if path.exists())
     disk_free = shutil.disk_usage(existing).free
     engines = {kind: find_engine(kind).capabilities(machine) for kind in engine_kinds()}
@@ -58,6 +62,7 @@ def run_doctor(*, measure: bool, model: str | None, again: bool, as_json: bool) 
                 "engines": {kind: [asdict(c) for c in found] for kind, found in engines.items()},
                 "auto": {"engine": engine.kind, **asdict(choice)},
                 "measured": speeds,
+                "choices": [one.to_builtins() for one in choices],
             }
         )
         return
@@ -85,14 +90,26 @@ def run_doctor(*, measure: bool, model: str | None, again: bool, as_json: bool) 
         print_line(f"  {one['scheme']:<5} {one['speed']}")
     if measured is None:
         print_line("  measure it here: thrifty doctor --measure")
+    for kept in choices:
+        _show_choice(kept)
+
+
+def _show_choice(kept: KeptChoice) -> None:
+    streams = " and ".join(str(count) for count in kept.load["streams"])
+    print_line()
+    print_line(f"auto takes {kept.choice.candidate} for {kept.model} at {streams} streams:")
+    for row in kept.choice.measured:
+        said = Candidate(row["engine"], row["scheme"], tuple(row["options"].items()))
+        print_line(f"  {said!s:<20} {row['says']}")
 
 
 def _measure(model: str, store: Store, home: Home, machine: Machine, *, again: bool) -> None:
-    from thrifty.speed_benchmark import measure_candidates
+    from thrifty.choice_benchmark import ChoiceRequest, measure_choice
 
     with show_progress() as on_progress:
         version, artifact = fetch_model(store, model, on_progress=on_progress)
-        measure_candidates(store, home, version, artifact, machine, on_progress, again=again)
+        request = ChoiceRequest(version, artifact, Spec())
+        measure_choice(request, store, home, machine, on_progress, again=again)
 
 
 def _list_speeds(model: str, measured: dict[str, Measurement]) -> list[dict[str, Any]]:

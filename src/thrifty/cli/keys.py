@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.db import Database, open_database
-from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, list_keys, revoke_key
+from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, keep_key, list_keys, revoke_key
+from thrifty.errors import ThriftyError
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
+from thrifty.types import Role
 
 
 @contextmanager
@@ -32,6 +35,37 @@ def run_create(name: str, role: str, tenant: str | None, limits: KeyLimits = NO_
         f"{', ' + shown if shown else ''}). It is shown only now:"
     )
     print_line(secret)
+
+
+def keep_keys(database_url: str, wanted: Sequence[str]) -> None:
+    """Have an API key for each `ROLE=VARIABLE`, with the secret in that environment variable. Its
+    name is the variable's. Raises `ThriftyError`.
+    """
+    if not wanted:
+        return
+    pairs = [_parse_kept(one) for one in wanted]
+    database = open_database(database_url, migrate=True)
+    try:
+        for role, variable in pairs:
+            secret = os.environ.get(variable)
+            if not secret:
+                raise ThriftyError(
+                    f"--key {role}={variable}: the environment variable {variable} is not set; put "
+                    "the key's secret in it"
+                )
+            keep_key(database, variable, role, secret)
+    finally:
+        database.close()
+
+
+def _parse_kept(text: str) -> tuple[str, str]:
+    role, equals, variable = text.partition("=")
+    if not equals or not variable.isidentifier() or role not in list(Role):
+        raise ThriftyError(
+            f"--key {text}: write ROLE=VARIABLE, such as admin=ADMIN_KEY, with one of the roles "
+            f"{', '.join(Role)} and the name of an environment variable"
+        )
+    return role, variable
 
 
 def run_list(*, as_json: bool) -> None:

@@ -50,6 +50,8 @@ _VERBS = {
     "forms": "Trying forms",
     "judge": "Comparing recipes",
     "speed_benchmark": "Measuring the speed",
+    "fit": "Measuring the replica",
+    "simulate": "Simulating",
 }
 PLAIN_INTERVAL_S = 2.0
 

@@ -72,12 +72,15 @@ def _show_deployment(deployment: dict[str, Any]) -> None:
         [
             (
                 one["label"], f"{one['share']:.1%}", f"{one['shadow']:g}", one["state"],
-                f"{one['ready']} of {one['wanted']}", one["model"], one["engine"],
-                _first_line(one["message"]),
+                _show_count(one), one["model"], one["engine"],
+                _first_line(one["message"]) or _describe_zero(one),
             )
             for one in deployment["versions"]
         ],
     )  # fmt: skip
+    for one in deployment["versions"]:
+        if one["scaling"] is not None:
+            print_line(f"{one['label']}: {describe_scaling(one['scaling'])}")
     print_table(
         ("replica", "version", "state", "url", "pid", "memory", "restarts", ""),
         [
@@ -90,6 +93,43 @@ def _show_deployment(deployment: dict[str, Any]) -> None:
         ],
     )  # fmt: skip
     print_line()
+
+
+def _describe_zero(version: dict[str, Any]) -> str:
+    """On which rung a version that may be at zero stands."""
+    zero, scaling = version["zero"], version["scaling"] or {}
+    if zero is None:
+        return ""
+    parts: list[str] = [zero["rung"]]
+    if zero["held"]:
+        parts.append(f"{zero['held']} requests held")
+    if scaling.get("wakes"):
+        parts.append(f"{scaling['wakes']} wakes")
+    if scaling.get("start_s"):
+        parts.append(f"starts in {scaling['start_s']:.2g} s")
+    return ", ".join(parts)
+
+
+def _show_count(version: dict[str, Any]) -> str:
+    scaling = version["scaling"]
+    bounds = f" ({scaling['min']}-{scaling['max']})" if scaling is not None else ""
+    return f"{version['ready']} of {version['wanted']}{bounds}"
+
+
+def describe_scaling(scaling: dict[str, Any]) -> str:
+    """The autoscaler's decision in one line: its reason, and what it predicts."""
+    parts: list[str] = [scaling["reason"]]
+    if scaling.get("unreachable"):
+        parts.append(scaling["unreachable"])
+    if scaling.get("count") is None:
+        return parts[0]
+    parts.append(f"{scaling['arrivals_per_s']:.3g} requests/s")
+    for name, key in (("TTFT", "ttft"), ("TPOT", "tpot")):
+        predicted, objective = scaling[f"{key}_p95_s"], scaling[f"{key}_objective_s"]
+        if predicted is not None:
+            of = f" of {objective:.3g}" if objective is not None else ""
+            parts.append(f"{name} p95 {predicted:.3g}{of} s predicted")
+    return "; ".join(parts)
 
 
 def _first_line(message: str | None) -> str:

@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.bench.check import ServiceSpeed, ask_question, measure_service
 from thrifty.cli.apply import show_held
+from thrifty.cli.keys import keep_keys
 from thrifty.cli.show import err, print_line, show_progress, tell
 from thrifty.control.controller import Controller
 from thrifty.control.plan import Plan
@@ -37,8 +38,15 @@ from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
 log = logging.getLogger(__name__)
 
 
-def run_up(target: str | None, flags: dict[str, Any], *, measure: bool, reset: bool) -> None:
-    """Serve until SIGINT or SIGTERM."""
+def run_up(
+    target: str | None,
+    flags: dict[str, Any],
+    *,
+    measure: bool,
+    reset: bool,
+    keys: Sequence[str] = (),
+) -> None:
+    """Serve until SIGINT or SIGTERM. `keys` are API keys to have, as `ROLE=VARIABLE`."""
     began_s = time.monotonic()
     home = find_home()
     _log_to_file(home)
@@ -47,6 +55,7 @@ def run_up(target: str | None, flags: dict[str, Any], *, measure: bool, reset: b
     try:
         loaded = resolve_target(target, flags)
         require_stopped(home)
+        keep_keys(loaded.spec.database or home.database_url, keys)
         machine, store = detect_machine(), Store(home.models)
         maker = Compressor(home, store, machine, tell)
         _tell_plan(plan_spec(loaded, home, maker=maker, reset=reset))
@@ -127,12 +136,12 @@ async def _replace(controller: Controller) -> None:
 
 
 async def show_loading(controller: Controller) -> None:
-    """A bar of the replicas that are ready, until all are."""
+    """A bar of the replicas that are ready, until all are; at zero there may be none."""
     with show_progress() as on_progress:
         while True:
             ready, wanted = controller.count_ready()
             on_progress(Progress("load", ready, wanted or 1, "replicas ready"))
-            if wanted and ready == wanted:
+            if (wanted and ready == wanted) or controller.is_settled():
                 return
             await asyncio.sleep(0.1)
 
@@ -145,8 +154,7 @@ async def _introduce(
     price = prepared.loaded.spec.price_per_hour
     needs_key = bool(await asyncio.to_thread(list_keys, controller.database))
     for state in desired.deployments.values():
-        found = [one for one in controller.observe() if one.key.deployment == state.name]
-        shown = _Shown(controller.gateway_url, state, found, price, needs_key)
+        shown = _Shown(controller.gateway_url, state, controller.observe, price, needs_key)
         await _introduce_one(shown, began_s, measure)
     print_line("Ctrl-C drains and stops everything.")
 
@@ -157,10 +165,16 @@ class _Shown:
 
     url: str
     state: DesiredDeployment
-    replicas: list[ObservedReplica]
+    observe: Callable[[], list[ObservedReplica]]
+    """Gives every replica of the service; at zero the first question starts one."""
     price_per_hour: float
     needs_key: bool
     """Whether requests need an API key."""
+
+    @property
+    def replicas(self) -> list[ObservedReplica]:
+        """What runs of it now."""
+        return [one for one in self.observe() if one.key.deployment == self.state.name]
 
     def can_be_measured(self) -> bool:
         """Whether its speed is that of one version, which runs here."""
@@ -170,6 +184,8 @@ class _Shown:
     def count(self, version: DesiredVersion) -> str:
         """How many replicas a version has, in words."""
         count = sum(one.key.version == version.label for one in self.replicas)
+        if not count and version.settings.wakes:
+            return "no replica; the first request starts one"
         return f"{count} replica{'s' if count != 1 else ''}"
 
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.db.desired_state import DesiredDeployment
-from thrifty.engines.base import Engine
+from thrifty.engines.base import MEMORY_PATHS, Engine
+from thrifty.engines.choice import Choice
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.errors import FleetError, GateError, Problem, ThriftyError
@@ -19,9 +20,6 @@ from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress
-
-_MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
-"""Problems of memory: a version that runs already needs no more of it."""
 
 Model = tuple[NamedVersion, Artifact]
 Deployments = Mapping[str, DesiredDeployment]
@@ -32,6 +30,10 @@ class ModelMaker(Protocol):
 
     def check(self, loaded: LoadedSpec) -> None:
         """Refuse what can be refused before anything is fetched. Raises `SpecError`."""
+        ...
+
+    def choose(self, loaded: LoadedSpec, model: Model, on_progress: OnProgress) -> Choice:
+        """What `auto` takes, measured now unless it was before. Blocks."""
         ...
 
     def make(self, loaded: LoadedSpec, model: Model, on_progress: OnProgress) -> tuple[Spec, Model]:
@@ -48,6 +50,7 @@ def check_spec(
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
     _check_tls(loaded)
+    _check_capacity(loaded)
     each = loaded.each()
     for one in each:
         for version in one.versions():
@@ -78,6 +81,17 @@ def _check_tls(loaded: LoadedSpec) -> None:
         ServerTls(Path(tls.cert), Path(tls.key))
     except ThriftyError as error:
         loaded.refuse([Problem("gateway.tls", str(error).removeprefix("gateway.tls: "))])
+
+
+def _check_capacity(loaded: LoadedSpec) -> None:
+    kinds = {one.loaded.spec.engine.kind for part in loaded.each() for one in part.versions()}
+    known = (
+        engine_kinds() if "auto" in kinds else [kind for kind in kinds if kind in engine_kinds()]
+    )
+    uses = any(find_engine(kind).traits.accelerators_option is not None for kind in known)
+    if loaded.spec.capacity.gpus is not None and not uses:
+        message = "bounds accelerators, and no engine of this spec uses any; leave it out"
+        loaded.refuse([Problem("capacity.gpus", message)])
 
 
 def check_keys(gateway: Mapping[str, Any], *, has_keys: bool) -> None:
@@ -113,13 +127,14 @@ def check_model(
     known = there.find_version(loaded.label) if there is not None and loaded.label else None
     if known is None and there is not None and len(there.versions) == 1:
         known = there.versions[0]
-    more = spec.replicas.count
+    # More copies than these start only where there is room.
+    more = max(1, spec.replicas.fewest)
     if known is not None and known.engine == engine.kind:
         more -= known.replicas.count
     copies = spec.replicas.model_copy(update={"count": max(1, more)})
     problems = engine.check(spec.model_copy(update={"replicas": copies}), artifact, machine)
     if more < 1:
-        problems = [one for one in problems if one.path not in _MEMORY_PATHS]
+        problems = [one for one in problems if one.path not in MEMORY_PATHS]
     loaded.loaded.refuse(problems)
 
 

@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
 )
 from thrifty.control.gateways import GatewayWorkers
 from thrifty.control.loop import ControlLoop
+from thrifty.control.scaling import Scaling
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
 from thrifty.db.desired_state import DesiredService
@@ -39,7 +40,7 @@ from thrifty.db.fleet import (
     save_gateway,
 )
 from thrifty.db.keys import list_keys
-from thrifty.db.secrets import read_secret
+from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
 from thrifty.fleet.base import ObservedReplica, ReplicaNames
@@ -57,10 +58,10 @@ from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
-_SECRET = "response_ids"  # noqa: S105
 """The name of the secret that marks response and conversation ids as ours."""
 _POLL_S = 0.05
 _EXTRA_GRACE_S = 5.0
+_ARRIVED = (ReplicaState.READY, ReplicaState.PARKED)
 
 
 class Controller:
@@ -86,6 +87,10 @@ class Controller:
             store,
             self._note_service,
             self._keep_database,
+            self._notify_gateways,
+        )
+        self._scaling = Scaling(
+            lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
         )
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
@@ -105,7 +110,11 @@ class Controller:
     def count_ready(self) -> tuple[int, int]:
         """How many replicas are ready, and how many should be."""
         staying = [one for one in self.observe() if not one.leaving]
-        return sum(one.state is ReplicaState.READY for one in staying), len(staying)
+        return sum(one.state in _ARRIVED for one in staying), len(staying)
+
+    def is_settled(self) -> bool:
+        """Whether all is as desired, and gateways can read so."""
+        return self._loop.is_settled()
 
     async def open(self) -> None:
         """Take the home and open the database, so that what should run can be written before
@@ -121,7 +130,7 @@ class Controller:
             await self.open()
         state = await asyncio.to_thread(read_fleet, self.database)
         self._old_gateways = await asyncio.to_thread(self._find_old_gateways)
-        self._id_secret = (await asyncio.to_thread(read_secret, self.database, _SECRET)).hex()
+        self._id_secret = (await asyncio.to_thread(read_secret, self.database, ID_SECRET)).hex()
         await self._loop.start(state)
         if self._service is None:
             raise FleetError(
@@ -139,8 +148,9 @@ class Controller:
         self.gateway_url = make_url(host, port, tls=bool(gateway.get("tls")))
         write_controller_note(self.home, self.gateway_url, self.database_url)
         self._tasks.append(asyncio.ensure_future(self._loop.run()))
+        self._tasks.append(asyncio.ensure_future(self._scaling.run()))
         self._gateways = GatewayWorkers(
-            self.home, host, port, self._save_gateway, self._remove_gateway
+            self.home, host, port, self._save_gateway, self._remove_gateway, self._scaling.wake
         )
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
@@ -169,13 +179,14 @@ class Controller:
 
     async def stop(self) -> None:
         """Drain the gateway, then the replicas; leave nothing running."""
-        await self._cancel_tasks(self._tasks[1:])
+        # Requests that are held while the gateway drains still wake what they wait for.
+        await self._cancel_tasks(self._tasks[2:])
         if self._gateways is not None:
             await self._gateways.stop()
         if self._old_gateways:
             # A start that was given up may not have come to that.
             await self._end_old_gateways()
-        await self._cancel_tasks(self._tasks[:1])
+        await self._cancel_tasks(self._tasks[:2])
         ids = [one.row.id for one in self.observe()]
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
         await asyncio.gather(self._local.stop(grace_s), self._external.stop(grace_s))
@@ -193,12 +204,20 @@ class Controller:
         self._local.kill()
 
     @property
+    def _gateway_ids(self) -> list[str]:
+        return self._gateways.ids if self._gateways is not None else []
+
+    @property
     def _drain_timeout_s(self) -> float:
         gateway = self._service.gateway if self._service is not None else {}
         return float(gateway.get("drain_timeout_s", 30.0))
 
     def _note_change(self) -> None:
         self._loop.changed.set()
+
+    def _notify_gateways(self) -> None:
+        if self._gateways is not None:
+            self._gateways.notify()
 
     async def _announce(self) -> None:
         await self._loop.announce()

@@ -15,6 +15,10 @@ Difference = tuple[str, str]
 _AT_ONCE = "gateways take it up by themselves"
 _ELSEWHERE = ("build", "replicas.count")
 """Fields whose changes start and stop replicas."""
+_SCALING = (
+    "replicas.min_count", "replicas.max_count", "replicas.idle_after_s", "slo.ttft_p95_s",
+    "slo.tpot_p95_s",
+)  # fmt: skip
 _FIXED = ("host", "port", "workers")
 _SECRET = ("redis_url",)
 
@@ -43,7 +47,9 @@ def list_differences(
                 if key in _ELSEWHERE or was == values[key]:
                     continue
                 how = "conversations move to or from it alone" if key in SHARES else _AT_ONCE
-                if key.startswith("replicas."):
+                if key in _SCALING:
+                    how = "the autoscaler takes it up"
+                elif key.startswith("replicas."):
                     how = "replicas that start from now on take it up"
                 found.append((_say(f"{name}: {key} of {version.label}", was, values[key]), how))
     return found

@@ -5,7 +5,7 @@ connections. The sockets are the controller's, and workers inherit them; a worke
 replaced, leaves its socket behind with the connections that wait in it. A socket is never closed
 while the service runs, because the kernel would reset those: with fewer workers than there once were,
 some listen on two. Each worker also listens on a loopback port of its own, where the others read its
-metrics.
+metrics. A line of notices (`fleet.notices`) leads to each.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from thrifty.control.gateway_settings import WorkerSettings
 from thrifty.db.fleet import GatewayRow
 from thrifty.errors import FleetError
 from thrifty.fleet.local_replica import BACKOFF_S
+from thrifty.fleet.notices import NoticeLine
 from thrifty.fleet.ports import bind_listener, open_listeners
 from thrifty.fleet.process import ManagedProcess, start_process
 from thrifty.home import Home
@@ -48,13 +49,25 @@ OnGone = Callable[[str], Awaitable[None]]
 class GatewayWorkers:
     """All workers of one controller."""
 
-    def __init__(self, home: Home, host: str, port: int, on_row: OnRow, on_gone: OnGone) -> None:
-        """`on_row` is told of each worker that listens, `on_gone` of each that is no more."""
+    def __init__(
+        self,
+        home: Home,
+        host: str,
+        port: int,
+        on_row: OnRow,
+        on_gone: OnGone,
+        on_notice: Callable[[], None],
+    ) -> None:
+        """`on_row` is told of each worker that listens, `on_gone` of each that is no more.
+        `on_notice` is called when requests wait for a deployment at zero.
+        """
         self._home = home
         self._host = host
         self._port = port
         self._on_row = on_row
         self._on_gone = on_gone
+        self._on_notice = on_notice
+        self._lines: list[NoticeLine] = []
         self._settings: WorkerSettings | None = None
         self._sockets: list[socket.socket] = []
         self._processes: dict[int, ManagedProcess] = {}
@@ -75,6 +88,12 @@ class GatewayWorkers:
     def settings(self) -> WorkerSettings | None:
         """What the workers run with; None before the start."""
         return self._settings
+
+    def notify(self) -> None:
+        """Have all workers read the database now."""
+        self._lines = [line for line in self._lines if not line.closed]
+        for line in self._lines:
+            line.send()
 
     async def start(self, settings: WorkerSettings) -> None:
         """Start all, and keep them. Returns once each listens. Raises `FleetError`."""
@@ -129,6 +148,8 @@ class GatewayWorkers:
         await asyncio.gather(*(process.stop(self._grace_s) for process in processes))
         for listening in self._sockets:
             listening.close()
+        for line in self._lines:
+            line.close()
 
     def kill(self) -> None:
         """End all at once."""
@@ -183,8 +204,10 @@ class GatewayWorkers:
         name = _name(index)
         ready, tell_ready = os.pipe()
         descriptors = [one.fileno() for one in self._sockets[index :: settings.workers]]
+        ours, theirs = socket.socketpair()
         told = {
             **settings.settings, "id": name, "ready_fd": tell_ready, "listen_fds": descriptors,
+            "notice_fd": theirs.fileno(),
         }  # fmt: skip
         try:
             process = start_process(
@@ -194,13 +217,18 @@ class GatewayWorkers:
                 home=self._home.root,
                 log_path=self._home.log_of(name),
                 environment=settings.environment,
-                inherit=[*descriptors, tell_ready],
+                inherit=[*descriptors, tell_ready, theirs.fileno()],
             )
         except BaseException:
             os.close(ready)
+            ours.close()
             raise
         finally:
             os.close(tell_ready)
+            theirs.close()
+        line = NoticeLine(ours)
+        line.listen(self._on_notice)
+        self._lines.append(line)
         try:
             url = await _wait_ready(process, ready)
         except BaseException:

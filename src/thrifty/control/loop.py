@@ -29,6 +29,7 @@ from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.registry import find_engine
 from thrifty.errors import ArtifactError, DatabaseError, EngineError, StaleStateError
 from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaSet, SetKey
+from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -65,20 +66,25 @@ class ControlLoop:
         store: Store,
         on_service: OnService,
         keep_database: Callable[[], bool],
+        on_published: Callable[[], None],
     ) -> None:
         """`fleets` are that of servers that others run (True), and that of ours (False).
         `on_service` is told of each new state of the service; `keep_database` repairs a database
-        whose file has gone, and says whether it did.
+        whose file has gone, and says whether it did; `on_published` is called when gateways have
+        something new to read.
         """
         self.desired = Desired(None, {}, 0)
         self.step = Step((), {}, {})
         self.changed = asyncio.Event()
+        self.work: Mapping[str, float] = {}
+        """What is left to say at each replica, by its id, as gateways reported it last."""
         self._database = database
         self._fleets = fleets
         self._machine = machine
         self._store = store
         self._on_service = on_service
         self._keep_database = keep_database
+        self._on_published = on_published
         self._known: dict[tuple[str, str, str], _Known] = {}
         self._rows: Mapping[str, DeploymentRow] = {}
         self._artifact_bytes: dict[str, int] = {}
@@ -145,10 +151,14 @@ class ControlLoop:
             return False
         staying = [one for one in self.observe() if not one.leaving]
         states = {row.id: row.state for row in written.replicas.values()}
-        counts = Counter(one.key for one in staying)
-        return all(states.get(one.row.id) == one.row.state == "ready" for one in staying) and all(
-            counts[target.key] == self._count(target) for target in self.step.sets
-        )
+        if any(states.get(one.row.id) != one.row.state for one in staying):
+            return False
+        found = Counter((one.key, one.row.state) for one in staying)
+        expected: Counter[tuple[SetKey, str]] = Counter()
+        for target in self.step.sets:
+            expected[target.key, ReplicaState.READY] = self._count(target)
+            expected[target.key, ReplicaState.PARKED] = target.parked
+        return +expected == found
 
     async def announce(self) -> None:
         """Returns once gateways know the states that replicas have now."""
@@ -190,6 +200,10 @@ class ControlLoop:
             log.error("the model %s cannot be read: %s", artifact, error)
             return
         self._artifact_bytes[artifact] = round(size * ARTIFACT_FACTOR)
+
+    def estimate_memory(self, artifact: str | None) -> int:
+        """What a copy takes of memory at least, as far as known before one runs; else 0."""
+        return self._artifact_bytes.get(artifact or "", 0)
 
     # what is there
 
@@ -274,7 +288,7 @@ class ControlLoop:
             make_served(known.deployment, known.version), engine, target.count,
             cpus=key.cpus, even_copies=target.even_copies, memory_share=memory_share,
             memory_limit_bytes=replicas.memory_limit_bytes,
-            start_timeout_s=replicas.start_timeout_s,
+            start_timeout_s=replicas.start_timeout_s, parked=target.parked, work=self.work,
         )  # fmt: skip
 
     # what gateways read
@@ -285,16 +299,15 @@ class ControlLoop:
         rows = {one.row.id: one.row for one in self.observe()}
         report = FleetReport(self.step.rows, self.step.waiting, rows)
         due = time.monotonic() - self._written_s > FIGURES_S
-        if (
-            self._written is None
-            or due
-            or _without_figures(report) != _without_figures(self._written)
-        ):
+        new = self._written is None or _without_figures(report) != _without_figures(self._written)
+        if new or due:
             await asyncio.to_thread(
                 publish_fleet, self._database(), report, self._written,
                 change_id=self.desired.change_id,
             )  # fmt: skip
             self._written, self._written_s = report, time.monotonic()
+        if new:
+            self._on_published()
         async with self._new_publication:
             self._published = turn
             self._new_publication.notify_all()

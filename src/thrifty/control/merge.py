@@ -1,7 +1,7 @@
 """The three-way merge of `apply`: the previously applied spec, the new one, the current state.
 
 Each field has one owner. The spec owns versions, options and bounds; `traffic` and releases own
-weights once they have set them. So a field changes where the new spec differs from the previous
+weights once they have set them; the autoscaler owns counts where the spec sets bounds. So a field changes where the new spec differs from the previous
 one, and stays where it does not, whatever its value is now. Where both the spec and somebody else
 have changed a field, the spec wins, except for shares of the traffic: these stay with whoever set
 them. What stays although the spec says otherwise is *held*; a reset takes it back.
@@ -15,15 +15,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from thrifty.db.desired_state import DesiredDeployment, DesiredReplicas, DesiredVersion
+from thrifty.db.desired_state import (
+    DesiredDeployment,
+    DesiredReplicas,
+    DesiredSlo,
+    DesiredVersion,
+)
 from thrifty.db.fleet import VersionSettings
 from thrifty.errors import ControlError, Problem
 
 T = TypeVar("T")
 
 SHARES = ("weight", "shadow")
-_MERGED_SETTINGS = ("slots", "batch_slots", "price_input", "price_cached", "price_output")
+_MERGED_SETTINGS = (
+    "slots", "batch_slots", "wakes", "price_input", "price_cached", "price_output",
+)  # fmt: skip
 """Settings of a version that come from the spec; the others come with its engine."""
+_COUNT = "replicas.count"
 _DEFAULTS = {name: getattr(VersionSettings(), name) for name in _MERGED_SETTINGS}
 _MISSING: Any = object()
 
@@ -107,7 +115,10 @@ def merge(
             held.append(Held(name, "deployment", None, there, None))
             made[name] = there
     if reset:
-        made = {name: _keep_age(wanted, current.get(name)) for name, wanted in new.items()}
+        made = {
+            name: keep_counts(_keep_age(wanted, current.get(name)), current.get(name))
+            for name, wanted in new.items()
+        }
     for state in made.values():
         _check_weights(state, current.get(state.name))
     return Merged(made, tuple(held))
@@ -216,6 +227,10 @@ def _merge_version(
     now, asked = list_fields(there), list_fields(wanted)
     values: dict[str, Any] = {}
     for name in asked:
+        if name == _COUNT and (wanted.replicas.is_autoscaled or there.replicas.is_autoscaled):
+            # Nobody's to hold: the autoscaler's as long as there are bounds, then the spec's.
+            values[name] = asked[name]
+            continue
         values[name], holds = _pick(
             old.get(name, _MISSING), asked[name], now[name], owner_wins=name in SHARES
         )
@@ -227,7 +242,26 @@ def _merge_version(
                     asked[name] if shown else wanted.model,
                 )
             )  # fmt: skip
-    return _from_fields(wanted.label, values)
+    return _keep_count(_from_fields(wanted.label, values), there)
+
+
+def keep_counts(state: DesiredDeployment, there: DesiredDeployment | None) -> DesiredDeployment:
+    """`state` with the counts that the autoscaler has chosen, within the bounds of `state`."""
+    if there is None:
+        return state
+    known = {version.label: version for version in there.versions}
+    versions = tuple(
+        _keep_count(version, known[version.label]) if version.label in known else version
+        for version in state.versions
+    )
+    return replace(state, versions=versions)
+
+
+def _keep_count(version: DesiredVersion, there: DesiredVersion) -> DesiredVersion:
+    if not version.replicas.is_autoscaled:
+        return version
+    count = version.replicas.clamp(there.replicas.count)
+    return replace(version, replicas=replace(version.replicas, count=count))
 
 
 def list_fields(version: DesiredVersion) -> dict[str, Any]:
@@ -243,6 +277,7 @@ def list_fields(version: DesiredVersion) -> dict[str, Any]:
         ),
         **settings,
         **{f"replicas.{name}": value for name, value in asdict(version.replicas).items()},
+        **{f"slo.{name}": value for name, value in asdict(version.slo).items()},
         **{name: getattr(version, name) for name in SHARES},
     }  # fmt: skip
 
@@ -250,17 +285,23 @@ def list_fields(version: DesiredVersion) -> dict[str, Any]:
 def _from_fields(label: str, values: Mapping[str, Any]) -> DesiredVersion:
     """The version that `list_fields` takes apart."""
     model, engine, revision, artifact, options, urls, settings = values["build"]
-    replicas = {
-        name.removeprefix("replicas."): value
-        for name, value in values.items()
-        if name.startswith("replicas.")
-    }
+    replicas, slo = _select(values, "replicas."), _select(values, "slo.")
     return DesiredVersion(
         label, model, engine, revision, artifact, options, urls,
         settings=replace(settings, **{name: values[name] for name in _MERGED_SETTINGS}),
         replicas=DesiredReplicas(**replicas),
+        slo=DesiredSlo(**slo),
         **{name: values[name] for name in SHARES},
     )  # fmt: skip
+
+
+def _select(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values below a prefix, by their names without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
 
 
 def _pick(before: T, wanted: T, there: T, *, owner_wins: bool = False) -> tuple[T, bool]:

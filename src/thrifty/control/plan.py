@@ -14,6 +14,7 @@ from thrifty.artifacts import Artifact, NamedVersion
 from thrifty.artifacts.look_only import LookOnlyStore, NotMadeYet
 from thrifty.artifacts.sources import FoundModel, look_up_model
 from thrifty.control.applied import AppliedSpec
+from thrifty.control.auto import find_auto, put_auto
 from thrifty.control.checks import (
     ModelMaker,
     check_aliases,
@@ -38,6 +39,7 @@ from thrifty.control.prepare import (
 from thrifty.control.replicas import Move, Running, list_moves
 from thrifty.db.desired_state import DesiredDeployment, DesiredService
 from thrifty.engines.base import Engine, Served, Upstream
+from thrifty.engines.choice import list_installs
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.errors import Problem, SourceError
@@ -67,6 +69,8 @@ class Plan:
     """What would be done, in the order in which it is done."""
 
     fetch: tuple[PlanItem, ...] = ()
+    choose: tuple[PlanItem, ...] = ()
+    """What `auto` takes and why, or what will be measured to tell."""
     prepare: tuple[PlanItem, ...] = ()
     start: tuple[PlanItem, ...] = ()
     stop: tuple[PlanItem, ...] = ()
@@ -80,7 +84,7 @@ class Plan:
         """As JSON shows it."""
         return {
             name: [vars(item).copy() for item in getattr(self, name)]
-            for name in ("fetch", "prepare", "start", "stop", "change")
+            for name in ("fetch", "choose", "prepare", "start", "stop", "change")
         }
 
 
@@ -139,7 +143,7 @@ def make_plan(
         )
     changes += [PlanItem(one.path, None, None, one.message) for one in fixed]
     return Plan(
-        tuple(planner.fetch), tuple(planner.prepare),
+        tuple(planner.fetch), tuple(planner.choose), tuple(planner.prepare),
         tuple(planner.describe_start(move) for move in moves if move.count > 0),
         tuple(PlanItem(move.what, None, None, move.why) for move in moves if move.count < 0),
         tuple(changes), () if reset else merged.held, tuple(fixed),
@@ -153,6 +157,7 @@ class _Planner:
         self, world: World, store: LookOnlyStore, machine: Machine, estimates: Estimates
     ) -> None:
         self.fetch: list[PlanItem] = []
+        self.choose: list[PlanItem] = []
         self.prepare: list[PlanItem] = []
         self._world = world
         self._store = store
@@ -162,8 +167,9 @@ class _Planner:
 
     def plan_deployment(self, one: LoadedSpec) -> DesiredDeployment:
         """The desired state that one deployment's spec comes to, as far as it is known."""
-        versions = one.versions()
-        found = [self._find(version) for version in versions]
+        resolved = [self._find(version) for version in one.versions()]
+        versions = [version for version, *_ in resolved]
+        found = [(engine, model) for _, engine, model in resolved]
         labels = [
             self._label(version, engine, model)
             for version, (engine, model) in zip(versions, found, strict=True)
@@ -175,11 +181,11 @@ class _Planner:
         ]
         return make_deployment(one, parts)
 
-    def _find(self, version: LoadedVersion) -> tuple[Engine, FoundModel | None]:
-        """Which engine runs it, and what is known of its model."""
+    def _find(self, version: LoadedVersion) -> tuple[LoadedVersion, Engine, FoundModel | None]:
+        """The version with what `auto` comes to, which engine runs it, and what is known of its model."""
         spec, kind = version.loaded.spec, version.loaded.spec.engine.kind
         if kind != "auto" and not find_engine(kind).traits.loads_model:
-            return find_engine(kind), None
+            return version, find_engine(kind), None
         known = self._found.get(spec.model)
         if known is None:
             known = self._found[spec.model] = look_up_model(self._store, spec.model)
@@ -192,13 +198,39 @@ class _Planner:
                 why += "; how long it takes depends on the network"
                 self.fetch.append(PlanItem(known.source, known.size_bytes, None, why))
         artifact = _as_artifact(known)
-        engine = choose_engine(kind, artifact)
+        if artifact is not None:
+            version = self._resolve_auto(version, known, artifact)
+        engine = choose_engine(version.loaded.spec.engine.kind, artifact)
         if artifact is not None:
             running = self._world.deployments if self._world.running.alive else {}
             check_model(version, engine, artifact, self._machine, running)
         if known.stored is not None:
             check_verdict(version, self._store, known.stored)
-        return engine, known
+        return version, engine, known
+
+    def _resolve_auto(
+        self, version: LoadedVersion, found: FoundModel, artifact: Artifact
+    ) -> LoadedVersion:
+        """What `auto` takes, as far as it is known; what is unknown or new is noted."""
+        spec = version.loaded.spec
+        auto = find_auto(spec, self._store, artifact, self._machine)
+        name = spec.name or (found.label or spec.model).partition("@")[0]
+        if auto.choice is not None:
+            what = f"{name}: {auto.choice.candidate}"
+            self.choose.append(PlanItem(what, None, None, auto.choice.reason))
+        if auto.to_measure is not None:
+            listed = ", ".join(str(one) for one in auto.to_measure.able)
+            told = [
+                f"not measured here for this load: {listed}", *list_installs(auto.to_measure.able),
+                "preparing and starting come on top",
+            ]  # fmt: skip
+            why = "; ".join(told)
+            seconds: float | None = spec.benchmark
+            if self._world.running.alive:
+                seconds = None
+                why = "not measured here for this load, nor while a service runs: the first by rank"
+            self.choose.append(PlanItem(f"{name}: the fastest", None, seconds, why))
+        return put_auto(version, auto)
 
     def _label(self, version: LoadedVersion, engine: Engine, model: FoundModel | None) -> str:
         if version.label is None and model is not None:

@@ -12,13 +12,14 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
+from thrifty.control.auto import resolve_auto
 from thrifty.control.checks import (
     Deployments,
     Model,
@@ -33,9 +34,11 @@ from thrifty.control.checks import (
 from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
 from thrifty.db.desired_state import (
+    DesiredCapacity,
     DesiredDeployment,
     DesiredReplicas,
     DesiredService,
+    DesiredSlo,
     DesiredVersion,
 )
 from thrifty.db.fleet import DeploymentSettings, VersionSettings
@@ -44,6 +47,7 @@ from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.errors import Problem
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
 
@@ -100,7 +104,7 @@ def prepare(
     # What can be refused once models are known is, before the first is compressed for hours.
     found = [
         [
-            (version, *_find_model(version, store, machine, on_progress, running or {}))
+            _find_model(version, store, machine, on_progress, maker, running or {})
             for version in one.versions()
         ]
         for one in each
@@ -154,18 +158,22 @@ def _find_model(
     store: Store,
     machine: Machine,
     on_progress: OnProgress,
+    maker: ModelMaker,
     running: Deployments,
-) -> tuple[Engine, Model | None]:
-    """Fetch what one version asks for, and say which engine runs it. Raises `SpecError` too."""
-    spec, kind = version.loaded.spec, version.loaded.spec.engine.kind
+) -> tuple[LoadedVersion, Engine, Model | None]:
+    """Fetch what one version asks for, and say which engine runs it; the version with what `auto`
+    came to. Raises `SpecError` too.
+    """
+    kind = version.loaded.spec.engine.kind
     if kind != "auto" and not find_engine(kind).traits.loads_model:
-        return find_engine(kind), None
-    model = fetch_model(store, spec.model, on_progress=on_progress)
+        return version, find_engine(kind), None
+    model = fetch_model(store, version.loaded.spec.model, on_progress=on_progress)
     store.verify(model[1], on_progress=on_progress)
-    engine = choose_engine(kind, model[1])
-    check_model(version, engine, model[1], machine, running)
     check_verdict(version, store, model)
-    return engine, model
+    version = resolve_auto(version, model, store, machine, maker, running, on_progress)
+    engine = choose_engine(version.loaded.spec.engine.kind, model[1])
+    check_model(version, engine, model[1], machine, running)
+    return version, engine, model
 
 
 def _make_part(
@@ -229,7 +237,11 @@ def make_service(
     )
     # What a deployment says of the gateway's limits and memory holds as the first one says it.
     gateway = describe_gateway(loaded.each()[0].spec)
-    made = DesiredService(gateway, applied.to_builtins())
+    bounds = loaded.spec.capacity
+    capacity = DesiredCapacity(
+        bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour, loaded.spec.price_per_hour
+    )
+    made = DesiredService(gateway, applied.to_builtins(), capacity)
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 
 
@@ -241,6 +253,9 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
         max_tokens=spec.limits.max_tokens,
         waiting=spec.limits.waiting,
         wait_timeout_s=spec.limits.wait_timeout,
+        wake_timeout_s=spec.limits.wake_timeout,
+        waiting_bytes=spec.limits.waiting_bytes,
+        keep_alive_s=spec.limits.keep_alive,
         first_token_timeout_s=spec.limits.first_token_timeout,
         idle_timeout_s=spec.limits.idle_timeout,
         created_s=time.time(),
@@ -248,12 +263,12 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
         hedge_s=spec.limits.hedge,
         aliases=spec.aliases,
         fallback=spec.fallback,
+        priority=spec.priority,
     )
 
 
 def _make_version(part: Part) -> DesiredVersion:
     spec, served = part.spec, part.served
-    replicas = spec.replicas
     return DesiredVersion(
         label=part.label,
         model=served.upstream.model or served.version,
@@ -265,13 +280,40 @@ def _make_version(part: Part) -> DesiredVersion:
         weight=part.version.weight,
         shadow=part.version.shadow,
         settings=_make_version_settings(part),
-        replicas=DesiredReplicas(
-            count=replicas.count,
-            cpus=replicas.cpus,
-            memory_limit_bytes=replicas.memory_limit,
-            start_timeout_s=replicas.start_timeout,
-        ),
+        replicas=_make_replicas(part),
+        slo=DesiredSlo(spec.slo.ttft_p95, spec.slo.tpot_p95),
     )
+
+
+def _make_replicas(part: Part) -> DesiredReplicas:
+    """How many copies. Raises `SpecError` for bounds of servers that others run."""
+    replicas = part.spec.replicas
+    common = DesiredReplicas(
+        count=replicas.fewest,
+        cpus=replicas.cpus,
+        memory_limit_bytes=replicas.memory_limit,
+        start_timeout_s=replicas.start_timeout,
+    )
+    if replicas.bounds is None:
+        return common
+    if part.served.upstream.urls:
+        message = (
+            f"sets bounds, and the engine {part.engine.kind!r} starts no copies: they are as many "
+            "as its URLs. Leave 'min' and 'max' out"
+        )
+        part.version.loaded.refuse([Problem("replicas", message)])
+    fewest, most = replicas.bounds
+    idle_after_s = (replicas.idle_after or IDLE_AFTER_S) if fewest == 0 else None
+    if replicas.standby == "parked" and not part.engine.traits.parks:
+        message = (
+            f"asks for 'parked', and the engine {part.engine.kind!r} cannot keep a copy idle with "
+            "less memory; leave it out"
+        )
+        part.version.loaded.refuse([Problem("replicas.standby", message)])
+    return replace(
+        common, min_count=fewest, max_count=most, idle_after_s=idle_after_s,
+        standby=replicas.standby,
+    )  # fmt: skip
 
 
 def _make_version_settings(part: Part) -> VersionSettings:
@@ -291,6 +333,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
         slots=spec.replicas.slots or slots,
         batch_slots=min(wanted, slots) if slots else wanted,
         context_length=part.served.context_length,
+        wakes=spec.replicas.bounds is not None and spec.replicas.fewest == 0,
         price_input=prices.input,
         price_cached=prices.input if prices.cached_input is None else prices.cached_input,
         price_output=prices.output,

@@ -32,6 +32,14 @@ from thrifty.fleet.cores import share_evenly
 from thrifty.types import ReplicaState
 from thrifty.units import format_bytes
 
+UPDATE_PARTS = 4
+"""An update that may not run all new copies beside the old ones replaces them in so many parts."""
+
+
+_SERVE_AGAIN = (
+    ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.BACKOFF, ReplicaState.FAILED,
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Room:
@@ -52,6 +60,8 @@ class SetTarget:
     count: int
     even_copies: int = 0
     """As `ReplicaSet.even_copies`."""
+    parked: int = 0
+    """How many more should be there, loaded and idle."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +94,24 @@ def reconcile(
         plan = _Plan(deployment, new_rows[name], there, cpus, memory)
         sets += plan.make_sets()
         waiting |= {(name, label): reason for label, reason in plan.waiting.items()}
-    return Step(tuple(one for one in sets if one.count), new_rows, waiting)
+    return Step(tuple(one for one in sets if one.count or one.parked), new_rows, waiting)
 
 
 def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
-    """How many copies are wanted of all versions that run here."""
+    """How many copies may run of all versions that run here. Of autoscaled ones the most count, so
+    that the share of each copy does not change with their number.
+    """
     return sum(
-        version.copies
+        version.most_copies
         for deployment in desired.values()
         for version in deployment.versions
         if not version.urls
     )
+
+
+def find_cpus(version: DesiredVersion, desired: Mapping[str, DesiredDeployment], cores: int) -> int:
+    """The cores of each copy of a version that runs here."""
+    return _Cpus(desired, cores).find(version)[0]
 
 
 class _Copies:
@@ -139,7 +156,7 @@ def _has_served(copy: ObservedReplica) -> bool:
     """Whether a copy answers, or did before and will again."""
     if copy.state is ReplicaState.STARTING:
         return copy.row.restarts > 0
-    return copy.state in (ReplicaState.READY, ReplicaState.UNHEALTHY, ReplicaState.BACKOFF)
+    return copy.state in _SERVE_AGAIN
 
 
 def _enough(ready: int, wanted: int, old: int) -> bool:
@@ -289,8 +306,9 @@ class _Plan:
             size, even_copies = self._cpus.find(version)
             key = SetKey(self._desired.name, version.label, version.revision, size)
             kept |= self._keep_old(version, key)
-            count = self._count_new(version, key, kept)
-            sets.append(SetTarget(key, count, even_copies))
+            wanted = self._bound_update(version, key, kept)
+            count = self._count_new(version, key, kept, wanted)
+            sets.append(SetTarget(key, count, even_copies, version.replicas.parked))
         return sets + [SetTarget(key, count) for key, count in kept.items()]
 
     def _keep_old(self, version: DesiredVersion, key: SetKey) -> dict[SetKey, int]:
@@ -307,9 +325,31 @@ class _Plan:
             if self._there.serving(one.version, one.revision, one.cpus)
         }
 
-    def _count_new(self, version: DesiredVersion, key: SetKey, kept: dict[SetKey, int]) -> int:
+    def _bound_update(self, version: DesiredVersion, key: SetKey, kept: dict[SetKey, int]) -> int:
+        """How many copies of the new set may run beside the old ones without more than the most in
+        all. Old ones make room in `kept`, a few at a time, and the last one that is ready stays: where
+        at most one may run, the new one starts beside it.
+        """
+        wanted, most = version.copies, version.replicas.bounds[1]
+        old = [one for one in kept if one.version == version.label]
+        have = sum(kept[one] for one in old)
+        if not have or not version.replicas.is_autoscaled or have + wanted <= most:
+            return wanted
+        ready = self._there.ready(version.label, key.revision, key.cpus)
+        batch = max(1, most // UPDATE_PARTS, most - have)
+        count = max(1, min(wanted, ready + batch))
+        surplus = have - max(0 if ready else 1, most - count)
+        for one in old:
+            less = min(kept[one], max(0, surplus))
+            kept[one] -= less
+            surplus -= less
+        return count
+
+    def _count_new(
+        self, version: DesiredVersion, key: SetKey, kept: dict[SetKey, int], wanted: int
+    ) -> int:
         """How many copies of the new set should run now; makes room in `kept` where it must."""
-        wanted, have = version.copies, self._there.count(key)
+        have = self._there.count(key)
         missing = wanted - have
         if missing <= 0 or version.urls or not self._has_ready():
             return wanted

@@ -48,12 +48,13 @@ def list_moves(
             have = left.pop((name, version.label, version.revision), 0)
             others = any(place[:2] == (name, version.label) for place in left)
             if wanted > have:
-                why = _say_why(have, others)
+                why = _say_why(have, others) + _say_bounds(version)
                 what = f"{name}/{version.label}: {_count(wanted - have, version)}"
                 moves.append(Move(what, wanted - have, why, version))
             elif wanted < have:
                 what = f"{name}/{version.label}: {_count(have - wanted, version)}"
-                moves.append(Move(what, wanted - have, "fewer are wanted", version))
+                why = "fewer are wanted" + _say_bounds(version)
+                moves.append(Move(what, wanted - have, why, version))
     moves += [_leave(place, count, deployments) for place, count in left.items()]
     return [*moves, *_move_gateways(service, running)]
 
@@ -88,6 +89,20 @@ def _say_why(have: int, others: bool) -> str:
     if have:
         return "more are wanted"
     return "the model, the engine or its options change" if others else "none of it runs"
+
+
+def _say_bounds(version: DesiredVersion) -> str:
+    """Between which bounds the number follows the load from there on."""
+    if not version.replicas.is_autoscaled:
+        return ""
+    fewest, most = version.replicas.bounds
+    objectives = [
+        f"{name} p95 {seconds:g} s"
+        for name, seconds in (("TTFT", version.slo.ttft_p95_s), ("TPOT", version.slo.tpot_p95_s))
+        if seconds is not None
+    ]
+    goal = f", to hold {' and '.join(objectives)}" if objectives else ""
+    return f"; the number follows the load from {fewest} to {most}{goal}"
 
 
 def _count(count: int, version: DesiredVersion) -> str:

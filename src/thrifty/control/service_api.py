@@ -19,7 +19,7 @@ from thrifty.artifacts.look_only import LookOnlyStore
 from thrifty.control.applied import AppliedSpec, describe_fixed, read_applied
 from thrifty.control.checks import ModelMaker, check_keys
 from thrifty.control.gateway_settings import describe_gateway
-from thrifty.control.merge import Held, Merged, find_fixed, merge
+from thrifty.control.merge import Held, Merged, find_fixed, keep_counts, merge
 from thrifty.control.plan import Plan, World, make_plan
 from thrifty.control.prepare import Prepared, prepare
 from thrifty.control.replicas import Running
@@ -27,11 +27,13 @@ from thrifty.control.service_status import is_there
 from thrifty.db import Database
 from thrifty.db.database import look_at_database
 from thrifty.db.desired import (
+    AUTOSCALE,
     SERVICE,
     Desired,
     DesiredChange,
     PastChange,
     change_desired,
+    find_deliberate,
     previous_state,
     read_desired,
     read_history,
@@ -142,7 +144,7 @@ def _find_owner(database: Database, desired: Desired, state: DesiredDeployment) 
     if wanted is not None and _list_weights(wanted) == _list_weights(state):
         return "spec"
     for change in read_history(database, state.name, _LOOK_BACK):
-        if change.kind != "apply":
+        if change.kind not in ("apply", AUTOSCALE):
             return change.kind
     return "spec"
 
@@ -373,8 +375,8 @@ class Rollback:
 def look_at_rollback(database: Database, deployment: str) -> Rollback:
     """What `roll_back` would do; writes nothing. Raises `ControlError`."""
     previous = _find_previous(database, deployment)
-    newest = read_history(database, deployment, 1)[0]
-    now = newest.state
+    history = read_history(database, deployment, _LOOK_BACK)
+    newest, now = history[find_deliberate(history) or 0], history[0].state
     assert not isinstance(now, DesiredService)
     return Rollback(
         f"change {newest.id} ({newest.kind}, {_describe_author(newest)})",
@@ -417,6 +419,8 @@ def roll_back(
                     f"the version {version.label!r} cannot come back: its model {version.model} is "
                     "not in the store any more; apply a spec that names it, which makes it again"
                 )
+        if previous is not None:
+            previous = keep_counts(previous, state.deployments.get(deployment))
         return [DesiredChange(deployment, previous)]
 
     _find_previous(database, deployment)

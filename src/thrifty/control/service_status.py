@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from thrifty.control.status import VersionState, VersionStatus, describe_versions
 from thrifty.db import Database
+from thrifty.db.demand import read_held
 from thrifty.db.desired import read_desired
+from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.fleet import ReplicaRow, VersionRow, read_fleet
+from thrifty.db.scaling import ScalingRow, read_scaling
 from thrifty.errors import FleetError
 from thrifty.fleet.process import ProcessId
 from thrifty.types import OnProgress, Progress, ReplicaState, ignore_progress
@@ -21,6 +26,7 @@ POLL_S = 0.1
 def read_status(database: Database) -> list[dict[str, Any]]:
     """Each deployment with its versions and its replicas, as `thrifty status --json` shows them."""
     desired, fleet = read_desired(database), read_fleet(database)
+    scaling, held = read_scaling(database), read_held(database)
     rows = {row.name: row for row in fleet.deployments}
     found = []
     for name in dict.fromkeys([*desired.deployments, *rows]):
@@ -30,7 +36,14 @@ def read_status(database: Database) -> list[dict[str, Any]]:
         known: dict[str, VersionRow] = {v.label: v for v in (row.versions if row else ())}
         known |= {v.label: v.row for v in (state.versions if state else ())}
         total = sum(known[status.label].weight for status in statuses) or 1.0
-        versions = [_describe_version(known[s.label], s, total) for s in statuses]
+        versions = [
+            {
+                **_describe_version(known[s.label], s, total),
+                "scaling": _describe_scaling(state, s.label, scaling.get((name, s.label))),
+                "zero": _describe_zero(state, s, replicas, held.get((name, s.label), 0)),
+            }
+            for s in statuses
+        ]
         main = max(versions, key=lambda version: float(version["weight"]))
         found.append(
             {
@@ -50,6 +63,45 @@ def _describe_version(row: VersionRow, status: VersionStatus, total: float) -> d
         "state": status.state.value, "message": status.message, "ready": status.ready,
         "wanted": status.wanted,
     }  # fmt: skip
+
+
+def _describe_scaling(
+    state: DesiredDeployment | None, label: str, row: ScalingRow | None
+) -> dict[str, Any] | None:
+    """The autoscaler's last decision for a version; None where the spec leaves it nothing to do."""
+    version = state.find_version(label) if state is not None else None
+    if version is None or not (version.replicas.is_autoscaled or version.slo.is_set):
+        return None
+    fewest, most = version.replicas.bounds
+    bounds = {"min": fewest, "max": most}
+    if row is None:
+        return {**bounds, "reason": "the autoscaler has not decided yet"}
+    figures = msgspec.structs.asdict(row)
+    for name in ("deployment", "version", "fewest", "most"):
+        del figures[name]
+    return {**bounds, **figures}
+
+
+def _describe_zero(
+    state: DesiredDeployment | None,
+    status: VersionStatus,
+    replicas: Sequence[ReplicaRow],
+    held: int,
+) -> dict[str, Any] | None:
+    """How a version that may be at zero stands: on which rung, and how many requests wait for it;
+    None for others.
+    """
+    version = state.find_version(status.label) if state is not None else None
+    if version is None or not version.settings.wakes:
+        return None
+    mine = {replica.state for replica in replicas if replica.version == status.label}
+    if status.ready:
+        rung = "awake"
+    elif status.wanted:
+        rung = "waking"
+    else:
+        rung = "parked" if ReplicaState.PARKED in mine else "stopped"
+    return {"rung": rung, "standby": version.replicas.standby, "held": held}
 
 
 def _describe_replica(row: ReplicaRow) -> dict[str, Any]:
@@ -129,8 +181,9 @@ def read_progress(database: Database) -> ServiceProgress:
             if one.state is not VersionState.READY:
                 left.append(f"{name}/{one.label} is {one}")
         copies = sum(v.copies for v in (state.versions if state else ()))
-        if len(replicas) > copies:
-            left.append(f"{name}: {len(replicas) - copies} more replicas than wanted")
+        running = sum(replica.state != ReplicaState.PARKED for replica in replicas)
+        if running > copies:
+            left.append(f"{name}: {running - copies} more replicas than wanted")
         lost = next((r for r in replicas if r.state == ReplicaState.CRASH_LOOP), None)
         if lost is not None and stuck is None:
             stuck = (

@@ -12,6 +12,7 @@ from thrifty.types import ReplicaState
 
 _FAULTY = {
     ReplicaState.CRASH_LOOP: "is in a crash loop",
+    ReplicaState.FAILED: "did not start and is started again",
     ReplicaState.BACKOFF: "has ended and waits to start again",
     ReplicaState.UNHEALTHY: "is unhealthy",
 }

@@ -35,9 +35,13 @@ from thrifty.errors import ControlError, DatabaseError, StaleStateError
 
 SERVICE = ""
 """The name under which the state of the service itself is kept."""
-KINDS = ("apply", "traffic", "rollback", "release", "autoscale")
+AUTOSCALE = "autoscale"
+KINDS = ("apply", "traffic", "rollback", "release", AUTOSCALE)
+AUTOSCALE_KEEP = 20
+"""So many changes by the autoscaler are kept of each deployment; it may make many."""
 MAX_TRIES = 20
 """For `change_desired`: other writers that came first, in a row."""
+_LOOK_BACK = 2 * AUTOSCALE_KEEP
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def write_desired(
             if change.state == old:
                 continue
             newest = _write_one(connection, change, kind=kind, who=who, why=why)
+            if kind == AUTOSCALE:
+                _prune(connection, change.name)
             new = change.state
             if (
                 isinstance(old, DesiredDeployment)
@@ -176,19 +182,42 @@ def read_history(database: Database, name: str | None, limit: int = 20) -> list[
 
 
 def previous_state(database: Database, name: str) -> DesiredState | None:
-    """The state before the newest change of a deployment; None: it did not exist then.
+    """The state before the newest change of a deployment; None: it did not exist then. Changes of
+    counts by the autoscaler are not gone back to.
 
     Written as a new change it takes the newest one back, and done again it brings it again. Raises
     `ControlError` where there is nothing to go back to.
     """
-    history = read_history(database, name, 2)
-    if len(history) < 2:
+    history = read_history(database, name, _LOOK_BACK)
+    newest = find_deliberate(history)
+    if newest is None or newest + 1 >= len(history):
         what = f"the deployment {name!r}" if name != SERVICE else "the service"
         raise ControlError(
             f"{what} has no earlier state to go back to: "
             + ("it was changed once only" if history else "it is not known")
         )
-    return history[1].state
+    return history[newest + 1].state
+
+
+def find_deliberate(history: Sequence[PastChange]) -> int | None:
+    """The place of the newest change that the autoscaler did not make; None where there is none."""
+    places = (place for place, change in enumerate(history) if change.kind != AUTOSCALE)
+    return next(places, None)
+
+
+def _prune(connection: Connection, name: str) -> None:
+    """Delete the oldest changes of a deployment by the autoscaler."""
+    mine = (desired_changes.c.name == name) & (desired_changes.c.kind == AUTOSCALE)
+    kept = (
+        select(desired_changes.c.id)
+        .where(mine)
+        .order_by(desired_changes.c.id.desc())
+        .limit(1)
+        .offset(AUTOSCALE_KEEP - 1)
+    )
+    oldest = connection.execute(kept).scalar()
+    if oldest is not None:
+        connection.execute(delete(desired_changes).where(mine & (desired_changes.c.id < oldest)))
 
 
 def _check(change: DesiredChange) -> None:

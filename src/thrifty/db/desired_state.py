@@ -28,11 +28,54 @@ class DesiredReplicas:
     """How many copies of a version run, and what each may use."""
 
     count: int = 1
-    """At least 0. Servers that others run are as many as their URLs, whatever this says."""
+    """At least 0. Servers that others run are as many as their URLs, whatever this says. Where there
+    are bounds it is the autoscaler's, and the spec's otherwise."""
+    min_count: int | None = None
+    """The autoscaler's bounds; None, both of them, where the count is fixed."""
+    max_count: int | None = None
+    idle_after_s: float | None = None
+    """With `min_count` 0: after so long without a request no copy is wanted."""
+    standby: str = "stopped"
+    """With `min_count` 0, what is kept while no copy is wanted: `stopped` (nothing) or `parked`."""
     cpus: int | None = None
     """Cores for each copy; None: the machine's cores, shared evenly."""
     memory_limit_bytes: int | None = None
     start_timeout_s: float = 600.0
+
+    @property
+    def is_autoscaled(self) -> bool:
+        """Whether the autoscaler owns the count."""
+        return self.max_count is not None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most copies; both are the count where it is fixed."""
+        if self.max_count is None:
+            return self.count, self.count
+        return self.min_count or 0, self.max_count
+
+    @property
+    def parked(self) -> int:
+        """How many copies are kept loaded and idle beside those that are wanted."""
+        return 1 if self.standby == "parked" and not self.count else 0
+
+    def clamp(self, count: int) -> int:
+        """The nearest count within the bounds."""
+        fewest, most = self.bounds
+        return max(fewest, min(most, count))
+
+
+@dataclass(frozen=True)
+class DesiredSlo:
+    """The latencies that 95 of 100 requests should stay within; None: no objective."""
+
+    ttft_p95_s: float | None = None
+    tpot_p95_s: float | None = None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any."""
+        return self.ttft_p95_s is not None or self.tpot_p95_s is not None
 
 
 @dataclass(frozen=True)
@@ -53,11 +96,17 @@ class DesiredVersion:
     shadow: float = 0.0
     settings: VersionSettings = field(default_factory=VersionSettings)
     replicas: DesiredReplicas = DesiredReplicas()
+    slo: DesiredSlo = DesiredSlo()
 
     @property
     def copies(self) -> int:
         """How many copies are wanted."""
         return len(self.urls) or self.replicas.count
+
+    @property
+    def most_copies(self) -> int:
+        """How many copies may be wanted."""
+        return len(self.urls) or self.replicas.bounds[1]
 
     @property
     def row(self) -> VersionRow:
@@ -90,6 +139,18 @@ class DesiredDeployment:
 
 
 @dataclass(frozen=True)
+class DesiredCapacity:
+    """What all replicas may take together, for the autoscaler; None: no bound of the spec."""
+
+    cpus: int | None = None
+    gpus: int | None = None
+    memory_bytes: int | None = None
+    per_hour: float | None = None
+    price_per_hour: float = 0.0
+    """What the machine costs an hour."""
+
+
+@dataclass(frozen=True)
 class DesiredService:
     """What all deployments share."""
 
@@ -97,6 +158,7 @@ class DesiredService:
     """The gateway workers' settings, and how many workers there are, as plain data."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The spec that was applied last, as written: the next `apply` changes what differs from it."""
+    capacity: DesiredCapacity = DesiredCapacity()
 
 
 DesiredState = DesiredDeployment | DesiredService
@@ -152,6 +214,27 @@ def _find_fault(state: DesiredDeployment) -> str | None:
             return f"the shadow of {version.label!r} is {version.shadow}; it must be from 0 to 1"
         if version.replicas.count < 0:
             return f"{version.label!r} has {version.replicas.count} replicas"
+        fault = _find_count_fault(version)
+        if fault is not None:
+            return fault
     if not any(version.weight > 0 for version in state.versions):
         return "all weights are 0, so that no version would answer"
+    return None
+
+
+def _find_count_fault(version: DesiredVersion) -> str | None:
+    replicas, slo = version.replicas, version.slo
+    if (replicas.min_count is None) != (replicas.max_count is None):
+        return f"{version.label!r} has one of two bounds"
+    fewest, most = replicas.bounds
+    if not 0 <= fewest <= most:
+        return f"the bounds of {version.label!r} are {fewest} and {most}"
+    if replicas.clamp(replicas.count) != replicas.count:
+        return (
+            f"{version.label!r} would have {replicas.count} replicas, and its bounds are "
+            f"{fewest} and {most}"
+        )
+    for objective in (slo.ttft_p95_s, slo.tpot_p95_s, replicas.idle_after_s):
+        if objective is not None and not (math.isfinite(objective) and objective > 0):
+            return f"{version.label!r} has a time of {objective}; it must be greater than 0"
     return None

@@ -15,6 +15,7 @@ from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
 from thrifty.db.keys import Key, read_key
 from thrifty.db.sanitize import sanitize_values
+from thrifty.db.scaling import ScalingRow, read_scaling_rows
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
 
 
@@ -35,9 +36,17 @@ class DeploymentSettings:
     """Maximum time until an answer begins."""
     hedge_s: float | None = None
     """Time until a second replica is asked."""
+    wake_timeout_s: float = 300.0
+    """How long a request waits for a deployment at zero to start."""
+    waiting_bytes: int = 64_000_000
+    """The size of the requests that may wait, in each worker."""
+    keep_alive_s: float | None = None
+    """How often a stream that waits gets a comment; None: never."""
     aliases: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
     """Deployments that answer if this one cannot."""
+    priority: int = 0
+    """Deployments with a larger one get their replicas first; gateways do not use it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class VersionSettings:
     """Concurrent requests that a replica can process, as a limit for batches."""
     context_length: int | None = None
     """The longest prompt and answer together, in tokens; None if only the server knows."""
+    wakes: bool = False
+    """Whether it has no replica while nobody asks, so that a request has to wake one."""
     price_input: float = 0.0
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0
@@ -147,6 +158,8 @@ class FleetState:
     """The purges in effect, oldest first."""
     messages: dict[tuple[str, str], str] = field(default_factory=dict)
     """Why the controller cannot continue with a version, by deployment and label."""
+    scaling: dict[tuple[str, str], ScalingRow] = field(default_factory=dict)
+    """What the autoscaler says of a version, by deployment and label."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -277,6 +290,7 @@ def read_fleet(database: Database) -> FleetState:
             connection.execute(select(keys).where(keys.c.revoked_s.is_(None))).mappings().all()
         )
         purges = read_purges(connection)
+        scaling = read_scaling_rows(connection)
     return FleetState(
         change,
         [_read_deployment(row, version_rows) for row in deployment_rows],
@@ -297,6 +311,7 @@ def read_fleet(database: Database) -> FleetState:
             for row in version_rows
             if row["message"] is not None
         },
+        scaling,
     )
 
 

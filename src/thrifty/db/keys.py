@@ -10,8 +10,9 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import insert, select, update
@@ -24,6 +25,8 @@ from thrifty.errors import NameTakenError, ThriftyError
 from thrifty.types import Role as Role
 
 PREFIX = "sk-thrifty-"
+MIN_SECRET = 32
+"""Characters of a secret that others made."""
 MAX_LIMIT = 1e15
 _ROLES_OF_0_1 = {Role.VIEWER: "monitor", Role.OPERATOR: "user"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -97,6 +100,36 @@ def create_key(
     limits: KeyLimits = NO_LIMITS,
 ) -> tuple[Key, str]:
     """Create a key; returns it and its secret, which is not stored. Raises `ThriftyError`."""
+    secret = PREFIX + secrets.token_urlsafe(32)
+    return _insert_key(database, name, role, tenant, limits, secret), secret
+
+
+def keep_key(database: Database, name: str, role: str, secret: str) -> Key:
+    """Have a key of this name with this role and secret, which somebody else made: a secret store,
+    say. A key of the name takes the new secret and role; the old secret is refused from then on.
+    Raises `ThriftyError`, also where the secret is that of a key that was revoked.
+    """
+    if len(secret) < MIN_SECRET or not secret.isascii() or not secret.isprintable():
+        # Its plain SHA-256 is stored, so it must not be one that can be guessed.
+        raise ThriftyError(
+            f"the key {name!r} needs a secret of at least {MIN_SECRET} random printable ASCII "
+            "characters (openssl rand -hex 32)"
+        )
+    known = next((key for key in list_keys(database) if key.name == name), None)
+    if known is None:
+        return _insert_key(database, name, role, None, NO_LIMITS, secret)
+    changed = replace(known, role=Role(role), hash=hash_key(secret), hint=_make_hint(secret))
+    if changed != known:
+        with _naming_conflicts(name), database.begin() as connection:
+            row = _key_row(changed)
+            connection.execute(update(keys).where(keys.c.id == known.id).values(row))
+            note_change(connection)
+    return changed
+
+
+def _insert_key(
+    database: Database, name: str, role: str, tenant: str | None, limits: KeyLimits, secret: str
+) -> Key:
     for what, value in (("name", name), ("tenant", tenant)):
         if value is not None and not _NAME.fullmatch(value):
             raise ThriftyError(
@@ -107,30 +140,40 @@ def create_key(
     except ValueError:
         raise ThriftyError(f"{role!r} is not a role; roles are {', '.join(Role)}") from None
     _check_limits(limits)
-    secret = PREFIX + secrets.token_urlsafe(32)
     key = Key(
         id=secrets.token_hex(8),
         name=name,
         role=role,
         tenant=tenant or name,
         hash=hash_key(secret),
-        hint=f"{secret[: len(PREFIX) + 4]}...",
+        hint=_make_hint(secret),
         created_s=time.time(),
         revoked_s=None,
         **vars(limits),
     )
+    with _naming_conflicts(name), database.begin() as connection:
+        connection.execute(insert(keys).values(_key_row(key)))
+        note_change(connection)
+    return key
+
+
+@contextmanager
+def _naming_conflicts(name: str) -> Iterator[None]:
+    """Names and secrets are unique, those of revoked keys too."""
     try:
-        with database.begin() as connection:
-            connection.execute(insert(keys).values(_key_row(key)))
-            note_change(connection)
+        yield
     except ThriftyError as error:
         if isinstance(error.__cause__, IntegrityError):
             raise NameTakenError(
-                f"a key named {name!r} already exists; choose another name, or revoke it first "
-                f"(thrifty keys revoke {name})"
+                f"a key named {name!r}, or with its secret, already exists; choose another name, or "
+                f"revoke it first (thrifty keys revoke {name}). A revoked secret cannot come back"
             ) from None
         raise
-    return key, secret
+
+
+def _make_hint(secret: str) -> str:
+    shown = len(PREFIX) + 4 if secret.startswith(PREFIX) else 4
+    return f"{secret[:shown]}..."
 
 
 def list_keys(database: Database, *, revoked: bool = False) -> list[Key]:

@@ -25,7 +25,7 @@ COLUMNS = (
     "id", "at_s", "client_request_id", "conversation_id", "origin", "shadow_of", "rerouted",
     "endpoint", "deployment", "version", "replica", "tenant", "key_id", "end_user", "status",
     "error", "stream", "cache", "attempts", "prompt_tokens", "completion_tokens", "cached_tokens",
-    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us",
+    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us", "tags",
 )  # fmt: skip
 """The order of values in a row."""
 SQLITE_ROWS = (32, 4, 1)

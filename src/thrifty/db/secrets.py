@@ -11,6 +11,8 @@ from thrifty.db.database import Database
 from thrifty.db.tables import secrets
 
 SECRET_BYTES = 32
+ID_SECRET = "response_ids"  # noqa: S105
+"""The name of the one that signs ids of responses and conversations."""
 
 
 def read_secret(database: Database, name: str) -> bytes:

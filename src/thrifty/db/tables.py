@@ -204,6 +204,7 @@ requests = Table(
     Column("tpot_ms", Double),
     Column("e2e_ms", Double, nullable=False),
     Column("overhead_us", Double),
+    Column("tags", Text),
     Index(None, "at_s"),
     Index(None, "request_id"),
     Index(None, "client_request_id"),
@@ -212,7 +213,8 @@ requests = Table(
 """One row per response, without prompts and answers. `id` is the number in the response's id.
 `origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
 the response that a shadow copies; `rerouted` marks answers by a version other than the chosen one.
-Only gateway workers of the first release write `request_id`."""
+Only gateway workers of the first release write `request_id`. `tags` is the request's `metadata` as
+JSON."""
 
 request_texts = Table(
     "request_texts",
@@ -227,6 +229,51 @@ request_texts = Table(
     Index(None, "at_s"),
 )
 """Prompts and answers, if `record.prompts` is set. `id` is that of `requests`."""
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("identity", String(32), nullable=False, unique=True),
+    Column("kind", String(80), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("response", BigInteger),
+    Column("conversation_id", String(32)),
+    Column("end_user", Text),
+    Column("client_id", String(128)),
+    Column("source", String(8), nullable=False),
+    Column("value", Double),
+    Column("text", Text),
+    Column("tags", Text),
+    Column("at_s", Double, nullable=False),
+    Column("updated_s", Double, nullable=False),
+    Column("changes", Integer, nullable=False),
+    Index(None, "response"),
+    Index(None, "conversation_id"),
+    Index(None, "tenant", "end_user", "at_s"),
+    Index(None, "updated_s"),
+)
+"""What people think of answers: one row for each kind of feedback on a response or a conversation.
+`identity` is a hash of what makes two pieces of feedback the same one; the newest value replaces
+the one before. `response` is the `id` of `requests`, whose row may be written later. `source` is
+`key` or `token`."""
+
+feedback_history = Table(
+    "feedback_history",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("feedback_id", BigInteger, nullable=False),
+    Column("at_s", Double, nullable=False),
+    Column("value", Double),
+    Column("text", Text),
+    Column("tags", Text),
+    Index(None, "feedback_id"),
+)
+"""Values of feedback that were replaced, with the time at which each was given."""
 
 cache_purges = Table(
     "cache_purges",
@@ -246,6 +293,30 @@ cache_stats = Table(
     Column("stats", Text, nullable=False),
 )
 """The cache statistics of each gateway worker, as JSON."""
+
+demand = Table(
+    "demand",
+    metadata,
+    Column("worker", String(96), primary_key=True),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""What each gateway worker is asked of each version, as JSON (`db.demand`). The autoscaler reads
+it."""
+
+scaling = Table(
+    "scaling",
+    metadata,
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("figures", Text, nullable=False),
+)
+"""What the autoscaler decided last of each version, as JSON (`db.scaling`). The controller writes
+it; `thrifty status` and the gateways' metrics show it."""
+
 files = Table(
     "files",
     metadata,

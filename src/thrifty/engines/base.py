@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 from pydantic import ValidationError
@@ -26,6 +26,14 @@ from thrifty.openai.fields import Endpoint, Narrowed
 from thrifty.spec import Spec
 from thrifty.spec.section import Section
 from thrifty.types import Family, Format, OnProgress
+
+Speculation = Literal["none", "prompt_lookup", "draft", "auto"]
+"""Ways of guessing several tokens ahead, which one step of the model then checks: what followed the
+same words before, or what a smaller model says. All engines call them so. `auto` is what the benchmark
+of the spec's load takes, and `none` where nothing was measured.
+"""
+MEMORY_PATHS = ("replicas.count", "engine.kv_cache")
+"""Problems of memory: a version that runs already needs no more of it."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +87,24 @@ class Traits:
     """The forms of weights that it makes and runs, by the name that specs use."""
     auto_schemes: tuple[str, ...] = ()
     """The schemes that `compress: auto` chooses from, from the smallest to the largest."""
+    lossy_schemes: tuple[str, ...] = ()
+    """Smaller ones, which can cost so much quality that `compress: auto` measures them and takes them
+    only where the spec accepts that.
+    """
     tunable: Mapping[str, TunableOption] = field(default_factory=dict)
     """The options that decide how fast it is here, by name; `thrifty optimize` tries their values."""
     auto_rank: int | None = None
     """Its place among the engines that `auto` chooses from, lowest first; None: only by name."""
+    find_absence: Callable[[], str | None] | None = None
+    """Why `auto` leaves it out here for now, such as that it is not installed; None: nothing does."""
+    find_install: Callable[[], str | None] | None = None
+    """What is installed on first use, with its size; None once it is there."""
     loads_model: bool = True
     """Whether it needs a model from the store."""
     external: bool = False
     """Whether others run its servers: they are used, but not started or stopped."""
+    accelerators_option: str | None = None
+    """The option that says how many accelerators each replica takes; None: it uses none."""
     default_slots: int | None = None
     """How many requests a replica runs at once by default; None where that is not known."""
     honours: frozenset[str] | None = None
@@ -105,8 +123,14 @@ class Traits:
     """Where its servers report `active_requests` and their load as JSON; None: they do not."""
     accepts_response_id: bool = False
     """Whether its servers take the id of the response from the header `x-request-id`."""
+    parks: bool = False
+    """Whether a replica that nobody asks can be kept loaded with less memory (`ParkingEngine`)."""
+    speculation: frozenset[Speculation] = frozenset()
+    """The ways of guessing tokens ahead that its option `speculation` takes, beside `none`."""
     adapters: bool = False
     """Whether one replica serves several LoRA adapters of its model."""
+    runtime_bytes: int = 0
+    """Memory of a replica beyond weights and KV cache: libraries and buffers."""
     package: str | None = None
     """The Python package whose version measurements name."""
     find_environment: Callable[[Home], Environment] | None = None
@@ -303,6 +327,16 @@ class Engine(Protocol):
 
     async def read_load(self, url: str) -> EngineLoad:
         """How busy the server at `url` is."""
+        ...
+
+
+class ParkingEngine(Engine, Protocol):
+    """An adapter whose servers can be parked (`Traits.parks`)."""
+
+    async def park(self, url: str) -> None:
+        """Have the server at `url` give back what memory it can. It answers as before, and takes
+        the memory again when it needs it. Raises `TransportError`.
+        """
         ...
 
 

@@ -14,6 +14,10 @@ from thrifty.types import Family
 
 LOAD_PATH = "/load"
 """Where our own servers report their load."""
+PARK_PATH = "/park"
+"""Where they are told that nobody asks."""
+PARK_TIMEOUT_S = 60.0
+"""Writing memory to a swap device takes a while."""
 HEALTH_TIMEOUT_S = 5.0
 GENERATION_TIMEOUT_S = 120.0
 _JSON = b"content-type: application/json\r\n"
@@ -55,6 +59,15 @@ async def probe_generation(
     finally:
         client.close()
     return None
+
+
+async def park_server(url: str) -> None:
+    """Have our own server give back memory. Raises `TransportError`."""
+    client = HttpClient()
+    try:
+        await client.fetch(f"{url}{PARK_PATH}", method="POST", timeout_s=PARK_TIMEOUT_S)
+    finally:
+        client.close()
 
 
 async def read_server_load(url: str) -> EngineLoad:

@@ -11,8 +11,8 @@ from thrifty.types import Family
 
 _ENGINES = {
     "openvino": "thrifty.engines.openvino.adapter:OpenVinoEngine",
-    "vllm": "thrifty.engines.vllm.adapter:VllmEngine",
     "llamacpp": "thrifty.engines.llamacpp.adapter:LlamaCppEngine",
+    "vllm": "thrifty.engines.vllm.adapter:VllmEngine",
     "remote": "thrifty.engines.remote:RemoteEngine",
     "echo": "thrifty.engines.echo.adapter:EchoEngine",
 }

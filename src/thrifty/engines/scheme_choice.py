@@ -1,7 +1,8 @@
 """Which form of the weights `compress: auto` takes: by measurement, else by the processor.
 
-Measurements are those of candidates on this very machine (`speed_benchmark.measure_candidates`, which
-`thrifty doctor --measure` runs). Nothing is measured here.
+Measurements are those of candidates on this very machine (`choice_benchmark`). Where the model, the load
+and the candidates are those that were measured, `engines/choice` finds what was decided; this is for
+all others. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from thrifty.engines.machine import Machine
 
 CANDIDATE = "candidate"
 """The kind of measurements of candidates."""
-LOADS = (1, 8, 32)
-"""Numbers of streams that candidates are measured with."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,10 @@ def find_candidates(
     return {
         one.conditions["scheme"]: one
         for one in store.read_measurements(artifact_id)
-        if one.kind == CANDIDATE and here <= one.conditions.items()
+        if one.kind == CANDIDATE
+        and here <= one.conditions.items()
+        and one.values["tokens_per_s"]
+        and not one.conditions.get("options")
     }
 
 

@@ -13,7 +13,7 @@ the files in the store that it has.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -54,6 +54,11 @@ class ReplicaSet:
     """The share of the free memory that each copy may plan with."""
     memory_limit_bytes: int | None = None
     start_timeout_s: float = 600.0
+    parked: int = 0
+    """How many more copies should be there, loaded and idle, to be `count`ed later at once."""
+    work: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """What is left to say at each replica, by its id, as gateways count it. Where one has to go, it
+    is the one with the least; those that are not named have none."""
 
     @property
     def key(self) -> SetKey:
@@ -93,7 +98,9 @@ class Fleet(Protocol):
         ...
 
     async def apply(self, desired: Sequence[ReplicaSet]) -> None:
-        """Begin to make it so. Sets that are not named go. Does not wait for replicas."""
+        """Begin to make it so. Sets that are not named go. Parked copies are made ready before
+        others are started. Does not wait for replicas.
+        """
         ...
 
     def observe(self) -> Sequence[ObservedReplica]:

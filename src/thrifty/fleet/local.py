@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
@@ -32,10 +32,12 @@ ORPHAN_GRACE_S = 35.0
 """For processes that an earlier controller left and nobody can use."""
 _WORTH = {
     ReplicaState.READY: 0,
-    ReplicaState.UNHEALTHY: 1,
-    ReplicaState.STARTING: 2,
-    ReplicaState.BACKOFF: 3,
-    ReplicaState.CRASH_LOOP: 4,
+    ReplicaState.PARKED: 1,
+    ReplicaState.UNHEALTHY: 2,
+    ReplicaState.STARTING: 3,
+    ReplicaState.BACKOFF: 4,
+    ReplicaState.FAILED: 5,
+    ReplicaState.CRASH_LOOP: 6,
 }
 """Which replicas are kept where there are too many, the smallest first."""
 
@@ -93,16 +95,22 @@ class LocalFleet:
             members.setdefault(replica.key, []).append(replica)
         # What goes goes first, so that what comes finds its cores free.
         for key, found in members.items():
-            count = wanted[key].count if key in wanted else 0
-            found.sort(key=lambda replica: (_WORTH.get(replica.state, 9), _number(replica.id)))
-            for surplus in found[count:]:
+            kept = wanted[key].count + wanted[key].parked if key in wanted else 0
+            work = wanted[key].work if key in wanted else {}
+            found.sort(key=lambda replica, work=work: _rank(replica, work))  # type: ignore[misc]
+            for surplus in found[kept:]:
                 self._members.remove(surplus)
                 self._retire(surplus)
         for key, replica_set in wanted.items():
-            for replica in members[key][: replica_set.count]:
+            kept = replica_set.count + replica_set.parked
+            for place, replica in enumerate(members[key][:kept]):
                 replica.set_bounds(replica_set.memory_limit_bytes, replica_set.start_timeout_s)
+                if place < replica_set.count:
+                    replica.unpark()
+                else:
+                    replica.park()
         for key, replica_set in wanted.items():
-            for _ in range(replica_set.count - len(members[key])):
+            for _ in range(replica_set.count + replica_set.parked - len(members[key])):
                 self._start(replica_set)
 
     def observe(self) -> Sequence[ObservedReplica]:
@@ -186,6 +194,12 @@ class LocalFleet:
             task = asyncio.ensure_future(orphan.stop(ORPHAN_GRACE_S))
             self._orphans.add(task)
             task.add_done_callback(self._orphans.discard)
+
+
+def _rank(replica: LocalReplica, work: Mapping[str, float]) -> tuple[int, float, int]:
+    """The smaller, the rather it is kept: those that answer, and among them those with most to say."""
+    left = work.get(replica.id, 0.0) or replica.count_requests()
+    return _WORTH.get(replica.state, 9), -left, _number(replica.id)
 
 
 def _number(replica_id: str) -> int:

@@ -2,9 +2,11 @@ r"""A replica as a supervised process on this machine.
 
     starting -> ready -> (unhealthy) -> draining -> stopped
         \         \-> backoff -> starting ...        an end that nobody asked for
-         \-> backoff ... -> crash_loop               too many of them in a row
+         \-> failed -> starting ...                  a start that failed for a reason of its own
+          \-> backoff ... -> crash_loop              too many ends in a row
 
-Ready means that it generated a token, not that a port is open. Draining means that gateways send it
+Ready means that it generated a token, not that a port is open. A ready replica that is parked stays
+loaded, with as little memory as its engine can do with, and is ready again at once. Draining means that gateways send it
 nothing more; its process is told to end once it works on nothing.
 """
 
@@ -16,23 +18,25 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.base import Engine, Served
+from thrifty.engines.base import Engine, ParkingEngine, Served
 from thrifty.errors import EngineError, FleetError
 from thrifty.fleet.base import Announce, OnChange, SetKey, announce_nothing
 from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ManagedProcess, ProcessId, adopt_process, start_process
 from thrifty.home import Home
 from thrifty.http.client import TransportError
+from thrifty.http.process import ADDRESS_IN_USE, KILLED_STATUS
 from thrifty.types import ReplicaState
+from thrifty.units import format_bytes
 
 log = logging.getLogger(__name__)
 
-PROBE_INTERVAL_S = 0.1
+PROBE_INTERVAL_S = 0.05
 WATCH_INTERVAL_S = 1.0
 UNHEALTHY_AFTER = 3
 """Probes in a row without an answer."""
@@ -49,6 +53,7 @@ DRAIN_LIMIT_S = 3600.0
 """A replica that is drained for another one may end its requests for so long."""
 RECYCLE_ANNOUNCE_LIMIT_S = 10.0
 """A replica that grows does not wait longer for a database that is away."""
+_HAVE_TRAFFIC = (ReplicaState.READY, ReplicaState.UNHEALTHY)
 CPUS_VARIABLE = "THRIFTY_REPLICA_CPUS"
 """How many cores the set of a replica gives each copy, for a later controller to read."""
 
@@ -101,9 +106,13 @@ class LocalReplica:
         self._memory_bytes = 0
         self._ends_in_a_row = 0
         self._stopping = False
+        self._failed = False
+        """Whether its last start failed for a reason that another start would probably meet again:
+        its process gave one up by itself."""
         self._had_traffic = True
         """Whether requests may have reached it when it began to drain."""
         self._task: asyncio.Task[None] | None = None
+        self._parking: asyncio.Task[None] | None = None
 
     @property
     def cores(self) -> list[int]:
@@ -115,6 +124,10 @@ class LocalReplica:
         """The set it belongs to."""
         served = self.served
         return SetKey(served.name, served.version, served.revision, self._set_cpus)
+
+    def count_requests(self) -> int:
+        """How many requests it had when it was asked last."""
+        return int(self.load.get("running", 0)) + int(self.load.get("waiting", 0))
 
     def set_bounds(self, memory_limit: int | None, start_timeout_s: float) -> None:
         """Change what needs no new process."""
@@ -131,6 +144,38 @@ class LocalReplica:
         self._take_over(row)
         self.state = ReplicaState.DRAINING
 
+    def park(self) -> None:
+        """Keep it loaded and idle, if it is ready: gateways are told to send it nothing more, what
+        it works on ends, and it gives back memory.
+        """
+        if self.state is ReplicaState.READY and self._engine.traits.parks:
+            self._set_state(ReplicaState.PARKED)
+            self._parking = asyncio.ensure_future(self._park())
+
+    def unpark(self) -> None:
+        """Make a parked replica ready again. It takes its memory by itself."""
+        if self.state is ReplicaState.PARKED:
+            self._end_parking()
+            self._set_state(ReplicaState.READY)
+
+    async def _park(self) -> None:
+        process = self._process
+        assert process is not None
+        await self._announce()
+        await self._wait_idle(process, DRAIN_LIMIT_S)
+        with contextlib.suppress(TransportError, OSError):
+            await cast(ParkingEngine, self._engine).park(self._url)
+        before, self._memory_bytes = self._memory_bytes, process.memory_bytes()
+        log.info(
+            "%s: parked, with %s of %s", self.id, format_bytes(self._memory_bytes),
+            format_bytes(before),
+        )  # fmt: skip
+
+    def _end_parking(self) -> bool:
+        """Stop to park it, and say whether that was still going on."""
+        parking, self._parking = self._parking, None
+        return parking is not None and parking.cancel()
+
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Drain and end it, for good, within `grace_s`."""
         self.begin_retiring()
@@ -144,8 +189,9 @@ class LocalReplica:
         self._stopping = True
         if self._task is not None:
             self._task.cancel()
+        parking = self._end_parking()
         if self.state is not ReplicaState.DRAINING:
-            self._had_traffic = self.state in (ReplicaState.READY, ReplicaState.UNHEALTHY)
+            self._had_traffic = parking or self.state in _HAVE_TRAFFIC
             self._set_state(ReplicaState.DRAINING)
 
     async def retire(self, limit_s: float = DRAIN_LIMIT_S) -> None:
@@ -188,6 +234,7 @@ class LocalReplica:
 
     def leave(self) -> None:
         """Stop watching; the process goes on for the next controller."""
+        self._end_parking()
         if self._task is not None:
             self._task.cancel()
 
@@ -247,6 +294,8 @@ class LocalReplica:
         assert process is not None
         if self.state is ReplicaState.STARTING:
             return await self._wait_ready(process)
+        if self.state is ReplicaState.PARKED:
+            return True  # a probe would have it take its memory again
         if await self._engine.probe(self._url, self.served, deep=True) is not None:
             await process.stop(1.0)
             return False
@@ -257,6 +306,7 @@ class LocalReplica:
         """Start the process and wait until it is ready; False if it did not get there."""
         self._set_state(ReplicaState.STARTING)
         self.started_s = time.monotonic()
+        self._failed = True
         lease = None
         try:
             port = find_free_port(self._port)
@@ -302,6 +352,7 @@ class LocalReplica:
             deep = fault is None
             if time.monotonic() > deadline_s:
                 self.message = f"not ready within {self._start_timeout_s:g} s: {fault}"
+                self._failed = True
                 await process.stop(1.0)
                 return False
             if time.monotonic() > measure_s:
@@ -310,6 +361,8 @@ class LocalReplica:
             if not deep:
                 await asyncio.sleep(PROBE_INTERVAL_S)
         self.message = self._describe_end(process)
+        status = process.exit_status or 0
+        self._failed = 0 < status < KILLED_STATUS and status != ADDRESS_IN_USE
         log.error("%s: %s", self.id, self.message)
         return False
 
@@ -326,6 +379,8 @@ class LocalReplica:
                 if ended.done():
                     break
                 self._memory_bytes = process.memory_bytes()
+                if self.state is ReplicaState.PARKED:
+                    continue  # it is left alone: a question would wake its memory
                 if self._memory_limit is not None and self._memory_bytes > self._memory_limit:
                     await self._recycle(process)
                     continue
@@ -379,11 +434,12 @@ class LocalReplica:
             self.ready_once.set()
             await asyncio.sleep(CRASH_LOOP_RETRY_S)
             return
-        self._set_state(ReplicaState.BACKOFF)
+        self._set_state(ReplicaState.FAILED if self._failed else ReplicaState.BACKOFF)
         await asyncio.sleep(BACKOFF_S[min(self._ends_in_a_row, len(BACKOFF_S)) - 1])
 
     def _become_ready(self) -> None:
         self.message = None
+        self._failed = False
         self.ready_after_s = time.monotonic() - self.started_s
         self._set_state(ReplicaState.READY)
         self.ready_once.set()

@@ -26,6 +26,7 @@ EXPOSED_HEADERS = (
     "x-ratelimit-reset-tokens",
     "x-thrifty-cache",
     "x-thrifty-conversation",
+    "x-thrifty-feedback-token",
     "x-thrifty-replica",
     "x-thrifty-response-id",
     "x-thrifty-version",

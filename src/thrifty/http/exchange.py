@@ -11,7 +11,13 @@ from typing import Any, Protocol, cast
 
 from thrifty.http.cors import Cors
 from thrifty.http.spool import Spool
-from thrifty.http.types import JSON_TYPE, Headers, encode_lines
+from thrifty.http.types import (
+    EVENT_STREAM_HEADERS,
+    JSON_TYPE,
+    Headers,
+    encode_lines,
+    is_event_stream,
+)
 from thrifty.openai.errors import WireError
 
 __all__ = [
@@ -32,6 +38,9 @@ _STATUS_LINES = {
 
 
 _FORWARDING_HEADERS = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+COMMENT = b": waiting\n\n"
+"""An event without data, which readers of event streams skip."""
+_END_OF_STREAM = b"data: [DONE]\n\n"
 NO_BODY = frozenset({204, 304})
 """Statuses whose answers have neither a body nor its length (RFC 9110, 8.6)."""
 
@@ -96,6 +105,7 @@ class Exchange:
         "_head_only",
         "_protocol",
         "_started",
+        "_waiting",
         "body",
         "finished",
         "headers",
@@ -116,6 +126,8 @@ class Exchange:
     def __init__(self, protocol: Connection) -> None:
         self._protocol = protocol
         self._started = False
+        self._waiting = False
+        """Whether comments are all that was sent of a stream."""
         self._head_only = False
         self._chunked = False
         self.method = ""
@@ -137,8 +149,8 @@ class Exchange:
 
     @property
     def started(self) -> bool:
-        """Whether the status line was sent; from then on, only the stream can report errors."""
-        return self._started
+        """Whether a part of the answer was sent; from then on, only the stream can report errors."""
+        return self._started and not self._waiting
 
     @property
     def disconnected(self) -> bool:
@@ -184,6 +196,8 @@ class Exchange:
         self, status: int, body: bytes, headers: Headers = (JSON_TYPE,), lines: bytes = b""
     ) -> None:
         """Send the whole answer. `lines` are further header lines, encoded."""
+        if self._waiting:
+            self._respond_late(status, body, stream=is_event_stream(_find_type(headers)))
         if self._protocol.closed or self._started:
             return
         if status not in NO_BODY:
@@ -197,6 +211,8 @@ class Exchange:
         `stream`, it is sent as a stream is, without its length.
         """
         protocol = self._protocol
+        if self._waiting:
+            self._respond_late(200, body, stream=stream)
         if protocol.closed or self._started:
             return
         self._started = True
@@ -231,6 +247,7 @@ class Exchange:
         """Begin an answer that is sent in parts. `length` is what all parts together will have;
         None where that is not known yet. `lines` are further header lines, encoded.
         """
+        self._waiting = False
         if self._protocol.closed or self._started:
             return
         if length is not None:
@@ -245,6 +262,29 @@ class Exchange:
         self._protocol.send(self.encode_head(status, headers, lines))
         if status in NO_BODY:
             self._head_only = True
+
+    def keep_waiting(self, lines: bytes = b"") -> None:
+        """Send a comment to a client that waits for an event stream. The first one sends the head
+        of the answer, with the further header lines `lines`. Whatever answers later becomes events
+        of the stream, an error, too.
+        """
+        if self._protocol.closed or self.started:
+            return
+        if not self._waiting:
+            self.start(200, EVENT_STREAM_HEADERS, lines=lines)
+            self._waiting = True
+        self.write(COMMENT)
+
+    def _respond_late(self, status: int, body: bytes, *, stream: bool) -> None:
+        """Send an answer as the events of a stream that has sent comments so far."""
+        self._waiting = False
+        self.status = status
+        if not stream:
+            body = b"".join(b"data: %b\n" % line for line in body.splitlines()) + b"\n"
+            if status == 200:
+                body += _END_OF_STREAM
+        self.write(body)
+        self.finish()
 
     def write(self, data: bytes) -> None:
         """Send a part of the answer. Never waits: see `writable`, `on_pause` and `drain`."""
@@ -307,6 +347,10 @@ Handler = Callable[[Exchange], Coroutine[Any, Any, None] | None]
 waiting then costs no task."""
 
 
+def _find_type(headers: Headers) -> bytes:
+    return next((value for name, value in headers if name == b"content-type"), b"")
+
+
 def _read_address(value: Any) -> tuple[str, int] | None:
     return (str(value[0]), int(value[1])) if isinstance(value, tuple) else None
 
@@ -344,6 +388,9 @@ class InnerExchange(Exchange):
     def writable(self) -> bool:
         """Always True: the answer is kept in memory."""
         return True
+
+    def keep_waiting(self, lines: bytes = b"") -> None:
+        """Nothing: there is no connection to keep alive."""
 
     def hang_up(self) -> None:
         """Abandon the request, unless it is answered already."""

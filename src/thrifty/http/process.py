@@ -19,6 +19,8 @@ Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 
 ADDRESS_IN_USE = 98
 """Exit status of a server that could not listen."""
+KILLED_STATUS = 128
+"""With a signal's number added: exit status of a server whose own process was killed by it."""
 LOG_VARIABLE = "THRIFTY_LOG"
 
 

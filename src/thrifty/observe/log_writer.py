@@ -18,8 +18,11 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from thrifty.db import Database
-from thrifty.db.request_log import BadRow, Entry, RequestLog
+from thrifty.db.feedback import prune_feedback
+from thrifty.db.request_log import COLUMNS, BadRow, Entry, RequestLog
 from thrifty.errors import DatabaseError
+from thrifty.observe.redact import Redactor
+from thrifty.observe.texts import redact_json
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ STOPPED_S = 10.0
 STOP_TRIES = 3
 """Attempts to write the remaining rows at the end, while the database is unavailable."""
 PRUNE_DELAY_S, PRUNE_INTERVAL_S = 30.0, 600.0
+_TAGS, _TENANT = COLUMNS.index("tags"), COLUMNS.index("tenant")
 MAX_KINDS = 100
 """Bound on the kinds of errors that are remembered as logged."""
 
@@ -88,6 +92,7 @@ class LogWriter:
         on_written: OnCount,
         on_dropped: OnCount,
         on_rejected: OnCount = lambda count: None,
+        redactor: Redactor | None = None,
         on_state: Callable[[bool], None] = lambda up: None,
     ) -> None:
         self._database = database
@@ -96,6 +101,7 @@ class LogWriter:
         self._on_written = on_written
         self._on_dropped = on_dropped
         self._on_rejected = on_rejected
+        self._redactor = redactor
         self._on_state = on_state
         self._queue: deque[_Waiting] = deque()
         self._batch: list[Entry] = []
@@ -187,6 +193,7 @@ class LogWriter:
                 if time.monotonic() > next_prune_s and not self._stopping:
                     next_prune_s = time.monotonic() + PRUNE_INTERVAL_S
                     log_table.prune(self._keep_s, self._max_rows)
+                    prune_feedback(self._database, self._keep_s, self._max_rows)
                 self._note_fault(None)
                 failures = 0
             except Exception as error:
@@ -222,6 +229,8 @@ class LogWriter:
                 with self._lock:
                     self._text_bytes -= text_bytes
             text = self._make_text(make_text)
+            if self._redactor is not None and row[_TAGS] is not None:
+                row = self._redact_tags(row, self._redactor)
             self._batch.append(Entry(row, text))
             chars += len(text[0]) + len(text[1]) if text is not None else 0
 
@@ -232,6 +241,14 @@ class LogWriter:
             if self._log_once("text", "the texts of a response cannot be made and are left out"):
                 log.exception("the reason is:")
             return None
+
+    def _redact_tags(self, row: tuple[Any, ...], redactor: Redactor) -> tuple[Any, ...]:
+        try:
+            tags = redact_json(row[_TAGS], lambda text: redactor.redact(text, row[_TENANT] or ""))
+        except Exception:
+            log.exception("the tags of a request cannot be redacted and are left out")
+            tags = None
+        return (*row[:_TAGS], tags, *row[_TAGS + 1 :])
 
     def _count_waiting(self) -> int:
         return len(self._queue) + len(self._batch)

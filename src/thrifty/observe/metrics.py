@@ -6,12 +6,13 @@ prometheus_client's, and are made here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from thrifty.db.scaling import ScalingRow
 from thrifty.observe.log_writer import LogHealth, LogWriter
 from thrifty.observe.request_metrics import (
     LABELS,
@@ -36,6 +37,69 @@ class SharedCacheMetrics(Collector):
         )
 
 
+class ScalingMetrics(Collector):
+    """The autoscaler's last decisions, as the controller wrote them."""
+
+    def __init__(self) -> None:
+        self.rows: Iterable[ScalingRow] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        """A family for each figure; what is not known has no sample."""
+        for name, text, read in _SCALING:
+            family = GaugeMetricFamily(name, text, labels=VERSION)
+            for row in self.rows:
+                value = read(row)
+                if value is not None:
+                    family.add_metric((row.deployment, row.version), value)
+            yield family
+        decision = GaugeMetricFamily(
+            "thrifty_scaling_decision",
+            "1 for what the last decision rests on: the demand, or what keeps it from more.",
+            labels=(*VERSION, "reason"),
+        )
+        for row in self.rows:
+            reason = row.limit or ("unreachable" if row.unreachable else "demand")
+            decision.add_metric((row.deployment, row.version, reason), 1.0)
+        yield decision
+
+
+_SCALING: tuple[tuple[str, str, Callable[[ScalingRow], float | None]], ...] = (
+    ("thrifty_replicas_wanted", "Replicas that should run.", lambda row: row.count),
+    (
+        "thrifty_replicas_needed",
+        "Replicas that the objective needs, before bounds and capacity.",
+        lambda row: row.needed,
+    ),
+    ("thrifty_replicas_ready", "Replicas that answer.", lambda row: row.ready),
+    ("thrifty_replicas_starting", "Replicas that start.", lambda row: row.starting),
+    (
+        "thrifty_scaling_arrivals_per_second",
+        "The rate of requests that the last decision is for.",
+        lambda row: row.arrivals_per_s,
+    ),
+    (
+        "thrifty_scaling_utilisation",
+        "The share of what the wanted replicas can serve, predicted.",
+        lambda row: row.utilisation,
+    ),
+    (
+        "thrifty_scaling_ttft_p95_seconds",
+        "Time to the first token with the wanted replicas, waiting included, predicted.",
+        lambda row: row.ttft_p95_s,
+    ),
+    (
+        "thrifty_scaling_tpot_p95_seconds",
+        "Time for each further token with the wanted replicas, predicted.",
+        lambda row: row.tpot_p95_s,
+    ),
+    (
+        "thrifty_scaling_start_seconds",
+        "How long a replica takes until it is ready, learned.",
+        lambda row: row.start_s,
+    ),
+)
+
+
 class GatewayMetrics:
     """The metrics of one gateway worker, in their own registry."""
 
@@ -52,6 +116,8 @@ class GatewayMetrics:
         self._add_version_metrics()
         self._add_batch_metrics()
         self._add_store_metrics()
+        self.scaling = ScalingMetrics()
+        self.registry.register(self.scaling)
 
     def watch_log(self, writer: LogWriter) -> None:
         """Make the request log's gauges show the state of a writer on every scrape."""
@@ -63,6 +129,7 @@ class GatewayMetrics:
         for gauge in (
             self.in_flight, self.replica_up, self.replica_running, self.replica_waiting,
             self.replica_kv_usage, self.replica_memory, self.replica_ejected,
+            self.replica_speculating, self.replica_acceptance,
         ):  # fmt: skip
             try:
                 gauge.remove(deployment, version, replica)
@@ -93,6 +160,22 @@ class GatewayMetrics:
             "thrifty_queue_length",
             "Requests that wait for a slot at a replica, by priority (interactive, batch).",
             (*VERSION, "priority"),
+        )
+        self.held = self._gauge(
+            "thrifty_held_requests", "Requests that wait because no replica is ready.", VERSION
+        )
+        self.wakes = self._gauge(
+            "thrifty_wakes",
+            "How often requests have woken a version from zero since the controller started.",
+            VERSION,
+        )
+        self.start_seconds = self._gauge(
+            "thrifty_start_seconds",
+            "How long a replica is expected to take until it is ready.",
+            VERSION,
+        )
+        self.parked = self._gauge(
+            "thrifty_parked_replicas", "Replicas that are kept loaded while nobody asks.", VERSION
         )
         self.slots = self._gauge(
             "thrifty_slots", "Concurrent requests that this worker may have at replicas.", VERSION
@@ -130,6 +213,14 @@ class GatewayMetrics:
         )
         self.replica_kv_usage = self._gauge(
             "thrifty_engine_kv_usage", "Share of an engine's KV cache in use.", LABELS
+        )
+        self.replica_speculating = self._gauge(
+            "thrifty_engine_speculating", "1 while an engine guesses tokens ahead.", LABELS
+        )
+        self.replica_acceptance = self._gauge(
+            "thrifty_engine_speculation_acceptance",
+            "The share of the tokens guessed of late that were right.",
+            LABELS,
         )
         self.replica_memory = self._gauge(
             "thrifty_replica_memory_bytes", "Resident memory of a replica.", LABELS

@@ -9,7 +9,7 @@ per choice. `parse_answer` reads both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -29,6 +29,7 @@ _NAMES = ("name", "tool_call_id")
 _TEXTS = ("refusal", "reasoning_content", "reasoning")
 
 Message = dict[str, Any]
+Redact = Callable[[str], str]
 
 
 class Texts(NamedTuple):
@@ -44,12 +45,13 @@ def make_texts(
     answer: bytes | None,
     *,
     streamed: bool = False,
+    redact: Redact | None = None,
 ) -> Texts | None:
     """The texts of one response; None if there are none to record (embeddings, tokenization).
 
     `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
-    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. Never
-    raises, whatever a client or a server sends.
+    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `redact` puts
+    pseudonyms in the place of personal data. Never raises, whatever a client or a server sends.
     """
     if endpoint is Endpoint.CHAT:
         messages = _read_messages(request.get("messages"))
@@ -59,7 +61,11 @@ def make_texts(
         return None
     if answer is not None and streamed:
         answer = assemble_stream(answer, partial=True)
-    return Texts(_encode(_bound(messages)), _write_answer(_bound(_read_choices(answer))))
+    choices = _read_choices(answer)
+    if redact is not None:
+        _redact_all(messages, redact)
+        _redact_all(choices, redact)
+    return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)))
 
 
 def parse_prompt(prompt: str) -> list[Message]:
@@ -237,6 +243,47 @@ def _bound(messages: list[Message]) -> list[Message]:
         if len(text) > limit:
             holder[key] = f"{text[:limit]}[{len(text) - limit} characters were cut here]"
     return messages
+
+
+def _redact_all(messages: list[Message], redact: Redact) -> None:
+    """Redact messages in place. Texts are redacted before they are cut, so that no half of an
+    address is left at the end.
+    """
+    for message in messages:
+        # Token ids are a text that cannot be redacted.
+        message.pop("token_ids", None)
+        if "name" in message:
+            message["name"] = redact(message["name"])
+    for holder, key in _walk_texts(messages):
+        redact_one = redact_json if key == "arguments" else _redact_text
+        holder[key] = redact_one(holder[key], redact)
+
+
+def _redact_text(text: str, redact: Redact) -> str:
+    return redact(text)
+
+
+def redact_json(text: str, redact: Redact) -> str:
+    """JSON with its strings and numbers redacted, so that it stays JSON; other text as text."""
+    try:
+        value = msgspec.json.decode(text)
+        return _encode(_redact_value(value, redact))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return redact(text)
+
+
+def _redact_value(value: Any, redact: Redact) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [_redact_value(one, redact) for one in value]
+    if isinstance(value, dict):
+        return {redact(name): _redact_value(one, redact) for name, one in value.items()}
+    if type(value) is int:
+        written = str(value)
+        redacted = redact(written)
+        return value if redacted == written else redacted
+    return value
 
 
 def _walk_texts(messages: list[Message]) -> Iterable[tuple[Message, str]]:

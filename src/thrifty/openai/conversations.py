@@ -1,7 +1,7 @@
 """Which conversation a request belongs to, and which version of a deployment answers it.
 
-A conversation is what a client says it is (the header `x-thrifty-conversation`), or else what its
-requests have in common: the tenant, `user`, and the messages up to the first one of the user. Its
+A conversation is what a client says it is (the header `x-thrifty-conversation`, or `session_id` in
+the field `metadata`), or else what its requests have in common: the tenant, `user`, and the messages up to the first one of the user. Its
 id is a hash, so that it can be logged without its text, with a MAC, so that a client may send back
 the id it was given and stay in its conversation.
 
@@ -56,6 +56,8 @@ class Conversations:
         `header` is the value of `x-thrifty-conversation`, None or empty where there is none;
         `body` is the request's JSON object, which need not be valid otherwise. Never raises.
         """
+        if not header and body.get("metadata") is not None:
+            header = _read_session(body["metadata"])
         if header:
             given = header.decode("latin-1")
             if self.is_ours(given, tenant):
@@ -117,6 +119,15 @@ def _read_key(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
         return msgspec.json.encode(key)
     except (UnicodeEncodeError, RecursionError, TypeError, ValueError, OverflowError):
         return _encode(repr(key))  # such as half of a surrogate pair
+
+
+def _read_session(tags: Any) -> bytes | None:
+    """The conversation that the tags of a request name, as a header would; None if they do not."""
+    session = tags.get("session_id") if isinstance(tags, dict) else None
+    if not isinstance(session, str):
+        return None
+    # What fits a header is the same conversation as in the header.
+    return _encode(session) if session.isascii() else b"utf-8\0" + _encode(session)
 
 
 def _read_opening(messages: Any) -> Any:

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.openai.stream_options import NAMES, is_stream_options
+from thrifty.untrusted_text import sanitize_text
 
 
 class Endpoint(StrEnum):
@@ -118,10 +121,23 @@ def _is_bias(value: Any) -> bool:
     )
 
 
+def _is_tags(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_TAGS
+        and all(
+            len(name) <= MAX_TAG_NAME and isinstance(text, str) and len(text) <= MAX_TAG_CHARS
+            for name, text in value.items()
+        )
+    )
+
+
 def _is_truncation(value: Any) -> bool:
     return type(value) is int and (value == -1 or 1 <= value <= _MAX_INT)
 
 
+MAX_TAGS, MAX_TAG_NAME, MAX_TAG_CHARS = 16, 64, 512
+"""The bounds of OpenAI's `metadata`."""
 MAX_NAME = 64
 """Far longer than any field's name."""
 MAX_STOP_TOKENS = 1024
@@ -133,6 +149,12 @@ _STOP_TOKENS = Field(
     f"an array of up to {MAX_STOP_TOKENS} token ids",
     lambda value: _is_token_ids(value) and len(value) <= MAX_STOP_TOKENS,
     ([],),
+)
+_TAGS = Field(
+    f"an object of up to {MAX_TAGS} texts: names of up to {MAX_TAG_NAME} characters, values of up to "
+    f"{MAX_TAG_CHARS}",
+    _is_tags,
+    ({},),
 )
 _TRUNCATION = Field("-1 or a whole number from 1", _is_truncation)
 _STOP = Field("a string or an array of up to 16 non-empty strings", _is_stop, ([], ""))
@@ -195,7 +217,7 @@ CHAT_FIELDS: dict[str, Field] = {
     "functions": _array(),
     "function_call": Field("a string or an object", lambda v: isinstance(v, str | dict)),
     "audio": _object(),
-    "metadata": _object({}),
+    "metadata": _TAGS,
     "modalities": _array(["text"]),
     "moderation": _object(),
     "prediction": _object(),
@@ -279,7 +301,7 @@ _ELSEWHERE = {
 """Fields of other servers, and what to use instead of them."""
 
 
-GATEWAY_FIELDS = frozenset({"prompt_cache_key"})
+GATEWAY_FIELDS = frozenset({"prompt_cache_key", "metadata"})
 """Fields that the gateway itself honours; our own engines do not receive them."""
 
 
@@ -297,6 +319,23 @@ def check_values(body: Mapping[str, Any], endpoint: Endpoint) -> None:
             raise bad_request(
                 f"'{name}' must be {field.rule}, not {show_value(value)}.", name, "invalid_value"
             )
+
+
+def check_tags(value: Any, name: str) -> None:
+    """Raise a 400 if the field `name` does not hold tags, as `metadata` does."""
+    if not _TAGS.accepts(value):
+        raise bad_request(
+            f"'{name}' must be {_TAGS.rule}, not {show_value(value)}.", name, "invalid_value"
+        )
+
+
+def encode_tags(tags: Mapping[str, str]) -> str:
+    """Tags as JSON, in one order, so that equal tags are equal texts."""
+    try:
+        return msgspec.json.encode(tags, order="sorted").decode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        clean = {sanitize_text(name): sanitize_text(text) for name, text in tags.items()}
+        return msgspec.json.encode(clean, order="sorted").decode()
 
 
 def check_honoured(

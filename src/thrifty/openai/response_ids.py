@@ -108,14 +108,21 @@ class ResponseIds:
 
         None for everything else. Takes text from outside; never raises.
         """
-        text = text[-ID_CHARS - 32 :].rpartition("-")[2]
-        if len(text) != ID_CHARS:
-            return None
-        number = decode(text[:NUMBER_CHARS])
-        if number is None or number >> 63 or not text.isascii():
+        number = read_number(text)
+        if number is None:
             return None
         expected = self._make_mac(tenant, number)
-        return number if hmac.compare_digest(text[NUMBER_CHARS:], expected) else None
+        return number if hmac.compare_digest(text[-MAC_CHARS:], expected) else None
+
+    def find_number(self, text: str, tenant: str | None) -> int | None:
+        """As `parse`; without a tenant (None), the number of anybody's id, whose MAC cannot be
+        checked: for callers who may see the rows of all tenants.
+        """
+        return read_number(text) if tenant is None else self.parse(text, tenant)
+
+    def write(self, number: int, tenant: str) -> str:
+        """The id, without a prefix, of the response with this number."""
+        return f"{encode(number, NUMBER_CHARS)}{self._make_mac(tenant, number)}"
 
     def _make_mac(self, tenant: str, number: int) -> str:
         state = self._states.get(tenant)
@@ -129,6 +136,17 @@ class ResponseIds:
         # The number always has eight bytes, so no two pairs of tenant and number look the same.
         state.update(number.to_bytes(8))
         return state.digest().translate(_MAC_LETTERS).decode()
+
+
+def read_number(text: str) -> int | None:
+    """The number in what looks like an id, with or without its prefix; None for everything else.
+    The MAC is not checked. Takes text from outside; never raises.
+    """
+    text = text[-ID_CHARS - 32 :].rpartition("-")[2]
+    if len(text) != ID_CHARS or not text.isascii():
+        return None
+    number = decode(text[:NUMBER_CHARS])
+    return None if number is None or number >> 63 else number
 
 
 def read_time_s(number: int) -> float:

@@ -117,7 +117,7 @@ class DistillSpec(Section):
     freeze_embeddings: bool | None = Field(
         None,
         description="Leave the tokens' embeddings as they are: faster, and better where tokens are few. "
-        "Default: `false`.",
+        "Default: `true` for minutes, and for fewer than a million tokens.",
     )
     checkpointing: bool | None = Field(
         None,

@@ -20,14 +20,16 @@ from thrifty.spec.checks import check_labels, check_names, check_versions
 from thrifty.spec.faults import ValueOrigin, locate, sort_problems, to_problem
 from thrifty.spec.faults import suggest as suggest
 from thrifty.spec.models import MASK, DeploymentSpec, Spec, VersionSpec, is_secret
+from thrifty.spec.scaling import BOUNDS
 from thrifty.spec.section import SHORTHANDS, expand_shorthand
-from thrifty.spec.yaml_file import read_spec_file
+from thrifty.spec.yaml_file import read_spec_file, read_spec_text
 
 ENVIRONMENT = {
     "THRIFTY_NAME": "name",
     "THRIFTY_MODEL": "model",
     "THRIFTY_ENGINE": "engine.kind",
     "THRIFTY_REPLICAS": "replicas.count",
+    "THRIFTY_BENCHMARK": "benchmark",
     "THRIFTY_ROUTING": "routing",
     "THRIFTY_HOST": "gateway.host",
     "THRIFTY_PORT": "gateway.port",
@@ -36,6 +38,8 @@ ENVIRONMENT = {
     "THRIFTY_PRICE_PER_HOUR": "price_per_hour",
 }
 """Which variable sets which key."""
+ENVIRONMENT_SPEC = "env:"
+"""What a spec in an environment variable begins with, in place of a path."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class LoadedSpec:
         if kind is not None and kind != common.get("engine", {}).get("kind"):
             # Another engine has options of its own.
             common = {key: value for key, value in common.items() if key != "engine"}
+        common = _drop_other_count(common, own)
         spec = Spec.model_validate(_merge(common, own))
         return LoadedSpec(spec, self.source, _lift(self.lines, prefix), _lift(self.origins, prefix))
 
@@ -175,7 +180,8 @@ def load_spec(
     flags: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> LoadedSpec:
-    """Read the spec at `path` (none: all defaults), then apply the environment and `flags`.
+    """Read the spec at `path` (none: all defaults), then apply the environment and `flags`. The path
+    `env:NAME` is the environment variable that holds a spec's text.
 
     `flags` maps key paths such as `gateway.port` to values; `None` means not given. Raises
     `SpecError` with every fault.
@@ -185,7 +191,12 @@ def load_spec(
     data: dict[str, Any] = {}
     lines: dict[str, int] = {}
     problems: list[Problem] = []
-    if path is not None:
+    if path is not None and source.startswith(ENVIRONMENT_SPEC):
+        text = environment.get(source.removeprefix(ENVIRONMENT_SPEC))
+        if text is None:
+            raise SpecError([Problem("", "the environment variable is not set")], source)
+        data, lines, problems = read_spec_text(text, source)
+    elif path is not None:
         data, lines, problems = read_spec_file(Path(path))
     origins = {p: f"{ValueOrigin.FILE.value}, line {n}" for p, n in lines.items()}
     _expand(data, origins)
@@ -254,6 +265,20 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def _drop_other_count(common: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`common` without the number of replicas where `own` has one of the other kind: a fixed count
+    in place of bounds, or the reverse.
+    """
+    below, above = common.get("replicas") or {}, own.get("replicas") or {}
+    other: set[str] = set()
+    if "count" in above:
+        other |= set(BOUNDS)
+    if not other and any(key in above for key in BOUNDS):
+        other = {"count"}
+    kept = {key: value for key, value in below.items() if key not in other}
+    return {**common, "replicas": kept} if kept != below else common
 
 
 def _lift(places: Mapping[str, Any], prefix: str) -> dict[str, Any]:

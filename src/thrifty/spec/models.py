@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
+from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.origins import parse_host, parse_origin
+from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
     Bytes,
     Count,
@@ -42,7 +44,9 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "valkey://", "valkeys://", "unix://")
 
 
 class EngineSpec(Section):
-    """Which engine runs the model. Keys beside `kind` are that engine's own options."""
+    """Which engine runs the model. Keys beside `kind` are that engine's own options. `auto`, written
+    out, has the engines that can serve the model measured; docs/auto.md says how it decides.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -67,27 +71,6 @@ def is_secret(path: str) -> bool:
     return path in ("database", "redis") or bool(
         re.match(r"(deployments\.\d+\.)?(versions\.\d+\.)?engine\.", path)
         and _SECRET_OPTION.search(path)
-    )
-
-
-class ReplicasSpec(Section):
-    """How many copies of the model run, and what each may use."""
-
-    count: Integer = Field(1, ge=1, le=1024, description="How many copies run.")
-    cpus: Integer | None = Field(
-        None, ge=1, description="Cores for each copy. Default: the machine's cores, shared evenly."
-    )
-    memory_limit: Bytes | None = Field(
-        None, description="A copy that grows past this is drained and started anew."
-    )
-    start_timeout: Duration = Field(
-        600.0, gt=0, description="A copy that is not ready by then is killed and counted as dead."
-    )
-    slots: Count | None = Field(
-        None,
-        ge=1,
-        description="How many requests each copy gets at once; more wait in the gateway, in a fair "
-        "order. Default: what the engine runs at once; without a bound for servers that others run.",
     )
 
 
@@ -153,6 +136,21 @@ class LimitsSpec(Section):
     )
     wait_timeout: Duration = Field(
         30.0, description="How long a request waits for a ready replica before it gets a 503."
+    )
+    wake_timeout: Duration = Field(
+        300.0,
+        gt=0,
+        description="How long a request waits for a deployment at zero to start, before it gets a 503. "
+        "`replicas.min` says what is at zero.",
+    )
+    waiting_bytes: Bytes = Field(
+        64_000_000, description="How large all waiting requests may be, in each gateway worker."
+    )
+    keep_alive: Duration | None = Field(
+        None,
+        gt=0,
+        description="How often a stream that waits for its first token gets a comment, which OpenAI's "
+        "clients skip. Errors after the first comment are events of the stream. Default: never.",
     )
     first_token_timeout: Duration = Field(
         600.0, gt=0, description="A replica that sends nothing for this long is given up on."
@@ -314,9 +312,33 @@ class RecordSpec(Section):
 
     requests: bool = Field(True, description="Keep a row for each request.")
     prompts: bool = Field(False, description="Keep prompts and answers too. Off unless asked for.")
+    redact: bool = Field(
+        True,
+        description="Put pseudonyms in the place of personal data (mail, phone, cards, IBANs, "
+        "national ids, IP addresses, keys) before texts, tags and feedback are written.",
+    )
     keep: Duration = Field(30 * 86400.0, gt=0, description="Rows older than this are deleted.")
     max_rows: Count = Field(
         10_000_000, ge=1, description="The oldest rows beyond this are deleted."
+    )
+
+
+class FeedbackSpec(Section):
+    """What people may say about answers."""
+
+    tokens: bool = Field(
+        False,
+        description="Send the header `x-thrifty-feedback-token` with each answer, with which a "
+        "browser can give feedback on it without an API key.",
+    )
+    token_ttl: Duration = Field(
+        7 * 86400.0, gt=0, description="How long after its answer a token is good."
+    )
+    per_user: Count = Field(
+        60, ge=1, description="Pieces of feedback a minute by one user, at each gateway worker."
+    )
+    per_tenant: Count = Field(
+        6000, ge=1, description="Pieces of feedback a minute by one tenant, at each gateway worker."
     )
 
 
@@ -339,6 +361,9 @@ class VersionSpec(Section):
     )
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="As `replicas` of the deployment."
+    )
+    slo: SloSpec = Field(
+        default_factory=lambda: SloSpec(), description="As `slo` of the deployment."
     )
     weight: Number = Field(
         1.0,
@@ -390,8 +415,30 @@ class DeploymentSpec(Section):
         default_factory=lambda: CompressSpec(),
         description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
     )
+    load: LoadSpec = Field(
+        default_factory=lambda: LoadSpec(),
+        description="What `engine: auto` and `compress: auto` decide for: a number of streams, or a "
+        "mapping.",
+    )
+    benchmark: Duration = Field(
+        60.0,
+        description="How long candidates are measured at most, where `auto` is to decide and was not "
+        "measured before; preparing and starting them come on top. 0 measures nothing.",
+    )
     replicas: ReplicasSpec = Field(
         default_factory=lambda: ReplicasSpec(), description="A number of copies, or a mapping."
+    )
+    slo: SloSpec = Field(
+        default_factory=lambda: SloSpec(),
+        description="The latencies to hold. With `replicas.min` and `replicas.max` as few copies "
+        "run as hold them; docs/autoscaling.md says how.",
+    )
+    priority: Integer = Field(
+        0,
+        ge=-100,
+        le=100,
+        description="Which autoscaled deployments get their replicas first where `capacity` does not "
+        "suffice for all: those with the larger number.",
     )
     versions: tuple[VersionSpec, ...] = Field(
         (),
@@ -424,6 +471,14 @@ class DeploymentSpec(Section):
     def _expand_shorthands(cls, value: Any) -> Any:
         return _expand_all(value)
 
+    @property
+    def asks_to_measure(self) -> bool:
+        """Whether `auto` is to be measured if it was not before: it, `load` or `benchmark` is written."""
+        written = self.model_fields_set
+        named = "kind" in self.engine.model_fields_set and self.engine.kind == "auto"
+        named = named or self.engine.options.get("speculation") == "auto"
+        return self.benchmark > 0 and (named or bool(written & {"load", "benchmark"}))
+
 
 def _expand_all(value: Any) -> Any:
     """A deployment's or version's mapping with its shorthands written out."""
@@ -447,6 +502,9 @@ class Spec(DeploymentSpec):
         default_factory=lambda: BatchesSpec(), description="Batch processing."
     )
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
+    feedback: FeedbackSpec = Field(
+        default_factory=lambda: FeedbackSpec(), description="What people say about answers."
+    )
     database: str | None = Field(
         None,
         repr=False,
@@ -459,6 +517,10 @@ class Spec(DeploymentSpec):
         description="A Redis or Valkey that gateway workers share, such as "
         "`redis://user:password@host:6379/0`: a single server or a proxy, not one node of a cluster. "
         "Default: each worker counts for itself.",
+    )
+    capacity: CapacitySpec = Field(
+        default_factory=lambda: CapacitySpec(),
+        description="What all autoscaled replicas may take together.",
     )
     price_per_hour: Number = Field(
         0.10,
@@ -493,15 +555,18 @@ __all__ = [
     "DEFAULT_MODEL",
     "BatchesSpec",
     "CacheSpec",
+    "CapacitySpec",
     "DeploymentSpec",
     "EngineSpec",
     "ExactCacheSpec",
+    "FeedbackSpec",
     "GatewaySpec",
     "LimitsSpec",
     "PricesSpec",
     "RecordSpec",
     "ReplicasSpec",
     "Routing",
+    "SloSpec",
     "Spec",
     "VersionSpec",
 ]

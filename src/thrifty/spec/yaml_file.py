@@ -29,8 +29,8 @@ _Loader.yaml_implicit_resolvers = {
 def read_spec_file(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
     """What the file says, the line of each key, and the keys that are there twice."""
 
-    def refuse(message: str, line: int | None = None) -> SpecError:
-        return SpecError([Problem("", message, line)], str(path))
+    def refuse(message: str) -> SpecError:
+        return SpecError([Problem("", message)], str(path))
 
     try:
         size = path.stat().st_size
@@ -44,6 +44,15 @@ def read_spec_file(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Pro
         raise refuse(f"cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise refuse(f"is not UTF-8 text (byte {error.start})") from None
+    return read_spec_text(text, str(path))
+
+
+def read_spec_text(text: str, source: str) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
+    """As `read_spec_file`, of a text that is there already."""
+
+    def refuse(message: str, line: int | None = None) -> SpecError:
+        return SpecError([Problem("", message, line)], source)
+
     lines: dict[str, int] = {}
     duplicates: list[Problem] = []
     try:

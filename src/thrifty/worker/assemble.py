@@ -19,16 +19,21 @@ from thrifty.batches.service import Batches, make_batches
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
+from thrifty.db.scaling import read_scaling
 from thrifty.errors import DatabaseError
+from thrifty.feedback.pages import FeedbackPages
+from thrifty.fleet.notices import NoticeLine
 from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.admission.shared_counts import SharedCounts
 from thrifty.gateway.admission.spend import SpendLedger, SpendSync
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.cache_pages import CachePages
-from thrifty.gateway.app.endpoints import Answer, Endpoints
+from thrifty.gateway.app.demand_report import DemandReport
+from thrifty.gateway.app.endpoints import Answer, Endpoints, OwnRoute
 from thrifty.gateway.app.gateway import Gateway, Steps
 from thrifty.gateway.app.pages import Pages
 from thrifty.gateway.app.record import Recorder
+from thrifty.gateway.app.request_pages import RequestPages
 from thrifty.gateway.app.shadow import Shadows
 from thrifty.gateway.cache import ExactCache
 from thrifty.gateway.cache.answers import AnswerCache
@@ -45,12 +50,16 @@ from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.redact import Redactor
 from thrifty.openai.conversations import Conversations
+from thrifty.openai.feedback_tokens import FeedbackTokens
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
 
 SHORTCUTS_BYTES = 16_000_000
+REFUSE_AFTER = 0.9
+"""The share of the drain's time after which requests that still wait are refused."""
 MakeServices = Callable[[], ApiServices]
 
 
@@ -62,6 +71,7 @@ class Parts:
 
     table: RoutingTable
     reader: TableReader
+    forwarder: Forwarder
     cache: AnswerCache
     writer: LogWriter | None
     """None if requests are not recorded."""
@@ -75,10 +85,13 @@ class Parts:
 
     async def drain(self, timeout_s: float, idle_grace_s: float) -> int:
         """Drain the server as `HttpServer.drain` does, and leave batches to the next worker;
-        returns how many requests were cut off.
+        returns how many requests were cut off. Those that still wait for a replica shortly before
+        are refused instead.
         """
         if self.management is not None:
             self.management.end_streams()
+        loop = asyncio.get_running_loop()
+        loop.call_later(REFUSE_AFTER * timeout_s, self.forwarder.refuse_waiting)
         if self.batches is None:
             return await self.server.drain(timeout_s, idle_grace_s)
         leaving = asyncio.ensure_future(self.batches.runner.stop())
@@ -116,18 +129,21 @@ async def assemble(
         store = await _open_store(stack, secrets_.redis_url, metrics, settings.redis_timeout_s)
         client = HttpClient()
         secret = secrets_.ids or secrets.token_bytes(32)
+        redactor = Redactor(secret) if settings.record_redact else None
         base = _Base(
             settings=settings,
             metrics=metrics,
             table=table,
             reader=TableReader(database, table),
             store=store,
-            writer=_start_writer(stack, secrets_.database_url, settings, metrics),
+            writer=_start_writer(stack, secrets_.database_url, settings, metrics, redactor),
+            redactor=redactor,
             forwarder=Forwarder(client, table, metrics, capture=settings.record_prompts),
             cache=_make_cache(settings, table, metrics, store),
             ids=await _make_ids(stack, database, secret),
             conversations=Conversations(secret),
             same_origin=SameOrigin(settings.hosts, settings.cors),
+            tokens=FeedbackTokens(secret),
         )
         ledger = SpendLedger()
         spend = SpendSync(database, ledger)
@@ -138,7 +154,11 @@ async def assemble(
             management = Management(make_services)
             stack.push_async_callback(management.stop)
         cache_pages = CachePages(base.reader, base.cache)
-        endpoints = _make_endpoints(base, gateway, cache_pages, batches, management)
+        feedback = _make_feedback(stack, base, secrets_.database_url)
+        log_pages = RequestPages(_open(stack, secrets_.database_url), base.ids, base.same_origin)
+        stack.callback(log_pages.close)
+        pages = [*cache_pages.routes(), *log_pages.routes(), *feedback.routes()]
+        endpoints = _make_endpoints(base, gateway, pages, batches, management)
         gateway.answer_other = endpoints.answer
         # A worker that shares its port must know the fleet before it takes requests.
         await asyncio.gather(base.reader.start(), spend.start())
@@ -148,11 +168,12 @@ async def assemble(
         base.cache.start()
         stack.push_async_callback(base.cache.close)
         _publish(stack, cache_pages, database, settings.id)
+        _report_demand(stack, base, settings)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
         server = _make_server(settings, gateway, batches)
         yield Parts(
-            table, base.reader, base.cache, base.writer, server, batches, management,
-            endpoints.routes,
+            table, base.reader, base.forwarder, base.cache, base.writer, server, batches,
+            management, endpoints.routes,
         )  # fmt: skip
 
 
@@ -171,6 +192,8 @@ class _Base:
     ids: ResponseIds
     conversations: Conversations
     same_origin: SameOrigin
+    tokens: FeedbackTokens
+    redactor: Redactor | None
 
 
 def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLedger) -> Gateway:
@@ -190,12 +213,15 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
             keep_texts=settings.record_prompts,
         ),
         shortcuts=shortcuts,
-        recorder=Recorder(metrics, base.writer, prompts=settings.record_prompts),
+        recorder=Recorder(
+            metrics, base.writer, prompts=settings.record_prompts, redactor=base.redactor
+        ),
         metrics=metrics,
         limiter=KeyLimiter(metrics, ledger, shared),
         ids=base.ids,
         conversations=base.conversations,
         same_origin=base.same_origin,
+        tokens=base.tokens if settings.feedback.tokens else None,
     )  # fmt: skip
     gateway = Gateway(steps)
     shadows = Shadows(gateway.run, metrics)
@@ -207,14 +233,17 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
 def _make_endpoints(
     base: _Base,
     gateway: Gateway,
-    cache_pages: CachePages,
+    own_routes: list[OwnRoute],
     batches: Batches | None,
     management: Management | None,
 ) -> Endpoints:
     """Make the table of routes and its dispatcher."""
     describe_log = base.writer.describe if base.writer is not None else _describe_nothing
-    pages = Pages(base.table, base.metrics, base.cache.memory, describe_log)
-    routes = [*gateway.routes(), *pages.routes(), *cache_pages.routes()]
+    pages = Pages(
+        base.table, base.metrics, base.cache.memory, describe_log,
+        lambda: read_scaling(base.reader.database).values(),
+    )  # fmt: skip
+    routes = [*gateway.routes(), *pages.routes(), *own_routes]
     if batches is not None:
         routes += batches.pages.routes()
     if management is not None:
@@ -283,6 +312,25 @@ def _make_batches(
     return batches
 
 
+def _make_feedback(
+    stack: contextlib.AsyncExitStack, base: _Base, database_url: str
+) -> FeedbackPages:
+    pages = FeedbackPages(
+        database=_open(stack, database_url),
+        table=base.table,
+        reader=base.reader,
+        ids=base.ids,
+        conversations=base.conversations,
+        tokens=base.tokens,
+        same_origin=base.same_origin,
+        settings=base.settings.feedback,
+        keep_s=base.settings.record_keep_s,
+        redactor=base.redactor,
+    )
+    stack.callback(pages.close)
+    return pages
+
+
 def _open(stack: contextlib.AsyncExitStack, url: str) -> Database:
     """Open a separate connection pool, so that parts do not wait for each other's connections."""
     database = open_database(url, migrate=False)
@@ -308,7 +356,11 @@ async def _open_store(
 
 
 def _start_writer(
-    stack: contextlib.AsyncExitStack, url: str, settings: GatewaySettings, metrics: GatewayMetrics
+    stack: contextlib.AsyncExitStack,
+    url: str,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    redactor: Redactor | None,
 ) -> LogWriter | None:
     """Start the request log's writer, if requests are recorded."""
     if not settings.record_requests:
@@ -321,6 +373,7 @@ def _start_writer(
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
         on_rejected=metrics.dropped_rows.labels("bad_row").inc,
         on_state=lambda up: metrics.database_up.set(1 if up else 0),
+        redactor=redactor,
     )
     metrics.watch_log(writer)
     writer.start()
@@ -340,6 +393,38 @@ def _publish(
 
     stack.push_async_callback(forget)
     stack.callback(asyncio.ensure_future(pages.publish(name)).cancel)
+
+
+def _report_demand(
+    stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
+) -> None:
+    """Report what is asked of each version until the worker ends."""
+    name = f"{socket.gethostname()[:40]}/{settings.id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
+    notify = _open_line(stack, base, settings)
+    report = DemandReport(
+        lambda: base.reader.database, base.table, name, base.forwarder.measure_work, notify
+    )
+    base.forwarder.on_held = report.note_held
+    task = asyncio.ensure_future(report.run())
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.wait({task})
+        await report.forget()
+
+    stack.push_async_callback(stop)
+
+
+def _open_line(
+    stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
+) -> Callable[[], None]:
+    """Open the line to the controller, if there is one; what sends a notice."""
+    if settings.notice_fd is None:
+        return lambda: None
+    line = NoticeLine(socket.socket(fileno=settings.notice_fd))
+    line.listen(base.reader.notice)
+    stack.callback(line.close)
+    return line.send
 
 
 def _make_server(

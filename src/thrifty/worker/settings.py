@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from thrifty.batches.settings import BatchSettings
+from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
 
@@ -26,6 +27,8 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     """Sockets that are already bound to `host` and `port`; they outlive this worker."""
     ready_fd: int | None = None
     """A pipe on which the worker writes its own URL once it listens."""
+    notice_fd: int | None = None
+    """A socket to the controller, for notices in both directions."""
     database_url_env: str = "THRIFTY_DATABASE_URL"
     """The variable that holds the URL; its password would be visible on a command line."""
     redis_url_env: str = "THRIFTY_REDIS_URL"
@@ -42,8 +45,10 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     drain_timeout_s: float = 30.0
     record_requests: bool = True
     record_prompts: bool = False
+    record_redact: bool = True
     record_keep_s: float = 30 * 86400.0
     record_max_rows: int = 10_000_000
+    feedback: FeedbackSettings = FeedbackSettings()
     require_keys: bool = False
     workers: int = 1
     """The number of gateway workers that share the replicas' slots."""

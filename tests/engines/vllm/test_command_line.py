@@ -39,10 +39,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "quantization": {"quantization": "fp8"},
     "tensor_parallel": {"tensor_parallel": 2},
     "lora": {"lora": "/adapters/tone"},
-    "speculation": {"speculation": "lookup"},
+    "speculation": {"speculation": "prompt_lookup"},
     "draft_model": {"speculation": "draft", "draft_model": "small"},
-    "draft_tokens": {"speculation": "lookup", "draft_tokens": 7},
-    "lookup_match": {"speculation": "lookup", "lookup_match": 3},
+    "draft_tokens": {"speculation": "prompt_lookup", "draft_tokens": 7},
+    "lookup_match": {"speculation": "prompt_lookup", "lookup_match": 3},
     "sleep": {"sleep": True},
     "eager": {"eager": True},
 }
@@ -113,7 +113,7 @@ def test_values_reach_their_flags() -> None:
 
 
 def test_speculation_is_told_as_json() -> None:
-    (told,) = split(build(speculation="lookup", draft_tokens=5))["--speculative-config"]
+    (told,) = split(build(speculation="prompt_lookup", draft_tokens=5))["--speculative-config"]
     assert json.loads(told) == {
         "method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2,
         "prompt_lookup_max": 4,

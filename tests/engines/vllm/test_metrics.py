@@ -34,7 +34,7 @@ def test_several_engines_are_added_up() -> None:
     )
     found = parse_figures(page)
     assert (found.running, found.waiting, found.kv_usage) == (7, 1, 0.5)
-    assert found.describe()["accepted_tokens"] == 7
+    assert found.describe()["speculation_acceptance"] == 0.7
 
 
 def test_page_without_figures_is_idle() -> None:

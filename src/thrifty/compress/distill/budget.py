@@ -3,11 +3,12 @@
     prepare a little -> train a few steps -> prepare the rest -> train until the time is over
 
 The first steps show how fast text is trained on; they are part of the training. What is prepared
-after them is what fits into the time at the measured rates. The teacher's work ends when its time
-is over, however much of it is done, and at least `TRAINING_SHARE` of all is left to train in; text
-is read again then. Counted is the time that this training was worked on, the teacher's included;
-not counted is what a killed run had not kept, and reading what earlier trainings had prepared costs
-nothing.
+after them is what fits into the time at the measured rates. Where training turns out to be faster,
+on a machine that was busy and is no more, the third step and the fourth are repeated. The teacher's
+work ends when its time is over, however much of it is done, and at least `TRAINING_SHARE` of all is
+left to train in; text is read again then. Counted is the time that this training was worked on, the
+teacher's included; not counted is what a killed run had not kept, and reading what earlier
+trainings had prepared costs nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ REGISTER_S_PER_GB = 20.0
 """Writing and checking the result."""
 EVALUATED = 1.1
 """The time of steps and of the evaluations between them, relative to that of steps."""
+AGAIN_SHARE = 0.1
+"""More is prepared after a pass over the text if more than this share of the time is left."""
 SLACK = 1.2
 """The teacher may take so much longer than its rate says."""
 
@@ -115,8 +118,7 @@ def train_for_minutes(
     """Prepare and train until `training.minutes` are over; returns the report.
 
     `run` trains until the job's limits, `began_s` is when the work began, by the clock `now`.
-    Raises `CompressionError` for a budget that is too short, and for one that an earlier run has
-    used up.
+    Raises `CompressionError` for a budget that is too short.
     """
     assert training.minutes is not None
     budget_s = 60 * training.minutes
@@ -150,32 +152,55 @@ def train_for_minutes(
         if report:  # The time ended before the rate was known.
             return _end(report, spent, folder)
         clock.take()
-    state = _read_state(folder)
-    training_s = EVALUATED * max(1e-9, state["stepping_s"]) / max(1, state["tokens"])
-    left_s = budget_s - clock.used_s() - ending_s - STARTS_S
-    division = divide(
-        left_s, (1 - TRAINING_SHARE) * budget_s - spent.preparing_s,
-        unread=max(0, spent.tokens - HELD_OUT_TOKENS - state["tokens"]), training_s=training_s,
+    while True:
+        left_s = budget_s - clock.used_s() - ending_s - STARTS_S
+        division = _divide_rest(inputs, folder, training, spent, left_s)
+        if division.tokens:
+            on_note(
+                f"{left_s / 60:.1f} minutes are left, of which the teacher gets at most "
+                f"{division.within_s / 60:.1f}, for {division.tokens:,} more tokens; "
+                f"{1 / _find_rate(folder):.0f} tokens/s are trained on"
+            )
+            tokens = spent.tokens + division.tokens
+            spent.tokens = inputs.extend(job, folder, tokens, division.within_s)
+            clock.take()
+        # A training that had its time is only written, under whatever name it is asked for now.
+        left_s = max(0.0, budget_s - clock.used_s() - ending_s)
+        # Where training turns out to be faster than it was, more is prepared once all was read.
+        steps = _count_steps(folder, spent) if division.tokens else None
+        again_s = max(AGAIN_SHARE * budget_s, 4 * STARTS_S)
+        job["limits"] = _make_limits(
+            left_s, budget_s, spent, now, steps=steps, pause_left_s=again_s
+        )
+        report = run()
+        if report:
+            return _end(report, spent, folder)
+        clock.take()
+
+
+def _divide_rest(
+    inputs: TrainingInputs, folder: Path, training: Training, spent: Spent, left_s: float
+) -> Division:
+    assert training.minutes is not None
+    read = _read_state(folder)["tokens"]
+    return divide(
+        left_s, (1 - TRAINING_SHARE) * 60 * training.minutes - spent.preparing_s,
+        unread=max(0, spent.tokens - HELD_OUT_TOKENS - read), training_s=_find_rate(folder),
         teaching_s=inputs.s_per_token, starts_s=STARTS_S,
     )  # fmt: skip
-    if division.tokens:
-        on_note(
-            f"{left_s / 60:.1f} minutes are left, of which the teacher gets at most "
-            f"{division.within_s / 60:.1f}, for {division.tokens:,} more tokens; "
-            f"{1 / training_s:.0f} tokens/s are trained on"
-        )
-        tokens = spent.tokens + division.tokens
-        spent.tokens = inputs.extend(job, folder, tokens, division.within_s)
-        clock.take()
-    left_s = budget_s - clock.used_s() - ending_s
-    if left_s <= 0:
-        raise CompressionError(
-            f"the training has had {clock.used_s() / 60:.1f} of {training.minutes:g} minutes; "
-            "give it more (--resume --minutes)"
-        )
-    job["limits"] = _make_limits(left_s, budget_s, spent, now)
-    report = run()
-    return _end(report, spent, folder)
+
+
+def _find_rate(folder: Path) -> float:
+    """How long a token is trained on, in seconds."""
+    state = _read_state(folder)
+    return float(EVALUATED * max(1e-9, state["stepping_s"]) / max(1, state["tokens"]))
+
+
+def _count_steps(folder: Path, spent: Spent) -> int:
+    """The step after which all that is prepared was read once."""
+    state = _read_state(folder)
+    unread = max(0, spent.tokens - HELD_OUT_TOKENS - state["tokens"])
+    return int(state["step"] + math.ceil(unread * state["step"] / max(1, state["tokens"])))
 
 
 def _require_time(minutes: float, used_s: float, ending_s: float, *, asks: bool) -> None:
@@ -249,11 +274,12 @@ def _make_limits(
     spent: Spent,
     now: Callable[[], float],
     steps: int | None = None,
+    pause_left_s: float = 0.0,
 ) -> dict[str, Any]:
     now_s = now()
     return {
         "steps": steps, "started_s": now_s, "deadline_s": now_s + left_s, "budget_s": budget_s,
-        "spent_s": spent.preparing_s,
+        "spent_s": spent.preparing_s, "pause_left_s": pause_left_s,
     }  # fmt: skip
 
 

@@ -85,7 +85,9 @@ def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embedd
     from thrifty.compress.distill.worker import load_student
 
     student, teacher = Path(job["student"]), Path(job["teacher"])
-    model = load_student(student, training, "AutoModel")
+    model = load_student(
+        student, training, "AutoModel", freeze_embeddings=training.freeze_embeddings
+    )
     taught = load_torch_model(teacher, f"the model in {teacher}", "AutoModel")
     taught.requires_grad_(False).eval()
     taught.to("cuda" if torch.cuda.is_available() else "cpu")

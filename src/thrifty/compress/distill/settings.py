@@ -8,6 +8,9 @@ from thrifty.errors import CompressionError
 
 DIVERGENCES = ("forward", "reverse", "jensen-shannon", "skewed-forward", "skewed-reverse")
 SCHEDULES = ("cosine", "constant")
+FEW_TOKENS = 1_000_000
+"""With fewer than these, a decoder learns more if its token embeddings stay as they are: most rows
+are seen too rarely."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class Training:
     """The norm that gradients are clipped to."""
     lora_rank: int = 0
     """The rank of LoRA's updates; 0 trains all weights."""
-    freeze_embeddings: bool = False
-    """Do not train the token embeddings, nor the head if it shares their matrix."""
+    freeze_embeddings: bool | None = None
+    """Do not train the token embeddings, nor the head if it shares their matrix. None: a decoder's
+    are frozen where a training is given minutes, or fewer than `FEW_TOKENS` tokens."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     seed: int = 0
@@ -97,6 +101,13 @@ class Training:
     def averages(self) -> bool:
         """Whether the rate stays and weights are averaged."""
         return self.schedule == "constant" or (self.schedule is None and self.minutes is not None)
+
+    @property
+    def freezes_embeddings(self) -> bool:
+        """Whether a decoder's token embeddings stay as they are."""
+        if self.freeze_embeddings is not None:
+            return self.freeze_embeddings
+        return self.tokens is None or self.tokens < FEW_TOKENS
 
     @property
     def needs_live_teacher(self) -> bool:

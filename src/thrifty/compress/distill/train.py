@@ -124,7 +124,11 @@ class Trainer:
         self._due_s = self._find_due()
         numbers = self._order(state.step * self._per_step)
         while not self._has_ended():
-            if limits.steps is not None and state.step >= limits.steps:
+            if (
+                limits.steps is not None
+                and state.step >= limits.steps
+                and self._agree(self._left_s() >= limits.pause_left_s)
+            ):
                 self._save()
                 return False
             for group in self._optimizer.param_groups:

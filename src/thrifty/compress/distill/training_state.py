@@ -18,6 +18,8 @@ class Limits:
     """When the run's process was started, by `time.monotonic`."""
     deadline_s: float | None = None
     """When it must have ended."""
+    pause_left_s: float = 0.0
+    """It pauses after `steps` only if at least so much time is left."""
     budget_s: float | None = None
     """The whole training's time, for reports."""
     spent_s: float = 0.0

@@ -87,7 +87,9 @@ def train(folder: Path, job: dict[str, Any]) -> None:
         model, objective = make_objective(job, training)
         trained = model
     else:
-        model = load_student(Path(job["student"]), training)
+        model = load_student(
+            Path(job["student"]), training, freeze_embeddings=training.freezes_embeddings
+        )
         trained = Student(model)
         examples = _open_examples(job, training)
         held_out = examples.choose_held_out(job["held_out_tokens"], job["held_out_share"])
@@ -118,12 +120,18 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     write_atomically(folder / "report.json", json.dumps(report))
 
 
-def load_student(folder: Path, training: Training, kind: str = "AutoModelForCausalLM") -> Any:
+def load_student(
+    folder: Path,
+    training: Training,
+    kind: str = "AutoModelForCausalLM",
+    *,
+    freeze_embeddings: bool | None,
+) -> Any:
     """The model in `folder`, with gradients only for the weights that are trained."""
     model = load_torch_model(folder, f"the model in {folder}", kind)
     if training.lora_rank:
         lora.attach(model, training.lora_rank, training.seed)
-    elif training.freeze_embeddings:
+    elif freeze_embeddings:
         model.get_input_embeddings().requires_grad_(False)
     if training.checkpointing:
         model.gradient_checkpointing_enable()

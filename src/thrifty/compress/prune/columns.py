@@ -52,16 +52,18 @@ def remove_columns(weights: FloatArray, moment: FloatArray, unit: int, keep: int
     inverse = _invert(moment)
     step = max(1, (count - keep) // ROUNDS) if unit == 1 else 1
     while len(left) > keep:
-        costs = _unit_costs(w, inverse, unit)
-        gone = np.sort(np.argsort(costs, kind="stable")[: min(step, len(left) - keep)])
-        at = expand_units(gone, unit)
-        stay = np.setdiff1d(np.arange(w.shape[1]), at)
-        solved = np.linalg.solve(inverse[np.ix_(at, at)], inverse[np.ix_(at, stay)])
-        w = w[:, stay] - w[:, at] @ solved
-        inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, at)] @ solved
-        left = np.delete(left, gone)
-    new = np.ascontiguousarray(w, dtype=np.float32)
-    return PrunedMatrix(left, new, _error(weights, w, moment, left, unit))
+        costs = _unit_costs(w, inverse, unit, left)
+        chosen = np.argsort(costs, kind="stable")[: min(step, len(left) - keep)]
+        at = expand_units(np.sort(left[chosen]), unit)
+        rows = inverse[at]
+        solved = np.linalg.solve(rows[:, at], rows)
+        # In place: what is removed becomes zero, and copying the rest would take longer.
+        w -= w[:, at] @ solved
+        inverse -= rows.T @ solved
+        left = np.delete(left, chosen)
+    new = np.ascontiguousarray(w[:, expand_units(left, unit)])
+    error = _error(weights, new, moment, left, unit)
+    return PrunedMatrix(left, new.astype(np.float32), error)
 
 
 def keep_columns(weights: FloatArray, moment: FloatArray, kept: Kept) -> PrunedMatrix:
@@ -100,15 +102,16 @@ def _invert(moment: FloatArray) -> npt.NDArray[np.float64]:
 
 
 def _unit_costs(
-    w: npt.NDArray[np.float64], inverse: npt.NDArray[np.float64], unit: int
+    w: npt.NDArray[np.float64], inverse: npt.NDArray[np.float64], unit: int, units: Kept
 ) -> npt.NDArray[np.float64]:
-    """For each unit, the output error of removing it once the others have compensated."""
+    """For each of `units`, the output error of removing it once the others have compensated."""
     if unit == 1:
-        costs: npt.NDArray[np.float64] = (w**2).sum(axis=0) / np.diag(inverse)
+        squares = np.einsum("rc,rc->c", w, w)[units]
+        costs: npt.NDArray[np.float64] = squares / np.diag(inverse)[units]
         return costs
     found = []
-    for start in range(0, w.shape[1], unit):
-        part = slice(start, start + unit)
+    for number in units:
+        part = slice(number * unit, (number + 1) * unit)
         found.append(np.sum(w[:, part].T * np.linalg.solve(inverse[part, part], w[:, part].T)))
     return np.array(found)
 

@@ -29,7 +29,7 @@ def main() -> int:
     server = ModelServer(
         settings["name"], backend, make_tokenizer(), engine=EchoEngine.kind, honours=honours
     )
-    return serve_model(server, "127.0.0.1", settings["port"])
+    return serve_model(server, settings["port"])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from thrifty.engines.base import (
     parse_options,
 )
 from thrifty.engines.machine import Machine
-from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.errors import Problem
@@ -70,6 +70,7 @@ class EchoEngine:
         narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
+        parks=True,
         accepts_response_id=True,
     )
 
@@ -139,3 +140,7 @@ class EchoEngine:
     async def read_load(self, url: str) -> EngineLoad:
         """From the server's `/load`."""
         return await read_server_load(url)
+
+    async def park(self, url: str) -> None:
+        """See `engines.server.memory`."""
+        await park_server(url)

@@ -166,6 +166,9 @@ class EchoBackend:
         """How busy it is."""
         return Load(len(self._running), len(self._waiting), len(self._running) / self._slots)
 
+    async def park(self) -> None:
+        """Nothing: it has no process of its own."""
+
     async def wait_failed(self) -> str:
         """It does not fail."""
         forever: asyncio.Future[str] = asyncio.get_running_loop().create_future()

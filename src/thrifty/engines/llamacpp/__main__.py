@@ -30,7 +30,7 @@ def main() -> int:
     server = ModelServer(
         given["name"], backend, tokenizer, engine=LlamaCppEngine.kind, honours=HONOURS
     )
-    return serve_model(server, "127.0.0.1", given["port"])
+    return serve_model(server, given["port"])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from thrifty.engines.llamacpp.options import (
     CAPACITY,
     DEFAULT_SLOTS,
     KV_BYTES,
+    LOSSY_SCHEMES,
     SCHEMES,
     TUNABLE,
     LlamaCppOptions,
@@ -66,6 +67,15 @@ QUANTIZED = ("q2", "q3", "q4", "q5", "q6", "iq", "tq", "mxfp4", "nvfp4", "q1")
 """How the names of GGUF's types with fewer than 8 bits begin."""
 
 
+def _find_install() -> str | None:
+    """What `prepare` installs first."""
+    home = find_home()
+    if packages.find_python(home) is not None:
+        return None
+    size = packages.find_environment(home).say_size()
+    return f"llama.cpp is installed first ({size}); where that fails, the rest is measured"
+
+
 class LlamaCppEngine:
     """Serves GGUF decoders on CPUs."""
 
@@ -76,6 +86,10 @@ class LlamaCppEngine:
         families=frozenset({Family.DECODER}),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
+        lossy_schemes=LOSSY_SCHEMES,
+        auto_rank=2,
+        find_install=_find_install,
+        speculation=frozenset({"prompt_lookup", "draft"}),
         tunable=TUNABLE,
         default_slots=DEFAULT_SLOTS,
         honours=HONOURS,
@@ -131,7 +145,9 @@ class LlamaCppEngine:
         if problems:
             return problems
         options: LlamaCppOptions = parse_options(self, spec)
-        if (options.speculation == "draft") != (options.draft_model is not None):
+        if options.speculation != "auto" and (options.speculation == "draft") != (
+            options.draft_model is not None
+        ):
             return [
                 Problem(
                     "engine.draft_model",

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -38,15 +39,15 @@ from thrifty.types import Family
 log = logging.getLogger(__name__)
 
 _SEEDS = 2**31
-GUESSES = ("drafted_tokens", "accepted_tokens")
-"""What `/load` tells of speculation."""
+GUESSES_WINDOW = 512
+"""Steps with guesses that are told of together."""
 
 
 class _Job:
     """One generation."""
 
     __slots__ = (
-        "cached", "generated", "guessed", "number", "on_failure", "on_output", "prompt", "sampling", "task",
+        "cached", "generated", "number", "on_failure", "on_output", "prompt", "sampling", "task",
     )  # fmt: skip
 
     def __init__(
@@ -64,8 +65,32 @@ class _Job:
         self.on_failure = on_failure
         self.generated: list[int] = []
         self.cached = 0
-        self.guessed = (0, 0)
         self.task: asyncio.Task[None] | None = None
+
+
+class Guesses:
+    """How many of the tokens that were guessed of late were right, as llama.cpp counts them."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[int, int]] = deque(maxlen=GUESSES_WINDOW)
+
+    def note(self, seen: dict[str, Any], timings: dict[str, Any]) -> dict[str, Any]:
+        """Count what `timings` of a request says beyond those `seen` before; gives what is seen now."""
+        if "draft_n" not in timings:
+            return seen
+        guessed = int(timings["draft_n"]) - int(seen.get("draft_n", 0))
+        right = int(timings["draft_n_accepted"]) - int(seen.get("draft_n_accepted", 0))
+        if guessed > 0:
+            self._counts.append((guessed, right))
+        return timings
+
+    def describe(self) -> dict[str, float]:
+        """As a load tells it."""
+        guessed = sum(one for one, _ in self._counts)
+        right = sum(one for _, one in self._counts)
+        return {
+            "speculating": 1.0, "speculation_acceptance": right / guessed if guessed else 0.0,
+        }  # fmt: skip
 
 
 class LlamaCppBackend:
@@ -103,6 +128,7 @@ class LlamaCppBackend:
         self._failed: asyncio.Future[str]
         self._watch: asyncio.Task[None]
         self._facts: dict[str, float] = {}
+        self._guesses = Guesses() if settings.speculation != "none" else None
 
     async def start(self) -> ModelFacts:
         """Start llama.cpp, generate a token, and answer what is known. Raises `EngineError`."""
@@ -125,8 +151,6 @@ class LlamaCppBackend:
             "kv_cache_bytes": float(self._kv_bytes),
             "kv_cache_tokens": float(self._settings.slots * self._settings.context),
         }
-        if self._settings.speculation != "off":
-            self._facts |= dict.fromkeys(GUESSES, 0.0)
         return ModelFacts(
             family=self._family,
             context_length=self._settings.context,
@@ -178,7 +202,13 @@ class LlamaCppBackend:
         )
         room = self._settings.slots * self._settings.context
         waiting = len(self._jobs) - len(self._running & self._jobs.keys())
-        return Load(len(self._running) + self._embedding, waiting, min(1.0, held / room))
+        return Load(
+            len(self._running) + self._embedding, waiting, min(1.0, held / room),
+            self._guesses.describe() if self._guesses is not None else {},
+        )  # fmt: skip
+
+    async def park(self) -> None:
+        """There is nothing that the engine could give back and take again."""
 
     async def wait_failed(self) -> str:
         """Return once llama.cpp is gone. The server then ends, and its supervisor starts anew."""
@@ -239,7 +269,6 @@ class LlamaCppBackend:
     ) -> bool:
         """Generate until there are `until` tokens; whether that was the end of the answer."""
         done = len(job.generated)
-        job.guessed = (0, 0)
         sampling = job.sampling
         body = make_body(
             [*job.prompt, *job.generated], sampling, count=until - done,
@@ -247,14 +276,15 @@ class LlamaCppBackend:
             prefix_cache=self._settings.prefix_cache, banned=banned or (), ignore_eos=ignore_eos,
         )  # fmt: skip
         body["seed"] = (sampling.seed + done) % _SEEDS
-        body["timings_per_token"] = self._settings.speculation != "off"
+        body["timings_per_token"] = self._guesses is not None
+        seen: dict[str, Any] = {}
         async with aclosing(self._process.stream(PATH, body)) as events:
             async for event in events:
                 if "prompt_progress" in event:
                     job.cached = max(job.cached, int(event["prompt_progress"]["cache"]))
                     continue
-                if "timings" in event and self._settings.speculation != "off":
-                    self._note_guesses(job, event["timings"])
+                if self._guesses is not None:
+                    seen = self._guesses.note(seen, event.get("timings") or {})
                 if event["stop"]:
                     return await self._end(job, until, event, body)
                 if await self._take(job, event, ignore_eos=ignore_eos):
@@ -262,13 +292,6 @@ class LlamaCppBackend:
                 if len(job.generated) == until < sampling.max_tokens:
                     return False
         raise EngineError("llama.cpp broke off its answer")
-
-    def _note_guesses(self, job: _Job, timings: dict[str, Any]) -> None:
-        """Count the tokens that were guessed, by the totals that an event has of its request."""
-        guessed = int(timings.get("draft_n", 0)), int(timings.get("draft_n_accepted", 0))
-        for name, now, before in zip(GUESSES, guessed, job.guessed, strict=True):
-            self._facts[name] = self._facts.get(name, 0.0) + max(0, now - before)
-        job.guessed = guessed
 
     async def _take(self, job: _Job, event: dict[str, Any], *, ignore_eos: bool) -> bool:
         """Pass on the tokens of an event; whether the answer ends with them."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from thrifty.engines.base import TunableOption, WeightScheme
+from thrifty.engines.base import Speculation, TunableOption, WeightScheme
 from thrifty.errors import EngineError
 from thrifty.spec.section import Bytes, Count, Section
 
@@ -49,11 +49,12 @@ class LlamaCppOptions(Section):
         description="Memory for KV caches of earlier conversations whose slot others have taken, "
         "from which they are restored. Default: none.",
     )
-    speculation: Literal["off", "lookup", "draft"] = Field(
-        "off",
-        description="Guess several tokens ahead and check them in one step. `lookup` guesses what "
+    speculation: Speculation = Field(
+        "none",
+        description="Guess several tokens ahead and check them in one step. `prompt_lookup` guesses what "
         "followed the same words before, which helps where answers copy from prompts. `draft` asks "
-        "a smaller model (`draft_model`). Which answers are likely does not change.",
+        "a smaller model (`draft_model`). Which answers are likely does not change. `auto` takes what "
+        "the benchmark of `load` wins by.",
     )
     draft_model: str | None = Field(
         None,
@@ -67,14 +68,14 @@ class LlamaCppOptions(Section):
         12,
         ge=1,
         le=64,
-        description="With `speculation: lookup`: how many tokens must be equal before a guess.",
+        description="With `speculation: prompt_lookup`: how many tokens must be equal before a guess.",
     )
 
 
 TUNABLE = {
     "slots": TunableOption((DEFAULT_SLOTS, 16, 1), bounds_requests=True),
     "kv_precision": TunableOption(("f16", "q8_0"), changes_answers=True),
-    "speculation": TunableOption(("off", "lookup")),
+    "speculation": TunableOption(("none", "prompt_lookup")),
 }
 """What `thrifty optimize` tries."""
 CAPACITY = ("slots", "saved_prompts")
@@ -88,6 +89,7 @@ SCHEMES = {
 GGML_TYPES = {"none": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 """GGML's names of these types."""
 AUTO_SCHEMES = ("int8", "none")
+LOSSY_SCHEMES = ("int4",)
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Bytes of one value in the KV cache, with scales."""
 
@@ -108,4 +110,5 @@ def resolve(options: LlamaCppOptions, limit: int) -> LlamaCppOptions:
     if fault:
         raise EngineError(f"engine.context: {fault}")
     context = options.context or min(limit or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    return options.model_copy(update={"context": context})
+    speculation = "none" if options.speculation == "auto" else options.speculation
+    return options.model_copy(update={"context": context, "speculation": speculation})

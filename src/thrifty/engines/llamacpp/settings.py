@@ -21,7 +21,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     saved_prompts_mb: int = 0
     """Memory for the KV caches of prompts whose slots others took."""
     embeddings: bool = False
-    speculation: str = "off"
+    speculation: str = "none"
     lookup_match: int = 12
     draft_tokens: int = 16
     draft_model: str = ""

@@ -14,7 +14,7 @@ import threading
 from typing import Any
 
 SPECULATION = {
-    "lookup": "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE",
+    "prompt_lookup": "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE",
     "draft": "COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE",
 }
 """llama.cpp's names of the ways to speculate."""
@@ -80,7 +80,7 @@ def make_parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     if settings["embeddings"]:
         given.embedding = True
         given.n_ubatch = given.n_batch = settings["context"]
-    if settings["speculation"] != "off":
+    if settings["speculation"] != "none":
         speculate(xllamacpp, given, settings)
     return given
 
@@ -89,7 +89,7 @@ def speculate(xllamacpp: Any, given: Any, settings: dict[str, Any]) -> None:
     """Turn speculation on."""
     kind = SPECULATION[settings["speculation"]]
     given.speculative.types = [getattr(xllamacpp.common_speculative_type, kind)]
-    if settings["speculation"] == "lookup":
+    if settings["speculation"] == "prompt_lookup":
         given.speculative.ngram_simple.size_n = settings["lookup_match"]
         given.speculative.ngram_simple.size_m = settings["draft_tokens"]
     else:

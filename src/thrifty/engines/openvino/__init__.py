@@ -5,6 +5,7 @@
     decoder_graph.py, encoder_graph.py, weights.py    the graphs that preparation writes
     __main__.py       a replica: the OpenAI-style server in front of a worker
     backend.py        the worker, as the server sees it
+    start_child.py    starts it, before the server has imported what it needs
     worker.py         a process of its own that holds the model and does nothing but generate:
                       decoder_worker.py, encoder_worker.py
     messages.py       what goes between the two

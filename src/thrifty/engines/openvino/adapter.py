@@ -33,11 +33,13 @@ from thrifty.engines.openvino.options import (
     TUNABLE,
     OpenVinoOptions,
     find_context_fault,
+    find_speculation_fault,
     resolve,
 )
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS
 from thrifty.engines.openvino.processor import (
     AUTO_SCHEMES,
+    LOSSY_SCHEMES,
     SCHEMES,
     describe_speed,
     find_default_scheme,
@@ -45,7 +47,7 @@ from thrifty.engines.openvino.processor import (
     find_processor_fault,
 )
 from thrifty.engines.openvino.worker_settings import Settings
-from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
@@ -84,6 +86,7 @@ class OpenVinoEngine:
         families=frozenset(Family),
         schemes=SCHEMES,
         auto_schemes=AUTO_SCHEMES,
+        lossy_schemes=LOSSY_SCHEMES,
         tunable=TUNABLE,
         auto_rank=1,
         default_slots=OpenVinoOptions().max_batch,
@@ -92,7 +95,10 @@ class OpenVinoEngine:
         narrowed=NARROWED,
         tokenizes=True,
         load_path=LOAD_PATH,
+        parks=True,
         accepts_response_id=True,
+        runtime_bytes=RUNTIME_BYTES,
+        speculation=frozenset({"prompt_lookup"}),
         package="openvino-genai",
     )
 
@@ -145,6 +151,9 @@ class OpenVinoEngine:
         fault = find_context_fault(options, artifact.description.context_length)
         if fault:
             return [Problem("engine.context", fault)]
+        fault = find_speculation_fault(options)
+        if fault:
+            return [Problem("engine.prefix_cache", fault)]
         return self._check_memory(spec, artifact, machine)
 
     def _check_memory(self, spec: Spec, artifact: Artifact, machine: Machine) -> list[Problem]:
@@ -262,6 +271,10 @@ class OpenVinoEngine:
     async def read_load(self, url: str) -> EngineLoad:
         """From the server's `/load`."""
         return await read_server_load(url)
+
+    async def park(self, url: str) -> None:
+        """See `engines.server.memory`."""
+        await park_server(url)
 
 
 def _platform_fault(machine: Machine) -> str | None:

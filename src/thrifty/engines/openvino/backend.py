@@ -6,6 +6,8 @@ import asyncio
 import itertools
 import logging
 import os
+from dataclasses import replace
+from typing import Any
 
 from thrifty.engines.openvino.child import Child
 from thrifty.engines.openvino.messages import (
@@ -14,11 +16,14 @@ from thrifty.engines.openvino.messages import (
     Embed,
     Embedded,
     Fatal,
+    Park,
+    Parked,
     Ready,
     Step,
     decode_to_server,
 )
 from thrifty.engines.openvino.scoring import ScoredJob, Scoring
+from thrifty.engines.openvino.start_child import WORKER, StartedChild
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import (
     Failure,
@@ -30,6 +35,7 @@ from thrifty.engines.server.backend import (
     Sampling,
 )
 from thrifty.errors import EngineError
+from thrifty.http.process import KILLED_STATUS
 from thrifty.types import Family
 
 log = logging.getLogger(__name__)
@@ -40,16 +46,20 @@ class OpenVinoBackend:
     are wanted that the worker does not give, tokens go by way of `Scoring`.
     """
 
-    def __init__(self, settings: Settings, context_length: int) -> None:
+    def __init__(
+        self, settings: Settings, context_length: int, worker: StartedChild | None = None
+    ) -> None:
+        """`worker` is the worker's process if it was started already."""
         self._settings = settings
         self._context_length = context_length
-        self._worker = Child("thrifty.engines.openvino.worker", settings, self._receive, self._lost)
+        self._worker = Child(WORKER, settings, self._receive, self._lost, worker)
         self._scoring = Scoring(settings)
         self._ready: asyncio.Future[Ready]
         self._jobs: dict[int, tuple[OnOutput, OnFailure]] = {}
         self._embeddings: dict[int, asyncio.Future[list[bytes]]] = {}
         self._numbers = itertools.count(1)
         self._load = Load()
+        self._parking: asyncio.Future[None] | None = None
         self._failed: asyncio.Future[str]
 
     async def start(self) -> ModelFacts:
@@ -138,8 +148,18 @@ class OpenVinoBackend:
     def load(self) -> Load:
         """How busy the worker was after its last step."""
         if not self._jobs:
-            return Load(0, 0, self._load.kv_usage)
+            return replace(self._load, running=0, waiting=0)
         return self._load
+
+    async def park(self) -> None:
+        """Have the worker give back memory; returns once it did."""
+        if self._failed.done():
+            return
+        if self._parking is None or self._parking.done():
+            self._parking = asyncio.get_running_loop().create_future()
+            self._worker.send(Park())
+        ends: set[asyncio.Future[Any]] = {self._parking, self._failed}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
     async def wait_failed(self) -> str:
         """Return once the worker is gone. The server then ends, and its supervisor starts anew."""
@@ -153,7 +173,7 @@ class OpenVinoBackend:
     def _receive(self, data: bytes) -> None:
         message = decode_to_server(data)
         if isinstance(message, Step):
-            self._load = Load(message.running, message.waiting, message.kv_usage)
+            self._load = Load(message.running, message.waiting, message.kv_usage, message.facts)
             for output in message.outputs:
                 callbacks = self._jobs.get(output.job)
                 if callbacks is None:
@@ -172,18 +192,27 @@ class OpenVinoBackend:
                     future.set_exception(EngineError(message.error))
                 else:
                     future.set_result(message.vectors)
+        elif isinstance(message, Parked):
+            if self._parking is not None and not self._parking.done():
+                self._parking.set_result(None)
         elif isinstance(message, Ready):
             self._ready.set_result(message)
         elif isinstance(message, Fatal):
             self._fail(message.message)
 
-    def _lost(self) -> None:
-        self._fail("the engine's process ended")
+    def _lost(self, status: int) -> None:
+        if status < 0:
+            self._fail(f"the engine's process was killed by signal {-status}", status)
+        else:
+            self._fail("the engine's process ended", status)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, status: int = 1) -> None:
         """The worker is gone: every job ends with an error, and so does this server."""
         if not self._ready.done():
-            self._ready.set_exception(EngineError(f"the model could not be loaded: {reason}"))
+            error = EngineError(f"the model could not be loaded: {reason}")
+            if status < 0:
+                error.exit_code = KILLED_STATUS - status
+            self._ready.set_exception(error)
             return
         if self._failed.done():
             return

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import socket
-import sys
+import subprocess
 from collections.abc import Callable
 from typing import cast
 
 import msgspec
 
 from thrifty.engines.openvino.messages import ToScorer, ToWorker, Unpacker, encode
+from thrifty.engines.openvino.start_child import StartedChild, start_child
 from thrifty.engines.openvino.worker_settings import Settings
 
 STOP_TIMEOUT_S = 5.0
@@ -26,31 +24,29 @@ class Child:
         module: str,
         settings: Settings,
         receive: Callable[[bytes], None],
-        lost: Callable[[], None],
+        lost: Callable[[int], None],
+        started: StartedChild | None = None,
     ) -> None:
         """`module` runs with the number of its socket and `settings` as arguments. `receive` gets
-        each message, and `lost` is called when the process ends by itself.
+        each message, and `lost` is called when the process ends by itself, with its exit status.
+        `started` is the process if it runs already.
         """
         self._module = module
         self._settings = settings
         self._receive = receive
         self._lost = lost
-        self._process: asyncio.subprocess.Process | None = None
+        self._started = started
+        self._process: subprocess.Popen[bytes] | None = None
         self._link: _Link | None = None
         self._stopping = False
+        self._ending: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Start it, without waiting until it is ready."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        settings = json.dumps(msgspec.to_builtins(self._settings))
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self._module, str(theirs.fileno()), settings,
-                pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+        """Start it, without waiting until it is ready. Raises `OSError`."""
+        started = self._started or start_child(self._module, msgspec.to_builtins(self._settings))
+        self._process = started.process
         _, self._link = await asyncio.get_running_loop().create_unix_connection(
-            lambda: _Link(self._receive, self._note_end), sock=ours
+            lambda: _Link(self._receive, self._note_end), sock=started.connection
         )
 
     def send(self, message: ToWorker | ToScorer) -> None:
@@ -64,19 +60,26 @@ class Child:
         if self._link is not None:
             self._link.close()
         process = self._process
-        if process is None or process.returncode is not None:
+        if process is None or process.poll() is not None:
             return
         try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+            await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
 
     def _note_end(self) -> None:
         if not self._stopping:
-            self._lost()
+            self._ending = asyncio.ensure_future(self._report_end())
+
+    async def _report_end(self) -> None:
+        assert self._process is not None
+        try:
+            status = await asyncio.to_thread(self._process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            status = 0  # it closed its socket and goes on, which `stop` will end
+        if not self._stopping:
+            self._lost(status)
 
 
 class _Link(asyncio.Protocol):

@@ -14,6 +14,7 @@ import openvino as ov
 from thrifty.engines.known_answers import KnownToken
 from thrifty.engines.openvino.background import SLICE_JOB, SLICE_TOKENS, Background
 from thrifty.engines.openvino.grammars import Grammars
+from thrifty.engines.openvino.lookups import Lookups
 from thrifty.engines.openvino.messages import Add, Step, first_line
 from thrifty.engines.openvino.prefix_cache_model import BLOCK_TOKENS, PrefixCacheModel
 from thrifty.engines.openvino.worker_settings import Settings
@@ -31,6 +32,8 @@ the step of its first token, even if it knows it: about 20 ms for 64 KiB.
 """
 _COMPILE_WAIT_S = 0.01
 """How long a step without work waits for a grammar, before it looks for messages again."""
+LOOKUP_NGRAM = 3
+"""At most so many tokens at the end are looked for; where they are not found, fewer."""
 GROWTH_BLOCKS = 2
 """Room in the KV cache that is kept for each running answer to grow into, if it may."""
 
@@ -85,24 +88,15 @@ class DecoderWorker:
         self._settings = settings
         options = self._options = settings.options
         self._tokenizer = genai.Tokenizer(settings.folder)
-        scheduler = genai.SchedulerConfig()
-        scheduler.num_kv_blocks = settings.kv_blocks
-        scheduler.max_num_batched_tokens = options.prefill_chunk
-        scheduler.max_num_seqs = options.max_batch
-        scheduler.dynamic_split_fuse = True
-        scheduler.enable_prefix_caching = options.prefix_cache
-        properties: dict[str, Any] = {
-            "KV_CACHE_PRECISION": options.kv_precision,
-            "INFERENCE_NUM_THREADS": settings.threads,
-            "sampler_num_threads": settings.threads,
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
-            **limit_properties(),
-        }
-        self._pipeline = genai.ContinuousBatchingPipeline(
-            settings.folder, self._tokenizer, scheduler, "CPU", **properties
+        self._lookups = (
+            Lookups(
+                options.speculation_tokens, options.speculation_least, options.speculation_streams
+            )
+            if options.speculation == "prompt_lookup"
+            else None
         )
+        self._load()
         self._running: dict[int, _Running] = {}
-        self._index = PrefixCacheModel(settings.kv_blocks, sharing=options.prefix_cache)
         self._waiting: deque[Add] = deque()
         self._together = 0
         """How many jobs the last step was for."""
@@ -112,6 +106,31 @@ class DecoderWorker:
         self._grammars = Grammars(genai, self._tokenizer, settings.folder)
         self._next_request = 0
         self._failures: list[Failure] = []
+
+    def _load(self) -> None:
+        """Load the model, with look-ups or without."""
+        genai, settings, options = self._genai, self._settings, self._options
+        # With look-ups, the engine's prefix cache keeps blocks under the names of guesses that were wrong.
+        self._sharing = options.prefix_cache and self._lookups is None
+        scheduler = genai.SchedulerConfig()
+        scheduler.num_kv_blocks = settings.kv_blocks
+        scheduler.max_num_batched_tokens = options.prefill_chunk
+        scheduler.max_num_seqs = options.max_batch
+        scheduler.dynamic_split_fuse = True
+        scheduler.enable_prefix_caching = self._sharing
+        properties: dict[str, Any] = {
+            "KV_CACHE_PRECISION": options.kv_precision,
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "sampler_num_threads": settings.threads,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": options.activation_group,
+            **limit_properties(),
+        }
+        if self._lookups is not None:
+            properties["prompt_lookup"] = True
+        self._pipeline = genai.ContinuousBatchingPipeline(
+            settings.folder, self._tokenizer, scheduler, "CPU", **properties
+        )
+        self._index = PrefixCacheModel(settings.kv_blocks, sharing=self._sharing)
 
     def warm_up(self) -> dict[str, int]:
         """Generate a little, so that nothing is left to be done by the first user's request."""
@@ -145,7 +164,7 @@ class DecoderWorker:
     def take(self, message: Add) -> None:
         """Begin a job, now or, where it may wait, when there is room for it."""
         # Without a prefix cache there are no slices.
-        if message.priority > 0 and self._options.prefix_cache:
+        if message.priority > 0 and self._sharing:
             self._background.add(message)
         else:
             self._waiting.append(message)
@@ -197,7 +216,7 @@ class DecoderWorker:
         if running is None:
             self._waiting = deque(message for message in self._waiting if message.job != job)
             return
-        if running.stepped and not running.reported and self._options.prefix_cache:
+        if running.stepped and not running.reported and self._sharing:
             running.abandoned = True
             return
         running.handle.cancel()
@@ -218,11 +237,13 @@ class DecoderWorker:
         self._given_back = 0
         self._grammars.collect()
         self._make_room()
-        self._begin_waiting()
-        self._begin_background()
+        if self._lookups is None or self._lookups.pays or self._leave_lookups():
+            self._begin_waiting()
+            self._begin_background()
         self._compile_next()
         self._note_step()
         self._together, self._given_back = len(self._running), 0
+        before = {running.job for running in self._running.values() if running.reported}
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
         else:
@@ -232,11 +253,30 @@ class DecoderWorker:
             output = self._read(running)
             if output is None:
                 continue
+            if self._lookups is not None and running.job in before and output.token_ids:
+                self._lookups.note(len(output.token_ids), len(before))
             if running.abandoned:
                 self.cancel(running.job)
             elif output.job != SLICE_JOB:
                 outputs.append(output)
         return outputs
+
+    def _leave_lookups(self) -> bool:
+        """Go on without look-ups, as soon as nothing runs that cannot be begun anew where it is: a
+        grammar's state and counts of penalties cannot be taken up again. Until then, nothing begins.
+        """
+        for running in reversed(list(self._running.values())):
+            sampling = running.message.sampling
+            counts = sampling.presence_penalty or sampling.frequency_penalty
+            if not running.generated or not (sampling.grammar is not None or counts):
+                running.handle.cancel()
+                self._give_back(running, full=False)
+        if self._running:
+            return False
+        self._lookups = None
+        del self._pipeline  # its memory, before the next takes as much
+        self._load()
+        return True
 
     def _make_room(self) -> None:
         """Have the youngest answers step back while there is too little room for all to grow; they go
@@ -313,7 +353,7 @@ class DecoderWorker:
 
     def _is_being_computed(self, message: Add) -> bool:
         """Whether more of this prompt is about to be cached than is."""
-        if not self._options.prefix_cache:
+        if not self._sharing:
             return False
         cached = self._index.match(message.prompt)
         end = (cached // BLOCK_TOKENS + 1) * BLOCK_TOKENS
@@ -362,7 +402,19 @@ class DecoderWorker:
             min(scheduled, total),
             max(0, total - scheduled) + len(self._waiting) + len(self._background),
             float(metrics.cache_usage) / 100.0,
+            self._describe_lookups(),
         )
+
+    def _describe_lookups(self) -> dict[str, float]:
+        if self._options.speculation != "prompt_lookup":
+            return {}
+        found = self._lookups
+        if found is None:
+            return {"speculating": 0.0}
+        return {
+            "speculating": 1.0, "speculation_acceptance": found.acceptance,
+            "speculation_tokens_per_step": found.tokens_per_step,
+        }  # fmt: skip
 
     def _read(self, running: _Running) -> Output | None:
         handle = running.handle
@@ -394,20 +446,30 @@ class DecoderWorker:
 
     def _note_growth(self, running: _Running, tokens: list[int]) -> None:
         before = count_blocks(len(running.prompt) + len(running.generated))
+        if self._lookups is not None and running.generated:
+            before = count_blocks(self._reach(running))
         running.generated += tokens
-        grown = count_blocks(len(running.prompt) + len(running.generated)) - before
+        after = len(running.prompt) + len(running.generated)
+        if self._lookups is not None and tokens:
+            after = self._reach(running)
+        grown = count_blocks(after) - before
         if grown:
             running.own_blocks += grown
             self._index.grow(grown)
+
+    def _reach(self, running: _Running) -> int:
+        """How far a step computes, with guesses."""
+        length = len(running.prompt) + len(running.generated)
+        return length + int(self._options.speculation_tokens)
 
     def _forget(self, running: _Running) -> None:
         self._running.pop(running.job, None)
         self._release(running)
 
-    def _give_back(self, running: _Running) -> None:
+    def _give_back(self, running: _Running, *, full: bool = True) -> None:
         """The engine could not keep a job: it goes on from where it was once there is room, first of
         all that wait. A grammar's state cannot be taken up again, and what does not fit even alone
-        never will.
+        never will. `full` says that the KV cache is.
         """
         self._forget(running)
         if running.abandoned:
@@ -415,7 +477,7 @@ class DecoderWorker:
         message, sampling = running.message, running.message.sampling
         done = len(running.generated)
         if (
-            (self._together == 1 and len(self._running) == 0)
+            (full and self._together == 1 and len(self._running) == 0)
             or running.job == SLICE_JOB
             or (sampling.grammar is not None and done)
         ):
@@ -473,6 +535,9 @@ class DecoderWorker:
         config.presence_penalty = sampling.presence_penalty
         config.frequency_penalty = sampling.frequency_penalty
         config.logprobs = 1 if sampling.logprobs else 0
+        if self._lookups is not None:
+            config.num_assistant_tokens = self._options.speculation_tokens
+            config.max_ngram_size = LOOKUP_NGRAM
         if sampling.grammar is not None:
             config.structured_output_config = genai.StructuredOutputConfig(
                 grammar=sampling.grammar.text

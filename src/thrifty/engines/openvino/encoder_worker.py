@@ -36,6 +36,10 @@ class EncoderWorker:
         """One embedding; returns its size."""
         return int(self._run([[0] * 8])[0].size)
 
+    def release_memory(self) -> None:
+        """Free what computing takes beside the weights; it is taken again by the next one."""
+        self._model.release_memory()
+
     def embed_known(self, known: Sequence[KnownEmbedding]) -> list[list[float]]:
         """The embeddings of these prompts."""
         return [self._run([one.prompt])[0].tolist() for one in known]

@@ -37,6 +37,14 @@ class Embed(msgspec.Struct, tag=True, array_like=True):
     inputs: list[list[int]]
 
 
+class Park(msgspec.Struct, tag=True, array_like=True):
+    """Give back memory: nobody asks."""
+
+
+class Parked(msgspec.Struct, tag=True, array_like=True):
+    """Memory was given back."""
+
+
 class Ready(msgspec.Struct, tag=True, array_like=True):
     """The model is loaded and has generated something."""
 
@@ -61,6 +69,8 @@ class Step(msgspec.Struct, tag=True, array_like=True):
     running: int
     waiting: int
     kv_usage: float
+    facts: dict[str, float] = {}
+    """What else the server tells of its load."""
 
 
 class Embedded(msgspec.Struct, tag=True, array_like=True):
@@ -101,8 +111,8 @@ class Unscored(msgspec.Struct, tag=True, array_like=True):
     message: str
 
 
-ToWorker = Add | Cancel | Embed
-ToServer = Ready | Fatal | Step | Embedded
+ToWorker = Add | Cancel | Embed | Park
+ToServer = Ready | Fatal | Step | Embedded | Parked
 ToScorer = Score | Cancel
 FromScorer = Scored | Unscored | Fatal
 

@@ -30,7 +30,9 @@ SCHEMES = {
 
 
 AUTO_SCHEMES = ("int8", "none")
-"""What `compress: auto` chooses from: 4 bits cost too much quality to be taken unasked."""
+"""What `compress: auto` chooses from unasked."""
+LOSSY_SCHEMES = ("int4",)
+"""What it takes only where the spec accepts that: 4 bits can cost much quality."""
 
 
 def find_features(machine: Machine) -> frozenset[str]:

@@ -71,7 +71,7 @@ class Scoring:
                 "thrifty.engines.openvino.scoring_worker",
                 self._settings,
                 lambda data: self._receive(child, data),
-                lambda: self._end(child, "its process ended"),
+                lambda _: self._end(child, "its process ended"),
             )
             self._starting = asyncio.get_running_loop().create_task(self._start(child))
         job.begin(self._send)

@@ -39,6 +39,8 @@ from thrifty.engines.openvino.messages import (
     Embed,
     Embedded,
     Fatal,
+    Park,
+    Parked,
     Ready,
     ToWorker,
     decode_to_worker,
@@ -46,6 +48,7 @@ from thrifty.engines.openvino.messages import (
     last_line,
 )
 from thrifty.engines.openvino.worker_settings import Settings
+from thrifty.engines.server.memory import give_back_memory
 from thrifty.errors import EngineError
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,8 @@ def run_decoder(channel: Channel[ToWorker], settings: Settings) -> None:
                 worker.take(message)
             elif isinstance(message, Cancel):
                 worker.cancel(message.job)
+            elif isinstance(message, Park):
+                _park(channel)
         if worker.busy:
             channel.send(worker.report(worker.step()))
 
@@ -85,13 +90,22 @@ def run_encoder(channel: Channel[ToWorker], settings: Settings) -> None:
         _require(judge_embeddings(known.embeddings, worker.embed_known(known.embeddings)))
     channel.send(Ready(loaded_s - started_s, time.perf_counter() - loaded_s, 0, 0, size))
     while not channel.closed:
-        messages = [m for m in channel.receive(wait=True) if isinstance(m, Embed)]
+        received = channel.receive(wait=True)
+        if any(isinstance(m, Park) for m in received):
+            worker.release_memory()
+            _park(channel)
+        messages = [m for m in received if isinstance(m, Embed)]
         try:
             answers = worker.embed(messages) if messages else []
         except (RuntimeError, ValueError) as error:
             answers = [Embedded(m.job, [], first_line(error)) for m in messages]
         for answer in answers:
             channel.send(answer)
+
+
+def _park(channel: Channel[ToWorker]) -> None:
+    give_back_memory()
+    channel.send(Parked())
 
 
 def _read_known(settings: Settings) -> KnownAnswers:

@@ -4,5 +4,11 @@ A backend turns token ids into token ids. Everything that makes an API of it is 
 chat templates, tools, detokenization, stop strings, streams, answers.
 """
 
-ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
-"""For the processes of such servers: each text is tokenized alone, and needs no pool of threads."""
+HOST_VARIABLE = "THRIFTY_REPLICA_HOST"
+"""The address that such a server listens on; loopback by default."""
+KEY_VARIABLE = "THRIFTY_REPLICA_KEY"
+"""The key that requests must carry. Beyond loopback there must be one."""
+
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", HOST_VARIABLE: "", KEY_VARIABLE: ""}
+"""For the processes of such servers: each text is tokenized alone, and needs no pool of threads.
+A fleet's own replicas stay on loopback, whatever the environment around them says."""

@@ -16,6 +16,7 @@ import msgspec
 from thrifty.engines.server.backend import Backend, ModelFacts
 from thrifty.engines.server.embeddings import check_dimensions, describe_embeddings
 from thrifty.engines.server.generation import Generation
+from thrifty.engines.server.memory import give_back_memory
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.request import (
@@ -38,6 +39,8 @@ from thrifty.types import Family
 
 log = logging.getLogger(__name__)
 
+PARK_PATH = "/park"
+"""See `engines.probe`."""
 MAX_EMBEDDING_INPUTS = 2048
 MAX_INLINE_BYTES = 4096
 """Larger bodies are read, rendered and tokenized in a thread, which costs a request about 0.1 ms.
@@ -85,6 +88,11 @@ class ModelServer:
             raise WireError(
                 405, f"{exchange.method} is not possible here", code="method_not_allowed"
             )
+        if path == PARK_PATH:
+            await self.backend.park()
+            await asyncio.to_thread(give_back_memory)
+            exchange.respond(200, b"{}")
+            return
         try:
             endpoint = Endpoint(path)
         except ValueError:

@@ -95,7 +95,10 @@ class Load:
     kv_usage: float = 0.0
     """Share of the KV cache in use, 0 to 1."""
     facts: Mapping[str, float] = field(default_factory=dict)
-    """Counters of the engine's own, since its start."""
+    """Figures that change, beside those of the start: `speculating` (0 or 1),
+    `speculation_acceptance` (the share of guessed tokens that were right, of late), and counters of
+    the engine's own, since its start.
+    """
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,10 @@ class Backend(Protocol):
 
     def load(self) -> Load:
         """How busy it is."""
+        ...
+
+    async def park(self) -> None:
+        """Give back memory of processes of its own, because nobody asks."""
         ...
 
     async def wait_failed(self) -> str:

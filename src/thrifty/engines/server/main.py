@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 
+from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE
+from thrifty.engines.server.access import check_access, require_key
 from thrifty.engines.server.app import ModelServer
-from thrifty.errors import ThriftyError
+from thrifty.errors import EngineError, ThriftyError
 from thrifty.http.process import ADDRESS_IN_USE, report_error, run_process
 from thrifty.http.server import HttpServer, ServerLimits
 
@@ -19,11 +22,17 @@ DRAIN_TIMEOUT_S = 30.0
 FAILED_DRAIN_TIMEOUT_S = 1.0
 
 
-def serve_model(server: ModelServer, host: str, port: int) -> int:
-    """Serve until SIGTERM or SIGINT, or until the engine is gone; returns the exit status."""
+def serve_model(server: ModelServer, port: int) -> int:
+    """Serve until SIGTERM or SIGINT, or until the engine is gone; returns the exit status. The
+    address and the key come from the environment (`HOST_VARIABLE`, `KEY_VARIABLE`).
+    """
+    host = os.environ.get(HOST_VARIABLE) or "127.0.0.1"
+    key = os.environ.get(KEY_VARIABLE) or None
 
     async def main(stopping: asyncio.Event) -> int:
-        http = HttpServer(server.handle, ServerLimits(max_body_bytes=MAX_BODY_BYTES))
+        check_access(host, key)
+        handle = server.handle if key is None else require_key(server.handle, key)
+        http = HttpServer(handle, ServerLimits(max_body_bytes=MAX_BODY_BYTES))
         try:
             listening_on = await http.start(host, port)
         except OSError as error:
@@ -32,17 +41,17 @@ def serve_model(server: ModelServer, host: str, port: int) -> int:
         log.info("listening on http://%s:%d", host, listening_on)
         failure = await _serve(server, stopping)
         if failure is not None:
-            report_error(failure)
+            report_error(str(failure))
         cut = await http.drain(DRAIN_TIMEOUT_S if failure is None else FAILED_DRAIN_TIMEOUT_S)
         if cut:
             log.warning("%d requests were cut at the end", cut)
         await server.backend.stop()
-        return 0 if failure is None else 1
+        return 0 if failure is None else failure.exit_code
 
     return run_process(main)
 
 
-async def _serve(server: ModelServer, stopping: asyncio.Event) -> str | None:
+async def _serve(server: ModelServer, stopping: asyncio.Event) -> ThriftyError | None:
     """Load, and serve until told to stop (None) or until the engine fails (why)."""
     started_s = time.monotonic()
     stop = asyncio.ensure_future(stopping.wait())
@@ -56,9 +65,9 @@ async def _serve(server: ModelServer, stopping: asyncio.Event) -> str | None:
         log.info("ready after %.2f s: %s", time.monotonic() - started_s, facts)
         failing = asyncio.ensure_future(server.backend.wait_failed())
         await asyncio.wait({failing, stop}, return_when=asyncio.FIRST_COMPLETED)
-        return failing.result() if failing.done() else None
+        return EngineError(failing.result()) if failing.done() else None
     except ThriftyError as error:
-        return str(error)
+        return error
     finally:
         for future in (stop, loading, failing):
             if future is not None:

@@ -21,7 +21,7 @@ def main() -> int:
     backend = VllmBackend(msgspec.convert(given["vllm"], Settings))
     tokenizer = TextTokenizer.load(Path(given["tokenizer"]))
     server = ModelServer(given["name"], backend, tokenizer, engine=VllmEngine.kind, honours=HONOURS)
-    return serve_model(server, "127.0.0.1", given["port"])
+    return serve_model(server, given["port"])
 
 
 if __name__ == "__main__":

@@ -70,6 +70,14 @@ RUNTIME_BYTES = 2_500_000_000
 GPU_MEMORY_SHARE = 0.9
 
 
+def _find_absence() -> str | None:
+    """Why `auto` leaves it out: it takes gigabytes, which nobody asked for."""
+    environment = find_environment(find_home())
+    if environment.installed:
+        return None
+    return f"it is not installed: thrifty engines install vllm ({environment.say_size()})"
+
+
 class VllmEngine:
     """Serves decoders by vLLM, on NVIDIA GPUs or on processors, in an environment of its own."""
 
@@ -80,6 +88,9 @@ class VllmEngine:
         families=frozenset({Family.DECODER}),
         schemes={"none": WeightScheme(2.0)},
         auto_schemes=("none",),
+        auto_rank=3,
+        find_absence=_find_absence,
+        speculation=frozenset({"prompt_lookup", "draft"}),
         tunable=TUNABLE,
         default_slots=VllmOptions().max_batch,
         honours=HONOURS,
@@ -197,6 +208,8 @@ class VllmEngine:
             draft = _find_draft(store, options.draft_model, on_progress)
         # `draft_model` becomes an artifact's id: names may move to other versions.
         given = {**options.model_dump(), "context": context, "draft_model": draft}
+        if options.speculation == "auto":
+            given |= {"speculation": "none", "draft_model": None}
         relevant: dict[str, Any] = {k: v for k, v in given.items() if k not in CAPACITY}
         if options.lora is not None:
             relevant["lora"] = read_lora(Path(options.lora)).sha256

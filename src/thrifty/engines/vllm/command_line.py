@@ -66,7 +66,7 @@ def build_arguments(
         given["--gpu-memory-utilization"] = f"{memory_share:.3f}"
     if options.quantization is not None:
         given["--quantization"] = options.quantization
-    if options.speculation != "off":
+    if options.speculation not in ("none", "auto"):
         given["--speculative-config"] = json.dumps(_describe_speculation(options, draft))
     switches = ["--enable-scale-out", "--enable-prompt-tokens-details"]
     switches.append(

@@ -35,7 +35,9 @@ class Figures:
             "preemptions": self.preemptions,
         }
         if self.drafted:
-            facts |= {"drafted_tokens": self.drafted, "accepted_tokens": self.accepted}
+            facts |= {
+                "speculating": 1.0, "speculation_acceptance": self.accepted / self.drafted,
+            }  # fmt: skip
         return facts
 
 

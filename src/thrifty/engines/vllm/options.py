@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from thrifty.engines.base import TunableOption
+from thrifty.engines.base import Speculation, TunableOption
 from thrifty.spec.section import Bytes, Count, Number, Section
 
 
@@ -64,11 +64,12 @@ class VllmOptions(Section):
         description="A folder with a LoRA adapter in PEFT's form, as safetensors. All answers are given "
         "with it.",
     )
-    speculation: Literal["off", "lookup", "draft"] = Field(
-        "off",
-        description="Guess several tokens ahead and check them in one step. `lookup` guesses what "
+    speculation: Speculation = Field(
+        "none",
+        description="Guess several tokens ahead and check them in one step. `prompt_lookup` guesses what "
         "followed the same words before, which helps where answers copy from prompts. `draft` asks "
-        "a smaller model (`draft_model`). Which answers are likely does not change.",
+        "a smaller model (`draft_model`). Which answers are likely does not change. `auto` takes what "
+        "the benchmark of `load` wins by.",
     )
     draft_model: str | None = Field(
         None,
@@ -83,7 +84,7 @@ class VllmOptions(Section):
         2,
         ge=1,
         le=64,
-        description="With `speculation: lookup`: how many tokens must be equal before a guess.",
+        description="With `speculation: prompt_lookup`: how many tokens must be equal before a guess.",
     )
     sleep: bool = Field(
         False,
@@ -100,7 +101,9 @@ class VllmOptions(Section):
                 f"'prefill_chunk' is {self.prefill_chunk}, less than {self.max_batch} ('max_batch'): a "
                 "step computes at least one token for each answer"
             )
-        if (self.draft_model is not None) != (self.speculation == "draft"):
+        if self.speculation != "auto" and (self.draft_model is not None) != (
+            self.speculation == "draft"
+        ):
             raise ValueError(
                 "'draft_model' and 'speculation: draft' go together; set both or neither"
             )
@@ -110,7 +113,7 @@ class VllmOptions(Section):
 TUNABLE = {
     "max_batch": TunableOption((128, 16), bounds_requests=True),
     "kv_precision": TunableOption(("auto", "fp8"), changes_answers=True),
-    "speculation": TunableOption(("off", "lookup")),
+    "speculation": TunableOption(("none", "prompt_lookup")),
 }
 """What `thrifty optimize` tries. The other options bound memory or change what is served."""
 CAPACITY = ("kv_cache", "max_batch", "memory_share", "python", "sleep")

@@ -62,7 +62,7 @@ def find_packages(*, gpu: bool) -> EnginePackages:
 
 
 def find_environment(home: Home) -> Environment:
-    """VLLM's environment in `home`, whether it is installed or not."""
+    """The environment of vLLM in `home`, whether it is installed or not."""
     return Environment(find_packages(gpu=has_gpu()), home)
 
 

@@ -130,6 +130,8 @@ class Answerer:
                 entry.lines,
             )
         )  # fmt: skip
+        if call.feedback_token is not None:
+            lines += b"x-thrifty-feedback-token: %b\r\n" % call.feedback_token.encode()
         if call.rate_headers is not None:
             lines += encode_lines(call.rate_headers)
         if parsed.stream:

@@ -20,6 +20,7 @@ from thrifty.gateway.admission.limits import KeyLimiter
 from thrifty.gateway.app.alarms import raise_alarms
 from thrifty.gateway.app.answer import Answerer
 from thrifty.gateway.app.endpoints import OwnRoute
+from thrifty.gateway.app.keep_alive import keep_alive
 from thrifty.gateway.app.record import Recorder
 from thrifty.gateway.cache.shortcuts import Shortcuts
 from thrifty.gateway.forwarding.forward import ClientGone, Forwarder
@@ -31,7 +32,8 @@ from thrifty.http.same_origin import SameOrigin
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import WireError, internal_error
-from thrifty.openai.fields import Endpoint
+from thrifty.openai.feedback_tokens import FeedbackTokens
+from thrifty.openai.fields import STREAMED, Endpoint
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.types import Role
 
@@ -46,7 +48,7 @@ _CALLERS = Role.USER.holders()
 _OPERATORS = Role.OPERATOR.holders()
 _REJECTIONS = frozenset(
     {
-        "queue_full", "queue_timeout", "no_replica_ready", "deadline_unreachable",
+        "queue_full", "queue_timeout", "no_replica_ready", "cannot_start", "deadline_unreachable",
         "deadline_exceeded",
     }
 )  # fmt: skip
@@ -78,6 +80,8 @@ class Steps:
     ids: ResponseIds
     conversations: Conversations
     same_origin: SameOrigin
+    tokens: FeedbackTokens | None = None
+    """Makes a token for each answer; None where the spec asks for none."""
 
 
 class Gateway:
@@ -95,6 +99,7 @@ class Gateway:
         self._ids = steps.ids
         self._conversations = steps.conversations
         self._same_origin = steps.same_origin
+        self._tokens = steps.tokens
         self._threads = ThreadPoolExecutor(READING_THREADS, "read")
         self.answer_other: AnswerOther
         """Handles every other request; set before the first one."""
@@ -162,6 +167,8 @@ class Gateway:
         if call.parsed is None and len(call.exchange.body) > MAX_INLINE_BYTES:
             return self._begin_large(call)
         call.response_id = self._ids.new(call.tenant)
+        if self._tokens is not None and call.endpoint in STREAMED:
+            call.feedback_token = self._tokens.make(call.response_id.number, call.tenant)
         known_key = None
         if call.target is None:
             known_key = self._shortcuts.take(call, self._table.names)
@@ -204,7 +211,11 @@ class Gateway:
         """Check the request against the version that answers, and answer."""
         if known_key is None:
             check_version(call, call.admitted, call.placed)
-        return self._answerer.answer(call, known_key)
+        rest = self._answerer.answer(call, known_key)
+        every_s = call.placed.deployment.settings.keep_alive_s
+        if rest is not None and every_s is not None and call.admitted.stream:
+            return keep_alive(call, rest, every_s)
+        return rest
 
     async def _begin_late(self, call: Call) -> None:
         """Begin with a key that may be new."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 from prometheus_client import generate_latest
 
 from thrifty.db.keys import Key
+from thrifty.db.scaling import ScalingRow
+from thrifty.errors import DatabaseError
 from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.merge_metrics import merge_metrics
 from thrifty.gateway.cache import ExactCache
@@ -19,7 +23,7 @@ from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import Exchange
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.errors import NOT_FOUND, WireError, list_names
-from thrifty.types import Role
+from thrifty.types import ReplicaState, Role
 
 _encode = msgspec.json.Encoder().encode
 _METRICS_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -34,8 +38,12 @@ class Pages:
         metrics: GatewayMetrics,
         cache: ExactCache,
         describe_log: Callable[[], dict[str, Any] | None] = lambda: None,
+        read_scaling: Callable[[], Iterable[ScalingRow]] = tuple,
     ) -> None:
-        """`describe_log` returns what is wrong with the request log, or None."""
+        """`describe_log` returns what is wrong with the request log, or None. `read_scaling` reads
+        the autoscaler's decisions from the database; it is called in a thread.
+        """
+        self._read_scaling = read_scaling
         self._table = table
         self._metrics = metrics
         self._cache = cache
@@ -58,7 +66,9 @@ class Pages:
         exchange.respond(200, _encode({"status": "ok", "pid": os.getpid()}))
 
     async def _answer_ready(self, exchange: Exchange, _: Key | None, __: Any) -> None:
-        """Ready if every deployment has a version with traffic and a ready replica."""
+        """Ready if every deployment has a version with traffic that has a ready replica, or none
+        by intent.
+        """
         waiting = [d.name for d in self._table.deployments.values() if not d.ready]
         ready = self._table.loaded and bool(self._table.deployments) and not waiting
         body: dict[str, Any] = {
@@ -74,6 +84,9 @@ class Pages:
 
     async def _answer_metrics(self, exchange: Exchange, _: Key | None, __: Any) -> None:
         self._refresh_gauges()
+        # Without the database the last ones stay.
+        with contextlib.suppress(DatabaseError):
+            self._metrics.scaling.rows = await asyncio.to_thread(self._read_scaling)
         text = generate_latest(self._metrics.registry)
         if b"worker=self" not in exchange.query:
             text = await merge_metrics(text, self._table.gateways, exchange.headers)
@@ -116,15 +129,27 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
         metrics.replica_running.labels(*labels).set(load.get("running", 0))
         metrics.replica_waiting.labels(*labels).set(load.get("waiting", 0))
         metrics.replica_kv_usage.labels(*labels).set(load.get("kv_usage", 0))
+        facts = load.get("facts") or {}
+        if "speculating" in facts:
+            metrics.replica_speculating.labels(*labels).set(facts["speculating"])
+            acceptance = facts.get("speculation_acceptance", 0)
+            metrics.replica_acceptance.labels(*labels).set(acceptance)
         metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
         ejected = version.health.is_ejected(replica.id)
         metrics.replica_ejected.labels(*labels).set(1 if ejected else 0)
     own = (version.deployment, version.label)
     metrics.version_weight.labels(*own).set(version.row.weight)
     concurrency = version.concurrency
-    if concurrency.capacity is not None:
-        metrics.slots.labels(*own).set(concurrency.capacity)
+    metrics.held.labels(*own).set(version.held)
+    if version.settings.wakes:
+        metrics.wakes.labels(*own).set(version.wakes)
+        metrics.start_seconds.labels(*own).set(version.start_s)
+        parked = sum(one.state == ReplicaState.PARKED for one in version.replicas.values())
+        metrics.parked.labels(*own).set(parked)
+    if version.settings.slots is not None:
+        metrics.slots.labels(*own).set(concurrency.capacity or 0)
         metrics.slots_taken.labels(*own).set(concurrency.taken)
+    if concurrency.capacity is not None:
         for priority, name in enumerate(("interactive", "batch")):
             waiting = concurrency.queue.waiting(priority)
             metrics.queue_length.labels(*own, name).set(waiting)

@@ -10,18 +10,28 @@ from thrifty.gateway.state.call import HIT, Call
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.redact import Redactor
 from thrifty.observe.request_metrics import Observation, Saved
 from thrifty.observe.texts import make_texts
-from thrifty.openai.fields import read_user
+from thrifty.openai.fields import Endpoint, encode_tags, read_user
 
 
 class Recorder:
     """Counts and logs ended calls."""
 
-    def __init__(self, metrics: GatewayMetrics, writer: LogWriter | None, *, prompts: bool) -> None:
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        writer: LogWriter | None,
+        *,
+        prompts: bool,
+        redactor: Redactor | None = None,
+    ) -> None:
+        """`redactor` puts pseudonyms into texts, on the writer's thread; None leaves them alone."""
         self._metrics = metrics
         self._writer = writer
         self._prompts = prompts
+        self._redactor = redactor
 
     def record(self, call: Call) -> None:
         """Record one call."""
@@ -67,7 +77,11 @@ class Recorder:
             )
         if self._writer is None:
             return
-        user = read_user(call.parsed.body) if call.parsed is not None else None
+        user = tags = None
+        if call.parsed is not None:
+            user = read_user(call.parsed.body)
+            if call.endpoint is Endpoint.CHAT:
+                tags = call.parsed.body.get("metadata")
         row = (
             call.response_id.number,
             call.started_at_s,
@@ -97,13 +111,17 @@ class Recorder:
             None if tpot_s is None else round(tpot_s * 1e6) / 1e3,
             round(e2e_s * 1e6) / 1e3,
             round(overhead_s * 1e7) / 10,
+            encode_tags(tags) if tags else None,
         )
         if not self._prompts or call.parsed is None or not call.origin.counts:
             self._writer.put(row)
             return
+        redact = None
+        if self._redactor is not None:
+            redact = functools.partial(self._redactor.redact, tenant=call.tenant)
         texts = functools.partial(
             make_texts, call.endpoint, call.parsed.body, outcome.answer or None,
-            streamed=outcome.streamed,
+            streamed=outcome.streamed, redact=redact,
         )  # fmt: skip
         self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
 

@@ -2,7 +2,8 @@
 
 If the chosen version has no ready replica, the next version in the conversation's order answers. A
 fallback deployment answers if nothing has been sent to the client and the first deployment has no
-ready version or failed with a 5xx. Neither answer is cached under the first key. A pinned request
+ready version or failed with a 5xx. A version that is at zero by intent wakes instead: another one
+answers only if it cannot start, or takes longer than requests wait. Neither answer is cached under the first key. A pinned request
 only ever goes to its version.
 """
 
@@ -16,6 +17,7 @@ from msgspec.structs import replace
 
 from thrifty.gateway.cache.single_flight import Result, SingleFlight
 from thrifty.gateway.forwarding.forward import Forwarder
+from thrifty.gateway.forwarding.hold import require_startable
 from thrifty.gateway.state.call import Call, Delivery, Target
 from thrifty.gateway.state.concurrency import NoReplica, no_replica_ready
 from thrifty.gateway.state.deployment import Deployment
@@ -92,7 +94,9 @@ async def _forward_pinned(forwarder: Forwarder, call: Call, flight: SingleFlight
     try:
         return await forwarder.forward(call, flight)
     except NoReplica:
-        raise no_replica_ready(call.placed.version.concurrency.name, 0) from None
+        version = call.placed.version
+        require_startable(version)
+        raise no_replica_ready(version.concurrency.name, 0) from None
 
 
 async def _forward(
@@ -122,7 +126,7 @@ def _reroute(call: Call, target: Target, deployment: Deployment, metrics: Gatewa
     left = target.version
     chosen = deployment.choose(target.conversation_id)
     others = deployment.alternatives(target.conversation_id, chosen)
-    ready = [v for v in (chosen, *others) if v.ready]
+    ready = [v for v in (chosen, *others) if v.available]
     version = next((v for v in ready if v.label not in target.refused), chosen)
     check_honoured(
         call.admitted.body, call.endpoint, version.honours, version.row.engine, version.label

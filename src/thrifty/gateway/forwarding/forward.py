@@ -25,6 +25,12 @@ from thrifty.gateway.forwarding.failures import (
     make_error,
 )
 from thrifty.gateway.forwarding.hedge import Hedger
+from thrifty.gateway.forwarding.hold import (
+    cancel_unless_followed,
+    check_hold,
+    find_patience,
+    has_alternative,
+)
 from thrifty.gateway.forwarding.relay import Relay
 from thrifty.gateway.forwarding.retry_budget import RetryBudget
 from thrifty.gateway.forwarding.upstream_request import (
@@ -39,7 +45,7 @@ from thrifty.gateway.forwarding.upstream_response import (
     refuses_usage,
     stream_whole,
 )
-from thrifty.gateway.state.call import Call
+from thrifty.gateway.state.call import BATCH, Call
 from thrifty.gateway.state.concurrency import (
     DEADLINE_CODES,
     ConcurrencyLimiter,
@@ -96,6 +102,8 @@ class Forwarder:
         self._reads: set[tuple[Call, Answer]] = set()
         self.on_chosen: Callable[[Call, Replica], None] | None = None
         """Called with each call and its replica; set while batches run."""
+        self.on_held: Callable[[Version], None] = lambda version: None
+        """Called when a call begins to wait at a version without a ready replica."""
 
     def forward(self, call: Call, flight: SingleFlight | None) -> Coroutine[Any, Any, Result]:
         """Answer the call from a replica; returns the answer for the cache and for followers.
@@ -105,6 +113,8 @@ class Forwarder:
         if call.expired:
             raise deadline_exceeded("before it could be sent to a replica")
         version = call.placed.version
+        if call.priority < BATCH:
+            version.demand.figures.arrivals += 1
         if version.concurrency.capacity is None:
             return self._forward(call, flight)
         return self._forward_in_slot(call, version, flight)
@@ -136,12 +146,10 @@ class Forwarder:
         """Wait for a slot in the fair queue. Raises a 503 or 504."""
         version, parsed, delivery = call.placed.version, call.admitted, call.delivery
         limits = version.limits
-        if not concurrency.capacity and self._has_alternative(call):
-            raise NoReplica
-        if not (concurrency.capacity or delivery.may_wait):
-            raise no_replica_ready(concurrency.name, limits.wait_timeout_s)
+        if not concurrency.capacity:
+            check_hold(call, version, self.on_held)
         if flight is not None:
-            call.exchange.on_disconnect = _do_nothing
+            call.exchange.on_disconnect = cancel_unless_followed(flight)
         began_s = time.perf_counter()
         cost = sum(version.estimator.estimate(parsed.body, len(call.exchange.body)))
         try:
@@ -149,8 +157,10 @@ class Forwarder:
                 try:
                     return await concurrency.wait(
                         call.tenant, cost, call.priority,
-                        most=limits.waiting, timeout_s=limits.wait_timeout_s,
-                        deadline_s=parsed.deadline_s,
+                        most=limits.waiting, timeout_s=find_patience(version),
+                        deadline_s=parsed.deadline_s, size=len(call.exchange.body),
+                        most_bytes=limits.waiting_bytes,
+                        start_s=version.estimate_start_s(began_s),
                     )  # fmt: skip
                 except WireError as error:
                     shared = flight is not None and flight.followers
@@ -217,7 +227,7 @@ class Forwarder:
             log.info("%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure)
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
-            if not sends and not version.candidates(tried) and self._has_alternative(call):
+            if not sends and not version.candidates(tried) and has_alternative(call):
                 # They are gone, although the table does not say so yet.
                 target = call.placed
                 call.target = replace(target, refused=target.refused | {version.label})
@@ -249,8 +259,7 @@ class Forwarder:
                     tried.clear()
                     continue
                 tried.clear()
-                if self._has_alternative(call):
-                    raise NoReplica
+                check_hold(call, version, self.on_held)
                 await self._wait(call, version, began_s)
                 _require_listener(call, flight)
         finally:
@@ -267,20 +276,12 @@ class Forwarder:
         if version.label not in deployment.versions:
             raise NoReplica
 
-    @staticmethod
-    def _has_alternative(call: Call) -> bool:
-        """Whether another version could answer now."""
-        target = call.placed
-        if target.pinned or target.deployment.name != target.version.deployment:
-            return False
-        others = target.deployment.alternatives(target.conversation_id, target.version)
-        return any(other.ready and other.label not in target.refused for other in others)
-
     async def _wait(self, call: Call, version: Version, began_s: float) -> None:
-        limits = version.limits
-        left_s = limits.wait_timeout_s - (time.perf_counter() - began_s)
-        if left_s <= 0 or not call.delivery.may_wait:
-            raise no_replica_ready(version.concurrency.name, limits.wait_timeout_s)
+        limits, patience_s, now_s = version.limits, find_patience(version), time.perf_counter()
+        left_s = patience_s - (now_s - began_s)
+        if left_s <= 0:
+            start_s = version.estimate_start_s(now_s)
+            raise no_replica_ready(version.concurrency.name, patience_s, start_s)
         if call.expired:
             raise deadline_exceeded("while it waited for a replica")
         if version.waiting >= limits.waiting:
@@ -431,6 +432,15 @@ class Forwarder:
         if version.health.note_success(replica.id, time.monotonic()):
             log.info("%s answers again and receives traffic", replica.id)
             version.resize(self._table.workers)
+        usage = call.outcome.usage
+        version.demand.note_answer(
+            replica,
+            received_s=call.received_s, sent_s=delivery.sent_s, first_s=delivery.first_byte_s,
+            last_s=delivery.last_byte_s,
+            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+            output_tokens=usage.completion_tokens if usage is not None else 0,
+            streamed=call.admitted.stream,
+        )  # fmt: skip
         if call.admitted.stream and version.concurrency.capacity is not None:
             version.concurrency.note_begin(delivery.first_byte_s - delivery.sent_s)
 
@@ -441,6 +451,26 @@ class Forwarder:
             log.warning("%s keeps failing and is ejected for a while", replica.id)
             self._metrics.ejections.labels(version.deployment, version.label, replica.id).inc()
             version.resize(self._table.workers)
+
+    def measure_work(self, now_s: float) -> dict[str, float]:
+        """By replica, about how many tokens are left to say to the requests at it."""
+        work: dict[str, float] = {}
+        for call in (*(entry[0] for entry in self._streams), *(entry[0] for entry in self._reads)):
+            version, delivery = call.placed.version, call.delivery
+            if delivery.replica is None:
+                continue
+            left = float(version.estimator.estimate(call.admitted.body, 0)[1])
+            began_s = delivery.first_byte_s or (0.0 if call.admitted.stream else delivery.sent_s)
+            if began_s:
+                left -= (now_s - began_s) / version.demand.token_s
+            work[delivery.replica.id] = work.get(delivery.replica.id, 0.0) + max(1.0, left)
+        return work
+
+    def refuse_waiting(self) -> None:
+        """Refuse all requests that wait for a slot or a replica, because the worker ends."""
+        error = unavailable("the service is stopping; send the request again", "stopping", 5.0)
+        for version in self._table.versions():
+            version.concurrency.dismiss(error)
 
     def sweep(self, now_s: float) -> None:
         """End answers whose replica has gone silent; update queues and capacities."""

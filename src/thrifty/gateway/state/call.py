@@ -155,6 +155,7 @@ class Call:
         "delivery",
         "endpoint",
         "exchange",
+        "feedback_token",
         "key",
         "origin",
         "outcome",
@@ -178,6 +179,8 @@ class Call:
         self.client_request_id = None if given is None else _accept_request_id(given)
         self.response_id = NO_ID
         """The response id; made once the tenant is known."""
+        self.feedback_token: str | None = None
+        """Permits feedback on this response; None where the spec asks for no tokens."""
         self.received_s = exchange.received_s
         self.started_at_s = time.time()
         self.key: Key | None = None
@@ -253,6 +256,8 @@ class Call:
         replica = self.cache.replica or (self.delivery.replica.id if self.delivery.replica else "")
         if replica:
             lines += b"x-thrifty-replica: %b\r\n" % replica.encode()
+        if self.feedback_token is not None:
+            lines += b"x-thrifty-feedback-token: %b\r\n" % self.feedback_token.encode()
         if self.rate_headers is not None:
             lines += encode_lines(self.rate_headers)
         return lines

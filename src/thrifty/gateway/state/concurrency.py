@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from thrifty.gateway.state.fair_queue import BATCH, INTERACTIVE, FairQueue, QueuedRequest
 from thrifty.openai.errors import OVERLOADED, SERVER, WireError, unavailable
@@ -31,6 +32,32 @@ ACTIVE_S = 30.0
 DEADLINE_CODES = frozenset({"deadline_unreachable", "deadline_exceeded"})
 WEIGHT = 0.1
 """The weight of one request in the moving averages of times."""
+
+
+class Grant(Protocol):
+    """What a queued request waits for: an `asyncio.Future`, or what a simulation has in its
+    place.
+    """
+
+    def done(self) -> bool:
+        """Whether it has a slot or was refused."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Whether nobody waits for it any more."""
+        ...
+
+    def exception(self) -> BaseException | None:
+        """Why it was refused, once it is done."""
+        ...
+
+    def set_result(self, result: None, /) -> None:
+        """Give it a slot."""
+        ...
+
+    def set_exception(self, exception: Exception, /) -> None:
+        """Refuse it."""
+        ...
 
 
 class NoReplica(Exception):
@@ -52,6 +79,8 @@ class ConcurrencyLimiter:
         """The number of slots; None means unlimited."""
         self.taken = 0
         self.queue = FairQueue()
+        self.queued_bytes = 0
+        """The size of the queued requests."""
         self.hold_s = 0.0
         """Mean time that a request holds its slot, in seconds; 0 before the first one ends."""
         self.begin_s = 0.0
@@ -128,40 +157,81 @@ class ConcurrencyLimiter:
         most: int,
         timeout_s: float,
         deadline_s: float,
+        size: int = 0,
+        most_bytes: int | None = None,
+        start_s: float = 0.0,
     ) -> None:
         """Wait for a slot.
 
-        `most` bounds the queue's length. `timeout_s` bounds the wait, except for batch requests.
-        `deadline_s` is the latest start of the answer (0: no deadline). Raises a 503 or a 504.
+        `most` and `most_bytes` bound the queue; `size` is what the request adds to it, in bytes.
+        `timeout_s` bounds the wait, except for batch requests. `deadline_s` is the latest start of
+        the answer (0: no deadline). `start_s` is the expected time until a replica has started,
+        if none is ready. Raises a 503 or a 504.
         """
         now_s = self._clock()
-        wait_s = self.estimate_wait_s(tenant, priority)
-        if deadline_s and now_s + wait_s + self.begin_s > deadline_s:
-            raise refuse_early(self.name, wait_s + self.begin_s, deadline_s - now_s, wait_s)
-        self._make_room(tenant, priority, most, wait_s)
-        queued = QueuedRequest(tenant, cost, priority, deadline_s)
-        queued.payload = granted = asyncio.get_running_loop().create_future()
-        self.queue.push(queued)
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queued = self.join_queue(
+            tenant, cost, priority, granted, most=most, deadline_s=deadline_s, size=size,
+            most_bytes=most_bytes, start_s=start_s,
+        )  # fmt: skip
         ends_s = now_s + timeout_s if priority < BATCH else 0.0
         if deadline_s and (not ends_s or deadline_s < ends_s):
             ends_s = deadline_s
+        self.queued_bytes += size
         try:
             async with asyncio.timeout(ends_s - now_s if ends_s else None):
                 await granted
         except BaseException as error:
-            self._leave_queue(queued, granted)
+            self.leave_queue(queued)
             if not isinstance(error, TimeoutError):
                 raise
             if deadline_s and self._clock() >= deadline_s:
                 raise deadline_exceeded("while it waited for a free replica") from None
-            raise self._make_timeout(timeout_s) from None
+            raise self._make_timeout(timeout_s, start_s) from None
+        finally:
+            self.queued_bytes -= size
+
+    def join_queue(
+        self,
+        tenant: str,
+        cost: int,
+        priority: int,
+        granted: Grant,
+        *,
+        most: int,
+        deadline_s: float = 0.0,
+        size: int = 0,
+        most_bytes: int | None = None,
+        start_s: float = 0.0,
+    ) -> QueuedRequest:
+        """Queue for a slot; `granted` gets its result once the request has one. The bounds are as
+        for `wait`. Raises a 503 if the queue is full or the deadline cannot be met.
+        """
+        now_s = self._clock()
+        wait_s = max(start_s, self.estimate_wait_s(tenant, priority))
+        if deadline_s and now_s + wait_s + self.begin_s > deadline_s:
+            raise refuse_early(self.name, wait_s + self.begin_s, deadline_s - now_s, wait_s)
+        if most_bytes is not None and self.queued_bytes + size > most_bytes and len(self.queue):
+            raise self._refuse_full(f"requests of {self.queued_bytes} bytes", wait_s)
+        self._make_room(tenant, priority, most, wait_s)
+        queued = QueuedRequest(tenant, cost, priority, deadline_s, granted)
+        self.queue.push(queued)
+        return queued
+
+    def leave_queue(self, queued: QueuedRequest) -> None:
+        """Leave the queue. A slot that was granted in the meantime is released."""
+        granted: Grant = queued.payload
+        given = not self.queue.remove(queued) and granted.done() and not granted.cancelled()
+        if given and granted.exception() is None:
+            self._release(queued.tenant, queued.priority)
+        self._admit_queued()
 
     def sweep(self) -> None:
         """Refuse requests whose deadline cannot be met, and forget tenants that are inactive."""
         now_s = self._clock()
         for queued in list(self.queue):
             if queued.deadline_s and now_s + self.begin_s > queued.deadline_s:
-                granted: asyncio.Future[None] = queued.payload
+                granted: Grant = queued.payload
                 if self.queue.remove(queued) and not granted.done():
                     left_s = queued.deadline_s - now_s
                     granted.set_exception(
@@ -172,40 +242,38 @@ class ConcurrencyLimiter:
             del self._tenants[name]
         self._admit_queued()
 
-    def dismiss(self) -> None:
-        """Remove all queued requests; each gets `NoReplica`, so that it can go elsewhere."""
+    def dismiss(self, error: Exception | None = None) -> None:
+        """Remove all queued requests; each gets `error`, or `NoReplica`, so that it can go
+        elsewhere.
+        """
         for queued in list(self.queue):
-            granted: asyncio.Future[None] = queued.payload
+            granted: Grant = queued.payload
             if self.queue.remove(queued) and not granted.done():
-                granted.set_exception(NoReplica())
+                granted.set_exception(error or NoReplica())
 
     def _make_room(self, tenant: str, priority: int, most: int, wait_s: float) -> None:
         if len(self.queue) < most:
             return
         evicted = self.queue.find_evictable(tenant, priority)
-        full = unavailable(
-            f"{len(self.queue)} requests are already waiting for a free replica of '{self.name}'"
-            if self.capacity
-            else f"no replica of '{self.name}' is ready and {len(self.queue)} requests are waiting",
-            "queue_full",
-            retry_after_s=max(1.0, wait_s),
-        )
+        full = self._refuse_full(f"{len(self.queue)} requests", wait_s)
         if evicted is None:
             raise full
         self.queue.remove(evicted)
         if not evicted.payload.done():
             evicted.payload.set_exception(full)
 
-    def _leave_queue(self, queued: QueuedRequest, granted: asyncio.Future[None]) -> None:
-        """Leave the queue. A slot that was granted in the meantime is released."""
-        given = not self.queue.remove(queued) and granted.done() and not granted.cancelled()
-        if given and granted.exception() is None:
-            self._release(queued.tenant, queued.priority)
-        self._admit_queued()
+    def _refuse_full(self, waiting: str, wait_s: float) -> WireError:
+        return unavailable(
+            f"{waiting} are already waiting for a free replica of '{self.name}'"
+            if self.capacity
+            else f"no replica of '{self.name}' is ready and {waiting} are waiting",
+            "queue_full",
+            retry_after_s=max(1.0, wait_s),
+        )
 
-    def _make_timeout(self, timeout_s: float) -> WireError:
+    def _make_timeout(self, timeout_s: float, start_s: float) -> WireError:
         if not self.capacity:
-            return no_replica_ready(self.name, timeout_s)
+            return no_replica_ready(self.name, timeout_s, start_s)
         return unavailable(
             f"no replica of '{self.name}' had a free slot within {timeout_s:g} s",
             "queue_timeout",
@@ -293,10 +361,19 @@ def deadline_exceeded(when: str) -> WireError:
     )
 
 
-def no_replica_ready(name: str, timeout_s: float) -> WireError:
-    """A 503 for a version with no replica ready in time."""
+def no_replica_ready(name: str, timeout_s: float, start_s: float = 0.0) -> WireError:
+    """A 503 for a version with no replica ready in time. `start_s` is how long a start is expected
+    to take from now, if that is known.
+    """
     return unavailable(
         f"no replica of '{name}' became ready within {timeout_s:g} s; 'thrifty status' shows why",
         "no_replica_ready",
-        retry_after_s=5.0,
+        retry_after_s=max(1.0, start_s) if start_s else 5.0,
+    )
+
+
+def cannot_start(name: str, reason: str) -> WireError:
+    """A 503 for a version whose replicas fail to start, with their own reason."""
+    return unavailable(
+        f"'{name}' cannot start: {reason}. 'thrifty status' shows its state", "cannot_start", 30.0
     )

@@ -38,8 +38,8 @@ class Deployment:
 
     @property
     def ready(self) -> bool:
-        """Whether any version with traffic has a ready replica."""
-        return any(v.ready for v in self.versions.values() if v.row.weight > 0)
+        """Whether any version with traffic has a ready replica, or wakes for a request."""
+        return any(v.available for v in self.versions.values() if v.row.weight > 0)
 
     def choose(self, conversation_id: str) -> Version:
         """The version that a conversation is assigned to. It depends only on the conversation and
@@ -51,13 +51,14 @@ class Deployment:
 
     def find_answering(self, conversation_id: str) -> tuple[Version, Version]:
         """The version that a conversation is assigned to, and the version that answers now: the
-        same one, or the next in the conversation's order that has a ready replica.
+        same one, or the next in the conversation's order that has a ready replica. A version that
+        is at zero by intent answers by itself, once it has woken.
         """
         chosen = self.choose(conversation_id)
-        if chosen.ready:
+        if chosen.ready or chosen.asleep:
             return chosen, chosen
         others = self.alternatives(conversation_id, chosen)
-        return chosen, next((other for other in others if other.ready), chosen)
+        return chosen, next((other for other in others if other.available), chosen)
 
     @property
     def only(self) -> Version | None:

@@ -1,6 +1,7 @@
 """The thread that keeps the routing table up to date.
 
-It reads one change counter several times a second, and the full state when the counter has moved.
+It reads one change counter several times a second, and the full state when the counter has moved or
+the controller says so.
 While the database is away, requests use the last table.
 """
 
@@ -71,6 +72,10 @@ class TableReader:
         self._stopping = True
         self._wake.set()
         self._thread.join(2.0)
+
+    def notice(self) -> None:
+        """Read the database now, without waiting for it."""
+        self._wake.set()
 
     async def refresh(self) -> None:
         """Read the database now, or shortly if a read has just finished."""

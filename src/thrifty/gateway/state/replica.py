@@ -30,6 +30,8 @@ class Replica:
     in_flight: int = 0
     waiting: int = 0
     """Requests in flight whose answer has not begun."""
+    answers: int = 0
+    """Answers since it was started, as far as this worker knows."""
     prefill_tokens: float = 0.0
     decode_tokens: float = 0.0
     slot: int = -1

@@ -157,14 +157,24 @@ class Router:
         if not self._policy.wants_prefix:
             return UNKNOWN
         prompt = read_prompt(body)
-        decode = 0.0
-        if decodes:
-            asked = body.get("max_completion_tokens") or body.get("max_tokens")
-            decode = min(self._answer_tokens, asked or self._answer_tokens) * (body.get("n") or 1)
-        request = RoutedRequest(max(1.0, len(prompt) / self._bytes_per_token), decode)
-        if decodes and len(prompt) >= BLOCK_BYTES:
-            request.blocks = hash_blocks(prompt)
-        return request
+        if not decodes:
+            return RoutedRequest(self.count_tokens(len(prompt)))
+        blocks = hash_blocks(prompt) if len(prompt) >= BLOCK_BYTES else ()
+        asked = body.get("max_completion_tokens") or body.get("max_tokens")
+        return self.expect(len(prompt), blocks, asked, body.get("n") or 1)
+
+    def expect(
+        self, prompt_bytes: int, blocks: Sequence[int], asked: int | None, choices: int = 1
+    ) -> RoutedRequest:
+        """The expected work of a request whose prompt has these blocks and whose answers end after
+        `asked` tokens, if the client bounds them.
+        """
+        answer = min(self._answer_tokens, asked or self._answer_tokens)
+        return RoutedRequest(self.count_tokens(prompt_bytes), answer * choices, blocks)
+
+    def count_tokens(self, prompt_bytes: int) -> float:
+        """The estimated tokens of a prompt, at least 1."""
+        return max(1.0, prompt_bytes / self._bytes_per_token)
 
     def choose(self, candidates: Sequence[AnyCandidate], request: RoutedRequest) -> AnyCandidate:
         """Choose a replica for a request; `candidates` must not be empty."""

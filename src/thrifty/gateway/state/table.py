@@ -70,7 +70,9 @@ class RoutingTable:
         for version in self.versions():
             self.gone += version.take_replicas(rows[version.deployment, version.label])
             version.resize(self.workers)
-            if not version.ready and self.deployments[version.deployment].ready:
+            version.take_scaling(state.scaling.get((version.deployment, version.label)))
+            elsewhere = self.deployments[version.deployment].ready
+            if not version.available and (elsewhere or version.fault is not None):
                 version.concurrency.dismiss()
         self._wake_removed(before)
         self.purges = state.purges

@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from thrifty.db.fleet import DeploymentSettings, ReplicaRow, VersionRow, VersionSettings
+from thrifty.db.scaling import ScalingRow
 from thrifty.gateway.state.concurrency import ConcurrencyLimiter
+from thrifty.gateway.state.demand import Demand
 from thrifty.gateway.state.estimate import Estimator
 from thrifty.gateway.state.health import Health
 from thrifty.gateway.state.policy import RoutingPolicy
@@ -21,7 +23,10 @@ from thrifty.gateway.state.replica import Replica, merge_replica
 from thrifty.gateway.state.router import Router
 from thrifty.openai.fields import GATEWAY_FIELDS
 from thrifty.types import ReplicaState
+from thrifty.untrusted_text import sanitize_line
 
+_CANNOT_START = (ReplicaState.FAILED, ReplicaState.CRASH_LOOP)
+MAX_FAULT_CHARS = 500
 MakePolicy = Callable[[str], RoutingPolicy]
 """Makes a routing policy from the name that specs use."""
 
@@ -44,10 +49,20 @@ class Version:
     replicas: dict[str, Replica] = field(default_factory=dict)
     ready: list[Replica] = field(default_factory=list)
     """Replicas that receive traffic. Replaced by a new list whenever they change."""
+    demand: Demand = field(default_factory=Demand)
+    """What is asked of it, for the autoscaler."""
     waiting: int = 0
     """Requests that wait for a replica to become ready."""
     full: int = 0
     """The number of replicas without a free slot."""
+    fault: str | None = None
+    """Why its replicas cannot start, in their own words; None if they can, or one is ready."""
+    start_s: float = 0.0
+    """How long a replica takes to become ready, as learned; 0 if unknown."""
+    wakes: int = 0
+    """How often requests have woken it, in all workers."""
+    woken_s: float = 0.0
+    """When the first request was held while no replica was ready; 0 if none was."""
     label: str = field(init=False)
     """The label in headers, metrics, traffic weights and logs."""
     revision: str = field(init=False)
@@ -76,6 +91,40 @@ class Version:
         known = [self.settings.context_length, *(fact.get("context_length") for fact in facts)]
         return min((int(length) for length in known if length), default=None)
 
+    @property
+    def asleep(self) -> bool:
+        """Whether it has no ready replica by intent: a request that waits for it wakes one."""
+        return self.settings.wakes and not self.ready and self.fault is None
+
+    @property
+    def available(self) -> bool:
+        """Whether requests may be sent to it, or wait for it to wake."""
+        return bool(self.ready) or self.asleep
+
+    @property
+    def held(self) -> int:
+        """Requests that wait because no replica is ready."""
+        return 0 if self.ready else self.waiting + len(self.concurrency.queue)
+
+    def note_held(self, now_s: float) -> None:
+        """Record that a request is held while no replica is ready."""
+        if not self.woken_s:
+            self.woken_s = now_s
+
+    def estimate_start_s(self, now_s: float) -> float:
+        """How long it still takes until a replica is ready, by the learned time; 0 if unknown, or
+        if one is ready.
+        """
+        if self.ready or not self.start_s:
+            return 0.0
+        passed_s = now_s - self.woken_s if self.woken_s else 0.0
+        return max(0.0, self.start_s - passed_s)
+
+    def take_scaling(self, row: ScalingRow | None) -> None:
+        """Apply what the autoscaler says of it, if it says anything."""
+        if row is not None:
+            self.start_s, self.wakes = row.start_s, row.wakes
+
     def candidates(self, excluded: set[str]) -> list[Replica]:
         """Ready replicas that are not excluded. Unhealthy replicas are left out, and so are those
         without a free slot if there are others.
@@ -92,12 +141,14 @@ class Version:
         return list(ready)
 
     def note_begun(self, replica: Replica) -> None:
-        """Update the count of full replicas after a request was counted against one."""
+        """Update the counts of full and busy replicas after a request was counted against one."""
+        self.demand.begin()
         if replica.in_flight == self.settings.slots:
             self.full += 1
 
     def note_ended(self, replica: Replica) -> None:
-        """Update the count of full replicas after a request ended."""
+        """Update the counts of full and busy replicas after a request ended."""
+        self.demand.end()
         slots = self.settings.slots
         if slots is not None and replica.in_flight == slots - 1:
             self.full = max(0, self.full - 1)
@@ -111,7 +162,8 @@ class Version:
         slots = self.settings.slots
         if slots is None:
             self.full = 0
-            self.concurrency.resize(None)
+            # Without a ready replica, requests wait in the queue all the same.
+            self.concurrency.resize(None if self.ready else 0)
             return
         self.full = sum(1 for replica in self.ready if replica.in_flight >= slots)
         count = len(self.ready)
@@ -160,9 +212,20 @@ class Version:
         ]
         if ready != self.ready:
             self.ready = ready
+        self.fault = None if ready else _find_fault(rows, self.revision)
         if ready:
+            self.woken_s = 0.0
+        if ready or self.fault is not None:
             self.wake()
         return [known[name] for name in known if name not in self.replicas]
+
+
+def _find_fault(rows: Sequence[ReplicaRow], revision: str) -> str | None:
+    """The reason of a replica that cannot start."""
+    for row in rows:
+        if row.revision == revision and row.state in _CANNOT_START:
+            return sanitize_line(row.message or "no reason is known", MAX_FAULT_CHARS)
+    return None
 
 
 def merge_version(

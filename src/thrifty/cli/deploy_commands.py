@@ -1,0 +1,90 @@
+"""The commands below `thrifty deploy`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+deploy_app = typer.Typer(
+    help="Write what other platforms run, from the same spec.", no_args_is_help=True
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+@deploy_app.command("targets")
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show one target's options too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the platforms, and what each cannot do."""
+    from thrifty.cli.deploy import run_targets
+
+    run_targets(name, as_json=as_json)
+
+
+@deploy_app.command("render")
+def render(
+    target: Annotated[
+        str, typer.Argument(help="A target, as `thrifty deploy targets` lists them.")
+    ],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The spec.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write to.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="An option of the target, such as image=registry.example.com/thrifty:1. May be "
+            "repeated.",
+        ),
+    ] = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what would change, and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the files with which a platform runs a spec. Reaches no platform."""
+    from thrifty.cli.deploy import run_render
+
+    run_render(target, spec, out, settings or [], diff=diff, as_json=as_json)
+
+
+@deploy_app.command("plan")
+def plan(
+    cloud: Annotated[str, typer.Argument(help="aws, gcp or azure.")],
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The spec.")],
+    rate: Annotated[
+        float, typer.Option(min=0.001, help="Tokens of answers a second, at the busiest time.")
+    ] = 100.0,
+    tpot: Annotated[str, typer.Option(help="The longest time between two tokens.")] = "100ms",
+    context: Annotated[
+        int, typer.Option(min=1, help="Tokens of prompt and answer, on average.")
+    ] = 1024,
+    version: Annotated[
+        str | None, typer.Option(help="The label to plan for, where there are several.")
+    ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="The model's parameters, such as 8B, where the store has not got it."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Its layers.")] = None,
+    kv_values: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Numbers in its KV cache for each token: 2 x layers x KV heads x their size.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank a cloud's machines by what a spec would cost on them, and say what rules others out."""
+    from thrifty.cli.deploy_plan import run_plan
+
+    run_plan(
+        cloud, spec, rate=rate, tpot=tpot, context=context, version=version,
+        size=(parameters, layers, kv_values), as_json=as_json,
+    )  # fmt: skip

@@ -1,0 +1,66 @@
+"""`thrifty replica`: prepare one version, then become its server."""
+
+from __future__ import annotations
+
+import os
+
+from thrifty.artifacts import Store
+from thrifty.cli.show import show_progress, tell
+from thrifty.control.checks import check_spec
+from thrifty.control.prepare import prepare
+from thrifty.engines.base import Served
+from thrifty.engines.machine import detect_machine
+from thrifty.engines.registry import find_engine
+from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE
+from thrifty.engines.server.access import check_access
+from thrifty.errors import Problem
+from thrifty.home import find_home
+from thrifty.model_maker import Compressor
+from thrifty.service import resolve_target
+from thrifty.spec import LoadedSpec
+
+
+def run_replica_server(target: str | None, host: str, port: int) -> None:
+    """Prepare the version in a spec and replace this process with its server, so that signals reach
+    it directly. Returns only by raising `ThriftyError` kinds.
+    """
+    check_access(host, os.environ.get(KEY_VARIABLE) or None)
+    loaded = resolve_target(target)
+    _check_one(loaded)
+    home, machine = find_home(), detect_machine()
+    store = Store(home.models)
+    maker = Compressor(home, store, machine, tell)
+    with show_progress() as on_progress:
+        prepared = prepare(loaded, store, machine, on_progress, maker=maker)
+    (state,) = prepared.deployments.values()
+    (version,) = state.versions
+    engine = find_engine(version.engine)
+    served = Served(
+        name=state.name, engine=version.engine, version=version.label, revision=version.revision,
+        family=state.family, artifact=version.artifact, options=version.options,
+        context_length=version.settings.context_length,
+    )  # fmt: skip
+    launch = engine.launch(served, store, port, machine.cores, 1.0)
+    if served.artifact is not None:
+        # The lock outlives the change of the program, and ends with it.
+        os.set_inheritable(store.lease(served.artifact), True)
+    tell(f"Serving {served.name} ({served.version}) at http://{host}:{port}")
+    environment = {
+        **os.environ, **launch.environment,
+        HOST_VARIABLE: host, KEY_VARIABLE: os.environ.get(KEY_VARIABLE, ""),
+    }  # fmt: skip
+    os.execve(launch.command[0], list(launch.command), environment)  # noqa: S606
+
+
+def _check_one(loaded: LoadedSpec) -> None:
+    """Refuse what is more than one model, or none of ours. Raises `SpecError`."""
+    each = check_spec(loaded, detect_machine())
+    if len(each) > 1:
+        loaded.refuse([Problem("deployments", "a replica serves one deployment; name that alone")])
+    versions = each[0].versions()
+    if len(versions) > 1:
+        loaded.refuse([Problem("versions", "a replica serves one version; name that alone")])
+    kind = versions[0].loaded.spec.engine.kind
+    if kind != "auto" and find_engine(kind).traits.external:
+        message = f"the engine {kind!r} starts no server; name the server's own URL at the gateway"
+        loaded.refuse([Problem("engine.kind", message)])

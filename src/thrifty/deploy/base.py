@@ -1,0 +1,113 @@
+"""The interface of a target: its options, what it cannot do, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from thrifty.artifacts import Store
+from thrifty.deploy.service import DeployedService, make_checksum
+from thrifty.deploy.sizing import Need, find_need
+from thrifty.errors import Problem, SpecError
+from thrifty.spec.section import Bytes, Integer, Section
+
+IMAGE_PATTERN = r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$"
+DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+HOME = "/var/lib/thrifty"
+CONFIG = "/etc/thrifty"
+USER_ID = 10001
+"""The user in our image (deploy/Containerfile)."""
+ADMIN_VARIABLE = "THRIFTY_ADMIN_KEY"
+VIEWER_VARIABLE = "THRIFTY_VIEWER_KEY"
+
+Files = Mapping[str, str]
+"""Texts by file name, relative to the output folder."""
+
+
+class ContainerOptions(Section):
+    """Options of every target that runs our image."""
+
+    image: str = Field(
+        pattern=IMAGE_PATTERN,
+        description="The image, built from deploy/Containerfile and pushed to a registry of yours; "
+        "best by digest (`registry.example.com/thrifty@sha256:...`).",
+    )
+    memory: Bytes | None = Field(
+        None,
+        ge=256_000_000,
+        description="Memory of each replica. Default: from the model's size, which the store must "
+        "know (`thrifty pull`).",
+    )
+    cpus: Integer | None = Field(
+        None, ge=1, le=256, description="Cores of each replica. Default: `replicas.cpus`, or 2."
+    )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be rendered."""
+
+    service: DeployedService
+    options: Any
+    """Of the target's own kind."""
+    store: Store
+    """What is known of models' sizes."""
+
+    @property
+    def checksum(self) -> str:
+        """Of the spec and the options."""
+        return make_checksum(self.service, self.options.model_dump(mode="json"))
+
+    def find_needs(self) -> dict[tuple[str, str], Need]:
+        """What a replica of each version of ours needs, by deployment and label."""
+        return {
+            (one.deployment, one.label): find_need(
+                one, self.store, self.options.memory, self.options.cpus
+            )
+            for one in self.service.own_versions
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """One platform."""
+
+    name: str
+    summary: str
+    options: type[Section]
+    cannot: tuple[str, ...]
+    """What it cannot do, each as a sentence that says what to do instead."""
+    render: Callable[[Request], Files]
+    next_steps: str
+    """What to do with the files, as commands; `DIR` stands for the folder."""
+
+
+def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
+    """The options that `--set KEY=VALUE` gave. Raises `SpecError` with every fault."""
+    try:
+        return target.options.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_describe_fault(target, dict(fault)) for fault in error.errors()]
+        raise SpecError(problems, f"the options of {target.name}") from None
+
+
+def _describe_fault(target: Target, fault: dict[str, Any]) -> Problem:
+    path = ".".join(map(str, fault["loc"])) or "--set"
+    known = ", ".join(target.options.model_fields)
+    if fault["type"] == "extra_forbidden":
+        return Problem(path, f"is not an option of {target.name}; it has {known}")
+    if fault["type"] == "missing":
+        text = target.options.model_fields[path].description or ""
+        return Problem(path, f"is needed (--set {path}=...). {text}")
+    return Problem(path, str(fault.get("ctx", {}).get("error", fault["msg"])))
+
+
+def make_header(request: Request, target: str) -> str:
+    """The comment on top of every file."""
+    return (
+        f"# Made by `thrifty deploy render {target}`. Change the spec, not this.\n"
+        f"# spec checksum: sha256:{request.checksum}\n"
+    )

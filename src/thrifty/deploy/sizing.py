@@ -1,0 +1,101 @@
+"""How much memory and how many cores a version needs, from what the store knows of its model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thrifty.artifacts import Artifact, Store
+from thrifty.deploy.service import DeployedVersion
+from thrifty.errors import ArtifactError, Problem, SpecError
+
+MIB = 1 << 20
+MARGIN = 1.25
+"""Over the estimate: fragmentation, and what requests hold while they run."""
+DEFAULT_KV_BYTES = 256 * MIB
+"""For the KV cache where the spec names no size; the engine takes what is left of the memory."""
+GATEWAY_BYTES = 512 * MIB
+"""The controller and a gateway worker with an exact cache that is full."""
+_STEP = 128 * MIB
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one replica needs."""
+
+    memory_bytes: int
+    cpus: int
+    weights_bytes: int = 0
+    disk_bytes: int = 0
+    """The checkpoint and what is prepared from it."""
+    parameters: int = 0
+
+
+def find_need(
+    version: DeployedVersion, store: Store, memory_bytes: int | None, cpus: int | None
+) -> Need:
+    """What one replica of `version` needs. `memory_bytes` and `cpus` are what the user says it gets.
+    Raises `SpecError` where the store does not know the model and the user says nothing.
+    """
+    cores = cpus or version.spec.replicas.cpus or 2
+    if not version.engine.traits.loads_model:
+        return Need(memory_bytes or _round_up(GATEWAY_BYTES), cores)
+    artifact = find_artifact(version, store)
+    if artifact is None:
+        if memory_bytes is None:
+            message = (
+                f"the size of {version.spec.model} is not known here: fetch it (thrifty pull "
+                f"{version.spec.model}), or say how much memory a replica gets (--set memory=4GB)"
+            )
+            raise SpecError([Problem("model", message)])
+        return Need(memory_bytes, cores, disk_bytes=3 * memory_bytes)
+    weights = count_weight_bytes(version, artifact)
+    kv_cache = version.spec.engine.options.get("kv_cache")
+    kv_bytes = _parse_size(version, kv_cache) if kv_cache else DEFAULT_KV_BYTES
+    runtime = version.engine.traits.runtime_bytes
+    serving = MARGIN * (weights + runtime) + kv_bytes
+    preparing = MARGIN * (artifact.size_bytes + runtime)
+    wanted = _round_up(max(serving, preparing))
+    if memory_bytes is not None and memory_bytes < weights + runtime:
+        message = (
+            f"{memory_bytes / 1e9:.2f} GB do not hold {version.deployment}/{version.label}: weights "
+            f"and libraries alone are {(weights + runtime) / 1e9:.2f} GB; give it {wanted / 1e9:.2f} "
+            "GB or smaller weights (compress: int4)"
+        )
+        raise SpecError([Problem("memory", message)], "the options")
+    disk = round(artifact.size_bytes * 1.1 + weights * 1.1)
+    return Need(memory_bytes or wanted, cores, weights, disk, artifact.description.parameters)
+
+
+def find_artifact(version: DeployedVersion, store: Store) -> Artifact | None:
+    """The model as the store has it; None if it was never fetched."""
+    try:
+        known = store.find_requested(version.spec.model)
+        return known[1] if known is not None else None
+    except ArtifactError:
+        return None
+
+
+def find_scheme(version: DeployedVersion) -> str:
+    """The form of its weights; where the machine decides, the largest that it may take."""
+    scheme = version.spec.compress.quantize.scheme
+    schemes = version.engine.traits.schemes
+    if scheme in schemes:
+        return scheme
+    choices = [name for name in version.engine.traits.auto_schemes if name in schemes]
+    return max(choices, key=lambda name: schemes[name].bytes_per_weight, default="none")
+
+
+def count_weight_bytes(version: DeployedVersion, artifact: Artifact) -> int:
+    """The size of its weights in memory."""
+    scheme = version.engine.traits.schemes.get(find_scheme(version))
+    per_weight = scheme.bytes_per_weight if scheme is not None else 2.0
+    return round(artifact.description.parameters * per_weight)
+
+
+def _parse_size(version: DeployedVersion, value: object) -> int:
+    options = version.engine.options.model_validate(version.spec.engine.options)
+    return int(getattr(options, "kv_cache", None) or DEFAULT_KV_BYTES)
+
+
+def _round_up(count: float) -> int:
+    return -(-round(count) // _STEP) * _STEP

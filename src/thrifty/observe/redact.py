@@ -1,0 +1,328 @@
+"""Puts pseudonyms in the place of personal data, before texts are written.
+
+Found: mail addresses, phone numbers, payment cards (Luhn), IBANs (mod 97), national ids
+(`observe/national_ids`), IP addresses, keys and tokens. Names and postal addresses are not: they need
+a model. A pseudonym such as `<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant: the same
+address is the same pseudonym throughout a tenant's conversations, so that they still make sense, and
+nobody without the key can test a guess.
+
+Speed decides the form: every pattern begins with a literal or a set of few characters, which `re`
+scans for in C, and what must stand before a match is checked afterwards. Text that was replaced
+holds no digit and no `@`, so later patterns pass over it. Texts are handled in pieces, because `re`
+holds the interpreter lock for the length of a search.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import string
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from hashlib import blake2b
+
+from thrifty.observe.national_ids import is_national_id
+from thrifty.observe.number_kinds import is_card, is_iban, is_phone
+
+PIECE_CHARS = 65_536
+"""Longer texts are cut between words. A megabyte takes 0.1 s."""
+_PIECE_END = 2_048
+"""A piece ends at a good place in so many of its last characters."""
+_LETTERS = string.ascii_lowercase
+_HASH_LETTERS = 8
+
+
+class Kind(StrEnum):
+    """The kinds of what is replaced."""
+
+    EMAIL = "EMAIL"
+    PHONE = "PHONE"
+    CARD = "CARD"
+    IBAN = "IBAN"
+    ID = "ID"
+    IP = "IP"
+    SECRET = "SECRET"  # noqa: S105
+
+
+Replace = Callable[[Kind, str], str]
+"""The pseudonym of a value, in the form that is the same however it is written."""
+
+_PSEUDONYM = re.compile(rf"<(?:{'|'.join(Kind)})_[a-z]{{{_HASH_LETTERS}}}>")
+_PEM_BEGIN = "-----BEGIN "
+_PEM = re.compile(
+    r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+"""A private key; one that is cut off is one, too."""
+_SECRET = re.compile(
+    r"sk-[\w-]{16,200}|[sp]k_(?:live|test)_\w{16,200}|gh[pousr]_\w{30,255}|github_pat_\w{22,255}"
+    r"|glpat-[\w-]{20,64}|xox[abeoprs]-[\w-]{10,255}|A(?:KIA|SIA)[0-9A-Z]{16}|AIza[\w-]{35}"
+    r"|eyJ[\w-]{10,4000}\.[\w-]{10,8000}\.[\w-]{0,4000}|hf_[A-Za-z0-9]{30,64}|npm_[A-Za-z0-9]{36}"
+    r"|pypi-[\w-]{50,255}|ya29\.[\w-]{20,500}|SG\.[\w-]{16,64}\.[\w-]{16,64}"
+    r"|[Bb]earer [\w.~+/-]{16,4000}=*"
+)
+"""Keys that are known by how they begin."""
+_ASSIGNED = re.compile(
+    r"(?:passw(?:or)?d|passwd|pwd|secret|api[_-]?key|access[_-]?key|token)[\"']?\s{0,3}[:=]\s{0,3}"
+    r"[\"']?([^\s\"',;<>]{6,200})",
+    re.IGNORECASE,
+)
+_ASSIGNED_WORDS = ("passw", "pwd", "secret", "key", "token")
+_URL_PASSWORD = re.compile(r"://[^\s/:@]{1,128}:([^\s/@]{1,256})@")
+_DOMAIN = re.compile(r"@(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}")
+_LOCAL = re.compile(r"[\w.+%'&*/=?^{|}~!#$-]{1,64}\Z")
+_IBAN = re.compile(r"[A-Z]{2}[0-9]{2}(?:[ -]?[A-Z0-9]){11,30}")
+_IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}")
+_IPV6 = re.compile(r"[0-9A-Fa-f:]{2,39}(?:\.[0-9]{1,3}){0,3}")
+_NUMBER = re.compile(
+    r"[+(0-9](?:[ ().\-/\u00a0\u2011]{0,3}[0-9]){6,80}(?: ?(?:x|ext\.?) ?[0-9]{1,6})?"
+)
+_LETTER_ID = re.compile(
+    r"[A-Z]{6}[0-9]{2}[A-Z][0-9]{2}[A-Z][0-9]{3}[A-Z]|[XYZ0-9][0-9]{7}-?[A-Z]"
+    r"|[A-Z]{2} ?[0-9]{2} ?[0-9]{2} ?[0-9]{2} ?[A-D]|[0-9]{17}X|[0-9]{6}[-+A][0-9]{3}[0-9A-Y]"
+)
+"""National ids with letters; their checksums decide."""
+_GROUP = re.compile(r"\(?\+?[0-9]+\)?(?: ?(?:x|ext\.?) ?[0-9]{1,6})?")
+_MAX_GROUPS = 24
+_ESCAPES = "nrt"
+_WORD = frozenset(string.ascii_letters + string.digits + "_")
+
+
+class Redactor:
+    """Redacts texts with a key (16 to 64 bytes) of the service. Any thread may use it."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._hash = blake2b(key=secret, digest_size=_HASH_LETTERS, person=b"redaction")
+
+    def redact(self, text: str, tenant: str = "") -> str:
+        """`text` with pseudonyms in the place of personal data."""
+        if not _may_hold_any(text):
+            return text
+        state = self._hash.copy()
+        state.update(tenant.encode("utf-8", "surrogatepass") + b"\0")
+
+        def replace(kind: Kind, value: str) -> str:
+            own = state.copy()
+            own.update(f"{kind}\0{value}".encode("utf-8", "surrogatepass"))
+            return f"<{kind}_{''.join(_LETTERS[byte % 26] for byte in own.digest())}>"
+
+        if _PEM_BEGIN in text:
+            text = _PEM.sub(lambda match: replace(Kind.SECRET, match[0]), text)
+        if len(text) <= PIECE_CHARS:
+            return _redact_piece(text, replace)
+        return "".join(_redact_piece(piece, replace) for piece in _split(text))
+
+
+def find_pseudonym(text: str) -> str | None:
+    """The first pseudonym in a text; None if there is none."""
+    found = _PSEUDONYM.search(text)
+    return None if found is None else found[0]
+
+
+_TRIGGER = re.compile(r"[0-9@=]|-----BEGIN|: ?\S{6}")
+
+
+def _may_hold_any(text: str) -> bool:
+    return _TRIGGER.search(text) is not None
+
+
+def _redact_piece(text: str, replace: Replace) -> str:
+    lower = text.lower()
+    if any(word in lower for word in _ASSIGNED_WORDS) and ("=" in text or ":" in text):
+        text = _ASSIGNED.sub(lambda match: _replace_assigned(match, replace), text)
+    if "@" in text:
+        if "://" in text:
+            text = _URL_PASSWORD.sub(lambda match: _replace_group(match, replace), text)
+        text = _replace_emails(text, replace)
+    text = _SECRET.sub(lambda match: _replace_secret(match, replace), text)
+    if _DIGIT.search(text) is None:
+        return text
+    text = _IBAN.sub(lambda match: _replace_iban(match, replace), text)
+    if text.count(":") > 1:
+        text = _IPV6.sub(lambda match: _replace_ip(match, replace), text)
+    if "." in text:
+        text = _IPV4.sub(lambda match: _replace_ip(match, replace), text)
+    text = _LETTER_ID.sub(lambda match: _replace_letter_id(match, replace), text)
+    return _NUMBER.sub(lambda match: _replace_number(match, replace), text)
+
+
+_DIGIT = re.compile("[0-9]")
+
+
+def _stands_alone(match: re.Match[str]) -> bool:
+    """Whether no letter, digit or underscore touches the match."""
+    text, end = match.string, match.end()
+    return not _is_within_word(text, match.start()) and not (end < len(text) and text[end] in _WORD)
+
+
+def _is_within_word(text: str, start: int) -> bool:
+    r"""Whether a letter, digit or underscore stands before `start`; the end of a line that is
+    written as `\n`, as in JSON within JSON, is none.
+    """
+    if not start or text[start - 1] not in _WORD:
+        return False
+    return not (text[start - 1] in _ESCAPES and text[start - 2 : start - 1] == "\\")
+
+
+def _replace_assigned(match: re.Match[str], replace: Replace) -> str:
+    value = match[1]
+    # A word of letters alone is rather a description, such as `token: required`.
+    if value.isalpha() or value.startswith(("$", "{", "(")):
+        return match[0]
+    return _replace_group(match, replace)
+
+
+def _replace_group(match: re.Match[str], replace: Replace) -> str:
+    start = match.start(1) - match.start()
+    end = match.end(1) - match.start()
+    return f"{match[0][:start]}{replace(Kind.SECRET, match[1])}{match[0][end:]}"
+
+
+def _replace_secret(match: re.Match[str], replace: Replace) -> str:
+    start = match.start()
+    if _is_within_word(match.string, start):
+        return match[0]
+    scheme, space, value = match[0].rpartition(" ")
+    return f"{scheme}{space}{replace(Kind.SECRET, value)}"
+
+
+def _replace_emails(text: str, replace: Replace) -> str:
+    parts, position = [], 0
+    for match in _DOMAIN.finditer(text):
+        at = match.start()
+        local = _LOCAL.search(text, max(position, at - 64), at)
+        if local is None:
+            continue
+        start = local.start()
+        while start < at and text[start] in "'./*=?{|}":  # quotes and marks before an address
+            start += 1
+        if text[start] in _ESCAPES and text[start - 1 : start] == "\\":
+            start += 1
+        if start == at:
+            continue
+        value = text[start : match.end()].lower()
+        parts += [text[position:start], replace(Kind.EMAIL, value)]
+        position = match.end()
+    return "".join([*parts, text[position:]]) if parts else text
+
+
+def _replace_iban(match: re.Match[str], replace: Replace) -> str:
+    if _is_within_word(match.string, match.start()):
+        return match[0]
+    text = match[0]
+    # Words behind it look like a part of it, so that shorter ends are tried too.
+    for end in range(len(text), 14, -1):
+        if text[end - 1] not in _WORD or (end < len(text) and text[end] in _WORD):
+            continue
+        value = text[:end].replace(" ", "").replace("-", "")
+        if is_iban(value):
+            return replace(Kind.IBAN, value) + text[end:]
+    return text
+
+
+def _replace_ip(match: re.Match[str], replace: Replace) -> str:
+    text, start, end = match.string, match.start(), match.end()
+    before, after = text[max(0, start - 1) : start], text[end : end + 1]
+    if _is_within_word(text, start) or before == "." or after in _WORD:
+        return match[0]
+    if after == "." and text[end + 1 : end + 2].isdigit():
+        return match[0]  # a version with more parts
+    value, tail = match[0], ""
+    if value.endswith(":") and not value.endswith("::"):
+        value, tail = value[:-1], ":"
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return match[0]
+    if address.is_unspecified or address.is_loopback or len(value) < 4:
+        return match[0]
+    return replace(Kind.IP, address.compressed) + tail
+
+
+def _replace_letter_id(match: re.Match[str], replace: Replace) -> str:
+    value = match[0].replace(" ", "").replace("-", "")
+    if not _stands_alone(match) or not is_national_id(value, match[0]):
+        return match[0]
+    return replace(Kind.ID, value)
+
+
+def _replace_number(match: re.Match[str], replace: Replace) -> str:
+    """A run of digits and separators: a card, an id, a phone number, or several numbers."""
+    if not _stands_alone(match) or match.string[match.start() - 1 : match.start()] in (".", "#"):
+        return match[0]
+    text = match[0]
+    if text[0] == "(" and text.count("(") > text.count(")"):  # the number stands in brackets itself
+        inner = _NUMBER.match(match.string, match.start() + 1, match.end())
+        return "(" + _replace_number(inner, replace) if inner is not None else text
+    found = _classify(text, match.string, match.start())
+    if found is not None:
+        return replace(*found)
+    groups = list(_GROUP.finditer(text))
+    if not 1 < len(groups) <= _MAX_GROUPS:
+        return text
+    return _replace_groups(text, groups, match, replace)
+
+
+def _replace_groups(
+    text: str, groups: list[re.Match[str]], match: re.Match[str], replace: Replace
+) -> str:
+    """Find numbers among those of a run, such as a card behind a year; longer ones first."""
+    first = 0
+    while first < len(groups):
+        start = groups[first].start()
+        for last in range(len(groups) - 1, first - 1, -1):
+            end = groups[last].end()
+            if end - start == len(text):
+                continue
+            # Numbers are told apart by blanks.
+            if start and not text[start - 1].isspace():
+                break
+            if end < len(text) and not text[end].isspace():
+                continue
+            found = _classify(text[start:end], match.string, match.start() + start)
+            if found is not None:
+                rest = text[end:]
+                inner = list(_GROUP.finditer(rest))
+                tail = _replace_tail(rest, inner, match, replace) if inner else rest
+                return text[:start] + replace(*found) + tail
+        first += 1
+    return text
+
+
+def _replace_tail(
+    rest: str, groups: list[re.Match[str]], match: re.Match[str], replace: Replace
+) -> str:
+    start, end = groups[0].start(), groups[-1].end()
+    found = _classify(rest[start:end], match.string, match.end() - len(rest) + start)
+    if found is not None:
+        return rest[:start] + replace(*found) + rest[end:]
+    return _replace_groups(rest, groups, match, replace) if len(groups) > 1 else rest
+
+
+def _classify(written: str, text: str, start: int) -> tuple[Kind, str] | None:
+    """The kind of a number and its plain form; None if it is no personal data."""
+    digits = "".join(filter(str.isdigit, written))
+    if is_card(digits, written):
+        return Kind.CARD, digits
+    if is_national_id(digits, written):
+        return Kind.ID, digits
+    if is_phone(digits, written, text[max(0, start - 16) : start]):
+        return Kind.PHONE, digits
+    return None
+
+
+def _split(text: str) -> Iterator[str]:
+    """Pieces of at most `PIECE_CHARS`, cut at the end of a line, else between two words."""
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        end = start + PIECE_CHARS
+        cut = text.rfind("\n", end - _PIECE_END, end) + 1
+        if not cut:
+            places = [found.end() for found in _BETWEEN.finditer(text, end - _PIECE_END, end)]
+            cut = places[-1] - 1 if places else end
+        yield text[start:cut]
+        start = cut
+    yield text[start:]
+
+
+_BETWEEN = re.compile(r"[^\W\d_][ \t]+[^\W\d_]")

@@ -1,0 +1,1 @@
+"""What machines cost by the hour, as data with dates and sources. Nothing is looked up online."""

@@ -1,0 +1,153 @@
+"""Manifests of Kubernetes: who writes replicas, what is allowed to run, what reaches what."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.deploy.specs import ECHO, SEVERAL, TWO_VERSIONS, pick, read_objects, render
+from thrifty.deploy.kubernetes_front import make_alerts
+from thrifty.deploy.kubernetes_options import KubernetesOptions
+from thrifty.observe.metrics import GatewayMetrics
+
+ALL = {
+    "host": "llm.example.com", "ingress_class": "nginx", "parent_gateway": "public",
+    "monitoring": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("autoscale", ["none", "hpa", "keda"])
+def test_exactly_one_writes_the_number_of_replicas(autoscale: str) -> None:
+    objects = read_objects(render("kubernetes", TWO_VERSIONS, autoscale=autoscale))
+    deployments = [one for one in objects if one["kind"] == "Deployment"]
+    assert len(deployments) == 3
+    targets = [
+        one["spec"]["scaleTargetRef"]["name"]
+        for one in objects
+        if one["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")
+    ]
+    for one in deployments:
+        writers = targets.count(one["metadata"]["name"]) + ("replicas" in one["spec"])
+        assert writers == 1, one["metadata"]["name"]
+    if autoscale == "none":
+        names = {one["metadata"]["name"]: one["spec"]["replicas"] for one in deployments}
+        assert sorted(names.values()) == [1, 2, 2]
+
+
+def list_pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one["spec"]["template"]["spec"] for one in objects if one["kind"] == "Deployment"]
+
+
+def test_pods_are_restricted() -> None:
+    pods = list_pods(read_objects(render("kubernetes", SEVERAL, database="true", **ALL)))
+    assert pods
+    for pod in pods:
+        assert pod["automountServiceAccountToken"] is False
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] > 0
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False
+        assert own["readOnlyRootFilesystem"] is True
+        assert own["capabilities"] == {"drop": ["ALL"]}
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+        assert not {"hostPath", "hostNetwork", "hostPID"} & set(str(pod).split("'"))
+
+
+def test_no_right_is_given_and_no_key_written() -> None:
+    objects = read_objects(render("kubernetes", SEVERAL, database="true", redis="true", **ALL))
+    assert not {one["kind"] for one in objects} & {
+        "Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding", "Secret",
+    }  # fmt: skip
+    gateway = pick(objects, "Deployment", "thrifty-gateway")
+    environment = gateway["spec"]["template"]["spec"]["containers"][0]["env"]
+    by_name = {one["name"]: one for one in environment}
+    for name in ("THRIFTY_ADMIN_KEY", "THRIFTY_DATABASE", "THRIFTY_REDIS", "OUTSIDE_KEY"):
+        assert "value" not in by_name[name]
+        assert by_name[name]["valueFrom"]["secretKeyRef"]["name"] == "thrifty"
+
+
+def test_the_time_to_drain_is_granted() -> None:
+    spec = {**ECHO, "gateway": {"drain_timeout": "90s"}}
+    objects = read_objects(render("kubernetes", spec))
+    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]["spec"]
+    sleep = gateway["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert sleep == ["sleep", "15"]
+    assert gateway["terminationGracePeriodSeconds"] >= 15 + 90 + 5
+
+
+def test_a_long_start_is_waited_for() -> None:
+    objects = read_objects(render("kubernetes", {**ECHO, "replicas": {"start_timeout": "20m"}}))
+    replica = next(one for one in list_pods(objects) if one["containers"][0]["name"] == "replica")
+    probe = replica["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 1200
+
+
+def test_replicas_are_reached_by_the_gateway_alone() -> None:
+    objects = read_objects(render("kubernetes", TWO_VERSIONS))
+    policy = pick(objects, "NetworkPolicy", "thrifty-replicas")["spec"]
+    chosen = policy["podSelector"]["matchLabels"]
+    for one in objects:
+        if one["kind"] == "Deployment":
+            labels = one["spec"]["template"]["metadata"]["labels"]
+            is_replica = chosen.items() <= labels.items()
+            assert is_replica == (labels["app.kubernetes.io/component"] == "replica")
+    (rule,) = policy["ingress"]
+    gateway = pick(objects, "Deployment", "thrifty-gateway")["spec"]["template"]["metadata"][
+        "labels"
+    ]
+    (peer,) = rule["from"]
+    assert peer["podSelector"]["matchLabels"].items() <= gateway.items()
+
+
+def test_every_service_finds_its_pods_and_ports() -> None:
+    objects = read_objects(render("kubernetes", SEVERAL))
+    deployments = [one for one in objects if one["kind"] == "Deployment"]
+    for service in (one for one in objects if one["kind"] == "Service"):
+        found = [
+            one for one in deployments
+            if service["spec"]["selector"].items()
+            <= one["spec"]["template"]["metadata"]["labels"].items()
+        ]  # fmt: skip
+        assert [one["metadata"]["name"] for one in found] == [service["metadata"]["name"]]
+        (port,) = found[0]["spec"]["template"]["spec"]["containers"][0]["ports"]
+        assert service["spec"]["ports"][0]["targetPort"] == port["name"]
+        assert service["spec"]["ports"][0]["port"] == port["containerPort"]
+
+
+def test_alerts_name_metrics_that_there_are() -> None:
+    options = KubernetesOptions(image="x")
+    _, rule = make_alerts({"name": "x"}, options)
+    known = {metric.name for metric in GatewayMetrics().registry.collect()}
+    known |= {"thrifty_in_flight"}
+    queries = [one["expr"] for group in rule["spec"]["groups"] for one in group["rules"]]
+    scaled = read_objects(render("kubernetes", ECHO, autoscale="keda"))
+    queries.append(pick(scaled, "ScaledObject")["spec"]["triggers"][0]["metadata"]["query"])
+    named = {name for query in queries for name in re.findall(r"thrifty_\w+", query)}
+    assert len(named) >= 4
+    assert named <= known
+
+
+def test_a_change_of_one_version_restarts_that_one_alone() -> None:
+    changed = {
+        **TWO_VERSIONS,
+        "versions": [
+            TWO_VERSIONS["versions"][0],
+            {"label": "int4", "compress": "none", "weight": 1},
+        ],
+    }
+    before, after = (
+        {
+            one["metadata"]["name"]: one["spec"]["template"]
+            for one in read_objects(render("kubernetes", spec))
+            if one["kind"] == "Deployment"
+        }
+        for spec in (TWO_VERSIONS, changed)
+    )
+    differing = {name for name in before if before[name] != after[name]}
+    assert len(differing) == 1
+    assert "int4" in differing.pop()

