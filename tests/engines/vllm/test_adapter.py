@@ -78,6 +78,16 @@ def test_what_needs_a_gpu_is_refused_without_one(
     assert find_problems(**{f"engine.{option}": value}) == {}
 
 
+def test_it_is_parked_only_where_it_can_sleep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parked = {"replicas.standby": "parked", "replicas.min": 0, "replicas.max": 1}
+    assert "engine.sleep: true" in find_problems(**parked)["replicas.standby"]
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(packages, "NVIDIA", tmp_path / "nvidiactl")
+    assert find_problems(**parked, **{"engine.sleep": True}) == {}
+
+
 def test_every_option_for_gpus_is_tried() -> None:
     assert set(GPU_OPTIONS) == {"memory_share", "quantization", "tensor_parallel", "sleep"}
     assert set(CAPACITY) < set(VllmOptions.model_fields)
