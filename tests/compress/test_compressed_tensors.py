@@ -106,7 +106,7 @@ def write_worker(folder: Path, code: str) -> Path:
 def test_worker_gets_json_and_gives_json(tmp_path: Path) -> None:
     python = write_worker(
         tmp_path,
-        "given = json.load(sys.stdin)\n"
+        "given = json.loads(sys.stdin.readline())\n"
         "assert sys.argv[1] == '-I' and sys.argv[2].endswith('llm_compressor_worker.py')\n"
         "print(json.dumps({'step': 'load', 'done': 0, 'total': 0}), flush=True)\n"
         "print('(3/31): Calibrating: 100%', file=sys.stderr, flush=True)\n"
@@ -123,7 +123,7 @@ def test_worker_gets_json_and_gives_json(tmp_path: Path) -> None:
         ("print('ValueError: no such layer', file=sys.stderr); sys.exit(1)", "no such layer"),
         ("import os; os.kill(os.getpid(), 9)", "ended by signal 9; it may have run out of memory"),
         ("sys.exit(4)", "ended with status 4"),
-        ("json.load(sys.stdin)", "ended with status 0"),
+        ("json.loads(sys.stdin.readline())", "ended with status 0"),
     ],
 )
 def test_worker_that_fails_says_why(tmp_path: Path, code: str, words: str) -> None:

@@ -40,6 +40,7 @@ from urllib.request import url2pathname
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.disk import lock_file
+from thrifty.artifacts.look_only import LookOnlyStore, NotMadeYet
 from thrifty.artifacts.sources.download import download
 from thrifty.errors import EngineError, ThriftyError
 from thrifty.files import write_atomically
@@ -141,6 +142,16 @@ class Environment:
                     f"the engine {self.packages.name!r} cannot be installed in {self.folder}: "
                     f"{error.strerror or error}"
                 ) from None
+
+    def install_for(self, store: Store, on_progress: OnProgress) -> None:
+        """Install it before a model of `store` is prepared, unless it is there. A store that is only
+        looked at gets nothing installed: that raises `NotMadeYet`. Raises `EngineError`.
+        """
+        if self.installed:
+            return
+        if isinstance(store, LookOnlyStore):
+            raise NotMadeYet(self.packages.installed_bytes)
+        self.install(on_progress)
 
     def remove(self) -> None:
         """Remove it, downloads included. Replicas that run in it fail when they restart."""

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.artifacts.models import write_safetensors
+from tests.artifacts.models import Llama, write_safetensors
+from thrifty.artifacts import Lineage, Store
 from thrifty.artifacts.artifact import Artifact, Description, FileEntry
+from thrifty.artifacts.look_only import LookOnlyStore, NotMadeYet
+from thrifty.engines.base import Served
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.vllm import packages
 from thrifty.engines.vllm.adapter import GPU_OPTIONS, VllmEngine
@@ -21,12 +24,21 @@ from thrifty.engines.vllm.facts import count_kv_bytes, read_ends, read_lora
 from thrifty.engines.vllm.options import CAPACITY, VllmOptions
 from thrifty.errors import EngineError, FormatRefused
 from thrifty.spec import load_spec
-from thrifty.types import Family, Format
+from thrifty.types import Family, Format, ignore_progress
 
 ENGINE = VllmEngine()
 LINUX = dataclasses.replace(
     detect_machine(), system="Linux", architecture="x86_64", features=frozenset({"avx2"})
 )
+
+
+TOKENIZER = {
+    "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+    "pre_tokenizer": None, "post_processor": None, "decoder": None,
+    "added_tokens": [{"id": 7, "content": "</s>", "single_word": False, "lstrip": False,
+                      "rstrip": False, "normalized": False, "special": True}],
+    "model": {"type": "WordLevel", "vocab": {"a": 0, "</s>": 7}, "unk_token": "a"},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +76,16 @@ def test_what_needs_a_gpu_is_refused_without_one(
     (tmp_path / "nvidiactl").touch()
     monkeypatch.setattr(packages, "NVIDIA", tmp_path / "nvidiactl")
     assert find_problems(**{f"engine.{option}": value}) == {}
+
+
+def test_it_is_parked_only_where_it_can_sleep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    parked = {"replicas.standby": "parked", "replicas.min": 0, "replicas.max": 1}
+    assert "engine.sleep: true" in find_problems(**parked)["replicas.standby"]
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(packages, "NVIDIA", tmp_path / "nvidiactl")
+    assert find_problems(**parked, **{"engine.sleep": True}) == {}
 
 
 def test_every_option_for_gpus_is_tried() -> None:
@@ -140,6 +162,54 @@ def test_capabilities_say_how_to_install_it(
     assert "thrifty engines install vllm" in first.reason
 
 
+def test_planning_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    version, artifact = Store(tmp_path / "models").add(
+        Llama().write_safetensors(tmp_path / "m"), "tiny", Lineage()
+    )
+    spec = load_spec(flags={"engine.kind": "vllm"}).spec
+    look_only = LookOnlyStore(tmp_path / "models")
+    with pytest.raises(NotMadeYet) as raised:
+        ENGINE.prepare(spec, (version, artifact), look_only, LINUX, ignore_progress)
+    assert raised.value.size_bytes == packages.find_packages(gpu=False).installed_bytes
+    assert not (tmp_path / "engines").exists()
+
+
+def test_what_is_served_is_plain_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an interpreter that says it has vLLM, which is all that preparing asks for."""
+    monkeypatch.setenv("THRIFTY_HOME", str(tmp_path))
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho 0.32.0\n")
+    python.chmod(0o755)
+    store = Store(tmp_path / "models")
+    folder = Llama().write_safetensors(tmp_path / "m")
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    model = store.add(folder, "tiny", Lineage())
+    flags = {"engine.kind": "vllm", "engine.python": str(python), "engine.kv_cache": "64MB"}
+
+    def prepare(**changes: Any) -> Served:
+        spec = load_spec(flags={**flags, **changes}).spec
+        assert ENGINE.check(spec, model[1], LINUX) == []
+        return ENGINE.prepare(spec, model, store, LINUX, ignore_progress)
+
+    served = prepare()
+    assert Served.from_json(served.to_json()) == served
+    assert served.artifact == model[1].id
+    assert served.upstream.salt_field == "cache_salt"
+    assert prepare(**{"engine.max_batch": 4}).revision == served.revision
+    assert prepare(**{"engine.kv_precision": "fp8"}).revision != served.revision
+    drafted = prepare(**{"engine.speculation": "draft", "engine.draft_model": "tiny@v1"})
+    assert drafted.options["draft_model"] == model[1].id
+    launch = ENGINE.launch(drafted, store, 4321, [0, 1], 0.5)
+    given = json.loads(launch.command[-1])
+    assert given["port"] == 4321
+    command = given["vllm"]["command"]
+    assert command[0] == str(python)
+    assert str(64_000_000) in command
+    assert str(store.folder_of(model[1].id)) in command[command.index("--speculative-config") + 1]
+    assert given["vllm"]["environment"]["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+
+
 def write_adapter(folder: Path, **config: Any) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
@@ -194,13 +264,6 @@ def test_reason_of_an_end_is_the_root_cause() -> None:
 def test_ends_are_those_of_all_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"eos_token_id": 5}')
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [6, 5]}')
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-        "pre_tokenizer": None, "post_processor": None, "decoder": None,
-        "added_tokens": [{"id": 7, "content": "</s>", "single_word": False, "lstrip": False,
-                          "rstrip": False, "normalized": False, "special": True}],
-        "model": {"type": "WordLevel", "vocab": {"a": 0, "</s>": 7}, "unk_token": "a"},
-    }  # fmt: skip
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     assert read_ends(tmp_path) == (6, 5, 7)

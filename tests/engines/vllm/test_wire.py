@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -45,7 +46,7 @@ def test_request_says_all_that_was_asked() -> None:
     body = encode(sampling, priority=3)
     assert body == {
         "model": "model", "token_ids": [5, 6], "stream": True, "priority": 3,
-        "stream_options": {"include_usage": True}, "cache_salt": "tenant",
+        "stream_options": {"include_usage": True}, "cache_salt": hashlib.sha256(b"tenant").hexdigest(),
         "sampling_params": {
             "max_tokens": 9, "min_tokens": 2, "temperature": 0.7, "top_p": 0.5, "top_k": 40,
             "min_p": 0.1, "presence_penalty": 0.2, "frequency_penalty": 0.3,
@@ -64,7 +65,8 @@ def test_what_vllm_would_refuse_or_need_not_know_is_left_out() -> None:
     assert drawn["stop_token_ids"] == []
     assert "cache_salt" not in encode(Sampling(max_tokens=1))
     asked = json.loads(encode_prompt_request("model", [5], Sampling(max_tokens=0, salt="s")))
-    assert (asked["cache_salt"], asked["sampling_params"]["prompt_logprobs"]) == ("s", 0)
+    assert len(asked["cache_salt"]) == 64
+    assert asked["sampling_params"]["prompt_logprobs"] == 0
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 10_000])

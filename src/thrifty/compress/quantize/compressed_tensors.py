@@ -207,8 +207,9 @@ def run_worker(python: Path, settings: dict[str, Any], on_progress: OnProgress) 
         reader.start()
         try:
             try:
-                json.dump(settings, process.stdin)
-                process.stdin.close()
+                # It stays open: the worker ends when it closes.
+                process.stdin.write(json.dumps(settings) + "\n")
+                process.stdin.flush()
             except BrokenPipeError:
                 pass  # it has ended, and says why
             for line in process.stdout:

@@ -1,6 +1,6 @@
 """The process that runs llm-compressor. It runs in that library's own environment, as a script.
 
-JSON comes in on standard input:
+A line of JSON comes in on standard input; when that closes, it ends:
 
     model     the checkpoint's folder
     out       the folder to write to; it is made
@@ -16,7 +16,9 @@ nothing of Thrifty.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from importlib.metadata import version
 from typing import Any, TextIO
 
@@ -48,6 +50,12 @@ def make_recipe(scheme: str, group: int) -> list[Any]:
     )
     groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
     return [GPTQModifier(config_groups=groups, ignore=IGNORED)]
+
+
+def end_with_input() -> None:
+    """End this process once whoever asked is gone."""
+    sys.stdin.read()
+    os._exit(1)
 
 
 def run(settings: dict[str, Any], out: TextIO) -> None:
@@ -84,4 +92,6 @@ def run(settings: dict[str, Any], out: TextIO) -> None:
 if __name__ == "__main__":
     # Libraries print to stdout.
     answers, sys.stdout = sys.stdout, sys.stderr
-    run(json.load(sys.stdin), answers)
+    given = json.loads(sys.stdin.readline())
+    threading.Thread(target=end_with_input, daemon=True).start()
+    run(given, answers)

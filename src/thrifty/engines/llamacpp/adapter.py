@@ -13,7 +13,6 @@ import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DECODERS
-from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.inspect import find_ggufs, read_json
 from thrifty.engines.base import (
     Capability,
@@ -436,18 +435,7 @@ def _find_draft(label: str, artifact: Artifact, store: Store) -> str:
     _, draft = store.find(label)
     if draft.description.format is not Format.GGUF:
         raise EngineError(
-            f"engine.draft_model: {label} is no GGUF but {draft.description.format}; name one that is"
-        )
-    tokens = [_read_tokens(store, one) for one in (artifact, draft)]
-    if tokens[0] != tokens[1]:
-        raise EngineError(
-            f"engine.draft_model: {label} has another vocabulary than the model; name one of the same "
-            "family"
+            f"engine.draft_model: {label} is no GGUF but {draft.description.format}; "
+            "name one that is"
         )
     return draft.id
-
-
-def _read_tokens(store: Store, artifact: Artifact) -> list[str]:
-    """The vocabulary of a GGUF."""
-    file = GgufFile(find_ggufs(store.folder_of(artifact.id))[0])
-    return list(file.metadata.get("tokenizer.ggml.tokens", ()))

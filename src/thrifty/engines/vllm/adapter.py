@@ -26,7 +26,7 @@ from thrifty.engines.base import (
     parse_options,
 )
 from thrifty.engines.machine import Machine, available_memory_bytes
-from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
+from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.server import ENVIRONMENT
 from thrifty.engines.server.narrowed import NARROWED
 from thrifty.engines.vllm.backend import Settings
@@ -100,6 +100,7 @@ class VllmEngine:
         tokenizes=True,
         load_path=LOAD_PATH,
         accepts_response_id=True,
+        parks=True,
         package="vllm",
         pinned_version=read_known()["version"],
         find_environment=find_environment,
@@ -155,6 +156,14 @@ class VllmEngine:
             return problems
         options: VllmOptions = parse_options(self, spec)
         problems = _check_options(options)
+        if spec.replicas.standby == "parked" and not options.sleep:
+            problems.append(
+                Problem(
+                    "replicas.standby",
+                    "vLLM gives back memory only with 'engine.sleep: true', which needs an NVIDIA GPU; "
+                    "without one, let the last copy be stopped",
+                )
+            )
         if artifact is None or problems:
             return problems
         fault = _find_model_fault(artifact, options)
@@ -200,7 +209,7 @@ class VllmEngine:
         if options.python is not None:
             ask_version(Path(options.python))
         else:
-            find_environment(find_home()).install(on_progress)
+            find_environment(find_home()).install_for(store, on_progress)
         version, artifact = make_plain(store, version, artifact, on_progress)
         context = options.context or artifact.description.context_length or None
         draft = None
@@ -276,6 +285,10 @@ class VllmEngine:
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         """Ready when it has generated a token."""
         return await probe_generation(url, served, deep=deep)
+
+    async def park(self, url: str) -> None:
+        """See `VllmBackend.park`."""
+        await park_server(url)
 
     async def read_load(self, url: str) -> EngineLoad:
         """From the server's `/load`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -106,7 +107,7 @@ def encode_request(
     if stream:
         body["stream_options"] = {"include_usage": True}
     if sampling.salt:
-        body["cache_salt"] = sampling.salt
+        body["cache_salt"] = _make_salt(sampling.salt)
     return msgspec.json.encode(body)
 
 
@@ -123,8 +124,13 @@ def encode_prompt_request(model: str, prompt: list[int], sampling: Sampling) -> 
         },
     }
     if sampling.salt:
-        body["cache_salt"] = sampling.salt
+        body["cache_salt"] = _make_salt(sampling.salt)
     return msgspec.json.encode(body)
+
+
+def _make_salt(salt: str) -> str:
+    """A salt that vLLM takes: it refuses long ones, and some characters."""
+    return hashlib.sha256(salt.encode()).hexdigest()
 
 
 def _write_sampling(sampling: Sampling, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
