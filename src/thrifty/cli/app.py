@@ -17,6 +17,7 @@ from thrifty.cli.compression_commands import (
     quantize,
 )
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.model_commands import models_app
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 
 app = typer.Typer(
@@ -27,7 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models_app = typer.Typer(help="The models in the store.", invoke_without_command=True)
 keys_app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 cache_app = typer.Typer(help="The exact cache.", no_args_is_help=True)
 bench_app = typer.Typer(help="Load a service and measure it.", no_args_is_help=True)
@@ -345,61 +345,6 @@ def prices(as_json: Json = False) -> None:
     from thrifty.cli.deploy_plan import run_prices
 
     run_prices(as_json=as_json)
-
-
-@models_app.callback()
-def models(context: typer.Context, as_json: Json = False) -> None:
-    """List the models in the store."""
-    if context.invoked_subcommand is None:
-        from thrifty.cli.models import run_models
-
-        run_models(as_json=as_json)
-
-
-@models_app.command("path")
-def models_path(name: Annotated[str, typer.Argument(metavar="NAME[@vN]")]) -> None:
-    """Print the folder of a stored model."""
-    from thrifty.cli.models import run_path
-
-    run_path(name)
-
-
-@models_app.command("show")
-def models_show(
-    name: Annotated[str, typer.Argument(metavar="NAME[@vN]")], as_json: Json = False
-) -> None:
-    """Show a model: its files, and what it was made from."""
-    from thrifty.cli.models import run_show
-
-    run_show(name, as_json=as_json)
-
-
-@models_app.command("verify")
-def models_verify(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME[@vN]]")] = None,
-) -> None:
-    """Read every byte of one model, or of all, and compare checksums."""
-    from thrifty.cli.models import run_verify
-
-    run_verify(name)
-
-
-@models_app.command("rm")
-def models_remove(name: Annotated[str, typer.Argument(metavar="NAME@vN")]) -> None:
-    """Take a version out of the store; `gc` then frees its space."""
-    from thrifty.cli.models import run_remove
-
-    run_remove(name)
-
-
-@models_app.command("gc")
-def models_collect(as_json: Json = False) -> None:
-    """Free the space of what nothing needs any more: models without a name, and the checkpoints of
-    trainings that have ended. Served versions stay.
-    """
-    from thrifty.cli.models import run_collect
-
-    run_collect(as_json=as_json)
 
 
 @keys_app.command("create")

@@ -66,6 +66,8 @@ NOT_OF_PERSONS = {
     "table:gateways": "processes",
     "table:keys": "keys of programs and operators",
     "table:key_spend": "sums by key",
+    "table:demand": "sums by version",
+    "table:scaling": "numbers of replicas",
     "table:cache_stats": "sums",
     "table:leases": "processes",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",

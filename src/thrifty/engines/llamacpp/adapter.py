@@ -6,13 +6,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import DECODERS
+from thrifty.artifacts.gguf_file import GgufFile
 from thrifty.artifacts.inspect import find_ggufs, read_json
 from thrifty.engines.base import (
     Capability,
@@ -189,7 +189,7 @@ class LlamaCppEngine:
         name = spec.name or version.name
         options: LlamaCppOptions = parse_options(self, spec)
         home = _home_of(store)
-        python = _require_llama_cpp(home, store, on_progress)
+        python = packages.install(home, store, on_progress)
         if not packages.knows_architecture(home, _gguf_architecture(artifact)):
             raise EngineError(
                 f"llama.cpp (xllamacpp {packages.VERSION}) has no models of the architecture "
@@ -297,17 +297,6 @@ class LlamaCppEngine:
 def _home_of(store: Store) -> Home:
     """The home that a store is in: engines are installed beside it."""
     return Home(store.root.parent)
-
-
-def _require_llama_cpp(home: Home, store: Store, on_progress: OnProgress) -> Path:
-    """The interpreter that has llama.cpp, installed now if it was not. Raises `EngineError`."""
-    found = packages.find_python(home)
-    if found is not None:
-        return found
-    needed = packages.PACKAGES.download_bytes + packages.PACKAGES.installed_bytes
-    store.require_space(needed, "the engine 'llamacpp'")
-    with store.stage("the engine llamacpp"):  # which a store that is only looked at refuses
-        return packages.install(home, on_progress)
 
 
 def _platform_fault(machine: Machine) -> str | None:
@@ -435,7 +424,18 @@ def _find_draft(label: str, artifact: Artifact, store: Store) -> str:
     _, draft = store.find(label)
     if draft.description.format is not Format.GGUF:
         raise EngineError(
-            f"engine.draft_model: {label} is no GGUF but {draft.description.format}; "
-            "name one that is"
+            f"engine.draft_model: {label} is no GGUF but {draft.description.format}; name one that is"
+        )
+    tokens = [_read_tokens(store, one) for one in (artifact, draft)]
+    if tokens[0] != tokens[1]:
+        raise EngineError(
+            f"engine.draft_model: {label} has another vocabulary than the model; name one of the same "
+            "family"
         )
     return draft.id
+
+
+def _read_tokens(store: Store, artifact: Artifact) -> list[str]:
+    """The vocabulary of a GGUF."""
+    file = GgufFile(find_ggufs(store.folder_of(artifact.id))[0])
+    return list(file.metadata.get("tokenizer.ggml.tokens", ()))

@@ -9,6 +9,7 @@ https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -33,10 +34,10 @@ def translate(grammar: Grammar) -> dict[str, Any]:
     if found is None:
         return {"grammar": text}
     name, trigger, rule, repeats = found.groups()
-    # Behind the first trigger only white space and further ones may come.
-    again = f" ([\\n ]* {trigger} {rule})*" if repeats == "true" else ""
+    # Behind the first trigger only further ones may come, with at most two spaces between them.
+    again = f" ([\\n ]? [\\n ]? {trigger} {rule})*" if repeats == "true" else ""
     text = _DISPATCH.sub(lambda _: f"{name} ::= {trigger} {rule}{again}", text)
-    word = trigger[1:-1]
+    word = json.loads(trigger)
     return {
         "grammar": text,
         "grammar_lazy": True,

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
 
+from thrifty.artifacts import Store
 from thrifty.engines.environments import EnginePackages, Environment
 from thrifty.home import Home
 from thrifty.types import OnProgress
@@ -52,13 +53,15 @@ def find_python(home: Home) -> Path | None:
     return environment.python if environment.installed else None
 
 
-def install(home: Home, on_progress: OnProgress) -> Path:
-    """The interpreter that has llama.cpp, installed now if it was not. Raises `EngineError`."""
+def install(home: Home, store: Store, on_progress: OnProgress) -> Path:
+    """The interpreter that has llama.cpp, installed now if it was not, before a model of `store` is
+    prepared. Raises `EngineError`, and `NotMadeYet` where the store is only looked at.
+    """
     found = find_python(home)
     if found is not None:
         return found
     environment = find_environment(home)
-    environment.install(on_progress)
+    environment.install_for(store, on_progress)
     return environment.python
 
 

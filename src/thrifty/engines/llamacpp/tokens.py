@@ -2,7 +2,8 @@
 
 llama.cpp streams text: a token that ends within a character is held back, and the event that
 completes the character names only the last token. The bytes of those before it are known, which in
-nearly every case leaves one possibility.
+nearly every case leaves one possibility. Bytes that are no UTF-8 arrive as U+FFFD, and are told as the
+tokens of that character.
 """
 
 from __future__ import annotations
