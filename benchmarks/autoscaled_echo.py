@@ -72,16 +72,24 @@ def plan_requests(most: int, speed: float, minutes: float) -> list[PlannedReques
     ]  # fmt: skip
 
 
+def show_us(seconds: float) -> str:
+    """A duration as specs write it."""
+    return f"{1e6 * seconds:.3f}us"
+
+
 def start(replicas: Any, speed: float, objective: dict[str, float] | None) -> ThriftyService:
     spec = {
         "name": NAME, "cache": False, "gateway": {"port": free_port()}, "replicas": replicas,
         "engine": {
-            "kind": "echo", "ttft": f"{TTFT_S / speed}s", "tpot": f"{TPOT_S / speed}s",
-            "prefill": f"{PREFILL_S / LETTERS / speed}s", "slots": SLOTS, "load": f"{LOAD_S / speed}s",
+            "kind": "echo", "ttft": show_us(TTFT_S / speed), "tpot": show_us(TPOT_S / speed),
+            "prefill": show_us(PREFILL_S / LETTERS / speed), "slots": SLOTS, "load": show_us(LOAD_S / speed),
         },
     }  # fmt: skip
     if objective is not None:
-        spec["slo"] = {"ttft_p95": f"{objective['ttft_s']}s", "tpot_p95": f"{objective['tpot_s']}s"}
+        spec["slo"] = {
+            "ttft_p95": show_us(objective["ttft_s"]),
+            "tpot_p95": show_us(objective["tpot_s"]),
+        }
     return ThriftyService("autoscaled_echo", spec, fresh=True)
 
 
