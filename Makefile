@@ -34,6 +34,10 @@ $(DEV): $(LIGHT)
 	$(PIP) --no-compile -e '.[dev]'
 	@touch $@
 
+# Tests that need environments of their own have targets of their own.
+HERE := not deploy and not vllm
+FAST := not slow and not engine and not service and not peer and $(HERE)
+
 .PHONY: install
 install: $(LIGHT) ## Make .venv with the light install, as users have it
 
@@ -47,13 +51,13 @@ down: $(LIGHT) ## Stop what runs
 
 .PHONY: check
 check: $(DEV) ## The fast tests, lint and types: under 90 seconds
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer and not deploy"
+	$(BIN)/python -m pytest -q -n 2 -m "$(FAST)"
 	$(MAKE) --no-print-directory lint
 
 .PHONY: test
 test: $(DEV) ## The whole suite
-	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer and not deploy"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "service or engine or peer"
+	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer and $(HERE)"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(service or engine or peer) and $(HERE)"
 	$(MAKE) --no-print-directory test-isa
 
 .PHONY: test-vllm
@@ -79,7 +83,7 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
 .PHONY: test-all
-test-all: test lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-deploy test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)
@@ -88,7 +92,7 @@ test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pyte
 .PHONY: test-offline
 test-offline: $(DEV) ## The fast tests with settings around them that must not matter
 	HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 FORCE_COLOR=1 THRIFTY_PORT=1 OPENAI_API_KEY=wrong \
-	  $(BIN)/python -m pytest -q -n 2 -m "not slow and not engine and not service and not peer and not deploy"
+	  $(BIN)/python -m pytest -q -n 2 -m "$(FAST)"
 
 .PHONY: lint
 lint: $(DEV) ## Lint, formatting, types and the import contract

@@ -38,7 +38,7 @@ from common import (
 from thrifty.bench import LoadPlan, Workload, run_load
 from thrifty.bench.client import RequestResult, Target
 from thrifty.bench.workload import WORDS, PlannedRequest
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 from thrifty.simulate.outcome import pick
 from thrifty.simulate.trace import TraceFaults, TraceOptions, read_trace
 

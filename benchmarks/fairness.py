@@ -31,7 +31,7 @@ from thrifty.bench import LoadPlan, Workload, run_load, summarize
 from thrifty.bench.client import Target
 from thrifty.bench.load import LoadResult
 from thrifty.bench.workload import Lengths
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 TENANTS = 5
 MODEST_LOADS = (0.5, 0.8)

@@ -25,7 +25,7 @@ from common import (
 from thrifty.bench import LoadPlan, Workload, run_load, summarize
 from thrifty.bench.client import Target
 from thrifty.bench.workload import Lengths
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 STREAMS = 32
 

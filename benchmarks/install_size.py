@@ -28,7 +28,7 @@ FAST_TESTS = (
     "-n",
     "2",
     "-m",
-    "not slow and not engine and not service and not peer and not deploy",
+    "not slow and not engine and not service and not peer and not deploy and not vllm",
 )
 HEAVY_TESTS = (
     "tests/evaluate/test_torch.py", "tests/compress/test_distill.py", "tests/peers/test_lm_eval.py",

@@ -44,7 +44,7 @@ from thrifty.db import open_database
 from thrifty.db.fleet import read_fleet, save_deployment
 from thrifty.gateway.routing import make_policy
 from thrifty.gateway.state.router import Router
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 KV_TOKENS = {"documents": 12_500, "prompts": 6000}
 SHARED_WORDS = {"documents": 1600, "prompts": 600}

@@ -32,7 +32,8 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import find_engine
-from thrifty.http.client import HttpClient, parse_origin
+from thrifty.http.client import HttpClient
+from thrifty.http.origin import parse_origin
 from thrifty.spec import load_spec
 from thrifty.types import ignore_progress
 

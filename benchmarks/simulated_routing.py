@@ -34,8 +34,9 @@ RATES = ReplicaRates(
 TOKENS = {"conversation": 0.5, "prefixes": 0.125}
 REQUESTS_EACH = 40
 """At least so many requests for each replica: fewer would not fill caches and queues."""
-STEPS = 6
-"""Of the search, in which the rate is narrowed down from a range of 1 to 4."""
+STEPS, RANGE = 7, 4.0
+"""Of the search: the rate is narrowed down from a range around what one replica takes alone, a
+quarter to four times that, to 2%."""
 
 
 def try_rate(
@@ -57,7 +58,7 @@ def try_rate(
 
 def find_rate(kind: str, path: Path, setup: Setup, each: float, trace: Any) -> float:
     """The highest rate at which the objective is held, around `each`."""
-    low, high = each / 2, each * 2
+    low, high = each / RANGE, each * RANGE
     for _ in range(STEPS):
         middle = math.sqrt(low * high)
         found = try_rate(kind, path, setup, middle, trace.requests, trace.duration_s)

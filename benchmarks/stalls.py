@@ -20,7 +20,8 @@ from statistics import median
 from typing import Any
 
 from common import ThriftyService, finish, free_port, in_turns, parse_arguments, show_spread, spread
-from thrifty.http.client import Answer, HttpClient, parse_origin
+from thrifty.http.client import Answer, HttpClient
+from thrifty.http.origin import parse_origin
 
 SECONDS = 30.0
 WARM_UP_S = 2.0

@@ -25,7 +25,8 @@ from common import ThriftyService, finish, free_port, parse_arguments, say
 from thrifty.db import Database, open_database
 from thrifty.db.fleet import ReplicaRow, read_fleet
 from thrifty.home import Home
-from thrifty.http.client import HttpClient, TransportError, parse_origin
+from thrifty.http.client import HttpClient, TransportError
+from thrifty.http.origin import parse_origin
 
 DEPLOYMENTS = 8
 MOST_REQUESTS = 12

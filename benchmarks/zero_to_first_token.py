@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from common import ThriftyService, finish, free_port, in_turns, parse_arguments, show_spread, spread
-from thrifty.http.client import HttpClient, parse_origin
+from thrifty.http.client import HttpClient
+from thrifty.http.origin import parse_origin
 
 BARS_S = {"stopped, files cached": 3.0, "parked": 0.5}
 IDLE_S = 1.0

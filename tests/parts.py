@@ -42,7 +42,8 @@ from thrifty.gateway.state.reader import TableReader
 from thrifty.gateway.state.table import RoutingTable
 from thrifty.gateway.state.version import Version
 from thrifty.home import HOME_VARIABLE, Home
-from thrifty.http.client import HttpClient, Origin, parse_origin
+from thrifty.http.client import HttpClient
+from thrifty.http.origin import Origin, parse_origin
 from thrifty.http.server import Handler, HttpServer, ServerLimits
 from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
@@ -291,6 +292,7 @@ async def running_gateway(
     managed: bool = False,
     feedback: FeedbackSettings | None = None,
     cors: tuple[str, ...] = (),
+    redact: bool = True,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
     are two workers. `managed` adds the management API.
@@ -309,6 +311,7 @@ async def running_gateway(
         cache_shared=cache_shared, max_body_bytes=limits.max_body_bytes,
         read_timeout_s=limits.read_timeout_s, write_timeout_s=limits.write_timeout_s,
         record_prompts=prompts, feedback=feedback or FeedbackSettings(), cors=cors,
+        record_redact=redact,
     )  # fmt: skip
     if batches is not None:
         places = msgspec.structs.replace(batches, folder=str(folder / "files"))

@@ -10,7 +10,7 @@ from types import ModuleType
 from tests.parts import add_key, running_echo, running_gateway
 from tests.test_house import ROOT
 from thrifty.batches.settings import BatchSettings
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 COUNT = 600
 

@@ -41,7 +41,8 @@ from thrifty.engines.registry import find_engine
 from thrifty.engines.scheme_choice import CANDIDATE, make_machine_conditions
 from thrifty.errors import BenchError, FleetError, Problem, SpecError, ThriftyError
 from thrifty.home import Home
-from thrifty.http.client import TransportError, parse_origin
+from thrifty.http.client import TransportError
+from thrifty.http.origin import parse_origin
 from thrifty.own_replica import has_ended, only_replica, run_coroutine, run_replica
 from thrifty.spec import Spec
 from thrifty.spec.expected_load import LoadSpec

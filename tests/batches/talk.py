@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.parts import GatewayUnderTest, Reply
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 CHAT = "/v1/chat/completions"
 OVER = ("completed", "failed", "expired", "cancelled")

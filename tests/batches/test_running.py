@@ -26,7 +26,7 @@ from thrifty.batches.settings import BatchSettings
 from thrifty.db.batches import BatchRow, find_batch
 from thrifty.db.fleet import GatewayRow, save_gateway
 from thrifty.db.keys import create_key, revoke_key
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 from thrifty.http.server import Exchange
 
 SETTINGS = BatchSettings()

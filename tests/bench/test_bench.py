@@ -19,7 +19,7 @@ from thrifty.bench.load import LoadPlan, LoadResult, run_load
 from thrifty.bench.summary import bootstrap, parse_objective, summarize
 from thrifty.bench.workload import Lengths, Workload, parse_lengths, read_trace
 from thrifty.errors import BenchError
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 from thrifty.http.server import Exchange
 
 # Workloads

@@ -439,3 +439,59 @@ def test_faults_come_before_anything_is_looked_for(home: Home, tmp_path: Path) -
     squeezed = load(tmp_path, versions=[{"label": "a", "compress": {"prune": 0.5}}])
     with pytest.raises(SpecError, match="the engine 'echo' loads no model"):
         plan(home, squeezed)
+
+
+# Bounds
+
+
+def test_a_plan_tells_the_bounds_and_what_they_are_for(home: Home, tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path / "spec", replicas={"min": 2, "max": 5}, slo={"ttft_p95": "500ms"}, priority=3,
+        capacity={"cpus": 6, "per_hour": 2.5}, price_per_hour=0.5,
+    )  # fmt: skip
+    (item,) = [one for one in plan(home, loaded).start if one.what.startswith("echo/")]
+    assert "2 replicas" in item.what
+    assert "the number follows the load from 2 to 5, to hold TTFT p95 0.5 s" in item.why
+    prepared = make(home, loaded)
+    state = prepared.deployments["echo"]
+    (version,) = state.versions
+    assert (version.replicas.count, version.replicas.bounds) == (2, (2, 5))
+    assert (version.slo.ttft_p95_s, version.slo.tpot_p95_s) == (0.5, None)
+    assert state.settings.priority == 3
+    capacity = prepared.service.capacity
+    assert (capacity.cpus, capacity.per_hour, capacity.price_per_hour) == (6, 2.5, 0.5)
+
+
+def test_new_bounds_start_and_stop_nothing_by_themselves(home: Home, tmp_path: Path) -> None:
+    before = make(home, load(tmp_path / "a", replicas={"min": 1, "max": 3}))
+    found = plan(home, load(tmp_path / "b", replicas={"min": 1, "max": 4}), running(before))
+    assert (found.start, found.stop) == ((), ())
+    assert [(one.what, one.why) for one in found.change] == [
+        ("echo: replicas.max_count of echo@v1 3 -> 4", "the autoscaler takes it up")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"capacity": {"gpus": 2}}, "capacity.gpus: bounds accelerators, and no engine"),
+        (
+            {"capacity": {"cpus": 3}, "replicas": {"min": 2, "max": 4, "cpus": 2}},
+            "capacity.cpus: is 3, and the fewest replicas need 4 cores",
+        ),
+        (
+            {
+                "engine": {"kind": "remote", "urls": "http://127.0.0.1:1/v1"},
+                "replicas": {"min": 1, "max": 2},
+            },
+            "replicas: sets bounds, and the engine 'remote' starts no copies",
+        ),
+    ],
+)
+def test_bounds_that_cannot_be_are_refused(
+    home: Home, tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    loaded = load(tmp_path / "spec", **keys)
+    with pytest.raises(SpecError) as refused:
+        plan(home, loaded)
+    assert message in str(refused.value)

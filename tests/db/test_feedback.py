@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from tests.db.databases import KINDS, empty_tables, open_kind
-from thrifty.db import Database
+from thrifty.db import Database, open_database
 from thrifty.db.feedback import (
     MAX_HISTORY,
     MAX_ITEMS,
@@ -180,3 +183,36 @@ def test_any_text_can_be_stored(database: Database) -> None:
     save_feedback(database, replace(GIVEN, items=(item,)))
     (row,) = list_feedback(database, ALL)[0]
     assert row.text == "a\ufffdb\ufffd\U0001f600"
+
+
+WRITER = """
+import itertools, sys
+from thrifty.db import open_database
+from thrifty.db.feedback import Feedback, Item, save_feedback
+database = open_database(sys.argv[1], migrate=False)
+for turn in itertools.count():
+    items = tuple(Item(f"score:s{n}", float(turn)) for n in range(3))
+    save_feedback(database, Feedback("red", items, response=turn % 5, user="ann"))
+    print(turn, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_no_half(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/t.db"
+    database = open_database(url, migrate=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, url], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 40:
+        pass
+    process.kill()
+    process.communicate()
+    rows, _ = list_feedback(database, ALL, limit=1000)
+    history = read_history(database, [row.id for row in rows])
+    assert len(rows) == 15
+    for row in rows:
+        assert row.changes == len(history.get(row.id, ())), "a value and its history go together"
+    for number in range(5):
+        assert len({row.value for row in rows if row.response == number}) == 1, "all kinds or none"
+    database.close()

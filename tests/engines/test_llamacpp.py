@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
+import psutil
 import pytest
 
 from tests.artifacts.models import Llama
@@ -21,15 +27,19 @@ from thrifty.engines.base import Served
 from thrifty.engines.known_answers import measure_difference, read_known_answers
 from thrifty.engines.llamacpp import packages
 from thrifty.engines.llamacpp.adapter import LlamaCppEngine
+from thrifty.engines.llamacpp.backend import LlamaCppBackend
 from thrifty.engines.llamacpp.gbnf import translate
 from thrifty.engines.llamacpp.prepare import NOTE, count_kv_values
+from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.engines.llamacpp.tokens import TokenBytes
 from thrifty.engines.machine import detect_machine
-from thrifty.engines.server.backend import Grammar
+from thrifty.engines.server.backend import Failure, Grammar, Load, Output, Sampling
+from thrifty.engines.server.binding import bind_answer
+from thrifty.engines.server.tools import ToolPlan
 from thrifty.errors import EngineError, FormatRefused, ThriftyError
 from thrifty.spec import load_spec
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.types import ignore_progress
+from thrifty.types import Family, ignore_progress
 
 VOCABULARY = 400
 TEMPLATE = (
@@ -86,7 +96,7 @@ def test_grammar_loses_what_llama_cpp_does_not_read() -> None:
 def test_grammar_of_optional_calls_begins_at_their_tag(repeats: str) -> None:
     rule = f'TagDispatch(("<tool_call>", r1), loop_after_dispatch={repeats})'
     found = translate(Grammar(f'root ::= r0\nr0 ::= {rule}\nr1 ::= "x"'))
-    again = r' ([\n ]* "<tool_call>" r1)*' if repeats == "true" else ""
+    again = r' ([\n ]? [\n ]? "<tool_call>" r1)*' if repeats == "true" else ""
     assert found["grammar"] == f'root ::= r0\nr0 ::= "<tool_call>" r1{again}\nr1 ::= "x"'
     assert found["grammar_lazy"] is True
     assert found["grammar_triggers"] == [{"type": 1, "value": "<tool_call>"}]
@@ -170,6 +180,14 @@ class TestPrepare:
         with pytest.raises(FormatRefused, match=r"'deepseek-llm'.*cannot reproduce"):
             prepare(store, write(tmp_path / "n.gguf", pre="deepseek-llm"))
 
+    def test_kv_cache_beyond_the_memory_is_refused(self, store: Store, tmp_path: Path) -> None:
+        machine = dataclasses.replace(detect_machine(), memory_bytes=1_000_000)
+        path = write(tmp_path / "m.gguf")
+        prepare(store, path)
+        spec = load_spec(flags={"engine.kind": "llamacpp", "compress": "none"}).spec
+        with pytest.raises(EngineError, match=r"need 1\.0 MB of KV cache.*engine\.slots"):
+            LlamaCppEngine().prepare(spec, store.find("m"), store, machine, ignore_progress)
+
     def test_weights_as_they_are_take_no_disk(self, store: Store, tmp_path: Path) -> None:
         served = prepare(store, write(tmp_path / "m.gguf"))
         assert served.artifact is not None
@@ -224,6 +242,180 @@ class TestPrepare:
         (folder / "m-00002-of-00002.gguf").unlink()
         with pytest.raises(ThriftyError, match=re.escape("lacks parts of a model: m-00002-of")):
             prepare(store, folder)
+
+
+@asynccontextmanager
+async def running(store: Store, model: Path, **flags: str) -> AsyncIterator[Running]:
+    """A backend as a replica's process makes it."""
+    engine = LlamaCppEngine()
+    served = await asyncio.to_thread(prepare, store, model, **flags)
+    given = json.loads(engine.launch(served, store, 1, [0], 0.5).command[-1])
+    tokenizer = TextTokenizer.load(Path(given["folder"]))
+    backend = LlamaCppBackend(
+        Path(given["python"]), Path(given["folder"]),
+        msgspec.convert(given["worker"], WorkerSettings), tokenizer,
+        family=Family(given["family"]), eos_token_ids=given["eos_token_ids"],
+        kv_bytes=given["kv_bytes"],
+    )  # fmt: skip
+    try:
+        facts = (await backend.start()).facts
+        assert facts is not None
+        yield Running(backend, tokenizer, facts)
+    finally:
+        await backend.stop()
+
+
+@dataclass
+class Running:
+    """A backend that runs, and its tokenizer."""
+
+    backend: LlamaCppBackend
+    tokenizer: TextTokenizer
+    facts: dict[str, float]
+
+    async def ask(
+        self, text: str | list[int], sampling: Sampling, priority: int = 0
+    ) -> list[Output]:
+        """All outputs of one generation. Raises `EngineError` where it fails."""
+        prompt = self.tokenizer.encode(text) if isinstance(text, str) else text
+        found: list[Output] = []
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take(output: Output) -> None:
+            found.append(output)
+            if output.finish:
+                ended.set_result(None)
+
+        def fail(failure: Failure) -> None:
+            ended.set_exception(EngineError(f"{failure.kind}: {failure.message}"))
+
+        self.backend.submit(prompt, sampling, take, fail, priority)
+        await ended
+        return found
+
+    async def score(self, prompt: list[int]) -> list[float]:
+        """The log-probabilities of a prompt's tokens behind its first."""
+        sampling = Sampling(max_tokens=0, logprobs=True, prompt_logprobs=True)
+        (output,) = await self.ask(prompt, sampling)
+        assert output.prompt is not None
+        return output.prompt.logprobs
+
+    def text_of(self, outputs: list[Output]) -> str:
+        return self.tokenizer.decode([token for one in outputs for token in one.token_ids])
+
+
+def greedy(count: int, **more: Any) -> Sampling:
+    return Sampling(max_tokens=count, temperature=0.0, **more)
+
+
+class TestBackend:
+    """What llama.cpp makes of requests, on a model with random weights."""
+
+    pytestmark = needs_llama_cpp
+
+    async def test_guessed_tokens_are_those_that_the_model_would_choose(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        path = write(tmp_path / "m.gguf")
+        flags = {"engine__speculation": "prompt_lookup", "engine__lookup_match": "2"}
+        async with running(store, path, **flags) as model:
+            # What repeats itself can be guessed.
+            grammar = Grammar('root ::= "' + "hello world. " * 12 + '"')
+            bound = await model.ask("Once", greedy(300, logprobs=True, grammar=grammar))
+            tokens = [token for one in bound for token in one.token_ids]
+            assert model.tokenizer.decode(tokens) == "hello world. " * 12
+            scores = await model.score([*model.tokenizer.encode("Once"), *tokens])
+            assert model.backend.load().facts["speculation_acceptance"] > 0.1
+        told = [logprob for one in bound for logprob in one.logprobs or ()]
+        assert scores[-len(told) :] == pytest.approx(told, abs=0.02)
+
+    async def test_bound_answers(self, store: Store, tmp_path: Path) -> None:
+        schema = {
+            "type": "object",
+            "properties": {
+                "kind": {"enum": ["a-b", "^c]"]},
+                "é": {"type": "string", "maxLength": 4},
+            },
+            "required": ["kind", "é"],
+            "additionalProperties": False,
+        }
+        async with running(store, write(tmp_path / "m.gguf")) as model:
+            size = model.tokenizer.vocabulary_size
+            grammar = bind_answer(schema, ToolPlan(), size)
+            for seed in range(3):
+                sampling = Sampling(max_tokens=200, temperature=1.0, seed=seed, grammar=grammar)
+                found = json.loads(model.text_of(await model.ask("Say:", sampling)))
+                assert found["kind"] in ("a-b", "^c]")
+                assert len(found["é"]) <= 4
+            # Free until the trigger has come, bound from there on.
+            free = model.text_of(await model.ask("Say:", greedy(60, ignore_eos=True)))
+            first = re.findall("[a-z]{2}|[0-9]{2}", free)[0]
+            trigger = json.dumps(first)
+            for repeats in ("true", "false"):
+                rule = f"TagDispatch(({trigger}, r1), loop_after_dispatch={repeats})"
+                text = f'root ::= r0\nr0 ::= {rule}\nr1 ::= "x!"'
+                found = await model.ask("Say:", greedy(60, grammar=Grammar(text)))
+                said = model.text_of(found)
+                before, _, behind = said.partition(first)
+                assert free.startswith(before)
+                if repeats == "false":
+                    assert (behind, found[-1].finish) == ("x!", "stop")
+                else:  # it may be cut off in a further one
+                    end = rf"([\n ]{{0,2}}({'|'.join((first[:1], first, first + 'x'))})?)?"
+                    assert re.fullmatch(rf"x!([\n ]{{0,2}}{first}x!)*{end}", behind), said
+            with pytest.raises(EngineError, match=r"grammar: .*parse grammar"):
+                await model.ask("Say:", greedy(4, grammar=Grammar("root ::= [")))
+            # It goes on.
+            assert await model.ask("Say:", greedy(2, ignore_eos=True))
+
+    async def test_batch_lines_give_way(self, store: Store, tmp_path: Path) -> None:
+        async with running(store, write(tmp_path / "m.gguf"), engine__slots="1") as model:
+            ended: list[str] = []
+
+            async def ask(name: str, priority: int) -> None:
+                await model.ask(name, greedy(30, ignore_eos=True), priority)
+                ended.append(name)
+
+            jobs = [("first", 0), ("line", 3), ("other", 0)]
+            tasks = [asyncio.create_task(ask(*job)) for job in jobs]
+            await asyncio.sleep(0)
+            load = model.backend.load()
+            assert (load.running, load.waiting) == (1, 2)
+            await asyncio.gather(*tasks)
+            assert ended == ["first", "other", "line"]
+            assert model.backend.load() == Load(0, 0, 0.0)
+
+    async def test_death_of_llama_cpp_ends_its_answers(self, store: Store, tmp_path: Path) -> None:
+        async with running(store, write(tmp_path / "m.gguf")) as model:
+            (worker,) = psutil.Process().children()
+            asking = asyncio.create_task(model.ask("Once", greedy(2000, ignore_eos=True)))
+            while not model.backend.load().kv_usage:  # until its first token
+                await asyncio.sleep(0.01)
+            worker.kill()
+            with pytest.raises(EngineError, match=r"engine: llama\.cpp"):
+                await asking
+            assert await model.backend.wait_failed() == "it ended with signal 9"
+            with pytest.raises(EngineError, match="the engine died"):
+                await model.ask("Once", greedy(1))
+
+    async def test_tokens_within_characters_have_their_log_probabilities(
+        self, store: Store, tmp_path: Path
+    ) -> None:
+        async with running(store, write(tmp_path / "m.gguf")) as model:
+            grammar = Grammar('root ::= "a龘🦙!"')
+            found = await model.ask("Say:", greedy(60, logprobs=True, grammar=grammar))
+            tokens = [token for one in found for token in one.token_ids]
+            logprobs = [logprob for one in found for logprob in one.logprobs or ()]
+            assert model.tokenizer.decode(tokens) == "a龘🦙!"
+            assert len(tokens) == len(logprobs) > 5
+            # The same numbers as when the answer is given as a prompt.
+            prompt = model.tokenizer.encode("Say:")
+            scores = await model.score([*prompt, *tokens])
+            assert scores[len(prompt) - 1 :] == pytest.approx(logprobs, abs=0.01)
+            # Cut off within a character, the count is right.
+            found = await model.ask("Say:", greedy(3, grammar=Grammar('root ::= "龘🦙"')))
+            assert sum(len(one.token_ids) for one in found) == 3
+            assert found[-1].finish == "length"
 
 
 def split(path: Path, folder: Path) -> Path:

@@ -20,6 +20,7 @@ from tests.engines.test_prepare import put
 from thrifty.artifacts import Store
 from thrifty.engines.openvino import scoring
 from thrifty.engines.openvino.backend import OpenVinoBackend
+from thrifty.engines.openvino.options import OpenVinoOptions
 from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.server.backend import Failure, Output, Sampling, Scores
 from thrifty.evaluate.open_model import open_model
@@ -87,8 +88,10 @@ def folder(store: Store, direct: OpenVinoScorer) -> Path:
 async def running(
     folder: Path, kv_blocks: int = 40, *, prefix_cache: bool = True
 ) -> AsyncIterator[OpenVinoBackend]:
-    values = {"kv_precision": "u8", "context": CONTEXT, "max_batch": 16, "prefill_chunk": 64,
-              "prefix_cache": prefix_cache, "activation_group": 64}  # fmt: skip
+    values = OpenVinoOptions(
+        context=CONTEXT, max_batch=16, prefill_chunk=64, prefix_cache=prefix_cache,
+        activation_group=64,
+    ).model_dump()  # fmt: skip
     settings = Settings(str(folder), "decoder", 2, values, kv_blocks)
     backend = OpenVinoBackend(settings, CONTEXT)
     await backend.start()

@@ -73,12 +73,12 @@ def test_greedy_answers_are_those_of_the_model(folder: Path) -> None:
     assert facts["speculation_acceptance"] >= 0.0
 
 
-def draw(worker: DecoderWorker, end: int) -> Counter[int]:
+def draw(worker: DecoderWorker, end: int, **settings: Any) -> Counter[int]:
     """How often each token comes, in answers to prompts that repeat what is likely."""
     jobs = [
         (
             [end, end, 7, end, end, 7],
-            Sampling(max_tokens=100, temperature=0.7, ignore_eos=True, seed=seed),
+            Sampling(max_tokens=100, temperature=0.7, ignore_eos=True, seed=seed, **settings),
         )
         for seed in range(1, 41)
     ]
@@ -87,18 +87,20 @@ def draw(worker: DecoderWorker, end: int) -> Counter[int]:
     return Counter(token for answer in answers for token in answer)
 
 
+@pytest.mark.parametrize("settings", [{}, {"frequency_penalty": 0.02}], ids=["plain", "penalty"])
 def test_sampled_answers_keep_their_distribution(
     model: tuple[Path, int],  # noqa: F811
+    settings: dict[str, Any],
 ) -> None:
     """Every token of this model has the same probabilities wherever it stands, so 4,000 tokens with
     look-ups and 4,000 without are two samples of one distribution: Pearson's chi-squared test.
     """
     path, end = model
     worker = make_worker(path, end, speculation="prompt_lookup")
-    guessed = draw(worker, end)
+    guessed = draw(worker, end, **settings)
     facts = worker.report([]).facts
     assert facts["speculation_tokens_per_step"] > 1.1  # guesses were right often enough to matter
-    plain = draw(make_worker(path, end), end)
+    plain = draw(make_worker(path, end), end, **settings)
     likely = [token for token, _ in (guessed + plain).most_common(8)]
     pairs = [(guessed[token], plain[token]) for token in likely]
     pairs.append(
@@ -108,6 +110,42 @@ def test_sampled_answers_keep_their_distribution(
     chi_squared = sum((a - b) ** 2 / (a + b) for a, b in pairs if a + b)
     # The 99.99th percentile of the distribution with 8 degrees of freedom is 31.8.
     assert chi_squared < 31.8
+
+
+def test_no_answer_ends_too_early_or_later_than_it_could(
+    model: tuple[Path, int],  # noqa: F811
+) -> None:
+    """The likeliest token of this model is the end, so a greedy answer ends where it first may."""
+    path, end = model
+    worker = make_worker(path, end, speculation="prompt_lookup")
+    jobs = [
+        ([5, 6, 7, 5, 6, 7], Sampling(max_tokens=60, min_tokens=least, temperature=0.0))
+        for least in (0, 1, 2, 9, 20, 59, 60)
+    ]
+    lengths = [len(ids(outputs)) for outputs in generate(worker, *jobs)]
+    plain = [len(ids(outputs)) for outputs in generate(make_worker(path, end), *jobs)]
+    assert lengths == plain
+    for seed in range(12):
+        sampling = Sampling(max_tokens=60, min_tokens=20, temperature=1.0, seed=seed)
+        (outputs,) = generate(worker, ([5, 6, 7, 5, 6, 7], sampling))
+        tokens = ids(outputs)
+        assert 20 < len(tokens) <= 60
+        assert end not in tokens[:20]
+        assert outputs[-1].finish == ("stop" if tokens[-1] == end else "length")
+
+
+async def test_what_look_ups_would_break_is_refused_by_name(
+    model: tuple[Path, int],  # noqa: F811
+) -> None:
+    async with serving(*model, speculation="prompt_lookup") as url:
+        client = Client(url)
+        status, answer = await client.post(min_tokens=5, frequency_penalty=0.5)
+        assert (status, answer["error"]["param"]) == (400, "min_tokens")
+        assert "speculation: prompt_lookup" in answer["error"]["message"]
+        for fine in ({"min_tokens": 5}, {"frequency_penalty": 0.5}):
+            status, _ = await client.post(max_tokens=9, **fine)
+            assert status == 200
+        client.http.close()
 
 
 async def test_answers_with_look_ups_satisfy_their_schemas(

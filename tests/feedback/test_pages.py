@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from sqlalchemy import select
 import openai
 import thrifty
 from tests.parts import GatewayUnderTest, add_key, running_echo, running_gateway, until
-from thrifty.db.tables import feedback
+from thrifty.db.tables import feedback, request_texts
 from thrifty.db.tables import requests as requests_table
 from thrifty.feedback.pages import FeedbackSettings
 from thrifty.feedback.send import FeedbackError
+from thrifty.observe.redact import find_pseudonym
 from thrifty.openai.response_ids import EPOCH_S, ResponseIds
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}], "user": "ann"}
@@ -235,3 +239,60 @@ async def test_without_a_database_it_is_a_503_that_may_be_sent_again(tmp_path: P
         assert b"retry-after" in reply.headers
         (tmp_path / "away.db").rename(file)
         assert (await gateway.ask(body, PATH)).status == 201
+
+
+@pytest.mark.parametrize("redact", [True, False])
+async def test_everything_written_is_redacted_unless_the_spec_says_no(
+    tmp_path: Path, redact: bool
+) -> None:
+    mail = "ann.lee@example.com"
+    async with running(tmp_path, prompts=True, redact=redact) as gateway:
+        body = CHAT | {"metadata": {"who": mail}}
+        body |= {"messages": [{"role": "user", "content": f"I am {mail}"}]}
+        about = (await gateway.ask(body)).json()["id"]
+        given = {"response_id": about, "comment": mail, "correction": mail, "tags": {"by": mail}}
+        given |= {"name": "who", "value": mail}
+        assert (await gateway.ask(given, PATH)).status == 201
+        assert (await gateway.ask(given, PATH)).status == 200
+
+        def read() -> str:
+            with gateway.database.begin() as connection:
+                texts = connection.execute(select(request_texts)).all()
+                rows = connection.execute(select(requests_table.c.tags)).all()
+                said = connection.execute(select(feedback.c.text, feedback.c.tags)).all()
+            return f"{texts} {rows} {said}" if texts else ""
+
+        written = await until(lambda: asyncio.to_thread(read))
+        assert (mail in written) is not redact
+        pseudonym = find_pseudonym(written)
+        assert (pseudonym is not None) is redact
+        assert written.count(pseudonym or mail) == 9
+
+
+PAGE = """
+const { Feedback } = await import(process.argv[2]);
+const base = process.argv[3];
+const body = JSON.stringify({ model: "echo", messages: [{ role: "user", content: "Hi" }] });
+const headers = { "content-type": "application/json" };
+const answer = await fetch(`${base}/v1/chat/completions`, { method: "POST", headers, body });
+const feedback = Feedback.of(answer, `${base}/v1/`);
+const first = await feedback.send({ thumbs: "up" });
+const event = await feedback.note("copied");
+const refused = await feedback.send({ rating: 9 }).catch((error) => [error.name, error.code]);
+console.log(JSON.stringify([first.created, event.kinds, refused]));
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
+async def test_the_helper_for_pages_runs(tmp_path: Path) -> None:
+    page, module = tmp_path / "page.mjs", tmp_path / "feedback.mjs"
+    page.write_text(PAGE)
+    async with running(tmp_path, feedback=TOKENS) as gateway:
+        script = await gateway.ask(b"", "/v1/feedback.js", method="GET")
+        module.write_bytes(script.body)
+        command = ["node", str(page), str(module), gateway.url]
+        result = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=120, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [1, ["event:copied"], ["FeedbackError", "invalid_value"]]

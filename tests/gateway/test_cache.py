@@ -455,7 +455,8 @@ async def test_identical_requests_in_flight_share_one_generation(
 
 async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
     """The first token arrives while the generation still runs."""
-    from thrifty.http.client import HttpClient, parse_origin
+    from thrifty.http.client import HttpClient
+    from thrifty.http.origin import parse_origin
 
     async with (
         running_echo(ttft_s=0.05, tpot_s=0.2) as url,
@@ -481,7 +482,8 @@ async def test_a_follower_gets_the_stream_live(tmp_path: Path) -> None:
 
 
 async def test_followers_continue_when_the_leader_disconnects(tmp_path: Path) -> None:
-    from thrifty.http.client import HttpClient, parse_origin
+    from thrifty.http.client import HttpClient
+    from thrifty.http.origin import parse_origin
 
     async with (
         running_echo(ttft_s=0.1, tpot_s=0.2) as url,
@@ -507,7 +509,8 @@ async def test_followers_continue_when_the_leader_disconnects(tmp_path: Path) ->
 
 
 async def test_a_generation_nobody_waits_for_is_cancelled(tmp_path: Path) -> None:
-    from thrifty.http.client import HttpClient, parse_origin
+    from thrifty.http.client import HttpClient
+    from thrifty.http.origin import parse_origin
 
     async with running_echo(tpot_s=0.02) as url, running_gateway(tmp_path, [url]) as gateway:
         client = HttpClient()

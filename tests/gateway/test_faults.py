@@ -24,7 +24,8 @@ from tests.parts import (
 )
 from thrifty.db.tables import requests
 from thrifty.fleet.ports import find_free_port
-from thrifty.http.client import BrokenResponse, HttpClient, NoResponse, parse_origin
+from thrifty.http.client import BrokenResponse, HttpClient, NoResponse
+from thrifty.http.origin import parse_origin
 from thrifty.http.server import EVENT_STREAM_HEADERS, Exchange, ServerLimits
 
 CHAT: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}

@@ -25,7 +25,7 @@ from tests.http.raw import Peer, Scripted, scripted
 from tests.parts import JSON_HEADER, make_deployment, running_gateway, until
 from thrifty.gateway.forwarding import relay
 from thrifty.http import client
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 LIMIT = 100_000
 

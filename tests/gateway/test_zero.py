@@ -21,7 +21,7 @@ from tests.parts import (
 from thrifty.batches.settings import BatchSettings
 from thrifty.db.fleet import DeploymentRow, save_deployment
 from thrifty.gateway.state.version import Version
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}], "seed": 1}
 STREAM = {**CHAT, "stream": True}

@@ -24,10 +24,9 @@ from thrifty.http.client import (
     ConnectFailed,
     HttpClient,
     NoResponse,
-    Origin,
     TransportError,
-    parse_origin,
 )
+from thrifty.http.origin import Origin, parse_origin
 from thrifty.http.server import Exchange
 
 pytestmark = pytest.mark.usefixtures("either_loop")

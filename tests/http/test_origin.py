@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty.http.client import Origin, parse_origin
+from thrifty.http.origin import Origin, parse_origin
 
 
 @pytest.mark.parametrize(

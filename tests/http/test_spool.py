@@ -12,8 +12,9 @@ import pytest
 
 from tests.http.raw import wait_for
 from tests.parts import running_server
-from thrifty.http.client import HttpClient, NoResponse, TransportError, parse_origin
+from thrifty.http.client import HttpClient, NoResponse, TransportError
 from thrifty.http.exchange import Exchange
+from thrifty.http.origin import parse_origin
 from thrifty.http.server import ServerLimits
 from thrifty.http.spool import MAX_PENDING_BYTES, Spool
 from thrifty.openai.errors import WireError

@@ -25,8 +25,12 @@ from thrifty.artifacts.sources import fetch_model
 from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.artifacts.write_checkpoint import write_decoder
 from thrifty.compress.quantize.gguf import quantize_gguf
+from thrifty.engines.known_answers import measure_difference, read_known_answers
+from thrifty.engines.llamacpp.prepare import prepare_model
+from thrifty.engines.openvino.make_known_answers import find_next
 from thrifty.fleet.ports import find_free_port
 from thrifty.graphs.decoder import build_decoder, make_inputs
+from thrifty.types import ignore_progress
 
 pytestmark = [
     pytest.mark.peer,
@@ -120,6 +124,21 @@ def test_floats_compute_what_we_compute(plain: Any) -> None:
     logits = request.get_tensor("logits").data[0, -1].astype(np.float64)
     ours = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
     assert {token: ours[token] for token in theirs} == pytest.approx(theirs, abs=0.05)
+
+
+def test_the_engine_makes_the_same_model_in_8_bits(plain: Any) -> None:
+    """From safetensors, in nats on average over the known answers, beside OpenVINO in float32."""
+    store, (version, artifact), _ = plain
+    python = Path(sys.executable)
+    _, made = prepare_model(store, version, artifact, "int8", python, 2, ignore_progress)
+    known = read_known_answers(store.folder_of(made.id))
+    assert known is not None
+    model = build_decoder(load_decoder(store.folder_of(artifact.id)), "none")
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+    reference = [find_next(request, one.prompt) for one in known.tokens]
+    chosen = [(one.tokens[0], one.logprobs[0]) for one in known.tokens]
+    assert measure_difference(reference, chosen) < 0.2
 
 
 def test_k_quants_load_and_answer(plain: Any) -> None:

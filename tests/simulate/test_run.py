@@ -11,7 +11,7 @@ from tests.parts import run_thrifty, running_echo
 from tests.simulate.test_world import ENGINE, make_requests
 from thrifty.bench.client import RequestResult, Target
 from thrifty.errors import SimulationError
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 from thrifty.simulate.from_spec import find_setup
 from thrifty.simulate.measure import measure_rates, split_tpot
 from thrifty.simulate.plot import plot_simulation
@@ -99,6 +99,7 @@ def test_the_command_answers_in_json_alone(tmp_path: Path) -> None:
         (["--routing", "best"], "there is no routing 'best'; there are auto"),
         (["--save-rates", "x"], "add --fit URL"),
         (["--rates", "nothing.json"], "the rates nothing.json cannot be read"),
+        (["--warm-up", "1h"], "the warm-up is longer than the stretch of the trace"),
         (["--skip", "2h"], "has no request in the stretch asked for"),
     ],
 )

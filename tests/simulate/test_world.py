@@ -131,6 +131,20 @@ def test_a_cached_beginning_is_not_computed_again() -> None:
     assert found.ttft_p50_s == pytest.approx(ENGINE.fixed_s + (700 + 60) / 2 * ENGINE.prefill_s)
 
 
+def test_what_happens_in_the_warm_up_does_not_count() -> None:
+    early = [TraceRequest(0.0, 10, 5)] * 3
+    late = [TraceRequest(100.0, 10, 5)] * 2
+    setup = Setup(ENGINE, Objective(1.0), Bounds(0, 2), first=0, warm_up_s=60.0)
+    found = simulate(iter(early + late), setup, Steps(0, 2, 1), "late")
+    assert (found.requests, found.answered, found.slo_attainment) == (2, 2, 1.0)
+    assert found.ttft_p99_s < 1
+    # Up and down came before; one replica is there from then on.
+    assert found.changes_of_direction_per_hour == 0
+    assert (found.min_replicas, found.max_replicas) == (1, 1)
+    assert found.replica_hours * 3600 == pytest.approx(found.duration_s)
+    assert sum(moment.arrived for moment in found.timeline) == 5
+
+
 class Steps:
     """Wants what it is told, in turn."""
 

@@ -15,7 +15,8 @@ from thrifty.bench.load import LoadPlan, run_load
 from thrifty.bench.summary import summarize
 from thrifty.bench.workload import Lengths, PlannedRequest, Workload
 from thrifty.errors import BenchError
-from thrifty.http.client import HttpClient, parse_origin
+from thrifty.http.client import HttpClient
+from thrifty.http.origin import parse_origin
 from thrifty.openai.errors import read_message
 
 QUESTION = "What is the capital of France?"

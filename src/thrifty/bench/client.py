@@ -11,7 +11,8 @@ import msgspec
 
 from thrifty.bench.workload import PlannedRequest
 from thrifty.errors import BenchError
-from thrifty.http.client import Answer, HttpClient, Origin, TransportError
+from thrifty.http.client import Answer, HttpClient, TransportError
+from thrifty.http.origin import Origin
 from thrifty.openai.base_urls import find_api
 from thrifty.openai.events import (
     LineEnds,

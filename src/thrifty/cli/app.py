@@ -17,7 +17,7 @@ from thrifty.cli.compression_commands import (
     quantize,
 )
 from thrifty.cli.deploy_commands import deploy_app
-from thrifty.cli.record_commands import feedback_app, logs
+from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 
 app = typer.Typer(
     name="thrifty",
@@ -45,6 +45,7 @@ batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_he
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
+app.add_typer(audit_app, name="audit")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -318,7 +319,9 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
     run_fetch(names)
 
 
-for _command in (evaluate, quantize, prune, compress, optimize, compare, distill, logs):
+for _command in (
+    evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -616,6 +619,9 @@ def simulate(
     length: Annotated[
         str | None, typer.Option(help="Use so much of the trace, such as 20m. Default: all.")
     ] = None,
+    warm_up: Annotated[
+        str, typer.Option(help="So much of what is used passes before anything counts.")
+    ] = "0s",
     seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
     report: Annotated[
         Path | None, typer.Option(help="Write an HTML file that stands alone to this path.")
@@ -632,6 +638,6 @@ def simulate(
     run_simulate(
         target, trace=trace, policies=policies or POLICIES, rates=rates or (), fit=fit, key=key,
         save=save, changes=Changes(ttft_p95, tpot_p95, least, most, routing, start),
-        stretch=Stretch(speed, scale, tokens, skip, length), seed=seed, report=report, png=png,
+        stretch=Stretch(speed, scale, tokens, skip, length, warm_up), seed=seed, report=report, png=png,
         as_json=as_json,
     )  # fmt: skip

@@ -15,7 +15,8 @@ from thrifty.bench.summary import Distribution, LevelSummary, parse_objective, s
 from thrifty.bench.workload import Workload, parse_lengths, read_trace
 from thrifty.cli.show import err, print_json, print_line, print_table
 from thrifty.errors import BenchError
-from thrifty.http.client import HttpClient, TransportError, parse_origin
+from thrifty.http.client import HttpClient, TransportError
+from thrifty.http.origin import parse_origin
 from thrifty.openai.base_urls import complete_url
 from thrifty.units import parse_duration_s
 

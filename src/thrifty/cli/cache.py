@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table
-from thrifty.control.service_api import check_served
+from thrifty.control.service_api import Actor, check_served
 from thrifty.db import open_database
 from thrifty.db.cache import add_purge, read_cache_stats
 from thrifty.fleet.controller_note import find_database_url
@@ -21,7 +21,10 @@ def run_purge(
     database = open_database(find_database_url(find_home()), migrate=True)
     try:
         check_served(database, deployment, version)
-        purge = add_purge(database, deployment=deployment, version=version, tenant=tenant)
+        purge = add_purge(
+            database, deployment=deployment, version=version, tenant=tenant,
+            who=Actor.from_user("thrifty cache purge").who,
+        )  # fmt: skip
     finally:
         database.close()
     if as_json:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table, tell
+from thrifty.control.service_api import Actor
 from thrifty.db import Database, open_database
+from thrifty.db.erasures import note_export
 from thrifty.db.feedback import FeedbackFilter, FeedbackRow, list_feedback, read_history
 from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.db.subjects import open_subjects
@@ -76,6 +78,8 @@ def run_export(form: str, out: Path | None, chosen: Chosen) -> None:
     skipped = Skipped()
     try:
         lines = _write_lines(database, wanted, skipped, chosen)
+        # Before it is written, so that a killed export is known, too.
+        note_export(database, out, form, who=Actor.from_user("thrifty feedback export").who)
         count = _write_to_stdout(lines) if out is None else _write_file(out, lines)
     finally:
         database.close()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from thrifty.cli.show import err, print_json, print_line, print_table
+from thrifty.control.service_api import Actor
 from thrifty.db import Database, open_database
 from thrifty.db.keys import NO_LIMITS, KeyLimits, create_key, keep_key, list_keys, revoke_key
 from thrifty.errors import ThriftyError
@@ -28,7 +29,9 @@ def _database() -> Iterator[Database]:
 def run_create(name: str, role: str, tenant: str | None, limits: KeyLimits = NO_LIMITS) -> None:
     """Make a key; print it alone on the last line."""
     with _database() as database:
-        key, secret = create_key(database, name, role, tenant, limits)
+        key, secret = create_key(
+            database, name, role, tenant, limits, who=Actor.from_user("thrifty keys create").who
+        )
     shown = _describe_limits(key.limits)
     err.print(
         f"The key {key.name!r} (role {key.role.value}, tenant {key.tenant}"
@@ -100,7 +103,7 @@ def run_list(*, as_json: bool) -> None:
 def run_revoke(name: str) -> None:
     """End a key."""
     with _database() as database:
-        revoke_key(database, name)
+        revoke_key(database, name, who=Actor.from_user("thrifty keys revoke").who)
     err.print(f"The key {name!r} is revoked; gateways refuse it from now on.")
 
 

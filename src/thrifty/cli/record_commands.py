@@ -62,6 +62,71 @@ def logs(
     run_logs(wanted, limit=limit, follow=follow, request=request, as_json=as_json)
 
 
+audit_app = typer.Typer(help="The log of administrative acts.", no_args_is_help=True)
+
+
+@audit_app.command("list")
+def audit_list(
+    who: Annotated[
+        str | None, typer.Option(help="Only acts of this actor, as `thrifty history` names it.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The newest so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List administrative acts under pseudonyms, the newest first."""
+    from thrifty.cli.audit import run_list
+
+    run_list(limit=limit, who=who, as_json=as_json)
+
+
+@audit_app.command("verify")
+def audit_verify(
+    head: Annotated[
+        str | None,
+        typer.Option(help="A head that `thrifty audit head` printed: it must still be in the log."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check that no act was changed, taken out or cut off; exits with 1 otherwise."""
+    from thrifty.cli.audit import run_verify
+
+    run_verify(head, as_json=as_json)
+
+
+@audit_app.command("head")
+def audit_head() -> None:
+    """Print what stands for the whole log, to be kept elsewhere."""
+    from thrifty.cli.audit import run_head
+
+    run_head()
+
+
+def forget(
+    user: Annotated[str, typer.Option(help="The end user, as in the field `user` of requests.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Only in this tenant. Default: in all tenants.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase one person's data everywhere, for good, and say what was erased."""
+    from thrifty.cli.forget import run_forget
+
+    run_forget(user, tenant, yes=yes, as_json=as_json)
+
+
+def subject_export(
+    user: Annotated[str, typer.Option(help="The end user, as in the field `user` of requests.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="Only in this tenant. Default: in all tenants.")
+    ] = None,
+) -> None:
+    """Print all data of one person as JSON: requests with texts, feedback, lines of batches."""
+    from thrifty.cli.forget import run_subject_export
+
+    run_subject_export(user, tenant)
+
+
 @feedback_app.command("list")
 def feedback_list(
     kind: Annotated[

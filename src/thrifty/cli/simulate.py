@@ -47,6 +47,7 @@ class Stretch:
     tokens: float
     skip: str | None
     length: str | None
+    warm_up: str
 
 
 def run_simulate(
@@ -76,6 +77,7 @@ def run_simulate(
         raise SimulationError("--fit measures the rates and --rates reads them; give one of both")
     names = check_policies(policies)
     options = _parse_stretch(stretch, seed)
+    warm_up_s = (_parse_time("--warm-up", stretch.warm_up) or 0.0) / stretch.speed
     loaded = _load_one(target)
     machine = detect_machine()
     with show_progress() as on_progress:
@@ -89,7 +91,7 @@ def run_simulate(
                 ttft_s=_parse_time("--ttft-p95", changes.ttft_p95),
                 tpot_s=_parse_time("--tpot-p95", changes.tpot_p95),
                 least=changes.least, most=changes.most, routing=changes.routing,
-                start_s=_parse_time("--start", changes.start),
+                start_s=_parse_time("--start", changes.start), warm_up_s=warm_up_s,
             )
             for one in known
         ]  # fmt: skip

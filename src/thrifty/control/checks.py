@@ -70,6 +70,12 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
     if kind not in engine_kinds():
         hint = suggest(kind, ["auto", *engine_kinds()])
         loaded.refuse([Problem("engine.kind", f"{kind!r} is not an engine; {hint}")])
+    if find_engine(kind).traits.external and spec.replicas.bounds is not None:
+        message = (
+            f"sets bounds, and the engine {kind!r} starts no copies: they are as many as its URLs. "
+            "Leave 'min' and 'max' out"
+        )
+        loaded.refuse([Problem("replicas", message)])
     loaded.refuse(find_engine(kind).check(spec, None, machine))
 
 
@@ -84,14 +90,24 @@ def _check_tls(loaded: LoadedSpec) -> None:
 
 
 def _check_capacity(loaded: LoadedSpec) -> None:
-    kinds = {one.loaded.spec.engine.kind for part in loaded.each() for one in part.versions()}
-    known = (
-        engine_kinds() if "auto" in kinds else [kind for kind in kinds if kind in engine_kinds()]
-    )
-    uses = any(find_engine(kind).traits.accelerators_option is not None for kind in known)
-    if loaded.spec.capacity.gpus is not None and not uses:
-        message = "bounds accelerators, and no engine of this spec uses any; leave it out"
-        loaded.refuse([Problem("capacity.gpus", message)])
+    """Refuse a capacity that the fewest replicas exceed, and one of what no engine uses."""
+    bounds = loaded.spec.capacity
+    specs = [one.loaded.spec for part in loaded.each() for one in part.versions()]
+    known = [spec for spec in specs if spec.engine.kind in engine_kinds()]
+    if bounds.gpus is not None:
+        kinds = {spec.engine.kind for spec in known}
+        kinds |= set(engine_kinds()) if len(known) < len(specs) else set()
+        if all(find_engine(kind).traits.accelerators_option is None for kind in kinds):
+            message = "bounds accelerators, and no engine of this spec uses any; leave it out"
+            loaded.refuse([Problem("capacity.gpus", message)])
+    here = [s for s in specs if s not in known or not find_engine(s.engine.kind).traits.external]
+    least = sum(spec.replicas.fewest * (spec.replicas.cpus or 1) for spec in here)
+    if bounds.cpus is not None and least > bounds.cpus:
+        message = (
+            f"is {bounds.cpus}, and the fewest replicas need {least} cores; allow more, or lower "
+            "'replicas.min' or 'replicas.cpus'"
+        )
+        loaded.refuse([Problem("capacity.cpus", message)])
 
 
 def check_keys(gateway: Mapping[str, Any], *, has_keys: bool) -> None:

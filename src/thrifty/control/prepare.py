@@ -286,7 +286,7 @@ def _make_version(part: Part) -> DesiredVersion:
 
 
 def _make_replicas(part: Part) -> DesiredReplicas:
-    """How many copies. Raises `SpecError` for bounds of servers that others run."""
+    """How many copies, at first and at most, and what each may use."""
     replicas = part.spec.replicas
     common = DesiredReplicas(
         count=replicas.fewest,
@@ -296,12 +296,6 @@ def _make_replicas(part: Part) -> DesiredReplicas:
     )
     if replicas.bounds is None:
         return common
-    if part.served.upstream.urls:
-        message = (
-            f"sets bounds, and the engine {part.engine.kind!r} starts no copies: they are as many "
-            "as its URLs. Leave 'min' and 'max' out"
-        )
-        part.version.loaded.refuse([Problem("replicas", message)])
     fewest, most = replicas.bounds
     idle_after_s = (replicas.idle_after or IDLE_AFTER_S) if fewest == 0 else None
     if replicas.standby == "parked" and not part.engine.traits.parks:

@@ -1,10 +1,9 @@
 """Runs the autoscaler: from what gateways count and fleets see to counts in the desired state.
 
-About once a second, and at once when a request waits at a version without replicas: gateways say so, and
-within a tenth of a second the database does.
-What it changes is a change of the desired state like any other, with who and why; the control loop
-carries it out. It starts with the counts that are desired, so that a controller that was killed in
-the middle of it continues where it was.
+About once a second, and at once when a request waits at a version without replicas: gateways say
+so, and within a tenth of a second the database does. What it changes is a change of the desired
+state like any other, with who and why; the control loop carries it out. It starts with the counts
+that are desired, so that a controller that was killed in the middle of it continues where it was.
 """
 
 from __future__ import annotations
@@ -149,7 +148,9 @@ class Scaling:
             self._observe(target, copies[target.key], needs[target.key], started, now_s)
             for target in targets
         ]
-        decisions = self._policy.step(now_s, observations, self._find_capacity(targets, needs))
+        decisions = self._policy.step(
+            now_s, observations, self._find_capacity(targets, needs, copies)
+        )
         for decision in decisions:
             if decision.changes:
                 self._changed_s[decision.key] = time.time()
@@ -231,7 +232,10 @@ class Scaling:
         return service.capacity if service is not None else DesiredCapacity()
 
     def _find_capacity(
-        self, targets: Sequence[Target], needs: Mapping[Key, Resources]
+        self,
+        targets: Sequence[Target],
+        needs: Mapping[Key, Resources],
+        copies: Mapping[Key, Sequence[ObservedReplica]],
     ) -> Resources:
         """What the autoscaled versions may take: what there is, less what fixed ones take."""
         bounds, desired = self._capacity, self._loop.desired.deployments
@@ -248,11 +252,12 @@ class Scaling:
         gpus -= sum(need.gpus * version.copies for version, need in fixed)
         per_hour = math.inf if bounds.per_hour is None else bounds.per_hour
         per_hour -= sum(need.per_hour * version.copies for version, need in fixed)
-        # What runs has its memory already, however little is free at the moment.
-        running = sum(
+        wanted = sum(
             needs[target.key].memory_bytes * target.version.replicas.count for target in targets
         )
-        memory = running + available_memory_bytes()
+        used = sum(copy.row.memory_bytes or 0 for found in copies.values() for copy in found)
+        # What runs keeps its memory, however little is free at the moment.
+        memory = max(wanted, float(used + available_memory_bytes()))
         if bounds.memory_bytes is not None:
             taken = sum(need.memory_bytes * version.copies for version, need in fixed)
             memory = min(memory, bounds.memory_bytes - taken)

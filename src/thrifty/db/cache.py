@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from thrifty.db.audit import record_act
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.tables import cache_purges, cache_stats
@@ -50,9 +51,10 @@ def add_purge(
     deployment: str | None = None,
     version: str | None = None,
     tenant: str | None = None,
+    who: str = "",
 ) -> Purge:
     """Purge the caches of every worker; without filters, purge everything. Workers see it within a
-    quarter of a second.
+    quarter of a second. `who` does it, for the audit log.
     """
     with database.begin() as connection:
         note_change(connection)  # first, so that purges wait for each other
@@ -68,6 +70,10 @@ def add_purge(
         too_old = cache_purges.c.id < now_ms - PURGE_KEEP_S * 1e3
         connection.execute(delete(cache_purges).where(same | too_old))
         connection.execute(insert(cache_purges).values(vars(purge)))
+        record_act(
+            connection, "cache.purge", who, names={"tenant": tenant}, deployment=deployment,
+            version=version,
+        )  # fmt: skip
     return purge
 
 

@@ -36,7 +36,7 @@ from thrifty.home import make_private_folder
 BUSY_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5
 MIGRATIONS = Path(__file__).parent / "migrations"
-HEAD = "0008"
+HEAD = "0010"
 """The newest migration; a test compares it with the folder."""
 
 
@@ -244,6 +244,8 @@ def _set_pragmas(connection: sqlite3.Connection, _: Any) -> None:
         f"busy_timeout={round(BUSY_TIMEOUT_S * 1000)}",
         "foreign_keys=ON",
         "journal_size_limit=67108864",
+        # Deleted rows are overwritten with zeros: what was erased is in no file.
+        "secure_delete=ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

@@ -8,6 +8,7 @@ other changes are the controller's to carry out.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from thrifty.db.audit import record_act
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.desired_state import (
@@ -247,6 +249,10 @@ def _write_one(
     )
     assert result.inserted_primary_key is not None
     change_id = int(result.inserted_primary_key[0])
+    digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
+    record_act(
+        connection, f"change.{kind}", who, deployment=change.name, change=change_id, state=digest
+    )
     where = desired.c.name == change.name
     if text is None:
         connection.execute(delete(desired).where(where))

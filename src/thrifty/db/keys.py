@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from thrifty.db.audit import record_act
 from thrifty.db.changes import note_change
 from thrifty.db.database import Database
 from thrifty.db.tables import keys
@@ -27,6 +28,8 @@ from thrifty.types import Role as Role
 PREFIX = "sk-thrifty-"
 MIN_SECRET = 32
 """Characters of a secret that others made."""
+KEPT_BY = "environment"
+"""Who, for the audit log, has a secret of others kept."""
 MAX_LIMIT = 1e15
 _ROLES_OF_0_1 = {Role.VIEWER: "monitor", Role.OPERATOR: "user"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -98,10 +101,14 @@ def create_key(
     role: str = Role.USER,
     tenant: str | None = None,
     limits: KeyLimits = NO_LIMITS,
+    *,
+    who: str = "",
 ) -> tuple[Key, str]:
-    """Create a key; returns it and its secret, which is not stored. Raises `ThriftyError`."""
+    """Create a key; returns it and its secret, which is not stored. `who` does it, for the audit
+    log. Raises `ThriftyError`.
+    """
     secret = PREFIX + secrets.token_urlsafe(32)
-    return _insert_key(database, name, role, tenant, limits, secret), secret
+    return _insert_key(database, name, role, tenant, limits, secret, who), secret
 
 
 def keep_key(database: Database, name: str, role: str, secret: str) -> Key:
@@ -117,18 +124,26 @@ def keep_key(database: Database, name: str, role: str, secret: str) -> Key:
         )
     known = next((key for key in list_keys(database) if key.name == name), None)
     if known is None:
-        return _insert_key(database, name, role, None, NO_LIMITS, secret)
+        return _insert_key(database, name, role, None, NO_LIMITS, secret, KEPT_BY)
     changed = replace(known, role=Role(role), hash=hash_key(secret), hint=_make_hint(secret))
     if changed != known:
         with _naming_conflicts(name), database.begin() as connection:
             row = _key_row(changed)
             connection.execute(update(keys).where(keys.c.id == known.id).values(row))
             note_change(connection)
+            named = {"key": changed.name, "tenant": changed.tenant}
+            record_act(connection, "key.replace", KEPT_BY, names=named, role=changed.role.value)
     return changed
 
 
 def _insert_key(
-    database: Database, name: str, role: str, tenant: str | None, limits: KeyLimits, secret: str
+    database: Database,
+    name: str,
+    role: str,
+    tenant: str | None,
+    limits: KeyLimits,
+    secret: str,
+    who: str,
 ) -> Key:
     for what, value in (("name", name), ("tenant", tenant)):
         if value is not None and not _NAME.fullmatch(value):
@@ -154,6 +169,8 @@ def _insert_key(
     with _naming_conflicts(name), database.begin() as connection:
         connection.execute(insert(keys).values(_key_row(key)))
         note_change(connection)
+        named = {"key": key.name, "tenant": key.tenant}
+        record_act(connection, "key.create", who, names=named, role=key.role.value)
     return key
 
 
@@ -199,8 +216,10 @@ def _key_row(key: Key) -> dict[str, Any]:
     return {**vars(key), "role": role, "operator": key.role is Role.OPERATOR}
 
 
-def revoke_key(database: Database, name: str) -> None:
-    """Revoke a key. Its row stays under another name, because the request log refers to it."""
+def revoke_key(database: Database, name: str, *, who: str = "") -> None:
+    """Revoke a key. Its row stays under another name, because the request log refers to it. `who`
+    does it, for the audit log.
+    """
     with database.begin() as connection:
         now_s = time.time()
         result = connection.execute(
@@ -209,6 +228,8 @@ def revoke_key(database: Database, name: str) -> None:
             .values(revoked_s=now_s, name=f"{name[:48]}~{secrets.token_hex(4)}")
         )
         note_change(connection)
+        if result.rowcount:
+            record_act(connection, "key.revoke", who, names={"key": name})
     if result.rowcount == 0:
         raise ThriftyError(f"there is no key named {name!r}; 'thrifty keys list' shows all keys")
 

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, text
 
 from thrifty.db.database import Database
+from thrifty.db.erasures import find_erased
 from thrifty.db.sanitize import RowShape, sanitize_values
+from thrifty.db.subjects import Subjects, open_subjects
 from thrifty.db.tables import leases, request_texts, requests
 from thrifty.errors import BadDataError, DatabaseError
 
@@ -30,6 +32,7 @@ COLUMNS = (
 """The order of values in a row."""
 SQLITE_ROWS = (32, 4, 1)
 """Rows in a statement for SQLite: as many as fit 999 parameters, then fewer for the rest."""
+_TENANT, _END_USER = COLUMNS.index("tenant"), COLUMNS.index("end_user")
 DELETE_ROWS = 5_000
 """Old rows are deleted in pieces of this size, so that no transaction is long."""
 
@@ -65,6 +68,7 @@ class RequestLog:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._shape = RowShape(requests, COLUMNS)
+        self._subjects: Subjects | None = None
         self._copy_json = text(_make_json_insert(database)) if not database.is_sqlite else None
 
     def write(self, entries: Sequence[Entry]) -> list[BadRow]:
@@ -131,9 +135,25 @@ class RequestLog:
             ]  # fmt: skip
             if texts and count != len(entries):
                 texts = _drop_known(connection, texts)
+            erased = self._drop_erased(connection, entries)
+            texts = [values for values in texts if values["id"] not in erased]
             if texts:
                 connection.execute(insert(request_texts), texts)
         return taken
+
+    def _drop_erased(self, connection: Connection, entries: list[Entry]) -> set[int]:
+        """Delete the rows just inserted whose person was erased meanwhile; returns their ids."""
+        rows = [(entry.row[0], entry.row[_TENANT], entry.row[_END_USER]) for entry in entries]
+        found = find_erased(connection, rows, self._open_subjects)
+        if found:
+            with permit_deletion(connection):
+                connection.execute(delete(requests).where(requests.c.id.in_(found)))
+        return set(found)
+
+    def _open_subjects(self) -> Subjects:
+        if self._subjects is None:
+            self._subjects = open_subjects(self._database)
+        return self._subjects
 
     def prune(self, keep_s: float, max_rows: int) -> int:
         """Delete rows older than `keep_s` or beyond the newest `max_rows`, with their texts.

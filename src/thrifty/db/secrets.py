@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from thrifty.db.database import Database
@@ -20,15 +20,20 @@ def read_secret(database: Database, name: str) -> bytes:
 
     Every process gets the same one, even if several ask at once. Raises `DatabaseError`.
     """
-    wanted = select(secrets.c.value).where(secrets.c.name == name)
     with database.begin() as connection:
-        value = connection.execute(wanted).scalar()
-        if value is None:
-            try:
-                with connection.begin_nested():
-                    made = os.urandom(SECRET_BYTES).hex()
-                    connection.execute(insert(secrets).values(name=name, value=made))
-            except IntegrityError:
-                pass  # another process was first
-            value = connection.execute(wanted).scalar_one()
+        return read_secret_in(connection, name)
+
+
+def read_secret_in(connection: Connection, name: str) -> bytes:
+    """As `read_secret`, within a transaction."""
+    wanted = select(secrets.c.value).where(secrets.c.name == name)
+    value = connection.execute(wanted).scalar()
+    if value is None:
+        try:
+            with connection.begin_nested():
+                made = os.urandom(SECRET_BYTES).hex()
+                connection.execute(insert(secrets).values(name=name, value=made))
+        except IntegrityError:
+            pass  # another process was first
+        value = connection.execute(wanted).scalar_one()
     return bytes.fromhex(value)

@@ -6,14 +6,13 @@ of them are the same person, and whether one is a given person; nobody else can.
 
 from __future__ import annotations
 
+import base64
 from hashlib import blake2b
 
 from thrifty.db.database import Database
 from thrifty.db.secrets import read_secret
-from thrifty.openai.base32 import encode
 
 SECRET = "subjects"  # noqa: S105
-CHARS = 16
 
 
 class Subjects:
@@ -28,7 +27,7 @@ class Subjects:
         tenant_bytes = (tenant or "").encode("utf-8", "surrogatepass")
         state.update(b"%d\0%b" % (len(tenant_bytes), tenant_bytes))
         state.update(user.encode("utf-8", "surrogatepass"))
-        return f"u-{encode(int.from_bytes(state.digest()), CHARS)}"
+        return f"u-{base64.b32encode(state.digest()).decode().lower()}"
 
 
 def open_subjects(database: Database) -> Subjects:

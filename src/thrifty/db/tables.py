@@ -275,6 +275,56 @@ feedback_history = Table(
 )
 """Values of feedback that were replaced, with the time at which each was given."""
 
+erasures = Table(
+    "erasures",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("subject", String(24), nullable=False),
+    Column("until_response", BigInteger, nullable=False),
+    Column("report", Text),
+)
+"""Persons whose data were erased, by pseudonym: their responses up to a number are gone, and rows
+of these that still wait in a gateway are dropped. `report` is JSON; NULL while the erasure goes on,
+or where it was killed."""
+
+exports = Table(
+    "exports",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("form", String(8), nullable=False),
+)
+"""Files of training rows that were written, so that a person's rows can be taken out of them."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("act", String(32), nullable=False),
+    Column("actor", String(24), nullable=False),
+    Column("details", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+"""Administrative acts, numbered from 1, each with a hash over itself and the hash before it.
+`actor` is a pseudonym, `details` canonical JSON."""
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("entries", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("signature", String(64), nullable=False),
+)
+"""One row: the number of acts, the hash of the last one, and a signature over both."""
+
 cache_purges = Table(
     "cache_purges",
     metadata,

@@ -360,7 +360,7 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
     if options.storage == "claim":
         home = {"persistentVolumeClaim": {"claimName": MODELS_CLAIM}}
     elif need.disk_bytes:
-        home = {"emptyDir": {"sizeLimit": f"{-(-need.disk_bytes * 2 // MIB)}Mi"}}
+        home = {"emptyDir": {"sizeLimit": f"{-(-need.disk_bytes * 3 // MIB)}Mi"}}
     pod = make_pod(
         "replica", name, options, container, home, _sum(config),
         PRE_STOP_S + round(DRAIN_TIMEOUT_S) + _EXTRA_GRACE_S, {},

@@ -25,7 +25,8 @@ from thrifty.engines.base import (
 )
 from thrifty.engines.machine import Machine
 from thrifty.errors import EngineError, Problem
-from thrifty.http.client import HttpClient, TransportError, parse_origin
+from thrifty.http.client import HttpClient, TransportError
+from thrifty.http.origin import parse_origin
 from thrifty.openai.base_urls import complete_url, shorten_url
 from thrifty.spec import Spec
 from thrifty.spec.section import Section

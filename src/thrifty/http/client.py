@@ -24,12 +24,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httptools
-import msgspec
 
 from thrifty.errors import ThriftyError
+from thrifty.http.origin import Origin, parse_origin, quote_part
 
 log = logging.getLogger(__name__)
 
@@ -70,50 +70,6 @@ class BrokenResponse(TransportError):
 
 class _StaleConnection(Exception):
     """A reused connection was closed before a byte of the answer came."""
-
-
-class Origin(msgspec.Struct, frozen=True):
-    """A server: where to connect, and the prefix of each path."""
-
-    host: str
-    port: int
-    tls: bool = False
-    base_path: str = ""
-    socket: str = ""
-    """The path of a Unix socket to connect to, in place of host and port."""
-
-    @property
-    def host_header(self) -> bytes:
-        """The `Host` header's value."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        default = 443 if self.tls else 80
-        return (host if self.port == default else f"{host}:{self.port}").encode("ascii")
-
-    @property
-    def url(self) -> str:
-        """The origin as a URL."""
-        return f"{'https' if self.tls else 'http'}://{self.host_header.decode()}{self.base_path}"
-
-
-def parse_origin(url: str) -> Origin:
-    """The origin in `url`, such as `http://127.0.0.1:9001/v1`. Raises `ValueError`."""
-    if "@" in url.partition("://")[2].partition("/")[0]:
-        raise ValueError("a URL with a password in it is refused; give the key as its own setting")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        # The result can be written into a request as it is.
-        host = (parts.hostname or "").encode("idna").decode("ascii")
-    except ValueError as error:
-        raise ValueError(f"{url!r} is not a URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
-    if parts.query or parts.fragment:
-        raise ValueError(f"{url!r} has a query or fragment; give the base URL alone")
-    if port == 0 or not host.isprintable() or " " in host:
-        raise ValueError(f"{url!r} is not a URL: no server can be at {parts.netloc!r}")
-    tls = parts.scheme == "https"
-    return Origin(host, port or (443 if tls else 80), tls, _quote(parts.path.rstrip("/")))
 
 
 class Answer:
@@ -549,7 +505,7 @@ class HttpClient:
         Raises `TransportError`, and `ValueError` if `url` is not a URL.
         """
         parts = urlsplit(url)
-        path = _quote(parts.path) + (f"?{_quote(parts.query)}" if parts.query else "")
+        path = quote_part(parts.path) + (f"?{quote_part(parts.query)}" if parts.query else "")
         origin = parse_origin(f"{parts.scheme}://{parts.netloc}")
         answer: Answer | None = None
         try:
@@ -601,11 +557,6 @@ class HttpClient:
                 del self._pools[origin]
         if self._pools:
             self._plan_sweep()
-
-
-def _quote(part: str) -> str:
-    """`part` of a URL in ASCII and without spaces; existing percent-encoding is kept."""
-    return quote(part, safe="/?:@!$&'()*+,;=%-._~")
 
 
 def _say_why(error: OSError | UnicodeError) -> str:

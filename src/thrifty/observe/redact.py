@@ -1,10 +1,10 @@
 """Puts pseudonyms in the place of personal data, before texts are written.
 
 Found: mail addresses, phone numbers, payment cards (Luhn), IBANs (mod 97), national ids
-(`observe/national_ids`), IP addresses, keys and tokens. Names and postal addresses are not: they need
-a model. A pseudonym such as `<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant: the same
-address is the same pseudonym throughout a tenant's conversations, so that they still make sense, and
-nobody without the key can test a guess.
+(`observe/national_ids`), IP addresses, keys and tokens. Names and postal addresses are not: they
+need a model. A pseudonym such as `<EMAIL_kqzmwxtb>` is a keyed hash of the value and the tenant:
+the same address is the same pseudonym throughout a tenant's conversations, so that they still make
+sense, and nobody without the key can test a guess.
 
 Speed decides the form: every pattern begins with a literal or a set of few characters, which `re`
 scans for in C, and what must stand before a match is checked afterwards. Text that was replaced
@@ -156,8 +156,8 @@ def _stands_alone(match: re.Match[str]) -> bool:
 
 
 def _is_within_word(text: str, start: int) -> bool:
-    r"""Whether a letter, digit or underscore stands before `start`; the end of a line that is
-    written as `\n`, as in JSON within JSON, is none.
+    r"""Whether a letter, digit or underscore stands before `start`. The `n` of an end of line that
+    is written as `\n`, as in JSON within JSON, is none.
     """
     if not start or text[start - 1] not in _WORD:
         return False

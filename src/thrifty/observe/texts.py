@@ -50,8 +50,9 @@ def make_texts(
     """The texts of one response; None if there are none to record (embeddings, tokenization).
 
     `request` is the request's JSON object. `answer` is what the client was sent: a whole answer, an
-    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `redact` puts
-    pseudonyms in the place of personal data. Never raises, whatever a client or a server sends.
+    event stream (`streamed`, possibly interrupted), or None. An error is not an answer. `redact`
+    puts pseudonyms in the place of personal data. Never raises, whatever a client or a server
+    sends.
     """
     if endpoint is Endpoint.CHAT:
         messages = _read_messages(request.get("messages"))

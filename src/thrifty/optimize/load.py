@@ -15,7 +15,7 @@ from thrifty.bench.workload import PlannedRequest, Workload, read_trace
 from thrifty.errors import BenchError
 from thrifty.evaluate.statistics import proportion
 from thrifty.evaluate.windows import digest_file
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 WARM_UP_S = 1.0
 MAX_STREAMS = 1024

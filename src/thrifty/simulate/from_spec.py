@@ -19,7 +19,8 @@ from thrifty.engines.probe import read_server_load
 from thrifty.engines.registry import choose_engine
 from thrifty.errors import SimulationError
 from thrifty.gateway.routing import POLICIES
-from thrifty.http.client import TransportError, parse_origin
+from thrifty.http.client import TransportError
+from thrifty.http.origin import parse_origin
 from thrifty.simulate.measure import measure_rates
 from thrifty.simulate.rates import ReplicaRates, make_benchmark_rates, make_echo_rates
 from thrifty.simulate.scaler import MOST, Bounds, Objective
@@ -108,6 +109,7 @@ def find_setup(
     most: int | None = None,
     routing: str | None = None,
     start_s: float | None = None,
+    warm_up_s: float = 0.0,
 ) -> Setup:
     """What is simulated: the spec's values, unless others are given.
 
@@ -138,6 +140,7 @@ def find_setup(
     return Setup(
         rates, objective, Bounds(low, high), routing or spec.routing, spec.limits.waiting,
         spec.limits.wait_timeout, seed=seed,
+        warm_up_s=warm_up_s,
         idle_after_s=spec.replicas.idle_after or IDLE_AFTER_S,
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ class Outcome:
     refused: int
     """Requests that got a 503: the queue was full, or they waited for too long."""
     slo_attainment: float
-    """The share of all requests that were answered within the objective."""
+    """The share of the requests that count which were answered within the objective."""
     ttft_mean_s: float
     ttft_p50_s: float
     ttft_p95_s: float
@@ -63,7 +63,7 @@ class Outcome:
     max_replicas: int
     min_replicas: int
     duration_s: float
-    """From the first arrival to the last answer."""
+    """From the end of the warm-up to the last answer."""
     timeline: tuple[Moment, ...] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,10 +81,15 @@ class Recorder:
         objective: Objective,
         began_s: float,
         bucket_s: float,
+        warm_up_s: float = 0.0,
     ) -> None:
         self._name, self._rates, self._objective = name, rates, objective
         self._began_s, self._bucket_s = began_s, bucket_s
+        self._counts_s = began_s + warm_up_s
+        """From when on requests, replicas and changes count."""
         self.arrived = 0
+        """Requests that have arrived, the warm-up's included."""
+        self._requests = 0
         self._refused = self._answered = self._good = 0
         self._ttft, self._tpot = array("d"), array("d")
         self._answer_tokens = self._prompt_tokens = self._cached_tokens = 0
@@ -116,35 +121,40 @@ class Recorder:
         """A request arrived."""
         self._pass(now_s)
         self.arrived += 1
+        self._requests += now_s >= self._counts_s
         self._bucket_arrived += 1
         self._look_arrived += 1
         self._look_prompt += trace.prompt_tokens
         self._change_open(1, now_s)
 
-    def note_refusal(self, now_s: float) -> None:
+    def note_refusal(self, arrived_s: float, now_s: float) -> None:
         """A request got a 503."""
-        self._refused += 1
+        self._refused += arrived_s >= self._counts_s
         self._change_open(-1, now_s)
 
-    def note_first(self, ttft_s: float, now_s: float) -> None:
+    def note_first(self, arrived_s: float, now_s: float) -> None:
         """A first token came."""
         self._pass(now_s)
-        self._ttft.append(ttft_s)
+        ttft_s = now_s - arrived_s
+        if arrived_s >= self._counts_s:
+            self._ttft.append(ttft_s)
         self._bucket_ttft.append(ttft_s)
         self._look_ttft.append(ttft_s)
 
     def note_end(self, arrived_s: float, job: Job, now_s: float) -> None:
         """An answer ended."""
-        self._answered += 1
         tpot_s = 0.0
         if job.answer_tokens > 1:
             tpot_s = (now_s - job.first_s) / (job.answer_tokens - 1)
-            self._tpot.append(tpot_s)
             self._look_tpot.append(tpot_s)
-        self._good += self._objective.is_met_by(job.first_s - arrived_s, tpot_s)
-        self._answer_tokens += job.answer_tokens
-        self._prompt_tokens += job.prompt_tokens
-        self._cached_tokens += job.cached_tokens
+        if arrived_s >= self._counts_s:
+            self._answered += 1
+            if job.answer_tokens > 1:
+                self._tpot.append(tpot_s)
+            self._good += self._objective.is_met_by(job.first_s - arrived_s, tpot_s)
+            self._answer_tokens += job.answer_tokens
+            self._prompt_tokens += job.prompt_tokens
+            self._cached_tokens += job.cached_tokens
         self._look_ended += 1
         self._look_answer += job.answer_tokens
         self._change_open(-1, now_s)
@@ -154,14 +164,16 @@ class Recorder:
         self._pass(now_s)
         self._count_replicas(now_s)
         self._replicas = count
-        self._most = max(self._most, count)
+        self._most = count if now_s < self._counts_s else max(self._most, count)
 
     def note_target(self, wanted: int, now_s: float) -> None:
         """So many replicas are wanted from now on."""
-        self._least = wanted if self._least is None else min(self._least, wanted)
+        if self._least is None or self._target is None or now_s < self._counts_s:
+            self._least = wanted
+        self._least = min(self._least, wanted)
         if self._target is not None and wanted != self._target:
             direction = 1 if wanted > self._target else -1
-            self._turns += self._direction == -direction
+            self._turns += now_s >= self._counts_s and self._direction == -direction
             self._direction = direction
         self._target = wanted
 
@@ -198,16 +210,16 @@ class Recorder:
         self._count_replicas(now_s)
         if self._bucket_arrived or self._bucket_ttft:
             self._end_bucket(now_s)
-        duration_s = max(now_s - self._began_s, 1e-9)
+        duration_s = max(now_s - self._counts_s, 1e-9)
         ttft, tpot = sorted(self._ttft), sorted(self._tpot)
         hours = self._replica_s / 3600
         return Outcome(
             name=self._name,
             rates=self._rates.name,
-            requests=self.arrived,
+            requests=self._requests,
             answered=self._answered,
             refused=self._refused,
-            slo_attainment=self._good / max(1, self.arrived),
+            slo_attainment=self._good / max(1, self._requests),
             ttft_mean_s=sum(ttft) / max(1, len(ttft)),
             ttft_p50_s=pick(ttft, 0.5),
             ttft_p95_s=pick(ttft, 0.95),
@@ -233,9 +245,9 @@ class Recorder:
         self._open += by
 
     def _count_replicas(self, now_s: float) -> None:
-        passed_s = self._replicas * (now_s - self._changed_s)
-        self._replica_s += passed_s
-        self._bucket_replica_s += passed_s
+        self._bucket_replica_s += self._replicas * (now_s - self._changed_s)
+        since_s = max(self._changed_s, self._counts_s)
+        self._replica_s += self._replicas * max(0.0, now_s - since_s)
         self._changed_s = now_s
 
     def _pass(self, now_s: float) -> None:

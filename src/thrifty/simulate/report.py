@@ -93,6 +93,11 @@ def describe_conditions(found: Simulated) -> list[str]:
             for setup in found.setups
         ),
     ]
+    if first.warm_up_s:
+        lines.append(
+            f"The first {format_duration(first.warm_up_s)} are played and do not count, but for the "
+            "course over time."
+        )
     if trace.faults.count:
         lines.append(
             f"{trace.faults.count} rows of the trace cannot be used and were skipped: "

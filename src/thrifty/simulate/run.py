@@ -160,6 +160,10 @@ def run_simulation(
     """Simulate every policy. Raises `SimulationError`."""
     names = check_policies(request.policies)
     trace = summarize_trace(request.trace, request.options)
+    if any(setup.warm_up_s >= max(trace.duration_s, 1e-9) for setup in request.setups):
+        raise SimulationError(
+            f"the warm-up is longer than the stretch of the trace, {trace.duration_s:g} s; shorten it"
+        )
     bucket_s = max(1.0, trace.duration_s / PIECES)
     setups = [replace(setup, bucket_s=bucket_s) for setup in request.setups]
     first = setups[0]

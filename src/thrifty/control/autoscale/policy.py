@@ -295,10 +295,16 @@ class _Version:
         margin: float = 1.0,
         most: float | None = None,
     ) -> int:
-        """The smallest number that is predicted to be enough."""
+        """The smallest number that is predicted to be enough, or whose double would hardly be
+        better: where latency does not come from load, no number of replicas cures it.
+        """
+
+        def missed(count: int) -> float:
+            return self._misses(fleet, goal, fleet.predict(count, rate), margin, most)
 
         def enough(count: int) -> bool:
-            return self._misses(fleet, goal, fleet.predict(count, rate), margin, most) <= 0.0
+            here = missed(count)
+            return here <= 0.0 or here - missed(2 * count) < self.settings.least_gain
 
         low, high = 0, max(1, seen.count)
         while not enough(high) and high < MOST_SEARCHED:

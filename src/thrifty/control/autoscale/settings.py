@@ -62,6 +62,11 @@ class Settings:
     """Where one replica without any load misses the objective, that latency times this is held
     instead: more replicas could not give less."""
 
+    least_gain: float = 0.1
+    """Twice the replicas have to bring a latency nearer to its objective by this share of it, or they
+    are not started: where a latency comes from prompts and not from load, no number is enough, and
+    what is learned scatters by more than this."""
+
     longest_step_s: float = 30.0
     """A step that comes later than this after the last one, or before it, means that the clock jumped
     or the process slept: figures of that time are not used."""

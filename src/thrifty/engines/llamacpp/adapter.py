@@ -6,6 +6,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -62,6 +64,10 @@ HONOURS = frozenset(
 NOTE = "llamacpp.json"
 RUNTIME_BYTES = 250_000_000
 """Memory of a replica beyond weights and KV cache: two processes, libraries and buffers."""
+_ADVICE = (
+    "ask for fewer slots (engine.slots), shorter ones (engine.context) or smaller ones "
+    "(engine.kv_precision: q8_0)"
+)
 QUANTIZED = ("q2", "q3", "q4", "q5", "q6", "iq", "tq", "mxfp4", "nvfp4", "q1")
 """How the names of GGUF's types with fewer than 8 bits begin."""
 
@@ -183,7 +189,7 @@ class LlamaCppEngine:
         name = spec.name or version.name
         options: LlamaCppOptions = parse_options(self, spec)
         home = _home_of(store)
-        python = packages.install(home, on_progress)
+        python = _require_llama_cpp(home, store, on_progress)
         if not packages.knows_architecture(home, _gguf_architecture(artifact)):
             raise EngineError(
                 f"llama.cpp (xllamacpp {packages.VERSION}) has no models of the architecture "
@@ -198,6 +204,7 @@ class LlamaCppEngine:
             )
         note = read_json(store.folder_of(artifact.id) / NOTE)
         values = resolve(options, int(note["context_length"])).model_dump()
+        _check_kv_cache(LlamaCppOptions.model_construct(**values), note, spec, machine)
         if options.draft_model is not None:
             values["draft_model"] = _find_draft(options.draft_model, artifact, store)
         relevant = {k: v for k, v in values.items() if k not in CAPACITY}
@@ -240,6 +247,12 @@ class LlamaCppEngine:
         options = LlamaCppOptions.model_construct(**served.options)
         assert options.context is not None
         note = read_json(folder / NOTE)
+        kv_bytes, free = _count_kv_bytes(options, note), available_memory_bytes()
+        if kv_bytes > free:
+            raise EngineError(
+                f"{options.slots} slots of {options.context} tokens need {format_bytes(kv_bytes)} of KV "
+                f"cache, and {format_bytes(free)} are free; {_ADVICE}"
+            )
         draft = options.draft_model
         worker = WorkerSettings(
             model=str(find_ggufs(folder)[0]),
@@ -262,7 +275,7 @@ class LlamaCppEngine:
             "folder": str(folder),
             "family": served.family,
             "eos_token_ids": note["eos_token_ids"],
-            "kv_bytes": _count_kv_bytes(options, int(note["kv_values_per_token"])),
+            "kv_bytes": kv_bytes,
             "worker": msgspec.to_builtins(worker),
         }
         command = [sys.executable, "-m", "thrifty.engines.llamacpp", json.dumps(settings)]
@@ -284,6 +297,17 @@ class LlamaCppEngine:
 def _home_of(store: Store) -> Home:
     """The home that a store is in: engines are installed beside it."""
     return Home(store.root.parent)
+
+
+def _require_llama_cpp(home: Home, store: Store, on_progress: OnProgress) -> Path:
+    """The interpreter that has llama.cpp, installed now if it was not. Raises `EngineError`."""
+    found = packages.find_python(home)
+    if found is not None:
+        return found
+    needed = packages.PACKAGES.download_bytes + packages.PACKAGES.installed_bytes
+    store.require_space(needed, "the engine 'llamacpp'")
+    with store.stage("the engine llamacpp"):  # which a store that is only looked at refuses
+        return packages.install(home, on_progress)
 
 
 def _platform_fault(machine: Machine) -> str | None:
@@ -386,20 +410,24 @@ def _check_memory(spec: Spec, artifact: Artifact) -> list[Problem]:
     ]
 
 
-def _count_kv_bytes(options: LlamaCppOptions, values_per_token: int) -> int:
-    """The size of the KV cache. Raises `EngineError` where it does not fit the free memory."""
+def _count_kv_bytes(options: LlamaCppOptions, note: dict[str, Any]) -> int:
+    """The size of a replica's KV cache, by the note of its model."""
     assert options.context is not None
-    size = round(
-        options.slots * options.context * values_per_token * KV_BYTES[options.kv_precision]
-    )
-    free = available_memory_bytes()
-    if size > free:
+    per_token = int(note["kv_values_per_token"]) * KV_BYTES[options.kv_precision]
+    return round(options.slots * options.context * per_token)
+
+
+def _check_kv_cache(
+    options: LlamaCppOptions, note: dict[str, Any], spec: Spec, machine: Machine
+) -> None:
+    """Raise `EngineError` where the KV caches of all replicas are larger than the memory."""
+    size, copies = _count_kv_bytes(options, note), spec.replicas.count
+    if copies * size > machine.memory_bytes:
         raise EngineError(
-            f"{options.slots} slots of {options.context} tokens need {format_bytes(size)} of KV "
-            f"cache, and {format_bytes(free)} are free; ask for fewer (engine.slots), shorter "
-            "(engine.context) or smaller ones (engine.kv_precision: q8_0)"
+            f"{copies} x {options.slots} slots of {options.context} tokens need "
+            f"{format_bytes(copies * size)} of KV cache, and this machine has "
+            f"{format_bytes(machine.memory_bytes)} of memory; {_ADVICE}"
         )
-    return size
 
 
 def _find_draft(label: str, artifact: Artifact, store: Store) -> str:

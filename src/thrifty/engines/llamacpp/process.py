@@ -22,7 +22,8 @@ import msgspec
 
 from thrifty.engines.llamacpp.settings import WorkerSettings
 from thrifty.errors import EngineError
-from thrifty.http.client import Answer, HttpClient, Origin, TransportError, parse_origin
+from thrifty.http.client import Answer, HttpClient, TransportError
+from thrifty.http.origin import Origin, parse_origin
 
 WORKER = Path(__file__).with_name("worker.py")
 ENVIRONMENT = {"GOMP_SPINCOUNT": "2000"}

@@ -32,6 +32,8 @@ the step of its first token, even if it knows it: about 20 ms for 64 KiB.
 """
 _COMPILE_WAIT_S = 0.01
 """How long a step without work waits for a grammar, before it looks for messages again."""
+LOOKUP_MARGIN = 32
+"""More than any number of guesses in a step."""
 LOOKUP_NGRAM = 3
 """At most so many tokens at the end are looked for; where they are not found, fewer."""
 GROWTH_BLOCKS = 2
@@ -51,6 +53,8 @@ class _Running:
     reported: bool = False
     stepped: bool = False
     """Whether a step may have computed some of its prompt."""
+    limit: int | None = None
+    """How many tokens it gets at most before it is cut off here; None: the engine ends it."""
     abandoned: bool = False
     """Nobody waits for it any more; it ends with its prompt."""
 
@@ -177,6 +181,10 @@ class DecoderWorker:
             if fault:
                 self._failures.append(Failure(message.job, "grammar", fault))
                 return
+        fault = self._find_lookup_fault(message.sampling)
+        if fault:
+            self._failures.append(Failure(message.job, "min_tokens", fault))
+            return
         blocks = count_blocks(len(message.prompt) + message.sampling.max_tokens)
         if len(message.prompt) // BLOCK_TOKENS + 1 > self._settings.kv_blocks:
             self._failures.append(
@@ -189,7 +197,8 @@ class DecoderWorker:
             )
             return
         try:
-            config = self._make_config(message.sampling)
+            limit = self._find_limit(message.sampling)
+            config = self._make_config(message.sampling, limit, len(message.prompt))
             cached = 0 if message.resumed else self._index.match(message.prompt)
             tensor = ov.Tensor(np.array([message.prompt], dtype=np.int64))
             self._next_request += 1
@@ -197,11 +206,30 @@ class DecoderWorker:
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
             self._failures.append(Failure(message.job, "engine", first_line(error)))
             return
-        running = _Running(message, handle, cached)
+        running = _Running(message, handle, cached, limit=limit)
         running.held = self._index.begin(message.prompt)
         running.own_blocks = count_blocks(len(message.prompt)) - len(running.held)
         running.rest = len(message.prompt) - len(running.held) * BLOCK_TOKENS
         self._running[message.job] = running
+
+    def _find_lookup_fault(self, sampling: Sampling) -> str | None:
+        """What cannot be honoured beside look-ups: counts of penalties cannot be taken up again."""
+        penalties = sampling.presence_penalty or sampling.frequency_penalty
+        if self._find_limit(sampling) is None or not penalties:
+            return None
+        return (
+            "'min_tokens' cannot be joined with 'presence_penalty' or 'frequency_penalty' while this "
+            "model is served with speculation: prompt_lookup; leave one of them out"
+        )
+
+    def _find_limit(self, sampling: Sampling) -> int | None:
+        """Where an answer with a least number of tokens is cut off by us. With look-ups the engine counts
+        guesses and the prompt among its tokens, so that it would allow an end too early; it is told
+        of more, and the answer goes on from its least number as another one.
+        """
+        if self._lookups is None or not sampling.min_tokens or sampling.ignore_eos:
+            return None
+        return min(sampling.min_tokens, sampling.max_tokens)
 
     def cancel(self, job: int) -> None:
         """Stop a job; the next step frees what it held.
@@ -430,8 +458,20 @@ class DecoderWorker:
                     length = reason == self._genai.GenerationFinishReason.LENGTH
                     finish = "length" if length else "stop"
         ignored = not finish and handle.get_status() == self._genai.GenerationStatus.IGNORED
+        cut = False
+        if running.limit is not None and len(running.generated) + len(tokens) >= running.limit:
+            running.handle.cancel()
+            room = running.limit - len(running.generated)
+            cut = running.limit < running.message.sampling.max_tokens
+            if cut:
+                finish = ""
+            elif len(tokens) > room or not finish:
+                finish = "length"
+            tokens, logprobs = tokens[:room], logprobs[:room]
         self._note_growth(running, tokens)
-        if ignored:
+        if cut:
+            self._give_back(running, full=False)
+        elif ignored:
             self._give_back(running)
         elif finish:
             self._forget(running)
@@ -514,11 +554,15 @@ class DecoderWorker:
         computed = running.prompt + running.generated[:-1] if running.generated else []
         self._index.end(running.held, computed, running.own_blocks)
 
-    def _make_config(self, sampling: Sampling) -> Any:
+    def _make_config(
+        self, sampling: Sampling, limit: int | None = None, prompt_tokens: int = 0
+    ) -> Any:
         genai, settings = self._genai, self._settings
         config = genai.GenerationConfig()
         config.max_new_tokens = sampling.max_tokens
         config.min_new_tokens = sampling.min_tokens
+        if limit is not None:
+            config.max_new_tokens = config.min_new_tokens = limit + prompt_tokens + LOOKUP_MARGIN
         config.ignore_eos = sampling.ignore_eos
         if settings.eos_token_ids:
             config.eos_token_id = settings.eos_token_ids[0]

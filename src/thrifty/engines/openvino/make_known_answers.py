@@ -36,12 +36,13 @@ def make_known_answers(folder: Path, family: Family, context_length: int) -> Kno
     if family is Family.ENCODER:
         known = KnownAnswers(embeddings=[_embed(request, prompt) for prompt in prompts])
     else:
-        known = KnownAnswers(tokens=[_find_next(request, prompt) for prompt in prompts])
+        known = KnownAnswers(tokens=[find_next(request, prompt) for prompt in prompts])
     write_known_answers(folder, known)
     return known
 
 
-def _find_next(request: ov.InferRequest, prompt: list[int]) -> KnownToken:
+def find_next(request: ov.InferRequest, prompt: list[int]) -> KnownToken:
+    """What follows `prompt` most likely, by a decoder's graph."""
     request.reset_state()
     request.infer(make_inputs(np.array(prompt, np.int64)))
     logits = request.get_tensor("logits").data[0, -1].astype(np.float64)

@@ -1,5 +1,5 @@
-"""Starts a process of a replica. Imports next to nothing, so that the worker can load its model while
-its server is still importing what it needs.
+"""Starts a process of a replica. Imports next to nothing, so that the worker can load its model
+while its server is still importing what it needs.
 """
 
 from __future__ import annotations

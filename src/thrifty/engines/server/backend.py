@@ -79,7 +79,9 @@ class Output(msgspec.Struct, array_like=True):
 
 
 class Failure(msgspec.Struct, array_like=True):
-    """A job that ended without an answer. `kind` is `grammar`, `memory`, `logprobs` or `engine`."""
+    """A job that ended without an answer. `kind` is `grammar`, `min_tokens`,
+    `memory`, `logprobs` or `engine`.
+    """
 
     job: int
     kind: str

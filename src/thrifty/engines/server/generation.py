@@ -151,6 +151,8 @@ def _to_wire_error(failure: Failure, request: GenerationRequest) -> WireError:
         return bad_request(
             f"the schema cannot be enforced: {failure.message}", param, "invalid_schema"
         )
+    if failure.kind == "min_tokens":
+        return bad_request(failure.message, "min_tokens", "invalid_value")
     if failure.kind == "memory":
         return unavailable(failure.message, "kv_cache_full", retry_after_s=2.0)
     if failure.kind == "logprobs":

@@ -1,10 +1,10 @@
 """Gives memory back to the system while nobody asks.
 
 - What the heap has free is returned.
-- Pages of files that are mapped and shared, such as a model's weights, leave this process. They stay in
-  the page cache as long as nobody else needs the memory.
-- All other pages go to swap, if there is any. Without swap they stay, and with them the weights of an
-  engine that has repacked them, and what is in its KV cache.
+- Pages of files that are mapped and shared, such as a model's weights, leave this process. They
+  stay in the page cache as long as nobody else needs the memory.
+- All other pages go to swap, if there is any. Without swap they stay, and with them the weights of
+  an engine that has repacked them, and what is in its KV cache.
 
 Nothing is lost, and nothing has to be undone: pages come back when they are used.
 """
@@ -24,8 +24,8 @@ _MAPS = "/proc/self/maps"
 
 
 def give_back_memory() -> None:
-    """Give back what this process can do without. Blocks, for as long as writing to swap takes; does
-    nothing where the system has no such calls.
+    """Give back what this process can do without. Blocks, for as long as writing to swap takes;
+    does nothing where the system has no such calls.
     """
     gc.collect()
     if sys.platform != "linux":

@@ -286,8 +286,10 @@ class VllmBackend:
         )
 
     def _tell(self, job: _Job, output: Output) -> None:
+        if job.number not in self._jobs:
+            return  # what was on its way when the job was cancelled
         if output.finish:
-            self._jobs.pop(job.number, None)
+            del self._jobs[job.number]
         job.on_output(output)
 
     def _fail(self, job: _Job, kind: str, message: str) -> None:

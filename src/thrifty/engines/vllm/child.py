@@ -15,7 +15,7 @@ from pathlib import Path
 from thrifty.engines.vllm import guard
 from thrifty.engines.vllm.command_line import SOCKET
 from thrifty.errors import EngineError
-from thrifty.http.client import Origin
+from thrifty.http.origin import Origin
 
 STOP_TIMEOUT_S = guard.GRACE_S + 5
 KEPT_LINES = 400

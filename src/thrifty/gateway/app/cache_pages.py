@@ -51,10 +51,11 @@ class CachePages:
             stats = await asyncio.to_thread(read_cache_stats, self._reader.database)
         exchange.respond(200, _encode({"object": "cache.stats", **summarize(stats)}))
 
-    async def _forget(self, exchange: Exchange, _: Key | None, __: Any) -> None:
+    async def _forget(self, exchange: Exchange, key: Key | None, _: Any) -> None:
         filters = _read_filters(exchange.query)
+        who = f"{key.name if key is not None else 'loopback'} (DELETE {PATH})"
         with _database_needed():
-            answer = await self._purge(filters)
+            answer = await self._purge(filters, who)
         exchange.respond(200, _encode(answer))
 
     async def publish(self, worker: str) -> None:
@@ -73,8 +74,8 @@ class CachePages:
                 continue  # the table's reader logs this
             last, written_s = stats, loop.time()
 
-    async def _purge(self, filters: dict[str, str]) -> dict[str, Any]:
-        purge = await asyncio.to_thread(add_purge, self._reader.database, **filters)
+    async def _purge(self, filters: dict[str, str], who: str) -> dict[str, Any]:
+        purge = await asyncio.to_thread(add_purge, self._reader.database, **filters, who=who)
         await self._reader.refresh()
         return {"object": "cache.purge", **vars(purge)}
 

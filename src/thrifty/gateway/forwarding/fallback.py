@@ -3,8 +3,8 @@
 If the chosen version has no ready replica, the next version in the conversation's order answers. A
 fallback deployment answers if nothing has been sent to the client and the first deployment has no
 ready version or failed with a 5xx. A version that is at zero by intent wakes instead: another one
-answers only if it cannot start, or takes longer than requests wait. Neither answer is cached under the first key. A pinned request
-only ever goes to its version.
+answers only if it cannot start, or takes longer than requests wait. Neither answer is cached under
+the first key. A pinned request only ever goes to its version.
 """
 
 from __future__ import annotations

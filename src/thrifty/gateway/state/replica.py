@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from thrifty.db.fleet import ReplicaRow
-from thrifty.http.client import Origin, parse_origin
+from thrifty.http.origin import Origin, parse_origin
 from thrifty.openai.base_urls import find_endpoint, find_root
 from thrifty.openai.fields import Endpoint
 from thrifty.types import ReplicaState

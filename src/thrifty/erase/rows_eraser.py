@@ -1,0 +1,112 @@
+"""One person's rows: the request log with its texts, feedback, and cached answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, select
+
+from thrifty.db.cache import add_purge
+from thrifty.db.feedback import FeedbackFilter, delete_feedback, list_feedback
+from thrifty.db.request_log import permit_deletion
+from thrifty.db.request_queries import RequestFilter, list_requests, read_texts
+from thrifty.db.tables import feedback, request_texts, requests
+from thrifty.erase.person import Work
+
+PIECE = 500
+PAGE = 1000
+
+
+def erase_requests(work: Work) -> int:
+    """Delete the person's requests with their texts, and those that name nobody in the person's
+    conversations.
+    """
+    nameless: set[int] = set()
+    with work.database.begin() as connection:
+        for some in _in_pieces(work.person.conversations):
+            query = select(requests.c.id).where(
+                requests.c.conversation_id.in_(some), requests.c.end_user.is_(None)
+            )
+            nameless.update(connection.execute(query).scalars())
+    # The named ones last: they lead to the others, should this be interrupted.
+    for some in [*_in_pieces(nameless), *_in_pieces(work.person.responses)]:
+        with work.database.begin() as connection, permit_deletion(connection):
+            connection.execute(delete(request_texts).where(request_texts.c.id.in_(some)))
+            connection.execute(delete(requests).where(requests.c.id.in_(some)))
+    return len(nameless) + len(work.person.responses)
+
+
+def collect_requests(work: Work) -> list[Any]:
+    """The person's requests with their texts."""
+    found: list[Any] = []
+    for tenant in sorted(work.person.tenants):
+        wanted = RequestFilter(tenant=tenant, user=work.person.user)
+        before, more = None, True
+        while more:
+            rows, more = list_requests(work.database, wanted, before=before, limit=PAGE)
+            for row in rows:
+                texts = read_texts(work.database, row["id"])
+                found.append(row | ({} if texts is None else texts._asdict()))
+            before = rows[-1]["id"] if rows else None
+    return found
+
+
+def erase_feedback(work: Work) -> int:
+    """Delete what the person said, and what others said of the person's responses."""
+    person = work.person
+    own = feedback.c.end_user == person.user
+    query = select(feedback.c.id).where(own, feedback.c.tenant.in_(person.tenants))
+    with work.database.begin() as connection:
+        doomed = set(connection.execute(query).scalars())
+        for column, values in (
+            (feedback.c.response, person.responses),
+            (feedback.c.conversation_id, person.conversations),
+        ):
+            for some in _in_pieces(values):
+                found = connection.execute(select(feedback.c.id).where(column.in_(some)))
+                doomed.update(found.scalars())
+    for some in _in_pieces(doomed):
+        with work.database.begin() as connection:
+            delete_feedback(connection, some)
+    return len(doomed)
+
+
+def collect_feedback(work: Work) -> list[Any]:
+    """What the person said."""
+    found: list[Any] = []
+    for tenant in sorted(work.person.tenants):
+        wanted = FeedbackFilter(tenant=tenant, user=work.person.user)
+        before, more = None, True
+        while more:
+            rows, more = list_feedback(work.database, wanted, before=before, limit=PAGE)
+            found += [vars(row) for row in rows]
+            before = rows[-1].id if rows else None
+    return found
+
+
+def purge_caches(work: Work) -> int:
+    """Have every gateway, and Redis, forget the answers to the person's tenants: cached answers do
+    not tell who asked.
+    """
+    for tenant in work.person.known_in:
+        # Requests without a key have the empty tenant, which a purge cannot name.
+        add_purge(work.database, tenant=tenant or None, who=work.who)
+    return 0
+
+
+def collect_nothing(work: Work) -> list[Any]:
+    """Nothing that could be told to be the person's."""
+    return []
+
+
+def encode(value: Any) -> bytes:
+    """A collected value as JSON."""
+    return msgspec.json.encode(value)
+
+
+def _in_pieces(values: Iterable[Any]) -> Iterator[Sequence[Any]]:
+    ordered = sorted(values)
+    for start in range(0, len(ordered), PIECE):
+        yield ordered[start : start + PIECE]

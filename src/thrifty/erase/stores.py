@@ -1,0 +1,81 @@
+"""The table of erasers: each place that holds data of persons, and how one person's go.
+
+Whoever adds a table or a folder adds an eraser that covers it, or says below why none is needed; a
+test compares both with the database and the home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from thrifty.erase import files_eraser, rows_eraser
+from thrifty.erase.person import Work
+
+
+class Eraser(NamedTuple):
+    """How one person's data go from the places that `covers` names."""
+
+    name: str
+    covers: tuple[str, ...]
+    erase: Callable[[Work], int]
+    """Erases, and returns how many entries are gone. Doing it again does no harm."""
+    collect: Callable[[Work], list[Any]]
+    """The person's data in there, as values of JSON."""
+
+
+ERASERS: tuple[Eraser, ...] = (
+    Eraser(
+        "feedback", ("table:feedback", "table:feedback_history"),
+        rows_eraser.erase_feedback, rows_eraser.collect_feedback,
+    ),
+    Eraser(
+        "requests", ("table:requests", "table:request_texts"),
+        rows_eraser.erase_requests, rows_eraser.collect_requests,
+    ),
+    Eraser(
+        "cached answers", ("table:cache_purges",),
+        rows_eraser.purge_caches, rows_eraser.collect_nothing,
+    ),
+    Eraser(
+        "lines of batches", ("table:files", "table:batches", "folder:files"),
+        files_eraser.erase_lines, files_eraser.collect_lines,
+    ),
+    Eraser(
+        "training rows", ("table:exports",),
+        files_eraser.erase_exports, files_eraser.collect_exports,
+    ),
+    Eraser(
+        "copies of the request log", ("folder:evaluations",),
+        files_eraser.erase_recorded, rows_eraser.collect_nothing,
+    ),
+    Eraser(
+        "lines of process logs", ("folder:logs",),
+        files_eraser.erase_in_logs, rows_eraser.collect_nothing,
+    ),
+)  # fmt: skip
+
+NOT_OF_PERSONS = {
+    "table:changes": "a counter",
+    "table:deployments": "what is served",
+    "table:versions": "what is served",
+    "table:desired": "what should be served",
+    "table:desired_changes": "acts of operators, kept as evidence",
+    "table:secrets": "random bytes",
+    "table:replicas": "processes",
+    "table:gateways": "processes",
+    "table:keys": "keys of programs and operators",
+    "table:key_spend": "sums by key",
+    "table:cache_stats": "sums",
+    "table:leases": "processes",
+    "table:audit": "pseudonyms of operators and of those they acted on: evidence",
+    "table:audit_head": "a hash",
+    "table:erasures": "pseudonyms of those who were erased: the record of it",
+    "folder:models": "weights; an erasure names those trained on exported rows",
+    "folder:run": "processes",
+    "folder:data": "public data sets",
+    "folder:trainings": "weights, and texts that a spec names",
+    "folder:optimizations": "measurements",
+    "file:database": "the tables above",
+}
+"""Places without data of end users, and what they hold."""
