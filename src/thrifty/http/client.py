@@ -417,9 +417,12 @@ class _Pool:
                     )
                 else:
                     _, connection = await loop.create_connection(
-                        lambda: _Connection(self), self.origin.host, self.origin.port,
-                        ssl=self._tls, server_hostname=self.origin.host if self._tls else None,
-                    )  # fmt: skip
+                        lambda: _Connection(self),
+                        self.origin.host,
+                        self.origin.port,
+                        ssl=self._tls,
+                        server_hostname=self.origin.host if self._tls else None,
+                    )
         except TimeoutError:
             raise ConnectFailed(
                 f"{self.origin.url} did not accept a connection within {timeout_s:g} s"
@@ -507,13 +510,29 @@ class HttpClient:
         parts = urlsplit(url)
         path = quote_part(parts.path) + (f"?{quote_part(parts.query)}" if parts.query else "")
         origin = parse_origin(f"{parts.scheme}://{parts.netloc}")
+        return await self.fetch_from(
+            origin, method, path or "/", headers=headers, body=body, timeout_s=timeout_s
+        )
+
+    async def fetch_from(
+        self,
+        origin: Origin,
+        method: str,
+        path: str,
+        *,
+        headers: bytes = b"",
+        body: bytes = b"",
+        timeout_s: float = 10.0,
+    ) -> tuple[int, bytes]:
+        """As `fetch`, from a server that is known already."""
+        url = f"{origin.url}{path}"
         answer: Answer | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 answer = await self.open(
                     origin,
                     method,
-                    path or "/",
+                    path,
                     headers=headers,
                     body=body,
                     connect_timeout_s=timeout_s,

@@ -179,7 +179,9 @@ class VllmBackend:
                 self._asleep = False
 
     async def _post(self, path: str) -> None:
-        status, body = await self._fetch("POST", path, TURN_TIMEOUT_S)
+        status, body = await self._client.fetch_from(
+            self._child.origin, "POST", path, timeout_s=TURN_TIMEOUT_S
+        )
         if status != 200:
             raise TransportError(f"vLLM answers {status} to {path}: {read_message(body)}")
 
@@ -314,16 +316,9 @@ class VllmBackend:
             self._figures = parse_figures(body)
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        return await self._fetch("GET", path, SMALL_TIMEOUT_S)
-
-    async def _fetch(self, method: str, path: str, timeout_s: float) -> tuple[int, bytes]:
-        """Status and body of one request. Raises `TransportError`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await self._client.open(self._child.origin, method, path)
-                return answer.status, await answer.read()
-        except TimeoutError:
-            raise TransportError(f"vLLM did not answer {path} within {timeout_s:g} s") from None
+        return await self._client.fetch_from(
+            self._child.origin, "GET", path, timeout_s=SMALL_TIMEOUT_S
+        )
 
 
 class _Stream:
