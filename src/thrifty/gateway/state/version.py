@@ -8,6 +8,7 @@ one is never returned for another.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ from thrifty.types import ReplicaState
 from thrifty.untrusted_text import sanitize_line
 
 _CANNOT_START = (ReplicaState.FAILED, ReplicaState.CRASH_LOOP)
-MAX_FAULT_CHARS = 500
+MAX_FAULT_CHARS = 300
+_FOLDERS = re.compile(r"(?:/[\w.@+-]+)+/(?=[\w.@+-])")
 MakePolicy = Callable[[str], RoutingPolicy]
 """Makes a routing policy from the name that specs use."""
 
@@ -221,10 +223,13 @@ class Version:
 
 
 def _find_fault(rows: Sequence[ReplicaRow], revision: str) -> str | None:
-    """The reason of a replica that cannot start."""
+    """The reason of a replica that cannot start, for clients: its last line, files without their
+    folders. Operators read all of it in `thrifty status`.
+    """
     for row in rows:
         if row.revision == revision and row.state in _CANNOT_START:
-            return sanitize_line(row.message or "no reason is known", MAX_FAULT_CHARS)
+            lines = (row.message or "").strip().splitlines() or ["no reason is known"]
+            return sanitize_line(_FOLDERS.sub("", lines[-1]), MAX_FAULT_CHARS)
     return None
 
 
