@@ -62,6 +62,8 @@ def make_artifact(
 def test_a_plain_model_can_be_served() -> None:
     assert find_problems(make_artifact()) == {}
     assert find_problems(make_artifact(Format.GGUF, "llama")) == {}
+    # Before it is fetched, its files are not known.
+    assert find_problems(make_artifact(files=())) == {}
 
 
 @pytest.mark.parametrize(

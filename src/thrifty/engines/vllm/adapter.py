@@ -351,7 +351,8 @@ def _find_model_fault(artifact: Artifact, options: VllmOptions) -> str | None:
     # Another vLLM than the pinned one may know others.
     if options.python is None and name not in known["architectures"]:
         return f"vLLM {known['version']} does not know models of the architecture {name!r}"
-    if not any(entry.path == "tokenizer.json" for entry in artifact.files):
+    # A model that is not in the store yet has no files that are known.
+    if artifact.files and not any(entry.path == "tokenizer.json" for entry in artifact.files):
         return "the checkpoint has no tokenizer.json; save its fast tokenizer with it"
     return None
 
