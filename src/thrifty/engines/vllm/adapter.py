@@ -13,6 +13,7 @@ import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import GGUF_DECODERS
+from thrifty.artifacts.look_only import NotMadeYet
 from thrifty.engines.base import (
     Capability,
     EngineLoad,
@@ -211,6 +212,8 @@ class VllmEngine:
         else:
             find_environment(find_home()).install_for(store, on_progress)
         version, artifact = make_plain(store, version, artifact, on_progress)
+        if not store.has(artifact.id):
+            raise NotMadeYet(None)  # a plan for a model that is not fetched yet
         context = options.context or artifact.description.context_length or None
         draft = None
         if options.draft_model is not None:
