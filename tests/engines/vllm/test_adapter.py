@@ -62,6 +62,8 @@ def make_artifact(
 def test_a_plain_model_can_be_served() -> None:
     assert find_problems(make_artifact()) == {}
     assert find_problems(make_artifact(Format.GGUF, "llama")) == {}
+    # Before it is fetched, its files are not known.
+    assert find_problems(make_artifact(files=())) == {}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,10 @@ def test_what_is_served_is_plain_data(tmp_path: Path, monkeypatch: pytest.Monkey
     assert served.upstream.salt_field == "cache_salt"
     assert prepare(**{"engine.max_batch": 4}).revision == served.revision
     assert prepare(**{"engine.kv_precision": "fp8"}).revision != served.revision
+    unknown = (model[0], make_artifact())
+    spec = load_spec(flags=flags).spec
+    with pytest.raises(NotMadeYet):
+        ENGINE.prepare(spec, unknown, LookOnlyStore(store.root), LINUX, ignore_progress)
     drafted = prepare(**{"engine.speculation": "draft", "engine.draft_model": "tiny@v1"})
     assert drafted.options["draft_model"] == model[1].id
     launch = ENGINE.launch(drafted, store, 4321, [0, 1], 0.5)

