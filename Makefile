@@ -34,9 +34,9 @@ $(DEV): $(LIGHT)
 	$(PIP) --no-compile -e '.[dev]'
 	@touch $@
 
-# Tests that need environments of their own have targets of their own.
-HERE := not deploy and not vllm
-FAST := not slow and not engine and not service and not peer and $(HERE)
+# Tests that need environments of their own, or programs of others, have targets of their own.
+HERE := not peer and not deploy and not vllm
+FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
 install: $(LIGHT) ## Make .venv with the light install, as users have it
@@ -55,10 +55,14 @@ check: $(DEV) ## The fast tests, lint and types: under 90 seconds
 	$(MAKE) --no-print-directory lint
 
 .PHONY: test
-test: $(DEV) ## The whole suite
-	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and not peer and $(HERE)"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(service or engine or peer) and $(HERE)"
+test: $(DEV) ## The suite, with real engines, databases and services
+	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and $(HERE)"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(service or engine) and $(HERE)"
 	$(MAKE) --no-print-directory test-isa
+
+.PHONY: test-peers
+test-peers: $(DEV) ## A service as clients and servers that others wrote see it
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m peer
 
 .PHONY: test-vllm
 test-vllm: $(DEV) ## The tests that need vLLM and llm-compressor; installs both below .make (4.5 GB)
@@ -83,7 +87,7 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
 .PHONY: test-all
-test-all: test test-deploy test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-peers test-deploy test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

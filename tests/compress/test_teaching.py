@@ -263,10 +263,14 @@ def test_minutes_end_in_time_and_go_on(
     store: Store, mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_here(job: Any, folder: Path, *_: Any) -> Any:
+        # Other tests in this process may have chosen another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
         (folder / "report.json").unlink(missing_ok=True)
         (folder / "job.json").write_text(json.dumps(job))
         worker.train(folder, job)
         return distill.read_report(folder) or {}
+
+    from accelerate.state import AcceleratorState
 
     # In this process: importing PyTorch again takes longer than the training.
     monkeypatch.setattr(distill, "run_worker", run_here)
