@@ -232,6 +232,14 @@ async def test_embeddings_go_through(tmp_path: Path) -> None:
         assert reply.error["code"] == "wrong_model_family"
 
 
+async def test_the_wrong_family_is_told_before_fields_are_judged(tmp_path: Path) -> None:
+    """Without the field, which clients add by themselves, there would be no answer, either."""
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        body = {"model": "echo", "input": "abc", "encoding_format": "base64", "dimensions": 4}
+        reply = await gateway.ask(body, "/v1/embeddings")
+        assert (reply.status, reply.error["code"]) == (400, "wrong_model_family")
+
+
 async def test_large_body_is_read_while_others_are_answered(tmp_path: Path) -> None:
     """Most of the time that it takes to read one is spent in Python, beside the event loop."""
     body = b'{"model": "echo", "prompt": [%b]}' % b",".join([b"[1]"] * 1_000_000)
