@@ -80,7 +80,7 @@ async def _post(
     """The status and body of a short greedy answer."""
     client = HttpClient()
     body = {"model": model, "temperature": 0, "max_tokens": 48, **prompt}
-    headers = b"content-type: application/json\r\ncache-control: no-store\r\n" + MEASUREMENT_LINE
+    headers = b"content-type: application/json\r\n" + MEASUREMENT_LINE
     if key:
         headers += f"authorization: Bearer {key}\r\n".encode()
     try:

@@ -247,12 +247,19 @@ def _show_speed(
     )
     print_line(f"  first token       {format_duration(measured.ttft_s)}")
     for streams, speed in measured.tokens_per_s.items():
-        print_line(f"  {streams} stream{'s' if streams > 1 else ' '}         {speed:.0f} tokens/s")
+        print_line(
+            f"  {streams} stream{'s' if streams > 1 else ' '}         {_show_rate(speed)} tokens/s"
+        )
     print_line(f"  memory            {format_bytes(memory)}")
     print_line(
         f"  cost              {measured.cost_per_million_tokens:.3f} per million tokens "
         f"at {measured.price_per_hour:g} an hour"
     )
+
+
+def _show_rate(speed: float) -> str:
+    """A speed in digits that tell it from none."""
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
 
 
 def _curl(url: str, name: str, family: str, with_key: bool, chat: bool) -> str:

@@ -14,7 +14,6 @@ from thrifty.errors import Problem
 from thrifty.spec.models import MASK, DeploymentSpec, Spec, VersionSpec, is_secret
 from thrifty.spec.section import LABEL_PATTERN, SHORTHANDS
 
-
 MOST_PLACES = 3
 """Where more sections have a key of a name, none of them is suggested."""
 
