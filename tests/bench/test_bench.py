@@ -14,13 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.parts import run_thrifty, running_echo, running_server
+from thrifty.bench.check import BEGINNING, QUESTION, ask_question
 from thrifty.bench.client import MEASUREMENT_LINE, RequestResult, Target
 from thrifty.bench.load import LoadPlan, LoadResult, run_load
 from thrifty.bench.summary import bootstrap, parse_objective, summarize
 from thrifty.bench.workload import Lengths, Workload, parse_lengths, read_trace
+from thrifty.engines.echo.adapter import EchoEngine
+from thrifty.engines.echo.backend import EchoBackend, make_tokenizer
+from thrifty.engines.server.app import ModelServer
 from thrifty.errors import BenchError
 from thrifty.http.origin import parse_origin
 from thrifty.http.server import Exchange
+from thrifty.text.tokenizer import TextTokenizer
 
 # Workloads
 
@@ -229,3 +234,24 @@ def test_measurements_say_so_and_load_tests_do_not() -> None:
     origin = parse_origin("http://127.0.0.1:1/v1")
     assert MEASUREMENT_LINE in Target(origin, "m", is_measurement=True).headers
     assert MEASUREMENT_LINE not in Target(origin, "m", key="k").headers
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", None])
+async def test_a_model_without_a_chat_template_continues_a_text(template: str | None) -> None:
+    backend = EchoBackend()
+    tokenizer = TextTokenizer(make_tokenizer().tokenizer, template)
+    honours = EchoEngine.traits.honours or ()
+    model = ModelServer("echo", backend, tokenizer, engine="echo", honours=honours)
+    await model.start()
+    async with running_server(model.handle) as (url, _):
+        answer = await ask_question(url, "echo", None)
+    await backend.stop()
+    assert answer.chat is (template is not None)
+    assert answer.text == answer.prompt
+    assert answer.prompt == (QUESTION if template else BEGINNING)
+
+
+async def test_a_question_that_is_refused_says_why() -> None:
+    async with running_echo() as url:
+        with pytest.raises(BenchError, match="answered with 404: The model 'other' does not exist"):
+            await ask_question(url, "other", None)

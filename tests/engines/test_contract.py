@@ -767,9 +767,10 @@ def test_what_is_not_there_is_a_404(server: Server) -> None:
 
 
 def test_the_other_familys_endpoint_says_so(server: Server) -> None:
-    body = {"model": server.served.name, "input": "hi"}
-    reply = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=10)
-    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "wrong_model_family")
+    for extra in ({}, {"encoding_format": "base64"}):
+        body = {"model": server.served.name, "input": "hi", **extra}
+        reply = requests.post(f"{server.url}/v1/embeddings", json=body, timeout=10)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "wrong_model_family")
 
 
 # the end

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,22 @@ class Deaf(EchoEngine):
 
     async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
         return "not today"
+
+
+class Speechless(EchoEngine):
+    """An echo engine whose server is up and generates nothing."""
+
+    speechless = True
+
+    def __init__(self) -> None:
+        self.asked_s: list[float] = []
+
+    async def probe(self, url: str, served: Served, *, deep: bool) -> str | None:
+        fault = await super().probe(url, served, deep=deep)
+        if deep and fault is None and self.speechless:
+            self.asked_s.append(time.monotonic())
+            return "out of words"
+        return fault
 
 
 class Silent(EchoEngine):
@@ -164,6 +181,22 @@ async def test_a_replica_that_is_never_ready_is_given_up_on(
     one.start()
     await until(one, ReplicaState.FAILED)
     assert one.message == "not ready within 0.3 s: not today"
+    await one.stop()
+
+
+async def test_a_start_says_why_nothing_is_generated(home: Home) -> None:
+    """And its server is not asked again at once, or its log would fill."""
+    engine = Speechless()
+    one = replica(home, engine)
+    one.start()
+    async with asyncio.timeout(20):
+        while len(engine.asked_s) < 2:
+            await asyncio.sleep(0.02)
+        assert (one.state, one.message) == (ReplicaState.STARTING, "out of words")
+        assert engine.asked_s[1] - engine.asked_s[0] >= local.WATCH_INTERVAL_S
+        engine.speechless = False
+        await one.ready_once.wait()
+    assert one.message is None
     await one.stop()
 
 

@@ -17,8 +17,11 @@ from tests.parts import (
     running_echo,
     running_gateway,
 )
+from thrifty.bench.client import Target, send_request
+from thrifty.bench.workload import PlannedRequest
 from thrifty.db.fleet import VersionRow
 from thrifty.db.tables import requests
+from thrifty.http.origin import parse_origin
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello there"}]}
 
@@ -230,6 +233,24 @@ async def test_embeddings_go_through(tmp_path: Path) -> None:
         reply = await gateway.ask({"model": "echo", "input": "abc"}, "/v1/embeddings")
         assert reply.status == 400
         assert reply.error["code"] == "wrong_model_family"
+
+
+async def test_the_wrong_family_is_told_before_fields_are_judged(tmp_path: Path) -> None:
+    """Without the field, which clients add by themselves, there would be no answer, either."""
+    async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
+        body = {"model": "echo", "input": "abc", "encoding_format": "base64", "dimensions": 4}
+        reply = await gateway.ask(body, "/v1/embeddings")
+        assert (reply.status, reply.error["code"]) == (400, "wrong_model_family")
+
+
+async def test_measurements_get_no_answer_from_the_cache(tmp_path: Path) -> None:
+    """The exact cache would tell how fast it is, and not the model."""
+    async with running_echo(ttft_s=0.2) as url, running_gateway(tmp_path, [url]) as gateway:
+        target = Target(parse_origin(gateway.url), "echo", is_measurement=True)
+        for _ in range(2):
+            sample = await send_request(gateway.client, target, PlannedRequest("the same", 4))
+            assert sample.error is None
+            assert sample.ttft_s >= 0.2
 
 
 async def test_large_body_is_read_while_others_are_answered(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_json_rows_of_every_wrong_kind(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("a,b\n1,2\n", "has no known form"),
+        ("GGUF\0\r\0\n1,2\n", "has no known form"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "has no request"),
         ("{}\n", "1 rows cannot be used .line 1: at_s is missing"),
     ],

@@ -183,6 +183,22 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("text", "key", "places"),
+    [
+        ("port: 8000", "port", "'gateway.port'"),
+        ("quantize: int4", "quantize", "'compress.quantize'"),
+        ("cache: {ttl: 1h}", "cache.ttl", "'cache.exact.ttl'"),
+        ("slots: 3", "slots", "'replicas.slots' or 'batches.slots'"),
+    ],
+)
+def test_a_key_of_another_section_is_shown_its_place(
+    tmp_path: Path, text: str, key: str, places: str
+) -> None:
+    fault = f"line 1, {key}: is not a known key here; did you mean {places}?"
+    assert faults(tmp_path, text) == [fault]
+
+
+@pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("gateway: {port: yes}", "line 1, gateway.port: must be a number, not True"),

@@ -17,9 +17,13 @@ from thrifty.bench.workload import Lengths, PlannedRequest, Workload
 from thrifty.errors import BenchError
 from thrifty.http.client import HttpClient
 from thrifty.http.origin import parse_origin
-from thrifty.openai.errors import read_message
+from thrifty.openai.errors import read_code, read_message
 
 QUESTION = "What is the capital of France?"
+BEGINNING = "The capital of France is"
+"""For models that have no chat template and only continue text."""
+NO_TEMPLATE = "no_chat_template"
+"""The code with which a request for a chat with such a model is refused."""
 STREAMS = (1, 8)
 SECONDS = 2.5
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 48
@@ -44,30 +48,48 @@ class ServiceSpeed:
         return asdict(self)
 
 
-async def ask_question(url: str, model: str, key: str | None) -> tuple[str, float]:
-    """Ask one question; returns the answer and its latency in seconds. Raises `BenchError`."""
+@dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    prompt: str
+    text: str
+    chat: bool
+    """Whether it has a chat template; without one, it has continued `prompt`."""
+
+
+async def ask_question(url: str, model: str, key: str | None) -> Answer:
+    """Ask one question; a model without a chat template continues a text instead. Raises
+    `BenchError`.
+    """
+    messages = [{"role": "user", "content": QUESTION}]
+    status, data = await _post(url, "chat/completions", model, key, messages=messages)
+    chat = status != 400 or read_code(data) != NO_TEMPLATE
+    if not chat:
+        status, data = await _post(url, "completions", model, key, prompt=BEGINNING)
+    if status != 200:
+        raise BenchError(f"the question was answered with {status}: {read_message(data)}")
+    choice = msgspec.json.decode(data)["choices"][0]
+    text = choice["message"]["content"] if chat else choice["text"]
+    return Answer(QUESTION if chat else BEGINNING, str(text or "").strip(), chat)
+
+
+async def _post(
+    url: str, path: str, model: str, key: str | None, **prompt: Any
+) -> tuple[int, bytes]:
+    """The status and body of a short greedy answer."""
     client = HttpClient()
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": QUESTION}],
-        "temperature": 0,
-        "max_tokens": 48,
-    }
-    headers = b"content-type: application/json\r\ncache-control: no-store\r\n" + MEASUREMENT_LINE
+    body = {"model": model, "temperature": 0, "max_tokens": 48, **prompt}
+    headers = b"content-type: application/json\r\n" + MEASUREMENT_LINE
     if key:
         headers += f"authorization: Bearer {key}\r\n".encode()
-    started_s = time.perf_counter()
     try:
-        status, data = await client.fetch(
-            f"{url}/v1/chat/completions", method="POST", headers=headers,
+        return await client.fetch(
+            f"{url}/v1/{path}", method="POST", headers=headers,
             body=msgspec.json.encode(body), timeout_s=120.0,
         )  # fmt: skip
     finally:
         client.close()
-    if status != 200:
-        raise BenchError(f"the question was answered with {status}: {read_message(data)}")
-    content = msgspec.json.decode(data)["choices"][0]["message"]["content"]
-    return str(content or "").strip(), time.perf_counter() - started_s
 
 
 async def measure_service(
@@ -107,7 +129,8 @@ async def measure_service(
         speeds[count] = summary.output_tokens_per_s.value
     best = max(speeds.values())
     cost = price_per_hour / (best * 3600) * 1e6 if best else float("inf")
-    return ServiceSpeed(QUESTION, answer, good[len(good) // 2], speeds, cost, price_per_hour)
+    question = QUESTION if chat else BEGINNING
+    return ServiceSpeed(question, answer, good[len(good) // 2], speeds, cost, price_per_hour)
 
 
 async def measure_embeddings(

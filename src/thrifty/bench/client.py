@@ -56,9 +56,9 @@ class RequestResult:
         return (self.chunk_times_s[-1] - self.chunk_times_s[0]) / (self.output_tokens - 1)
 
 
-MEASUREMENT_LINE = b"x-thrifty-origin: measurement\r\n"
-"""Tells a gateway that Thrifty itself asks. Gateways believe operators and, without keys, this
-machine."""
+MEASUREMENT_LINE = b"cache-control: no-store\r\nx-thrifty-origin: measurement\r\n"
+"""Tells a gateway that Thrifty itself asks, and wants no stored answer. Gateways believe operators
+and, without keys, this machine."""
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ async def _introduce_one(shown: _Shown, began_s: float, measure: bool) -> None:
     name, url = shown.state.name, shown.url
     key = os.environ.get("THRIFTY_KEY")
     measured: ServiceSpeed | None = None
-    first_s = 0.0
+    first_s, chat = 0.0, True
     if measure and shown.can_be_measured() and shown.needs_key and not key:
         err.print(
             "Not measured: this service has API keys, and their secrets are stored nowhere. Set "
@@ -201,12 +201,13 @@ async def _introduce_one(shown: _Shown, began_s: float, measure: bool) -> None:
         )
     elif measure and shown.can_be_measured():
         try:
-            answer, _ = await ask_question(url, name, key)
-            first_s = time.monotonic() - began_s
-            print_line(f"\nQ: {'What is the capital of France?'}\nA: {answer}")
+            answer = await ask_question(url, name, key)
+            first_s, chat = time.monotonic() - began_s, answer.chat
+            print_line(f"\nQ: {answer.prompt}\nA: {answer.text}")
             with err.status("Measuring...") as status:
                 measured = await measure_service(
-                    url, name, answer=answer, key=key, price_per_hour=shown.price_per_hour,
+                    url, name, answer=answer.text, key=key, chat=chat,
+                    price_per_hour=shown.price_per_hour,
                     on_step=lambda step: status.update(f"Measuring {step}..."),
                 )  # fmt: skip
         except BenchError as error:
@@ -217,7 +218,7 @@ async def _introduce_one(shown: _Shown, began_s: float, measure: bool) -> None:
     if measured is not None:
         _show_speed(measured, shown.replicas, first_s)
     print_line()
-    print_line(_curl(url, name, shown.state.family, shown.needs_key))
+    print_line(_curl(url, name, shown.state.family, shown.needs_key, chat))
     print_line()
 
 
@@ -246,7 +247,9 @@ def _show_speed(
     )
     print_line(f"  first token       {format_duration(measured.ttft_s)}")
     for streams, speed in measured.tokens_per_s.items():
-        print_line(f"  {streams} stream{'s' if streams > 1 else ' '}         {speed:.0f} tokens/s")
+        print_line(
+            f"  {streams} stream{'s' if streams > 1 else ' '}         {_show_rate(speed)} tokens/s"
+        )
     print_line(f"  memory            {format_bytes(memory)}")
     print_line(
         f"  cost              {measured.cost_per_million_tokens:.3f} per million tokens "
@@ -254,10 +257,17 @@ def _show_speed(
     )
 
 
-def _curl(url: str, name: str, family: str, with_key: bool) -> str:
+def _show_rate(speed: float) -> str:
+    """A speed in digits that tell it from none."""
+    return f"{speed:.0f}" if speed >= 10 else f"{speed:.1f}"
+
+
+def _curl(url: str, name: str, family: str, with_key: bool, chat: bool) -> str:
     auth = ' -H "Authorization: Bearer $THRIFTY_KEY"' if with_key else ""
     if family == Family.ENCODER:
         path, body = "embeddings", f'{{"model": "{name}", "input": "Hello"}}'
+    elif not chat:
+        path, body = "completions", f'{{"model": "{name}", "prompt": "Hello"}}'
     else:
         message = '[{"role": "user", "content": "Hello"}]'
         path, body = "chat/completions", f'{{"model": "{name}", "messages": {message}}}'

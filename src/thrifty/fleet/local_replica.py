@@ -349,6 +349,9 @@ class LocalReplica:
             if fault is None and deep:
                 self._become_ready()
                 return True
+            if deep:
+                self._tell_fault(fault)
+            pause_s = WATCH_INTERVAL_S if deep else PROBE_INTERVAL_S
             deep = fault is None
             if time.monotonic() > deadline_s:
                 self.message = f"not ready within {self._start_timeout_s:g} s: {fault}"
@@ -359,12 +362,19 @@ class LocalReplica:
                 measure_s = time.monotonic() + WATCH_INTERVAL_S
                 self._memory_bytes = process.memory_bytes()
             if not deep:
-                await asyncio.sleep(PROBE_INTERVAL_S)
+                await asyncio.sleep(pause_s)
         self.message = self._describe_end(process)
         status = process.exit_status or 0
         self._failed = 0 < status < KILLED_STATUS and status != ADDRESS_IN_USE
         log.error("%s: %s", self.id, self.message)
         return False
+
+    def _tell_fault(self, fault: str | None) -> None:
+        """Show why a server that is up does not generate: it may do so until the time is over."""
+        if fault is not None and fault != self.message:
+            self.message = fault
+            log.warning("%s: not ready yet: %s", self.id, fault)
+            self._on_change()
 
     async def _watch(self) -> None:
         """Stay until the process has ended."""

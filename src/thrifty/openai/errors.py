@@ -85,6 +85,15 @@ def read_message(body: bytes) -> str:
         return body[:300].decode("utf-8", "replace")
 
 
+def read_code(body: bytes) -> str | None:
+    """The code in an error that a server sent; None where there is none."""
+    try:
+        code = msgspec.json.decode(body)["error"]["code"]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return None
+    return code if isinstance(code, str) else None
+
+
 def list_names(names: Iterable[str]) -> str:
     """The names that there are, for a message about one that there is not."""
     found = [f"'{name[:100]}'" for name in names]

@@ -18,6 +18,7 @@ import msgspec
 
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.openai.stream_options import NAMES, is_stream_options
+from thrifty.types import Family
 from thrifty.untrusted_text import sanitize_text
 
 
@@ -336,6 +337,17 @@ def encode_tags(tags: Mapping[str, str]) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair
         clean = {sanitize_text(name): sanitize_text(text) for name, text in tags.items()}
         return msgspec.json.encode(clean, order="sorted").decode()
+
+
+def check_family(endpoint: Endpoint, family: str) -> None:
+    """Raise a 400 if models of this family do not answer the endpoint at all."""
+    if endpoint is Endpoint.EMBEDDINGS and family == Family.DECODER:
+        what = "a decoder; it answers /v1/chat/completions and /v1/completions"
+    elif endpoint in STREAMED and family == Family.ENCODER:
+        what = "an encoder; it answers /v1/embeddings"
+    else:
+        return
+    raise bad_request(f"this model is {what}", "model", "wrong_model_family")
 
 
 def check_honoured(

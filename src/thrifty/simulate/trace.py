@@ -264,7 +264,10 @@ class _CsvRows:
     """CSV with a line of names, of any of the known forms."""
 
     def __init__(self, path: Path, head: str) -> None:
-        self._names = [name.strip() for name in next(csv.reader([head]), [])]
+        try:
+            self._names = [name.strip() for name in next(csv.reader([head]), [])]
+        except csv.Error:  # such as the first line of a file that is no text
+            self._names = []
         names = set(self._names)
         if {"TIMESTAMP", "ContextTokens", "GeneratedTokens"} <= names:
             self._parse = _parse_azure_row

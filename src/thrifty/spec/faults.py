@@ -6,13 +6,16 @@ import difflib
 import reprlib
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from thrifty.errors import Problem
 from thrifty.spec.models import MASK, DeploymentSpec, Spec, VersionSpec, is_secret
 from thrifty.spec.section import LABEL_PATTERN, SHORTHANDS
+
+MOST_PLACES = 3
+"""Where more sections have a key of a name, none of them is suggested."""
 
 
 class ValueOrigin(StrEnum):
@@ -66,6 +69,9 @@ def _describe(fault: dict[str, Any], path: str) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind in ("extra_forbidden", "invalid_key"):
         *parents, key = (str(part) for part in fault["loc"])
+        places = _find_elsewhere(key)
+        if 1 <= len(places) <= MOST_PLACES:
+            return f"is not a known key here; did you mean {' or '.join(map(repr, places))}?"
         return f"is not a known key; {suggest(key, _known_keys(parents))}"
     shown = MASK if is_secret(path) else _show(fault["input"])
     if kind == "value_error":
@@ -116,6 +122,18 @@ _RULES = {
 def _known_keys(parents: list[str]) -> list[str]:
     section = _find_section(parents)
     return list(section.model_fields) if section is not None else []
+
+
+def _find_elsewhere(key: str, section: type[BaseModel] = Spec, prefix: str = "") -> list[str]:
+    """The paths of the sections' keys that are called `key`, those of list items left out."""
+    found = []
+    for name, field in section.model_fields.items():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if name not in _LISTS and isinstance(part, type) and issubclass(part, BaseModel):
+                if key in part.model_fields:
+                    found.append(f"{prefix}{name}.{key}")
+                found += _find_elsewhere(key, part, f"{prefix}{name}.")
+    return found
 
 
 def _without_index(path: list[str]) -> list[str]:

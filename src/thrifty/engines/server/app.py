@@ -33,9 +33,8 @@ from thrifty.errors import EngineError
 from thrifty.http.server import Exchange
 from thrifty.openai.bodies import decode_body
 from thrifty.openai.errors import NOT_FOUND, SERVER, WireError, bad_request
-from thrifty.openai.fields import Endpoint, check_fields, check_narrowed
+from thrifty.openai.fields import Endpoint, check_family, check_fields, check_narrowed
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.types import Family
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +130,7 @@ class ModelServer:
         that names the fault. Any thread may call it.
         """
         body = decode_body(data)
+        check_family(endpoint, facts.family)
         check_fields(body, endpoint, self._honours, self._engine)
         check_narrowed(body, endpoint, NARROWED, self._engine)
         if body.get("model") not in (None, self.name):
@@ -146,8 +146,6 @@ class ModelServer:
                 return self._read_embedding(body, facts)
             if endpoint is Endpoint.TOKENIZE:
                 return self._tokenize(body, facts)
-            if facts.family is not Family.DECODER:
-                raise _wrong_family("an encoder; it answers /v1/embeddings")
             parse = parse_chat if endpoint is Endpoint.CHAT else parse_completion
             return parse(body, self._tokenizer, facts)
         except RecursionError:
@@ -196,8 +194,6 @@ class ModelServer:
         }
 
     def _read_embedding(self, body: dict[str, Any], facts: ModelFacts) -> _EmbeddingRequest:
-        if facts.family is not Family.ENCODER:
-            raise _wrong_family("a decoder; it answers /v1/chat/completions and /v1/completions")
         inputs = split_inputs(body["input"])
         if len(inputs) > MAX_EMBEDDING_INPUTS:
             raise bad_request(
@@ -280,7 +276,3 @@ def _write_embeddings(request: _EmbeddingRequest, vectors: list[bytes]) -> bytes
 
 def _no_such_path(path: str) -> WireError:
     return WireError(404, f"there is nothing at {path}", type=NOT_FOUND, code="unknown_path")
-
-
-def _wrong_family(what: str) -> WireError:
-    return bad_request(f"this model is {what}", "model", "wrong_model_family")

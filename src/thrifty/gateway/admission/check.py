@@ -26,6 +26,7 @@ from thrifty.openai.errors import (
 from thrifty.openai.fields import (
     STREAMED,
     Endpoint,
+    check_family,
     check_honoured,
     check_values,
     missing_parameter,
@@ -86,6 +87,8 @@ def check_version(call: Call, parsed: ParsedRequest, target: Target) -> None:
     names the field and the version.
     """
     version, limits = target.version, target.deployment.settings
+    if version.honours is not None:
+        check_family(call.endpoint, target.deployment.row.family)
     check_honoured(parsed.body, call.endpoint, version.honours, version.row.engine, version.label)
     if limits.max_tokens is not None:
         _limit_tokens(parsed.body, limits.max_tokens)
