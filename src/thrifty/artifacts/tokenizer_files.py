@@ -31,7 +31,7 @@ def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer
     if artifact.description.format is Format.GGUF:
         file = GgufFile(next(iter(sorted(source.glob("*.gguf")))))
         tokenizer = build_tokenizer(file)
-        write_gguf_tokenizer(file, tokenizer, target)
+        write_gguf_tokenizer(file, tokenizer, target, source)
         return tokenizer
     if not (source / "tokenizer.json").exists():
         raise FormatRefused(
@@ -42,10 +42,13 @@ def write_tokenizer(source: Path, target: Path, artifact: Artifact) -> Tokenizer
     return Tokenizer.from_file(str(target / "tokenizer.json"))
 
 
-def write_gguf_tokenizer(file: GgufFile, tokenizer: Tokenizer, target: Path) -> None:
-    """Write the `tokenizer` of a GGUF into `target`, with its chat templates and special tokens."""
+def write_gguf_tokenizer(file: GgufFile, tokenizer: Tokenizer, target: Path, source: Path) -> None:
+    """Write the `tokenizer` of a GGUF into `target`, with its special tokens and chat templates:
+    those in `source`, the model's folder, in place of those in the file.
+    """
     tokenizer.save(str(target / "tokenizer.json"))
-    write_chat_templates(target, read_gguf_templates(file.metadata, file.path))
+    templates = read_chat_templates(source) or read_gguf_templates(file.metadata, file.path)
+    write_chat_templates(target, templates)
     tokens = file.metadata["tokenizer.ggml.tokens"]
     special = {
         name: tokens[file.metadata[f"tokenizer.ggml.{key}_token_id"]]

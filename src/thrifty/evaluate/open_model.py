@@ -76,8 +76,10 @@ def open_encoder(
 def has_chat_template(store: Store, artifact: Artifact) -> bool:
     """Whether a stored model has a chat template. Raises `IntegrityError`."""
     folder = store.folder_of(artifact.id)
+    if read_chat_templates(folder):
+        return True
     if artifact.description.format is not Format.GGUF:
-        return bool(read_chat_templates(folder))
+        return False
     file = GgufFile(next(folder.glob("*.gguf")))
     return bool(read_gguf_templates(file.metadata, file.path))
 

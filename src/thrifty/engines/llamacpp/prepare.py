@@ -232,7 +232,7 @@ async def _write_tokenizer(
     named = file.metadata.get("tokenizer.ggml.model") != "gpt2" or pre in BYTE_LEVEL_KINDS
     kinds = (None,) if named or pre == "default" else BYTE_LEVEL_KINDS
     for kind in kinds:
-        write_gguf_tokenizer(file, build_tokenizer(file, pre=kind), target)
+        write_gguf_tokenizer(file, build_tokenizer(file, pre=kind), target, source)
         tokenizer = TextTokenizer.load(target)
         try:
             await _check_tokens(tokenizer, file, process)
