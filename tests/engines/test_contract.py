@@ -779,7 +779,7 @@ def test_the_other_familys_endpoint_says_so(server: Server) -> None:
 @pytest.mark.slow
 def test_server_that_is_told_to_stop_finishes_its_answers(own_server: Server) -> None:
     wait_ready(own_server)
-    with own_server.stream(max_tokens=150, ignore_eos=True) as events:
+    with own_server.stream(max_tokens=60, ignore_eos=True) as events:
         first = next(events)
         own_server.process.send(signal.SIGTERM)
         wait_until(lambda: not own_server.listens(), 10 * own_server.patience, "no listening")
