@@ -8,7 +8,7 @@ no row slips in between a deletion and its note.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def list_erasures(database: Database) -> list[ErasureRow]:
 
 def find_erased(
     connection: Connection,
-    rows: Sequence[tuple[int, str | None, str | None]],
+    rows: Iterable[tuple[int, str | None, str | None]],
     open_subjects: Callable[[], Subjects],
 ) -> list[int]:
     """Of rows (number, tenant, end user), the numbers of those whose person was erased since."""

@@ -143,7 +143,7 @@ class RequestLog:
 
     def _drop_erased(self, connection: Connection, entries: list[Entry]) -> set[int]:
         """Delete the rows just inserted whose person was erased meanwhile; returns their ids."""
-        rows = [(entry.row[0], entry.row[_TENANT], entry.row[_END_USER]) for entry in entries]
+        rows = ((entry.row[0], entry.row[_TENANT], entry.row[_END_USER]) for entry in entries)
         found = find_erased(connection, rows, self._open_subjects)
         if found:
             with permit_deletion(connection):

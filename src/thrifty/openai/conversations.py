@@ -1,9 +1,9 @@
 """Which conversation a request belongs to, and which version of a deployment answers it.
 
 A conversation is what a client says it is (the header `x-thrifty-conversation`, or `session_id` in
-the field `metadata`), or else what its requests have in common: the tenant, `user`, and the messages up to the first one of the user. Its
-id is a hash, so that it can be logged without its text, with a MAC, so that a client may send back
-the id it was given and stay in its conversation.
+the field `metadata`), or else what its requests have in common: the tenant, `user`, and the
+messages up to the first one of the user. Its id is a hash, so that it can be logged without its
+text, with a MAC, so that a client may send back the id it was given and stay in its conversation.
 
 Versions are chosen by weighted rendezvous hashing (Thaler and Ravishankar 1998; the weighted form
 by Schindelhauer and Schomaker, 2005): a conversation gives each version the score

@@ -43,24 +43,14 @@ from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.probe import LOAD_PATH, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.engines.server import ENVIRONMENT
-from thrifty.engines.server.narrowed import NARROWED
+from thrifty.engines.server.narrowed import DECODER_FIELDS, NARROWED
 from thrifty.errors import EngineError, Problem
 from thrifty.home import Home, find_home
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = frozenset(
-    {
-        "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
-        "continue_final_message", "echo", "frequency_penalty", "ignore_eos", "logprobs",
-        "max_completion_tokens", "max_tokens", "messages", "min_p", "min_tokens", "n",
-        "parallel_tool_calls", "presence_penalty", "priority", "prompt", "repetition_penalty",
-        "response_format", "return_token_strs", "seed", "separate_reasoning", "stop",
-        "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k", "top_logprobs",
-        "top_p", "truncate_prompt_tokens",
-    }
-)  # fmt: skip
+HONOURS = DECODER_FIELDS
 NOTE = "llamacpp.json"
 RUNTIME_BYTES = 250_000_000
 """Memory of a replica beyond weights and KV cache: two processes, libraries and buffers."""

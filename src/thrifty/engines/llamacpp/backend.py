@@ -14,9 +14,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from thrifty.engines.known_answers import judge_embeddings, judge_tokens, read_known_answers
+from thrifty.engines.known_answers import judge_tokens, read_known_answers
 from thrifty.engines.llamacpp.process import LlamaProcess, Refused
 from thrifty.engines.llamacpp.requests import PATH, make_body, read_scores
 from thrifty.engines.llamacpp.scoring import Scorer
@@ -124,7 +122,6 @@ class LlamaCppBackend:
         self._waiting: list[tuple[bool, int]] = []
         self._jobs: dict[int, _Job] = {}
         self._running: set[int] = set()
-        self._embedding = 0
         self._failed: asyncio.Future[str]
         self._watch: asyncio.Task[None]
         self._facts: dict[str, float] = {}
@@ -144,7 +141,7 @@ class LlamaCppBackend:
             vocabulary_size=self._tokenizer.vocabulary_size,
             whole_token=find_whole_token(self._tokenizer),
         )
-        size = await self._check_answers()
+        await self._check_answers()
         self._facts |= {
             "load_s": loaded_s - began_s,
             "warm_up_s": time.monotonic() - loaded_s,
@@ -155,7 +152,6 @@ class LlamaCppBackend:
             family=self._family,
             context_length=self._settings.context,
             eos_token_ids=self._eos_token_ids,
-            embedding_size=size,
             facts=self._facts,
         )
 
@@ -185,13 +181,8 @@ class LlamaCppBackend:
             found.task.cancel()
 
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
-        """Embeddings of unit length. Raises `EngineError`."""
-        self._embedding += 1
-        try:
-            found = await self._process.ask("/embedding", {"content": inputs})
-        finally:
-            self._embedding -= 1
-        return [np.asarray(one["embedding"][0], dtype="<f4").tobytes() for one in found]
+        """Refused: only decoders are served. Raises `EngineError`."""
+        raise EngineError("this engine serves no embeddings")
 
     def load(self) -> Load:
         """How busy it is."""
@@ -203,7 +194,7 @@ class LlamaCppBackend:
         room = self._settings.slots * self._settings.context
         waiting = len(self._jobs) - len(self._running & self._jobs.keys())
         return Load(
-            len(self._running) + self._embedding, waiting, min(1.0, held / room),
+            len(self._running), waiting, min(1.0, held / room),
             self._guesses.describe() if self._guesses is not None else {},
         )  # fmt: skip
 
@@ -348,27 +339,20 @@ class LlamaCppBackend:
         cached = min(job.cached, len(job.prompt) - 1)
         job.on_output(Output(job.number, tokens, logprobs, finish, cached, top))
 
-    async def _check_answers(self) -> int:
-        """Reproduce the known answers; the size of embeddings. Raises `EngineError`."""
+    async def _check_answers(self) -> None:
+        """Reproduce the known answers, or at least a token. Raises `EngineError`."""
         known = read_known_answers(self._folder)
-        if self._family is Family.ENCODER:
-            prompts = [one.prompt for one in known.embeddings] if known else [[0]]
-            vectors = [np.frombuffer(v, "<f4").tolist() for v in await self.embed(prompts)]
-            fault = judge_embeddings(known.embeddings, vectors) if known else None
-        else:
-            chosen = [
-                (await self._scorer.find_next(one.prompt, 1))[0]
-                for one in (known.tokens if known else [])
-            ]
-            vectors = []
-            if not chosen:
-                first = await self._scorer.find_next([self._scorer.whole_token], 1)
-                if not math.isfinite(first[0][1]):
-                    raise EngineError("the model's first token has no finite log-probability")
-            fault = judge_tokens(known.tokens, chosen) if known else None
+        chosen = [
+            (await self._scorer.find_next(one.prompt, 1))[0]
+            for one in (known.tokens if known else [])
+        ]
+        if not chosen:
+            first = await self._scorer.find_next([self._scorer.whole_token], 1)
+            if not math.isfinite(first[0][1]):
+                raise EngineError("the model's first token has no finite log-probability")
+        fault = judge_tokens(known.tokens, chosen) if known else None
         if fault:
             raise EngineError(fault)
-        return len(vectors[0]) if vectors else 0
 
 
 def find_whole_token(tokenizer: TextTokenizer) -> int:

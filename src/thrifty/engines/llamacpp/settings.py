@@ -20,7 +20,6 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     saved_prompts_mb: int = 0
     """Memory for the KV caches of prompts whose slots others took."""
-    embeddings: bool = False
     speculation: str = "none"
     lookup_match: int = 12
     draft_tokens: int = 16

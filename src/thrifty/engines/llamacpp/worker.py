@@ -77,9 +77,6 @@ def make_parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     given.endpoint_slots = given.endpoint_props = False
     given.endpoint_metrics = True
     given.verbosity = ERRORS
-    if settings["embeddings"]:
-        given.embedding = True
-        given.n_ubatch = given.n_batch = settings["context"]
     if settings["speculation"] != "none":
         speculate(xllamacpp, given, settings)
     return given

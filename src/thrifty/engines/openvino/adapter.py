@@ -50,23 +50,13 @@ from thrifty.engines.openvino.worker_settings import Settings
 from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.scheme_choice import choose_scheme
 from thrifty.engines.server import ENVIRONMENT
-from thrifty.engines.server.narrowed import NARROWED
+from thrifty.engines.server.narrowed import DECODER_FIELDS, NARROWED
 from thrifty.errors import EngineError, Problem
 from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = frozenset(
-    {
-        "add_generation_prompt", "add_special_tokens", "best_of", "chat_template_kwargs",
-        "continue_final_message", "dimensions", "echo", "encoding_format", "frequency_penalty",
-        "ignore_eos", "input", "logprobs", "max_completion_tokens", "max_tokens", "messages",
-        "min_p", "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
-        "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
-        "stop", "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k",
-        "top_logprobs", "top_p", "truncate_prompt_tokens",
-    }
-)  # fmt: skip
+HONOURS = DECODER_FIELDS | {"dimensions", "encoding_format", "input"}
 
 RUNTIME_BYTES = 350_000_000
 """Memory of a replica beyond weights and KV cache: libraries and buffers."""

@@ -29,7 +29,7 @@ from thrifty.engines.base import (
 from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.probe import LOAD_PATH, park_server, probe_generation, read_server_load
 from thrifty.engines.server import ENVIRONMENT
-from thrifty.engines.server.narrowed import NARROWED
+from thrifty.engines.server.narrowed import DECODER_FIELDS, NARROWED
 from thrifty.engines.vllm.backend import Settings
 from thrifty.engines.vllm.command_line import MODULE, build_arguments, build_environment
 from thrifty.engines.vllm.facts import (
@@ -53,17 +53,7 @@ from thrifty.spec import Spec
 from thrifty.types import Family, Format, OnProgress
 from thrifty.units import format_bytes
 
-HONOURS = frozenset(
-    {
-        "add_generation_prompt", "add_special_tokens", "best_of", "cache_salt",
-        "chat_template_kwargs", "continue_final_message", "echo", "frequency_penalty",
-        "ignore_eos", "logprobs", "max_completion_tokens", "max_tokens", "messages", "min_p",
-        "min_tokens", "n", "parallel_tool_calls", "presence_penalty", "priority", "prompt",
-        "repetition_penalty", "response_format", "return_token_strs", "seed", "separate_reasoning",
-        "stop", "stop_token_ids", "suffix", "temperature", "tool_choice", "tools", "top_k",
-        "top_logprobs", "top_p", "truncate_prompt_tokens",
-    }
-)  # fmt: skip
+HONOURS = DECODER_FIELDS | {"cache_salt"}
 GPU_OPTIONS = ("memory_share", "quantization", "tensor_parallel", "sleep")
 """Options that need a GPU."""
 RUNTIME_BYTES = 2_500_000_000

@@ -147,8 +147,8 @@ class VllmBackend:
             task.cancel()
 
     async def embed(self, inputs: list[list[int]]) -> list[bytes]:
-        """Never called: only decoders are served."""
-        raise NotImplementedError
+        """Refused: only decoders are served. Raises `EngineError`."""
+        raise EngineError("this engine serves no embeddings")
 
     def load(self) -> Load:
         """How busy vLLM is: as many jobs as there are, waiting if it said so a moment ago."""
