@@ -19,6 +19,7 @@ from thrifty.cli.compression_commands import (
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
+from thrifty.cli.release_commands import release, releases
 
 app = typer.Typer(
     name="thrifty",
@@ -187,12 +188,15 @@ def traffic(
         ),
     ] = None,
     why: Why = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while a release owns the weights; ends it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show or set how a deployment's versions share the traffic."""
     from thrifty.cli.traffic import run_traffic
 
-    run_traffic(deployment, weights or [], why=why, as_json=as_json)
+    run_traffic(deployment, weights or [], why=why, force=force, as_json=as_json)
 
 
 @app.command()
@@ -321,6 +325,7 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+    release, releases,
 ):  # fmt: skip
     app.command()(_command)
 
