@@ -131,7 +131,7 @@ def test_nobody_changes_versions_within_a_conversation_but_by_a_rollback(world: 
     names = [world.name() for _ in range(60)]
     for name in names:
         world.answer(name)
-    row = world.start(steps=[5, 50, 100])
+    world.start(steps=[5, 50, 100])
     for stage in (1, 2, 3):
         move_release(world.database, world.release, stage, who="test", why="")
         assert {world.routes().choose(name).label for name in names} == {"old"}

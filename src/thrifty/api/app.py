@@ -26,8 +26,12 @@ from thrifty.api.models import (
     ErrorAnswer,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
     PlanRequest,
+    ReleaseAct,
+    ReleaseDetail,
+    ReleaseList,
     RollbackRequest,
     Status,
     Traffic,
@@ -117,7 +121,9 @@ def get_traffic(name: str, services: Services) -> Traffic:
 
 def set_traffic(name: str, body: TrafficChange, services: Services, caller: Caller) -> Traffic:
     """Change weights."""
-    return services.set_traffic(name, body.weights, who=caller, why=body.why)
+    return services.set_traffic(
+        name, body.weights, who=caller, why=body.why, force=body.force
+    )
 
 
 def roll_back(
@@ -136,6 +142,31 @@ def make_plan(body: PlanRequest, services: Services) -> Plan:
 def apply_spec(body: ApplyRequest, services: Services, caller: Caller) -> Applied:
     """Apply a spec."""
     return services.apply_spec(body.spec, reset=body.reset, who=caller, why=body.why)
+
+
+def list_releases(services: Services) -> ReleaseList:
+    """The newest releases."""
+    return services.list_releases()
+
+
+def get_release(release_id: int, services: Services) -> ReleaseDetail:
+    """One release."""
+    return services.get_release(release_id)
+
+
+def start_release(
+    name: str, body: NewRelease, services: Services, caller: Caller
+) -> ReleaseDetail:
+    """Begin a release."""
+    return services.start_release(name, body, who=caller)
+
+
+def act_on_release(
+    release_id: int, act: str, services: Services, caller: Caller, body: ReleaseAct | None = None
+) -> ReleaseDetail:
+    """Pause, resume, promote or abort a release."""
+    why = body.why if body is not None else ""
+    return services.act_on_release(release_id, act, who=caller, why=why)
 
 
 def list_keys(services: Services) -> KeyList:
@@ -167,8 +198,8 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
-        create_key, revoke_key, get_openapi, get_docs,
+        get_status, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_releases,
+        get_release, start_release, act_on_release, list_keys, create_key, revoke_key, get_openapi, get_docs,
     )
 }  # fmt: skip
 

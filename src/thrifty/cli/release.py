@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,22 +25,9 @@ from thrifty.engines.machine import detect_machine
 from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
-from thrifty.release.manage import (
-    abort_release,
-    pause_release,
-    promote_release,
-    resume_release,
-    start_release,
-)
+from thrifty.release.manage import RELEASE_ACTS, start_release
 from thrifty.release.plan import JUDGED, ReleasePlan, load_plan, parse_plan
 from thrifty.service import is_running
-
-ACTS: dict[str, Callable[..., ReleaseRow]] = {
-    "pause": pause_release,
-    "resume": resume_release,
-    "promote": promote_release,
-    "abort": abort_release,
-}
 
 
 def run_release(
@@ -79,7 +66,7 @@ def run_act(act: str, release_id: int, *, why: str | None, as_json: bool) -> Non
     """Pause, resume, promote or abort."""
     actor = Actor.from_user(f"thrifty release {act}", why or "")
     with open_home(find_home()) as database:
-        row = ACTS[act](database, release_id, who=actor.who, why=actor.why)
+        row = RELEASE_ACTS[act](database, release_id, who=actor.who, why=actor.why)
         if as_json:
             print_json(_describe(database, row))
         else:

@@ -11,6 +11,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Why = Annotated[str | None, typer.Option("--why", help="The reason, for the record.")]
 
 
+ACTS = ("pause", "resume", "promote", "abort")
+
+
 def release(
     what: Annotated[
         str,
@@ -32,7 +35,7 @@ def release(
     as_json: Json = False,
 ) -> None:
     """Release a version by evidence, step by step, and roll it back by itself when it is worse."""
-    from thrifty.cli.release import ACTS, run_act, run_release
+    from thrifty.cli.release import run_act, run_release
 
     if what in ACTS:
         if release_id is None:

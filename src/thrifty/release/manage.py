@@ -7,7 +7,7 @@ and the conversations that stay on their versions. Whoever is killed leaves all 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -230,6 +230,15 @@ def abort_release(database: Database, release_id: int, *, who: str, why: str = "
     reason = why or "aborted by an operator"
     end_release(database, release, ABORTED, who=who, why=reason, kind="abort")
     return read_release(database, release_id)
+
+
+RELEASE_ACTS: dict[str, Callable[..., ReleaseRow]] = {
+    "pause": pause_release,
+    "resume": resume_release,
+    "promote": promote_release,
+    "abort": abort_release,
+}
+"""What operators do, by name. Each takes the database, the release's id, `who` and `why`."""
 
 
 def override_releases(database: Database, deployment: str, *, who: str, why: str) -> int | None:
