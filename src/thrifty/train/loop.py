@@ -393,7 +393,9 @@ class Trainer:
     def _check(self, loss: float) -> None:
         recent = self.state.losses[-RECENT:]
         usual = sum(recent) / len(recent) if len(recent) == RECENT else math.inf
-        if math.isfinite(loss) and loss <= max(EXPLODED * usual, 0.1):
+        # What is below the loss at the beginning is no explosion, however low the others are.
+        bound = max(EXPLODED * usual, 0.1, self.state.held_out[0][1])
+        if math.isfinite(loss) and loss <= bound:
             return
         what = f"{loss:.3g}, after {usual:.3g}" if math.isfinite(loss) else "not a number"
         raise TrainingError(

@@ -257,7 +257,13 @@ def choose_held_out(rows: list[Row], share: float, most: int) -> set[int]:
         by_key.setdefault(row.key, []).append(number)
     wanted = max(1, min(most, round(share * len(rows))))
     chosen: set[int] = set()
-    for key in sorted(by_key)[: len(by_key) - 1]:
+    keys = sorted(by_key)
+    # One prompt of each kind of answer comes first, so that both are evaluated.
+    kinds = (next((key for key in keys if any(rows[n].label is kind for n in by_key[key])), None)
+             for kind in (True, False))  # fmt: skip
+    keys = list(dict.fromkeys([*filter(None, kinds), *keys]))
+    wanted = max(wanted, 1 + any(not row.label for row in rows))
+    for key in keys[: len(keys) - 1]:
         # A prompt with many rows may be more than all that should be held out.
         if chosen and len(chosen) + len(by_key[key]) > wanted:
             continue

@@ -211,6 +211,7 @@ def _train(
         details = {name: {"before": first.get(name), "after": last[name]} for name in last}
     chosen = {
         "method": request.method.value, "rows": prepared.figures, "details": details,
+        "data_path": str(request.data.absolute()),
         "batch": settings.batch_examples, "lora_rank": settings.lora_rank,
         "weights": [settings.liked_weight, settings.disliked_weight],
     }  # fmt: skip
