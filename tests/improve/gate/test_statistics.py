@@ -57,9 +57,7 @@ def test_a_version_that_is_worse_by_the_margin_passes_no_more_often_than_it_may(
 
 def test_the_sign_test_counts_every_way() -> None:
     for gained, lost in itertools.product(range(5), range(5)):
-        ways = [
-            sum(flips) >= lost for flips in itertools.product((0, 1), repeat=gained + lost)
-        ]
+        ways = [sum(flips) >= lost for flips in itertools.product((0, 1), repeat=gained + lost)]
         assert p_worse(gained, lost) == pytest.approx(np.mean(ways))
     assert p_worse(0, 0) == 1
 
