@@ -21,7 +21,7 @@ from thrifty.engines.server.app import ModelServer
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
 from thrifty.train.examples import Example, encode_row
-from thrifty.train.rows import Method, Row, SetAside, _read_row
+from thrifty.train.rows import Method, Row, SetAside, parse_row
 
 TWO = json.dumps({DEFAULT: TEMPLATES["CHATML"], TOOL_USE: TEMPLATES["HERMES"]})
 """A model with a template for tools besides the plain one."""
@@ -69,7 +69,7 @@ def make_rows(messages: list[Any], more: dict[str, Any]) -> Iterator[tuple[Metho
         Method.KTO: {"messages": prompt, "completion": [answer], "label": True},
     }
     for method, record in records.items():
-        row = _read_row(json.dumps({**record, **more}).encode(), 1, method)
+        row = parse_row(json.dumps({**record, **more}).encode(), 1, method)
         assert isinstance(row, Row), row
         yield method, row
 
@@ -167,7 +167,7 @@ def test_any_text_is_asked_and_learned_alike(text: str, said: str) -> None:
         tokenizer = open_tokenizer(name)
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": said}]
         record = json.dumps({"messages": messages}).encode()
-        row = _read_row(record, 1, Method.SFT)
+        row = parse_row(record, 1, Method.SFT)
         assert isinstance(row, Row)
         found = encode_row(row, Method.SFT, tokenizer, 4096)
         (prompt,) = list_prompts(found[0])

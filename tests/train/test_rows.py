@@ -27,7 +27,7 @@ def read(folder: Path, method: Method, *records: Any) -> tuple[list[Row], SetAsi
     path = folder / "rows.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n")
     aside = SetAside()
-    return list(read_rows(path, method, aside)), aside
+    return list(read_rows([path], method, aside)), aside
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_set_aside_is_said_with_its_lines(tmp_path: Path) -> None:
         "set aside: 1 row not an object of JSON (line 8)",
     ]
     with pytest.raises(TrainingError, match="cannot be read"):
-        list(read_rows(tmp_path / "none.jsonl", Method.SFT, aside))
+        list(read_rows([tmp_path / "none.jsonl"], Method.SFT, aside))
 
 
 def test_a_prompt_is_held_out_with_all_of_its_rows() -> None:

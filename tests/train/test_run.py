@@ -27,8 +27,8 @@ from thrifty.train.run import TrainingRequest, train_model
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from thrifty.train import run, worker
-from thrifty.train.process import read_report
+from thrifty.train import run, worker  # noqa: E402
+from thrifty.train.process import read_report  # noqa: E402
 
 pytestmark = pytest.mark.engine
 

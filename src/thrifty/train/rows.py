@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from thrifty.errors import TrainingError
+from thrifty.evaluate.windows import digest_file
 
 Message = dict[str, Any]
 
@@ -113,25 +114,34 @@ class Row:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def read_rows(path: Path, method: Method, aside: SetAside) -> Iterator[Row]:
-    """The rows of a file of JSON lines; bad ones go to `aside`. Raises `TrainingError` if the file
-    cannot be read.
+def read_rows(paths: Sequence[Path], method: Method, aside: SetAside) -> Iterator[Row]:
+    """The rows of files of JSON lines; bad ones go to `aside`. Lines are counted through all files.
+    Raises `TrainingError` if a file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                if raw.strip():
-                    row = _read_row(raw, line, method)
-                    if isinstance(row, Row):
-                        yield row
-                    else:
-                        aside.note(row, line)
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
+    line = 0
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                for raw in file:
+                    line += 1
+                    if raw.strip():
+                        row = parse_row(raw, line, method)
+                        if isinstance(row, Row):
+                            yield row
+                        else:
+                            aside.note(row, line)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _read_row(raw: bytes, line: int, method: Method) -> Row | str:
-    """A row, or why it is set aside."""
+def digest_rows(paths: Sequence[Path]) -> str:
+    """A checksum of files of rows: that of the file, if there is one."""
+    found = [digest_file(path) for path in paths]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def parse_row(raw: bytes, line: int, method: Method) -> Row | str:
+    """The row in a line of JSON, or why it is set aside (a key of `REASONS`)."""
     try:
         record = json.loads(raw)
         json.dumps(record, ensure_ascii=False).encode()  # fails on half of a surrogate pair

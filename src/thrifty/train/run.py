@@ -24,7 +24,6 @@ from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
 from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import TrainingError
-from thrifty.evaluate.windows import digest_file
 from thrifty.home import Home, make_private_folder
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
@@ -32,7 +31,14 @@ from thrifty.train.examples import Example, encode_row, write_examples
 from thrifty.train.figures import summarize
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
 from thrifty.train.register import register_trained
-from thrifty.train.rows import Method, Row, SetAside, choose_held_out, read_rows
+from thrifty.train.rows import (
+    Method,
+    Row,
+    SetAside,
+    choose_held_out,
+    digest_rows,
+    read_rows,
+)
 from thrifty.train.settings import RowSettings, balance_weights
 from thrifty.types import Family, OnProgress, Progress, ignore_progress
 
@@ -78,14 +84,14 @@ class TrainingRequest:
 
     model: str
     """A decoder with a chat template: a stored name, a source, or a path."""
-    data: Path
-    """JSON lines (`rows`)."""
+    data: Path | Sequence[Path]
+    """JSON lines (`rows`), in one file or several."""
     method: Method
     out: str
     """The new model's name."""
     data_name: str | None = None
     """What the lineage calls the data. Default: the file's name."""
-    held_out: Path | None = None
+    held_out: Path | Sequence[Path] | None = None
     """Rows to evaluate on during the training. Default: a tenth of `data`, by prompt."""
     epochs: float | None = None
     """Passes over the rows; this or `minutes`. Default: 3 epochs."""
@@ -105,6 +111,21 @@ class TrainingRequest:
     patience: int = 4
     resume: bool = False
     """Refuse to begin: there must be a training that was stopped."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of rows to learn from."""
+        return [self.data] if isinstance(self.data, Path) else list(self.data)
+
+    @property
+    def held_out_files(self) -> list[Path]:
+        """The files of rows to evaluate on; none where some of the others are held out."""
+        return [self.held_out] if isinstance(self.held_out, Path) else list(self.held_out or ())
+
+    @property
+    def name(self) -> str:
+        """What the lineage and messages call the data."""
+        return self.data_name or ", ".join(path.name for path in self.files)
 
 
 @dataclass(frozen=True)
@@ -211,7 +232,7 @@ def _train(
         details = {name: {"before": first.get(name), "after": last[name]} for name in last}
     chosen = {
         "method": request.method.value, "rows": prepared.figures, "details": details,
-        "data_path": str(request.data.absolute()),
+        "data_paths": [str(path.absolute()) for path in request.files],
         "batch": settings.batch_examples, "lora_rank": settings.lora_rank,
         "weights": [settings.liked_weight, settings.disliked_weight],
     }  # fmt: skip
@@ -228,14 +249,14 @@ def prepare_rows(
     `TrainingError` for rows that nothing can be learned from.
     """
     aside = SetAside()
-    known = _encode(request.data, request, tokenizer, aside, on_progress)
+    known = _encode(request.files, request, tokenizer, aside, on_progress)
     rows = [row for row, _ in known]
-    if request.held_out is None:
+    if not request.held_out_files:
         apart = choose_held_out(rows, HELD_OUT_SHARE, MOST_HELD_OUT)
         judged = [known[number] for number in sorted(apart)]
         learned = [one for number, one in enumerate(known) if number not in apart]
     else:
-        judged = _encode(request.held_out, request, tokenizer, SetAside(), on_progress)
+        judged = _encode(request.held_out_files, request, tokenizer, SetAside(), on_progress)
         keys = {row.key for row, _ in judged}
         learned = []
         for one in known:
@@ -265,14 +286,14 @@ def prepare_rows(
 
 
 def _encode(
-    path: Path,
+    paths: Sequence[Path],
     request: TrainingRequest,
     tokenizer: TextTokenizer,
     aside: SetAside,
     on_progress: OnProgress,
 ) -> list[tuple[Row, list[Example]]]:
     found = []
-    for row in read_rows(path, request.method, aside):
+    for row in read_rows(paths, request.method, aside):
         examples = encode_row(row, request.method, tokenizer, request.window)
         if isinstance(examples, str):
             aside.note(examples, row.line)
@@ -288,14 +309,14 @@ def _check_rows(
     if learned + held_out < LEAST_ROWS or not learned or not held_out:
         said = "; ".join(aside.describe())
         raise TrainingError(
-            f"{request.data} has {learned} usable {request.method.value} rows to learn from and "
+            f"{request.name} has {learned} usable {request.method.value} rows to learn from and "
             f"{held_out} with other prompts to evaluate on; at least {LEAST_ROWS} are needed, with "
             f"two different prompts{'. ' + said if said else ''}"
         )
     if request.method is Method.KTO and liked in (0, learned):
         kind = "liked" if liked else "disliked"
         raise TrainingError(
-            f"all {learned} answers of {request.data} are {kind}; KTO needs both kinds. Collect "
+            f"all {learned} answers of {request.name} are {kind}; KTO needs both kinds. Collect "
             "more feedback, or learn from liked answers with --method sft"
         )
 
@@ -342,19 +363,19 @@ def _check(request: TrainingRequest) -> None:
         raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
     if request.window < 32:
         raise TrainingError(f"--window must be at least 32 tokens, not {request.window}")
-    for path in filter(None, (request.data, request.held_out)):
+    for path in (*request.files, *request.held_out_files):
         if not path.is_file():
             raise TrainingError(f"{path} is no file; rows are read from a file of JSON lines")
 
 
 def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
     """The recipe: all that the result depends on, besides the model."""
-    held_out = digest_file(request.held_out) if request.held_out else None
+    held_out = digest_rows(request.held_out_files) if request.held_out_files else None
     asked = ("epochs", "minutes", "learning_rate", "lora_rank", "window", "batch", "micro_batch",
              "beta", "seed", "patience")  # fmt: skip
     return {
         "step": "train", "version": VERSION, "method": request.method.value,
-        "data": request.data_name or request.data.name, "data_sha256": digest_file(request.data),
+        "data": request.name, "data_sha256": digest_rows(request.files),
         "held_out_sha256": held_out, "templates_sha256": tokenizer.templates_sha256,
         **{name: getattr(request, name) for name in asked},
     }  # fmt: skip

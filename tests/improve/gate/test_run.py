@@ -59,7 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     rows = [{"messages": [{"role": "user", "content": line}]} for line in read_domain(home)]
     learned.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {"step": "train", "data": "rows.jsonl", "data_sha256": digest_file(learned)}
-    figures = {"data_path": str(learned)}
+    figures = {"data_paths": [str(learned)]}
     add(store, "m", 3e-5, Lineage(parents=parents, recipe=recipe, figures=figures))
     return home
 

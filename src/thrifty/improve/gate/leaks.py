@@ -19,8 +19,8 @@ from thrifty.artifacts.lineage import walk_lineage
 from thrifty.data.overlap import SHORTEST_WORDS, hash_sequences, list_sequences, list_words
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.conversations import read_records
-from thrifty.evaluate.windows import digest_file
 from thrifty.improve.gate.items import Item
+from thrifty.train.rows import digest_rows
 
 MOST_OVERLAP = 0.001
 OVERLAP = 0.5
@@ -46,9 +46,9 @@ def find_learned(store: Store, *versions: NamedVersion) -> LearnedData:
             if recipe.get("step") != "train" or digest in seen:
                 continue
             seen.add(str(digest))
-            path = Path(str(figures.get("data_path", "")))
-            if path.is_file() and digest_file(path) == digest:
-                found.files.append(path)
+            paths = [Path(one) for one in figures.get("data_paths", ())]
+            if paths and all(path.is_file() for path in paths) and digest_rows(paths) == digest:
+                found.files += paths
             else:
                 found.missing.append(f"{recipe.get('data')} of {one.label}")
     return found
