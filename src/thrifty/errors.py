@@ -17,6 +17,7 @@
     ├── BatchError             a batch cannot run, or did not finish
     ├── EvaluationError        a model cannot be evaluated
     ├── CompressionError       a model cannot be compressed
+    │   └── TrainingError      a training cannot run, or went wrong
     └── SimulationError        traffic cannot be simulated
 
 A message says what was found, what the rule is, and what to do next. Errors that cross HTTP are
@@ -120,6 +121,10 @@ class EvaluationError(ThriftyError):
 
 class CompressionError(ThriftyError):
     """A model cannot be compressed."""
+
+
+class TrainingError(CompressionError):
+    """A training cannot run on what it was given, or went wrong."""
 
 
 class SimulationError(ThriftyError):
