@@ -6,6 +6,7 @@ files/        inputs and outputs of batches         data/        data sets
 evaluations/  recorded predictions of references, and results of candidates
 trainings/    checkpoints of trainings that may go on
 optimizations/  finished steps of searches
+datasets/     data sets that were built, and builds that may go on
 engines/      environments of engines that install themselves on first use
 """
 
@@ -55,6 +56,11 @@ class Home:
     def data(self) -> Path:
         """Fetched data sets."""
         return self.root / "data"
+
+    @property
+    def datasets(self) -> Path:
+        """Data sets that were built, and builds that may go on."""
+        return self.root / "datasets"
 
     @property
     def evaluations(self) -> Path:
