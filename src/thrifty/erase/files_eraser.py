@@ -198,6 +198,7 @@ def is_row_of(work: Work, row: Mapping[str, Any]) -> bool:
     for one in given if isinstance(given, list) else [given]:
         if isinstance(one, dict) and (
             one.get("response") in work.person.responses
+            or not work.person.responses.isdisjoint(one.get("responses") or ())
             or work.person.pseudonyms & set(one.get("subjects") or ())
         ):
             return True
