@@ -15,6 +15,8 @@
     │   └── StaleStateError    another writer has changed it in the meantime
     ├── BenchError             a load test cannot run
     ├── BatchError             a batch cannot run, or did not finish
+    ├── DataError              a data set cannot be built or read
+    │   └── LeakError          what is learned from holds what models are judged by
     ├── EvaluationError        a model cannot be evaluated
     ├── CompressionError       a model cannot be compressed
     │   └── TrainingError      a training cannot run, or went wrong
@@ -113,6 +115,16 @@ class BenchError(ThriftyError):
 
 class BatchError(ThriftyError):
     """A batch cannot run, or did not finish."""
+
+
+class DataError(ThriftyError):
+    """A data set cannot be built or read."""
+
+
+class LeakError(DataError):
+    """Rows to learn from hold what models are judged by."""
+
+    exit_code = 3
 
 
 class EvaluationError(ThriftyError):

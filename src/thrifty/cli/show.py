@@ -52,6 +52,10 @@ _VERBS = {
     "speed_benchmark": "Measuring the speed",
     "fit": "Measuring the replica",
     "simulate": "Simulating",
+    "curate": "Reading and cleaning",
+    "exact duplicates": "Looking for duplicates",
+    "near duplicates": "Looking for near-duplicates",
+    "embed": "Embedding rows",
 }
 PLAIN_INTERVAL_S = 2.0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from thrifty.erase import files_eraser, rows_eraser
+from thrifty.erase import files_eraser, rows_eraser, sets_eraser
 from thrifty.erase.person import Work
 
 
@@ -44,6 +44,10 @@ ERASERS: tuple[Eraser, ...] = (
     Eraser(
         "training rows", ("table:exports",),
         files_eraser.erase_exports, files_eraser.collect_exports,
+    ),
+    Eraser(
+        "rows of data sets", ("folder:datasets",),
+        sets_eraser.erase_set_rows, sets_eraser.collect_set_rows,
     ),
     Eraser(
         "copies of the request log", ("folder:evaluations",),
