@@ -35,7 +35,7 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not peer and not deploy and not vllm
+HERE := not peer and not deploy and not remote and not vllm
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
