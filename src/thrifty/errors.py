@@ -4,6 +4,7 @@
     ├── SpecError              the spec asks for something impossible
     ├── ArtifactError          a stored model is missing or unusable
     │   ├── SourceError        a source cannot be fetched
+    │   ├── RemoteError        a remote cannot be read or written
     │   ├── IntegrityError     the content does not match its checksum
     │   └── FormatRefused      the format is not supported (pickle, unknown, not convertible)
     ├── EngineError            an engine cannot do this here
@@ -71,6 +72,10 @@ class ArtifactError(ThriftyError):
 
 class SourceError(ArtifactError):
     """A model's source cannot be fetched."""
+
+
+class RemoteError(ArtifactError):
+    """A store elsewhere cannot be read or written."""
 
 
 class IntegrityError(ArtifactError):
