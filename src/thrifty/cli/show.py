@@ -50,6 +50,8 @@ _VERBS = {
     "forms": "Trying forms",
     "judge": "Comparing recipes",
     "speed_benchmark": "Measuring the speed",
+    "train": "Training",
+    "read": "Reading rows",
     "fit": "Measuring the replica",
     "simulate": "Simulating",
 }

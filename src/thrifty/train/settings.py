@@ -113,8 +113,8 @@ class RowSettings(LoopSettings):
 
 
 def balance_weights(liked: int, disliked: int) -> tuple[float, float]:
-    """The weights of liked and disliked answers: 1 for the more frequent kind, and more for the other
-    one where their products with the counts are not between 1:1 and 4:3, as Ethayarajh et al.
+    """The weights of liked and disliked answers: 1 for the more frequent kind, and more for the
+    other one where their products with the counts are not between 1:1 and 4:3, as Ethayarajh et al.
     (2024, 2402.01306) recommend. Both counts are above 0.
     """
     ratio = liked / disliked
