@@ -115,8 +115,8 @@ class Pairs(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: the share of pairs in which the chosen answer gained more than
-        the rejected one, and how many nats more.
+        """See `Objective`. `details`: the share of pairs in which the chosen answer gained more
+        than the rejected one, and how many nats more.
         """
         total, count, right, margin = 0.0, 0, 0.0, 0.0
         for group in self._groups(rank, ranks):
