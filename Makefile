@@ -35,7 +35,8 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not peer and not deploy and not train and not vllm
+HERE := not cluster and not console and not deploy and not observe and not peer and not remote \
+  and not train and not vllm
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install

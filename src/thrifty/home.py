@@ -7,6 +7,7 @@ evaluations/  recorded predictions of references, and results of candidates
 trainings/    checkpoints of trainings that may go on
 optimizations/  finished steps of searches
 gates/        signed records of gates, and the key that signs them
+datasets/     data sets that were built, and builds that may go on
 engines/      environments of engines that install themselves on first use
 """
 
@@ -56,6 +57,11 @@ class Home:
     def data(self) -> Path:
         """Fetched data sets."""
         return self.root / "data"
+
+    @property
+    def datasets(self) -> Path:
+        """Data sets that were built, and builds that may go on."""
+        return self.root / "datasets"
 
     @property
     def evaluations(self) -> Path:
