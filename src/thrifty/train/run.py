@@ -51,6 +51,7 @@ HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 256
 LEAST_ROWS = 10
 EPOCHS = 3.0
 LORA_RANK = 16
+BETA = 0.1
 EVALUATIONS = 10
 """A training in epochs is evaluated so often."""
 FEW_TOKENS = 1_000_000
@@ -105,7 +106,7 @@ class TrainingRequest:
     """Rows in a step."""
     micro_batch: int | None = None
     """Rows that are computed at once."""
-    beta: float = 0.1
+    beta: float = BETA
     checkpointing: bool = False
     seed: int = 0
     patience: int = 4
@@ -326,16 +327,22 @@ def choose_settings(
 ) -> RowSettings:
     """The settings of the loop: what was asked for, and defaults that go with the data."""
     defaults = _DEFAULTS[request.method]
-    micro = request.micro_batch or min(defaults.micro_batch, request.batch or defaults.batch)
-    batch = math.ceil((request.batch or defaults.batch) / micro) * micro
+    wanted = defaults.batch if request.batch is None else request.batch
+    micro = (
+        min(defaults.micro_batch, wanted) if request.micro_batch is None else request.micro_batch
+    )
+    batch = math.ceil(wanted / micro) * micro
     tokens = sum(example.tokens for example in examples)
     steps = None
     if request.minutes is None:
         steps = max(1, math.ceil((request.epochs or EPOCHS) * len(examples) / batch))
+    rate = request.learning_rate
+    if rate is None:
+        rate = defaults.rates[request.lora_rank == 0]
     weights = balance_weights(liked, disliked) if request.method is Method.KTO else (1.0, 1.0)
     return RowSettings(
         steps=steps, minutes=request.minutes, method=request.method.value, beta=request.beta,
-        learning_rate=request.learning_rate or defaults.rates[request.lora_rank == 0],
+        learning_rate=rate,
         batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
         every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
@@ -361,6 +368,10 @@ def _check(request: TrainingRequest) -> None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
     if request.epochs is not None and not 0 < request.epochs < float("inf"):
         raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
+    for name in ("batch", "micro_batch"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if request.window < 32:
         raise TrainingError(f"--window must be at least 32 tokens, not {request.window}")
     for path in (*request.files, *request.held_out_files):
