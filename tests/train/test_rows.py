@@ -91,6 +91,29 @@ def test_judged_answers_are_checked(
     assert list(aside.counts) == ([reason] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("record", "texts", "reason"),
+    [
+        ({"query": "a", "positive": "b"}, 2, None),
+        ({"query": "a", "positive": "b", "negatives": ["c", "d"]}, 4, None),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, 3, None),
+        ({"texts": ["a", "b"]}, 2, None),
+        ({"query": "a"}, 0, "fields"),
+        ({"texts": ["a", "b", "c"]}, 0, "fields"),
+        ({"query": "a", "positive": 3}, 0, "fields"),
+        ({"query": "a", "positive": "b", "negatives": ["c"] * 99}, 0, "fields"),
+        ({"query": "a", "positive": " "}, 0, "empty"),
+        ({"query": "a", "positive": "b", "negatives": ["b"]}, 0, "same"),
+    ],
+)
+def test_texts_for_encoders_are_checked(
+    tmp_path: Path, record: Any, texts: int, reason: str | None
+) -> None:
+    rows, aside = read(tmp_path, Method.CONTRASTIVE, record)
+    assert list(aside.counts) == ([reason] if reason else [])
+    assert [len(row.messages) + len(row.answers) for row in rows] == ([texts] if texts else [])
+
+
 def test_turns_that_nobody_judged_are_context(tmp_path: Path) -> None:
     talk = [USER, ANSWER, USER, ANSWER]
     feedback = {"messages": talk, "provenance": {"source": "liked", "feedback": ["fb-1"]}}

@@ -29,7 +29,7 @@ from thrifty.home import Home, find_home, make_private_folder
 from thrifty.train.named_data import NamedRows, find_rows
 from thrifty.train.plot import plot_losses
 from thrifty.train.rows import Method
-from thrifty.train.run import BETA, LORA_RANK, WINDOW, TrainingRequest, train_model
+from thrifty.train.run import BETA, LORA_RANK, TrainingRequest, train_model
 
 DISTILL = "distill"
 
@@ -71,7 +71,7 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
             f"{asked.method!r} is no method; take {', '.join(Method)} or {DISTILL}"
         ) from None
     _refuse(asked, f"--method {method}", "teacher", "teacher_model", "teacher_key_env")
-    if method is Method.SFT:
+    if method in (Method.SFT, Method.CONTRASTIVE):
         _refuse(asked, f"--method {method}", "beta")
     home = find_home()
     rows = _find_rows(asked.data, method, home)
@@ -80,7 +80,7 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         held_out=asked.held_out or rows.held_out,
         epochs=asked.epochs, minutes=asked.minutes, learning_rate=asked.learning_rate,
         lora_rank=LORA_RANK if asked.lora_rank is None else asked.lora_rank,
-        window=WINDOW if asked.window is None else asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
+        window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
         beta=BETA if asked.beta is None else asked.beta, checkpointing=asked.checkpointing, seed=asked.seed,
         resume=asked.resume,
     )  # fmt: skip
@@ -116,6 +116,7 @@ _DETAILS = {
     "margin": "how much it gained, in nats",
     "liked": "how much likelier held-out liked answers are than before, in nats",
     "disliked": "how much likelier disliked ones are, in nats",
+    "first": "share of held-out queries whose own text is the nearest",
 }
 
 
