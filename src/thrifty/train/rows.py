@@ -53,6 +53,7 @@ REASONS = {
     "fields": "without the fields of the method",
     "role_order": "whose roles are out of order",
     "empty": "with an empty answer",
+    "tools": "that call tools which they do not declare",
     "same": "whose two answers, or texts, are the same",
     "refused": "that a server or the chat template refuses",
     "form": "whose calls the chat template writes in another form than it asks for",
@@ -188,6 +189,8 @@ def _read_conversation(
         return "fields"
     if not _in_order(messages) or messages[-1].get("role") != "assistant":
         return "role_order"
+    if _calls_undeclared(messages, tools):
+        return "tools"
     if isinstance(record.get("provenance"), dict) and "feedback" in record["provenance"]:
         said = said[-1:]
     learned = [number for number in said if messages[number].get("weight") != 0]
@@ -221,6 +224,8 @@ def _read_judged(
         return "role_order"
     if any(map(_is_empty, given)):
         return "empty"
+    if _calls_undeclared([*messages, *given], tools):
+        return "tools"
     if len(given) == 2 and given[0] == given[1]:
         return "same"
     return Row(line, messages, given, bool(label), tools, extra)
@@ -253,6 +258,13 @@ def _read_answer(value: Any) -> Message | None:
     if isinstance(value, str):
         value = {"content": value}
     return {"role": "assistant", **value} if isinstance(value, dict) else None
+
+
+def _calls_undeclared(messages: list[Message], tools: list[Any] | None) -> bool:
+    """Whether tools are called without being declared: a server would have told the model of them,
+    so that it never sees such a prompt.
+    """
+    return not tools and any(one.get("tool_calls") or one.get("function_call") for one in messages)
 
 
 def _is_empty(message: Message) -> bool:
