@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -279,7 +279,7 @@ def _is_paraphrase(
 def save_index(index: LeakIndex, path: Path) -> None:
     """Write an index to a file of arrays. Raises `OSError`."""
     facts = {"sets": index.sets, "where": index.where, "sizes": sorted(index.sequences)}
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
         "short": index.short[0], "short_items": index.short[1],
         "short_counts": index.short_counts, "words": index.words[0], "weights": index.words[1],
@@ -289,7 +289,7 @@ def save_index(index: LeakIndex, path: Path) -> None:
     for size, (values, items) in index.sequences.items():
         arrays |= {f"values_{size}": values, f"items_{size}": items}
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
 
 
 def load_index(path: Path) -> LeakIndex:
