@@ -4,6 +4,7 @@
     ├── SpecError              the spec asks for something impossible
     ├── ArtifactError          a stored model is missing or unusable
     │   ├── SourceError        a source cannot be fetched
+    │   ├── RemoteError        a remote cannot be read or written
     │   ├── IntegrityError     the content does not match its checksum
     │   └── FormatRefused      the format is not supported (pickle, unknown, not convertible)
     ├── EngineError            an engine cannot do this here
@@ -19,6 +20,7 @@
     │   └── LeakError          what is learned from holds what models are judged by
     ├── EvaluationError        a model cannot be evaluated
     ├── CompressionError       a model cannot be compressed
+    │   └── TrainingError      a training cannot run, or went wrong
     └── SimulationError        traffic cannot be simulated
 
 A message says what was found, what the rule is, and what to do next. Errors that cross HTTP are
@@ -70,6 +72,10 @@ class ArtifactError(ThriftyError):
 
 class SourceError(ArtifactError):
     """A model's source cannot be fetched."""
+
+
+class RemoteError(ArtifactError):
+    """A store elsewhere cannot be read or written."""
 
 
 class IntegrityError(ArtifactError):
@@ -132,6 +138,10 @@ class EvaluationError(ThriftyError):
 
 class CompressionError(ThriftyError):
     """A model cannot be compressed."""
+
+
+class TrainingError(CompressionError):
+    """A training cannot run on what it was given, or went wrong."""
 
 
 class SimulationError(ThriftyError):

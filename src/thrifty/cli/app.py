@@ -18,8 +18,10 @@ from thrifty.cli.compression_commands import (
 )
 from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
+from thrifty.cli.train_commands import train
 
 app = typer.Typer(
     name="thrifty",
@@ -46,6 +48,7 @@ app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+app.add_typer(gate_app, name="gate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -304,7 +307,8 @@ def pull(
 
 
 for _command in (
-    evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+    evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, forget,
+    subject_export,
 ):  # fmt: skip
     app.command()(_command)
 

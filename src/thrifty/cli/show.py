@@ -31,6 +31,7 @@ _VERBS = {
     "resolve_packages": "Looking up packages",
     "install": "Installing",
     "download": "Downloading",
+    "upload": "Uploading",
     "copy": "Copying",
     "unpack": "Unpacking",
     "convert": "Preparing for the engine",

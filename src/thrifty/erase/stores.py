@@ -26,7 +26,7 @@ class Eraser(NamedTuple):
 
 ERASERS: tuple[Eraser, ...] = (
     Eraser(
-        "feedback", ("table:feedback", "table:feedback_history"),
+        "feedback", ("table:feedback", "table:feedback_history", "table:unrolled_thumbs"),
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
     Eraser(
@@ -73,6 +73,10 @@ NOT_OF_PERSONS = {
     "table:demand": "sums by version",
     "table:scaling": "numbers of replicas",
     "table:cache_stats": "sums",
+    "table:rollups": "sums by version",
+    "table:tenant_rollups": "sums by tenant",
+    "table:rollup_state": "a counter",
+    "table:unrolled_rows": "numbers of responses, for seconds",
     "table:leases": "processes",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",
     "table:audit_head": "a hash",
