@@ -208,6 +208,8 @@ def _read_turns(turns: Any, system: Any = None) -> list[Message]:
         for key in ("name", "reasoning_content"):
             if isinstance(turn.get(key), str):
                 message[key] = turn[key]
+        if turn.get("weight") == 0:
+            message["weight"] = 0  # said, and not learned
         found.append(message)
     return found
 
