@@ -192,7 +192,8 @@ class PieceMaker:
         try:
             row = make_row(record, self._recipe.kind, source.shape, source.fields)
         except Misshapen as fault:
-            excerpt = encode_record(record)[: 4 * SAMPLE_CHARS].decode("utf-8", "ignore")
+            shown = {key: value for key, value in record.items() if key != source.fields.user}
+            excerpt = encode_record(shown)[: 4 * SAMPLE_CHARS].decode("utf-8", "ignore")
             tally.remove("format", str(fault), self._excerpt(excerpt), provenance)
             return None
         if not self._clean(row, provenance, tally):
