@@ -18,6 +18,7 @@ from thrifty.cli.compression_commands import (
 )
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.model_commands import models_app
+from thrifty.cli.money_commands import cost, export
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 
 app = typer.Typer(
@@ -321,6 +322,7 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+    cost, export,
 ):  # fmt: skip
     app.command()(_command)
 
