@@ -20,6 +20,7 @@ from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
+from thrifty.cli.money_commands import cost, export
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 from thrifty.cli.train_commands import train
 
@@ -308,7 +309,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, forget,
-    subject_export,
+    subject_export, cost, export,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -33,6 +33,8 @@ from thrifty.control.checks import (
 )
 from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
+from thrifty.control.machine_price import find_machine_price
+from thrifty.control.token_prices import find_token_prices
 from thrifty.db.desired_state import (
     DesiredCapacity,
     DesiredDeployment,
@@ -237,12 +239,41 @@ def make_service(
     )
     # What a deployment says of the gateway's limits and memory holds as the first one says it.
     gateway = describe_gateway(loaded.each()[0].spec)
-    bounds = loaded.spec.capacity
+    bounds, price = loaded.spec.capacity, find_machine_price(loaded)
     capacity = DesiredCapacity(
-        bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour, loaded.spec.price_per_hour
+        bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour,
+        loaded.spec.price_per_hour if price.per_hour is None else price.per_hour,
+        price.per_hour, price.basis,
+    )  # fmt: skip
+    made = DesiredService(
+        gateway,
+        applied.to_builtins(),
+        capacity,
+        _make_records(loaded.spec),
+        _list_budgets(loaded, deployments),
     )
-    made = DesiredService(gateway, applied.to_builtins(), capacity)
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
+
+
+def _make_records(spec: Spec) -> dict[str, float]:
+    """How long sums are kept, as `observe.rollups.roll.Keep`."""
+    keep = spec.record.keep
+    return {
+        "minutes_s": keep.minutes, "hours_s": keep.hours, "days_s": keep.days,
+        "tenants": spec.record.tenants,
+    }  # fmt: skip
+
+
+def _list_budgets(loaded: LoadedSpec, names: Iterable[str]) -> dict[str, float]:
+    """What a month may cost, by deployment; `names` are in the order of the spec."""
+    found = {
+        name: one.spec.budget_month
+        for name, one in zip(names, loaded.each(), strict=False)
+        if one.spec.budget_month is not None
+    }
+    if loaded.spec.budget_all_month is not None:
+        found[""] = loaded.spec.budget_all_month
+    return found
 
 
 def _make_settings(spec: Spec) -> DeploymentSettings:
@@ -314,7 +345,7 @@ def _make_version_settings(part: Part) -> VersionSettings:
     traits, upstream = part.engine.traits, part.served.upstream
     spec, slots = part.spec, part.slots
     wanted = spec.batches.slots or BATCH_SLOTS
-    prices = spec.prices
+    prices = find_token_prices(part.version.loaded)
     return VersionSettings(
         honours=None if traits.honours is None else tuple(sorted(traits.honours)),
         upstream_model=upstream.model,
