@@ -86,8 +86,12 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
+.PHONY: test-remotes
+test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries
+	$(BIN)/python -m pytest -q -n 0 -m remote tests/artifacts
+
 .PHONY: test-all
-test-all: test test-peers test-deploy test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-peers test-deploy test-remotes test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)
