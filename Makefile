@@ -96,8 +96,12 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
 	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train
 
+.PHONY: test-remotes
+test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries
+	$(BIN)/python -m pytest -q -n 0 -m remote tests/artifacts
+
 .PHONY: test-all
-test-all: test test-peers test-deploy test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-deploy test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

@@ -17,6 +17,12 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from thrifty.artifacts import Store
+from thrifty.artifacts.remotes.prepared import (
+    BackedStore,
+    ProcessorKind,
+    find_remote_source,
+    share_prepared,
+)
 from thrifty.artifacts.sources import fetch_model
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
 from thrifty.control.auto import resolve_auto
@@ -196,14 +202,31 @@ def _make_part(
         check_verdict(version, store, model)
     before = {known.artifact for known in store.versions()}
     began_s = time.monotonic()
-    served = engine.prepare(spec, model, store, machine, on_progress)
+    backed = _back(store, engine, model, machine, on_progress)
+    served = engine.prepare(spec, model, backed or store, machine, on_progress)
     took_s = time.monotonic() - began_s
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)
-        if served.artifact not in before:
+        pulled = backed is not None and served.artifact in backed.pulled
+        if served.artifact not in before and not pulled:
             values = {"seconds": round(took_s, 3)}
             record_times(store, machine, PREPARE, served.artifact, engine.kind, values)
+        if backed is not None and model is not None and spec.share:
+            share_prepared(backed, model[1].id, served.artifact)
     return Part(version, engine, label, served, spec, source, engine.find_slots(served))
+
+
+def _back(
+    store: Store, engine: Engine, model: Model | None, machine: Machine, on_progress: OnProgress
+) -> BackedStore | None:
+    """The store with the remote behind it that a model came from; None if it came from elsewhere."""
+    source = find_remote_source(model[0]) if model is not None else None
+    if source is None:
+        return None
+    kind = ProcessorKind(
+        machine.architecture, engine.find_features(machine), engine.traits.find_version()
+    )
+    return BackedStore(store.root, source, kind, on_progress)
 
 
 def describe_source(spec: Spec, model: Model | None) -> str:

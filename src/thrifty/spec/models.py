@@ -421,8 +421,9 @@ class DeploymentSpec(Section):
     model: str = Field(
         DEFAULT_MODEL,
         min_length=1,
-        description="`pypi:package`, `hf:org/name[@revision]`, a folder of safetensors, a `.gguf` "
-        "file, or the name of a model that is stored already (`name[@vN]`).",
+        description="`pypi:package`, `hf:org/name[@revision]`, the URL of a model in a remote "
+        "(`s3://bucket/prefix/name[@vN]`; docs/remotes.md), a folder of safetensors, a `.gguf` file, or "
+        "the name of a model that is stored already (`name[@vN]`).",
     )
     aliases: tuple[Name, ...] = Field(
         (), description="Other names that clients may write in `model`."
@@ -439,6 +440,11 @@ class DeploymentSpec(Section):
     compress: CompressSpec = Field(
         default_factory=lambda: CompressSpec(),
         description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
+    )
+    share: bool = Field(
+        False,
+        description="Push what the engine prepared of a model from a remote back to it, so that "
+        "replicas elsewhere on the same kind of processor pull it ready.",
     )
     load: LoadSpec = Field(
         default_factory=lambda: LoadSpec(),
