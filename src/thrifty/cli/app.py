@@ -18,6 +18,7 @@ from thrifty.cli.compression_commands import (
 )
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.model_commands import models_app
+from thrifty.cli.observe_commands import observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+app.add_typer(observe_app, name="observe")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -320,7 +322,8 @@ def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -
 
 
 for _command in (
-    evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+    evaluate, quantize, prune, compress, optimize, compare, distill, logs, top, forget,
+    subject_export,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
+from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
@@ -504,6 +505,9 @@ class Spec(DeploymentSpec):
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
     feedback: FeedbackSpec = Field(
         default_factory=lambda: FeedbackSpec(), description="What people say about answers."
+    )
+    observe: ObserveSpec = Field(
+        default_factory=lambda: ObserveSpec(), description="What is shown to others' tools."
     )
     database: str | None = Field(
         None,
