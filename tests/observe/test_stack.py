@@ -18,6 +18,7 @@ from tests.observe.programs import run_promtool, running_collector, running_prom
 from tests.parts import run_thrifty, running_service, wait_until
 from thrifty.fleet.ports import find_free_port
 from thrifty.observe.burn import BURNS
+from thrifty.observe.otlp.conventions import OWN
 
 pytestmark = pytest.mark.observe
 
@@ -231,7 +232,7 @@ def test_a_real_collector_gets_traces_and_metrics(tmp_path: Path) -> None:
             named = answer.headers["x-thrifty-response-id"]
             wanted = (
                 named, "POST /v1/chat/completions", "chat chat", "gen_ai.usage.output_tokens",
-                "gen_ai.server.time_to_first_token", "thrifty.good_requests",
+                "gen_ai.server.time_to_first_token", f"{OWN}good_requests",
             )  # fmt: skip
             wait_until(
                 lambda: all(one in output.read_text() for one in wanted), 60,

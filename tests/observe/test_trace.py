@@ -20,6 +20,7 @@ from tests.parts import GatewayUnderTest, running_echo, running_gateway, running
 from thrifty.db.request_log import COLUMNS
 from thrifty.http.exchange import Exchange
 from thrifty.observe.otlp import exporter
+from thrifty.observe.otlp.conventions import OWN
 from thrifty.observe.otlp.exporter import Exporter, read_headers
 from thrifty.observe.otlp.spans import make_request_spans
 from thrifty.observe.settings import ObserveSettings, OtlpSettings
@@ -202,7 +203,7 @@ async def test_a_request_is_seen_through_every_step(tmp_path: Path) -> None:
         expected = {
             "gen_ai.operation.name": "chat", "gen_ai.provider.name": "thrifty",
             "gen_ai.request.model": "echo", "gen_ai.response.model": "echo@v1",
-            "http.response.status_code": 200, "thrifty.replica": "echo-0",
+            "http.response.status_code": 200, f"{OWN}replica": "echo-0",
             "gen_ai.response.id": answer.headers[b"x-thrifty-response-id"].decode(),
         }  # fmt: skip
         assert expected.items() <= found.items()
@@ -228,9 +229,9 @@ async def test_retries_and_cache_hits_are_told_apart(tmp_path: Path) -> None:
                     if span.status.code == Status.STATUS_CODE_ERROR
                 ]  # fmt: skip
             assert attributes(failed[0])["error.type"] == "ConnectFailed"
-            assert attributes(failed[0])["thrifty.replica"] == "echo-0"
+            assert attributes(failed[0])[f"{OWN}replica"] == "echo-0"
             same = [s for s in collector.named("chat echo") if s.trace_id == failed[0].trace_id]
-            assert [attributes(s)["thrifty.replica"] for s in same] == ["echo-0", "echo-1"]
+            assert [attributes(s)[f"{OWN}replica"] for s in same] == ["echo-0", "echo-1"]
             (root,) = [
                 s for s in collector.spans
                 if s.trace_id == failed[0].trace_id and s.kind == Span.SPAN_KIND_SERVER
@@ -242,9 +243,9 @@ async def test_retries_and_cache_hits_are_told_apart(tmp_path: Path) -> None:
             await collector.wait_for(asked + 2)
             hits = [
                 attributes(s) for s in collector.spans
-                if attributes(s).get("thrifty.cache.result") == "hit"
+                if attributes(s).get(f"{OWN}cache.result") == "hit"
             ]  # fmt: skip
-            assert [hit["thrifty.cache.tier"] for hit in hits] == ["memory"]
+            assert [hit[f"{OWN}cache.tier"] for hit in hits] == ["memory"]
 
 
 async def test_replicas_get_the_context_with_traces_and_without(tmp_path: Path) -> None:
@@ -310,12 +311,12 @@ async def test_metrics_go_by_otlp_under_their_names(tmp_path: Path) -> None:
             labels = {one.key: one.value.string_value for one in point.attributes}
             assert labels == {
                 "gen_ai.request.model": "echo", "gen_ai.response.model": "echo@v1",
-                "thrifty.replica": "echo-0",
+                f"{OWN}replica": "echo-0",
             }  # fmt: skip
-            total = collector.metrics["thrifty.requests"].sum
+            total = collector.metrics[f"{OWN}requests"].sum
             assert total.is_monotonic
             assert total.data_points[0].as_double == 1
-            assert collector.metrics["thrifty.replica_up"].gauge.data_points[0].as_double == 1
+            assert collector.metrics[f"{OWN}replica_up"].gauge.data_points[0].as_double == 1
             assert not collector.spans
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from thrifty.openai.fields import Endpoint
 
+OWN = "thrifty."
+"""How names begin that the conventions have no name for."""
 PROVIDER = "gen_ai.provider.name", "thrifty"
 OPERATION = "gen_ai.operation.name"
 OPERATIONS = {
@@ -30,21 +32,21 @@ REQUEST = {
     "conversation_id": "gen_ai.conversation.id",
     "deployment": "gen_ai.request.model",
     "version": "gen_ai.response.model",
-    "replica": "thrifty.replica",
-    "tenant": "thrifty.tenant",
-    "client_request_id": "thrifty.client_request_id",
-    "origin": "thrifty.origin",
-    "rerouted": "thrifty.rerouted",
+    "replica": f"{OWN}replica",
+    "tenant": f"{OWN}tenant",
+    "client_request_id": f"{OWN}client_request_id",
+    "origin": f"{OWN}origin",
+    "rerouted": f"{OWN}rerouted",
     "stream": "gen_ai.request.stream",
-    "cache": "thrifty.cache.result",
-    "attempts": "thrifty.attempts",
+    "cache": f"{OWN}cache.result",
+    "attempts": f"{OWN}attempts",
     "prompt_tokens": "gen_ai.usage.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens",
     "cached_tokens": "gen_ai.usage.cache_read.input_tokens",
 }
 """Attributes of a request, by the column of the request log."""
 RESPONSE_ID = "gen_ai.response.id"
-CACHE_TIER = "thrifty.cache.tier"
+CACHE_TIER = f"{OWN}cache.tier"
 FIRST_TOKEN = "first token"  # noqa: S105
 """The event at which an answer begins."""
 
@@ -66,12 +68,12 @@ _UNITS = {"_seconds": "s", "_bytes": "By"}
 
 def name_metric(name: str) -> str:
     """The name of a metric, by that in Prometheus."""
-    return METRICS.get(name, f"thrifty.{name.removeprefix('thrifty_')}")
+    return METRICS.get(name, f"{OWN}{name.removeprefix('thrifty_')}")
 
 
 def name_label(label: str) -> str:
     """The name of a label."""
-    return LABELS.get(label, f"thrifty.{label}")
+    return LABELS.get(label, f"{OWN}{label}")
 
 
 def find_unit(name: str) -> str:
