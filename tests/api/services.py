@@ -19,6 +19,9 @@ from thrifty.api.models import (
     Plan,
     PlanStep,
     ReplicaStatus,
+    SeriesAnswer,
+    SeriesModel,
+    SeriesQuery,
     Status,
     Traffic,
     VersionStatus,
@@ -44,6 +47,8 @@ class MemoryServices:
         """Reading the status waits for this."""
         self.hold.set()
         self.holding = 0
+        self.asked: SeriesQuery | None = None
+        """Which series were asked for last."""
 
     def close(self) -> None:
         pass
@@ -63,6 +68,15 @@ class MemoryServices:
             deployments=[DeploymentStatus(name="chat", versions=versions, replicas=replicas)],
             gateway=GatewayStatus(url="http://127.0.0.1:8080"),
         )
+
+    def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
+        metrics = asked.metrics.split(",")
+        if "nonsense" in metrics:
+            raise ThriftyError("'metrics' has 'nonsense', which is none")
+        self.asked = asked
+        values: dict[str, list[int | float | None]] = {metric: [1, None] for metric in metrics}
+        series = [SeriesModel(labels={}, values=values)]
+        return SeriesAnswer(step_s=60, times=[0, 60], series=series)
 
     def get_traffic(self, deployment: str) -> Traffic:
         self._check(deployment)
