@@ -38,6 +38,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
+from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
@@ -49,6 +50,7 @@ FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!--
 LAYERS_BEGIN, LAYERS_END = "<!-- layers: made by docs/generate.py -->", "<!-- end of layers -->"
 RECIPE_BEGIN, RECIPE_END = "<!-- recipe: made by docs/generate.py -->", "<!-- end of recipe -->"
 ROUTES_BEGIN, ROUTES_END = "<!-- routes: made by docs/generate.py -->", "<!-- end of routes -->"
+METRICS_BEGIN, METRICS_END = "<!-- metrics: made by docs/generate.py -->", "<!-- end of metrics -->"
 FIGURES_INTRODUCTION = """\
 Each figure was measured by its command, side by side with what it is compared to, in alternating
 turns of one run: the median of the rounds, with the least and the greatest in brackets. A bar that
@@ -268,6 +270,18 @@ def make_api_page() -> str:
     return replace_between(text, ROUTES_BEGIN, ROUTES_END, make_route_table(list_routes()))
 
 
+def make_observe_page() -> str:
+    """The page on telemetry, with the table of all metrics."""
+    text = (ROOT / "docs" / "observe.md").read_text(encoding="utf-8")
+    suffixes = {"counter": "_total"}
+    rows = [
+        (f"`{family.name}{suffixes.get(family.type, '')}`", family.type, family.documentation)
+        for family in sorted(GatewayMetrics().registry.collect(), key=lambda one: one.name)
+    ]
+    made = table(("metric", "type", "what"), rows)
+    return replace_between(text, METRICS_BEGIN, METRICS_END, made)
+
+
 def make_figure_page() -> str:
     """Every measurement: a table of all figures, then each as it was recorded."""
     records = read_results()
@@ -353,6 +367,7 @@ PAGES = {
     "docs/api.md": make_api_page,
     "docs/architecture.md": make_architecture_page,
     "docs/data.md": make_data_page,
+    "docs/observe.md": make_observe_page,
     "docs/figures.md": make_figure_page,
     "README.md": make_readme,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +51,9 @@ def check_spec(
     """
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
+    if loaded.spec.observe.otlp.endpoint and not _has_otlp():
+        message = "needs OTLP's messages: pip install 'thrifty[otel]'"
+        loaded.refuse([Problem("observe.otlp.endpoint", message)])
     _check_tls(loaded)
     _check_capacity(loaded)
     each = loaded.each()
@@ -62,6 +66,12 @@ def check_spec(
                 if maker is not None:
                     maker.check(version.loaded)
     return each
+
+
+def _has_otlp() -> bool:
+    with contextlib.suppress(ModuleNotFoundError):  # of the package around it
+        return find_spec("opentelemetry.proto") is not None
+    return False
 
 
 def check_engine(loaded: LoadedSpec, machine: Machine) -> None:

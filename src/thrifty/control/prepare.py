@@ -385,4 +385,6 @@ def _make_version_settings(part: Part) -> VersionSettings:
         price_input=prices.input,
         price_cached=prices.input if prices.cached_input is None else prices.cached_input,
         price_output=prices.output,
+        ttft_objective_s=spec.slo.ttft_p95,
+        tpot_objective_s=spec.slo.tpot_p95,
     )

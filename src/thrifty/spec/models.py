@@ -18,6 +18,7 @@ from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
+from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
@@ -542,6 +543,9 @@ class Spec(DeploymentSpec):
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
     feedback: FeedbackSpec = Field(
         default_factory=lambda: FeedbackSpec(), description="What people say about answers."
+    )
+    observe: ObserveSpec = Field(
+        default_factory=lambda: ObserveSpec(), description="What is shown to others' tools."
     )
     database: str | None = Field(
         None,
