@@ -35,7 +35,7 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not peer and not deploy and not vllm
+HERE := not peer and not deploy and not vllm and not cluster
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
@@ -86,8 +86,13 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
+.PHONY: test-cluster
+test-cluster: $(DEV) ## The fleet on a real Kubernetes control plane, which it builds once (7 minutes)
+	@$(BIN)/python -m tests.cluster.binaries || echo 'NO CLUSTER HERE: the tests of the Kubernetes fleet are skipped'
+	$(BIN)/python -m pytest -q -n 0 -m cluster tests/cluster
+
 .PHONY: test-all
-test-all: test test-peers test-deploy test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-peers test-deploy test-cluster test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

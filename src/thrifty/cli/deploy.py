@@ -7,7 +7,7 @@ from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, tell
-from thrifty.deploy.base import Request, parse_target_options
+from thrifty.deploy.base import Request, parse_target_options, refuse_fleet
 from thrifty.deploy.registry import find_target, target_names
 from thrifty.deploy.service import make_service
 from thrifty.deploy.write import write_files
@@ -59,6 +59,7 @@ def run_render(
     options = parse_target_options(target, _parse_settings(settings))
     # Nothing of this machine's environment may go into the files.
     service = make_service(load_spec(path, environment={}))
+    refuse_fleet(target, service)
     request = Request(service, options, Store(find_home().models))
     written = write_files(target.render(request), out, dry_run=diff)
     if as_json:

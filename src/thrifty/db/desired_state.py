@@ -159,6 +159,8 @@ class DesiredService:
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The spec that was applied last, as written: the next `apply` changes what differs from it."""
     capacity: DesiredCapacity = DesiredCapacity()
+    fleet: Mapping[str, Any] = field(default_factory=dict)
+    """Where replicas run, with its settings, as plain data; empty: on this machine."""
 
 
 DesiredState = DesiredDeployment | DesiredService
