@@ -77,7 +77,11 @@ class FleetSpec(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> FleetSpec:
-        others = sorted(self.model_fields_set - {"kind"})
+        fields = type(self).model_fields
+        others = [
+            key for key in fields
+            if key != "kind" and getattr(self, key) != fields[key].default
+        ]  # fmt: skip
         if self.kind == "local" and others:
             raise ValueError(
                 f"has {', '.join(others)}, which only kubernetes takes; write 'kind: kubernetes'"
