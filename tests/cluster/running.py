@@ -26,7 +26,7 @@ from thrifty.engines.server import KEY_VARIABLE
 from thrifty.fleet.base import ObservedReplica
 from thrifty.fleet.kubernetes import KubernetesFleet
 from thrifty.home import Home, make_private_folder
-from thrifty.kubernetes.client import ApiClient
+from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused
 from thrifty.kubernetes.config import find_cluster
 from thrifty.model_maker import Compressor
 from thrifty.spec.load import parse_spec
@@ -90,12 +90,43 @@ class World:
 
         await until(counted, "the budget counts pods")
 
+    async def drain(self, node: str) -> int:
+        """As `kubectl drain`: cordon, then evict pod by pod. How often the budget said to wait."""
+        await self.client.request(
+            "PATCH", f"/api/v1/nodes/{node}", {"spec": {"unschedulable": True}}, kind=MERGE
+        )
+        refused = 0
+        for pod in [one for one in await self.list("pods") if one["spec"].get("nodeName") == node]:
+            name = pod["metadata"]["name"]
+            eviction = {
+                "apiVersion": "policy/v1beta1", "kind": "Eviction",
+                "metadata": {"name": name, "namespace": self.namespace},
+            }  # fmt: skip
+
+            async def evict(name: str = name, eviction: Object = eviction) -> bool:
+                nonlocal refused
+                try:
+                    await self.client.request(
+                        "POST", f"{self.path('pods', name)}/eviction", eviction
+                    )
+                except ApiAway:
+                    refused += 1  # 429: the budget allows none now
+                    return False
+                except ApiRefused as error:
+                    return error.status == 404
+                return True
+
+            await until(evict, f"{name} may be evicted")
+        return refused
+
 
 @contextlib.asynccontextmanager
 async def running_world(
-    plane: ControlPlane, folder: Path, nodes: int = 3, cpu: int = 16
+    plane: ControlPlane, folder: Path, nodes: int = 3, cpu: int = 16, *, hollow: bool = False
 ) -> AsyncIterator[World]:
-    """A namespace with the replicas' account and key, and `nodes` nodes. Nothing is left after it."""
+    """A namespace with the replicas' account and key, and `nodes` nodes; `hollow` ones only say that they
+    run pods. Nothing is left after it.
+    """
     client = ApiClient(find_cluster(str(plane.kubeconfig)))
     namespace = f"t-{uuid.uuid4().hex[:8]}"
     await client.request(
@@ -103,7 +134,7 @@ async def running_world(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
     )  # fmt: skip
     names = [f"{namespace}-{number}" for number in range(nodes)]
-    kubelets = Kubelets(client, folder / "nodes", names, cpu)
+    kubelets = Kubelets(client, folder / "nodes", names, cpu, hollow=hollow)
     (folder / "nodes").mkdir(parents=True)
     world = World(plane, client, namespace, kubelets, folder)
     await make_account(world)

@@ -18,7 +18,6 @@ from tests.cluster.running import (
 )
 from tests.control.running import asking
 from thrifty.home import Home
-from thrifty.kubernetes.client import ApiAway, ApiRefused
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -109,35 +108,6 @@ async def test_a_rolling_update_and_ninety_to_ten(
             await until(old_is_gone, "the old revision's Deployment is deleted")
 
 
-async def drain(world: World, node: str, others: int) -> int:
-    """As `kubectl drain`: cordon, then evict pod by pod. How often the budget said to wait."""
-    await world.client.request(
-        "PATCH", f"/api/v1/nodes/{node}", {"spec": {"unschedulable": True}},
-        kind="application/merge-patch+json",
-    )  # fmt: skip
-    refused = 0
-    for pod in [one for one in await world.list("pods") if one["spec"].get("nodeName") == node]:
-        name = pod["metadata"]["name"]
-        eviction = {
-            "apiVersion": "policy/v1beta1", "kind": "Eviction",
-            "metadata": {"name": name, "namespace": world.namespace},
-        }  # fmt: skip
-
-        async def evict(name: str = name, eviction: Any = eviction) -> bool:
-            nonlocal refused
-            try:
-                await world.client.request("POST", f"{world.path('pods', name)}/eviction", eviction)
-            except ApiAway:
-                refused += 1  # 429: the budget allows none now
-                return False
-            except ApiRefused as error:
-                return error.status == 404
-            return True
-
-        await until(evict, f"{name} may be evicted")
-    return refused
-
-
 async def test_a_drained_node_under_a_budget(
     plane: ControlPlane, home: Home, tmp_path: Path
 ) -> None:
@@ -149,7 +119,7 @@ async def test_a_drained_node_under_a_budget(
             node = next(name for name, one in world.kubelets.nodes.items() if one.pods)
             there = len(world.kubelets.nodes[node].pods)
             async with asking(service.url) as clients:
-                refused = await drain(world, node, there)
+                refused = await world.drain(node)
                 await service.wait_ready(4)
                 await clients.progress()
             assert not world.kubelets.nodes[node].pods
