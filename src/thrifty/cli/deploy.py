@@ -56,7 +56,7 @@ def run_render(
 ) -> None:
     """Write a target's files, or show what would change."""
     target = find_target(name)
-    options = parse_target_options(target, _parse_settings(settings))
+    options = parse_target_options(target, parse_settings(settings))
     # Nothing of this machine's environment may go into the files.
     service = make_service(load_spec(path, environment={}))
     refuse_fleet(target, service)
@@ -87,7 +87,8 @@ def run_render(
         tell(f"Note: {sentence}")
 
 
-def _parse_settings(settings: Sequence[str]) -> dict[str, str]:
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """The options that `--set KEY=VALUE` gave. Raises `ThriftyError`."""
     values = {}
     for one in settings:
         key, equals, value = one.partition("=")
