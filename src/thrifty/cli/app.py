@@ -138,14 +138,17 @@ def replica(
     target: SpecOrModel = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+    served: Annotated[
+        bool, typer.Option(help="Serve what a fleet describes in THRIFTY_SERVED, not a spec.")
+    ] = False,
 ) -> None:
     """Serve one version of a spec without a gateway, for a gateway elsewhere to use by its URL.
 
     Requests must carry the key in THRIFTY_REPLICA_KEY; beyond loopback there must be one.
     """
-    from thrifty.cli.replica import run_replica_server
+    from thrifty.cli.replica import run_replica_server, run_served_replica
 
-    run_replica_server(target, host, port)
+    (run_served_replica if served else run_replica_server)(target, host, port)
 
 
 @app.command()
