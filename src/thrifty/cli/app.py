@@ -23,6 +23,7 @@ from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
 from thrifty.cli.observe_commands import observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
+from thrifty.cli.release_commands import release, releases
 from thrifty.cli.train_commands import train
 
 app = typer.Typer(
@@ -196,12 +197,15 @@ def traffic(
         ),
     ] = None,
     why: Why = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while a release owns the weights; ends it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show or set how a deployment's versions share the traffic."""
     from thrifty.cli.traffic import run_traffic
 
-    run_traffic(deployment, weights or [], why=why, as_json=as_json)
+    run_traffic(deployment, weights or [], why=why, force=force, as_json=as_json)
 
 
 @app.command()
@@ -314,7 +318,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export,
+    subject_export, cost, export, release, releases,
 ):  # fmt: skip
     app.command()(_command)
 

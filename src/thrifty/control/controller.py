@@ -56,6 +56,7 @@ from thrifty.fleet.local import LocalFleet
 from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
+from thrifty.release.run import Releases
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Controller:
         self._scaling = Scaling(
             lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
         )
+        self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
         self._gateways: GatewayWorkers | None = None
@@ -165,6 +167,7 @@ class Controller:
         self._tasks.append(
             asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
         )
+        self._tasks.append(asyncio.ensure_future(self._releases.run()))
         await self._end_old_gateways()
 
     async def _choose_fleet(self) -> None:
