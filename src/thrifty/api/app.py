@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi as make_document
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     ApplyRequest,
@@ -33,6 +34,8 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseList,
     RollbackRequest,
+    SeriesAnswer,
+    SeriesQuery,
     Status,
     Traffic,
     TrafficChange,
@@ -121,9 +124,7 @@ def get_traffic(name: str, services: Services) -> Traffic:
 
 def set_traffic(name: str, body: TrafficChange, services: Services, caller: Caller) -> Traffic:
     """Change weights."""
-    return services.set_traffic(
-        name, body.weights, who=caller, why=body.why, force=body.force
-    )
+    return services.set_traffic(name, body.weights, who=caller, why=body.why, force=body.force)
 
 
 def roll_back(
@@ -144,6 +145,16 @@ def apply_spec(body: ApplyRequest, services: Services, caller: Caller) -> Applie
     return services.apply_spec(body.spec, reset=body.reset, who=caller, why=body.why)
 
 
+def get_series(services: Services, asked: Annotated[SeriesQuery, Query()]) -> SeriesAnswer:
+    """Series over time."""
+    return services.get_series(asked)
+
+
+def get_cost(services: Services, asked: Annotated[CostQuery, Query()]) -> CostAnswer:
+    """What requests cost."""
+    return services.get_cost(asked)
+
+
 def list_releases(services: Services) -> ReleaseList:
     """The newest releases."""
     return services.list_releases()
@@ -154,9 +165,7 @@ def get_release(release_id: int, services: Services) -> ReleaseDetail:
     return services.get_release(release_id)
 
 
-def start_release(
-    name: str, body: NewRelease, services: Services, caller: Caller
-) -> ReleaseDetail:
+def start_release(name: str, body: NewRelease, services: Services, caller: Caller) -> ReleaseDetail:
     """Begin a release."""
     return services.start_release(name, body, who=caller)
 
@@ -198,8 +207,9 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_releases,
-        get_release, start_release, act_on_release, list_keys, create_key, revoke_key, get_openapi, get_docs,
+        get_status, get_series, get_cost, get_traffic, set_traffic, roll_back, make_plan,
+        apply_spec, list_releases, get_release, start_release, act_on_release, list_keys,
+        create_key, revoke_key, get_openapi, get_docs,
     )
 }  # fmt: skip
 

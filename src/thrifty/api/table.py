@@ -39,6 +39,14 @@ API_ROUTES: tuple[Route[str], ...] = (
         "change the running service to what a spec asks for",
     ),
     Route(
+        "GET", f"{PREFIX}/series", Role.VIEWER, "get_series",
+        "counts, sums and percentiles over time, by deployment, version or tenant",
+    ),
+    Route(
+        "GET", f"{PREFIX}/cost", Role.VIEWER, "get_cost",
+        "what requests cost, what was saved, budgets and forecasts",
+    ),
+    Route(
         "GET", f"{PREFIX}/releases", Role.VIEWER, "list_releases",
         "the newest releases, with their stage, verdict and figures",
     ),

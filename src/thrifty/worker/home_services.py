@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     Change,
@@ -30,6 +32,9 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseEvent,
     ReleaseList,
+    SeriesAnswer,
+    SeriesModel,
+    SeriesQuery,
     Status,
     Traffic,
 )
@@ -37,6 +42,8 @@ from thrifty.api.services import not_found
 from thrifty.artifacts import Store
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
+from thrifty.cost.report import make_report
+from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
@@ -47,9 +54,11 @@ from thrifty.db.releases import (
     read_release,
     read_releases,
 )
+from thrifty.db.rollups import DAY_S
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
+from thrifty.observe.rollups.series import Asked, read_series
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.release.manage import RELEASE_ACTS, start_release
 from thrifty.release.plan import DEPLOYMENT, parse_plan
@@ -77,6 +86,31 @@ class HomeServices:
         deployments = [DeploymentStatus.model_validate(one) for one in read_status(self._database)]
         return Status(deployments=deployments, gateway=GatewayStatus(url=url))
 
+    def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
+        """Counts, sums and percentiles over time, from the rollups. Raises `ThriftyError`."""
+        until_s = int(time.time()) + 1 if asked.to_s is None else asked.to_s
+        from_s = until_s - DAY_S if asked.from_s is None else asked.from_s
+        found = read_series(
+            self._database,
+            Asked(
+                tuple(asked.metrics.split(",")), asked.by, asked.step, from_s, until_s,
+                asked.deployment, asked.version, asked.tenant,
+            ),
+        )  # fmt: skip
+        series = [SeriesModel(labels=one.labels, values=one.values) for one in found.series]
+        return SeriesAnswer(step_s=found.step_s, times=found.times, series=series)
+
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        """What requests cost, from the rollups and the time of replicas. Raises `ThriftyError`."""
+        until_s = time.time() if asked.to_s is None else min(asked.to_s, time.time())
+        report = make_report(
+            self._database, by=asked.by, until_s=until_s,
+            from_s=until_s - 30 * DAY_S if asked.from_s is None else asked.from_s,
+            fill_per_hour=asked.price_per_hour,
+            speeds=find_speeds(self._database, Store(self._home.models)),
+        )  # fmt: skip
+        return CostAnswer.model_validate(report.describe())
+
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""
         self._require(deployment)
@@ -97,9 +131,7 @@ class HomeServices:
         for label in weights:
             if known.find_version(label) is None:
                 raise not_found("version", label, [one.label for one in known.versions])
-        report = set_traffic(
-            self._database, deployment, weights, _actor(who, why), force=force
-        )
+        report = set_traffic(self._database, deployment, weights, _actor(who, why), force=force)
         return Traffic.model_validate(report)
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
