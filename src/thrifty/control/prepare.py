@@ -44,6 +44,7 @@ from thrifty.control.token_prices import find_token_prices
 from thrifty.db.desired_state import (
     DesiredCapacity,
     DesiredDeployment,
+    DesiredQuality,
     DesiredReplicas,
     DesiredService,
     DesiredSlo,
@@ -247,6 +248,7 @@ def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeploym
         family=str(first.served.family),
         settings=_make_settings(loaded.spec),
         versions=tuple(_make_version(part) for part in parts),
+        quality=_make_quality(loaded),
     )
     # As it will be read: tuples are lists, numbers are as JSON has them.
     return msgspec.json.decode(msgspec.json.encode(state), type=DesiredDeployment)
@@ -322,6 +324,27 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
         fallback=spec.fallback,
         priority=spec.priority,
     )
+
+
+def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
+    """The canary questions. Raises `SpecError` for a file that holds none with known answers."""
+    wanted = loaded.spec.quality
+    if wanted is None:
+        return None
+    questions = wanted.questions
+    if questions not in SETS:
+        path = Path(questions).absolute()
+        try:
+            found = read_questions(path, wanted.count)
+        except EvaluationError as error:
+            named = ", ".join(sorted(SETS))
+            message = f"{error}; give a file of questions, or one of the sets {named}"
+            loaded.refuse([Problem("quality.questions", message)])
+        if not any(question.answers for question in found):
+            message = f"{path} holds no question with 'answers'"
+            loaded.refuse([Problem("quality.questions", message)])
+        questions = str(path)
+    return DesiredQuality(questions, wanted.every, wanted.count)
 
 
 def _make_version(part: Part) -> DesiredVersion:
