@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -41,6 +42,7 @@ from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
 from thrifty.control.machine_price import find_machine_price
 from thrifty.control.token_prices import find_token_prices
+from thrifty.data.sets import SETS
 from thrifty.db.desired_state import (
     DesiredCapacity,
     DesiredDeployment,
@@ -55,7 +57,8 @@ from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.engines.server import KEY_VARIABLE
-from thrifty.errors import Problem
+from thrifty.errors import EvaluationError, Problem
+from thrifty.evaluate.questions import read_questions
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.fleet import DEFAULT_CPUS
 from thrifty.spec.scaling import IDLE_AFTER_S

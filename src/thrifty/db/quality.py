@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, func, insert, select
 
 from thrifty.db.database import Database
 from thrifty.db.sanitize import sanitize_values
@@ -56,7 +56,8 @@ def read_answers(database: Database, deployment: str | None = None) -> list[Qual
 def read_last_round(database: Database) -> dict[tuple[str, str], float]:
     """When each version was asked last, by deployment and label. Raises `DatabaseError`."""
     table = quality_answers
-    query = select(table.c.deployment, table.c.version, table.c.at_s).order_by(table.c.at_s)
+    query = select(table.c.deployment, table.c.version, func.max(table.c.at_s))
+    query = query.group_by(table.c.deployment, table.c.version)
     with database.begin() as connection:
         return {(row[0], row[1]): row[2] for row in connection.execute(query)}
 
