@@ -21,7 +21,6 @@ from thrifty.engines.machine import Machine, detect_machine
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.answers import (
     DEFAULT_SETS,
-    DEFAULT_SHORT,
     AnswersRequest,
     ask_model,
     is_chat_model,
@@ -49,6 +48,9 @@ from thrifty.types import Family, OnProgress, ignore_progress
 from thrifty.version import __version__
 
 MARGIN = 0.05
+ITEMS = 600
+"""With 300, one equal version in six would be refused for want of evidence, where a tenth of the
+answers differs; with our 504 questions, one in thirty (`benchmarks/gate_decisions.py`)."""
 SPEED_MARGIN = 0.2
 """A version may be this much slower and larger: measurements on a shared machine spread."""
 MOST_BUSY = 0.3
@@ -69,8 +71,8 @@ class GateRequest:
     """Sets and files: questions are asked, text and conversations are domains. Default: our own."""
     margin: float = MARGIN
     """How much worse is not worse: a share of answers, and of a token's probability."""
-    items: int = DEFAULT_SHORT
-    """At most so many questions with known answers of the default sets, and of each other set."""
+    items: int = ITEMS
+    """At most so many questions of a set; our own share them."""
     tokens: int = TOKENS
     speed: bool = True
     """Whether speed and memory are measured."""
