@@ -87,6 +87,10 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
+.PHONY: test-observe
+test-observe: $(DEV) ## Dashboard, rules and telemetry by a real Prometheus (Debian's) and a real collector
+	$(BIN)/python -m pytest -q -n 0 -m observe tests/observe
+
 # trl's environment sees what .venv has, and adds trl and what it alone needs.
 TRL := .make/trl
 .PHONY: test-train
@@ -96,8 +100,12 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
 	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train
 
+.PHONY: test-remotes
+test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries
+	$(BIN)/python -m pytest -q -n 0 -m remote tests/artifacts
+
 .PHONY: test-all
-test-all: test test-peers test-deploy test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-deploy test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

@@ -238,6 +238,7 @@ PROSE_IS_BOUNDED = (
     "compress/divergence_evaluator.py",
     "compress/pipeline.py",
     "compress/prune",
+    "curate",
     "data",
     "db/batches.py",
     "db/cache.py",

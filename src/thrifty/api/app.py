@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     ApplyRequest,
@@ -145,6 +146,11 @@ def get_series(services: Services, asked: Annotated[SeriesQuery, Query()]) -> Se
     return services.get_series(asked)
 
 
+def get_cost(services: Services, asked: Annotated[CostQuery, Query()]) -> CostAnswer:
+    """What requests cost."""
+    return services.get_cost(asked)
+
+
 def list_keys(services: Services) -> KeyList:
     """The keys."""
     return services.list_keys()
@@ -174,7 +180,7 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_series, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
+        get_status, get_series, get_cost, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
         create_key, revoke_key, get_openapi, get_docs,
     )
 }  # fmt: skip

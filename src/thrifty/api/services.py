@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     Change,
@@ -36,6 +37,9 @@ class ApiServices(Protocol):
 
     def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
         """Counts, sums and percentiles over time. Raises `ThriftyError` for what cannot be asked."""
+
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        """What requests cost. Raises `ThriftyError` for what cannot be asked."""
 
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""

@@ -42,6 +42,10 @@ API_ROUTES: tuple[Route[str], ...] = (
         "GET", f"{PREFIX}/series", Role.VIEWER, "get_series",
         "counts, sums and percentiles over time, by deployment, version or tenant",
     ),
+    Route(
+        "GET", f"{PREFIX}/cost", Role.VIEWER, "get_cost",
+        "what requests cost, what was saved, budgets and forecasts",
+    ),
     Route("GET", f"{PREFIX}/keys", Role.ADMIN, "list_keys", "the API keys, without their secrets"),
     Route(
         "POST", f"{PREFIX}/keys", Role.ADMIN, "create_key",

@@ -156,7 +156,9 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
-        self._tasks.append(asyncio.ensure_future(keep_rollups(lambda: self.database)))
+        self._tasks.append(
+            asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
+        )
         await self._end_old_gateways()
 
     async def replace_gateways(self) -> None:
@@ -195,6 +197,7 @@ class Controller:
         with contextlib.suppress(DatabaseError):
             if hasattr(self, "database"):
                 await asyncio.to_thread(remove_replicas, self.database, ids)
+                await self._loop.end_spans()
                 for gateway_id in self._gateways.ids if self._gateways is not None else ():
                     await asyncio.to_thread(remove_gateway, self.database, gateway_id)
         self._release_home()
@@ -213,6 +216,9 @@ class Controller:
     def _drain_timeout_s(self) -> float:
         gateway = self._service.gateway if self._service is not None else {}
         return float(gateway.get("drain_timeout_s", 30.0))
+
+    def _find_keep(self) -> Mapping[str, Any]:
+        return self._service.records if self._service is not None else {}
 
     def _note_change(self) -> None:
         self._loop.changed.set()

@@ -81,6 +81,10 @@ class VersionSettings:
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0
     price_output: float = 0.0
+    ttft_objective_s: float | None = None
+    """The time to the first token that 95 of 100 streams should stay within, if there is one."""
+    tpot_objective_s: float | None = None
+    """As `ttft_objective_s`, for each further token."""
 
 
 @dataclass(frozen=True)

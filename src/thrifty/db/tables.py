@@ -512,3 +512,41 @@ unrolled_thumbs = Table(
     Column("at_s", Double, nullable=False),
 )
 """Thumbs that were given, and taken back (below 0), still to be added to the rollups."""
+
+replica_spans = Table(
+    "replica_spans",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("replica", String(64), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("process_s", Double, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("price_per_hour", Double),
+    Column("basis", Text, nullable=False),
+    Column("started_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+    Column("ended_s", Double, index=True),
+)
+"""Which replica held which `share` of a machine from when to when, and what the whole machine cost an
+hour then (NULL: nobody said). `process_s` tells a process from the next one of the same name.
+`ended_s` is NULL while it goes on; then it was last seen at `seen_s`. The replica with the empty name
+is the machine itself, while a controller runs. Servers that others run have a share of 0."""
+
+replica_hours = Table(
+    "replica_hours",
+    metadata,
+    Column("hour_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    Column("held_ms", BigInteger, nullable=False),
+    Column("worked_ms", BigInteger, nullable=False),
+    Column("machine_ms", BigInteger, nullable=False),
+    Column("unpriced_ms", BigInteger, nullable=False),
+    Column("cost_nanos", BigInteger, nullable=False),
+)
+"""Hours that are over: how long replicas were held and worked, how much time of a whole machine that
+was (`machine_ms`), how much of it had no price, and what the rest cost, in billionths of the currency's
+unit. The empty deployment is the machine itself."""

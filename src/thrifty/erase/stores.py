@@ -76,6 +76,8 @@ NOT_OF_PERSONS = {
     "table:rollups": "sums by version",
     "table:tenant_rollups": "sums by tenant",
     "table:rollup_state": "a counter",
+    "table:replica_spans": "processes",
+    "table:replica_hours": "sums by version",
     "table:unrolled_rows": "numbers of responses, for seconds",
     "table:leases": "processes",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",

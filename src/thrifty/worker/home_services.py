@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     Change,
@@ -36,6 +37,8 @@ from thrifty.api.services import not_found
 from thrifty.artifacts import Store
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
+from thrifty.cost.report import make_report
+from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
@@ -82,6 +85,17 @@ class HomeServices:
         )  # fmt: skip
         series = [SeriesModel(labels=one.labels, values=one.values) for one in found.series]
         return SeriesAnswer(step_s=found.step_s, times=found.times, series=series)
+
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        """What requests cost, from the rollups and the time of replicas. Raises `ThriftyError`."""
+        until_s = time.time() if asked.to_s is None else min(asked.to_s, time.time())
+        report = make_report(
+            self._database, by=asked.by, until_s=until_s,
+            from_s=until_s - 30 * DAY_S if asked.from_s is None else asked.from_s,
+            fill_per_hour=asked.price_per_hour,
+            speeds=find_speeds(self._database, Store(self._home.models)),
+        )  # fmt: skip
+        return CostAnswer.model_validate(report.describe())
 
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""
