@@ -140,7 +140,10 @@ def run_gate(
     slices = _judge_answers(store, home, machine, models, items, request, on_progress)
     slices += _judge_text(store, home, models, domains, request, on_progress)
     if not slices:
-        raise EvaluationError("there is nothing to judge on; name questions or text with --data")
+        which = " that the model was not trained on" if leaked else ""
+        raise EvaluationError(
+            f"there is nothing to judge on; name questions or text{which} with --data"
+        )
     slices = decide(slices, request.margin)
     speed = _judge_speed(store, home, machine, models, on_progress) if request.speed else {}
     if any(one["busy"] for one in speed.values()):
