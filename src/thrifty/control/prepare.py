@@ -53,8 +53,10 @@ from thrifty.db.fleet import DeploymentSettings, VersionSettings
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
+from thrifty.engines.server import KEY_VARIABLE
 from thrifty.errors import Problem
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.fleet import DEFAULT_CPUS
 from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
@@ -274,6 +276,7 @@ def make_service(
         capacity,
         _make_records(loaded.spec),
         _list_budgets(loaded, deployments),
+        loaded.spec.fleet.describe(),
     )
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 
@@ -342,9 +345,10 @@ def _make_version(part: Part) -> DesiredVersion:
 def _make_replicas(part: Part) -> DesiredReplicas:
     """How many copies, at first and at most, and what each may use."""
     replicas = part.spec.replicas
+    elsewhere = part.spec.fleet.kind != "local"
     common = DesiredReplicas(
         count=replicas.fewest,
-        cpus=replicas.cpus,
+        cpus=replicas.cpus or (DEFAULT_CPUS if elsewhere else None),
         memory_limit_bytes=replicas.memory_limit,
         start_timeout_s=replicas.start_timeout,
     )
@@ -367,17 +371,19 @@ def _make_replicas(part: Part) -> DesiredReplicas:
 def _make_version_settings(part: Part) -> VersionSettings:
     traits, upstream = part.engine.traits, part.served.upstream
     spec, slots = part.spec, part.slots
+    # Replicas beyond this machine answer only who has their key.
+    with_key = spec.fleet.kind != "local" and not traits.external
     wanted = spec.batches.slots or BATCH_SLOTS
     prices = find_token_prices(part.version.loaded)
     return VersionSettings(
         honours=None if traits.honours is None else tuple(sorted(traits.honours)),
         upstream_model=upstream.model,
-        key_env=upstream.key_env,
+        key_env=KEY_VARIABLE if with_key else upstream.key_env,
         salt_field=upstream.salt_field,
         priority_field=upstream.priority_field,
         takes_stream_options=upstream.takes_stream_options,
         accepts_response_id=traits.accepts_response_id,
-        load_path=traits.load_path,
+        load_path=None if with_key else traits.load_path,
         slots=spec.replicas.slots or slots,
         batch_slots=min(wanted, slots) if slots else wanted,
         context_length=part.served.context_length,

@@ -34,6 +34,10 @@ ERASERS: tuple[Eraser, ...] = (
         rows_eraser.erase_requests, rows_eraser.collect_requests,
     ),
     Eraser(
+        "compared answers", ("table:release_pairs", "table:held_conversations"),
+        rows_eraser.erase_comparisons, rows_eraser.collect_nothing,
+    ),
+    Eraser(
         "cached answers", ("table:cache_purges",),
         rows_eraser.purge_caches, rows_eraser.collect_nothing,
     ),
@@ -72,6 +76,8 @@ NOT_OF_PERSONS = {
     "table:key_spend": "sums by key",
     "table:demand": "sums by version",
     "table:scaling": "numbers of replicas",
+    "table:releases": "sums by version, and acts of operators",
+    "table:release_events": "sums by version, and acts of operators",
     "table:cache_stats": "sums",
     "table:rollups": "sums by version",
     "table:tenant_rollups": "sums by tenant",

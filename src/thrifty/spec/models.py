@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
+from thrifty.spec.fleet import FleetSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
 from thrifty.spec.observe import ObserveSpec
@@ -536,6 +537,10 @@ class Spec(DeploymentSpec):
     )
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
+    )
+    fleet: FleetSpec = Field(
+        default_factory=lambda: FleetSpec(),
+        description="Where replicas run: `local`, or a mapping for Kubernetes.",
     )
     batches: BatchesSpec = Field(
         default_factory=lambda: BatchesSpec(), description="Batch processing."
