@@ -20,7 +20,7 @@ import numpy as np
 from thrifty.evaluate.divergence import Divergence
 from thrifty.evaluate.statistics import paired_difference
 from thrifty.improve.gate.items import METRICS, Item
-from thrifty.improve.gate.statistics import (
+from thrifty.statistics.paired import (
     adjust_holm,
     count_needed,
     p_mean_not_worse,
