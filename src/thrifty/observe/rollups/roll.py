@@ -39,7 +39,7 @@ from thrifty.db.rollups import (
     write_step,
 )
 from thrifty.db.tables import ROLLUP_SKETCHES, rollups, tenant_rollups
-from thrifty.observe.rollups.sketch import decode_sketch, make_sketch, merge_sketches
+from thrifty.observe.rollups.sketch import extend_sketch
 
 OTHER_TENANTS = "(other)"
 """Stands for the tenants beyond the cap. No key can have this name."""
@@ -256,8 +256,13 @@ class Roller:
 
 def _list_busy(row: Any) -> Iterator[tuple[int, float]]:
     """The minutes in which a row's request was at a replica, and for how long, in milliseconds."""
-    begin_s = row.at_s + min(row.queue_ms or 0.0, row.e2e_ms) / 1e3
-    end_s = min(row.at_s + row.e2e_ms / 1e3, begin_s + MAX_BUSY_S)
+    busy_ms = max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
+    end_s = row.at_s + row.e2e_ms / 1e3
+    begin_s = end_s - busy_ms / 1e3
+    if _floor(begin_s, MINUTE_S) == _floor(end_s, MINUTE_S):
+        yield _floor(begin_s, MINUTE_S), busy_ms
+        return
+    end_s = min(end_s, begin_s + MAX_BUSY_S)
     while begin_s < end_s:
         minute = _floor(begin_s, MINUTE_S)
         until_s = min(end_s, minute + MINUTE_S)
@@ -316,8 +321,7 @@ def _add_to(row: Mapping[str, Any] | None, found: _Sum) -> dict[str, Any]:
     for name, values in found.values.items():
         data = old.get(name)
         if values:
-            fresh = make_sketch(values)
-            data = merge_sketches([decode_sketch(data), fresh]).encode()
+            data = extend_sketch(data, values)
         merged[name] = data
     return merged
 
