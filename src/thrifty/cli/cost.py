@@ -12,7 +12,7 @@ from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import Home, find_home
-from thrifty.observe.rollups.roll import Roller
+from thrifty.observe.rollups.roll import open_roller
 from thrifty.untrusted_text import sanitize_line
 
 
@@ -37,7 +37,7 @@ def _make_report(
     database: Database, home: Home, by: str, since_s: float, price_per_hour: float | None
 ) -> CostReport:
     # What was written in the last seconds, or while no controller ran.
-    Roller(database).catch_up()
+    open_roller(database).catch_up()
     return make_report(
         database, by=by, from_s=since_s, until_s=time.time(), fill_per_hour=price_per_hour,
         speeds=find_speeds(database, Store(home.models)),

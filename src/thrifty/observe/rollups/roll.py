@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Connection, Table
 
 from thrifty.db import Database
+from thrifty.db.desired import read_desired
 from thrifty.db.rollups import (
     DAY_S,
     HOUR_S,
@@ -75,6 +76,12 @@ class Keep:
     def of_step(self, step_s: int) -> float:
         """How long sums of one step are kept."""
         return {MINUTE_S: self.minutes_s, HOUR_S: self.hours_s, DAY_S: self.days_s}[step_s]
+
+
+def open_roller(database: Database) -> Roller:
+    """A roller that keeps sums as long as the service's spec says. Raises `DatabaseError`."""
+    service = read_desired(database).service
+    return Roller(database, Keep(**service.records) if service is not None else None)
 
 
 @dataclass
