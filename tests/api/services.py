@@ -17,8 +17,12 @@ from thrifty.api.models import (
     KeyInfo,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
     PlanStep,
+    Release,
+    ReleaseDetail,
+    ReleaseList,
     ReplicaStatus,
     SeriesAnswer,
     SeriesModel,
@@ -45,6 +49,7 @@ class MemoryServices:
         self.weights = {"a": 90.0, "b": 10.0}
         self.before: dict[str, float] | None = None
         self.keys: dict[str, KeyInfo] = {}
+        self.releases: dict[int, Release] = {}
         self.applied: list[dict[str, Any]] = []
         self.changes: list[tuple[str, str, str]] = []
         """What was done, by whom and why."""
@@ -95,7 +100,13 @@ class MemoryServices:
         return Traffic(deployment=deployment, weights=self.weights)
 
     def set_traffic(
-        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+        self,
+        deployment: str,
+        weights: Mapping[str, float],
+        *,
+        who: str,
+        why: str,
+        force: bool = False,
     ) -> Traffic:
         self._check(deployment)
         for label in weights:
@@ -130,6 +141,32 @@ class MemoryServices:
         self.applied.append(dict(spec))
         self.changes.append(("reset" if reset else "apply", who, why))
         return Applied(plan=plan, held=[] if reset else ["chat: weights"])
+
+    def list_releases(self) -> ReleaseList:
+        return ReleaseList(releases=list(self.releases.values()))
+
+    def get_release(self, release_id: int) -> ReleaseDetail:
+        if release_id not in self.releases:
+            raise not_found("release", str(release_id))
+        return ReleaseDetail(**self.releases[release_id].model_dump(), events=[])
+
+    def start_release(self, deployment: str, release: NewRelease, *, who: str) -> ReleaseDetail:
+        self._check(deployment)
+        if self.releases:
+            raise ThriftyError("a release is under way")
+        self.releases[1] = Release(
+            id=1, deployment=deployment, candidate=release.candidate, state="running",
+            stage="start", weights=self.weights, before=self.weights, plan=release.plan, figures={},
+            created_s=0.0, updated_s=0.0, who=who, why=release.why,
+        )  # fmt: skip
+        return self.get_release(1)
+
+    def act_on_release(self, release_id: int, act: str, *, who: str, why: str) -> ReleaseDetail:
+        self.get_release(release_id)
+        if act not in ("pause", "resume", "promote", "abort"):
+            raise not_found("act", act)
+        self.changes.append((act, who, why))
+        return self.get_release(release_id)
 
     def list_keys(self) -> KeyList:
         return KeyList(keys=sorted(self.keys.values(), key=lambda key: key.name))

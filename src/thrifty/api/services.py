@@ -17,7 +17,10 @@ from thrifty.api.models import (
     CreatedKey,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
+    ReleaseDetail,
+    ReleaseList,
     SeriesAnswer,
     SeriesQuery,
     Status,
@@ -45,10 +48,16 @@ class ApiServices(Protocol):
         """The weights of a deployment's versions. Raises a 404."""
 
     def set_traffic(
-        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+        self,
+        deployment: str,
+        weights: Mapping[str, float],
+        *,
+        who: str,
+        why: str,
+        force: bool = False,
     ) -> Traffic:
         """Change the weights that are named. Raises a 404 for a deployment or label that there is
-        not, and a 400 where all weights would be 0.
+        not, and a 400 where all weights would be 0, or where a release owns them and not `force`.
         """
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
@@ -61,6 +70,20 @@ class ApiServices(Protocol):
 
     def apply_spec(self, spec: Mapping[str, Any], *, reset: bool, who: str, why: str) -> Applied:
         """Make `spec` the desired state; returns without waiting for it. Raises `SpecError`."""
+
+    def list_releases(self) -> ReleaseList:
+        """The newest releases."""
+
+    def get_release(self, release_id: int) -> ReleaseDetail:
+        """One release. Raises a 404."""
+
+    def start_release(self, deployment: str, release: NewRelease, *, who: str) -> ReleaseDetail:
+        """Begin to release a version. Raises a 404, and a 400 for a plan that cannot be."""
+
+    def act_on_release(self, release_id: int, act: str, *, who: str, why: str) -> ReleaseDetail:
+        """`pause`, `resume`, `promote` or `abort`. Raises a 404, and a 409 where the release is in no
+        state for it.
+        """
 
     def list_keys(self) -> KeyList:
         """The keys that are not revoked."""

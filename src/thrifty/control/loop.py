@@ -53,6 +53,8 @@ NOT_HELD = (
     ReplicaState.BACKOFF, ReplicaState.FAILED, ReplicaState.CRASH_LOOP, ReplicaState.STOPPED,
 )  # fmt: skip
 """States without a process, which cost nothing."""
+ENDLESS = 1 << 62
+"""Memory that others look after."""
 
 OnService = Callable[[DesiredService], None]
 
@@ -123,6 +125,10 @@ class ControlLoop:
                     await self.changed.wait()
             changed = self.changed.is_set()
             self.changed.clear()
+            if self.standing_by:
+                # Whoever acts meanwhile writes its own.
+                self._written = None
+                continue
             try:
                 await self._turn_once(changed)
                 self._note_away(None)
@@ -213,6 +219,16 @@ class ControlLoop:
             return
         self._artifact_bytes[artifact] = round(size * ARTIFACT_FACTOR)
 
+    @property
+    def cores(self) -> int | None:
+        """How many cores our copies share; None where they run elsewhere."""
+        return None if self._fleets[False].elsewhere else len(self._machine.cores)
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether another controller acts, so that nothing is to be written."""
+        return any(fleet.standing_by for fleet in self._fleets.values())
+
     def estimate_memory(self, artifact: str | None) -> int:
         """What a copy takes of memory at least, as far as known before one runs; else 0."""
         return self._artifact_bytes.get(artifact or "", 0)
@@ -250,16 +266,17 @@ class ControlLoop:
     # the next step
 
     async def _do_step(self) -> None:
-        room = Room(
-            len(self._machine.cores),
-            await asyncio.to_thread(available_memory_bytes),
-            self._artifact_bytes,
-        )
+        free = ENDLESS
+        if self.cores is not None:
+            free = await asyncio.to_thread(available_memory_bytes)
+        room = Room(self.cores, free, self._artifact_bytes)
         step = reconcile(self.desired.deployments, self._rows, self.observe(), room)
         for place, reason in step.waiting.items():
             if place not in self.step.waiting:
                 log.warning("%s %s waits: %s", *place, reason)
-        share = 1 / max(1, count_local_copies(self.desired.deployments))
+        share = 1.0
+        if self.cores is not None:
+            share = 1 / max(1, count_local_copies(self.desired.deployments))
         sets: dict[bool, list[ReplicaSet]] = {True: [], False: []}
         for target in step.sets:
             replica_set = self._make_set(target, share)
@@ -309,7 +326,7 @@ class ControlLoop:
         """Write what has changed, and figures now and then. Raises `DatabaseError`."""
         turn = self._turn
         rows = {one.row.id: one.row for one in self.observe()}
-        report = FleetReport(self.step.rows, self.step.waiting, rows)
+        report = FleetReport(self.step.rows, {**self._find_faults(), **self.step.waiting}, rows)
         due = time.monotonic() - self._written_s > FIGURES_S
         new = self._written is None or _without_figures(report) != _without_figures(self._written)
         if new or due:
@@ -344,6 +361,12 @@ class ControlLoop:
     async def end_spans(self) -> None:
         """Record that no replica is held any more. Raises `DatabaseError`."""
         await asyncio.to_thread(self._spans.end_all, self._database())
+
+    def _find_faults(self) -> dict[tuple[str, str], str]:
+        """What fleets say of versions as a whole."""
+        return {
+            place: text for fleet in self._fleets.values() for place, text in fleet.faults.items()
+        }
 
     def _note_away(self, error: Exception | None) -> None:
         if error is not None and not self._away:

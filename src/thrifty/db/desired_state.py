@@ -167,6 +167,8 @@ class DesiredService:
     """How long sums of requests are kept, as `observe.rollups.roll.Keep`."""
     budgets: Mapping[str, float] = field(default_factory=dict)
     """What replicas may cost in a month, by deployment; the empty name has the service's."""
+    fleet: Mapping[str, Any] = field(default_factory=dict)
+    """Where replicas run, with its settings, as plain data; empty: on this machine."""
 
 
 DesiredState = DesiredDeployment | DesiredService

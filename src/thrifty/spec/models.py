@@ -16,8 +16,10 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
+from thrifty.spec.fleet import FleetSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
+from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
@@ -421,8 +423,9 @@ class DeploymentSpec(Section):
     model: str = Field(
         DEFAULT_MODEL,
         min_length=1,
-        description="`pypi:package`, `hf:org/name[@revision]`, a folder of safetensors, a `.gguf` "
-        "file, or the name of a model that is stored already (`name[@vN]`).",
+        description="`pypi:package`, `hf:org/name[@revision]`, the URL of a model in a remote "
+        "(`s3://bucket/prefix/name[@vN]`; docs/remotes.md), a folder of safetensors, a `.gguf` file, or "
+        "the name of a model that is stored already (`name[@vN]`).",
     )
     aliases: tuple[Name, ...] = Field(
         (), description="Other names that clients may write in `model`."
@@ -439,6 +442,11 @@ class DeploymentSpec(Section):
     compress: CompressSpec = Field(
         default_factory=lambda: CompressSpec(),
         description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
+    )
+    share: bool = Field(
+        False,
+        description="Push what the engine prepared of a model from a remote back to it, so that "
+        "replicas elsewhere on the same kind of processor pull it ready.",
     )
     load: LoadSpec = Field(
         default_factory=lambda: LoadSpec(),
@@ -530,12 +538,19 @@ class Spec(DeploymentSpec):
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
     )
+    fleet: FleetSpec = Field(
+        default_factory=lambda: FleetSpec(),
+        description="Where replicas run: `local`, or a mapping for Kubernetes.",
+    )
     batches: BatchesSpec = Field(
         default_factory=lambda: BatchesSpec(), description="Batch processing."
     )
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
     feedback: FeedbackSpec = Field(
         default_factory=lambda: FeedbackSpec(), description="What people say about answers."
+    )
+    observe: ObserveSpec = Field(
+        default_factory=lambda: ObserveSpec(), description="What is shown to others' tools."
     )
     database: str | None = Field(
         None,

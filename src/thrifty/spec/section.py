@@ -49,14 +49,14 @@ Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 MAX_LABEL = 63
 SHORTHANDS = (
     "engine", "compress", "compress.prune", "compress.distill", "compress.quantize", "replicas",
-    "cache", "cache.exact", "load", "record.keep",
+    "cache", "cache.exact", "load", "record.keep", "fleet",
 )  # fmt: skip
 """The keys that may hold a plain value in place of a mapping, outer ones first."""
 _TIME = re.compile(r"[0-9.]+\s*(s|m|min|h|d)")
 _SHORT_FOR = {
     "engine": "kind", "compress": "quantize", "compress.prune": "parameters",
     "compress.distill": "tokens", "compress.quantize": "scheme", "replicas": "count",
-    "load": "streams", "record.keep": "requests",
+    "load": "streams", "record.keep": "requests", "fleet": "kind",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from thrifty.batches.settings import BatchSettings
 from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
+from thrifty.observe.settings import ObserveSettings
 
 
 class TlsSettings(msgspec.Struct, frozen=True):
@@ -52,6 +53,7 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_keep_feedback_s: float | None = None
     record_max_rows: int = 10_000_000
     feedback: FeedbackSettings = FeedbackSettings()
+    observe: ObserveSettings = ObserveSettings()
     require_keys: bool = False
     workers: int = 1
     """The number of gateway workers that share the replicas' slots."""
