@@ -15,6 +15,8 @@ from thrifty.home import Home, find_home
 from thrifty.observe.rollups.roll import open_roller
 from thrifty.untrusted_text import sanitize_line
 
+NO_KEY = "(no key)"
+
 
 def run_cost(by: str, since_s: float, price_per_hour: float | None, *, as_json: bool) -> None:
     """Show the cost of the time since `since_s`, in seconds since 1970."""
@@ -47,8 +49,8 @@ def _make_report(
 def _print(report: CostReport) -> None:
     named = [*dict.fromkeys(name for line in report.lines for name in line.labels)]
     columns = (
-        *named, "cost", "requests'", "idle", "requests", "a request", "1M tokens", "accepted",
-        "held",
+        *named, "cost", "requests'", "idle", "requests", "a request", "1M tokens",
+        "an accepted", "held",
     )  # fmt: skip
     rows = [_row(line, named, report) for line in report.lines]
     if len(report.lines) > 1:
@@ -59,6 +61,8 @@ def _print(report: CostReport) -> None:
     for basis in report.bases:
         print_line(f"Price: {basis}.")
     if not report.is_priced:
+        unpriced_s = report.total.cell.unpriced_ms / 1000
+        print_line(f"Without a price: {_time(unpriced_s)} of the machine, which costs leave out.")
         tell(HOW_TO_PRICE)
     if report.savings:
         print_line("\nSaved:")
@@ -87,7 +91,10 @@ def _print(report: CostReport) -> None:
 
 def _row(line: Line, named: list[str], report: CostReport, first: str = "") -> list[Any]:
     found = line.describe()
-    labels = [sanitize_line(line.labels.get(name, ""), 40) for name in named]
+    shown = dict(line.labels)
+    if shown.get("of") == "tenant" and not shown["tenant"]:
+        shown["tenant"] = NO_KEY
+    labels = [sanitize_line(shown.get(name, ""), 40) for name in named]
     if first:
         labels[0] = first
     return [

@@ -192,7 +192,8 @@ class Roller:
     def _read(self, connection: Connection) -> tuple[Step, int] | None:
         """The next step, and how many rows it adds; None if there is nothing to do."""
         state = read_state(connection)
-        old, old_after = ([], state.old_after)
+        old: list[Any] = []
+        old_after = state.old_after
         if state.has_old:
             old, old_after = read_old_rows(connection, state, STEP_ROWS)
         notes, numbers = read_notes(connection, STEP_NOTES)
@@ -247,8 +248,8 @@ class Roller:
         """
         asked: dict[int, Counter[str]] = {}
         for (minute, _, _, tenant), found in fine.items():
-            day = asked.setdefault(_floor(minute, DAY_S), Counter())
-            day[tenant] += int(found.numbers["requests"])
+            counts = asked.setdefault(_floor(minute, DAY_S), Counter())
+            counts[tenant] += int(found.numbers["requests"])
         named: dict[int, set[str]] = {}
         for day, tenants in asked.items():
             known = read_named_tenants(connection, day) - {OTHER_TENANTS}
