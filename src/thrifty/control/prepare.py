@@ -18,6 +18,7 @@ import msgspec
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
+from thrifty.control.alerting import describe_alerts
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
 from thrifty.control.auto import resolve_auto
 from thrifty.control.checks import (
@@ -241,7 +242,8 @@ def make_service(
     capacity = DesiredCapacity(
         bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour, loaded.spec.price_per_hour
     )
-    made = DesiredService(gateway, applied.to_builtins(), capacity)
+    alerts = describe_alerts(loaded.spec.alerts)
+    made = DesiredService(gateway, applied.to_builtins(), capacity, alerts)
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 
 

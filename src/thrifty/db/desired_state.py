@@ -159,6 +159,8 @@ class DesiredService:
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The spec that was applied last, as written: the next `apply` changes what differs from it."""
     capacity: DesiredCapacity = DesiredCapacity()
+    alerts: Mapping[str, Any] = field(default_factory=dict)
+    """What is an alert and who is told, as plain data (`observe.alerts.settings`)."""
 
 
 DesiredState = DesiredDeployment | DesiredService
