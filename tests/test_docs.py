@@ -146,6 +146,8 @@ def parse_command(line: str) -> None:
     while words and words[0] in getattr(command, "commands", {}):
         name, *words = words
         command = command.commands[name]
+    if words and hasattr(command, "default"):
+        command = command.commands[command.default]
     if words and hasattr(command, "commands") and not words[0].startswith("-"):
         raise LookupError(f"there is no command {words[0]!r}")
     command.make_context(name, words)

@@ -20,6 +20,7 @@ CALL = {
 }
 RESULT = {"role": "tool", "content": "1", "tool_call_id": "c"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
 def read(folder: Path, method: Method, *records: Any) -> tuple[list[Row], SetAside]:
@@ -35,8 +36,7 @@ def read(folder: Path, method: Method, *records: Any) -> tuple[list[Row], SetAsi
     [
         ([USER, ANSWER], None),
         ([SYSTEM, SYSTEM, USER, USER, ANSWER, USER, ANSWER], None),
-        ([USER, CALL, RESULT, RESULT, ANSWER], None),
-        ([USER, CALL], None),
+        ([USER, CALL, RESULT, ANSWER], "tools"),
         ([USER, {"role": "assistant", "content": [{"type": "text", "text": "Ho"}]}], None),
         ([ANSWER], "role_order"),
         ([SYSTEM, ANSWER], "role_order"),
@@ -57,6 +57,15 @@ def test_conversations_are_checked(tmp_path: Path, messages: Any, reason: str | 
     rows, aside = read(tmp_path, Method.SFT, {"messages": messages})
     assert len(rows) == (reason is None)
     assert aside.as_dict() == ({reason: {"rows": 1, "lines": [1]}} if reason else {})
+
+
+def test_tools_that_are_called_are_declared(tmp_path: Path) -> None:
+    talks = [[USER, CALL, RESULT, RESULT, ANSWER], [USER, CALL]]
+    rows, _ = read(tmp_path, Method.SFT, *({"messages": t, "tools": TOOLS} for t in talks))
+    assert [row.tools for row in rows] == [TOOLS, TOOLS]
+    judged = {"messages": [USER], "completion": [CALL], "label": True}
+    assert len(read(tmp_path, Method.KTO, {**judged, "tools": TOOLS})[0]) == 1
+    assert list(read(tmp_path, Method.KTO, judged)[1].counts) == ["tools"]
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,29 @@ def test_judged_answers_are_checked(
     rows, aside = read(tmp_path, method, record)
     assert len(rows) == (reason is None)
     assert list(aside.counts) == ([reason] if reason else [])
+
+
+@pytest.mark.parametrize(
+    ("record", "texts", "reason"),
+    [
+        ({"query": "a", "positive": "b"}, 2, None),
+        ({"query": "a", "positive": "b", "negatives": ["c", "d"]}, 4, None),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, 3, None),
+        ({"texts": ["a", "b"]}, 2, None),
+        ({"query": "a"}, 0, "fields"),
+        ({"texts": ["a", "b", "c"]}, 0, "fields"),
+        ({"query": "a", "positive": 3}, 0, "fields"),
+        ({"query": "a", "positive": "b", "negatives": ["c"] * 99}, 0, "fields"),
+        ({"query": "a", "positive": " "}, 0, "empty"),
+        ({"query": "a", "positive": "b", "negatives": ["b"]}, 0, "same"),
+    ],
+)
+def test_texts_for_encoders_are_checked(
+    tmp_path: Path, record: Any, texts: int, reason: str | None
+) -> None:
+    rows, aside = read(tmp_path, Method.CONTRASTIVE, record)
+    assert list(aside.counts) == ([reason] if reason else [])
+    assert [len(row.messages) + len(row.answers) for row in rows] == ([texts] if texts else [])
 
 
 def test_turns_that_nobody_judged_are_context(tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -17,10 +16,12 @@ CHECK = "check"
 class _ChecksByDefault(TyperGroup):
     """`thrifty gate NAME ...` is `thrifty gate check NAME ...`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See `click.Command`."""
+    default = CHECK
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See the command of click, whose context typer brings under a name of its own."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [CHECK, *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 

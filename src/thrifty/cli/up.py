@@ -106,6 +106,9 @@ async def _serve(
     def on_starting(controller: Controller, applied: Applied) -> None:
         nonlocal loading
         show_held(applied, reset=reset)
+        controller.on_wait = lambda holder: err.print(
+            f"The controller {holder} acts; this one waits to take over."
+        )
         loading = asyncio.ensure_future(show_loading(controller))
 
     async def on_ready(controller: Controller) -> None:

@@ -58,7 +58,9 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "record_requests": spec.record.requests,
         "record_prompts": spec.record.prompts,
         "record_redact": spec.record.redact,
-        "record_keep_s": spec.record.keep,
+        "record_keep_s": spec.record.keep.requests,
+        "record_keep_texts_s": spec.record.keep.texts,
+        "record_keep_feedback_s": spec.record.keep.feedback,
         "record_max_rows": spec.record.max_rows,
         "feedback": {
             "tokens": spec.feedback.tokens,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, case, cast, delete, func, insert, or_, select, update
+from sqlalchemy import Integer, case, cast, delete, false, func, insert, or_, select, update
 
 from thrifty.db.audit import record_act
 from thrifty.db.database import Database
@@ -90,12 +90,12 @@ def count_verdicts(
     judged = (table.c.status < 400) | (table.c.status >= 500)
     failed = (table.c.status >= 500) | ((table.c.status < 400) & table.c.error.is_not(None))
     missed = [condition for one in objectives for condition in _list_misses(one)]
-    slow = judged & ~failed & or_(*missed) if missed else None
+    slow = judged & ~failed & or_(false(), *missed)
     query = (
         select(
             minute, func.coalesce(table.c.deployment, ""), func.coalesce(table.c.version, ""),
             func.sum(case((judged, 1), else_=0)), func.sum(case((failed, 1), else_=0)),
-            func.sum(case((slow, 1), else_=0)) if slow is not None else 0,
+            func.sum(case((slow, 1), else_=0)),
         )
         .where(table.c.at_s >= from_s, table.c.at_s < until_s)
         .where(table.c.origin.is_(None) | (table.c.origin == "client"))

@@ -2,7 +2,8 @@
 
 A file of examples has a line of JSON for each: `{"texts": [{"tokens", "spans"}], "liked"}`. A span
 is the begin and end of tokens that are learned. Supervised examples and judged answers have one
-text; pairs have the chosen one and the rejected one.
+text; pairs have the chosen one and the rejected one. Those of encoders have the query, the positive
+text and the negative ones.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ def encode_row(
     generated. Templates that write earlier turns in another form, such as without their reasoning,
     make an example of each of those.
     """
+    if method is Method.CONTRASTIVE:
+        # As a server encodes inputs of /v1/embeddings.
+        said = [tokenizer.encode(one["content"]) for one in (*row.messages, *row.answers)]
+        if any(len(tokens) > window for tokens in said):
+            return "too_long"
+        return [Example(tuple(TokenText(tokens, ()) for tokens in said))]
     try:
         plan = parse_tools({"tools": row.tools})
         if method is Method.SFT:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
@@ -51,6 +51,7 @@ HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 256
 LEAST_ROWS = 10
 EPOCHS = 3.0
 LORA_RANK = 16
+BETA = 0.1
 EVALUATIONS = 10
 """A training in epochs is evaluated so often."""
 FEW_TOKENS = 1_000_000
@@ -75,6 +76,7 @@ _DEFAULTS = {
     Method.SFT: _Defaults((5e-4, 5e-5), 4, 8),
     Method.DPO: _Defaults((1e-4, 5e-6), 4, 8),
     Method.KTO: _Defaults((1e-4, 5e-6), 8, 16),
+    Method.CONTRASTIVE: _Defaults((2e-4, 2e-5), 32, 32),
 }
 
 
@@ -83,7 +85,8 @@ class TrainingRequest:
     """Which model learns from which rows, and how. None takes the method's default."""
 
     model: str
-    """A decoder with a chat template: a stored name, a source, or a path."""
+    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or a
+    path."""
     data: Path | Sequence[Path]
     """JSON lines (`rows`), in one file or several."""
     method: Method
@@ -99,13 +102,13 @@ class TrainingRequest:
     learning_rate: float | None = None
     lora_rank: int = LORA_RANK
     """0 trains all weights."""
-    window: int = WINDOW
-    """Rows with more tokens are set aside."""
+    window: int | None = None
+    """Rows with more tokens are set aside. Default: 1024, and for encoders as much as they take."""
     batch: int | None = None
     """Rows in a step."""
     micro_batch: int | None = None
     """Rows that are computed at once."""
-    beta: float = 0.1
+    beta: float = BETA
     checkpointing: bool = False
     seed: int = 0
     patience: int = 4
@@ -156,14 +159,20 @@ def train_model(
     require_training()
     _check(request)
     version, artifact = fetch_model(store, request.model, on_progress=on_progress)
-    if artifact.description.family is not Family.DECODER:
-        raise TrainingError(f"{version.label} is an encoder; rows are learned by decoders")
+    encoder = artifact.description.family is Family.ENCODER
+    if encoder != (request.method is Method.CONTRASTIVE):
+        fitting = "contrastive" if encoder else "sft, dpo or kto"
+        raise TrainingError(
+            f"{version.label} is {'an encoder' if encoder else 'a decoder'}, which --method "
+            f"{request.method} does not train; take {fitting}"
+        )
     plain = make_plain(store, version, artifact, on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
-    try:
-        tokenizer.find_template()
-    except WireError as error:
-        raise TrainingError(f"{version.label}: {error.message}") from None
+    if not encoder:
+        try:
+            tokenizer.find_template()
+        except WireError as error:
+            raise TrainingError(f"{version.label}: {error.message}") from None
     recipe = _describe(request, tokenizer)
     made = store.find_made(plain[1].id, recipe)
     if made is not None and made[0].name == request.out:
@@ -204,15 +213,19 @@ def _train(
     on_note: OnNote,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report of the process, and the figures of the rows."""
-    prepared = prepare_rows(request, tokenizer, on_progress, on_note)
-    settings = choose_settings(request, prepared.learned, prepared.liked, prepared.disliked)
     source = store.folder_of(plain[1].id)
+    encoder = request.method is Method.CONTRASTIVE
+    shape = load_encoder(source).shape if encoder else load_decoder(source).shape
+    window = request.window or (shape.context_length if encoder else WINDOW)
+    prepared = prepare_rows(request, tokenizer, window, on_progress, on_note)
+    settings = choose_settings(request, prepared.learned, prepared.liked, prepared.disliked)
     longest = max(len(text.tokens) for one in prepared.learned for text in one.texts)
-    texts = settings.micro_batch * (1 if request.method is Method.SFT else 2)
+    per_row = max(len(one.texts) for one in prepared.learned)
+    texts = settings.micro_batch * max(per_row, 2 if request.method is Method.KTO else 1)
     require_memory(
-        load_decoder(source).shape, plain[1].description.parameters,
+        shape, plain[1].description.parameters,
         replace(settings, micro_batch=texts), longest,
-        frozen_copies=request.method is not Method.SFT and not settings.lora_rank,
+        frozen_copies=request.method in (Method.DPO, Method.KTO) and not settings.lora_rank,
     )  # fmt: skip
     report = read_report(folder)
     if report is None:
@@ -242,6 +255,7 @@ def _train(
 def prepare_rows(
     request: TrainingRequest,
     tokenizer: TextTokenizer,
+    window: int = WINDOW,
     on_progress: OnProgress = ignore_progress,
     on_note: OnNote = lambda text: None,
 ) -> _Prepared:
@@ -249,14 +263,16 @@ def prepare_rows(
     `TrainingError` for rows that nothing can be learned from.
     """
     aside = SetAside()
-    known = _encode(request.files, request, tokenizer, aside, on_progress)
+    known = _encode(request.files, request, tokenizer, window, aside, on_progress)
     rows = [row for row, _ in known]
     if not request.held_out_files:
         apart = choose_held_out(rows, HELD_OUT_SHARE, MOST_HELD_OUT)
         judged = [known[number] for number in sorted(apart)]
         learned = [one for number, one in enumerate(known) if number not in apart]
     else:
-        judged = _encode(request.held_out_files, request, tokenizer, SetAside(), on_progress)
+        judged = _encode(
+            request.held_out_files, request, tokenizer, window, SetAside(), on_progress
+        )
         keys = {row.key for row, _ in judged}
         learned = []
         for one in known:
@@ -289,12 +305,13 @@ def _encode(
     paths: Sequence[Path],
     request: TrainingRequest,
     tokenizer: TextTokenizer,
+    window: int,
     aside: SetAside,
     on_progress: OnProgress,
 ) -> list[tuple[Row, list[Example]]]:
     found = []
     for row in read_rows(paths, request.method, aside):
-        examples = encode_row(row, request.method, tokenizer, request.window)
+        examples = encode_row(row, request.method, tokenizer, window)
         if isinstance(examples, str):
             aside.note(examples, row.line)
         else:
@@ -326,16 +343,22 @@ def choose_settings(
 ) -> RowSettings:
     """The settings of the loop: what was asked for, and defaults that go with the data."""
     defaults = _DEFAULTS[request.method]
-    micro = request.micro_batch or min(defaults.micro_batch, request.batch or defaults.batch)
-    batch = math.ceil((request.batch or defaults.batch) / micro) * micro
+    wanted = defaults.batch if request.batch is None else request.batch
+    micro = (
+        min(defaults.micro_batch, wanted) if request.micro_batch is None else request.micro_batch
+    )
+    batch = math.ceil(wanted / micro) * micro
     tokens = sum(example.tokens for example in examples)
     steps = None
     if request.minutes is None:
         steps = max(1, math.ceil((request.epochs or EPOCHS) * len(examples) / batch))
+    rate = request.learning_rate
+    if rate is None:
+        rate = defaults.rates[request.lora_rank == 0]
     weights = balance_weights(liked, disliked) if request.method is Method.KTO else (1.0, 1.0)
     return RowSettings(
         steps=steps, minutes=request.minutes, method=request.method.value, beta=request.beta,
-        learning_rate=request.learning_rate or defaults.rates[request.lora_rank == 0],
+        learning_rate=rate,
         batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
         every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
@@ -361,7 +384,11 @@ def _check(request: TrainingRequest) -> None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
     if request.epochs is not None and not 0 < request.epochs < float("inf"):
         raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
-    if request.window < 32:
+    for name in ("batch", "micro_batch"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if request.window is not None and request.window < 32:
         raise TrainingError(f"--window must be at least 32 tokens, not {request.window}")
     for path in (*request.files, *request.held_out_files):
         if not path.is_file():

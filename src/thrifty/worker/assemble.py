@@ -382,6 +382,8 @@ def _start_writer(
     writer = LogWriter(
         _open(stack, url),
         keep_s=settings.record_keep_s,
+        keep_texts_s=settings.record_keep_texts_s,
+        keep_feedback_s=settings.record_keep_feedback_s,
         max_rows=settings.record_max_rows,
         on_written=metrics.written_rows.inc,
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,

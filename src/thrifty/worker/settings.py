@@ -48,6 +48,9 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_prompts: bool = False
     record_redact: bool = True
     record_keep_s: float = 30 * 86400.0
+    record_keep_texts_s: float | None = None
+    """None: as long as rows; so for feedback."""
+    record_keep_feedback_s: float | None = None
     record_max_rows: int = 10_000_000
     feedback: FeedbackSettings = FeedbackSettings()
     observe: ObserveSettings = ObserveSettings()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 
-from thrifty.gateway.state.call import HIT, Call
+from thrifty.gateway.state.call import HIT, Call, Origin
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
@@ -133,7 +133,8 @@ class Recorder:
             )  # fmt: skip
         if self._writer is None:
             return
-        if not self._prompts or call.parsed is None or not call.origin.counts:
+        recorded = call.origin.counts or call.origin is Origin.SHADOW
+        if not self._prompts or call.parsed is None or not recorded:
             self._writer.put(row)
             return
         redact = None

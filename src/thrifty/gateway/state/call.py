@@ -56,7 +56,7 @@ class Origin(StrEnum):
 
     @property
     def counts(self) -> bool:
-        """Whether the request belongs in users' statistics and recorded texts."""
+        """Whether the request belongs in users' statistics."""
         return self in _COUNTED
 
 

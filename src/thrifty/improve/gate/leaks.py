@@ -1,8 +1,8 @@
-"""What versions are judged by must not be what they learned from: questions that leaked are left out.
+"""What versions are judged by must not be what they learned from: leaked questions are left out.
 
-The data of every training in a version's lineage is looked up where it was. A question leaked if one
-row holds more than half of its sequences of five words, or all of a shorter one; a domain, if the
-data holds more than a thousandth of its sequences of 13 words.
+The data of every training in a version's lineage is looked up where it was. A question leaked if
+one row holds more than half of its sequences of five words, or all of a shorter one; a domain, if
+the data holds more than a thousandth of its sequences of 13 words.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def check_domain(path: Path, files: Sequence[Path]) -> None:
 
 
 def _list_texts(files: Iterable[Path]) -> Iterator[str]:
-    """What users and assistants say in the rows of files; lines that are no rows are passed over, as
-    the training did.
+    """What users and assistants say in the rows of files; lines that are no rows are passed over,
+    as the training did.
     """
     for path in files:
         with path.open("rb") as file:

@@ -1,5 +1,5 @@
-"""Run the gate: measure a candidate beside the version that serves and the untouched base, judge it,
-and keep the verdict with the model.
+"""Run the gate: measure a candidate beside the version that serves and the untouched base, judge
+it, and keep the verdict with the model.
 
 Answers come from the engine that serves the models, greedily; predictions and answers that were
 measured before are used again, so that a gate that was killed goes on.
@@ -219,7 +219,7 @@ def _find_data(
     named = request.data or ((*DEFAULT_SETS, *DOMAINS) if chat else ())
     items: list[Item] = []
     domains: list[DataFile] = []
-    sets = []
+    sets: list[dict[str, Any]] = []
     if not request.data and chat:
         items += [Item(question, {SET: "twenty"}) for question in TWENTY]
         sets.append({"name": "twenty", "sha256": digest_questions(TWENTY), "kind": "questions"})

@@ -37,7 +37,7 @@ def p_worse(gained: int, lost: int) -> float:
     """
     count = gained + lost
     ways = sum(math.comb(count, more) for more in range(lost, count + 1))
-    return min(1.0, ways / 2**count)
+    return min(1.0, float(ways / 2**count))
 
 
 def p_mean_not_worse(change: float, stderr: float, margin: float) -> float:

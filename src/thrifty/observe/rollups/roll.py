@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,10 @@ STEP_ROWS = 5_000
 """Rows from before there were rollups, and thumbs, in a step."""
 LOST_S = 86400.0
 """Thumbs whose response is not in the log after so long are given up."""
+USERS = (None, "client", "batch")
+"""Origins of requests that count; gateways of the first release wrote none."""
+MAX_BUSY_S = 86400.0
+"""No request is counted as at work for longer."""
 GENERATED = (None, "", "miss", "bypass")
 """What the log says of answers that no cache gave."""
 
@@ -85,16 +89,13 @@ class _Sum:
     )
 
     def add_row(self, row: Any) -> None:
-        """Add a row of the log."""
+        """Add a row of the log, but for how long its request was at a replica."""
         numbers = self.numbers
         hit = row.cache not in GENERATED
-        busy_ms = 0.0 if hit else max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
-        if row.origin not in (None, "client", "batch"):
+        if row.origin not in USERS:
             numbers["other_requests"] += 1
-            numbers["other_busy_ms"] += busy_ms
             return
         numbers["requests"] += 1
-        numbers["busy_ms"] += busy_ms
         prefix = "hit_" if hit else ""
         numbers["hits"] += hit
         numbers[f"{prefix}prompt_tokens"] += row.prompt_tokens or 0
@@ -215,11 +216,15 @@ class Roller:
         fine: dict[tuple[int, str, str, str], _Sum] = {}
         for row in rows:
             minute = _floor(row.at_s, MINUTE_S)
-            key = (minute, row.deployment or "", row.version or "", row.tenant or "")
-            found = fine.get(key)
+            labels = (row.deployment or "", row.version or "", row.tenant or "")
+            found = fine.get((minute, *labels))
             if found is None:
-                found = fine[key] = _Sum()
+                found = fine[minute, *labels] = _Sum()
             found.add_row(row)
+            if row.cache in GENERATED:
+                name = "busy_ms" if row.origin in USERS else "other_busy_ms"
+                for at_s, busy_ms in _list_busy(row):
+                    fine.setdefault((at_s, *labels), _Sum()).numbers[name] += busy_ms
         for thumb in thumbs:
             minute = _floor(thumb.at_s, MINUTE_S)
             found = fine.setdefault((minute, thumb.deployment, thumb.version, thumb.tenant), _Sum())
@@ -247,6 +252,17 @@ class Roller:
             shown = tenant if tenant in named[_floor(minute, DAY_S)] else OTHER_TENANTS
             capped.setdefault((minute, deployment, version, shown), _Sum()).add(found)
         return capped
+
+
+def _list_busy(row: Any) -> Iterator[tuple[int, float]]:
+    """The minutes in which a row's request was at a replica, and for how long, in milliseconds."""
+    begin_s = row.at_s + min(row.queue_ms or 0.0, row.e2e_ms) / 1e3
+    end_s = min(row.at_s + row.e2e_ms / 1e3, begin_s + MAX_BUSY_S)
+    while begin_s < end_s:
+        minute = _floor(begin_s, MINUTE_S)
+        until_s = min(end_s, minute + MINUTE_S)
+        yield minute, (until_s - begin_s) * 1e3
+        begin_s = until_s
 
 
 def _oldest(keep: Keep) -> dict[int, float]:
