@@ -264,3 +264,34 @@ def test_an_erasure_that_was_interrupted_is_done_by_the_next(
     assert holders(tmp_path, ANN, SECRET) == []
     assert [row.report is None for row in list_erasures(database)].count(False) >= 1
     database.close()
+
+
+def test_rows_of_built_sets_are_erased_and_models_named(tmp_path: Path) -> None:
+    from tests.curate.made import make_chats, talk, write_lines
+    from thrifty.curate.build import build_data
+    from thrifty.data import open_set
+
+    home = Home(tmp_path / "home")
+    rows = [
+        *make_chats(12),
+        *(talk(f"{SECRET} number {n}, is it so?", f"It is so, {n}.", user=ANN) for n in range(3)),
+    ]
+    rows.append({"messages": [{"role": "user", "content": SECRET}], "user": ANN})  # a sample
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    built = build_data({"sources": [{"path": str(path)}], "split": 0.2}, "chats", home=home)
+    assert built.count() == 15
+    assert holders(home.datasets, SECRET)
+    assert not holders(home.datasets, ANN)
+    database = open_database(home.database_url, migrate=True)
+    try:
+        collected = collect_person(database, home, ANN, "")
+        assert len(collected["rows of data sets"]) == 3
+        erasure = erase_person(database, home, ANN, "")
+    finally:
+        database.close()
+    assert erasure.counts["rows of data sets"] == 3
+    assert "3 rows were taken out of the data set chats@v1" in erasure.notes
+    assert not holders(home.root, SECRET)
+    after = open_set(home.datasets, "chats")
+    after.check()
+    assert after.count() == 12

