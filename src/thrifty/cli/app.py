@@ -21,7 +21,7 @@ from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
-from thrifty.cli.observe_commands import observe_app, top
+from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
 from thrifty.cli.release_commands import quality, release, releases
 from thrifty.cli.train_commands import train
@@ -52,6 +52,7 @@ app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
 app.add_typer(observe_app, name="observe")
+app.add_typer(alerts_app, name="alerts")
 app.add_typer(gate_app, name="gate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from thrifty.artifacts import Store
+from thrifty.control.alerting import Alerting
 from thrifty.control.checks import check_keys
 from thrifty.control.gateway_settings import (
     WorkerSettings,
@@ -103,6 +104,7 @@ class Controller:
         self._quality = QualityChecks(
             lambda: self.database, lambda: self._loop.desired.deployments, home, store
         )
+        self._alerting = Alerting(lambda: self.database, self._loop)
         self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
@@ -168,6 +170,7 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
+        self._tasks.append(asyncio.ensure_future(self._alerting.run()))
         self._tasks.append(
             asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
         )

@@ -25,6 +25,7 @@ from thrifty.artifacts.remotes.prepared import (
     share_prepared,
 )
 from thrifty.artifacts.sources import fetch_model
+from thrifty.control.alerting import describe_alerts
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
 from thrifty.control.auto import resolve_auto
 from thrifty.control.checks import (
@@ -282,6 +283,7 @@ def make_service(
         _make_records(loaded.spec),
         _list_budgets(loaded, deployments),
         loaded.spec.fleet.describe(),
+        describe_alerts(loaded.spec.alerts),
     )
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 

@@ -180,6 +180,8 @@ class DesiredService:
     """What replicas may cost in a month, by deployment; the empty name has the service's."""
     fleet: Mapping[str, Any] = field(default_factory=dict)
     """Where replicas run, with its settings, as plain data; empty: on this machine."""
+    alerts: Mapping[str, Any] = field(default_factory=dict)
+    """What is an alert and who is told, as plain data (`observe.alerts.settings`)."""
 
 
 DesiredState = DesiredDeployment | DesiredService

@@ -630,3 +630,35 @@ replica_hours = Table(
 """Hours that are over: how long replicas were held and worked, how much time of a whole machine that
 was (`machine_ms`), how much of it had no price, and what the rest cost, in billionths of the currency's
 unit. The empty deployment is the machine itself."""
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("severity", String(8), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("runbook", Text, nullable=False),
+    Column("since_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+    Column("resolved_s", Double),
+    Column("told", Text, nullable=False),
+)
+"""Alerts that are open, and those that were over a while ago. The controller writes them. `told` is
+JSON: what each target was told last, and when."""
+
+alert_silences = Table(
+    "alert_silences",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("kind", String(32)),
+    Column("deployment", String(64)),
+    Column("version", String(128)),
+    Column("until_s", Double, nullable=False),
+    Column("why", Text, nullable=False),
+)
+"""Alerts that nobody is told of for a while; NULL means any."""

@@ -87,6 +87,8 @@ NOT_OF_PERSONS = {
     "table:replica_hours": "sums by version",
     "table:unrolled_rows": "numbers of responses, for seconds",
     "table:leases": "processes",
+    "table:alerts": "what was wrong with the service",
+    "table:alert_silences": "what operators want to hear nothing of",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",
     "table:audit_head": "a hash",
     "table:erasures": "pseudonyms of those who were erased: the record of it",

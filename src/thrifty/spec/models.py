@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.fleet import FleetSpec
@@ -570,6 +571,9 @@ class Spec(DeploymentSpec):
     )
     observe: ObserveSpec = Field(
         default_factory=lambda: ObserveSpec(), description="What is shown to others' tools."
+    )
+    alerts: AlertsSpec = Field(
+        default_factory=lambda: AlertsSpec(), description="What is an alert, and who is told."
     )
     database: str | None = Field(
         None,
