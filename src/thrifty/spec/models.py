@@ -423,9 +423,7 @@ class QualitySpec(Section):
         description="A file of questions (JSON lines of `question` and `answers`) on the service's "
         "machine, or a set of `thrifty data list` that has answers.",
     )
-    every: Duration = Field(
-        600.0, ge=1, description="How often each version is asked all of them."
-    )
+    every: Duration = Field(600.0, ge=1, description="How often each version is asked all of them.")
     count: Count = Field(50, ge=1, le=1000, description="The first so many are asked.")
 
 
