@@ -1,4 +1,4 @@
-"""A folder as a remote: a disk that several machines mount (NFS, a volume of a cluster), or any path.
+"""A folder as a remote: one that several machines mount (NFS, a cluster's volume), or any path.
 
 Files are written beside their place and renamed. A manifest is put in its place by a hard link,
 which fails where one is there, on network file systems too.

@@ -118,7 +118,7 @@ class GcsObjects:
             params["pageToken"] = str(token)
 
     def _put(self, key: str, content: bytes, conditions: dict[str, str]) -> bool:
-        """Write a small object in one request, as Google's own libraries do: name and bytes as parts."""
+        """Write a small object in one request of two parts, its name and its bytes."""
         name = json.dumps({"name": self._prefix + key}).encode()
         boundary = secrets.token_hex(16).encode()
         data = b"".join(

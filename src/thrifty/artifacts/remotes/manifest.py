@@ -1,4 +1,4 @@
-"""The manifest of a model in a remote: what it consists of, where it came from, what is known of it.
+"""The manifest of a model in a remote: its files, where it came from, what was measured of it.
 
 What is read from a remote may hold anything, so everything is checked before it is used.
 """

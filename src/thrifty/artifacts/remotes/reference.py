@@ -3,8 +3,8 @@
     file:///srv/models/chat@v2     s3://bucket/models/chat@v2     gs://     az://container/chat
     oci://registry.example.com/team/chat:v2                       oci://...@sha256:<digest>
 
-A reference never holds credentials: user names, passwords and query strings are refused, in messages
-that do not repeat them.
+A reference never holds credentials: user names, passwords and query strings are refused, in
+messages that do not repeat them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Reference:
         return f"{self.scheme}://{self.host}" + (f"/{self.path}" if self.path else "")
 
     def as_root(self) -> Reference:
-        """The reference read as a remote that holds one model, where it cannot name one of several."""
+        """The reference read as a remote that holds one model, instead of one of several."""
         path = "/".join(part for part in (self.path.rstrip("/"), self.name) if part)
         return Reference(self.scheme, self.host, path)
 
@@ -63,8 +63,9 @@ def is_reference(text: str) -> bool:
 
 
 def parse_reference(text: str) -> Reference:
-    """The model that `text` names: `REMOTE/NAME[@vN]`, or `oci://HOST/REPOSITORY[:TAG]`. A plain path
-    is a folder. Raises `RemoteError`.
+    """The model that `text` names: `REMOTE/NAME[@vN]`, or `oci://HOST/REPOSITORY[:TAG]`.
+
+    A plain path is a folder. Raises `RemoteError`.
     """
     root = _parse(text)
     if root.scheme == "oci":
@@ -109,7 +110,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_safe_url(url: str, what: str) -> None:
-    """Raise `RemoteError` if `url` is plain HTTP to another machine. `what` says where it stands."""
+    """Raise `RemoteError` if `url` is plain HTTP to another machine; `what` names its place."""
     split = urlsplit(url)
     if split.scheme == "http" and not is_loopback(split.netloc.rpartition("@")[2]):
         raise RemoteError(
