@@ -63,7 +63,7 @@ def check(response: requests.Response, url: str, what: str, *, expected: tuple[i
     if status in (408, 425, 429) or (status >= 500 and status != 507):
         raise RemoteAway(message)
     if status in (401, 403):
-        message += "; check the credentials and what they may do (docs/remotes.md)"
+        message += "; check the credentials, what they may do, and quotas (docs/remotes.md)"
     if status in (413, 507):
         message += "; the remote is full or takes no files of this size"
     raise RemoteError(message)

@@ -226,7 +226,8 @@ def _own_errors(url: str) -> Iterator[None]:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise RemoteError(
-            f"{url} refuses access: {_shorten(error)}; check the credentials (docs/remotes.md)"
+            f"{url} refuses access: {_shorten(error)}; check the credentials, what they may do, "
+            "and quotas (docs/remotes.md)"
         ) from None
     except GenericError as error:
         raise RemoteAway(f"{url} failed: {_shorten(error)}") from None

@@ -246,9 +246,9 @@ class OciRemote:
             challenge = response.headers.get("www-authenticate", "")
             if response.status_code != 401 or not own or not challenge:
                 return response
-            response.close()
             if not self._access.answer(challenge, scope):
                 break
+            response.close()
         return response
 
     def _check(self, response: requests.Response, what: str, *expected: int) -> None:

@@ -196,7 +196,7 @@ def hash_blob(remote: Remote, entry: FileEntry) -> str:
 
 
 def _collect_measurements(store: Store, version: NamedVersion) -> tuple[Measurement, ...]:
-    """What was measured of a model, with the verdict that holds for it if it has none of its own."""
+    """What was measured of a model, with an ancestor's verdict if it has none of its own."""
     own = store.read_measurements(version.artifact)
     verdict = find_verdict(store, version)
     if verdict is None or any(one.kind == verdict.kind for one in own):

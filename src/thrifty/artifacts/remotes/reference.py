@@ -125,7 +125,7 @@ def redact(text: str) -> str:
     """A message of a library or server on one line, without query strings and user information."""
     line = " ".join(text.split())
     line = re.sub(r"(\w+://)[^/\s@]*@", r"\1...@", line)
-    return re.sub(r"\?[^\s\"')]+", "?...", line)[:400]
+    return re.sub(r"\?[^\s\"')]+", "?...", line)[:700]
 
 
 def _parse(text: str) -> Reference:
