@@ -156,6 +156,9 @@ class GcsObjects:
             end = response.headers.get("range", "").rpartition("-")[2]
             return int(end) + 1 if end.isdigit() else 0
         self._check(response, "a part of an object", 200, 201)
+        took = str(read_json(response, self._url).get("size", ""))
+        if took != str(size):
+            raise RemoteAway(f"{self._url} ended an upload at {took} of {size} bytes")
         return size
 
     def _place(self, key: str) -> str:

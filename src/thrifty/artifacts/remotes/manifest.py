@@ -121,6 +121,6 @@ def _check_files(files: tuple[FileEntry, ...], where: str) -> None:
             raise IntegrityError(
                 f"{where} is damaged: {entry.path!r:.80} has no valid checksum or size"
             )
-    for path in paths:
-        if any(str(parent) in paths for parent in PurePosixPath(path).parents):
-            raise IntegrityError(f"{where} is damaged: {path!r:.80} is below another file")
+    for name in paths:
+        if any(str(parent) in paths for parent in PurePosixPath(name).parents):
+            raise IntegrityError(f"{where} is damaged: {name!r:.80} is below another file")

@@ -135,8 +135,8 @@ def _parse(text: str) -> Reference:
                 f"{redact(text)!r} is not the URL of a remote; write one of "
                 "file:///PATH, s3://BUCKET, gs://BUCKET, az://CONTAINER, oci://HOST/REPOSITORY"
             )
-        path = Path(text).expanduser()
-        return Reference("file", "", str(path if path.is_absolute() else Path.cwd() / path))
+        folder = Path(text).expanduser()
+        return Reference("file", "", str(folder if folder.is_absolute() else Path.cwd() / folder))
     if re.search(r"[\x00-\x20\x7f]", text):
         raise RemoteError(
             f"the URL {redact(text)!r} has white space; write %20 for a space in a path"
