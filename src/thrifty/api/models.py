@@ -14,6 +14,7 @@ Why = Annotated[
     str, Field(default="", max_length=1000, description="The reason, for the list of changes.")
 ]
 MAX_WEIGHTS = 100
+MAX_TIME_S = 1 << 40
 
 
 class Request(BaseModel):
@@ -149,12 +150,68 @@ class Status(Answer):
     gateway: GatewayStatus
 
 
+class SeriesQuery(Request):
+    """Which series are wanted."""
+
+    metrics: str = Field(
+        "requests",
+        max_length=4000,
+        description="Names parted by commas: `requests`, `errors`, `hits`, `tokens_in`, "
+        "`tokens_out`, `tokens_cached`, `tokens_in_hits`, `tokens_out_hits`, `cost`, `cost_hits`, "
+        "`busy_ms`, `up`, `down`; percentiles in milliseconds such as `ttft_p50`, `tpot_p95`, "
+        "`e2e_p99`, `queue_p99.9`; `errors:CODE` and `cache:RESULT`.",
+    )
+    by: str = Field("", description="`deployment`, `version` or `tenant`; empty: one series.")
+    step: str = Field("hour", description="`minute`, `hour` or `day`.")
+    from_s: int | None = Field(
+        None,
+        alias="from",
+        ge=0,
+        le=MAX_TIME_S,
+        description="Seconds since 1970, brought to the start of its step. Default: a day before "
+        "`to`.",
+    )
+    to_s: int | None = Field(
+        None,
+        alias="to",
+        ge=0,
+        le=MAX_TIME_S,
+        description="Seconds since 1970, the end. Default: now.",
+    )
+    deployment: str | None = Field(None, description="Only this deployment's.")
+    version: str | None = Field(None, description="Only this version's, by its label.")
+    tenant: str | None = Field(None, description="Only this tenant's.")
+
+
+class SeriesModel(Answer):
+    """One series of each metric."""
+
+    labels: dict[str, str] = Field(description="What it is of; empty: of everything.")
+    values: dict[str, list[int | float | None]] = Field(
+        description="By metric, one for each of `times`. A count of nothing is 0, a percentile of "
+        "nothing is null."
+    )
+
+
+class SeriesAnswer(Answer):
+    """Series over the same times."""
+
+    step_s: int
+    times: list[int] = Field(description="Where the steps begin, in seconds since 1970.")
+    series: list[SeriesModel] = Field(description="Those with the most requests first.")
+
+
 class TrafficChange(Request):
     """New weights."""
 
     weights: Annotated[dict[Label, Weight], Field(min_length=1, max_length=MAX_WEIGHTS)] = Field(
         description="Relative weights by version. Versions that are not named keep theirs; not all "
         "may become 0. Weights that are so already are not recorded as a change."
+    )
+    force: bool = Field(
+        False,
+        description="Set them even while a release owns the weights, which ends it. Otherwise that is a "
+        "400.",
     )
     why: Why = ""
 
@@ -197,6 +254,72 @@ class Change(Answer):
     kind: str
     who: str
     why: str = ""
+
+
+class NewRelease(Request):
+    """A version to release."""
+
+    candidate: Label = Field(description="The label of one of the deployment's versions.")
+    plan: dict[str, Any] = Field(
+        default={},
+        description="The plan, as in the file of `thrifty release --plan`. Its judge may be a "
+        "deployment; functions and servers elsewhere are for plans on the service's machine.",
+    )
+    why: Why = ""
+
+
+class ReleaseAct(Request):
+    """Why something is done to a release."""
+
+    why: Why = ""
+
+
+class ReleaseEvent(Answer):
+    """One decision in a release."""
+
+    at_s: float = Field(description="Seconds since 1970.")
+    kind: str
+    who: str
+    why: str
+    figures: dict[str, Any] = Field(description="What it was decided on.")
+
+
+class Release(Answer):
+    """A version on its way to all of the traffic."""
+
+    id: int
+    deployment: str
+    candidate: str
+    state: str = Field(
+        description="`running`, `paused`, `promoted`, `rolled_back`, `aborted` or `ended`."
+    )
+    verdict: str | None = Field(
+        None, description="`better`, `not worse`, `worse` or `inconclusive`; null: not yet."
+    )
+    message: str = Field("", description="Why it is paused, or has ended.")
+    stage: str = Field(description="`start`, `shadow`, or a share such as `25%`.")
+    share: float = Field(0.0, description="The candidate's share in the last step, from 0 to 1.")
+    weights: dict[str, float] = Field(description="The weights that it has set.")
+    before: dict[str, float] = Field(description="The weights before.")
+    plan: dict[str, Any]
+    figures: dict[str, Any] = Field(description="Each metric with its interval and verdict.")
+    created_s: float
+    updated_s: float
+    active_s: float = Field(0.0, description="The time it has run, pauses left out.")
+    who: str
+    why: str = ""
+
+
+class ReleaseList(Answer):
+    """The newest releases, the newest first."""
+
+    releases: list[Release]
+
+
+class ReleaseDetail(Release):
+    """A release with all decisions, oldest first."""
+
+    events: list[ReleaseEvent]
 
 
 class PlanStep(Answer):

@@ -16,9 +16,15 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
+from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
+from thrifty.cli.money_commands import cost, export
+from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
+from thrifty.cli.release_commands import release, releases
+from thrifty.cli.train_commands import train
 
 app = typer.Typer(
     name="thrifty",
@@ -35,7 +41,6 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
-data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 engines_app = typer.Typer(
     help="The engines: what is installed, and what each can do here.", invoke_without_command=True
@@ -46,6 +51,9 @@ app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+app.add_typer(observe_app, name="observe")
+app.add_typer(alerts_app, name="alerts")
+app.add_typer(gate_app, name="gate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -132,14 +140,17 @@ def replica(
     target: SpecOrModel = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+    served: Annotated[
+        bool, typer.Option(help="Serve what a fleet describes in THRIFTY_SERVED, not a spec.")
+    ] = False,
 ) -> None:
     """Serve one version of a spec without a gateway, for a gateway elsewhere to use by its URL.
 
     Requests must carry the key in THRIFTY_REPLICA_KEY; beyond loopback there must be one.
     """
-    from thrifty.cli.replica import run_replica_server
+    from thrifty.cli.replica import run_replica_server, run_served_replica
 
-    run_replica_server(target, host, port)
+    (run_served_replica if served else run_replica_server)(target, host, port)
 
 
 @app.command()
@@ -187,12 +198,15 @@ def traffic(
         ),
     ] = None,
     why: Why = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while a release owns the weights; ends it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show or set how a deployment's versions share the traffic."""
     from thrifty.cli.traffic import run_traffic
 
-    run_traffic(deployment, weights or [], why=why, as_json=as_json)
+    run_traffic(deployment, weights or [], why=why, force=force, as_json=as_json)
 
 
 @app.command()
@@ -305,24 +319,9 @@ def pull(
     run_pull(model, as_json=as_json)
 
 
-@data_app.command("list")
-def data_list(as_json: Json = False) -> None:
-    """List the sets that can be fetched."""
-    from thrifty.cli.data import run_list
-
-    run_list(as_json=as_json)
-
-
-@data_app.command("fetch")
-def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
-    """Fetch sets; prints the path of each."""
-    from thrifty.cli.data import run_fetch
-
-    run_fetch(names)
-
-
 for _command in (
-    evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+    evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
+    subject_export, cost, export, release, releases,
 ):  # fmt: skip
     app.command()(_command)
 

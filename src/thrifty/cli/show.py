@@ -51,8 +51,14 @@ _VERBS = {
     "forms": "Trying forms",
     "judge": "Comparing recipes",
     "speed_benchmark": "Measuring the speed",
+    "train": "Training",
+    "read": "Reading rows",
     "fit": "Measuring the replica",
     "simulate": "Simulating",
+    "curate": "Reading and cleaning",
+    "exact duplicates": "Looking for duplicates",
+    "near duplicates": "Looking for near-duplicates",
+    "embed": "Embedding rows",
 }
 PLAIN_INTERVAL_S = 2.0
 

@@ -5,6 +5,8 @@ Every change needs a migration in `migrations/versions`; a test compares the two
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -12,6 +14,7 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -205,6 +208,7 @@ requests = Table(
     Column("e2e_ms", Double, nullable=False),
     Column("overhead_us", Double),
     Column("tags", Text),
+    Column("cost", Double),
     Index(None, "at_s"),
     Index(None, "request_id"),
     Index(None, "client_request_id"),
@@ -214,7 +218,7 @@ requests = Table(
 `origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
 the response that a shadow copies; `rerouted` marks answers by a version other than the chosen one.
 Only gateway workers of the first release write `request_id`. `tags` is the request's `metadata` as
-JSON."""
+JSON. `cost` is by the version's prices for tokens; a cache hit has what it saved there."""
 
 request_texts = Table(
     "request_texts",
@@ -367,6 +371,66 @@ scaling = Table(
 """What the autoscaler decided last of each version, as JSON (`db.scaling`). The controller writes
 it; `thrifty status` and the gateways' metrics show it."""
 
+releases = Table(
+    "releases",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("deployment", String(64), nullable=False),
+    Column("candidate", String(64), nullable=False),
+    Column("active_on", String(64), unique=True),
+    Column("state", String(16), nullable=False),
+    Column("edition", Integer, nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("updated_s", Double, nullable=False),
+    Column("active_s", Double, nullable=False),
+    Column("record", Text, nullable=False),
+    Column("figures", Text, nullable=False),
+    Index(None, "deployment"),
+)
+"""Releases: a version on its way to a larger share. `record` is JSON with the plan, the weights before
+and the steps taken; `figures` what was measured last. `edition` counts decisions, so that two who
+decide at once do not both succeed. `active_on` is the deployment while the release is under way
+(NULL afterwards), so that there is one at a time. `active_s` is the time spent, without pauses."""
+
+release_events = Table(
+    "release_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("release_id", Integer, nullable=False),
+    Column("at_s", Double, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("figures", Text, nullable=False),
+    Index(None, "release_id"),
+)
+"""What was decided in each release: when, by whom, why, and the figures that it was decided on."""
+
+release_pairs = Table(
+    "release_pairs",
+    metadata,
+    Column("release_id", Integer, primary_key=True),
+    Column("shadow", BigInteger, primary_key=True, autoincrement=False),
+    Column("response", BigInteger, nullable=False),
+    Column("conversation_id", String(32)),
+    Column("outcome", Integer, nullable=False),
+)
+"""Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
+(`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
+
+held_conversations = Table(
+    "held_conversations",
+    metadata,
+    Column("deployment", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("keep_s", Double, nullable=False),
+    Column("weights", Text, nullable=False),
+    Column("conversations", Text, nullable=False),
+)
+"""Conversations that began before a release changed the weights, and stay on their versions: their
+versions follow from `weights` (JSON) in place of the current ones. `conversations` holds the hashes
+in their ids, one a line. Those without a request for `keep_s` are dropped."""
+
 files = Table(
     "files",
     metadata,
@@ -426,3 +490,155 @@ leases = Table(
     Column("until_s", Double, nullable=False),
 )
 """The exclusive rights of processes, with their expiry on the database's clock."""
+
+ROLLUP_NUMBERS = (
+    "requests", "errors", "hits", "prompt_tokens", "completion_tokens", "cached_tokens",
+    "hit_prompt_tokens", "hit_completion_tokens", "other_requests", "up", "down",
+)  # fmt: skip
+ROLLUP_AMOUNTS = ("cost", "hit_cost", "busy_ms", "other_busy_ms")
+ROLLUP_SKETCHES = ("ttft", "tpot", "e2e", "queue")
+
+
+def _rollup_columns() -> list[Column[Any]]:
+    return [
+        *(Column(name, BigInteger, nullable=False) for name in ROLLUP_NUMBERS),
+        *(Column(name, Double, nullable=False) for name in ROLLUP_AMOUNTS),
+        Column("kinds", Text),
+        *(Column(name, LargeBinary) for name in ROLLUP_SKETCHES),
+    ]
+
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("step_s", Integer, primary_key=True, autoincrement=False),
+    Column("at_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    *_rollup_columns(),
+)
+"""Sums of the request log by minute, hour and day (`step_s`), from `at_s` on. Requests of clients
+and batches count; of others (shadows, measurements) only `other_requests` and `other_busy_ms` do.
+Tokens and `cost` are of answers that were generated, those with `hit_` of cache hits. `busy_ms` adds
+up how long requests were at replicas. `kinds` is JSON: errors by code, and results of the cache.
+Times in milliseconds are sketches (`observe.rollups.sketch`). The empty deployment has the requests
+that named none."""
+
+tenant_rollups = Table(
+    "tenant_rollups",
+    metadata,
+    Column("step_s", Integer, primary_key=True, autoincrement=False),
+    Column("at_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    Column("tenant", String(64), primary_key=True),
+    *_rollup_columns(),
+)
+"""As `rollups`, by tenant. The empty tenant has the requests without a key."""
+
+rollup_state = Table(
+    "rollup_state",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("turn", BigInteger, nullable=False),
+    Column("old_after", BigInteger, nullable=False),
+    Column("old_until", BigInteger, nullable=False),
+)
+"""One row. `turn` counts what was added to the rollups, so that two processes cannot add at once.
+Rows of the log with a number above `old_after`, up to `old_until`, are from before there were
+rollups, and still to be added."""
+
+unrolled_rows = Table(
+    "unrolled_rows",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("numbers", LargeBinary, nullable=False),
+)
+"""Numbers (MessagePack) of rows that were written to the log and are still to be added to the
+rollups; written in the transaction that wrote the rows."""
+
+unrolled_thumbs = Table(
+    "unrolled_thumbs",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("response", BigInteger),
+    Column("conversation_id", String(32)),
+    Column("up", Integer, nullable=False),
+    Column("down", Integer, nullable=False),
+    Column("at_s", Double, nullable=False),
+)
+"""Thumbs that were given, and taken back (below 0), still to be added to the rollups."""
+
+replica_spans = Table(
+    "replica_spans",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("replica", String(64), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("process_s", Double, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("price_per_hour", Double),
+    Column("basis", Text, nullable=False),
+    Column("started_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+    Column("ended_s", Double, index=True),
+)
+"""Which replica held which `share` of a machine from when to when, and what the whole machine cost an
+hour then (NULL: nobody said). `process_s` tells a process from the next one of the same name.
+`ended_s` is NULL while it goes on; then it was last seen at `seen_s`. The replica with the empty name
+is the machine itself, while a controller runs. Servers that others run have a share of 0."""
+
+replica_hours = Table(
+    "replica_hours",
+    metadata,
+    Column("hour_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    Column("held_ms", BigInteger, nullable=False),
+    Column("worked_ms", BigInteger, nullable=False),
+    Column("machine_ms", BigInteger, nullable=False),
+    Column("unpriced_ms", BigInteger, nullable=False),
+    Column("cost_nanos", BigInteger, nullable=False),
+)
+"""Hours that are over: how long replicas were held and worked, how much time of a whole machine that
+was (`machine_ms`), how much of it had no price, and what the rest cost, in billionths of the currency's
+unit. The empty deployment is the machine itself."""
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("severity", String(8), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("runbook", Text, nullable=False),
+    Column("since_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+    Column("resolved_s", Double),
+    Column("told", Text, nullable=False),
+)
+"""Alerts that are open, and those that were over a while ago. The controller writes them. `told` is
+JSON: what each target was told last, and when."""
+
+alert_silences = Table(
+    "alert_silences",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("kind", String(32)),
+    Column("deployment", String(64)),
+    Column("version", String(128)),
+    Column("until_s", Double, nullable=False),
+    Column("why", Text, nullable=False),
+)
+"""Alerts that nobody is told of for a while; NULL means any."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from thrifty.db.tables import batches, files
 from thrifty.erase.person import Work
 from thrifty.errors import ThriftyError
 from thrifty.files import replace_atomically
+from thrifty.observe.record_files import PARQUET, filter_records, read_records
 from thrifty.openai.fields import read_user
 
 MIN_NAME = 4
@@ -163,13 +164,19 @@ def _rewrite(path: Path, keep: Keep) -> int:
 
 
 def erase_exports(work: Work) -> int:
-    """Take the person's rows out of files of training rows, and name models trained on them."""
+    """Take the person's rows out of exported files, and name models trained on them."""
     removed = 0
     for path in list_exports(work.database):
         try:
-            gone = _rewrite(path, lambda line: not _is_row_of(work, line))
+            if path.suffix == PARQUET:
+                gone = filter_records(path, lambda record: not _is_record_of(work, record))
+            else:
+                gone = _rewrite(path, lambda line: not _is_row_of(work, line))
         except OSError as error:
             work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
+            continue
+        except ThriftyError as error:
+            work.left.append(f"{path} cannot be rewritten: {error}")
             continue
         if gone:
             removed += gone
@@ -178,36 +185,62 @@ def erase_exports(work: Work) -> int:
 
 
 def collect_exports(work: Work) -> list[Any]:
-    """The person's training rows."""
-    return [
-        json.loads(line)
-        for path in list_exports(work.database)
-        for line in _read_lines(path)
-        if _is_row_of(work, line)
-    ]
+    """The person's rows of exported files."""
+    found: list[Any] = []
+    for path in list_exports(work.database):
+        if path.suffix != PARQUET:
+            lines = _read_lines(path)
+            found += [json.loads(line) for line in lines if _is_row_of(work, line)]
+        elif path.exists():
+            found += [one for one in read_records(path) if _is_record_of(work, one)]
+    return found
 
 
 def _is_row_of(work: Work, line: bytes) -> bool:
     row = _decode(line)
     if not isinstance(row, dict):
         return False
+    return _is_record_of(work, row) if "end_user" in row else is_row_of(work, row)
+
+
+def is_row_of(work: Work, row: Mapping[str, Any]) -> bool:
+    """Whether a training row came from the person, by its provenance."""
     given = row.get("provenance")
     for one in given if isinstance(given, list) else [given]:
         if isinstance(one, dict) and (
             one.get("response") in work.person.responses
+            or not work.person.responses.isdisjoint(one.get("responses") or ())
             or work.person.pseudonyms & set(one.get("subjects") or ())
         ):
             return True
     return False
 
 
+def _is_record_of(work: Work, record: dict[str, Any]) -> bool:
+    """Whether a row of the request log or a piece of feedback is the person's, or about them."""
+    person = work.person
+    if record["end_user"] == person.user:
+        return (record.get("tenant") or "") in person.tenants
+    number = record["response"] if "response" in record else record.get("id")
+    nameless = record["end_user"] is None
+    return number in person.responses or (
+        nameless and record.get("conversation_id") in person.conversations
+    )
+
+
 def _find_models(work: Work, path: Path) -> list[str]:
     """The stored models whose recipe names a file."""
+    names = find_models(work, lambda recipe: str(path) in recipe or path.name in recipe)
+    return [f"the model {label} was trained on rows of {path}" for label in names]
+
+
+def find_models(work: Work, is_named_in: Callable[[str], bool]) -> list[str]:
+    """The labels of stored models by whose lineages, as JSON, a thing is named."""
     found = []
     for version in Store(work.home.models).versions():
         recipe = msgspec.json.encode(msgspec.to_builtins(version.lineage)).decode()
-        if str(path) in recipe or path.name in recipe:
-            found.append(f"the model {version.label} was trained on rows of {path}")
+        if is_named_in(recipe):
+            found.append(version.label)
     return found
 
 

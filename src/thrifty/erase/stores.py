@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from thrifty.erase import files_eraser, rows_eraser
+from thrifty.erase import files_eraser, rows_eraser, sets_eraser
 from thrifty.erase.person import Work
 
 
@@ -26,12 +26,16 @@ class Eraser(NamedTuple):
 
 ERASERS: tuple[Eraser, ...] = (
     Eraser(
-        "feedback", ("table:feedback", "table:feedback_history"),
+        "feedback", ("table:feedback", "table:feedback_history", "table:unrolled_thumbs"),
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
     Eraser(
         "requests", ("table:requests", "table:request_texts"),
         rows_eraser.erase_requests, rows_eraser.collect_requests,
+    ),
+    Eraser(
+        "compared answers", ("table:release_pairs", "table:held_conversations"),
+        rows_eraser.erase_comparisons, rows_eraser.collect_nothing,
     ),
     Eraser(
         "cached answers", ("table:cache_purges",),
@@ -44,6 +48,10 @@ ERASERS: tuple[Eraser, ...] = (
     Eraser(
         "training rows", ("table:exports",),
         files_eraser.erase_exports, files_eraser.collect_exports,
+    ),
+    Eraser(
+        "rows of data sets", ("folder:datasets",),
+        sets_eraser.erase_set_rows, sets_eraser.collect_set_rows,
     ),
     Eraser(
         "copies of the request log", ("folder:evaluations",),
@@ -68,8 +76,18 @@ NOT_OF_PERSONS = {
     "table:key_spend": "sums by key",
     "table:demand": "sums by version",
     "table:scaling": "numbers of replicas",
+    "table:releases": "sums by version, and acts of operators",
+    "table:release_events": "sums by version, and acts of operators",
     "table:cache_stats": "sums",
+    "table:rollups": "sums by version",
+    "table:tenant_rollups": "sums by tenant",
+    "table:rollup_state": "a counter",
+    "table:replica_spans": "processes",
+    "table:replica_hours": "sums by version",
+    "table:unrolled_rows": "numbers of responses, for seconds",
     "table:leases": "processes",
+    "table:alerts": "what was wrong with the service",
+    "table:alert_silences": "what operators want to hear nothing of",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",
     "table:audit_head": "a hash",
     "table:erasures": "pseudonyms of those who were erased: the record of it",

@@ -89,6 +89,8 @@ class LogWriter:
         *,
         keep_s: float,
         max_rows: int,
+        keep_texts_s: float | None = None,
+        keep_feedback_s: float | None = None,
         on_written: OnCount,
         on_dropped: OnCount,
         on_rejected: OnCount = lambda count: None,
@@ -97,6 +99,8 @@ class LogWriter:
     ) -> None:
         self._database = database
         self._keep_s = keep_s
+        self._keep_texts_s = keep_texts_s
+        self._keep_feedback_s = keep_s if keep_feedback_s is None else keep_feedback_s
         self._max_rows = max_rows
         self._on_written = on_written
         self._on_dropped = on_dropped
@@ -192,8 +196,8 @@ class LogWriter:
                 self._write_batches(log_table)
                 if time.monotonic() > next_prune_s and not self._stopping:
                     next_prune_s = time.monotonic() + PRUNE_INTERVAL_S
-                    log_table.prune(self._keep_s, self._max_rows)
-                    prune_feedback(self._database, self._keep_s, self._max_rows)
+                    log_table.prune(self._keep_s, self._max_rows, self._keep_texts_s)
+                    prune_feedback(self._database, self._keep_feedback_s, self._max_rows)
                 self._note_fault(None)
                 failures = 0
             except Exception as error:
@@ -206,7 +210,12 @@ class LogWriter:
                 failures += 1
 
     def _write_batches(self, log_table: RequestLog) -> None:
-        while self._count_waiting():
+        """Write what waits. What arrives meanwhile waits for the next time, unless it is a whole
+        batch: a transaction costs as much as dozens of rows.
+        """
+        least = 1
+        while self._count_waiting() >= least:
+            least = 1 if self._stopping else BATCH_ROWS
             if not self._batch:
                 self._take_batch()
             bad = log_table.write(self._batch)

@@ -1,0 +1,500 @@
+"""The training loop: reproducible across interruptions, in one process or several."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from thrifty.errors import TrainingError
+from thrifty.files import replace_atomically, write_atomically
+from thrifty.train.forecast import forecast
+from thrifty.train.settings import LoopSettings
+from thrifty.train.state import Limits, Objective, State
+from thrifty.types import OnProgress, Progress, ignore_progress
+
+BETAS = (0.9, 0.95)
+LAST_RATE = 0.1
+"""The final learning rate, relative to the peak."""
+EXPLODED = 10.0
+"""Training stops if the loss is this many times the recent mean, or not a number."""
+RECENT = 20
+STEPS = 500
+MOST_BATCH_TOKENS = 4096
+"""The default batch size is at most this, and smaller if that gives fewer than `STEPS` steps."""
+RATE, RATE_TOKENS, MOST_RATE = 3e-4, 512, 5e-4
+"""The default learning rate for steps of so many tokens; it grows with the size's square root."""
+LEAST_STEPS = 25
+TRAINED_PER_EVALUATED = 7
+"""Tokens to train on between evaluations, for each token that is evaluated. Training on a token
+takes three times as long, so that evaluation takes a twentieth of the time."""
+MINUTES_BATCH_TOKENS = 1024
+"""The default batch size for trainings that may go on: it cannot depend on their length."""
+CONSTANT_WARM_UP = 25
+"""Steps of the warm-up of a constant learning rate."""
+AVERAGE_POWER = 7.0
+"""Step t keeps (1 - 1/t)^8 of the average, which so covers about the last ninth of the steps,
+however many there are. Karras et al. 2024, 2312.02696, section 3.1."""
+FIRST_EVALUATION_S, MOST_BETWEEN_S, EVALUATION_SHARE = 25.0, 120.0, 0.1
+"""A training with a deadline is evaluated after so many seconds, then at twice the time, but at
+least so often; less often where an evaluation would take more than this share of the time."""
+FORECAST_EVERY_S = 60.0
+
+
+class Trainer:
+    """Trains `model` in place; `folder` stores its checkpoints."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        training: LoopSettings,
+        folder: Path,
+        accelerator: Accelerator,
+        name: str = "train",
+    ) -> None:
+        """`name` is what progress calls it."""
+        self._objective = objective
+        self._training = training
+        self._folder = folder
+        self._accelerator = accelerator
+        self._name = name
+        if objective.examples < 1:
+            raise TrainingError("the data are too short: nothing is left to learn from; use more")
+        model.to(torch.float32).train()
+        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        ranks: int = accelerator.num_processes
+        # Objectives that compare the examples of a micro-batch get whole ones.
+        whole = ranks * (training.micro_batch if training.batch_examples else 1)
+        self._per_step = math.ceil(_count_examples(training, objective) / whole) * whole
+        self.batch_tokens = self._per_step * objective.example_tokens
+        self._average: dict[str, Any] = {}
+        self._evaluation_s = self._saving_s = self._last_step_s = 0.0
+        self._told_s = self._due_s = 0.0
+        self._limits = Limits()
+        self._run_s = time.monotonic()
+        self._before_s = 0.0
+        self.learning_rate = training.learning_rate or min(
+            MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS)
+        )
+        self.steps = training.steps or (
+            max(1, math.ceil(training.tokens / self.batch_tokens)) if training.tokens else None
+        )
+        between = TRAINED_PER_EVALUATED * objective.held_out_tokens
+        self._every = training.every_steps or max(
+            LEAST_STEPS, math.ceil(between / self.batch_tokens)
+        )
+        optimizer = torch.optim.AdamW(
+            self._trained.values(), lr=self.learning_rate, betas=BETAS,
+            weight_decay=training.weight_decay, fused=True,
+        )  # fmt: skip
+        self._model, self._optimizer = accelerator.prepare(model, optimizer)
+        self.state = State()
+
+    def run(
+        self,
+        on_progress: OnProgress = ignore_progress,
+        on_note: Callable[[str], None] = lambda text: None,
+        limits: Limits | None = None,
+    ) -> bool:
+        """Train from the last checkpoint; returns whether the training ended, not paused.
+
+        Raises `TrainingError` if the loss explodes or is not a number, and if the time is too
+        short for a step; the last good checkpoint stays.
+        """
+        self._limits = limits = limits or Limits()
+        self._run_s = time.monotonic() if limits.started_s is None else limits.started_s
+        self._resume()
+        state = self.state
+        self._before_s = state.seconds
+        if not state.held_out:
+            self._note_held_out()
+        self._require_time_for_a_step()
+        self._told_s = time.monotonic()
+        self._due_s = self._find_due()
+        numbers = self._order(state.step * self._per_step)
+        while not self._has_ended():
+            if (
+                limits.steps is not None
+                and state.step >= limits.steps
+                and self._agree(self._left_s() >= limits.pause_left_s)
+            ):
+                self._save()
+                return False
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate(state.step)
+            began_s = time.monotonic()
+            loss, tokens = self._step([next(numbers) for _ in range(self._per_step)])
+            self._last_step_s = time.monotonic() - began_s
+            state.stepping_s += self._last_step_s
+            self._check(loss)
+            state.losses.append(loss)
+            state.tokens += tokens
+            state.step += 1
+            self._take_average()
+            if self._is_evaluation_due():
+                self._evaluate()
+                self._tell_forecast(on_note)
+            elif self._agree(time.monotonic() - self._told_s > FORECAST_EVERY_S):
+                self._tell_forecast(on_note)
+            on_progress(self._describe_progress(loss))
+        if state.held_out[-1][0] != state.step:
+            self._evaluate()
+        if not state.best_step:
+            raise TrainingError(
+                f"training improved nothing: {state.held_out[0][1]:.4f} {self._objective.unit} on "
+                f"held-out data before, {state.held_out[-1][1]:.4f} after; try a lower "
+                "--learning-rate, or train longer"
+            )
+        self._load_weights("best")
+        return True
+
+    def measure(self) -> dict[str, float]:
+        """The mean held-out loss of each domain."""
+        accelerator = self._accelerator
+        self._model.eval()
+        with torch.inference_mode():
+            sums = self._objective.measure(
+                self._model,
+                accelerator.device,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
+        self._model.train()
+        both = torch.tensor(
+            [sums[name] for name in self._objective.domains], dtype=torch.float32,
+            device=accelerator.device,
+        )  # fmt: skip
+        both = accelerator.reduce(both, "sum")
+        means = (both[:, 0] / both[:, 1].clamp(min=1)).tolist()
+        return dict(zip(self._objective.domains, means, strict=True))
+
+    def _note_held_out(self) -> None:
+        began_s = time.monotonic()
+        found = self.measure()
+        self._evaluation_s = time.monotonic() - began_s
+        state = self.state
+        for name, value in found.items():
+            state.curves.setdefault(name, []).append((state.tokens, value))
+        state.held_out.append((state.step, sum(found.values()) / len(found)))
+        if self._objective.details:
+            state.details.append((state.step, dict(self._objective.details)))
+
+    def _evaluate(self) -> None:
+        state = self.state
+        with self._averaged():
+            self._note_held_out()
+            if state.held_out[-1][1] <= state.best:
+                state.best_step = state.step
+                self._save_weights("best")
+        began_s = time.monotonic()
+        self._save()
+        self._saving_s = time.monotonic() - began_s
+        self._due_s = self._find_due()
+
+    # time
+
+    def _now_s(self) -> float:
+        """The seconds of training so far, over all runs."""
+        return self._before_s + time.monotonic() - self._run_s
+
+    def _find_due(self) -> float:
+        """When a training with a deadline is evaluated next, in seconds of training."""
+        now_s = self._now_s()
+        between_s = max(FIRST_EVALUATION_S, self._evaluation_s / EVALUATION_SHARE)
+        return now_s + max(between_s, min(now_s, MOST_BETWEEN_S))
+
+    def _is_evaluation_due(self) -> bool:
+        if self.steps is None:
+            return self._agree(self._now_s() >= self._due_s)
+        return self.state.step % self._every == 0 or self.state.step == self.steps
+
+    def _has_ended(self) -> bool:
+        if self._stalled():
+            return True
+        if self.steps is not None:
+            return self.state.step >= self.steps
+        return self._agree(self._left_s() < self._step_s())
+
+    def _left_s(self) -> float:
+        """What is left for steps: the last evaluation and the checkpoint take their time, too."""
+        if self._limits.deadline_s is None:
+            return math.inf
+        last_s = 1.3 * (self._evaluation_s + self._saving_s)
+        return self._limits.deadline_s - time.monotonic() - last_s
+
+    def _step_s(self) -> float:
+        """How long a step takes: as measured, or as the evaluation suggests."""
+        state = self.state
+        if state.step:
+            return max(state.stepping_s / state.step, self._last_step_s)
+        tokens = max(1, self._objective.held_out_tokens)
+        return 3 * self._evaluation_s * self.batch_tokens / tokens
+
+    def _require_time_for_a_step(self) -> None:
+        limits, needed_s = self._limits, self._step_s()
+        if limits.deadline_s is None or self.state.step or self._left_s() >= needed_s:
+            return
+        budget_s = limits.budget_s or 0.0
+        enough_s = budget_s - self._left_s() + 2 * needed_s
+        raise TrainingError(
+            f"{budget_s / 60:.2g} minutes are too short for one step of {self.batch_tokens} "
+            f"tokens, which takes about {needed_s:.0f} s after the rest; about "
+            f"{math.ceil(enough_s / 6) / 10:g} minutes would be enough. What was prepared is kept"
+        )
+
+    def _agree(self, decision: bool) -> bool:
+        """The same decision in all processes: the first one's, whose clock counts."""
+        accelerator = self._accelerator
+        if accelerator.num_processes == 1:
+            return decision
+        own = decision and accelerator.is_main_process
+        given = torch.tensor([float(own)], device=accelerator.device)
+        return bool(accelerator.reduce(given, "sum")[0] > 0)
+
+    def _tell_forecast(self, on_note: Callable[[str], None]) -> None:
+        """Predict where each domain ends, once there is a curve."""
+        self._told_s = time.monotonic()
+        state, limits = self.state, self._limits
+        if limits.deadline_s is None:
+            end: float = self._training.tokens or (self.steps or 0) * self.batch_tokens
+        else:
+            left_s = max(0.0, self._left_s()) * (1 - EVALUATION_SHARE)
+            end = state.tokens + state.tokens / max(1e-9, state.stepping_s) * left_s
+        found = {
+            name: (curve[-1][1], known)
+            for name, curve in state.curves.items()
+            if (known := forecast(curve, max(end, state.tokens))) is not None
+        }
+        if not found:
+            return
+        spent_s = limits.spent_s + self._now_s()
+        ends = {name: [round(value, 5) for value in known] for name, (_, known) in found.items()}
+        state.forecasts.append({"seconds": round(spent_s, 1), "tokens": round(end), "ends": ends})
+        parts = [
+            f"{name or 'held out'} {now:.4f} -> {value:.4f} +- {error:.4f}"
+            for name, (now, (value, error)) in found.items()
+        ]
+        on_note(f"after {spent_s / 60:.1f} minutes, now -> at the end: {'; '.join(parts)}")
+
+    def _describe_progress(self, loss: float) -> Progress:
+        state, limits = self.state, self._limits
+        what = f"loss {loss:.3f}, held out {state.best:.4f}"
+        if limits.budget_s is None and self._training.steps is not None:
+            return Progress(self._name, state.step, self._training.steps, f"steps, {what}")
+        if limits.budget_s is None:
+            return Progress(self._name, state.tokens, self._training.tokens or 0, f"tokens, {what}")
+        spent = round((limits.spent_s + self._now_s()) / 60, 1)
+        unit = f"minutes, {state.tokens} tokens, {what}"
+        return Progress(self._name, spent, round(limits.budget_s / 60, 2), unit)
+
+    # averages
+
+    def _take_average(self) -> None:
+        if not self._training.averages:
+            return
+        keep = (1 - 1 / self.state.step) ** (AVERAGE_POWER + 1)
+        weights = [parameter.detach() for parameter in self._trained.values()]
+        if not self._average:
+            self._average = {name: p.detach().clone() for name, p in self._trained.items()}
+        torch._foreach_lerp_(list(self._average.values()), weights, 1 - keep)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with its averaged weights, if they are taken."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, average in self._average.items():
+            parameter = self._trained[name]
+            self._average[name], parameter.data = parameter.data, average
+
+    def _step(self, numbers: Sequence[int]) -> tuple[float, int]:
+        """One optimizer step; returns the mean loss and the number of tokens."""
+        accelerator, training = self._accelerator, self._training
+        own = numbers[accelerator.process_index :: accelerator.num_processes]
+        groups = [
+            own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
+        ]
+        total, tokens, weight = 0.0, 0, self._objective.weigh(own)
+        for index, group in enumerate(groups):
+            with _last_alone(accelerator, self._model, last=index == len(groups) - 1):
+                loss, count = self._objective.loss(self._model, group, accelerator.device)
+                loss = loss * (self._objective.weigh(group) / weight)
+                accelerator.backward(loss)
+            total += float(loss.detach())
+            tokens += count
+        accelerator.clip_grad_norm_(self._trained.values(), training.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if accelerator.num_processes == 1:
+            return total, tokens
+        both = torch.tensor([total, float(tokens)], device=accelerator.device)
+        both = accelerator.reduce(both, "sum")
+        return float(both[0]) / accelerator.num_processes, int(both[1])
+
+    def _order(self, done: int) -> Iterator[int]:
+        """The numbers of examples in training order, after the first `done`: those that were read
+        least, shuffled. Examples that are added later are so read before others are read again.
+        """
+        phases = self.state.phases
+        if not phases or phases[-1][1] != self._objective.examples:
+            phases.append((done, self._objective.examples))
+        read = [0] * phases[-1][1]
+        position, epoch = 0, 0
+        while True:
+            count = next(n for at, n in reversed(phases) if at <= position)
+            until = next((at for at, _ in phases if at > position), None)
+            least = min(read[:count])
+            order = [number for number in range(count) if read[number] == least]
+            random.Random(f"{self._training.seed} {epoch}").shuffle(order)
+            if until is not None:
+                order = order[: until - position]
+            for number in order:
+                read[number] += 1
+                position += 1
+                if position > done:
+                    yield number
+            epoch += 1
+
+    def _rate(self, step: int) -> float:
+        """The learning rate: a linear warm-up, then half a cosine, or a constant."""
+        highest = self.learning_rate
+        if self._training.averages:
+            return highest * min(1.0, (step + 1) / CONSTANT_WARM_UP)
+        assert self.steps is not None
+        warm = self._training.warm_up * self.steps
+        if step < warm:
+            return highest * (step + 1) / max(1.0, warm)
+        share = (step - warm) / max(1.0, self.steps - warm)
+        return highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    def _stalled(self) -> bool:
+        evaluations = [step for step, _ in self.state.held_out if step > self.state.best_step]
+        return len(evaluations) >= self._training.patience
+
+    def _check(self, loss: float) -> None:
+        recent = self.state.losses[-RECENT:]
+        usual = sum(recent) / len(recent) if len(recent) == RECENT else math.inf
+        # What is below the loss at the beginning is no explosion, however low the others are.
+        bound = max(EXPLODED * usual, 0.1, self.state.held_out[0][1])
+        if math.isfinite(loss) and loss <= bound:
+            return
+        what = f"{loss:.3g}, after {usual:.3g}" if math.isfinite(loss) else "not a number"
+        raise TrainingError(
+            f"training stopped at step {self.state.step + 1}: the loss is {what}. The checkpoint "
+            f"of step {self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
+        )
+
+    # checkpoints
+
+    def _saved_step(self) -> int:
+        path = self._folder / "state.json"
+        return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+
+    def _save(self) -> None:
+        """Save weights and optimizer under a new name, then the note that makes them the
+        checkpoint.
+        """
+        if not self._accelerator.is_main_process:
+            return
+        self.state.seconds = self._now_s()
+        name = f"step-{self.state.step}"
+        tensors = {f"weight.{n}": p.detach().cpu() for n, p in self._trained.items()}
+        for key, parameter in self._trained.items():
+            for kind, value in self._optimizer.state[parameter].items():
+                tensors[f"{kind}.{key}"] = torch.as_tensor(value).detach().cpu()
+        tensors |= {f"average.{n}": average.cpu() for n, average in self._average.items()}
+        write_tensors(self._folder / f"{name}.safetensors", tensors)
+        note = {**asdict(self.state), "training": _describe(self._training), "file": name}
+        write_atomically(self._folder / "state.json", json.dumps(note))
+        for old in self._folder.glob("step-*.safetensors"):
+            if old.stem != name:
+                old.unlink()
+
+    def _resume(self) -> None:
+        path = self._folder / "state.json"
+        if not path.exists():
+            return
+        note = json.loads(path.read_text())
+        if _without_none(note.pop("training")) != _describe(self._training):
+            raise TrainingError(
+                f"{self._folder} contains a training with other settings; remove it, or use the "
+                "same settings"
+            )
+        tensors = load_file(self._folder / f"{note.pop('file')}.safetensors")
+        lists = ("held_out", "phases", "details")
+        for pairs in (*(note.get(name, []) for name in lists), *note["curves"].values()):
+            pairs[:] = map(tuple, pairs)
+        self.state = State(**note)
+        device = self._accelerator.device
+        with torch.no_grad():
+            for key, parameter in self._trained.items():
+                parameter.copy_(tensors[f"weight.{key}"])
+                self._optimizer.state[parameter] = {
+                    kind: tensors[f"{kind}.{key}"].to(device)
+                    for kind in ("step", "exp_avg", "exp_avg_sq")
+                }
+                if f"average.{key}" in tensors:
+                    self._average[key] = tensors[f"average.{key}"].to(device)
+
+    def _save_weights(self, name: str) -> None:
+        if self._accelerator.is_main_process:
+            tensors = {key: parameter.detach().cpu() for key, parameter in self._trained.items()}
+            write_tensors(self._folder / f"{name}.safetensors", tensors)
+
+    def _load_weights(self, name: str) -> None:
+        self._accelerator.wait_for_everyone()
+        tensors = load_file(self._folder / f"{name}.safetensors")
+        with torch.no_grad():
+            for key, parameter in self._trained.items():
+                parameter.copy_(tensors[key])
+
+
+def _describe(training: LoopSettings) -> dict[str, Any]:
+    """What must be the same for a training to go on: all but its minutes."""
+    return _without_none({**asdict(training), "minutes": None})
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are set; earlier notes lack those that a later release added."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _count_examples(training: LoopSettings, objective: Objective) -> int:
+    """The number of examples in a step."""
+    if training.batch_examples is not None:
+        return training.batch_examples
+    if training.batch_tokens is not None:
+        return max(1, training.batch_tokens // objective.example_tokens)
+    tokens = (
+        MINUTES_BATCH_TOKENS
+        if training.tokens is None
+        else min(MOST_BATCH_TOKENS, training.tokens // STEPS)
+    )
+    return max(training.micro_batch, tokens // objective.example_tokens)
+
+
+def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:
+    """Synchronize gradients between processes once per step, after its last part."""
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """Write a safetensors file atomically."""
+    with replace_atomically(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)

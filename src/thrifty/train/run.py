@@ -1,0 +1,300 @@
+"""Train a model on rows: from a stored model and JSON lines to a registered version.
+
+Rows are checked and encoded here, with the tokenizer and the chat template that serve the model.
+The training runs in a process of its own (`worker`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.checkpoint import load_decoder, load_encoder
+from thrifty.artifacts.disk import lock_file
+from thrifty.artifacts.safetensors_file import SafetensorsFiles
+from thrifty.artifacts.sources import fetch_model
+from thrifty.engines.plain_checkpoint import make_plain
+from thrifty.errors import TrainingError
+from thrifty.home import Home, make_private_folder
+from thrifty.openai.errors import WireError
+from thrifty.text.tokenizer import TextTokenizer
+from thrifty.train.figures import summarize
+from thrifty.train.prepare import Prepared, RowData, prepare_rows
+from thrifty.train.process import read_report, require_memory, require_training, run_worker
+from thrifty.train.register import register_trained
+from thrifty.train.rows import (
+    Method,
+    digest_rows,
+)
+from thrifty.train.settings import RowSettings, balance_weights
+from thrifty.types import Family, OnProgress, ignore_progress
+
+VERSION = 1
+"""Increase it when training changes, so that models are trained again."""
+WORKER = "thrifty.train.worker"
+WINDOW = 1024
+EPOCHS = 3.0
+LORA_RANK = 16
+BETA = 0.1
+EVALUATIONS = 10
+"""A training in epochs is evaluated so often."""
+FEW_TOKENS = 1_000_000
+"""With fewer than these, a model that is trained as a whole keeps its token embeddings: most of
+them are seen too rarely."""
+
+OnNote = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """Settings that go with a method. Learning rates are for LoRA, and for all weights."""
+
+    rates: tuple[float, float]
+    micro_batch: int
+    batch: int
+
+
+_DEFAULTS = {
+    Method.SFT: _Defaults((5e-4, 5e-5), 4, 8),
+    Method.DPO: _Defaults((1e-4, 5e-6), 4, 8),
+    Method.KTO: _Defaults((1e-4, 5e-6), 8, 16),
+    Method.CONTRASTIVE: _Defaults((2e-4, 2e-5), 32, 32),
+}
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """Which model learns from which rows, and how. None takes the method's default."""
+
+    model: str
+    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or a
+    path."""
+    data: Path | Sequence[Path]
+    """JSON lines (`rows`), in one file or several."""
+    method: Method
+    out: str
+    """The new model's name."""
+    data_name: str | None = None
+    """What the lineage calls the data. Default: the file's name."""
+    held_out: Path | Sequence[Path] | None = None
+    """Rows to evaluate on during the training. Default: a tenth of `data`, by prompt."""
+    epochs: float | None = None
+    """Passes over the rows; this or `minutes`. Default: 3 epochs."""
+    minutes: float | None = None
+    learning_rate: float | None = None
+    lora_rank: int = LORA_RANK
+    """0 trains all weights."""
+    window: int | None = None
+    """Rows with more tokens are set aside. Default: 1024, and for encoders as much as they take."""
+    batch: int | None = None
+    """Rows in a step."""
+    micro_batch: int | None = None
+    """Rows that are computed at once."""
+    beta: float = BETA
+    checkpointing: bool = False
+    seed: int = 0
+    patience: int = 4
+    resume: bool = False
+    """Refuse to begin: there must be a training that was stopped."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of rows to learn from."""
+        return [self.data] if isinstance(self.data, Path) else list(self.data)
+
+    @property
+    def held_out_files(self) -> list[Path]:
+        """The files of rows to evaluate on; none where some of the others are held out."""
+        return [self.held_out] if isinstance(self.held_out, Path) else list(self.held_out or ())
+
+    @property
+    def name(self) -> str:
+        """What the lineage and messages call the data."""
+        return self.data_name or ", ".join(path.name for path in self.files)
+
+
+def train_model(
+    store: Store,
+    home: Home,
+    request: TrainingRequest,
+    on_progress: OnProgress = ignore_progress,
+    on_note: OnNote = lambda text: None,
+) -> tuple[NamedVersion, Artifact]:
+    """Train `request.model` on rows and register the result as `request.out`. Blocks.
+
+    The same request resumes a training that was killed, and finds one that has ended. `on_note` is
+    told what people should read, such as rows that were set aside. Raises `TrainingError` and the
+    store's errors; after a loss that is not a number, the last good checkpoint stays.
+    """
+    began_s = time.monotonic()
+    require_training()
+    _check(request)
+    version, artifact = fetch_model(store, request.model, on_progress=on_progress)
+    encoder = artifact.description.family is Family.ENCODER
+    if encoder != (request.method is Method.CONTRASTIVE):
+        fitting = "contrastive" if encoder else "sft, dpo or kto"
+        raise TrainingError(
+            f"{version.label} is {'an encoder' if encoder else 'a decoder'}, which --method "
+            f"{request.method} does not train; take {fitting}"
+        )
+    plain = make_plain(store, version, artifact, on_progress)
+    tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
+    if not encoder:
+        try:
+            tokenizer.find_template()
+        except WireError as error:
+            raise TrainingError(f"{version.label}: {error.message}") from None
+    recipe = _describe(request, tokenizer)
+    made = store.find_made(plain[1].id, recipe)
+    if made is not None and made[0].name == request.out:
+        return made
+    key = hashlib.sha256(json.dumps([plain[1].id, recipe], sort_keys=True).encode()).hexdigest()
+    folder = make_private_folder(home.trainings / key[:24])
+    with lock_file(folder / "lock"):
+        if request.resume and not (folder / "state.json").exists():
+            raise TrainingError(
+                "there is no training to resume with this model, data and settings; leave out "
+                "--resume"
+            )
+        report, figures = _train(
+            store, plain, folder, request, tokenizer, began_s, on_progress, on_note
+        )
+        weights = SafetensorsFiles([folder / "trained.safetensors"])
+        found = register_trained(
+            store,
+            plain,
+            weights,
+            request.out,
+            recipe,
+            {**summarize(report), **figures},
+            on_progress,
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _train(
+    store: Store,
+    plain: tuple[NamedVersion, Artifact],
+    folder: Path,
+    request: TrainingRequest,
+    tokenizer: TextTokenizer,
+    began_s: float,
+    on_progress: OnProgress,
+    on_note: OnNote,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The report of the process, and the figures of the rows."""
+    source = store.folder_of(plain[1].id)
+    encoder = request.method is Method.CONTRASTIVE
+    shape = load_encoder(source).shape if encoder else load_decoder(source).shape
+    window = request.window or (shape.context_length if encoder else WINDOW)
+    data = RowData(request.name, request.files, request.held_out_files)
+    prepared = prepare_rows(data, request.method, tokenizer, window, folder, on_progress, on_note)
+    settings = choose_settings(request, prepared)
+    texts = settings.micro_batch * max(prepared.texts, 2 if request.method is Method.KTO else 1)
+    require_memory(
+        shape, plain[1].description.parameters,
+        replace(settings, micro_batch=texts), prepared.longest,
+        frozen_copies=request.method in (Method.DPO, Method.KTO) and not settings.lora_rank,
+    )  # fmt: skip
+    report = read_report(folder)
+    if report is None:
+        job = {
+            "model": str(source), "pid": os.getpid(), "settings": asdict(settings),
+            "limits": _make_limits(folder, request, began_s),
+        }  # fmt: skip
+        report = run_worker(WORKER, job, folder, 1, on_progress, on_note)
+    details = {}
+    if report["details"]:
+        best = max(
+            (one for one in report["details"] if one[0] <= report["best_step"]), default=None
+        )
+        first, last = report["details"][0][1], (best or report["details"][-1])[1]
+        details = {name: {"before": first.get(name), "after": last[name]} for name in last}
+    chosen = {
+        "method": request.method.value, "rows": prepared.figures, "details": details,
+        "data_paths": [str(path.absolute()) for path in request.files],
+        "batch": settings.batch_examples, "lora_rank": settings.lora_rank,
+        "weights": [settings.liked_weight, settings.disliked_weight],
+    }  # fmt: skip
+    return report, chosen
+
+
+def choose_settings(request: TrainingRequest, prepared: Prepared) -> RowSettings:
+    """The settings of the loop: what was asked for, and defaults that go with the data."""
+    defaults = _DEFAULTS[request.method]
+    wanted = defaults.batch if request.batch is None else request.batch
+    micro = (
+        min(defaults.micro_batch, wanted) if request.micro_batch is None else request.micro_batch
+    )
+    batch = math.ceil(wanted / micro) * micro
+    steps = None
+    if request.minutes is None:
+        steps = max(1, math.ceil((request.epochs or EPOCHS) * prepared.examples / batch))
+    rate = request.learning_rate
+    if rate is None:
+        rate = defaults.rates[request.lora_rank == 0]
+    weights = (
+        balance_weights(prepared.liked, prepared.disliked)
+        if request.method is Method.KTO
+        else (1.0, 1.0)
+    )
+    return RowSettings(
+        steps=steps, minutes=request.minutes, method=request.method.value, beta=request.beta,
+        learning_rate=rate,
+        batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
+        every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
+        checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
+        liked_weight=weights[0], disliked_weight=weights[1],
+        freeze_embeddings=request.lora_rank == 0 and prepared.tokens < FEW_TOKENS,
+    )  # fmt: skip
+
+
+def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict[str, Any]:
+    if request.minutes is None:
+        return {}
+    path = folder / "state.json"
+    spent_s = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    preparing_s = time.monotonic() - began_s
+    return {
+        "started_s": time.monotonic(), "budget_s": 60 * request.minutes, "spent_s": preparing_s,
+        "deadline_s": began_s + 60 * request.minutes - spent_s,
+    }  # fmt: skip
+
+
+def _check(request: TrainingRequest) -> None:
+    if request.epochs is not None and request.minutes is not None:
+        raise TrainingError("set how long it lasts: either --epochs or --minutes")
+    if request.epochs is not None and not 0 < request.epochs < float("inf"):
+        raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
+    for name in ("batch", "micro_batch"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if request.window is not None and request.window < 32:
+        raise TrainingError(f"--window must be at least 32 tokens, not {request.window}")
+    for path in (*request.files, *request.held_out_files):
+        if not path.is_file():
+            raise TrainingError(f"{path} is no file; rows are read from a file of JSON lines")
+
+
+def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The recipe: all that the result depends on, besides the model."""
+    held_out = digest_rows(request.held_out_files) if request.held_out_files else None
+    asked = ("epochs", "minutes", "learning_rate", "lora_rank", "window", "batch", "micro_batch",
+             "beta", "seed", "patience")  # fmt: skip
+    return {
+        "step": "train", "version": VERSION, "method": request.method.value,
+        "data": request.name, "data_sha256": digest_rows(request.files),
+        "held_out_sha256": held_out, "templates_sha256": tokenizer.templates_sha256,
+        **{name: getattr(request, name) for name in asked},
+    }  # fmt: skip
