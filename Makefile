@@ -100,7 +100,7 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 	$(BIN)/python -m venv $(TRL)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(TRL)/lib/python*/site-packages)/dev.pth
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
-	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train
+	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train tests/improve
 
 .PHONY: test-remotes
 test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries

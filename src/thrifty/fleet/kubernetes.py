@@ -46,7 +46,7 @@ from thrifty.fleet.kubernetes_objects import (
 )
 from thrifty.fleet.kubernetes_pod import PodView, read_pod
 from thrifty.fleet.kubernetes_replica import PodReplica, rank
-from thrifty.fleet.kubernetes_writer import Writer
+from thrifty.fleet.kubernetes_writer import RIGHTS, Writer, explain_refusal
 from thrifty.http.client import TransportError
 from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Object
 from thrifty.kubernetes.config import find_cluster
@@ -175,14 +175,20 @@ class KubernetesFleet:
         """What keeps sets from being as desired, by deployment and label, in plain words."""
         for watch in (self._pods, self._deployments):
             since_s = watch.fault_since_s
+            if watch.fault is not None and watch.refused:
+                return self._tell_all(f"{watch.fault}; {RIGHTS}")
             if watch.fault is not None and time.time() - since_s > AWAY_AFTER_S:
                 when = time.strftime("%H:%M:%S", time.gmtime(since_s))
-                fault = (
+                return self._tell_all(
                     f"the API server is away since {when} UTC ({watch.fault}); what ran then goes on "
                     "serving, and nothing is changed"
                 )
-                return {(key.deployment, key.version): fault for key in self._desired}
+        if self.lease.refusal is not None and not self.lease.held:
+            return self._tell_all(explain_refusal(self.lease.refusal, self.namespace))
         return dict(self._writer.faults)
+
+    def _tell_all(self, fault: str) -> dict[tuple[str, str], str]:
+        return {(key.deployment, key.version): fault for key in self._desired}
 
     # The fleet's interface
 

@@ -81,7 +81,8 @@ class PodReplica:
 
     def retire(self) -> None:
         """It is to go."""
-        self.had_traffic = self.state in _HAVE_TRAFFIC
+        # One that an earlier controller was draining may still work on something.
+        self.had_traffic = self.retiring or self.state in _HAVE_TRAFFIC
         self.retiring = True
 
     def row(self) -> ReplicaRow:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,6 +26,9 @@ from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Obj
 log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
+INTRUDER_S = 60.0
+"""For so long it is told that somebody else wrote a number of ours."""
+RIGHTS = "docs/deploy/kubernetes.md lists the rights that the controller's account needs"
 _NOT_FOUND = 404
 
 
@@ -60,7 +64,8 @@ class Writer:
         self._on_change = on_change
         self._known: dict[SetKey, Object] = {}
         self._refusals: dict[SetKey, str] = {}
-        self._intruders: dict[SetKey, str] = {}
+        self._intruders: dict[SetKey, tuple[float, str]] = {}
+        """Who else wrote a number, and when that was seen (`time.monotonic`)."""
         self._owed: defaultdict[SetKey, set[object]] = defaultdict(set)
         self._written: dict[SetKey, int] = {}
         """How many replicas this controller wrote last."""
@@ -71,7 +76,10 @@ class Writer:
         """Why sets are not as desired, by deployment and label."""
         found = {}
         for key in self.desired:
-            fault = self._refusals.get(key) or self._find_failure(key) or self._intruders.get(key)
+            told_s, intruder = self._intruders.get(key, (-INTRUDER_S, ""))
+            recent = time.monotonic() - told_s < INTRUDER_S
+            fault = self._refusals.get(key) or self._find_failure(key)
+            fault = fault or (intruder if recent else None)
             if fault is not None:
                 found[key.deployment, key.version] = fault
         return found
@@ -169,7 +177,7 @@ class Writer:
             try:
                 await self._write(key)
             except ApiRefused as error:
-                self._refusals[key] = _explain(error, self._namespace)
+                self._refusals[key] = explain_refusal(error, self._namespace)
                 done = False
             after = self._refusals.get(key)
             if after != before:
@@ -249,21 +257,21 @@ class Writer:
         """Tell who else writes the number of replicas, if it is not as we wrote it."""
         written = self._written.get(key)
         count = _read_count(one)
-        if written is None or count == written:
-            return
         owners = [
             str(entry.get("manager"))
             for entry in one["metadata"].get("managedFields") or ()
             if entry.get("manager") != MANAGER
             and "f:replicas" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
         ]
-        who = owners[0] if owners else "somebody else"
-        self._intruders[key] = (
-            f"{who} set the Deployment {name_set(key)} to {count} replicas, and it was set back to "
+        if written is None or count == written or not owners:
+            return
+        text = (
+            f"{owners[0]} set the Deployment {name_set(key)} to {count} replicas, and it was set back to "
             f"{written}: Thrifty writes this number alone. Remove the autoscaler of it, and change "
             "'replicas' in the spec"
         )
-        log.warning("%s", self._intruders[key])
+        self._intruders[key] = time.monotonic(), text
+        log.warning("%s", text)
         self._on_change()
 
     def _find_failure(self, key: SetKey) -> str | None:
@@ -291,15 +299,12 @@ def _is_older(one: Object, known: Object) -> bool:
     )
 
 
-def _explain(error: ApiRefused, namespace: str) -> str:
+def explain_refusal(error: ApiRefused, namespace: str) -> str:
     """A refusal in plain words, with what to do."""
     if error.status == 403 and "exceeded quota" in str(error):
         return f"the quota of the namespace {namespace} is used up: {error}"
     if error.status == 403:
-        return (
-            f"the controller's account may not do this in the namespace {namespace}: {error}; "
-            "docs/deploy/kubernetes.md lists its rights"
-        )
+        return f"the controller's account may not do this in the namespace {namespace}: {error}; {RIGHTS}"
     if error.status == 404:
         return f"the namespace {namespace} does not exist: kubectl create namespace {namespace}"
     return f"the API server refuses the Deployment: {error}"

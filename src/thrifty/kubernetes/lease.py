@@ -42,6 +42,8 @@ class Lease:
         """Who we are."""
         self.other: str | None = None
         """Who else holds it, as far as known."""
+        self.refusal: ApiRefused | None = None
+        """Why the server does not let us have it, where it is not another's."""
         self.asked = asyncio.Event()
         """Set once it is known whether we hold it, or that the server cannot say."""
         self._client = client
@@ -65,9 +67,12 @@ class Lease:
         while True:
             try:
                 await self._turn()
+                self.refusal = None
             except (ApiAway, ApiRefused) as error:
                 # Whoever took it in between shows at the next turn.
                 self._known = None
+                conflict = isinstance(error, ApiRefused) and error.status == _CONFLICT
+                self.refusal = error if isinstance(error, ApiRefused) and not conflict else None
                 log.info("the lease %s cannot be written: %s", self.name, error)
             self.asked.set()
             self._note()

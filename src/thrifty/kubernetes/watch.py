@@ -48,6 +48,8 @@ class Watch:
         """Why nothing comes at the moment; None while the watch runs."""
         self.fault_since_s = 0.0
         """When that began (seconds since 1970)."""
+        self.refused = False
+        """Whether the server is there, and says no."""
         self._client = client
         self._path = path
         self._labels = labels
@@ -71,8 +73,10 @@ class Watch:
                 if error.status == _GONE:
                     self._version = ""
                     continue
+                self.refused = True
                 await self._wait(f"the API server refuses to list {self._path}: {error}")
             except ApiAway as error:
+                self.refused = False
                 await self._wait(str(error))
             except Exception as error:
                 # A fault of ours with one object must not end the watching of all.

@@ -109,7 +109,7 @@ def compare(
 
 def embed(model: Any, texts: Sequence[TokenText], pooling: str, device: Any) -> Tensor:
     """Embeddings of unit length, [texts, channels]."""
-    rows = [torch.tensor(text.tokens) for text in texts]
+    rows = [torch.tensor(text.tokens, dtype=torch.int64) for text in texts]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]

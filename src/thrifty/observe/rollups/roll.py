@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Connection, Table
 
 from thrifty.db import Database
+from thrifty.db.desired import read_desired
 from thrifty.db.rollups import (
     DAY_S,
     HOUR_S,
@@ -39,7 +40,7 @@ from thrifty.db.rollups import (
     write_step,
 )
 from thrifty.db.tables import ROLLUP_SKETCHES, rollups, tenant_rollups
-from thrifty.observe.rollups.sketch import decode_sketch, make_sketch, merge_sketches
+from thrifty.observe.rollups.sketch import extend_sketch
 
 OTHER_TENANTS = "(other)"
 """Stands for the tenants beyond the cap. No key can have this name."""
@@ -75,6 +76,12 @@ class Keep:
     def of_step(self, step_s: int) -> float:
         """How long sums of one step are kept."""
         return {MINUTE_S: self.minutes_s, HOUR_S: self.hours_s, DAY_S: self.days_s}[step_s]
+
+
+def open_roller(database: Database) -> Roller:
+    """A roller that keeps sums as long as the service's spec says. Raises `DatabaseError`."""
+    service = read_desired(database).service
+    return Roller(database, Keep(**service.records) if service is not None else None)
 
 
 @dataclass
@@ -185,7 +192,8 @@ class Roller:
     def _read(self, connection: Connection) -> tuple[Step, int] | None:
         """The next step, and how many rows it adds; None if there is nothing to do."""
         state = read_state(connection)
-        old, old_after = ([], state.old_after)
+        old: list[Any] = []
+        old_after = state.old_after
         if state.has_old:
             old, old_after = read_old_rows(connection, state, STEP_ROWS)
         notes, numbers = read_notes(connection, STEP_NOTES)
@@ -240,8 +248,8 @@ class Roller:
         """
         asked: dict[int, Counter[str]] = {}
         for (minute, _, _, tenant), found in fine.items():
-            day = asked.setdefault(_floor(minute, DAY_S), Counter())
-            day[tenant] += int(found.numbers["requests"])
+            counts = asked.setdefault(_floor(minute, DAY_S), Counter())
+            counts[tenant] += int(found.numbers["requests"])
         named: dict[int, set[str]] = {}
         for day, tenants in asked.items():
             known = read_named_tenants(connection, day) - {OTHER_TENANTS}
@@ -256,8 +264,13 @@ class Roller:
 
 def _list_busy(row: Any) -> Iterator[tuple[int, float]]:
     """The minutes in which a row's request was at a replica, and for how long, in milliseconds."""
-    begin_s = row.at_s + min(row.queue_ms or 0.0, row.e2e_ms) / 1e3
-    end_s = min(row.at_s + row.e2e_ms / 1e3, begin_s + MAX_BUSY_S)
+    busy_ms = max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
+    end_s = row.at_s + row.e2e_ms / 1e3
+    begin_s = end_s - busy_ms / 1e3
+    if _floor(begin_s, MINUTE_S) == _floor(end_s, MINUTE_S):
+        yield _floor(begin_s, MINUTE_S), busy_ms
+        return
+    end_s = min(end_s, begin_s + MAX_BUSY_S)
     while begin_s < end_s:
         minute = _floor(begin_s, MINUTE_S)
         until_s = min(end_s, minute + MINUTE_S)
@@ -316,8 +329,7 @@ def _add_to(row: Mapping[str, Any] | None, found: _Sum) -> dict[str, Any]:
     for name, values in found.values.items():
         data = old.get(name)
         if values:
-            fresh = make_sketch(values)
-            data = merge_sketches([decode_sketch(data), fresh]).encode()
+            data = extend_sketch(data, values)
         merged[name] = data
     return merged
 
