@@ -24,6 +24,21 @@ from thrifty.api.models import (
     VersionStatus,
 )
 from thrifty.api.services import not_found
+from thrifty.api.view_models import (
+    AuditAct,
+    AuditList,
+    AuditVerdict,
+    History,
+    HistoryEntry,
+    Live,
+    LiveCount,
+    LiveReplica,
+    ModelList,
+    Overview,
+    Setting,
+    Settings,
+)
+from thrifty.api.views import WindowName
 from thrifty.errors import DatabaseError, Problem, SpecError, ThriftyError
 from thrifty.openai.errors import WireError, bad_request
 
@@ -44,6 +59,7 @@ class MemoryServices:
         """Reading the status waits for this."""
         self.hold.set()
         self.holding = 0
+        self.views = MemoryViews(self)
 
     def close(self) -> None:
         pass
@@ -129,3 +145,52 @@ class MemoryServices:
             raise DatabaseError("connection refused by 10.0.0.1")
         if deployment != "chat":
             raise not_found("deployment", deployment)
+
+
+class MemoryViews:
+    """Views of that one deployment."""
+
+    def __init__(self, services: MemoryServices) -> None:
+        self._services = services
+        self.arrivals = 0
+        """Grows by 10 with each look."""
+
+    def get_overview(self, window: WindowName) -> Overview:
+        return Overview(
+            window=window.value, since=0.0, until=60.0, read_from=0.0, rows=0, versions=[],
+            step_s=60.0, times=[0.0], series=[],
+        )  # fmt: skip
+
+    def get_live(self) -> Live:
+        self.arrivals += 10
+        count = LiveCount(
+            worker="w", deployment="chat", version="a", since_s=0.0, arrivals=self.arrivals,
+            answered=0, output_tokens=0, held=0, queued=1, in_flight=2,
+        )  # fmt: skip
+        return Live(at=time.time(), counts=[count], replicas=[LiveReplica(id="a-0", running=1)])
+
+    def list_history(self, deployment: str | None, limit: int) -> History:
+        found = [
+            HistoryEntry(
+                id=number, at="2026-11-30T00:00:00+00:00", deployment="chat", kind=kind, who=who,
+                why=why, versions=None,
+            )
+            for number, (kind, who, why) in enumerate(self._services.changes, 1)
+        ]  # fmt: skip
+        return History(changes=found[::-1][:limit])
+
+    def list_models(self) -> ModelList:
+        return ModelList(models=[])
+
+    def get_settings(self) -> Settings:
+        return Settings(settings=[Setting(key="gateway.port", value=8080, origin="default")])
+
+    def list_acts(self, limit: int) -> AuditList:
+        acts = [
+            AuditAct(id=number, at=0.0, act=kind, actor="p-1", details={})
+            for number, (kind, _, _) in enumerate(self._services.changes, 1)
+        ]
+        return AuditList(acts=acts[::-1][:limit])
+
+    def verify_audit(self) -> AuditVerdict:
+        return AuditVerdict(whole=True, fault=None, head="0:" + "0" * 64, entries=0)

@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from thrifty.api.events import EventHub, follow_events
 from thrifty.api.models import (
     Applied,
     ApplyRequest,
@@ -36,6 +37,7 @@ from thrifty.api.models import (
 from thrifty.api.page import PAGE_HEADERS, render_page
 from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES, PREFIX
+from thrifty.api.views import VIEW_HANDLERS
 from thrifty.errors import BadDataError, DatabaseError, NameTakenError, SpecError, ThriftyError
 from thrifty.openai.errors import (
     NOT_FOUND,
@@ -64,6 +66,7 @@ def make_api(services: ApiServices) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
+    app.state.events = EventHub(services)
     for route in API_ROUTES:
         roles = sorted(route.callers or ())
         app.add_api_route(
@@ -168,9 +171,9 @@ HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         get_status, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
-        create_key, revoke_key, get_openapi, get_docs,
+        create_key, revoke_key, get_openapi, get_docs, follow_events,
     )
-}  # fmt: skip
+} | VIEW_HANDLERS  # fmt: skip
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:

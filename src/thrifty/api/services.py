@@ -20,11 +20,16 @@ from thrifty.api.models import (
     Status,
     Traffic,
 )
+from thrifty.api.views import Views
 from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 
 
 class ApiServices(Protocol):
     """The service, as its operators see it."""
+
+    @property
+    def views(self) -> Views:
+        """What the service shows besides."""
 
     def close(self) -> None:
         """Give back what it holds; it is not used again."""

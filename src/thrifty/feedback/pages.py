@@ -4,8 +4,9 @@ nothing of this is on the path of a request to a model.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from thrifty.db import Database
+from thrifty.db.erasures import note_export
 from thrifty.db.feedback import (
     Feedback,
     FeedbackFilter,
@@ -24,7 +26,9 @@ from thrifty.db.feedback import (
     save_feedback,
 )
 from thrifty.db.keys import Key
+from thrifty.db.subjects import open_subjects
 from thrifty.errors import DatabaseError, NameTakenError
+from thrifty.feedback.export import Chosen, Form, Skipped, export_rows
 from thrifty.feedback.parse import ParsedFeedback, parse_feedback
 from thrifty.feedback.rates import Rates
 from thrifty.gateway.admission.authenticate import authenticate_late
@@ -35,6 +39,7 @@ from thrifty.gateway.app.lists import (
     find_visible_tenant,
     no_such,
     read_cursor,
+    read_flag,
     read_limit,
     read_query,
     read_tenant,
@@ -54,6 +59,7 @@ from thrifty.openai.errors import (
     WireError,
     bad_request,
     explain_database,
+    list_names,
 )
 from thrifty.openai.feedback_tokens import HEADER, FeedbackTokens, TokenHolder
 from thrifty.openai.response_ids import ResponseIds, read_time_s
@@ -62,6 +68,9 @@ from thrifty.types import Role
 MAX_BODY_BYTES = 500_000
 """A correction of 100,000 characters, however it is written."""
 MAX_PAGE = 1000
+EXPORT_ROWS = 50
+"""Rows of an export that are made and written together."""
+_LIST_QUERY = ("limit", "after", "since", "until", "tenant", "untriaged")
 _FILTERS = ("response_id", "conversation_id", "kind", "model", "version", "user")
 _CALLERS = Role.USER.holders()
 _HEADER = HEADER.encode()
@@ -126,6 +135,10 @@ class FeedbackPages:
                 "give feedback on a response or a conversation, with a `user` key or a token",
             ),
             OwnRoute("GET", "/v1/feedback", Role.USER, self._list, "the feedback"),
+            OwnRoute(
+                "GET", "/v1/feedback/export", Role.OPERATOR, self._export,
+                "training rows made from feedback, as JSON lines",
+            ),
             OwnRoute(
                 "GET", "/v1/feedback.js", None, self._send_script, "the helper for web pages"
             ),
@@ -239,7 +252,7 @@ class FeedbackPages:
     async def _list(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
         if key is None:
             self._same_origin.check_page(exchange)
-        query = read_query(exchange, ("limit", "after", "since", "until", "tenant", *_FILTERS))
+        query = read_query(exchange, (*_LIST_QUERY, *_FILTERS))
         tenant = find_visible_tenant(exchange, key, query)
         number = None
         if "response_id" in query:
@@ -256,6 +269,7 @@ class FeedbackPages:
             user=query.get("user"),
             since_s=read_time(query, "since"),
             until_s=read_time(query, "until"),
+            untriaged=read_flag(query, "untriaged"),
         )
         limit, before = read_limit(query, 100, MAX_PAGE), read_cursor(query, "fb-")
 
@@ -282,10 +296,56 @@ class FeedbackPages:
             ),
         )
 
+    async def _export(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
+        query = read_query(exchange, ("as", "tenant", "model", "version", "since"))
+        chosen = Chosen(
+            tenant=find_visible_tenant(exchange, key, query), deployment=query.get("model"),
+            version=query.get("version"), since_s=read_time(query, "since"),
+        )  # fmt: skip
+        try:
+            form = Form(query.get("as", ""))
+        except ValueError:
+            raise bad_request(
+                f"'as' must be one of {list_names(Form)}.", "as", "invalid_value"
+            ) from None
+        who = f"{key.name if key is not None else 'loopback'} (GET /v1/feedback/export)"
+        try:
+            rows = await self._threads.run(self._begin_export, form, chosen, who)
+            exchange.start(200, _make_export_headers(form))
+            while True:
+                piece = await self._threads.run(_take_lines, rows)
+                if not piece:
+                    break
+                exchange.write(piece)
+                await exchange.drain()
+        except DatabaseError as error:
+            if exchange.started:
+                exchange.abort()  # no client takes a part for the whole
+                return
+            raise explain_database(error) from None
+        exchange.finish()
+
+    def _begin_export(self, form: Form, chosen: Chosen, who: str) -> Iterator[dict[str, Any]]:
+        note_export(self._database, None, form, who=who)
+        return export_rows(self._database, form, open_subjects(self._database), Skipped(), chosen)
+
     def _describe(self, row: FeedbackRow, history: list[Any]) -> dict[str, Any]:
         return describe_feedback(row, history) | {
             "response_id": self._ids.write(row.response, row.tenant) if row.response else None
         }
+
+
+def _make_export_headers(form: Form) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", b"application/jsonl; charset=utf-8"),
+        (b"content-disposition", b'attachment; filename="feedback-%b.jsonl"' % form.encode()),
+        (b"cache-control", b"no-store"),
+    ]
+
+
+def _take_lines(rows: Iterator[dict[str, Any]]) -> bytes:
+    """The next rows as lines; empty at the end."""
+    return b"".join(encode(row) + b"\n" for row in itertools.islice(rows, EXPORT_ROWS))
 
 
 def _redact(feedback: Feedback, redactor: Redactor) -> Feedback:

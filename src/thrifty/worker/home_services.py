@@ -39,6 +39,7 @@ from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
 from thrifty.openai.errors import WireError, bad_request
+from thrifty.worker.home_views import HomeViews
 
 SPEC_TIMEOUT_S = 3600.0
 """Limit for one request; fetching a large model takes long."""
@@ -50,6 +51,7 @@ class HomeServices:
     def __init__(self, database: Database, home: Home) -> None:
         self._database = database
         self._home = home
+        self.views = HomeViews(database, home)
 
     def close(self) -> None:
         """Close the database."""

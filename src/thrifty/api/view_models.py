@@ -1,0 +1,188 @@
+"""What the views of the management API give: figures, history, models, settings, audit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from thrifty.api.models import Answer
+
+
+class VersionFigures(Answer):
+    """What one version did in a window. Times are in milliseconds."""
+
+    deployment: str
+    version: str
+    requests: int
+    failed: int = Field(description="Failed by the service (5xx), or broken off.")
+    refused: int = Field(description="Answered with a 4xx.")
+    cache_hits: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    ttft_p50_ms: float | None = None
+    ttft_p95_ms: float | None = None
+    tpot_p95_ms: float | None = None
+    e2e_p95_ms: float | None = None
+    ttft_objective_ms: float | None = Field(None, description="Of the spec (`slo`).")
+    tpot_objective_ms: float | None = None
+    within_objective: float | None = Field(
+        None, description="The share of requests whose first token came within the objective."
+    )
+    liked: int = 0
+    disliked: int = 0
+    corrected: int = 0
+    judged: int = 0
+    cost: float | None = Field(None, description="By the spec's prices; none without prices.")
+
+
+class Series(Answer):
+    """Values of one version, one for each time."""
+
+    labels: dict[str, str]
+    values: dict[str, list[float | None]]
+
+
+class Overview(Answer):
+    """What happened in a window."""
+
+    window: str
+    since: float = Field(description="Seconds since 1970, as all times here.")
+    until: float
+    read_from: float = Field(
+        description="Requests older than this were not looked at; `since` where all were."
+    )
+    rows: int = Field(description="How many requests were looked at.")
+    versions: list[VersionFigures]
+    step_s: float
+    times: list[float]
+    series: list[Series]
+
+
+class HistoryVersion(Answer):
+    """A version in a past state."""
+
+    label: str
+    weight: float
+    replicas: int
+    model: str
+
+
+class HistoryEntry(Answer):
+    """One change of the desired state."""
+
+    id: int
+    at: str
+    deployment: str | None
+    kind: str
+    who: str
+    why: str
+    versions: list[HistoryVersion] | None = Field(
+        None, description="The state after it; none where the deployment was removed."
+    )
+
+
+class History(Answer):
+    """Changes of the desired state, the newest first."""
+
+    changes: list[HistoryEntry]
+
+
+class StoredModel(Answer):
+    """A stored model: its description, lineage and measurements."""
+
+    name: str
+    id: str
+    format: str
+    family: str
+    architecture: str
+    context_length: int
+    parameters: int
+    weights: str
+    size_bytes: int
+    created: str
+    source: str | None
+    parents: list[dict[str, str]]
+    recipe: dict[str, Any]
+    made_by: str
+    measured: list[dict[str, Any]]
+    served_by: list[str] = Field(description="`deployment/version` that serve it.")
+
+
+class ModelList(Answer):
+    """The store."""
+
+    models: list[StoredModel]
+
+
+class Setting(Answer):
+    """One key of the spec in force."""
+
+    key: str
+    value: Any
+    origin: str = Field(description="`spec`, `default`, or who changed it since.")
+
+
+class Settings(Answer):
+    """The spec that was applied last, and what was changed since."""
+
+    settings: list[Setting]
+
+
+class AuditAct(Answer):
+    """One administrative act."""
+
+    id: int
+    at: float
+    act: str
+    actor: str = Field(description="A pseudonym.")
+    details: dict[str, Any]
+
+
+class AuditList(Answer):
+    """Administrative acts, the newest first."""
+
+    acts: list[AuditAct]
+
+
+class AuditVerdict(Answer):
+    """Whether the audit log is whole."""
+
+    whole: bool
+    fault: str | None
+    head: str = Field(description="The number of entries and the last hash, to be kept elsewhere.")
+    entries: int
+
+
+class LiveCount(Answer):
+    """What one gateway worker counted of one version; totals only grow."""
+
+    worker: str
+    deployment: str
+    version: str
+    since_s: float
+    arrivals: int
+    answered: int
+    output_tokens: int
+    held: int
+    queued: int
+    in_flight: int
+
+
+class LiveReplica(Answer):
+    """The load of one replica."""
+
+    id: str
+    running: float = 0
+    waiting: float = 0
+    kv_usage: float = 0
+    memory_bytes: int | None = None
+
+
+class Live(Answer):
+    """What is going on now."""
+
+    at: float
+    counts: list[LiveCount]
+    replicas: list[LiveReplica]
