@@ -35,7 +35,7 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not peer and not deploy and not vllm
+HERE := not peer and not deploy and not vllm and not browser
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
@@ -86,8 +86,29 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
+# The browser of the console's tests and screenshots.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+.PHONY: test-console
+test-console: $(DEV) ## The console in a real Chromium (CHROMIUM=PATH)
+	@[ -n "$(CHROMIUM)" ] || { echo 'There is no Chromium: install one, or name it (make test-console CHROMIUM=PATH)'; exit 1; }
+	$(PIP) -e '.[browser]'
+	THRIFTY_TEST_CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q -n 0 -m browser tests/console
+
+.PHONY: screenshots
+screenshots: $(DEV) ## Make the pictures of the console in docs/images
+	$(PIP) -e '.[browser]'
+	THRIFTY_TEST_CHROMIUM=$(CHROMIUM) $(BIN)/python -m tests.console.screenshots docs/images
+
+.PHONY: console-bundle
+console-bundle: ## Make the console's libraries anew, with npm (needs node)
+	mkdir -p .make/console-bundle
+	cp vendor/console/* .make/console-bundle
+	cd .make/console-bundle && npm ci --ignore-scripts --no-audit --no-fund
+	node .make/console-bundle/build.mjs $(CURDIR)/.make/console-bundle/node_modules src/thrifty/console/static
+
 .PHONY: test-all
-test-all: test test-peers test-deploy test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-peers test-deploy test-console test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)
@@ -113,7 +134,7 @@ docs: $(DEV) ## Write the generated pages anew
 lock: ## Bring constraints/dev.txt in line with pyproject.toml (UPGRADE=1: newest versions)
 	$(PYTHON) -m venv .make/lock
 	.make/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	.make/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra lm-eval --no-annotate \
+	.make/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra browser --extra lm-eval --no-annotate \
 	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) \
 	  --output-file $(LOCK) pyproject.toml constraints/dev.in
 

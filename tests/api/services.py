@@ -19,6 +19,8 @@ from thrifty.api.models import (
     Plan,
     PlanStep,
     ReplicaStatus,
+    ScaleChange,
+    Scaled,
     Status,
     Traffic,
     VersionStatus,
@@ -97,6 +99,11 @@ class MemoryServices:
         self.before, self.weights = self.weights, wanted
         self.changes.append(("traffic", who, why))
         return Traffic(deployment=deployment, weights=self.weights, owner="traffic")
+
+    def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
+        self._check(deployment)
+        self.changes.append(("scale", who, change.why))
+        return Scaled(deployment=deployment, version=change.version, count=change.count or 1)
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         self._check(deployment)

@@ -6,7 +6,7 @@ import { h } from "preact";
 export { render, Fragment, createRef } from "preact";
 export { useEffect, useLayoutEffect, useRef, useState, useMemo, useCallback } from "preact/hooks";
 export { signal, computed, effect, batch, useSignal, useComputed } from "@preact/signals";
-export { marked } from "marked";
+export { Marked } from "marked";
 export { default as uPlot } from "uplot";
 export { DOMPurify, h };
 export const html = htm.bind(h);

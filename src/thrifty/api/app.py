@@ -30,6 +30,8 @@ from thrifty.api.models import (
     Plan,
     PlanRequest,
     RollbackRequest,
+    ScaleChange,
+    Scaled,
     Status,
     Traffic,
     TrafficChange,
@@ -123,6 +125,11 @@ def set_traffic(name: str, body: TrafficChange, services: Services, caller: Call
     return services.set_traffic(name, body.weights, who=caller, why=body.why)
 
 
+def set_scale(name: str, body: ScaleChange, services: Services, caller: Caller) -> Scaled:
+    """Change the number of replicas."""
+    return services.set_scale(name, body, who=caller)
+
+
 def roll_back(
     name: str, services: Services, caller: Caller, body: RollbackRequest | None = None
 ) -> Change:
@@ -170,7 +177,7 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
+        get_status, get_traffic, set_traffic, set_scale, roll_back, make_plan, apply_spec, list_keys,
         create_key, revoke_key, get_openapi, get_docs, follow_events,
     )
 } | VIEW_HANDLERS  # fmt: skip

@@ -17,6 +17,8 @@ from thrifty.api.models import (
     KeyList,
     NewKey,
     Plan,
+    ScaleChange,
+    Scaled,
     Status,
     Traffic,
 )
@@ -45,6 +47,11 @@ class ApiServices(Protocol):
     ) -> Traffic:
         """Change the weights that are named. Raises a 404 for a deployment or label that there is
         not, and a 400 where all weights would be 0.
+        """
+
+    def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
+        """Change how many replicas a version has. Raises a 404, and a 400 for numbers that the
+        version cannot have.
         """
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:

@@ -27,6 +27,10 @@ API_ROUTES: tuple[Route[str], ...] = (
         "change weights; versions that are not named keep theirs",
     ),
     Route(
+        "PUT", f"{PREFIX}/deployments/{{name:path}}/scale", Role.OPERATOR, "set_scale",
+        "change how many replicas a version has, or the autoscaler's bounds",
+    ),
+    Route(
         "POST", f"{PREFIX}/deployments/{{name:path}}/rollback", Role.OPERATOR, "roll_back",
         "restore a deployment's previous desired state; twice restores the present one",
     ),

@@ -267,6 +267,22 @@ _joined = feedback.outerjoin(
 _user = func.coalesce(feedback.c.end_user, requests.c.end_user)
 
 
+def find_feedback(
+    database: Database, feedback_id: int, tenant: str | None
+) -> tuple[str, int | None, str | None] | None:
+    """The tenant, the response and the conversation of one piece of feedback, of one tenant or (None)
+    of any; None where there is none. Raises `DatabaseError`.
+    """
+    query = select(feedback.c.tenant, feedback.c.response, feedback.c.conversation_id).where(
+        feedback.c.id == feedback_id
+    )
+    if tenant is not None:
+        query = query.where(feedback.c.tenant == tenant)
+    with database.begin() as connection:
+        row = connection.execute(query).first()
+    return None if row is None else (row[0], row[1], row[2])
+
+
 def list_feedback(
     database: Database, wanted: FeedbackFilter, *, before: int | None = None, limit: int = 100
 ) -> tuple[list[FeedbackRow], bool]:

@@ -95,7 +95,7 @@ desired_changes = Table(
     Index(None, "name"),
 )
 """Every change of the desired state: the state after it (NULL: the deployment was removed), when,
-by whom and why. `kind` is `apply`, `traffic`, `rollback`, `release` or `autoscale`."""
+by whom and why. `kind` is `apply`, `traffic`, `scale`, `rollback`, `release` or `autoscale`."""
 
 secrets = Table(
     "secrets",

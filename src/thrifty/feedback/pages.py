@@ -4,9 +4,8 @@ nothing of this is on the path of a request to a model.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import msgspec
 
 from thrifty.db import Database
-from thrifty.db.erasures import note_export
 from thrifty.db.feedback import (
     Feedback,
     FeedbackFilter,
@@ -26,9 +24,8 @@ from thrifty.db.feedback import (
     save_feedback,
 )
 from thrifty.db.keys import Key
-from thrifty.db.subjects import open_subjects
 from thrifty.errors import DatabaseError, NameTakenError
-from thrifty.feedback.export import Chosen, Form, Skipped, export_rows
+from thrifty.feedback.inbox import InboxPages
 from thrifty.feedback.parse import ParsedFeedback, parse_feedback
 from thrifty.feedback.rates import Rates
 from thrifty.gateway.admission.authenticate import authenticate_late
@@ -59,7 +56,6 @@ from thrifty.openai.errors import (
     WireError,
     bad_request,
     explain_database,
-    list_names,
 )
 from thrifty.openai.feedback_tokens import HEADER, FeedbackTokens, TokenHolder
 from thrifty.openai.response_ids import ResponseIds, read_time_s
@@ -68,8 +64,6 @@ from thrifty.types import Role
 MAX_BODY_BYTES = 500_000
 """A correction of 100,000 characters, however it is written."""
 MAX_PAGE = 1000
-EXPORT_ROWS = 50
-"""Rows of an export that are made and written together."""
 _LIST_QUERY = ("limit", "after", "since", "until", "tenant", "untriaged")
 _FILTERS = ("response_id", "conversation_id", "kind", "model", "version", "user")
 _CALLERS = Role.USER.holders()
@@ -120,6 +114,7 @@ class FeedbackPages:
         self._redactor = redactor
         self._rates = Rates(settings.per_user, settings.per_tenant)
         self._threads = Threads("feedback")
+        self._inbox = InboxPages(database, self._threads)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -136,12 +131,9 @@ class FeedbackPages:
             ),
             OwnRoute("GET", "/v1/feedback", Role.USER, self._list, "the feedback"),
             OwnRoute(
-                "GET", "/v1/feedback/export", Role.OPERATOR, self._export,
-                "training rows made from feedback, as JSON lines",
-            ),
-            OwnRoute(
                 "GET", "/v1/feedback.js", None, self._send_script, "the helper for web pages"
             ),
+            *self._inbox.routes(),
         ]  # fmt: skip
 
     async def _send_script(self, exchange: Exchange, _: Key | None, __: Any) -> None:
@@ -296,56 +288,10 @@ class FeedbackPages:
             ),
         )
 
-    async def _export(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
-        query = read_query(exchange, ("as", "tenant", "model", "version", "since"))
-        chosen = Chosen(
-            tenant=find_visible_tenant(exchange, key, query), deployment=query.get("model"),
-            version=query.get("version"), since_s=read_time(query, "since"),
-        )  # fmt: skip
-        try:
-            form = Form(query.get("as", ""))
-        except ValueError:
-            raise bad_request(
-                f"'as' must be one of {list_names(Form)}.", "as", "invalid_value"
-            ) from None
-        who = f"{key.name if key is not None else 'loopback'} (GET /v1/feedback/export)"
-        try:
-            rows = await self._threads.run(self._begin_export, form, chosen, who)
-            exchange.start(200, _make_export_headers(form))
-            while True:
-                piece = await self._threads.run(_take_lines, rows)
-                if not piece:
-                    break
-                exchange.write(piece)
-                await exchange.drain()
-        except DatabaseError as error:
-            if exchange.started:
-                exchange.abort()  # no client takes a part for the whole
-                return
-            raise explain_database(error) from None
-        exchange.finish()
-
-    def _begin_export(self, form: Form, chosen: Chosen, who: str) -> Iterator[dict[str, Any]]:
-        note_export(self._database, None, form, who=who)
-        return export_rows(self._database, form, open_subjects(self._database), Skipped(), chosen)
-
     def _describe(self, row: FeedbackRow, history: list[Any]) -> dict[str, Any]:
         return describe_feedback(row, history) | {
             "response_id": self._ids.write(row.response, row.tenant) if row.response else None
         }
-
-
-def _make_export_headers(form: Form) -> list[tuple[bytes, bytes]]:
-    return [
-        (b"content-type", b"application/jsonl; charset=utf-8"),
-        (b"content-disposition", b'attachment; filename="feedback-%b.jsonl"' % form.encode()),
-        (b"cache-control", b"no-store"),
-    ]
-
-
-def _take_lines(rows: Iterator[dict[str, Any]]) -> bytes:
-    """The next rows as lines; empty at the end."""
-    return b"".join(encode(row) + b"\n" for row in itertools.islice(rows, EXPORT_ROWS))
 
 
 def _redact(feedback: Feedback, redactor: Redactor) -> Feedback:

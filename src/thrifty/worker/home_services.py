@@ -25,11 +25,14 @@ from thrifty.api.models import (
     KeyList,
     NewKey,
     Plan,
+    ScaleChange,
+    Scaled,
     Status,
     Traffic,
 )
 from thrifty.api.services import not_found
 from thrifty.artifacts import Store
+from thrifty.control.scale import Scale, set_scale
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
 from thrifty.db import Database, open_database
@@ -81,6 +84,21 @@ class HomeServices:
                 raise not_found("version", label, [one.label for one in known.versions])
         report = set_traffic(self._database, deployment, weights, _actor(who, why))
         return Traffic.model_validate(report)
+
+    def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
+        """Change the number of replicas. Raises a 404, `ControlError` for invalid changes."""
+        self._require(deployment)
+        known = read_desired(self._database).deployments[deployment]
+        if known.find_version(change.version) is None:
+            raise not_found("version", change.version, [one.label for one in known.versions])
+        wanted = Scale(change.count, change.min, change.max)
+        made = set_scale(
+            self._database, deployment, change.version, wanted, _actor(who, change.why)
+        )
+        return Scaled(
+            deployment=deployment, version=change.version, count=made.count, min=made.min_count,
+            max=made.max_count,
+        )  # fmt: skip
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         """Restore the previous desired state. Raises a 404, or a 409 if there is none, or if it

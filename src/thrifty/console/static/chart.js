@@ -3,8 +3,9 @@ import { html, uPlot, useEffect, useRef } from "./vendor.js";
 import { formatTime } from "./format.js";
 import { theme } from "./theme_state.js";
 
-const HEIGHT = 200;
+const HEIGHT = 190;
 const MAX_ROWS = 60;
+const WHOLE_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10_000, 100_000];
 
 /** Colours come from the style sheet, so that they fit the theme. */
 function readColours(element) {
@@ -20,7 +21,8 @@ function readColours(element) {
  * `times` in seconds; `series`: {label, values, stepped?}; `format` writes a value; `marks`: {at,
  * label}, events such as a change of traffic.
  */
-export function Chart({ title, times, series, format = String, marks = [], stepped = false }) {
+export function Chart({ title, times, series, format = String, marks = [], stepped = false,
+  integer = false }) {
   const box = useRef(null);
   const plot = useRef(null);
   const shown = series.slice(0, 6);
@@ -31,7 +33,7 @@ export function Chart({ title, times, series, format = String, marks = [], stepp
     const colours = readColours(element);
     const narrow = element.clientWidth < 420;
     plot.current = new uPlot(
-      makeOptions(element, colours, shown, format, marks, stepped, narrow), pack(times, shown),
+      makeOptions(element, colours, shown, { format, marks, stepped, integer, narrow }), pack(times, shown),
       element,
     );
     const watcher = new ResizeObserver(() => {
@@ -70,7 +72,7 @@ function Figures({ title, times, series, format }) {
 
 const pack = (times, series) => [times, ...series.map((one) => one.values)];
 
-function makeOptions(element, colours, series, format, marks, stepped, narrow) {
+function makeOptions(element, colours, series, { format, marks, stepped, integer, narrow }) {
   const axis = {
     stroke: colours.text, grid: { stroke: colours.grid, width: 1 },
     ticks: { show: false }, font: "12px system-ui, sans-serif",
@@ -83,17 +85,17 @@ function makeOptions(element, colours, series, format, marks, stepped, narrow) {
     padding: [8, 8, 0, 0],
     scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high || 1) * 1.08] } },
     axes: [
-      { ...axis, space: narrow ? 70 : 60,
+      { ...axis, size: 30, space: narrow ? 70 : 60,
         values: (_, splits, __, ___, gap) => splits.map((at) => formatTime(
           at, { date: gap >= 86_400, second: gap < 60 })) },
-      { ...axis, size: narrow ? 44 : 56, values: (_, splits) => splits.map(format) },
+      { ...axis, size: narrow ? 44 : 56, incrs: integer ? WHOLE_STEPS : undefined, values: (_, splits) => splits.map(format) },
     ],
     series: [
       {},
       ...series.map((one, i) => ({
         label: one.label, stroke: colours.lines[i], width: 2, spanGaps: true,
         fill: series.length === 1 ? `${colours.lines[i]}22` : undefined,
-        points: { show: false },
+        points: { show: one.values.filter((value) => value != null).length < 12, size: 5 },
         paths: stepped ? uPlot.paths.stepped({ align: 1 }) : undefined,
       })),
     ],

@@ -97,6 +97,7 @@ function judgeSpeed(data) {
   return {
     name: "Fast", value: worst ? formatMs(worst.ttft_p95_ms) : "–",
     unit: "to the first token, p95",
+    word: worst && goal === null ? "No objective" : undefined,
     tone: !worst || goal === null ? "idle" : missed.length ? "bad" : "good",
     detail: goal === null ? "No objective in the spec (slo.ttft_p95)"
       : missed.length ? `${missed[0].version} misses ${formatMs(missed[0].ttft_objective_ms)}`
@@ -138,10 +139,10 @@ function judgeCost(data, total) {
   const saved = `Caches: ${formatShare(hits)} of answers, ${formatShare(cached)} of prompt tokens`;
   if (total.cost === null) {
     return { name: "Cheap", value: formatCount(total.completion_tokens), unit: "tokens written",
-      tone: "idle", detail: `No prices in the spec. ${saved}`,
+      tone: "idle", word: "No prices", detail: `No prices in the spec. ${saved}`,
       spark: sum(data, "completion_tokens") };
   }
-  return { name: "Cheap", tone: "good",
+  return { name: "Cheap", tone: "idle", word: "No budget",
     value: formatMoney((total.cost / Math.max(1, total.pricedRequests)) * 1000),
     unit: "per 1000 requests", detail: `${formatMoney(total.cost)} in all. ${saved}`,
     spark: sum(data, "completion_tokens") };
@@ -149,9 +150,9 @@ function judgeCost(data, total) {
 
 const WORDS = { good: "Good", busy: "Look at it", bad: "Bad", idle: "Not known" };
 
-function Verdict({ name, tone, value, unit, detail, spark }) {
+function Verdict({ name, tone, word, value, unit, detail, spark }) {
   return html`<li class="verdict ${tone}">
-    <div class="verdicthead"><h2>${name}</h2><${Badge} tone=${tone}>${WORDS[tone]}</${Badge}></div>
+    <div class="verdicthead"><h2>${name}</h2><${Badge} tone=${tone}>${word ?? WORDS[tone]}</${Badge}></div>
     <p class="value">${value}</p><p class="unit">${unit}</p>
     <p class="quiet small">${detail}</p>
     ${spark && html`<${Sparkline} values=${spark} />`}
@@ -166,11 +167,11 @@ function Versions({ versions }) {
     { name: "Failed", number: true, cell: (one) => (one.failed ? html`<a href=${link("requests", [],
       { model: one.deployment, version: one.version, error: "any" })}>${formatShare(
       one.failed / one.requests, 2)}</a>` : formatShare(one.requests ? 0 : null)) },
-    { name: "TTFT p50", number: true, cell: (one) => formatMs(one.ttft_p50_ms) },
-    { name: "TTFT p95", number: true, cell: (one) => formatMs(one.ttft_p95_ms) },
-    { name: "Within objective", number: true, cell: (one) => formatShare(one.within_objective) },
-    { name: "Per token p95", number: true, cell: (one) => formatMs(one.tpot_p95_ms) },
-    { name: "Whole answer p95", number: true, cell: (one) => formatMs(one.e2e_p95_ms) },
+    { name: "TTFT p50, p95", number: true, cell: (one) => `${formatMs(one.ttft_p50_ms)}, ${
+      formatMs(one.ttft_p95_ms)}` },
+    { name: "In objective", number: true, cell: (one) => formatShare(one.within_objective) },
+    { name: "Per token", number: true, cell: (one) => formatMs(one.tpot_p95_ms) },
+    { name: "Whole answer", number: true, cell: (one) => formatMs(one.e2e_p95_ms) },
     { name: "Cached", number: true, cell: (one) => formatShare(
       one.requests ? one.cache_hits / one.requests : null) },
     { name: "Liked", number: true, cell: (one) => formatShare(one.liked + one.disliked
@@ -196,7 +197,7 @@ function Now() {
       <div><dt>Waiting</dt><dd>${formatCount(total(now, "queued") + total(now, "held"))}</dd></div>
     </dl>
     ${seen.length > 2 && html`<${Chart} title="Requests at replicas, last two minutes"
-      times=${seen.map((one) => one.at)} format=${formatCount}
+      times=${seen.map((one) => one.at)} format=${formatCount} integer
       series=${[line("being answered", "in_flight"), line("waiting", "queued")]} />`}
   </${Card}>`;
 }
@@ -204,7 +205,7 @@ function Now() {
 export function Changes({ changes }) {
   if (!changes.length) return html`<p class="quiet">Nothing was changed yet.</p>`;
   return html`<ol class="changes">${changes.map((change) => html`<li key=${change.id}>
-    <${Badge} tone="busy">${change.kind}</${Badge}>
+    <${Badge} tone="idle">${change.kind}</${Badge}>
     <div><strong>${change.deployment ?? "the service"}</strong>
       ${change.versions && html` <span class="quiet">${change.versions.map((one) => `${one.label} ${
         one.weight}`).join(", ")}</span>`}
