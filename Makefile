@@ -35,7 +35,8 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not peer and not deploy and not vllm and not browser
+HERE := not cluster and not console and not deploy and not observe and not peer and not remote \
+  and not train and not vllm
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
@@ -93,7 +94,7 @@ CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || comman
 test-console: $(DEV) ## The console in a real Chromium (CHROMIUM=PATH)
 	@[ -n "$(CHROMIUM)" ] || { echo 'There is no Chromium: install one, or name it (make test-console CHROMIUM=PATH)'; exit 1; }
 	$(PIP) -e '.[browser]'
-	THRIFTY_TEST_CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q -n 0 -m browser tests/console
+	THRIFTY_TEST_CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q -n 0 -m console tests/console
 
 .PHONY: screenshots
 screenshots: $(DEV) ## Make the pictures of the console in docs/images
@@ -107,8 +108,17 @@ console-bundle: ## Make the console's libraries anew, with npm (needs node)
 	cd .make/console-bundle && npm ci --ignore-scripts --no-audit --no-fund
 	node .make/console-bundle/build.mjs $(CURDIR)/.make/console-bundle/node_modules src/thrifty/console/static
 
+# trl's environment sees what .venv has, and adds trl and what it alone needs.
+TRL := .make/trl
+.PHONY: test-train
+test-train: $(DEV) ## Training beside trl, which it installs below .make, and trainings that are killed
+	$(BIN)/python -m venv $(TRL)
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(TRL)/lib/python*/site-packages)/dev.pth
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
+	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train
+
 .PHONY: test-all
-test-all: test test-peers test-deploy test-console test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-peers test-deploy test-console test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thrifty.artifacts import Artifact, NamedVersion, Store
     from thrifty.artifacts.sources import fetch_model
+    from thrifty.curate.build import build_data
     from thrifty.errors import ThriftyError
     from thrifty.feedback.send import send_feedback
     from thrifty.home import Home, find_home
@@ -33,6 +34,7 @@ _WHERE = {
     "Store": "thrifty.artifacts",
     "ThriftyError": "thrifty.errors",
     "apply": "thrifty.service",
+    "build_data": "thrifty.curate.build",
     "fetch_model": "thrifty.artifacts.sources",
     "find_home": "thrifty.home",
     "history": "thrifty.service",
@@ -54,6 +56,7 @@ __all__ = [
     "ThriftyError",
     "__version__",
     "apply",
+    "build_data",
     "fetch_model",
     "find_home",
     "history",

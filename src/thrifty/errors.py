@@ -4,6 +4,7 @@
     ├── SpecError              the spec asks for something impossible
     ├── ArtifactError          a stored model is missing or unusable
     │   ├── SourceError        a source cannot be fetched
+    │   ├── RemoteError        a remote cannot be read or written
     │   ├── IntegrityError     the content does not match its checksum
     │   └── FormatRefused      the format is not supported (pickle, unknown, not convertible)
     ├── EngineError            an engine cannot do this here
@@ -15,8 +16,11 @@
     │   └── StaleStateError    another writer has changed it in the meantime
     ├── BenchError             a load test cannot run
     ├── BatchError             a batch cannot run, or did not finish
+    ├── DataError              a data set cannot be built or read
+    │   └── LeakError          what is learned from holds what models are judged by
     ├── EvaluationError        a model cannot be evaluated
     ├── CompressionError       a model cannot be compressed
+    │   └── TrainingError      a training cannot run, or went wrong
     └── SimulationError        traffic cannot be simulated
 
 A message says what was found, what the rule is, and what to do next. Errors that cross HTTP are
@@ -70,6 +74,10 @@ class SourceError(ArtifactError):
     """A model's source cannot be fetched."""
 
 
+class RemoteError(ArtifactError):
+    """A store elsewhere cannot be read or written."""
+
+
 class IntegrityError(ArtifactError):
     """The bytes on disk are not those that were stored."""
 
@@ -114,12 +122,26 @@ class BatchError(ThriftyError):
     """A batch cannot run, or did not finish."""
 
 
+class DataError(ThriftyError):
+    """A data set cannot be built or read."""
+
+
+class LeakError(DataError):
+    """Rows to learn from hold what models are judged by."""
+
+    exit_code = 3
+
+
 class EvaluationError(ThriftyError):
     """A model cannot be evaluated."""
 
 
 class CompressionError(ThriftyError):
     """A model cannot be compressed."""
+
+
+class TrainingError(CompressionError):
+    """A training cannot run on what it was given, or went wrong."""
 
 
 class SimulationError(ThriftyError):

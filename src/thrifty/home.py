@@ -6,6 +6,8 @@ files/        inputs and outputs of batches         data/        data sets
 evaluations/  recorded predictions of references, and results of candidates
 trainings/    checkpoints of trainings that may go on
 optimizations/  finished steps of searches
+gates/        signed records of gates, and the key that signs them
+datasets/     data sets that were built, and builds that may go on
 engines/      environments of engines that install themselves on first use
 """
 
@@ -57,6 +59,11 @@ class Home:
         return self.root / "data"
 
     @property
+    def datasets(self) -> Path:
+        """Data sets that were built, and builds that may go on."""
+        return self.root / "datasets"
+
+    @property
     def evaluations(self) -> Path:
         """Recorded predictions of references, and results of candidates."""
         return self.root / "evaluations"
@@ -65,6 +72,11 @@ class Home:
     def trainings(self) -> Path:
         """Checkpoints of trainings that may go on."""
         return self.root / "trainings"
+
+    @property
+    def gates(self) -> Path:
+        """Signed records of gates, and the key that signs them."""
+        return self.root / "gates"
 
     @property
     def optimizations(self) -> Path:

@@ -21,6 +21,9 @@ from thrifty.api.models import (
     ReplicaStatus,
     ScaleChange,
     Scaled,
+    SeriesAnswer,
+    SeriesModel,
+    SeriesQuery,
     Status,
     Traffic,
     VersionStatus,
@@ -62,6 +65,8 @@ class MemoryServices:
         self.hold.set()
         self.holding = 0
         self.views = MemoryViews(self)
+        self.asked: SeriesQuery | None = None
+        """Which series were asked for last."""
 
     def close(self) -> None:
         pass
@@ -81,6 +86,15 @@ class MemoryServices:
             deployments=[DeploymentStatus(name="chat", versions=versions, replicas=replicas)],
             gateway=GatewayStatus(url="http://127.0.0.1:8080"),
         )
+
+    def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
+        metrics = asked.metrics.split(",")
+        if "nonsense" in metrics:
+            raise ThriftyError("'metrics' has 'nonsense', which is none")
+        self.asked = asked
+        values: dict[str, list[int | float | None]] = {metric: [1, None] for metric in metrics}
+        series = [SeriesModel(labels={}, values=values)]
+        return SeriesAnswer(step_s=60, times=[0, 60], series=series)
 
     def get_traffic(self, deployment: str) -> Traffic:
         self._check(deployment)
@@ -164,7 +178,7 @@ class MemoryViews:
 
     def get_overview(self, window: WindowName) -> Overview:
         return Overview(
-            window=window.value, since=0.0, until=60.0, read_from=0.0, rows=0, versions=[],
+            window=window.value, since=0.0, until=60.0, versions=[],
             step_s=60.0, times=[0.0], series=[],
         )  # fmt: skip
 

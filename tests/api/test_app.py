@@ -144,6 +144,25 @@ async def test_keys_are_made_listed_and_revoked() -> None:
         assert (old.status_code, old.json()["key"]["role"]) == (201, "viewer")
 
 
+async def test_series_are_asked_for_by_a_closed_set_of_names() -> None:
+    services = MemoryServices()
+    async with serving(services) as client:
+        path = "/api/v1/series?metrics=requests,ttft_p95&by=version&step=minute&from=60&to=120"
+        answer = await client.get(path)
+        assert answer.status_code == 200
+        (series,) = answer.json()["series"]
+        assert series == {"labels": {}, "values": {"requests": [1, None], "ttft_p95": [1, None]}}
+        assert services.asked is not None
+        assert (services.asked.by, services.asked.from_s, services.asked.to_s) == (
+            "version", 60, 120,
+        )  # fmt: skip
+        for query, param in (("bye=version", "bye"), ("from=then", "from"), ("to=-1", "to")):
+            refused = await client.get(f"/api/v1/series?{query}")
+            assert (refused.status_code, error_of(refused)["param"]) == (400, param)
+        refused = await client.get("/api/v1/series?metrics=nonsense")
+        assert (refused.status_code, error_of(refused)["code"]) == (400, "refused")
+
+
 # Errors
 
 

@@ -40,11 +40,12 @@ from thrifty.home import Home
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from thrifty.compress.distill import lora, losses, student  # noqa: E402
+from thrifty.compress.distill import losses  # noqa: E402
 from thrifty.compress.distill.distill import (  # noqa: E402
     DistillationRequest,
     distill_model,
 )
+from thrifty.train import lora, student  # noqa: E402
 
 pytestmark = pytest.mark.engine
 
@@ -430,6 +431,10 @@ class Climbing:
 
     def __init__(self, step: int, after: float) -> None:
         self.calls, self.step, self.after = 0, step, after
+        self.details: dict[str, float] = {}
+
+    def weigh(self, numbers: Any) -> float:
+        return len(numbers)
 
     def loss(self, model: Any, numbers: Any, device: Any) -> tuple[Any, int]:
         self.calls += 1
@@ -455,7 +460,7 @@ def test_steps_and_their_rate_go_with_the_tokens(
 ) -> None:
     from accelerate import Accelerator
 
-    from thrifty.compress.distill.train import Trainer
+    from thrifty.train.loop import Trainer
 
     class Windows(Climbing):
         example_tokens = 512
@@ -474,7 +479,7 @@ def test_an_exploding_loss_stops_and_keeps_the_last_good_checkpoint(
 ) -> None:
     from accelerate import Accelerator
 
-    from thrifty.compress.distill.train import Trainer
+    from thrifty.train.loop import Trainer
 
     settings = Training(tokens=40, batch_tokens=1, learning_rate=1e-3, every_steps=5)
     model = torch.nn.Linear(1, 1)
@@ -507,10 +512,10 @@ def test_faults_are_said_before_anything_runs(store: Store, text: Path, tmp_path
 def test_too_little_memory_is_said_before_training(
     store: Store, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thrifty.compress.distill import distill
+    from thrifty.train import process
 
     # Enough for these weights, but not for the activations of 16 windows.
-    monkeypatch.setattr(distill, "available_memory_bytes", lambda: 3_000_000)
+    monkeypatch.setattr(process, "available_memory_bytes", lambda: 3_000_000)
     with pytest.raises(CompressionError, match=r"needs about .* of memory, and 3\.0 MB are free"):
         run(store, tmp_path, text, "x", micro_batch=16)
     assert not list(Home(tmp_path).trainings.glob("*/job.json"))

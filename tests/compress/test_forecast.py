@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.compress.distill.forecast import forecast
+from thrifty.train.forecast import forecast
 
 TOKENS = [0, 10_000, 20_000, 40_000, 70_000, 100_000]
 

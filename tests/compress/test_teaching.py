@@ -262,7 +262,7 @@ async def test_answers_end_where_the_teacher_ended(store: Store, tmp_path: Path)
 def test_minutes_end_in_time_and_go_on(
     store: Store, mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_here(job: Any, folder: Path, *_: Any) -> Any:
+    def run_here(module: str, job: Any, folder: Path, *_: Any) -> Any:
         # Other tests in this process may have chosen another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
         (folder / "report.json").unlink(missing_ok=True)
@@ -276,7 +276,7 @@ def test_minutes_end_in_time_and_go_on(
     monkeypatch.setattr(distill, "run_worker", run_here)
     monkeypatch.setattr(budget, "STARTS_S", 0.0)
     monkeypatch.setattr(budget, "FIRST_TOKENS", 4000)
-    monkeypatch.setattr("thrifty.compress.distill.train.FIRST_EVALUATION_S", 1.0)
+    monkeypatch.setattr("thrifty.train.loop.FIRST_EVALUATION_S", 1.0)
     text = mix.sources[1].path
     settings = {**vars(TRAINING), "tokens": None, "every_steps": 0, "patience": 1000}
 

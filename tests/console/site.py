@@ -28,10 +28,11 @@ from thrifty.db.desired_state import (
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.fleet import ReplicaRow, VersionRow, VersionSettings, save_deployment, save_replicas
 from thrifty.db.keys import create_key
-from thrifty.db.overview import EPOCH_S
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.home import Home
+from thrifty.observe.rollups.roll import Roller
 from thrifty.openai.conversations import Conversations
+from thrifty.openai.response_ids import EPOCH_S
 from thrifty.worker.assemble import Parts, Secrets, assemble
 from thrifty.worker.home_services import make_home_services
 from thrifty.worker.settings import GatewaySettings
@@ -178,6 +179,7 @@ def fill(database: Database, requests: int, *, span_s: float = 3600.0, seed: int
             entries.clear()
         if number % max(2, requests // 300) == 0 and row["status"] == 200:
             save_feedback(database, _judge(chance, row), at_s + 5)
+    Roller(database).catch_up()
 
 
 def _make_row(
@@ -193,6 +195,7 @@ def _make_row(
         status, error = 400, "invalid_value"
     if hit:
         ttft = 1.1
+    prompt, prices = chance.randint(20, 900), PRICES[label]
     return {
         **dict.fromkeys(COLUMNS),
         "id": (int((at_s - EPOCH_S) * 1000) << 22) + number % 4096, "at_s": at_s,
@@ -201,10 +204,11 @@ def _make_row(
         "replica": f"{NAME}-{2 if label == 'candidate' else number % 2}", "tenant": None,
         "end_user": f"user-{chance.randrange(40)}", "status": status, "error": error,
         "stream": True, "cache": "hit" if hit else "miss", "attempts": 2 if failed else 1,
-        "prompt_tokens": chance.randint(20, 900), "completion_tokens": tokens,
+        "prompt_tokens": prompt, "completion_tokens": tokens,
         "cached_tokens": chance.randint(0, 20), "queue_ms": 0.0 if hit else ttft * 0.1,
         "ttft_ms": ttft, "tpot_ms": 1000 / 90, "e2e_ms": ttft + (2 if hit else tokens * 11.0),
         "overhead_us": chance.uniform(180, 420), "rerouted": False,
+        "cost": (prompt * prices[0] + tokens * prices[1]) / 1e6,
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tests.parts import running_service, wait_until
 from thrifty.db.feedback import FeedbackFilter, list_feedback
 from thrifty.fleet.ports import find_free_port
 
-pytestmark = pytest.mark.browser
+pytestmark = pytest.mark.console
 
 PAGES = {
     "overview": "By version", "deployments": "Replicas", "requests": "Request log",

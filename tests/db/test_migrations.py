@@ -10,7 +10,18 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Boolean, Column, Connection, Float, Integer, Numeric, String, inspect, text
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    inspect,
+    text,
+)
 
 from tests.postgres_server import running_postgres
 from thrifty.db import Database, open_database
@@ -26,6 +37,8 @@ ONCE_REQUIRED = {("requests", "request_id"), ("request_texts", "request_id")}
 """Columns that may be NULL now but not in older tables."""
 FILLED = {("requests", "client_request_id"), ("request_texts", "id")}
 """Columns that a migration fills from data of the older tables."""
+MADE = {"rollup_state"}
+"""Tables in which a migration notes what the older tables hold."""
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
@@ -99,6 +112,8 @@ def make(column: Column[Any], number: int) -> Any:
         return number
     if isinstance(column.type, (Float, Numeric)):
         return number + 0.5
+    if isinstance(column.type, LargeBinary):
+        return bytes([number])
     assert isinstance(column.type, String), f"no value is known for {column}"
     return f"{number}{column.name}"[: column.type.length]
 
@@ -137,6 +152,8 @@ def test_each_migration_can_be_reverted_and_keeps_data(url: str, database: Datab
         move(database, revision)
         tables[revision] = describe(database)
     with database.begin() as connection:
+        for table in MADE:
+            connection.execute(text(f"DELETE FROM {table}"))
         fill(connection)
     rows = read(database)
     assert set(rows) == set(metadata.tables)
@@ -153,7 +170,7 @@ def test_each_migration_can_be_reverted_and_keeps_data(url: str, database: Datab
     oldest = tables[REVISIONS[0]]
     for table, found in read(database).items():
         if table not in oldest:
-            assert found == []
+            assert found == [] or table in MADE
             continue
         names = oldest[table]["columns"]
         assert cut({table: found}, {table: oldest[table]}) == cut(rows, {table: oldest[table]})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi as make_document
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -32,6 +32,8 @@ from thrifty.api.models import (
     RollbackRequest,
     ScaleChange,
     Scaled,
+    SeriesAnswer,
+    SeriesQuery,
     Status,
     Traffic,
     TrafficChange,
@@ -148,6 +150,11 @@ def apply_spec(body: ApplyRequest, services: Services, caller: Caller) -> Applie
     return services.apply_spec(body.spec, reset=body.reset, who=caller, why=body.why)
 
 
+def get_series(services: Services, asked: Annotated[SeriesQuery, Query()]) -> SeriesAnswer:
+    """Series over time."""
+    return services.get_series(asked)
+
+
 def list_keys(services: Services) -> KeyList:
     """The keys."""
     return services.list_keys()
@@ -177,8 +184,8 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_traffic, set_traffic, set_scale, roll_back, make_plan, apply_spec, list_keys,
-        create_key, revoke_key, get_openapi, get_docs, follow_events,
+        get_status, get_series, get_traffic, set_traffic, set_scale, roll_back, make_plan, apply_spec,
+        list_keys, create_key, revoke_key, get_openapi, get_docs, follow_events,
     )
 } | VIEW_HANDLERS  # fmt: skip
 

@@ -14,6 +14,7 @@ Why = Annotated[
     str, Field(default="", max_length=1000, description="The reason, for the list of changes.")
 ]
 MAX_WEIGHTS = 100
+MAX_TIME_S = 1 << 40
 
 
 class Request(BaseModel):
@@ -147,6 +148,57 @@ class Status(Answer):
 
     deployments: list[DeploymentStatus]
     gateway: GatewayStatus
+
+
+class SeriesQuery(Request):
+    """Which series are wanted."""
+
+    metrics: str = Field(
+        "requests",
+        max_length=4000,
+        description="Names parted by commas: `requests`, `errors`, `hits`, `tokens_in`, "
+        "`tokens_out`, `tokens_cached`, `tokens_in_hits`, `tokens_out_hits`, `cost`, `cost_hits`, "
+        "`busy_ms`, `up`, `down`; percentiles in milliseconds such as `ttft_p50`, `tpot_p95`, "
+        "`e2e_p99`, `queue_p99.9`; `errors:CODE` and `cache:RESULT`.",
+    )
+    by: str = Field("", description="`deployment`, `version` or `tenant`; empty: one series.")
+    step: str = Field("hour", description="`minute`, `hour` or `day`.")
+    from_s: int | None = Field(
+        None,
+        alias="from",
+        ge=0,
+        le=MAX_TIME_S,
+        description="Seconds since 1970, brought to the start of its step. Default: a day before "
+        "`to`.",
+    )
+    to_s: int | None = Field(
+        None,
+        alias="to",
+        ge=0,
+        le=MAX_TIME_S,
+        description="Seconds since 1970, the end. Default: now.",
+    )
+    deployment: str | None = Field(None, description="Only this deployment's.")
+    version: str | None = Field(None, description="Only this version's, by its label.")
+    tenant: str | None = Field(None, description="Only this tenant's.")
+
+
+class SeriesModel(Answer):
+    """One series of each metric."""
+
+    labels: dict[str, str] = Field(description="What it is of; empty: of everything.")
+    values: dict[str, list[int | float | None]] = Field(
+        description="By metric, one for each of `times`. A count of nothing is 0, a percentile of "
+        "nothing is null."
+    )
+
+
+class SeriesAnswer(Answer):
+    """Series over the same times."""
+
+    step_s: int
+    times: list[int] = Field(description="Where the steps begin, in seconds since 1970.")
+    series: list[SeriesModel] = Field(description="Those with the most requests first.")
 
 
 class TrafficChange(Request):

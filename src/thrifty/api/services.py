@@ -19,6 +19,8 @@ from thrifty.api.models import (
     Plan,
     ScaleChange,
     Scaled,
+    SeriesAnswer,
+    SeriesQuery,
     Status,
     Traffic,
 )
@@ -38,6 +40,9 @@ class ApiServices(Protocol):
 
     def get_status(self) -> Status:
         """What runs."""
+
+    def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
+        """Counts, sums and percentiles over time. Raises `ThriftyError` for what cannot be asked."""
 
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""

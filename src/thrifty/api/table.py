@@ -42,6 +42,10 @@ API_ROUTES: tuple[Route[str], ...] = (
         "POST", f"{PREFIX}/apply", Role.OPERATOR, "apply_spec",
         "change the running service to what a spec asks for",
     ),
+    Route(
+        "GET", f"{PREFIX}/series", Role.VIEWER, "get_series",
+        "counts, sums and percentiles over time, by deployment, version or tenant",
+    ),
     Route("GET", f"{PREFIX}/keys", Role.ADMIN, "list_keys", "the API keys, without their secrets"),
     Route(
         "POST", f"{PREFIX}/keys", Role.ADMIN, "create_key",

@@ -30,11 +30,13 @@ class VersionFigures(Answer):
     within_objective: float | None = Field(
         None, description="The share of requests whose first token came within the objective."
     )
-    liked: int = 0
+    liked: int = Field(0, description="Thumbs up, as they are now.")
     disliked: int = 0
     corrected: int = 0
-    judged: int = 0
-    cost: float | None = Field(None, description="By the spec's prices; none without prices.")
+    cost: float | None = Field(
+        None, description="By the spec's prices as they were then; none without prices."
+    )
+    saved: float = Field(0, description="What answers from caches would have cost.")
 
 
 class Series(Answer):
@@ -45,15 +47,13 @@ class Series(Answer):
 
 
 class Overview(Answer):
-    """What happened in a window."""
+    """What happened in a window. `hour` has minutes, `day` hours and `month` 30 days, UTC; the last
+    step goes on.
+    """
 
     window: str
     since: float = Field(description="Seconds since 1970, as all times here.")
     until: float
-    read_from: float = Field(
-        description="Requests older than this were not looked at; `since` where all were."
-    )
-    rows: int = Field(description="How many requests were looked at.")
     versions: list[VersionFigures]
     step_s: float
     times: list[float]

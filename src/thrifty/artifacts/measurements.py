@@ -69,7 +69,26 @@ def write_measurement(
         for known in read_measurements(folder, artifact_id)
         if (known.kind, known.conditions) != (made.kind, made.conditions)
     ]
-    make_private_folder(folder)
-    text = msgspec.json.format(msgspec.json.encode([*kept, made]))
-    write_atomically(folder / f"{artifact_id}.json", text)
+    _write(folder, artifact_id, [*kept, made])
     return made
+
+
+def add_measurements(folder: Path, artifact_id: str, measured: tuple[Measurement, ...]) -> None:
+    """Add measurements that were made elsewhere. Those from here stay under the same conditions.
+
+    The caller holds a lock.
+    """
+    known = read_measurements(folder, artifact_id)
+    new = [
+        one
+        for one in measured
+        if not any((had.kind, had.conditions) == (one.kind, one.conditions) for had in known)
+    ]
+    if new:
+        _write(folder, artifact_id, [*known, *new])
+
+
+def _write(folder: Path, artifact_id: str, measured: list[Measurement]) -> None:
+    make_private_folder(folder)
+    text = msgspec.json.format(msgspec.json.encode(measured))
+    write_atomically(folder / f"{artifact_id}.json", text)

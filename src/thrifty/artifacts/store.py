@@ -47,7 +47,12 @@ from thrifty.artifacts.disk import (
     try_lock_file,
 )
 from thrifty.artifacts.inspect import inspect_model
-from thrifty.artifacts.measurements import Measurement, read_measurements, write_measurement
+from thrifty.artifacts.measurements import (
+    Measurement,
+    add_measurements,
+    read_measurements,
+    write_measurement,
+)
 from thrifty.errors import ArtifactError, IntegrityError
 from thrifty.files import sync, write_atomically
 from thrifty.home import make_private_folder
@@ -181,7 +186,7 @@ class Store:
                 self._publish(artifact)
                 version = self._name(name, artifact.id, lineage)
         except OSError as error:
-            raise ArtifactError(self._describe_disk_fault(name, error)) from None
+            raise ArtifactError(self.describe_disk_fault(name, error)) from None
         shutil.rmtree(folder, ignore_errors=True)
         return version, artifact
 
@@ -199,11 +204,19 @@ class Store:
                     self.root / "figures", artifact_id, kind, conditions, values
                 )
             except OSError as error:
-                raise ArtifactError(self._describe_disk_fault("the measurement", error)) from None
+                raise ArtifactError(self.describe_disk_fault("the measurement", error)) from None
 
     def read_measurements(self, artifact_id: str) -> tuple[Measurement, ...]:
         """All recorded measurements of a stored model. Raises `IntegrityError`."""
         return read_measurements(self.root / "figures", artifact_id)
+
+    def add_measurements(self, artifact_id: str, measured: tuple[Measurement, ...]) -> None:
+        """Add what was measured of a model elsewhere, under conditions that are not known here yet."""
+        with lock_file(self.root / "store.lock"):
+            try:
+                add_measurements(self.root / "figures", artifact_id, measured)
+            except OSError as error:
+                raise ArtifactError(self.describe_disk_fault("a measurement", error)) from None
 
     def require_space(self, needed_bytes: int, what: str) -> None:
         """Raise `ArtifactError` unless the disk has `needed_bytes` and a reserve of 64 MB free."""
@@ -215,6 +228,18 @@ class Store:
                 f"{format_bytes(free)} free; free some space (thrifty models gc) or set "
                 "THRIFTY_HOME to a larger disk"
             )
+
+    def describe_disk_fault(self, name: str, error: OSError) -> str:
+        """Why `name` could not be stored, and what to do about it."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"the disk is full: {name} could not be stored in {self.root}; free some space "
+                "(thrifty models gc) or set THRIFTY_HOME to a larger disk, and try again"
+            )
+        hint = ""
+        if error.errno in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+            hint = "; it must be on a single file system that supports hard links"
+        return f"{name} could not be stored in {self.root}: {error.strerror or error}{hint}"
 
     # Integrity and removal
 
@@ -396,17 +421,6 @@ class Store:
         for kept in ("leases", "figures"):
             for left in (self.root / kept).glob(f"{folder.name}*"):
                 left.unlink(missing_ok=True)
-
-    def _describe_disk_fault(self, name: str, error: OSError) -> str:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return (
-                f"the disk is full: {name} could not be stored in {self.root}; free some space "
-                "(thrifty models gc) or set THRIFTY_HOME to a larger disk, and try again"
-            )
-        hint = ""
-        if error.errno in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
-            hint = "; it must be on a single file system that supports hard links"
-        return f"{name} could not be stored in {self.root}: {error.strerror or error}{hint}"
 
     def _name(self, name: str, artifact_id: str, lineage: Lineage) -> NamedVersion:
         versions = self._read_versions(name)

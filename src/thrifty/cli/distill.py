@@ -72,7 +72,7 @@ def run_distill(
 
 
 def _plot(figures: dict[str, object], path: Path) -> None:
-    from thrifty.compress.distill.plot import plot_losses
+    from thrifty.train.plot import plot_losses
 
     plot_losses(figures, path)
     err.print(f"the losses are drawn in {path}")

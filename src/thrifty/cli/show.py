@@ -31,6 +31,7 @@ _VERBS = {
     "resolve_packages": "Looking up packages",
     "install": "Installing",
     "download": "Downloading",
+    "upload": "Uploading",
     "copy": "Copying",
     "unpack": "Unpacking",
     "convert": "Preparing for the engine",
@@ -52,6 +53,10 @@ _VERBS = {
     "speed_benchmark": "Measuring the speed",
     "fit": "Measuring the replica",
     "simulate": "Simulating",
+    "curate": "Reading and cleaning",
+    "exact duplicates": "Looking for duplicates",
+    "near duplicates": "Looking for near-duplicates",
+    "embed": "Embedding rows",
 }
 PLAIN_INTERVAL_S = 2.0
 

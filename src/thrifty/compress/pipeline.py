@@ -268,7 +268,7 @@ def _check_encoder(version: NamedVersion, compress: CompressSpec) -> None:
 
 
 def _check_training() -> list[Problem]:
-    from thrifty.compress.distill.distill import require_training
+    from thrifty.train.process import require_training
 
     try:
         require_training()

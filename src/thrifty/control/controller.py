@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
 )
 from thrifty.control.gateways import GatewayWorkers
 from thrifty.control.loop import ControlLoop
+from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
@@ -155,6 +156,7 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
+        self._tasks.append(asyncio.ensure_future(keep_rollups(lambda: self.database)))
         await self._end_old_gateways()
 
     async def replace_gateways(self) -> None:

@@ -1,6 +1,12 @@
-"""Data sets: texts and questions to calibrate and evaluate models with."""
+"""Data sets: texts and questions to calibrate and evaluate models with, and built sets to train on.
 
+fetch, sets, convert, facts   what comes as packages
+overlap                       sequences of words that two texts share
+built                         sets that `thrifty data build` made: their folders, and their rows
+"""
+
+from thrifty.data.built import BuiltSet, open_set
 from thrifty.data.fetch import fetch_set
 from thrifty.data.sets import LEARNED_FROM, SETS
 
-__all__ = ["LEARNED_FROM", "SETS", "fetch_set"]
+__all__ = ["LEARNED_FROM", "SETS", "BuiltSet", "fetch_set", "open_set"]

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from thrifty.db.database import Database
+from thrifty.db.rollups import note_thumb
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.tables import feedback, feedback_history, requests
 from thrifty.errors import NameTakenError, ThriftyError
@@ -39,6 +40,7 @@ MAX_HISTORY = 50
 """The most replaced values that are kept of one piece of feedback."""
 DELETE_ROWS = 5_000
 DAY_S = 86400.0
+THUMBS = "thumbs"
 
 
 class FeedbackLimitError(ThriftyError):
@@ -171,7 +173,11 @@ def _insert(
     kind = sqlite if connection.dialect.name == "sqlite" else postgresql
     statement = kind.insert(feedback).values(values)
     statement = statement.on_conflict_do_nothing(index_elements=["identity"])
-    return connection.execute(statement.returning(feedback.c.id)).first() is not None
+    if connection.execute(statement.returning(feedback.c.id)).first() is None:
+        return False
+    if item.kind == THUMBS:
+        note_thumb(connection, given.response, given.conversation_id, None, item.value, at_s)
+    return True
 
 
 def _replace(
@@ -197,6 +203,8 @@ def _replace(
         .where(feedback.c.id == row.id)
         .values(**fresh, updated_s=at_s, changes=row.changes + 1)
     )
+    if item.kind == THUMBS:
+        note_thumb(connection, given.response, given.conversation_id, row.value, item.value, at_s)
     newest = (
         select(feedback_history.c.id)
         .where(feedback_history.c.feedback_id == row.id)

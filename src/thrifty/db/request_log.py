@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select,
 
 from thrifty.db.database import Database
 from thrifty.db.erasures import find_erased
+from thrifty.db.rollups import note_rows
 from thrifty.db.sanitize import RowShape, sanitize_values
 from thrifty.db.subjects import Subjects, open_subjects
 from thrifty.db.tables import leases, request_texts, requests
@@ -27,7 +28,7 @@ COLUMNS = (
     "id", "at_s", "client_request_id", "conversation_id", "origin", "shadow_of", "rerouted",
     "endpoint", "deployment", "version", "replica", "tenant", "key_id", "end_user", "status",
     "error", "stream", "cache", "attempts", "prompt_tokens", "completion_tokens", "cached_tokens",
-    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us", "tags",
+    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us", "tags", "cost",
 )  # fmt: skip
 """The order of values in a row."""
 SQLITE_ROWS = (32, 4, 1)
@@ -54,6 +55,10 @@ class BadRow:
     row: Row
     kind: str
     reason: str
+
+
+class _KnownRowsError(Exception):
+    """Some of the rows to insert exist already."""
 
 
 class RequestLog:
@@ -91,7 +96,10 @@ class RequestLog:
                 batch = self._shape.encode([entry.row for entry in entries])
                 if batch is None:
                     raise BadDataError("a row cannot be made to fit its columns")
-            taken = self._insert(entries, batch)
+            try:
+                taken = self._insert(entries, batch)
+            except _KnownRowsError:
+                taken = self._insert(entries, batch, self._find_known(entries))
             bad += [BadRow(entry.row, "repeated id", "another row has its id") for entry in taken]
         except Exception as error:
             if isinstance(error, DatabaseError) and not isinstance(error, BadDataError):
@@ -113,8 +121,20 @@ class RequestLog:
                 bad.append(BadRow(entry.row, "does not fit", str(error)))
         return fitting
 
-    def _insert(self, entries: list[Entry], batch: str) -> list[Entry]:
-        """Insert in one transaction; returns the entries whose ids belong to other rows."""
+    def _find_known(self, entries: list[Entry]) -> set[int]:
+        """The numbers of rows that exist: from an attempt whose end was not seen, or of others."""
+        ids = [entry.row[0] for entry in entries]
+        with self._database.begin() as connection:
+            found = connection.execute(select(requests.c.id).where(requests.c.id.in_(ids)))
+            return set(found.scalars())
+
+    def _insert(
+        self, entries: list[Entry], batch: str, known: set[int] | None = None
+    ) -> list[Entry]:
+        """Insert in one transaction, and note the new rows for the rollups; returns the entries
+        whose ids belong to other rows. Raises `_KnownRowsError`, and inserts nothing, if there are
+        `known` rows (by number) that were not named.
+        """
         if not entries:
             return []
         with self._database.begin() as connection:
@@ -122,6 +142,9 @@ class RequestLog:
                 count = _insert_values(connection, [entry.row for entry in entries])
             else:
                 count = connection.execute(self._copy_json, {"batch": batch}).rowcount
+            if count != len(entries) and known is None:
+                raise _KnownRowsError
+            note_rows(connection, {entry.row[0] for entry in entries} - (known or set()))
             taken = [] if count == len(entries) else _find_taken(connection, entries)
             refused = {id(entry) for entry in taken}
             texts = [

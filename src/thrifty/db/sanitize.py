@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String, Table
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, String, Table
 
 from thrifty.errors import BadDataError
 from thrifty.untrusted_text import MAX_TEXT_CHARS, sanitize_text
@@ -74,6 +74,8 @@ def _fit(column: Column[Any], value: Any) -> Any:
     elif isinstance(kind, String):
         if isinstance(value, str):
             fitting = sanitize_text(value, kind.length or MAX_TEXT_CHARS)
+    elif isinstance(kind, LargeBinary):
+        fitting = value if isinstance(value, bytes) else None
     else:
         raise TypeError(f"no rule for the type of {column}")
     if fitting is None and not column.nullable:

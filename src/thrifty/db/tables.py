@@ -5,6 +5,8 @@ Every change needs a migration in `migrations/versions`; a test compares the two
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -12,10 +14,12 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -171,6 +175,7 @@ key_spend = Table(
 )
 """The spend of each key per day (UTC). Every gateway worker adds to it."""
 
+_FAILED = text("error IS NOT NULL OR status >= 400")
 requests = Table(
     "requests",
     metadata,
@@ -205,16 +210,18 @@ requests = Table(
     Column("e2e_ms", Double, nullable=False),
     Column("overhead_us", Double),
     Column("tags", Text),
+    Column("cost", Double),
     Index(None, "at_s"),
     Index(None, "request_id"),
     Index(None, "client_request_id"),
     Index(None, "conversation_id"),
+    Index("ix_requests_failed", "id", sqlite_where=_FAILED, postgresql_where=_FAILED),
 )
 """One row per response, without prompts and answers. `id` is the number in the response's id.
 `origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
 the response that a shadow copies; `rerouted` marks answers by a version other than the chosen one.
 Only gateway workers of the first release write `request_id`. `tags` is the request's `metadata` as
-JSON."""
+JSON. `cost` is by the version's prices for tokens; a cache hit has what it saved there."""
 
 request_texts = Table(
     "request_texts",
@@ -426,3 +433,85 @@ leases = Table(
     Column("until_s", Double, nullable=False),
 )
 """The exclusive rights of processes, with their expiry on the database's clock."""
+
+ROLLUP_NUMBERS = (
+    "requests", "errors", "hits", "prompt_tokens", "completion_tokens", "cached_tokens",
+    "hit_prompt_tokens", "hit_completion_tokens", "other_requests", "up", "down",
+)  # fmt: skip
+ROLLUP_AMOUNTS = ("cost", "hit_cost", "busy_ms", "other_busy_ms")
+ROLLUP_SKETCHES = ("ttft", "tpot", "e2e", "queue")
+
+
+def _rollup_columns() -> list[Column[Any]]:
+    return [
+        *(Column(name, BigInteger, nullable=False) for name in ROLLUP_NUMBERS),
+        *(Column(name, Double, nullable=False) for name in ROLLUP_AMOUNTS),
+        Column("kinds", Text),
+        *(Column(name, LargeBinary) for name in ROLLUP_SKETCHES),
+    ]
+
+
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("step_s", Integer, primary_key=True, autoincrement=False),
+    Column("at_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    *_rollup_columns(),
+)
+"""Sums of the request log by minute, hour and day (`step_s`), from `at_s` on. Requests of clients
+and batches count; of others (shadows, measurements) only `other_requests` and `other_busy_ms` do.
+Tokens and `cost` are of answers that were generated, those with `hit_` of cache hits. `busy_ms` adds
+up how long requests were at replicas. `kinds` is JSON: errors by code, and results of the cache.
+Times in milliseconds are sketches (`observe.rollups.sketch`). The empty deployment has the requests
+that named none."""
+
+tenant_rollups = Table(
+    "tenant_rollups",
+    metadata,
+    Column("step_s", Integer, primary_key=True, autoincrement=False),
+    Column("at_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    Column("tenant", String(64), primary_key=True),
+    *_rollup_columns(),
+)
+"""As `rollups`, by tenant. The empty tenant has the requests without a key."""
+
+rollup_state = Table(
+    "rollup_state",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("turn", BigInteger, nullable=False),
+    Column("old_after", BigInteger, nullable=False),
+    Column("old_until", BigInteger, nullable=False),
+)
+"""One row. `turn` counts what was added to the rollups, so that two processes cannot add at once.
+Rows of the log with a number above `old_after`, up to `old_until`, are from before there were
+rollups, and still to be added."""
+
+unrolled_rows = Table(
+    "unrolled_rows",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("numbers", LargeBinary, nullable=False),
+)
+"""Numbers (MessagePack) of rows that were written to the log and are still to be added to the
+rollups; written in the transaction that wrote the rows."""
+
+unrolled_thumbs = Table(
+    "unrolled_thumbs",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("response", BigInteger),
+    Column("conversation_id", String(32)),
+    Column("up", Integer, nullable=False),
+    Column("down", Integer, nullable=False),
+    Column("at_s", Double, nullable=False),
+)
+"""Thumbs that were given, and taken back (below 0), still to be added to the rollups."""

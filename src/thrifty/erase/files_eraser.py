@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +189,16 @@ def collect_exports(work: Work) -> list[Any]:
 
 def _is_row_of(work: Work, line: bytes) -> bool:
     row = _decode(line)
-    if not isinstance(row, dict):
-        return False
+    return isinstance(row, dict) and is_row_of(work, row)
+
+
+def is_row_of(work: Work, row: Mapping[str, Any]) -> bool:
+    """Whether a training row came from the person, by its provenance."""
     given = row.get("provenance")
     for one in given if isinstance(given, list) else [given]:
         if isinstance(one, dict) and (
             one.get("response") in work.person.responses
+            or not work.person.responses.isdisjoint(one.get("responses") or ())
             or work.person.pseudonyms & set(one.get("subjects") or ())
         ):
             return True
@@ -203,11 +207,17 @@ def _is_row_of(work: Work, line: bytes) -> bool:
 
 def _find_models(work: Work, path: Path) -> list[str]:
     """The stored models whose recipe names a file."""
+    names = find_models(work, lambda recipe: str(path) in recipe or path.name in recipe)
+    return [f"the model {label} was trained on rows of {path}" for label in names]
+
+
+def find_models(work: Work, is_named_in: Callable[[str], bool]) -> list[str]:
+    """The labels of stored models by whose lineages, as JSON, a thing is named."""
     found = []
     for version in Store(work.home.models).versions():
         recipe = msgspec.json.encode(msgspec.to_builtins(version.lineage)).decode()
-        if str(path) in recipe or path.name in recipe:
-            found.append(f"the model {version.label} was trained on rows of {path}")
+        if is_named_in(recipe):
+            found.append(version.label)
     return found
 
 

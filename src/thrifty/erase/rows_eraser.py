@@ -12,7 +12,7 @@ from thrifty.db.cache import add_purge
 from thrifty.db.feedback import FeedbackFilter, delete_feedback, list_feedback
 from thrifty.db.request_log import permit_deletion
 from thrifty.db.request_queries import RequestFilter, list_requests, read_texts
-from thrifty.db.tables import feedback, request_texts, requests
+from thrifty.db.tables import feedback, request_texts, requests, unrolled_thumbs
 from thrifty.erase.person import Work
 
 PIECE = 500
@@ -70,6 +70,13 @@ def erase_feedback(work: Work) -> int:
     for some in _in_pieces(doomed):
         with work.database.begin() as connection:
             delete_feedback(connection, some)
+    for column, values in (
+        (unrolled_thumbs.c.response, person.responses),
+        (unrolled_thumbs.c.conversation_id, person.conversations),
+    ):
+        for some in _in_pieces(values):
+            with work.database.begin() as connection:
+                connection.execute(delete(unrolled_thumbs).where(column.in_(some)))
     return len(doomed)
 
 

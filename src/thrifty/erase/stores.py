@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from thrifty.erase import files_eraser, rows_eraser
+from thrifty.erase import files_eraser, rows_eraser, sets_eraser
 from thrifty.erase.person import Work
 
 
@@ -26,7 +26,7 @@ class Eraser(NamedTuple):
 
 ERASERS: tuple[Eraser, ...] = (
     Eraser(
-        "feedback", ("table:feedback", "table:feedback_history"),
+        "feedback", ("table:feedback", "table:feedback_history", "table:unrolled_thumbs"),
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
     Eraser(
@@ -44,6 +44,10 @@ ERASERS: tuple[Eraser, ...] = (
     Eraser(
         "training rows", ("table:exports",),
         files_eraser.erase_exports, files_eraser.collect_exports,
+    ),
+    Eraser(
+        "rows of data sets", ("folder:datasets",),
+        sets_eraser.erase_set_rows, sets_eraser.collect_set_rows,
     ),
     Eraser(
         "copies of the request log", ("folder:evaluations",),
@@ -69,6 +73,10 @@ NOT_OF_PERSONS = {
     "table:demand": "sums by version",
     "table:scaling": "numbers of replicas",
     "table:cache_stats": "sums",
+    "table:rollups": "sums by version",
+    "table:tenant_rollups": "sums by tenant",
+    "table:rollup_state": "a counter",
+    "table:unrolled_rows": "numbers of responses, for seconds",
     "table:leases": "processes",
     "table:audit": "pseudonyms of operators and of those they acted on: evidence",
     "table:audit_head": "a hash",

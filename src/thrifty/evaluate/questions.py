@@ -112,7 +112,7 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
         raise EvaluationError(f"{path} cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
-            found[_read_question(line, f"{path}, line {number}")] = None
+            found[parse_question(line, f"{path}, line {number}")] = None
             if limit is not None and len(found) >= limit:
                 break
     if not found:
@@ -120,7 +120,8 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     return list(found)
 
 
-def _read_question(line: str, where: str) -> Question:
+def parse_question(line: str, where: str) -> Question:
+    """The question in a line of JSON; `where` begins errors. Raises `EvaluationError`."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -206,7 +206,12 @@ class LogWriter:
                 failures += 1
 
     def _write_batches(self, log_table: RequestLog) -> None:
-        while self._count_waiting():
+        """Write what waits. What arrives meanwhile waits for the next time, unless it is a whole
+        batch: a transaction costs as much as dozens of rows.
+        """
+        least = 1
+        while self._count_waiting() >= least:
+            least = 1 if self._stopping else BATCH_ROWS
             if not self._batch:
                 self._take_batch()
             bad = log_table.write(self._batch)

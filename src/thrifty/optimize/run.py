@@ -23,7 +23,6 @@ from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.disk import link_file, try_lock_file
 from thrifty.artifacts.sources import fetch_model
 from thrifty.bench.summary import parse_objective
-from thrifty.compress.distill.distill import PACKAGES
 from thrifty.compress.mix import choose_text, find_mix
 from thrifty.compress.overlap import check_apart
 from thrifty.engines.machine import Machine
@@ -40,6 +39,7 @@ from thrifty.optimize.load import Load, parse_load
 from thrifty.optimize.search import Search
 from thrifty.optimize.standing import Goal, Outcome, Standing
 from thrifty.optimize.steps import Journal, Session, Step
+from thrifty.train.process import PACKAGES
 from thrifty.types import Family, Format, OnProgress, ignore_progress
 from thrifty.units import format_duration
 from thrifty.version import __version__

@@ -258,7 +258,7 @@ class _World:
         routed = UNKNOWN if len(candidates) == 1 else self._describe(trace)
         replica = version.router.choose(candidates, routed)
         request.outstanding = version.router.begin(replica, routed, self.now_s)
-        version.note_begun(replica)
+        version.note_begun(replica, self.now_s)
         request.place = place = self._places[replica.id]
         request.began_s = self.now_s
         job = Job(
@@ -297,7 +297,7 @@ class _World:
             self.now_s, trace.prompt_tokens, trace.answer_tokens, cached, streamed=True
         )
         replica = version.replicas[place.id]
-        version.note_ended(replica)
+        version.note_ended(replica, request.outstanding.began_s, self.now_s)
         version.demand.note_answer(
             replica, received_s=START_S + trace.at_s, sent_s=request.began_s, first_s=job.first_s,
             last_s=self.now_s, prompt_tokens=trace.prompt_tokens, output_tokens=trace.answer_tokens,
@@ -412,8 +412,8 @@ class _World:
         waiting = len(version.concurrency.queue)
         held, queued = (0, waiting) if version.ready else (waiting, 0)
         work = {one.id: float(one.in_flight) for one in version.replicas.values() if one.in_flight}
+        version.demand.figures.writes += 1
         figures = version.demand.read(work, held, queued)
-        figures.writes += 1
         # A copy, as what is read from the database is.
         return msgspec.json.decode(encode_figures(figures), type=Figures)
 

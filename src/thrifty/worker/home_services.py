@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ from thrifty.api.models import (
     Plan,
     ScaleChange,
     Scaled,
+    SeriesAnswer,
+    SeriesModel,
+    SeriesQuery,
     Status,
     Traffic,
 )
@@ -38,9 +42,11 @@ from thrifty.control.service_status import read_status
 from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
+from thrifty.db.rollups import DAY_S
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
+from thrifty.observe.rollups.series import Asked, read_series
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.worker.home_views import HomeViews
 
@@ -67,6 +73,20 @@ class HomeServices:
         url = note.url if note is not None else None
         deployments = [DeploymentStatus.model_validate(one) for one in read_status(self._database)]
         return Status(deployments=deployments, gateway=GatewayStatus(url=url))
+
+    def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
+        """Counts, sums and percentiles over time, from the rollups. Raises `ThriftyError`."""
+        until_s = int(time.time()) + 1 if asked.to_s is None else asked.to_s
+        from_s = until_s - DAY_S if asked.from_s is None else asked.from_s
+        found = read_series(
+            self._database,
+            Asked(
+                tuple(asked.metrics.split(",")), asked.by, asked.step, from_s, until_s,
+                asked.deployment, asked.version, asked.tenant,
+            ),
+        )  # fmt: skip
+        series = [SeriesModel(labels=one.labels, values=one.values) for one in found.series]
+        return SeriesAnswer(step_s=found.step_s, times=found.times, series=series)
 
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""

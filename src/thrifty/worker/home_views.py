@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -37,22 +36,13 @@ from thrifty.db import Database
 from thrifty.db.audit import list_acts, verify_audit
 from thrifty.db.demand import read_demand
 from thrifty.db.desired import Desired, read_desired, read_history
-from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
+from thrifty.db.desired_state import DesiredDeployment, DesiredSlo, DesiredVersion
 from thrifty.db.fleet import FleetState, ReplicaRow, read_fleet
-from thrifty.db.overview import Counts, Opinions, Version, Window, find_percentile, read_window
 from thrifty.errors import ArtifactError, SpecError
-from thrifty.gateway.state.estimate import compute_cost
 from thrifty.home import Home
+from thrifty.observe.rollups.overview import Sums, Version, Window, read_window
 from thrifty.spec import parse_spec
 
-WINDOWS = {
-    WindowName.HOUR: (3600.0, 60),
-    WindowName.DAY: (86_400.0, 48),
-    WindowName.MONTH: (30 * 86_400.0, 60),
-}
-"""How long each window is, in seconds, and into how many steps it is divided."""
-KEEP_S = 5.0
-"""How long figures of a window are shown before they are read anew."""
 MAX_MODELS = 500
 LOOK_BACK = 100
 _LONG = frozenset({"samples", "answers", "questions"})
@@ -65,36 +55,23 @@ class HomeViews:
     def __init__(self, database: Database, home: Home) -> None:
         self._database = database
         self._home = home
-        self._lock = threading.Lock()
-        self._overviews: dict[WindowName, tuple[float, Overview]] = {}
 
     def get_overview(self, window: WindowName) -> Overview:
         """Figures by version over a window that ends now. Raises `DatabaseError`."""
-        with self._lock:  # one reader reads for all
-            kept = self._overviews.get(window)
-            if kept is None or time.monotonic() - kept[0] > KEEP_S:
-                kept = (time.monotonic(), self._make_overview(window))
-                self._overviews[window] = kept
-            return kept[1]
-
-    def _make_overview(self, window: WindowName) -> Overview:
-        length_s, steps = WINDOWS[window]
-        now_s = time.time()
-        found = read_window(self._database, now_s - length_s, now_s, steps)
+        found = read_window(self._database, window.value)
         desired, fleet = read_desired(self._database), read_fleet(self._database)
         known = [(row.name, v.label) for row in fleet.deployments for v in row.versions]
-        names = list(dict.fromkeys([*known, *sorted({*found.totals, *found.opinions})]))
-        shown = [name for name in names if all(name)]  # others reached no version
+        # Those that are gone stay as long as the window has requests of them; without a version
+        # are requests that reached none.
+        names = [name for name in dict.fromkeys([*known, *sorted(found.totals)]) if all(name)]
         return Overview(
             window=window.value,
-            since=found.since_s,
+            since=found.times[0],
             until=found.until_s,
-            read_from=found.read_from_s,
-            rows=found.rows,
-            versions=[_describe_version(name, found, desired, fleet) for name in shown],
+            versions=[_describe_version(name, found, desired, fleet) for name in names],
             step_s=found.step_s,
-            times=[found.since_s + i * found.step_s for i in range(steps)],
-            series=[_make_series(name, found, steps) for name in shown],
+            times=list(found.times),
+            series=[_make_series(name, found) for name in names],
         )
 
     def get_live(self) -> Live:
@@ -197,56 +174,66 @@ def _describe_load(row: ReplicaRow) -> LiveReplica:
 def _describe_version(
     name: Version, window: Window, desired: Desired, fleet: FleetState
 ) -> VersionFigures:
-    counts = window.totals.get(name, Counts())
-    said = window.opinions.get(name, Opinions())
+    sums = window.totals.get(name, Sums())
+    numbers = sums.numbers
     state = desired.deployments.get(name[0])
     version = state.find_version(name[1]) if state is not None else None
-    slo = version.slo if version is not None else None
-    ttft = slo.ttft_p95_s * 1000 if slo is not None and slo.ttft_p95_s is not None else None
-    tpot = slo.tpot_p95_s * 1000 if slo is not None and slo.tpot_p95_s is not None else None
-    within = None
-    if ttft is not None and counts.ttft_ms:
-        within = sum(value <= ttft for value in counts.ttft_ms) / len(counts.ttft_ms)
+    slo = version.slo if version is not None else DesiredSlo()
+    ttft, tpot = _to_ms(slo.ttft_p95_s), _to_ms(slo.tpot_p95_s)
     return VersionFigures(
-        deployment=name[0], version=name[1], requests=counts.requests, failed=counts.failed,
-        refused=counts.refused, cache_hits=counts.cache_hits,
-        prompt_tokens=counts.prompt_tokens, cached_tokens=counts.cached_tokens,
-        completion_tokens=counts.completion_tokens,
-        ttft_p50_ms=find_percentile(counts.ttft_ms, 0.5),
-        ttft_p95_ms=find_percentile(counts.ttft_ms, 0.95),
-        tpot_p95_ms=find_percentile(counts.tpot_ms, 0.95),
-        e2e_p95_ms=find_percentile(counts.e2e_ms, 0.95),
-        ttft_objective_ms=ttft, tpot_objective_ms=tpot, within_objective=within,
-        liked=said.liked, disliked=said.disliked, corrected=said.corrected, judged=said.judged,
-        cost=_find_cost(name, counts, fleet),
-    )  # fmt: skip
+        deployment=name[0],
+        version=name[1],
+        requests=numbers["requests"],
+        failed=numbers["failed"],
+        refused=max(0, numbers["errors"] - numbers["failed"]),
+        cache_hits=numbers["hits"],
+        prompt_tokens=numbers["prompt_tokens"],
+        cached_tokens=numbers["cached_tokens"],
+        completion_tokens=numbers["completion_tokens"],
+        ttft_p50_ms=sums.percentile("ttft", 0.5),
+        ttft_p95_ms=sums.percentile("ttft", 0.95),
+        tpot_p95_ms=sums.percentile("tpot", 0.95),
+        e2e_p95_ms=sums.percentile("e2e", 0.95),
+        ttft_objective_ms=ttft,
+        tpot_objective_ms=tpot,
+        within_objective=sums.times["ttft"].share_within(ttft) if ttft is not None else None,
+        liked=numbers["up"],
+        disliked=numbers["down"],
+        corrected=numbers["corrected"],
+        cost=numbers["cost"] if _is_priced(name, fleet) or numbers["cost"] else None,
+        saved=numbers["hit_cost"],
+    )
 
 
-def _find_cost(name: Version, counts: Counts, fleet: FleetState) -> float | None:
+def _to_ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1000
+
+
+def _is_priced(name: Version, fleet: FleetState) -> bool:
     for row in fleet.deployments:
         for version in row.versions:
-            prices = version.settings
-            priced = prices.price_input or prices.price_output or prices.price_cached
-            if (row.name, version.label) == name and priced:
-                return compute_cost(
-                    prices, counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens
-                )
-    return None
+            if (row.name, version.label) == name:
+                prices = version.settings
+                return bool(prices.price_input or prices.price_output or prices.price_cached)
+    return False
 
 
-def _make_series(name: Version, window: Window, steps: int) -> Series:
-    counts = window.steps.get(name, [Counts()] * steps)
-    said = window.opinion_steps.get(name, [Opinions()] * steps)
+def _make_series(name: Version, window: Window) -> Series:
+    steps = window.steps.get(name, [Sums()] * len(window.times))
+
+    def count(key: str) -> list[float | None]:
+        return [float(one.numbers[key]) for one in steps]
+
     return Series(
         labels={"deployment": name[0], "version": name[1]},
         values={
-            "requests": [float(one.requests) for one in counts],
-            "failed": [float(one.failed) for one in counts],
-            "ttft_p95_ms": [find_percentile(one.ttft_ms, 0.95) for one in counts],
-            "e2e_p95_ms": [find_percentile(one.e2e_ms, 0.95) for one in counts],
-            "completion_tokens": [float(one.completion_tokens) for one in counts],
-            "liked": [float(one.liked) for one in said],
-            "disliked": [float(one.disliked) for one in said],
+            "requests": count("requests"),
+            "failed": count("failed"),
+            "completion_tokens": count("completion_tokens"),
+            "liked": count("up"),
+            "disliked": count("down"),
+            "ttft_p95_ms": [one.percentile("ttft", 0.95) for one in steps],
+            "e2e_p95_ms": [one.percentile("e2e", 0.95) for one in steps],
         },
     )
 

@@ -26,7 +26,8 @@ def count_bursts(clump: int, seconds: int, rate: float = 4.0, seed: int = 1) -> 
 
 def test_requests_that_come_together_are_no_burst() -> None:
     assert count_bursts(1, 1800) <= 2
-    assert sum(count_bursts(6, 1800, seed=seed) for seed in range(4)) <= 20
+    # By chance, in less than one second of a hundred.
+    assert sum(count_bursts(6, 1800, seed=seed) for seed in range(4)) <= 72
 
 
 def test_a_real_burst_is_seen_within_seconds_in_clumped_traffic_too() -> None:

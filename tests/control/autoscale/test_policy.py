@@ -202,7 +202,7 @@ def test_it_is_up_within_a_start_and_down_minutes_later() -> None:
     for _ in range(100):
         world.step(next(calm))
     assert world.count == peak
-    for _ in range(700):
+    for _ in range(1400):
         world.step(next(calm))
     assert world.count == 1
 

@@ -6,6 +6,8 @@ import itertools
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from thrifty.db.demand import BUCKETS, bucket_limit_s, find_bucket
 from thrifty.gateway.state.demand import WARM_UP_ANSWERS, Demand
@@ -50,18 +52,41 @@ def test_an_answer_in_one_piece_shows_no_first_token() -> None:
 
 
 def test_busy_time_is_that_of_all_requests_together() -> None:
-    demand = Demand()
-    demand.begin()
-    demand.begin()
+    now_s = 100.0
+    demand = Demand(lambda: now_s)
+    demand.begin(100.0)
+    demand.begin(102.0)
+    now_s = 103.0
     seen = demand.read({}, 0, 0)
-    assert seen.in_flight == 2
-    demand.end()
-    demand.end()
+    assert (seen.in_flight, seen.busy_s, seen.counted_s) == (2, 4.0, 3.0)
+    demand.end(100.0, 105.0)
+    demand.end(102.0, 106.0)
+    now_s = 110.0
     seen = demand.read({"m-0": 3.0}, 1, 2)
     assert (seen.in_flight, seen.held, seen.queued, seen.work) == (0, 1, 2, {"m-0": 3.0})
-    assert 0.0 < seen.busy_s <= 2 * seen.counted_s
-    before_s = seen.busy_s
-    assert demand.read({}, 0, 0).busy_s == before_s
+    assert (seen.busy_s, seen.counted_s) == (9.0, 10.0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=40), st.floats(0, 120))
+def test_busy_time_never_falls_and_needs_no_reading_in_between(
+    spans: list[tuple[float, float]], look_s: float
+) -> None:
+    now_s = 0.0
+    demand, looked = Demand(lambda: now_s), 0.0
+    events = [(begin, 0, 0.0) for begin, _ in spans]
+    events += [(begin + length, 1, begin) for begin, length in spans]
+    for at_s, ends, began_s in sorted([*events, (look_s, 2, 0.0)]):
+        now_s = at_s
+        if ends == 2:
+            looked = demand.read({}, 0, 0).busy_s
+        elif ends:
+            demand.end(began_s, at_s)
+        else:
+            demand.begin(at_s)
+    seen = demand.read({}, 0, 0).busy_s
+    assert seen == pytest.approx(sum(length for _, length in spans))
+    expected = sum(min(max(0.0, look_s - begin), length) for begin, length in spans)
+    assert looked == pytest.approx(expected, abs=1e-6)
 
 
 def test_buckets_follow_one_another() -> None:

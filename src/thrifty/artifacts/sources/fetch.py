@@ -1,4 +1,4 @@
-"""Find or fetch the model that a user names: a stored name, a path, `pypi:` or `hf:`."""
+"""Find or fetch the model that a user names: a stored name, a path, `pypi:`, `hf:` or a remote."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.artifacts.artifact import Artifact, Description, Lineage, NamedVersion
+from thrifty.artifacts.remotes import is_reference, look_up_remote, parse_reference, pull
 from thrifty.artifacts.sources import hub, local, pypi
 from thrifty.artifacts.store import Store
 from thrifty.errors import ArtifactError, FormatRefused, SourceError
@@ -18,8 +19,8 @@ def fetch_model(
 ) -> tuple[NamedVersion, Artifact]:
     """The version that `source` refers to, fetched if it is not stored yet. Blocks.
 
-    `source` is `pypi:package[==version]`, `hf:org/name[@revision]`, a folder, a file, or the name
-    of a stored model. `refresh` checks the source even if a version is stored. Raises
+    `source` is `pypi:package[==version]`, `hf:org/name[@revision]`, a remote's URL, a folder, a
+    file, or the name of a stored model. `refresh` checks the source even if a version is stored. Raises
     `ArtifactError` and its subclasses.
     """
     try:
@@ -42,6 +43,9 @@ def _fetch_model(
         return known
     if scheme == "path":
         return _copy(store, _resolve_path(source), on_progress)
+    if scheme == "remote":
+        pulled = pull(store, source, on_progress=on_progress)
+        return pulled.version, pulled.artifact
     fetch = pypi.fetch if scheme == "pypi" else hub.fetch
     with store.stage(source) as folder:
         name, pinned = fetch(source.partition(":")[2], folder, store, on_progress)
@@ -84,6 +88,16 @@ def look_up_model(store: Store, source: str) -> FoundModel:
             path = _resolve_path(source)
             name, size, description = local.look_up(path)
             return FoundModel(None, _next_label(store, name), f"file:{path}", size, description)
+        if scheme == "remote":
+            found = look_up_remote(store, source)
+            label = _next_label(store, found.manifest.version.name)
+            return FoundModel(
+                None,
+                label,
+                found.reference,
+                found.missing_bytes,
+                found.manifest.artifact.description,
+            )
         look_up = pypi.look_up if scheme == "pypi" else hub.look_up
         name, pinned, download_bytes = look_up(source.partition(":")[2])
     except FormatRefused:
@@ -114,17 +128,21 @@ def _next_label(store: Store, name: str) -> str:
 
 
 def _find_stored(store: Store, source: str) -> tuple[str, tuple[NamedVersion, Artifact] | None]:
-    """The kind of source (`pypi`, `hf`, `path`, `name`), and the version fetched from it, if any.
+    """The kind of source (`pypi`, `hf`, `remote`, `path`, `name`), and the version fetched from it,
+    if any.
 
     The caller looks up names.
     """
+    if is_reference(source):
+        parse_reference(source)
+        return "remote", store.find_requested(source)
     scheme, colon, _ = source.partition(":")
     if colon and scheme in ("pypi", "hf"):
         return scheme, store.find_requested(source)
     if colon and not Path(source).exists():
         raise SourceError(
             f"{source!r} has the unknown source kind {scheme!r}; write pypi:PACKAGE, "
-            "hf:ORG/NAME, or the path of a folder or a .gguf file"
+            "hf:ORG/NAME, a remote's URL (docs/remotes.md), or the path of a folder or a .gguf file"
         )
     if _looks_like_path(source):
         return "path", store.find_requested(_describe_path(_resolve_path(source)))

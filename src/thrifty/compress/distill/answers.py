@@ -27,6 +27,7 @@ from typing import Any
 from thrifty.compress.mix import Record, Source, read_prompt
 from thrifty.engines.server.prompt import build_prompt
 from thrifty.engines.server.tools import parse_tools
+from thrifty.engines.server.turns import encode_turn
 from thrifty.errors import CompressionError, EvaluationError
 from thrifty.evaluate.asking import Serve
 from thrifty.evaluate.served import ServedUrl
@@ -250,7 +251,7 @@ def _ask(
         return {"tokens": [], "first": 0, "text": "", "end": "empty"}
     if is_loop(answer):
         return {"tokens": [], "first": 0, "text": answer, "end": "loop"}
-    tail = _encode_answer(prompt, head, message, tokenizer, cut=cut)
+    tail = _encode_answer(prompt, message, tokenizer, cut=cut)
     return {
         "tokens": (head + tail)[: sampling.window], "first": max(0, len(head) - 1), "text": answer,
         "end": "cut" if cut else "stop",
@@ -265,7 +266,7 @@ def _encode_prompt(prompt: Prompt, tokenizer: TextTokenizer) -> list[int]:
 
 
 def _encode_answer(
-    prompt: Prompt, head: list[int], message: Record, tokenizer: TextTokenizer, *, cut: bool
+    prompt: Prompt, message: Record, tokenizer: TextTokenizer, *, cut: bool
 ) -> list[int]:
     """The tokens that the teacher wrote, with the one that ends the turn unless it was cut."""
     answer = str(message.get("content") or "")
@@ -274,19 +275,10 @@ def _encode_answer(
     said: Record = {"role": "assistant", "content": answer}
     if message.get("tool_calls"):
         said["tool_calls"] = message["tool_calls"]
-    plan = parse_tools({"tools": prompt.tools})
-    body = {"messages": [*prompt.messages, said], "add_generation_prompt": False}
-    try:
-        whole = build_prompt(body, tokenizer, plan).ids
-    except WireError:
-        whole = []
-    if whole[: len(head)] != head:
-        # The template writes an answer in another place or form.
+    turn = encode_turn(prompt.messages, said, tokenizer, parse_tools({"tools": prompt.tools}))
+    if turn is None:
         return tokenizer.encode(answer, add_special_tokens=False)
-    tail = whole[len(head) :]
-    ends = set(tokenizer.find_turn_ends())
-    end = next((at for at, token in enumerate(tail) if token in ends), len(tail) - 1)
-    return tail[:end] if cut else tail[: end + 1]
+    return turn.answer[:-1] if cut and turn.ended else turn.answer
 
 
 def is_loop(text: str) -> bool:

@@ -14,6 +14,7 @@ from thrifty.artifacts.checkpoint import load_encoder
 from thrifty.compress.distill.settings import Training
 from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray
+from thrifty.train.child import load_trained
 
 RELATIONS = 1.0
 """The weight of the loss on pairwise similarities: those of the texts in one batch."""
@@ -42,6 +43,7 @@ class Embeddings:
         self.example_tokens = max(1, round(float(np.mean([len(text) for text in texts]))))
         self.held_out_tokens = held_out * self.example_tokens
         self.domains = [""]
+        self.details: dict[str, float] = {}
         if not same_width:
             self.unit = "squared difference of similarities"
 
@@ -52,6 +54,10 @@ class Embeddings:
         if self._same_width:
             loss = loss + (1 - (student * teacher).sum(dim=1)).mean()
         return loss, count
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        """See `Objective`."""
+        return len(numbers)
 
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
@@ -82,10 +88,8 @@ class Embeddings:
 
 def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embeddings]:
     """The student of a job, and its objective."""
-    from thrifty.compress.distill.worker import load_student
-
     student, teacher = Path(job["student"]), Path(job["teacher"])
-    model = load_student(
+    model = load_trained(
         student, training, "AutoModel", freeze_embeddings=training.freeze_embeddings
     )
     taught = load_torch_model(teacher, f"the model in {teacher}", "AutoModel")

@@ -47,6 +47,7 @@ class NextTokens:
         self.example_tokens = examples.window
         self.held_out_tokens = len(self._held_out) * examples.window
         self.domains = list(dict.fromkeys(map(examples.domain, self._held_out)))
+        self.details: dict[str, float] = {}
         self._divergence = DIVERGENCES[training.divergence]
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
@@ -57,6 +58,10 @@ class NextTokens:
             same = list(group)
             total = total + self._loss(model, same, device) * (len(same) / len(examples))
         return total, sum(len(example.tokens) for example in examples)
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        """See `Objective`."""
+        return len(numbers)
 
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int

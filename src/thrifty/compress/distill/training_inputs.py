@@ -106,6 +106,8 @@ class TrainingInputs:
             "step": "distill", "version": VERSION, "window": self._window,
             "text_sha256": self._text.sha256, **asdict(training),
         }  # fmt: skip
+        # No distillation has them; recipes are those of before.
+        del recipe["steps"], recipe["batch_examples"]
         job: dict[str, Any] = {
             "family": self._family.value, "student": str(self._source), "pid": os.getpid(),
             "held_out_tokens": HELD_OUT_TOKENS, "training": asdict(training),

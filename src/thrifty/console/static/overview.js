@@ -2,7 +2,7 @@
 import { html, useState } from "./vendor.js";
 import { figures, recent, status } from "./api.js";
 import { Chart } from "./chart.js";
-import { findInterval, formatCount, formatMoney, formatMs, formatRate, formatShare, formatTime } from "./format.js";
+import { findInterval, formatCount, formatMoney, formatMs, formatRate, formatShare } from "./format.js";
 import { Badge, Card, Choice, Empty, Loaded, Sparkline, Table, useLoad, When } from "./parts.js";
 import { link } from "./router.js";
 
@@ -27,7 +27,6 @@ function Figures({ data, changes }) {
   const total = add(data.versions);
   const marks = changes.map((change) => ({ at: Date.parse(change.at) / 1000, label: change.kind }))
     .filter((mark) => mark.at > data.since);
-  const partial = data.read_from > data.since;
   const pick = (name, map = (x) => x) => data.series.map((one) => ({
     label: `${one.labels.deployment} ${one.labels.version}`, values: one.values[name].map(map),
   }));
@@ -35,8 +34,6 @@ function Figures({ data, changes }) {
   return html`
     <ul class="verdicts">${judge(data, total).map((verdict) => html`<${Verdict}
       key=${verdict.name} ...${verdict} />`)}</ul>
-    ${partial && html`<p class="quiet">Of the newest ${formatCount(data.rows)} requests, since
-      ${" "}${formatTime(data.read_from)}.</p>`}
     ${total.requests === 0 ? html`<${Empty} title="No requests in this window">Send one:
       ${" "}<a href=${link("playground")}>open the playground</a>, or point an OpenAI client at
       this address with <code>/v1</code>.</${Empty}>`
@@ -52,7 +49,7 @@ function Figures({ data, changes }) {
 function add(versions) {
   const total = {};
   for (const name of ["requests", "failed", "refused", "cache_hits", "prompt_tokens",
-    "cached_tokens", "completion_tokens", "liked", "disliked", "corrected", "judged"]) {
+    "cached_tokens", "completion_tokens", "liked", "disliked", "corrected", "saved"]) {
     total[name] = versions.reduce((sum, one) => sum + one[name], 0);
   }
   const priced = versions.filter((one) => one.cost != null);
@@ -108,22 +105,23 @@ function judgeSpeed(data) {
 }
 
 function judgeRight(data, total) {
-  if (!total.judged) {
+  const judged = Math.max(total.liked + total.disliked, total.corrected);
+  if (!judged) {
     return { name: "Right", value: "–", unit: "accepted as they are", tone: "idle",
       detail: "Nobody has judged or corrected an answer yet" };
   }
-  const share = 1 - total.corrected / total.judged;
+  const share = 1 - total.corrected / judged;
   return { name: "Right", value: formatShare(share), unit: "accepted as they are",
     tone: share >= 0.95 ? "good" : share >= 0.8 ? "busy" : "bad",
-    detail: `${formatCount(total.corrected)} of ${formatCount(total.judged)} judgements corrected
-      the answer` };
+    detail: `${formatCount(total.corrected)} of ${formatCount(judged)} judged answers were
+      corrected` };
 }
 
 function judgeLiking(data, total) {
   const count = total.liked + total.disliked;
   if (!count) {
     return { name: "Liked", value: "–", unit: "thumbs up", tone: "idle",
-      detail: "No thumbs or ratings yet" };
+      detail: "No thumbs yet" };
   }
   const [low, high] = findInterval(total.liked, count);
   return { name: "Liked", value: formatShare(total.liked / count), unit: "thumbs up",
@@ -144,7 +142,7 @@ function judgeCost(data, total) {
   }
   return { name: "Cheap", tone: "idle", word: "No budget",
     value: formatMoney((total.cost / Math.max(1, total.pricedRequests)) * 1000),
-    unit: "per 1000 requests", detail: `${formatMoney(total.cost)} in all. ${saved}`,
+    unit: "per 1000 requests", detail: `${formatMoney(total.cost)} in all, ${formatMoney(total.saved)} saved. ${saved}`,
     spark: sum(data, "completion_tokens") };
 }
 

@@ -45,10 +45,10 @@ class Recorder:
         overhead_s = max(0.0, sent_s - call.received_s - delivery.queue_s)
         ttft_s = delivery.first_byte_s - call.received_s if delivery.first_byte_s else None
         tpot_s = None
-        prompt = completion = cached = None
+        prompt = completion = cached = cost = None
         if usage is not None:
             prompt, completion = usage.prompt_tokens, usage.completion_tokens
-            cached = usage.cached_tokens
+            cached, cost = usage.cached_tokens, _find_cost(call)
         generated = cache.result != HIT
         stream = call.parsed is not None and call.parsed.stream
         if stream and completion and completion > 1 and generated and delivery.first_byte_s:
@@ -112,6 +112,7 @@ class Recorder:
             round(e2e_s * 1e6) / 1e3,
             round(overhead_s * 1e7) / 10,
             encode_tags(tags) if tags else None,
+            cost,
         )
         if not self._prompts or call.parsed is None or not call.origin.counts:
             self._writer.put(row)
@@ -127,13 +128,26 @@ class Recorder:
 
 
 def _saved(call: Call) -> Saved:
-    usage, cost = call.outcome.usage, 0.0
+    usage = call.outcome.usage
     tier, saved_s = call.cache.tier, call.cache.saved_s
     if usage is None:
         return Saved(tier, saved_s, 0, 0, 0.0)
-    if call.target is not None:
-        prices = call.target.version.settings
-        cost = compute_cost(
-            prices, usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+    return Saved(
+        tier, saved_s, usage.prompt_tokens, usage.completion_tokens, _find_cost(call) or 0.0
+    )
+
+
+def _find_cost(call: Call) -> float | None:
+    """What the call's tokens cost by the prices of its version, from a cache or not; None where
+    there are no prices.
+    """
+    usage, target = call.outcome.usage, call.target
+    if usage is None or target is None:
+        return None
+    return (
+        compute_cost(
+            target.version.settings, usage.prompt_tokens, usage.completion_tokens,
+            usage.cached_tokens,
         )
-    return Saved(tier, saved_s, usage.prompt_tokens, usage.completion_tokens, cost)
+        or None
+    )  # fmt: skip

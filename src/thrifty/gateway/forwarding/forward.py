@@ -185,9 +185,10 @@ class Forwarder:
             if replica is None:
                 replica = await self._choose(call, version, tried, flight)
             delivery.attempts += 1
-            load = version.router.begin(replica, delivery.routed, time.perf_counter())
+            begun_s = time.perf_counter()
+            load = version.router.begin(replica, delivery.routed, begun_s)
             delivery.load = load
-            version.note_begun(replica)
+            version.note_begun(replica, begun_s)
             streamed = False
             try:
                 if self.on_chosen is not None:
@@ -209,8 +210,9 @@ class Forwarder:
                 raise
             finally:
                 replica = delivery.replica or replica  # a hedge may have changed it
-                _end_load(delivery.load or load, call, streamed=streamed)
-                version.note_ended(replica)
+                load, ended_s = delivery.load or load, time.perf_counter()
+                _end_load(load, call, ended_s, streamed=streamed)
+                version.note_ended(replica, load.began_s, ended_s)
             if not (call.exchange.disconnected or call.expired) and not is_busy(failure):
                 self._note_failure(version, replica)
             else:
@@ -520,8 +522,8 @@ def _route(call: Call, version: Version, candidates: list[Replica]) -> Replica:
     return version.router.choose(candidates, delivery.routed)
 
 
-def _end_load(load: Outstanding, call: Call, *, streamed: bool) -> None:
-    now_s, usage = time.perf_counter(), call.outcome.usage
+def _end_load(load: Outstanding, call: Call, now_s: float, *, streamed: bool) -> None:
+    usage = call.outcome.usage
     if usage is None:
         load.end(now_s)
         return

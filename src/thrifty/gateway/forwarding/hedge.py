@@ -73,8 +73,9 @@ class Hedger:
             if not others or not self._budget.spend():
                 return None
             other = self._pick(call, version, others)
-            second = other, version.router.begin(other, delivery.routed, time.perf_counter())
-            version.note_begun(other)
+            now_s = time.perf_counter()
+            second = other, version.router.begin(other, delivery.routed, now_s)
+            version.note_begun(other, now_s)
             self._metrics.hedges.labels(version.deployment).inc()
             return other
 
@@ -98,8 +99,9 @@ class Hedger:
                     delivery.replica = winner
                     if flight is not None:
                         flight.replica = winner.id
-                load.end(time.perf_counter())
-                version.note_ended(loser)
+                ended_s = time.perf_counter()
+                load.end(ended_s)
+                version.note_ended(loser, load.began_s, ended_s)
                 version.health.note_unknown(loser.id)
         return answer
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from thrifty.db.demand import Figures, find_bucket
 from thrifty.gateway.state.replica import Replica
 
@@ -23,28 +25,27 @@ DEFAULT_TOKEN_S = 0.02
 class Demand:
     """The totals of one version. Times are readings of `clock`."""
 
-    __slots__ = ("_at_replicas", "_began_s", "_changed_s", "_clock", "figures")
+    __slots__ = ("_at_replicas", "_began_s", "_clock", "_sent_s", "figures")
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self.figures = Figures(since_s=time.time())
         self._at_replicas = 0
-        self._began_s = self._changed_s = clock()
+        self._sent_s = 0.0
+        """The sum of the times at which the requests at replicas were sent."""
+        self._began_s = clock()
 
-    def begin(self) -> None:
+    def begin(self, now_s: float) -> None:
         """A request goes to a replica."""
-        self._integrate()
         self._at_replicas += 1
+        self._sent_s += now_s
 
-    def end(self) -> None:
-        """A request has left its replica."""
-        self._integrate()
+    def end(self, began_s: float, now_s: float) -> None:
+        """A request that went to a replica at `began_s` has left it."""
         self._at_replicas -= 1
-
-    def _integrate(self) -> None:
-        now_s = self._clock()
-        self.figures.busy_s += self._at_replicas * (now_s - self._changed_s)
-        self._changed_s = now_s
+        # Rounding errors end where nothing is left.
+        self._sent_s = self._sent_s - began_s if self._at_replicas else 0.0
+        self.figures.busy_s += now_s - began_s
 
     def note_answer(
         self,
@@ -89,9 +90,9 @@ class Demand:
 
     def read(self, work: Mapping[str, float], held: int, queued: int) -> Figures:
         """The figures now. `work` is what is left to say at each of the version's replicas."""
-        self._integrate()
-        figures = self.figures
-        figures.counted_s = self._changed_s - self._began_s
-        figures.held, figures.queued, figures.in_flight = held, queued, self._at_replicas
+        now_s, at_replicas = self._clock(), self._at_replicas
+        figures = msgspec.structs.replace(self.figures, counted_s=now_s - self._began_s)
+        figures.busy_s += at_replicas * now_s - self._sent_s
+        figures.held, figures.queued, figures.in_flight = held, queued, at_replicas
         figures.work = dict(work)
         return figures

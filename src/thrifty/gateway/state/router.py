@@ -57,8 +57,8 @@ class LoadedReplica(Protocol):
 class Outstanding:
     """The load of one request on its replica, from the choice until the last byte."""
 
-    __slots__ = ("_ahead", "_began_s", "_first_s", "_new", "_prefill", "_replica", "_request",
-                 "_router")  # fmt: skip
+    __slots__ = ("_ahead", "_first_s", "_new", "_prefill", "_replica", "_request", "_router",
+                 "began_s")  # fmt: skip
 
     def __init__(
         self, router: Router, replica: LoadedReplica, request: RoutedRequest, now_s: float
@@ -78,7 +78,7 @@ class Outstanding:
         replica.waiting += 1
         replica.prefill_tokens += self._prefill
         replica.decode_tokens += request.decode_tokens
-        self._began_s, self._first_s = now_s, 0.0
+        self.began_s, self._first_s = now_s, 0.0
 
     def _note_prefix(self, slot: int) -> None:
         request, prefixes = self._request, self._router.learned.prefixes
@@ -95,7 +95,7 @@ class Outstanding:
         self._end_prefill()
         if self._ahead is not None:
             self._router.learned.rates_of(self._replica).learn_ttft(
-                self._ahead, now_s - self._began_s
+                self._ahead, now_s - self.began_s
             )
 
     def _end_prefill(self) -> None:

@@ -142,15 +142,15 @@ class Version:
             ready = [replica for replica in ready if replica.in_flight < slots] or ready
         return list(ready)
 
-    def note_begun(self, replica: Replica) -> None:
+    def note_begun(self, replica: Replica, now_s: float) -> None:
         """Update the counts of full and busy replicas after a request was counted against one."""
-        self.demand.begin()
+        self.demand.begin(now_s)
         if replica.in_flight == self.settings.slots:
             self.full += 1
 
-    def note_ended(self, replica: Replica) -> None:
-        """Update the counts of full and busy replicas after a request ended."""
-        self.demand.end()
+    def note_ended(self, replica: Replica, began_s: float, now_s: float) -> None:
+        """Update the counts of full and busy replicas after a request, begun at `began_s`, ended."""
+        self.demand.end(began_s, now_s)
         slots = self.settings.slots
         if slots is not None and replica.in_flight == slots - 1:
             self.full = max(0, self.full - 1)

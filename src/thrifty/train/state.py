@@ -39,9 +39,15 @@ class Objective(Protocol):
     """Tokens that one evaluation takes."""
     domains: list[str]
     """What `measure` tells apart."""
+    details: dict[str, float]
+    """Other figures of the last `measure`, by name; none for most objectives."""
 
     def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
         """The mean loss over some examples, and how many tokens they have."""
+        ...
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        """The weight of some examples in the mean over a step, such as their number."""
         ...
 
     def measure(
@@ -72,6 +78,8 @@ class State:
     """For each domain: tokens, and the held-out loss after them."""
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     """What was predicted: the seconds of training, and for each domain the end and its error."""
+    details: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    """Steps, and the objective's other figures after them."""
     phases: list[tuple[int, int]] = field(default_factory=list)
     """After how many read examples there were how many to learn from."""
 

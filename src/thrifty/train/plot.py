@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thrifty.errors import CompressionError
+from thrifty.errors import TrainingError
 
 
 def plot_losses(figures: dict[str, Any], path: Path) -> None:
-    """Draw the report of `distill_model` to a PNG. Raises `CompressionError` without matplotlib."""
+    """Draw the figures of a training to a PNG. Raises `TrainingError` without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise CompressionError("plots need matplotlib: pip install 'thrifty[plot]'") from None
+        raise TrainingError("plots need matplotlib: pip install 'thrifty[plot]'") from None
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -32,16 +32,24 @@ class Student(nn.Module):  # type: ignore[misc]  # torch's types are not read
             model.set_attn_implementation("eager")
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, wanted: Tensor, hidden: bool = False
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        wanted: Tensor,
+        hidden: bool = False,
+        rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the tokens `wanted` [B (T - 1), n] after each of `tokens` [B, T]
         except the last, and hidden states [layers + 1, B, T, channels] if `hidden`. `positions`
-        [B, T] restart where the next text of a window begins.
+        [B, T] restart where the next text of a window begins. With `rows` [N], only those of the
+        B (T - 1) predictions are computed, and `wanted` is [N, n].
         """
         out = self.inner.base_model(
             tokens, position_ids=positions, output_hidden_states=hidden, use_cache=False
         )
         states = out.last_hidden_state[:, :-1].flatten(0, 1)
+        if rows is not None:
+            states = states[rows]
         head = self.inner.get_output_embeddings()
         found = _ChosenLogProbabilities.apply(states, head.weight, wanted)
         return found, torch.stack(out.hidden_states) if hidden else None

@@ -16,11 +16,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from thrifty.compress.distill.forecast import forecast
-from thrifty.compress.distill.settings import Training
-from thrifty.compress.distill.training_state import Limits, Objective, State
-from thrifty.errors import CompressionError
+from thrifty.errors import TrainingError
 from thrifty.files import replace_atomically, write_atomically
+from thrifty.train.forecast import forecast
+from thrifty.train.settings import LoopSettings
+from thrifty.train.state import Limits, Objective, State
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 BETAS = (0.9, 0.95)
@@ -61,22 +61,25 @@ class Trainer:
         self,
         model: Any,
         objective: Objective,
-        training: Training,
+        training: LoopSettings,
         folder: Path,
         accelerator: Accelerator,
+        name: str = "train",
     ) -> None:
+        """`name` is what progress calls it."""
         self._objective = objective
         self._training = training
         self._folder = folder
         self._accelerator = accelerator
+        self._name = name
         if objective.examples < 1:
-            raise CompressionError(
-                "the text is too short: nothing is left to learn from; use more text"
-            )
+            raise TrainingError("the data are too short: nothing is left to learn from; use more")
         model.to(torch.float32).train()
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         ranks: int = accelerator.num_processes
-        self._per_step = math.ceil(_count_examples(training, objective) / ranks) * ranks
+        # Objectives that compare the examples of a micro-batch get whole ones.
+        whole = ranks * (training.micro_batch if training.batch_examples else 1)
+        self._per_step = math.ceil(_count_examples(training, objective) / whole) * whole
         self.batch_tokens = self._per_step * objective.example_tokens
         self._average: dict[str, Any] = {}
         self._evaluation_s = self._saving_s = self._last_step_s = 0.0
@@ -87,7 +90,7 @@ class Trainer:
         self.learning_rate = training.learning_rate or min(
             MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS)
         )
-        self.steps = (
+        self.steps = training.steps or (
             max(1, math.ceil(training.tokens / self.batch_tokens)) if training.tokens else None
         )
         between = TRAINED_PER_EVALUATED * objective.held_out_tokens
@@ -109,7 +112,7 @@ class Trainer:
     ) -> bool:
         """Train from the last checkpoint; returns whether the training ended, not paused.
 
-        Raises `CompressionError` if the loss explodes or is not a number, and if the time is too
+        Raises `TrainingError` if the loss explodes or is not a number, and if the time is too
         short for a step; the last good checkpoint stays.
         """
         self._limits = limits = limits or Limits()
@@ -151,7 +154,7 @@ class Trainer:
         if state.held_out[-1][0] != state.step:
             self._evaluate()
         if not state.best_step:
-            raise CompressionError(
+            raise TrainingError(
                 f"training improved nothing: {state.held_out[0][1]:.4f} {self._objective.unit} on "
                 f"held-out data before, {state.held_out[-1][1]:.4f} after; try a lower "
                 "--learning-rate, or train longer"
@@ -187,6 +190,8 @@ class Trainer:
         for name, value in found.items():
             state.curves.setdefault(name, []).append((state.tokens, value))
         state.held_out.append((state.step, sum(found.values()) / len(found)))
+        if self._objective.details:
+            state.details.append((state.step, dict(self._objective.details)))
 
     def _evaluate(self) -> None:
         state = self.state
@@ -245,7 +250,7 @@ class Trainer:
             return
         budget_s = limits.budget_s or 0.0
         enough_s = budget_s - self._left_s() + 2 * needed_s
-        raise CompressionError(
+        raise TrainingError(
             f"{budget_s / 60:.2g} minutes are too short for one step of {self.batch_tokens} "
             f"tokens, which takes about {needed_s:.0f} s after the rest; about "
             f"{math.ceil(enough_s / 6) / 10:g} minutes would be enough. What was prepared is kept"
@@ -265,7 +270,7 @@ class Trainer:
         self._told_s = time.monotonic()
         state, limits = self.state, self._limits
         if limits.deadline_s is None:
-            end: float = self._training.tokens or 0
+            end: float = self._training.tokens or (self.steps or 0) * self.batch_tokens
         else:
             left_s = max(0.0, self._left_s()) * (1 - EVALUATION_SHARE)
             end = state.tokens + state.tokens / max(1e-9, state.stepping_s) * left_s
@@ -288,11 +293,13 @@ class Trainer:
     def _describe_progress(self, loss: float) -> Progress:
         state, limits = self.state, self._limits
         what = f"loss {loss:.3f}, held out {state.best:.4f}"
+        if limits.budget_s is None and self._training.steps is not None:
+            return Progress(self._name, state.step, self._training.steps, f"steps, {what}")
         if limits.budget_s is None:
-            return Progress("distill", state.tokens, self._training.tokens or 0, f"tokens, {what}")
+            return Progress(self._name, state.tokens, self._training.tokens or 0, f"tokens, {what}")
         spent = round((limits.spent_s + self._now_s()) / 60, 1)
         unit = f"minutes, {state.tokens} tokens, {what}"
-        return Progress("distill", spent, round(limits.budget_s / 60, 2), unit)
+        return Progress(self._name, spent, round(limits.budget_s / 60, 2), unit)
 
     # averages
 
@@ -326,11 +333,11 @@ class Trainer:
         groups = [
             own[at : at + training.micro_batch] for at in range(0, len(own), training.micro_batch)
         ]
-        total, tokens = 0.0, 0
+        total, tokens, weight = 0.0, 0, self._objective.weigh(own)
         for index, group in enumerate(groups):
             with _last_alone(accelerator, self._model, last=index == len(groups) - 1):
                 loss, count = self._objective.loss(self._model, group, accelerator.device)
-                loss = loss * (len(group) / len(own))
+                loss = loss * (self._objective.weigh(group) / weight)
                 accelerator.backward(loss)
             total += float(loss.detach())
             tokens += count
@@ -386,10 +393,12 @@ class Trainer:
     def _check(self, loss: float) -> None:
         recent = self.state.losses[-RECENT:]
         usual = sum(recent) / len(recent) if len(recent) == RECENT else math.inf
-        if math.isfinite(loss) and loss <= max(EXPLODED * usual, 0.1):
+        # What is below the loss at the beginning is no explosion, however low the others are.
+        bound = max(EXPLODED * usual, 0.1, self.state.held_out[0][1])
+        if math.isfinite(loss) and loss <= bound:
             return
         what = f"{loss:.3g}, after {usual:.3g}" if math.isfinite(loss) else "not a number"
-        raise CompressionError(
+        raise TrainingError(
             f"training stopped at step {self.state.step + 1}: the loss is {what}. The checkpoint "
             f"of step {self._saved_step()} is kept in {self._folder}; try a lower --learning-rate"
         )
@@ -425,13 +434,14 @@ class Trainer:
         if not path.exists():
             return
         note = json.loads(path.read_text())
-        if note.pop("training") != _describe(self._training):
-            raise CompressionError(
+        if _without_none(note.pop("training")) != _describe(self._training):
+            raise TrainingError(
                 f"{self._folder} contains a training with other settings; remove it, or use the "
                 "same settings"
             )
         tensors = load_file(self._folder / f"{note.pop('file')}.safetensors")
-        for pairs in (note["held_out"], note["phases"], *note["curves"].values()):
+        lists = ("held_out", "phases", "details")
+        for pairs in (*(note.get(name, []) for name in lists), *note["curves"].values()):
             pairs[:] = map(tuple, pairs)
         self.state = State(**note)
         device = self._accelerator.device
@@ -458,13 +468,20 @@ class Trainer:
                 parameter.copy_(tensors[key])
 
 
-def _describe(training: Training) -> dict[str, Any]:
+def _describe(training: LoopSettings) -> dict[str, Any]:
     """What must be the same for a training to go on: all but its minutes."""
-    return {**asdict(training), "minutes": None}
+    return _without_none({**asdict(training), "minutes": None})
 
 
-def _count_examples(training: Training, objective: Objective) -> int:
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are set: those that a later release added are not, in earlier notes."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _count_examples(training: LoopSettings, objective: Objective) -> int:
     """The number of examples in a step."""
+    if training.batch_examples is not None:
+        return training.batch_examples
     if training.batch_tokens is not None:
         return max(1, training.batch_tokens // objective.example_tokens)
     tokens = (

@@ -1,0 +1,131 @@
+"""`thrifty data build|show|remove`: data sets that are built by recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from thrifty.cli.show import print_json, print_line, print_table, show_progress, tell
+from thrifty.data.built import BuiltSet, list_sets, open_set, remove_set
+from thrifty.home import find_home
+from thrifty.untrusted_text import sanitize_line
+
+
+def run_build(
+    recipe: Path, name: str, *, workers: int | None, restart: bool, as_json: bool
+) -> None:
+    """Build a set and say what each stage did."""
+    from thrifty.curate.build import build_data, describe_outcome
+
+    count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    with show_progress() as on_progress:
+        built = build_data(recipe, name, workers=count, restart=restart, on_progress=on_progress)
+    found = describe_outcome(built)
+    if as_json:
+        print_json(found)
+        return
+    print_line(f"{built.label}: {found['rows_out']:,} rows of {found['rows_in']:,} records")
+    for stage, removed in found["removed"].items():
+        print_line(f"  {stage:12} {removed:,} removed")
+    for split in ("train", "test"):
+        print_line(f"  {split:12} {built.count(split):,} rows")
+    print_line(str(built.folder / "report.html"))
+
+
+def describe_set(built: BuiltSet) -> dict[str, Any]:
+    """One version of a set, for a list."""
+    return {
+        "name": built.name, "version": f"v{built.version}", "kind": built.kind,
+        "train": built.count("train"), "test": built.count("test"),
+        "bytes": sum(one.bytes for one in built.files),
+        "evaluation": bool(built.manifest.get("evaluation")), "built_s": built.manifest["built_s"],
+        "sources": [one["source"] for one in built.manifest["sources"]],
+    }  # fmt: skip
+
+
+def list_built() -> list[dict[str, Any]]:
+    """All versions of all built sets."""
+    return [describe_set(built) for built in list_sets(find_home().datasets)]
+
+
+def run_show(named: str, *, row: int | None, report: bool, as_json: bool) -> None:
+    """Show a set, or the history of one row."""
+    built = open_set(find_home().datasets, named)
+    if row is not None:
+        _show_row(built, row, as_json=as_json)
+        return
+    if report:
+        from thrifty.curate.report import REPORT, write_report
+
+        path = built.folder / REPORT
+        print_line(str(path if path.exists() else write_report(built)))
+        return
+    facts = json.loads((built.folder / "report.json").read_text(encoding="utf-8"))
+    if as_json:
+        print_json({"manifest": built.manifest, "report": facts, "folder": str(built.folder)})
+        return
+    print_line(f"{built.label}: {built.kind}, {built.count():,} rows, {built.folder}")
+    rows = [
+        (one["stage"], f"{one['rows_in']:,}", f"{one['removed']:,}", f"{one['rows_out']:,}")
+        for one in facts["stages"]
+    ]
+    print_table(("stage", "rows in", "removed", "rows out"), rows)
+    splits = ", ".join(f"{split} {built.count(split):,}" for split in ("train", "test"))
+    print_line(f"splits: {splits}")
+    for source, count in facts["sources"].items():
+        print_line(f"source {source}: {count:,} rows")
+    apart = ", ".join(one["set"] for one in facts["apart_from"]) or "nothing"
+    print_line(f"apart from: {apart}")
+    for erased in built.manifest.get("erased", ()):
+        print_line(f"erased since: {erased['rows']} rows")
+
+
+def _show_row(built: BuiltSet, number: int, *, as_json: bool) -> None:
+    split, row = built.read_row(number)
+    history = row.pop("provenance")
+    if as_json:
+        print_json(
+            {"set": built.label, "row": number, "split": split, "value": row, "history": history}
+        )
+        return
+    print_line(f"{built.label}, row {number} ({split})")
+    print_line(json.dumps(row, ensure_ascii=False, indent=2))
+    print_line("history:")
+    for line in tell_history(history, split, built):
+        print_line(f"  {sanitize_line(line, 400)}")
+
+
+def tell_history(history: dict[str, Any], split: str, built: BuiltSet) -> list[str]:
+    """What became of a row, from its source to its place, in sentences."""
+    log = f", responses {history['responses']}" if history.get("responses") else ""
+    lines = [
+        f"read from {history['source']}: {history['path']}, record {history['line']}{log}",
+        f"the record's SHA-256: {history['sha256']}",
+    ]
+    for key, what in (
+        ("judged", "judged: {}"), ("feedback", "feedback: {}"), ("subjects", "of the persons {}"),
+        ("language", "language: {}"), ("changed", "changed by {}"),
+        ("leak", "holds an accepted evaluation item: {}"),
+        ("tokens", "{} tokens"), ("words", "{} words"),
+    ):  # fmt: skip
+        if history.get(key):
+            lines.append(what.format(_say(history[key])))
+    same = history.get("duplicates")
+    if same:
+        lines.append(f"stands for {same['count']} duplicates: {'; '.join(same['some'])}")
+    lines.append(f"put into {split} of {built.label}")
+    return lines
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} ({_say(one)})" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def run_remove(named: str) -> None:
+    """Remove a version, or all versions."""
+    for label in remove_set(find_home().datasets, named):
+        tell(f"{label} is removed")

@@ -1,0 +1,509 @@
+"""One piece of a source on its way from records to rows: read, shaped, cleaned, judged, measured.
+
+What becomes of a piece depends on the piece and the settings alone, so that any number of processes,
+and a build that was interrupted, come to the same bytes. Written for each piece:
+
+    NNNNN.rows.jsonl    the rows that are kept so far, with their provenance
+    NNNNN.facts.npy     a record of `FACTS` for each of them
+    NNNNN.bands.u64     the keys of their bands: [bands, rows]
+    NNNNN.unique.u32    the sequences of each row, sorted, by which near-duplicates are verified
+    NNNNN.json          counts, samples and set-aside records; it is written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.curate.clean import extract_article, find_language, make_cleaner
+from thrifty.curate.leaks import LeakIndex, find_leaks, load_index
+from thrifty.curate.quality import Table, judge_text, load_table
+from thrifty.curate.read import Broken, Record, encode, read_piece
+from thrifty.curate.recipe import Recipe
+from thrifty.curate.shapes import Misshapen, make_row
+from thrifty.curate.sketch import (
+    Banding,
+    Words,
+    choose_banding,
+    digest_words,
+    find_sequences,
+    find_words,
+    hash_text,
+    list_unique,
+    sign,
+)
+from thrifty.curate.sources import Piece, SourceFile
+from thrifty.curate.texts import (
+    Row,
+    change_all_texts,
+    change_texts,
+    find_question,
+    join_all,
+    join_answers,
+    join_compared,
+)
+from thrifty.data.token_lengths import list_conversations
+from thrifty.db.subjects import Subjects
+from thrifty.engines.server.prompt import build_prompt
+from thrifty.engines.server.tools import parse_tools
+from thrifty.observe.redact import Redactor, find_pseudonym
+from thrifty.openai.errors import WireError
+from thrifty.text.tokenizer import TextTokenizer
+
+FACTS = np.dtype([
+    ("digest", "<u8", 2), ("conversation", "<u8"), ("user", "<u8"), ("time", "<f8"),
+    ("tokens", "<i4"), ("language", "S8"), ("label", "i1"), ("source", "<i4"), ("begin", "<i8"),
+    ("bytes", "<i4"), ("unique", "<i8"), ("unique_count", "<i4"),
+])  # fmt: skip
+"""What later stages know of a row: checksums of its words, its groups, time (NaN: none) and length,
+and where its bytes and its sequences stand in the piece's files."""
+Facts = npt.NDArray[Any]
+BATCH_CHARS = 200_000
+BATCH_ROWS = 256
+SAMPLES = 3
+"""Samples of each reason in a piece."""
+SAMPLE_CHARS = 300
+MOST_SET_ASIDE = 1000
+
+STAGES = (
+    "broken", "format", "html", "language", "quality", "redact", "length", "leaks", "exact", "near",
+    "embeddings", "balance", "mix",
+)  # fmt: skip
+"""Where rows are removed, in their order."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What processes need to know beside the recipe; all of it survives JSON."""
+
+    recipe: dict[str, Any]
+    folder: str
+    """The recipe's folder, for files that it names."""
+    work: str
+    """Where pieces are written."""
+    tokenizer: str | None
+    """The folder of the tokenizer."""
+    has_leaks: bool
+    """Whether there is an index of evaluation items in `work`."""
+
+
+@dataclass
+class Tally:
+    """What happened in one piece."""
+
+    records: int = 0
+    removed: dict[str, Counter[str]] = field(default_factory=dict)
+    """By stage, by reason."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """How many rows a step changed."""
+    languages: Counter[str] = field(default_factory=Counter)
+    redacted: Counter[str] = field(default_factory=Counter)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    leaks: list[dict[str, Any]] = field(default_factory=list)
+    rows: int = 0
+
+    def remove(self, stage: str, reason: str, excerpt: str, provenance: Record) -> None:
+        """Count a removed row, and keep the first few of each reason."""
+        counts = self.removed.setdefault(stage, Counter())
+        counts[reason] += 1
+        if counts[reason] <= SAMPLES:
+            self.samples.append(
+                {"stage": stage, "reason": reason, "text": excerpt, "provenance": dict(provenance)}
+            )
+
+
+class PieceMaker:
+    """Makes pieces by one recipe. Loads what the recipe needs once. Raises `ThriftyError`."""
+
+    def __init__(self, settings: Settings, secrets: tuple[bytes, bytes]) -> None:
+        """`secrets` are those of pseudonyms in texts, and of persons."""
+        self._recipe = recipe = Recipe.model_validate(settings.recipe)
+        self._work = Path(settings.work)
+        self._cleaner = make_cleaner(recipe.clean)
+        self._tables: list[Table] = [
+            load_table(name, Path(settings.folder)) for name in recipe.clean.quality
+        ]
+        self._redactor = Redactor(secrets[0]) if recipe.redact is not None else None
+        self._subjects = Subjects(secrets[1])
+        folder = settings.tokenizer
+        self._tokenizer = TextTokenizer.load(Path(folder)) if folder is not None else None
+        self._leaks: LeakIndex | None = None
+        if settings.has_leaks:
+            self._leaks = load_index(self._work / "leaks.npz")
+        near = recipe.deduplicate.near
+        self._banding: Banding | None = choose_banding(near.similarity) if near else None
+
+    def make(self, file: SourceFile, piece: Piece) -> None:
+        """Read one piece and write what is kept of it. Raises `DataError` and `OSError`."""
+        tally = Tally()
+        out = _PieceFiles(self._work, piece.number, self._banding)
+        for batch in self._read_batches(file, piece, tally):
+            self._finish_batch(batch, out, tally)
+        out.close(tally)
+
+    def _read_batches(
+        self, file: SourceFile, piece: Piece, tally: Tally
+    ) -> Iterator[list[tuple[Row, dict[str, Any]]]]:
+        """Rows with what is known of them, some at a time."""
+        batch: list[tuple[Row, dict[str, Any]]] = []
+        chars = 0
+        for number, record in read_piece(file, piece):
+            tally.records += 1
+            found = self._make_row(file, number, record, tally)
+            if found is None:
+                continue
+            batch.append(found)
+            chars += len(join_compared(found[0]))
+            if chars >= BATCH_CHARS or len(batch) >= BATCH_ROWS:
+                yield batch
+                batch, chars = [], 0
+        if batch:
+            yield batch
+
+    def _make_row(
+        self, file: SourceFile, number: int, record: Record | Broken, tally: Tally
+    ) -> tuple[Row, dict[str, Any]] | None:
+        """The row of a record, through all that can be told of it alone; None if it is removed."""
+        source = self._recipe.sources[file.source]
+        path = file.path if source.log is None else file.name
+        provenance: dict[str, Any] = {"source": file.name, "path": path, "line": number}
+        if isinstance(record, Broken):
+            tally.remove("broken", record.reason, "", provenance)
+            if len(tally.set_aside) < MOST_SET_ASIDE:
+                tally.set_aside.append({"path": path, "line": number, "reason": record.reason})
+            return None
+        provenance["sha256"] = hashlib.sha256(encode_record(record)).hexdigest()
+        known = self._describe(record, source.fields, provenance)
+        known["source"] = file.source
+        if source.log is not None:
+            provenance |= _describe_log(record.get("provenance"))
+        try:
+            row = make_row(record, self._recipe.kind, source.shape, source.fields)
+        except Misshapen as fault:
+            excerpt = encode_record(record)[: 4 * SAMPLE_CHARS].decode("utf-8", "ignore")
+            tally.remove("format", str(fault), self._excerpt(excerpt), provenance)
+            return None
+        row = self._clean(row, provenance, tally)
+        if row is None:
+            return None
+        row["provenance"] = provenance
+        return row, known
+
+    def _describe(self, record: Record, fields: Any, provenance: dict[str, Any]) -> dict[str, Any]:
+        """The groups and the time of a record."""
+        user, conversation = record.get(fields.user), record.get(fields.conversation)
+        known: dict[str, Any] = {
+            "user": 0,
+            "conversation": 0,
+            "time": _read_time(record.get(fields.time)),
+        }
+        if isinstance(user, str | int) and not isinstance(user, bool) and user != "":
+            # The name itself stands nowhere: whoever forgets a person looks for the pseudonym.
+            provenance["subjects"] = [self._subjects.name("", str(user))]
+            known["user"] = hash_text(provenance["subjects"][0])
+        if isinstance(conversation, str | int) and conversation != "":
+            known["conversation"] = hash_text(f"{provenance['source']}\n{conversation}")
+        given = record.get("provenance")
+        for one in given if isinstance(given, list) else [given]:
+            if not isinstance(one, dict):
+                continue
+            if one.get("subjects") and not known["user"]:
+                provenance.setdefault("subjects", list(one["subjects"]))
+                known["user"] = hash_text(str(one["subjects"][0]))
+            if math.isnan(known["time"]):
+                known["time"] = _read_time(one.get("at"))
+        return known
+
+    def _excerpt(self, text: str) -> str:
+        """The beginning of a removed text, without personal data."""
+        if self._redactor is not None:
+            text = self._redactor.redact(text)
+        return text[:SAMPLE_CHARS]
+
+    # Texts
+
+    def _clean(self, row: Row, provenance: dict[str, Any], tally: Tally) -> Row | None:
+        clean = self._recipe.clean
+        changed: dict[str, Any] = {}
+        if self._cleaner is not None:
+            count = change_texts(row, self._cleaner)
+            if count:
+                changed["unicode"] = count
+        if clean.html and "text" in row:
+            article = extract_article(row["text"])
+            if article is None:
+                tally.remove("html", "no article", self._excerpt(row["text"]), provenance)
+                return None
+            if article != row["text"]:
+                row["text"] = article
+                changed["html"] = 1
+        if self._redactor is not None and not self._redact(row, changed, provenance, tally):
+            return None
+        if not self._judge(row, changed, provenance, tally):
+            return None
+        for step in changed:
+            tally.changed[step] += 1
+        if changed:
+            provenance["changed"] = changed
+        return row
+
+    def _redact(self, row: Row, changed: dict[str, Any], provenance: Record, tally: Tally) -> bool:
+        redactor = self._redactor
+        assert redactor is not None
+        kinds: Counter[str] = Counter()
+
+        def change(text: str) -> str:
+            after = redactor.redact(text)
+            if after != text:
+                kinds.update(_count_pseudonyms(after) - _count_pseudonyms(text))
+            return after
+
+        change_all_texts(row, change)
+        if kinds:
+            changed["redact"] = dict(sorted(kinds.items()))
+            tally.redacted.update(kinds)
+        drop = self._recipe.redact is not None and self._recipe.redact.targets == "drop"
+        if drop and "text" not in row and find_pseudonym(join_answers(row)):
+            tally.remove(
+                "redact", "pseudonym in an answer", join_answers(row)[:SAMPLE_CHARS], provenance
+            )
+            return False
+        return True
+
+    def _judge(
+        self, row: Row, changed: dict[str, Any], provenance: dict[str, Any], tally: Tally
+    ) -> bool:
+        clean = self._recipe.clean
+        if clean.languages:
+            language, probability = find_language(join_compared(row))
+            tally.languages[language] += 1
+            provenance["language"] = language
+            if language not in clean.languages or probability < clean.confidence:
+                sure = probability >= clean.confidence
+                reason = language if sure else f"{language}, unsure"
+                tally.remove("language", reason, join_compared(row)[:SAMPLE_CHARS], provenance)
+                return False
+        for table in self._tables:
+            judged = join_answers(row)
+            text, broken = judge_text(judged, table)
+            if broken is None and "text" in row and text != judged:
+                row["text"] = text
+                changed["lines"] = 1
+            if broken is not None or not text.strip():
+                reason = f"{table.title}: {broken or 'no line is left'}"
+                tally.remove("quality", reason, judged[:SAMPLE_CHARS], provenance)
+                return False
+        return True
+
+    # Measures
+
+    def _finish_batch(
+        self, batch: list[tuple[Row, dict[str, Any]]], out: _PieceFiles, tally: Tally
+    ) -> None:
+        words = find_words([join_compared(row) for row, _ in batch])
+        counts = np.diff(words.starts)
+        leaking = {}
+        if self._leaks is not None:
+            leaking = {leak.row: leak for leak in find_leaks(self._leaks, words)}
+        kept = []
+        for number, (row, known) in enumerate(batch):
+            tokens = self._count_tokens(row, int(counts[number]))
+            leak = leaking.get(number) if tokens is not None else None
+            if leak is not None and not self._note_leak(leak, row, tally):
+                continue
+            reason = self._find_length_fault(tokens)
+            if reason is not None:
+                tally.remove("length", reason, join_compared(row)[:SAMPLE_CHARS], row["provenance"])
+                continue
+            known["tokens"] = tokens
+            kept.append(number)
+        if not kept:
+            return
+        chosen = [batch[number] for number in kept]
+        compared = words if len(kept) == len(batch) else _take(words, kept)
+        digests = digest_words(find_words([join_all(row) for row, _ in chosen]))
+        out.add(chosen, digests, compared, self._recipe, tally)
+
+    def _count_tokens(self, row: Row, words: int) -> int | None:
+        """The length of a row in tokens, or in words; None where the chat template refuses it."""
+        if self._tokenizer is None:
+            return words
+        if "text" in row:
+            return len(self._tokenizer.encode(row["text"]))
+        try:
+            plan = parse_tools({"tools": row.get("tools")})
+            return max(
+                len(
+                    build_prompt(
+                        {"messages": messages, "add_generation_prompt": False},
+                        self._tokenizer, plan,
+                    ).ids
+                )
+                for messages in list_conversations(row)
+            )  # fmt: skip
+        except WireError:
+            return None
+
+    def _find_length_fault(self, tokens: int | None) -> str | None:
+        length = self._recipe.length
+        most = length.most if length.most is not None else self._recipe.pack
+        if tokens is None:
+            return "the chat template refuses it"
+        if tokens < length.least:
+            return f"fewer than {length.least}"
+        return f"more than {most}" if most is not None and tokens > most else None
+
+    def _note_leak(self, leak: Any, row: Row, tally: Tally) -> bool:
+        """Note a leak; returns whether the row stays."""
+        index, wanted = self._leaks, self._recipe.decontaminate
+        assert index is not None
+        assert wanted is not None
+        provenance = row["provenance"]
+        set_, where = index.sets[leak.item], index.where[leak.item]
+        accepted = set_ in wanted.accept
+        tally.leaks.append({
+            "set": set_, "where": where, "rule": leak.rule, "accepted": accepted,
+            "path": provenance["path"], "line": provenance["line"],
+        })  # fmt: skip
+        if accepted:
+            provenance["leak"] = f"{set_}, {where} ({leak.rule})"
+            return True
+        tally.remove("leaks", f"{set_}: {leak.rule}", join_compared(row)[:SAMPLE_CHARS], provenance)
+        return False
+
+
+class _PieceFiles:
+    """The files of one piece, written under other names until they are whole."""
+
+    def __init__(self, work: Path, number: int, banding: Banding | None) -> None:
+        self._base = work / f"{number:05d}"
+        self._banding = banding
+        self._rows = (work / f"{number:05d}.rows.jsonl").open("wb")
+        self._unique = (work / f"{number:05d}.unique.u32").open("wb")
+        self._facts: list[Facts] = []
+        self._bands: list[npt.NDArray[np.uint64]] = []
+        self._begin = self._unique_count = 0
+
+    def add(
+        self,
+        batch: list[tuple[Row, dict[str, Any]]],
+        digests: npt.NDArray[np.uint64],
+        words: Words,
+        recipe: Recipe,
+        tally: Tally,
+    ) -> None:
+        """Write the rows of a batch. Raises `OSError`."""
+        facts = np.zeros(len(batch), FACTS)
+        facts["digest"] = digests
+        for number, (row, known) in enumerate(batch):
+            provenance = row["provenance"]
+            provenance["tokens" if recipe.length.tokenizer else "words"] = known["tokens"]
+            line = encode(row)
+            question = find_question(row) or join_compared(row)
+            facts[number]["conversation"] = known["conversation"] or hash_text(question)
+            facts[number]["user"] = known["user"]
+            facts[number]["time"] = known["time"]
+            facts[number]["tokens"] = known["tokens"]
+            facts[number]["source"] = known["source"]
+            facts[number]["language"] = provenance.get("language", "").encode()[:8]
+            facts[number]["label"] = row.get("label", False)
+            facts[number]["begin"], facts[number]["bytes"] = self._begin, len(line)
+            self._rows.write(line)
+            self._begin += len(line)
+        if self._banding is not None:
+            near = recipe.deduplicate.near
+            assert near is not None
+            sequences, starts = find_sequences(words, near.words)
+            keys = sign(sequences, starts, self._banding)
+            # Answers with other labels are no duplicates, whatever they say.
+            self._bands.append(keys + (facts["label"] > 0).astype(np.uint64))
+            unique, unique_starts = list_unique(sequences, starts)
+            facts["unique"] = self._unique_count + unique_starts[:-1]
+            facts["unique_count"] = np.diff(unique_starts)
+            self._unique.write(unique.tobytes())
+            self._unique_count += len(unique)
+        self._facts.append(facts)
+        tally.rows += len(batch)
+
+    def close(self, tally: Tally) -> None:
+        """Write the rest; the piece is whole once its counts are there. Raises `OSError`."""
+        self._rows.close()
+        self._unique.close()
+        facts = np.concatenate(self._facts) if self._facts else np.zeros(0, FACTS)
+        np.save(self._base.with_suffix(".facts.npy"), facts, allow_pickle=False)
+        if self._bands:
+            self._base.with_suffix(".bands.u64").write_bytes(
+                np.concatenate(self._bands, axis=1).tobytes()
+            )
+        done = self._base.with_suffix(".json.part")
+        done.write_bytes(msgspec.json.encode(vars(tally)))
+        done.rename(self._base.with_suffix(".json"))
+
+
+def encode_record(record: Record) -> bytes:
+    """A record as JSON, the same for equal records."""
+    return json.dumps(record, ensure_ascii=False, sort_keys=True, default=str).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _describe_log(given: Any) -> dict[str, Any]:
+    """What a row of the request log says of where it came from."""
+    found = [
+        one for one in (given if isinstance(given, list) else [given]) if isinstance(one, dict)
+    ]
+    if not found:
+        return {}
+    said = {
+        key: found[0][key] for key in ("response", "deployment", "version", "at") if key in found[0]
+    }
+    responses = [one["response"] for one in found if "response" in one]
+    subjects = sorted({name for one in found for name in one.get("subjects") or ()})
+    feedback = [name for one in found for name in one.get("feedback") or ()]
+    return {
+        **said, "judged": found[0].get("source"), "responses": responses, "feedback": feedback,
+        "subjects": subjects,
+    }  # fmt: skip
+
+
+def _read_time(value: Any) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value).timestamp()
+        except ValueError:
+            return math.nan
+    return math.nan
+
+
+def _count_pseudonyms(text: str) -> Counter[str]:
+    found: Counter[str] = Counter()
+    while (name := find_pseudonym(text)) is not None:
+        found[name[1:].partition("_")[0]] += 1
+        text = text[text.index(name) + len(name) :]
+    return found
+
+
+def _take(words: Words, kept: list[int]) -> Words:
+    parts = [slice(words.starts[n], words.starts[n + 1]) for n in kept]
+    counts = [part.stop - part.start for part in parts]
+    return Words(
+        np.concatenate([words.hashes[part] for part in parts]),
+        np.concatenate([[0], np.cumsum(counts)]),
+        np.concatenate([words.lengths[part] for part in parts]),
+    )

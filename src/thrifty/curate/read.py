@@ -1,0 +1,200 @@
+"""Reads a piece of a file record by record. What cannot be read is set aside with its number and
+the reason, and never ends the reading.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from thrifty.curate.needs import need
+from thrifty.curate.sources import Piece, SourceFile
+from thrifty.errors import DataError
+
+MAX_RECORD_BYTES = 64_000_000
+"""No honest row is larger; a file of other kinds may have such a line."""
+BATCH_ROWS = 512
+_READ_CHARS = 1 << 20
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record that cannot be read, and why."""
+
+    reason: str
+
+
+Found = tuple[int, Record | Broken]
+"""A record and its number in the file, from 1."""
+
+
+def read_piece(file: SourceFile, piece: Piece) -> Iterator[Found]:
+    """The records of a piece, as a stream. Raises `DataError` if the file cannot be read at all."""
+    path = Path(file.path)
+    try:
+        if file.format in ("jsonl", "text"):
+            yield from _read_lines(path, piece, is_json=file.format == "jsonl")
+        elif file.format == "json":
+            yield from _read_json(path)
+        elif file.format in ("csv", "tsv"):
+            yield from _read_csv(path, "," if file.format == "csv" else "\t")
+        elif file.format == "parquet":
+            yield from _read_parquet(path, piece)
+        else:
+            yield from _read_arrow(path)
+    except OSError as error:
+        # pyarrow's errors are OSErrors, too.
+        raise DataError(f"{path} cannot be read as {file.format}: {error}") from None
+
+
+def _read_lines(path: Path, piece: Piece, *, is_json: bool) -> Iterator[Found]:
+    with path.open("rb") as file:
+        file.seek(piece.begin)
+        number = piece.first
+        while file.tell() < piece.end:
+            line = file.readline(MAX_RECORD_BYTES)
+            if not line:
+                return
+            if not line.endswith(b"\n") and len(line) == MAX_RECORD_BYTES:
+                while not line.endswith(b"\n") and line:
+                    line = file.readline(MAX_RECORD_BYTES)
+                yield number, Broken(f"longer than {MAX_RECORD_BYTES // 1_000_000} MB")
+            elif line.strip():
+                yield number, _parse_line(line) if is_json else _parse_text(line)
+            number += 1
+
+
+def _parse_line(line: bytes) -> Record | Broken:
+    try:
+        value = msgspec.json.decode(line)
+    except UnicodeDecodeError:
+        return Broken("not UTF-8")
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return _parse_loosely(line)
+    return value if isinstance(value, dict) else Broken("not a JSON object")
+
+
+def _parse_loosely(line: bytes) -> Record | Broken:
+    """JSON as Python writes it: with NaN, and with halves of surrogate pairs, which are set aside."""
+    try:
+        value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Broken("half of a surrogate pair")
+    except UnicodeDecodeError:
+        return Broken("not UTF-8")
+    except (ValueError, RecursionError):
+        return Broken("not JSON")
+    return value if isinstance(value, dict) else Broken("not a JSON object")
+
+
+def _parse_text(line: bytes) -> Record | Broken:
+    try:
+        return {"text": line.decode("utf-8").rstrip("\r\n")}
+    except UnicodeDecodeError:
+        return Broken("not UTF-8")
+
+
+def _read_json(path: Path) -> Iterator[Found]:
+    """The objects of an array, read as a stream."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        held = file.read(_READ_CHARS).lstrip()
+        if not held.startswith("["):
+            raise DataError(f"{path} is not a JSON array; a file with a record a line is 'jsonl'")
+        held, number, ended = held[1:], 1, False
+        while True:
+            held = held.lstrip(" \t\r\n,")
+            if held.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(held)
+            except (ValueError, RecursionError):
+                more = "" if ended or len(held) > MAX_RECORD_BYTES else file.read(
+                    max(_READ_CHARS, len(held))
+                )  # fmt: skip
+                if not more:
+                    yield number, Broken("not JSON; all behind it is lost")
+                    return
+                held += more
+                continue
+            held = held[end:]
+            yield number, _check_value(value)
+            number += 1
+
+
+def _check_value(value: Any) -> Record | Broken:
+    if not isinstance(value, dict):
+        return Broken("not a JSON object")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Broken("not UTF-8")
+    return value
+
+
+def _read_csv(path: Path, delimiter: str) -> Iterator[Found]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, restkey="", strict=True)
+        number = 1
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield number, Broken(f"not CSV: {error}")
+                number += 1
+                continue
+            if "" in row or None in row.values():
+                yield number, Broken("another number of fields than the header")
+            else:
+                yield number, _check_value(row)
+            number += 1
+
+
+def _read_parquet(path: Path, piece: Piece) -> Iterator[Found]:
+    file = need("pyarrow.parquet").ParquetFile(path, memory_map=False)
+    number = piece.first
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=range(piece.begin, piece.end)):
+        for row in batch.to_pylist():
+            yield number, row
+            number += 1
+
+
+def _read_arrow(path: Path) -> Iterator[Found]:
+    """A file of Arrow IPC: the stream that `datasets` saves, or the form with a footer."""
+    arrow = need("pyarrow")
+    ipc = need("pyarrow.ipc")
+    number = 1
+    with path.open("rb") as source:
+        magic = source.read(6)
+        source.seek(0)
+        try:
+            if magic == b"ARROW1":
+                reader = ipc.open_file(source)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                batches = iter(ipc.open_stream(source))
+            for whole in batches:
+                for start in range(0, whole.num_rows, BATCH_ROWS):
+                    for row in whole.slice(start, BATCH_ROWS).to_pylist():
+                        yield number, row
+                        number += 1
+        except arrow.ArrowInvalid as error:
+            raise DataError(f"{path} cannot be read as arrow: {error}") from None
+
+
+def encode(value: Any) -> bytes:
+    """A row as a line of JSON, with its end."""
+    buffer = io.BytesIO(msgspec.json.encode(value))
+    return buffer.getvalue() + b"\n"

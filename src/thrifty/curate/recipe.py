@@ -1,0 +1,319 @@
+"""A recipe: what a data set is built of and how, as typed sections.
+
+The file is YAML and closed to keys that it does not know; every fault is reported with its line, as
+in a spec.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from thrifty.data.sets import SETS
+from thrifty.errors import Problem, SpecError
+from thrifty.spec.faults import sort_problems, suggest
+from thrifty.spec.section import Integer, Number, Section
+from thrifty.spec.yaml_file import read_spec_file
+
+Kind = Literal["sft", "dpo", "kto", "text"]
+Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
+Shape = Literal["auto", "messages", "sharegpt", "alpaca", "pair", "judged", "prompt", "text"]
+Group = Literal["conversation", "user", "source"]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Integer, Field(ge=1)]
+NEAR_SIMILARITY = 0.8
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+"""A list of names; a single one may stand alone."""
+
+
+def _short(key: str) -> BeforeValidator:
+    """A section that may be written as the value of one of its keys, or as `true` or `false`."""
+
+    def expand(value: Any) -> Any:
+        if value is True:
+            return {}
+        if value is False:
+            return None
+        return value if value is None or isinstance(value, Mapping | BaseModel) else {key: value}
+
+    return BeforeValidator(expand)
+
+
+class Fields(Section):
+    """The names of a source's own fields, where they are others than usual."""
+
+    text: str | None = Field(None, description="The text of a row of text.")
+    messages: str | None = Field(None, description="The list of messages.")
+    prompt: str | None = Field(None, description="What is asked.")
+    answer: str | None = Field(None, description="What is answered.")
+    user: str = Field("user", description="Who the row is of: kept as a pseudonym.")
+    conversation: str = Field("conversation", description="Which rows belong together.")
+    time: str = Field("time", description="When it was: seconds since 1970, or ISO 8601.")
+
+
+class Source(Section):
+    """One source of rows: a path, a set of `thrifty data fetch`, or the request log."""
+
+    name: str = Field("", description="In reports and provenances. Default: the file, set or log.")
+    path: str | None = Field(None, description="A file, a folder or a pattern (`logs/*.jsonl`).")
+    set: str | None = Field(None, description="A set of `thrifty data list`, fetched if need be.")
+    log: str | None = Field(
+        None, description="Judged answers of a deployment, `*` for all (`record.prompts: true`)."
+    )
+    tenant: str | None = Field(None, description="Of the log: only this tenant's.")
+    version: str | None = Field(None, description="Of the log: only this version's.")
+    format: Format = Field("auto", description="How files are written. Default: by their names.")
+    shape: Shape = Field("auto", description="What records are. Default: by their fields.")
+    fields: Fields = Field(Fields(), description="Names of fields.")
+    weight: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="Its share of the rows, relative to other sources. Default: all of it."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Source:
+        kinds = [key for key in ("path", "set", "log") if getattr(self, key) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"a source has one of 'path', 'set' and 'log'; this has {kinds}")
+        if self.set is not None and self.set not in SETS:
+            raise ValueError(f"{self.set!r} is not a set; {suggest(self.set, list(SETS))}")
+        if self.set is not None and SETS[self.set].kind == "questions":
+            raise ValueError(f"{self.set!r} holds questions to judge by, which is not learned from")
+        if self.log is None and (self.tenant is not None or self.version is not None):
+            raise ValueError("'tenant' and 'version' are of the request log ('log')")
+        return self
+
+
+class Clean(Section):
+    """What changes a text, and what removes a row for what it says."""
+
+    unicode: Literal["nfc", "nfkc", "none"] = Field(
+        "nfc", description="The normal form of Unicode. Control characters go, but with `none`."
+    )
+    mojibake: bool = Field(False, description="Repair wrongly decoded text (ftfy).")
+    html: bool = Field(
+        False, description="Take the article out of texts that are web pages (trafilatura)."
+    )
+    languages: Names = Field((), description="Keep these, as ISO 639-1 codes such as `en`.")
+    confidence: Share = Field(0.5, description="A language counts from this probability on.")
+    quality: Names = Field(
+        (), description="Tables of rules: gopher, c4, fineweb, or a file of your own."
+    )
+
+
+class Length(Section):
+    """Bounds of a row's length."""
+
+    tokenizer: str | None = Field(
+        None, description="The model that is trained, as `thrifty pull` names it. Default: words."
+    )
+    least: Annotated[Integer, Field(ge=0)] = Field(1, description="Shorter rows go.")
+    most: Positive | None = Field(None, description="Longer rows go.")
+
+
+class Near(Section):
+    """Near-duplicates: rows that share most of their sequences of words (MinHash, then exact)."""
+
+    similarity: Share = Field(
+        NEAR_SIMILARITY, description="The Jaccard similarity from which on a row goes."
+    )
+    words: Positive = Field(5, description="Words in a sequence.")
+
+
+class Embeddings(Section):
+    """Rows with nearly the same embedding."""
+
+    encoder: str = Field(description="An encoder, as `thrifty pull` names it.")
+    similarity: Share = Field(0.95, description="The cosine from which on a row goes.")
+
+
+class Deduplicate(Section):
+    """What counts as the same row. The first one stays."""
+
+    exact: bool = Field(True, description="The same words, whatever their case and marks.")
+    near: Annotated[Near | None, _short("similarity")] = Field(
+        Near(), description="Near-duplicates: a similarity, or false."
+    )
+    embeddings: Annotated[Embeddings | None, _short("encoder")] = Field(
+        None, description="By an encoder."
+    )
+
+
+class Redact(Section):
+    """Pseudonyms in the place of personal data."""
+
+    targets: Literal["drop", "keep"] = Field(
+        "drop", description="What becomes of answers that then hold a pseudonym."
+    )
+
+
+class Decontaminate(Section):
+    """No row may hold what models are judged by."""
+
+    leaks: Literal["error", "drop"] = Field(
+        "error", description="What a leak is: the end of the build, or of the row."
+    )
+    accept: Names = Field((), description="Evaluation sets whose leaks are counted and stay.")
+    against: Names = Field((), description="More files of .jsonl or .txt to keep apart from.")
+    encoder: str | None = Field(None, description="An encoder that also finds paraphrases.")
+    similarity: Share = Field(0.9, description="The cosine from which on it is a paraphrase.")
+
+
+class Split(Section):
+    """What is held out."""
+
+    test: Share = Field(0.05, description="The share of the groups that is held out.")
+    by: Annotated[tuple[Group, ...], BeforeValidator(_as_list)] = Field(
+        ("conversation", "user"), description="Rows that share one of these stay on one side."
+    )
+    stratify: Literal["source", "language", "label"] | None = Field(
+        None, description="Hold out the same share of each."
+    )
+    time: bool = Field(False, description="Hold out the newest rows, and keep rows in order.")
+
+
+class Balance(Section):
+    """As many rows of each kind."""
+
+    by: Literal["source", "language", "label"] = Field(description="Of what.")
+    most: Annotated[Number, Field(ge=1)] = Field(
+        1.0, description="A kind may have so many times the rows of the smallest one."
+    )
+
+
+class Recipe(Section):
+    """All of a recipe."""
+
+    kind: Kind = Field("sft", description="What the rows are for.")
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
+        description="What is read, in this order."
+    )
+    seed: Integer = Field(0, description="Decides on what is held out, and on the order.")
+    clean: Clean = Field(Clean(), description="Texts.")
+    redact: Annotated[Redact | None, _short("targets")] = Field(
+        Redact(), description="Personal data; false leaves them."
+    )
+    length: Length = Field(Length(), description="Lengths.")
+    deduplicate: Deduplicate = Field(Deduplicate(), description="Rows that say the same.")
+    decontaminate: Annotated[Decontaminate | None, _short("leaks")] = Field(
+        Decontaminate(), description="What models are judged by; false looks for nothing."
+    )
+    split: Annotated[Split, _short("test")] = Field(Split(), description="What is held out.")
+    balance: Annotated[Balance | None, _short("by")] = Field(None, description="Rows of a kind.")
+    mix: Literal["rows", "tokens"] = Field("rows", description="What weights of sources count.")
+    pack: Positive | None = Field(None, description="Put rows together up to so many tokens.")
+    evaluation: bool = Field(
+        False, description="Register it as an evaluation set, which later builds keep apart from."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [name_source(one) for one in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called {name!r}; give one another 'name'")
+        weights = [one.weight is not None for one in self.sources]
+        if any(weights) and not all(weights):
+            raise ValueError("either every source has a 'weight' or none has")
+        if self.pack is not None and self.length.most is not None and self.length.most > self.pack:
+            raise ValueError(
+                f"'length.most' ({self.length.most}) is more than a pack holds ({self.pack})"
+            )
+        if self.pack is not None and self.length.tokenizer is None:
+            raise ValueError("'pack' counts tokens and needs 'length.tokenizer'")
+        if self.mix == "tokens" and self.length.tokenizer is None:
+            raise ValueError("'mix: tokens' needs 'length.tokenizer'")
+        label = "label" in (self.split.stratify, self.balance and self.balance.by)
+        if label and self.kind != "kto":
+            raise ValueError("only rows of the kind kto have a label")
+        return self
+
+
+def name_source(source: Source) -> str:
+    """A source's name in reports and provenances."""
+    if source.name:
+        return source.name
+    if source.path is not None:
+        return Path(source.path).stem if "*" not in source.path else source.path
+    return source.set or f"log:{source.log}"
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read the recipe at `path`. Raises `SpecError` with every fault and its line."""
+    data, lines, problems = read_spec_file(path)
+    return _validate(data, str(path), lines, problems)
+
+
+def parse_recipe(data: Mapping[str, Any], source: str = "the recipe") -> Recipe:
+    """The recipe that a mapping holds. Raises `SpecError` with every fault."""
+    return _validate(dict(data), source, {}, [])
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML, with every value that it comes to."""
+    return yaml.safe_dump(json.loads(recipe.model_dump_json()), sort_keys=False)
+
+
+def _validate(
+    data: dict[str, Any], source: str, lines: Mapping[str, int], problems: list[Problem]
+) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        problems += [_to_problem(dict(fault), lines) for fault in error.errors()]
+    if problems:
+        raise SpecError(sort_problems(problems), source)
+    return recipe
+
+
+def _to_problem(fault: dict[str, Any], lines: Mapping[str, int]) -> Problem:
+    parts = [str(part) for part in fault["loc"] if not str(part).startswith("function-")]
+    path = ".".join(parts)
+    near = path
+    while near and near not in lines:
+        near = near.rpartition(".")[0]
+    return Problem(path, _describe(fault, parts), lines.get(near))
+
+
+def _describe(fault: dict[str, Any], parts: list[str]) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"is not a known key; {suggest(parts[-1], _known_keys(parts[:-1]))}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        choices = [one.strip(" '") for one in context["expected"].replace(" or ", ", ").split(",")]
+        return f"{fault['input']!r} is not a choice; {suggest(str(fault['input']), choices)}"
+    message = str(fault["msg"])
+    return f"{message[0].lower()}{message[1:]}, not {str(fault['input'])[:60]!r}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for part in path:
+        if part.isdigit():
+            continue
+        field = section.model_fields.get(part)
+        found = _find_sections(field.annotation) if field is not None else []
+        if not found:
+            return []
+        section = found[0]
+    return list(section.model_fields)
+
+
+def _find_sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for inner in get_args(annotation) for one in _find_sections(inner)]

@@ -1,0 +1,91 @@
+"""The texts within a row: walked over, replaced, and put together to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Row = dict[str, Any]
+Change = Callable[[str], str]
+PARTS = ("messages", "prompt", "chosen", "rejected", "completion")
+"""The fields of a row that hold messages, in their order."""
+COMPARED = ("user", "assistant")
+"""Who is compared: system messages and tools are the same in many conversations."""
+
+
+def list_messages(row: Row) -> Iterator[dict[str, Any]]:
+    """All messages of a row."""
+    for part in PARTS:
+        yield from row.get(part, ())
+
+
+def change_texts(row: Row, change: Change) -> int:
+    """Replace every text of a row in place; returns how many are others now. Arguments of calls,
+    which are JSON, are left as they are.
+    """
+    changed = 0
+    for holder, key in _find_texts(row):
+        before = holder[key]
+        after = change(before)
+        if after != before:
+            holder[key] = after
+            changed += 1
+    return changed
+
+
+def change_all_texts(row: Row, change: Change) -> int:
+    """As `change_texts`, with the arguments of calls."""
+    changed = change_texts(row, change)
+    for message in list_messages(row):
+        for call in message.get("tool_calls") or ():
+            function = call["function"]
+            after = change(function["arguments"])
+            changed += after != function["arguments"]
+            function["arguments"] = after
+    return changed
+
+
+def _find_texts(row: Row) -> Iterator[tuple[dict[str, Any], str]]:
+    if "text" in row:
+        yield row, "text"
+    for message in list_messages(row):
+        for key in ("content", "reasoning_content"):
+            if isinstance(message.get(key), str):
+                yield message, key
+
+
+def join_compared(row: Row) -> str:
+    """What users and assistants say in a row, by which rows are compared."""
+    if "text" in row:
+        return str(row["text"])
+    said = [_join(one) for one in list_messages(row) if one["role"] in COMPARED]
+    return "\n".join(said)
+
+
+def join_all(row: Row) -> str:
+    """Everything in a row that makes it another one: texts, calls, roles and the label."""
+    if "text" in row:
+        return str(row["text"])
+    said = [f"{one['role']} {_join(one)}" for one in list_messages(row)]
+    tools = [tool["function"]["name"] for tool in row.get("tools", ())]
+    return "\n".join([*said, *tools, *([str(row["label"])] if "label" in row else [])])
+
+
+def join_answers(row: Row) -> str:
+    """What the row teaches to say: the text, or what the assistant says."""
+    if "text" in row:
+        return str(row["text"])
+    said = [one for one in list_messages(row) if one["role"] == "assistant"]
+    return "\n".join(_join(one) for one in said)
+
+
+def find_question(row: Row) -> str:
+    """What the user says first; of a text, nothing."""
+    found = (one for one in list_messages(row) if one["role"] == "user")
+    return next((one["content"] or "" for one in found), "")
+
+
+def _join(message: dict[str, Any]) -> str:
+    calls = message.get("tool_calls") or ()
+    written = [f"{one['function']['name']} {one['function']['arguments']}" for one in calls]
+    return "\n".join([*([message["content"]] if message["content"] else []), *written])

@@ -1,0 +1,66 @@
+"""One person's rows in built data sets, and in builds that may go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from thrifty.data.built import SPLITS, erase_rows, list_sets
+from thrifty.erase.files_eraser import find_models, is_row_of
+from thrifty.erase.person import Work
+from thrifty.errors import ThriftyError
+from thrifty.files import write_atomically
+
+
+def erase_set_rows(work: Work) -> int:
+    """Take the person's rows out of every built set; name the sets, and the models trained on
+    them. Builds that may go on begin anew.
+    """
+    removed = 0
+    shutil.rmtree(work.home.datasets / ".work", ignore_errors=True)
+    for built in list_sets(work.home.datasets):
+        try:
+            gone = erase_rows(built, lambda row: is_row_of(work, row), time.time())
+        except (OSError, ThriftyError) as error:
+            work.left.append(f"the data set {built.label} cannot be rewritten: {error}")
+            continue
+        _erase_samples(work, built.folder)
+        if gone:
+            removed += gone
+            work.notes.append(f"{gone} rows were taken out of the data set {built.label}")
+            work.notes += [
+                f"the model {label} was trained on the data set {built.label}"
+                for label in find_models(work, lambda recipe, own=built.label: f'"{own}"' in recipe)
+            ]
+    return removed
+
+
+def _erase_samples(work: Work, folder: Path) -> None:
+    """Take the person's texts out of a report's samples, and its page, which is made anew when it is
+    asked for.
+    """
+    path = folder / "samples.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if not _is_sample_of(work, json.loads(line))]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(kept), mode=0o600)
+        (folder / "report.html").unlink(missing_ok=True)
+
+
+def _is_sample_of(work: Work, sample: dict[str, Any]) -> bool:
+    names = ("provenance", "kept_provenance")
+    return any(is_row_of(work, {"provenance": sample.get(name)}) for name in names)
+
+
+def collect_set_rows(work: Work) -> list[Any]:
+    """The person's rows in built sets."""
+    return [
+        {"set": built.label, "split": split, **row}
+        for built in list_sets(work.home.datasets)
+        for split in SPLITS
+        for row in built.read(split)
+        if is_row_of(work, row)
+    ]

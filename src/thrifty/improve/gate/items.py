@@ -1,0 +1,126 @@
+"""What versions are asked, and whether what they answer is right, whole, and in its form.
+
+A line of a file is a question (`evaluate.questions`) that may also have
+
+    "tags": {"topic": "billing", "language": "en"}    the slices that it counts in
+    "format": "json"                                   the answer must be JSON
+
+`domain`, `language` and `topic` may stand on their own, too. Every item counts in the slice of its
+set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thrifty.errors import EvaluationError
+from thrifty.evaluate.answer_faults import IGNORED, find_faults, find_same
+from thrifty.evaluate.answers import is_right
+from thrifty.evaluate.questions import Question, parse_question
+
+SET = "set"
+"""The tag that names an item's set."""
+OWN_TAGS = ("domain", "language", "topic")
+MOST_TAGS = 8
+RIGHT, INTACT, VALID, WILLING = "right", "intact", "valid", "willing"
+METRICS = {
+    RIGHT: "right answers",
+    INTACT: "answers that are not empty, a loop, or the same to many questions",
+    VALID: "answers in the form that was asked for",
+    WILLING: "answers that do not refuse",
+}
+"""What is judged of answers, each a share of the items that it applies to."""
+
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable|not able)|"
+    r"i (?:can(?:'t|not| not)|could not|couldn't|won't|will not|am unable to) "
+    r"(?:help|assist|answer|provide|comply|fulfil|do|discuss|create|generate|give|respond)|"
+    r"as an ai\b|as a language model)",
+    re.IGNORECASE,
+)
+_BEGINNING = 160
+"""A refusal is said at the beginning; further on, the words may be a quotation."""
+_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question with the slices that it counts in."""
+
+    question: Question
+    tags: dict[str, str] = field(default_factory=dict)
+    json: bool = False
+
+
+def read_items(path: Path, name: str) -> list[Item]:
+    """The items of a file, each question once. Raises `EvaluationError` with the line at fault."""
+    found: dict[Question, Item] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            question = parse_question(line, where)
+            item = Item(question, *_read_more(json.loads(line), name, where))
+            found.setdefault(question, item)
+    if not found:
+        raise EvaluationError(f"{path} contains no questions")
+    return list(found.values())
+
+
+def _read_more(record: dict[str, Any], name: str, where: str) -> tuple[dict[str, str], bool]:
+    given = record.get("tags", {})
+    if not isinstance(given, dict):
+        raise EvaluationError(f"{where}: 'tags' must be an object of names and texts")
+    own = {tag: record[tag] for tag in OWN_TAGS if tag in record}
+    tags = {**given, **own}
+    if len(tags) > MOST_TAGS or not all(
+        isinstance(one, str) and one.strip() for pair in tags.items() for one in pair
+    ):
+        raise EvaluationError(f"{where}: tags are at most {MOST_TAGS} pairs of texts")
+    form = record.get("format")
+    if form not in (None, "text", "json"):
+        raise EvaluationError(f"{where}: 'format' must be text or json, not {form!r}")
+    if form == "json" and record.get("answers"):
+        raise EvaluationError(f"{where}: an item has 'answers' or the format json, not both")
+    return {SET: name, **tags}, form == "json"
+
+
+def grade(items: Sequence[Item], answers: Sequence[str]) -> dict[str, list[bool | None]]:
+    """For each of `METRICS`, whether each answer has it; None where it does not apply."""
+    same = find_same(answers)
+    found: dict[str, list[bool | None]] = {metric: [] for metric in METRICS}
+    for number, (item, answer) in enumerate(zip(items, answers, strict=True)):
+        question = item.question
+        faults = find_faults(
+            answer, asked=[text for _, text in question.messages], accepted=question.answers
+        )
+        # Alone, a good translation shares no word with its question either.
+        broken = number in same or any(one != IGNORED for one in faults)
+        found[RIGHT].append(is_right(question, answer) if question.answers else None)
+        found[INTACT].append(not broken)
+        found[VALID].append(is_json(answer) if item.json else None)
+        found[WILLING].append(not is_refusal(answer))
+    return found
+
+
+def is_json(answer: str) -> bool:
+    """Whether an answer is an object or an array of JSON, alone or as the only block of code."""
+    text = answer.strip()
+    fenced = _FENCE.match(text)
+    try:
+        return isinstance(json.loads(fenced[1] if fenced else text), dict | list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an answer begins with a refusal in English; other languages are not recognised."""
+    return _REFUSAL.search(answer.replace("\u2019", "'")[:_BEGINNING]) is not None

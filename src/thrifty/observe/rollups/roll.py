@@ -1,0 +1,317 @@
+"""Adds what is new in the request log, and new thumbs, to the sums by minute, hour and day.
+
+A step reads notes, the rows that they name and the sums that these belong to, and writes the new
+sums and takes the notes away in one transaction (`db.rollups.write_step`). Rows count where their
+own time says, however late they are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Table
+
+from thrifty.db import Database
+from thrifty.db.rollups import (
+    DAY_S,
+    HOUR_S,
+    MINUTE_S,
+    STEPS_S,
+    SUMS,
+    RolledMeanwhileError,
+    Step,
+    Thumb,
+    drop_lost_thumbs,
+    ensure_state,
+    prune_rollups,
+    read_buckets,
+    read_named_tenants,
+    read_notes,
+    read_old_rows,
+    read_rows,
+    read_state,
+    read_thumbs,
+    write_step,
+)
+from thrifty.db.tables import ROLLUP_SKETCHES, rollups, tenant_rollups
+from thrifty.observe.rollups.sketch import decode_sketch, make_sketch, merge_sketches
+
+OTHER_TENANTS = "(other)"
+"""Stands for the tenants beyond the cap. No key can have this name."""
+MAX_TENANTS = 200
+MAX_KINDS = 50
+"""The most kinds of errors in one sum; further ones count as `other`."""
+STEP_NOTES = 32
+"""Notes in a step, each of up to 512 rows."""
+STEP_ROWS = 5_000
+"""Rows from before there were rollups, and thumbs, in a step."""
+LOST_S = 86400.0
+"""Thumbs whose response is not in the log after so long are given up."""
+GENERATED = (None, "", "miss", "bypass")
+"""What the log says of answers that no cache gave."""
+
+Key = tuple[int, int, str, str]
+"""Step, time, deployment and version; a tenant may follow."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How long sums are kept, in seconds, and how many tenants have sums of their own in a day."""
+
+    minutes_s: float = 2 * 86400.0
+    hours_s: float = 90 * 86400.0
+    days_s: float = 5 * 365 * 86400.0
+    tenants: int = MAX_TENANTS
+
+    def of_step(self, step_s: int) -> float:
+        """How long sums of one step are kept."""
+        return {MINUTE_S: self.minutes_s, HOUR_S: self.hours_s, DAY_S: self.days_s}[step_s]
+
+
+@dataclass
+class _Sum:
+    """What is added to one sum."""
+
+    numbers: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
+    errors: Counter[str] = field(default_factory=Counter)
+    cache: Counter[str] = field(default_factory=Counter)
+    values: dict[str, list[float]] = field(
+        default_factory=lambda: {name: [] for name in ROLLUP_SKETCHES}
+    )
+
+    def add_row(self, row: Any) -> None:
+        """Add a row of the log."""
+        numbers = self.numbers
+        hit = row.cache not in GENERATED
+        busy_ms = 0.0 if hit else max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
+        if row.origin not in (None, "client", "batch"):
+            numbers["other_requests"] += 1
+            numbers["other_busy_ms"] += busy_ms
+            return
+        numbers["requests"] += 1
+        numbers["busy_ms"] += busy_ms
+        prefix = "hit_" if hit else ""
+        numbers["hits"] += hit
+        numbers[f"{prefix}prompt_tokens"] += row.prompt_tokens or 0
+        numbers[f"{prefix}completion_tokens"] += row.completion_tokens or 0
+        numbers["cached_tokens"] += 0 if hit else row.cached_tokens or 0
+        numbers[f"{prefix}cost"] += row.cost or 0.0
+        if row.cache:
+            self.cache[row.cache] += 1
+        if row.error is not None or row.status >= 400:
+            numbers["errors"] += 1
+            self.errors[row.error or str(row.status)] += 1
+        elif row.origin != "batch":
+            # Lines of batches wait for others, and would hide how long clients wait.
+            self.values["e2e"].append(row.e2e_ms)
+            for name in ("ttft", "tpot"):
+                value = row._mapping[f"{name}_ms"]
+                if value is not None:
+                    self.values[name].append(value)
+            if not hit and row.queue_ms is not None:
+                self.values["queue"].append(row.queue_ms)
+
+    def add(self, other: _Sum) -> None:
+        """Add another sum."""
+        for name, value in other.numbers.items():
+            self.numbers[name] += value
+        self.errors.update(other.errors)
+        self.cache.update(other.cache)
+        for name, values in other.values.items():
+            self.values[name] += values
+
+
+class Roller:
+    """Keeps the rollups of one database up to date. Used by one thread at a time; several
+    processes may do so at once, of which one at a time succeeds.
+    """
+
+    def __init__(self, database: Database, keep: Keep | None = None) -> None:
+        self._database = database
+        self._keep = keep or Keep()
+
+    def has_new(self) -> bool:
+        """Whether there is something to add. Raises `DatabaseError`."""
+        with self._database.begin() as connection:
+            if read_state(connection).has_old or read_notes(connection, 1)[0]:
+                return True
+            return bool(read_thumbs(connection, 1))
+
+    def catch_up(self) -> int:
+        """Add all that is new; returns how many rows of the log that were. Raises
+        `DatabaseError`.
+        """
+        total = 0
+        while True:
+            try:
+                found = self.roll()
+            except RolledMeanwhileError:
+                continue
+            if found is None:
+                return total
+            total += found
+
+    def roll(self) -> int | None:
+        """Do one step; returns how many rows of the log it added, None if there was nothing to do.
+        Raises `RolledMeanwhileError` if another process did a step meanwhile, and `DatabaseError`.
+        """
+        with self._database.begin() as connection:
+            read = self._read(connection)
+        if read is None:
+            return None
+        step, count = read
+        if step.state.turn == 0:
+            ensure_state(self._database)
+        write_step(self._database, step)
+        return count
+
+    def prune(self) -> int:
+        """Delete sums that are kept no longer, and thumbs on nothing; returns how many sums that
+        were. Raises `DatabaseError`.
+        """
+        now_s = time.time()
+        drop_lost_thumbs(self._database, now_s - LOST_S)
+        return sum(
+            prune_rollups(self._database, step_s, self._keep.of_step(step_s), now_s)
+            for step_s in STEPS_S
+        )
+
+    def _read(self, connection: Connection) -> tuple[Step, int] | None:
+        """The next step, and how many rows it adds; None if there is nothing to do."""
+        state = read_state(connection)
+        old, old_after = ([], state.old_after)
+        if state.has_old:
+            old, old_after = read_old_rows(connection, state, STEP_ROWS)
+        notes, numbers = read_notes(connection, STEP_NOTES)
+        if len(notes) == STEP_NOTES:
+            # Rows that both name can only be told apart where all notes are known.
+            old, old_after = [], state.old_after
+        counted = {row.id for row in old}
+        numbers = [
+            one
+            for one in dict.fromkeys(numbers)
+            if one not in counted and not old_after < one <= state.old_until
+        ]
+        thumbs = read_thumbs(connection, STEP_ROWS)
+        if not (notes or thumbs or old_after != state.old_after):
+            return None
+        rows = [*old, *read_rows(connection, numbers)]
+        fine = self._sum_up(connection, rows, thumbs)
+        totals, tenants = _spread(fine, _oldest(self._keep))
+        return Step(
+            state, old_after, notes, [one.note for one in thumbs],
+            _merge(connection, rollups, totals), _merge(connection, tenant_rollups, tenants),
+        ), len(rows)  # fmt: skip
+
+    def _sum_up(
+        self, connection: Connection, rows: Iterable[Any], thumbs: Iterable[Thumb]
+    ) -> dict[tuple[int, str, str, str], _Sum]:
+        """Sums by minute, deployment, version and tenant."""
+        fine: dict[tuple[int, str, str, str], _Sum] = {}
+        for row in rows:
+            minute = _floor(row.at_s, MINUTE_S)
+            key = (minute, row.deployment or "", row.version or "", row.tenant or "")
+            found = fine.get(key)
+            if found is None:
+                found = fine[key] = _Sum()
+            found.add_row(row)
+        for thumb in thumbs:
+            minute = _floor(thumb.at_s, MINUTE_S)
+            found = fine.setdefault((minute, thumb.deployment, thumb.version, thumb.tenant), _Sum())
+            found.numbers["up"] += thumb.up
+            found.numbers["down"] += thumb.down
+        return self._cap_tenants(connection, fine)
+
+    def _cap_tenants(
+        self, connection: Connection, fine: dict[tuple[int, str, str, str], _Sum]
+    ) -> dict[tuple[int, str, str, str], _Sum]:
+        """Have the tenants beyond the cap of a day count as one. Those that are seen first keep
+        their names; of those seen in one step, the ones with the most requests.
+        """
+        asked: dict[int, Counter[str]] = {}
+        for (minute, _, _, tenant), found in fine.items():
+            day = asked.setdefault(_floor(minute, DAY_S), Counter())
+            day[tenant] += int(found.numbers["requests"])
+        named: dict[int, set[str]] = {}
+        for day, tenants in asked.items():
+            known = read_named_tenants(connection, day) - {OTHER_TENANTS}
+            fresh = sorted(set(tenants) - known, key=lambda one: (-tenants[one], one))
+            named[day] = known | set(fresh[: max(0, self._keep.tenants - len(known))])
+        capped: dict[tuple[int, str, str, str], _Sum] = {}
+        for (minute, deployment, version, tenant), found in fine.items():
+            shown = tenant if tenant in named[_floor(minute, DAY_S)] else OTHER_TENANTS
+            capped.setdefault((minute, deployment, version, shown), _Sum()).add(found)
+        return capped
+
+
+def _oldest(keep: Keep) -> dict[int, float]:
+    now_s = time.time()
+    return {step_s: now_s - keep.of_step(step_s) for step_s in STEPS_S}
+
+
+def _spread(
+    fine: Mapping[tuple[int, str, str, str], _Sum], oldest_s: Mapping[int, float]
+) -> tuple[dict[Any, _Sum], dict[Any, _Sum]]:
+    """The sums of each step, without and with tenants. What a step keeps no longer is left out."""
+    totals: dict[Any, _Sum] = {}
+    tenants: dict[Any, _Sum] = {}
+    for (minute, deployment, version, tenant), found in fine.items():
+        for step_s in STEPS_S:
+            at_s = _floor(minute, step_s)
+            if at_s < oldest_s[step_s] - step_s:
+                continue
+            key = (step_s, at_s, deployment, version)
+            totals.setdefault(key, _Sum()).add(found)
+            tenants.setdefault((*key, tenant), _Sum()).add(found)
+    return totals, tenants
+
+
+def _merge(connection: Connection, table: Table, sums: Mapping[Any, _Sum]) -> list[dict[str, Any]]:
+    """Whole rows: what the table has, with the sums added."""
+    names = [column.name for column in table.primary_key.columns]
+    times: dict[int, set[int]] = {}
+    for key in sums:
+        times.setdefault(key[0], set()).add(key[1])
+    known = {}
+    for step_s, starts in times.items():
+        for row in read_buckets(connection, table, step_s, sorted(starts)):
+            key = tuple(row._mapping[name] for name in names)
+            if key in sums:
+                known[key] = row._mapping
+    return [
+        dict(zip(names, key, strict=True)) | _add_to(known.get(key), found)
+        for key, found in sums.items()
+    ]
+
+
+def _add_to(row: Mapping[str, Any] | None, found: _Sum) -> dict[str, Any]:
+    old = row or {}
+    kinds = msgspec.json.decode(old.get("kinds") or b"{}")
+    for name, counts in (("errors", found.errors), ("cache", found.cache)):
+        if counts:
+            kinds[name] = _add_kinds(kinds.get(name, {}), counts)
+    merged: dict[str, Any] = {name: old.get(name, 0) + found.numbers[name] for name in SUMS}
+    merged["kinds"] = msgspec.json.encode(kinds).decode() if kinds else None
+    for name, values in found.values.items():
+        data = old.get(name)
+        if values:
+            fresh = make_sketch(values)
+            data = merge_sketches([decode_sketch(data), fresh]).encode()
+        merged[name] = data
+    return merged
+
+
+def _add_kinds(known: dict[str, int], counts: Counter[str]) -> dict[str, int]:
+    for kind, count in counts.items():
+        shown = kind if kind in known or len(known) < MAX_KINDS else "other"
+        known[shown] = known.get(shown, 0) + count
+    return known
+
+
+def _floor(at_s: float, step_s: int) -> int:
+    return int(at_s // step_s) * step_s

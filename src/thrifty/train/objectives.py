@@ -1,0 +1,247 @@
+"""What `thrifty train` learns: supervised turns, pairs of answers, judged answers.
+
+Examples are padded on the right, which a causal model does not see. The reference of preferences is
+the same model with the weights that it began with; with LoRA, these are the updates alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from thrifty.errors import TrainingError
+from thrifty.train import losses
+from thrifty.train.examples import Example, TokenText
+from thrifty.train.settings import RowSettings
+
+Tensor = Any
+"""A `torch.Tensor`."""
+
+
+class _Rows:
+    """Examples to learn from, and others to evaluate on."""
+
+    unit = ""
+
+    def __init__(
+        self, learned: Sequence[Example], held_out: Sequence[Example], settings: RowSettings
+    ) -> None:
+        self._learned = learned
+        self._held_out = held_out
+        self._settings = settings
+        self.examples = len(learned)
+        sizes = [example.tokens for example in learned]
+        self.example_tokens = max(1, round(sum(sizes) / max(1, len(sizes))))
+        """The mean here, not the longest: rows differ much in length."""
+        self.held_out_tokens = sum(example.tokens for example in held_out)
+        self.domains = [""]
+        self.details: dict[str, float] = {}
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        """See `Objective`."""
+        return len(numbers)
+
+    def _groups(self, rank: int, ranks: int) -> list[Sequence[Example]]:
+        """This rank's held-out examples, as many at once as in training."""
+        own, size = self._held_out[rank::ranks], self._settings.micro_batch
+        return [own[at : at + size] for at in range(0, len(own), size)]
+
+
+class Supervised(_Rows):
+    """Say what the assistant says: the mean negative log-likelihood of the learned tokens."""
+
+    unit = "nats per token"
+
+    def weigh(self, numbers: Sequence[int]) -> float:
+        """The learned tokens, so that a step's loss is the mean over its tokens."""
+        return sum(_count_learned(self._learned[number]) for number in numbers)
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """See `Objective`."""
+        texts = [self._learned[number].texts[0] for number in numbers]
+        found = sum_logprobs(model, texts, device).sum()
+        return -found / self.weigh(numbers), sum(len(text.tokens) for text in texts)
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        """See `Objective`."""
+        total, count = 0.0, 0
+        for group in self._groups(rank, ranks):
+            texts = [example.texts[0] for example in group]
+            total -= float(sum_logprobs(model, texts, device).sum())
+            count += sum(map(_count_learned, group))
+        return {"": (total, count)}
+
+
+class _Preferences(_Rows):
+    """What needs the model as it was before."""
+
+    def __init__(
+        self,
+        learned: Sequence[Example],
+        held_out: Sequence[Example],
+        settings: RowSettings,
+        model: Any,
+    ) -> None:
+        """`model` is the one to train, before anything is trained or resumed."""
+        super().__init__(learned, held_out, settings)
+        self._before = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def _ask_reference(self, model: Any, texts: Sequence[TokenText], device: Any) -> Tensor:
+        """The log-probabilities of answers by the model as it was, [B], without a gradient."""
+        before = {name: weight.to(device) for name, weight in self._before.items()}
+        with torch.no_grad():
+            return sum_logprobs(model, texts, device, before)
+
+
+class Pairs(_Preferences):
+    """Prefer the chosen answer (DPO)."""
+
+    unit = "nats per pair"
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """See `Objective`."""
+        found, _, tokens = self._compare(model, [self._learned[n] for n in numbers], device)
+        return found.mean(), tokens
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        """See `Objective`. `details`: the share of pairs whose chosen answer became likelier than the
+        rejected one by more than it was before, and by how many nats.
+        """
+        total, count, right, margin = 0.0, 0, 0.0, 0.0
+        for group in self._groups(rank, ranks):
+            found, margins, _ = self._compare(model, group, device)
+            total, count = total + float(found.sum()), count + len(group)
+            right += float((margins > 0).sum())
+            margin += float(margins.sum())
+        self.details = {"preferred": right / max(1, count), "margin": margin / max(1, count)}
+        return {"": (total, count)}
+
+    def _compare(
+        self, model: Any, examples: Sequence[Example], device: Any
+    ) -> tuple[Tensor, Tensor, int]:
+        texts = [example.texts[side] for side in (0, 1) for example in examples]
+        reference = self._ask_reference(model, texts, device)
+        policy = sum_logprobs(model, texts, device)
+        (chosen, rejected), (old_chosen, old_rejected) = policy.chunk(2), reference.chunk(2)
+        loss = losses.dpo(chosen, rejected, old_chosen, old_rejected, self._settings.beta)
+        margins = (chosen - old_chosen) - (rejected - old_rejected)
+        return loss, margins.detach(), sum(len(text.tokens) for text in texts)
+
+
+class Judged(_Preferences):
+    """Say what is liked, and not what is disliked (KTO).
+
+    How far the model is from its reference is estimated on the answers of neighbours in the batch,
+    each behind the prompt of the next one. The loop shuffles the rows anew for every pass, so that
+    neighbours are mixed however the file is sorted.
+    """
+
+    unit = "loss per answer"
+
+    def __init__(
+        self,
+        learned: Sequence[Example],
+        held_out: Sequence[Example],
+        settings: RowSettings,
+        model: Any,
+    ) -> None:
+        super().__init__(learned, held_out, settings, model)
+        if settings.micro_batch < 2:
+            raise TrainingError(
+                "KTO compares the answers of a micro-batch with one another; set --micro-batch to "
+                "at least 2"
+            )
+
+    def loss(self, model: Any, numbers: Sequence[int], device: Any) -> tuple[Any, int]:
+        """See `Objective`."""
+        examples = [self._learned[number] for number in numbers]
+        found, _, tokens = self._judge(model, examples, device)
+        return found.mean(), tokens
+
+    def measure(
+        self, model: Any, device: Any, rank: int, ranks: int
+    ) -> dict[str, tuple[float, int]]:
+        """See `Objective`. `details`: how many nats likelier liked and disliked answers became."""
+        total, count = 0.0, 0
+        ratios: dict[bool, list[float]] = {True: [], False: []}
+        for group in self._groups(rank, ranks):
+            found, ratio, _ = self._judge(model, group, device)
+            total, count = total + float(found.sum()), count + len(group)
+            for example, value in zip(group, ratio.tolist(), strict=True):
+                ratios[example.liked].append(value)
+        named = {"liked": ratios[True], "disliked": ratios[False]}
+        self.details = {name: float(np.mean(values)) for name, values in named.items() if values}
+        return {"": (total, count)}
+
+    def _judge(
+        self, model: Any, examples: Sequence[Example], device: Any
+    ) -> tuple[Tensor, Tensor, int]:
+        settings = self._settings
+        texts = [example.texts[0] for example in examples]
+        others = mismatch(texts if len(texts) > 1 else [texts[0], self._learned[0].texts[0]])
+        reference = self._ask_reference(model, [*texts, *others], device)
+        with torch.no_grad():
+            apart = sum_logprobs(model, others, device)
+        policy = sum_logprobs(model, texts, device)
+        kl = losses.estimate_kl(apart, reference[len(texts) :])
+        liked = torch.tensor([example.liked for example in examples], device=device)
+        loss = losses.kto(
+            policy, reference[: len(texts)], liked, kl, beta=settings.beta,
+            liked_weight=settings.liked_weight, disliked_weight=settings.disliked_weight,
+        )  # fmt: skip
+        ratio = (policy - reference[: len(texts)]).detach()
+        return loss, ratio, sum(len(text.tokens) for text in texts)
+
+
+def mismatch(texts: Sequence[TokenText]) -> list[TokenText]:
+    """Each prompt with the answer of the text before it; the first with that of the last."""
+    found = []
+    for number, text in enumerate(texts):
+        other = texts[number - 1]
+        prompt = text.tokens[: text.answer_begin]
+        answer = other.tokens[other.answer_begin :]
+        found.append(TokenText([*prompt, *answer], ((len(prompt), len(prompt) + len(answer)),)))
+    return found
+
+
+def sum_logprobs(
+    model: Any,
+    texts: Sequence[TokenText],
+    device: Any,
+    weights: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """The log-probability of the learned tokens of each text, [B], by a `Student`; with `weights` in
+    place of its own, by name.
+    """
+    rows = [torch.tensor(text.tokens) for text in texts]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+    count, length = tokens.shape
+    mask = np.zeros((count, length - 1), np.bool_)
+    for number, text in enumerate(texts):
+        mask[number, : len(text.tokens) - 1] = text.mask()
+    chosen = torch.from_numpy(np.flatnonzero(mask)).to(device)
+    positions = torch.arange(length, device=device).repeat(count, 1)
+    wanted = tokens[:, 1:].reshape(-1, 1)[chosen]
+    given = {"rows": chosen}
+    if weights is None:
+        found, _ = model(tokens, positions, wanted, **given)
+    else:
+        call = torch.func.functional_call
+        found, _ = call(model, weights, (tokens, positions, wanted), given)
+    owners = torch.from_numpy(np.nonzero(mask)[0]).to(device)
+    return torch.zeros(count, device=device).index_add(0, owners, found[:, 0].float())
+
+
+def _count_learned(example: Example) -> int:
+    return int(example.texts[0].mask().sum())

@@ -1,0 +1,155 @@
+"""The process that a training runs in, seen from outside: started, followed, and its report read.
+
+PyTorch is imported there alone. The folder of a training holds its job, its checkpoints and, at the
+end, its report and weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from thrifty.artifacts.checkpoint import DecoderShape, EncoderShape
+from thrifty.engines.machine import available_memory_bytes
+from thrifty.errors import TrainingError
+from thrifty.files import write_atomically
+from thrifty.train.settings import LoopSettings
+from thrifty.types import OnProgress, Progress
+from thrifty.units import format_bytes
+
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
+"""Settings for glibc: keep freed memory for reuse. Returning large arrays to the system and
+requesting them again at every operation takes longer than the arithmetic.
+"""
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
+
+
+def require_training() -> None:
+    """Raise `TrainingError` if the packages that training needs are not installed."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise TrainingError(
+            f"training needs {', '.join(missing)}, which is not installed: "
+            "pip install 'thrifty[compress]'"
+        )
+
+
+def run_worker(
+    module: str,
+    job: dict[str, Any],
+    folder: Path,
+    processes: int,
+    on_progress: OnProgress,
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train in separate processes of a module (`child.run_child`), until the job's limits; returns
+    the report, or nothing if the training paused. Raises `TrainingError`.
+    """
+    write_atomically(folder / "job.json", json.dumps(job))
+    (folder / "report.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", module, str(folder)]
+    if processes > 1:
+        command[1:1] = [
+            "-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes",
+            str(processes), "--multi_gpu" if _has_gpus(processes) else "--cpu",
+        ]  # fmt: skip
+    environment = {
+        **KEEP_MEMORY,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    with (
+        (folder / "worker.log").open("ab") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment) as process,
+    ):
+        try:
+            error = _follow(process, on_progress, on_note)
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise TrainingError(error or _explain(process.returncode, folder))
+    return read_report(folder) or {}
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report of a training that has ended; None if there is none."""
+    report, weights = folder / "report.json", folder / "trained.safetensors"
+    if not report.exists() or not weights.exists():
+        return None
+    found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def _follow(
+    process: subprocess.Popen[bytes], on_progress: OnProgress, on_note: Callable[[str], None]
+) -> str | None:
+    """Forward the worker's progress and notes; returns the error that it reports, if any."""
+    error = None
+    assert process.stdout is not None
+    for line in process.stdout:
+        try:
+            message = json.loads(line)
+        except ValueError:
+            continue  # a library's own output
+        if not isinstance(message, dict):
+            continue
+        if "progress" in message:
+            on_progress(Progress(*message["progress"]))
+        if "note" in message:
+            on_note(message["note"])
+        error = message.get("error", error)
+    process.wait()
+    return error
+
+
+def _explain(code: int, folder: Path) -> str:
+    last = (folder / "worker.log").read_text(errors="replace").strip().splitlines()[-3:]
+    if code in (-9, 137):
+        reason = "it was killed, probably because the system ran out of memory"
+    else:
+        reason = f"it exited with {code}: " + " ".join(last)
+    return f"the training stopped: {reason}. The same command resumes from the last checkpoint in {folder}"
+
+
+def _has_gpus(count: int) -> bool:
+    import torch
+
+    return bool(torch.cuda.device_count() >= count)
+
+
+def require_memory(
+    shape: DecoderShape | EncoderShape,
+    parameters: int,
+    training: LoopSettings,
+    window: int,
+    *,
+    frozen_copies: int = 0,
+) -> None:
+    """Raise `TrainingError` if too little memory is free.
+
+    Counted are the weights, the gradients and the optimizer's two moments in float32, and the
+    activations that layers keep for the backward pass: about 70 bytes for each token and channel,
+    and 10 bytes for each head and pair of tokens. `frozen_copies` of the model stay as they were.
+    """
+    kept = window * 70 * shape.hidden_size + 10 * shape.heads * window**2
+    if training.checkpointing:
+        kept += (shape.layers - 1) * window * 4 * shape.hidden_size
+    else:
+        kept *= shape.layers
+    weights = parameters * (4.5 if training.lora_rank else 20 if training.averages else 16)
+    weights += 4 * frozen_copies * parameters
+    needed = round(weights + training.micro_batch * kept)
+    free = available_memory_bytes()
+    if needed > free:
+        raise TrainingError(
+            f"training {parameters:,} parameters needs about {format_bytes(needed)} of memory, and "
+            f"{format_bytes(free)} are free; use LoRA (--lora-rank 16), --checkpointing, or a "
+            "smaller model"
+        )

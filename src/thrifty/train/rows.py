@@ -1,0 +1,283 @@
+"""Rows that a model learns from: read from JSON lines, checked, and set aside where they are bad.
+
+    sft   {"messages", "tools"?}                    conversations; the assistant's turns are learned
+    dpo   {"messages", "chosen", "rejected"}        two answers to the same messages
+    kto   {"messages", "completion", "label"}       an answer that is liked (true) or not (false)
+
+`prompt` may stand for `messages` where an answer follows. An answer is a text, a message, or a list
+with one message. `tools` and `chat_template_kwargs` are those of the request. A message of the
+assistant with `"weight": 0` is context; in rows that were made from feedback, all turns are but the
+last, because nobody judged them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from thrifty.errors import TrainingError
+from thrifty.evaluate.windows import digest_file
+
+Message = dict[str, Any]
+
+SHOWN_LINES = 5
+"""So many lines are named for each reason that rows are set aside for."""
+
+
+class Method(StrEnum):
+    """How rows are learned from."""
+
+    SFT = "sft"
+    """Supervised: say what the assistant says."""
+    DPO = "dpo"
+    """Prefer one answer to another. Rafailov et al. 2023, 2305.18290."""
+    KTO = "kto"
+    """Say what is liked, and not what is disliked. Ethayarajh et al. 2024, 2402.01306."""
+
+
+REASONS = {
+    "not_json": "not an object of JSON",
+    "fields": "without the fields of the method",
+    "role_order": "whose roles are out of order",
+    "empty": "with an empty answer",
+    "same": "whose two answers are the same",
+    "refused": "that a server or the chat template refuses",
+    "form": "whose calls the chat template writes in another form than it asks for",
+    "too_long": "longer than the window",
+    "held_out": "that are held out, too",
+}
+"""Why rows are set aside, completing "rows ..."."""
+
+
+@dataclass
+class SetAside:
+    """Rows that are not learned from, by reason, with the lines of the first ones."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+
+    def note(self, reason: str, line: int) -> None:
+        """Count one row."""
+        assert reason in REASONS, reason
+        self.counts[reason] += 1
+        first = self.lines.setdefault(reason, [])
+        if len(first) < SHOWN_LINES:
+            first.append(line)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, by reason."""
+        return {
+            reason: {"rows": count, "lines": self.lines[reason]}
+            for reason, count in self.counts.most_common()
+        }
+
+    def describe(self) -> list[str]:
+        """A sentence for each reason."""
+        found = []
+        for reason, count in self.counts.most_common():
+            shown = ", ".join(map(str, self.lines[reason]))
+            more = ", ..." if count > len(self.lines[reason]) else ""
+            lines = "line" if count == 1 else "lines"
+            found.append(
+                f"set aside: {count} row{'s' * (count != 1)} {REASONS[reason]} "
+                f"({lines} {shown}{more})"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, checked."""
+
+    line: int
+    messages: list[Message]
+    """For `sft` with the answers, else those before the answer."""
+    answers: list[Message] = field(default_factory=list)
+    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged."""
+    label: bool = True
+    tools: list[Any] | None = None
+    extra: dict[str, Any] | None = None
+    learned: frozenset[int] = frozenset()
+    """`sft`: the numbers of the messages that are learned."""
+
+    @property
+    def key(self) -> str:
+        """The same for rows with the same prompt, which are held out together."""
+        end = min(self.learned) if self.learned else len(self.messages)
+        said = [[one.get("role"), one.get("content")] for one in self.messages[:end]]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def read_rows(paths: Sequence[Path], method: Method, aside: SetAside) -> Iterator[Row]:
+    """The rows of files of JSON lines; bad ones go to `aside`. Lines are counted through all files.
+    Raises `TrainingError` if a file cannot be read.
+    """
+    line = 0
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                for raw in file:
+                    line += 1
+                    if raw.strip():
+                        row = parse_row(raw, line, method)
+                        if isinstance(row, Row):
+                            yield row
+                        else:
+                            aside.note(row, line)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def digest_rows(paths: Sequence[Path]) -> str:
+    """A checksum of files of rows: that of the file, if there is one."""
+    found = [digest_file(path) for path in paths]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
+def parse_row(raw: bytes, line: int, method: Method) -> Row | str:
+    """The row in a line of JSON, or why it is set aside (a key of `REASONS`)."""
+    try:
+        record = json.loads(raw)
+        json.dumps(record, ensure_ascii=False).encode()  # fails on half of a surrogate pair
+    except (ValueError, RecursionError):
+        return "not_json"
+    if not isinstance(record, dict):
+        return "not_json"
+    messages = record.get("messages", record.get("prompt") if method is not Method.SFT else None)
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    tools, extra = record.get("tools"), record.get("chat_template_kwargs")
+    if (
+        not isinstance(messages, list)
+        or not messages
+        or not all(isinstance(one, dict) for one in messages)
+        or not isinstance(tools, list | None)
+        or not isinstance(extra, dict | None)
+    ):
+        return "fields"
+    if method is Method.SFT:
+        return _read_conversation(record, messages, line, tools, extra)
+    return _read_judged(record, messages, line, method, tools, extra)
+
+
+def _read_conversation(
+    record: dict[str, Any],
+    messages: list[Message],
+    line: int,
+    tools: list[Any] | None,
+    extra: dict[str, Any] | None,
+) -> Row | str:
+    said = [number for number, one in enumerate(messages) if one.get("role") == "assistant"]
+    if not said:
+        return "fields"
+    if not _in_order(messages) or messages[-1].get("role") != "assistant":
+        return "role_order"
+    if isinstance(record.get("provenance"), dict) and "feedback" in record["provenance"]:
+        said = said[-1:]
+    learned = [number for number in said if messages[number].get("weight") != 0]
+    if not learned or any(_is_empty(messages[number]) for number in learned):
+        return "empty"
+    plain = [{key: value for key, value in one.items() if key != "weight"} for one in messages]
+    return Row(line, plain, tools=tools, extra=extra, learned=frozenset(learned))
+
+
+def _read_judged(
+    record: dict[str, Any],
+    messages: list[Message],
+    line: int,
+    method: Method,
+    tools: list[Any] | None,
+    extra: dict[str, Any] | None,
+) -> Row | str:
+    fields = ("chosen", "rejected") if method is Method.DPO else ("completion",)
+    answers = [_read_answer(record.get(name)) for name in fields]
+    label = record.get("label", True if method is Method.DPO else None)
+    if (
+        any(one is None for one in answers)
+        or not isinstance(label, bool | int)
+        or label not in (0, 1)
+    ):
+        return "fields"
+    given = [one for one in answers if one is not None]
+    if any(one.get("role", "assistant") != "assistant" for one in given) or not all(
+        _in_order([*messages, one]) for one in given
+    ):
+        return "role_order"
+    if any(map(_is_empty, given)):
+        return "empty"
+    if len(given) == 2 and given[0] == given[1]:
+        return "same"
+    return Row(line, messages, given, bool(label), tools, extra)
+
+
+def _read_answer(value: Any) -> Message | None:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str):
+        value = {"content": value}
+    return {"role": "assistant", **value} if isinstance(value, dict) else None
+
+
+def _is_empty(message: Message) -> bool:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return not message.get("tool_calls") and not str(content or "").strip()
+
+
+def _in_order(messages: list[Message]) -> bool:
+    """Whether systems come first, a user speaks before the assistant, results follow calls, and no
+    answer follows an answer.
+    """
+    before, user, called = "", False, False
+    for message in messages:
+        role = {"developer": "system", "function": "tool"}.get(
+            str(message.get("role")), message.get("role")
+        )
+        if role == "system":
+            if before not in ("", "system"):
+                return False
+        elif role == "user":
+            user, called = True, False
+        elif role == "tool":
+            if not called:
+                return False
+        elif role == "assistant":
+            if not user or before in ("assistant", "system"):
+                return False
+            called = bool(message.get("tool_calls") or message.get("function_call"))
+        else:
+            return False
+        before = role
+    return True
+
+
+def choose_held_out(rows: list[Row], share: float, most: int) -> set[int]:
+    """The numbers of the rows that are held out: those of some prompts, with all their rows, until
+    `share` of the rows or `most` are held out; at least one prompt, and never all of them.
+    """
+    by_key: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_key.setdefault(row.key, []).append(number)
+    wanted = max(1, min(most, round(share * len(rows))))
+    chosen: set[int] = set()
+    keys = sorted(by_key)
+    # One prompt of each kind of answer comes first, so that both are evaluated.
+    kinds = (next((key for key in keys if any(rows[n].label is kind for n in by_key[key])), None)
+             for kind in (True, False))  # fmt: skip
+    keys = list(dict.fromkeys([*filter(None, kinds), *keys]))
+    wanted = max(wanted, 1 + any(not row.label for row in rows))
+    for key in keys[: len(keys) - 1]:
+        # A prompt with many rows may be more than all that should be held out.
+        if chosen and len(chosen) + len(by_key[key]) > wanted:
+            continue
+        chosen |= set(by_key[key])
+        if len(chosen) >= wanted:
+            break
+    return chosen

@@ -1,0 +1,125 @@
+"""What every training can be told, in a module that does not import PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thrifty.errors import TrainingError
+
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long a training lasts, and how its steps are made.
+
+    Set one of `tokens`, `steps` and `minutes`. What is derived from the model or the data has None.
+    """
+
+    tokens: int | None = None
+    """Of the data, over all steps. Shorter data are read repeatedly."""
+    minutes: float | None = None
+    """How long all of it takes, preparations included."""
+    steps: int | None = None
+    """Optimizer steps."""
+    schedule: str | None = None
+    """The learning rate after the warm-up. `cosine`: falls to the end, which must be known.
+    `constant`: stays, and the result is the average of the last weights; such a training can go on.
+    None: `cosine` for `tokens` and `steps`, `constant` for `minutes`."""
+    learning_rate: float | None = None
+    """The peak learning rate. None: derived from the batch size."""
+    batch_tokens: int | None = None
+    """Tokens in an optimizer step. None: 4096, or less to allow some hundred steps."""
+    batch_examples: int | None = None
+    """Examples in an optimizer step, in place of `batch_tokens`."""
+    micro_batch: int = 1
+    """Examples that are computed at once, of those of a step."""
+    warm_up: float = 0.05
+    """The share of steps over which the learning rate rises."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """The norm that gradients are clipped to."""
+    lora_rank: int = 0
+    """The rank of LoRA's updates; 0 trains all weights."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    seed: int = 0
+    every_steps: int = 0
+    """Steps between evaluations on held-out data, each with a checkpoint. 0: at least 25, and so
+    many that evaluation takes little of the time."""
+    patience: int = 6
+    """Stop after this many evaluations in a row without improvement."""
+
+    def __post_init__(self) -> None:
+        """Raise `TrainingError` for invalid settings."""
+        if sum(one is not None for one in (self.tokens, self.steps, self.minutes)) != 1:
+            raise TrainingError("set how much is learned: either tokens, steps or minutes")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise TrainingError(f"minutes must be above 0, not {self.minutes:g}")
+        if self.schedule not in (None, *SCHEDULES):
+            raise TrainingError(
+                f"unknown schedule {self.schedule!r}; known are {', '.join(SCHEDULES)}"
+            )
+        if self.schedule == "cosine" and self.minutes is not None:
+            raise TrainingError(
+                "a cosine must know its end; use tokens instead of minutes, or the constant schedule"
+            )
+        for name, least in (("tokens", 1), ("steps", 1), ("batch_tokens", 1), ("batch_examples", 1),
+                            ("micro_batch", 1), ("lora_rank", 0), ("every_steps", 0),
+                            ("patience", 1)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise TrainingError(f"{name} must be at least {least}, not {value}")
+        rate = self.learning_rate
+        if rate is not None and not 0 < rate < 1:
+            raise TrainingError(f"learning_rate must be above 0 and below 1, not {rate:g}")
+
+    @property
+    def averages(self) -> bool:
+        """Whether the rate stays and weights are averaged."""
+        return self.schedule == "constant" or (self.schedule is None and self.minutes is not None)
+
+    @property
+    def freezes_embeddings(self) -> bool | None:
+        """Whether the token embeddings stay as they are."""
+        return False
+
+
+@dataclass(frozen=True)
+class RowSettings(LoopSettings):
+    """How a model learns from rows of data."""
+
+    method: str = "sft"
+    """`sft`, `dpo` or `kto`."""
+    beta: float = 0.1
+    """How much `dpo` and `kto` hold the model to what it was, above 0."""
+    liked_weight: float = 1.0
+    disliked_weight: float = 1.0
+    """The weights of liked and disliked answers in `kto`."""
+    freeze_embeddings: bool = False
+    """Do not train the token embeddings, nor the head if it shares their matrix."""
+
+    def __post_init__(self) -> None:
+        """Raise `TrainingError` for invalid settings."""
+        super().__post_init__()
+        for name in ("beta", "liked_weight", "disliked_weight"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise TrainingError(f"{name} must be above 0, not {getattr(self, name):g}")
+
+    @property
+    def freezes_embeddings(self) -> bool:
+        """See `freeze_embeddings`."""
+        return self.freeze_embeddings
+
+
+def balance_weights(liked: int, disliked: int) -> tuple[float, float]:
+    """The weights of liked and disliked answers: 1 for the more frequent kind, and more for the other
+    one where their products with the counts are not between 1:1 and 4:3, as Ethayarajh et al.
+    (2024, 2402.01306) recommend. Both counts are above 0.
+    """
+    ratio = liked / disliked
+    if ratio < 1:
+        return 1 / ratio, 1.0
+    if ratio > 4 / 3:
+        return 1.0, ratio * 3 / 4
+    return 1.0, 1.0

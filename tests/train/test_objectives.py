@@ -1,0 +1,187 @@
+"""The losses are their papers' formulas, on a tiny model and batches of uneven rows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.artifacts.models import Llama
+from thrifty.errors import TrainingError
+from thrifty.train.examples import Example, TokenText
+from thrifty.train.settings import RowSettings
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from thrifty.evaluate.torch_model import load_torch_model  # noqa: E402
+from thrifty.train import losses  # noqa: E402
+from thrifty.train.objectives import (  # noqa: E402
+    Judged,
+    Pairs,
+    Supervised,
+    mismatch,
+    sum_logprobs,
+)
+from thrifty.train.student import Student  # noqa: E402
+
+pytestmark = pytest.mark.engine
+
+SHAPE = Llama(vocab=61, layers=2, hidden=32, heads=4, kv_heads=2, head_dim=8, inner=48)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return SHAPE.write_safetensors(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def student(folder: Path) -> Any:
+    return Student(load_torch_model(folder, "tiny").to(torch.float32))
+
+
+def draw(count: int, sides: int = 1, seed: int = 3) -> list[Example]:
+    """Examples with prompts and answers of uneven lengths."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        prompt = rng.integers(0, 61, rng.integers(2, 9)).tolist()
+        texts = []
+        for _ in range(sides):
+            answer = rng.integers(0, 61, rng.integers(1, 12)).tolist()
+            begin = len(prompt)
+            texts.append(TokenText([*prompt, *answer], ((begin, begin + len(answer)),)))
+        found.append(Example(tuple(texts), liked=number % 3 > 0))
+    return found
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def slowly(model: Any, text: TokenText) -> Any:
+    """The log-probability of a text's answer, one text at a time and by the whole softmax."""
+    logits = model.inner(torch.tensor([text.tokens])).logits[0, :-1].float()
+    chosen = logits.log_softmax(dim=1)[torch.arange(len(text.tokens) - 1), text.tokens[1:]]
+    return chosen[torch.from_numpy(text.mask())].sum()
+
+
+def disturb(model: Any) -> None:
+    """Move the weights away from what the reference has."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+
+
+def test_batches_of_uneven_texts_say_what_single_ones_do(student: Any) -> None:
+    texts = [example.texts[0] for example in draw(7)]
+    found = sum_logprobs(student, texts, "cpu").detach()
+    expected = torch.stack([slowly(student, text) for text in texts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_is_the_mean_over_its_learned_tokens(student: Any) -> None:
+    examples = draw(8)
+    objective = Supervised(examples, examples[:3], RowSettings(steps=1))
+    whole = sum(-slowly(student, one.texts[0]) for one in examples)
+    tokens = sum(int(one.texts[0].mask().sum()) for one in examples)
+    # As the loop adds up micro-batches.
+    parts = [[0, 1, 2], [3, 4, 5], [6, 7]]
+    total = sum(
+        float(objective.loss(student, part, "cpu")[0].detach()) * objective.weigh(part) for part in parts
+    ) / objective.weigh(range(8))  # fmt: skip
+    assert total == pytest.approx(float(whole) / tokens, rel=1e-4)
+    with torch.inference_mode():
+        held, count = objective.measure(student, "cpu", 0, 1)[""]
+    assert held / count == pytest.approx(
+        float(sum(-slowly(student, one.texts[0]) for one in examples[:3])) / count, rel=1e-4
+    )
+
+
+def test_pairs_have_the_loss_of_dpo(student: Any) -> None:
+    examples = draw(6, sides=2)
+    objective = Pairs(examples, examples, RowSettings(steps=1, beta=0.3), student)
+    assert float(objective.loss(student, range(6), "cpu")[0].detach()) == pytest.approx(math.log(2))
+    before = [[float(slowly(student, text)) for text in one.texts] for one in examples]
+    disturb(student)
+    after = [[float(slowly(student, text)) for text in one.texts] for one in examples]
+    margins = [
+        (new[0] - old[0]) - (new[1] - old[1]) for new, old in zip(after, before, strict=True)
+    ]
+    expected = [math.log(1 + math.exp(-0.3 * margin)) for margin in margins]
+    found, _ = objective.loss(student, range(6), "cpu")
+    assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
+    with torch.inference_mode():
+        objective.measure(student, "cpu", 0, 1)
+    assert objective.details["preferred"] == pytest.approx(np.mean(np.array(margins) > 0))
+    assert objective.details["margin"] == pytest.approx(np.mean(margins), rel=1e-3)
+    found.backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_judged_answers_have_the_loss_of_kto(student: Any) -> None:
+    examples = draw(6)
+    settings = RowSettings(steps=1, beta=0.2, micro_batch=3, liked_weight=1.5)
+    objective = Judged(examples, examples, settings, student)
+    texts = [one.texts[0] for one in examples]
+    others = mismatch(texts)
+    before = [float(slowly(student, text)) for text in (*texts, *others)]
+    assert float(objective.loss(student, range(6), "cpu")[0].detach()) == pytest.approx(
+        np.mean([(1.5 if one.liked else 1.0) / 2 for one in examples])
+    )
+    disturb(student)
+    after = [float(slowly(student, text)) for text in (*texts, *others)]
+    ratios = np.array(after) - np.array(before)
+    kl = max(0.0, float(np.mean(ratios[6:])))
+    expected = []
+    for one, ratio in zip(examples, ratios[:6], strict=True):
+        sign = 1 if one.liked else -1
+        value = 1 - 1 / (1 + math.exp(-0.2 * sign * (ratio - kl)))
+        expected.append(value * (1.5 if one.liked else 1.0))
+    found, _ = objective.loss(student, range(6), "cpu")
+    assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-3)
+    with torch.inference_mode():
+        objective.measure(student, "cpu", 0, 1)
+    assert set(objective.details) == {"liked", "disliked"}
+
+
+def test_the_estimate_of_the_distance_is_never_negative_and_has_no_gradient() -> None:
+    policy = torch.tensor([-3.0, -4.0], requires_grad=True)
+    assert float(losses.estimate_kl(policy, torch.tensor([-1.0, -1.0]))) == 0
+    found = losses.estimate_kl(policy, torch.tensor([-5.0, -5.0]))
+    assert float(found.detach()) == pytest.approx(1.5)
+    assert not found.requires_grad
+
+
+def test_neighbours_answers_stand_behind_each_prompt() -> None:
+    first = TokenText([1, 2, 3, 4], ((2, 4),))
+    second = TokenText([5, 6, 7], ((1, 3),))
+    assert [text.tokens for text in mismatch([first, second])] == [[1, 2, 6, 7], [5, 3, 4]]
+    assert mismatch([first, second])[1].mask().tolist() == [True, True]
+
+
+def test_kto_needs_neighbours(student: Any) -> None:
+    with pytest.raises(TrainingError, match="micro-batch to at least 2"):
+        Judged(draw(4), draw(4), RowSettings(steps=1), student)
+
+
+def test_the_reference_of_low_rank_changes_is_the_model_without_them(folder: Path) -> None:
+    from thrifty.train import lora
+
+    model = load_torch_model(folder, "tiny").to(torch.float32)
+    lora.attach(model, 4, seed=1)
+    student = Student(model)
+    examples = draw(4, sides=2)
+    objective = Pairs(examples, examples, RowSettings(steps=1), student)
+    assert sum(weight.numel() for weight in objective._before.values()) < 20_000
+    text = examples[0].texts[0]
+    plain = float(slowly(Student(load_torch_model(folder, "tiny").to(torch.float32)), text))
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1
+    assert float(objective._ask_reference(student, [text], "cpu")[0]) == pytest.approx(
+        plain, rel=1e-4
+    )
+    assert float(sum_logprobs(student, [text], "cpu")[0].detach()) != pytest.approx(plain, rel=1e-3)

@@ -1,0 +1,253 @@
+"""Trainings on rows: what is taught is learned, and a killed training goes on to the same curve."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.artifacts.models import Llama
+from tests.engines.test_prompt import make_special_tokenizer
+from tests.text import templates
+from thrifty.artifacts import Lineage, Store
+from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.errors import TrainingError
+from thrifty.home import Home
+from thrifty.train.rows import Method
+from thrifty.train.run import TrainingRequest, train_model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from thrifty.train import run, worker  # noqa: E402
+from thrifty.train.process import read_report  # noqa: E402
+
+pytestmark = pytest.mark.engine
+
+MODEL = Llama(
+    vocab=264, layers=1, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=96, context=256
+)
+QUESTIONS = [f"{word} {number}?" for number in range(6) for word in ("How", "Who", "Why", "What")]
+SETTINGS: dict[str, Any] = {
+    "lora_rank": 8, "learning_rate": 3e-2, "epochs": 4, "window": 128, "micro_batch": 4, "batch": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are computed faster without waiting for other threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("trained") / "models")
+    with store.stage("base") as stage:
+        folder = MODEL.write_safetensors(stage / "model", eos_token_id=257)
+        make_special_tokenizer(None).tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "chat_template.jinja").write_text(templates.CHATML)
+        store.add(folder, "base", Lineage())
+    return store
+
+
+def ask(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def write(folder: Path, method: Method) -> Path:
+    """Rows that teach one answer to everything."""
+    path = folder / f"{method}.jsonl"
+    with path.open("w") as file:
+        for number, question in enumerate(QUESTIONS):
+            row: dict[str, Any] = {"messages": ask(question)}
+            if method is Method.SFT:
+                row["messages"].append({"role": "assistant", "content": "Aye aye."})
+            elif method is Method.DPO:
+                row |= {"chosen": "Aye aye.", "rejected": "No."}
+            else:
+                liked = number % 2 == 0
+                row |= {"completion": "Aye aye." if liked else "No.", "label": liked}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in this process: importing PyTorch again takes longer than the training."""
+    from accelerate.state import AcceleratorState
+
+    def run_here(module: str, job: Any, folder: Path, *_: Any) -> Any:
+        assert module == run.WORKER
+        AcceleratorState._reset_state(reset_partial_state=True)
+        (folder / "job.json").write_text(json.dumps(job))
+        worker.train(folder, job)
+        return read_report(folder) or {}
+
+    monkeypatch.setattr(run, "run_worker", run_here)
+    monkeypatch.setattr(run, "EVALUATIONS", 3)
+
+
+def train(store: Store, home: Path, data: Path, method: Method, out: str, **more: Any) -> Any:
+    notes: list[str] = []
+    request = TrainingRequest("base", data, method, out, **{**SETTINGS, **more})
+    version, artifact = train_model(store, Home(home), request, on_note=notes.append)
+    return version, artifact, notes
+
+
+@pytest.mark.parametrize("method", Method)
+def test_each_method_learns_what_it_is_taught(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    train_here(monkeypatch)
+    data = write(tmp_path, method)
+    version, artifact, notes = train(store, tmp_path / "home", data, method, f"by-{method}")
+    figures = version.lineage.figures
+    assert figures["after"] < 0.85 * figures["before"]
+    assert figures["rows"]["learned"] + figures["rows"]["held_out"] == len(QUESTIONS)
+    assert figures["lora_rank"] == 8
+    if method is Method.DPO:
+        assert figures["before"] == pytest.approx(np.log(2), rel=1e-3)
+        assert figures["details"]["preferred"]["after"] == 1
+    if method is Method.KTO:
+        assert figures["details"]["liked"]["after"] > figures["details"]["disliked"]["after"]
+    recipe = version.lineage.recipe
+    assert (recipe["step"], recipe["method"], recipe["data"]) == ("train", method, data.name)
+    parent = version.lineage.parents[0]
+    assert parent.id == store.find("base")[1].id
+    assert load_decoder(store.folder_of(artifact.id)).shape.layers == 1
+    assert any("rows are few" in note for note in notes)
+    again, _, _ = train(store, tmp_path / "home", data, method, f"by-{method}")
+    assert again.label == version.label, "the same request finds what was made"
+    assert not list(Home(tmp_path / "home").trainings.iterdir()), "checkpoints are removed"
+
+
+def test_all_weights_can_be_trained_and_minutes_bound_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(monkeypatch)
+    monkeypatch.setattr("thrifty.train.loop.FIRST_EVALUATION_S", 0.2)
+    data = write(tmp_path, Method.SFT)
+    version, artifact, _ = train(
+        store, tmp_path, data, Method.SFT, "whole", lora_rank=0, learning_rate=3e-3, epochs=None,
+        minutes=0.04,
+    )  # fmt: skip
+    figures = version.lineage.figures
+    assert figures["after"] < figures["before"]
+    assert figures["schedule"] == "constant"
+    before, after = (
+        load_decoder(store.folder_of(one)).tensors
+        for one in (store.find("base")[1].id, artifact.id)
+    )
+    kept, learned = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
+    np.testing.assert_allclose(after.read_tensor(kept), before.read_tensor(kept), rtol=1e-3)
+    assert np.abs(after.read_tensor(learned) - before.read_tensor(learned)).max() > 1e-3
+
+
+def test_a_loss_that_is_no_number_stops_and_the_last_good_state_stays(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(monkeypatch)
+    data = write(tmp_path, Method.SFT)
+    steps = 0
+    real = worker.Supervised.loss
+
+    def spoil(self: Any, *given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        loss, tokens = real(self, *given)
+        return (loss * float("nan") if steps > 10 else loss), tokens
+
+    monkeypatch.setattr(worker.Supervised, "loss", spoil)
+    with pytest.raises(TrainingError, match=r"not a number. The checkpoint of step \d+ is kept"):
+        train(store, tmp_path, data, Method.SFT, "spoilt")
+    (state,) = Home(tmp_path).trainings.glob("*/state.json")
+    assert json.loads(state.read_text())["step"] > 0
+    assert (state.parent / "best.safetensors").exists()
+    assert not [one for one in store.versions() if one.name == "spoilt"]
+    monkeypatch.setattr(worker.Supervised, "loss", real)
+    version, _, _ = train(store, tmp_path, data, Method.SFT, "spoilt", resume=True)
+    figures = version.lineage.figures
+    # What was stopped goes on to the curve of a training that was not.
+    plain = train(store, tmp_path / "plain", data, Method.SFT, "plain")[0].lineage.figures
+    np.testing.assert_allclose(figures["losses"], plain["losses"], rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(figures["held_out"], plain["held_out"], rtol=1e-3, atol=2e-3)
+
+
+def test_faults_of_the_data_are_said(store: Store, tmp_path: Path) -> None:
+    def refuse(match: str, *rows: Any, method: Method = Method.SFT, **more: Any) -> None:
+        path = tmp_path / "bad.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(TrainingError, match=match):
+            train(store, tmp_path, path, method, "x", **more)
+
+    answer = {"role": "assistant", "content": "Aye."}
+    good = [{"messages": [*ask(question), answer]} for question in QUESTIONS]
+    refuse("has 0 usable sft rows")
+    refuse(
+        r"at least 10 are needed.*set aside: 3 rows whose roles",
+        *good[:5],
+        *[{"messages": [answer]}] * 3,
+    )
+    refuse("with two different prompts", *good[:1] * 30)
+    judged = [{"messages": ask(q), "completion": "Aye.", "label": True} for q in QUESTIONS]
+    refuse("KTO needs both kinds", *judged, method=Method.KTO)
+    refuse("no training to resume", *good, resume=True)
+    refuse("either --epochs or --minutes", *good, minutes=1)
+    with pytest.raises(TrainingError, match="is no file"):
+        train(store, tmp_path, tmp_path / "none", Method.SFT, "x")
+
+
+@pytest.mark.train
+def test_a_killed_training_goes_on_to_the_same_curve(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path, Method.KTO)
+    monkeypatch.setattr(run, "EVALUATIONS", 3)
+    more = {"epochs": 12, "patience": 1000, "learning_rate": 1e-3}
+    killed = threading.Event()
+
+    def kill() -> None:
+        trainings = Home(tmp_path / "killed").trainings
+        while not list(trainings.glob("*/state.json")):
+            time.sleep(0.01)
+        for pid in find_workers(str(trainings)):
+            os.kill(pid, signal.SIGKILL)
+            killed.set()
+
+    watcher = threading.Thread(target=kill, daemon=True)
+    watcher.start()
+    with pytest.raises(TrainingError, match="it was killed"):
+        train(store, tmp_path / "killed", data, Method.KTO, "killed", **more)
+    watcher.join(60)
+    assert killed.is_set()
+    (note,) = Home(tmp_path / "killed").trainings.glob("*/state.json")
+    step = json.loads(note.read_text())["step"]
+    train_here(monkeypatch)
+    resumed = train(store, tmp_path / "killed", data, Method.KTO, "killed", resume=True, **more)[0]
+    figures = resumed.lineage.figures
+    assert 0 < step < figures["steps"]
+    plain = train(store, tmp_path / "plain", data, Method.KTO, "plain", **more)[0].lineage.figures
+    np.testing.assert_allclose(figures["losses"], plain["losses"], atol=2e-3)
+    np.testing.assert_allclose(figures["held_out"], plain["held_out"], atol=2e-3)
+
+
+def find_workers(folder: str) -> list[int]:
+    """The processes that train in a folder."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if "thrifty.train.worker" in line and folder in line:
+            found.append(process.pid)
+    return found
