@@ -26,7 +26,7 @@ export default function Audit() {
     { name: "At", cell: (act) => formatTime(act.at) },
     { name: "Act", cell: (act) => html`<${Badge} tone="idle">${act.act}</${Badge}>` },
     { name: "By (pseudonym)", cell: (act) => html`<code>${act.actor}</code>` },
-    { name: "Details", cell: (act) => html`<dl class="inline">${Object.entries(act.details).map(
+    { name: "Details", cell: (act) => html`<dl class="inline details">${Object.entries(act.details).map(
       ([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${String(value)}</dd></div>`)}</dl>` },
   ];
   return html`<${Card} title="Is it whole?" actions=${html`<button type="button" class="small"

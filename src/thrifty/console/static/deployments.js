@@ -92,8 +92,8 @@ function Scaling({ scaling }) {
   const measured = scaling.measured_ttft_p95_s;
   return html`<span>${scaling.min === scaling.max ? `fixed at ${scaling.max}` : `${scaling.min} to ${
     scaling.max}`}</span><br />
-    <span class="quiet small">${scaling.reason}${measured != null
-      ? `; TTFT p95 ${formatMs(measured * 1000)}` : ""}${scaling.limit
+    <span class="quiet small">${scaling.min === scaling.max ? "" : scaling.reason}${measured != null
+      ? ` TTFT p95 ${formatMs(measured * 1000)}` : ""}${scaling.limit
       ? `; held by ${scaling.limit}` : ""}</span>`;
 }
 

@@ -1,7 +1,7 @@
 // Feedback: an inbox to look through and label, and what becomes of it.
 import { html, useState } from "./vendor.js";
 import { call, may, query as makeQuery, url } from "./api.js";
-import { announce, Badge, Card, Choice, Empty, Failure, Loaded, useLoad, When } from "./parts.js";
+import { announce, Card, Choice, Empty, Failure, Loaded, useLoad, When } from "./parts.js";
 import { go, link } from "./router.js";
 import { Said } from "./requests.js";
 
@@ -53,9 +53,9 @@ function Item({ one, open, onDone }) {
       ${one.user ? ` · ${one.user}` : ""}${one.history.length ? ` · changed ${one.history.length} times` : ""}
       ${" "}· <a href=${about} aria-label=${`The ${one.response_id ? "answer" : "conversation"} that ${
         one.id} is about`}>${one.response_id ? "The answer" : "The conversation"}</a></p>
-    ${open && may("operator") && html`<div class="actions" role="group" aria-label=${`Label ${one.id}`}>
+    ${open && may("operator") && html`<fieldset class="actions" aria-label=${`Label ${one.id}`}>
       ${LABELS.map((text) => html`<button type="button" key=${text} class="secondary small"
-        onClick=${() => label(text)}>${text}</button>`)}</div>`}
+        onClick=${() => label(text)}>${text}</button>`)}</fieldset>`}
     ${error && html`<${Failure} error=${error} />`}</li>`;
 }
 
@@ -70,7 +70,6 @@ function Export() {
     </select></label>
     <p><a role="button" href=${String(path)} download=${`feedback-${form}.jsonl`}>Download</a></p>
     <p class="quiet small">A downloaded file is out of this service's reach: erasing a person
-      (<code>thrifty forget</code>) does not change it. The export is in the audit log.
-      <${Badge} tone="idle">recorded</${Badge}></p>
+      (<code>thrifty forget</code>) does not change it. The export is in the audit log.</p>
   </${Card}>`;
 }

@@ -35,7 +35,7 @@ export function formatDuration(seconds) {
 export function formatShare(share, digits = 1) {
   if (!isNumber(share)) return NONE;
   const percent = share * 100;
-  return `${percent.toFixed(percent === 0 || percent === 100 ? 0 : digits)} %`;
+  return `${percent.toFixed(percent === 0 || percent === 100 ? 0 : digits)}%`;
 }
 
 export function formatBytes(bytes) {

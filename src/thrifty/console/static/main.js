@@ -12,10 +12,12 @@ import { Overview } from "./overview.js";
 const PAGES = [
   { name: "overview", title: "Overview", role: "viewer", page: Overview },
   { name: "deployments", title: "Deployments", role: "viewer", load: () => import("./deployments.js") },
+  { name: "releases", title: "Releases", role: "viewer", load: () => import("./releases.js") },
   { name: "requests", title: "Requests", role: "user", load: () => import("./requests.js") },
   { name: "playground", title: "Playground", role: "user", load: () => import("./playground.js") },
   { name: "feedback", title: "Feedback", role: "user", load: () => import("./feedback.js") },
   { name: "models", title: "Models", role: "viewer", load: () => import("./models.js") },
+  { name: "cost", title: "Cost", role: "viewer", load: () => import("./cost.js") },
   { name: "keys", title: "Keys and budgets", role: "admin", load: () => import("./keys.js") },
   { name: "audit", title: "Audit", role: "admin", load: () => import("./audit.js") },
   { name: "settings", title: "Settings", role: "operator", load: () => import("./settings.js") },

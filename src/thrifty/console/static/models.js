@@ -27,7 +27,7 @@ function Store({ models }) {
     { name: "Parameters", number: true, cell: (one) => formatCount(one.parameters) },
     { name: "Size", number: true, cell: (one) => formatBytes(one.size_bytes) },
     { name: "Context", number: true, cell: (one) => formatCount(one.context_length) },
-    { name: "Made", cell: (one) => one.created.slice(0, 10) },
+    { name: "Made", number: true, cell: (one) => one.created.slice(0, 10) },
   ];
   return html`<${Card} title="Store"><${Table} caption="Stored models" columns=${columns}
     rows=${models} rowKey=${(one) => one.name} /></${Card}>`;

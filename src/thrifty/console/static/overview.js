@@ -30,7 +30,8 @@ function Figures({ data, changes }) {
   const pick = (name, map = (x) => x) => data.series.map((one) => ({
     label: `${one.labels.deployment} ${one.labels.version}`, values: one.values[name].map(map),
   }));
-  const perStep = (value) => value / data.step_s;
+  // The last step goes on: its rate is over the part that has passed.
+  const rate = (value, i) => value / Math.min(data.step_s, Math.max(1, data.until - data.times[i]));
   return html`
     <ul class="verdicts">${judge(data, total).map((verdict) => html`<${Verdict}
       key=${verdict.name} ...${verdict} />`)}</ul>
@@ -39,7 +40,7 @@ function Figures({ data, changes }) {
       this address with <code>/v1</code>.</${Empty}>`
     : html`<div class="two">
       <${Card} title="Requests per second"><${Chart} title="Requests per second" times=${data.times}
-        series=${pick("requests", perStep)} format=${formatRate} marks=${marks} /></${Card}>
+        series=${pick("requests", rate)} format=${formatRate} marks=${marks} /></${Card}>
       <${Card} title="Time to the first token, p95"><${Chart} title="Time to the first token, p95"
         times=${data.times} series=${pick("ttft_p95_ms")} format=${formatMs} marks=${marks} /></${Card}>
     </div>
@@ -58,7 +59,8 @@ function add(versions) {
   return total;
 }
 
-const sum = (data, name) => data.times.map((_, i) => data.series.reduce(
+/** Without the last step, which goes on. */
+const sum = (data, name) => data.times.slice(0, -1).map((_, i) => data.series.reduce(
   (found, one) => found + (one.values[name][i] ?? 0), 0));
 
 /** The five verdicts. `tone`: good, bad, busy (look at it) or idle (nothing is known). */
@@ -78,7 +80,7 @@ function judgeHealth(data, total) {
   return {
     name: "Healthy", tone, value: total.requests ? formatShare(1 - failed, 2) : "–",
     unit: "of requests answered",
-    detail: status.value ? `${ready} of ${wanted} replicas ready; at most 1 % may fail`
+    detail: status.value ? `${ready} of ${wanted} replicas ready; at most 1% may fail`
       : "Reading the replicas …",
     spark: sum(data, "requests"),
   };
@@ -99,7 +101,7 @@ function judgeSpeed(data) {
     detail: goal === null ? "No objective in the spec (slo.ttft_p95)"
       : missed.length ? `${missed[0].version} misses ${formatMs(missed[0].ttft_objective_ms)}`
         : `Objective: ${formatMs(goal)}`,
-    spark: data.times.map((_, i) => Math.max(0, ...data.series.map(
+    spark: data.times.slice(0, -1).map((_, i) => Math.max(0, ...data.series.map(
       (one) => one.values.ttft_p95_ms[i] ?? 0))),
   };
 }
@@ -126,7 +128,7 @@ function judgeLiking(data, total) {
   const [low, high] = findInterval(total.liked, count);
   return { name: "Liked", value: formatShare(total.liked / count), unit: "thumbs up",
     tone: low >= 0.7 ? "good" : high < 0.5 ? "bad" : "busy",
-    detail: `${formatCount(count)} judged; 95 % interval ${formatShare(low, 0)} to ${
+    detail: `${formatCount(count)} judged; 95% interval ${formatShare(low, 0)} to ${
       formatShare(high, 0)}`,
     spark: sum(data, "liked") };
 }

@@ -45,9 +45,14 @@ function Table({ models }) {
     setRight("");
     if (versions.length < 2) setCompare(false);
   };
+  const compareVersions = (on) => {
+    setCompare(on);
+    setLeft(on ? left || labels[0] : "");
+    if (on && !right) setRight(labels.find((label) => label !== (left || labels[0])));
+  };
   const sides = () => {
     if (!compare) return [left];
-    const pair = [left || labels[0], right || labels[1] || labels[0]];
+    const pair = [left, right];
     return blind && Math.random() < 0.5 ? pair.reverse() : pair;
   };
   const change = (id, place, values) => setTurns((all) => all.map((turn) => (turn.id !== id ? turn
@@ -99,12 +104,12 @@ function Table({ models }) {
         ${!compare && html`<option value="">By traffic</option>`}${labels.map((label) => html`<option
           key=${label} value=${label}>${label}</option>`)}</select></label>`}
       ${may("operator") && compare && html`<label>Other version
-        <select value=${right || labels[1]} disabled=${turns.length > 0}
+        <select value=${right} disabled=${turns.length > 0}
           onChange=${(event) => setRight(event.target.value)}>
         ${labels.map((label) => html`<option key=${label} value=${label}>${label}</option>`)}</select></label>`}
       ${may("operator") && labels.length > 1 && html`<fieldset class="switches">
         <label><input type="checkbox" role="switch" checked=${compare} disabled=${turns.length > 0}
-          onChange=${(event) => setCompare(event.target.checked)} /> Side by side</label>
+          onChange=${(event) => compareVersions(event.target.checked)} /> Side by side</label>
         <label><input type="checkbox" role="switch" checked=${blind} disabled=${!compare || turns.length > 0}
           onChange=${(event) => setBlind(event.target.checked)} /> Blind</label></fieldset>`}
       ${turns.length > 0 && html`<button type="button" class="secondary" onClick=${reset}>New conversation</button>`}
@@ -179,9 +184,9 @@ function Answer({ answer, name, hidden, onSaid }) {
     ${whole && html`<p class="quiet small">${hidden ? "" : describeTimes(answer)}</p>
     <div class="actions">
       <button type="button" class="secondary small" aria-pressed=${answer.said === "up" ? "true" : "false"}
-        onClick=${() => say({ thumbs: "up" }, "up")}><span aria-hidden="true">👍</span> Good</button>
+        onClick=${() => say({ thumbs: "up" }, "up")}>Good</button>
       <button type="button" class="secondary small" aria-pressed=${answer.said === "down" ? "true" : "false"}
-        onClick=${() => say({ thumbs: "down" }, "down")}><span aria-hidden="true">👎</span> Bad</button>
+        onClick=${() => say({ thumbs: "down" }, "down")}>Bad</button>
       <button type="button" class="secondary small" onClick=${copy}>Copy</button>
       <button type="button" class="secondary small" aria-expanded=${correcting ? "true" : "false"}
         onClick=${() => setCorrecting(!correcting)}>Correct</button>

@@ -32,8 +32,8 @@ function RequestList({ query }) {
     <div class="choice tabs" role="group" aria-label="Saved filters">${SAVED.map(([name, wanted]) => html`
       <button type="button" key=${name} aria-pressed=${same(wanted) ? "true" : "false"}
         onClick=${() => go("requests", [], wanted)}>${name}</button>`)}</div>
-    <form class="toolbar" key=${JSON.stringify(filters)} onSubmit=${search} role="search"
-      aria-label="Requests">
+    <form class="toolbar" key=${JSON.stringify(filters)} onSubmit=${search}
+      aria-label="Find requests">
       <${Field} name="id" label="Id (ours or yours)" query=${query} />
       <${Field} name="model" label="Deployment" query=${query} />
       <${Field} name="version" label="Version" query=${query} />
