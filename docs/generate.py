@@ -31,13 +31,16 @@ from pydantic.fields import FieldInfo
 
 from thrifty.batches.settings import BatchSettings
 from thrifty.cli.app import app
+from thrifty.curate.recipe import Recipe, find_sections
 from thrifty.db import open_database
 from thrifty.engines.base import Traits
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
+from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
+from thrifty.spec.alerts import AlertTargetSpec
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -46,7 +49,9 @@ from thrifty.worker.settings import GatewaySettings
 ROOT = Path(__file__).parent.parent
 FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!-- end of figures -->"
 LAYERS_BEGIN, LAYERS_END = "<!-- layers: made by docs/generate.py -->", "<!-- end of layers -->"
+RECIPE_BEGIN, RECIPE_END = "<!-- recipe: made by docs/generate.py -->", "<!-- end of recipe -->"
 ROUTES_BEGIN, ROUTES_END = "<!-- routes: made by docs/generate.py -->", "<!-- end of routes -->"
+METRICS_BEGIN, METRICS_END = "<!-- metrics: made by docs/generate.py -->", "<!-- end of metrics -->"
 FIGURES_INTRODUCTION = """\
 Each figure was measured by its command, side by side with what it is compared to, in alternating
 turns of one run: the median of the rounds, with the least and the greatest in brackets. A bar that
@@ -163,6 +168,16 @@ def make_spec_page() -> str:
                 if "." not in path
             ],
         ),
+        "## Keys of a target of alerts\n",
+        "They stand in each mapping of the list `alerts.to`. [Alerts](observe.md#alerts) has an "
+        "example.\n",
+        table(
+            ("key", "type", "default", "what it does"),
+            [
+                (f"`{path}`", kind, default, text)
+                for path, kind, default, text in walk(AlertTargetSpec)
+            ],
+        ),
         "## Options of the engines\n",
         "They stand beside `kind` in `engine`.\n",
     ]
@@ -266,6 +281,18 @@ def make_api_page() -> str:
     return replace_between(text, ROUTES_BEGIN, ROUTES_END, make_route_table(list_routes()))
 
 
+def make_observe_page() -> str:
+    """The page on telemetry, with the table of all metrics."""
+    text = (ROOT / "docs" / "observe.md").read_text(encoding="utf-8")
+    suffixes = {"counter": "_total"}
+    rows = [
+        (f"`{family.name}{suffixes.get(family.type, '')}`", family.type, family.documentation)
+        for family in sorted(GatewayMetrics().registry.collect(), key=lambda one: one.name)
+    ]
+    made = table(("metric", "type", "what"), rows)
+    return replace_between(text, METRICS_BEGIN, METRICS_END, made)
+
+
 def make_figure_page() -> str:
     """Every measurement: a table of all figures, then each as it was recorded."""
     records = read_results()
@@ -310,6 +337,32 @@ def replace_between(text: str, begin: str, end: str, made: str) -> str:
     return f"{before}{begin}\n{made}{end}{after}"
 
 
+def walk_recipe(section: type[BaseModel], prefix: str = "") -> list[tuple[str, ...]]:
+    """Rows of key path, type, default and description, lists of sections included."""
+    rows: list[tuple[str, ...]] = []
+    for name, field in section.model_fields.items():
+        path = f"{prefix}{name}"
+        below = find_sections(field.annotation)
+        if not below:
+            kind = describe_type(field)
+            default = "" if field.is_required() else describe_default(field.default, kind)
+            rows.append((f"`{path}`", kind, default, field.description or ""))
+            continue
+        is_list = get_origin(field.annotation) is tuple
+        default = "none" if field.default is None else ""
+        kind = "list of mappings" if is_list else "mapping"
+        rows.append((f"`{path}`", kind, default, field.description or ""))
+        rows += walk_recipe(below[0], f"{path}[]." if is_list else f"{path}.")
+    return rows
+
+
+def make_data_page() -> str:
+    """The page on data sets, with its table of keys made anew."""
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    made = table(("key", "type", "default", "what it says"), walk_recipe(Recipe))
+    return replace_between(text, RECIPE_BEGIN, RECIPE_END, made)
+
+
 def make_readme() -> str:
     """The README, with its figures made anew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -324,6 +377,8 @@ PAGES = {
     "docs/fields.md": make_field_page,
     "docs/api.md": make_api_page,
     "docs/architecture.md": make_architecture_page,
+    "docs/data.md": make_data_page,
+    "docs/observe.md": make_observe_page,
     "docs/figures.md": make_figure_page,
     "README.md": make_readme,
 }

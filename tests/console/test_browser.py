@@ -86,7 +86,9 @@ async def test_every_page(tmp_path: Path, theme: str, size: tuple[int, int]) -> 
             await open_page(tab.page, f"requests/{ident}", "Conversation")
             await tab.page.get_by_label("Steps of the request").wait_for()
             await check_accessible(tab.page)
-            back = await tab.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            back = await tab.page.evaluate(
+                "getComputedStyle(document.documentElement).backgroundColor"
+            )
             dark = sum(map(int, re.findall(r"\d+", back)[:3])) < 200
             assert dark == (theme == "dark")
             assert await tab.find_reports() == []

@@ -28,6 +28,9 @@ from thrifty.erase.erase import collect_person, erase_person
 from thrifty.erase.person import Work
 from thrifty.erase.stores import ERASERS, NOT_OF_PERSONS
 from thrifty.home import Home
+from thrifty.observe.record_files import KINDS as RECORDS
+from thrifty.observe.record_files import read_records, write_records
+from thrifty.openai.response_ids import ResponseIds
 
 ANN, SECRET = "ann-8c1f", "the-words-of-ann"
 
@@ -195,6 +198,29 @@ def test_training_rows_go_wherever_they_were_written(tmp_path: Path) -> None:
     database.close()
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_exported_records_go_wherever_they_were_written(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
+    home = Home(tmp_path / "home")
+    database = open_database(home.database_url, migrate=True)
+    log = [entry(1, ANN), entry(2, "bob"), entry(3, ANN, tenant="blue"), entry(4, None)]
+    assert RequestLog(database).write(log) == []
+    save_feedback(database, Feedback("red", (Item("comment", text="by bob"),), response=1))
+    files = {}
+    for kind in ("requests", "feedback"):
+        files[kind] = tmp_path / f"{kind}{suffix}"
+        note_export(database, files[kind], kind)
+        write_records(database, RECORDS[kind], files[kind], ResponseIds(b"s" * 32, 0))
+    assert collect_person(database, home, ANN, "red")["training rows"]
+    erasure = erase_person(database, home, ANN, "red")
+    assert erasure.left == []
+    left = list(read_records(files["requests"]))
+    assert [one["id"] for one in left] == [2, 3, 4]
+    assert list(read_records(files["feedback"])) == []
+    database.close()
+
+
 async def test_no_file_of_the_home_holds_the_bytes(tmp_path: Path) -> None:
     options: dict[str, Any] = {"prompts": True, "batches": BatchSettings()}
     async with running_echo() as url, running_gateway(tmp_path, [url], **options) as gateway:
@@ -264,3 +290,34 @@ def test_an_erasure_that_was_interrupted_is_done_by_the_next(
     assert holders(tmp_path, ANN, SECRET) == []
     assert [row.report is None for row in list_erasures(database)].count(False) >= 1
     database.close()
+
+
+def test_rows_of_built_sets_are_erased_and_models_named(tmp_path: Path) -> None:
+    from tests.curate.made import make_chats, talk, write_lines
+    from thrifty.curate.build import build_data
+    from thrifty.data import open_set
+
+    home = Home(tmp_path / "home")
+    rows = [
+        *make_chats(12),
+        *(talk(f"{SECRET} number {n}, is it so?", f"It is so, {n}.", user=ANN) for n in range(3)),
+    ]
+    rows.append({"messages": [{"role": "user", "content": SECRET}], "user": ANN})  # a sample
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    built = build_data({"sources": [{"path": str(path)}], "split": 0.2}, "chats", home=home)
+    assert built.count() == 15
+    assert holders(home.datasets, SECRET)
+    assert not holders(home.datasets, ANN)
+    database = open_database(home.database_url, migrate=True)
+    try:
+        collected = collect_person(database, home, ANN, "")
+        assert len(collected["rows of data sets"]) == 3
+        erasure = erase_person(database, home, ANN, "")
+    finally:
+        database.close()
+    assert erasure.counts["rows of data sets"] == 3
+    assert "3 rows were taken out of the data set chats@v1" in erasure.notes
+    assert not holders(home.root, SECRET)
+    after = open_set(home.datasets, "chats")
+    after.check()
+    assert after.count() == 12

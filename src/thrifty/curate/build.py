@@ -34,6 +34,7 @@ from thrifty.curate.request_log import write_snapshot
 from thrifty.curate.rows import I64, Rows
 from thrifty.curate.select import balance_rows, mix_rows, split_rows
 from thrifty.curate.sources import (
+    PIECE_BYTES,
     SUFFIXES,
     Piece,
     SourceFile,
@@ -92,13 +93,15 @@ def build_data(
     home: Home | None = None,
     workers: int = 1,
     restart: bool = False,
+    piece_bytes: int = PIECE_BYTES,
     on_progress: OnProgress = ignore_progress,
 ) -> BuiltSet:
     """Build a data set by a recipe (its file, or what it would say) and register it as the next
     version of `name`; blocks. If the newest version has the same rows by the same recipe, that is
     returned.
 
-    `workers` is the number of processes; the result does not depend on it. What a killed build had
+    `workers` is the number of processes, and `piece_bytes` how much of a file one of them takes at a
+    time; the result does not depend on either. What a killed build had
     finished is used, unless `restart`. Raises `SpecError`, `LeakError` (a row holds what models are
     judged by) and other kinds of `ThriftyError`.
     """
@@ -116,8 +119,9 @@ def build_data(
         with _lock(home, name):
             try:
                 return _build(
-                    recipe, name, folder, home, store, database, workers, restart, on_progress
-                )
+                    recipe, name, folder, home, store, database, workers, restart, piece_bytes,
+                    on_progress,
+                )  # fmt: skip
             except OSError as error:
                 raise describe_disk_fault(error) from None
     finally:
@@ -126,9 +130,11 @@ def build_data(
 
 def _build(
     recipe: Recipe, name: str, folder: Path, home: Home, store: Store, database: Database,
-    workers: int, restart: bool, on_progress: OnProgress,
+    workers: int, restart: bool, piece_bytes: int, on_progress: OnProgress,
 ) -> BuiltSet:  # fmt: skip
-    plan = _make_plan(recipe, name, folder, home, store, database, restart, on_progress)
+    plan = _make_plan(
+        recipe, name, folder, home, store, database, restart, piece_bytes, on_progress
+    )
     secrets = (read_secret(database, ID_SECRET), read_secret(database, SECRET))
     _make_pieces(plan, secrets, workers, on_progress)
     for file in plan.files:
@@ -163,7 +169,7 @@ def _lock(home: Home, name: str) -> Iterator[None]:
 
 def _make_plan(
     recipe: Recipe, name: str, folder: Path, home: Home, store: Store, database: Database,
-    restart: bool, on_progress: OnProgress,
+    restart: bool, piece_bytes: int, on_progress: OnProgress,
 ) -> _Plan:  # fmt: skip
     on_progress(Progress("check", 0, 0, "files"))
     sets = find_evaluation_sets(home, store, recipe, folder, on_progress)
@@ -194,7 +200,7 @@ def _make_plan(
             files.append(describe_file(path, source, number))
     files.sort(key=lambda one: one.source)
     _check_formats(files)
-    pieces = cut_pieces(files)
+    pieces = cut_pieces(files, piece_bytes)
     if sets:
         save_index(make_index(item for one in sets for item in one.read()), work / "leaks.npz")
     part = known.with_suffix(".part")

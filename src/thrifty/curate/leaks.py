@@ -4,8 +4,9 @@ Three rules, the first that holds:
 
     13 words     a row shares 13 consecutive words with an item, as is usual in the field
     whole        a row holds all words of a shorter item, in their order
-    paraphrase   half of an item's sequences of 3 words stand near each other in a row, and its words
-                 do too, rare ones counting more: a question with one name for another is none
+    paraphrase   half of an item's sequences of 3 words stand near each other in a row, most of its
+                 words do too, rare ones counting more, and so do all names and numbers: a question
+                 with one name for another is none
 
 Items of fewer than 5 words recur by chance and are not compared. Paraphrases that share few words
 are found by embeddings only (`vectors`).
@@ -18,7 +19,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ _FRAME = re.compile(
     r"\A\s*(?:Q|Question):\s*(.*?)\s*(?:\n\s*(?:A|Answer):.*)?\Z", re.DOTALL | re.IGNORECASE
 )
 """What tasks write around a question."""
+_NAME = re.compile(r"(?<=[\w,;] )[A-Z]\w*|\b\w*[0-9]\w*")
+"""A word with a capital letter within a sentence, or with a digit."""
 
 
 class Item(NamedTuple):
@@ -77,6 +80,8 @@ class LeakIndex:
     words: tuple[U64, npt.NDArray[np.float64], I64]
     """Each item's different words, their weights, and where each item's begin."""
     word_counts: I64
+    names: tuple[U64, I64]
+    """Each item's names and numbers, and where each item's begin."""
 
     @property
     def count(self) -> int:
@@ -116,16 +121,19 @@ def make_index(items: Iterable[Item]) -> LeakIndex:
     sets: list[str] = []
     where: list[str] = []
     hashes: list[U64] = []
+    names: list[U64] = []
     held: list[Item] = []
 
     def flush() -> None:
         words = find_words([one.text for one in held])
+        named = find_words([" ".join(_NAME.findall(one.text)) for one in held])
         for number, one in enumerate(held):
             own = words.hashes[words.starts[number] : words.starts[number + 1]]
             if len(own) >= SHORTEST_WORDS:
                 sets.append(one.set)
                 where.append(one.where)
                 hashes.append(own)
+                names.append(named.hashes[named.starts[number] : named.starts[number + 1]])
         held.clear()
 
     for item in items:
@@ -134,20 +142,20 @@ def make_index(items: Iterable[Item]) -> LeakIndex:
             flush()
     if held:
         flush()
-    counts = np.array([len(one) for one in hashes], np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    everything = np.concatenate(hashes) if hashes else np.zeros(0, np.uint64)
+    everything, starts = _join(hashes)
+    counts = np.diff(starts)
     words = Words(everything, starts, np.ones(len(everything), np.int64))
     short, short_counts = _index_short(words)
     return LeakIndex(
-        sets,
-        where,
-        _index_sequences(words, counts),
-        short,
-        short_counts,
-        _weigh_words(words),
-        counts,
-    )
+        sets, where, _index_sequences(words, counts), short, short_counts, _weigh_words(words),
+        counts, _join(names),
+    )  # fmt: skip
+
+
+def _join(parts: list[U64]) -> tuple[U64, I64]:
+    """All parts in one array, and where each begins: [parts + 1]."""
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in parts], dtype=np.int64)])
+    return np.concatenate([np.zeros(0, np.uint64), *parts]), starts
 
 
 def _index_sequences(words: Words, counts: I64) -> dict[int, tuple[U64, I64]]:
@@ -253,6 +261,7 @@ def _is_paraphrase(
     hashes, weights, starts = index.words
     own = slice(starts[item], starts[item + 1])
     total = weights[own].sum()
+    names = index.names[0][index.names[1][item] : index.names[1][item + 1]]
     for first in range(len(at)):
         last = int(np.searchsorted(at, at[first] + length))
         if len(np.unique(values[first:last])) < CONTAINED * index.short_counts[item]:
@@ -260,6 +269,8 @@ def _is_paraphrase(
         begin = int(words.starts[row]) + int(at[first])
         begin = max(int(words.starts[row]), begin - length // 4)
         near = words.hashes[begin : min(int(words.starts[row + 1]), begin + 2 * length)]
+        if not np.isin(names, near).all():
+            continue
         if weights[own][np.isin(hashes[own], near)].sum() >= COVERED * total:
             return True
     return False
@@ -268,16 +279,17 @@ def _is_paraphrase(
 def save_index(index: LeakIndex, path: Path) -> None:
     """Write an index to a file of arrays. Raises `OSError`."""
     facts = {"sets": index.sets, "where": index.where, "sizes": sorted(index.sequences)}
-    arrays = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
         "short": index.short[0], "short_items": index.short[1],
         "short_counts": index.short_counts, "words": index.words[0], "weights": index.words[1],
         "word_starts": index.words[2], "word_counts": index.word_counts,
+        "names": index.names[0], "name_starts": index.names[1],
     }  # fmt: skip
     for size, (values, items) in index.sequences.items():
         arrays |= {f"values_{size}": values, f"items_{size}": items}
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
 
 
 def load_index(path: Path) -> LeakIndex:
@@ -293,6 +305,7 @@ def load_index(path: Path) -> LeakIndex:
                 arrays["short_counts"],
                 (arrays["words"], arrays["weights"], arrays["word_starts"]),
                 arrays["word_counts"],
+                (arrays["names"], arrays["name_starts"]),
             )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None

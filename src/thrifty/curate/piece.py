@@ -192,11 +192,11 @@ class PieceMaker:
         try:
             row = make_row(record, self._recipe.kind, source.shape, source.fields)
         except Misshapen as fault:
-            excerpt = encode_record(record)[: 4 * SAMPLE_CHARS].decode("utf-8", "ignore")
+            shown = {key: value for key, value in record.items() if key != source.fields.user}
+            excerpt = encode_record(shown)[: 4 * SAMPLE_CHARS].decode("utf-8", "ignore")
             tally.remove("format", str(fault), self._excerpt(excerpt), provenance)
             return None
-        row = self._clean(row, provenance, tally)
-        if row is None:
+        if not self._clean(row, provenance, tally):
             return None
         row["provenance"] = provenance
         return row, known
@@ -234,7 +234,8 @@ class PieceMaker:
 
     # Texts
 
-    def _clean(self, row: Row, provenance: dict[str, Any], tally: Tally) -> Row | None:
+    def _clean(self, row: Row, provenance: dict[str, Any], tally: Tally) -> bool:
+        """Clean a row's texts in place; returns whether it stays."""
         clean = self._recipe.clean
         changed: dict[str, Any] = {}
         if self._cleaner is not None:
@@ -245,19 +246,19 @@ class PieceMaker:
             article = extract_article(row["text"])
             if article is None:
                 tally.remove("html", "no article", self._excerpt(row["text"]), provenance)
-                return None
+                return False
             if article != row["text"]:
                 row["text"] = article
                 changed["html"] = 1
         if self._redactor is not None and not self._redact(row, changed, provenance, tally):
-            return None
+            return False
         if not self._judge(row, changed, provenance, tally):
-            return None
+            return False
         for step in changed:
             tally.changed[step] += 1
         if changed:
             provenance["changed"] = changed
-        return row
+        return True
 
     def _redact(self, row: Row, changed: dict[str, Any], provenance: Record, tally: Tally) -> bool:
         redactor = self._redactor

@@ -166,6 +166,11 @@ def _measure_repeated_kept(text: Text, size: int) -> float:
 
 Measure = Callable[[Text, Rule], float]
 
+
+def _of_size(measure: Callable[[Text, int], float], size: int) -> Measure:
+    return lambda text, rule: measure(text, size)
+
+
 MEASURES: dict[str, Measure] = {
     "words": lambda text, rule: len(text.words),
     "mean_word_chars": lambda text, rule: _share(sum(map(len, text.words)), len(text.words)),
@@ -192,14 +197,8 @@ MEASURES: dict[str, Measure] = {
     "breaks_per_word": lambda text, rule: _share(text.text.count("\n"), len(text.words)),
     "sentences": lambda text, rule: len(_SENTENCE.findall(text.text)),
     "contains": lambda text, rule: text.text.lower().count(rule.of.lower()),
-    **{
-        f"commonest_{size}": lambda text, rule, size=size: _measure_commonest(text, size)
-        for size in (2, 3, 4)
-    },
-    **{
-        f"repeated_{size}": lambda text, rule, size=size: _measure_repeated(text, size)
-        for size in range(5, 11)
-    },
+    **{f"commonest_{size}": _of_size(_measure_commonest, size) for size in (2, 3, 4)},
+    **{f"repeated_{size}": _of_size(_measure_repeated, size) for size in range(5, 11)},
 }
 
 
@@ -242,7 +241,10 @@ def _parse_table(
         rules.append(rule)
     given = data.get("lines")
     try:
-        taken = {k: tuple(v) if isinstance(v, list) else v for k, v in (given or {}).items()}
+        taken: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in (given or {}).items()
+        }
         line_rules = LineRules(**taken) if given else None
     except (TypeError, AttributeError):
         refuse("lines", f"has {', '.join(LineRules.__dataclass_fields__)}")

@@ -306,14 +306,15 @@ def _known_keys(path: list[str]) -> list[str]:
         if part.isdigit():
             continue
         field = section.model_fields.get(part)
-        found = _find_sections(field.annotation) if field is not None else []
+        found = find_sections(field.annotation) if field is not None else []
         if not found:
             return []
         section = found[0]
     return list(section.model_fields)
 
 
-def _find_sections(annotation: Any) -> list[type[BaseModel]]:
+def find_sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [one for inner in get_args(annotation) for one in _find_sections(inner)]
+    return [one for inner in get_args(annotation) for one in find_sections(inner)]

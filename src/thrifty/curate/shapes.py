@@ -208,6 +208,8 @@ def _read_turns(turns: Any, system: Any = None) -> list[Message]:
         for key in ("name", "reasoning_content"):
             if isinstance(turn.get(key), str):
                 message[key] = turn[key]
+        if turn.get("weight") == 0:
+            message["weight"] = 0  # said, and not learned
         found.append(message)
     return found
 
@@ -226,8 +228,9 @@ def _read_content(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list):
-        texts = [one.get("text") if isinstance(one, Mapping) else one for one in value]
-        if all(isinstance(one, str) for one in texts):
+        parts = [one.get("text") if isinstance(one, Mapping) else one for one in value]
+        texts = [one for one in parts if isinstance(one, str)]
+        if len(texts) == len(parts):
             return "".join(texts)
     raise Misshapen("not_text")
 

@@ -116,7 +116,7 @@ def check_unchanged(file: SourceFile) -> None:
         )
 
 
-def cut_pieces(files: list[SourceFile], piece_bytes: int = PIECE_BYTES) -> list[Piece]:
+def cut_pieces(files: list[SourceFile], piece_bytes: int) -> list[Piece]:
     """The pieces of all files, in order. Raises `DataError`."""
     pieces: list[Piece] = []
     for number, file in enumerate(files):

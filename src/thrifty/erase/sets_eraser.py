@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,16 @@ def erase_set_rows(work: Work) -> int:
         if gone:
             removed += gone
             work.notes.append(f"{gone} rows were taken out of the data set {built.label}")
+            named = f'"{built.label}"'
             work.notes += [
                 f"the model {label} was trained on the data set {built.label}"
-                for label in find_models(work, lambda recipe, own=built.label: f'"{own}"' in recipe)
+                for label in find_models(work, _names(named))
             ]
     return removed
+
+
+def _names(label: str) -> Callable[[str], bool]:
+    return lambda recipe: label in recipe
 
 
 def _erase_samples(work: Work, folder: Path) -> None:

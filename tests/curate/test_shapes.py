@@ -1,0 +1,116 @@
+"""Records of many shapes as rows, and why others make none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.curate.made import talk
+from thrifty.curate.recipe import Fields
+from thrifty.curate.shapes import REASONS, Misshapen, make_row
+
+Q, A, B = (
+    {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"},
+    {"role": "assistant", "content": "b"},
+)  # fmt: skip
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+
+
+def shape(record: dict[str, Any], kind: str = "sft", **fields: str) -> dict[str, Any]:
+    return make_row(record, kind, "auto", Fields(**fields))
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "row"),
+    [
+        ({"messages": [Q, A]}, "sft", {"messages": [Q, A]}),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sft", {"messages": [Q, A]}),
+        ({"instruction": "do", "input": "it", "output": "a"}, "sft", {"messages": [{"role": "user", "content": "do\n\nit"}, A]}),
+        ({"question": "q", "answer": "a"}, "sft", {"messages": [Q, A]}),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "sft", {"messages": [Q, A]}),
+        ({"prompt": [Q], "completion": [A], "label": True}, "sft", {"messages": [Q, A]}),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "dpo", {"prompt": [Q], "chosen": [A], "rejected": [B]}),
+        ({"prompt": [Q], "chosen": [A], "rejected": [B]}, "dpo", {"prompt": [Q], "chosen": [A], "rejected": [B]}),
+        ({"chosen": [Q, A], "rejected": [Q, B]}, "dpo", {"prompt": [Q], "chosen": [A], "rejected": [B]}),
+        ({"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}, "dpo", {"prompt": [Q], "chosen": [A], "rejected": [B]}),
+        ({"messages": [Q, A], "label": False}, "kto", {"prompt": [Q], "completion": [A], "label": False}),
+        ({"prompt": [Q], "completion": [A], "label": True}, "kto", {"prompt": [Q], "completion": [A], "label": True}),
+        ({"content": "words"}, "text", {"text": "words"}),
+    ],
+)  # fmt: skip
+def test_shapes_are_told_by_their_fields(
+    record: dict[str, Any], kind: str, row: dict[str, Any]
+) -> None:
+    assert shape(record, kind) == row
+
+
+def test_fields_may_have_other_names() -> None:
+    assert shape({"body": "words"}, "text", text="body") == {"text": "words"}
+    assert shape({"frage": "q", "antwort": "a"}, prompt="frage", answer="antwort") == {
+        "messages": [Q, A]
+    }
+
+
+def test_tools_in_their_several_forms() -> None:
+    calls = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    told = {"role": "tool", "content": "2", "tool_call_id": "c1"}
+    row = shape({"messages": [Q, calls, told, A], "tools": [TOOL]})
+    assert row == {"messages": [Q, calls, told, A], "tools": [TOOL]}
+    written = shape({
+        "conversations": [
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"x": 1}}'},
+            {"from": "observation", "value": "2"}, {"from": "gpt", "value": "a"},
+        ],
+        "tools": json.dumps([TOOL["function"]]),
+    })  # fmt: skip
+    assert written["tools"] == [TOOL]
+    assert written["messages"][1]["tool_calls"][0]["function"] == CALL["function"]
+    assert written["messages"][2]["tool_call_id"] == written["messages"][1]["tool_calls"][0]["id"]
+    # Arrow fills in what other rows have.
+    filled = {"name": "add", "arguments": {"x": 1, "y": None}}
+    sparse = {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", "function": filled}]}
+    assert shape({"messages": [Q, sparse, told, A]})["messages"][1]["tool_calls"] == [CALL]
+
+
+def call(arguments: Any, name: str = "add") -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c1", "function": function}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "reason"),
+    [
+        ({}, "sft", "other_shape"),
+        ({"text": 5}, "text", "not_text"),
+        ({"messages": [Q, {"role": "assistant", "content": [{"type": "image_url"}]}]}, "sft", "not_text"),
+        ({"messages": [Q, A]}, "dpo", "no_pair"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "dpo", "same_answers"),
+        ({"messages": [Q, A]}, "kto", "no_label"),
+        ({"messages": [Q, A], "label": False}, "sft", "not_liked"),
+        ({"messages": [Q]}, "sft", "no_answer"),
+        ({"messages": [A, A]}, "sft", "no_question"),
+        ({"messages": [{"role": "narrator", "content": "x"}, A]}, "sft", "role"),
+        ({"messages": [Q, {"role": "system", "content": "x"}, A]}, "sft", "system_place"),
+        ({"messages": [Q, Q, A]}, "sft", "roles_alternate"),
+        (talk("", "a"), "sft", "empty_message"),
+        ({"messages": [Q, A], "tools": [{"type": "function"}]}, "sft", "bad_tools"),
+        ({"messages": [Q, A], "tools": "[{"}, "sft", "bad_tools"),
+        ({"messages": [Q, call("{"), A]}, "sft", "bad_call"),
+        ({"messages": [Q, call("[1]")]}, "sft", "bad_call"),
+        ({"messages": [Q, call("{}", "sub")], "tools": [TOOL]}, "sft", "unknown_tool"),
+        ({"messages": [Q, {"role": "tool", "content": "2"}, A]}, "sft", "no_call"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_row_says_why(record: dict[str, Any], kind: str, reason: str) -> None:
+    with pytest.raises(Misshapen) as caught:
+        shape(record, kind)
+    assert str(caught.value) == reason
+    assert reason in REASONS

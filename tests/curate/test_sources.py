@@ -1,0 +1,143 @@
+"""The request log as a source, the length in tokens, packs, and rows that a model is not judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.artifacts.models import write_model
+from tests.curate.made import make_chats, talk, write_lines
+from tests.feedback.test_export import DOWN, UP, respond, say
+from thrifty.curate.build import build_data
+from thrifty.curate.quality import TABLES, judge_text, load_table
+from thrifty.curate.select import pack_rows
+from thrifty.data.token_lengths import identify
+from thrifty.db import Database, open_database
+from thrifty.engines.echo.backend import make_tokenizer
+from thrifty.errors import DataError
+from thrifty.home import Home
+from thrifty.text.tokenizer import TextTokenizer
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def database(home: Home) -> Iterator[Database]:
+    home.root.mkdir()
+    database = open_database(home.database_url, migrate=True)
+    yield database
+    database.close()
+
+
+def test_judged_answers_become_rows_with_their_history(home: Home, database: Database) -> None:
+    for number in range(1, 9):
+        respond(
+            database,
+            number,
+            f"What is the {number}th question, please?",
+            f"It is {number}.",
+            end_user=f"u{number}",
+        )
+        say(database, number, UP if number % 2 else DOWN, user=f"u{number}")
+    built = build_data(
+        {"kind": "kto", "sources": [{"log": "echo"}], "split": 0.25}, "liked", home=home
+    )
+    assert (built.count("train"), built.count("test")) == (6, 2)
+    split, row = built.read_row(0)
+    history = row["provenance"]
+    number = history["response"]
+    assert split == "train"
+    assert row["label"] == bool(number % 2)
+    assert row["completion"] == [{"role": "assistant", "content": f"It is {number}."}]
+    assert (history["source"], history["path"]) == ("log:echo", "log:echo")
+    assert history["judged"] == ("liked" if number % 2 else "disliked")
+    assert history["subjects"][0].startswith("u-")
+    with pytest.raises(DataError, match="gives no dpo row for 'echo': responses"):
+        build_data({"kind": "dpo", "sources": [{"log": "echo"}]}, "pairs", home=home)
+    with pytest.raises(DataError, match="nobody has judged an answer"):
+        build_data({"sources": [{"log": "other"}]}, "none", home=home)
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+
+
+def write_tokenizer(folder: Path, template: str) -> str:
+    """A model with a tokenizer and a chat template, and no weights to speak of."""
+    write_model(folder)
+    make_tokenizer().tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+def test_lengths_are_tokens_of_the_model_by_its_template(home: Home, tmp_path: Path) -> None:
+    first = write_tokenizer(tmp_path / "small", TEMPLATE)
+    rows = [*make_chats(30), talk("Too long a question?", "x y z. " * 200)]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    recipe = {
+        "sources": [{"path": str(path)}], "length": {"tokenizer": first}, "pack": 900, "split": 0.1,
+    }  # fmt: skip
+    built = build_data(recipe, "chats", home=home)
+    tokenizer = TextTokenizer.load(Path(first))
+    assert built.count() == 30
+    lengths = []
+    for row in built.read("train"):
+        text = "".join(f"[{one['role']}]{one['content']}\n" for one in row["messages"])
+        lengths.append(len(tokenizer.encode(text, add_special_tokens=False)))
+        assert row["provenance"]["tokens"] == lengths[-1]
+    packs = list(built.read_packs())
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[row] for row in pack) <= 900 for pack in packs)
+    built.check_tokenizer(identify(tokenizer))
+    # The same vocabulary with another template is another tokenizer.
+    other = TextTokenizer.load(
+        Path(write_tokenizer(tmp_path / "other", TEMPLATE.replace("[", "<")))
+    )
+    with pytest.raises(DataError, match="this tokenizer, or its chat template, is another"):
+        built.check_tokenizer(identify(other))
+    again = build_data(
+        recipe | {"length": {"tokenizer": str(tmp_path / "other")}}, "chats", home=home
+    )
+    assert again.label == "chats@v2"
+
+
+def test_quality_tables_are_data_that_judge_texts(tmp_path: Path) -> None:
+    prose = (
+        "The river rises in the hills that lie to the north of the town, and it has to be crossed by "
+        "everyone with business on the other side. There was a ferry for centuries. A bridge of stone "
+        "took its place when the railway came. Today, both of them are gone, and a tunnel does the "
+        "work. People of the town still meet at the old landing on summer evenings. They talk of "
+        "floods and of fish."
+    )
+    for name in TABLES:
+        assert judge_text(prose, load_table(name, tmp_path))[1] is None, name
+    c4, gopher = load_table("c4", tmp_path), load_table("gopher", tmp_path)
+    assert judge_text(f"Home | Menu\n{prose}\nThis site uses cookies.", c4) == (prose, None)
+    assert judge_text(prose.replace("river", "{river}"), c4)[1] == "curly brackets"
+    assert judge_text("too short", gopher)[1] == "words"
+    assert judge_text(f"{prose} " * 3, gopher)[1] in ("repeated 5 words", "commonest 4 words")
+    assert (
+        judge_text("\n".join(["- another point concerning the lists of names"] * 20), gopher)[1]
+        == "bullets"
+    )
+    assert (
+        judge_text("word\n" * 60, load_table("fineweb", tmp_path))[1]
+        == "lines that end with a mark"
+    )
+
+
+@given(st.lists(st.integers(1, 100), max_size=60), st.integers(100, 200))
+def test_packs_hold_every_row_once_and_no_more_than_fits(lengths: list[int], most: int) -> None:
+    packs = pack_rows(np.array(lengths, np.int32), most)
+    assert sorted(row for pack in packs for row in pack) == list(range(len(lengths)))
+    assert all(sum(lengths[row] for row in pack) <= most for pack in packs)
+    # Any two packs have more than fits one of them.
+    loads = sorted(sum(lengths[row] for row in pack) for pack in packs)
+    assert len(loads) < 2 or loads[0] + loads[1] > most
