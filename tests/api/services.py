@@ -35,6 +35,7 @@ from thrifty.api.models import (
 )
 from thrifty.api.services import not_found
 from thrifty.api.view_models import (
+    AlertList,
     AuditAct,
     AuditList,
     AuditVerdict,
@@ -44,9 +45,11 @@ from thrifty.api.view_models import (
     LiveCount,
     LiveReplica,
     ModelList,
+    NewSilence,
     Overview,
     Setting,
     Settings,
+    SilenceModel,
 )
 from thrifty.api.views import WindowName
 from thrifty.cost.report import CostReport
@@ -191,6 +194,16 @@ class MemoryServices:
         self.changes.append((act, who, why))
         return self.get_release(release_id)
 
+    def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
+        self.changes.append(("silence", who, silence.why))
+        return SilenceModel(
+            id=1, kind=silence.kind, deployment=silence.deployment, version=silence.version,
+            until=silence.seconds, why=silence.why,
+        )  # fmt: skip
+
+    def remove_silence(self, number: int, *, who: str) -> None:
+        raise not_found("silence", str(number))
+
     def list_keys(self) -> KeyList:
         return KeyList(keys=sorted(self.keys.values(), key=lambda key: key.name))
 
@@ -251,6 +264,9 @@ class MemoryViews:
 
     def list_models(self) -> ModelList:
         return ModelList(models=[])
+
+    def list_alerts(self) -> AlertList:
+        return AlertList(alerts=[], silences=[])
 
     def get_settings(self) -> Settings:
         return Settings(settings=[Setting(key="gateway.port", value=8080, origin="default")])

@@ -17,6 +17,7 @@ from typing import Any
 from tests.parts import echo_deployment, running_echo
 from thrifty.control.applied import AppliedSpec
 from thrifty.db import Database, open_database
+from thrifty.db.alerts import AlertRow, save_alerts
 from thrifty.db.desired import SERVICE, DesiredChange, change_desired
 from thrifty.db.desired_state import (
     DesiredDeployment,
@@ -180,6 +181,17 @@ def fill(database: Database, requests: int, *, span_s: float = 3600.0, seed: int
         if number % max(2, requests // 300) == 0 and row["status"] == 200:
             save_feedback(database, _judge(chance, row), at_s + 5)
     Roller(database).catch_up()
+
+
+def raise_alert(database: Database) -> None:
+    """An open alert, as the controller writes it."""
+    now_s = time.time()
+    row = AlertRow(
+        f"errors/{NAME}/candidate/", "errors", "ticket", NAME, "candidate",
+        "An answer in a hundred is lost: the error budget of 30 days will be spent in 9.",
+        "docs/runbooks.md#errors-burn", now_s - 900, now_s,
+    )  # fmt: skip
+    save_alerts(database, [row])
 
 
 def _make_row(

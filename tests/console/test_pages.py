@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from httpx import AsyncClient, Response
 
-from tests.console.site import LABELS, NAME, Site, fill, running_site
+from tests.console.site import LABELS, NAME, Site, fill, raise_alert, running_site
 from thrifty.console.assets import load_assets
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.keys import revoke_key
@@ -203,7 +203,8 @@ async def test_a_revoked_key_ends_its_sessions(tmp_path: Path) -> None:
 
 VIEWS = {
     "/api/v1/status": "viewer", "/api/v1/overview": "viewer", "/api/v1/history": "viewer",
-    "/api/v1/models": "viewer", "/api/v1/settings": "operator", "/api/v1/keys": "admin",
+    "/api/v1/models": "viewer", "/api/v1/alerts": "viewer", "/api/v1/cost": "viewer",
+    "/api/v1/releases": "viewer", "/api/v1/settings": "operator", "/api/v1/keys": "admin",
     "/api/v1/audit": "admin", "/api/v1/audit/verify": "admin", "/v1/requests": "user",
     "/v1/feedback/export?as=sft": "operator",
 }  # fmt: skip
@@ -306,6 +307,23 @@ async def test_events_tell_the_status_and_the_figures(tmp_path: Path) -> None:
         assert [one["label"] for one in deployment["versions"]] == list(LABELS)
         assert {one["version"] for one in seen["figures"]["versions"]} == set(LABELS)
         assert {one["id"]: one["running"] for one in seen["figures"]["replicas"]}[f"{NAME}-1"] == 1
+
+
+async def test_alerts_are_listed_and_silenced(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, browser_like(site) as client:
+        await asyncio.to_thread(raise_alert, site.database)
+        (alert,) = (await client.get("/api/v1/alerts")).json()["alerts"]
+        assert (alert["kind"], alert["version"], alert["resolved"]) == ("errors", "candidate", None)
+        body = {"kind": "errors", "deployment": NAME, "seconds": 3600, "why": "known"}
+        made = await client.post("/api/v1/alerts/silences", json=body)
+        assert made.status_code == 200
+        found = (await client.get("/api/v1/alerts")).json()
+        assert found["alerts"][0]["silenced_until"] == found["silences"][0]["until"]
+        path = f"/api/v1/alerts/silences/{made.json()['id']}"
+        assert (await client.request("DELETE", path)).status_code == 200
+        assert (await client.request("DELETE", path)).status_code == 404
+        wrong = await client.post("/api/v1/alerts/silences", json={**body, "kind": "noise"})
+        assert (wrong.status_code, error_code(wrong)) == (400, "invalid_value")
 
 
 async def test_one_request_is_shown_with_its_texts(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ from thrifty.api.models import (
 from thrifty.api.page import PAGE_HEADERS, render_page
 from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES, PREFIX
+from thrifty.api.view_models import NewSilence, SilenceModel
 from thrifty.api.views import VIEW_HANDLERS
 from thrifty.errors import BadDataError, DatabaseError, NameTakenError, SpecError, ThriftyError
 from thrifty.openai.errors import (
@@ -204,6 +205,17 @@ def revoke_key(name: str, services: Services, caller: Caller) -> dict[str, str]:
     return {"revoked": name}
 
 
+def add_silence(body: NewSilence, services: Services, caller: Caller) -> SilenceModel:
+    """Silence alerts."""
+    return services.add_silence(body, who=caller)
+
+
+def remove_silence(number: int, services: Services, caller: Caller) -> dict[str, int]:
+    """End a silence."""
+    services.remove_silence(number, who=caller)
+    return {"ended": number}
+
+
 def get_openapi(request: Request) -> JSONResponse:
     """The OpenAPI document."""
     return JSONResponse(request.app.openapi())
@@ -220,6 +232,7 @@ HANDLERS: dict[str, Callable[..., Any]] = {
         get_status, get_series, get_cost, get_traffic, set_traffic, set_scale, roll_back, make_plan,
         apply_spec, list_releases, get_release, start_release, act_on_release, list_keys,
         create_key, revoke_key, get_openapi, get_docs, follow_events,
+        add_silence, remove_silence,
     )
 } | VIEW_HANDLERS  # fmt: skip
 

@@ -28,6 +28,7 @@ from thrifty.api.models import (
     Status,
     Traffic,
 )
+from thrifty.api.view_models import NewSilence, SilenceModel
 from thrifty.api.views import Views
 from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 
@@ -96,6 +97,12 @@ class ApiServices(Protocol):
         """`pause`, `resume`, `promote` or `abort`. Raises a 404, and a 409 where the release is in no
         state for it.
         """
+
+    def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
+        """Tell nobody of some alerts for a while. Raises a 400 for a kind that there is not."""
+
+    def remove_silence(self, number: int, *, who: str) -> None:
+        """End a silence. Raises a 404."""
 
     def list_keys(self) -> KeyList:
         """The keys that are not revoked."""

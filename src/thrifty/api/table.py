@@ -92,6 +92,18 @@ API_ROUTES: tuple[Route[str], ...] = (
         "GET", f"{PREFIX}/settings", Role.OPERATOR, "get_settings",
         "the spec in force, with where each value comes from; secrets are masked",
     ),
+    Route(
+        "GET", f"{PREFIX}/alerts", Role.VIEWER, "list_alerts",
+        "what is wrong, and what was in the last days",
+    ),
+    Route(
+        "POST", f"{PREFIX}/alerts/silences", Role.OPERATOR, "add_silence",
+        "tell nobody of some alerts for a while",
+    ),
+    Route(
+        "DELETE", f"{PREFIX}/alerts/silences/{{number}}", Role.OPERATOR, "remove_silence",
+        "end a silence",
+    ),
     Route("GET", f"{PREFIX}/audit", Role.ADMIN, "list_acts", "administrative acts, the newest first"),
     Route(
         "GET", f"{PREFIX}/audit/verify", Role.ADMIN, "verify_audit",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from thrifty.api.models import Answer
+from thrifty.api.models import Answer, Request, Why
 
 
 class VersionFigures(Answer):
@@ -153,6 +153,48 @@ class AuditVerdict(Answer):
     fault: str | None
     head: str = Field(description="The number of entries and the last hash, to be kept elsewhere.")
     entries: int
+
+
+class AlertModel(Answer):
+    """Something that is or was wrong. Times are seconds since 1970."""
+
+    kind: str
+    severity: str
+    deployment: str
+    version: str
+    summary: str
+    runbook: str = Field(description="The page of the documentation that says what to do.")
+    since: float
+    resolved: float | None = Field(None, description="When it was over; null: it is open.")
+    silenced_until: float | None = None
+
+
+class SilenceModel(Answer):
+    """Alerts that nobody is told of for a while; null means any."""
+
+    id: int
+    kind: str | None
+    deployment: str | None
+    version: str | None
+    until: float
+    why: str
+
+
+class AlertList(Answer):
+    """Alerts, the newest first, and silences."""
+
+    alerts: list[AlertModel]
+    silences: list[SilenceModel]
+
+
+class NewSilence(Request):
+    """Which alerts nobody is told of, and for how long. What is left out means any."""
+
+    kind: str | None = Field(None, max_length=32)
+    deployment: str | None = Field(None, max_length=64)
+    version: str | None = Field(None, max_length=64)
+    seconds: float = Field(gt=0, le=30 * 86_400, description="How long.")
+    why: Why = ""
 
 
 class LiveCount(Answer):

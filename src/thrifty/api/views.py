@@ -9,6 +9,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, Query, Request
 
 from thrifty.api.view_models import (
+    AlertList,
     AuditList,
     AuditVerdict,
     History,
@@ -44,6 +45,9 @@ class Views(Protocol):
 
     def list_models(self) -> ModelList:
         """The stored models. Raises `ArtifactError` kinds."""
+
+    def list_alerts(self) -> AlertList:
+        """What is wrong, and what was in the last days."""
 
     def get_settings(self) -> Settings:
         """The spec in force, with where each value comes from."""
@@ -82,6 +86,11 @@ def list_models(views: Seen) -> ModelList:
     return views.list_models()
 
 
+def list_alerts(views: Seen) -> AlertList:
+    """What is wrong."""
+    return views.list_alerts()
+
+
 def get_settings(views: Seen) -> Settings:
     """The spec in force."""
     return views.get_settings()
@@ -100,6 +109,6 @@ def verify_audit(views: Seen) -> AuditVerdict:
 VIEW_HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_overview, list_history, list_models, get_settings, list_acts, verify_audit,
+        get_overview, list_alerts, list_history, list_models, get_settings, list_acts, verify_audit,
     )
 }  # fmt: skip

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -41,6 +42,7 @@ from thrifty.api.models import (
     Traffic,
 )
 from thrifty.api.services import not_found
+from thrifty.api.view_models import NewSilence, SilenceModel
 from thrifty.artifacts import Store
 from thrifty.control.scale import Scale, set_scale
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
@@ -48,6 +50,7 @@ from thrifty.control.service_status import read_status
 from thrifty.cost.report import make_report
 from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
+from thrifty.db.alerts import Silence, add_silence, remove_silence
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
 from thrifty.db.releases import (
@@ -61,11 +64,12 @@ from thrifty.db.rollups import DAY_S
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
+from thrifty.observe.alerts.findings import KINDS
 from thrifty.observe.rollups.series import Asked, read_series
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.release.manage import RELEASE_ACTS, start_release
 from thrifty.release.plan import DEPLOYMENT, parse_plan
-from thrifty.worker.home_views import HomeViews
+from thrifty.worker.home_views import HomeViews, describe_silence
 
 SPEC_TIMEOUT_S = 3600.0
 """Limit for one request; fetching a large model takes long."""
@@ -243,6 +247,25 @@ class HomeServices:
         except ControlError:
             known = [str(one.id) for one in read_releases(self._database, limit=5)]
             raise not_found("release", str(release_id), known) from None
+
+    def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
+        """Tell nobody of some alerts for a while. Raises a 400 for an unknown kind."""
+        if silence.kind is not None and silence.kind not in KINDS:
+            raise bad_request(
+                f"{silence.kind!r} is no kind of alert; there are {', '.join(KINDS)}.", "kind",
+                "invalid_value",
+            )  # fmt: skip
+        made = Silence(
+            silence.kind, silence.deployment, silence.version, time.time() + silence.seconds,
+            silence.why,
+        )  # fmt: skip
+        number = add_silence(self._database, made, _actor(who, "").who)
+        return describe_silence(replace(made, id=number))
+
+    def remove_silence(self, number: int, *, who: str) -> None:
+        """End a silence. Raises a 404."""
+        if not remove_silence(self._database, number, _actor(who, "").who):
+            raise not_found("silence", str(number))
 
     def list_keys(self) -> KeyList:
         """All keys that are not revoked."""

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from thrifty.api.view_models import (
+    AlertList,
+    AlertModel,
     AuditAct,
     AuditList,
     AuditVerdict,
@@ -24,6 +26,7 @@ from thrifty.api.view_models import (
     Series,
     Setting,
     Settings,
+    SilenceModel,
     StoredModel,
     VersionFigures,
 )
@@ -33,6 +36,7 @@ from thrifty.control.applied import read_applied
 from thrifty.control.merge import list_fields
 from thrifty.control.service_api import describe_history
 from thrifty.db import Database
+from thrifty.db.alerts import Silence, read_alerts, read_silences
 from thrifty.db.audit import list_acts, verify_audit
 from thrifty.db.demand import read_demand
 from thrifty.db.desired import Desired, read_desired, read_history
@@ -115,6 +119,26 @@ class HomeViews:
             found.append(_describe_model(store, version, artifact, served[artifact.id]))
         return ModelList(models=found)
 
+    def list_alerts(self) -> AlertList:
+        """What is wrong, and what was in the last days. Raises `DatabaseError`."""
+        silences, now_s = read_silences(self._database), time.time()
+        found = []
+        for row in read_alerts(self._database):
+            ends = [
+                one.until_s
+                for one in silences
+                if one.covers(row.kind, row.deployment, row.version, now_s)
+            ]
+            found.append(
+                AlertModel(
+                    kind=row.kind, severity=row.severity, deployment=row.deployment,
+                    version=row.version, summary=row.summary, runbook=row.runbook,
+                    since=row.since_s, resolved=row.resolved_s,
+                    silenced_until=max(ends, default=None),
+                )
+            )  # fmt: skip
+        return AlertList(alerts=found, silences=[describe_silence(one) for one in silences])
+
     def get_settings(self) -> Settings:
         """The spec in force. Raises `DatabaseError`."""
         desired = read_desired(self._database)
@@ -161,6 +185,14 @@ class HomeViews:
             whole=verdict.fault is None, fault=verdict.fault, head=str(verdict.head),
             entries=verdict.head.count,
         )  # fmt: skip
+
+
+def describe_silence(silence: Silence) -> SilenceModel:
+    """A silence as the management API shows it."""
+    return SilenceModel(
+        id=silence.id, kind=silence.kind, deployment=silence.deployment, version=silence.version,
+        until=silence.until_s, why=silence.why,
+    )  # fmt: skip
 
 
 def _describe_load(row: ReplicaRow) -> LiveReplica:

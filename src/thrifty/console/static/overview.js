@@ -13,7 +13,12 @@ export function Overview() {
   const [window, setWindow] = useState("hour");
   const load = useLoad(`api/v1/overview?window=${window}`, { every: window === "hour" ? 10 : 60 });
   const history = useLoad("api/v1/history?limit=30", { every: 30 });
+  const alerts = useLoad("api/v1/alerts", { every: 15 });
+  const open = alerts.data?.alerts.filter((one) => one.resolved === null) ?? [];
   return html`
+    ${open.length > 0 && html`<div class="notice bad"><p><strong>${open.length === 1 ? "An alert is open"
+      : `${open.length} alerts are open`}:</strong> ${open[0].summary}
+      ${" "}<a href=${link("alerts")}>Look at ${open.length === 1 ? "it" : "them"}</a></p></div>`}
     <div class="toolbar"><${Choice} label="Window" options=${WINDOWS} value=${window}
       onChange=${setWindow} /></div>
     <${Loaded} load=${load} rows=${5}>${(data) => html`<${Figures} data=${data}
