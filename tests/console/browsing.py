@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 WIDE, PHONE = (1280, 860), (390, 844)
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000
 _WATCH = """
 window.reports = [];
 document.addEventListener("securitypolicyviolation", (event) => {

@@ -14,12 +14,15 @@ import httpx
 
 from tests.artifacts.models import Llama
 from tests.console.browsing import PHONE, WIDE, browsing
-from tests.console.site import NAME, Site, fill, running_site
+from tests.console.site import NAME, Site, fill, raise_alert, running_site
 from thrifty.artifacts import Store
 from thrifty.artifacts.artifact import Lineage, Parent
 
 REQUESTS = 6000
-PAGES = ("overview", "deployments", "requests", "feedback", "models", "keys", "audit", "settings")
+PAGES = (
+    "overview", "deployments", "releases", "alerts", "requests", "feedback", "models", "cost", "keys",
+    "audit", "settings",
+)  # fmt: skip
 QUESTION = "What is the capital of France?"
 
 
@@ -93,6 +96,7 @@ async def main(folder: Path) -> None:
         async with running_site(Path(home)) as site:
             await asyncio.to_thread(fill, site.database, REQUESTS)
             await asyncio.to_thread(store_models, Path(home))
+            await asyncio.to_thread(raise_alert, site.database)
             asking = asyncio.ensure_future(ask_for_a_while(site))
             try:
                 await take(site, folder, theme="light", size=WIDE, end="")

@@ -20,7 +20,8 @@ from tests.parts import running_service, wait_until
 from thrifty.db.feedback import FeedbackFilter, list_feedback
 from thrifty.fleet.ports import find_free_port
 
-pytestmark = pytest.mark.console
+# A browser beside two busy loops is slow, and each test looks at many pages.
+pytestmark = [pytest.mark.console, pytest.mark.timeout(1200)]
 
 PAGES = {
     "overview": "By version", "deployments": "Replicas", "releases": "No release yet",
