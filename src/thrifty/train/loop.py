@@ -33,7 +33,11 @@ STEPS = 500
 MOST_BATCH_TOKENS = 4096
 """The default batch size is at most this, and smaller if that gives fewer than `STEPS` steps."""
 RATE, RATE_TOKENS, MOST_RATE = 3e-4, 512, 5e-4
-"""The default learning rate for steps of so many tokens; it grows with the size's square root."""
+"""The default peak of a cosine for steps of so many tokens; it grows with the size's square root."""
+CONSTANT_RATE, CONSTANT_RATE_TOKENS = 1e-4, 1024
+"""The same for a constant rate, which never falls and so has to be lower. A SmolLM2-135M with an
+eighth of its parameters pruned is farther from its teacher after 150,000 tokens at 4e-4 than
+before them; at 1e-4 it is nearer after each 13,000 (`benchmarks/distillation_choices.py`)."""
 LEAST_STEPS = 25
 TRAINED_PER_EVALUATED = 7
 """Tokens to train on between evaluations, for each token that is evaluated. Training on a token
@@ -84,9 +88,7 @@ class Trainer:
         self._limits = Limits()
         self._run_s = time.monotonic()
         self._before_s = 0.0
-        self.learning_rate = training.learning_rate or min(
-            MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS)
-        )
+        self.learning_rate = training.learning_rate or self._find_rate()
         self.steps = training.steps or (
             max(1, math.ceil(training.tokens / self.batch_tokens)) if training.tokens else None
         )
@@ -100,6 +102,12 @@ class Trainer:
         )  # fmt: skip
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
         self.state = State()
+
+    def _find_rate(self) -> float:
+        """The learning rate, where none is given."""
+        if self._training.averages and not self._training.lora_rank:
+            return CONSTANT_RATE * math.sqrt(self.batch_tokens / CONSTANT_RATE_TOKENS)
+        return min(MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS))
 
     def run(
         self,
