@@ -14,6 +14,7 @@ NAMES = (
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
     "zero_to_first_token", "wakes",
     "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize", "machine_model", "redaction",
+    "curation",
     "engine_auto", "speculation", "autoscaler_step",
     "simulated_routing", "autoscaling", "simulator_against_replicas", "autoscaled_echo",
 )  # fmt: skip
