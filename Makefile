@@ -37,6 +37,8 @@ $(DEV): $(LIGHT)
 # Tests that need environments of their own, or programs of others, have targets of their own.
 HERE := not cluster and not console and not deploy and not observe and not peer and not remote \
   and not train and not vllm
+
+HERE := not peer and not deploy and not vllm and not cluster
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
@@ -87,6 +89,10 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
+.PHONY: test-observe
+test-observe: $(DEV) ## Dashboard, rules and telemetry by a real Prometheus (Debian's) and a real collector
+	$(BIN)/python -m pytest -q -n 0 -m observe tests/observe
+
 # trl's environment sees what .venv has, and adds trl and what it alone needs.
 TRL := .make/trl
 .PHONY: test-train
@@ -94,10 +100,19 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 	$(BIN)/python -m venv $(TRL)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(TRL)/lib/python*/site-packages)/dev.pth
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
-	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train
+	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train tests/improve
+
+.PHONY: test-remotes
+test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries
+	$(BIN)/python -m pytest -q -n 0 -m remote tests/artifacts
+
+.PHONY: test-cluster
+test-cluster: $(DEV) ## The fleet on a real Kubernetes control plane, which it builds once (7 minutes)
+	@$(BIN)/python -m tests.cluster.binaries || echo 'NO CLUSTER HERE: the tests of the Kubernetes fleet are skipped'
+	$(BIN)/python -m pytest -q -n 0 -m cluster tests/cluster
 
 .PHONY: test-all
-test-all: test test-peers test-deploy test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-cluster test-deploy test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

@@ -38,7 +38,9 @@ from thrifty.engines.machine import detect_machine
 from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.home import Home
 from thrifty.http.routes import Route
+from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
+from thrifty.spec.alerts import AlertTargetSpec
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -49,6 +51,7 @@ FIGURES_BEGIN, FIGURES_END = "<!-- figures: made by docs/generate.py -->", "<!--
 LAYERS_BEGIN, LAYERS_END = "<!-- layers: made by docs/generate.py -->", "<!-- end of layers -->"
 RECIPE_BEGIN, RECIPE_END = "<!-- recipe: made by docs/generate.py -->", "<!-- end of recipe -->"
 ROUTES_BEGIN, ROUTES_END = "<!-- routes: made by docs/generate.py -->", "<!-- end of routes -->"
+METRICS_BEGIN, METRICS_END = "<!-- metrics: made by docs/generate.py -->", "<!-- end of metrics -->"
 FIGURES_INTRODUCTION = """\
 Each figure was measured by its command, side by side with what it is compared to, in alternating
 turns of one run: the median of the rounds, with the least and the greatest in brackets. A bar that
@@ -165,6 +168,16 @@ def make_spec_page() -> str:
                 if "." not in path
             ],
         ),
+        "## Keys of a target of alerts\n",
+        "They stand in each mapping of the list `alerts.to`. [Alerts](observe.md#alerts) has an "
+        "example.\n",
+        table(
+            ("key", "type", "default", "what it does"),
+            [
+                (f"`{path}`", kind, default, text)
+                for path, kind, default, text in walk(AlertTargetSpec)
+            ],
+        ),
         "## Options of the engines\n",
         "They stand beside `kind` in `engine`.\n",
     ]
@@ -268,6 +281,18 @@ def make_api_page() -> str:
     return replace_between(text, ROUTES_BEGIN, ROUTES_END, make_route_table(list_routes()))
 
 
+def make_observe_page() -> str:
+    """The page on telemetry, with the table of all metrics."""
+    text = (ROOT / "docs" / "observe.md").read_text(encoding="utf-8")
+    suffixes = {"counter": "_total"}
+    rows = [
+        (f"`{family.name}{suffixes.get(family.type, '')}`", family.type, family.documentation)
+        for family in sorted(GatewayMetrics().registry.collect(), key=lambda one: one.name)
+    ]
+    made = table(("metric", "type", "what"), rows)
+    return replace_between(text, METRICS_BEGIN, METRICS_END, made)
+
+
 def make_figure_page() -> str:
     """Every measurement: a table of all figures, then each as it was recorded."""
     records = read_results()
@@ -353,6 +378,7 @@ PAGES = {
     "docs/api.md": make_api_page,
     "docs/architecture.md": make_architecture_page,
     "docs/data.md": make_data_page,
+    "docs/observe.md": make_observe_page,
     "docs/figures.md": make_figure_page,
     "README.md": make_readme,
 }

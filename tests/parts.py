@@ -47,6 +47,7 @@ from thrifty.http.origin import Origin, parse_origin
 from thrifty.http.server import Handler, HttpServer, ServerLimits
 from thrifty.http.upload import OpenSpool
 from thrifty.observe.log_writer import LogWriter
+from thrifty.observe.settings import ObserveSettings
 from thrifty.worker.assemble import Parts, Secrets, assemble
 from thrifty.worker.home_services import make_home_services
 from thrifty.worker.settings import GatewaySettings
@@ -293,6 +294,7 @@ async def running_gateway(
     feedback: FeedbackSettings | None = None,
     cors: tuple[str, ...] = (),
     redact: bool = True,
+    observe: ObserveSettings | None = None,
 ) -> AsyncIterator[GatewayUnderTest]:
     """A gateway in front of `urls`, with a real database in `folder`. Two of them in one folder
     are two workers. `managed` adds the management API.
@@ -311,7 +313,7 @@ async def running_gateway(
         cache_shared=cache_shared, max_body_bytes=limits.max_body_bytes,
         read_timeout_s=limits.read_timeout_s, write_timeout_s=limits.write_timeout_s,
         record_prompts=prompts, feedback=feedback or FeedbackSettings(), cors=cors,
-        record_redact=redact,
+        record_redact=redact, observe=observe or ObserveSettings(),
     )  # fmt: skip
     if batches is not None:
         places = msgspec.structs.replace(batches, folder=str(folder / "files"))

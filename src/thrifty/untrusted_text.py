@@ -7,6 +7,7 @@ line of limited length: a label, a header, a line of a log, a code.
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -17,6 +18,9 @@ MAX_TEXT_CHARS = 2_000_000
 MAX_LOG_CHARS = 20_000
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 """The lines of every process's log."""
+LOG_FORMAT_VARIABLE = "THRIFTY_LOG_FORMAT"
+LOG_IDS = ("response_id", "trace_id")
+"""What a message of a log may be about, as attributes of its record."""
 
 
 def sanitize_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> str:
@@ -67,3 +71,36 @@ class LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line of a record, without its traceback."""
         return sanitize_line(super().formatMessage(record), MAX_LOG_CHARS)
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes each message of a log as one JSON object, with the ids that its caller gave in `extra`
+    (`LOG_IDS`).
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object of a record, with its traceback."""
+        at = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, Any] = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": sanitize_text(record.getMessage(), MAX_LOG_CHARS),
+            "pid": record.process,
+        }
+        for name in LOG_IDS:
+            value = getattr(record, name, None)
+            if value:
+                line[name] = sanitize_text(str(value), MAX_LOG_CHARS)
+        if record.exc_info:
+            line["exception"] = sanitize_text(self.formatException(record.exc_info), MAX_LOG_CHARS)
+        return msgspec.json.encode(line).decode()
+
+
+def make_log_formatter(kind: str | None) -> logging.Formatter:
+    """The formatter of a process's log: `json`, or lines of text. Raises `ValueError`."""
+    if kind == "json":
+        return JsonFormatter()
+    if kind in (None, "", "text"):
+        return LineFormatter(LOG_FORMAT)
+    raise ValueError(f"{LOG_FORMAT_VARIABLE} is {kind!r}; set it to text or json")

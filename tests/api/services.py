@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     Change,
@@ -16,8 +17,12 @@ from thrifty.api.models import (
     KeyInfo,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
     PlanStep,
+    Release,
+    ReleaseDetail,
+    ReleaseList,
     ReplicaStatus,
     SeriesAnswer,
     SeriesModel,
@@ -27,8 +32,14 @@ from thrifty.api.models import (
     VersionStatus,
 )
 from thrifty.api.services import not_found
+from thrifty.cost.report import CostReport
 from thrifty.errors import DatabaseError, Problem, SpecError, ThriftyError
 from thrifty.openai.errors import WireError, bad_request
+
+
+def make_empty_report() -> CostReport:
+    """A report of a time in which nothing was."""
+    return CostReport("version", 0, 1.0, [], 0, 0, [], [], [])
 
 
 class MemoryServices:
@@ -38,6 +49,7 @@ class MemoryServices:
         self.weights = {"a": 90.0, "b": 10.0}
         self.before: dict[str, float] | None = None
         self.keys: dict[str, KeyInfo] = {}
+        self.releases: dict[int, Release] = {}
         self.applied: list[dict[str, Any]] = []
         self.changes: list[tuple[str, str, str]] = []
         """What was done, by whom and why."""
@@ -78,12 +90,23 @@ class MemoryServices:
         series = [SeriesModel(labels={}, values=values)]
         return SeriesAnswer(step_s=60, times=[0, 60], series=series)
 
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        if asked.by == "nonsense":
+            raise ThriftyError("costs are told apart by version, not by 'nonsense'")
+        return CostAnswer.model_validate(make_empty_report().describe())
+
     def get_traffic(self, deployment: str) -> Traffic:
         self._check(deployment)
         return Traffic(deployment=deployment, weights=self.weights)
 
     def set_traffic(
-        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+        self,
+        deployment: str,
+        weights: Mapping[str, float],
+        *,
+        who: str,
+        why: str,
+        force: bool = False,
     ) -> Traffic:
         self._check(deployment)
         for label in weights:
@@ -118,6 +141,32 @@ class MemoryServices:
         self.applied.append(dict(spec))
         self.changes.append(("reset" if reset else "apply", who, why))
         return Applied(plan=plan, held=[] if reset else ["chat: weights"])
+
+    def list_releases(self) -> ReleaseList:
+        return ReleaseList(releases=list(self.releases.values()))
+
+    def get_release(self, release_id: int) -> ReleaseDetail:
+        if release_id not in self.releases:
+            raise not_found("release", str(release_id))
+        return ReleaseDetail(**self.releases[release_id].model_dump(), events=[])
+
+    def start_release(self, deployment: str, release: NewRelease, *, who: str) -> ReleaseDetail:
+        self._check(deployment)
+        if self.releases:
+            raise ThriftyError("a release is under way")
+        self.releases[1] = Release(
+            id=1, deployment=deployment, candidate=release.candidate, state="running",
+            stage="start", weights=self.weights, before=self.weights, plan=release.plan, figures={},
+            created_s=0.0, updated_s=0.0, who=who, why=release.why,
+        )  # fmt: skip
+        return self.get_release(1)
+
+    def act_on_release(self, release_id: int, act: str, *, who: str, why: str) -> ReleaseDetail:
+        self.get_release(release_id)
+        if act not in ("pause", "resume", "promote", "abort"):
+            raise not_found("act", act)
+        self.changes.append((act, who, why))
+        return self.get_release(release_id)
 
     def list_keys(self) -> KeyList:
         return KeyList(keys=sorted(self.keys.values(), key=lambda key: key.name))

@@ -163,6 +163,15 @@ async def test_series_are_asked_for_by_a_closed_set_of_names() -> None:
         assert (refused.status_code, error_of(refused)["code"]) == (400, "refused")
 
 
+async def test_costs_are_told() -> None:
+    async with serving(MemoryServices()) as client:
+        answer = await client.get("/api/v1/cost?by=tenant&from=0")
+        assert (answer.status_code, answer.json()["from"], answer.json()["to"]) == (200, 0, 1.0)
+        assert answer.json()["total"]["cost"] == 0
+        for query in ("by=nonsense", "price_per_hour=-1", "since=7d"):
+            assert (await client.get(f"/api/v1/cost?{query}")).status_code == 400
+
+
 # Errors
 
 
@@ -192,7 +201,9 @@ async def test_mistakes_are_named(body: Any, param: str | None, code: str) -> No
         assert error["code"] == code or body is None
         assert "Extra inputs" not in error["message"]
         if code == "unknown_parameter":
-            assert error["message"] == ("'wy' is not a known key; known here: 'weights', 'why'.")
+            assert error["message"] == (
+                "'wy' is not a known key; known here: 'weights', 'force', 'why'."
+            )
         assert not services.changes
 
 

@@ -19,6 +19,7 @@ from thrifty.compress.calibration import collect_inputs
 from thrifty.compress.divergence_evaluator import DivergenceEvaluator
 from thrifty.compress.prune.depth import measure_influence, rank_layers
 from thrifty.compress.prune.prune import prune_decoder
+from thrifty.compress.prune.pruner import ROUNDING
 from thrifty.compress.prune.request import PruningRequest
 from thrifty.compress.prune.views import keep_layers
 from thrifty.compress.prune.width import Widths, count_parameters, narrow, read_widths
@@ -116,7 +117,7 @@ def test_what_is_made_has_the_size_and_is_served_and_evaluated(
     )
     assert report is not None
     assert artifact.description.format is Format.SAFETENSORS
-    assert report.chosen.parameters <= 0.75 * report.parameters_before
+    assert report.chosen.parameters <= (0.75 + ROUNDING) * report.parameters_before
     least = min(report.candidates, key=lambda one: one.kl_divergence)
     assert report.chosen.description == least.description
     assert report.chosen.kl_divergence <= 1.1 * least.kl_divergence, "made from more text"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.specs import ECHO, ONE_MODEL, SEVERAL, TWO_VERSIONS, render
+from tests.deploy.specs import ECHO, FLEET, ONE_MODEL, SEVERAL, TWO_VERSIONS, render
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -24,6 +24,9 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "knative": ("knative", TWO_VERSIONS, {"max": "8"}),
     "cloudrun": ("cloudrun", ONE_MODEL, {}),
     "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
+    "kubernetes-fleet": (
+        "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
+    ),
     "kubernetes-several": ("kubernetes", SEVERAL, {"database": "true", "redis": "true"}),
 }  # fmt: skip
 """The target, spec and options of each folder."""

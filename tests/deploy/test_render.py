@@ -13,12 +13,12 @@ from tests.deploy.golden import CASES, FOLDER, render_case
 from tests.deploy.specs import ECHO, IMAGE, ONE_MODEL, SEVERAL, make_request, render
 from tests.parts import run_thrifty
 from thrifty.deploy.limits import choose_size, load_platforms
-from thrifty.deploy.naming import MAX_NAME, make_name
 from thrifty.deploy.registry import find_target, target_names
 from thrifty.deploy.service import make_service
 from thrifty.deploy.sizing import Need
 from thrifty.deploy.write import write_files
 from thrifty.errors import SpecError, ThriftyError
+from thrifty.kubernetes.names import MAX_NAME, make_name
 from thrifty.spec.load import parse_spec
 
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from thrifty.observe import request_metrics as metrics
 from thrifty.observe.metrics import GatewayMetrics
-from thrifty.observe.request_metrics import Observation
+from thrifty.observe.request_metrics import Observation, Verdict
 
 
 def observation(**changes) -> Observation:
@@ -22,9 +22,9 @@ def observation(**changes) -> Observation:
 
 @given(st.lists(st.floats(0, 400), max_size=60))
 def test_histograms_are_those_of_prometheus_client(values: list[float]) -> None:
-    ours = metrics.Histogram(metrics.LATENCY_S)
+    ours = metrics.Histogram(metrics.TTFT_S)
     registry = CollectorRegistry()
-    theirs = Histogram("x", "x", registry=registry, buckets=metrics.LATENCY_S)
+    theirs = Histogram("x", "x", registry=registry, buckets=metrics.TTFT_S)
     for value in values:
         ours.observe(value)
         theirs.observe(value)
@@ -74,3 +74,91 @@ def test_gauges_of_a_replica_that_left_are_dropped() -> None:
     gateway.forget_replica("d", "v", "r")
     gateway.forget_replica("d", "v", "never-there")
     assert "replica_up{" not in generate_latest(gateway.registry).decode()
+
+
+def test_bounds_hold_those_of_vllm() -> None:
+    """So that a dashboard may add up engines and gateways."""
+    token = (
+        0.01,
+        0.025,
+        0.05,
+        0.075,
+        0.1,
+        0.15,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.75,
+        1,
+        2.5,
+        5,
+        7.5,
+        10,
+        20,
+        40,
+        80,
+    )
+    request = (
+        0.3,
+        0.5,
+        0.8,
+        1,
+        1.5,
+        2,
+        2.5,
+        5,
+        10,
+        15,
+        20,
+        30,
+        40,
+        50,
+        60,
+        120,
+        240,
+        480,
+        960,
+        1920,
+        7680,
+    )
+    assert set(token) <= set(metrics.TOKEN_S)
+    assert set(request) <= set(metrics.REQUEST_S)
+    for bounds in (metrics.TTFT_S, metrics.TOKEN_S, metrics.REQUEST_S):
+        assert list(bounds) == sorted(set(bounds))
+
+
+def test_judged_requests_are_good_slow_or_failed() -> None:
+    gateway = GatewayMetrics()
+    for verdict in (*Verdict, Verdict.GOOD, None):
+        gateway.requests.observe(observation(verdict=verdict))
+    gateway.requests.observe(observation(verdict=Verdict.FAILED, timed=False))
+    text = generate_latest(gateway.registry).decode()
+    labels = '{deployment="d",replica="r",version="v"}'
+    counts = {"judged": 4, "good": 2, "slow": 1, "failed": 1}
+    for name, count in counts.items():
+        assert f"thrifty_{name}_requests_total{labels} {count}.0\n" in text
+
+
+def test_tenants_are_bounded() -> None:
+    gateway = GatewayMetrics(max_tenants=3)
+    for index in range(500):
+        gateway.requests.observe(observation(tenant=f"t{index}", prompt_tokens=2))
+    text = generate_latest(gateway.registry).decode()
+    assert text.count("thrifty_tenant_requests_total{") == 4
+    assert 'thrifty_tenant_requests_total{deployment="d",tenant="other"} 497.0' in text
+    assert 'thrifty_tenant_prompt_tokens_total{deployment="d",tenant="other"} 994.0' in text
+
+
+def test_no_flood_of_labels_makes_more_than_so_many_series() -> None:
+    gateway = GatewayMetrics()
+    for index in range(3 * metrics.MAX_SERIES):
+        gateway.requests.observe(
+            observation(
+                replica=f"r{index % 97}", status=400 + index % 200, error=f"code-{index % 999}",
+                tenant=f"t{index}", deployment=f"d{index % 7}",
+            )
+        )  # fmt: skip
+    assert len(gateway.requests._errors) <= metrics.MAX_SERIES + 1
+    assert sum(gateway.requests._errors.values()) == 3 * metrics.MAX_SERIES
+    assert len(gateway.requests._tenants) <= 7 * (metrics.MAX_TENANTS + 1)

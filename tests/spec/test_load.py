@@ -158,7 +158,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
     price_per_hour: -1
     compress: no
     """
-    known = "aliases, batches, benchmark, cache, capacity, compress, database, deployments, engine, fallback, feedback, gateway, limits, load, model, name, price_per_hour, prices, priority, record, redis, redis_timeout, replicas, routing, slo, versions"  # fmt: skip
+    known = "aliases, batches, benchmark, cache, capacity, compress, database, deployments, engine, fallback, feedback, fleet, gateway, limits, load, model, name, price_per_hour, prices, priority, record, redis, redis_timeout, replicas, routing, slo, versions"  # fmt: skip
     assert faults(tmp_path, text) == [
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",

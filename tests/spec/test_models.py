@@ -183,7 +183,7 @@ def test_units_become_numbers() -> None:
     assert (spec.limits.max_body, spec.limits.max_tokens) == (2_000_000, 4000)
     assert (spec.limits.waiting, spec.limits.wait_timeout) == (2000, 0.0)
     assert spec.gateway.drain_timeout == 1.5
-    assert (spec.record.keep, spec.record.max_rows) == (604_800.0, 1_000_000)
+    assert (spec.record.keep.requests, spec.record.max_rows) == (604_800.0, 1_000_000)
     assert (spec.replicas.memory_limit, spec.replicas.start_timeout) == (2 * 2**30, 0.5)
 
 

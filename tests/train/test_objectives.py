@@ -19,6 +19,7 @@ pytest.importorskip("transformers")
 
 from thrifty.evaluate.torch_model import load_torch_model  # noqa: E402
 from thrifty.train import losses  # noqa: E402
+from thrifty.train.contrastive import compare, embed  # noqa: E402
 from thrifty.train.objectives import (  # noqa: E402
     Judged,
     Pairs,
@@ -164,6 +165,42 @@ def test_neighbours_answers_stand_behind_each_prompt() -> None:
 def test_kto_needs_neighbours(student: Any) -> None:
     with pytest.raises(TrainingError, match="micro-batch to at least 2"):
         Judged(draw(4), draw(4), RowSettings(steps=1), student)
+
+
+def test_queries_are_told_from_all_texts_but_their_own() -> None:
+    generator = torch.Generator().manual_seed(2)
+    queries, texts = (
+        torch.nn.functional.normalize(torch.randn(rows, 8, generator=generator), dim=1)
+        for rows in (3, 5)
+    )
+    # Texts 0 and 2 are the same, so neither is a negative of the other's query.
+    said = [TokenText(tokens, ()) for tokens in ([1, 2], [3], [1, 2], [4], [5, 6])]
+    found, nearest = compare(queries, texts, said, 0.1)
+    for own in range(3):
+        scores = [
+            float(queries[own] @ texts[at]) / 0.1
+            for at in range(5)
+            if at == own or said[at].tokens != said[own].tokens
+        ]
+        mine = float(queries[own] @ texts[own]) / 0.1
+        expected = math.log(sum(map(math.exp, scores))) - mine
+        assert float(found[own]) == pytest.approx(expected, rel=1e-4)
+        assert bool(nearest[own]) == (mine == max(scores))
+
+
+def test_padding_is_no_part_of_an_embedding() -> None:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(1)
+    model = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                 intermediate_size=32, vocab_size=30)).eval()  # fmt: skip
+    texts = [TokenText(list(range(1, size)), ()) for size in (3, 9, 5)]
+    with torch.no_grad():
+        for pooling in ("mean", "cls"):
+            together = embed(model, texts, pooling, "cpu")
+            alone = torch.cat([embed(model, [text], pooling, "cpu") for text in texts])
+            torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
 
 
 def test_the_reference_of_low_rank_changes_is_the_model_without_them(folder: Path) -> None:

@@ -20,6 +20,7 @@ CALL = {
 }
 RESULT = {"role": "tool", "content": "1", "tool_call_id": "c"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
 def read(folder: Path, method: Method, *records: Any) -> tuple[list[Row], SetAside]:
@@ -35,8 +36,7 @@ def read(folder: Path, method: Method, *records: Any) -> tuple[list[Row], SetAsi
     [
         ([USER, ANSWER], None),
         ([SYSTEM, SYSTEM, USER, USER, ANSWER, USER, ANSWER], None),
-        ([USER, CALL, RESULT, RESULT, ANSWER], None),
-        ([USER, CALL], None),
+        ([USER, CALL, RESULT, ANSWER], "tools"),
         ([USER, {"role": "assistant", "content": [{"type": "text", "text": "Ho"}]}], None),
         ([ANSWER], "role_order"),
         ([SYSTEM, ANSWER], "role_order"),
@@ -57,6 +57,15 @@ def test_conversations_are_checked(tmp_path: Path, messages: Any, reason: str | 
     rows, aside = read(tmp_path, Method.SFT, {"messages": messages})
     assert len(rows) == (reason is None)
     assert aside.as_dict() == ({reason: {"rows": 1, "lines": [1]}} if reason else {})
+
+
+def test_tools_that_are_called_are_declared(tmp_path: Path) -> None:
+    talks = [[USER, CALL, RESULT, RESULT, ANSWER], [USER, CALL]]
+    rows, _ = read(tmp_path, Method.SFT, *({"messages": t, "tools": TOOLS} for t in talks))
+    assert [row.tools for row in rows] == [TOOLS, TOOLS]
+    judged = {"messages": [USER], "completion": [CALL], "label": True}
+    assert len(read(tmp_path, Method.KTO, {**judged, "tools": TOOLS})[0]) == 1
+    assert list(read(tmp_path, Method.KTO, judged)[1].counts) == ["tools"]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +100,29 @@ def test_judged_answers_are_checked(
     assert list(aside.counts) == ([reason] if reason else [])
 
 
+@pytest.mark.parametrize(
+    ("record", "texts", "reason"),
+    [
+        ({"query": "a", "positive": "b"}, 2, None),
+        ({"query": "a", "positive": "b", "negatives": ["c", "d"]}, 4, None),
+        ({"anchor": "a", "positive": "b", "negative": "c"}, 3, None),
+        ({"texts": ["a", "b"]}, 2, None),
+        ({"query": "a"}, 0, "fields"),
+        ({"texts": ["a", "b", "c"]}, 0, "fields"),
+        ({"query": "a", "positive": 3}, 0, "fields"),
+        ({"query": "a", "positive": "b", "negatives": ["c"] * 99}, 0, "fields"),
+        ({"query": "a", "positive": " "}, 0, "empty"),
+        ({"query": "a", "positive": "b", "negatives": ["b"]}, 0, "same"),
+    ],
+)
+def test_texts_for_encoders_are_checked(
+    tmp_path: Path, record: Any, texts: int, reason: str | None
+) -> None:
+    rows, aside = read(tmp_path, Method.CONTRASTIVE, record)
+    assert list(aside.counts) == ([reason] if reason else [])
+    assert [len(row.messages) + len(row.answers) for row in rows] == ([texts] if texts else [])
+
+
 def test_turns_that_nobody_judged_are_context(tmp_path: Path) -> None:
     talk = [USER, ANSWER, USER, ANSWER]
     feedback = {"messages": talk, "provenance": {"source": "liked", "feedback": ["fb-1"]}}
@@ -112,15 +144,13 @@ def test_what_is_set_aside_is_said_with_its_lines(tmp_path: Path) -> None:
 
 
 def test_a_prompt_is_held_out_with_all_of_its_rows() -> None:
-    def row(number: int, prompt: int) -> Row:
-        return Row(number, [{"role": "user", "content": f"q{prompt}"}], [ANSWER])
+    def row(number: int, prompt: int) -> tuple[str, bool]:
+        return Row(number, [{"role": "user", "content": f"q{prompt}"}], [ANSWER]).key, True
 
     rows = [row(number, number // 3) for number in range(300)]
     apart = choose_held_out(rows, 0.1, 256)
     assert 27 <= len(apart) <= 30
-    assert {rows[n].key for n in apart}.isdisjoint(
-        rows[n].key for n in range(300) if n not in apart
-    )
+    assert {rows[n] for n in apart}.isdisjoint(rows[n] for n in range(300) if n not in apart)
     assert apart == choose_held_out(rows, 0.1, 256)
     assert len(choose_held_out(rows, 0.5, 12)) == 12
     assert choose_held_out([row(n, 0) for n in range(20)], 0.1, 256) == set(), "one prompt alone"
@@ -136,3 +166,10 @@ def test_kinds_of_feedback_are_balanced(
     weights = balance_weights(liked, disliked)
     assert weights == pytest.approx(expected)
     assert 1 <= weights[0] * liked / (weights[1] * disliked) <= 4 / 3 + 1e-9
+
+
+def test_both_kinds_of_answers_are_held_out() -> None:
+    rows = [(f"{number}", number > 3) for number in range(40)]
+    apart = choose_held_out(rows, 0.05, 256)
+    assert {rows[number][1] for number in apart} == {True, False}
+    assert len(apart) == 2

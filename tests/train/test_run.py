@@ -18,7 +18,8 @@ from tests.artifacts.models import Llama
 from tests.engines.test_prompt import make_special_tokenizer
 from tests.text import templates
 from thrifty.artifacts import Lineage, Store
-from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.artifacts.checkpoint import load_decoder, load_encoder
+from thrifty.engines.echo.backend import make_tokenizer
 from thrifty.errors import TrainingError
 from thrifty.home import Home
 from thrifty.train.rows import Method
@@ -104,7 +105,7 @@ def train(store: Store, home: Path, data: Path, method: Method, out: str, **more
     return version, artifact, notes
 
 
-@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("method", [Method.SFT, Method.DPO, Method.KTO])
 def test_each_method_learns_what_it_is_taught(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
@@ -129,6 +130,43 @@ def test_each_method_learns_what_it_is_taught(
     again, _, _ = train(store, tmp_path / "home", data, method, f"by-{method}")
     assert again.label == version.label, "the same request finds what was made"
     assert not list(Home(tmp_path / "home").trainings.iterdir()), "checkpoints are removed"
+
+
+def test_an_encoder_learns_what_belongs_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    train_here(monkeypatch)
+    store = Store(tmp_path / "models")
+    torch.manual_seed(1)
+    config = BertConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4, vocab_size=257,
+                        num_hidden_layers=1, max_position_embeddings=64)  # fmt: skip
+    with store.stage("encoder") as stage:
+        BertModel(config).save_pretrained(stage / "model")
+        make_tokenizer().tokenizer.save(str(stage / "model" / "tokenizer.json"))
+        store.add(stage / "model", "encoder", Lineage())
+    path = tmp_path / "texts.jsonl"
+    rng = np.random.default_rng(3)
+    letters = ["".join(map(chr, rng.integers(97, 123, 6))) for _ in range(64)]
+    rows: list[Any] = [{"query": one, "positive": one[::-1]} for one in letters]
+    rows += [{"texts": ["a", "b"]}] * 2 + [{"query": "a", "positive": "x" * 99}, {"query": "a"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    notes: list[str] = []
+    request = TrainingRequest(
+        "encoder", path, Method.CONTRASTIVE, "near", epochs=4, lora_rank=0, learning_rate=3e-3,
+        batch=16, micro_batch=16,
+    )  # fmt: skip
+    version, artifact = train_model(store, Home(tmp_path), request, on_note=notes.append)
+    figures = version.lineage.figures
+    assert figures["after"] < 0.8 * figures["before"]
+    assert figures["details"]["first"]["after"] >= figures["details"]["first"]["before"]
+    assert load_encoder(store.folder_of(artifact.id)).shape.layers == 1
+    assert set(figures["rows"]["set_aside"]) == {"too_long", "fields"}
+    with pytest.raises(TrainingError, match=r"is an encoder.*take contrastive"):
+        train_model(
+            store, Home(tmp_path), TrainingRequest("encoder", path, Method.SFT, "x")
+        )  # fmt: skip
 
 
 def test_all_weights_can_be_trained_and_minutes_bound_it(

@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     ApplyRequest,
@@ -26,8 +27,12 @@ from thrifty.api.models import (
     ErrorAnswer,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
     PlanRequest,
+    ReleaseAct,
+    ReleaseDetail,
+    ReleaseList,
     RollbackRequest,
     SeriesAnswer,
     SeriesQuery,
@@ -119,7 +124,7 @@ def get_traffic(name: str, services: Services) -> Traffic:
 
 def set_traffic(name: str, body: TrafficChange, services: Services, caller: Caller) -> Traffic:
     """Change weights."""
-    return services.set_traffic(name, body.weights, who=caller, why=body.why)
+    return services.set_traffic(name, body.weights, who=caller, why=body.why, force=body.force)
 
 
 def roll_back(
@@ -143,6 +148,34 @@ def apply_spec(body: ApplyRequest, services: Services, caller: Caller) -> Applie
 def get_series(services: Services, asked: Annotated[SeriesQuery, Query()]) -> SeriesAnswer:
     """Series over time."""
     return services.get_series(asked)
+
+
+def get_cost(services: Services, asked: Annotated[CostQuery, Query()]) -> CostAnswer:
+    """What requests cost."""
+    return services.get_cost(asked)
+
+
+def list_releases(services: Services) -> ReleaseList:
+    """The newest releases."""
+    return services.list_releases()
+
+
+def get_release(release_id: int, services: Services) -> ReleaseDetail:
+    """One release."""
+    return services.get_release(release_id)
+
+
+def start_release(name: str, body: NewRelease, services: Services, caller: Caller) -> ReleaseDetail:
+    """Begin a release."""
+    return services.start_release(name, body, who=caller)
+
+
+def act_on_release(
+    release_id: int, act: str, services: Services, caller: Caller, body: ReleaseAct | None = None
+) -> ReleaseDetail:
+    """Pause, resume, promote or abort a release."""
+    why = body.why if body is not None else ""
+    return services.act_on_release(release_id, act, who=caller, why=why)
 
 
 def list_keys(services: Services) -> KeyList:
@@ -174,7 +207,8 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_series, get_traffic, set_traffic, roll_back, make_plan, apply_spec, list_keys,
+        get_status, get_series, get_cost, get_traffic, set_traffic, roll_back, make_plan,
+        apply_spec, list_releases, get_release, start_release, act_on_release, list_keys,
         create_key, revoke_key, get_openapi, get_docs,
     )
 }  # fmt: skip

@@ -208,6 +208,11 @@ class TrafficChange(Request):
         description="Relative weights by version. Versions that are not named keep theirs; not all "
         "may become 0. Weights that are so already are not recorded as a change."
     )
+    force: bool = Field(
+        False,
+        description="Set them even while a release owns the weights, which ends it. Otherwise that is a "
+        "400.",
+    )
     why: Why = ""
 
 
@@ -249,6 +254,72 @@ class Change(Answer):
     kind: str
     who: str
     why: str = ""
+
+
+class NewRelease(Request):
+    """A version to release."""
+
+    candidate: Label = Field(description="The label of one of the deployment's versions.")
+    plan: dict[str, Any] = Field(
+        default={},
+        description="The plan, as in the file of `thrifty release --plan`. Its judge may be a "
+        "deployment; functions and servers elsewhere are for plans on the service's machine.",
+    )
+    why: Why = ""
+
+
+class ReleaseAct(Request):
+    """Why something is done to a release."""
+
+    why: Why = ""
+
+
+class ReleaseEvent(Answer):
+    """One decision in a release."""
+
+    at_s: float = Field(description="Seconds since 1970.")
+    kind: str
+    who: str
+    why: str
+    figures: dict[str, Any] = Field(description="What it was decided on.")
+
+
+class Release(Answer):
+    """A version on its way to all of the traffic."""
+
+    id: int
+    deployment: str
+    candidate: str
+    state: str = Field(
+        description="`running`, `paused`, `promoted`, `rolled_back`, `aborted` or `ended`."
+    )
+    verdict: str | None = Field(
+        None, description="`better`, `not worse`, `worse` or `inconclusive`; null: not yet."
+    )
+    message: str = Field("", description="Why it is paused, or has ended.")
+    stage: str = Field(description="`start`, `shadow`, or a share such as `25%`.")
+    share: float = Field(0.0, description="The candidate's share in the last step, from 0 to 1.")
+    weights: dict[str, float] = Field(description="The weights that it has set.")
+    before: dict[str, float] = Field(description="The weights before.")
+    plan: dict[str, Any]
+    figures: dict[str, Any] = Field(description="Each metric with its interval and verdict.")
+    created_s: float
+    updated_s: float
+    active_s: float = Field(0.0, description="The time it has run, pauses left out.")
+    who: str
+    why: str = ""
+
+
+class ReleaseList(Answer):
+    """The newest releases, the newest first."""
+
+    releases: list[Release]
+
+
+class ReleaseDetail(Release):
+    """A release with all decisions, oldest first."""
+
+    events: list[ReleaseEvent]
 
 
 class PlanStep(Answer):

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     Change,
     CreatedKey,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
+    ReleaseDetail,
+    ReleaseList,
     SeriesAnswer,
     SeriesQuery,
     Status,
@@ -37,14 +41,23 @@ class ApiServices(Protocol):
     def get_series(self, asked: SeriesQuery) -> SeriesAnswer:
         """Counts, sums and percentiles over time. Raises `ThriftyError` for what cannot be asked."""
 
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        """What requests cost. Raises `ThriftyError` for what cannot be asked."""
+
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""
 
     def set_traffic(
-        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+        self,
+        deployment: str,
+        weights: Mapping[str, float],
+        *,
+        who: str,
+        why: str,
+        force: bool = False,
     ) -> Traffic:
         """Change the weights that are named. Raises a 404 for a deployment or label that there is
-        not, and a 400 where all weights would be 0.
+        not, and a 400 where all weights would be 0, or where a release owns them and not `force`.
         """
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
@@ -57,6 +70,20 @@ class ApiServices(Protocol):
 
     def apply_spec(self, spec: Mapping[str, Any], *, reset: bool, who: str, why: str) -> Applied:
         """Make `spec` the desired state; returns without waiting for it. Raises `SpecError`."""
+
+    def list_releases(self) -> ReleaseList:
+        """The newest releases."""
+
+    def get_release(self, release_id: int) -> ReleaseDetail:
+        """One release. Raises a 404."""
+
+    def start_release(self, deployment: str, release: NewRelease, *, who: str) -> ReleaseDetail:
+        """Begin to release a version. Raises a 404, and a 400 for a plan that cannot be."""
+
+    def act_on_release(self, release_id: int, act: str, *, who: str, why: str) -> ReleaseDetail:
+        """`pause`, `resume`, `promote` or `abort`. Raises a 404, and a 409 where the release is in no
+        state for it.
+        """
 
     def list_keys(self) -> KeyList:
         """The keys that are not revoked."""

@@ -42,6 +42,26 @@ API_ROUTES: tuple[Route[str], ...] = (
         "GET", f"{PREFIX}/series", Role.VIEWER, "get_series",
         "counts, sums and percentiles over time, by deployment, version or tenant",
     ),
+    Route(
+        "GET", f"{PREFIX}/cost", Role.VIEWER, "get_cost",
+        "what requests cost, what was saved, budgets and forecasts",
+    ),
+    Route(
+        "GET", f"{PREFIX}/releases", Role.VIEWER, "list_releases",
+        "the newest releases, with their stage, verdict and figures",
+    ),
+    Route(
+        "GET", f"{PREFIX}/releases/{{release_id}}", Role.VIEWER, "get_release",
+        "one release with its plan and every decision",
+    ),
+    Route(
+        "POST", f"{PREFIX}/deployments/{{name:path}}/releases", Role.OPERATOR, "start_release",
+        "release a version of a deployment by a plan",
+    ),
+    Route(
+        "POST", f"{PREFIX}/releases/{{release_id}}/{{act}}", Role.OPERATOR, "act_on_release",
+        "`pause`, `resume`, `promote` or `abort` a release",
+    ),
     Route("GET", f"{PREFIX}/keys", Role.ADMIN, "list_keys", "the API keys, without their secrets"),
     Route(
         "POST", f"{PREFIX}/keys", Role.ADMIN, "create_key",

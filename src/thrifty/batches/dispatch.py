@@ -308,7 +308,7 @@ class Dispatcher:
         exchange = attempt.exchange
         outcome = Outcome(0)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s failed", call.response_id.text, exc_info=error)
+            log.error("%s failed", call.response_id.text, exc_info=error, extra=call.log_ids)
             body = b'{"error":{"message":"the gateway failed"}}'
             outcome = Outcome(500, body, call.client_request_id or "")
         elif exchange.finished:

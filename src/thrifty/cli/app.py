@@ -20,7 +20,10 @@ from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
+from thrifty.cli.money_commands import cost, export
+from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
+from thrifty.cli.release_commands import release, releases
 from thrifty.cli.train_commands import train
 
 app = typer.Typer(
@@ -48,6 +51,8 @@ app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
+app.add_typer(observe_app, name="observe")
+app.add_typer(alerts_app, name="alerts")
 app.add_typer(gate_app, name="gate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
@@ -135,14 +140,17 @@ def replica(
     target: SpecOrModel = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+    served: Annotated[
+        bool, typer.Option(help="Serve what a fleet describes in THRIFTY_SERVED, not a spec.")
+    ] = False,
 ) -> None:
     """Serve one version of a spec without a gateway, for a gateway elsewhere to use by its URL.
 
     Requests must carry the key in THRIFTY_REPLICA_KEY; beyond loopback there must be one.
     """
-    from thrifty.cli.replica import run_replica_server
+    from thrifty.cli.replica import run_replica_server, run_served_replica
 
-    run_replica_server(target, host, port)
+    (run_served_replica if served else run_replica_server)(target, host, port)
 
 
 @app.command()
@@ -190,12 +198,15 @@ def traffic(
         ),
     ] = None,
     why: Why = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even while a release owns the weights; ends it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show or set how a deployment's versions share the traffic."""
     from thrifty.cli.traffic import run_traffic
 
-    run_traffic(deployment, weights or [], why=why, as_json=as_json)
+    run_traffic(deployment, weights or [], why=why, force=force, as_json=as_json)
 
 
 @app.command()
@@ -307,8 +318,8 @@ def pull(
 
 
 for _command in (
-    evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, forget,
-    subject_export,
+    evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
+    subject_export, cost, export, release, releases,
 ):  # fmt: skip
     app.command()(_command)
 

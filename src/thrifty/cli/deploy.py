@@ -7,7 +7,7 @@ from pathlib import Path
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import print_json, print_line, print_table, tell
-from thrifty.deploy.base import Request, parse_target_options
+from thrifty.deploy.base import Request, parse_target_options, refuse_fleet
 from thrifty.deploy.registry import find_target, target_names
 from thrifty.deploy.service import make_service
 from thrifty.deploy.write import write_files
@@ -56,9 +56,10 @@ def run_render(
 ) -> None:
     """Write a target's files, or show what would change."""
     target = find_target(name)
-    options = parse_target_options(target, _parse_settings(settings))
+    options = parse_target_options(target, parse_settings(settings))
     # Nothing of this machine's environment may go into the files.
     service = make_service(load_spec(path, environment={}))
+    refuse_fleet(target, service)
     request = Request(service, options, Store(find_home().models))
     written = write_files(target.render(request), out, dry_run=diff)
     if as_json:
@@ -86,7 +87,8 @@ def run_render(
         tell(f"Note: {sentence}")
 
 
-def _parse_settings(settings: Sequence[str]) -> dict[str, str]:
+def parse_settings(settings: Sequence[str]) -> dict[str, str]:
+    """The options that `--set KEY=VALUE` gave. Raises `ThriftyError`."""
     values = {}
     for one in settings:
         key, equals, value = one.partition("=")

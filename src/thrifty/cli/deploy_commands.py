@@ -88,3 +88,77 @@ def plan(
         cloud, spec, rate=rate, tpot=tpot, context=context, version=version,
         size=(parameters, layers, kv_values), as_json=as_json,
     )  # fmt: skip
+
+
+Target = Annotated[str, typer.Argument(help="`kubernetes`; others have tools of their own.")]
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The spec.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="An option of the target. May be repeated."),
+]
+Kubeconfig = Annotated[
+    str | None,
+    typer.Option(help="The kubeconfig to use. Default: KUBECONFIG, or ~/.kube/config."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@deploy_app.command("apply")
+def apply(
+    target: Target,
+    spec: SpecFile,
+    settings: Settings = None,
+    kubeconfig: Kubeconfig = None,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Render a spec and write it into a cluster; asks before. Repeated, it goes on where it ended."""
+    from thrifty.cli.deploy_cluster import run_apply
+
+    run_apply(target, spec, settings or [], kubeconfig, yes=yes, as_json=as_json)
+
+
+@deploy_app.command("status")
+def status(
+    target: Target,
+    spec: SpecFile,
+    settings: Settings = None,
+    kubeconfig: Kubeconfig = None,
+    as_json: Json = False,
+) -> None:
+    """Show what `apply` wrote, and how it is."""
+    from thrifty.cli.deploy_cluster import run_status
+
+    run_status(target, spec, settings or [], kubeconfig, as_json=as_json)
+
+
+@deploy_app.command("logs")
+def logs(
+    target: Target,
+    spec: SpecFile,
+    settings: Settings = None,
+    kubeconfig: Kubeconfig = None,
+    lines: Annotated[int, typer.Option(min=1, max=100_000, help="How many of each pod.")] = 100,
+) -> None:
+    """Print the last lines of each pod."""
+    from thrifty.cli.deploy_cluster import run_logs
+
+    run_logs(target, spec, settings or [], kubeconfig, lines=lines)
+
+
+@deploy_app.command("destroy")
+def destroy(
+    target: Target,
+    spec: SpecFile,
+    settings: Settings = None,
+    kubeconfig: Kubeconfig = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Take claims away too, with the data in them.")
+    ] = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Take away what `apply` wrote; asks before. Claims and their data stay, unless told otherwise."""
+    from thrifty.cli.deploy_cluster import run_destroy
+
+    run_destroy(target, spec, settings or [], kubeconfig, data=data, yes=yes, as_json=as_json)

@@ -1,19 +1,21 @@
-"""`thrifty replica`: prepare one version, then become its server."""
+"""`thrifty replica`: prepare one version, or take what a fleet prepared, then become its server."""
 
 from __future__ import annotations
 
 import os
+
+import msgspec
 
 from thrifty.artifacts import Store
 from thrifty.cli.show import show_progress, tell
 from thrifty.control.checks import check_spec
 from thrifty.control.prepare import prepare
 from thrifty.engines.base import Served
-from thrifty.engines.machine import detect_machine
+from thrifty.engines.machine import Machine, detect_machine
 from thrifty.engines.registry import find_engine
-from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE
+from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE, SERVED_VARIABLE
 from thrifty.engines.server.access import check_access
-from thrifty.errors import Problem
+from thrifty.errors import FleetError, Problem
 from thrifty.home import find_home
 from thrifty.model_maker import Compressor
 from thrifty.service import resolve_target
@@ -34,13 +36,39 @@ def run_replica_server(target: str | None, host: str, port: int) -> None:
         prepared = prepare(loaded, store, machine, on_progress, maker=maker)
     (state,) = prepared.deployments.values()
     (version,) = state.versions
-    engine = find_engine(version.engine)
     served = Served(
         name=state.name, engine=version.engine, version=version.label, revision=version.revision,
         family=state.family, artifact=version.artifact, options=version.options,
         context_length=version.settings.context_length,
     )  # fmt: skip
-    launch = engine.launch(served, store, port, machine.cores, 1.0)
+    _become_server(served, store, machine, host, port)
+
+
+def run_served_replica(target: str | None, host: str, port: int) -> None:
+    """Replace this process with the server of what `SERVED_VARIABLE` describes, as a fleet wrote it.
+    Returns only by raising `ThriftyError` kinds.
+    """
+    check_access(host, os.environ.get(KEY_VARIABLE) or None)
+    if target is not None:
+        raise FleetError(f"--served takes what {SERVED_VARIABLE} describes; leave {target!r} out")
+    text = os.environ.get(SERVED_VARIABLE)
+    if not text:
+        raise FleetError(
+            f"{SERVED_VARIABLE} is empty: fleets put in it what their replicas serve. To serve a "
+            "spec, name it and leave --served out"
+        )
+    try:
+        served = Served.from_json(text)
+    except msgspec.DecodeError as error:
+        raise FleetError(
+            f"{SERVED_VARIABLE} holds no description of this release ({error}); the image and the "
+            "controller must be of one version"
+        ) from None
+    _become_server(served, Store(find_home().models), detect_machine(), host, port)
+
+
+def _become_server(served: Served, store: Store, machine: Machine, host: str, port: int) -> None:
+    launch = find_engine(served.engine).launch(served, store, port, machine.cores, 1.0)
     if served.artifact is not None:
         # The lock outlives the change of the program, and ends with it.
         os.set_inheritable(store.lease(served.artifact), True)

@@ -51,6 +51,8 @@ _VERBS = {
     "forms": "Trying forms",
     "judge": "Comparing recipes",
     "speed_benchmark": "Measuring the speed",
+    "train": "Training",
+    "read": "Reading rows",
     "fit": "Measuring the replica",
     "simulate": "Simulating",
     "curate": "Reading and cleaning",

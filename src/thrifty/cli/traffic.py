@@ -6,13 +6,16 @@ from typing import Any
 
 from thrifty.cli.show import err, print_json, print_line, print_table, tell
 from thrifty.control.service_api import Actor, read_traffic, set_traffic
+from thrifty.db.releases import read_active
 from thrifty.errors import ControlError
 from thrifty.fleet.controller_note import open_home
 from thrifty.home import find_home
 from thrifty.service import is_running
 
 
-def run_traffic(deployment: str, weights: list[str], *, why: str | None, as_json: bool) -> None:
+def run_traffic(
+    deployment: str, weights: list[str], *, why: str | None, force: bool, as_json: bool
+) -> None:
     """Show the weights, or set those that are given as LABEL=WEIGHT."""
     wanted = parse_weights(weights)
     home = find_home()
@@ -20,7 +23,10 @@ def run_traffic(deployment: str, weights: list[str], *, why: str | None, as_json
         if wanted:
             before = read_traffic(database, deployment)
             actor = Actor.from_user("thrifty traffic", why or "")
-            report = set_traffic(database, deployment, wanted, actor)
+            ended = [one.id for one in read_active(database, deployment)] if force else []
+            report = set_traffic(database, deployment, wanted, actor, force=force)
+            for release_id in ended:
+                tell(f"Release {release_id} has ended: the weights were set by hand.")
             if report["versions"] == before["versions"]:
                 tell("The weights were so already: nothing changed, and nothing was recorded.")
         else:

@@ -26,9 +26,10 @@ from thrifty.feedback.export import REASONS, Chosen, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import Home, find_home, make_private_folder
+from thrifty.train.named_data import NamedRows, find_rows
 from thrifty.train.plot import plot_losses
 from thrifty.train.rows import Method
-from thrifty.train.run import LORA_RANK, WINDOW, TrainingRequest, train_model
+from thrifty.train.run import BETA, LORA_RANK, TrainingRequest, train_model
 
 DISTILL = "distill"
 
@@ -70,16 +71,17 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
             f"{asked.method!r} is no method; take {', '.join(Method)} or {DISTILL}"
         ) from None
     _refuse(asked, f"--method {method}", "teacher", "teacher_model", "teacher_key_env")
-    if method is Method.SFT:
+    if method in (Method.SFT, Method.CONTRASTIVE):
         _refuse(asked, f"--method {method}", "beta")
     home = find_home()
+    rows = _find_rows(asked.data, method, home)
     request = TrainingRequest(
-        asked.model, _find_rows(asked.data, method, home), method, asked.out,
-        data_name=asked.data if asked.data.startswith(LOG) else None, held_out=asked.held_out,
+        asked.model, rows.learned, method, asked.out, data_name=rows.name,
+        held_out=asked.held_out or rows.held_out,
         epochs=asked.epochs, minutes=asked.minutes, learning_rate=asked.learning_rate,
         lora_rank=LORA_RANK if asked.lora_rank is None else asked.lora_rank,
-        window=asked.window or WINDOW, batch=asked.batch, micro_batch=asked.micro_batch,
-        beta=asked.beta or 0.1, checkpointing=asked.checkpointing, seed=asked.seed,
+        window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
+        beta=BETA if asked.beta is None else asked.beta, checkpointing=asked.checkpointing, seed=asked.seed,
         resume=asked.resume,
     )  # fmt: skip
     with show_progress() as on_progress:
@@ -114,6 +116,7 @@ _DETAILS = {
     "margin": "how much it gained, in nats",
     "liked": "how much likelier held-out liked answers are than before, in nats",
     "disliked": "how much likelier disliked ones are, in nats",
+    "first": "share of held-out queries whose own text is the nearest",
 }
 
 
@@ -126,10 +129,10 @@ def _refuse(asked: Asked, what: str, *names: str) -> None:
             )
 
 
-def _find_rows(named: str, method: Method, home: Home) -> Path:
-    """The file of rows that `named` is; feedback is written to one in this home."""
+def _find_rows(named: str, method: Method, home: Home) -> NamedRows:
+    """The rows that `named` is; feedback is written to a file in this home."""
     if not named.startswith(LOG):
-        return Path(named).expanduser().absolute()
+        return find_rows(home, named, method)
     deployment = named.removeprefix(LOG)
     folder = make_private_folder(home.data / "feedback")
     path = folder / f"{quote(deployment, safe='')}.{method}.jsonl"
@@ -149,7 +152,7 @@ def _find_rows(named: str, method: Method, home: Home) -> Path:
     tell(f"{count} rows from feedback, in {path}")
     for reason, number in skipped.counts.most_common():
         tell(f"  no row: {number} {'response' if number == 1 else 'responses'} {REASONS[reason]}")
-    return path
+    return NamedRows(named, [path], [])
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> int:
@@ -166,16 +169,17 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
         )
     _refuse(asked, "--method distill", "epochs", "beta", "batch", "window")
     home = find_home()
-    data = asked.data
-    if data.startswith(LOG):
-        data = str(make_log_finder(home)(data.removeprefix(LOG)))
+    if asked.data.startswith(LOG):
+        files = [make_log_finder(home)(asked.data.removeprefix(LOG))]
+    else:
+        files = find_rows(home, asked.data, Method.SFT).learned
     training = Training(
         minutes=asked.minutes, learning_rate=asked.learning_rate, lora_rank=asked.lora_rank or 0,
         micro_batch=asked.micro_batch or 1, checkpointing=asked.checkpointing, seed=asked.seed,
     )  # fmt: skip
     remote = RemoteTeacher(asked.teacher, asked.teacher_model, asked.teacher_key_env)
     run_distill(
-        asked.model, remote if is_url(asked.teacher) else asked.teacher, text=[data],
+        asked.model, remote if is_url(asked.teacher) else asked.teacher, text=[str(path) for path in files],
         held_out=str(asked.held_out) if asked.held_out else None, out=asked.out, training=training,
         live=False, backend="openvino", processes=1, resume=asked.resume, plot=plot,
         as_json=as_json,

@@ -28,7 +28,7 @@ def train(
         str,
         typer.Option(
             help="sft: say what the assistant says. dpo: prefer one answer to another. kto: say what is "
-            "liked, not what is disliked. distill: say what --teacher says."
+            "liked, not what is disliked. contrastive: for encoders, what belongs together. distill: say what --teacher says."
         ),
     ],
     out: Annotated[str, typer.Option(help="The new model's name.")],
@@ -62,7 +62,9 @@ def train(
     ] = None,
     window: Annotated[
         int | None,
-        typer.Option(help="Rows with more tokens than this are set aside. Default: 1024."),
+        typer.Option(
+            help="Rows with more tokens than this are set aside. Default: 1024; for encoders what they take."
+        ),
     ] = None,
     held_out: Annotated[
         Path | None,

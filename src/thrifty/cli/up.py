@@ -29,11 +29,11 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import BenchError, FleetError
 from thrifty.fleet.base import ObservedReplica
 from thrifty.home import Home, find_home
+from thrifty.http.process import read_log_formatter
 from thrifty.model_maker import Compressor
 from thrifty.service import require_stopped, resolve_target, run_service
 from thrifty.types import Family, Progress
 from thrifty.units import format_bytes, format_duration
-from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,9 @@ async def _serve(
     def on_starting(controller: Controller, applied: Applied) -> None:
         nonlocal loading
         show_held(applied, reset=reset)
+        controller.on_wait = lambda holder: err.print(
+            f"The controller {holder} acts; this one waits to take over."
+        )
         loading = asyncio.ensure_future(show_loading(controller))
 
     async def on_ready(controller: Controller) -> None:
@@ -151,7 +154,7 @@ async def _introduce(
 ) -> None:
     """Say what runs; ask each model a question and measure it, where that is wanted and possible."""
     desired = await asyncio.to_thread(read_desired, controller.database)
-    price = prepared.loaded.spec.price_per_hour
+    price = prepared.service.capacity.price_per_hour
     needs_key = bool(await asyncio.to_thread(list_keys, controller.database))
     for state in desired.deployments.values():
         shown = _Shown(controller.gateway_url, state, controller.observe, price, needs_key)
@@ -283,5 +286,5 @@ def _log_to_file(home: Home) -> None:
 
     make_private_folder(home.logs)
     handler = logging.FileHandler(home.logs / "controller.log")
-    handler.setFormatter(LineFormatter(LOG_FORMAT))
+    handler.setFormatter(read_log_formatter())
     logging.basicConfig(level=os.environ.get("THRIFTY_LOG", "INFO"), handlers=[handler])

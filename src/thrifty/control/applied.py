@@ -8,6 +8,7 @@ secrets: of URLs with passwords only a checksum is kept.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,17 @@ def describe_fixed(spec: Spec) -> dict[str, str]:
         "gateway.port": str(spec.gateway.port),
         "gateway.tls": "off" if spec.gateway.tls.cert is None else "on",
         "database": _checksum(spec.database),
+        "fleet": _describe_fleet(spec),
     }
+
+
+def _describe_fleet(spec: Spec) -> str:
+    """The fleet in short."""
+    fleet = spec.fleet
+    if fleet.kind == "local":
+        return fleet.kind
+    text = json.dumps(fleet.describe(), sort_keys=True)
+    return f"{fleet.kind} {hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _checksum(url: str | None) -> str:

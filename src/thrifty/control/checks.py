@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
+from thrifty.artifacts.remotes import is_reference, parse_reference
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.engines.base import MEMORY_PATHS, Engine
 from thrifty.engines.choice import Choice
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.errors import FleetError, GateError, Problem, ThriftyError
+from thrifty.errors import FleetError, GateError, Problem, RemoteError, ThriftyError
 from thrifty.http.tls import ServerTls
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
@@ -49,17 +51,28 @@ def check_spec(
     """
     if loaded.spec.redis and find_spec("redis") is None:
         loaded.refuse([Problem("redis", "needs its client: pip install 'thrifty[redis]'")])
+    if loaded.spec.observe.otlp.endpoint and not _has_otlp():
+        message = "needs OTLP's messages: pip install 'thrifty[otel]'"
+        loaded.refuse([Problem("observe.otlp.endpoint", message)])
     _check_tls(loaded)
     _check_capacity(loaded)
     each = loaded.each()
+    _check_fleet(loaded, each)
     for one in each:
         for version in one.versions():
             check_engine(version.loaded, machine)
+            _check_remote(version.loaded)
             if version.loaded.spec.compress.is_pipeline:
                 _check_loads_models(version.loaded)
                 if maker is not None:
                     maker.check(version.loaded)
     return each
+
+
+def _has_otlp() -> bool:
+    with contextlib.suppress(ModuleNotFoundError):  # of the package around it
+        return find_spec("opentelemetry.proto") is not None
+    return False
 
 
 def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
@@ -79,6 +92,24 @@ def check_engine(loaded: LoadedSpec, machine: Machine) -> None:
     loaded.refuse(find_engine(kind).check(spec, None, machine))
 
 
+def _check_remote(loaded: LoadedSpec) -> None:
+    """Refuse a remote's URL that is none or holds secrets, and sharing without a remote."""
+    spec, kind = loaded.spec, loaded.spec.engine.kind
+    loads = kind == "auto" or find_engine(kind).traits.loads_model
+    if loads and is_reference(spec.model):
+        try:
+            parse_reference(spec.model)
+        except RemoteError as error:
+            loaded.refuse([Problem("model", str(error))])
+    elif spec.share:
+        why = f"{spec.model!r} is in no remote" if loads else f"the engine {kind!r} loads no model"
+        message = (
+            f"has nothing to share: {why}. Push a model to a remote (thrifty models push NAME URL) "
+            "and name its URL as the model, or leave 'share' out"
+        )
+        loaded.refuse([Problem("share", message)])
+
+
 def _check_tls(loaded: LoadedSpec) -> None:
     tls = loaded.spec.gateway.tls
     if tls.cert is None or tls.key is None:
@@ -87,6 +118,32 @@ def _check_tls(loaded: LoadedSpec) -> None:
         ServerTls(Path(tls.cert), Path(tls.key))
     except ThriftyError as error:
         loaded.refuse([Problem("gateway.tls", str(error).removeprefix("gateway.tls: "))])
+
+
+def _check_fleet(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
+    """Refuse what replicas elsewhere cannot do."""
+    fleet = loaded.spec.fleet
+    if fleet.kind == "local":
+        return
+    problems = []
+    for one in each:
+        for version in one.versions():
+            spec = version.loaded.spec
+            kind = spec.engine.kind
+            traits = find_engine(kind).traits if kind in engine_kinds() else None
+            if spec.replicas.standby == "parked":
+                message = (
+                    "asks for 'parked', and a pod keeps the memory that it asked for whether it is "
+                    "used or not; leave it out"
+                )
+                problems.append(Problem("replicas.standby", message))
+            if fleet.models is None and (traits is None or traits.loads_model):
+                message = (
+                    f"is needed: the engine {kind!r} loads a model, which replicas in a cluster find "
+                    "in a claim (ReadWriteMany) that they share with this controller"
+                )
+                problems.append(Problem("fleet.models", message))
+    loaded.refuse(list(dict.fromkeys(problems)))
 
 
 def _check_capacity(loaded: LoadedSpec) -> None:
@@ -149,7 +206,7 @@ def check_model(
         more -= known.replicas.count
     copies = spec.replicas.model_copy(update={"count": max(1, more)})
     problems = engine.check(spec.model_copy(update={"replicas": copies}), artifact, machine)
-    if more < 1:
+    if more < 1 or spec.fleet.kind != "local":
         problems = [one for one in problems if one.path not in MEMORY_PATHS]
     loaded.loaded.refuse(problems)
 

@@ -14,10 +14,11 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from thrifty.artifacts import Store
+from thrifty.control.alerting import Alerting
 from thrifty.control.checks import check_keys
 from thrifty.control.gateway_settings import (
     WorkerSettings,
@@ -31,6 +32,7 @@ from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
 from thrifty.db import Database, open_database
 from thrifty.db.database import rescue_file
+from thrifty.db.desired import read_desired
 from thrifty.db.desired_state import DesiredService
 from thrifty.db.fleet import (
     GatewayRow,
@@ -44,7 +46,7 @@ from thrifty.db.keys import list_keys
 from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
-from thrifty.fleet.base import ObservedReplica, ReplicaNames
+from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaNames
 from thrifty.fleet.controller_note import (
     read_controller_note,
     remove_controller_note,
@@ -55,6 +57,7 @@ from thrifty.fleet.local import LocalFleet
 from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
+from thrifty.release.run import Releases
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
@@ -76,14 +79,18 @@ class Controller:
         self.database_url = database_url or home.database_url
         self.database: Database
         self.gateway_url = ""
+        self.on_wait: Callable[[str], None] = lambda holder: None
+        """Told which other controller acts, for as long as this one waits for it."""
         self._store = store
         self._machine = machine
         names = ReplicaNames()
         self._external = ExternalFleet(names, self._note_change, self._announce)
         self._local = LocalFleet(home, store, machine, names, self._note_change, self._announce)
+        self._names = names
+        self._fleets: dict[bool, Fleet] = {True: self._external, False: self._local}
         self._loop = ControlLoop(
             lambda: self.database,
-            {True: self._external, False: self._local},
+            self._fleets,
             machine,
             store,
             self._note_service,
@@ -93,6 +100,8 @@ class Controller:
         self._scaling = Scaling(
             lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
         )
+        self._alerting = Alerting(lambda: self.database, self._loop)
+        self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
         self._gateways: GatewayWorkers | None = None
@@ -129,6 +138,7 @@ class Controller:
         """Start what is desired. Returns once the gateway listens. Raises `ThriftyError` kinds."""
         if self._lock is None:
             await self.open()
+        await self._choose_fleet()
         state = await asyncio.to_thread(read_fleet, self.database)
         self._old_gateways = await asyncio.to_thread(self._find_old_gateways)
         self._id_secret = (await asyncio.to_thread(read_secret, self.database, ID_SECRET)).hex()
@@ -156,8 +166,27 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
-        self._tasks.append(asyncio.ensure_future(keep_rollups(lambda: self.database)))
+        self._tasks.append(asyncio.ensure_future(self._alerting.run()))
+        self._tasks.append(
+            asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
+        )
+        self._tasks.append(asyncio.ensure_future(self._releases.run()))
         await self._end_old_gateways()
+
+    async def _choose_fleet(self) -> None:
+        """Run replicas where the service says, and wait until this controller may."""
+        service = (await asyncio.to_thread(read_desired, self.database)).service
+        if service is None or not service.fleet:
+            return
+        from thrifty.fleet.kubernetes import KubernetesFleet, KubernetesSettings, check_key
+
+        check_key()
+        fleet = KubernetesFleet(
+            KubernetesSettings.from_builtins(service.fleet), self._names, self._note_change,
+            self._announce, self._loop.estimate_memory,
+        )  # fmt: skip
+        self._fleets[False] = fleet
+        await fleet.connect(self.on_wait)
 
     async def replace_gateways(self) -> None:
         """Replace the gateway's workers one after the other. Raises `FleetError`."""
@@ -168,9 +197,11 @@ class Controller:
         """Wait until all is as desired, and the gateway knows. Raises `FleetError` where a replica
         is in a crash loop.
         """
+        elsewhere = self._fleets[False].elsewhere
         while not self._loop.is_settled():
             for one in self.observe():
-                if one.state is ReplicaState.CRASH_LOOP:
+                # A service that ended for one pod would take all others from its gateway.
+                if one.state is ReplicaState.CRASH_LOOP and not elsewhere:
                     raise FleetError(
                         f"the replica {one.row.id} does not start: {one.row.message}\n"
                         f"Its log: {self.home.log_of(one.row.id)}"
@@ -189,12 +220,16 @@ class Controller:
             # A start that was given up may not have come to that.
             await self._end_old_gateways()
         await self._cancel_tasks(self._tasks[:2])
-        ids = [one.row.id for one in self.observe()]
+        ours = self._fleets[False]
+        kept = [one.row.id for one in ours.observe()] if ours.elsewhere else []
+        ids = [one.row.id for one in self.observe() if one.row.id not in kept]
         grace_s = self._drain_timeout_s + _EXTRA_GRACE_S
-        await asyncio.gather(self._local.stop(grace_s), self._external.stop(grace_s))
+        ending = ours.hand_over() if ours.elsewhere else ours.stop(grace_s)
+        await asyncio.gather(ending, self._external.stop(grace_s))
         with contextlib.suppress(DatabaseError):
             if hasattr(self, "database"):
                 await asyncio.to_thread(remove_replicas, self.database, ids)
+                await self._loop.end_spans()
                 for gateway_id in self._gateways.ids if self._gateways is not None else ():
                     await asyncio.to_thread(remove_gateway, self.database, gateway_id)
         self._release_home()
@@ -203,7 +238,7 @@ class Controller:
         """End everything at once: the second Ctrl-C."""
         if self._gateways is not None:
             self._gateways.kill()
-        self._local.kill()
+        self._fleets[False].kill()
 
     @property
     def _gateway_ids(self) -> list[str]:
@@ -213,6 +248,9 @@ class Controller:
     def _drain_timeout_s(self) -> float:
         gateway = self._service.gateway if self._service is not None else {}
         return float(gateway.get("drain_timeout_s", 30.0))
+
+    def _find_keep(self) -> Mapping[str, Any]:
+        return self._service.records if self._service is not None else {}
 
     def _note_change(self) -> None:
         self._loop.changed.set()

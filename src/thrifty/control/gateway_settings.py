@@ -10,6 +10,7 @@ from typing import Any
 from thrifty.home import Home
 from thrifty.spec import Spec
 from thrifty.spec.models import ExactCacheSpec, TlsSpec
+from thrifty.spec.observe import OtlpSpec
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _DATABASE_VARIABLE = "THRIFTY_DATABASE_URL"
@@ -57,13 +58,19 @@ def describe_gateway(spec: Spec) -> dict[str, Any]:
         "record_requests": spec.record.requests,
         "record_prompts": spec.record.prompts,
         "record_redact": spec.record.redact,
-        "record_keep_s": spec.record.keep,
+        "record_keep_s": spec.record.keep.requests,
+        "record_keep_texts_s": spec.record.keep.texts,
+        "record_keep_feedback_s": spec.record.keep.feedback,
         "record_max_rows": spec.record.max_rows,
         "feedback": {
             "tokens": spec.feedback.tokens,
             "token_ttl_s": spec.feedback.token_ttl,
             "per_user": spec.feedback.per_user,
             "per_tenant": spec.feedback.per_tenant,
+        },
+        "observe": {
+            "tenants": spec.observe.tenants,
+            "otlp": _describe_otlp(spec.observe.otlp),
         },
         "cors": list(gateway.cors),
         "hosts": list(gateway.hosts),
@@ -135,6 +142,21 @@ def _describe_tls(tls: TlsSpec) -> dict[str, str] | None:
     if tls.cert is None or tls.key is None:
         return None
     return {"cert": str(Path(tls.cert).absolute()), "key": str(Path(tls.key).absolute())}
+
+
+def _describe_otlp(otlp: OtlpSpec) -> dict[str, Any] | None:
+    """What is sent to a collector, if there is one."""
+    if otlp.endpoint is None:
+        return None
+    return {
+        "endpoint": otlp.endpoint,
+        "headers_env": otlp.headers_env,
+        "traces": otlp.traces,
+        "sample": otlp.sample,
+        "slow_s": otlp.slow,
+        "metrics": otlp.metrics,
+        "interval_s": otlp.interval,
+    }
 
 
 def _shared_cache(exact: ExactCacheSpec) -> dict[str, float] | None:

@@ -22,9 +22,15 @@ from thrifty.control.desired import make_served
 from thrifty.control.reconcile import Room, SetTarget, Step, count_local_copies, reconcile
 from thrifty.db import Database
 from thrifty.db.desired import Desired, read_desired, read_desired_change, read_history
-from thrifty.db.desired_state import DesiredDeployment, DesiredService, DesiredVersion
+from thrifty.db.desired_state import (
+    DesiredCapacity,
+    DesiredDeployment,
+    DesiredService,
+    DesiredVersion,
+)
 from thrifty.db.fleet import DeploymentRow, FleetState, ReplicaRow
 from thrifty.db.fleet_report import FleetReport, publish_fleet
+from thrifty.db.replica_spans import MACHINE, Holding, SpanRecorder
 from thrifty.engines.machine import Machine, available_memory_bytes
 from thrifty.engines.registry import find_engine
 from thrifty.errors import ArtifactError, DatabaseError, EngineError, StaleStateError
@@ -43,6 +49,12 @@ NOTICE_S = 1.0
 ARTIFACT_FACTOR = 1.25
 """What a copy takes of memory beside its weights, at least."""
 HISTORY = 50
+NOT_HELD = (
+    ReplicaState.BACKOFF, ReplicaState.FAILED, ReplicaState.CRASH_LOOP, ReplicaState.STOPPED,
+)  # fmt: skip
+"""States without a process, which cost nothing."""
+ENDLESS = 1 << 62
+"""Memory that others look after."""
 
 OnService = Callable[[DesiredService], None]
 
@@ -95,6 +107,8 @@ class ControlLoop:
         self._published = 0
         self._new_publication = asyncio.Condition()
         self._away = False
+        self._spans = SpanRecorder()
+        self._began_s = time.time()
 
     async def start(self, state: FleetState) -> None:
         """Take over what `state` says was there, and do the first step. Raises `DatabaseError`."""
@@ -111,6 +125,10 @@ class ControlLoop:
                     await self.changed.wait()
             changed = self.changed.is_set()
             self.changed.clear()
+            if self.standing_by:
+                # Whoever acts meanwhile writes its own.
+                self._written = None
+                continue
             try:
                 await self._turn_once(changed)
                 self._note_away(None)
@@ -201,6 +219,16 @@ class ControlLoop:
             return
         self._artifact_bytes[artifact] = round(size * ARTIFACT_FACTOR)
 
+    @property
+    def cores(self) -> int | None:
+        """How many cores our copies share; None where they run elsewhere."""
+        return None if self._fleets[False].elsewhere else len(self._machine.cores)
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether another controller acts, so that nothing is to be written."""
+        return any(fleet.standing_by for fleet in self._fleets.values())
+
     def estimate_memory(self, artifact: str | None) -> int:
         """What a copy takes of memory at least, as far as known before one runs; else 0."""
         return self._artifact_bytes.get(artifact or "", 0)
@@ -238,16 +266,17 @@ class ControlLoop:
     # the next step
 
     async def _do_step(self) -> None:
-        room = Room(
-            len(self._machine.cores),
-            await asyncio.to_thread(available_memory_bytes),
-            self._artifact_bytes,
-        )
+        free = ENDLESS
+        if self.cores is not None:
+            free = await asyncio.to_thread(available_memory_bytes)
+        room = Room(self.cores, free, self._artifact_bytes)
         step = reconcile(self.desired.deployments, self._rows, self.observe(), room)
         for place, reason in step.waiting.items():
             if place not in self.step.waiting:
                 log.warning("%s %s waits: %s", *place, reason)
-        share = 1 / max(1, count_local_copies(self.desired.deployments))
+        share = 1.0
+        if self.cores is not None:
+            share = 1 / max(1, count_local_copies(self.desired.deployments))
         sets: dict[bool, list[ReplicaSet]] = {True: [], False: []}
         for target in step.sets:
             replica_set = self._make_set(target, share)
@@ -297,7 +326,7 @@ class ControlLoop:
         """Write what has changed, and figures now and then. Raises `DatabaseError`."""
         turn = self._turn
         rows = {one.row.id: one.row for one in self.observe()}
-        report = FleetReport(self.step.rows, self.step.waiting, rows)
+        report = FleetReport(self.step.rows, {**self._find_faults(), **self.step.waiting}, rows)
         due = time.monotonic() - self._written_s > FIGURES_S
         new = self._written is None or _without_figures(report) != _without_figures(self._written)
         if new or due:
@@ -305,12 +334,39 @@ class ControlLoop:
                 publish_fleet, self._database(), report, self._written,
                 change_id=self.desired.change_id,
             )  # fmt: skip
+            held = self._list_holdings()
+            await asyncio.to_thread(self._spans.record, self._database(), held)
             self._written, self._written_s = report, time.monotonic()
         if new:
             self._on_published()
         async with self._new_publication:
             self._published = turn
             self._new_publication.notify_all()
+
+    def _list_holdings(self) -> list[Holding]:
+        """Who holds the machine now, and the machine itself."""
+        service = self.desired.service
+        price = DesiredCapacity() if service is None else service.capacity
+        cost = (price.stated_per_hour, price.basis)
+        cores = max(1, len(self._machine.cores))
+        return [Holding(MACHINE, MACHINE, "", self._began_s, 1.0, *cost)] + [
+            Holding(
+                one.row.id, one.row.deployment, one.row.version, one.row.process_created_s or 0.0,
+                _find_share(one, cores), *cost,
+            )
+            for one in self.observe()
+            if one.state not in NOT_HELD
+        ]  # fmt: skip
+
+    async def end_spans(self) -> None:
+        """Record that no replica is held any more. Raises `DatabaseError`."""
+        await asyncio.to_thread(self._spans.end_all, self._database())
+
+    def _find_faults(self) -> dict[tuple[str, str], str]:
+        """What fleets say of versions as a whole."""
+        return {
+            place: text for fleet in self._fleets.values() for place, text in fleet.faults.items()
+        }
 
     def _note_away(self, error: Exception | None) -> None:
         if error is not None and not self._away:
@@ -320,6 +376,15 @@ class ControlLoop:
         elif error is None and self._away:
             log.info("the database can be used again")
         self._away = error is not None
+
+
+def _find_share(one: ObservedReplica, cores: int) -> float:
+    """The share of the machine that a replica holds: its cores of all; none of it where others run
+    it. An adopted one that does not say holds all.
+    """
+    if one.row.pid is None:
+        return 0.0
+    return min(1.0, one.key.cpus / cores) if one.key.cpus > 0 else 1.0
 
 
 def _without_figures(report: FleetReport) -> FleetReport:

@@ -11,13 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from thrifty.artifacts import Store
+from thrifty.artifacts.remotes.prepared import (
+    BackedStore,
+    ProcessorKind,
+    find_remote_source,
+    share_prepared,
+)
 from thrifty.artifacts.sources import fetch_model
+from thrifty.control.alerting import describe_alerts
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
 from thrifty.control.auto import resolve_auto
 from thrifty.control.checks import (
@@ -33,6 +40,8 @@ from thrifty.control.checks import (
 )
 from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
+from thrifty.control.machine_price import find_machine_price
+from thrifty.control.token_prices import find_token_prices
 from thrifty.db.desired_state import (
     DesiredCapacity,
     DesiredDeployment,
@@ -45,8 +54,10 @@ from thrifty.db.fleet import DeploymentSettings, VersionSettings
 from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
+from thrifty.engines.server import KEY_VARIABLE
 from thrifty.errors import Problem
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
+from thrifty.spec.fleet import DEFAULT_CPUS
 from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
@@ -194,14 +205,31 @@ def _make_part(
         check_verdict(version, store, model)
     before = {known.artifact for known in store.versions()}
     began_s = time.monotonic()
-    served = engine.prepare(spec, model, store, machine, on_progress)
+    backed = _back(store, engine, model, machine, on_progress)
+    served = engine.prepare(spec, model, backed or store, machine, on_progress)
     took_s = time.monotonic() - began_s
     if served.artifact is not None:
         store.verify(store.load(served.artifact), on_progress=on_progress)
-        if served.artifact not in before:
+        pulled = backed is not None and served.artifact in backed.pulled
+        if served.artifact not in before and not pulled:
             values = {"seconds": round(took_s, 3)}
             record_times(store, machine, PREPARE, served.artifact, engine.kind, values)
+        if backed is not None and model is not None and spec.share:
+            share_prepared(backed, model[1].id, served.artifact)
     return Part(version, engine, label, served, spec, source, engine.find_slots(served))
+
+
+def _back(
+    store: Store, engine: Engine, model: Model | None, machine: Machine, on_progress: OnProgress
+) -> BackedStore | None:
+    """The store with the remote behind it that a model came from; None if it came from elsewhere."""
+    source = find_remote_source(model[0]) if model is not None else None
+    if source is None:
+        return None
+    kind = ProcessorKind(
+        machine.architecture, engine.find_features(machine), engine.traits.find_version()
+    )
+    return BackedStore(store.root, source, kind, on_progress)
 
 
 def describe_source(spec: Spec, model: Model | None) -> str:
@@ -237,12 +265,43 @@ def make_service(
     )
     # What a deployment says of the gateway's limits and memory holds as the first one says it.
     gateway = describe_gateway(loaded.each()[0].spec)
-    bounds = loaded.spec.capacity
+    bounds, price = loaded.spec.capacity, find_machine_price(loaded)
     capacity = DesiredCapacity(
-        bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour, loaded.spec.price_per_hour
+        bounds.cpus, bounds.gpus, bounds.memory, bounds.per_hour,
+        loaded.spec.price_per_hour if price.per_hour is None else price.per_hour,
+        price.per_hour, price.basis,
+    )  # fmt: skip
+    made = DesiredService(
+        gateway,
+        applied.to_builtins(),
+        capacity,
+        _make_records(loaded.spec),
+        _list_budgets(loaded, deployments),
+        loaded.spec.fleet.describe(),
+        describe_alerts(loaded.spec.alerts),
     )
-    made = DesiredService(gateway, applied.to_builtins(), capacity)
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
+
+
+def _make_records(spec: Spec) -> dict[str, float]:
+    """How long sums are kept, as `observe.rollups.roll.Keep`."""
+    keep = spec.record.keep
+    return {
+        "minutes_s": keep.minutes, "hours_s": keep.hours, "days_s": keep.days,
+        "tenants": spec.record.tenants,
+    }  # fmt: skip
+
+
+def _list_budgets(loaded: LoadedSpec, names: Iterable[str]) -> dict[str, float]:
+    """What a month may cost, by deployment; `names` are in the order of the spec."""
+    found = {
+        name: one.spec.budget_month
+        for name, one in zip(names, loaded.each(), strict=False)
+        if one.spec.budget_month is not None
+    }
+    if loaded.spec.budget_all_month is not None:
+        found[""] = loaded.spec.budget_all_month
+    return found
 
 
 def _make_settings(spec: Spec) -> DeploymentSettings:
@@ -288,9 +347,10 @@ def _make_version(part: Part) -> DesiredVersion:
 def _make_replicas(part: Part) -> DesiredReplicas:
     """How many copies, at first and at most, and what each may use."""
     replicas = part.spec.replicas
+    elsewhere = part.spec.fleet.kind != "local"
     common = DesiredReplicas(
         count=replicas.fewest,
-        cpus=replicas.cpus,
+        cpus=replicas.cpus or (DEFAULT_CPUS if elsewhere else None),
         memory_limit_bytes=replicas.memory_limit,
         start_timeout_s=replicas.start_timeout,
     )
@@ -313,17 +373,19 @@ def _make_replicas(part: Part) -> DesiredReplicas:
 def _make_version_settings(part: Part) -> VersionSettings:
     traits, upstream = part.engine.traits, part.served.upstream
     spec, slots = part.spec, part.slots
+    # Replicas beyond this machine answer only who has their key.
+    with_key = spec.fleet.kind != "local" and not traits.external
     wanted = spec.batches.slots or BATCH_SLOTS
-    prices = spec.prices
+    prices = find_token_prices(part.version.loaded)
     return VersionSettings(
         honours=None if traits.honours is None else tuple(sorted(traits.honours)),
         upstream_model=upstream.model,
-        key_env=upstream.key_env,
+        key_env=KEY_VARIABLE if with_key else upstream.key_env,
         salt_field=upstream.salt_field,
         priority_field=upstream.priority_field,
         takes_stream_options=upstream.takes_stream_options,
         accepts_response_id=traits.accepts_response_id,
-        load_path=traits.load_path,
+        load_path=None if with_key else traits.load_path,
         slots=spec.replicas.slots or slots,
         batch_slots=min(wanted, slots) if slots else wanted,
         context_length=part.served.context_length,
@@ -331,4 +393,6 @@ def _make_version_settings(part: Part) -> VersionSettings:
         price_input=prices.input,
         price_cached=prices.input if prices.cached_input is None else prices.cached_input,
         price_output=prices.output,
+        ttft_objective_s=spec.slo.ttft_p95,
+        tpot_objective_s=spec.slo.tpot_p95,
     )

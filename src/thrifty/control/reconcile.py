@@ -43,9 +43,10 @@ _SERVE_AGAIN = (
 
 @dataclass(frozen=True)
 class Room:
-    """What the machine has for copies that are started here."""
+    """What there is for copies that are started."""
 
-    cores: int
+    cores: int | None
+    """The machine's; None where copies run elsewhere, and each gets the cores that it asks for."""
     free_memory_bytes: int
     """What can be had now, beside all that runs."""
     artifact_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -109,8 +110,10 @@ def count_local_copies(desired: Mapping[str, DesiredDeployment]) -> int:
     )
 
 
-def find_cpus(version: DesiredVersion, desired: Mapping[str, DesiredDeployment], cores: int) -> int:
-    """The cores of each copy of a version that runs here."""
+def find_cpus(
+    version: DesiredVersion, desired: Mapping[str, DesiredDeployment], cores: int | None
+) -> int:
+    """The cores of each copy of a version that we run; `cores` as in `Room`."""
     return _Cpus(desired, cores).find(version)[0]
 
 
@@ -216,7 +219,7 @@ def _find_retained(
 class _Cpus:
     """How many cores each copy gets."""
 
-    def __init__(self, desired: Mapping[str, DesiredDeployment], cores: int) -> None:
+    def __init__(self, desired: Mapping[str, DesiredDeployment], cores: int | None) -> None:
         self._cores = cores
         self._copies = count_local_copies(desired)
 
@@ -224,6 +227,8 @@ class _Cpus:
         """The cores of each copy, and over how many copies all are shared, if they are."""
         if version.urls:
             return 0, 0
+        if self._cores is None:
+            return version.replicas.cpus or 1, 0
         if version.replicas.cpus is not None:
             return max(1, min(version.replicas.cpus, self._cores)), 0
         return share_evenly(self._cores, self._copies)[0], self._copies

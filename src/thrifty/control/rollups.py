@@ -13,8 +13,10 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from thrifty.cost.held import settle
 from thrifty.db import Database
 from thrifty.db.leases import take_lease
 from thrifty.errors import DatabaseError
@@ -26,22 +28,24 @@ LEASE = "rollups"
 LEASE_S = 10.0
 POLL_S = 2.0
 """How far the newest sums are behind, besides the time that the log's writer takes."""
-PRUNE_S = 600.0
+CLEAN_S = 300.0
+"""How often hours are settled, and what is kept no longer is deleted."""
 
 
-async def keep_rollups(find_database: Callable[[], Database], keep: Keep | None = None) -> None:
-    """Add what is new every `POLL_S`, until cancelled. `find_database` gives the open database,
-    which may be another one later.
+async def keep_rollups(
+    find_database: Callable[[], Database], find_keep: Callable[[], Mapping[str, Any]] = dict
+) -> None:
+    """Add what is new every `POLL_S`, until cancelled. `find_database` gives the open database and
+    `find_keep` the fields of `Keep`; both may be others later.
     """
     owner = f"{socket.gethostname()[:64]}/{os.getpid()}/{secrets.token_hex(4)}"
     away = False
-    pruned_s = 0.0
+    cleaned_s = 0.0
     while True:
-        due = time.monotonic() - pruned_s > PRUNE_S
+        due = time.monotonic() - cleaned_s > CLEAN_S
         try:
-            await asyncio.to_thread(
-                _work, Roller(find_database(), keep), find_database(), owner, due
-            )
+            keep = Keep(**find_keep())
+            await asyncio.to_thread(_work, find_database(), keep, owner, due)
         except Exception as error:
             # A fault of ours must not end all later steps.
             if not away:
@@ -51,13 +55,18 @@ async def keep_rollups(find_database: Callable[[], Database], keep: Keep | None 
         else:
             if away:
                 log.info("the rollups are kept up to date again")
-            away, pruned_s = False, time.monotonic() if due else pruned_s
+            away, cleaned_s = False, time.monotonic() if due else cleaned_s
         await asyncio.sleep(POLL_S)
 
 
-def _work(roller: Roller, database: Database, owner: str, prune: bool) -> None:
+def _work(database: Database, keep: Keep, owner: str, clean: bool) -> None:
     """Do what is due, as long as this process holds the lease."""
-    while roller.has_new() and take_lease(database, LEASE, owner, LEASE_S, force=False):
+    roller = Roller(database, keep)
+    while roller.has_new():
+        if not take_lease(database, LEASE, owner, LEASE_S, force=False):
+            return
         roller.roll()
-    if prune:
+    if clean:
+        while settle(database, keep.days_s):
+            pass
         roller.prune()

@@ -99,7 +99,7 @@ class Scaling:
                     await self._woken.wait()
             self._woken.clear()
             targets = list_targets(self._loop.desired.deployments)
-            if not targets and not self._told:
+            if (not targets and not self._told) or self._loop.standing_by:
                 continue
             try:
                 await self._turn(targets)
@@ -210,7 +210,7 @@ class Scaling:
     def _measure_need(self, target: Target, copies: Sequence[ObservedReplica]) -> Resources:
         """What each copy of a version takes."""
         version, capacity = target.version, self._capacity
-        size = find_cpus(version, self._loop.desired.deployments, len(self._machine.cores))
+        size = find_cpus(version, self._loop.desired.deployments, self._loop.cores)
         traits = find_engine(version.engine).traits
         counts = capacity.cpus is not None or version.replicas.cpus is not None
         used = [copy.row.memory_bytes or 0 for copy in copies if copy.state is ReplicaState.READY]
@@ -246,7 +246,8 @@ class Scaling:
             for version in deployment.versions
             if not version.urls and (deployment.name, version.label) not in needs
         ]
-        cpus = float(bounds.cpus or len(self._machine.cores))
+        cores = self._loop.cores
+        cpus = float(bounds.cpus or (math.inf if cores is None else cores))
         cpus -= sum(need.cpus * version.copies for version, need in fixed)
         gpus = math.inf if bounds.gpus is None else float(bounds.gpus)
         gpus -= sum(need.gpus * version.copies for version, need in fixed)
@@ -257,7 +258,9 @@ class Scaling:
         )
         used = sum(copy.row.memory_bytes or 0 for found in copies.values() for copy in found)
         # What runs keeps its memory, however little is free at the moment.
-        memory = max(wanted, float(used + available_memory_bytes()))
+        memory = math.inf
+        if cores is not None:
+            memory = max(wanted, float(used + available_memory_bytes()))
         if bounds.memory_bytes is not None:
             taken = sum(need.memory_bytes * version.copies for version, need in fixed)
             memory = min(memory, bounds.memory_bytes - taken)

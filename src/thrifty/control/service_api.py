@@ -46,6 +46,7 @@ from thrifty.fleet.controller_note import find_database_url, read_controller_not
 from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
+from thrifty.release.manage import override_releases, refuse_while_active
 from thrifty.spec import LoadedSpec
 from thrifty.spec.faults import suggest
 from thrifty.spec.models import MAX_WEIGHT
@@ -85,11 +86,16 @@ def read_traffic(database: Database, deployment: str) -> dict[str, Any]:
 
 
 def set_traffic(
-    database: Database, deployment: str, weights: Mapping[str, float], actor: Actor
+    database: Database,
+    deployment: str,
+    weights: Mapping[str, float],
+    actor: Actor,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Set the weights of versions; those that are not named keep theirs. Gateways take them up within
-    half a second. Weights that are so already are not recorded. Returns what `read_traffic` does.
-    Raises `ControlError`.
+    half a second. Weights that are so already are not recorded. A release that is under way owns the
+    weights: `force` ends it. Returns what `read_traffic` does. Raises `ControlError`.
     """
     for label, weight in weights.items():
         if not (math.isfinite(weight) and 0 <= weight <= MAX_WEIGHT):
@@ -116,6 +122,11 @@ def set_traffic(
             )
         return [DesiredChange(deployment, replace(there, versions=versions))]
 
+    if force:
+        why = "the weights were set by hand" + (f": {actor.why}" if actor.why else "")
+        override_releases(database, deployment, who=actor.who, why=why)
+    else:
+        refuse_while_active(database, deployment, "set them all the same with --force (force)")
     change_desired(database, decide, kind="traffic", who=actor.who, why=actor.why)
     return read_traffic(database, deployment)
 
@@ -268,6 +279,8 @@ def apply_prepared(
             *(DesiredChange(name, None) for name in gone),
         ]
 
+    for name in prepared.deployments if reset else ():
+        refuse_while_active(database, name, "a reset would set them")
     change_id = change_desired(database, decide, kind="apply", who=actor.who, why=actor.why)
     names = dict.fromkeys([*merged.deployments, *before])
     changed = tuple(name for name in names if before.get(name) != merged.deployments.get(name))
@@ -424,6 +437,7 @@ def roll_back(
         return [DesiredChange(deployment, previous)]
 
     _find_previous(database, deployment)
+    refuse_while_active(database, deployment, "aborting it restores the weights before")
     change_desired(database, decide, kind="rollback", who=actor.who, why=actor.why)
     return describe_history(database, deployment, 1)[0]
 

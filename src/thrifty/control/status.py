@@ -112,6 +112,8 @@ def _find_fault(replicas: Sequence[ReplicaRow]) -> str | None:
                 reason = (replica.message or "").partition("\n")[0] or "no reason is known"
                 return f"{replica.id} {words}: {reason}"
     for replica in replicas:
+        if replica.state == ReplicaState.STARTING and replica.message and not replica.restarts:
+            return f"{replica.id} does not start yet: {replica.message.partition(chr(10))[0]}"
         if replica.state == ReplicaState.STARTING and replica.restarts:
             reason = (replica.message or "").partition("\n")[0]
             return (

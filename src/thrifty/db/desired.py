@@ -45,6 +45,13 @@ MAX_TRIES = 20
 """For `change_desired`: other writers that came first, in a row."""
 _LOOK_BACK = 2 * AUTOSCALE_KEEP
 
+Also = Callable[[Connection], None]
+"""Writes in the transaction of a change."""
+
+
+def do_nothing(connection: Connection) -> None:
+    """An `Also` for changes to which nothing belongs."""
+
 
 @dataclass(frozen=True)
 class Desired:
@@ -103,8 +110,10 @@ def write_desired(
     kind: str,
     who: str,
     why: str,
+    also: Also = do_nothing,
 ) -> int:
-    """Write new states, all or none, with a row of the history for each name that differs.
+    """Write new states, all or none, with a row of the history for each name that differs. `also`
+    writes what belongs to them, in the same transaction, whether anything differs or not.
 
     `read_change_id` is the `change_id` of the state that the caller decided on. Returns the id of
     the newest change, which is an old one where nothing differs. Raises `StaleStateError` where
@@ -140,6 +149,7 @@ def write_desired(
             ):
                 shares = {v.label: (v.weight, v.shadow) for v in new.versions}
                 set_shares(connection, change.name, shares)
+        also(connection)
         return newest
 
 
@@ -150,23 +160,26 @@ def change_desired(
     kind: str,
     who: str,
     why: str,
+    also: Also = do_nothing,
 ) -> int:
     """Read, let `decide` say what changes, and write; again where another writer came first.
 
-    `decide` may be called several times. Returns and raises as `write_desired`.
+    `decide` and `also` may be called several times. Returns and raises as `write_desired`.
     """
     for _ in range(MAX_TRIES - 1):
         state = read_desired(database)
         try:
             return write_desired(
-                database, decide(state), read_change_id=state.change_id, kind=kind, who=who, why=why
-            )
+                database, decide(state), read_change_id=state.change_id, kind=kind, who=who,
+                why=why, also=also,
+            )  # fmt: skip
         except StaleStateError:
             continue
     state = read_desired(database)
     return write_desired(
-        database, decide(state), read_change_id=state.change_id, kind=kind, who=who, why=why
-    )
+        database, decide(state), read_change_id=state.change_id, kind=kind, who=who, why=why,
+        also=also,
+    )  # fmt: skip
 
 
 def read_history(database: Database, name: str | None, limit: int = 20) -> list[PastChange]:

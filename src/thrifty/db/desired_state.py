@@ -147,7 +147,11 @@ class DesiredCapacity:
     memory_bytes: int | None = None
     per_hour: float | None = None
     price_per_hour: float = 0.0
-    """What the machine costs an hour."""
+    """What the machine costs an hour, for reports: a default, where nobody said."""
+    stated_per_hour: float | None = None
+    """What the spec says that the machine costs an hour; None: nothing."""
+    basis: str = ""
+    """Where that is from."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,14 @@ class DesiredService:
     spec: Mapping[str, Any] = field(default_factory=dict)
     """The spec that was applied last, as written: the next `apply` changes what differs from it."""
     capacity: DesiredCapacity = DesiredCapacity()
+    records: Mapping[str, Any] = field(default_factory=dict)
+    """How long sums of requests are kept, as `observe.rollups.roll.Keep`."""
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    """What replicas may cost in a month, by deployment; the empty name has the service's."""
+    fleet: Mapping[str, Any] = field(default_factory=dict)
+    """Where replicas run, with its settings, as plain data; empty: on this machine."""
+    alerts: Mapping[str, Any] = field(default_factory=dict)
+    """What is an alert and who is told, as plain data (`observe.alerts.settings`)."""
 
 
 DesiredState = DesiredDeployment | DesiredService

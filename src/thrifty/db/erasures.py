@@ -19,6 +19,9 @@ from thrifty.db.database import Database
 from thrifty.db.subjects import Subjects
 from thrifty.db.tables import erasures, exports
 
+RECORDS = ("requests", "feedback", "rollups", "tenant-rollups", "replicas")
+"""Exports that are no training rows."""
+
 
 @dataclass(frozen=True)
 class ErasureRow:
@@ -92,14 +95,19 @@ def find_erased(
     ]
 
 
-def note_export(database: Database, path: Path | None, form: str, *, who: str = "") -> None:
-    """Remember that training rows were written, and where (None: to stdout). Raises `DatabaseError`."""
+def note_export(
+    database: Database, path: Path | None, form: str, *, who: str = "", of_persons: bool = True
+) -> None:
+    """Remember that training rows or records were written, and where (None: to stdout), and with
+    `of_persons` that erasures have to look there. Raises `DatabaseError`.
+    """
     with database.begin() as connection:
-        if path is not None:
+        if path is not None and of_persons:
             row = {"at_s": time.time(), "path": str(path.absolute()), "form": form}
             connection.execute(insert(exports).values(row))
         named = None if path is None else str(path.absolute())
-        record_act(connection, "feedback.export", who, names={"path": named}, form=form)
+        act = "records.export" if form in RECORDS else "feedback.export"
+        record_act(connection, act, who, names={"path": named}, form=form)
 
 
 def note_subject_export(database: Database, subjects: Sequence[str], *, who: str = "") -> None:

@@ -14,6 +14,7 @@ from thrifty.db.cache import Purge, read_purges
 from thrifty.db.changes import note_change, read_change
 from thrifty.db.database import Database
 from thrifty.db.keys import Key, read_key
+from thrifty.db.releases import HeldConversations, read_held
 from thrifty.db.sanitize import sanitize_values
 from thrifty.db.scaling import ScalingRow, read_scaling_rows
 from thrifty.db.tables import deployments, gateways, keys, replicas, versions
@@ -81,6 +82,10 @@ class VersionSettings:
     """Price per million tokens, as are the other prices."""
     price_cached: float = 0.0
     price_output: float = 0.0
+    ttft_objective_s: float | None = None
+    """The time to the first token that 95 of 100 streams should stay within, if there is one."""
+    tpot_objective_s: float | None = None
+    """As `ttft_objective_s`, for each further token."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,8 @@ class FleetState:
     """Why the controller cannot continue with a version, by deployment and label."""
     scaling: dict[tuple[str, str], ScalingRow] = field(default_factory=dict)
     """What the autoscaler says of a version, by deployment and label."""
+    held: dict[str, HeldConversations] = field(default_factory=dict)
+    """Conversations that go on by older weights, by deployment."""
 
 
 def save_deployment(database: Database, row: DeploymentRow) -> None:
@@ -291,6 +298,7 @@ def read_fleet(database: Database) -> FleetState:
         )
         purges = read_purges(connection)
         scaling = read_scaling_rows(connection)
+        held = read_held(connection)
     return FleetState(
         change,
         [_read_deployment(row, version_rows) for row in deployment_rows],
@@ -312,6 +320,7 @@ def read_fleet(database: Database) -> FleetState:
             if row["message"] is not None
         },
         scaling,
+        {one.deployment: one for one in held},
     )
 
 

@@ -178,8 +178,9 @@ class RequestLog:
             self._subjects = open_subjects(self._database)
         return self._subjects
 
-    def prune(self, keep_s: float, max_rows: int) -> int:
-        """Delete rows older than `keep_s` or beyond the newest `max_rows`, with their texts.
+    def prune(self, keep_s: float, max_rows: int, keep_texts_s: float | None = None) -> int:
+        """Delete rows older than `keep_s` or beyond the newest `max_rows`, with their texts, and
+        texts older than `keep_texts_s` (None: as `keep_s`).
 
         Returns the number of deleted rows. Ids need not be dense: the order is by age, and by id
         only among rows with the same time.
@@ -194,6 +195,8 @@ class RequestLog:
             ).first()
         cutoff = None if newest_beyond is None else (newest_beyond[0], newest_beyond[1])
         removed = self._prune_table(requests, oldest_s, cutoff)
+        if keep_texts_s is not None:
+            oldest_s = max(oldest_s, time.time() - keep_texts_s)
         self._prune_table(request_texts, oldest_s, cutoff)
         return removed
 

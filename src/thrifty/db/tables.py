@@ -371,6 +371,66 @@ scaling = Table(
 """What the autoscaler decided last of each version, as JSON (`db.scaling`). The controller writes
 it; `thrifty status` and the gateways' metrics show it."""
 
+releases = Table(
+    "releases",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("deployment", String(64), nullable=False),
+    Column("candidate", String(64), nullable=False),
+    Column("active_on", String(64), unique=True),
+    Column("state", String(16), nullable=False),
+    Column("edition", Integer, nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("updated_s", Double, nullable=False),
+    Column("active_s", Double, nullable=False),
+    Column("record", Text, nullable=False),
+    Column("figures", Text, nullable=False),
+    Index(None, "deployment"),
+)
+"""Releases: a version on its way to a larger share. `record` is JSON with the plan, the weights before
+and the steps taken; `figures` what was measured last. `edition` counts decisions, so that two who
+decide at once do not both succeed. `active_on` is the deployment while the release is under way
+(NULL afterwards), so that there is one at a time. `active_s` is the time spent, without pauses."""
+
+release_events = Table(
+    "release_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("release_id", Integer, nullable=False),
+    Column("at_s", Double, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("why", Text, nullable=False),
+    Column("figures", Text, nullable=False),
+    Index(None, "release_id"),
+)
+"""What was decided in each release: when, by whom, why, and the figures that it was decided on."""
+
+release_pairs = Table(
+    "release_pairs",
+    metadata,
+    Column("release_id", Integer, primary_key=True),
+    Column("shadow", BigInteger, primary_key=True, autoincrement=False),
+    Column("response", BigInteger, nullable=False),
+    Column("conversation_id", String(32)),
+    Column("outcome", Integer, nullable=False),
+)
+"""Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
+(`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
+
+held_conversations = Table(
+    "held_conversations",
+    metadata,
+    Column("deployment", String(64), primary_key=True),
+    Column("updated_s", Double, nullable=False),
+    Column("keep_s", Double, nullable=False),
+    Column("weights", Text, nullable=False),
+    Column("conversations", Text, nullable=False),
+)
+"""Conversations that began before a release changed the weights, and stay on their versions: their
+versions follow from `weights` (JSON) in place of the current ones. `conversations` holds the hashes
+in their ids, one a line. Those without a request for `keep_s` are dropped."""
+
 files = Table(
     "files",
     metadata,
@@ -512,3 +572,73 @@ unrolled_thumbs = Table(
     Column("at_s", Double, nullable=False),
 )
 """Thumbs that were given, and taken back (below 0), still to be added to the rollups."""
+
+replica_spans = Table(
+    "replica_spans",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("replica", String(64), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("process_s", Double, nullable=False),
+    Column("share", Double, nullable=False),
+    Column("price_per_hour", Double),
+    Column("basis", Text, nullable=False),
+    Column("started_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+    Column("ended_s", Double, index=True),
+)
+"""Which replica held which `share` of a machine from when to when, and what the whole machine cost an
+hour then (NULL: nobody said). `process_s` tells a process from the next one of the same name.
+`ended_s` is NULL while it goes on; then it was last seen at `seen_s`. The replica with the empty name
+is the machine itself, while a controller runs. Servers that others run have a share of 0."""
+
+replica_hours = Table(
+    "replica_hours",
+    metadata,
+    Column("hour_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("deployment", String(64), primary_key=True),
+    Column("version", String(128), primary_key=True),
+    Column("held_ms", BigInteger, nullable=False),
+    Column("worked_ms", BigInteger, nullable=False),
+    Column("machine_ms", BigInteger, nullable=False),
+    Column("unpriced_ms", BigInteger, nullable=False),
+    Column("cost_nanos", BigInteger, nullable=False),
+)
+"""Hours that are over: how long replicas were held and worked, how much time of a whole machine that
+was (`machine_ms`), how much of it had no price, and what the rest cost, in billionths of the currency's
+unit. The empty deployment is the machine itself."""
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("severity", String(8), nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("runbook", Text, nullable=False),
+    Column("since_s", Double, nullable=False),
+    Column("seen_s", Double, nullable=False),
+    Column("resolved_s", Double),
+    Column("told", Text, nullable=False),
+)
+"""Alerts that are open, and those that were over a while ago. The controller writes them. `told` is
+JSON: what each target was told last, and when."""
+
+alert_silences = Table(
+    "alert_silences",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("kind", String(32)),
+    Column("deployment", String(64)),
+    Column("version", String(128)),
+    Column("until_s", Double, nullable=False),
+    Column("why", Text, nullable=False),
+)
+"""Alerts that nobody is told of for a while; NULL means any."""

@@ -12,14 +12,12 @@ from thrifty.artifacts import Store
 from thrifty.deploy.service import DeployedService, make_checksum
 from thrifty.deploy.sizing import Need, find_need
 from thrifty.errors import Problem, SpecError
+from thrifty.kubernetes import pods
 from thrifty.spec.section import Bytes, Integer, Section
 
 IMAGE_PATTERN = r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$"
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-HOME = "/var/lib/thrifty"
-CONFIG = "/etc/thrifty"
-USER_ID = 10001
-"""The user in our image (deploy/Containerfile)."""
+HOME, CONFIG, USER_ID = pods.HOME, pods.CONFIG, pods.USER_ID
 ADMIN_VARIABLE = "THRIFTY_ADMIN_KEY"
 VIEWER_VARIABLE = "THRIFTY_VIEWER_KEY"
 
@@ -83,6 +81,8 @@ class Target:
     render: Callable[[Request], Files]
     next_steps: str
     """What to do with the files, as commands; `DIR` stands for the folder."""
+    takes_fleet: bool = False
+    """Whether the spec's `fleet` may be a cluster of its kind."""
 
 
 def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
@@ -92,6 +92,17 @@ def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
     except ValidationError as error:
         problems = [_describe_fault(target, dict(fault)) for fault in error.errors()]
         raise SpecError(problems, f"the options of {target.name}") from None
+
+
+def refuse_fleet(target: Target, service: DeployedService) -> None:
+    """Refuse a spec whose replicas run where the target does not reach. Raises `SpecError`."""
+    kind = service.loaded.spec.fleet.kind
+    if kind != "local" and not target.takes_fleet:
+        message = (
+            f"is {kind}, and {target.name} starts replicas itself; leave it out, or render for "
+            "kubernetes or helm"
+        )
+        service.loaded.refuse([Problem("fleet", message)])
 
 
 def _describe_fault(target: Target, fault: dict[str, Any]) -> Problem:

@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import Field
 
 from thrifty.deploy.base import HOME, Files, Request, Target, make_header
-from thrifty.deploy.kubernetes_pods import CHECKSUM
 from thrifty.deploy.limits import GIB, check_bound, choose_size, load_platforms
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
@@ -21,6 +20,7 @@ from thrifty.deploy.one_container import (
     refuse_shared_database,
 )
 from thrifty.deploy.yaml_text import dump_yaml
+from thrifty.kubernetes.pods import CHECKSUM
 
 _START_S = 240
 """The longest that Cloud Run lets a container start: failureThreshold times periodSeconds."""

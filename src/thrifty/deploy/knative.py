@@ -16,14 +16,7 @@ from thrifty.deploy.base import (
     Target,
     make_header,
 )
-from thrifty.deploy.kubernetes_pods import (
-    CHECKSUM,
-    format_quantity,
-    make_labels,
-    secret_variable,
-)
 from thrifty.deploy.limits import check_bound, load_platforms
-from thrifty.deploy.naming import make_slug
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
     START_S,
@@ -36,6 +29,13 @@ from thrifty.deploy.one_container import (
     refuse_shared_database,
 )
 from thrifty.deploy.yaml_text import dump_documents
+from thrifty.kubernetes.names import make_slug
+from thrifty.kubernetes.pods import (
+    CHECKSUM,
+    format_quantity,
+    make_labels,
+    secret_variable,
+)
 
 
 class KnativeOptions(ScaledOptions):

@@ -10,9 +10,9 @@ from thrifty.deploy.knative import (
     make_container,
     make_volumes,
 )
-from thrifty.deploy.kubernetes_pods import CHECKSUM
 from thrifty.deploy.one_container import CANNOT_SHARE, START_S, make_probe
 from thrifty.deploy.yaml_text import dump_documents
+from thrifty.kubernetes.pods import CHECKSUM
 
 
 def render_kserve(request: Request) -> Files:

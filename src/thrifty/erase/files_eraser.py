@@ -24,6 +24,7 @@ from thrifty.db.tables import batches, files
 from thrifty.erase.person import Work
 from thrifty.errors import ThriftyError
 from thrifty.files import replace_atomically
+from thrifty.observe.record_files import PARQUET, filter_records, read_records
 from thrifty.openai.fields import read_user
 
 MIN_NAME = 4
@@ -163,13 +164,19 @@ def _rewrite(path: Path, keep: Keep) -> int:
 
 
 def erase_exports(work: Work) -> int:
-    """Take the person's rows out of files of training rows, and name models trained on them."""
+    """Take the person's rows out of exported files, and name models trained on them."""
     removed = 0
     for path in list_exports(work.database):
         try:
-            gone = _rewrite(path, lambda line: not _is_row_of(work, line))
+            if path.suffix == PARQUET:
+                gone = filter_records(path, lambda record: not _is_record_of(work, record))
+            else:
+                gone = _rewrite(path, lambda line: not _is_row_of(work, line))
         except OSError as error:
             work.left.append(f"{path} cannot be rewritten: {error.strerror or error}")
+            continue
+        except ThriftyError as error:
+            work.left.append(f"{path} cannot be rewritten: {error}")
             continue
         if gone:
             removed += gone
@@ -178,18 +185,22 @@ def erase_exports(work: Work) -> int:
 
 
 def collect_exports(work: Work) -> list[Any]:
-    """The person's training rows."""
-    return [
-        json.loads(line)
-        for path in list_exports(work.database)
-        for line in _read_lines(path)
-        if _is_row_of(work, line)
-    ]
+    """The person's rows of exported files."""
+    found: list[Any] = []
+    for path in list_exports(work.database):
+        if path.suffix != PARQUET:
+            lines = _read_lines(path)
+            found += [json.loads(line) for line in lines if _is_row_of(work, line)]
+        elif path.exists():
+            found += [one for one in read_records(path) if _is_record_of(work, one)]
+    return found
 
 
 def _is_row_of(work: Work, line: bytes) -> bool:
     row = _decode(line)
-    return isinstance(row, dict) and is_row_of(work, row)
+    if not isinstance(row, dict):
+        return False
+    return _is_record_of(work, row) if "end_user" in row else is_row_of(work, row)
 
 
 def is_row_of(work: Work, row: Mapping[str, Any]) -> bool:
@@ -203,6 +214,18 @@ def is_row_of(work: Work, row: Mapping[str, Any]) -> bool:
         ):
             return True
     return False
+
+
+def _is_record_of(work: Work, record: dict[str, Any]) -> bool:
+    """Whether a row of the request log or a piece of feedback is the person's, or about them."""
+    person = work.person
+    if record["end_user"] == person.user:
+        return (record.get("tenant") or "") in person.tenants
+    number = record["response"] if "response" in record else record.get("id")
+    nameless = record["end_user"] is None
+    return number in person.responses or (
+        nameless and record.get("conversation_id") in person.conversations
+    )
 
 
 def _find_models(work: Work, path: Path) -> list[str]:

@@ -9,11 +9,20 @@ import msgspec
 from sqlalchemy import delete, select
 
 from thrifty.db.cache import add_purge
+from thrifty.db.changes import note_change
 from thrifty.db.feedback import FeedbackFilter, delete_feedback, list_feedback
+from thrifty.db.releases import read_held, write_held
 from thrifty.db.request_log import permit_deletion
 from thrifty.db.request_queries import RequestFilter, list_requests, read_texts
-from thrifty.db.tables import feedback, request_texts, requests, unrolled_thumbs
+from thrifty.db.tables import (
+    feedback,
+    release_pairs,
+    request_texts,
+    requests,
+    unrolled_thumbs,
+)
 from thrifty.erase.person import Work
+from thrifty.openai.conversations import read_hash
 
 PIECE = 500
 PAGE = 1000
@@ -91,6 +100,31 @@ def collect_feedback(work: Work) -> list[Any]:
             found += [vars(row) for row in rows]
             before = rows[-1].id if rows else None
     return found
+
+
+def erase_comparisons(work: Work) -> int:
+    """Delete what judges said of the person's answers, and the person's conversations among those
+    that stay on their versions.
+    """
+    person, gone = work.person, 0
+    table = release_pairs
+    for column, values in (
+        (table.c.response, person.responses),
+        (table.c.shadow, person.responses),
+        (table.c.conversation_id, person.conversations),
+    ):
+        for some in _in_pieces(values):
+            with work.database.begin() as connection:
+                gone += connection.execute(delete(table).where(column.in_(some))).rowcount
+    hashes = {read_hash(name) for name in person.conversations}
+    with work.database.begin() as connection:
+        for held in read_held(connection):
+            if held.hashes & hashes:
+                gone += len(held.hashes & hashes)
+                kept = msgspec.structs.replace(held, hashes=held.hashes - hashes)
+                write_held(connection, kept)
+                note_change(connection)
+    return gone
 
 
 def purge_caches(work: Work) -> int:

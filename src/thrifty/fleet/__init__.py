@@ -1,10 +1,15 @@
-"""Where replicas run: processes on this machine, and servers that others run; Ray and Kubernetes have
-their place here.
+"""Where replicas run: processes on this machine, pods in a Kubernetes cluster, and servers that others
+run; Ray has its place here.
 
 base.py             what a fleet is: `apply` what is desired, `observe` what is there
 local.py            the fleet on this machine
 local_replica.py    one replica as a supervised process
 external.py         servers that others run, watched
+kubernetes.py       the fleet in a cluster: who goes, who acts, what is seen
+kubernetes_objects.py   the Deployment of a set of replicas
+kubernetes_writer.py    writes Deployments, and the number of replicas
+kubernetes_replica.py   one replica in a cluster
+kubernetes_pod.py       what a pod says of its replica
 process.py          one process: start, watch, stop, adopt
 cores.py            which cores each replica gets
 ports.py            free ports, and the one that the gateway's workers share

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from thrifty.db.fleet import ReplicaRow
@@ -90,6 +91,28 @@ class ObservedReplica:
 class Fleet(Protocol):
     """See the module's docstring. All of it is used on one event loop."""
 
+    elsewhere: bool
+    """Whether replicas run on other machines: they share nothing of this one, each gets the cores
+    that it asks for, and they go on when the controller ends."""
+
+    @property
+    def faults(self) -> Mapping[tuple[str, str], str]:
+        """What keeps versions from being as desired that no replica can tell, by deployment and
+        label.
+        """
+        ...
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether another controller acts, so that this one must change nothing."""
+        ...
+
+    async def connect(self, on_wait: Callable[[str], None]) -> None:
+        """Wait until this controller may act; `on_wait` is told who acts meanwhile. Comes first, and
+        changes nothing.
+        """
+        ...
+
     async def adopt(self, known: Sequence[tuple[ReplicaRow, ReplicaSet]]) -> None:
         """Take over what an earlier controller left running, before the first `apply`. `known` are
         the rows that it wrote, each with the set that it belongs to (whose `count` and `cpus` do
@@ -114,6 +137,43 @@ class Fleet(Protocol):
     def kill(self) -> None:
         """End everything at once."""
         ...
+
+    async def hand_over(self) -> None:
+        """Stop watching; what runs goes on for the next controller, which may act at once."""
+        ...
+
+
+class FleetHere:
+    """What fleets of this machine have in common: nobody else acts in their place, and whatever is
+    wrong shows at a replica.
+    """
+
+    elsewhere = False
+    standing_by = False
+    faults: Mapping[tuple[str, str], str] = MappingProxyType({})
+
+    async def connect(self, on_wait: Callable[[str], None]) -> None:
+        """Nobody to wait for: one controller takes a home."""
+
+    def leave(self) -> None:
+        """Stop watching, without a word."""
+        raise NotImplementedError
+
+    async def hand_over(self) -> None:
+        """As `Fleet.hand_over` says."""
+        self.leave()
+
+
+WORTH = {
+    ReplicaState.READY: 0,
+    ReplicaState.PARKED: 1,
+    ReplicaState.UNHEALTHY: 2,
+    ReplicaState.STARTING: 3,
+    ReplicaState.BACKOFF: 4,
+    ReplicaState.FAILED: 5,
+    ReplicaState.CRASH_LOOP: 6,
+}
+"""Which replicas are kept where there are too many, the smallest first."""
 
 
 MAX_STEM = 58

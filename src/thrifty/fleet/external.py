@@ -11,6 +11,7 @@ from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.base import ExternalEngine, Served
 from thrifty.fleet.base import (
     Announce,
+    FleetHere,
     ObservedReplica,
     OnChange,
     ReplicaNames,
@@ -121,7 +122,7 @@ class ExternalReplica:
         self._on_change()
 
 
-class ExternalFleet:
+class ExternalFleet(FleetHere):
     """As many replicas as a set has URLs, whatever its count. See `fleet.base.Fleet`."""
 
     def __init__(

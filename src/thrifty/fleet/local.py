@@ -12,7 +12,9 @@ from thrifty.artifacts import Store
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.machine import Machine
 from thrifty.fleet.base import (
+    WORTH,
     Announce,
+    FleetHere,
     ObservedReplica,
     OnChange,
     ReplicaNames,
@@ -30,19 +32,9 @@ log = logging.getLogger(__name__)
 
 ORPHAN_GRACE_S = 35.0
 """For processes that an earlier controller left and nobody can use."""
-_WORTH = {
-    ReplicaState.READY: 0,
-    ReplicaState.PARKED: 1,
-    ReplicaState.UNHEALTHY: 2,
-    ReplicaState.STARTING: 3,
-    ReplicaState.BACKOFF: 4,
-    ReplicaState.FAILED: 5,
-    ReplicaState.CRASH_LOOP: 6,
-}
-"""Which replicas are kept where there are too many, the smallest first."""
 
 
-class LocalFleet:
+class LocalFleet(FleetHere):
     """See the module's docstring, and `fleet.base.Fleet`."""
 
     def __init__(
@@ -199,7 +191,7 @@ class LocalFleet:
 def _rank(replica: LocalReplica, work: Mapping[str, float]) -> tuple[int, float, int]:
     """The smaller, the rather it is kept: those that answer, and among them those with most to say."""
     left = work.get(replica.id, 0.0) or replica.count_requests()
-    return _WORTH.get(replica.state, 9), -left, _number(replica.id)
+    return WORTH.get(replica.state, 9), -left, _number(replica.id)
 
 
 def _number(replica_id: str) -> int:

@@ -440,10 +440,11 @@ class _Pool:
 class HttpClient:
     """Sends requests to any number of origins, over kept-alive connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` is for servers that the system's authorities do not vouch for."""
         self._pools: dict[Origin, _Pool] = {}
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
 
     async def open(
         self,

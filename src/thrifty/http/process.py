@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from thrifty.errors import ThriftyError
-from thrifty.untrusted_text import LOG_FORMAT, LineFormatter
+from thrifty.untrusted_text import LOG_FORMAT_VARIABLE, make_log_formatter
 
 Main = Callable[[asyncio.Event], Coroutine[Any, Any, int]]
 """A process's main coroutine. SIGTERM and SIGINT set its event; it returns the exit status."""
@@ -33,7 +33,7 @@ def run_process(main: Main) -> int:
         loop_factory = uvloop.new_event_loop
     try:
         handler = logging.StreamHandler()
-        handler.setFormatter(LineFormatter(LOG_FORMAT))
+        handler.setFormatter(read_log_formatter())
         logging.basicConfig(level=read_log_level(), handlers=[handler])
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_with_signals(main))
@@ -49,6 +49,14 @@ def read_log_level() -> int:
     if level is None:
         raise ThriftyError(f"{LOG_VARIABLE} is {name!r}; set it to debug, info, warning or error")
     return level
+
+
+def read_log_formatter() -> logging.Formatter:
+    """How messages are written, from the environment. Raises `ThriftyError`."""
+    try:
+        return make_log_formatter(os.environ.get(LOG_FORMAT_VARIABLE))
+    except ValueError as error:
+        raise ThriftyError(str(error)) from None
 
 
 def report_error(message: str) -> None:

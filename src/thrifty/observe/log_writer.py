@@ -89,6 +89,8 @@ class LogWriter:
         *,
         keep_s: float,
         max_rows: int,
+        keep_texts_s: float | None = None,
+        keep_feedback_s: float | None = None,
         on_written: OnCount,
         on_dropped: OnCount,
         on_rejected: OnCount = lambda count: None,
@@ -97,6 +99,8 @@ class LogWriter:
     ) -> None:
         self._database = database
         self._keep_s = keep_s
+        self._keep_texts_s = keep_texts_s
+        self._keep_feedback_s = keep_s if keep_feedback_s is None else keep_feedback_s
         self._max_rows = max_rows
         self._on_written = on_written
         self._on_dropped = on_dropped
@@ -192,8 +196,8 @@ class LogWriter:
                 self._write_batches(log_table)
                 if time.monotonic() > next_prune_s and not self._stopping:
                     next_prune_s = time.monotonic() + PRUNE_INTERVAL_S
-                    log_table.prune(self._keep_s, self._max_rows)
-                    prune_feedback(self._database, self._keep_s, self._max_rows)
+                    log_table.prune(self._keep_s, self._max_rows, self._keep_texts_s)
+                    prune_feedback(self._database, self._keep_feedback_s, self._max_rows)
                 self._note_fault(None)
                 failures = 0
             except Exception as error:

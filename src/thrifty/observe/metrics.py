@@ -6,7 +6,7 @@ prometheus_client's, and are made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -16,10 +16,12 @@ from thrifty.db.scaling import ScalingRow
 from thrifty.observe.log_writer import LogHealth, LogWriter
 from thrifty.observe.request_metrics import (
     LABELS,
+    MAX_TENANTS,
     VERSION,
     RequestMetrics,
     make_counter,
 )
+from thrifty.version import __version__
 
 
 class SharedCacheMetrics(Collector):
@@ -33,7 +35,11 @@ class SharedCacheMetrics(Collector):
         """The Prometheus family of these counts."""
         counts = {(name,): count for name, count in self.stats.items()}
         yield make_counter(
-            "thrifty_cache_shared", "Events of the cache's shared tier, by kind.", ("kind",), counts
+            "thrifty_cache_shared",
+            "Events of the cache in Redis, by kind: hits, misses, waited (for another worker's "
+            "generation), late, damaged, written, written_bytes, dropped.",
+            ("kind",),
+            counts,
         )
 
 
@@ -54,7 +60,8 @@ class ScalingMetrics(Collector):
             yield family
         decision = GaugeMetricFamily(
             "thrifty_scaling_decision",
-            "1 for what the last decision rests on: the demand, or what keeps it from more.",
+            "1 for what the last decision rests on: demand, unreachable, or what keeps it from more "
+            "(max, memory, cores, accelerators, cost).",
             labels=(*VERSION, "reason"),
         )
         for row in self.rows:
@@ -100,14 +107,37 @@ _SCALING: tuple[tuple[str, str, Callable[[ScalingRow], float | None]], ...] = (
 )
 
 
+class ReplicaMetrics(Collector):
+    """The states of replicas, as the controller wrote them."""
+
+    def __init__(self) -> None:
+        self.rows: Sequence[tuple[tuple[str, str, str], str, int]] = ()
+        """For each replica its labels, its state, and how often it was started anew."""
+
+    def collect(self) -> Iterator[Metric]:
+        """The Prometheus families of the rows."""
+        states = GaugeMetricFamily(
+            "thrifty_replica_state",
+            "1 for the state that a replica is in.",
+            labels=(*LABELS, "state"),
+        )
+        for labels, state, _ in self.rows:
+            states.add_metric((*labels, state), 1.0)
+        yield states
+        restarts = {labels: count for labels, _, count in self.rows}
+        yield make_counter(
+            "thrifty_replica_restarts", "How often a replica was started anew.", LABELS, restarts
+        )
+
+
 class GatewayMetrics:
     """The metrics of one gateway worker, in their own registry."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_tenants: int = MAX_TENANTS) -> None:
         # Process-wide: a creation time for each counter would double the exposed series.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.requests = RequestMetrics()
+        self.requests = RequestMetrics(max_tenants)
         self.registry.register(self.requests)
         self._add_request_metrics()
         self._add_replica_metrics()
@@ -116,8 +146,14 @@ class GatewayMetrics:
         self._add_version_metrics()
         self._add_batch_metrics()
         self._add_store_metrics()
+        self._add_telemetry_metrics()
         self.scaling = ScalingMetrics()
         self.registry.register(self.scaling)
+        self.replicas = ReplicaMetrics()
+        self.registry.register(self.replicas)
+        self._gauge("thrifty_build_info", "1 for the release that runs.", ("release",)).labels(
+            __version__
+        ).set(1)
 
     def watch_log(self, writer: LogWriter) -> None:
         """Make the request log's gauges show the state of a writer on every scrape."""
@@ -148,7 +184,9 @@ class GatewayMetrics:
         )
         self.rejections = self._counter(
             "thrifty_rejections",
-            "Requests that were not admitted, by reason.",
+            "Requests that were not admitted, by reason: a key's requests, tokens, concurrency, "
+            "budget_day or budget_month; queue_full, queue_timeout, no_replica_ready, cannot_start, "
+            "deadline_unreachable, deadline_exceeded.",
             ("deployment", "reason"),
         )
         self.limit_fallbacks = self._counter(
@@ -242,13 +280,15 @@ class GatewayMetrics:
         """The request log."""
         self.dropped_rows = self._counter(
             "thrifty_log_rows_dropped",
-            "Dropped request log rows, by reason.",
+            "Rows of the request log that were lost, by reason: queue_full (the database was away for "
+            "too long), bad_row (it refuses the values).",
             ("reason",),
         )
         self.written_rows = self._counter(
             "thrifty_log_rows_written", "Request log rows written.", ()
         )
         self.log_up = self._gauge("thrifty_log_up", "0 while the request log is stopped.", ())
+        self.log_up.set(1)  # none is stopped where none is kept
         self.log_rows_waiting = self._gauge(
             "thrifty_log_rows_waiting", "Request log rows that wait to be written.", ()
         )
@@ -267,7 +307,8 @@ class GatewayMetrics:
         )
         self.shadows = self._counter(
             "thrifty_shadow_requests",
-            "Copies of requests for versions under test, by result.",
+            "Copies of requests for versions with a shadow, by result: answered, failed, left_out (no "
+            "idle slot).",
             ("deployment", "version", "result"),
         )
         self.share_alarms = self._counter(
@@ -285,7 +326,7 @@ class GatewayMetrics:
         """Batches."""
         self.batch_lines = self._counter(
             "thrifty_batch_lines",
-            "Attempts at lines of batches, by result.",
+            "Attempts at lines of batches, by status; withdrawn where they had to yield.",
             ("deployment", "result"),
         )
         self.batch_lines_in_flight = self._gauge(
@@ -302,7 +343,26 @@ class GatewayMetrics:
             "thrifty_shared_store_up", "1 while the shared Redis answers.", ()
         )
         self.shared_store_errors = self._counter(
-            "thrifty_shared_store_errors", "Errors of the shared Redis, by kind.", ("kind",)
+            "thrifty_shared_store_errors",
+            "Errors of the shared Redis, by kind: timeout, connection, reply.",
+            ("kind",),
+        )
+
+    def _add_telemetry_metrics(self) -> None:
+        """What is sent to a collector."""
+        self.traces_sent = self._counter(
+            "thrifty_traces_exported", "Traces of requests that the collector took.", ()
+        )
+        self.traces_dropped = self._counter(
+            "thrifty_traces_dropped",
+            "Traces that were lost, by reason: queue_full, collector_away, collector_refused, "
+            "stopped, error.",
+            ("reason",),
+        )
+        self.collector_up = self._gauge(
+            "thrifty_collector_up",
+            "1 while the collector takes what it is sent, where there is one.",
+            ("exporter",),
         )
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:

@@ -85,6 +85,11 @@ class Conversations:
         return state.digest().translate(_LETTERS).decode()
 
 
+def read_hash(conversation_id: str) -> str:
+    """The hash in the id of a conversation."""
+    return conversation_id[len(PREFIX) : -MAC_CHARS]
+
+
 def choose_version(conversation_id: str, versions: Sequence[tuple[str, float]]) -> list[str]:
     """The labels of a deployment's versions in the order in which they should answer.
 

@@ -14,8 +14,13 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
+from thrifty.spec.fleet import FleetSpec
+from thrifty.spec.keep import KeepSpec
+from thrifty.spec.machine import MachineSpec
+from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.origins import parse_host, parse_origin
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
@@ -190,6 +195,20 @@ class PricesSpec(Section):
     output: Number = Field(
         0.0, ge=0, allow_inf_nan=False, description="A million tokens of answers."
     )
+    catalog: str | None = Field(
+        None,
+        pattern=r"^[^/\s]+/\S+$",
+        description="`PROVIDER/MODEL` of the catalog genai-prices, such as `openai/gpt-4o`: its "
+        "prices hold in place of the keys above. Needs `pip install 'thrifty[prices]'`. They are read "
+        "when the spec is applied.",
+    )
+
+    @model_validator(mode="after")
+    def _check_one_way(self) -> PricesSpec:
+        stated = {"input", "cached_input", "output"} & self.model_fields_set
+        if self.catalog is not None and stated:
+            raise ValueError(f"has 'catalog' and {sorted(stated)[0]!r}; write one of them")
+        return self
 
 
 class TlsSpec(Section):
@@ -317,7 +336,16 @@ class RecordSpec(Section):
         description="Put pseudonyms in the place of personal data (mail, phone, cards, IBANs, "
         "national ids, IP addresses, keys) before texts, tags and feedback are written.",
     )
-    keep: Duration = Field(30 * 86400.0, gt=0, description="Rows older than this are deleted.")
+    keep: KeepSpec = Field(
+        default_factory=lambda: KeepSpec(),
+        description="How long each kind of record is kept; a duration alone is that of requests.",
+    )
+    tenants: Count = Field(
+        200,
+        ge=1,
+        le=10_000,
+        description="How many tenants have sums of their own in a day; the rest count as one.",
+    )
     max_rows: Count = Field(
         10_000_000, ge=1, description="The oldest rows beyond this are deleted."
     )
@@ -396,8 +424,9 @@ class DeploymentSpec(Section):
     model: str = Field(
         DEFAULT_MODEL,
         min_length=1,
-        description="`pypi:package`, `hf:org/name[@revision]`, a folder of safetensors, a `.gguf` "
-        "file, or the name of a model that is stored already (`name[@vN]`).",
+        description="`pypi:package`, `hf:org/name[@revision]`, the URL of a model in a remote "
+        "(`s3://bucket/prefix/name[@vN]`; docs/remotes.md), a folder of safetensors, a `.gguf` file, or "
+        "the name of a model that is stored already (`name[@vN]`).",
     )
     aliases: tuple[Name, ...] = Field(
         (), description="Other names that clients may write in `model`."
@@ -414,6 +443,11 @@ class DeploymentSpec(Section):
     compress: CompressSpec = Field(
         default_factory=lambda: CompressSpec(),
         description="How the model is made smaller: `auto`, `none`, `int8`, `w8a8`, `w7a8`, `int4`, or a mapping.",
+    )
+    share: bool = Field(
+        False,
+        description="Push what the engine prepared of a model from a remote back to it, so that "
+        "replicas elsewhere on the same kind of processor pull it ready.",
     )
     load: LoadSpec = Field(
         default_factory=lambda: LoadSpec(),
@@ -454,6 +488,13 @@ class DeploymentSpec(Section):
     prices: PricesSpec = Field(
         default_factory=lambda: PricesSpec(),
         description="What tokens cost; answers from the exact cache cost nothing.",
+    )
+    budget_month: Number | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What its replicas may cost in a month (UTC). `thrifty cost` compares and "
+        "forecasts; nothing is stopped. Default: none.",
     )
 
     @field_validator("aliases", "fallback", mode="before")
@@ -498,12 +539,22 @@ class Spec(DeploymentSpec):
     gateway: GatewaySpec = Field(
         default_factory=lambda: GatewaySpec(), description="The front door."
     )
+    fleet: FleetSpec = Field(
+        default_factory=lambda: FleetSpec(),
+        description="Where replicas run: `local`, or a mapping for Kubernetes.",
+    )
     batches: BatchesSpec = Field(
         default_factory=lambda: BatchesSpec(), description="Batch processing."
     )
     record: RecordSpec = Field(default_factory=lambda: RecordSpec(), description="What is kept.")
     feedback: FeedbackSpec = Field(
         default_factory=lambda: FeedbackSpec(), description="What people say about answers."
+    )
+    observe: ObserveSpec = Field(
+        default_factory=lambda: ObserveSpec(), description="What is shown to others' tools."
+    )
+    alerts: AlertsSpec = Field(
+        default_factory=lambda: AlertsSpec(), description="What is an alert, and who is told."
     )
     database: str | None = Field(
         None,
@@ -526,7 +577,18 @@ class Spec(DeploymentSpec):
         0.10,
         ge=0,
         allow_inf_nan=False,
-        description="What this machine costs an hour, in the currency you think in. Reports use it.",
+        description="What this machine costs an hour, in the currency you think in. Reports use it; "
+        "`thrifty cost` and `GET /api/v1/cost` only where it is written.",
+    )
+    machine: MachineSpec = Field(
+        default_factory=lambda: MachineSpec(),
+        description="What this machine costs, in place of `price_per_hour`.",
+    )
+    budget_all_month: Number | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="What the machine may cost in a month (UTC), as `budget_month` of a deployment.",
     )
 
     redis_timeout: Duration = Field(

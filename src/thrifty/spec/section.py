@@ -49,14 +49,14 @@ Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 MAX_LABEL = 63
 SHORTHANDS = (
     "engine", "compress", "compress.prune", "compress.distill", "compress.quantize", "replicas",
-    "cache", "cache.exact", "load",
+    "cache", "cache.exact", "load", "record.keep", "fleet",
 )  # fmt: skip
 """The keys that may hold a plain value in place of a mapping, outer ones first."""
 _TIME = re.compile(r"[0-9.]+\s*(s|m|min|h|d)")
 _SHORT_FOR = {
     "engine": "kind", "compress": "quantize", "compress.prune": "parameters",
     "compress.distill": "tokens", "compress.quantize": "scheme", "replicas": "count",
-    "load": "streams",
+    "load": "streams", "record.keep": "requests", "fleet": "kind",
 }  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def expand_shorthand(path: str, value: Any) -> Any:
     elif path == "compress.distill" and isinstance(value, str) and is_time(value):
         return {"time": value}
     elif path in _SHORT_FOR and (
-        isinstance(value, str | int) or (isinstance(value, float) and path == "compress.prune")
+        isinstance(value, str | int)
+        or (isinstance(value, float) and path in ("compress.prune", "record.keep"))
     ):
         return {_SHORT_FOR[path]: value}
     return value

@@ -37,10 +37,7 @@ RATE, RATE_TOKENS, MOST_RATE = 3e-4, 512, 5e-4
 LEAST_STEPS = 25
 TRAINED_PER_EVALUATED = 7
 """Tokens to train on between evaluations, for each token that is evaluated. Training on a token
-takes three times as long, so that evaluation takes a twentieth of the time.
-"""
-
-
+takes three times as long, so that evaluation takes a twentieth of the time."""
 MINUTES_BATCH_TOKENS = 1024
 """The default batch size for trainings that may go on: it cannot depend on their length."""
 CONSTANT_WARM_UP = 25
@@ -474,7 +471,7 @@ def _describe(training: LoopSettings) -> dict[str, Any]:
 
 
 def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are set: those that a later release added are not, in earlier notes."""
+    """The settings that are set; earlier notes lack those that a later release added."""
     return {name: value for name, value in settings.items() if value is not None}
 
 

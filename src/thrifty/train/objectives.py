@@ -115,8 +115,8 @@ class Pairs(_Preferences):
     def measure(
         self, model: Any, device: Any, rank: int, ranks: int
     ) -> dict[str, tuple[float, int]]:
-        """See `Objective`. `details`: the share of pairs whose chosen answer became likelier than the
-        rejected one by more than it was before, and by how many nats.
+        """See `Objective`. `details`: the share of pairs in which the chosen answer gained more
+        than the rejected one, and how many nats more.
         """
         total, count, right, margin = 0.0, 0, 0.0, 0.0
         for group in self._groups(rank, ranks):
@@ -221,10 +221,10 @@ def sum_logprobs(
     device: Any,
     weights: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The log-probability of the learned tokens of each text, [B], by a `Student`; with `weights` in
-    place of its own, by name.
+    """The log-probability of the learned tokens of each text, [B], by a `Student`; with `weights`
+    in place of its own, by name.
     """
-    rows = [torch.tensor(text.tokens) for text in texts]
+    rows = [torch.tensor(text.tokens, dtype=torch.int64) for text in texts]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     count, length = tokens.shape
     mask = np.zeros((count, length - 1), np.bool_)

@@ -3,6 +3,8 @@
     sft   {"messages", "tools"?}                    conversations; the assistant's turns are learned
     dpo   {"messages", "chosen", "rejected"}        two answers to the same messages
     kto   {"messages", "completion", "label"}       an answer that is liked (true) or not (false)
+    contrastive  {"query", "positive", "negatives"?}    texts for encoders; {"texts": [A, B]} is a
+                                                    query with its positive, too
 
 `prompt` may stand for `messages` where an answer follows. An answer is a text, a message, or a list
 with one message. `tools` and `chat_template_kwargs` are those of the request. A message of the
@@ -26,6 +28,8 @@ from thrifty.evaluate.windows import digest_file
 
 Message = dict[str, Any]
 
+MOST_NEGATIVES = 16
+"""Texts that do not belong to a query, in one row."""
 SHOWN_LINES = 5
 """So many lines are named for each reason that rows are set aside for."""
 
@@ -39,6 +43,9 @@ class Method(StrEnum):
     """Prefer one answer to another. Rafailov et al. 2023, 2305.18290."""
     KTO = "kto"
     """Say what is liked, and not what is disliked. Ethayarajh et al. 2024, 2402.01306."""
+    CONTRASTIVE = "contrastive"
+    """For encoders: embed a text near what belongs to it, and far from everything else. Oord et al.
+    2018, 1807.03748."""
 
 
 REASONS = {
@@ -46,7 +53,8 @@ REASONS = {
     "fields": "without the fields of the method",
     "role_order": "whose roles are out of order",
     "empty": "with an empty answer",
-    "same": "whose two answers are the same",
+    "tools": "that call tools which they do not declare",
+    "same": "whose two answers, or texts, are the same",
     "refused": "that a server or the chat template refuses",
     "form": "whose calls the chat template writes in another form than it asks for",
     "too_long": "longer than the window",
@@ -99,7 +107,8 @@ class Row:
     messages: list[Message]
     """For `sft` with the answers, else those before the answer."""
     answers: list[Message] = field(default_factory=list)
-    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged."""
+    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged; `contrastive`, where
+    `messages` is the query: the positive text and the negative ones."""
     label: bool = True
     tools: list[Any] | None = None
     extra: dict[str, Any] | None = None
@@ -149,6 +158,8 @@ def parse_row(raw: bytes, line: int, method: Method) -> Row | str:
         return "not_json"
     if not isinstance(record, dict):
         return "not_json"
+    if method is Method.CONTRASTIVE:
+        return _read_texts(record, line)
     messages = record.get("messages", record.get("prompt") if method is not Method.SFT else None)
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -178,6 +189,8 @@ def _read_conversation(
         return "fields"
     if not _in_order(messages) or messages[-1].get("role") != "assistant":
         return "role_order"
+    if _calls_undeclared(messages, tools):
+        return "tools"
     if isinstance(record.get("provenance"), dict) and "feedback" in record["provenance"]:
         said = said[-1:]
     learned = [number for number in said if messages[number].get("weight") != 0]
@@ -211,9 +224,32 @@ def _read_judged(
         return "role_order"
     if any(map(_is_empty, given)):
         return "empty"
+    if _calls_undeclared([*messages, *given], tools):
+        return "tools"
     if len(given) == 2 and given[0] == given[1]:
         return "same"
     return Row(line, messages, given, bool(label), tools, extra)
+
+
+def _read_texts(record: dict[str, Any], line: int) -> Row | str:
+    """A row for encoders. `anchor` stands for `query`, and `negative` is one of the negatives."""
+    pair = record.get("texts")
+    if isinstance(pair, list) and len(pair) == 2:
+        record = {"query": pair[0], "positive": pair[1]}
+    negatives = record.get("negatives", [])
+    if "negative" in record:
+        negatives = [record["negative"]]
+    if not isinstance(negatives, list) or len(negatives) > MOST_NEGATIVES:
+        return "fields"
+    texts = [record.get("query", record.get("anchor")), record.get("positive"), *negatives]
+    if not all(isinstance(text, str) for text in texts):
+        return "fields"
+    if not all(text.strip() for text in texts):
+        return "empty"
+    if len(set(texts)) < len(texts):
+        return "same"
+    query, *others = ({"role": "user", "content": text} for text in texts)
+    return Row(line, [query], others)
 
 
 def _read_answer(value: Any) -> Message | None:
@@ -222,6 +258,13 @@ def _read_answer(value: Any) -> Message | None:
     if isinstance(value, str):
         value = {"content": value}
     return {"role": "assistant", **value} if isinstance(value, dict) else None
+
+
+def _calls_undeclared(messages: list[Message], tools: list[Any] | None) -> bool:
+    """Whether tools are called without being declared: a server would have told the model of them,
+    so that it never sees such a prompt.
+    """
+    return not tools and any(one.get("tool_calls") or one.get("function_call") for one in messages)
 
 
 def _is_empty(message: Message) -> bool:
@@ -258,21 +301,22 @@ def _in_order(messages: list[Message]) -> bool:
     return True
 
 
-def choose_held_out(rows: list[Row], share: float, most: int) -> set[int]:
+def choose_held_out(rows: Sequence[tuple[str, bool]], share: float, most: int) -> set[int]:
     """The numbers of the rows that are held out: those of some prompts, with all their rows, until
-    `share` of the rows or `most` are held out; at least one prompt, and never all of them.
+    `share` of the rows or `most` are held out; at least one prompt, and never all of them. A row is
+    its `key` and its `label`.
     """
     by_key: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_key.setdefault(row.key, []).append(number)
+    for number, (key, _) in enumerate(rows):
+        by_key.setdefault(key, []).append(number)
     wanted = max(1, min(most, round(share * len(rows))))
     chosen: set[int] = set()
     keys = sorted(by_key)
     # One prompt of each kind of answer comes first, so that both are evaluated.
-    kinds = (next((key for key in keys if any(rows[n].label is kind for n in by_key[key])), None)
+    kinds = (next((key for key in keys if any(rows[n][1] is kind for n in by_key[key])), None)
              for kind in (True, False))  # fmt: skip
     keys = list(dict.fromkeys([*filter(None, kinds), *keys]))
-    wanted = max(wanted, 1 + any(not row.label for row in rows))
+    wanted = max(wanted, 1 + any(not label for _, label in rows))
     for key in keys[: len(keys) - 1]:
         # A prompt with many rows may be more than all that should be held out.
         if chosen and len(chosen) + len(by_key[key]) > wanted:

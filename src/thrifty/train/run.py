@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts import Artifact, NamedVersion, Store
-from thrifty.artifacts.checkpoint import load_decoder
+from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
@@ -27,37 +27,29 @@ from thrifty.errors import TrainingError
 from thrifty.home import Home, make_private_folder
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.train.examples import Example, encode_row, write_examples
 from thrifty.train.figures import summarize
+from thrifty.train.prepare import Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
 from thrifty.train.register import register_trained
 from thrifty.train.rows import (
     Method,
-    Row,
-    SetAside,
-    choose_held_out,
     digest_rows,
-    read_rows,
 )
 from thrifty.train.settings import RowSettings, balance_weights
-from thrifty.types import Family, OnProgress, Progress, ignore_progress
+from thrifty.types import Family, OnProgress, ignore_progress
 
 VERSION = 1
 """Increase it when training changes, so that models are trained again."""
 WORKER = "thrifty.train.worker"
 WINDOW = 1024
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 256
-"""This share of the rows is held out, and at most so many of them."""
-LEAST_ROWS = 10
 EPOCHS = 3.0
 LORA_RANK = 16
+BETA = 0.1
 EVALUATIONS = 10
 """A training in epochs is evaluated so often."""
 FEW_TOKENS = 1_000_000
 """With fewer than these, a model that is trained as a whole keeps its token embeddings: most of
 them are seen too rarely."""
-FEW_ROWS = 50
-"""With fewer rows than these, people are warned."""
 
 OnNote = Callable[[str], None]
 
@@ -75,6 +67,7 @@ _DEFAULTS = {
     Method.SFT: _Defaults((5e-4, 5e-5), 4, 8),
     Method.DPO: _Defaults((1e-4, 5e-6), 4, 8),
     Method.KTO: _Defaults((1e-4, 5e-6), 8, 16),
+    Method.CONTRASTIVE: _Defaults((2e-4, 2e-5), 32, 32),
 }
 
 
@@ -83,7 +76,8 @@ class TrainingRequest:
     """Which model learns from which rows, and how. None takes the method's default."""
 
     model: str
-    """A decoder with a chat template: a stored name, a source, or a path."""
+    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or a
+    path."""
     data: Path | Sequence[Path]
     """JSON lines (`rows`), in one file or several."""
     method: Method
@@ -99,13 +93,13 @@ class TrainingRequest:
     learning_rate: float | None = None
     lora_rank: int = LORA_RANK
     """0 trains all weights."""
-    window: int = WINDOW
-    """Rows with more tokens are set aside."""
+    window: int | None = None
+    """Rows with more tokens are set aside. Default: 1024, and for encoders as much as they take."""
     batch: int | None = None
     """Rows in a step."""
     micro_batch: int | None = None
     """Rows that are computed at once."""
-    beta: float = 0.1
+    beta: float = BETA
     checkpointing: bool = False
     seed: int = 0
     patience: int = 4
@@ -128,17 +122,6 @@ class TrainingRequest:
         return self.data_name or ", ".join(path.name for path in self.files)
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """Rows as examples, and what is known of them."""
-
-    learned: list[Example]
-    held_out: list[Example]
-    figures: dict[str, Any]
-    liked: int
-    disliked: int
-
-
 def train_model(
     store: Store,
     home: Home,
@@ -156,14 +139,20 @@ def train_model(
     require_training()
     _check(request)
     version, artifact = fetch_model(store, request.model, on_progress=on_progress)
-    if artifact.description.family is not Family.DECODER:
-        raise TrainingError(f"{version.label} is an encoder; rows are learned by decoders")
+    encoder = artifact.description.family is Family.ENCODER
+    if encoder != (request.method is Method.CONTRASTIVE):
+        fitting = "contrastive" if encoder else "sft, dpo or kto"
+        raise TrainingError(
+            f"{version.label} is {'an encoder' if encoder else 'a decoder'}, which --method "
+            f"{request.method} does not train; take {fitting}"
+        )
     plain = make_plain(store, version, artifact, on_progress)
     tokenizer = TextTokenizer.load(store.folder_of(plain[1].id))
-    try:
-        tokenizer.find_template()
-    except WireError as error:
-        raise TrainingError(f"{version.label}: {error.message}") from None
+    if not encoder:
+        try:
+            tokenizer.find_template()
+        except WireError as error:
+            raise TrainingError(f"{version.label}: {error.message}") from None
     recipe = _describe(request, tokenizer)
     made = store.find_made(plain[1].id, recipe)
     if made is not None and made[0].name == request.out:
@@ -204,20 +193,21 @@ def _train(
     on_note: OnNote,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report of the process, and the figures of the rows."""
-    prepared = prepare_rows(request, tokenizer, on_progress, on_note)
-    settings = choose_settings(request, prepared.learned, prepared.liked, prepared.disliked)
     source = store.folder_of(plain[1].id)
-    longest = max(len(text.tokens) for one in prepared.learned for text in one.texts)
-    texts = settings.micro_batch * (1 if request.method is Method.SFT else 2)
+    encoder = request.method is Method.CONTRASTIVE
+    shape = load_encoder(source).shape if encoder else load_decoder(source).shape
+    window = request.window or (shape.context_length if encoder else WINDOW)
+    data = RowData(request.name, request.files, request.held_out_files)
+    prepared = prepare_rows(data, request.method, tokenizer, window, folder, on_progress, on_note)
+    settings = choose_settings(request, prepared)
+    texts = settings.micro_batch * max(prepared.texts, 2 if request.method is Method.KTO else 1)
     require_memory(
-        load_decoder(source).shape, plain[1].description.parameters,
-        replace(settings, micro_batch=texts), longest,
-        frozen_copies=request.method is not Method.SFT and not settings.lora_rank,
+        shape, plain[1].description.parameters,
+        replace(settings, micro_batch=texts), prepared.longest,
+        frozen_copies=request.method in (Method.DPO, Method.KTO) and not settings.lora_rank,
     )  # fmt: skip
     report = read_report(folder)
     if report is None:
-        write_examples(folder / "learned.jsonl", prepared.learned)
-        write_examples(folder / "held-out.jsonl", prepared.held_out)
         job = {
             "model": str(source), "pid": os.getpid(), "settings": asdict(settings),
             "limits": _make_limits(folder, request, began_s),
@@ -239,108 +229,33 @@ def _train(
     return report, chosen
 
 
-def prepare_rows(
-    request: TrainingRequest,
-    tokenizer: TextTokenizer,
-    on_progress: OnProgress = ignore_progress,
-    on_note: OnNote = lambda text: None,
-) -> _Prepared:
-    """The examples to learn from and to evaluate on. Tells what was set aside. Raises
-    `TrainingError` for rows that nothing can be learned from.
-    """
-    aside = SetAside()
-    known = _encode(request.files, request, tokenizer, aside, on_progress)
-    rows = [row for row, _ in known]
-    if not request.held_out_files:
-        apart = choose_held_out(rows, HELD_OUT_SHARE, MOST_HELD_OUT)
-        judged = [known[number] for number in sorted(apart)]
-        learned = [one for number, one in enumerate(known) if number not in apart]
-    else:
-        judged = _encode(request.held_out_files, request, tokenizer, SetAside(), on_progress)
-        keys = {row.key for row, _ in judged}
-        learned = []
-        for one in known:
-            if one[0].key in keys:
-                aside.note("held_out", one[0].line)
-            else:
-                learned.append(one)
-    for sentence in aside.describe():
-        on_note(sentence)
-    liked = sum(row.label for row, _ in learned)
-    _check_rows(request, len(learned), len(judged), liked, aside)
-    if len(learned) < FEW_ROWS:
-        on_note(
-            f"{len(learned)} rows are few: what is learned from them says little about other "
-            "questions; judge the result before it serves (thrifty gate)"
-        )
-    examples = [example for _, found in learned for example in found]
-    held_out = [example for _, found in judged for example in found]
-    figures = {
-        "read": len(known) + sum(aside.counts.values()) - aside.counts["held_out"],
-        "learned": len(learned), "held_out": len(judged), "examples": len(examples),
-        "tokens": sum(example.tokens for example in examples), "set_aside": aside.as_dict(),
-    }  # fmt: skip
-    if request.method is Method.KTO:
-        figures |= {"liked": liked, "disliked": len(learned) - liked}
-    return _Prepared(examples, held_out, figures, liked, len(learned) - liked)
-
-
-def _encode(
-    paths: Sequence[Path],
-    request: TrainingRequest,
-    tokenizer: TextTokenizer,
-    aside: SetAside,
-    on_progress: OnProgress,
-) -> list[tuple[Row, list[Example]]]:
-    found = []
-    for row in read_rows(paths, request.method, aside):
-        examples = encode_row(row, request.method, tokenizer, request.window)
-        if isinstance(examples, str):
-            aside.note(examples, row.line)
-        else:
-            found.append((row, examples))
-        on_progress(Progress("read", row.line, 0, "rows"))
-    return found
-
-
-def _check_rows(
-    request: TrainingRequest, learned: int, held_out: int, liked: int, aside: SetAside
-) -> None:
-    if learned + held_out < LEAST_ROWS or not learned or not held_out:
-        said = "; ".join(aside.describe())
-        raise TrainingError(
-            f"{request.name} has {learned} usable {request.method.value} rows to learn from and "
-            f"{held_out} with other prompts to evaluate on; at least {LEAST_ROWS} are needed, with "
-            f"two different prompts{'. ' + said if said else ''}"
-        )
-    if request.method is Method.KTO and liked in (0, learned):
-        kind = "liked" if liked else "disliked"
-        raise TrainingError(
-            f"all {learned} answers of {request.name} are {kind}; KTO needs both kinds. Collect "
-            "more feedback, or learn from liked answers with --method sft"
-        )
-
-
-def choose_settings(
-    request: TrainingRequest, examples: Sequence[Example], liked: int, disliked: int
-) -> RowSettings:
+def choose_settings(request: TrainingRequest, prepared: Prepared) -> RowSettings:
     """The settings of the loop: what was asked for, and defaults that go with the data."""
     defaults = _DEFAULTS[request.method]
-    micro = request.micro_batch or min(defaults.micro_batch, request.batch or defaults.batch)
-    batch = math.ceil((request.batch or defaults.batch) / micro) * micro
-    tokens = sum(example.tokens for example in examples)
+    wanted = defaults.batch if request.batch is None else request.batch
+    micro = (
+        min(defaults.micro_batch, wanted) if request.micro_batch is None else request.micro_batch
+    )
+    batch = math.ceil(wanted / micro) * micro
     steps = None
     if request.minutes is None:
-        steps = max(1, math.ceil((request.epochs or EPOCHS) * len(examples) / batch))
-    weights = balance_weights(liked, disliked) if request.method is Method.KTO else (1.0, 1.0)
+        steps = max(1, math.ceil((request.epochs or EPOCHS) * prepared.examples / batch))
+    rate = request.learning_rate
+    if rate is None:
+        rate = defaults.rates[request.lora_rank == 0]
+    weights = (
+        balance_weights(prepared.liked, prepared.disliked)
+        if request.method is Method.KTO
+        else (1.0, 1.0)
+    )
     return RowSettings(
         steps=steps, minutes=request.minutes, method=request.method.value, beta=request.beta,
-        learning_rate=request.learning_rate or defaults.rates[request.lora_rank == 0],
+        learning_rate=rate,
         batch_examples=batch, micro_batch=micro, lora_rank=request.lora_rank,
         every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
         liked_weight=weights[0], disliked_weight=weights[1],
-        freeze_embeddings=request.lora_rank == 0 and tokens < FEW_TOKENS,
+        freeze_embeddings=request.lora_rank == 0 and prepared.tokens < FEW_TOKENS,
     )  # fmt: skip
 
 
@@ -361,7 +276,11 @@ def _check(request: TrainingRequest) -> None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
     if request.epochs is not None and not 0 < request.epochs < float("inf"):
         raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
-    if request.window < 32:
+    for name in ("batch", "micro_batch"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if request.window is not None and request.window < 32:
         raise TrainingError(f"--window must be at least 32 tokens, not {request.window}")
     for path in (*request.files, *request.held_out_files):
         if not path.is_file():

@@ -90,19 +90,22 @@ class RowSettings(LoopSettings):
     """How a model learns from rows of data."""
 
     method: str = "sft"
-    """`sft`, `dpo` or `kto`."""
+    """`sft`, `dpo`, `kto` or `contrastive`."""
     beta: float = 0.1
     """How much `dpo` and `kto` hold the model to what it was, above 0."""
     liked_weight: float = 1.0
     disliked_weight: float = 1.0
     """The weights of liked and disliked answers in `kto`."""
+    temperature: float = 0.05
+    """What similarities are divided by in `contrastive`: the lower, the more the hardest negatives
+    count."""
     freeze_embeddings: bool = False
     """Do not train the token embeddings, nor the head if it shares their matrix."""
 
     def __post_init__(self) -> None:
         """Raise `TrainingError` for invalid settings."""
         super().__post_init__()
-        for name in ("beta", "liked_weight", "disliked_weight"):
+        for name in ("beta", "liked_weight", "disliked_weight", "temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0, not {getattr(self, name):g}")
 
@@ -113,8 +116,8 @@ class RowSettings(LoopSettings):
 
 
 def balance_weights(liked: int, disliked: int) -> tuple[float, float]:
-    """The weights of liked and disliked answers: 1 for the more frequent kind, and more for the other
-    one where their products with the counts are not between 1:1 and 4:3, as Ethayarajh et al.
+    """The weights of liked and disliked answers: 1 for the more frequent kind, and more for the
+    other one where their products with the counts are not between 1:1 and 4:3, as Ethayarajh et al.
     (2024, 2402.01306) recommend. Both counts are above 0.
     """
     ratio = liked / disliked

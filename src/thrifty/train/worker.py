@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from thrifty.artifacts.checkpoint import load_encoder
 from thrifty.train.child import Prepared, load_trained, run_child, run_job
+from thrifty.train.contrastive import Contrastive
 from thrifty.train.examples import read_examples
 from thrifty.train.objectives import Judged, Pairs, Supervised
+from thrifty.train.prepare import HELD_OUT, LEARNED
 from thrifty.train.rows import Method
 from thrifty.train.settings import RowSettings
 from thrifty.train.student import Student
@@ -18,11 +21,17 @@ def train(folder: Path, job: dict[str, Any]) -> None:
     settings = RowSettings(**job["settings"])
 
     def prepare() -> Prepared:
+        encoder = settings.method == Method.CONTRASTIVE
+        source = Path(job["model"])
         model = load_trained(
-            Path(job["model"]), settings, freeze_embeddings=settings.freezes_embeddings
-        )
-        learned = list(read_examples(folder / "learned.jsonl"))
-        held_out = list(read_examples(folder / "held-out.jsonl"))
+            source, settings, "AutoModel" if encoder else "AutoModelForCausalLM",
+            freeze_embeddings=settings.freezes_embeddings,
+        )  # fmt: skip
+        learned = list(read_examples(folder / LEARNED))
+        held_out = list(read_examples(folder / HELD_OUT))
+        if encoder:
+            pooling = load_encoder(source).shape.pooling
+            return model, model, Contrastive(learned, held_out, settings, pooling)
         student = Student(model)
         if settings.method == Method.SFT:
             return model, student, Supervised(learned, held_out, settings)

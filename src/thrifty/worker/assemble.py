@@ -51,11 +51,13 @@ from thrifty.http.server import HttpServer, ServerLimits
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.redact import Redactor
+from thrifty.observe.trace import Tracer
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.feedback_tokens import FeedbackTokens
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.worker.management import Management
 from thrifty.worker.settings import GatewaySettings
+from thrifty.worker.telemetry import Telemetry
 
 SHORTCUTS_BYTES = 16_000_000
 REFUSE_AFTER = 0.9
@@ -120,7 +122,7 @@ async def assemble(
     API. Raises `ThriftyError` if a part cannot be created.
     """
     async with contextlib.AsyncExitStack() as stack:
-        metrics = GatewayMetrics()
+        metrics = GatewayMetrics(settings.observe.tenants)
         metrics.database_up.set(1)
         database = _open(stack, secrets_.database_url)
         table = RoutingTable(make_policy)
@@ -130,6 +132,8 @@ async def assemble(
         client = HttpClient()
         secret = secrets_.ids or secrets.token_bytes(32)
         redactor = Redactor(secret) if settings.record_redact else None
+        telemetry = Telemetry(settings.observe.otlp, name_worker(settings), metrics)
+        stack.callback(telemetry.stop)
         base = _Base(
             settings=settings,
             metrics=metrics,
@@ -144,6 +148,7 @@ async def assemble(
             conversations=Conversations(secret),
             same_origin=SameOrigin(settings.hosts, settings.cors),
             tokens=FeedbackTokens(secret),
+            tracer=telemetry.tracer,
         )
         ledger = SpendLedger()
         spend = SpendSync(database, ledger)
@@ -158,7 +163,8 @@ async def assemble(
         log_pages = RequestPages(_open(stack, secrets_.database_url), base.ids, base.same_origin)
         stack.callback(log_pages.close)
         pages = [*cache_pages.routes(), *log_pages.routes(), *feedback.routes()]
-        endpoints = _make_endpoints(base, gateway, pages, batches, management)
+        own_pages = _make_pages(base)
+        endpoints = _make_endpoints(base, gateway, own_pages, pages, batches, management)
         gateway.answer_other = endpoints.answer
         # A worker that shares its port must know the fleet before it takes requests.
         await asyncio.gather(base.reader.start(), spend.start())
@@ -167,6 +173,7 @@ async def assemble(
         stack.callback(client.close)
         base.cache.start()
         stack.push_async_callback(base.cache.close)
+        telemetry.start(own_pages.collect)
         _publish(stack, cache_pages, database, settings.id)
         _report_demand(stack, base, settings)
         stack.callback(asyncio.ensure_future(gateway.sweep()).cancel)
@@ -194,6 +201,7 @@ class _Base:
     same_origin: SameOrigin
     tokens: FeedbackTokens
     redactor: Redactor | None
+    tracer: Tracer | None
 
 
 def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLedger) -> Gateway:
@@ -214,7 +222,8 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
         ),
         shortcuts=shortcuts,
         recorder=Recorder(
-            metrics, base.writer, prompts=settings.record_prompts, redactor=base.redactor
+            metrics, base.writer, prompts=settings.record_prompts, redactor=base.redactor,
+            tracer=base.tracer,
         ),
         metrics=metrics,
         limiter=KeyLimiter(metrics, ledger, shared),
@@ -222,6 +231,7 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
         conversations=base.conversations,
         same_origin=base.same_origin,
         tokens=base.tokens if settings.feedback.tokens else None,
+        tracer=base.tracer,
     )  # fmt: skip
     gateway = Gateway(steps)
     shadows = Shadows(gateway.run, metrics)
@@ -230,19 +240,23 @@ def _make_gateway(stack: contextlib.AsyncExitStack, base: _Base, ledger: SpendLe
     return gateway
 
 
+def _make_pages(base: _Base) -> Pages:
+    describe_log = base.writer.describe if base.writer is not None else _describe_nothing
+    return Pages(
+        base.table, base.metrics, base.cache.memory, describe_log,
+        lambda: read_scaling(base.reader.database).values(),
+    )  # fmt: skip
+
+
 def _make_endpoints(
     base: _Base,
     gateway: Gateway,
+    pages: Pages,
     own_routes: list[OwnRoute],
     batches: Batches | None,
     management: Management | None,
 ) -> Endpoints:
     """Make the table of routes and its dispatcher."""
-    describe_log = base.writer.describe if base.writer is not None else _describe_nothing
-    pages = Pages(
-        base.table, base.metrics, base.cache.memory, describe_log,
-        lambda: read_scaling(base.reader.database).values(),
-    )  # fmt: skip
     routes = [*gateway.routes(), *pages.routes(), *own_routes]
     if batches is not None:
         routes += batches.pages.routes()
@@ -368,6 +382,8 @@ def _start_writer(
     writer = LogWriter(
         _open(stack, url),
         keep_s=settings.record_keep_s,
+        keep_texts_s=settings.record_keep_texts_s,
+        keep_feedback_s=settings.record_keep_feedback_s,
         max_rows=settings.record_max_rows,
         on_written=metrics.written_rows.inc,
         on_dropped=metrics.dropped_rows.labels("queue_full").inc,
@@ -399,7 +415,7 @@ def _report_demand(
     stack: contextlib.AsyncExitStack, base: _Base, settings: GatewaySettings
 ) -> None:
     """Report what is asked of each version until the worker ends."""
-    name = f"{socket.gethostname()[:40]}/{settings.id[:24]}/{os.getpid()}/{secrets.token_hex(4)}"
+    name = f"{name_worker(settings)}/{secrets.token_hex(4)}"
     notify = _open_line(stack, base, settings)
     report = DemandReport(
         lambda: base.reader.database, base.table, name, base.forwarder.measure_work, notify
@@ -413,6 +429,11 @@ def _report_demand(
         await report.forget()
 
     stack.push_async_callback(stop)
+
+
+def name_worker(settings: GatewaySettings) -> str:
+    """What tells this process from all others."""
+    return f"{socket.gethostname()[:40]}/{settings.id[:24]}/{os.getpid()}"
 
 
 def _open_line(

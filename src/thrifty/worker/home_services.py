@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.api.cost_models import CostAnswer, CostQuery
 from thrifty.api.models import (
     Applied,
     Change,
@@ -25,7 +26,12 @@ from thrifty.api.models import (
     KeyLimitsModel,
     KeyList,
     NewKey,
+    NewRelease,
     Plan,
+    Release,
+    ReleaseDetail,
+    ReleaseEvent,
+    ReleaseList,
     SeriesAnswer,
     SeriesModel,
     SeriesQuery,
@@ -36,15 +42,26 @@ from thrifty.api.services import not_found
 from thrifty.artifacts import Store
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
+from thrifty.cost.report import make_report
+from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
+from thrifty.db.releases import (
+    ReleaseRow,
+    describe_release,
+    read_events,
+    read_release,
+    read_releases,
+)
 from thrifty.db.rollups import DAY_S
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
 from thrifty.observe.rollups.series import Asked, read_series
 from thrifty.openai.errors import WireError, bad_request
+from thrifty.release.manage import RELEASE_ACTS, start_release
+from thrifty.release.plan import DEPLOYMENT, parse_plan
 
 SPEC_TIMEOUT_S = 3600.0
 """Limit for one request; fetching a large model takes long."""
@@ -83,13 +100,30 @@ class HomeServices:
         series = [SeriesModel(labels=one.labels, values=one.values) for one in found.series]
         return SeriesAnswer(step_s=found.step_s, times=found.times, series=series)
 
+    def get_cost(self, asked: CostQuery) -> CostAnswer:
+        """What requests cost, from the rollups and the time of replicas. Raises `ThriftyError`."""
+        until_s = time.time() if asked.to_s is None else min(asked.to_s, time.time())
+        report = make_report(
+            self._database, by=asked.by, until_s=until_s,
+            from_s=until_s - 30 * DAY_S if asked.from_s is None else asked.from_s,
+            fill_per_hour=asked.price_per_hour,
+            speeds=find_speeds(self._database, Store(self._home.models)),
+        )  # fmt: skip
+        return CostAnswer.model_validate(report.describe())
+
     def get_traffic(self, deployment: str) -> Traffic:
         """The weights of a deployment's versions. Raises a 404."""
         self._require(deployment)
         return Traffic.model_validate(read_traffic(self._database, deployment))
 
     def set_traffic(
-        self, deployment: str, weights: Mapping[str, float], *, who: str, why: str
+        self,
+        deployment: str,
+        weights: Mapping[str, float],
+        *,
+        who: str,
+        why: str,
+        force: bool = False,
     ) -> Traffic:
         """Change weights. Raises a 404 for unknown names, `ControlError` for invalid changes."""
         self._require(deployment)
@@ -97,7 +131,7 @@ class HomeServices:
         for label in weights:
             if known.find_version(label) is None:
                 raise not_found("version", label, [one.label for one in known.versions])
-        report = set_traffic(self._database, deployment, weights, _actor(who, why))
+        report = set_traffic(self._database, deployment, weights, _actor(who, why), force=force)
         return Traffic.model_validate(report)
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
@@ -135,6 +169,60 @@ class HomeServices:
         actor = _actor(who, why)
         answer = self._run("apply", spec, reset=reset, who=actor.who, why=why)
         return Applied.model_validate(answer)
+
+    def list_releases(self) -> ReleaseList:
+        """The newest releases."""
+        rows = read_releases(self._database)
+        return ReleaseList(releases=[Release.model_validate(_describe(row)) for row in rows])
+
+    def get_release(self, release_id: int) -> ReleaseDetail:
+        """One release. Raises a 404."""
+        row = self._require_release(release_id)
+        events = [
+            ReleaseEvent(
+                at_s=one.at_s, kind=one.kind, who=one.who, why=one.why, figures=one.figures
+            )
+            for one in read_events(self._database, release_id)
+        ]
+        return ReleaseDetail.model_validate({**_describe(row), "events": events})
+
+    def start_release(self, deployment: str, release: NewRelease, *, who: str) -> ReleaseDetail:
+        """Begin to release a version. Raises a 404, and `ControlError` for what cannot be."""
+        self._require(deployment)
+        known = read_desired(self._database).deployments[deployment]
+        if known.find_version(release.candidate) is None:
+            raise not_found("version", release.candidate, [v.label for v in known.versions])
+        plan = parse_plan(release.plan)
+        judge = plan.shadow.judge
+        if judge is not None and not (isinstance(judge, str) and judge.startswith(DEPLOYMENT)):
+            raise ControlError(
+                "a judge in a plan that comes over HTTP must be 'deployment:NAME': it may run no "
+                "code and send texts nowhere; release on the service's machine (thrifty release)"
+            )
+        actor = _actor(who, release.why)
+        made = start_release(
+            self._database, deployment, release.candidate, plan, who=actor.who, why=actor.why
+        )
+        return self.get_release(made.id)
+
+    def act_on_release(self, release_id: int, act: str, *, who: str, why: str) -> ReleaseDetail:
+        """`pause`, `resume`, `promote` or `abort`. Raises a 404 and a 409."""
+        self._require_release(release_id)
+        if act not in RELEASE_ACTS:
+            raise not_found("act", act, RELEASE_ACTS)
+        actor = _actor(who, why)
+        try:
+            RELEASE_ACTS[act](self._database, release_id, who=actor.who, why=actor.why)
+        except ControlError as error:
+            raise WireError(409, str(error), code="wrong_release_state") from None
+        return self.get_release(release_id)
+
+    def _require_release(self, release_id: int) -> ReleaseRow:
+        try:
+            return read_release(self._database, release_id)
+        except ControlError:
+            known = [str(one.id) for one in read_releases(self._database, limit=5)]
+            raise not_found("release", str(release_id), known) from None
 
     def list_keys(self) -> KeyList:
         """All keys that are not revoked."""
@@ -192,6 +280,10 @@ class HomeServices:
 def make_home_services(database_url: str, home: Home) -> HomeServices:
     """The services of `home`, with a separate connection. Raises `DatabaseError`."""
     return HomeServices(open_database(database_url, migrate=False), home)
+
+
+def _describe(row: ReleaseRow) -> dict[str, Any]:
+    return describe_release(row, parse_plan(row.record.plan).stages)
 
 
 def _actor(who: str, why: str) -> Actor:

@@ -8,6 +8,7 @@ from thrifty.batches.settings import BatchSettings
 from thrifty.feedback.pages import FeedbackSettings
 from thrifty.gateway.cache.answers import SharedSettings
 from thrifty.gateway.state.shared_store import TIMEOUT_S
+from thrifty.observe.settings import ObserveSettings
 
 
 class TlsSettings(msgspec.Struct, frozen=True):
@@ -47,8 +48,12 @@ class GatewaySettings(msgspec.Struct, frozen=True):
     record_prompts: bool = False
     record_redact: bool = True
     record_keep_s: float = 30 * 86400.0
+    record_keep_texts_s: float | None = None
+    """None: as long as rows; so for feedback."""
+    record_keep_feedback_s: float | None = None
     record_max_rows: int = 10_000_000
     feedback: FeedbackSettings = FeedbackSettings()
+    observe: ObserveSettings = ObserveSettings()
     require_keys: bool = False
     workers: int = 1
     """The number of gateway workers that share the replicas' slots."""

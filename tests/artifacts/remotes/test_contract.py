@@ -102,7 +102,8 @@ def test_two_writers_of_one_name(store: Store, other: Store, place: Place) -> No
 @pytest.mark.parametrize("damage", ["other bytes", "a part", "more"])
 def test_a_lying_store(store: Store, other: Store, place: Place, damage: str) -> None:
     """What does not match its digest never enters the store, and the error says which it is."""
-    _, artifact = put(store)
+    # A registry shares blobs between repositories, so each test damages one of its own.
+    _, artifact = put(store, filling=10 + len(damage))
     pushed = push(store, "tiny", place.url)
     entry = max(artifact.files, key=lambda one: one.size)
     content = (store.folder_of(artifact.id) / entry.path).read_bytes()
@@ -171,15 +172,9 @@ def test_a_pull_that_was_broken_off_is_resumed(store: Store, other: Store, place
     with pytest.raises(StopError):
         pull(other, place.reference("tiny", 1), on_progress=stop)
     assert not other.has_name("tiny")
-    began: list[float] = []
-
-    def note(progress: Progress) -> None:
-        if progress.step == "download":
-            began.append(progress.done)
-
-    pulled = pull(other, place.reference("tiny", 1), on_progress=note)
+    pulled = pull(other, place.reference("tiny", 1))
     assert pulled.artifact == artifact
-    assert began[0] > artifact.size_bytes / 2, "it should go on where it ended"
+    assert pulled.moved_bytes < artifact.size_bytes / 2, "it should go on where it ended"
 
 
 def test_what_a_model_was_made_from_and_its_figures_travel(
@@ -209,7 +204,7 @@ def test_what_a_model_was_made_from_and_its_figures_travel(
 def test_a_url_is_a_model_wherever_models_are_named(
     store: Store, other: Store, place: Place
 ) -> None:
-    _, artifact = put(store)
+    _, artifact = put(store, filling=20)
     push(store, "tiny", place.url)
     source = place.reference("tiny", 1)
     found = look_up_model(other, source)
@@ -217,7 +212,7 @@ def test_a_url_is_a_model_wherever_models_are_named(
     version, fetched = fetch_model(other, source)
     assert fetched == artifact
     # Offline from here on.
-    place.damage(artifact.files[0].sha256, b"")
+    place.damage(max(artifact.files, key=lambda one: one.size).sha256, b"")
     assert fetch_model(other, source) == (version, fetched)
     assert look_up_model(other, source).stored == (version, fetched)
 

@@ -53,12 +53,8 @@ def test_killed_push_and_pull(store: Store, other: Store, tmp_path: Path) -> Non
     assert push(store, "tiny", place.url).created
     run_killed("download", other, place.url)
     assert not other.versions()
-    done: list[float] = []
-    pulled = pull(
-        other, place.reference("tiny"),
-        on_progress=lambda p: done.append(p.done / p.total) if p.step == "download" else None,
-    )  # fmt: skip
-    assert done[0] > 0.5
+    pulled = pull(other, place.reference("tiny"))
+    assert pulled.moved_bytes < artifact.size_bytes / 2
     assert pulled.artifact == artifact
     other.verify(artifact, thorough=True)
 

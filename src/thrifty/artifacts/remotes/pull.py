@@ -38,8 +38,9 @@ class Pulled:
     version: NamedVersion
     artifact: Artifact
     moved_bytes: int
+    """What came from the remote this time."""
     present_bytes: int
-    """Of blobs that were in the store already."""
+    """What was here already."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ def _collect(
     missing = [entry for digest, entry in blobs.items() if have[digest] is None]
     left = sum(max(0, entry.size - _size(parts / entry.sha256)) for entry in missing)
     store.require_space(left, f"pulling {manifest.version.label}")
-    total, done = sum(entry.size for entry in missing), 0
+    total, done, moved = sum(entry.size for entry in missing), 0, 0
     for entry in missing:
         before = done
 
         def tell(count: int, before: int = before) -> None:
             on_progress(Progress("download", before + count, total))
 
-        _fetch(remote, entry, parts / entry.sha256, tell)
+        moved += _fetch(remote, entry, parts / entry.sha256, tell)
         have[entry.sha256] = parts / entry.sha256
         done += entry.size
     for entry in manifest.artifact.files:
@@ -166,7 +167,7 @@ def _collect(
             os.link(source, target)
     for entry in missing:
         (parts / entry.sha256).unlink()
-    return total
+    return moved
 
 
 def _find_here(store: Store, entry: FileEntry, model: Path) -> Path | None:
@@ -177,13 +178,16 @@ def _find_here(store: Store, entry: FileEntry, model: Path) -> Path | None:
     return None
 
 
-def _fetch(remote: Remote, entry: FileEntry, part: Path, tell: OnFetched) -> None:
-    """Bring a blob's bytes into the file `part`, going on where an earlier attempt ended."""
+def _fetch(remote: Remote, entry: FileEntry, part: Path, tell: OnFetched) -> int:
+    """Bring a blob's bytes into the file `part`, going on where an earlier attempt ended; returns how
+    many came.
+    """
     _require_size(remote, entry)
     failures = 0
+    if _size(part) > entry.size:
+        part.unlink()
+    began = _size(part)
     while True:
-        if _size(part) > entry.size:
-            part.unlink()
         had = _size(part)
         tell(had)
         try:
@@ -206,6 +210,7 @@ def _fetch(remote: Remote, entry: FileEntry, part: Path, tell: OnFetched) -> Non
     if found != entry.sha256 or _size(part) != entry.size:
         part.unlink()
         raise _make_lie(remote, entry, f"its bytes have the checksum sha256:{found}")
+    return entry.size - began
 
 
 def _append(remote: Remote, entry: FileEntry, file: BinaryIO, have: int, tell: OnFetched) -> None:

@@ -136,6 +136,10 @@ def _parse(text: str) -> Reference:
             )
         path = Path(text).expanduser()
         return Reference("file", "", str(path if path.is_absolute() else Path.cwd() / path))
+    if re.search(r"[\x00-\x20\x7f]", text):
+        raise RemoteError(
+            f"the URL {redact(text)!r} has white space; write %20 for a space in a path"
+        )
     split = urlsplit(text)
     _refuse_secrets(split)
     if split.scheme == "file":

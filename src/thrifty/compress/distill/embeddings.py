@@ -15,6 +15,7 @@ from thrifty.compress.distill.settings import Training
 from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.evaluate.windows import TokenArray
 from thrifty.train.child import load_trained
+from thrifty.train.contrastive import pool
 
 RELATIONS = 1.0
 """The weight of the loss on pairwise similarities: those of the texts in one batch."""
@@ -80,9 +81,9 @@ class Embeddings:
         tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(device)
         lengths = torch.tensor([len(text) for text in texts], device=device)
         mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]
-        student = _pool(model, tokens, mask, self._poolings[0])
+        student = pool(model, tokens, mask, self._poolings[0])
         with torch.no_grad():
-            teacher = _pool(self._teacher, tokens, mask, self._poolings[1])
+            teacher = pool(self._teacher, tokens, mask, self._poolings[1])
         return student, teacher, int(lengths.sum())
 
 
@@ -101,17 +102,6 @@ def make_objective(job: dict[str, Any], training: Training) -> tuple[Any, Embedd
     same = model.config.hidden_size == taught.config.hidden_size
     held_out = max(1, min(len(texts) // 10, 256))
     return model, Embeddings(taught, texts, held_out, poolings, same_width=same)
-
-
-def _pool(model: Any, tokens: Any, mask: Any, pooling: str) -> Any:
-    """Embeddings of unit length, [texts, channels]."""
-    states = model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state.float()
-    if pooling == "cls":
-        pooled = states[:, 0]
-    else:
-        weights = mask[:, :, None].float()
-        pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
-    return torch.nn.functional.normalize(pooled, dim=1)
 
 
 def _relations(student: Any, teacher: Any) -> Any:

@@ -21,6 +21,9 @@ SampleT = TypeVar("SampleT")
 
 MULTIPLE = 64
 """Widths are multiples of this, which suits kernels; smaller models use smaller multiples."""
+ROUNDING = 0.005
+"""So much more than the share that was asked for may stay: widths come in steps, and the next
+smaller one would lose several times as much."""
 LEAST_WIDTH = 0.3
 """No width shrinks below this share of the original."""
 
@@ -84,10 +87,10 @@ class Pruner(ABC, Generic[CheckpointT, WidthsT, SampleT]):
     def find_plans(
         self, parameters: float, *, depth: bool, width: bool
     ) -> list[PruningPlan[WidthsT]]:
-        """Plans that keep at most the share `parameters`. Raises `CompressionError` if none
-        does.
+        """Plans that keep at most the share `parameters`, or `ROUNDING` more. Raises
+        `CompressionError` if none does.
         """
-        target = parameters * self.total
+        target = (parameters + ROUNDING) * self.total
         deepest = next(
             (n for n in range(1, self.layers) if self.count(PruningPlan(n, self.widths)) <= target),
             None,

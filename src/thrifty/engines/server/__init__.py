@@ -8,6 +8,8 @@ HOST_VARIABLE = "THRIFTY_REPLICA_HOST"
 """The address that such a server listens on; loopback by default."""
 KEY_VARIABLE = "THRIFTY_REPLICA_KEY"
 """The key that requests must carry. Beyond loopback there must be one."""
+SERVED_VARIABLE = "THRIFTY_SERVED"
+"""What a replica serves, as JSON, where a fleet elsewhere starts it."""
 
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", HOST_VARIABLE: "", KEY_VARIABLE: ""}
 """For the processes of such servers: each text is tokenized alone, and needs no pool of threads.

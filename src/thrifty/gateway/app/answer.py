@@ -155,7 +155,10 @@ class Answerer:
         stored = False
         try:
             if shared is not None and shared.available:
+                asked_s = time.perf_counter()
                 found = await self._find_shared(call, key, owner, flight)
+                if call.trace is not None:
+                    call.trace.note_wait("cache", asked_s)
                 if isinstance(found, Found):
                     result = Result(200, b"", entry=found.entry)
                     self._cache.store(key, found.entry, min(found.ttl_s, ttl_s))
@@ -232,6 +235,7 @@ class Answerer:
                 gone.set_result(None)
 
         call.exchange.on_disconnect = hang_up
+        joined_s = time.perf_counter()
         number = None
         if parsed.stream and flight.stream:
             number = flight.listen(
@@ -250,6 +254,8 @@ class Answerer:
                 await asyncio.wait({flight.result, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             flight.followers -= 1
+            if call.trace is not None:
+                call.trace.note_wait("cache", joined_s)
             if number is not None:
                 flight.leave(number)
         if not flight.result.done():

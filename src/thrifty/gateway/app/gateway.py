@@ -30,6 +30,7 @@ from thrifty.gateway.state.table import RoutingTable
 from thrifty.http.exchange import Exchange
 from thrifty.http.same_origin import SameOrigin
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.trace import Tracer
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.errors import WireError, internal_error
 from thrifty.openai.feedback_tokens import FeedbackTokens
@@ -82,6 +83,8 @@ class Steps:
     same_origin: SameOrigin
     tokens: FeedbackTokens | None = None
     """Makes a token for each answer; None where the spec asks for none."""
+    tracer: Tracer | None = None
+    """Begins the traces of clients' requests; None where traces are off."""
 
 
 class Gateway:
@@ -100,6 +103,7 @@ class Gateway:
         self._conversations = steps.conversations
         self._same_origin = steps.same_origin
         self._tokens = steps.tokens
+        self._tracer = steps.tracer
         self._threads = ThreadPoolExecutor(READING_THREADS, "read")
         self.answer_other: AnswerOther
         """Handles every other request; set before the first one."""
@@ -114,6 +118,8 @@ class Gateway:
         if endpoint is None or exchange.method != "POST":
             return self.answer_other(exchange)
         call = Call(exchange, endpoint)
+        if self._tracer is not None:
+            call.trace = self._tracer.begin(exchange.headers)
         try:
             call.key = authenticate(exchange, self._table, _CALLERS)
             if call.key is None and b"origin" in exchange.headers:
@@ -211,6 +217,8 @@ class Gateway:
         """Check the request against the version that answers, and answer."""
         if known_key is None:
             check_version(call, call.admitted, call.placed)
+        if call.trace is not None:
+            call.trace.admitted_s = time.perf_counter()
         rest = self._answerer.answer(call, known_key)
         every_s = call.placed.deployment.settings.keep_alive_s
         if rest is not None and every_s is not None and call.admitted.stream:
@@ -261,7 +269,7 @@ class Gateway:
             outcome.status = CLIENT_CLOSED
             outcome.error = "withdrawn" if call.priority else "client_gone"
         else:
-            log.exception("%s failed", call.response_id.text, exc_info=error)
+            log.exception("%s failed", call.response_id.text, exc_info=error, extra=call.log_ids)
             outcome.status, outcome.error = 500, "internal_error"
             exchange.respond_error(internal_error(), call.header_lines())
         outcome.ended_s = time.perf_counter()

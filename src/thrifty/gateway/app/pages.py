@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
 
 from thrifty.db.keys import Key
 from thrifty.db.scaling import ScalingRow
@@ -83,14 +84,22 @@ class Pages:
         exchange.respond(200 if ready else 503, _encode(body))
 
     async def _answer_metrics(self, exchange: Exchange, _: Key | None, __: Any) -> None:
-        self._refresh_gauges()
-        # Without the database the last ones stay.
-        with contextlib.suppress(DatabaseError):
-            self._metrics.scaling.rows = await asyncio.to_thread(self._read_scaling)
+        await self._refresh()
         text = generate_latest(self._metrics.registry)
         if b"worker=self" not in exchange.query:
             text = await merge_metrics(text, self._table.gateways, exchange.headers)
         exchange.respond(200, text, [_METRICS_TYPE])
+
+    async def collect(self) -> list[Metric]:
+        """All metrics as they are now."""
+        await self._refresh()
+        return list(self._metrics.registry.collect())
+
+    async def _refresh(self) -> None:
+        self._refresh_gauges()
+        # Without the database the last ones stay.
+        with contextlib.suppress(DatabaseError):
+            self._metrics.scaling.rows = await asyncio.to_thread(self._read_scaling)
 
     async def _list_models(self, exchange: Exchange, _: Key | None, __: Any) -> None:
         models = [_describe(name, d) for name, d in self._table.names.items()]
@@ -116,6 +125,11 @@ class Pages:
             metrics.forget_replica(gone.deployment, gone.version, gone.id)
         for version in self._table.versions():
             _refresh_version(metrics, version)
+        metrics.replicas.rows = [
+            ((version.deployment, version.label, replica.id), replica.state, replica.restarts)
+            for version in self._table.versions()
+            for replica in version.replicas.values()
+        ]
         metrics.cache_bytes.set(self._cache.size_bytes)
         metrics.cache_entries.set(len(self._cache))
 
@@ -137,6 +151,7 @@ def _refresh_version(metrics: GatewayMetrics, version: Version) -> None:
         metrics.replica_memory.labels(*labels).set(replica.memory_bytes)
         ejected = version.health.is_ejected(replica.id)
         metrics.replica_ejected.labels(*labels).set(1 if ejected else 0)
+    metrics.retries.labels(version.deployment)  # from 0 on, so that the first one is an increase
     own = (version.deployment, version.label)
     metrics.version_weight.labels(*own).set(version.row.weight)
     concurrency = version.concurrency

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import functools
 
-from thrifty.gateway.state.call import HIT, Call
+from thrifty.gateway.state.call import HIT, Call, Origin
 from thrifty.gateway.state.estimate import compute_cost
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.redact import Redactor
-from thrifty.observe.request_metrics import Observation, Saved
+from thrifty.observe.request_metrics import Observation, Saved, Verdict
 from thrifty.observe.texts import make_texts
+from thrifty.observe.trace import Ended, Tracer
 from thrifty.openai.fields import Endpoint, encode_tags, read_user
 
 
@@ -26,12 +27,16 @@ class Recorder:
         *,
         prompts: bool,
         redactor: Redactor | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`redactor` puts pseudonyms into texts, on the writer's thread; None leaves them alone."""
+        """`redactor` puts pseudonyms into texts, on the writer's thread; None leaves them alone.
+        `tracer` is None where traces are off.
+        """
         self._metrics = metrics
         self._writer = writer
         self._prompts = prompts
         self._redactor = redactor
+        self._tracer = tracer
 
     def record(self, call: Call) -> None:
         """Record one call."""
@@ -53,6 +58,7 @@ class Recorder:
         stream = call.parsed is not None and call.parsed.stream
         if stream and completion and completion > 1 and generated and delivery.first_byte_s:
             tpot_s = (delivery.last_byte_s - delivery.first_byte_s) / (completion - 1)
+        verdict = _judge(call, ttft_s if stream else None, tpot_s)
         if call.origin.counts:
             self._metrics.requests.observe(
                 Observation(
@@ -66,16 +72,18 @@ class Recorder:
                     e2e_s=e2e_s,
                     queue_s=delivery.queue_s,
                     overhead_s=overhead_s,
-                    ttft_s=ttft_s,
+                    ttft_s=ttft_s if stream else None,
                     tpot_s=tpot_s,
                     prompt_tokens=prompt or 0 if generated else 0,
                     completion_tokens=completion or 0 if generated else 0,
                     cached_tokens=cached or 0 if generated else 0,
                     saved=_saved(call) if outcome.status == 200 and not generated else None,
                     timed=not call.priority,
+                    verdict=verdict,
+                    tenant=call.tenant,
                 )
             )
-        if self._writer is None:
+        if self._writer is None and call.trace is None:
             return
         user = tags = None
         if call.parsed is not None:
@@ -114,7 +122,19 @@ class Recorder:
             encode_tags(tags) if tags else None,
             cost,
         )
-        if not self._prompts or call.parsed is None or not call.origin.counts:
+        if self._tracer is not None and call.trace is not None:
+            late_s = ttft_s if ttft_s is not None else e2e_s
+            self._tracer.end(
+                Ended(
+                    call.trace, row, call.response_id.text, call.received_s, delivery.sent_s,
+                    delivery.first_byte_s, delivery.last_byte_s, outcome.ended_s, cache.tier,
+                    notable=verdict in _NOTABLE or late_s >= self._tracer.slow_s,
+                )
+            )  # fmt: skip
+        if self._writer is None:
+            return
+        recorded = call.origin.counts or call.origin is Origin.SHADOW
+        if not self._prompts or call.parsed is None or not recorded:
             self._writer.put(row)
             return
         redact = None
@@ -125,6 +145,27 @@ class Recorder:
             streamed=outcome.streamed, redact=redact,
         )  # fmt: skip
         self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
+
+
+_NOTABLE = (Verdict.FAILED, Verdict.SLOW)
+
+
+def _judge(call: Call, ttft_s: float | None, tpot_s: float | None) -> Verdict | None:
+    """How a call counts for the objectives of the version that answered."""
+    status, error = call.outcome.status, call.outcome.error
+    if 400 <= status < 500:
+        return None
+    if status >= 500 or error is not None:
+        return Verdict.FAILED
+    if call.target is None:
+        return Verdict.GOOD
+    settings = call.target.version.settings
+    for took_s, objective_s in (
+        (ttft_s, settings.ttft_objective_s), (tpot_s, settings.tpot_objective_s),
+    ):  # fmt: skip
+        if took_s is not None and objective_s is not None and took_s > objective_s:
+            return Verdict.SLOW
+    return Verdict.GOOD
 
 
 def _saved(call: Call) -> Saved:

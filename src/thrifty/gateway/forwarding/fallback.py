@@ -70,7 +70,10 @@ async def _fall_back(
     for deployment in fallbacks:
         if not deployment.ready:
             continue
-        log.info("%s: %s answers for %s", call.response_id.text, deployment.name, first.name)
+        log.info(
+            "%s: %s answers for %s", call.response_id.text, deployment.name, first.name,
+            extra=call.log_ids,
+        )  # fmt: skip
         metrics.fallbacks.labels(first.name, deployment.name).inc()
         version = deployment.choose(target.conversation_id)
         _retarget(

@@ -68,6 +68,8 @@ from thrifty.http.client import (
 from thrifty.http.server import EVENT_STREAM_HEADERS
 from thrifty.http.types import JSON_TYPE, is_event_stream
 from thrifty.observe.metrics import GatewayMetrics
+from thrifty.observe.request_metrics import Histogram
+from thrifty.observe.trace import TRACEPARENT, pass_on
 from thrifty.openai.errors import SERVER, WireError, unavailable
 from thrifty.openai.events import parse_usage
 from thrifty.openai.fields import Endpoint
@@ -144,7 +146,7 @@ class Forwarder:
         self, call: Call, concurrency: ConcurrencyLimiter, flight: SingleFlight | None
     ) -> None:
         """Wait for a slot in the fair queue. Raises a 503 or 504."""
-        version, parsed, delivery = call.placed.version, call.admitted, call.delivery
+        version, parsed = call.placed.version, call.admitted
         limits = version.limits
         if not concurrency.capacity:
             check_hold(call, version, self.on_held)
@@ -168,7 +170,7 @@ class Forwarder:
                         raise
                     parsed.deadline_s = 0.0  # followers without a deadline wait for it
         finally:
-            delivery.queue_s += time.perf_counter() - began_s
+            _note_queued(call, began_s)
 
     async def _forward(self, call: Call, flight: SingleFlight | None) -> Result:
         delivery = call.delivery
@@ -217,6 +219,8 @@ class Forwarder:
                 self._note_failure(version, replica)
             else:
                 version.health.note_unknown(replica.id)
+            if call.trace is not None:
+                call.trace.fail_attempt(replica.id, type(failure).__name__)
             _require_listener(call, flight)
             if call.expired:
                 if flight is None or not flight.followers:
@@ -226,7 +230,10 @@ class Forwarder:
                 last_chance = True  # the batch itself retries later
             if last_chance or not self._budget.spend():
                 raise make_error(failure, call)
-            log.info("%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure)
+            log.info(
+                "%s: %s failed (%s); retrying", call.response_id.text, replica.id, failure,
+                extra=call.log_ids,
+            )  # fmt: skip
             self._metrics.retries.labels(version.deployment).inc()
             tried.add(replica.id)
             if not sends and not version.candidates(tried) and has_alternative(call):
@@ -265,7 +272,7 @@ class Forwarder:
                 await self._wait(call, version, began_s)
                 _require_listener(call, flight)
         finally:
-            call.delivery.queue_s += time.perf_counter() - began_s
+            _note_queued(call, began_s)
 
     def _require_version(self, version: Version) -> None:
         """Raise an error if the version was removed while a request was on its way to it."""
@@ -379,6 +386,10 @@ class Forwarder:
             body = prepare_body(call, version, ask_usage=False)
         origin, path = replica.locate(call.endpoint)
         lines = make_headers(version.settings.key_env)
+        if call.trace is not None:
+            lines += call.trace.begin_attempt(replica.id, version.label)
+        elif TRACEPARENT in exchange.headers:
+            lines += pass_on(exchange.headers)
         return self._client.open(
             origin,
             "POST",
@@ -391,7 +402,10 @@ class Forwarder:
 
     async def _relay(self, call: Call, answer: Answer, flight: SingleFlight | None) -> Result:
         capture = self._capture or flight is not None
-        relay = Relay(call, answer, flight, capture=capture, count=not asks_usage(call))
+        relay = Relay(
+            call, answer, flight,
+            capture=capture, count=not asks_usage(call), pace=self._find_pace(call),
+        )  # fmt: skip
         entry = (call, relay, answer)
         delivery, deadline_s = call.delivery, call.admitted.deadline_s
         delivery.last_byte_s = time.perf_counter()
@@ -424,6 +438,13 @@ class Forwarder:
         if not relay.complete:
             call.outcome.error = "engine_error"
         return Result(200, relay.captured, streamed=True)
+
+    def _find_pace(self, call: Call) -> Histogram | None:
+        """What takes the times between the pieces of a stream that a client reads."""
+        version, replica = call.placed.version, call.delivery.replica
+        if call.priority or not call.origin.counts or replica is None:
+            return None
+        return self._metrics.requests.watch_pieces(version.deployment, version.label, replica.id)
 
     def _note_answer(self, call: Call, result: Result) -> None:
         """Record a success with the version's health, unless the answer was interrupted."""
@@ -502,6 +523,13 @@ def _require_listener(call: Call, flight: SingleFlight | None) -> None:
 
 def _do_nothing() -> None:
     pass
+
+
+def _note_queued(call: Call, began_s: float) -> None:
+    """Note the time since `began_s` as spent waiting for a slot or a replica."""
+    call.delivery.queue_s += time.perf_counter() - began_s
+    if call.trace is not None:
+        call.trace.note_wait("queue", began_s)
 
 
 def assign(call: Call, replica: Replica, flight: SingleFlight | None) -> None:

@@ -20,6 +20,7 @@ from thrifty.gateway.cache.single_flight import SingleFlight
 from thrifty.gateway.state.call import Call
 from thrifty.http.client import Answer, BrokenResponse
 from thrifty.http.server import EVENT_STREAM_HEADERS
+from thrifty.observe.request_metrics import Histogram
 from thrifty.openai.errors import SERVER, WireError
 from thrifty.openai.events import (
     DONE,
@@ -70,6 +71,7 @@ class Relay:
         "_flight",
         "_is_behind",
         "_line_ends",
+        "_pace",
         "_pieces",
         "_rest",
         "_rewriter",
@@ -86,9 +88,10 @@ class Relay:
         *,
         capture: bool,
         count: bool = False,
+        pace: Histogram | None = None,
     ) -> None:
         """`capture` keeps what is received. `count` estimates token counts that nobody asked the
-        replica for.
+        replica for. `pace` takes the times between pieces.
         """
         self._call = call
         self._answer = answer
@@ -98,6 +101,7 @@ class Relay:
         self._is_behind = False
         """Whether the client is slow."""
         self._line_ends = LineEnds()
+        self._pace = pace
         self._pieces: int | None = 0 if count else None
         """The events with text so far, if they are counted."""
         self._rest = b""
@@ -129,8 +133,10 @@ class Relay:
     def take(self, data: bytes) -> None:
         """Handle bytes from the replica."""
         call, delivery = self._call, self._call.delivery
-        delivery.last_byte_s = time.perf_counter()
+        before_s, delivery.last_byte_s = delivery.last_byte_s, time.perf_counter()
+        pace = self._pace
         if not delivery.first_byte_s:
+            pace = None  # what passed before the first piece is the time to the first token
             delivery.first_byte_s = delivery.last_byte_s
             delivery.end_idle()
             if delivery.load is not None:
@@ -144,12 +150,15 @@ class Relay:
                 self._answer.abort()
         if not data:
             return
+        ends = may_hold_usage(data)
+        if pace is not None and not ends and not data.endswith(DONE):
+            pace.observe(delivery.last_byte_s - before_s)
         if (
-            self._rest
+            ends
+            or self._rest
             or not data.startswith(b"data:")
             or not data.endswith(b"\n\n")
             or self._pieces is not None
-            or may_hold_usage(data)
         ):
             self._take_events(data)
         else:

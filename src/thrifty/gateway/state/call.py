@@ -23,6 +23,7 @@ from thrifty.gateway.state.routed_request import RoutedRequest
 from thrifty.gateway.state.router import UNKNOWN, Outstanding
 from thrifty.gateway.state.version import Version
 from thrifty.http.exchange import Exchange, encode_lines
+from thrifty.observe.trace import Trace
 from thrifty.openai.events import Usage
 from thrifty.openai.fields import Endpoint
 from thrifty.openai.response_ids import ResponseId
@@ -55,7 +56,7 @@ class Origin(StrEnum):
 
     @property
     def counts(self) -> bool:
-        """Whether the request belongs in users' statistics and recorded texts."""
+        """Whether the request belongs in users' statistics."""
         return self in _COUNTED
 
 
@@ -167,6 +168,7 @@ class Call:
         "shadow_of",
         "started_at_s",
         "target",
+        "trace",
     )
 
     def __init__(
@@ -191,6 +193,8 @@ class Call:
         """Ids of replicas that have no room for this call."""
         self.shadow_of: int | None = None
         """The response number of the request that this one copies."""
+        self.trace: Trace | None = None
+        """What it notes for its trace; None where traces are off."""
         self.parsed: ParsedRequest | None = None
         self.target: Target | None = None
         self.cache = CacheUse()
@@ -227,6 +231,12 @@ class Call:
     def body_id(self) -> bytes:
         """The response id with the prefix that bodies of this endpoint use."""
         return _ID_PREFIXES.get(self.endpoint, b"") + self.response_id.text.encode()
+
+    @property
+    def log_ids(self) -> dict[str, str]:
+        """What a message of the log about this call carries."""
+        trace_id = self.trace.trace_id if self.trace is not None else ""
+        return {"response_id": self.response_id.text, "trace_id": trace_id}
 
     @property
     def expired(self) -> bool:

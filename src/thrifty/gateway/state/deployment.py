@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from thrifty.db.fleet import DeploymentRow, DeploymentSettings
+from thrifty.db.releases import HeldConversations
 from thrifty.gateway.state.version import MakePolicy, Version, merge_version
-from thrifty.openai.conversations import choose_version
+from thrifty.openai.conversations import choose_version, read_hash
 
 
 @dataclass
@@ -30,6 +31,16 @@ class Deployment:
         self._only = self.versions[weighted[0]] if len(weighted) == 1 else None
         self.shadows = [version for version in self.versions.values() if version.row.shadow > 0]
         """Versions that receive copies of requests."""
+        self._held: frozenset[str] = frozenset()
+        self._held_weights: list[tuple[str, float]] = []
+
+    def hold(self, held: HeldConversations | None) -> None:
+        """Have conversations that began before the weights changed stay on their versions."""
+        weights = held.weights if held is not None else {}
+        known = [(label, weight) for label, weight in weights.items() if label in self.versions]
+        usable = any(weight > 0 for _, weight in known)
+        self._held = held.hashes if held is not None and usable else frozenset()
+        self._held_weights = known
 
     @property
     def main(self) -> Version:
@@ -43,8 +54,11 @@ class Deployment:
 
     def choose(self, conversation_id: str) -> Version:
         """The version that a conversation is assigned to. It depends only on the conversation and
-        the weights, so every worker makes the same choice.
+        the weights (those before, for a conversation that is held), so every worker makes the same
+        choice.
         """
+        if self._held and read_hash(conversation_id) in self._held:
+            return self.versions[choose_version(conversation_id, self._held_weights)[0]]
         if self._only is not None:
             return self._only
         return self.versions[choose_version(conversation_id, self._weights)[0]]
@@ -68,6 +82,8 @@ class Deployment:
     def alternatives(self, conversation_id: str, chosen: Version) -> Iterator[Version]:
         """The versions that may answer instead of `chosen`, in the conversation's order."""
         if self._only is not None:
+            if chosen is not self._only:
+                yield self._only
             return
         for label in choose_version(conversation_id, self._weights):
             if label != chosen.label:

@@ -58,6 +58,8 @@ class RoutingTable:
             row.name: merge_deployment(before.get(row.name), row, self._make_policy)
             for row in state.deployments
         }
+        for name, deployment in self.deployments.items():
+            deployment.hold(state.held.get(name))
         self.gateways = state.gateways
         self.names = {
             alias: deployment

@@ -149,7 +149,9 @@ class Version:
             self.full += 1
 
     def note_ended(self, replica: Replica, began_s: float, now_s: float) -> None:
-        """Update the counts of full and busy replicas after a request, begun at `began_s`, ended."""
+        """Update the counts of full and busy replicas after a request ended that began at
+        `began_s`.
+        """
         self.demand.end(began_s, now_s)
         slots = self.settings.slots
         if slots is not None and replica.in_flight == slots - 1:

@@ -5,8 +5,8 @@
 
 The digest is that of everything that the same models, sets and machine give again: without times,
 speeds and the signature. The signature (HMAC-SHA-256 over the whole record) shows that this home
-made it and that nobody has changed it since; who has the key can sign, so it proves nothing to those
-who do not trust this home.
+made it and that nobody has changed it since; who has the key can sign, so it proves nothing to
+those who do not trust this home.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class Verification:
 
 
 def verify_record(home: Home, store: Store, path: Path) -> Verification:
-    """Check a record's signature and digest, and that its sets and models are what they were. Raises
-    `ThriftyError` for a file that is no record.
+    """Check a record's signature and digest, and that its sets and models are what they were.
+
+    Raises `ThriftyError` for a file that is no record.
     """
     try:
         if path.stat().st_size > MOST_BYTES:

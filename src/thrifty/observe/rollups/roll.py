@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Connection, Table
 
 from thrifty.db import Database
+from thrifty.db.desired import read_desired
 from thrifty.db.rollups import (
     DAY_S,
     HOUR_S,
@@ -39,7 +40,7 @@ from thrifty.db.rollups import (
     write_step,
 )
 from thrifty.db.tables import ROLLUP_SKETCHES, rollups, tenant_rollups
-from thrifty.observe.rollups.sketch import decode_sketch, make_sketch, merge_sketches
+from thrifty.observe.rollups.sketch import extend_sketch
 
 OTHER_TENANTS = "(other)"
 """Stands for the tenants beyond the cap. No key can have this name."""
@@ -52,6 +53,10 @@ STEP_ROWS = 5_000
 """Rows from before there were rollups, and thumbs, in a step."""
 LOST_S = 86400.0
 """Thumbs whose response is not in the log after so long are given up."""
+USERS = (None, "client", "batch")
+"""Origins of requests that count; gateways of the first release wrote none."""
+MAX_BUSY_S = 86400.0
+"""No request is counted as at work for longer."""
 GENERATED = (None, "", "miss", "bypass")
 """What the log says of answers that no cache gave."""
 
@@ -73,6 +78,12 @@ class Keep:
         return {MINUTE_S: self.minutes_s, HOUR_S: self.hours_s, DAY_S: self.days_s}[step_s]
 
 
+def open_roller(database: Database) -> Roller:
+    """A roller that keeps sums as long as the service's spec says. Raises `DatabaseError`."""
+    service = read_desired(database).service
+    return Roller(database, Keep(**service.records) if service is not None else None)
+
+
 @dataclass
 class _Sum:
     """What is added to one sum."""
@@ -85,16 +96,13 @@ class _Sum:
     )
 
     def add_row(self, row: Any) -> None:
-        """Add a row of the log."""
+        """Add a row of the log, but for how long its request was at a replica."""
         numbers = self.numbers
         hit = row.cache not in GENERATED
-        busy_ms = 0.0 if hit else max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
-        if row.origin not in (None, "client", "batch"):
+        if row.origin not in USERS:
             numbers["other_requests"] += 1
-            numbers["other_busy_ms"] += busy_ms
             return
         numbers["requests"] += 1
-        numbers["busy_ms"] += busy_ms
         prefix = "hit_" if hit else ""
         numbers["hits"] += hit
         numbers[f"{prefix}prompt_tokens"] += row.prompt_tokens or 0
@@ -184,7 +192,8 @@ class Roller:
     def _read(self, connection: Connection) -> tuple[Step, int] | None:
         """The next step, and how many rows it adds; None if there is nothing to do."""
         state = read_state(connection)
-        old, old_after = ([], state.old_after)
+        old: list[Any] = []
+        old_after = state.old_after
         if state.has_old:
             old, old_after = read_old_rows(connection, state, STEP_ROWS)
         notes, numbers = read_notes(connection, STEP_NOTES)
@@ -215,11 +224,15 @@ class Roller:
         fine: dict[tuple[int, str, str, str], _Sum] = {}
         for row in rows:
             minute = _floor(row.at_s, MINUTE_S)
-            key = (minute, row.deployment or "", row.version or "", row.tenant or "")
-            found = fine.get(key)
+            labels = (row.deployment or "", row.version or "", row.tenant or "")
+            found = fine.get((minute, *labels))
             if found is None:
-                found = fine[key] = _Sum()
+                found = fine[minute, *labels] = _Sum()
             found.add_row(row)
+            if row.cache in GENERATED:
+                name = "busy_ms" if row.origin in USERS else "other_busy_ms"
+                for at_s, busy_ms in _list_busy(row):
+                    fine.setdefault((at_s, *labels), _Sum()).numbers[name] += busy_ms
         for thumb in thumbs:
             minute = _floor(thumb.at_s, MINUTE_S)
             found = fine.setdefault((minute, thumb.deployment, thumb.version, thumb.tenant), _Sum())
@@ -235,8 +248,8 @@ class Roller:
         """
         asked: dict[int, Counter[str]] = {}
         for (minute, _, _, tenant), found in fine.items():
-            day = asked.setdefault(_floor(minute, DAY_S), Counter())
-            day[tenant] += int(found.numbers["requests"])
+            counts = asked.setdefault(_floor(minute, DAY_S), Counter())
+            counts[tenant] += int(found.numbers["requests"])
         named: dict[int, set[str]] = {}
         for day, tenants in asked.items():
             known = read_named_tenants(connection, day) - {OTHER_TENANTS}
@@ -247,6 +260,22 @@ class Roller:
             shown = tenant if tenant in named[_floor(minute, DAY_S)] else OTHER_TENANTS
             capped.setdefault((minute, deployment, version, shown), _Sum()).add(found)
         return capped
+
+
+def _list_busy(row: Any) -> Iterator[tuple[int, float]]:
+    """The minutes in which a row's request was at a replica, and for how long, in milliseconds."""
+    busy_ms = max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
+    end_s = row.at_s + row.e2e_ms / 1e3
+    begin_s = end_s - busy_ms / 1e3
+    if _floor(begin_s, MINUTE_S) == _floor(end_s, MINUTE_S):
+        yield _floor(begin_s, MINUTE_S), busy_ms
+        return
+    end_s = min(end_s, begin_s + MAX_BUSY_S)
+    while begin_s < end_s:
+        minute = _floor(begin_s, MINUTE_S)
+        until_s = min(end_s, minute + MINUTE_S)
+        yield minute, (until_s - begin_s) * 1e3
+        begin_s = until_s
 
 
 def _oldest(keep: Keep) -> dict[int, float]:
@@ -300,8 +329,7 @@ def _add_to(row: Mapping[str, Any] | None, found: _Sum) -> dict[str, Any]:
     for name, values in found.values.items():
         data = old.get(name)
         if values:
-            fresh = make_sketch(values)
-            data = merge_sketches([decode_sketch(data), fresh]).encode()
+            data = extend_sketch(data, values)
         merged[name] = data
     return merged
 

@@ -1,4 +1,4 @@
-"""Sums of the request log by minute, hour and day, and what is still to be added to them."""
+"""Sums of the request log by minute, hour and day, and who held the machine when."""
 
 from __future__ import annotations
 
@@ -67,6 +67,33 @@ def upgrade() -> None:
         sa.Column("at_s", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_unrolled_thumbs")),
     )
+    op.create_table(
+        "replica_spans",
+        sa.Column("id", number, autoincrement=True, nullable=False),
+        sa.Column("replica", sa.String(length=64), nullable=False),
+        sa.Column("deployment", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=128), nullable=False),
+        sa.Column("process_s", sa.Double(), nullable=False),
+        sa.Column("share", sa.Double(), nullable=False),
+        sa.Column("price_per_hour", sa.Double(), nullable=True),
+        sa.Column("basis", sa.Text(), nullable=False),
+        sa.Column("started_s", sa.Double(), nullable=False),
+        sa.Column("seen_s", sa.Double(), nullable=False),
+        sa.Column("ended_s", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_replica_spans")),
+    )
+    op.create_index(op.f("ix_replica_spans_ended_s"), "replica_spans", ["ended_s"])
+    op.create_table(
+        "replica_hours",
+        sa.Column("hour_s", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("deployment", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=128), nullable=False),
+        *(
+            sa.Column(name, sa.BigInteger(), nullable=False)
+            for name in ("held_ms", "worked_ms", "machine_ms", "unpriced_ms", "cost_nanos")
+        ),
+        sa.PrimaryKeyConstraint("hour_s", "deployment", "version", name=op.f("pk_replica_hours")),
+    )
     op.execute(
         "INSERT INTO rollup_state (id, turn, old_after, old_until) "
         "SELECT 1, 0, coalesce(min(id), 0) - 1, coalesce(max(id), -1) FROM requests"
@@ -81,6 +108,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Revert the migration."""
-    for name in ("unrolled_thumbs", "unrolled_rows", "rollup_state", "tenant_rollups", "rollups"):
+    for name in (
+        "replica_hours", "replica_spans", "unrolled_thumbs", "unrolled_rows", "rollup_state",
+        "tenant_rollups", "rollups",
+    ):  # fmt: skip
         op.drop_table(name)
     op.drop_column("requests", "cost")

@@ -1,7 +1,8 @@
 """Paired tests: whether a version is not worse by a margin, whether it is worse, and many at once.
 
-All p-values are one-sided. Shares are compared on the same items, so that only items on which the
-two versions differ carry information.
+For data that is looked at once, unlike what else is in this package. All p-values are one-sided.
+Shares are compared on the same items, so that only items on which the two versions differ carry
+information.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def p_worse(gained: int, lost: int) -> float:
     """
     count = gained + lost
     ways = sum(math.comb(count, more) for more in range(lost, count + 1))
-    return min(1.0, ways / 2**count)
+    return min(1.0, float(ways / 2**count))
 
 
 def p_mean_not_worse(change: float, stderr: float, margin: float) -> float:

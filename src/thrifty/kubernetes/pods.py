@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from thrifty.deploy.base import CONFIG, HOME, USER_ID
-from thrifty.deploy.kubernetes_options import KubernetesOptions, Values
-from thrifty.deploy.sizing import Need
-
+HOME = "/var/lib/thrifty"
+CONFIG = "/etc/thrifty"
+USER_ID = 10001
+"""The user in our image (deploy/Containerfile)."""
 CHECKSUM = "thrifty/spec-checksum"
 PRE_STOP_S = 15
 """Until every node has stopped sending new connections to a pod that is leaving."""
 REPLICA_PORT = 8000
 SERVICE_ACCOUNT = "thrifty"
+_PROBE_S = 2
 
 
 def make_labels(component: str, name: str) -> dict[str, str]:
@@ -50,18 +51,19 @@ def secret_variable(
 
 def make_container(
     name: str,
-    options: KubernetesOptions,
-    values: Values,
+    image: Any,
     arguments: list[str],
     port: int,
     environment: list[dict[str, Any]],
     resources: dict[str, Any],
     probes: dict[str, Any],
+    *,
+    pre_stop_s: int = PRE_STOP_S,
 ) -> dict[str, Any]:
-    """The one container of a pod."""
+    """The one container of a pod. `image` is a text, or a chart's mark for one."""
     return {
         "name": name,
-        "image": values.text("image", options.image),
+        "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["thrifty"],
         "args": arguments,
@@ -73,7 +75,7 @@ def make_container(
         "ports": [{"name": "http", "containerPort": port, "protocol": "TCP"}],
         "resources": resources,
         **probes,
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(PRE_STOP_S)]}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(pre_stop_s)]}}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -90,14 +92,13 @@ def make_container(
 def make_pod(
     component: str,
     name: str,
-    options: KubernetesOptions,
+    pull_secret: str | None,
     container: dict[str, Any],
     home: dict[str, Any],
-    config_checksum: str,
     grace_s: int,
     annotations: dict[str, Any],
 ) -> dict[str, Any]:
-    """A pod template."""
+    """A pod template. `home` is the source of the volume with `THRIFTY_HOME`."""
     labels = make_labels(component, name)
     spread = {"maxSkew": 1, "whenUnsatisfiable": "ScheduleAnyway"}
     spec: dict[str, Any] = {
@@ -124,23 +125,25 @@ def make_pod(
             {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
         ],
     }
-    if options.pull_secret:
-        spec["imagePullSecrets"] = [{"name": options.pull_secret}]
-    return {
-        "metadata": {
-            "labels": labels,
-            "annotations": {"thrifty/config-checksum": config_checksum, **annotations},
-        },
-        "spec": spec,
-    }
+    if pull_secret:
+        spec["imagePullSecrets"] = [{"name": pull_secret}]
+    return {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
 
 
-def make_resources(values: Values, path: str, need: Need) -> dict[str, Any]:
+def make_resources(**bounds: Any) -> dict[str, Any]:
     """Requests and limits that are equal: the engine's threads and caches go by the limits."""
-    cpu = values.text(f"{path}.cpu", str(need.cpus))
-    memory = values.text(f"{path}.memory", format_quantity(need.memory_bytes))
-    bounds = {"cpu": cpu, "memory": memory}
     return {"requests": dict(bounds), "limits": bounds}
+
+
+def make_probes(path: str, start_timeout_s: float) -> dict[str, Any]:
+    """Probes of a server that is ready, or not yet, or not any more, by what `path` answers."""
+    request = {"httpGet": {"path": path, "port": "http"}}
+    tries = max(1, round(start_timeout_s / _PROBE_S))
+    return {
+        "startupProbe": {**request, "periodSeconds": _PROBE_S, "failureThreshold": tries},
+        "readinessProbe": {**request, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": {**request, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+    }  # fmt: skip
 
 
 def format_quantity(count: int) -> str:

@@ -1,0 +1,182 @@
+"""Who compares two answers to one prompt: a Python function, a deployment, or a model elsewhere.
+
+A judge never learns which version gave which answer, and sees each pair twice, the second time in
+the other order: a judge that prefers the first place then says nothing (a tie) in place of something
+wrong. A function runs in a process of its own, so that it can neither halt nor crash the controller.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from thrifty.db.database import Database
+from thrifty.db.fleet import read_fleet
+from thrifty.errors import EvaluationError, ThriftyError
+from thrifty.evaluate.served import ServedUrl
+from thrifty.release.plan import DEPLOYMENT, RemoteJudge
+from thrifty.types import ReplicaState
+
+TIMEOUT_S = 120.0
+"""For one comparison."""
+MAX_TOKENS = 8
+MAX_CHARS = 20_000
+"""Of the prompt and of each answer, as a model judge is shown them."""
+QUESTION = """Compare two answers to the same request. Judge which one helps more: it must be right, \
+complete and to the point. Do not prefer an answer for its length or its place.
+
+Request:
+{prompt}
+
+Answer A:
+{first}
+
+Answer B:
+{second}
+
+Reply with one letter and nothing else: A, B, or T for a tie."""
+
+
+class JudgeAway(ThriftyError):
+    """The judge does not answer, or answers nothing usable."""
+
+
+class Judge(Protocol):
+    """Compares pairs of answers. Methods block."""
+
+    def prefer(self, prompt: str, first: str, second: str) -> int:
+        """1 where the first answer is better, -1 where the second one is, 0 for a tie. Raises
+        `JudgeAway`.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+def compare(judge: Judge, prompt: str, candidate: str, other: str) -> int:
+    """1 where the candidate's answer is better, -1 where it is worse, else 0. Raises `JudgeAway`."""
+    if candidate == other:
+        return 0
+    first = judge.prefer(prompt, candidate, other)
+    second = -judge.prefer(prompt, other, candidate)
+    return first if first == second else 0
+
+
+def open_judge(named: str | RemoteJudge, database: Database) -> Judge:
+    """The judge that a plan names. Raises `JudgeAway`."""
+    if isinstance(named, RemoteJudge):
+        return ModelJudge(named.url, named.model, named.key_env)
+    if named.startswith(DEPLOYMENT):
+        return open_deployment(named.removeprefix(DEPLOYMENT), database)
+    return FunctionJudge(named)
+
+
+def open_deployment(name: str, database: Database) -> ModelJudge:
+    """A deployment of this service as judge. One of its replicas is asked directly, so that nothing
+    counts against a user's key or in users' statistics.
+    """
+    state = read_fleet(database)
+    row = next((one for one in state.deployments if one.name == name), None)
+    if row is None:
+        raise JudgeAway(f"there is no deployment {name!r} to judge")
+    versions = sorted(row.versions, key=lambda version: -version.weight)
+    for version in versions:
+        for replica in state.replicas:
+            place = (replica.deployment, replica.version, replica.revision)
+            if place == (name, version.label, version.revision) and (
+                replica.state == ReplicaState.READY
+            ):
+                settings = version.settings
+                return ModelJudge(replica.url, settings.upstream_model or name, settings.key_env)
+    raise JudgeAway(f"the deployment {name!r} has no ready replica to judge with")
+
+
+class ModelJudge:
+    """A chat model."""
+
+    def __init__(self, url: str, model: str, key_env: str | None) -> None:
+        try:
+            self._served = ServedUrl(url, key_env, {"cache-control": "no-store"})
+        except EvaluationError as error:
+            raise JudgeAway(str(error)) from None
+        self._model = model
+
+    def prefer(self, prompt: str, first: str, second: str) -> int:
+        """What the model replies; a reply that names none is a tie."""
+        text = QUESTION.format(
+            prompt=prompt[:MAX_CHARS], first=first[:MAX_CHARS], second=second[:MAX_CHARS]
+        )
+        body = {
+            "model": self._model, "temperature": 0, "max_tokens": MAX_TOKENS,
+            "messages": [{"role": "user", "content": text}],
+        }  # fmt: skip
+        try:
+            until_s = time.monotonic() + TIMEOUT_S
+            reply = self._served.ask("POST", "/v1/chat/completions", body, until_s)
+            said = str(reply["choices"][0]["message"].get("content") or "")
+        except (EvaluationError, TimeoutError) as error:
+            raise JudgeAway(f"the judge does not answer: {error}") from None
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise JudgeAway("the judge's answer is no chat completion") from None
+        return {"A": 1, "B": -1}.get(said.strip().strip("*\"'.").upper()[:1], 0)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._served.close()
+
+
+class FunctionJudge:
+    """A Python function `prefer(prompt, first, second)`, which returns 1, 0 or -1, in a process that
+    imports it (`release.judge_process`).
+    """
+
+    def __init__(self, named: str) -> None:
+        self._named = named
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "thrifty.release.judge_process", named],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ.copy(),
+        )  # fmt: skip
+        self._buffer = b""
+
+    def prefer(self, prompt: str, first: str, second: str) -> int:
+        """What the function returns."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(msgspec.json.encode([prompt, first, second]) + b"\n")
+            stdin.flush()
+        except OSError:
+            raise JudgeAway(f"the judge {self._named} has ended") from None
+        answer = self._read_line(stdout.fileno())
+        if "error" in answer:
+            raise JudgeAway(f"the judge {self._named} failed: {answer['error']}")
+        return int(answer["preference"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def _read_line(self, descriptor: int) -> dict[str, Any]:
+        until_s = time.monotonic() + TIMEOUT_S
+        while b"\n" not in self._buffer:
+            left_s = until_s - time.monotonic()
+            readable = left_s > 0 and select.select([descriptor], [], [], left_s)[0]
+            data = os.read(descriptor, 65536) if readable else b""
+            if not data:
+                what = "has ended" if readable else f"took longer than {TIMEOUT_S:g} s"
+                raise JudgeAway(f"the judge {self._named} {what}")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        found: dict[str, Any] = msgspec.json.decode(line)
+        return found

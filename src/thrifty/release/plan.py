@@ -1,0 +1,233 @@
+"""The plan of a release: written down before it begins, and not changed afterwards."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from thrifty.errors import ControlError
+from thrifty.spec.section import Count, Duration, Number, Section
+
+ACCEPTANCE, JUDGED = "acceptance", "judged"
+ERRORS, TTFT, TPOT, COST = "errors", "ttft", "tpot", "cost"
+START, SHADOW = "start", "shadow"
+RATIO_ALPHA = 0.001
+"""The chance that the check of the shares stops a release whose shares are as planned."""
+FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+DEPLOYMENT = "deployment:"
+
+Promotion = Literal["promote", "pause"]
+
+
+class RemoteJudge(Section):
+    """A model on a server that others run, which compares answers."""
+
+    url: str = Field(min_length=1, description="The base URL of an OpenAI-compatible server.")
+    model: str = Field(min_length=1, description="What that server calls the model.")
+    key_env: str | None = Field(
+        None,
+        min_length=1,
+        description="The environment variable of the controller that holds the key.",
+    )
+
+
+class ShadowPlan(Section):
+    """The paired shadow: copies of requests to the candidate, judged against what was answered."""
+
+    judge: str | RemoteJudge | None = Field(
+        None,
+        description="Who compares two answers: a Python function as `module:function`, "
+        "`deployment:NAME`, or a mapping of `url`, `model` and `key_env`. Without one the shadow is "
+        "skipped.",
+    )
+    share: Number = Field(1.0, gt=0, le=1, description="The share of requests that are copied.")
+    pairs: Count = Field(1500, ge=1, description="The most pairs that are judged.")
+    inconclusive: Literal["continue", "stop"] = Field(
+        "continue",
+        description="What follows when `pairs` were judged without a verdict: go on to the canary, or "
+        "end the release as `inconclusive`. Where `judged` is the primary metric it always ends.",
+    )
+
+    @field_validator("judge")
+    @classmethod
+    def _check_judge(cls, value: Any) -> Any:
+        if isinstance(value, str) and not (
+            FUNCTION.fullmatch(value) or (value.startswith(DEPLOYMENT) and value != DEPLOYMENT)
+        ):
+            raise ValueError(
+                f"{value!r} is neither 'module:function' nor 'deployment:NAME'; a model elsewhere is "
+                "a mapping of 'url' and 'model'"
+            )
+        return value
+
+
+class StepPlan(Section):
+    """What each step of the canary waits for before the next one."""
+
+    conversations: Count = Field(
+        50, ge=1, description="So many conversations with the candidate have been measured."
+    )
+    time: Duration = Field(60.0, description="So long has it lasted.")
+
+
+class GuardsPlan(Section):
+    """How much worse the candidate may be, by metric; null: the metric is not guarded."""
+
+    acceptance: Number | None = Field(
+        0.0, ge=0, lt=1, description="Less of the conversations liked, as a share."
+    )
+    judged: Number | None = Field(
+        0.0, ge=0, lt=1, description="More of the compared answers lost than won, as a share."
+    )
+    errors: Number | None = Field(
+        0.005, ge=0, lt=1, description="More conversations with a failed request, as a share."
+    )
+    ttft: Number | None = Field(
+        0.1, ge=0, description="Longer until the first token, as a part of it."
+    )
+    tpot: Number | None = Field(0.1, ge=0, description="Longer for each further token.")
+    cost: Number | None = Field(0.1, ge=0, description="Dearer by request.")
+
+
+class BudgetPlan(Section):
+    """Where a release ends without a verdict."""
+
+    requests: Count = Field(
+        200_000, ge=1, description="Users' requests to the deployment that were measured."
+    )
+    time: Duration = Field(7 * 86400.0, gt=0, description="The time it runs, pauses left out.")
+
+
+class OutcomePlan(Section):
+    """What is done at each verdict."""
+
+    better: Promotion = Field("promote", description="The candidate is better: promote or pause.")
+    not_worse: Promotion = Field("promote", description="It is not worse by `margin` or more.")
+    worse: Literal["roll_back", "pause"] = Field(
+        "roll_back", description="It is worse in some metric: roll back or pause."
+    )
+    inconclusive: Literal["roll_back", "promote", "pause"] = Field(
+        "roll_back", description="The budget is used up without a verdict."
+    )
+
+
+class ReleasePlan(Section):
+    """How a version is released."""
+
+    primary: Literal["acceptance", "judged"] | None = Field(
+        None,
+        description="The metric that decides on promotion. Default: `judged` where there is a judge, "
+        "else `acceptance`.",
+    )
+    margin: Number = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="A version worse by this in the primary metric is not promoted.",
+    )
+    alpha: Number = Field(
+        0.01, gt=0, lt=0.5,
+        description="The error budget: the chance that any metric calls an equal version worse. Half "
+        "is the primary metric's, the guards share the rest.",
+    )  # fmt: skip
+    shadow: ShadowPlan = Field(default_factory=lambda: ShadowPlan(), description="The first stage.")
+    steps: tuple[Number, ...] = Field(
+        (1, 5, 25, 100), min_length=1, max_length=20,
+        description="The candidate's share of the conversations in each step, in percent; the last is "
+        "100.",
+    )  # fmt: skip
+    step: StepPlan = Field(
+        default_factory=lambda: StepPlan(), description="What each step waits for."
+    )
+    settle: Duration = Field(
+        600.0, gt=0,
+        description="How long after a conversation's first request its feedback counts.",
+    )  # fmt: skip
+    sticky: Duration = Field(
+        3600.0,
+        description="A conversation with a request in this time before a step stays on its version.",
+    )
+    guards: GuardsPlan = Field(
+        default_factory=lambda: GuardsPlan(), description="What else the candidate must not worsen."
+    )
+    budget: BudgetPlan = Field(
+        default_factory=lambda: BudgetPlan(), description="Where it ends without a verdict."
+    )
+    then: OutcomePlan = Field(
+        default_factory=lambda: OutcomePlan(), description="What is done at each verdict."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ReleasePlan:
+        rising = all(one < other for one, other in zip(self.steps, self.steps[1:], strict=False))
+        if not rising or self.steps[0] <= 0 or self.steps[-1] != 100:
+            raise ValueError("'steps' are percentages that rise and end with 100")
+        if self.primary == JUDGED and self.shadow.judge is None:
+            raise ValueError("the primary metric 'judged' needs 'shadow.judge'")
+        if len(self.steps) == 1 and self.primary_metric == ACCEPTANCE:
+            raise ValueError(
+                "'acceptance' cannot be measured in one step to 100 percent; add a smaller one"
+            )
+        return self
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that decides on promotion."""
+        return self.primary or (JUDGED if self.shadow.judge is not None else ACCEPTANCE)
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages, in order."""
+        shadow = [SHADOW] if self.shadow.judge is not None else []
+        return [START, *shadow, *(f"{step:g}%" for step in self.steps)]
+
+    def share_of(self, stage: int) -> float:
+        """The candidate's share of the conversations in a stage, from 0 to 1."""
+        place = stage - (len(self.stages) - len(self.steps))
+        return self.steps[place] / 100 if place >= 0 else 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics that are tested, with how much worse the candidate may be; the primary one
+        is first.
+        """
+        tolerances = {
+            name: value for name, value in self.guards.model_dump().items() if value is not None
+        }
+        if self.shadow.judge is None:
+            tolerances.pop(JUDGED, None)
+        primary = self.primary_metric
+        return {primary: tolerances.pop(primary, 0.0), **tolerances}
+
+
+def parse_plan(value: Any) -> ReleasePlan:
+    """The plan that a mapping describes. Raises `ControlError` with every fault."""
+    try:
+        return ReleasePlan.model_validate({} if value is None else value)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in one['loc']) or 'the plan'}: {one['msg']}"
+            for one in error.errors()
+        )
+        raise ControlError(f"the plan of the release cannot be used: {faults}") from None
+
+
+def load_plan(path: Path | None) -> ReleasePlan:
+    """The plan in a YAML file; without one, the default. Raises `ControlError`."""
+    if path is None:
+        return ReleasePlan()
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ControlError(f"the plan {path} cannot be read: {error}") from None
+    return parse_plan(value)
+
+
+def dump_plan(plan: ReleasePlan) -> dict[str, Any]:
+    """The plan as JSON keeps it; `parse_plan` reads it."""
+    made: dict[str, Any] = plan.model_dump(mode="json")
+    return made

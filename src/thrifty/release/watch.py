@@ -1,0 +1,363 @@
+"""Watches one release: reads what came, weighs it, and does what follows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+from sqlalchemy import select
+
+from thrifty.db.database import Database
+from thrifty.db.desired import Desired, read_desired, read_desired_change
+from thrifty.db.desired_state import DesiredDeployment
+from thrifty.db.releases import (
+    ABORTED,
+    ENDED,
+    PAUSED,
+    ROLLED_BACK,
+    RUNNING,
+    ReleaseChanged,
+    ReleaseRow,
+    Step,
+    read_outcomes,
+    save_outcomes,
+    save_progress,
+)
+from thrifty.db.tables import replicas
+from thrifty.errors import DatabaseError
+from thrifty.release.conversations import Conversations, read_newest
+from thrifty.release.decision import (
+    ABORT,
+    NEXT,
+    PAUSE,
+    PROMOTE,
+    Decision,
+    Situation,
+    decide,
+)
+from thrifty.release.evidence import Evidence, check_ratio, weigh
+from thrifty.release.judges import Judge, JudgeAway, compare, open_judge
+from thrifty.release.manage import close_steps, end_release, move_release, note_release
+from thrifty.release.pairs import LOST, read_pairs
+from thrifty.release.plan import SHADOW, ReleasePlan, parse_plan
+from thrifty.types import ReplicaState
+from thrifty.untrusted_text import sanitize_line
+
+log = logging.getLogger(__name__)
+
+WHO = "release"
+JUDGE = "judge"
+JUMP_S = 5.0
+"""Wall clock and steady clock that part by more: somebody has set the clock."""
+MOST_TURN_S = 30.0
+"""A turn counts as no more time than this, however long the controller was held up."""
+SAVE_S = 2.0
+IDLE_S, RETRY_S = 0.5, 5.0
+MAX_REASON = 300
+
+
+class Watch:
+    """One release. `turn` blocks; the judge works in a thread of its own."""
+
+    def __init__(
+        self,
+        database: Callable[[], Database],
+        release: ReleaseRow,
+        *,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock` gives seconds since 1970, `steady` those of a clock that nobody sets."""
+        self._database = database
+        self._clock, self._steady = clock, steady
+        self._plan: ReleasePlan = parse_plan(release.record.plan)
+        self._conversations: Conversations | None = None
+        self._evidence = Evidence({})
+        self._desired: Desired | None = None
+        self._active_s = release.active_s
+        self._wall_s, self._steady_s = clock(), steady()
+        self._saved_s = 0.0
+        self._judging = _Judging(database, release, self._plan)
+
+    def close(self) -> None:
+        """End the judge."""
+        self._judging.stop()
+
+    def turn(self, release: ReleaseRow) -> bool:
+        """One look; whether it changed weights. Raises `DatabaseError` and `ControlError`."""
+        try:
+            return self._turn(release)
+        except ReleaseChanged:
+            return False  # an operator was first
+
+    def _turn(self, release: ReleaseRow) -> bool:
+        database = self._database()
+        jumped_s = self._pass_time(release)
+        if jumped_s:
+            self._note_jump(database, release, jumped_s)
+            return False
+        there = self._read_deployment(database, release)
+        if self._end_if_overridden(database, release, there):
+            return True
+        assert there is not None
+        self._judging.look(release)
+        fault = self._judging.fault
+        if fault is not None and release.state == RUNNING:
+            note_release(
+                database, release, PAUSED, who=WHO, why=fault, kind="pause", paused_by=JUDGE
+            )
+            return False
+        if fault is None and release.state == PAUSED and release.record.paused_by == JUDGE:
+            note_release(
+                database, release, RUNNING, who=WHO, why="the judge is back", kind="resume"
+            )
+            return False
+        self._observe(database, release, there)
+        decision = decide(self._plan, self._describe(database, release, there), self._evidence)
+        if decision is not None:
+            self._act(database, release, decision)
+            return decision.act != PAUSE
+        if self._steady() - self._saved_s >= SAVE_S:
+            self._saved_s = self._steady()
+            save_progress(database, release, self._active_s, self._evidence.as_dict())
+        return False
+
+    def _pass_time(self, release: ReleaseRow) -> float:
+        """Count the time since the last turn; by how much the clock was set, or 0."""
+        wall_s, steady_s = self._clock(), self._steady()
+        passed_s = steady_s - self._steady_s
+        jumped_s = wall_s - self._wall_s - passed_s
+        self._wall_s, self._steady_s = wall_s, steady_s
+        if release.state == RUNNING:
+            self._active_s += min(passed_s, MOST_TURN_S)
+        return jumped_s if abs(jumped_s) > JUMP_S else 0.0
+
+    def _note_jump(self, database: Database, release: ReleaseRow, jumped_s: float) -> None:
+        """Begin the step anew: its conversations cannot be told from others by their times."""
+        steps = close_steps(release.record.steps, self._clock())
+        if steps and release.record.steps[-1].until_s is None:
+            last = steps[-1]
+            lost = msgspec.structs.replace(last, counts=False)
+            newest = read_newest(database)
+            fresh = Step(last.share, last.weights, self._clock(), after=newest)
+            steps = (*steps[:-1], lost, fresh)
+        record = msgspec.structs.replace(release.record, steps=steps)
+        why = f"the clock was set by {jumped_s:+.0f} s; the figures of this step begin anew"
+        note_release(
+            database, release, release.state, who=WHO, why=why, kind="clock", record=record,
+            paused_by=release.record.paused_by,
+        )  # fmt: skip
+        self._conversations = None
+
+    def _read_deployment(self, database: Database, release: ReleaseRow) -> DesiredDeployment | None:
+        newest = read_desired_change(database)
+        if self._desired is None or self._desired.change_id != newest:
+            self._desired = read_desired(database)
+        return self._desired.deployments.get(release.deployment)
+
+    def _end_if_overridden(
+        self, database: Database, release: ReleaseRow, there: DesiredDeployment | None
+    ) -> bool:
+        """End the release where others have changed what it rests on."""
+        record = release.record
+        version = None if there is None else there.find_version(release.candidate)
+        if there is None or version is None:
+            why = "the candidate is not among the deployment's versions any more"
+            note_release(database, release, ENDED, who=WHO, why=why, kind="override")
+            return True
+        weights = {one.label: one.weight for one in there.versions}
+        if not _same_weights(weights, record.weights):
+            why = "the weights were changed by somebody else; they stay as they are"
+            note_release(database, release, ENDED, who=WHO, why=why, kind="override")
+            return True
+        if version.revision != record.revision:
+            why = "the candidate was changed while it was released"
+            end_release(database, release, ABORTED, who=WHO, why=why, kind="abort")
+            return True
+        return False
+
+    def _observe(self, database: Database, release: ReleaseRow, there: DesiredDeployment) -> None:
+        if self._conversations is None:
+            prices = {
+                one.label: (one.settings.price_input, one.settings.price_output)
+                for one in there.versions
+            }
+            self._conversations = Conversations(release, self._plan, prices)
+            changed = True
+        else:
+            changed = False
+        found = self._conversations
+        changed |= found.read(database, release, self._clock())
+        outcomes = self._judging.outcomes
+        if not changed and len(outcomes) == self._evidence.pairs:
+            return
+        shares = [step.share for step in release.record.steps]
+        metrics = weigh(self._plan, found.measured, found.judged, shares, outcomes)
+        broken, assigned, expected = check_ratio(found.assigned, shares)
+        self._evidence = Evidence(
+            metrics, broken, assigned, expected, found.requests, sum(found.left_out.values()),
+            len(outcomes),
+        )  # fmt: skip
+
+    def _describe(
+        self, database: Database, release: ReleaseRow, there: DesiredDeployment
+    ) -> Situation:
+        version = there.find_version(release.candidate)
+        assert version is not None
+        ready, fault = read_readiness(database, release, version.revision)
+        step = len(release.record.steps) - 1
+        measured = self._conversations.measured if self._conversations is not None else ()
+        return Situation(
+            release.record.stage, self._active_s, self._active_s - release.record.stage_active_s,
+            sum(one.treated and one.step == step for one in measured),
+            ready or version.settings.wakes, fault, release.state == PAUSED,
+        )  # fmt: skip
+
+    def _act(self, database: Database, release: ReleaseRow, decision: Decision) -> None:
+        figures = {**self._evidence.as_dict(), "verdict": decision.verdict}
+        log.info("release %d: %s (%s)", release.id, decision.act, decision.why)
+        if decision.act in (NEXT, PROMOTE):
+            last = len(self._plan.stages) - 1
+            stage = release.record.stage + 1 if decision.act == NEXT else last
+            move_release(
+                database, release, stage, who=WHO, why=decision.why, figures=figures,
+                active_s=self._active_s,
+            )  # fmt: skip
+        elif decision.act == PAUSE:
+            note_release(
+                database, release, PAUSED, who=WHO, why=decision.why, kind="pause",
+                figures=figures, paused_by=WHO, verdict=decision.verdict,
+            )  # fmt: skip
+        else:
+            aborted = decision.act == ABORT
+            end_release(
+                database, release, ABORTED if aborted else ROLLED_BACK, who=WHO,
+                why=decision.why, kind="abort" if aborted else "rollback", figures=figures,
+                verdict=decision.verdict, active_s=self._active_s,
+            )  # fmt: skip
+
+
+class _Judging:
+    """Has pairs compared, in a thread, while a release is in its shadow."""
+
+    def __init__(
+        self, database: Callable[[], Database], release: ReleaseRow, plan: ReleasePlan
+    ) -> None:
+        self.fault: str | None = None
+        """Why the judge is away."""
+        self.outcomes: list[int] = []
+        self._database = database
+        self._release = release
+        self._plan = plan
+        self._shadows: set[int] = set()
+        self._conversations: set[str | None] = set()
+        self._restored = plan.shadow.judge is None
+        self._stopping = threading.Event()
+        self._wanted = False
+        self._judge: Judge | None = None
+        self._thread: threading.Thread | None = None
+
+    def look(self, release: ReleaseRow) -> None:
+        """Take up the release as it is now. Raises `DatabaseError`."""
+        if not self._restored:
+            for shadow, name, outcome in read_outcomes(self._database(), release.id):
+                self._note(shadow, name, outcome)
+            self._restored = True
+        by_operator = release.state == PAUSED and release.record.paused_by != JUDGE
+        self._wanted = self._plan.stages[release.record.stage] == SHADOW and not by_operator
+        if not self._wanted:
+            self.fault = None
+        if self._wanted and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the judge, without waiting for what it is at."""
+        self._stopping.set()
+        self._close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            wait_s = IDLE_S
+            try:
+                if self._wanted and len(self.outcomes) < self._plan.shadow.pairs:
+                    wait_s = 0.0 if self._judge_some() else IDLE_S
+            except DatabaseError:
+                wait_s = RETRY_S
+            except JudgeAway as error:
+                self._fail(str(error))
+                wait_s = RETRY_S
+            except Exception as error:
+                log.exception("a comparison failed")
+                self._fail(f"the judge failed: {error}")
+                wait_s = RETRY_S
+            if wait_s:
+                self._stopping.wait(wait_s)
+        self._close()
+
+    def _judge_some(self) -> bool:
+        """Compare the pairs that there are; whether there were any."""
+        database, named = self._database(), self._plan.shadow.judge
+        assert named is not None
+        pairs = read_pairs(database, self._release, self._shadows, self._conversations)
+        for pair in pairs:
+            if self._stopping.is_set():
+                return False
+            outcome = LOST
+            if not pair.failed:
+                if self._judge is None:
+                    self._judge = open_judge(named, database)
+                outcome = compare(self._judge, pair.prompt, pair.candidate, pair.other)
+            row = (pair.shadow, pair.response, pair.conversation_id, outcome)
+            save_outcomes(database, self._release.id, [row])
+            self._note(pair.shadow, pair.conversation_id, outcome)
+            self.fault = None
+        return bool(pairs)
+
+    def _note(self, shadow: int, name: str | None, outcome: int) -> None:
+        self._shadows.add(shadow)
+        self._conversations.add(name)
+        self.outcomes.append(outcome)
+
+    def _fail(self, reason: str) -> None:
+        if self._wanted:
+            self.fault = sanitize_line(reason, MAX_REASON)
+        self._close()
+
+    def _close(self) -> None:
+        judge, self._judge = self._judge, None
+        if judge is not None:
+            judge.close()
+
+
+def read_readiness(
+    database: Database, release: ReleaseRow, revision: str
+) -> tuple[bool, str | None]:
+    """Whether the candidate has a ready replica, and why its replicas do not start. Raises
+    `DatabaseError`.
+    """
+    query = select(replicas.c.state, replicas.c.message).where(
+        replicas.c.deployment == release.deployment, replicas.c.version == release.candidate,
+        replicas.c.revision == revision,
+    )  # fmt: skip
+    with database.begin() as connection:
+        rows = connection.execute(query).all()
+    ready = any(row.state == ReplicaState.READY for row in rows)
+    for row in rows:
+        if row.state in (ReplicaState.FAILED, ReplicaState.CRASH_LOOP):
+            lines = (row.message or "").strip().splitlines() or ["no reason is known"]
+            return ready, sanitize_line(lines[-1], MAX_REASON)
+    return ready, None
+
+
+def _same_weights(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    """Whether two sets of weights give the same shares; versions without weight do not matter."""
+    first = {label: weight for label, weight in one.items() if weight > 0}
+    second = {label: weight for label, weight in other.items() if weight > 0}
+    return first.keys() == second.keys() and all(
+        abs(weight - second[label]) <= 1e-9 * max(weight, second[label])
+        for label, weight in first.items()
+    )

@@ -1,0 +1,100 @@
+"""The Deployment of a set of replicas."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from thrifty.engines.base import Served
+from thrifty.engines.echo.adapter import EchoEngine
+from thrifty.fleet.base import ReplicaSet
+from thrifty.fleet.kubernetes_objects import (
+    CHECKSUM,
+    KubernetesSettings,
+    estimate_memory,
+    make_deployment,
+    make_selector,
+    name_set,
+    read_key,
+    read_served,
+)
+from thrifty.spec.load import parse_spec
+
+SETTINGS = KubernetesSettings(image="r/thrifty:1", models="models")
+
+
+def make_set(count: int = 2, revision: str = "r1", label: str = "v1@x", **more: Any) -> ReplicaSet:
+    served = Served("org/Model", "echo", label, revision, "decoder", options={"reply": "x"})
+    return ReplicaSet(served, EchoEngine(), count, cpus=3, **more)
+
+
+def test_a_pod_says_which_set_it_belongs_to_and_what_it_serves() -> None:
+    replica_set = make_set()
+    made = make_deployment(replica_set, SETTINGS, "space", 1 << 30)
+    pod = made["spec"]["template"]
+    assert read_key(made) == read_key(pod) == replica_set.key
+    assert read_served(pod) == replica_set.served
+    assert "replicas" not in made["spec"], "the number is written by the one who knows it"
+
+
+def test_labels_fit_and_select_what_is_ours() -> None:
+    made = make_deployment(make_set(), SETTINGS, "space", 1 << 30)
+    labels = made["spec"]["template"]["metadata"]["labels"]
+    for part in make_selector(SETTINGS).split(","):
+        key, _, value = part.partition("=")
+        assert labels[key] == made["metadata"]["labels"][key] == value
+    assert made["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert all(len(value) <= 63 for value in labels.values())
+
+
+def test_names_differ_where_sets_do() -> None:
+    sets = [make_set(), make_set(revision="r2"), make_set(label="v1-x"), make_set(label="V1@x")]
+    names = {name_set(one.key) for one in sets}
+    assert len(names) == 4
+    assert all(len(name) <= 40 for name in names)
+
+
+def test_a_checksum_changes_with_the_pod_and_not_with_the_number() -> None:
+    def checksum(count: int, memory: int) -> str:
+        made = make_deployment(make_set(count), SETTINGS, "space", memory)
+        return str(made["metadata"]["annotations"][CHECKSUM])
+
+    assert checksum(1, 1 << 30) == checksum(5, 1 << 30)
+    assert checksum(1, 1 << 30) != checksum(1, 1 << 31)
+
+
+def test_pods_run_restricted_leave_lost_nodes_and_hold_no_secret() -> None:
+    made = make_deployment(make_set(), SETTINGS, "space", 1 << 30)
+    spec = made["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["resources"]["limits"] == {"cpu": "3", "memory": "1Gi"}
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert spec["automountServiceAccountToken"] is False
+    assert {one["tolerationSeconds"] for one in spec["tolerations"]} == {5}
+    names = [one["name"] for one in container["env"] if "value" in one]
+    assert "THRIFTY_REPLICA_KEY" not in names
+    mounts = {one["name"] for one in container["volumeMounts"]}
+    assert mounts == {one["name"] for one in spec["volumes"]} == {"home", "tmp", "models"}
+    grace = spec["terminationGracePeriodSeconds"]
+    assert grace >= 5 + 30, "what runs has time to end"
+
+
+def test_memory_is_what_was_asked_for_or_enough_for_the_model() -> None:
+    settings = KubernetesSettings(image="i", memory_bytes=3 << 30)
+    assert estimate_memory(make_set(memory_limit_bytes=1 << 30), settings, 0) == 1 << 30
+    assert estimate_memory(make_set(), settings, 0) == 3 << 30
+    plain = KubernetesSettings(image="i")
+    assert estimate_memory(make_set(), plain, 0) == 512 << 20
+    large = estimate_memory(make_set(), plain, 8 << 30)
+    assert large >= 10 << 30
+    assert large % (128 << 20) == 0
+
+
+def test_settings_come_from_the_spec_as_plain_data() -> None:
+    spec = parse_spec(
+        {"fleet": {"kind": "kubernetes", "image": "r/t:1", "name": "two", "memory": "2GB"}}
+    ).spec
+    kept = json.loads(json.dumps(spec.fleet.describe()))
+    settings = KubernetesSettings.from_builtins(kept)
+    assert (settings.image, settings.name, settings.memory_bytes) == ("r/t:1", "two", 2_000_000_000)
+    assert parse_spec({"fleet": "local"}).spec.fleet.describe() == {}

@@ -1,0 +1,394 @@
+"""Releases on a real database, with users that are rows of the request log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.control.running import echo, want
+from tests.release.traffic import PLAN, World
+from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
+from thrifty.db import open_database
+from thrifty.db.audit import verify_audit
+from thrifty.db.desired import read_desired, read_history
+from thrifty.db.releases import read_events, read_held, read_outcomes
+from thrifty.errors import ControlError
+from thrifty.home import Home
+from thrifty.release.manage import (
+    abort_release,
+    move_release,
+    pause_release,
+    promote_release,
+    refresh_held,
+    resume_release,
+)
+from thrifty.release.plan import load_plan, parse_plan
+
+ANN = Actor("ann (test)")
+
+
+@pytest.fixture
+def world(home: Home) -> Iterator[World]:
+    database = open_database(home.database_url, migrate=True)
+    made = World(database)
+    yield made
+    if made.watch is not None:
+        made.watch.close()
+    database.close()
+
+
+def test_an_equal_version_is_promoted(world: World) -> None:
+    world.prepare()
+    world.start(margin=0.4)
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+    assert world.turn().record.stage == 1
+    assert world.shares() == {"old": 0.75, "new": 0.25}
+    world.clock.pass_time(2)
+    world.people(900, {"old": 0.8, "new": 0.8})
+    row = world.turn_until(lambda row: not row.is_active)
+    assert (row.state, row.record.verdict) == ("promoted", "not worse")
+    assert world.shares() == {"old": 0.0, "new": 1.0}
+    events = read_events(world.database, row.id)
+    assert [one.kind for one in events] == ["start", "next", "promote"]
+    acceptance = events[-1].figures["metrics"]["acceptance"]
+    assert acceptance["low"] > -0.4
+    assert acceptance["candidate_count"] + acceptance["others_count"] == 900
+    assert [one.kind for one in read_history(world.database, "m", 2)] == ["release", "release"]
+    assert verify_audit(world.database).fault is None
+
+
+@pytest.mark.parametrize(
+    ("values", "metric"),
+    [
+        ({"likes": {"old": 0.9, "new": 0.3}}, "acceptance"),
+        ({"likes": {}, "slower": {"new": 1.6}}, "ttft"),
+        ({"likes": {}, "fails": {"new": 0.3}}, "errors"),
+    ],
+)
+def test_a_worse_version_is_rolled_back(world: World, values: dict, metric: str) -> None:  # type: ignore[type-arg]
+    world.prepare()
+    world.start()
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(900, **values)
+    row = world.turn_until(lambda row: not row.is_active)
+    assert (row.state, row.record.verdict) == ("rolled_back", "worse")
+    assert row.record.message.startswith(f"{metric} worse")
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+    assert world.routes().choose(world.name()).label == "old"
+
+
+def test_cold_caches_do_not_count_as_slow(world: World) -> None:
+    """The old version answers half of its requests from what it remembers."""
+    world.prepare()
+    world.start()
+    world.turn()
+    world.clock.pass_time(2)
+    routes = world.routes()
+    for place in range(500):
+        name = world.name()
+        warm = routes.choose(name).label == "old" and place % 2 == 0
+        values = {"ttft_ms": 5.0, "cached_tokens": 8} if warm else {"cached_tokens": 0}
+        world.answer(name, **values)
+    row = world.turn(5)
+    assert row.state == "running"
+    ttft = world.watch._evidence.metrics["ttft"]  # type: ignore[union-attr]
+    assert ttft.others_count < 250
+    assert abs(ttft.difference or 0) < 0.02
+
+
+def test_what_is_no_users_conversation_of_this_step_is_left_out(world: World) -> None:
+    world.prepare()
+    old = world.name()
+    world.answer(old)
+    world.start()
+    world.turn()
+    world.clock.pass_time(2)
+    names = {"new": "", "old": ""}
+    while not all(names.values()):
+        name = world.name()
+        names[world.routes().choose(name).label] = name
+    world.answer(old)  # it began before
+    world.answer(names["new"], version="old", rerouted=True)
+    world.answer(names["old"], version="new")  # pinned
+    world.answer(origin="measurement")
+    world.answer(version="new", origin="shadow", shadow_of=1)
+    good = world.answer()[1]
+    world.turn(5)
+    found = world.watch._conversations  # type: ignore[union-attr]
+    assert found is not None
+    assert [one.treated for one in found.measured] == [good == "new"]
+    assert sum(found.left_out.values()) == 2
+
+
+def test_nobody_changes_versions_within_a_conversation_but_by_a_rollback(world: World) -> None:
+    world.prepare()
+    names = [world.name() for _ in range(60)]
+    for name in names:
+        world.answer(name)
+    world.start(steps=[5, 50, 100])
+    for stage in (1, 2, 3):
+        move_release(world.database, world.release, stage, who="test", why="")
+        assert {world.routes().choose(name).label for name in names} == {"old"}
+    assert world.shares()["new"] == 1.0
+    assert world.routes().choose(world.name()).label == "new"
+    # Those who come back after an hour follow the weights.
+    world.clock.pass_time(4000)
+    world.answer(names[0], version="old")
+    with world.database.begin() as connection:
+        (held,) = read_held(connection)
+    refresh_held(world.database, held, world.clock.wall())
+    assert world.routes().choose(names[0]).label == "old"
+    assert world.routes().choose(names[1]).label == "new"
+
+
+def test_it_owns_the_weights_until_it_is_forced(world: World) -> None:
+    world.prepare()
+    row = world.start()
+    world.turn()
+    with pytest.raises(ControlError, match="release 1 of new owns the weights of 'm'"):
+        set_traffic(world.database, "m", {"new": 5}, ANN)
+    with pytest.raises(ControlError, match="thrifty release abort 1"):
+        roll_back(world.database, "m", ANN)
+    with pytest.raises(ControlError, match="there is one at a time"):
+        world.start()
+    set_traffic(world.database, "m", {"old": 1, "new": 1}, ANN, force=True)
+    assert world.release.state == "ended"
+    assert read_traffic(world.database, "m")["weights"] == {"old": 1.0, "new": 1.0}
+    assert read_events(world.database, row.id)[-1].who == ANN.who
+
+
+def test_it_ends_where_what_it_rests_on_changes(world: World) -> None:
+    world.prepare()
+    world.start()
+    world.turn()
+    state = read_desired(world.database).deployments["m"]
+    # Somebody writes weights past the commands.
+    versions = tuple(replace(one, weight=3.0) for one in state.versions)
+    want(world.database, replace(state, versions=versions))
+    assert world.turn().state == "ended"
+    assert world.shares() == {"old": 0.5, "new": 0.5}
+    set_traffic(world.database, "m", {"old": 1, "new": 0}, ANN)
+    world.start()
+    world.turn()
+    state = read_desired(world.database).deployments["m"]
+    changed = replace(state, versions=(state.versions[0], echo("new", "new2", weight=1 / 3)))
+    want(world.database, changed)
+    row = world.turn()
+    assert (row.state, row.record.message) == (
+        "aborted", "the candidate was changed while it was released",
+    )  # fmt: skip
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+
+
+def test_a_candidate_that_crashes_is_aborted(world: World) -> None:
+    world.prepare(ready=False)
+    world.start()
+    assert world.turn().record.stage == 0
+    world.set_replica("new", "crash_loop", "Traceback\nno such file: model.xml")
+    row = world.turn()
+    assert (row.state, row.record.message) == (
+        "aborted", "the candidate does not start: no such file: model.xml",
+    )  # fmt: skip
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+
+
+def test_an_operator_promotes_and_history_takes_it_back(world: World) -> None:
+    world.prepare()
+    row = world.start()
+    world.turn()
+    assert promote_release(world.database, row.id, who="ann").state == "promoted"
+    assert world.shares() == {"old": 0.0, "new": 1.0}
+    roll_back(world.database, "m", ANN)
+    assert world.shares() == {"old": 0.75, "new": 0.25}
+
+
+def test_it_pauses_goes_on_and_is_rolled_back_while_paused(world: World) -> None:
+    world.prepare()
+    row = world.start()
+    world.turn()
+    pause_release(world.database, row.id, who="ann", why="lunch")
+    spent_s = world.turn(100).active_s
+    assert world.release.record.message == "lunch"
+    assert world.shares() == {"old": 0.75, "new": 0.25}
+    with pytest.raises(ControlError, match="release 1 is paused; this needs one that is running"):
+        pause_release(world.database, row.id, who="ann")
+    resume_release(world.database, row.id, who="ann")
+    assert world.turn(3).active_s <= spent_s + 60
+    pause_release(world.database, row.id, who="ann")
+    world.people(600, {"old": 0.9, "new": 0.2})
+    assert world.turn_until(lambda row: not row.is_active).state == "rolled_back"
+    with pytest.raises(ControlError, match="release 1 is rolled back"):
+        abort_release(world.database, row.id, who="ann")
+
+
+def test_a_budget_ends_it_and_the_plan_says_how(world: World) -> None:
+    world.prepare()
+    world.start(budget={"time": "10s"}, then={"inconclusive": "pause"})
+    world.turn()
+    row = world.turn(30)
+    assert (row.state, row.record.verdict) == ("paused", "inconclusive")
+    abort_release(world.database, row.id, who="ann")
+    world.start(budget={"requests": 50})
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(60, {})
+    row = world.turn_until(lambda row: not row.is_active)
+    assert (row.state, row.record.verdict) == ("rolled_back", "inconclusive")
+
+
+def test_shares_other_than_planned_pause_it(world: World) -> None:
+    world.prepare()
+    world.start(step={"conversations": 20, "time": "1h"})
+    world.turn()
+    world.clock.pass_time(2)
+    routes = world.routes()
+    for _ in range(250):
+        name = world.name()
+        # The candidate's requests are lost before they are logged.
+        if routes.choose(name).label == "old":
+            world.answer(name)
+    row = world.turn_until(lambda row: row.state == "paused", most=10)
+    assert "the comparison cannot be trusted" in row.record.message
+
+
+def test_a_new_controller_comes_to_the_same(world: World) -> None:
+    """Killed after each step, and while nobody looked."""
+    world.prepare()
+    world.start()
+    world.restart()
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(450, {"old": 0.8, "new": 0.8})
+    world.turn(5)
+    first = world.watch._evidence.as_dict()  # type: ignore[union-attr]
+    assert first["metrics"]["acceptance"]["candidate_count"] > 50
+    world.restart()
+    world.turn(0.1)
+    assert world.watch._evidence.as_dict() == first  # type: ignore[union-attr]
+    # What happened while there was no controller decides once there is one.
+    world.people(600, {"old": 0.9, "new": 0.1})
+    world.clock.ahead_s += 600
+    world.restart()
+    assert world.turn().state == "rolled_back"
+
+
+def test_a_clock_that_is_set_begins_the_step_anew(world: World) -> None:
+    world.prepare()
+    world.start()
+    world.turn()
+    world.clock.pass_time(2)
+    world.people(200, {"old": 0.9, "new": 0.2})
+    world.clock.ahead_s -= 7200
+    row = world.turn()
+    assert read_events(world.database, row.id)[-1].kind == "clock"
+    world.turn(10)
+    assert world.release.state == "running"
+    assert world.release.active_s < 60
+    world.people(900, {"old": 0.9, "new": 0.2})
+    assert world.turn_until(lambda row: not row.is_active).state == "rolled_back"
+
+
+# The paired shadow
+
+JUDGE = {"shadow": {"judge": "tests.release.judge_of_length:prefer_longer", "pairs": 200}}
+
+
+def test_the_shadow_decides_before_any_user_sees_it(world: World) -> None:
+    world.prepare()
+    world.start(**JUDGE)
+    assert world.turn().record.stage == 1
+    (row,) = [v for v in read_desired(world.database).deployments["m"].versions if v.shadow]
+    assert (row.label, row.shadow) == ("new", 1.0)
+    for place in range(40):
+        world.shadow(
+            f"question {place}", "a long answer", "short" if place % 8 else "a much longer answer"
+        )
+    found = wait_for(world, lambda row: not row.is_active)
+    assert (found.state, found.record.verdict) == ("rolled_back", "worse")
+    assert "judged worse" in found.record.message
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+    outcomes = [one for _, _, one in read_outcomes(world.database, found.id)]
+    assert set(outcomes) <= {1, -1}
+    assert not any(v.shadow for v in read_desired(world.database).deployments["m"].versions)
+
+
+def test_a_copy_that_fails_is_lost_without_a_judge(world: World) -> None:
+    world.prepare()
+    world.start(**JUDGE)
+    world.turn()
+    for _ in range(30):
+        world.shadow("q", "answer", "", status=500)
+    assert wait_for(world, lambda row: not row.is_active).record.verdict == "worse"
+
+
+def test_a_judge_that_is_away_pauses_it_and_is_taken_back(world: World, tmp_path: Path) -> None:
+    flag = tmp_path / "away"
+    flag.touch()
+    world.prepare()
+    world.start(shadow={"judge": "tests.release.judge_of_length:prefer_when_there", "pairs": 200})
+    world.turn()
+    world.shadow(str(flag), "a", "bb")
+    row = wait_for(world, lambda row: row.state == "paused")
+    assert "the judge" in row.record.message
+    assert row.record.paused_by == "judge"
+    assert world.shares() == {"old": 1.0, "new": 0.0}
+    flag.unlink()
+    assert wait_for(world, lambda row: row.state == "running").record.message == ""
+
+
+def wait_for(world: World, condition):  # type: ignore[no-untyped-def]
+    """Turns until the judge, which has a process of its own, has come so far."""
+    until_s = time.monotonic() + 90
+    while time.monotonic() < until_s:
+        if condition(row := world.turn()):
+            return row
+        time.sleep(0.05)
+    raise AssertionError(f"it did not come to that: {world.release}")
+
+
+def test_a_judge_needs_texts(world: World) -> None:
+    world.prepare(texts=False)
+    with pytest.raises(ControlError, match=r"set record\.prompts"):
+        world.start(**JUDGE)
+    assert parse_plan(PLAN).stages == ["start", "25%", "100%"]
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    ("plan", "fault"),
+    [
+        ({"steps": [5, 1, 100]}, "rise and end with 100"),
+        ({"steps": [100]}, "cannot be measured in one step"),
+        ({"primary": "judged"}, r"needs 'shadow\.judge'"),
+        ({"shadow": {"judge": "nobody"}}, "neither 'module:function' nor 'deployment:NAME'"),
+        ({"stepz": 1}, "stepz"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(plan: dict, fault: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ControlError, match=fault):
+        parse_plan(plan)
+
+
+def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(json.dumps({"steps": [10, 100], "settle": "5m", "guards": {"cost": None}}))
+    plan = load_plan(path)
+    assert (plan.settle, plan.share_of(1), "cost" in plan.metrics) == (300.0, 0.1, False)
+    with pytest.raises(ControlError, match="cannot be read"):
+        load_plan(tmp_path / "nothing.yaml")
+    assert load_plan(None).stages == ["start", "1%", "5%", "25%", "100%"]
+
+
+def test_a_candidate_begins_without_traffic(world: World) -> None:
+    world.prepare()
+    set_traffic(world.database, "m", {"new": 1}, ANN)
+    with pytest.raises(ControlError, match="has a weight of 1 already"):
+        world.start()
