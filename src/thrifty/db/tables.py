@@ -421,6 +421,26 @@ release_pairs = Table(
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
 (`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
 
+quality_answers = Table(
+    "quality_answers",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("questions", String(16), nullable=False),
+    Column("question", Integer, nullable=False),
+    Column("right", Boolean),
+    Column("faults", Text, nullable=False),
+    Index(None, "deployment", "version", "at_s"),
+    Index(None, "at_s"),
+)
+"""What each version answered to canary questions: whether it was right (NULL: there was no answer),
+and faults that show at a glance. Answers themselves are not kept."""
+
 held_conversations = Table(
     "held_conversations",
     metadata,
