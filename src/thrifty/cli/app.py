@@ -23,7 +23,7 @@ from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
 from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
-from thrifty.cli.release_commands import release, releases
+from thrifty.cli.release_commands import quality, release, releases
 from thrifty.cli.train_commands import train
 
 app = typer.Typer(
@@ -321,7 +321,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export, release, releases,
+    subject_export, cost, export, quality, release, releases,
 ):  # fmt: skip
     app.command()(_command)
 
