@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 metadata = MetaData(
@@ -98,7 +99,7 @@ desired_changes = Table(
     Index(None, "name"),
 )
 """Every change of the desired state: the state after it (NULL: the deployment was removed), when,
-by whom and why. `kind` is `apply`, `traffic`, `rollback`, `release` or `autoscale`."""
+by whom and why. `kind` is `apply`, `traffic`, `scale`, `rollback`, `release` or `autoscale`."""
 
 secrets = Table(
     "secrets",
@@ -174,6 +175,7 @@ key_spend = Table(
 )
 """The spend of each key per day (UTC). Every gateway worker adds to it."""
 
+_FAILED = text("error IS NOT NULL OR status >= 400")
 requests = Table(
     "requests",
     metadata,
@@ -213,6 +215,7 @@ requests = Table(
     Index(None, "request_id"),
     Index(None, "client_request_id"),
     Index(None, "conversation_id"),
+    Index("ix_requests_failed", "id", sqlite_where=_FAILED, postgresql_where=_FAILED),
 )
 """One row per response, without prompts and answers. `id` is the number in the response's id.
 `origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
@@ -417,6 +420,26 @@ release_pairs = Table(
 )
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
 (`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
+
+quality_answers = Table(
+    "quality_answers",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("questions", String(16), nullable=False),
+    Column("question", Integer, nullable=False),
+    Column("right", Boolean),
+    Column("faults", Text, nullable=False),
+    Index(None, "deployment", "version", "at_s"),
+    Index(None, "at_s"),
+)
+"""What each version answered to canary questions: whether it was right (NULL: there was no answer),
+and faults that show at a glance. Answers themselves are not kept."""
 
 held_conversations = Table(
     "held_conversations",

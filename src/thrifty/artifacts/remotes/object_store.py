@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from thrifty.artifacts.remotes.reference import Reference, redact, require_safe_
 from thrifty.errors import RemoteError
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, ClientConfig, RetryConfig, S3Store
+    from obstore.store import AzureConfig, AzureStore, ClientConfig, RetryConfig, S3Store
 
 PIECE_BYTES = 1024 * 1024
 MAX_PARTS = 9_000
@@ -49,7 +49,6 @@ class StoreObjects:
                 return obstore.head(self._store, key)["size"]
             except FileNotFoundError:
                 return None
-        return None
 
     def read(self, key: str, offset: int) -> Iterator[bytes]:
         """As `Objects.read`."""
@@ -93,7 +92,6 @@ class StoreObjects:
         with _own_errors(self._url):
             found = obstore.list(self._store, prefix.rstrip("/"))
             return sorted(one["path"] for chunk in found for one in chunk)
-        return []
 
 
 def open_s3(reference: Reference) -> StoreObjects:
@@ -116,12 +114,11 @@ def open_azure(reference: Reference) -> StoreObjects:
     from obstore.store import AzureStore
 
     settings = _read_azure_settings()
-    if "endpoint" in settings:
-        require_safe_url(str(settings["endpoint"]), f"the blob endpoint in {_CONNECTION}")
+    endpoint = settings.get("endpoint", "")
+    if endpoint:
+        require_safe_url(endpoint, f"the blob endpoint in {_CONNECTION}")
     client, retries = _make_options(_AZURE_ENDPOINTS)
-    client["allow_http"] = client["allow_http"] or str(settings.get("endpoint", "")).startswith(
-        "http:"
-    )
+    client["allow_http"] = client["allow_http"] or endpoint.startswith("http:")
     with _own_errors(reference.root):
         store = AzureStore(
             reference.host, prefix=reference.path or None, client_options=client,
@@ -182,27 +179,28 @@ def _find_profile() -> dict[str, Any]:
     return {**found, "region": session.region_name} if session.region_name else found
 
 
-def _read_azure_settings() -> dict[str, Any]:
+def _read_azure_settings() -> AzureConfig:
     """What Azure's own tools take from the environment and obstore does not."""
-    names = {"AZURE_STORAGE_ACCOUNT": "account_name", "AZURE_STORAGE_KEY": "account_key"}
-    found = {ours: os.environ[theirs] for theirs, ours in names.items() if os.environ.get(theirs)}
+    found: AzureConfig = {}
+    if account := os.environ.get("AZURE_STORAGE_ACCOUNT"):
+        found["account_name"] = account
+    if key := os.environ.get("AZURE_STORAGE_KEY"):
+        found["account_key"] = key
     text = os.environ.get(_CONNECTION)
     if not text:
         return found
     pairs = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
-    return {**found, **_read_connection(pairs)}
-
-
-def _read_connection(pairs: Mapping[str, str]) -> dict[str, Any]:
-    names = {
-        "AccountName": "account_name", "AccountKey": "account_key", "BlobEndpoint": "endpoint",
-        "SharedAccessSignature": "sas_key",
-    }  # fmt: skip
-    found = {ours: pairs[theirs] for theirs, ours in names.items() if theirs in pairs}
-    if "account_name" not in found:
+    if "AccountName" not in pairs:
         raise RemoteError(
             f"{_CONNECTION} has no AccountName; copy it from the storage account again"
         )
+    found["account_name"] = pairs["AccountName"]
+    if "AccountKey" in pairs:
+        found["account_key"] = pairs["AccountKey"]
+    if "BlobEndpoint" in pairs:
+        found["endpoint"] = pairs["BlobEndpoint"]
+    if "SharedAccessSignature" in pairs:
+        found["sas_key"] = pairs["SharedAccessSignature"]
     return found
 
 
@@ -226,7 +224,8 @@ def _own_errors(url: str) -> Iterator[None]:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise RemoteError(
-            f"{url} refuses access: {_shorten(error)}; check the credentials (docs/remotes.md)"
+            f"{url} refuses access: {_shorten(error)}; check the credentials, what they may do, "
+            "and quotas (docs/remotes.md)"
         ) from None
     except GenericError as error:
         raise RemoteAway(f"{url} failed: {_shorten(error)}") from None
