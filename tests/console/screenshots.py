@@ -18,7 +18,7 @@ from tests.console.site import NAME, Site, fill, raise_alert, running_site
 from thrifty.artifacts import Store
 from thrifty.artifacts.artifact import Lineage, Parent
 
-REQUESTS = 6000
+REQUESTS = 3000
 PAGES = (
     "overview", "deployments", "releases", "alerts", "requests", "feedback", "models", "cost", "keys",
     "audit", "settings",
@@ -57,6 +57,14 @@ async def ask_for_a_while(site: Site) -> None:
             messages = [{"role": "user", "content": f"{QUESTION} ({number})"}]
             body = {"model": NAME, "messages": messages, "stream": True}
             await client.post("/v1/chat/completions", json=body)
+            await asyncio.sleep(0.3)
+
+
+async def settle(page: Any) -> None:
+    """Wait until everything that the page asked for is there, and drawn."""
+    await page.wait_for_timeout(500)
+    await page.locator(".skeleton").first.wait_for(state="detached")
+    await page.wait_for_timeout(700)
 
 
 async def show_playground(page: Any) -> None:
@@ -74,16 +82,16 @@ async def take(site: Site, folder: Path, *, theme: str, size: tuple[int, int], e
     async with browsing(site.console, theme=theme, size=size) as tab:
         page = tab.page
         await page.get_by_text("Live", exact=True).wait_for(state="attached")
-        await page.wait_for_timeout(9000)  # so that there is a line to see
+        await page.wait_for_timeout(4000)  # so that there is a line to see
         for name in names:
             await page.evaluate("name => { location.hash = `#/${name}`; }", name)
-            await page.wait_for_timeout(2500)
+            await settle(page)
             await page.screenshot(path=folder / f"console-{name}{end}.png")
         if not end:
             answer = await page.request.get(f"{site.url}/v1/requests?limit=1&disliked=true")
             ident = (await answer.json())["data"][0]["id"]
             await page.evaluate("ident => { location.hash = `#/requests/${ident}`; }", ident)
-            await page.wait_for_timeout(2500)
+            await settle(page)
             await page.screenshot(path=folder / "console-request.png")
             await show_playground(page)
             await page.screenshot(path=folder / "console-playground.png")

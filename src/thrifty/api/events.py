@@ -12,9 +12,9 @@ that is slow gets the newest state when it reads again: nothing is queued for it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
@@ -70,26 +70,24 @@ class EventHub:
         try:
             yield RETRY
             seen_turn, seen_status = 0, 0
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(MAX_STREAM_S):
-                    while True:
-                        async with self._turn:
-                            await self._turn.wait_for(lambda: self._turns > seen_turn)  # noqa: B023
-                        seen_turn = self._turns
-                        number, status = self._status
-                        if number > seen_status:
-                            seen_status = number
-                            yield _write("status", status)
-                        yield (
-                            _write("away", b"{}")
-                            if self._away
-                            else _write("figures", self._figures)
-                        )
+            until_s = time.monotonic() + MAX_STREAM_S
+            while time.monotonic() < until_s:
+                async with self._turn:
+                    while self._turns == seen_turn:
+                        await self._turn.wait()
+                seen_turn = self._turns
+                number, status = self._status
+                if number > seen_status:
+                    seen_status = number
+                    yield _write("status", status)
+                yield _write("away", b"{}") if self._away else _write("figures", self._figures)
         finally:
             self._readers -= 1
             if self._readers == 0 and self._task is not None:
                 self._task.cancel()
                 self._task = None
+                # The next reader begins with what is true then.
+                self._turns, self._status, self._known = 0, (0, b""), b""
                 self._before = None
 
     async def _run(self) -> None:

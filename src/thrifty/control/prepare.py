@@ -334,9 +334,9 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
 def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
     """The canary questions. Raises `SpecError` for a file that holds none with known answers."""
     wanted = loaded.spec.quality
-    if wanted is None:
-        return None
     questions = wanted.questions
+    if questions is None:
+        return None
     if questions not in SETS:
         path = Path(questions).absolute()
         try:

@@ -110,7 +110,7 @@ def add_noise(row: Row, noise: Noise, epoch: int, number: int) -> Row:
     draw = _draw(noise.seed, epoch, number + 1)
     if draw.random() >= noise.rows:
         return row
-    changed = {
+    changed: dict[str, Any] = {
         part: [_change_message(one, noise, draw) for one in row[part]]
         for part in ("messages", "prompt")
         if part in row

@@ -13,7 +13,14 @@ from typing import Any
 
 from thrifty.db import Database
 from thrifty.db.erasures import note_export
-from thrifty.db.feedback import TRIAGE, Feedback, Item, find_feedback, save_feedback
+from thrifty.db.feedback import (
+    TRIAGE,
+    Feedback,
+    FeedbackLimitError,
+    Item,
+    find_feedback,
+    save_feedback,
+)
 from thrifty.db.keys import Key
 from thrifty.db.subjects import open_subjects
 from thrifty.errors import DatabaseError
@@ -31,7 +38,13 @@ from thrifty.gateway.app.lists import (
 )
 from thrifty.http.exchange import Exchange
 from thrifty.openai.bodies import decode_body
-from thrifty.openai.errors import bad_request, explain_database, list_names
+from thrifty.openai.errors import (
+    RATE_LIMIT,
+    WireError,
+    bad_request,
+    explain_database,
+    list_names,
+)
 from thrifty.types import Role
 
 EXPORT_ROWS = 50
@@ -89,6 +102,10 @@ class InboxPages:
 
         try:
             known = await self._threads.run(save)
+        except FeedbackLimitError as error:
+            raise WireError(
+                429, f"{error}.", type=RATE_LIMIT, code="feedback_limit", retry_after_s=3600.0
+            ) from None
         except DatabaseError as error:
             raise explain_database(error) from None
         if not known:

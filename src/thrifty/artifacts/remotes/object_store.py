@@ -28,6 +28,8 @@ READ_TIMEOUT_S = 60
 REQUEST_TIMEOUT_S = 3600
 """For one request with its body: a slow store is no fault as long as bytes come."""
 _SENDERS = 4
+_METADATA = "169.254.169.254"
+"""Where clouds tell machines who they are: the last place where credentials are looked for."""
 _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 _CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
@@ -228,7 +230,17 @@ def _own_errors(url: str) -> Iterator[None]:
             "and quotas (docs/remotes.md)"
         ) from None
     except GenericError as error:
-        raise RemoteAway(f"{url} failed: {_shorten(error)}") from None
+        said = _shorten(error)
+        if _METADATA in said:
+            raise RemoteError(
+                f"no credentials for {url} were found, nor has this machine an identity ({said}); "
+                "docs/remotes.md says where they are looked for"
+            ) from None
+        if "Error performing" not in said and "error decoding" not in said:
+            raise RemoteError(
+                f"{url} cannot be opened: {said}; docs/remotes.md says what to set"
+            ) from None
+        raise RemoteAway(f"{url} failed: {said}") from None
     except FileNotFoundError as error:
         raise RemoteError(f"{url} does not have it: {_shorten(error)}") from None
     except (BaseError, ValueError) as error:
