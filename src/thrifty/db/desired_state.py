@@ -118,6 +118,16 @@ class DesiredVersion:
 
 
 @dataclass(frozen=True)
+class DesiredQuality:
+    """Canary questions for every version."""
+
+    questions: str
+    """A file on the controller's machine, or the name of a data set."""
+    every_s: float = 600.0
+    count: int = 50
+
+
+@dataclass(frozen=True)
 class DesiredDeployment:
     """What is to be served under one name."""
 
@@ -126,6 +136,7 @@ class DesiredDeployment:
     settings: DeploymentSettings
     versions: tuple[DesiredVersion, ...]
     """At least one, in the order of the spec."""
+    quality: DesiredQuality | None = None
 
     @property
     def row(self) -> DeploymentRow:

@@ -76,6 +76,7 @@ NOT_OF_PERSONS = {
     "table:key_spend": "sums by key",
     "table:demand": "sums by version",
     "table:scaling": "numbers of replicas",
+    "table:quality_answers": "answers to Thrifty's own questions",
     "table:releases": "sums by version, and acts of operators",
     "table:release_events": "sums by version, and acts of operators",
     "table:cache_stats": "sums",

@@ -26,7 +26,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.probe import read_server_load
 from thrifty.engines.server import KEY_VARIABLE
 from thrifty.errors import FleetError
 from thrifty.fleet.base import (
@@ -45,9 +44,8 @@ from thrifty.fleet.kubernetes_objects import (
     read_served,
 )
 from thrifty.fleet.kubernetes_pod import PodView, read_pod
-from thrifty.fleet.kubernetes_replica import PodReplica, rank
+from thrifty.fleet.kubernetes_replica import PodReplica, rank, wait_idle
 from thrifty.fleet.kubernetes_writer import RIGHTS, Writer, explain_refusal
-from thrifty.http.client import TransportError
 from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Object
 from thrifty.kubernetes.config import find_cluster
 from thrifty.kubernetes.lease import Lease
@@ -56,11 +54,9 @@ from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
-IDLE_POLL_S = 0.25
-DRAIN_LIMIT_S = 3600.0
-"""A replica that is drained for another one may end its requests for so long."""
-SILENT_AFTER = 3
-"""Questions in a row without an answer."""
+EMPTY_POLL_S = 0.25
+FORCED_S = 10.0
+"""For pods that are killed to be gone."""
 DELETE_RETRY_S = 1.0
 VERSION_RETRY_S = 1.0
 LEASE_POLL_S = 0.5
@@ -98,7 +94,7 @@ class KubernetesFleet:
         self._desired: dict[SetKey, ReplicaSet] = {}
         self._replicas: dict[str, PodReplica] = {}
         """By the name of their pods."""
-        self._watching = False
+        self._leasing = self._watching = False
         self._provisional: list[PodReplica] = []
         """What an earlier controller left, until pods were listed."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,7 +130,7 @@ class KubernetesFleet:
         """Wait until this controller may act, or until the API server is found to be away: then what
         serves goes on serving. `on_wait` is told who holds the lease.
         """
-        self._begin(self.lease.run())
+        self._keep_lease()
         await self.lease.asked.wait()
         told = None
         while self.lease.other is not None and not self.lease.held:
@@ -144,6 +140,11 @@ class KubernetesFleet:
                 on_wait(told)
             await asyncio.sleep(LEASE_POLL_S)
 
+    def _keep_lease(self) -> None:
+        if not self._leasing:
+            self._leasing = True
+            self._begin(self.lease.run())
+
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.ensure_future(work))
 
@@ -151,6 +152,7 @@ class KubernetesFleet:
         """Begin to watch and to write, once."""
         if not self._watching:
             self._watching = True
+            self._keep_lease()
             for work in (self._ask_version(), self._pods.run(), self._deployments.run()):
                 self._begin(work)
             self._begin(self._writer.run())
@@ -228,12 +230,21 @@ class KubernetesFleet:
             task.cancel()
         for replica in self._replicas.values():
             replica.retiring = True
+        await self._wait_empty(grace_s)
+        for replica in list(self._replicas.values()):
+            if replica.view is not None:
+                await self._remove_pod(replica.view, gracePeriodSeconds=0)
+        await self._wait_empty(FORCED_S)
+        await self._end()
+        self._replicas.clear()
+
+    async def _wait_empty(self, limit_s: float) -> None:
+        """Until nothing of the fleet is left, or for so long."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(limit_s):
                 while self._replicas or self._writer.has_any():
                     self._writer.wake()
-                    await asyncio.sleep(IDLE_POLL_S)
-        await self._end(release=True)
+                    await asyncio.sleep(EMPTY_POLL_S)
 
     def kill(self) -> None:
         """Deployments stay for the next controller, or for whoever deletes them: ending takes the
@@ -249,16 +260,15 @@ class KubernetesFleet:
 
     async def hand_over(self) -> None:
         """Stop watching, and let another controller act at once."""
-        await self._end(release=True)
+        await self._end()
 
-    async def _end(self, *, release: bool) -> None:
+    async def _end(self) -> None:
         tasks = [*self._tasks, *self._leaving]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if release:
-            await self.lease.release()
+        await self.lease.release()
         self.client.close()
 
     # What is seen
@@ -369,7 +379,7 @@ class KubernetesFleet:
         """Drain a replica, and have its pod deleted."""
         if replica.had_traffic:
             await self._announce()
-            await self._wait_idle(replica)
+            await wait_idle(replica)
         if not replica.had_traffic and replica.key not in self._desired:
             self._note_going(replica)  # it goes with its Deployment
             return
@@ -434,31 +444,15 @@ class KubernetesFleet:
             )
             if ready >= wanted.count and self.lease.held:
                 replica.seen_off = True
-                task = asyncio.ensure_future(self._delete_ended(replica.view))
+                task = asyncio.ensure_future(self._remove_pod(replica.view))
                 self._leaving.add(task)
                 task.add_done_callback(self._leaving.discard)
 
-    async def _delete_ended(self, view: PodView) -> None:
+    async def _remove_pod(self, view: PodView, **options: Any) -> None:
         path = f"/api/v1/namespaces/{self.namespace}/pods/{view.name}"
         with contextlib.suppress(ApiAway, ApiRefused):
-            await self.client.request("DELETE", path, {"preconditions": {"uid": view.uid}})
-
-    async def _wait_idle(self, replica: PodReplica) -> None:
-        """Wait until it works on nothing, twice in a row, or does not say."""
-        key = os.environ.get(KEY_VARIABLE) or None
-        deadline_s = time.monotonic() + DRAIN_LIMIT_S
-        idle = silent = 0
-        while replica.counts and not replica.gone.is_set() and idle < 2 and silent < SILENT_AFTER:
-            try:
-                load = await read_server_load(replica.url, key=key)
-                idle = idle + 1 if load.running + load.waiting == 0 else 0
-                silent = 0
-            except (TransportError, OSError, ValueError):
-                silent += 1
-            if time.monotonic() > deadline_s:
-                log.warning("%s: still busy after %g s; ended", replica.id, DRAIN_LIMIT_S)
-                return
-            await asyncio.sleep(IDLE_POLL_S)
+            body = {"preconditions": {"uid": view.uid}, **options}
+            await self.client.request("DELETE", path, body)
 
     def _count_leaving(self, key: SetKey) -> int:
         """How many of a set drain and still have their pods."""

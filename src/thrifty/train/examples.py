@@ -1,9 +1,9 @@
 """Rows as tokens: encoded once, by the tokenizer and the chat template that serve the model.
 
 A file of examples has a line of JSON for each row, a list of `{"texts": [{"tokens", "spans"}],
-"liked"}`. A span is the begin and end of tokens that are learned. Supervised examples and judged answers have one
-text; pairs have the chosen one and the rejected one. Those of encoders have the query, the positive
-text and the negative ones.
+"liked"}`. A span is the begin and end of tokens that are learned. Supervised examples and judged
+answers have one text; pairs have the chosen one and the rejected one. Those of encoders have the
+query, the positive text and the negative ones.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ class Row:
     messages: list[Message]
     """For `sft` with the answers, else those before the answer."""
     answers: list[Message] = field(default_factory=list)
-    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged; `contrastive`, where
-    `messages` is the query: the positive text and the negative ones."""
+    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged; `contrastive`,
+    where `messages` is the query: the positive text and the negative ones."""
     label: bool = True
     tools: list[Any] | None = None
     extra: dict[str, Any] | None = None

@@ -76,8 +76,8 @@ class TrainingRequest:
     """Which model learns from which rows, and how. None takes the method's default."""
 
     model: str
-    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or a
-    path."""
+    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or
+    a path."""
     data: Path | Sequence[Path]
     """JSON lines (`rows`), in one file or several."""
     method: Method

@@ -57,6 +57,14 @@ class Sketch:
         place = int(np.searchsorted(np.cumsum(self.counts), rank))
         return _MIDDLE * GAMMA ** int(self.indexes[place])
 
+    def share_within(self, limit: float) -> float | None:
+        """The share of values up to `limit`, which counts as its bucket; None without values."""
+        total = self.count
+        if total == 0:
+            return None
+        bucket = math.ceil(math.log(min(max(limit, SMALLEST), LARGEST)) / _LOG_GAMMA - 1e-9)
+        return float(self.counts[self.indexes <= bucket].sum()) / total
+
     def encode(self) -> bytes:
         """The sketch as bytes."""
         if not len(self.indexes):
