@@ -26,7 +26,10 @@ CLEARED = frozenset({
     "PY_COLORS", "RANK", "TERMINAL_WIDTH", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "WORLD_SIZE",
 })  # fmt: skip
 OURS = frozenset(
-    {"THRIFTY_TEST_HOME", "THRIFTY_TEST_ENVIRONMENTS", "THRIFTY_TEST_CRDS", KEEP_VARIABLE}
+    {
+        "THRIFTY_TEST_HOME", "THRIFTY_TEST_ENVIRONMENTS", "THRIFTY_TEST_CRDS",
+        "THRIFTY_TEST_KUBERNETES", KEEP_VARIABLE,
+    }  # fmt: skip
 )
 """What the tests read themselves."""
 
