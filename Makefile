@@ -89,6 +89,27 @@ test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of 
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
 
+# The browser of the console's tests and screenshots.
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+.PHONY: test-console
+test-console: $(DEV) ## The console in a real Chromium (CHROMIUM=PATH)
+	@[ -n "$(CHROMIUM)" ] || { echo 'There is no Chromium: install one, or name it (make test-console CHROMIUM=PATH)'; exit 1; }
+	$(PIP) -e '.[browser]'
+	THRIFTY_TEST_CHROMIUM=$(CHROMIUM) $(BIN)/python -m pytest -q -n 0 -m console tests/console
+
+.PHONY: screenshots
+screenshots: $(DEV) ## Make the pictures of the console in docs/images
+	$(PIP) -e '.[browser]'
+	THRIFTY_TEST_CHROMIUM=$(CHROMIUM) $(BIN)/python -m tests.console.screenshots docs/images
+
+.PHONY: console-bundle
+console-bundle: ## Make the console's libraries anew, with npm (needs node)
+	mkdir -p .make/console-bundle
+	cp vendor/console/* .make/console-bundle
+	cd .make/console-bundle && npm ci --ignore-scripts --no-audit --no-fund
+	node .make/console-bundle/build.mjs $(CURDIR)/.make/console-bundle/node_modules src/thrifty/console/static
+
 .PHONY: test-observe
 test-observe: $(DEV) ## Dashboard, rules and telemetry by a real Prometheus (Debian's) and a real collector
 	$(BIN)/python -m pytest -q -n 0 -m observe tests/observe
@@ -100,7 +121,7 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 	$(BIN)/python -m venv $(TRL)
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(TRL)/lib/python*/site-packages)/dev.pth
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check 'trl==1.16.0' 'datasets==5.2.0'
-	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train
+	$(TRL)/bin/python -m pytest -q -n 0 -m train tests/train tests/improve
 
 .PHONY: test-remotes
 test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries
@@ -112,7 +133,7 @@ test-cluster: $(DEV) ## The fleet on a real Kubernetes control plane, which it b
 	$(BIN)/python -m pytest -q -n 0 -m cluster tests/cluster
 
 .PHONY: test-all
-test-all: test test-cluster test-deploy test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-cluster test-console test-deploy test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)
@@ -138,7 +159,7 @@ docs: $(DEV) ## Write the generated pages anew
 lock: ## Bring constraints/dev.txt in line with pyproject.toml (UPGRADE=1: newest versions)
 	$(PYTHON) -m venv .make/lock
 	.make/lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
-	.make/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra lm-eval --no-annotate \
+	.make/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra browser --extra lm-eval --no-annotate \
 	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) \
 	  --output-file $(LOCK) pyproject.toml constraints/dev.in
 

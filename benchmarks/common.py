@@ -261,6 +261,8 @@ def nginx(answer: str, models: str = "smol") -> Iterator[str]:
         f"server {{ listen 127.0.0.1:{port}; default_type application/json;\n"
         f"location = /v1/models {{ return 200 '{listing}'; }}\n"
         f"location = /v1/chat/completions {{ return 200 '{answer}'; }}\n"
+        # A collector of OTLP that throws away what it gets.
+        "location ~ ^/v1/(traces|metrics)$ { client_max_body_size 64m; return 200; }\n"
         "location / { return 200 '{}'; } } }\n"
     )
     server = Server("nginx", [program, "-c", str(folder / "nginx.conf"), "-p", str(folder)])

@@ -44,8 +44,9 @@ ROWS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "jensen-shannon": (CHAT_TEXT, {"divergence": "jensen-shannon"}),
     "hidden states": (CHAT_TEXT, {"hidden": 1.0}),
     "on-policy, a quarter": (CHAT_TEXT, {"on_policy": 0.25}),
-    "half the rate": (CHAT_TEXT, {"learning_rate": 2.1e-4}),
-    "twice the rate": (CHAT_TEXT, {"learning_rate": 8.4e-4}),
+    "half the rate": (CHAT_TEXT, {"learning_rate": 5e-5}),
+    "twice the rate": (CHAT_TEXT, {"learning_rate": 2e-4}),
+    "four times the rate": (CHAT_TEXT, {"learning_rate": 4e-4}),
     "all weights": (CHAT_TEXT, {"freeze_embeddings": False}),
     "cosine, as many tokens": (CHAT_TEXT, {"schedule": "cosine"}),
 }

@@ -9,12 +9,14 @@ from pathlib import Path
 
 NAMES = (
     "gateway_overhead", "gateway_memory", "gateway_tokens", "routing", "cache", "engines", "fairness",
-    "version_shares", "batches", "compression", "compression_memory", "served_tokens", "distillation",
+    "version_shares", "releases", "rollback_latency", "batches", "compression", "compression_memory", "served_tokens", "distillation",
     "distillation_choices",
     "gateway_versions", "gateway_commits", "changes_under_load", "schemas", "stalls",
     "zero_to_first_token", "wakes",
     "lm_eval_http", "install_size", "fuzz", "answer_faults", "optimize", "machine_model", "redaction",
-    "kubernetes", "engine_auto", "speculation", "autoscaler_step",
+    "rollups", "console", "telemetry", "kubernetes", "engine_auto", "speculation", "autoscaler_step",
+    "gate_decisions",
+    "curation",
     "simulated_routing", "autoscaling", "simulator_against_replicas", "autoscaled_echo",
 )  # fmt: skip
 

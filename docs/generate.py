@@ -40,6 +40,7 @@ from thrifty.home import Home
 from thrifty.http.routes import Route
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.openai.fields import FIELDS, GATEWAY_FIELDS, Endpoint, is_honoured
+from thrifty.spec.alerts import AlertTargetSpec
 from thrifty.spec.load import ENVIRONMENT
 from thrifty.spec.models import Spec, VersionSpec
 from thrifty.worker.assemble import Secrets, assemble
@@ -165,6 +166,16 @@ def make_spec_page() -> str:
                 (f"`{path}`", kind, default, text)
                 for path, kind, default, text in walk(VersionSpec)
                 if "." not in path
+            ],
+        ),
+        "## Keys of a target of alerts\n",
+        "They stand in each mapping of the list `alerts.to`. [Alerts](observe.md#alerts) has an "
+        "example.\n",
+        table(
+            ("key", "type", "default", "what it does"),
+            [
+                (f"`{path}`", kind, default, text)
+                for path, kind, default, text in walk(AlertTargetSpec)
             ],
         ),
         "## Options of the engines\n",

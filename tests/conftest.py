@@ -31,8 +31,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
 
+    own = pyfuncitem.get_closest_marker("timeout")
+    timeout_s = float(own.args[0]) if own is not None else TEST_TIMEOUT_S
+
     async def run() -> None:
-        async with asyncio.timeout(TEST_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await pyfuncitem.obj(**arguments)
 
     asyncio.run(run())

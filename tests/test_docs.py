@@ -241,7 +241,7 @@ def test_documented_metrics_exist_and_all_are_documented() -> None:
     assert set(re.findall(r"`(thrifty_\w+)`", page)) == exposed
     assert len(exposed) > 60
     written = "\n".join(path.read_text() for path in PAGES)
-    assert set(re.findall(r"`(thrifty_\w+)`", written)) <= exposed
+    assert set(re.findall(r"`(thrifty_\w*[a-z])`", written)) <= exposed
 
 
 def test_documented_error_codes_are_those_of_the_code() -> None:

@@ -24,6 +24,8 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseList,
     ReplicaStatus,
+    ScaleChange,
+    Scaled,
     SeriesAnswer,
     SeriesModel,
     SeriesQuery,
@@ -32,6 +34,24 @@ from thrifty.api.models import (
     VersionStatus,
 )
 from thrifty.api.services import not_found
+from thrifty.api.view_models import (
+    AlertList,
+    AuditAct,
+    AuditList,
+    AuditVerdict,
+    History,
+    HistoryEntry,
+    Live,
+    LiveCount,
+    LiveReplica,
+    ModelList,
+    NewSilence,
+    Overview,
+    Setting,
+    Settings,
+    SilenceModel,
+)
+from thrifty.api.views import WindowName
 from thrifty.cost.report import CostReport
 from thrifty.errors import DatabaseError, Problem, SpecError, ThriftyError
 from thrifty.openai.errors import WireError, bad_request
@@ -59,6 +79,7 @@ class MemoryServices:
         """Reading the status waits for this."""
         self.hold.set()
         self.holding = 0
+        self.views = MemoryViews(self)
         self.asked: SeriesQuery | None = None
         """Which series were asked for last."""
 
@@ -119,6 +140,11 @@ class MemoryServices:
         self.changes.append(("traffic", who, why))
         return Traffic(deployment=deployment, weights=self.weights, owner="traffic")
 
+    def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
+        self._check(deployment)
+        self.changes.append(("scale", who, change.why))
+        return Scaled(deployment=deployment, version=change.version, count=change.count or 1)
+
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         self._check(deployment)
         if self.before is None:
@@ -168,6 +194,16 @@ class MemoryServices:
         self.changes.append((act, who, why))
         return self.get_release(release_id)
 
+    def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
+        self.changes.append(("silence", who, silence.why))
+        return SilenceModel(
+            id=1, kind=silence.kind, deployment=silence.deployment, version=silence.version,
+            until=silence.seconds, why=silence.why,
+        )  # fmt: skip
+
+    def remove_silence(self, number: int, *, who: str) -> None:
+        raise not_found("silence", str(number))
+
     def list_keys(self) -> KeyList:
         return KeyList(keys=sorted(self.keys.values(), key=lambda key: key.name))
 
@@ -192,3 +228,55 @@ class MemoryServices:
             raise DatabaseError("connection refused by 10.0.0.1")
         if deployment != "chat":
             raise not_found("deployment", deployment)
+
+
+class MemoryViews:
+    """Views of that one deployment."""
+
+    def __init__(self, services: MemoryServices) -> None:
+        self._services = services
+        self.arrivals = 0
+        """Grows by 10 with each look."""
+
+    def get_overview(self, window: WindowName) -> Overview:
+        return Overview(
+            window=window.value, since=0.0, until=60.0, versions=[],
+            step_s=60.0, times=[0.0], series=[],
+        )  # fmt: skip
+
+    def get_live(self) -> Live:
+        self.arrivals += 10
+        count = LiveCount(
+            worker="w", deployment="chat", version="a", since_s=0.0, arrivals=self.arrivals,
+            answered=0, output_tokens=0, held=0, queued=1, in_flight=2,
+        )  # fmt: skip
+        return Live(at=time.time(), counts=[count], replicas=[LiveReplica(id="a-0", running=1)])
+
+    def list_history(self, deployment: str | None, limit: int) -> History:
+        found = [
+            HistoryEntry(
+                id=number, at="2026-11-30T00:00:00+00:00", deployment="chat", kind=kind, who=who,
+                why=why, versions=None,
+            )
+            for number, (kind, who, why) in enumerate(self._services.changes, 1)
+        ]  # fmt: skip
+        return History(changes=found[::-1][:limit])
+
+    def list_models(self) -> ModelList:
+        return ModelList(models=[])
+
+    def list_alerts(self) -> AlertList:
+        return AlertList(alerts=[], silences=[])
+
+    def get_settings(self) -> Settings:
+        return Settings(settings=[Setting(key="gateway.port", value=8080, origin="default")])
+
+    def list_acts(self, limit: int) -> AuditList:
+        acts = [
+            AuditAct(id=number, at=0.0, act=kind, actor="p-1", details={})
+            for number, (kind, _, _) in enumerate(self._services.changes, 1)
+        ]
+        return AuditList(acts=acts[::-1][:limit])
+
+    def verify_audit(self) -> AuditVerdict:
+        return AuditVerdict(whole=True, fault=None, head="0:" + "0" * 64, entries=0)

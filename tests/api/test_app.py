@@ -201,7 +201,9 @@ async def test_mistakes_are_named(body: Any, param: str | None, code: str) -> No
         assert error["code"] == code or body is None
         assert "Extra inputs" not in error["message"]
         if code == "unknown_parameter":
-            assert error["message"] == ("'wy' is not a known key; known here: 'weights', 'force', 'why'.")
+            assert error["message"] == (
+                "'wy' is not a known key; known here: 'weights', 'force', 'why'."
+            )
         assert not services.changes
 
 

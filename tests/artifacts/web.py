@@ -65,6 +65,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(head=False)
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", "0")))
+        self._answer(head=False)
+
+    def do_PUT(self) -> None:
+        self.do_POST()
+
     def _answer(self, *, head: bool) -> None:
         web = self.server.web
         path = self.path.partition("?")[0]

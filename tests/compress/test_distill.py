@@ -453,6 +453,9 @@ class Climbing:
         ({"tokens": 100_000_000}, 4096, 5e-4),
         ({"tokens": 40_000, "micro_batch": 16}, 8192, 5e-4),
         ({"tokens": 320_000, "batch_tokens": 2048, "learning_rate": 1e-3}, 2048, 1e-3),
+        ({"minutes": 30.0}, 1024, 1e-4),
+        ({"minutes": 30.0, "batch_tokens": 4096}, 4096, 2e-4),
+        ({"minutes": 30.0, "lora_rank": 8}, 1024, 3e-4 * 2**0.5),
     ],
 )
 def test_steps_and_their_rate_go_with_the_tokens(

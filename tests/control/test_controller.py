@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from tests.control.running import (
     Clients,
@@ -24,19 +25,30 @@ from tests.control.running import (
     until_state,
     want,
 )
+from tests.parts import until
 from thrifty.artifacts import Store
 from thrifty.control.controller import Controller
 from thrifty.control.status import VersionState, describe_versions
-from thrifty.db import open_database
+from thrifty.db import Database, open_database
 from thrifty.db.desired import read_desired
 from thrifty.db.desired_state import DesiredReplicas
 from thrifty.db.fleet import read_fleet, read_gateways
+from thrifty.db.replica_spans import MACHINE
+from thrifty.db.rollups import DAY_S
+from thrifty.db.tables import replica_spans, rollups
 from thrifty.engines.machine import detect_machine
 from thrifty.errors import FleetError
 from thrifty.fleet.process import find_ours
 from thrifty.home import Home
 
 pytestmark = pytest.mark.service
+
+
+def count_rolled(database: Database) -> int:
+    """How many requests are in the sums by day."""
+    query = select(rollups.c.requests).where(rollups.c.step_s == DAY_S, rollups.c.version == "a")
+    with database.begin() as connection:
+        return sum(connection.execute(query).scalars())
 
 
 async def test_a_desired_state_is_served_and_stopped(home: Home) -> None:
@@ -50,8 +62,16 @@ async def test_a_desired_state_is_served_and_stopped(home: Home) -> None:
         async with asking(controller.gateway_url) as clients:
             await clients.progress(10)
         assert set(clients.answers) == {"a"}
+        await until(lambda: asyncio.to_thread(lambda: count_rolled(database) >= 10))
     after = read_fleet(database)
     assert (after.replicas, after.gateways) == ([], [])
+    # Who held the machine, and what was asked, is known when all is over.
+    with database.begin() as connection:
+        spans = connection.execute(select(replica_spans)).all()
+        assert {span.replica for span in spans} == {MACHINE, "m-0", "m-1"}
+        assert all(span.ended_s >= span.started_s for span in spans)
+        share = 1 / len(detect_machine().cores)
+        assert {span.share for span in spans if span.replica} == {share}
     assert find_ours(home.root) == []
     database.close()
 

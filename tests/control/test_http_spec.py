@@ -135,3 +135,11 @@ def test_sources_data_sets_and_what_runs_are_allowed(home: Home, tmp_path: Path)
     allow(home, {"engine": "echo", **keys}, service)
     other = refuse(home, {"engine": "echo", "redis": "redis://10.0.0.1"}, service)
     assert "secret" not in other
+
+
+@pytest.mark.parametrize(
+    "model", ["s3://bucket/chat", "oci://127.0.0.1:1/x", "file:///srv/models/chat"]
+)
+def test_a_remote_over_http_is_the_applied_one(home: Home, model: str) -> None:
+    """Else the holder of a key could have this machine ask any host, with its credentials."""
+    assert "over HTTP, this must be pypi:PACKAGE" in refuse(home, {"name": "chat", "model": model})

@@ -209,6 +209,18 @@ def test_savings_are_told_with_their_baselines(database: Database) -> None:
     assert "quickest tenth" in found["batching"].baseline
 
 
+def test_days_stand_in_where_hours_are_not_kept_any_more(database: Database) -> None:
+    ask(database, -40 * HOUR_S, 100)
+    ask(database, 5, 100)
+    long = {"from_s": NOON_S - 3 * DAY_S, "until_s": NOON_S + HOUR_S, "by": "version"}
+    assert make_report(database, **long).total.describe()["requests"] == 2
+    with database.begin() as connection:
+        gone = (rollups.c.step_s == HOUR_S) & (rollups.c.at_s < NOON_S)
+        connection.execute(rollups.delete().where(gone))
+    assert make_report(database, **long).total.describe()["requests"] == 2
+    assert report(database).total.describe()["requests"] == 1
+
+
 @pytest.mark.parametrize(("by", "span_s"), [("user", HOUR_S), ("day", 0)])
 def test_what_cannot_be_asked_is_named(database: Database, by: str, span_s: float) -> None:
     with pytest.raises(ThriftyError):

@@ -123,7 +123,10 @@ def test_quality_tables_are_data_that_judge_texts(tmp_path: Path) -> None:
     assert judge_text(prose.replace("river", "{river}"), c4)[1] == "curly brackets"
     assert judge_text("too short", gopher)[1] == "words"
     assert judge_text(f"{prose} " * 3, gopher)[1] in ("repeated 5 words", "commonest 4 words")
-    assert judge_text("\n".join(["- another point concerning the lists of names"] * 20), gopher)[1] == "bullets"
+    assert (
+        judge_text("\n".join(["- another point concerning the lists of names"] * 20), gopher)[1]
+        == "bullets"
+    )
     assert (
         judge_text("word\n" * 60, load_table("fineweb", tmp_path))[1]
         == "lines that end with a mark"

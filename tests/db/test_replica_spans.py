@@ -93,6 +93,10 @@ def test_a_new_controller_goes_on_with_what_lives_and_ends_what_does_not(
     later = Clocks(clocks.wall_s + 100)
     later.recorder().record(database, [hold(), hold("chat-1", process_s=9.0)])
     assert read(database) == [("chat-0", 0, 104), ("chat-1", 0, 4), ("chat-1", 104, 104)]
+    # A process that lives on at another price is held all the time.
+    last = Clocks(later.wall_s + 50)
+    last.recorder().record(database, [hold(price_per_hour=0.8)])
+    assert read(database)[0] == ("chat-0", 0, 154)
 
 
 @pytest.mark.parametrize("jump_s", [86400.0 * 365, -86400.0])

@@ -134,6 +134,14 @@ def test_a_row_with_a_repeated_id_is_set_aside(database: Database) -> None:
     assert len(texts) == 6
 
 
+def test_texts_may_be_kept_shorter_than_rows(database: Database) -> None:
+    log, now_s = RequestLog(database), time.time()
+    log.write([Entry(row(at_s=now_s - age_s), ("p", "a")) for age_s in (0, 100, 1000)])
+    assert log.prune(500, 100, keep_texts_s=50) == 1
+    assert len(read(database)) == 2
+    assert len(read_texts(database)) == 1
+
+
 def test_a_repeated_client_id_is_allowed(database: Database) -> None:
     entries = [Entry(row("same"), ("p", "a")) for _ in range(3)]
     assert RequestLog(database).write(entries) == []

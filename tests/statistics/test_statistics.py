@@ -19,6 +19,7 @@ from thrifty.statistics import (
     betting_interval,
     cohen_kappa,
     compare_arms,
+    compare_blocks,
     empirical_bernstein,
     excess_evidence,
     mixture_radius,
@@ -152,6 +153,29 @@ def test_arms_hold_the_difference_while_shares_change() -> None:
     assert abs(float(np.mean(found.estimate[:, -1])) + 0.1) < 0.01
     early = found.treated < MIN_ARM
     assert np.isinf(low[early]).all()
+
+
+def test_blocks_hold_the_difference_when_servers_pause() -> None:
+    """A pause of one server slows all that it answers for a while; blocks know, single values
+    would not.
+    """
+    rng = np.random.default_rng(13)
+    alarms = naive = found = 0
+    for _ in range(200):
+        blocks = np.repeat(np.arange(80), 40)
+        treated = rng.random(3200) < 0.25
+        pause = rng.random((80, 2)) < 0.2
+        values = rng.normal(0, 0.3, 3200) + 2.0 * pause[blocks, treated.astype(int)]
+        low, high = compare_blocks(values, treated, blocks).bounds(ALPHA)
+        alarms += bool(((low > 0) | (high < 0)).any())
+        low, high = compare_arms(values, treated, np.array(0.25)).bounds(ALPHA)
+        naive += bool(((low > 0) | (high < 0)).any())
+        low, _ = compare_blocks(values + 0.8 * treated, treated, blocks).bounds(ALPHA)
+        found += bool((low > 0).any())
+    assert alarms / 200 <= at_most(2 * ALPHA, 200)
+    assert naive / 200 > 0.3
+    assert found > 180
+    assert len(compare_blocks(np.zeros(3), np.zeros(3, dtype=bool), np.arange(3)).estimate) == 0
 
 
 def test_arms_refuse_what_cannot_be() -> None:

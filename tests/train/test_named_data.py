@@ -15,10 +15,12 @@ from thrifty.train.named_data import find_rows
 from thrifty.train.rows import Method, SetAside, read_rows
 
 
-def build(home: Home, name: str, kind: str, rows: dict[str, list[Any]]) -> None:
+def build(
+    home: Home, name: str, kind: str, rows: dict[str, list[Any]], shard_bytes: int = 1 << 20
+) -> None:
     folder = home.datasets / name / "v1"
     folder.mkdir(parents=True)
-    writer = RowWriter(folder, shard_bytes=150)
+    writer = RowWriter(folder, shard_bytes=shard_bytes)
     for split, own in rows.items():
         for row in own:
             writer.write(split, json.dumps(row).encode() + b"\n")
@@ -35,7 +37,13 @@ def row(number: int) -> dict[str, Any]:
 
 def test_built_sets_are_read_through_all_of_their_files(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    build(home, "chats", "kto", {"train": [row(n) for n in range(5)], "test": [row(9)]})
+    build(
+        home,
+        "chats",
+        "kto",
+        {"train": [row(n) for n in range(5)], "test": [row(9)]},
+        shard_bytes=150,
+    )
     found = find_rows(home, "chats", Method.KTO)
     assert found.name == "chats@v1"
     assert len(found.learned) > 1

@@ -144,15 +144,13 @@ def test_what_is_set_aside_is_said_with_its_lines(tmp_path: Path) -> None:
 
 
 def test_a_prompt_is_held_out_with_all_of_its_rows() -> None:
-    def row(number: int, prompt: int) -> Row:
-        return Row(number, [{"role": "user", "content": f"q{prompt}"}], [ANSWER])
+    def row(number: int, prompt: int) -> tuple[str, bool]:
+        return Row(number, [{"role": "user", "content": f"q{prompt}"}], [ANSWER]).key, True
 
     rows = [row(number, number // 3) for number in range(300)]
     apart = choose_held_out(rows, 0.1, 256)
     assert 27 <= len(apart) <= 30
-    assert {rows[n].key for n in apart}.isdisjoint(
-        rows[n].key for n in range(300) if n not in apart
-    )
+    assert {rows[n] for n in apart}.isdisjoint(rows[n] for n in range(300) if n not in apart)
     assert apart == choose_held_out(rows, 0.1, 256)
     assert len(choose_held_out(rows, 0.5, 12)) == 12
     assert choose_held_out([row(n, 0) for n in range(20)], 0.1, 256) == set(), "one prompt alone"
@@ -168,3 +166,10 @@ def test_kinds_of_feedback_are_balanced(
     weights = balance_weights(liked, disliked)
     assert weights == pytest.approx(expected)
     assert 1 <= weights[0] * liked / (weights[1] * disliked) <= 4 / 3 + 1e-9
+
+
+def test_both_kinds_of_answers_are_held_out() -> None:
+    rows = [(f"{number}", number > 3) for number in range(40)]
+    apart = choose_held_out(rows, 0.05, 256)
+    assert {rows[number][1] for number in apart} == {True, False}
+    assert len(apart) == 2

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from thrifty.api.cost_models import CostAnswer, CostQuery
+from thrifty.api.events import EventHub, follow_events
 from thrifty.api.models import (
     Applied,
     ApplyRequest,
@@ -34,6 +35,8 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseList,
     RollbackRequest,
+    ScaleChange,
+    Scaled,
     SeriesAnswer,
     SeriesQuery,
     Status,
@@ -43,6 +46,8 @@ from thrifty.api.models import (
 from thrifty.api.page import PAGE_HEADERS, render_page
 from thrifty.api.services import ApiServices
 from thrifty.api.table import API_ROUTES, PREFIX
+from thrifty.api.view_models import NewSilence, SilenceModel
+from thrifty.api.views import VIEW_HANDLERS
 from thrifty.errors import BadDataError, DatabaseError, NameTakenError, SpecError, ThriftyError
 from thrifty.openai.errors import (
     NOT_FOUND,
@@ -71,6 +76,7 @@ def make_api(services: ApiServices) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = services
+    app.state.events = EventHub(services)
     for route in API_ROUTES:
         roles = sorted(route.callers or ())
         app.add_api_route(
@@ -125,6 +131,11 @@ def get_traffic(name: str, services: Services) -> Traffic:
 def set_traffic(name: str, body: TrafficChange, services: Services, caller: Caller) -> Traffic:
     """Change weights."""
     return services.set_traffic(name, body.weights, who=caller, why=body.why, force=body.force)
+
+
+def set_scale(name: str, body: ScaleChange, services: Services, caller: Caller) -> Scaled:
+    """Change the number of replicas."""
+    return services.set_scale(name, body, who=caller)
 
 
 def roll_back(
@@ -194,6 +205,17 @@ def revoke_key(name: str, services: Services, caller: Caller) -> dict[str, str]:
     return {"revoked": name}
 
 
+def add_silence(body: NewSilence, services: Services, caller: Caller) -> SilenceModel:
+    """Silence alerts."""
+    return services.add_silence(body, who=caller)
+
+
+def remove_silence(number: int, services: Services, caller: Caller) -> dict[str, int]:
+    """End a silence."""
+    services.remove_silence(number, who=caller)
+    return {"ended": number}
+
+
 def get_openapi(request: Request) -> JSONResponse:
     """The OpenAPI document."""
     return JSONResponse(request.app.openapi())
@@ -207,11 +229,12 @@ def get_docs(request: Request) -> HTMLResponse:
 HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_status, get_series, get_cost, get_traffic, set_traffic, roll_back, make_plan,
+        get_status, get_series, get_cost, get_traffic, set_traffic, set_scale, roll_back, make_plan,
         apply_spec, list_releases, get_release, start_release, act_on_release, list_keys,
-        create_key, revoke_key, get_openapi, get_docs,
+        create_key, revoke_key, get_openapi, get_docs, follow_events,
+        add_silence, remove_silence,
     )
-}  # fmt: skip
+} | VIEW_HANDLERS  # fmt: skip
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:

@@ -234,6 +234,28 @@ class Traffic(Answer):
     owner: str = Field("spec", description="Who set the weights: `spec`, `traffic` or `rollback`.")
 
 
+class ScaleChange(Request):
+    """How many replicas a version has: `count` where it is fixed, `min` and `max` where the
+    autoscaler chooses.
+    """
+
+    version: Label
+    count: int | None = Field(None, ge=1)
+    min: int | None = Field(None, ge=0)
+    max: int | None = Field(None, ge=1)
+    why: Why = ""
+
+
+class Scaled(Answer):
+    """What is desired now."""
+
+    deployment: str
+    version: str
+    count: int
+    min: int | None = None
+    max: int | None = None
+
+
 class RollbackRequest(Request):
     """Why a deployment is rolled back, and what may come of it."""
 

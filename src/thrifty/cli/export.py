@@ -12,7 +12,7 @@ from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.fleet.controller_note import find_database_url
 from thrifty.home import find_home
 from thrifty.observe.record_files import check_export, write_records
-from thrifty.observe.rollups.roll import Roller
+from thrifty.observe.rollups.roll import open_roller
 from thrifty.openai.response_ids import ResponseIds
 
 TELL_ROWS = 200_000
@@ -31,7 +31,7 @@ def run_export(
             tell(f"{count:,} rows written")
 
     try:
-        Roller(database).catch_up()
+        open_roller(database).catch_up()
         ids = ResponseIds(read_secret(database, ID_SECRET), 0)
         # Before it is written, so that a killed export is known, too.
         who = Actor.from_user("thrifty export").who

@@ -15,18 +15,21 @@ from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import find_home
 from thrifty.observe.dashboard import make_dashboard
 from thrifty.observe.rules import make_rules
+from thrifty.spec import load_spec
+from thrifty.spec.alerts import AlertsSpec
 
 DASHBOARD, RULES, CONFIG = "grafana-dashboard.json", "thrifty-rules.yaml", "prometheus.yaml"
 _HEADER = "# Written by 'thrifty observe export'.\n"
 
 
-def run_export(folder: Path, availability: float, minimum: int, *, as_json: bool) -> None:
+def run_export(folder: Path, spec: Path | None, *, as_json: bool) -> None:
     """Write the files. Those that are there are replaced."""
+    alerts = load_spec(spec).spec.alerts if spec is not None else AlertsSpec()
     note = read_controller_note(find_home())
     target = note.url.partition("://")[2] if note is not None else "127.0.0.1:8080"
     files = {
         DASHBOARD: json.dumps(make_dashboard(), indent=2) + "\n",
-        RULES: _HEADER + _dump(make_rules(availability, minimum)),
+        RULES: _HEADER + _dump(make_rules(alerts.availability, alerts.minimum)),
         CONFIG: _HEADER + _dump(_make_config(target)),
     }
     try:

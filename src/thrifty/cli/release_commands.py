@@ -49,6 +49,16 @@ def release(
     run_release(what, to, plan, yes=yes, why=why, as_json=as_json)
 
 
+def quality(
+    deployment: Annotated[str | None, typer.Option(help="Only this deployment's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what each version answers to canary questions, and whether that has changed."""
+    from thrifty.cli.quality import run_quality
+
+    run_quality(deployment, as_json=as_json)
+
+
 def releases(
     release_id: Annotated[
         int | None, typer.Argument(metavar="[ID]", help="Show one release with its decisions.")

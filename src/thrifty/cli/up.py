@@ -154,7 +154,7 @@ async def _introduce(
 ) -> None:
     """Say what runs; ask each model a question and measure it, where that is wanted and possible."""
     desired = await asyncio.to_thread(read_desired, controller.database)
-    price = prepared.loaded.spec.price_per_hour
+    price = prepared.service.capacity.price_per_hour
     needs_key = bool(await asyncio.to_thread(list_keys, controller.database))
     for state in desired.deployments.values():
         shown = _Shown(controller.gateway_url, state, controller.observe, price, needs_key)

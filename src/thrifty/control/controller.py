@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from thrifty.artifacts import Store
+from thrifty.control.alerting import Alerting
 from thrifty.control.checks import check_keys
 from thrifty.control.gateway_settings import (
     WorkerSettings,
@@ -56,6 +57,7 @@ from thrifty.fleet.local import LocalFleet
 from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
+from thrifty.quality.run import QualityChecks
 from thrifty.release.run import Releases
 from thrifty.types import ReplicaState
 
@@ -99,6 +101,10 @@ class Controller:
         self._scaling = Scaling(
             lambda: self.database, self._loop, machine, lambda: len(self._gateway_ids)
         )
+        self._quality = QualityChecks(
+            lambda: self.database, lambda: self._loop.desired.deployments, home, store
+        )
+        self._alerting = Alerting(lambda: self.database, self._loop)
         self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
         self._service_changed = asyncio.Event()
@@ -164,10 +170,12 @@ class Controller:
         await self._gateways.start(self._make_worker_settings(gateway))
         self._service_changed.clear()
         self._tasks.append(asyncio.ensure_future(self._keep_gateways()))
+        self._tasks.append(asyncio.ensure_future(self._alerting.run()))
         self._tasks.append(
             asyncio.ensure_future(keep_rollups(lambda: self.database, self._find_keep))
         )
         self._tasks.append(asyncio.ensure_future(self._releases.run()))
+        self._tasks.append(asyncio.ensure_future(self._quality.run()))
         await self._end_old_gateways()
 
     async def _choose_fleet(self) -> None:

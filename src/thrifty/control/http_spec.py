@@ -135,3 +135,5 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
         yield _Use("compress.held_out", named)
     for task in compress.tasks:
         yield _Use("compress.tasks", task)
+    if spec.quality.questions is not None:
+        yield _Use("quality.questions", spec.quality.questions)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thrifty.control.service_status import read_status
@@ -42,7 +42,7 @@ def read_live(
         for version in status["versions"]:
             label = version["label"]
             own = [one for one in mine if one.version == label]
-            queues = waiting.get((name, label), {})
+            queues: Mapping[str, int] = waiting.get((name, label), {})
             versions.append(
                 {
                     "label": label, "share": version["share"], "state": version["state"],

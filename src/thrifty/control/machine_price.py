@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from thrifty.errors import Problem
+from thrifty.errors import Problem, SpecError
 from thrifty.prices.table import load_prices
-from thrifty.spec.load import LoadedSpec
+from thrifty.spec import LoadedSpec, Spec
 
 STATED = "price_per_hour of the spec"
 
@@ -21,46 +21,62 @@ class MachinePrice:
 
 
 def find_machine_price(loaded: LoadedSpec) -> MachinePrice:
-    """The machine's price. Raises `SpecError` where it is said twice, or its machine is not known."""
-    spec = loaded.spec
+    """The machine's price. Raises `SpecError`, with lines, as `read_machine_price` does."""
+    try:
+        return read_machine_price(loaded.spec)
+    except SpecError as error:
+        loaded.refuse(list(error.problems))
+        raise
+
+
+def find_reported_price(spec: Spec) -> float:
+    """What the machine costs an hour for reports that need some price: the default of
+    `price_per_hour` where the spec says none. Raises `SpecError`.
+    """
+    price = read_machine_price(spec)
+    return spec.price_per_hour if price.per_hour is None else price.per_hour
+
+
+def read_machine_price(spec: Spec) -> MachinePrice:
+    """The machine's price. Raises `SpecError` where it is said twice, or the machine is not known."""
     machine, written = spec.machine, "price_per_hour" in spec.model_fields_set
     if machine.instance is None and machine.watts is None:
         return MachinePrice(spec.price_per_hour, STATED) if written else MachinePrice(None, "")
     if written:
-        message = "says what 'price_per_hour' says already; write one of them"
-        loaded.refuse([Problem("machine", message)])
+        raise _fault("machine", "says what 'price_per_hour' says already; write one of them")
     if machine.watts is not None and machine.per_kwh is not None:
         return MachinePrice(
             machine.watts / 1000 * machine.per_kwh,
             f"electricity: {machine.watts:g} W at {machine.per_kwh:g} a kWh",
         )
-    return _find_instance(loaded, machine.instance or "", spot=machine.spot)
+    return _find_instance(machine.instance or "", spot=machine.spot)
 
 
-def _find_instance(loaded: LoadedSpec, named: str, *, spot: bool) -> MachinePrice:
+def _find_instance(named: str, *, spot: bool) -> MachinePrice:
     table = load_prices()
     names = {f"{one.cloud}/{one.region}/{one.instance}": one for one in table.machines}
     wanted = named.split("/")
     found = [
         (name, one)
         for name, one in names.items()
-        if named == name or (len(wanted) == 2 and wanted == [one.cloud, one.instance])
+        if named == name or wanted == [one.cloud, one.instance]
     ]
-    if len(found) != 1:
-        if found:
-            hint = f"it is in several regions: {', '.join(name for name, _ in found)}"
-        else:
-            near = difflib.get_close_matches(named, [*names], 1, 0.5)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            hint += "'thrifty prices' shows those that there are; or write 'price_per_hour'"
-        loaded.refuse(
-            [Problem("machine.instance", f"{named!r} is no machine of the table; {hint}")]
-        )
+    if not found:
+        near = difflib.get_close_matches(named, [*names], 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint += "'thrifty prices' shows those that there are; or write 'price_per_hour'"
+        raise _fault("machine.instance", f"{named!r} is no machine of the table; {hint}")
+    if len(found) > 1:
+        places = ", ".join(name for name, _ in found)
+        raise _fault("machine.instance", f"{named!r} is in several regions; write one of {places}")
     name, one = found[0]
     price = one.spot_per_hour if spot else one.per_hour
     if price is None:
         message = f"{name} has no spot price in the table; leave it out, or write 'price_per_hour'"
-        loaded.refuse([Problem("machine.spot", message)])
-        raise AssertionError("refused")
+        raise _fault("machine.spot", message)
     kind = "spot price" if spot else "price"
     return MachinePrice(price, f"{kind} of {name}, {table.currency}, read on {table.read}")
+
+
+def _fault(path: str, message: str) -> SpecError:
+    return SpecError([Problem(path, message)])

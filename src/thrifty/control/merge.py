@@ -181,6 +181,7 @@ def _merge_deployment(
         wanted.family,
         replace(wanted.settings, **values),
         _merge_versions(before, wanted, there, held),
+        wanted.quality,
     )
 
 

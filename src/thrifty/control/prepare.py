@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
@@ -24,6 +25,7 @@ from thrifty.artifacts.remotes.prepared import (
     share_prepared,
 )
 from thrifty.artifacts.sources import fetch_model
+from thrifty.control.alerting import describe_alerts
 from thrifty.control.applied import AppliedSpec, describe_fixed, describe_written
 from thrifty.control.auto import resolve_auto
 from thrifty.control.checks import (
@@ -41,9 +43,11 @@ from thrifty.control.estimates import PREPARE, record_times
 from thrifty.control.gateway_settings import describe_gateway
 from thrifty.control.machine_price import find_machine_price
 from thrifty.control.token_prices import find_token_prices
+from thrifty.data.sets import SETS
 from thrifty.db.desired_state import (
     DesiredCapacity,
     DesiredDeployment,
+    DesiredQuality,
     DesiredReplicas,
     DesiredService,
     DesiredSlo,
@@ -54,7 +58,8 @@ from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.engines.server import KEY_VARIABLE
-from thrifty.errors import Problem
+from thrifty.errors import EvaluationError, Problem
+from thrifty.evaluate.questions import read_questions
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.fleet import DEFAULT_CPUS
 from thrifty.spec.scaling import IDLE_AFTER_S
@@ -247,6 +252,7 @@ def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeploym
         family=str(first.served.family),
         settings=_make_settings(loaded.spec),
         versions=tuple(_make_version(part) for part in parts),
+        quality=_make_quality(loaded),
     )
     # As it will be read: tuples are lists, numbers are as JSON has them.
     return msgspec.json.decode(msgspec.json.encode(state), type=DesiredDeployment)
@@ -277,6 +283,7 @@ def make_service(
         _make_records(loaded.spec),
         _list_budgets(loaded, deployments),
         loaded.spec.fleet.describe(),
+        describe_alerts(loaded.spec.alerts),
     )
     return msgspec.json.decode(msgspec.json.encode(made), type=DesiredService)
 
@@ -322,6 +329,27 @@ def _make_settings(spec: Spec) -> DeploymentSettings:
         fallback=spec.fallback,
         priority=spec.priority,
     )
+
+
+def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
+    """The canary questions. Raises `SpecError` for a file that holds none with known answers."""
+    wanted = loaded.spec.quality
+    questions = wanted.questions
+    if questions is None:
+        return None
+    if questions not in SETS:
+        path = Path(questions).absolute()
+        try:
+            found = read_questions(path, wanted.count)
+        except EvaluationError as error:
+            named = ", ".join(sorted(SETS))
+            message = f"{error}; give a file of questions, or one of the sets {named}"
+            loaded.refuse([Problem("quality.questions", message)])
+        if not any(question.answers for question in found):
+            message = f"{path} holds no question with 'answers'"
+            loaded.refuse([Problem("quality.questions", message)])
+        questions = str(path)
+    return DesiredQuality(questions, wanted.every, wanted.count)
 
 
 def _make_version(part: Part) -> DesiredVersion:

@@ -142,10 +142,10 @@ def _read_tenants(
     )
     limits: dict[str, list[float | None]] = {}
     found: dict[str, dict[int, float]] = {}
-    for row in connection.execute(
+    for tenant, budget in connection.execute(
         select(keys.c.tenant, keys.c.budget_month).where(keys.c.revoked_s.is_(None))
     ):
-        limits.setdefault(row.tenant, []).append(row.budget_month)
+        limits.setdefault(tenant, []).append(budget)
     for row in connection.execute(spend):
         day = int(datetime.strptime(row.day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp())
         days = found.setdefault(row.tenant, {})

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from thrifty.cost.amounts import price_time, split, to_amount
 from thrifty.cost.cells import (
@@ -31,12 +31,13 @@ from thrifty.cost.savings import Saving, list_savings
 from thrifty.db import Database
 from thrifty.db.replica_spans import MACHINE, read_spans
 from thrifty.db.rollups import DAY_S, HOUR_S
+from thrifty.db.tables import rollups
 from thrifty.errors import ThriftyError
 from thrifty.evaluate.statistics import proportion
 
 BY = ("version", "deployment", "tenant", "day")
 HOURS_FOR_S = 45 * DAY_S
-"""Longer times are read by day. Sums by hour are kept for 2 days at least, see `_choose_step`."""
+"""Longer times are read by day."""
 HOW_TO_PRICE = (
     "Nobody has said what this machine costs. Write one of these into the spec and apply it: "
     "'price_per_hour: 0.40'; 'machine: {instance: aws/us-east-1/c7g.4xlarge}' (see 'thrifty "
@@ -160,9 +161,9 @@ def make_report(
         raise ThriftyError(f"costs are told apart by {', '.join(BY)}, not by {by[:60]!r}")
     if until_s <= from_s:
         raise ThriftyError("the end of the time must be later than its start")
-    step_s = HOUR_S if until_s - from_s <= HOURS_FOR_S else DAY_S
-    start = int(from_s // step_s) * step_s
     with database.begin() as connection:
+        step_s = _choose_step(connection, from_s, until_s)
+        start = int(from_s // step_s) * step_s
         cells = read_cells(connection, start, until_s, step_s, by_day=by == "day")
         machine = add_cells(cell for place, cell in cells.items() if _is_machine(place))
         own = {place: cell for place, cell in cells.items() if not _is_machine(place)}
@@ -179,6 +180,21 @@ def make_report(
     if fill_per_hour is not None:
         bases.append(f"--price-per-hour {fill_per_hour:g} where nothing was said")
     return CostReport(by, start, until_s, lines, unheld, unheld_ms, bases, savings, budgets)
+
+
+def _choose_step(connection: Connection, from_s: float, until_s: float) -> int:
+    """Hours for short times, as far back as there are sums by hour; else days."""
+    if until_s - from_s > HOURS_FOR_S:
+        return DAY_S
+    first_hour, first_day = (
+        connection.execute(
+            select(func.min(rollups.c.at_s)).where(rollups.c.step_s == step_s)
+        ).scalar()
+        for step_s in (HOUR_S, DAY_S)
+    )
+    if first_hour is None or first_day is None:
+        return HOUR_S
+    return HOUR_S if from_s >= first_hour or first_day >= first_hour - DAY_S else DAY_S
 
 
 def _is_machine(place: Place) -> bool:

@@ -9,5 +9,6 @@ duplicates, vectors         rows that say the same, found on disk with bounded m
 leaks                       rows that hold what models are judged by
 select                      which rows go where: split, balance, weights, order, packs
 build                       the order of all that, and what makes it resumable
+augment                     augmentation, kept only where a measurement says that it gains
 report                      what each stage did, as JSON and HTML
 """

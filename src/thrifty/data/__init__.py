@@ -2,6 +2,7 @@
 
 fetch, sets, convert, facts   what comes as packages
 overlap                       sequences of words that two texts share
+noise                         the rows of an epoch, with seeded noise on what users say
 built                         sets that `thrifty data build` made: their folders, and their rows
 """
 

@@ -151,9 +151,13 @@ def read_held(database: Database) -> dict[tuple[str, str], int]:
     return dict(held)
 
 
-def read_demand(database: Database) -> list[DemandRow]:
-    """All rows, those of workers that are gone included. Raises `DatabaseError`."""
+def read_demand(database: Database, *, fresh: bool = False) -> list[DemandRow]:
+    """All rows, those of workers that are gone included, or with `fresh` those of workers that still
+    report. Raises `DatabaseError`.
+    """
     query = select(demand.c.worker, demand.c.deployment, demand.c.version, demand.c.figures)
+    if fresh:
+        query = query.where(demand.c.updated_s > time.time() - FRESH_S)
     with database.begin() as connection:
         rows = connection.execute(query).all()
     return [DemandRow(row[0], row[1], row[2], _decode(row[3])) for row in rows]

@@ -38,7 +38,7 @@ from thrifty.errors import ControlError, DatabaseError, StaleStateError
 SERVICE = ""
 """The name under which the state of the service itself is kept."""
 AUTOSCALE = "autoscale"
-KINDS = ("apply", "traffic", "rollback", "release", AUTOSCALE)
+KINDS = ("apply", "traffic", "scale", "rollback", "release", AUTOSCALE)
 AUTOSCALE_KEEP = 20
 """So many changes by the autoscaler are kept of each deployment; it may make many."""
 MAX_TRIES = 20

@@ -118,6 +118,16 @@ class DesiredVersion:
 
 
 @dataclass(frozen=True)
+class DesiredQuality:
+    """Canary questions for every version."""
+
+    questions: str
+    """A file on the controller's machine, or the name of a data set."""
+    every_s: float = 600.0
+    count: int = 50
+
+
+@dataclass(frozen=True)
 class DesiredDeployment:
     """What is to be served under one name."""
 
@@ -126,6 +136,7 @@ class DesiredDeployment:
     settings: DeploymentSettings
     versions: tuple[DesiredVersion, ...]
     """At least one, in the order of the spec."""
+    quality: DesiredQuality | None = None
 
     @property
     def row(self) -> DeploymentRow:
@@ -169,6 +180,8 @@ class DesiredService:
     """What replicas may cost in a month, by deployment; the empty name has the service's."""
     fleet: Mapping[str, Any] = field(default_factory=dict)
     """Where replicas run, with its settings, as plain data; empty: on this machine."""
+    alerts: Mapping[str, Any] = field(default_factory=dict)
+    """What is an alert and who is told, as plain data (`observe.alerts.settings`)."""
 
 
 DesiredState = DesiredDeployment | DesiredService

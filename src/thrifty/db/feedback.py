@@ -13,7 +13,17 @@ from hashlib import blake2b
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from thrifty.db.database import Database
@@ -247,8 +257,12 @@ class FeedbackFilter:
     user: str | None = None
     since_s: float | None = None
     until_s: float | None = None
+    untriaged: bool = False
+    """Only what people said (no events, no scores) of answers that nobody has triaged."""
 
 
+TRIAGE = "score:triage"
+"""The kind of the feedback by which a person says that feedback was looked at."""
 _newer = requests.alias("newer")
 _newest_of_conversation = (
     select(func.max(_newer.c.id))
@@ -259,6 +273,22 @@ _joined = feedback.outerjoin(
     requests, requests.c.id == func.coalesce(feedback.c.response, _newest_of_conversation)
 )
 _user = func.coalesce(feedback.c.end_user, requests.c.end_user)
+
+
+def find_feedback(
+    database: Database, feedback_id: int, tenant: str | None
+) -> tuple[str, int | None, str | None] | None:
+    """The tenant, the response and the conversation of one piece of feedback, of one tenant or (None)
+    of any; None where there is none. Raises `DatabaseError`.
+    """
+    query = select(feedback.c.tenant, feedback.c.response, feedback.c.conversation_id).where(
+        feedback.c.id == feedback_id
+    )
+    if tenant is not None:
+        query = query.where(feedback.c.tenant == tenant)
+    with database.begin() as connection:
+        row = connection.execute(query).first()
+    return None if row is None else (row[0], row[1], row[2])
 
 
 def list_feedback(
@@ -285,12 +315,23 @@ def list_feedback(
         query = query.where(feedback.c.updated_s >= wanted.since_s)
     if wanted.until_s is not None:
         query = query.where(feedback.c.updated_s < wanted.until_s)
+    if wanted.untriaged:
+        query = query.where(_is_untriaged())
     if before is not None:
         query = query.where(feedback.c.id < before)
     query = query.order_by(feedback.c.id.desc()).limit(limit + 1)
     with database.begin() as connection:
         rows = [FeedbackRow(**row) for row in connection.execute(query).mappings()]
     return rows[:limit], len(rows) > limit
+
+
+def _is_untriaged() -> ColumnElement[bool]:
+    mark = feedback.alias("mark")
+    same = mark.c.response == feedback.c.response
+    same |= mark.c.conversation_id == feedback.c.conversation_id
+    looked = exists().where(mark.c.kind == TRIAGE, mark.c.tenant == feedback.c.tenant, same)
+    said = feedback.c.kind.not_like("event:%") & feedback.c.kind.not_like("score:%")
+    return said & ~looked
 
 
 _OWN = {column.name for column in feedback.columns}

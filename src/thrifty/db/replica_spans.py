@@ -87,7 +87,8 @@ class SpanRecorder:
                     del fresh[row.replica]
                     continue
                 # What an earlier controller left, and is not there, ended when nobody looked.
-                end_s = row.seen_s if self._last is None else ended_s
+                lives = found is not None and found.process_s == row.process_s
+                end_s = row.seen_s if self._last is None and not lives else ended_s
                 _end(connection, replica_spans.c.id == row.id, end_s)
             connection.execute(
                 update(replica_spans).where(replica_spans.c.ended_s.is_(None)).values(seen_s=wall_s)

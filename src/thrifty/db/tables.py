@@ -5,8 +5,6 @@ Every change needs a migration in `migrations/versions`; a test compares the two
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -14,21 +12,23 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
-    LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
+    text,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from thrifty.db.metadata import metadata as metadata
+from thrifty.db.sum_tables import ROLLUP_AMOUNTS as ROLLUP_AMOUNTS
+from thrifty.db.sum_tables import ROLLUP_NUMBERS as ROLLUP_NUMBERS
+from thrifty.db.sum_tables import ROLLUP_SKETCHES as ROLLUP_SKETCHES
+from thrifty.db.sum_tables import replica_hours as replica_hours
+from thrifty.db.sum_tables import replica_spans as replica_spans
+from thrifty.db.sum_tables import rollup_state as rollup_state
+from thrifty.db.sum_tables import rollups as rollups
+from thrifty.db.sum_tables import tenant_rollups as tenant_rollups
+from thrifty.db.sum_tables import unrolled_rows as unrolled_rows
+from thrifty.db.sum_tables import unrolled_thumbs as unrolled_thumbs
 
 changes = Table(
     "changes",
@@ -98,7 +98,7 @@ desired_changes = Table(
     Index(None, "name"),
 )
 """Every change of the desired state: the state after it (NULL: the deployment was removed), when,
-by whom and why. `kind` is `apply`, `traffic`, `rollback`, `release` or `autoscale`."""
+by whom and why. `kind` is `apply`, `traffic`, `scale`, `rollback`, `release` or `autoscale`."""
 
 secrets = Table(
     "secrets",
@@ -174,6 +174,7 @@ key_spend = Table(
 )
 """The spend of each key per day (UTC). Every gateway worker adds to it."""
 
+_FAILED = text("error IS NOT NULL OR status >= 400")
 requests = Table(
     "requests",
     metadata,
@@ -213,6 +214,7 @@ requests = Table(
     Index(None, "request_id"),
     Index(None, "client_request_id"),
     Index(None, "conversation_id"),
+    Index("ix_requests_failed", "id", sqlite_where=_FAILED, postgresql_where=_FAILED),
 )
 """One row per response, without prompts and answers. `id` is the number in the response's id.
 `origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
@@ -418,6 +420,26 @@ release_pairs = Table(
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
 (`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
 
+quality_answers = Table(
+    "quality_answers",
+    metadata,
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("at_s", Double, nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(64), nullable=False),
+    Column("revision", String(32), nullable=False),
+    Column("questions", String(16), nullable=False),
+    Column("question", Integer, nullable=False),
+    Column("right", Boolean),
+    Column("faults", Text, nullable=False),
+    Index(None, "deployment", "version", "at_s"),
+    Index(None, "at_s"),
+)
+"""What each version answered to canary questions: whether it was right (NULL: there was no answer),
+and faults that show at a glance. Answers themselves are not kept."""
+
 held_conversations = Table(
     "held_conversations",
     metadata,
@@ -491,122 +513,34 @@ leases = Table(
 )
 """The exclusive rights of processes, with their expiry on the database's clock."""
 
-ROLLUP_NUMBERS = (
-    "requests", "errors", "hits", "prompt_tokens", "completion_tokens", "cached_tokens",
-    "hit_prompt_tokens", "hit_completion_tokens", "other_requests", "up", "down",
-)  # fmt: skip
-ROLLUP_AMOUNTS = ("cost", "hit_cost", "busy_ms", "other_busy_ms")
-ROLLUP_SKETCHES = ("ttft", "tpot", "e2e", "queue")
-
-
-def _rollup_columns() -> list[Column[Any]]:
-    return [
-        *(Column(name, BigInteger, nullable=False) for name in ROLLUP_NUMBERS),
-        *(Column(name, Double, nullable=False) for name in ROLLUP_AMOUNTS),
-        Column("kinds", Text),
-        *(Column(name, LargeBinary) for name in ROLLUP_SKETCHES),
-    ]
-
-
-rollups = Table(
-    "rollups",
+alerts = Table(
+    "alerts",
     metadata,
-    Column("step_s", Integer, primary_key=True, autoincrement=False),
-    Column("at_s", BigInteger, primary_key=True, autoincrement=False),
-    Column("deployment", String(64), primary_key=True),
-    Column("version", String(128), primary_key=True),
-    *_rollup_columns(),
-)
-"""Sums of the request log by minute, hour and day (`step_s`), from `at_s` on. Requests of clients
-and batches count; of others (shadows, measurements) only `other_requests` and `other_busy_ms` do.
-Tokens and `cost` are of answers that were generated, those with `hit_` of cache hits. `busy_ms` adds
-up how long requests were at replicas. `kinds` is JSON: errors by code, and results of the cache.
-Times in milliseconds are sketches (`observe.rollups.sketch`). The empty deployment has the requests
-that named none."""
-
-tenant_rollups = Table(
-    "tenant_rollups",
-    metadata,
-    Column("step_s", Integer, primary_key=True, autoincrement=False),
-    Column("at_s", BigInteger, primary_key=True, autoincrement=False),
-    Column("deployment", String(64), primary_key=True),
-    Column("version", String(128), primary_key=True),
-    Column("tenant", String(64), primary_key=True),
-    *_rollup_columns(),
-)
-"""As `rollups`, by tenant. The empty tenant has the requests without a key."""
-
-rollup_state = Table(
-    "rollup_state",
-    metadata,
-    Column("id", Integer, primary_key=True),
-    Column("turn", BigInteger, nullable=False),
-    Column("old_after", BigInteger, nullable=False),
-    Column("old_until", BigInteger, nullable=False),
-)
-"""One row. `turn` counts what was added to the rollups, so that two processes cannot add at once.
-Rows of the log with a number above `old_after`, up to `old_until`, are from before there were
-rollups, and still to be added."""
-
-unrolled_rows = Table(
-    "unrolled_rows",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("numbers", LargeBinary, nullable=False),
-)
-"""Numbers (MessagePack) of rows that were written to the log and are still to be added to the
-rollups; written in the transaction that wrote the rows."""
-
-unrolled_thumbs = Table(
-    "unrolled_thumbs",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("response", BigInteger),
-    Column("conversation_id", String(32)),
-    Column("up", Integer, nullable=False),
-    Column("down", Integer, nullable=False),
-    Column("at_s", Double, nullable=False),
-)
-"""Thumbs that were given, and taken back (below 0), still to be added to the rollups."""
-
-replica_spans = Table(
-    "replica_spans",
-    metadata,
-    Column(
-        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    ),
-    Column("replica", String(64), nullable=False),
+    Column("key", String(255), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("severity", String(8), nullable=False),
     Column("deployment", String(64), nullable=False),
     Column("version", String(128), nullable=False),
-    Column("process_s", Double, nullable=False),
-    Column("share", Double, nullable=False),
-    Column("price_per_hour", Double),
-    Column("basis", Text, nullable=False),
-    Column("started_s", Double, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("runbook", Text, nullable=False),
+    Column("since_s", Double, nullable=False),
     Column("seen_s", Double, nullable=False),
-    Column("ended_s", Double, index=True),
+    Column("resolved_s", Double),
+    Column("told", Text, nullable=False),
 )
-"""Which replica held which `share` of a machine from when to when, and what the whole machine cost an
-hour then (NULL: nobody said). `process_s` tells a process from the next one of the same name.
-`ended_s` is NULL while it goes on; then it was last seen at `seen_s`. The replica with the empty name
-is the machine itself, while a controller runs. Servers that others run have a share of 0."""
+"""Alerts that are open, and those that were over a while ago. The controller writes them. `told` is
+JSON: what each target was told last, and when."""
 
-replica_hours = Table(
-    "replica_hours",
+alert_silences = Table(
+    "alert_silences",
     metadata,
-    Column("hour_s", BigInteger, primary_key=True, autoincrement=False),
-    Column("deployment", String(64), primary_key=True),
-    Column("version", String(128), primary_key=True),
-    Column("held_ms", BigInteger, nullable=False),
-    Column("worked_ms", BigInteger, nullable=False),
-    Column("machine_ms", BigInteger, nullable=False),
-    Column("unpriced_ms", BigInteger, nullable=False),
-    Column("cost_nanos", BigInteger, nullable=False),
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
+    Column("kind", String(32)),
+    Column("deployment", String(64)),
+    Column("version", String(128)),
+    Column("until_s", Double, nullable=False),
+    Column("why", Text, nullable=False),
 )
-"""Hours that are over: how long replicas were held and worked, how much time of a whole machine that
-was (`machine_ms`), how much of it had no price, and what the rest cost, in billionths of the currency's
-unit. The empty deployment is the machine itself."""
+"""Alerts that nobody is told of for a while; NULL means any."""

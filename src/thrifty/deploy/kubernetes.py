@@ -156,7 +156,7 @@ def make_gateway_spec(context: Context) -> dict[str, Any]:
     """
     service = context.request.service
     given = dump_spec(service.loaded.spec)
-    shared = {"record", "batches", "price_per_hour", "redis_timeout"}
+    shared = {"record", "batches", "observe", "alerts", "price_per_hour", "redis_timeout"}
     gateway = service.gateway_section()
     if context.options.host:
         hosts = [*gateway.get("hosts", ()), context.options.host]
@@ -186,8 +186,9 @@ def _make_gateway_version(context: Context, version: DeployedVersion) -> dict[st
     made: dict[str, Any] = {"label": version.label, "weight": version.weight}
     if version.shadow:
         made["shadow"] = version.shadow
-    if "prices" in given:
-        made["prices"] = given["prices"]
+    for key in ("prices", "slo"):
+        if key in given:
+            made[key] = given[key]
     if version.external:
         names = ["model", "engine", "replicas"]
         return {**made, **{key: given[key] for key in names if key in given}}

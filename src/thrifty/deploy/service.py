@@ -93,8 +93,14 @@ class DeployedService:
         return self.loaded.spec.gateway.port or DEFAULT_PORT
 
     def key_variables(self) -> list[str]:
-        """The environment variables with the keys of servers that others run."""
+        """The environment variables with secrets that a spec names: keys of servers that others
+        run, headers for a collector, and what tells targets of alerts.
+        """
+        spec = self.loaded.spec
         names = {str(v.spec.engine.options.get("key_env") or "") for v in self.versions}
+        names.add(spec.observe.otlp.headers_env or "")
+        for target in spec.alerts.targets:
+            names |= {target.url_env or "", target.user_env or "", target.password_env or ""}
         return sorted(names - {""})
 
     def whole_spec(self) -> dict[str, Any]:

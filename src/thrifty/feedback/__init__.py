@@ -3,6 +3,7 @@
     parse        the JSON object of `POST /v1/feedback`
     rates        how much one user and one tenant may send
     pages        the endpoints
+    inbox        what operators do with it: triage, export over HTTP
     send         a helper for Python programs
     feedback.js  a helper for web pages
 

@@ -25,6 +25,7 @@ from thrifty.db.feedback import (
 )
 from thrifty.db.keys import Key
 from thrifty.errors import DatabaseError, NameTakenError
+from thrifty.feedback.inbox import InboxPages
 from thrifty.feedback.parse import ParsedFeedback, parse_feedback
 from thrifty.feedback.rates import Rates
 from thrifty.gateway.admission.authenticate import authenticate_late
@@ -35,6 +36,7 @@ from thrifty.gateway.app.lists import (
     find_visible_tenant,
     no_such,
     read_cursor,
+    read_flag,
     read_limit,
     read_query,
     read_tenant,
@@ -62,6 +64,7 @@ from thrifty.types import Role
 MAX_BODY_BYTES = 500_000
 """A correction of 100,000 characters, however it is written."""
 MAX_PAGE = 1000
+_LIST_QUERY = ("limit", "after", "since", "until", "tenant", "untriaged")
 _FILTERS = ("response_id", "conversation_id", "kind", "model", "version", "user")
 _CALLERS = Role.USER.holders()
 _HEADER = HEADER.encode()
@@ -111,6 +114,7 @@ class FeedbackPages:
         self._redactor = redactor
         self._rates = Rates(settings.per_user, settings.per_tenant)
         self._threads = Threads("feedback")
+        self._inbox = InboxPages(database, self._threads)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -129,6 +133,7 @@ class FeedbackPages:
             OwnRoute(
                 "GET", "/v1/feedback.js", None, self._send_script, "the helper for web pages"
             ),
+            *self._inbox.routes(),
         ]  # fmt: skip
 
     async def _send_script(self, exchange: Exchange, _: Key | None, __: Any) -> None:
@@ -239,7 +244,7 @@ class FeedbackPages:
     async def _list(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
         if key is None:
             self._same_origin.check_page(exchange)
-        query = read_query(exchange, ("limit", "after", "since", "until", "tenant", *_FILTERS))
+        query = read_query(exchange, (*_LIST_QUERY, *_FILTERS))
         tenant = find_visible_tenant(exchange, key, query)
         number = None
         if "response_id" in query:
@@ -256,6 +261,7 @@ class FeedbackPages:
             user=query.get("user"),
             since_s=read_time(query, "since"),
             until_s=read_time(query, "until"),
+            untriaged=read_flag(query, "untriaged"),
         )
         limit, before = read_limit(query, 100, MAX_PAGE), read_cursor(query, "fb-")
 

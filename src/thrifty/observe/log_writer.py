@@ -21,6 +21,7 @@ from thrifty.db import Database
 from thrifty.db.feedback import prune_feedback
 from thrifty.db.request_log import COLUMNS, BadRow, Entry, RequestLog
 from thrifty.errors import DatabaseError
+from thrifty.observe.clock_watch import ClockWatch
 from thrifty.observe.redact import Redactor
 from thrifty.observe.texts import redact_json
 
@@ -188,7 +189,7 @@ class LogWriter:
     def _run(self) -> None:
         log_table = RequestLog(self._database)
         failures = 0
-        next_prune_s = time.monotonic() + PRUNE_DELAY_S
+        clock, next_prune_s = ClockWatch(), time.monotonic() + PRUNE_DELAY_S
         while self._count_waiting() or not self._stopping:
             self._wake.wait(0.0 if self._stopping else INTERVAL_S)
             self._wake.clear()
@@ -196,8 +197,9 @@ class LogWriter:
                 self._write_batches(log_table)
                 if time.monotonic() > next_prune_s and not self._stopping:
                     next_prune_s = time.monotonic() + PRUNE_INTERVAL_S
-                    log_table.prune(self._keep_s, self._max_rows, self._keep_texts_s)
-                    prune_feedback(self._database, self._keep_feedback_s, self._max_rows)
+                    if clock.may_delete():
+                        log_table.prune(self._keep_s, self._max_rows, self._keep_texts_s)
+                        prune_feedback(self._database, self._keep_feedback_s, self._max_rows)
                 self._note_fault(None)
                 failures = 0
             except Exception as error:

@@ -165,8 +165,8 @@ def _make_record(kind: Kind, row: Mapping[Any, Any], ids: ResponseIds) -> Record
                 record[f"{name}_p{percent}"] = sketch.quantile(percent / 100)
     number = record.get("id") if kind.table is requests else record.get("response")
     if kind.of_persons:
-        known = number is not None
-        record["response_id"] = ids.write(number, record["tenant"] or "") if known else None
+        tenant = record["tenant"] or ""
+        record["response_id"] = None if number is None else ids.write(number, tenant)
     return record
 
 

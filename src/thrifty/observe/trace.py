@@ -114,7 +114,7 @@ class Ended(NamedTuple):
 
 
 class Tracer:
-    """Begins traces, and hands those that are kept to `put`. Used on the event loop."""
+    """Begins traces, and says which are kept. Used on the event loop."""
 
     def __init__(
         self,
@@ -125,11 +125,11 @@ class Tracer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`sample` is the share of requests that are kept whatever becomes of them. A request that
-        begins to be answered after `slow_s` or later is kept, too.
+        begins to be answered after `slow_s` or later is kept, too. `put` takes those that are.
         """
         self._bound = round(sample * 2**_RANDOM_BITS)
         self.slow_s = slow_s
-        self._put = put
+        self.put = put
         self._clock = clock
         self._budget = KEPT_PER_S
         self._budget_s = clock()
@@ -145,10 +145,11 @@ class Tracer:
         sampled = flagged or int(trace_id[18:], 16) < self._bound
         return Trace(trace_id, parent_id, read_state(headers), sampled=sampled)
 
-    def end(self, ended: Ended) -> None:
-        """Keep the trace of a request that has ended, or let it go."""
-        if ended.trace.sampled or (ended.notable and self._take()):
-            self._put(ended)
+    def keeps(self, trace: Trace, *, notable: bool) -> bool:
+        """Whether the trace of a request that has ended is kept. `notable` are those that failed,
+        missed their objectives or were slow.
+        """
+        return trace.sampled or (notable and self._take())
 
     def _take(self) -> bool:
         now_s = self._clock()

@@ -34,6 +34,8 @@ GRACE_S = 1.0
 SHORT_LOOK_S, LONG_LOOK_S, LONG_EVERY_S = 15.0, 600.0, 20.0
 """Rows are written when a request ends. Each look reads those of the last seconds; now and then one
 finds the requests that took longer."""
+LEAST_TTFT_MS, LEAST_TPOT_MS = 5.0, 1.0
+"""Times below these count as these: nobody notices them, and their ratios are noise."""
 PIECE = 400
 CLIENT_CLOSED = 499
 EXPLICIT = ("thumbs", "rating", "correction")
@@ -241,9 +243,9 @@ def add_request(conversation: Conversation, row: Any, prices: tuple[float, float
     if row.status != 200 or row.error or row.cache == "hit":
         return
     if row.ttft_ms and not row.cached_tokens:
-        conversation.log_ttft.append(math.log(max(row.ttft_ms, 1e-3)))
+        conversation.log_ttft.append(math.log(max(row.ttft_ms, LEAST_TTFT_MS)))
     if row.tpot_ms:
-        conversation.log_tpot.append(math.log(max(row.tpot_ms, 1e-6)))
+        conversation.log_tpot.append(math.log(max(row.tpot_ms, LEAST_TPOT_MS)))
     if row.prompt_tokens is not None and row.completion_tokens is not None:
         conversation.cost += row.prompt_tokens * prices[0] + row.completion_tokens * prices[1]
         conversation.costed += 1

@@ -27,14 +27,19 @@ from thrifty.release.plan import (
     ReleasePlan,
 )
 from thrifty.statistics import (
+    ArmDifference,
+    BlockDifference,
     betting_evidence,
     compare_arms,
+    compare_blocks,
     empirical_bernstein,
     excess_evidence,
     ratio_evidence,
     split_budget,
 )
 
+BLOCK_S = 15.0
+"""Times are compared by blocks of so long: see `statistics.compare_blocks`."""
 BETTER, NOT_WORSE, WORSE, INCONCLUSIVE = "better", "not worse", "worse", "inconclusive"
 SIGNS = {ACCEPTANCE: 1.0, TTFT: -1.0, TPOT: -1.0, COST: -1.0}
 """Which way is good: 1 where more is better."""
@@ -142,9 +147,16 @@ def weigh_arms(
     )
     if not len(values):
         return MetricEvidence(metric, INCONCLUSIVE, None, None, None, level, *means, *counts)
-    difference = compare_arms(values, treated, chances)
-    lows, highs = difference.bounds(level)
-    low, high, estimate = float(lows[-1]), float(highs[-1]), float(difference.estimate[-1])
+    found: ArmDifference | BlockDifference
+    if metric in (TTFT, TPOT):
+        times = np.array([one.first_s for one in rows], dtype=float)[known]
+        found = compare_blocks(values, treated, (times // BLOCK_S).astype(np.int64))
+    else:
+        found = compare_arms(values, treated, chances)
+    lows, highs = found.bounds(level)
+    if not len(lows):
+        return MetricEvidence(metric, INCONCLUSIVE, None, None, None, level, *means, *counts)
+    low, high, estimate = float(lows[-1]), float(highs[-1]), float(found.estimate[-1])
     if SIGNS[metric] > 0:
         gain_low, gain_high = low, high
         worse, slack = tolerance, margin

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from thrifty.artifacts import Store
 from thrifty.bench.check import OUTPUT_TOKENS
 from thrifty.bench.client import Target
+from thrifty.control.machine_price import find_reported_price
 from thrifty.engines.base import Engine, Served, parse_options
 from thrifty.engines.machine import Machine
 from thrifty.engines.probe import read_server_load
@@ -95,7 +96,7 @@ def find_chunk(options: dict[str, object]) -> int:
 def find_price(spec: Spec, machine: Machine) -> float:
     """What a replica costs an hour: its share of the machine's cores; all of them by default."""
     cpus = spec.replicas.cpus or machine.core_count
-    return spec.price_per_hour * min(1.0, cpus / machine.core_count)
+    return find_reported_price(spec) * min(1.0, cpus / machine.core_count)
 
 
 def find_setup(

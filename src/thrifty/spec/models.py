@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.fleet import FleetSpec
@@ -414,6 +415,20 @@ class VersionSpec(Section):
         return _expand_all(value)
 
 
+class QualitySpec(Section):
+    """Canary questions: questions with known answers that every version is asked now and then."""
+
+    questions: str | None = Field(
+        None,
+        min_length=1,
+        description="A file of questions (JSON lines of `question` and `answers`) on the service's "
+        "machine, or a set of `thrifty data list` that has answers. Default: "
+        "nothing is asked.",
+    )
+    every: Duration = Field(600.0, ge=1, description="How often each version is asked all of them.")
+    count: Count = Field(50, ge=1, le=1000, description="The first so many are asked.")
+
+
 class DeploymentSpec(Section):
     """What answers under one name: a model, or several versions with a share of the traffic each."""
 
@@ -465,6 +480,11 @@ class DeploymentSpec(Section):
         default_factory=lambda: SloSpec(),
         description="The latencies to hold. With `replicas.min` and `replicas.max` as few copies "
         "run as hold them; docs/autoscaling.md says how.",
+    )
+    quality: QualitySpec = Field(
+        default_factory=lambda: QualitySpec(),
+        description="Questions with known answers, asked of every version on a schedule, outside of "
+        "users' quotas and statistics. `thrifty quality` shows the results.",
     )
     priority: Integer = Field(
         0,
@@ -551,6 +571,9 @@ class Spec(DeploymentSpec):
     )
     observe: ObserveSpec = Field(
         default_factory=lambda: ObserveSpec(), description="What is shown to others' tools."
+    )
+    alerts: AlertsSpec = Field(
+        default_factory=lambda: AlertsSpec(), description="What is an alert, and who is told."
     )
     database: str | None = Field(
         None,

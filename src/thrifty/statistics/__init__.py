@@ -8,7 +8,14 @@ may be read after each observation, and acted on at once.
 """
 
 from thrifty.statistics.agreement import Kappa, cohen_kappa
-from thrifty.statistics.arms import MIN_ARM, ArmDifference, compare_arms
+from thrifty.statistics.arms import (
+    MIN_ARM,
+    MIN_BLOCKS,
+    ArmDifference,
+    BlockDifference,
+    compare_arms,
+    compare_blocks,
+)
 from thrifty.statistics.asymptotic import mixture_radius, tune_rho
 from thrifty.statistics.bounded import betting_evidence, betting_interval, empirical_bernstein
 from thrifty.statistics.counts import excess_evidence, ratio_evidence
@@ -17,13 +24,16 @@ from thrifty.statistics.predicted import PredictedMean, predicted_mean
 
 __all__ = [
     "MIN_ARM",
+    "MIN_BLOCKS",
     "ArmDifference",
+    "BlockDifference",
     "Kappa",
     "PredictedMean",
     "betting_evidence",
     "betting_interval",
     "cohen_kappa",
     "compare_arms",
+    "compare_blocks",
     "empirical_bernstein",
     "excess_evidence",
     "mixture_radius",

@@ -24,6 +24,8 @@ TRAIN = 30
 """So many observations only teach the arms' means."""
 MIN_ARM = 100
 """With fewer observations in an arm the limit theorem says little: the sequence is everything."""
+MIN_BLOCKS = 20
+TUNED_BLOCKS = 60.0
 TUNED_WEIGHT = 600.0
 """The sum of p(1-p) at which the sequence is narrowest: 3,200 observations at a share of 25%."""
 
@@ -54,6 +56,60 @@ class ArmDifference:
         low = np.where(known, self.estimate - radius, -np.inf)
         high = np.where(known, self.estimate + radius, np.inf)
         return low, high
+
+
+@dataclass(frozen=True)
+class BlockDifference:
+    """As `ArmDifference`, after each block of time in which both arms were observed; shapes (b,)."""
+
+    estimate: FloatArray
+    variance: FloatArray
+    """Of one block of average weight."""
+    count: FloatArray
+    """The effective number of blocks."""
+
+    def bounds(self, alpha: float) -> tuple[FloatArray, FloatArray]:
+        """As `ArmDifference.bounds`; infinite before `MIN_BLOCKS`."""
+        count = np.maximum(self.count, 1e-12)
+        rho = tune_rho(TUNED_BLOCKS, alpha, sides=1)
+        radius = mixture_radius(count, self.variance, alpha, rho, sides=1)
+        known = np.arange(1, len(count) + 1) >= MIN_BLOCKS
+        low = np.where(known, self.estimate - radius, -np.inf)
+        return low, np.where(known, self.estimate + radius, np.inf)
+
+
+def compare_blocks(
+    values: FloatArray, treated: BoolArray, blocks: npt.NDArray[np.int64]
+) -> BlockDifference:
+    """The difference between the arms by blocks of time.
+
+    What happens to a server (a pause, a busy neighbour) happens to all that it answers then, so that
+    single observations of its times are not independent of each other, however they were assigned.
+    Blocks are, if they are longer than that: each gives one difference, weighted by the numbers of
+    observations in it (n1 n0 / (n1 + n0)), which do not depend on what was observed.
+
+    Args:
+        values: What was observed, shape (n,).
+        treated: Whether each is in the treated arm, shape (n,).
+        blocks: The block of each, in any numbering that rises with time, shape (n,).
+    """
+    _, place = np.unique(blocks, return_inverse=True)
+    size = int(place.max()) + 1 if len(place) else 0
+    ours = np.bincount(place, treated, size)
+    others = np.bincount(place, ~treated, size)
+    both = (ours > 0) & (others > 0)
+    sums = np.bincount(place, values * treated, size), np.bincount(place, values * ~treated, size)
+    ours, others = ours[both], others[both]
+    change = sums[0][both] / ours - sums[1][both] / others
+    weight = ours * others / (ours + others)
+    total, squares = np.cumsum(weight), np.cumsum(weight**2)
+    estimate = np.cumsum(weight * change) / total
+    spread = (
+        np.cumsum((weight * change) ** 2)
+        - 2 * estimate * np.cumsum(weight**2 * change)
+        + estimate**2 * squares
+    )
+    return BlockDifference(estimate, np.maximum(spread, 0.0) / squares, total**2 / squares)
 
 
 def compare_arms(values: FloatArray, treated: BoolArray, shares: FloatArray) -> ArmDifference:

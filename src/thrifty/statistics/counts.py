@@ -6,6 +6,7 @@ section 4), exact for every number of observations.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +40,7 @@ def excess_evidence(
     if not 0 < share < 1:
         raise ValueError(f"the share is {share}; it must be above 0 and below 1")
     hits_of, count_of = np.asarray(hits, dtype=float), np.asarray(count, dtype=float)
-    places, weights = np.polynomial.legendre.leggauss(nodes)
+    places, weights = _find_nodes(nodes)
     chances = share + (1 - share) * (places + 1) / 2
     up, down = np.log(chances / share), np.log1p(-chances) - math.log1p(-share)
     ratios = hits_of[..., None] * up + (count_of - hits_of)[..., None] * down
@@ -67,6 +68,13 @@ def ratio_evidence(steps: Sequence[tuple[int, int, float]]) -> float:
         total += _log_beta(first + hits, second + count - hits) - _log_beta(first, second)
         total -= hits * math.log(share) + (count - hits) * math.log1p(-share)
     return total
+
+
+@functools.cache
+def _find_nodes(count: int) -> tuple[FloatArray, FloatArray]:
+    """Points between -1 and 1 and their weights (Gauss and Legendre)."""
+    places, weights = np.polynomial.legendre.leggauss(count)
+    return places, weights
 
 
 def _log_beta(first: float, second: float) -> float:

@@ -1,4 +1,4 @@
-"""Contrastive training of encoders: a query is near the text that belongs to it, and far from others.
+"""Contrastive training of encoders: a query is near the text that belongs to it, not to others.
 
 The others are the negatives of its row, and all texts of the other rows that are computed with it.
 So the size of a micro-batch is part of what is learned. Texts that equal the query's own positive
@@ -89,8 +89,8 @@ class Contrastive:
 def compare(
     queries: Tensor, embedded: Tensor, texts: Sequence[TokenText], temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE of queries [B, channels] among texts [N, channels], N >= B, all of unit length: text i
-    belongs to query i. Returns the loss of each query in nats, [B], and whether its text is the
+    """InfoNCE of queries [B, channels] among texts [N, channels], N >= B, all of unit length: text
+    i belongs to query i. Returns the loss of each query in nats, [B], and whether its text is the
     nearest, [B]. `texts` tells which of them are the same.
     """
     count = len(queries)
@@ -109,7 +109,7 @@ def compare(
 
 def embed(model: Any, texts: Sequence[TokenText], pooling: str, device: Any) -> Tensor:
     """Embeddings of unit length, [texts, channels]."""
-    rows = [torch.tensor(text.tokens) for text in texts]
+    rows = [torch.tensor(text.tokens, dtype=torch.int64) for text in texts]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     mask = torch.arange(tokens.shape[1], device=device)[None] < lengths[:, None]

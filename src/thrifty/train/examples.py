@@ -1,18 +1,19 @@
 """Rows as tokens: encoded once, by the tokenizer and the chat template that serve the model.
 
-A file of examples has a line of JSON for each: `{"texts": [{"tokens", "spans"}], "liked"}`. A span
-is the begin and end of tokens that are learned. Supervised examples and judged answers have one
-text; pairs have the chosen one and the rejected one. Those of encoders have the query, the positive
-text and the negative ones.
+A file of examples has a line of JSON for each row, a list of `{"texts": [{"tokens", "spans"}],
+"liked"}`. A span is the begin and end of tokens that are learned. Supervised examples and judged
+answers have one text; pairs have the chosen one and the rejected one. Those of encoders have the
+query, the positive text and the negative ones.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ Span = tuple[int, int]
 class TokenText:
     """The tokens of a conversation, and which of them are learned."""
 
-    tokens: list[int]
+    tokens: Sequence[int]
     spans: tuple[Span, ...]
 
     @property
@@ -117,21 +118,28 @@ def _join(turn: Turn) -> TokenText:
     return TokenText([*turn.prompt, *turn.answer], ((begin, begin + len(turn.answer)),))
 
 
-def write_examples(path: Path, examples: Sequence[Example]) -> None:
-    """Write them, a line each."""
-    with path.open("w") as file:
-        for example in examples:
-            texts = [{"tokens": text.tokens, "spans": text.spans} for text in example.texts]
-            file.write(json.dumps({"texts": texts, "liked": example.liked}) + "\n")
+def write_row(file: TextIO, examples: Sequence[Example]) -> None:
+    """Append the examples of one row, as one line."""
+    line = [
+        {
+            "texts": [{"tokens": text.tokens, "spans": text.spans} for text in example.texts],
+            "liked": example.liked,
+        }
+        for example in examples
+    ]
+    file.write(json.dumps(line) + "\n")
 
 
 def read_examples(path: Path) -> Iterator[Example]:
-    """Read them, in the order of the file."""
+    """Read the examples of a file, in their order, four bytes a token."""
     with path.open() as file:
         for line in file:
-            found: dict[str, Any] = json.loads(line)
-            texts = [
-                TokenText(one["tokens"], tuple((begin, end) for begin, end in one["spans"]))
-                for one in found["texts"]
-            ]
-            yield Example(tuple(texts), found["liked"])
+            for found in json.loads(line):
+                texts = [
+                    TokenText(
+                        array("i", one["tokens"]),
+                        tuple((begin, end) for begin, end in one["spans"]),
+                    )
+                    for one in found["texts"]
+                ]
+                yield Example(tuple(texts), found["liked"])

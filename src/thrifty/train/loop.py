@@ -19,29 +19,19 @@ from safetensors.torch import load_file, save_file
 from thrifty.errors import TrainingError
 from thrifty.files import replace_atomically, write_atomically
 from thrifty.train.forecast import forecast
+from thrifty.train.schedule import choose_rate, count_examples, find_rate
 from thrifty.train.settings import LoopSettings
 from thrifty.train.state import Limits, Objective, State
 from thrifty.types import OnProgress, Progress, ignore_progress
 
 BETAS = (0.9, 0.95)
-LAST_RATE = 0.1
-"""The final learning rate, relative to the peak."""
 EXPLODED = 10.0
 """Training stops if the loss is this many times the recent mean, or not a number."""
 RECENT = 20
-STEPS = 500
-MOST_BATCH_TOKENS = 4096
-"""The default batch size is at most this, and smaller if that gives fewer than `STEPS` steps."""
-RATE, RATE_TOKENS, MOST_RATE = 3e-4, 512, 5e-4
-"""The default learning rate for steps of so many tokens; it grows with the size's square root."""
 LEAST_STEPS = 25
 TRAINED_PER_EVALUATED = 7
 """Tokens to train on between evaluations, for each token that is evaluated. Training on a token
 takes three times as long, so that evaluation takes a twentieth of the time."""
-MINUTES_BATCH_TOKENS = 1024
-"""The default batch size for trainings that may go on: it cannot depend on their length."""
-CONSTANT_WARM_UP = 25
-"""Steps of the warm-up of a constant learning rate."""
 AVERAGE_POWER = 7.0
 """Step t keeps (1 - 1/t)^8 of the average, which so covers about the last ninth of the steps,
 however many there are. Karras et al. 2024, 2312.02696, section 3.1."""
@@ -76,7 +66,7 @@ class Trainer:
         ranks: int = accelerator.num_processes
         # Objectives that compare the examples of a micro-batch get whole ones.
         whole = ranks * (training.micro_batch if training.batch_examples else 1)
-        self._per_step = math.ceil(_count_examples(training, objective) / whole) * whole
+        self._per_step = math.ceil(count_examples(training, objective) / whole) * whole
         self.batch_tokens = self._per_step * objective.example_tokens
         self._average: dict[str, Any] = {}
         self._evaluation_s = self._saving_s = self._last_step_s = 0.0
@@ -84,9 +74,7 @@ class Trainer:
         self._limits = Limits()
         self._run_s = time.monotonic()
         self._before_s = 0.0
-        self.learning_rate = training.learning_rate or min(
-            MOST_RATE, RATE * math.sqrt(self.batch_tokens / RATE_TOKENS)
-        )
+        self.learning_rate = choose_rate(training, self.batch_tokens)
         self.steps = training.steps or (
             max(1, math.ceil(training.tokens / self.batch_tokens)) if training.tokens else None
         )
@@ -132,7 +120,7 @@ class Trainer:
                 self._save()
                 return False
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rate(state.step)
+                group["lr"] = find_rate(self._training, self.learning_rate, state.step, self.steps)
             began_s = time.monotonic()
             loss, tokens = self._step([next(numbers) for _ in range(self._per_step)])
             self._last_step_s = time.monotonic() - began_s
@@ -371,18 +359,6 @@ class Trainer:
                     yield number
             epoch += 1
 
-    def _rate(self, step: int) -> float:
-        """The learning rate: a linear warm-up, then half a cosine, or a constant."""
-        highest = self.learning_rate
-        if self._training.averages:
-            return highest * min(1.0, (step + 1) / CONSTANT_WARM_UP)
-        assert self.steps is not None
-        warm = self._training.warm_up * self.steps
-        if step < warm:
-            return highest * (step + 1) / max(1.0, warm)
-        share = (step - warm) / max(1.0, self.steps - warm)
-        return highest * (LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share)))
-
     def _stalled(self) -> bool:
         evaluations = [step for step, _ in self.state.held_out if step > self.state.best_step]
         return len(evaluations) >= self._training.patience
@@ -473,20 +449,6 @@ def _describe(training: LoopSettings) -> dict[str, Any]:
 def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings that are set; earlier notes lack those that a later release added."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _count_examples(training: LoopSettings, objective: Objective) -> int:
-    """The number of examples in a step."""
-    if training.batch_examples is not None:
-        return training.batch_examples
-    if training.batch_tokens is not None:
-        return max(1, training.batch_tokens // objective.example_tokens)
-    tokens = (
-        MINUTES_BATCH_TOKENS
-        if training.tokens is None
-        else min(MOST_BATCH_TOKENS, training.tokens // STEPS)
-    )
-    return max(training.micro_batch, tokens // objective.example_tokens)
 
 
 def _last_alone(accelerator: Accelerator, model: Any, *, last: bool) -> Any:

@@ -224,7 +224,7 @@ def sum_logprobs(
     """The log-probability of the learned tokens of each text, [B], by a `Student`; with `weights`
     in place of its own, by name.
     """
-    rows = [torch.tensor(text.tokens) for text in texts]
+    rows = [torch.tensor(text.tokens, dtype=torch.int64) for text in texts]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
     count, length = tokens.shape
     mask = np.zeros((count, length - 1), np.bool_)

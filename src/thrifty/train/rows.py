@@ -107,8 +107,8 @@ class Row:
     messages: list[Message]
     """For `sft` with the answers, else those before the answer."""
     answers: list[Message] = field(default_factory=list)
-    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged; `contrastive`, where
-    `messages` is the query: the positive text and the negative ones."""
+    """`dpo`: the chosen one and the rejected one; `kto`: the one that is judged; `contrastive`,
+    where `messages` is the query: the positive text and the negative ones."""
     label: bool = True
     tools: list[Any] | None = None
     extra: dict[str, Any] | None = None
@@ -301,21 +301,22 @@ def _in_order(messages: list[Message]) -> bool:
     return True
 
 
-def choose_held_out(rows: list[Row], share: float, most: int) -> set[int]:
+def choose_held_out(rows: Sequence[tuple[str, bool]], share: float, most: int) -> set[int]:
     """The numbers of the rows that are held out: those of some prompts, with all their rows, until
-    `share` of the rows or `most` are held out; at least one prompt, and never all of them.
+    `share` of the rows or `most` are held out; at least one prompt, and never all of them. A row is
+    its `key` and its `label`.
     """
     by_key: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        by_key.setdefault(row.key, []).append(number)
+    for number, (key, _) in enumerate(rows):
+        by_key.setdefault(key, []).append(number)
     wanted = max(1, min(most, round(share * len(rows))))
     chosen: set[int] = set()
     keys = sorted(by_key)
     # One prompt of each kind of answer comes first, so that both are evaluated.
-    kinds = (next((key for key in keys if any(rows[n].label is kind for n in by_key[key])), None)
+    kinds = (next((key for key in keys if any(rows[n][1] is kind for n in by_key[key])), None)
              for kind in (True, False))  # fmt: skip
     keys = list(dict.fromkeys([*filter(None, kinds), *keys]))
-    wanted = max(wanted, 1 + any(not row.label for row in rows))
+    wanted = max(wanted, 1 + any(not label for _, label in rows))
     for key in keys[: len(keys) - 1]:
         # A prompt with many rows may be more than all that should be held out.
         if chosen and len(chosen) + len(by_key[key]) > wanted:

@@ -27,28 +27,21 @@ from thrifty.errors import TrainingError
 from thrifty.home import Home, make_private_folder
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
-from thrifty.train.examples import Example, encode_row, write_examples
 from thrifty.train.figures import summarize
+from thrifty.train.prepare import Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
 from thrifty.train.register import register_trained
 from thrifty.train.rows import (
     Method,
-    Row,
-    SetAside,
-    choose_held_out,
     digest_rows,
-    read_rows,
 )
 from thrifty.train.settings import RowSettings, balance_weights
-from thrifty.types import Family, OnProgress, Progress, ignore_progress
+from thrifty.types import Family, OnProgress, ignore_progress
 
 VERSION = 1
 """Increase it when training changes, so that models are trained again."""
 WORKER = "thrifty.train.worker"
 WINDOW = 1024
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 256
-"""This share of the rows is held out, and at most so many of them."""
-LEAST_ROWS = 10
 EPOCHS = 3.0
 LORA_RANK = 16
 BETA = 0.1
@@ -57,8 +50,6 @@ EVALUATIONS = 10
 FEW_TOKENS = 1_000_000
 """With fewer than these, a model that is trained as a whole keeps its token embeddings: most of
 them are seen too rarely."""
-FEW_ROWS = 50
-"""With fewer rows than these, people are warned."""
 
 OnNote = Callable[[str], None]
 
@@ -85,8 +76,8 @@ class TrainingRequest:
     """Which model learns from which rows, and how. None takes the method's default."""
 
     model: str
-    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or a
-    path."""
+    """A decoder with a chat template, or for `contrastive` an encoder: a stored name, a source, or
+    a path."""
     data: Path | Sequence[Path]
     """JSON lines (`rows`), in one file or several."""
     method: Method
@@ -129,17 +120,6 @@ class TrainingRequest:
     def name(self) -> str:
         """What the lineage and messages call the data."""
         return self.data_name or ", ".join(path.name for path in self.files)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Rows as examples, and what is known of them."""
-
-    learned: list[Example]
-    held_out: list[Example]
-    figures: dict[str, Any]
-    liked: int
-    disliked: int
 
 
 def train_model(
@@ -217,20 +197,17 @@ def _train(
     encoder = request.method is Method.CONTRASTIVE
     shape = load_encoder(source).shape if encoder else load_decoder(source).shape
     window = request.window or (shape.context_length if encoder else WINDOW)
-    prepared = prepare_rows(request, tokenizer, window, on_progress, on_note)
-    settings = choose_settings(request, prepared.learned, prepared.liked, prepared.disliked)
-    longest = max(len(text.tokens) for one in prepared.learned for text in one.texts)
-    per_row = max(len(one.texts) for one in prepared.learned)
-    texts = settings.micro_batch * max(per_row, 2 if request.method is Method.KTO else 1)
+    data = RowData(request.name, request.files, request.held_out_files)
+    prepared = prepare_rows(data, request.method, tokenizer, window, folder, on_progress, on_note)
+    settings = choose_settings(request, prepared)
+    texts = settings.micro_batch * max(prepared.texts, 2 if request.method is Method.KTO else 1)
     require_memory(
         shape, plain[1].description.parameters,
-        replace(settings, micro_batch=texts), longest,
+        replace(settings, micro_batch=texts), prepared.longest,
         frozen_copies=request.method in (Method.DPO, Method.KTO) and not settings.lora_rank,
     )  # fmt: skip
     report = read_report(folder)
     if report is None:
-        write_examples(folder / "learned.jsonl", prepared.learned)
-        write_examples(folder / "held-out.jsonl", prepared.held_out)
         job = {
             "model": str(source), "pid": os.getpid(), "settings": asdict(settings),
             "limits": _make_limits(folder, request, began_s),
@@ -252,95 +229,7 @@ def _train(
     return report, chosen
 
 
-def prepare_rows(
-    request: TrainingRequest,
-    tokenizer: TextTokenizer,
-    window: int = WINDOW,
-    on_progress: OnProgress = ignore_progress,
-    on_note: OnNote = lambda text: None,
-) -> _Prepared:
-    """The examples to learn from and to evaluate on. Tells what was set aside. Raises
-    `TrainingError` for rows that nothing can be learned from.
-    """
-    aside = SetAside()
-    known = _encode(request.files, request, tokenizer, window, aside, on_progress)
-    rows = [row for row, _ in known]
-    if not request.held_out_files:
-        apart = choose_held_out(rows, HELD_OUT_SHARE, MOST_HELD_OUT)
-        judged = [known[number] for number in sorted(apart)]
-        learned = [one for number, one in enumerate(known) if number not in apart]
-    else:
-        judged = _encode(
-            request.held_out_files, request, tokenizer, window, SetAside(), on_progress
-        )
-        keys = {row.key for row, _ in judged}
-        learned = []
-        for one in known:
-            if one[0].key in keys:
-                aside.note("held_out", one[0].line)
-            else:
-                learned.append(one)
-    for sentence in aside.describe():
-        on_note(sentence)
-    liked = sum(row.label for row, _ in learned)
-    _check_rows(request, len(learned), len(judged), liked, aside)
-    if len(learned) < FEW_ROWS:
-        on_note(
-            f"{len(learned)} rows are few: what is learned from them says little about other "
-            "questions; judge the result before it serves (thrifty gate)"
-        )
-    examples = [example for _, found in learned for example in found]
-    held_out = [example for _, found in judged for example in found]
-    figures = {
-        "read": len(known) + sum(aside.counts.values()) - aside.counts["held_out"],
-        "learned": len(learned), "held_out": len(judged), "examples": len(examples),
-        "tokens": sum(example.tokens for example in examples), "set_aside": aside.as_dict(),
-    }  # fmt: skip
-    if request.method is Method.KTO:
-        figures |= {"liked": liked, "disliked": len(learned) - liked}
-    return _Prepared(examples, held_out, figures, liked, len(learned) - liked)
-
-
-def _encode(
-    paths: Sequence[Path],
-    request: TrainingRequest,
-    tokenizer: TextTokenizer,
-    window: int,
-    aside: SetAside,
-    on_progress: OnProgress,
-) -> list[tuple[Row, list[Example]]]:
-    found = []
-    for row in read_rows(paths, request.method, aside):
-        examples = encode_row(row, request.method, tokenizer, window)
-        if isinstance(examples, str):
-            aside.note(examples, row.line)
-        else:
-            found.append((row, examples))
-        on_progress(Progress("read", row.line, 0, "rows"))
-    return found
-
-
-def _check_rows(
-    request: TrainingRequest, learned: int, held_out: int, liked: int, aside: SetAside
-) -> None:
-    if learned + held_out < LEAST_ROWS or not learned or not held_out:
-        said = "; ".join(aside.describe())
-        raise TrainingError(
-            f"{request.name} has {learned} usable {request.method.value} rows to learn from and "
-            f"{held_out} with other prompts to evaluate on; at least {LEAST_ROWS} are needed, with "
-            f"two different prompts{'. ' + said if said else ''}"
-        )
-    if request.method is Method.KTO and liked in (0, learned):
-        kind = "liked" if liked else "disliked"
-        raise TrainingError(
-            f"all {learned} answers of {request.name} are {kind}; KTO needs both kinds. Collect "
-            "more feedback, or learn from liked answers with --method sft"
-        )
-
-
-def choose_settings(
-    request: TrainingRequest, examples: Sequence[Example], liked: int, disliked: int
-) -> RowSettings:
+def choose_settings(request: TrainingRequest, prepared: Prepared) -> RowSettings:
     """The settings of the loop: what was asked for, and defaults that go with the data."""
     defaults = _DEFAULTS[request.method]
     wanted = defaults.batch if request.batch is None else request.batch
@@ -348,14 +237,17 @@ def choose_settings(
         min(defaults.micro_batch, wanted) if request.micro_batch is None else request.micro_batch
     )
     batch = math.ceil(wanted / micro) * micro
-    tokens = sum(example.tokens for example in examples)
     steps = None
     if request.minutes is None:
-        steps = max(1, math.ceil((request.epochs or EPOCHS) * len(examples) / batch))
+        steps = max(1, math.ceil((request.epochs or EPOCHS) * prepared.examples / batch))
     rate = request.learning_rate
     if rate is None:
         rate = defaults.rates[request.lora_rank == 0]
-    weights = balance_weights(liked, disliked) if request.method is Method.KTO else (1.0, 1.0)
+    weights = (
+        balance_weights(prepared.liked, prepared.disliked)
+        if request.method is Method.KTO
+        else (1.0, 1.0)
+    )
     return RowSettings(
         steps=steps, minutes=request.minutes, method=request.method.value, beta=request.beta,
         learning_rate=rate,
@@ -363,7 +255,7 @@ def choose_settings(
         every_steps=max(1, steps // EVALUATIONS) if steps else 0, patience=request.patience,
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
         liked_weight=weights[0], disliked_weight=weights[1],
-        freeze_embeddings=request.lora_rank == 0 and tokens < FEW_TOKENS,
+        freeze_embeddings=request.lora_rank == 0 and prepared.tokens < FEW_TOKENS,
     )  # fmt: skip
 
 

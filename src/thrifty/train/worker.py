@@ -10,6 +10,7 @@ from thrifty.train.child import Prepared, load_trained, run_child, run_job
 from thrifty.train.contrastive import Contrastive
 from thrifty.train.examples import read_examples
 from thrifty.train.objectives import Judged, Pairs, Supervised
+from thrifty.train.prepare import HELD_OUT, LEARNED
 from thrifty.train.rows import Method
 from thrifty.train.settings import RowSettings
 from thrifty.train.student import Student
@@ -26,8 +27,8 @@ def train(folder: Path, job: dict[str, Any]) -> None:
             source, settings, "AutoModel" if encoder else "AutoModelForCausalLM",
             freeze_embeddings=settings.freezes_embeddings,
         )  # fmt: skip
-        learned = list(read_examples(folder / "learned.jsonl"))
-        held_out = list(read_examples(folder / "held-out.jsonl"))
+        learned = list(read_examples(folder / LEARNED))
+        held_out = list(read_examples(folder / HELD_OUT))
         if encoder:
             pooling = load_encoder(source).shape.pooling
             return model, model, Contrastive(learned, held_out, settings, pooling)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from thrifty.api.services import ApiServices
 from thrifty.batches.service import Batches, make_batches
+from thrifty.console.pages import ConsolePages
 from thrifty.db import Database, open_database
 from thrifty.db.cache import remove_cache_stats
 from thrifty.db.nodes import RENEW_S, NodeClaim
@@ -48,6 +49,7 @@ from thrifty.http.cors import Cors
 from thrifty.http.routes import RouteTable
 from thrifty.http.same_origin import SameOrigin
 from thrifty.http.server import HttpServer, ServerLimits
+from thrifty.http.sessions import Sessions
 from thrifty.observe.log_writer import LogWriter
 from thrifty.observe.metrics import GatewayMetrics
 from thrifty.observe.redact import Redactor
@@ -154,15 +156,17 @@ async def assemble(
         spend = SpendSync(database, ledger)
         gateway = _make_gateway(stack, base, ledger)
         batches = _make_batches(stack, base, secrets_.database_url, gateway)
-        management = None
+        management, console = None, list[OwnRoute]()
         if make_services is not None:
             management = Management(make_services)
             stack.push_async_callback(management.stop)
+            sessions = table.sessions = Sessions(secret, base.same_origin)
+            console = ConsolePages(table, base.reader, sessions, management.warm_up).routes()
         cache_pages = CachePages(base.reader, base.cache)
         feedback = _make_feedback(stack, base, secrets_.database_url)
         log_pages = RequestPages(_open(stack, secrets_.database_url), base.ids, base.same_origin)
         stack.callback(log_pages.close)
-        pages = [*cache_pages.routes(), *log_pages.routes(), *feedback.routes()]
+        pages = [*cache_pages.routes(), *log_pages.routes(), *feedback.routes(), *console]
         own_pages = _make_pages(base)
         endpoints = _make_endpoints(base, gateway, own_pages, pages, batches, management)
         gateway.answer_other = endpoints.answer

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -32,6 +33,8 @@ from thrifty.api.models import (
     ReleaseDetail,
     ReleaseEvent,
     ReleaseList,
+    ScaleChange,
+    Scaled,
     SeriesAnswer,
     SeriesModel,
     SeriesQuery,
@@ -39,12 +42,15 @@ from thrifty.api.models import (
     Traffic,
 )
 from thrifty.api.services import not_found
+from thrifty.api.view_models import NewSilence, SilenceModel
 from thrifty.artifacts import Store
+from thrifty.control.scale import Scale, set_scale
 from thrifty.control.service_api import Actor, read_traffic, roll_back, set_traffic
 from thrifty.control.service_status import read_status
 from thrifty.cost.report import make_report
 from thrifty.cost.speeds import find_speeds
 from thrifty.db import Database, open_database
+from thrifty.db.alerts import Silence, add_silence, remove_silence
 from thrifty.db.desired import read_desired, read_history
 from thrifty.db.keys import Key, KeyLimits, create_key, list_keys, revoke_key
 from thrifty.db.releases import (
@@ -58,10 +64,12 @@ from thrifty.db.rollups import DAY_S
 from thrifty.errors import ControlError, Problem, SpecError, ThriftyError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.home import HOME_VARIABLE, Home
+from thrifty.observe.alerts.findings import KINDS
 from thrifty.observe.rollups.series import Asked, read_series
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.release.manage import RELEASE_ACTS, start_release
 from thrifty.release.plan import DEPLOYMENT, parse_plan
+from thrifty.worker.home_views import HomeViews, describe_silence
 
 SPEC_TIMEOUT_S = 3600.0
 """Limit for one request; fetching a large model takes long."""
@@ -73,6 +81,7 @@ class HomeServices:
     def __init__(self, database: Database, home: Home) -> None:
         self._database = database
         self._home = home
+        self.views = HomeViews(database, home)
 
     def close(self) -> None:
         """Close the database."""
@@ -133,6 +142,21 @@ class HomeServices:
                 raise not_found("version", label, [one.label for one in known.versions])
         report = set_traffic(self._database, deployment, weights, _actor(who, why), force=force)
         return Traffic.model_validate(report)
+
+    def set_scale(self, deployment: str, change: ScaleChange, *, who: str) -> Scaled:
+        """Change the number of replicas. Raises a 404, `ControlError` for invalid changes."""
+        self._require(deployment)
+        known = read_desired(self._database).deployments[deployment]
+        if known.find_version(change.version) is None:
+            raise not_found("version", change.version, [one.label for one in known.versions])
+        wanted = Scale(change.count, change.min, change.max)
+        made = set_scale(
+            self._database, deployment, change.version, wanted, _actor(who, change.why)
+        )
+        return Scaled(
+            deployment=deployment, version=change.version, count=made.count, min=made.min_count,
+            max=made.max_count,
+        )  # fmt: skip
 
     def roll_back(self, deployment: str, *, who: str, why: str, remove: bool = False) -> Change:
         """Restore the previous desired state. Raises a 404, or a 409 if there is none, or if it
@@ -223,6 +247,25 @@ class HomeServices:
         except ControlError:
             known = [str(one.id) for one in read_releases(self._database, limit=5)]
             raise not_found("release", str(release_id), known) from None
+
+    def add_silence(self, silence: NewSilence, *, who: str) -> SilenceModel:
+        """Tell nobody of some alerts for a while. Raises a 400 for an unknown kind."""
+        if silence.kind is not None and silence.kind not in KINDS:
+            raise bad_request(
+                f"{silence.kind!r} is no kind of alert; there are {', '.join(KINDS)}.", "kind",
+                "invalid_value",
+            )  # fmt: skip
+        made = Silence(
+            silence.kind, silence.deployment, silence.version, time.time() + silence.seconds,
+            silence.why,
+        )  # fmt: skip
+        number = add_silence(self._database, made, _actor(who, "").who)
+        return describe_silence(replace(made, id=number))
+
+    def remove_silence(self, number: int, *, who: str) -> None:
+        """End a silence. Raises a 404."""
+        if not remove_silence(self._database, number, _actor(who, "").who):
+            raise not_found("silence", str(number))
 
     def list_keys(self) -> KeyList:
         """All keys that are not revoked."""

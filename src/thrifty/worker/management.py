@@ -35,6 +35,11 @@ class Management:
             for route in API_ROUTES
         ]
 
+    def warm_up(self) -> None:
+        """Start the application without waiting for it: its first request will follow."""
+        if self._bridge is None:
+            self._bridge = asyncio.get_running_loop().create_task(self._start())
+
     def end_streams(self) -> None:
         """End the event streams, which would otherwise delay draining."""
         if self._bridge is not None and self._bridge.done() and not self._bridge.cancelled():
@@ -48,8 +53,8 @@ class Management:
             self._services.close()
 
     async def _answer(self, exchange: Exchange, key: Key | None, _: Mapping[str, str]) -> None:
-        if self._bridge is None:
-            self._bridge = asyncio.get_running_loop().create_task(self._start())
+        self.warm_up()
+        assert self._bridge is not None
         bridge = await asyncio.shield(self._bridge)
         await bridge.answer(exchange, {"caller": LOOPBACK_CALLER if key is None else key.name})
 

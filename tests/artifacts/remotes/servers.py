@@ -98,11 +98,13 @@ class RegistryPlace:
 
 @functools.cache
 def start_server(kind: str, settings: str = "") -> Server:
-    """The server of a kind. `settings` are added to a registry's."""
+    """The server of a kind. `settings` are added to a registry's configuration, or the address at
+    which Google's store is reached.
+    """
     if kind == "s3":
         return _start_moto()
     if kind == "gs":
-        return _start_fake_gcs()
+        return _start_fake_gcs(settings)
     if kind == "az":
         return _start_azurite()
     return _start_registry(settings)
@@ -145,7 +147,7 @@ def _start_moto() -> Server:
     return Server("s3", url, environment)
 
 
-def _start_fake_gcs() -> Server:
+def _start_fake_gcs(address: str) -> Server:
     python, port = make_environment("fake-gcs", FAKE_GCS), find_free_port()
     (program,) = python.parents[1].glob(
         "lib/python*/site-packages/*/vendor/*/bin/fake-gcs-server-*"
@@ -153,7 +155,8 @@ def _start_fake_gcs() -> Server:
     program.chmod(0o755)
     url = f"http://127.0.0.1:{port}"
     command = [str(program), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-    run_server([*command, "-backend", "memory", "-external-url", url], port, "/storage/v1/b")
+    command += ["-backend", "memory", "-external-url", address or url]
+    run_server(command, port, "/storage/v1/b")
     requests.post(f"{url}/storage/v1/b", json={"name": "bucket"}, timeout=30).raise_for_status()
     return Server("gs", url, {"STORAGE_EMULATOR_HOST": url})
 

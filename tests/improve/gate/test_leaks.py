@@ -49,9 +49,11 @@ def test_a_question_is_found_as_it_is_and_nearly_as_it_is(tmp_path: Path, row: A
 def test_questions_that_share_a_phrase_are_no_leak(tmp_path: Path) -> None:
     data = write(
         tmp_path / "rows.jsonl",
-        *({"messages": [user(text)]} for text in ("What is the capital of Chile?", "Hi there", "Why not?")),
+        *({"messages": [user(text)]} for text in ("What is the capital of Chile?", "Hi there", "Why not?",
+                                                    "Oslo is the capital of which country?")),
     )  # fmt: skip
-    items = [ask("What is the capital of Peru?"), ask("Why?"), ask("Hi there")]
+    items = [ask("What is the capital of Peru?"), ask("Why?"), ask("Hi there"),
+             ask("Lima is the capital of which country?")]  # fmt: skip
     assert find_leaked(items, [data]) == {2}
 
 

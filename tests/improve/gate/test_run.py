@@ -11,6 +11,7 @@ import pytest
 
 from tests.artifacts.models import Llama
 from tests.evaluate.bigram import write_text
+from tests.train.test_named_data import build
 from thrifty.artifacts import Lineage, Parent, Store
 from thrifty.artifacts.verdicts import find_failure
 from thrifty.cli.app import app
@@ -150,3 +151,15 @@ def test_faults_are_said(home: Home) -> None:
         run_gate(Store(home.models), home, request)
     with pytest.raises(EvaluationError, match="there is nothing to judge on"):
         run_gate(Store(home.models), home, GateRequest("m@v2", "m@v1", speed=False))
+
+
+def test_a_built_set_judges_by_what_it_holds_out(home: Home) -> None:
+    rows = [{"text": line} for line in read_domain(home)]
+    build(home, "held", "text", {"train": rows[:5], "test": rows})
+    request = GateRequest("m@v2", "m@v1", ["held"], speed=False, tokens=3000)
+    (one,) = run_gate(Store(home.models), home, request).slices
+    assert one.label == "text: held@v1"
+    build(home, "judged", "kto", {"train": rows[:5]})
+    for named, said in (("judged", "has kto rows"), ("none", "nor was a set of that name built")):
+        with pytest.raises(EvaluationError, match=said):
+            run_gate(Store(home.models), home, GateRequest("m@v2", "m@v1", [named], speed=False))

@@ -314,6 +314,7 @@ def test_a_clock_that_jumps_ahead_deletes_nothing(
         ({"by": "user"}, "'by' must be one of deployment, version, tenant"),
         ({"until_s": NOW_S}, "must be later than 'from'"),
         ({"step": "minute", "until_s": NOW_S + 5 * DAY_S}, "ask for a longer step"),
+        ({"step": "minute", "from_s": 0, "until_s": 1 << 40}, "ask for a longer step"),
         ({"metrics": ()}, "1 to 50"),
         ({"metrics": ("ttft_p200",)}, "'ttft_p200', which is none"),
         ({"metrics": ("ttft",)}, "ttft_p95"),

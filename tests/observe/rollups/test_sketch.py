@@ -16,6 +16,7 @@ from thrifty.observe.rollups.sketch import (
     Sketch,
     decode_sketch,
     decode_sketches,
+    extend_sketch,
     make_sketch,
     merge_sketches,
 )
@@ -61,6 +62,13 @@ def test_merging_and_storing_loses_nothing(parts: list[list[float]]) -> None:
     assert together.count == sum(math.isfinite(value) for part in parts for value in part)
 
 
+@given(st.lists(st.floats(), max_size=60), st.lists(st.floats(), max_size=60))
+def test_extending_gives_the_same_sketch_as_merging(old: list[float], new: list[float]) -> None:
+    before = make_sketch(old).encode() or None
+    merged = merge_sketches([make_sketch(old), make_sketch(new)]).encode()
+    assert extend_sketch(before, new) == merged
+
+
 def test_large_counts_are_stored() -> None:
     sketch = Sketch(np.array([-700, 3, 900]), np.array([1, 2**40, 127]))
     again = decode_sketch(sketch.encode())
@@ -78,3 +86,5 @@ def test_nothing_has_no_percentile() -> None:
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="a sketch"):
         decode_sketch(data)
+    with pytest.raises(ValueError, match="a sketch"):
+        extend_sketch(data, [1.0] * (50 if len(data) > 9 else 1))

@@ -24,7 +24,7 @@ CHUNK_BYTES = 16 * 1024 * 1024
 _VERSION = re.compile(r"v([1-9][0-9]{0,8})\.json")
 
 OnBytes = Callable[[int], None]
-"""Called with the number of bytes that were just moved; negative where they have to be sent again."""
+"""Called with the number of bytes that were just sent; negative where they are sent again."""
 
 
 class RemoteAway(RemoteError):
@@ -40,7 +40,7 @@ class NotThere(RemoteError):
 
 
 class Remote(Protocol):
-    """A store elsewhere. All methods block, and raise `RemoteError`; `RemoteAway` may be retried."""
+    """A store elsewhere. All methods block and raise `RemoteError`; `RemoteAway` may pass."""
 
     @property
     def url(self) -> str:

@@ -1,4 +1,4 @@
-"""A folder as a remote: a disk that several machines mount (NFS, a volume of a cluster), or any path.
+"""A folder as a remote: one that several machines mount (NFS, a cluster's volume), or any path.
 
 Files are written beside their place and renamed. A manifest is put in its place by a hard link,
 which fails where one is there, on network file systems too.
@@ -36,7 +36,6 @@ class FolderObjects:
                 return (self._root / key).stat().st_size
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return None
 
     def read(self, key: str, offset: int) -> Iterator[bytes]:
         """As `Objects.read`."""
@@ -77,7 +76,6 @@ class FolderObjects:
                 return _put_in_place(temporary, target, content)
             finally:
                 temporary.unlink(missing_ok=True)
-        return False
 
     def list_keys(self, prefix: str) -> list[str]:
         """As `Objects.list_keys`."""
@@ -88,7 +86,6 @@ class FolderObjects:
                 for path in found
                 if not path.name.startswith(".")
             )
-        return []
 
 
 def _put_in_place(temporary: Path, target: Path, content: bytes) -> bool:

@@ -118,7 +118,7 @@ class GcsObjects:
             params["pageToken"] = str(token)
 
     def _put(self, key: str, content: bytes, conditions: dict[str, str]) -> bool:
-        """Write a small object in one request, as Google's own libraries do: name and bytes as parts."""
+        """Write a small object in one request of two parts, its name and its bytes."""
         name = json.dumps({"name": self._prefix + key}).encode()
         boundary = secrets.token_hex(16).encode()
         data = b"".join(
@@ -156,6 +156,9 @@ class GcsObjects:
             end = response.headers.get("range", "").rpartition("-")[2]
             return int(end) + 1 if end.isdigit() else 0
         self._check(response, "a part of an object", 200, 201)
+        took = str(read_json(response, self._url).get("size", ""))
+        if took != str(size):
+            raise RemoteAway(f"{self._url} ended an upload at {took} of {size} bytes")
         return size
 
     def _place(self, key: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import requests
 import urllib3
 
-from thrifty.artifacts.remotes.base import RemoteAway
+from thrifty.artifacts.remotes.base import MAX_MANIFEST_BYTES, RemoteAway
 from thrifty.artifacts.remotes.reference import redact
 from thrifty.errors import RemoteError
 
@@ -29,12 +30,24 @@ def call(
     params: Mapping[str, str] | None = None,
     stream: bool = False,
 ) -> requests.Response:
-    """The response to one request, whatever its status. Raises `RemoteAway` where none comes."""
+    """The response to one request, whatever its status; its body is read unless it is to `stream`.
+
+    Raises `RemoteAway` where none comes, and `RemoteError` for a body that is too large.
+    """
     with own_errors(url):
-        return session.request(
+        response = session.request(
             method, url, headers={"Accept-Encoding": "identity", **(headers or {})}, data=data,
-            params=params, stream=stream, timeout=TIMEOUT_S,
+            params=params, stream=True, timeout=TIMEOUT_S,
         )  # fmt: skip
+        if not stream:
+            body = response.raw.read(MAX_MANIFEST_BYTES + 1, decode_content=True)
+            if len(body) > MAX_MANIFEST_BYTES:
+                response.close()
+                raise RemoteError(
+                    f"{redact(url)} answered with more than {MAX_MANIFEST_BYTES} bytes"
+                )
+            response.raw = io.BytesIO(body)
+    return response
 
 
 def read_body(response: requests.Response, url: str) -> Iterator[bytes]:
@@ -52,18 +65,14 @@ def check(response: requests.Response, url: str, what: str, *, expected: tuple[i
     if status in expected:
         return
     with own_errors(url):
-        body = (
-            response.raw.read(_MAX_ERROR_BYTES)
-            if not response._content_consumed
-            else response.content
-        )
-    said = redact(body[:_MAX_ERROR_BYTES].decode("utf-8", errors="replace"))
+        body = next(response.iter_content(_MAX_ERROR_BYTES), b"")
+    said = redact(body.decode("utf-8", errors="replace"))
     response.close()
     message = f"{url} answered {status} to {what}" + (f": {said}" if said else "")
     if status in (408, 425, 429) or (status >= 500 and status != 507):
         raise RemoteAway(message)
     if status in (401, 403):
-        message += "; check the credentials and what they may do (docs/remotes.md)"
+        message += "; check the credentials, what they may do, and quotas (docs/remotes.md)"
     if status in (413, 507):
         message += "; the remote is full or takes no files of this size"
     raise RemoteError(message)

@@ -1,4 +1,4 @@
-"""The manifest of a model in a remote: what it consists of, where it came from, what is known of it.
+"""The manifest of a model in a remote: its files, where it came from, what was measured of it.
 
 What is read from a remote may hold anything, so everything is checked before it is used.
 """
@@ -121,6 +121,6 @@ def _check_files(files: tuple[FileEntry, ...], where: str) -> None:
             raise IntegrityError(
                 f"{where} is damaged: {entry.path!r:.80} has no valid checksum or size"
             )
-    for path in paths:
-        if any(str(parent) in paths for parent in PurePosixPath(path).parents):
-            raise IntegrityError(f"{where} is damaged: {path!r:.80} is below another file")
+    for name in paths:
+        if any(str(parent) in paths for parent in PurePosixPath(name).parents):
+            raise IntegrityError(f"{where} is damaged: {name!r:.80} is below another file")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from thrifty.artifacts.remotes.reference import Reference, redact, require_safe_
 from thrifty.errors import RemoteError
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, ClientConfig, RetryConfig, S3Store
+    from obstore.store import AzureConfig, AzureStore, ClientConfig, RetryConfig, S3Store
 
 PIECE_BYTES = 1024 * 1024
 MAX_PARTS = 9_000
@@ -28,6 +28,8 @@ READ_TIMEOUT_S = 60
 REQUEST_TIMEOUT_S = 3600
 """For one request with its body: a slow store is no fault as long as bytes come."""
 _SENDERS = 4
+_METADATA = "169.254.169.254"
+"""Where clouds tell machines who they are: the last place where credentials are looked for."""
 _S3_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _AZURE_ENDPOINTS = ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 _CONNECTION = "AZURE_STORAGE_CONNECTION_STRING"
@@ -49,7 +51,6 @@ class StoreObjects:
                 return obstore.head(self._store, key)["size"]
             except FileNotFoundError:
                 return None
-        return None
 
     def read(self, key: str, offset: int) -> Iterator[bytes]:
         """As `Objects.read`."""
@@ -93,7 +94,6 @@ class StoreObjects:
         with _own_errors(self._url):
             found = obstore.list(self._store, prefix.rstrip("/"))
             return sorted(one["path"] for chunk in found for one in chunk)
-        return []
 
 
 def open_s3(reference: Reference) -> StoreObjects:
@@ -116,12 +116,11 @@ def open_azure(reference: Reference) -> StoreObjects:
     from obstore.store import AzureStore
 
     settings = _read_azure_settings()
-    if "endpoint" in settings:
-        require_safe_url(str(settings["endpoint"]), f"the blob endpoint in {_CONNECTION}")
+    endpoint = settings.get("endpoint", "")
+    if endpoint:
+        require_safe_url(endpoint, f"the blob endpoint in {_CONNECTION}")
     client, retries = _make_options(_AZURE_ENDPOINTS)
-    client["allow_http"] = client["allow_http"] or str(settings.get("endpoint", "")).startswith(
-        "http:"
-    )
+    client["allow_http"] = client["allow_http"] or endpoint.startswith("http:")
     with _own_errors(reference.root):
         store = AzureStore(
             reference.host, prefix=reference.path or None, client_options=client,
@@ -182,27 +181,28 @@ def _find_profile() -> dict[str, Any]:
     return {**found, "region": session.region_name} if session.region_name else found
 
 
-def _read_azure_settings() -> dict[str, Any]:
+def _read_azure_settings() -> AzureConfig:
     """What Azure's own tools take from the environment and obstore does not."""
-    names = {"AZURE_STORAGE_ACCOUNT": "account_name", "AZURE_STORAGE_KEY": "account_key"}
-    found = {ours: os.environ[theirs] for theirs, ours in names.items() if os.environ.get(theirs)}
+    found: AzureConfig = {}
+    if account := os.environ.get("AZURE_STORAGE_ACCOUNT"):
+        found["account_name"] = account
+    if key := os.environ.get("AZURE_STORAGE_KEY"):
+        found["account_key"] = key
     text = os.environ.get(_CONNECTION)
     if not text:
         return found
     pairs = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
-    return {**found, **_read_connection(pairs)}
-
-
-def _read_connection(pairs: Mapping[str, str]) -> dict[str, Any]:
-    names = {
-        "AccountName": "account_name", "AccountKey": "account_key", "BlobEndpoint": "endpoint",
-        "SharedAccessSignature": "sas_key",
-    }  # fmt: skip
-    found = {ours: pairs[theirs] for theirs, ours in names.items() if theirs in pairs}
-    if "account_name" not in found:
+    if "AccountName" not in pairs:
         raise RemoteError(
             f"{_CONNECTION} has no AccountName; copy it from the storage account again"
         )
+    found["account_name"] = pairs["AccountName"]
+    if "AccountKey" in pairs:
+        found["account_key"] = pairs["AccountKey"]
+    if "BlobEndpoint" in pairs:
+        found["endpoint"] = pairs["BlobEndpoint"]
+    if "SharedAccessSignature" in pairs:
+        found["sas_key"] = pairs["SharedAccessSignature"]
     return found
 
 
@@ -226,10 +226,21 @@ def _own_errors(url: str) -> Iterator[None]:
         yield
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise RemoteError(
-            f"{url} refuses access: {_shorten(error)}; check the credentials (docs/remotes.md)"
+            f"{url} refuses access: {_shorten(error)}; check the credentials, what they may do, "
+            "and quotas (docs/remotes.md)"
         ) from None
     except GenericError as error:
-        raise RemoteAway(f"{url} failed: {_shorten(error)}") from None
+        said = _shorten(error)
+        if _METADATA in said:
+            raise RemoteError(
+                f"no credentials for {url} were found, nor has this machine an identity ({said}); "
+                "docs/remotes.md says where they are looked for"
+            ) from None
+        if "Error performing" not in said and "error decoding" not in said:
+            raise RemoteError(
+                f"{url} cannot be opened: {said}; docs/remotes.md says what to set"
+            ) from None
+        raise RemoteAway(f"{url} failed: {said}") from None
     except FileNotFoundError as error:
         raise RemoteError(f"{url} does not have it: {_shorten(error)}") from None
     except (BaseError, ValueError) as error:

@@ -148,7 +148,7 @@ class OciRemote:
             skip = max(0, skip - len(piece))
 
     def put_blob(self, digest: str, path: Path, on_sent: OnBytes) -> None:
-        """As `Remote.put_blob`, in chunks. After a broken connection it goes on where the registry says."""
+        """As `Remote.put_blob`, in chunks; goes on where the registry says if one breaks off."""
         location, least = self._begin_upload()
         chunk, sent, failures = max(CHUNK_BYTES, least), 0, 0
         size = path.stat().st_size
@@ -186,7 +186,7 @@ class OciRemote:
         return self._locate(response)
 
     def _find_offset(self, location: str) -> tuple[int, str]:
-        """How much of an upload the registry has, and where it goes on; from the begin if it is lost."""
+        """How much of an upload the registry has, and where it goes on; anew if it is lost."""
         response = self._call("GET", location, pushing=True)
         if response.status_code == 404:
             return 0, self._begin_upload()[0]
@@ -246,9 +246,9 @@ class OciRemote:
             challenge = response.headers.get("www-authenticate", "")
             if response.status_code != 401 or not own or not challenge:
                 return response
-            response.close()
             if not self._access.answer(challenge, scope):
                 break
+            response.close()
         return response
 
     def _check(self, response: requests.Response, what: str, *expected: int) -> None:

@@ -45,7 +45,7 @@ class RegistryAccess:
         return {"Authorization": f"Basic {self._basic}"} if self._basic else {}
 
     def answer(self, challenge: str, scope: str) -> bool:
-        """Get what a registry's challenge asks for; returns whether there is something new to try."""
+        """Get what a registry's challenge asks for; returns whether there is anything new."""
         scheme, _, rest = challenge.partition(" ")
         known = find_credentials(self._host)
         if scheme.lower() == "basic":

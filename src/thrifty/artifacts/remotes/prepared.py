@@ -111,7 +111,7 @@ class BackedStore(Store):
 
 
 def share_prepared(store: BackedStore, parent_id: str, artifact_id: str) -> None:
-    """Share what was made here of the remote's model; what fails is logged, and costs nothing else."""
+    """Share what was made here of the remote's model; a failure is logged and nothing else."""
     for version in store.versions():
         lineage = version.lineage
         made_here = version.artifact == artifact_id and lineage.recipe and lineage.source is None

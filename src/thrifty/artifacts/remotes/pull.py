@@ -59,8 +59,8 @@ def pull(
 ) -> Pulled:
     """Pull the model that `url` names, as the next version of `name` or of its own name. Blocks.
 
-    The same model from the same place under the same name is the same version. Raises `RemoteError`,
-    and `IntegrityError` for what does not match its digest.
+    The same model from the same place under the same name is the same version. Raises
+    `RemoteError`, and `IntegrityError` for what does not match its digest.
     """
     if name is not None and parse_label(name)[1] is not None:
         raise RemoteError(f"{name!r} has a version; the store gives the next one by itself")
@@ -179,8 +179,9 @@ def _find_here(store: Store, entry: FileEntry, model: Path) -> Path | None:
 
 
 def _fetch(remote: Remote, entry: FileEntry, part: Path, tell: OnFetched) -> int:
-    """Bring a blob's bytes into the file `part`, going on where an earlier attempt ended; returns how
-    many came.
+    """Bring a blob's bytes into the file `part`, going on where an earlier attempt ended.
+
+    Returns how many bytes came.
     """
     _require_size(remote, entry)
     failures = 0

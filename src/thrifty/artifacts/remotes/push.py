@@ -82,7 +82,7 @@ def push(
 def send_blobs(
     store: Store, artifact: Artifact, remote: Remote, verify: bool, on_progress: OnProgress
 ) -> tuple[int, int]:
-    """Send the blobs that a remote lacks; returns the bytes that were sent and those that were there.
+    """Send the blobs that a remote lacks; returns the bytes sent and the bytes that were there.
 
     Raises `RemoteError`.
     """
@@ -196,7 +196,7 @@ def hash_blob(remote: Remote, entry: FileEntry) -> str:
 
 
 def _collect_measurements(store: Store, version: NamedVersion) -> tuple[Measurement, ...]:
-    """What was measured of a model, with the verdict on what it was made from, which holds for it."""
+    """What was measured of a model, with an ancestor's verdict if it has none of its own."""
     own = store.read_measurements(version.artifact)
     verdict = find_verdict(store, version)
     if verdict is None or any(one.kind == verdict.kind for one in own):

@@ -3,8 +3,8 @@
     file:///srv/models/chat@v2     s3://bucket/models/chat@v2     gs://     az://container/chat
     oci://registry.example.com/team/chat:v2                       oci://...@sha256:<digest>
 
-A reference never holds credentials: user names, passwords and query strings are refused, in messages
-that do not repeat them.
+A reference never holds credentials: user names, passwords and query strings are refused, in
+messages that do not repeat them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Reference:
         return f"{self.scheme}://{self.host}" + (f"/{self.path}" if self.path else "")
 
     def as_root(self) -> Reference:
-        """The reference read as a remote that holds one model, where it cannot name one of several."""
+        """The reference read as a remote that holds one model, instead of one of several."""
         path = "/".join(part for part in (self.path.rstrip("/"), self.name) if part)
         return Reference(self.scheme, self.host, path)
 
@@ -63,8 +63,9 @@ def is_reference(text: str) -> bool:
 
 
 def parse_reference(text: str) -> Reference:
-    """The model that `text` names: `REMOTE/NAME[@vN]`, or `oci://HOST/REPOSITORY[:TAG]`. A plain path
-    is a folder. Raises `RemoteError`.
+    """The model that `text` names: `REMOTE/NAME[@vN]`, or `oci://HOST/REPOSITORY[:TAG]`.
+
+    A plain path is a folder. Raises `RemoteError`.
     """
     root = _parse(text)
     if root.scheme == "oci":
@@ -109,7 +110,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_safe_url(url: str, what: str) -> None:
-    """Raise `RemoteError` if `url` is plain HTTP to another machine. `what` says where it stands."""
+    """Raise `RemoteError` if `url` is plain HTTP to another machine; `what` names its place."""
     split = urlsplit(url)
     if split.scheme == "http" and not is_loopback(split.netloc.rpartition("@")[2]):
         raise RemoteError(
@@ -124,7 +125,7 @@ def redact(text: str) -> str:
     """A message of a library or server on one line, without query strings and user information."""
     line = " ".join(text.split())
     line = re.sub(r"(\w+://)[^/\s@]*@", r"\1...@", line)
-    return re.sub(r"\?[^\s\"')]+", "?...", line)[:400]
+    return re.sub(r"\?[^\s\"')]+", "?...", line)[:700]
 
 
 def _parse(text: str) -> Reference:
@@ -134,8 +135,8 @@ def _parse(text: str) -> Reference:
                 f"{redact(text)!r} is not the URL of a remote; write one of "
                 "file:///PATH, s3://BUCKET, gs://BUCKET, az://CONTAINER, oci://HOST/REPOSITORY"
             )
-        path = Path(text).expanduser()
-        return Reference("file", "", str(path if path.is_absolute() else Path.cwd() / path))
+        folder = Path(text).expanduser()
+        return Reference("file", "", str(folder if folder.is_absolute() else Path.cwd() / folder))
     if re.search(r"[\x00-\x20\x7f]", text):
         raise RemoteError(
             f"the URL {redact(text)!r} has white space; write %20 for a space in a path"

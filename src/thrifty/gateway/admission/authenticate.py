@@ -1,7 +1,8 @@
 """Authentication, the first step of a request.
 
 If the database holds no keys, the gateway needs none; it only starts like this on a loopback
-address or when told to. With keys, every request needs one.
+address or when told to. With keys, every request needs one, or the cookie of a person who has
+signed in to the console with one (`http.sessions`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]
             raise _make_unknown(secret)  # it may be the first key created
         return None
     if secret is None:
+        key = _find_signed_in(exchange, table)
+    else:
+        key = table.keys.get(hash_key(secret))
+        if key is None:
+            raise _make_unknown(secret)
+    if key is None:
         raise WireError(
             401,
             "You didn't provide an API key. Send it as 'Authorization: Bearer KEY'; "
@@ -35,9 +42,6 @@ def authenticate(exchange: Exchange, table: RoutingTable, roles: frozenset[Role]
             type=AUTHENTICATION,
             code="missing_api_key",
         )
-    key = table.keys.get(hash_key(secret))
-    if key is None:
-        raise _make_unknown(secret)
     if key.role not in roles:
         raise WireError(
             403,
@@ -57,6 +61,24 @@ async def authenticate_late(
     except UnknownKey:
         await reader.refresh()
         return authenticate(exchange, table, roles) if table.keys_exist else None
+
+
+def _find_signed_in(exchange: Exchange, table: RoutingTable) -> Key | None:
+    """The key of a person who is signed in to the console. Raises a 401 where it is unknown, and a
+    403 for a page of another origin.
+    """
+    found = table.sessions.find_key(exchange) if table.sessions is not None else None
+    if found is None:
+        return None
+    key = table.keys.get(found)
+    if key is None:
+        raise UnknownKey(
+            401,
+            "The key that you signed in with is not valid any more. Sign in with another one.",
+            type=AUTHENTICATION,
+            code="invalid_api_key",
+        )
+    return key
 
 
 def _make_unknown(secret: bytes) -> UnknownKey:

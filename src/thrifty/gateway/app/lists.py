@@ -142,6 +142,16 @@ def read_limit(query: Mapping[str, str], default: int, most: int) -> int:
     return int(text)
 
 
+def read_flag(query: Mapping[str, str], name: str) -> bool:
+    """A parameter that is `true` or `false`; false where it is not given."""
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise bad_request(
+            f"'{name}' must be true or false, not {text[:60]!r}.", name, "invalid_value"
+        )
+    return text == "true"
+
+
 def unknown(name: str) -> WireError:
     """The error for an unknown parameter."""
     return bad_request(f"Unknown parameter: '{name[:64]}'.", name[:64], "unknown_parameter")

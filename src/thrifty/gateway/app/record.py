@@ -124,13 +124,15 @@ class Recorder:
         )
         if self._tracer is not None and call.trace is not None:
             late_s = ttft_s if ttft_s is not None else e2e_s
-            self._tracer.end(
-                Ended(
-                    call.trace, row, call.response_id.text, call.received_s, delivery.sent_s,
-                    delivery.first_byte_s, delivery.last_byte_s, outcome.ended_s, cache.tier,
-                    notable=verdict in _NOTABLE or late_s >= self._tracer.slow_s,
-                )
-            )  # fmt: skip
+            notable = verdict in _NOTABLE or late_s >= self._tracer.slow_s
+            if self._tracer.keeps(call.trace, notable=notable):
+                self._tracer.put(
+                    Ended(
+                        call.trace, row, call.response_id.text, call.received_s, delivery.sent_s,
+                        delivery.first_byte_s, delivery.last_byte_s, outcome.ended_s, cache.tier,
+                        notable,
+                    )
+                )  # fmt: skip
         if self._writer is None:
             return
         recorded = call.origin.counts or call.origin is Origin.SHADOW

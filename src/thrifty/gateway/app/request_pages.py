@@ -1,5 +1,5 @@
-"""`GET /v1/requests`: the request log in pages. A tenant sees its own rows; texts are never in
-them.
+"""`GET /v1/requests`: the request log in pages, and one request with its texts, where they are
+recorded. A tenant sees its own rows.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import msgspec
 
 from thrifty.db import Database
 from thrifty.db.keys import Key
-from thrifty.db.request_queries import LogRow, RequestFilter, list_requests
+from thrifty.db.request_queries import LogRow, RequestFilter, list_requests, read_texts
 from thrifty.errors import DatabaseError
 from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.lists import (
     Threads,
+    encode,
     find_visible_tenant,
     no_such,
+    read_flag,
     read_limit,
     read_query,
     read_time,
@@ -26,6 +28,7 @@ from thrifty.gateway.app.lists import (
 )
 from thrifty.http.exchange import Exchange
 from thrifty.http.same_origin import SameOrigin
+from thrifty.observe.texts import parse_answer, parse_prompt
 from thrifty.openai.errors import bad_request, explain_database
 from thrifty.openai.response_ids import ResponseIds
 from thrifty.types import Role
@@ -52,8 +55,50 @@ class RequestPages:
         self._threads.close()
 
     def routes(self) -> list[OwnRoute]:
-        """The route of the request log."""
-        return [OwnRoute("GET", "/v1/requests", Role.USER, self._list, "the request log")]
+        """The routes of the request log."""
+        return [
+            OwnRoute("GET", "/v1/requests", Role.USER, self._list, "the request log"),
+            OwnRoute(
+                "GET", "/v1/requests/{request}", Role.USER, self._show,
+                "one request, with its texts where they are recorded",
+            ),
+        ]  # fmt: skip
+
+    async def _show(
+        self, exchange: Exchange, key: Key | None, parameters: Mapping[str, str]
+    ) -> None:
+        if key is None:
+            self._same_origin.check_page(exchange)
+        named = parameters["request"]
+        tenant = find_visible_tenant(exchange, key, read_query(exchange, ("tenant",)))
+        number = self._ids.find_number(named, tenant)
+        if number is None:
+            raise no_such("request", named)
+        wanted = RequestFilter(tenant=tenant, number=number)
+
+        def read() -> dict[str, Any] | None:
+            rows, _ = list_requests(self._database, wanted, limit=1)
+            if not rows:
+                return None
+            return describe_request(rows[0], self._ids) | self._read_texts(number)
+
+        try:
+            found = await self._threads.run(read)
+        except DatabaseError as error:
+            raise explain_database(error) from None
+        if found is None:
+            raise no_such("request", named)
+        exchange.respond(200, encode(found))
+
+    def _read_texts(self, number: int) -> dict[str, Any]:
+        """The messages of the prompt and of the answer; None where they are not recorded."""
+        texts = read_texts(self._database, number)
+        if texts is None:
+            return {"prompt": None, "answer": None}
+        try:
+            return {"prompt": parse_prompt(texts.prompt), "answer": parse_answer(texts.answer)}
+        except ValueError:
+            return {"prompt": None, "answer": None}
 
     async def _list(self, exchange: Exchange, key: Key | None, _: Any) -> None:
         if key is None:
@@ -92,7 +137,7 @@ class RequestPages:
             origin=query.get("origin"),
             error=query.get("error"),
             slower_ms=_read_milliseconds(query),
-            disliked=_read_flag(query, "disliked"),
+            disliked=read_flag(query, "disliked"),
             since_s=read_time(query, "since"),
             until_s=read_time(query, "until"),
         )
@@ -126,12 +171,3 @@ def _read_milliseconds(query: Mapping[str, str]) -> float | None:
             "invalid_value",
         )
     return float(text)
-
-
-def _read_flag(query: Mapping[str, str], name: str) -> bool:
-    text = query.get(name, "false")
-    if text not in ("true", "false"):
-        raise bad_request(
-            f"'{name}' must be true or false, not {text[:60]!r}.", name, "invalid_value"
-        )
-    return text == "true"

@@ -15,6 +15,7 @@ from thrifty.db.keys import Key
 from thrifty.gateway.state.deployment import Deployment, merge_deployment
 from thrifty.gateway.state.replica import Replica
 from thrifty.gateway.state.version import MakePolicy, Version
+from thrifty.http.sessions import Sessions
 
 
 class RoutingTable:
@@ -27,6 +28,8 @@ class RoutingTable:
         """Deployments by every name that clients may use in `model`, aliases included."""
         self.gateways: list[GatewayRow] = []
         self.keys: dict[str, Key] = {}
+        self.sessions: Sessions | None = None
+        """Reads cookies that stand for keys; None: only keys themselves count."""
         self.keys_exist = False
         """Stays true once a key was seen: losing the database must not disable authentication."""
         self.loaded = False

@@ -1,9 +1,11 @@
 """The judgement: which slices got worse, and whether all that counts is shown not to be.
 
 Every metric over all items, and every domain of text, must be *shown* not to be worse than the
-version that serves by the margin (a test of non-inferiority). A slice, of which there may be many
-and small ones, must not have lost more than the margin where a loss is *shown*. In both families,
-p-values are adjusted by Holm's method, so that the chance of any false finding is bounded.
+version that serves by the margin (a test of non-inferiority). All of them must, so a version that
+is worse in any passes with a chance of at most `ALPHA`, however many there are (an
+intersection-union test; Berger 1982). A slice, of which there may be many and small ones, must not
+have lost more than the margin where a loss is *shown*. There each one is a chance for a false
+alarm, so their p-values are adjusted by Holm's method.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from thrifty.evaluate.divergence import Divergence
 from thrifty.evaluate.statistics import paired_difference
 from thrifty.improve.gate.items import METRICS, Item
-from thrifty.improve.gate.statistics import (
+from thrifty.statistics.paired import (
     adjust_holm,
     count_needed,
     p_mean_not_worse,
@@ -160,24 +162,18 @@ def compare_text(
 
 
 def decide(slices: Sequence[Slice], margin: float, alpha: float = ALPHA) -> list[Slice]:
-    """The slices with their outcomes, failed ones first. P-values are replaced by adjusted ones."""
-    primary = [one for one in slices if one.primary]
-    shown = dict(
-        zip(map(id, primary), adjust_holm([one.p_not_worse for one in primary]), strict=True)
-    )
+    """The slices with their outcomes, failed ones first; `p_worse` is adjusted."""
     worse = adjust_holm([one.p_worse for one in slices])
     decided = []
     for one, p_bad in zip(slices, worse, strict=True):
-        p_good = shown.get(id(one), one.p_not_worse)
         if p_bad <= alpha and one.difference < -margin:
             outcome = WORSE
-        elif p_good <= alpha:
+        elif one.p_not_worse <= alpha:
             outcome = NOT_WORSE
         else:
             outcome = UNDECIDED
-        needed = one.needed if outcome == UNDECIDED else None
-        decided.append(
-            replace(one, p_not_worse=p_good, p_worse=p_bad, outcome=outcome, needed=needed)
-        )
+        # What certainly fell by more than the margin needs no more evidence.
+        needed = one.needed if outcome == UNDECIDED and one.high > -margin else None
+        decided.append(replace(one, p_worse=p_bad, outcome=outcome, needed=needed))
     order = {WORSE: 0, UNDECIDED: 1, NOT_WORSE: 2}
     return sorted(decided, key=lambda one: (not one.failed, not one.primary, order[one.outcome]))

@@ -1,8 +1,9 @@
 """What versions are judged by must not be what they learned from: leaked questions are left out.
 
 The data of every training in a version's lineage is looked up where it was. A question leaked if
-one row holds more than half of its sequences of five words, or all of a shorter one; a domain, if
-the data holds more than a thousandth of its sequences of 13 words.
+one text of it holds more than half of its sequences of five words and nine of ten of its words:
+another name in the same question is another question. One of fewer words leaked if it is there as a
+whole. A domain leaked if the data holds more than a thousandth of its sequences of 13 words.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from thrifty.improve.gate.items import Item
 from thrifty.train.rows import digest_rows
 
 MOST_OVERLAP = 0.001
-OVERLAP = 0.5
+OVERLAP, COVERED = 0.5, 0.9
 
 
 @dataclass
@@ -57,11 +58,13 @@ def find_learned(store: Store, *versions: NamedVersion) -> LearnedData:
 def find_leaked(items: Sequence[Item], files: Iterable[Path]) -> set[int]:
     """The numbers of the items whose questions are in the files."""
     sizes: list[int] = []
+    words_of: list[set[str]] = []
     owners: dict[bytes, list[int]] = defaultdict(list)
     for number, item in enumerate(items):
         words = list_words(item.question.messages[-1][1])
         sequences = set(hash_sequences(words, min(len(words), SHORTEST_WORDS))) if words else set()
         sizes.append(len(sequences))
+        words_of.append(set(words))
         for sequence in sequences:
             owners[sequence].append(number)
     # Questions of fewer words are looked for as whole texts.
@@ -77,7 +80,13 @@ def find_leaked(items: Sequence[Item], files: Iterable[Path]) -> set[int]:
         if len(words) in short:
             sequences |= set(hash_sequences(words, len(words)))
         hits = Counter(number for one in sequences for number in owners.get(one, ()))
-        leaked |= {number for number, count in hits.items() if count > OVERLAP * sizes[number]}
+        said = set(words)
+        leaked |= {
+            number
+            for number, count in hits.items()
+            if count > OVERLAP * sizes[number]
+            and len(words_of[number] & said) >= COVERED * len(words_of[number])
+        }
     return leaked
 
 

@@ -17,11 +17,11 @@ from typing import Any
 from thrifty.artifacts import Artifact, NamedVersion, Store
 from thrifty.artifacts.measurements import Measurement
 from thrifty.artifacts.verdicts import GATE
+from thrifty.data.built import TEST, open_set
 from thrifty.engines.machine import Machine, detect_machine
-from thrifty.errors import EvaluationError
+from thrifty.errors import DataError, EvaluationError
 from thrifty.evaluate.answers import (
     DEFAULT_SETS,
-    DEFAULT_SHORT,
     AnswersRequest,
     ask_model,
     is_chat_model,
@@ -29,10 +29,10 @@ from thrifty.evaluate.answers import (
 from thrifty.evaluate.questions import TWENTY, digest_questions
 from thrifty.evaluate.suite import (
     DOMAINS,
-    QUALITY,
     DataFile,
     EvaluationSuite,
     describe_arithmetic,
+    describe_missing,
     find_data,
     find_root,
     measure_quality,
@@ -49,6 +49,9 @@ from thrifty.types import Family, OnProgress, ignore_progress
 from thrifty.version import __version__
 
 MARGIN = 0.05
+ITEMS = 600
+"""With 300, one equal version in six would be refused for want of evidence, where a tenth of the
+answers differs; with our 504 questions, one in thirty (`benchmarks/gate_decisions.py`)."""
 SPEED_MARGIN = 0.2
 """A version may be this much slower and larger: measurements on a shared machine spread."""
 MOST_BUSY = 0.3
@@ -66,11 +69,12 @@ class GateRequest:
     candidate: str
     against: str
     data: Sequence[str] = ()
-    """Sets and files: questions are asked, text and conversations are domains. Default: our own."""
+    """Sets, files and built sets: questions are asked, text and conversations are domains. Default:
+    our own."""
     margin: float = MARGIN
     """How much worse is not worse: a share of answers, and of a token's probability."""
-    items: int = DEFAULT_SHORT
-    """At most so many questions with known answers of the default sets, and of each other set."""
+    items: int = ITEMS
+    """At most so many questions of a set; our own share them."""
     tokens: int = TOKENS
     speed: bool = True
     """Whether speed and memory are measured."""
@@ -136,7 +140,10 @@ def run_gate(
     slices = _judge_answers(store, home, machine, models, items, request, on_progress)
     slices += _judge_text(store, home, models, domains, request, on_progress)
     if not slices:
-        raise EvaluationError("there is nothing to judge on; name questions or text with --data")
+        which = " that the model was not trained on" if leaked else ""
+        raise EvaluationError(
+            f"there is nothing to judge on; name questions or text{which} with --data"
+        )
     slices = decide(slices, request.margin)
     speed = _judge_speed(store, home, machine, models, on_progress) if request.speed else {}
     if any(one["busy"] for one in speed.values()):
@@ -225,7 +232,7 @@ def _find_data(
         sets.append({"name": "twenty", "sha256": digest_questions(TWENTY), "kind": "questions"})
     room = request.items
     for one in named:
-        found = find_data(one, home.data, store, on_progress)
+        found = _find_file(store, home, one, on_progress)
         asks = _holds_questions(found.path)
         if asks and not chat:
             raise EvaluationError(
@@ -244,6 +251,24 @@ def _find_data(
              "kind": "questions" if asks else "text", "items": len(own) if asks else None}
         )  # fmt: skip
     return items, domains, sets
+
+
+def _find_file(store: Store, home: Home, named: str, on_progress: OnProgress) -> DataFile:
+    """A set, a file, or what a built data set holds out (else its first rows)."""
+    problem = describe_missing(named)
+    if problem is None:
+        return find_data(named, home.data, store, on_progress)
+    try:
+        built = open_set(home.datasets, named)
+    except DataError:
+        raise EvaluationError(f"{named!r} {problem}; nor was a set of that name built") from None
+    if built.kind not in ("sft", "text"):
+        raise EvaluationError(
+            f"{built.label} has {built.kind} rows; the gate reads conversations and text"
+        )
+    file = next((one for one in built.files if one.split == TEST), built.files[0])
+    path = built.folder / file.path
+    return DataFile(built.label, path, digest_file(path))
 
 
 def _holds_questions(path: Path) -> bool:
@@ -308,7 +333,8 @@ def _judge_text(
         found: Sequence[Measurement] = measure_quality(
             store, home.evaluations, *model, suite, on_progress
         )
-        return {one.values["domain"]: one.values for one in found if one.kind == QUALITY}
+        # In their order: the same text may have been measured under another name before.
+        return {one.name: values.values for one, values in zip(domains, found, strict=True)}
 
     if not domains:
         return []

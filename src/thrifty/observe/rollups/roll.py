@@ -17,6 +17,7 @@ import msgspec
 from sqlalchemy import Connection, Table
 
 from thrifty.db import Database
+from thrifty.db.desired import read_desired
 from thrifty.db.rollups import (
     DAY_S,
     HOUR_S,
@@ -39,7 +40,7 @@ from thrifty.db.rollups import (
     write_step,
 )
 from thrifty.db.tables import ROLLUP_SKETCHES, rollups, tenant_rollups
-from thrifty.observe.rollups.sketch import decode_sketch, make_sketch, merge_sketches
+from thrifty.observe.rollups.sketch import extend_sketch
 
 OTHER_TENANTS = "(other)"
 """Stands for the tenants beyond the cap. No key can have this name."""
@@ -59,8 +60,8 @@ MAX_BUSY_S = 86400.0
 GENERATED = (None, "", "miss", "bypass")
 """What the log says of answers that no cache gave."""
 
-Key = tuple[int, int, str, str]
-"""Step, time, deployment and version; a tenant may follow."""
+FineKey = tuple[int, str, str, str]
+"""Time, deployment, version and tenant."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ class Keep:
     def of_step(self, step_s: int) -> float:
         """How long sums of one step are kept."""
         return {MINUTE_S: self.minutes_s, HOUR_S: self.hours_s, DAY_S: self.days_s}[step_s]
+
+
+def open_roller(database: Database) -> Roller:
+    """A roller that keeps sums as long as the service's spec says. Raises `DatabaseError`."""
+    service = read_desired(database).service
+    return Roller(database, Keep(**service.records) if service is not None else None)
 
 
 @dataclass
@@ -185,7 +192,8 @@ class Roller:
     def _read(self, connection: Connection) -> tuple[Step, int] | None:
         """The next step, and how many rows it adds; None if there is nothing to do."""
         state = read_state(connection)
-        old, old_after = ([], state.old_after)
+        old: list[Any] = []
+        old_after = state.old_after
         if state.has_old:
             old, old_after = read_old_rows(connection, state, STEP_ROWS)
         notes, numbers = read_notes(connection, STEP_NOTES)
@@ -202,62 +210,79 @@ class Roller:
         if not (notes or thumbs or old_after != state.old_after):
             return None
         rows = [*old, *read_rows(connection, numbers)]
-        fine = self._sum_up(connection, rows, thumbs)
-        totals, tenants = _spread(fine, _oldest(self._keep))
+        oldest_s = _find_oldest(self._keep)
+        fine = self._sum_up(connection, rows, thumbs, oldest_s)
+        totals, tenants = _spread(fine, oldest_s)
         return Step(
             state, old_after, notes, [one.note for one in thumbs],
             _merge(connection, rollups, totals), _merge(connection, tenant_rollups, tenants),
         ), len(rows)  # fmt: skip
 
     def _sum_up(
-        self, connection: Connection, rows: Iterable[Any], thumbs: Iterable[Thumb]
-    ) -> dict[tuple[int, str, str, str], _Sum]:
-        """Sums by minute, deployment, version and tenant."""
-        fine: dict[tuple[int, str, str, str], _Sum] = {}
-        for row in rows:
-            minute = _floor(row.at_s, MINUTE_S)
-            labels = (row.deployment or "", row.version or "", row.tenant or "")
-            found = fine.get((minute, *labels))
+        self,
+        connection: Connection,
+        rows: Iterable[Any],
+        thumbs: Iterable[Thumb],
+        oldest_s: Mapping[int, float],
+    ) -> dict[FineKey, _Sum]:
+        """Sums by deployment, version, tenant, and the shortest step that is kept at that time."""
+        fine: dict[FineKey, _Sum] = {}
+
+        def find(at_s: float, labels: tuple[str, str, str]) -> _Sum:
+            key = (_floor(at_s, _find_step(at_s, oldest_s)), *labels)
+            found = fine.get(key)
             if found is None:
-                found = fine[minute, *labels] = _Sum()
-            found.add_row(row)
+                found = fine[key] = _Sum()
+            return found
+
+        for row in rows:
+            labels = (row.deployment or "", row.version or "", row.tenant or "")
+            find(row.at_s, labels).add_row(row)
             if row.cache in GENERATED:
                 name = "busy_ms" if row.origin in USERS else "other_busy_ms"
                 for at_s, busy_ms in _list_busy(row):
-                    fine.setdefault((at_s, *labels), _Sum()).numbers[name] += busy_ms
+                    find(at_s, labels).numbers[name] += busy_ms
         for thumb in thumbs:
-            minute = _floor(thumb.at_s, MINUTE_S)
-            found = fine.setdefault((minute, thumb.deployment, thumb.version, thumb.tenant), _Sum())
+            found = find(thumb.at_s, (thumb.deployment, thumb.version, thumb.tenant))
             found.numbers["up"] += thumb.up
             found.numbers["down"] += thumb.down
         return self._cap_tenants(connection, fine)
 
     def _cap_tenants(
-        self, connection: Connection, fine: dict[tuple[int, str, str, str], _Sum]
-    ) -> dict[tuple[int, str, str, str], _Sum]:
+        self, connection: Connection, fine: dict[FineKey, _Sum]
+    ) -> dict[FineKey, _Sum]:
         """Have the tenants beyond the cap of a day count as one. Those that are seen first keep
         their names; of those seen in one step, the ones with the most requests.
         """
         asked: dict[int, Counter[str]] = {}
-        for (minute, _, _, tenant), found in fine.items():
-            day = asked.setdefault(_floor(minute, DAY_S), Counter())
-            day[tenant] += int(found.numbers["requests"])
+        for (at_s, _, _, tenant), found in fine.items():
+            counts = asked.setdefault(_floor(at_s, DAY_S), Counter())
+            counts[tenant] += int(found.numbers["requests"])
         named: dict[int, set[str]] = {}
         for day, tenants in asked.items():
             known = read_named_tenants(connection, day) - {OTHER_TENANTS}
             fresh = sorted(set(tenants) - known, key=lambda one: (-tenants[one], one))
             named[day] = known | set(fresh[: max(0, self._keep.tenants - len(known))])
-        capped: dict[tuple[int, str, str, str], _Sum] = {}
-        for (minute, deployment, version, tenant), found in fine.items():
-            shown = tenant if tenant in named[_floor(minute, DAY_S)] else OTHER_TENANTS
-            capped.setdefault((minute, deployment, version, shown), _Sum()).add(found)
+        capped: dict[FineKey, _Sum] = {}
+        for key, found in fine.items():
+            at_s, deployment, version, tenant = key
+            if tenant in named[_floor(at_s, DAY_S)]:
+                capped[key] = found
+            else:
+                other = (at_s, deployment, version, OTHER_TENANTS)
+                capped.setdefault(other, _Sum()).add(found)
         return capped
 
 
 def _list_busy(row: Any) -> Iterator[tuple[int, float]]:
     """The minutes in which a row's request was at a replica, and for how long, in milliseconds."""
-    begin_s = row.at_s + min(row.queue_ms or 0.0, row.e2e_ms) / 1e3
-    end_s = min(row.at_s + row.e2e_ms / 1e3, begin_s + MAX_BUSY_S)
+    busy_ms = max(0.0, row.e2e_ms - (row.queue_ms or 0.0))
+    end_s = row.at_s + row.e2e_ms / 1e3
+    begin_s = end_s - busy_ms / 1e3
+    if _floor(begin_s, MINUTE_S) == _floor(end_s, MINUTE_S):
+        yield _floor(begin_s, MINUTE_S), busy_ms
+        return
+    end_s = min(end_s, begin_s + MAX_BUSY_S)
     while begin_s < end_s:
         minute = _floor(begin_s, MINUTE_S)
         until_s = min(end_s, minute + MINUTE_S)
@@ -265,21 +290,27 @@ def _list_busy(row: Any) -> Iterator[tuple[int, float]]:
         begin_s = until_s
 
 
-def _oldest(keep: Keep) -> dict[int, float]:
+def _find_oldest(keep: Keep) -> dict[int, float]:
+    """From when on sums of each step are kept."""
     now_s = time.time()
-    return {step_s: now_s - keep.of_step(step_s) for step_s in STEPS_S}
+    return {step_s: now_s - keep.of_step(step_s) - step_s for step_s in STEPS_S}
+
+
+def _find_step(at_s: float, oldest_s: Mapping[int, float]) -> int:
+    """The shortest step that is kept at a time; days for those that are not kept at all."""
+    return next((step_s for step_s in STEPS_S if at_s >= oldest_s[step_s]), DAY_S)
 
 
 def _spread(
-    fine: Mapping[tuple[int, str, str, str], _Sum], oldest_s: Mapping[int, float]
+    fine: Mapping[FineKey, _Sum], oldest_s: Mapping[int, float]
 ) -> tuple[dict[Any, _Sum], dict[Any, _Sum]]:
     """The sums of each step, without and with tenants. What a step keeps no longer is left out."""
     totals: dict[Any, _Sum] = {}
     tenants: dict[Any, _Sum] = {}
-    for (minute, deployment, version, tenant), found in fine.items():
+    for (start_s, deployment, version, tenant), found in fine.items():
         for step_s in STEPS_S:
-            at_s = _floor(minute, step_s)
-            if at_s < oldest_s[step_s] - step_s:
+            at_s = _floor(start_s, step_s)
+            if start_s < oldest_s[step_s]:
                 continue
             key = (step_s, at_s, deployment, version)
             totals.setdefault(key, _Sum()).add(found)
@@ -316,8 +347,7 @@ def _add_to(row: Mapping[str, Any] | None, found: _Sum) -> dict[str, Any]:
     for name, values in found.values.items():
         data = old.get(name)
         if values:
-            fresh = make_sketch(values)
-            data = merge_sketches([decode_sketch(data), fresh]).encode()
+            data = extend_sketch(data, values)
         merged[name] = data
     return merged
 

@@ -30,7 +30,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 MAX_POINTS = 3000
 MAX_METRICS = 50
 
-Row = Mapping[str, Any]
+Row = Mapping[Any, Any]
 Value = float | None
 
 SUMS = {
@@ -92,7 +92,7 @@ def read_series(database: Database, asked: Asked) -> Found:
     """
     step_s = _find_step(asked)
     first = asked.from_s // step_s * step_s
-    times = list(range(first, asked.until_s, step_s))
+    times = range(first, asked.until_s, step_s)
     if len(times) > MAX_POINTS:
         raise ThriftyError(
             f"from {asked.from_s} to {asked.until_s} there are {len(times)} {asked.step}s, more than "
@@ -109,7 +109,7 @@ def read_series(database: Database, asked: Asked) -> Found:
         Series(dict(zip(names, labels, strict=True)), _read_values(readers, found, times))
         for labels, found in sorted(groups.items(), key=_by_size)
     ]
-    return Found(step_s, times, series)
+    return Found(step_s, list(times), series)
 
 
 def _read_values(
@@ -196,7 +196,7 @@ def _read_rows(
         if value is not None:
             query = query.where(table.c[name] == value)
     with database.begin() as connection:
-        return list(connection.execute(query).mappings())
+        return connection.execute(query).mappings().all()
 
 
 def _by_size(group: tuple[tuple[str, ...], dict[int, list[Row]]]) -> tuple[int, tuple[str, ...]]:

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0013"
-down_revision = "0011"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 
@@ -52,6 +52,27 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("release_id", "shadow", name=op.f("pk_release_pairs")),
     )
     op.create_table(
+        "quality_answers",
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True,
+            nullable=False,
+        ),
+        sa.Column("at_s", sa.Double(), nullable=False),
+        sa.Column("deployment", sa.String(length=64), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("revision", sa.String(length=32), nullable=False),
+        sa.Column("questions", sa.String(length=16), nullable=False),
+        sa.Column("question", sa.Integer(), nullable=False),
+        sa.Column("right", sa.Boolean(), nullable=True),
+        sa.Column("faults", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_quality_answers")),
+    )  # fmt: skip
+    op.create_index(
+        op.f("ix_quality_answers_deployment_version_at_s"), "quality_answers",
+        ["deployment", "version", "at_s"],
+    )  # fmt: skip
+    op.create_index(op.f("ix_quality_answers_at_s"), "quality_answers", ["at_s"])
+    op.create_table(
         "held_conversations",
         sa.Column("deployment", sa.String(length=64), nullable=False),
         sa.Column("updated_s", sa.Double(), nullable=False),
@@ -65,6 +86,9 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Revert the migration."""
     op.drop_table("held_conversations")
+    op.drop_index(op.f("ix_quality_answers_at_s"), table_name="quality_answers")
+    op.drop_index(op.f("ix_quality_answers_deployment_version_at_s"), table_name="quality_answers")
+    op.drop_table("quality_answers")
     op.drop_table("release_pairs")
     op.drop_index(op.f("ix_release_events_release_id"), table_name="release_events")
     op.drop_table("release_events")

@@ -1,4 +1,4 @@
-"""The gate's tests hold their level, and agree with slow references."""
+"""Paired tests hold their level, and agree with slow references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.improve.gate.statistics import (
+from thrifty.statistics.paired import (
     adjust_holm,
     count_needed,
     p_mean_not_worse,

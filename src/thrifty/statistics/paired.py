@@ -1,7 +1,8 @@
 """Paired tests: whether a version is not worse by a margin, whether it is worse, and many at once.
 
-All p-values are one-sided. Shares are compared on the same items, so that only items on which the
-two versions differ carry information.
+For data that is looked at once, unlike what else is in this package. All p-values are one-sided.
+Shares are compared on the same items, so that only items on which the two versions differ carry
+information.
 """
 
 from __future__ import annotations

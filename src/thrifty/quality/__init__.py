@@ -1,0 +1,1 @@
+"""Canary questions: questions with known answers, asked of every live version on a schedule."""
