@@ -27,7 +27,7 @@ CLEARED = frozenset({
 })  # fmt: skip
 OURS = frozenset({
     "THRIFTY_TEST_HOME", "THRIFTY_TEST_ENVIRONMENTS", "THRIFTY_TEST_CRDS", "THRIFTY_TEST_CHROMIUM",
-    KEEP_VARIABLE,
+    "THRIFTY_TEST_KUBERNETES", KEEP_VARIABLE,
 })  # fmt: skip
 """What the tests read themselves."""
 

@@ -22,7 +22,7 @@ from thrifty.fleet.ports import find_free_port
 from thrifty.kubernetes.client import ApiAway, ApiClient, ApiRefused
 from thrifty.kubernetes.config import find_cluster
 
-START_S = 90.0
+START_S = 300.0
 NODE_GRACE_S = 6
 CONTROLLERS = (
     "deployment", "replicaset", "endpoint", "endpointslice", "disruption",

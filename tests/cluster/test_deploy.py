@@ -70,8 +70,9 @@ async def test_what_broke_off_is_known_and_goes_on_or_away(
         space, client = world.namespace, world.client
         objects = make_objects(TWO_VERSIONS, space)
         spoilt = [dict(one) for one in objects]
-        last = next(n for n, one in enumerate(spoilt) if one["kind"] == "NetworkPolicy")
-        spoilt[last] = {**spoilt[last], "spec": {"podSelector": "wrong"}}
+        last = max(n for n, one in enumerate(spoilt) if one["kind"] == "Service")
+        ports = [{"port": 70_000, "protocol": "TCP"}]
+        spoilt[last] = {**spoilt[last], "spec": {**spoilt[last]["spec"], "ports": ports}}
         with pytest.raises(ApiRefused):
             await apply_objects(client, space, spoilt, "one")
         note = await read_note(client, space)

@@ -139,7 +139,9 @@ class Writer:
     def drop(self, one: Object) -> None:
         """A Deployment that was deleted."""
         key = read_key(one)
-        if key is not None and self._known.pop(key, None) is not None:
+        known = self._known.get(key) if key is not None else None
+        if key is not None and known and known["metadata"]["uid"] == one["metadata"]["uid"]:
+            del self._known[key]
             self.wake()
             self._on_change()
 

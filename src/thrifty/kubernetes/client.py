@@ -120,9 +120,11 @@ class ApiClient:
         on_event: Callable[[str, Object], None],
         timeout_s: float,
         query: Mapping[str, str] = NOTHING,
+        on_open: Callable[[], None] = lambda: None,
     ) -> None:
         """Call `on_event` with the type and object of each event, until the server ends the watch,
-        which it is asked to do after `timeout_s`. Raises `ApiAway`, `ApiRefused`.
+        which it is asked to do after `timeout_s`. `on_open` is called once the server has taken it.
+        Raises `ApiAway`, `ApiRefused`.
         """
         self.calls += 1
         where = urlencode({**query, "watch": "1", "timeoutSeconds": str(round(timeout_s))})
@@ -130,10 +132,11 @@ class ApiClient:
         try:
             answer = await self._http.open(
                 self.cluster.origin, "GET", f"{path}?{where}", headers=self._headers(JSON),
-                head_timeout_s=REQUEST_TIMEOUT_S,
+                connect_timeout_s=REQUEST_TIMEOUT_S, head_timeout_s=REQUEST_TIMEOUT_S,
             )  # fmt: skip
             if answer.status >= 400:
                 raise make_refusal(answer.status, await answer.read())
+            on_open()
             answer.attach(_Lines(on_event).feed)
             # A server that hangs says nothing more, not even that it ends.
             async with asyncio.timeout(timeout_s + REQUEST_TIMEOUT_S):

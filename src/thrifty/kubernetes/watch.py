@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 WATCH_S = 240.0
 """How long one watch lasts: a request every few minutes tells a server that is gone from one at rest."""
 PAGE = 500
-STARTED_S = 1.0
-"""A watch that lasts so long runs."""
+SHORT_S = 1.0
+"""A watch that ends sooner is not begun again at once."""
 RETRY_S = (0.1, 0.25, 0.5, 1.0, 2.0)
 _GONE = 410
 
@@ -108,20 +108,13 @@ class Watch:
             "resourceVersion": self._version,
             "allowWatchBookmarks": "true",
         }
-        following = asyncio.ensure_future(
-            self._client.watch(self._path, self._take, timeout_s, query)
-        )
-        try:
-            # It fails at once, or it runs.
-            await asyncio.wait({following}, timeout=STARTED_S)
-            if not following.done():
-                self._failures = 0
-                self._note(None)
-            await following
-            if time.monotonic() - began_s < STARTED_S:
-                raise ApiAway("the watch was ended at once")
-        finally:
-            following.cancel()
+        await self._client.watch(self._path, self._take, timeout_s, query, self._note_running)
+        if self._version and time.monotonic() - began_s < SHORT_S:
+            raise ApiAway("the watch was ended at once")
+
+    def _note_running(self) -> None:
+        self._failures = 0
+        self._note(None)
 
     def _take(self, kind: str, one: Object) -> None:
         if kind == "ERROR":
