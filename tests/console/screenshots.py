@@ -78,7 +78,7 @@ async def show_playground(page: Any) -> None:
 
 
 async def take(site: Site, folder: Path, *, theme: str, size: tuple[int, int], end: str) -> None:
-    names = PAGES if not end else ("overview", "deployments")
+    names = PAGES if not end else ("overview",)
     async with browsing(site.console, theme=theme, size=size) as tab:
         page = tab.page
         await page.get_by_text("Live", exact=True).wait_for(state="attached")

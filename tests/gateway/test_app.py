@@ -160,7 +160,8 @@ async def test_each_request_becomes_a_row(tmp_path: Path) -> None:
 
 async def test_metrics_carry_deployment_version_and_replica(tmp_path: Path) -> None:
     async with running_echo() as url, running_gateway(tmp_path, [url]) as gateway:
-        await gateway.ask(CHAT)
+        # Only of a stream can the first token be seen.
+        await gateway.ask({**CHAT, "stream": True})
         await gateway.ask({**CHAT, "model": "other"})
         metrics = await gateway.ask(b"", "/metrics", method="GET")
         labels = {"deployment": "echo", "version": "echo@v1", "replica": "echo-0"}

@@ -16,7 +16,6 @@ from thrifty.cli.show import print_json, print_line, print_table, show_progress,
 from thrifty.deploy.base import Request, parse_target_options, refuse_fleet
 from thrifty.deploy.cluster import (
     Applied,
-    Object,
     apply_objects,
     destroy_objects,
     look_at_objects,
@@ -27,7 +26,7 @@ from thrifty.deploy.registry import find_target
 from thrifty.deploy.service import make_service
 from thrifty.errors import ThriftyError
 from thrifty.home import find_home
-from thrifty.kubernetes.client import ApiClient
+from thrifty.kubernetes.client import ApiClient, Object
 from thrifty.kubernetes.config import find_cluster
 from thrifty.spec import load_spec
 

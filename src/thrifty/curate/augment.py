@@ -56,11 +56,12 @@ def keep_what_gains(
     *,
     level: float = LEVEL,
 ) -> Choice[Augmentation]:
-    """Measure training without augmentation (None) and with each candidate; keep the best that gains.
+    """Measure training without augmentation (None) and with each candidate; keep the best that
+    gains.
 
-    `measure` trains and returns a score of each held-out item, higher being better, the same items in
-    the same order each time. Items should be independent of each other: one a conversation. Raises
-    `DataError` where they are too few, or others than before.
+    `measure` trains and returns a score of each held-out item, higher being better, the same items
+    in the same order each time. Items should be independent of each other: one a conversation.
+    Raises `DataError` where they are too few, or others than before.
     """
     plain = np.asarray(measure(None), np.float64)
     if len(plain) < LEAST_ITEMS:

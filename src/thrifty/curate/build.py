@@ -1,8 +1,8 @@
 """Builds a set: the order of its stages, what is kept for a build that goes on, and the result.
 
 Everything before the rows are written depends on the recipe, the sources and the tokenizer, whose
-checksums name the folder of the work (`datasets/.work/NAME-...`). A build that is killed finds there
-what was finished, and comes to the same bytes. The folder goes when the set is published.
+checksums name the folder of the work (`datasets/.work/NAME-...`). A build that is killed finds
+there what was finished, and comes to the same bytes. The folder goes when the set is published.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def build_data(
     version of `name`; blocks. If the newest version has the same rows by the same recipe, that is
     returned.
 
-    `workers` is the number of processes, and `piece_bytes` how much of a file one of them takes at a
-    time; the result does not depend on either. What a killed build had
-    finished is used, unless `restart`. Raises `SpecError`, `LeakError` (a row holds what models are
-    judged by) and other kinds of `ThriftyError`.
+    `workers` is the number of processes, and `piece_bytes` how much of a file one of them takes at
+    a time; the result does not depend on either. What a killed build had finished is used, unless
+    `restart`. Raises `SpecError`, `LeakError` (a row holds what models are judged by) and other
+    kinds of `ThriftyError`.
     """
     home = home or find_home()
     check_name(name)

@@ -90,7 +90,9 @@ def _find_candidates(rows: Rows, alive: Alive, similarity: float) -> tuple[I64, 
 
 
 def _find_pairs(rows: Rows, alive: Alive, band: int) -> Iterator[npt.NDArray[np.uint64]]:
-    """The pairs of one band as numbers: the later row in the upper half, the earlier in the lower."""
+    """The pairs of one band as numbers: the later row in the upper half, the earlier in the
+    lower.
+    """
     parts = _count_parts(len(rows))
     for part in range(parts):
         keys, numbers = _collect(rows, alive, band, part, parts)

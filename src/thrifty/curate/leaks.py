@@ -289,7 +289,7 @@ def save_index(index: LeakIndex, path: Path) -> None:
     for size, (values, items) in index.sequences.items():
         arrays |= {f"values_{size}": values, f"items_{size}": items}
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_index(path: Path) -> LeakIndex:

@@ -1,7 +1,7 @@
 """One piece of a source on its way from records to rows: read, shaped, cleaned, judged, measured.
 
-What becomes of a piece depends on the piece and the settings alone, so that any number of processes,
-and a build that was interrupted, come to the same bytes. Written for each piece:
+What becomes of a piece depends on the piece and the settings alone, so that any number of
+processes, and a build that was interrupted, come to the same bytes. Written for each piece:
 
     NNNNN.rows.jsonl    the rows that are kept so far, with their provenance
     NNNNN.facts.npy     a record of `FACTS` for each of them

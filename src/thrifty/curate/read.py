@@ -83,7 +83,9 @@ def _parse_line(line: bytes) -> Record | Broken:
 
 
 def _parse_loosely(line: bytes) -> Record | Broken:
-    """JSON as Python writes it: with NaN, and with halves of surrogate pairs, which are set aside."""
+    """JSON as Python writes it: with NaN, and with halves of surrogate pairs, which are set
+    aside.
+    """
     try:
         value = json.loads(line)
         json.dumps(value, ensure_ascii=False).encode()

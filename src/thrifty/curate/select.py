@@ -1,7 +1,8 @@
 """Which rows stay for balance and weights, which are held out, in which order, and in which packs.
 
-All of it is decided by checksums of the rows' words and the recipe's seed: the same rows come to the
-same places, however many processes read them, and a set that grows keeps most of what it held out.
+All of it is decided by checksums of the rows' words and the recipe's seed: the same rows come to
+the same places, however many processes read them, and a set that grows keeps most of what it held
+out.
 """
 
 from __future__ import annotations

@@ -113,7 +113,9 @@ def _find_ends(texts: Sequence[str], codes: U32) -> I64:
 
 
 def digest_words(words: Words) -> U64:
-    """Two checksums of each text's words in their order: [texts, 2]. Equal texts have equal ones."""
+    """Two checksums of each text's words in their order: [texts, 2]. Equal texts have equal
+    ones.
+    """
     counts = np.diff(words.starts)
     found = np.zeros((len(counts), 2), np.uint64)
     if len(words.hashes):

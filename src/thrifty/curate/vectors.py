@@ -29,7 +29,9 @@ Vectors = npt.NDArray[np.float32]
 def embed_rows(
     rows: Rows, embedder: Embedder, work: Path, on_progress: OnProgress = ignore_progress
 ) -> None:
-    """Write the vectors of all rows, piece by piece; those that are there stay. Raises `OSError`."""
+    """Write the vectors of all rows, piece by piece; those that are there stay. Raises
+    `OSError`.
+    """
     begins, lengths = rows.column("begin"), rows.column("bytes")
     for piece, count in enumerate(rows.counts.tolist()):
         path = work / f"{piece:05d}.vectors.f16"

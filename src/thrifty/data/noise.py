@@ -2,9 +2,9 @@
 
 It is drawn anew for each row of each epoch from the seed, the epoch and the row's number alone, so
 that every epoch shows other forms, a run repeats exactly, and one that goes on from a checkpoint
-sees what it would have seen. Only the text of users changes: what the model learns to say stays, and
-so do system messages, calls and tools. Code, addresses and numbers stay, too, because a slip in them
-makes another question.
+sees what it would have seen. Only the text of users changes: what the model learns to say stays,
+and so do system messages, calls and tools. Code, addresses and numbers stay, too, because a slip in
+them makes another question.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _SPOKEN = {
     "what is": "what's", "because": "cause",
 }  # fmt: skip
 _KEPT = re.compile(r"```.*?```|`[^`\n]*`|https?://\S+|\S+@\S+|<[A-Z]+_[a-z]+>|\S*\d\S*", re.DOTALL)
-"""What a slip would make something else: code, addresses, pseudonyms, and whatever holds a digit."""
+"""What a slip would make something else: code, addresses, pseudonyms, and whatever holds a
+digit."""
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _BLANK = re.compile(r"(?<=\S) (?=\S)")
 _MARK = re.compile(r"(?<=[^\W\d_])([,.?!]) ")
@@ -104,8 +105,8 @@ def order_epoch(
 
 
 def add_noise(row: Row, noise: Noise, epoch: int, number: int) -> Row:
-    """The row of a number as an epoch shows it: a copy where it changes. Text rows stay as they are:
-    what they say is what is learned.
+    """The row of a number as an epoch shows it: a copy where it changes. Text rows stay as they
+    are: what they say is what is learned.
     """
     draw = _draw(noise.seed, epoch, number + 1)
     if draw.random() >= noise.rows:

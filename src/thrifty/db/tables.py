@@ -389,10 +389,11 @@ releases = Table(
     Column("figures", Text, nullable=False),
     Index(None, "deployment"),
 )
-"""Releases: a version on its way to a larger share. `record` is JSON with the plan, the weights before
-and the steps taken; `figures` what was measured last. `edition` counts decisions, so that two who
-decide at once do not both succeed. `active_on` is the deployment while the release is under way
-(NULL afterwards), so that there is one at a time. `active_s` is the time spent, without pauses."""
+"""Releases: a version on its way to a larger share. `record` is JSON with the plan, the weights
+before and the steps taken; `figures` what was measured last. `edition` counts decisions, so that
+two who decide at once do not both succeed. `active_on` is the deployment while the release is under
+way (NULL afterwards), so that there is one at a time. `active_s` is the time spent, without
+pauses."""
 
 release_events = Table(
     "release_events",

@@ -1,8 +1,8 @@
 """Keeps a clock that was set wrong from deleting what is young.
 
-What is deleted by age goes by the wall clock, as the times in the rows do. A clock that jumps ahead by
-years, as one does that lost its battery or its time server, would have everything deleted at once.
-After a jump nothing is deleted for a while, in which somebody can set the clock right.
+What is deleted by age goes by the wall clock, as the times in the rows do. A clock that jumps ahead
+by years, as one does that lost its battery or its time server, would have everything deleted at
+once. After a jump nothing is deleted for a while, in which somebody can set the clock right.
 """
 
 from __future__ import annotations

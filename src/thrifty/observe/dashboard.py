@@ -1,7 +1,7 @@
 """A Grafana dashboard for a service, by deployment and version, as JSON.
 
-It needs a Prometheus that scrapes `/metrics`. Panels are data here: a title, a unit and queries. The
-variables `deployment` and `version` choose; `$__rate_interval` is Grafana's.
+It needs a Prometheus that scrapes `/metrics`. Panels are data here: a title, a unit and queries.
+The variables `deployment` and `version` choose; `$__rate_interval` is Grafana's.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from prometheus_client.registry import Collector
 VERSION = ("deployment", "version")
 LABELS = (*VERSION, "replica")
 
-# vLLM's bounds (vllm/v1/metrics), so that one dashboard shows engines and gateway. Smaller ones come
+# vLLM's bounds (vllm/v1/metrics), so that one dashboard shows engines and gateway. Smaller ones
+# come
 # before them, for answers of caches and of small models.
 TTFT_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,

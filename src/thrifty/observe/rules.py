@@ -42,7 +42,7 @@ def make_rules(availability: float, minimum: int) -> dict[str, Any]:
 
 
 def _make_records() -> list[Mapping[str, str]]:
-    records = []
+    records: list[Mapping[str, str]] = []
     for seconds in WINDOWS_S:
         window = write_window(seconds)
         judged = f"sum {BY} (increase(thrifty_judged_requests_total[{window}]))"

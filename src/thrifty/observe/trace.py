@@ -1,5 +1,5 @@
-"""The trace of one request: W3C's context in and out, the steps that took time, and which traces are
-kept.
+"""The trace of one request: W3C's context in and out, the steps that took time, and which traces
+are kept.
 
 The request path only notes clock readings, and nothing at all where traces are off. Spans are made
 of them after the answer, on another thread (`observe/otlp`).

@@ -170,8 +170,10 @@ def weigh_arms(
         verdict = BETTER
     elif gain_low > -slack:
         verdict = NOT_WORSE
-    shown = [_finite(_change(one, relative)) for one in (estimate, low, high)]
-    return MetricEvidence(metric, verdict, *shown, level, *means, *counts)
+    return MetricEvidence(
+        metric, verdict, _show(estimate, relative), _show(low, relative), _show(high, relative),
+        level, *means, *counts,
+    )  # fmt: skip
 
 
 def weigh_failures(
@@ -255,8 +257,9 @@ def _back(value: float, relative: bool) -> float:
 
 def _change(value: float, relative: bool) -> float:
     """A difference of logarithms as a relative change."""
-    return math.expm1(min(value, 700.0)) if relative and math.isfinite(value) else value
+    return math.expm1(min(value, 700.0)) if relative else value
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _show(value: float, relative: bool) -> float | None:
+    """An end of an interval, or its middle; None where it is not known."""
+    return _change(value, relative) if math.isfinite(value) else None

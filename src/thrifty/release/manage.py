@@ -64,15 +64,16 @@ def start_release(
     for active in read_active(database, deployment):
         raise refuse_second(active)
     made = 0
+    record: Record | None = None
 
     def decide(state: Desired) -> list[DesiredChange]:
+        nonlocal record
         there = _find_deployment(state, deployment)
         _check_log(state, plan)
         if new_version is not None and there.find_version(new_version.label) is None:
             added = replace(new_version, weight=0.0, shadow=0.0)
             there = replace(there, versions=(*there.versions, added))
         _check_candidate(there, candidate)
-        nonlocal record
         version = there.find_version(candidate)
         assert version is not None
         weights = {one.label: one.weight for one in there.versions}
@@ -81,8 +82,6 @@ def start_release(
             shadow=version.shadow, shadow_before=version.shadow, who=who, why=why,
         )  # fmt: skip
         return [DesiredChange(deployment, there)]
-
-    record: Record | None = None
 
     def also(connection: Connection) -> None:
         nonlocal made

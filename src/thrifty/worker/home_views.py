@@ -106,9 +106,9 @@ class HomeViews:
         store = Store(self._home.models)
         served: defaultdict[str, list[str]] = defaultdict(list)
         for row in read_fleet(self._database).deployments:
-            for version in row.versions:
-                if version.artifact is not None:
-                    served[version.artifact].append(f"{row.name}/{version.label}")
+            for one in row.versions:
+                if one.artifact is not None:
+                    served[one.artifact].append(f"{row.name}/{one.label}")
         versions = sorted(store.versions(), key=lambda one: one.created, reverse=True)
         found = []
         for version in versions[:MAX_MODELS]:

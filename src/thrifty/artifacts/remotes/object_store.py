@@ -102,7 +102,7 @@ def open_s3(reference: Reference) -> StoreObjects:
     from obstore.store import S3Store
 
     client, retries = _make_options(_S3_ENDPOINTS)
-    with _own_errors(reference.root):
+    with _own_errors(reference.root, opening=True):
         store = S3Store(
             reference.host, prefix=reference.path or None, client_options=client, retry_config=retries,
             **_find_profile(),
@@ -121,7 +121,7 @@ def open_azure(reference: Reference) -> StoreObjects:
         require_safe_url(endpoint, f"the blob endpoint in {_CONNECTION}")
     client, retries = _make_options(_AZURE_ENDPOINTS)
     client["allow_http"] = client["allow_http"] or endpoint.startswith("http:")
-    with _own_errors(reference.root):
+    with _own_errors(reference.root, opening=True):
         store = AzureStore(
             reference.host, prefix=reference.path or None, client_options=client,
             retry_config=retries, config=settings,
@@ -214,7 +214,7 @@ def _read_pieces(path: Path, size: int, on_sent: OnBytes) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _own_errors(url: str) -> Iterator[None]:
+def _own_errors(url: str, *, opening: bool = False) -> Iterator[None]:
     from obstore.exceptions import (
         BaseError,
         GenericError,
@@ -236,7 +236,7 @@ def _own_errors(url: str) -> Iterator[None]:
                 f"no credentials for {url} were found, nor has this machine an identity ({said}); "
                 "docs/remotes.md says where they are looked for"
             ) from None
-        if "Error performing" not in said and "error decoding" not in said:
+        if opening:
             raise RemoteError(
                 f"{url} cannot be opened: {said}; docs/remotes.md says what to set"
             ) from None

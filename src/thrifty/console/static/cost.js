@@ -44,8 +44,8 @@ function Report({ data }) {
     ${data.bases.length > 0 && html`<p class="quiet small">Prices: ${data.bases.join("; ")}.</p>`}`;
 }
 
-const PARTS = [["requests_cost", "requests"], ["others_cost", "shadows and measurements"],
-  ["idle_cost", "idle"], ["tokens_cost", "servers of others"]];
+const PARTS = [["requests_cost", "At work"], ["others_cost", "Shadows, tests"],
+  ["idle_cost", "Idle"], ["tokens_cost", "Others' servers"]];
 
 function nameLine(line, by) {
   if (by === "tenant") return line.of === "tenant" ? line.tenant || "(no key)" : line.of;
@@ -58,7 +58,7 @@ function Lines({ data }) {
   const columns = [
     { name: "What", cell: (line) => nameLine(line, data.by) },
     { name: "Cost", number: true, cell: (line) => formatMoney(line.cost) },
-    ...PARTS.map(([key, title]) => ({ name: `of it ${title}`, number: true,
+    ...PARTS.map(([key, title]) => ({ name: title, number: true,
       cell: (line) => formatMoney(line[key]) })),
     { name: "Requests", number: true, cell: (line) => formatCount(line.requests) },
     { name: "Per request", number: true, cell: (line) => formatMoney(line.per_request) },

@@ -205,7 +205,8 @@ function Answer({ answer, name, hidden, onSaid }) {
 
 function describeTimes(answer) {
   const writing = answer.doneMs - answer.firstMs;
-  const rate = answer.tokens > 1 && writing > 0 ? ((answer.tokens - 1) / writing) * 1000 : null;
+  // What comes in one piece, such as an answer from a cache, says nothing of the pace.
+  const rate = answer.tokens > 1 && writing > 100 ? ((answer.tokens - 1) / writing) * 1000 : null;
   return [
     answer.firstMs ? `First token ${formatMs(answer.firstMs - answer.begunMs)}` : null,
     rate ? `${formatRate(rate)} tokens/s` : null,

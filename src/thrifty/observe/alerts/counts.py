@@ -75,7 +75,9 @@ class Counts:
         self._forget(now)
 
     def sum_up(self, window_s: int) -> dict[Place, Totals] | None:
-        """The totals of the last `window_s` seconds by version; None if not all of them was read."""
+        """The totals of the last `window_s` seconds by version; None if not all of them was
+        read.
+        """
         if self._read_from is None:
             return None
         first = self._read_until - window_s // MINUTE_S + 1

@@ -27,8 +27,9 @@ KINDS = {
 LEAST_THUMBS = 50
 """Thumbs that both times must have for a comparison."""
 THUMBS_Z = 3.5
-"""How many standard errors a drop must be. One look goes wrong once in 4,000 times; looks at windows
-that overlap are far from independent, so that a day of them goes wrong about once in 500."""
+"""How many standard errors a drop must be. One look goes wrong once in 4,000 times; looks at
+windows that overlap are far from independent, so that a day of them goes wrong about once in
+500."""
 
 
 class Finding(NamedTuple):

@@ -46,7 +46,9 @@ class AlertSettings(msgspec.Struct, frozen=True):
 
 
 class Slo(msgspec.Struct, frozen=True):
-    """The latencies of one version that 95 of 100 requests should stay within; None: no objective."""
+    """The latencies of one version that 95 of 100 requests should stay within; None: no
+    objective.
+    """
 
     deployment: str
     version: str

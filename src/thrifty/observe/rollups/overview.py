@@ -1,8 +1,8 @@
 """What happened over a window, by version: read from the rollups, whatever the log holds besides.
 
-Two things are not in the rollups. Failures of the service, apart from mistakes of clients, come from
-the log, which has an index of failed requests; corrections come from feedback. Of both, at most the
-newest `MAX_ROWS` of a window are counted.
+Two things are not in the rollups. Failures of the service, apart from mistakes of clients, come
+from the log, which has an index of failed requests; corrections come from feedback. Of both, at
+most the newest `MAX_ROWS` of a window are counted.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _read_rollups(database: Database, step_s: int, first: int) -> Sequence[Mappi
         rollups.c.step_s == step_s, rollups.c.at_s >= first
     )
     with database.begin() as connection:
-        return list(connection.execute(query).mappings())
+        return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def _read_failed(database: Database, since_s: int) -> Sequence[Any]:

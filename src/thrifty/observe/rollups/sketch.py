@@ -1,13 +1,13 @@
 """Mergeable sketches of distributions: counts in buckets whose limits grow by a constant factor.
 
-The quantile that a sketch gives differs from the exact one by at most `RELATIVE_ERROR`, however many
-sketches were merged. Source: Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile
-sketch with relative-error guarantees" (VLDB 2019), without their bound on the number of buckets:
-between a microsecond and a year there are fewer than 2,000.
+The quantile that a sketch gives differs from the exact one by at most `RELATIVE_ERROR`, however
+many sketches were merged. Source: Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable
+quantile sketch with relative-error guarantees" (VLDB 2019), without their bound on the number of
+buckets: between a microsecond and a year there are fewer than 2,000.
 
-A bucket i holds the values above GAMMA^(i-1), up to GAMMA^i. Values of at most `SMALLEST` are in the
-lowest bucket. As bytes, a sketch is a sequence of LEB128 numbers: the zigzagged first index, the
-count there, then for each further bucket the distance of its index and its count.
+A bucket i holds the values above GAMMA^(i-1), up to GAMMA^i. Values of at most `SMALLEST` are in
+the lowest bucket. As bytes, a sketch is a sequence of LEB128 numbers: the zigzagged first index,
+the count there, then for each further bucket the distance of its index and its count.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def decode_sketch(data: bytes | None) -> Sketch:
 
 
 def decode_sketches(datas: Sequence[bytes | None]) -> list[Sketch]:
-    """Many sketches as `decode_sketch` reads one, in a fraction of the time. Raises `ValueError`."""
+    """Many sketches as `decode_sketch` reads one, in a fraction of the time. Raises
+    `ValueError`.
+    """
     joined = b"".join(data for data in datas if data)
     if not joined:
         return [EMPTY] * len(datas)
