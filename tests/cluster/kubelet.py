@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -47,6 +48,8 @@ class Node:
 
     name: str
     number: int
+    block: int
+    """The second part of its pods' addresses, so that runs beside each other do not meet."""
     cpu: int = 16
     memory: str = "64Gi"
     lost: bool = False
@@ -56,7 +59,7 @@ class Node:
     def take_address(self) -> str:
         """An address that no pod had before."""
         self.taken += 1
-        return f"127.{100 + self.number}.{self.taken // 250}.{1 + self.taken % 250}"
+        return f"127.{self.block}.{16 * self.number + self.taken // 250}.{1 + self.taken % 250}"
 
 
 @dataclass
@@ -101,7 +104,8 @@ class Kubelets:
         hollow: bool = False,
     ) -> None:
         """`hollow` nodes say that their pods are ready, and start no process."""
-        self.nodes = {name: Node(name, i, cpu) for i, name in enumerate(names)}
+        block = secrets.randbelow(240) + 10
+        self.nodes = {name: Node(name, i, block, cpu) for i, name in enumerate(names)}
         self.started: list[float] = []
         """When each container started (`time.monotonic`)."""
         self._client = client

@@ -96,16 +96,16 @@ async def test_a_rolling_update_and_ninety_to_ten(
                     {**spec, "versions": [version("a", "a2", weight=9), spec["versions"][1]]}
                 )
                 await service.wait_settled()
+
+                async def old_is_gone() -> bool:
+                    return len(await world.deployments()) == 2
+
+                await until(old_is_gone, "the old revision's Deployment is deleted")
                 clients.answers.clear()
                 await clients.progress(100)
                 assert "a1" not in clients.answers
                 assert clients.answers["a2"]
                 assert untouched == {pod.uid for pod in pods_of(world, "b")}
-
-            async def old_is_gone() -> bool:
-                return len(await world.deployments()) == 2
-
-            await until(old_is_gone, "the old revision's Deployment is deleted")
 
 
 async def test_a_drained_node_under_a_budget(
