@@ -35,10 +35,9 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not cluster and not console and not deploy and not observe and not peer and not remote \
-  and not train and not vllm
+HERE := not cluster and not console and not deploy and not long and not observe and not peer \
+  and not remote and not train and not vllm
 
-HERE := not peer and not deploy and not vllm and not cluster
 FAST := not slow and not engine and not service and $(HERE)
 
 .PHONY: install
@@ -110,6 +109,10 @@ console-bundle: ## Make the console's libraries anew, with npm (needs node)
 	cd .make/console-bundle && npm ci --ignore-scripts --no-audit --no-fund
 	node .make/console-bundle/build.mjs $(CURDIR)/.make/console-bundle/node_modules src/thrifty/console/static
 
+.PHONY: test-long
+test-long: $(DEV) ## The tests that take half a minute or more
+	$(BIN)/python -m pytest -q -n 2 -m long
+
 .PHONY: test-observe
 test-observe: $(DEV) ## Dashboard, rules and telemetry by a real Prometheus (Debian's) and a real collector
 	$(BIN)/python -m pytest -q -n 0 -m observe tests/observe
@@ -134,7 +137,7 @@ test-cluster: $(DEV) ## The fleet on a real Kubernetes control plane, which it b
 	$(BIN)/python -m pytest -q -n 0 -m cluster tests/cluster
 
 .PHONY: test-all
-test-all: test test-cluster test-console test-deploy test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-cluster test-console test-deploy test-long test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

@@ -402,6 +402,7 @@ run(Store(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), "killed")
 """
 
 
+@pytest.mark.long
 def test_a_killed_training_goes_on_to_the_same_curve(
     store: Store, text: Path, tmp_path: Path, plain: dict[str, Any]
 ) -> None:

@@ -303,6 +303,7 @@ def teach(folder: Path, url: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.engine
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # killed clients
+@pytest.mark.long
 async def test_a_training_that_is_killed_in_every_stage_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     from tests.compress.test_teaching import fill_store, write_talks

@@ -207,6 +207,7 @@ def test_four_bits_go_on_where_they_were_broken_off(
     assert not kept.exists()
 
 
+@pytest.mark.long
 def test_fixed_grids_that_cost_too_much_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_what_is_done_already_costs_a_look(
     assert not steps
 
 
+@pytest.mark.long
 def test_auto_is_a_stage_too_and_names_can_be_given(
     compressed: PipelineResult, source: Any, store: Store, home: Home, texts: Any
 ) -> None:
@@ -158,6 +159,7 @@ def test_auto_is_a_stage_too_and_names_can_be_given(
     assert [stage.name for stage in alone.stages] == ["prune"]
 
 
+@pytest.mark.long
 def test_a_model_that_does_not_start_is_said_and_no_more(
     source: Any, store: Store, home: Home, texts: Any
 ) -> None:

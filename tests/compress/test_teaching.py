@@ -259,6 +259,7 @@ async def test_answers_end_where_the_teacher_ended(store: Store, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_minutes_end_in_time_and_go_on(
     store: Store, mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def database(request: Any) -> Iterator[str | None]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.long
 def test_sigkills_of_anything_neither_lose_nor_repeat_a_line(
     tmp_path: Path, database: str | None
 ) -> None:

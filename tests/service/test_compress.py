@@ -45,6 +45,7 @@ def write_spec(home: Path, **compress: Any) -> Path:
     return spec
 
 
+@pytest.mark.long
 def test_a_pipeline_is_killed_goes_on_and_is_served(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     put(store, MODEL)
