@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.binaries import NoBinaries, find_binaries
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import ControlPlane, close_client
 from thrifty.engines.server import KEY_VARIABLE
 
 
@@ -25,7 +25,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         try:
             await made.start()
         finally:
-            made.client.close()
+            await close_client(made.client)
 
     try:
         asyncio.run(start())

@@ -118,7 +118,7 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """End all."""
-        self.client.close()
+        await close_client(self.client)
         for process in reversed(self._processes.values()):
             process.terminate()
         for process in self._processes.values():
@@ -198,6 +198,12 @@ async def running_control_plane(folder: Path) -> AsyncIterator[ControlPlane]:
         yield plane
     finally:
         await plane.stop()
+
+
+async def close_client(client: ApiClient) -> None:
+    """Close connections, and let them end: TLS takes a few turns of the loop."""
+    client.close()
+    await asyncio.sleep(0.1)
 
 
 async def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.control_plane import ControlPlane, until
+from tests.cluster.control_plane import ControlPlane, close_client, until
 from tests.cluster.kubelet import Kubelets
 from thrifty.artifacts import Store
 from thrifty.control.controller import Controller
@@ -150,7 +150,7 @@ async def running_world(
         for name in names:
             await client.request("DELETE", f"/api/v1/nodes/{name}")
         await client.request("DELETE", f"/api/v1/namespaces/{namespace}")
-        client.close()
+        await close_client(client)
 
 
 async def make_account(world: World) -> None:
