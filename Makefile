@@ -125,6 +125,7 @@ test-train: $(DEV) ## Training beside trl, which it installs below .make, and tr
 
 .PHONY: test-remotes
 test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object stores and registries
+	$(BIN)/python -m tests.artifacts.remotes.servers
 	$(BIN)/python -m pytest -q -n 0 -m remote tests/artifacts
 
 .PHONY: test-cluster

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.control.running import echo, want
 from tests.release.traffic import PLAN, World
@@ -390,6 +391,14 @@ def test_a_plan_is_read_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="cannot be read"):
         load_plan(tmp_path / "nothing.yaml")
     assert load_plan(None).stages == ["start", "1%", "5%", "25%", "100%"]
+
+
+def test_the_plan_in_the_documentation_is_the_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "releases.md").read_text()
+    block = page.split("```text\nprimary:")[1].split("```")[0]
+    shown = yaml.safe_load(f"primary:{block}")
+    shown["shadow"].pop("judge")
+    assert parse_plan(shown) == parse_plan({"primary": "acceptance"})
 
 
 def test_a_candidate_begins_without_traffic(world: World) -> None:

@@ -63,7 +63,7 @@ def test_betting_holds_the_mean_and_is_narrower_early() -> None:
         late.append((high[-1] - low[-1]) / (wide_high[-1] - wide_low[-1]))
     assert missed <= 6
     assert np.median(early) < 0.95
-    assert np.median(late) < 1.1
+    assert np.median(late) < 1.2
 
 
 def test_betting_evidence_is_a_test_martingale() -> None:
@@ -87,11 +87,11 @@ def test_evidence_does_not_look_ahead() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.01])
 def test_excess_is_a_test_martingale_and_finds_an_excess(share: float) -> None:
-    hits = draw((400, 600), share).cumsum(axis=1)
-    count = np.arange(1, 601)
+    hits = draw((200, 400), share).cumsum(axis=1)
+    count = np.arange(1, 401)
     bar = math.log(1 / ALPHA)
-    assert np.mean((excess_evidence(hits, count, share) >= bar).any(axis=1)) <= at_most(ALPHA, 400)
-    more = draw((100, 600), min(0.9, 2 * share + 0.02)).cumsum(axis=1)
+    assert np.mean((excess_evidence(hits, count, share) >= bar).any(axis=1)) <= at_most(ALPHA, 200)
+    more = draw((60, 400), min(0.9, 2 * share + 0.02)).cumsum(axis=1)
     assert np.mean((excess_evidence(more, count, share) >= bar).any(axis=1)) > 0.6
 
 

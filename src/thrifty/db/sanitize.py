@@ -97,6 +97,8 @@ def _describe(column: Column[Any]) -> Any:
         found = Annotated[float, msgspec.Meta(ge=-_MAX_DOUBLE, le=_MAX_DOUBLE)]
     elif isinstance(kind, String):
         found = Annotated[str, msgspec.Meta(max_length=kind.length or MAX_TEXT_CHARS)]
+    elif isinstance(kind, LargeBinary):
+        found = bytes
     else:
         raise TypeError(f"no rule for the type of {column}")
     return found | None if column.nullable else found

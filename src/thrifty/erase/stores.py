@@ -97,6 +97,7 @@ NOT_OF_PERSONS = {
     "folder:data": "public data sets",
     "folder:trainings": "weights, and texts that a spec names",
     "folder:optimizations": "measurements",
+    "folder:gates": "measurements, with questions of judging sets",
     "file:database": "the tables above",
 }
 """Places without data of end users, and what they hold."""

