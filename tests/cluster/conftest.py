@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.binaries import NoBinaries, find_binaries
-from tests.cluster.control_plane import ControlPlane, close_client
+from tests.cluster.control_plane import ControlPlane
 from thrifty.engines.server import KEY_VARIABLE
 
 
@@ -21,14 +21,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         pytest.skip(f"NO CLUSTER HERE: {error}")
     made = ControlPlane(tmp_path_factory.mktemp("plane"))
 
-    async def start() -> None:
-        try:
-            await made.start()
-        finally:
-            await close_client(made.client)
-
     try:
-        asyncio.run(start())
+        asyncio.run(made.start())
         yield made
     finally:
         asyncio.run(made.stop())
