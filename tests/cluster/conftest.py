@@ -21,14 +21,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         pytest.skip(f"NO CLUSTER HERE: {error}")
     made = ControlPlane(tmp_path_factory.mktemp("plane"))
 
-    async def start() -> None:
-        try:
-            await made.start()
-        finally:
-            made.client.close()
-
     try:
-        asyncio.run(start())
+        asyncio.run(made.start())
         yield made
     finally:
         asyncio.run(made.stop())

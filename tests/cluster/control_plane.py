@@ -37,7 +37,6 @@ class ControlPlane:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
-        self.client: ApiClient
         self._programs = find_binaries()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._etcd = find_free_port()
@@ -58,8 +57,9 @@ class ControlPlane:
             "--initial-cluster", f"default={urls[1]}", "--unsafe-no-fsync",
         )  # fmt: skip
         self.start_server()
-        self.client = ApiClient(find_cluster(str(self.kubeconfig)))
-        await self.wait_ready()
+        client = ApiClient(find_cluster(str(self.kubeconfig)))
+        await self.wait_ready(client)
+        await close_client(client)
         self._run(
             "kube-controller-manager", f"--kubeconfig={self.kubeconfig}",
             "--bind-address=127.0.0.1", f"--secure-port={find_free_port()}", "--port=0",
@@ -96,13 +96,8 @@ class ControlPlane:
         process.kill()
         process.wait()
 
-    async def wait_ready(self) -> None:
+    async def wait_ready(self, client: ApiClient) -> None:
         """Until the API server says that it is ready."""
-
-        await self.wait_ready_with(self.client)
-
-    async def wait_ready_with(self, client: ApiClient) -> None:
-        """The same, asked by a client of another event loop."""
 
         async def ready() -> bool:
             try:
@@ -118,7 +113,6 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """End all."""
-        self.client.close()
         for process in reversed(self._processes.values()):
             process.terminate()
         for process in self._processes.values():
@@ -149,20 +143,6 @@ class ControlPlane:
         }  # fmt: skip
         path.write_text(yaml.safe_dump(config))
         return path
-
-    async def read_account_token(self, namespace: str, name: str) -> str:
-        """The token of a ServiceAccount, once the cluster has made it."""
-        import base64
-
-        path = f"/api/v1/namespaces/{namespace}"
-        async with asyncio.timeout(START_S):
-            while True:
-                account = await self.client.request("GET", f"{path}/serviceaccounts/{name}")
-                for one in account.get("secrets") or ():
-                    secret = await self.client.request("GET", f"{path}/secrets/{one['name']}")
-                    if "token" in (secret.get("data") or {}):
-                        return base64.b64decode(secret["data"]["token"]).decode()
-                await asyncio.sleep(0.1)
 
     def _write_files(self) -> None:
         certificate = self._authority.issue_cert("127.0.0.1")
@@ -198,6 +178,12 @@ async def running_control_plane(folder: Path) -> AsyncIterator[ControlPlane]:
         yield plane
     finally:
         await plane.stop()
+
+
+async def close_client(client: ApiClient) -> None:
+    """Close connections, and let them end: TLS takes a few turns of the loop."""
+    client.close()
+    await asyncio.sleep(0.1)
 
 
 async def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.control_plane import ControlPlane, until
+from tests.cluster.control_plane import ControlPlane, close_client, until
 from tests.cluster.kubelet import Kubelets
 from thrifty.artifacts import Store
 from thrifty.control.controller import Controller
@@ -74,8 +74,17 @@ class World:
             kind, group = folders[one["kind"]]
             path = self.path(kind, one["metadata"]["name"], group)
             await self.client.apply(path, one, "test")
-        token = await self.plane.read_account_token(self.namespace, CONTROLLER)
+        token: str = await until(self._read_token, "the account has a token")
         return self.plane.write_kubeconfig(self.folder / "account-config", token, self.namespace)
+
+    async def _read_token(self) -> str | None:
+        """The token that the cluster makes for the controller's account."""
+        account = await self.client.request("GET", self.path("serviceaccounts", CONTROLLER))
+        for one in account.get("secrets") or ():
+            secret = await self.client.request("GET", self.path("secrets", one["name"]))
+            if "token" in (secret.get("data") or {}):
+                return base64.b64decode(secret["data"]["token"]).decode()
+        return None
 
     async def protect(self) -> None:
         """The PodDisruptionBudget that is rendered; this server has an older version of it."""
@@ -150,7 +159,7 @@ async def running_world(
         for name in names:
             await client.request("DELETE", f"/api/v1/nodes/{name}")
         await client.request("DELETE", f"/api/v1/namespaces/{namespace}")
-        client.close()
+        await close_client(client)
 
 
 async def make_account(world: World) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import ControlPlane, close_client
 from tests.cluster.kubelet import Kubelets, Pod
 from tests.cluster.running import IMAGE, World, make_account
 from tests.fleet import test_contract as contract
@@ -106,7 +106,7 @@ class ClusterWorld(Base):
         for path in (f"nodes/{self.namespace}-0", f"namespaces/{self.namespace}"):
             with contextlib.suppress(ApiRefused):
                 await self._world.client.request("DELETE", f"/api/v1/{path}")
-        self._world.client.close()
+        await close_client(self._world.client)
 
     def leave(self) -> None:
         """`running` ends all: see `close`."""

@@ -163,7 +163,7 @@ async def test_serving_goes_on_without_the_api_server(
             # What is asked for meanwhile is done when it is back.
             await service.apply({**spec, "replicas": 3})
             plane.start_server()
-            await plane.wait_ready_with(world.client)
+            await plane.wait_ready(world.client)
             await service.wait_ready(3)
             await clients.progress()
         await _adopts_by_rows(world, home, spec)

@@ -129,6 +129,7 @@ class ApiClient:
         self.calls += 1
         where = urlencode({**query, "watch": "1", "timeoutSeconds": str(round(timeout_s))})
         answer: Answer | None = None
+        ended = False
         try:
             answer = await self._http.open(
                 self.cluster.origin, "GET", f"{path}?{where}", headers=self._headers(JSON),
@@ -141,10 +142,12 @@ class ApiClient:
             # A server that hangs says nothing more, not even that it ends.
             async with asyncio.timeout(timeout_s + REQUEST_TIMEOUT_S):
                 await answer.done
+            ended = True
         except (TransportError, OSError, TimeoutError) as error:
             raise ApiAway(str(error) or "the watch got no answer") from None
         finally:
-            if answer is not None and not answer.done.done():
+            # Whoever is cancelled cancels `answer.done`, too.
+            if answer is not None and not ended:
                 answer.abort()
 
     def _headers(self, kind: str) -> bytes:
