@@ -283,7 +283,7 @@ def test_conversations_and_users_are_on_one_side(home: Home, tmp_path: Path) -> 
     assert sides["train"]
     assert sides["test"]
     assert not sides["train"] & sides["test"]
-    assert "u7" not in (by_user.folder / by_user.files[0].path).read_text()
+    assert '"u7"' not in (by_user.folder / by_user.files[0].path).read_text()
     by_talk = build(home, [source], "by-talk", split={"test": 0.2, "by": "conversation"})
     asked = [
         sum(row["messages"][0]["content"] == "The same question?" for row in by_talk.read(split))
