@@ -20,6 +20,7 @@ from thrifty.control.prepare import prepare
 from thrifty.control.service_api import Actor, apply_prepared
 from thrifty.control.service_status import read_status
 from thrifty.db import open_database
+from thrifty.db.desired import read_desired_change
 from thrifty.deploy.kubernetes_fleet import CONTROLLER, make_controller_account, make_replica_budget
 from thrifty.engines.machine import detect_machine
 from thrifty.engines.server import KEY_VARIABLE
@@ -239,6 +240,10 @@ class Service:
             )
 
         await asyncio.to_thread(change)
+        if running:
+            newest = await asyncio.to_thread(read_desired_change, self.controller.database)
+            loop = self.controller._loop
+            await until(lambda: loop.desired.change_id >= newest, "the loop has read the change")
 
     async def wait_settled(self, timeout_s: float = 150.0) -> None:
         """Until all is as desired."""
