@@ -160,7 +160,7 @@ async def measure_loop(plane: ControlPlane, folder: Path, deployments: int, repl
     ]
     began_s = time.monotonic()
     async with service_of(
-        plane, folder, nodes=3, hollow=True, versions=[], name=None, deployments=several
+        plane, folder, nodes=3, hollow=True, versions=None, name=None, deployments=several
     ) as (world, service, spec):
         say(f"{len(service.ready())} replicas are there after {time.monotonic() - began_s:.0f} s")
         await asyncio.sleep(5.0)

@@ -19,8 +19,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ STRATEGIC = "application/strategic-merge-patch+json"
 HEARTBEAT_S = 1.0
 PACE = 4
 """How much more often probes come than manifests say."""
+MAX_THREADS = 128
 BACKOFF_S = (0.2, 1.0, 2.0)
 ABSENT = ":absent"
 """Images with this tag are in no registry."""
@@ -111,6 +114,7 @@ class Kubelets:
         self._client = client
         self._folder = folder
         self._hollow = hollow
+        self._threads = ThreadPoolExecutor(MAX_THREADS)
         self._tasks: list[asyncio.Task[None]] = []
         self._watch = Watch(
             client, "/api/v1/pods", "", on_list=self._take_all, on_put=self._take,
@@ -134,7 +138,8 @@ class Kubelets:
         for pod in self.pods():
             pod.kill()
             if pod.process is not None:
-                await asyncio.to_thread(pod.process.wait)
+                await self._in_thread(pod.process.wait)
+        self._threads.shutdown()
 
     def pods(self) -> list[Pod]:
         """Every pod of every node."""
@@ -226,6 +231,10 @@ class Kubelets:
                 if pod.process is not None:
                     pod.process.wait()
 
+    async def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """In a thread of our own: each pod keeps one, and the loop's are few."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
     async def _guard(self, work: Any) -> None:
         try:
             await work
@@ -276,12 +285,12 @@ class Kubelets:
         """Probe the container until it has ended; its exit status."""
         process = pod.process
         assert process is not None
-        ended = asyncio.ensure_future(asyncio.to_thread(process.wait))
+        ended = asyncio.ensure_future(self._in_thread(process.wait))
         started, ready, failures = False, False, 0
         try:
             while not ended.done():
                 probe = pod.container["readinessProbe" if started else "startupProbe"]
-                passed = await asyncio.to_thread(self._probe, pod, probe)
+                passed = await self._in_thread(self._probe, pod, probe)
                 failures = 0 if passed else failures + 1
                 if passed and not started:
                     started = True
@@ -294,7 +303,7 @@ class Kubelets:
                     pod.ready_s = time.monotonic() if ready else pod.ready_s
                     await self._tell(pod, {"running": {"startedAt": now()}}, ready=ready)
                 await asyncio.wait({ended}, timeout=probe["periodSeconds"] / PACE)
-            return ended.result()
+            return int(ended.result())
         finally:
             ended.cancel()
 
@@ -313,15 +322,14 @@ class Kubelets:
         if process is not None and process.poll() is None:
             hook = (pod.container.get("lifecycle") or {}).get("preStop")
             if hook and grace_s:
-                await asyncio.to_thread(
-                    subprocess.run, hook["exec"]["command"], timeout=max(1.0, grace_s)
-                )
+                command = partial(subprocess.run, hook["exec"]["command"])
+                await self._in_thread(command)
             process.terminate()
             try:
-                await asyncio.to_thread(process.wait, max(0.1, deadline_s - time.monotonic()))
+                await self._in_thread(process.wait, max(0.1, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 pod.kill()
-                await asyncio.to_thread(process.wait)
+                await self._in_thread(process.wait)
         path = f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}"
         while True:
             try:

@@ -51,14 +51,14 @@ class World:
         root = f"/apis/{group}" if group else "/api/v1"
         return f"{root}/namespaces/{self.namespace}/{kind}{f'/{name}' if name else ''}"
 
-    async def list(self, kind: str, group: str = "") -> list[Object]:
+    async def list_all(self, kind: str, group: str = "") -> list[Object]:
         """All objects of a kind."""
         found = await self.client.request("GET", self.path(kind, group=group))
         return list(found["items"])
 
     async def deployments(self) -> list[Object]:
         """The fleet's."""
-        return await self.list("deployments", "apps/v1")
+        return await self.list_all("deployments", "apps/v1")
 
     async def make_account_kubeconfig(self) -> Path:
         """The controller's account with the rights that are rendered, and no others."""
@@ -106,7 +106,9 @@ class World:
             "PATCH", f"/api/v1/nodes/{node}", {"spec": {"unschedulable": True}}, kind=MERGE
         )
         refused = 0
-        for pod in [one for one in await self.list("pods") if one["spec"].get("nodeName") == node]:
+        for pod in [
+            one for one in await self.list_all("pods") if one["spec"].get("nodeName") == node
+        ]:
             name = pod["metadata"]["name"]
             eviction = {
                 "apiVersion": "policy/v1beta1", "kind": "Eviction",
@@ -180,8 +182,8 @@ async def make_account(world: World) -> None:
 
 
 def make_spec(world: World, kubeconfig: Path, **more: Any) -> dict[str, Any]:
-    """A spec of one echo version, on this cluster."""
-    return {
+    """A spec on this cluster, with `more` keys; None takes one away."""
+    spec = {
         "name": "m",
         "fleet": {
             "kind": "kubernetes", "namespace": world.namespace, "image": IMAGE,
@@ -192,6 +194,7 @@ def make_spec(world: World, kubeconfig: Path, **more: Any) -> dict[str, Any]:
         "limits": {"wait_timeout": "120s"},
         **more,
     }  # fmt: skip
+    return {key: value for key, value in spec.items() if value is not None}
 
 
 def version(label: str, reply: str, **more: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ async def test_no_room_a_quota_and_a_missing_secret(
             )  # fmt: skip
 
             async def counted() -> bool:
-                (quota,) = await world.list("resourcequotas")
+                (quota,) = await world.list_all("resourcequotas")
                 return bool((quota.get("status") or {}).get("used", {}).get("pods") == "2")
 
             await until(counted, "the quota is counted")
@@ -108,7 +108,7 @@ async def test_an_evicted_pod_is_replaced_and_told(
             await until(told, "the eviction is told")
             # Once the set is whole, what is left of the pod is removed.
             await service.wait_ready(2)
-            assert pod.name not in [one["metadata"]["name"] for one in await world.list("pods")]
+            assert pod.name not in [one["metadata"]["name"] for one in await world.list_all("pods")]
 
 
 async def test_somebody_else_who_writes_the_number_is_told_and_set_back(
