@@ -46,6 +46,7 @@ from thrifty.control.token_prices import find_token_prices
 from thrifty.data.sets import SETS
 from thrifty.db.desired_state import (
     DesiredCapacity,
+    DesiredChecks,
     DesiredDeployment,
     DesiredQuality,
     DesiredReplicas,
@@ -62,6 +63,7 @@ from thrifty.errors import EvaluationError, Problem
 from thrifty.evaluate.questions import read_questions
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.fleet import DEFAULT_CPUS
+from thrifty.spec.judges import RemoteJudge
 from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
@@ -253,6 +255,7 @@ def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeploym
         settings=_make_settings(loaded.spec),
         versions=tuple(_make_version(part) for part in parts),
         quality=_make_quality(loaded),
+        checks=_make_checks(loaded),
     )
     # As it will be read: tuples are lists, numbers are as JSON has them.
     return msgspec.json.decode(msgspec.json.encode(state), type=DesiredDeployment)
@@ -350,6 +353,17 @@ def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
             loaded.refuse([Problem("quality.questions", message)])
         questions = str(path)
     return DesiredQuality(questions, wanted.every, wanted.count)
+
+
+def _make_checks(loaded: LoadedSpec) -> DesiredChecks:
+    """What is looked at in recorded answers. Raises `SpecError` for a judge without texts to read."""
+    wanted = loaded.spec.quality
+    if wanted.judge is not None and not loaded.spec.record.prompts:
+        message = "the judge reads recorded answers; set 'record: {prompts: true}', or name no judge"
+        loaded.refuse([Problem("quality.judge", message)])
+    judge = wanted.judge
+    named = judge.model_dump(mode="json") if isinstance(judge, RemoteJudge) else judge
+    return DesiredChecks(wanted.answers, named, wanted.judge_share, wanted.judge_per_hour)
 
 
 def _make_version(part: Part) -> DesiredVersion:

@@ -18,7 +18,7 @@ from thrifty.statistics.arms import (
 )
 from thrifty.statistics.asymptotic import mixture_radius, tune_rho
 from thrifty.statistics.bounded import betting_evidence, betting_interval, empirical_bernstein
-from thrifty.statistics.counts import excess_evidence, ratio_evidence
+from thrifty.statistics.counts import excess_evidence, ratio_evidence, share_interval
 from thrifty.statistics.error_budget import split_budget
 from thrifty.statistics.predicted import PredictedMean, predicted_mean
 
@@ -39,6 +39,7 @@ __all__ = [
     "mixture_radius",
     "predicted_mean",
     "ratio_evidence",
+    "share_interval",
     "split_budget",
     "tune_rho",
 ]
