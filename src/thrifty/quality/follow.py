@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thrifty.evaluate.answer_faults import find_stems
+
 REGENERATED, REPHRASED, CORRECTED, CONTINUED = (
     "regenerated", "rephrased", "corrected", "continued",
 )  # fmt: skip
@@ -20,11 +22,11 @@ KINDS = {
     CORRECTED: "the user said that it is wrong, or changed the answer",
     CONTINUED: "the conversation went on",
 }
-ALIKE = 0.5
-"""The share of words in common (Jaccard) from which on one question is another one rephrased."""
-LEAST_WORDS = 3
-"""Of each question: two short ones have words in common by chance."""
-_WORD = re.compile(r"\w+")
+ALIKE = 0.6
+"""The share of telling words in common (Jaccard) from which on one question is another one in other
+words. "The capital of Spain" shares only half of its words with "the capital of France"."""
+LEAST_WORDS = 2
+"""Telling words of each question: shorter ones are only alike where they are the same."""
 _CORRECTION = re.compile(
     r"\A\W*(?:no[,.! ]+(?:that|it|this|you|i (?:said|meant|asked))|nope\b|"
     r"(?:that|this|it)(?:'s| is| was) (?:not (?:right|correct|true|what)|wrong|incorrect|false)|"
@@ -71,7 +73,7 @@ def is_correction(text: str) -> bool:
 
 def are_alike(first: str, second: str) -> bool:
     """Whether two questions are one in other words, or in the same."""
-    one, other = set(_WORD.findall(first.lower())), set(_WORD.findall(second.lower()))
+    one, other = find_stems(first), find_stems(second)
     if min(len(one), len(other)) < LEAST_WORDS:
         return first.strip().lower() == second.strip().lower()
     return len(one & other) >= ALIKE * len(one | other)
