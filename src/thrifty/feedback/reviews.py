@@ -111,6 +111,6 @@ class ReviewPages:
         except DatabaseError as error:
             raise explain_database(error) from None
         if not known:
-            raise no_such("judged answer", named, "response_id")
+            raise no_such("response", named, "response_id")
         answer = {"object": "feedback.review", "response_id": named, "good": good}
         exchange.respond(201, encode(answer))
