@@ -264,6 +264,7 @@ def _make_row(
         "cached_tokens": chance.randint(0, 20), "queue_ms": 0.0 if hit else ttft * 0.1,
         "ttft_ms": ttft, "tpot_ms": 1000 / 90, "e2e_ms": ttft + (2 if hit else tokens * 11.0),
         "overhead_us": chance.uniform(180, 420), "rerouted": False,
+        "max_tokens": 216 if label == "stable" else 200,
         "cost": (prompt * prices[0] + tokens * prices[1]) / 1e6,
     }  # fmt: skip
 

@@ -1,13 +1,14 @@
 """Versions whose answers are worse than those of the deployment's others, and drift: for alerts.
 
 A version is compared with the other versions of its deployment, by what is counted since each has
-been checked. It is worse where the confidence sequences of the two shares lie apart, and the shares by
-at least the drop that matters. Sequences stay valid at every look, so that one may look on and on:
-where nothing differs, a version is ever called worse with a chance of at most `ALPHA`.
+been checked. It is worse where that is shown, and by at least the drop that matters. The evidence is
+valid at every look, so that one may look on and on: where nothing differs, a version is ever called
+worse with a chance of at most `ALPHA`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
@@ -21,11 +22,12 @@ from thrifty.quality.detect import FAULTS
 from thrifty.quality.figures import ACCEPTED, ENGAGEMENT, add_counts, make_share
 from thrifty.quality.judging import summarize_scores
 from thrifty.quality.report import WORSE, VersionQuality, summarize
+from thrifty.statistics import difference_evidence
 
 ALPHA = 0.01
 FIGURES = (*FAULTS, *ENGAGEMENT)
-FIGURE_ALPHA = ALPHA / (2 * (len(FIGURES) + 1))
-"""Of one confidence sequence: each figure and the judge have an equal part, of two sequences."""
+FIGURE_ALPHA = ALPHA / (len(FIGURES) + 1)
+"""Each figure, and the judge, has an equal part."""
 DRIFT_DAYS = 2
 """A change of the day before yesterday is news no more."""
 Version = tuple[str, str]
@@ -92,14 +94,16 @@ def compare_shares(
 
 def compare_share(ours: Counts, others: Counts, name: str, drop: float) -> str | None:
     """What is worse about one share, in words; None where nothing is shown to be."""
-    mine, theirs = (make_share(one, name, FIGURE_ALPHA) for one in (ours, others))
+    mine, theirs = make_share(ours, name), make_share(others, name)
     if mine.share is None or theirs.share is None:
         return None
+    bad, other_bad = mine.found, theirs.found
     if name == ACCEPTED:
-        worse = mine.high < theirs.low and theirs.share - mine.share >= drop
-    else:
-        worse = mine.low > theirs.high and mine.share - theirs.share >= drop
-    if not worse:
+        bad, other_bad = mine.count - bad, theirs.count - other_bad
+    if bad / mine.count - other_bad / theirs.count < drop:
+        return None
+    evidence = difference_evidence(bad, mine.count, other_bad, theirs.count)
+    if evidence < math.log(1 / FIGURE_ALPHA):
         return None
     return (
         f"{mine.share:.1%} of {mine.count} answers are {name}; it is {theirs.share:.1%} of "
@@ -111,7 +115,7 @@ def compare_scores(
     scores: Iterable[Score], versions: Collection[Version], drop: float
 ) -> list[Worse]:
     """The judge's means, of each version against each other one of its deployment."""
-    judged = summarize_scores(scores, FIGURE_ALPHA)
+    judged = summarize_scores(scores, FIGURE_ALPHA / 2)
     found = []
     for one in judged:
         if (one.deployment, one.version) not in versions or one.mean is None:

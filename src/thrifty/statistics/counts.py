@@ -89,6 +89,29 @@ def share_interval(hits: int, count: int, alpha: float) -> tuple[float, float]:
     return low, high
 
 
+def difference_evidence(hits: int, count: int, other_hits: int, other_count: int) -> float:
+    """Evidence that a share is greater than another one, from the numbers so far of both.
+
+    Each side's numbers are predicted by a mixture over all shares (Jeffreys' prior), and compared with
+    the likelihood under the best one share for both: whatever that share is, the ratio is at most a
+    test martingale (Wasserman, Ramdas and Balakrishnan, "Universal inference", PNAS 117, 2020,
+    section 8). It may be read after each observation of either side, in any order and in any
+    proportion. 0 or less where the share is not greater.
+    """
+    if not 0 <= hits <= count or not 0 <= other_hits <= other_count:
+        raise ValueError(f"{hits} of {count} and {other_hits} of {other_count} cannot be")
+    if not count or not other_count or hits * other_count <= other_hits * count:
+        return 0.0
+    both, total = hits + other_hits, count + other_count
+    rest = total - both
+    best = both * math.log(both / total) + (rest * math.log(rest / total) if rest else 0.0)
+    mixed = sum(
+        _log_beta(some + 0.5, of - some + 0.5) - _log_beta(0.5, 0.5)
+        for some, of in ((hits, count), (other_hits, other_count))
+    )
+    return mixed - best
+
+
 def ratio_evidence(steps: Sequence[tuple[int, int, float]]) -> float:
     """Evidence that observations were assigned in other shares than planned.
 

@@ -15,7 +15,8 @@ const NAMES = {
   word_length: "Letters of words", distinct_words: "Distinct words",
 };
 const TONES = { worse: "bad", better: "good" };
-const DAY = { second: false };
+const DAY = { time: false };
+const LEAST_DAYS = 7;
 
 export default function Quality({ query }) {
   const [deployment, setDeployment] = useState(query.deployment ?? "");
@@ -37,9 +38,9 @@ export default function Quality({ query }) {
     return html`${names.length > 1 && html`<div class="toolbar"><${Choice} label="Deployment"
         options=${choices} value=${deployment} onChange=${setDeployment} /></div>`}
       <${Canaries} rows=${shown.canaries} />
-      <${Shares} title="Faults of answers" kind="faults" data=${shown} first="truncated"
+      <${Shares} title="Faults of answers" kind="faults" data=${shown} preferred="truncated"
         empty="No answer was checked yet." />
-      <${Shares} title="What users did" kind="engagement" data=${shown} first="accepted"
+      <${Shares} title="What users did" kind="engagement" data=${shown} preferred="accepted"
         empty="Nothing followed an answer yet. This needs recorded texts: record: {prompts: true}." />
       <${Sessions} rows=${shown.versions} />
       <${Judged} rows=${shown.judged} onReviewed=${load.reload} />
@@ -83,8 +84,8 @@ function Canaries({ rows }) {
       says which.</p>`}</${Card}>`;
 }
 
-function Shares({ title, kind, data, first, empty }) {
-  const [chosen, setChosen] = useState(first);
+function Shares({ title, kind, data, preferred, empty }) {
+  const [chosen, setChosen] = useState(preferred);
   const rows = data.versions.flatMap((version) => version[kind].filter((one) => one.all_count).map(
     (one) => ({ ...one, deployment: version.deployment, version: version.version })));
   const order = Object.keys(NAMES);
@@ -104,16 +105,23 @@ function Shares({ title, kind, data, first, empty }) {
       formatCount(one.all_count)}` },
   ];
   const shown = names.includes(chosen) ? chosen : names[0];
+  const { times } = data.course;
+  // From the first day with answers on, and at least a week.
+  const first = Math.min(times.length - LEAST_DAYS, ...data.course.series.map((one) => {
+    const place = one.values[shown].findIndex((value) => value != null);
+    return place < 0 ? times.length : place;
+  }));
   const series = data.course.series.map((one) => ({ label: data.versions.some(
     (other) => other.deployment !== one.labels.deployment) ? `${one.labels.deployment} ${
-    one.labels.version}` : one.labels.version, values: one.values[shown] }));
+    one.labels.version}` : one.labels.version, values: one.values[shown].slice(first) }));
   return html`<${Card} title=${title}>
-    <p class="quiet">${kind === "faults" ? sayChecked(data.versions) : html`Of answers that something
-      followed. Intervals stay valid however often one looks.`}</p>
+    <p class="quiet">${kind === "faults" ? sayChecked(data.versions) : html`Of the answers that
+      something followed; what was left unfinished is of all. Intervals stay valid however often one
+      looks.`}</p>
     <label class="pick">Course of <select value=${shown} onChange=${(event) => setChosen(
       event.target.value)}>${names.map((name) => html`<option key=${name} value=${name}>${
       NAMES[name]}</option>`)}</select></label>
-    <${Chart} title=${`${NAMES[shown]}, by day`} times=${data.course.times} series=${series}
+    <${Chart} title=${`${NAMES[shown]}, by day`} times=${times.slice(first)} series=${series}
       format=${(value) => formatShare(value)} />
     <${Table} caption=${`${title}, by version`} columns=${columns} rows=${rows}
       rowKey=${(one) => `${one.name} ${one.deployment} ${one.version}`} /></${Card}>`;
@@ -208,7 +216,7 @@ function Drift({ rows }) {
   const [all, setAll] = useState(false);
   const told = rows.filter((one) => one.drifted);
   const columns = [
-    { name: "Day", cell: (one) => formatTime(one.at_s, DAY).split(",")[0] },
+    { name: "Day", cell: (one) => formatTime(one.at_s, DAY) },
     { name: "Of", cell: (one) => (one.version ? nameVersion(one) : html`what is asked
       <span class="quiet">${one.deployment}</span>`) },
     { name: "What", cell: (one) => NAMES[one.name] ?? one.name },
