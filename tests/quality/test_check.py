@@ -143,7 +143,7 @@ def test_of_too_many_answers_whole_conversations_are_left_out(database: Database
             *(answered("Hi", conversation_id=f"c{n}", at_s=NOON_S + turn) for n in range(400)),
         )
     checker = AnswerChecker(database)
-    assert checker.step({DEPLOYMENT: DesiredChecks(answers_per_s=150)}) is not None
+    assert checker.step({DEPLOYMENT: DesiredChecks(answers_per_s=5)}) is not None
     found = figures(database)
     assert found.answers == 1200
     assert 180 < found.checked < 450
@@ -156,19 +156,20 @@ def test_of_too_many_answers_whole_conversations_are_left_out(database: Database
 
 def test_a_step_is_done_once_and_whole(database: Database, monkeypatch: Any) -> None:
     record(database, answered("Hi", conversation_id="one"))
+    settings = {DEPLOYMENT: DesiredChecks()}
     first, second = AnswerChecker(database), AnswerChecker(database)
     write = module.write_checks
 
     def late(*arguments: Any) -> None:
         monkeypatch.setattr(module, "write_checks", write)
-        assert second.step({}) == 1
+        assert second.step(settings) == 1
         write(*arguments)
 
     monkeypatch.setattr(module, "write_checks", late)
     with pytest.raises(RolledMeanwhileError):
-        first.step({})
+        first.step(settings)
     assert figures(database).checked == 1
-    assert first.step({}) is None
+    assert first.step(settings) is None
 
 
 def test_lengths_are_compared_with_the_days_before(database: Database) -> None:

@@ -60,6 +60,8 @@ KEEP_CHECKS_S = 2 * 86400.0
 USUAL_DAYS, LEAST_USUAL = 7, 200
 """How many days, and answers in them, tell how long answers usually are."""
 FRESH_S = 600.0
+BURST_S = 60.0
+"""The checks of so many seconds may be done at once, after a quiet time."""
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
 GONE = "client_gone"
 COUNTED, FOLLOWED = 1, 2
@@ -106,15 +108,16 @@ class AnswerChecker:
         self._database = database
         self._usual: dict[str, tuple[float, float] | None] = {}
         self._usual_s = 0.0
-        self._last_s = time.monotonic()
+        self._last_s = time.monotonic() - BURST_S
+        self._room: dict[str, float] = {}
+        """How many answers of each deployment there is room for now."""
 
     def step(self, settings: Mapping[str, DesiredChecks]) -> int | None:
         """Check what came since the last step, by the settings of each deployment; returns how many
         answers were, None where nothing was new. Raises `RolledMeanwhileError` if another process
         was faster, and `DatabaseError`.
         """
-        now_s = time.monotonic()
-        passed_s, self._last_s = min(60.0, now_s - self._last_s), now_s
+        self._make_room(settings)
         self._refresh_usual()
         with self._database.begin() as connection:
             turn = read_turn(connection)
@@ -123,14 +126,13 @@ class AnswerChecker:
                 return None
             found = read_by_number(connection, requests, COLUMNS, numbers)
             rows = [row for row in found if _is_answer(row)]
-            rows = [
-                row for row in rows if settings.get(row.deployment, DesiredChecks()).answers_per_s
-            ]
+            # Of deployments that are gone nothing is checked any more.
+            rows = [row for row in rows if _is_wanted(row, settings)]
             work = _Work(connection, {})
-            kept = _choose(rows, settings, max(2.0, passed_s), work)
+            kept = _choose(rows, self._room, work)
             work.texts = read_texts_of(connection, [row.id for row in kept])
             for row in sorted(kept, key=lambda one: one.id):
-                self._check(work, row, settings.get(row.deployment, DesiredChecks()))
+                self._check(work, row, settings[row.deployment])
         for key, values in work.values.items():
             sketches = work.sums[key].sketches
             for name, some in values.items():
@@ -139,6 +141,14 @@ class AnswerChecker:
             self._database, turn, notes, work.checks.values(), work.scores, work.sums, merge_bytes
         )
         return len(kept)
+
+    def _make_room(self, settings: Mapping[str, DesiredChecks]) -> None:
+        """Unused room is saved for bursts, of `BURST_S` at most."""
+        now_s = time.monotonic()
+        passed_s, self._last_s = now_s - self._last_s, now_s
+        for name, one in settings.items():
+            most = one.answers_per_s * BURST_S
+            self._room[name] = min(most, self._room.get(name, most) + one.answers_per_s * passed_s)
 
     def clean(self, keep: Keep) -> None:
         """Delete what is kept no longer. Raises `DatabaseError`."""
@@ -249,19 +259,23 @@ def _is_answer(row: Any) -> bool:
     )
 
 
-def _choose(
-    rows: Sequence[Any], settings: Mapping[str, DesiredChecks], passed_s: float, work: _Work
-) -> list[Any]:
-    """The rows that there is room for; of more, those of some conversations."""
+def _is_wanted(row: Any, settings: Mapping[str, DesiredChecks]) -> bool:
+    return row.deployment in settings and settings[row.deployment].answers_per_s > 0
+
+
+def _choose(rows: Sequence[Any], room: dict[str, float], work: _Work) -> list[Any]:
+    """The rows that there is room for, which they take; of more, those of some conversations."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.deployment] = counts.get(row.deployment, 0) + 1
+    shares = {name: max(0.0, room[name]) / count for name, count in counts.items()}
     kept = []
     for row in rows:
-        most = settings.get(row.deployment, DesiredChecks()).answers_per_s * passed_s
         work.sum_of(row).add("answers", row.error is None)
-        if draw("checked", row.conversation_id or str(row.id)) < most / counts[row.deployment]:
+        share = shares[row.deployment]
+        if draw("checked", row.conversation_id or str(row.id)) < share:
             kept.append(row)
+            room[row.deployment] -= 1
     return kept
 
 

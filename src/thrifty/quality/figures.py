@@ -32,6 +32,8 @@ ENGAGEMENT = {
 }
 """What users did, with what each is a share of or means."""
 TUNED_SESSIONS = 500.0
+LEAST_SESSIONS = 30
+"""Of fewer, the limit theorem says too little."""
 SHOWN_DAYS = 30
 
 
@@ -136,7 +138,7 @@ def _make_sessions(counts: Mapping[str, Sequence[float]]) -> Sessions:
         return Sessions(0, None, None, None, None, int(returned))
     mean = turns / count
     low = high = None
-    if count >= 2:
+    if count >= LEAST_SESSIONS:
         variance = max(0.0, squares / count - mean**2)
         rho = tune_rho(TUNED_SESSIONS, ALPHA)
         radius = float(mixture_radius(count, variance, ALPHA, rho))

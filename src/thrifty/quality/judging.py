@@ -143,7 +143,8 @@ class Judging:
                 continue
             try:
                 for deployment in list(self._desired().values()):
-                    self.judge_next(deployment)
+                    while self.judge_next(deployment) and not stopping.is_set():
+                        pass
             except DatabaseError:
                 stopping.wait(RETRY_S)
             except Exception:
