@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,14 @@ class Function:
 
 
 @contextlib.contextmanager
-def running_function(root: Path, environment: Mapping[str, str], **more: Any) -> Iterator[Function]:
-    """Start the function; nothing of it is left afterwards."""
+def running_function(
+    root: Path, environment: Mapping[str, str], wrapper: Sequence[str] = (), **more: Any
+) -> Iterator[Function]:
+    """Start the function, by `wrapper` if there is one; nothing of it is left afterwards."""
     log = root.parent / f"{root.name}.log"
     with Emulator().running() as emulator, log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "thrifty.aws_lambda"], stdout=file, stderr=subprocess.STDOUT,
+            [*wrapper, sys.executable, "-m", "thrifty.aws_lambda"], stdout=file, stderr=subprocess.STDOUT,
             env={
                 "PATH": os.environ["PATH"], "HOME": "/tmp", "THRIFTY_HOME": str(root),
                 "AWS_LAMBDA_RUNTIME_API": emulator.address, **environment,

@@ -268,6 +268,19 @@ def run_cfn_lint(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def run_sam(path: Path) -> subprocess.CompletedProcess[str]:
+    """`sam validate --lint`, the real one, in an environment of its own; nothing of AWS is reached."""
+    sam = make_environment("sam", "aws-sam-cli==1.170.0", alone=True).with_name("sam")
+    return subprocess.run(
+        [str(sam), "validate", "--lint", "--template", str(path)],
+        capture_output=True, text=True, timeout=600,
+        env={
+            "PATH": os.environ["PATH"], "HOME": str(path.parent), "AWS_DEFAULT_REGION": "us-east-1",
+            "SAM_CLI_TELEMETRY": "0",
+        },
+    )  # fmt: skip
+
+
 def run_hadolint(path: Path) -> str:
     """What hadolint says of a Containerfile."""
     command = [str(find_python().with_name("hadolint")), str(path)]

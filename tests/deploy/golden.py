@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "knative": ("knative", TWO_VERSIONS, {"max": "8"}),
     "cloudrun": ("cloudrun", ONE_MODEL, {}),
     "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
+    "lambda": ("lambda", ONE_MODEL, {"concurrency": "20"}),
     "kubernetes-fleet": (
         "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
     ),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.deploy.golden import CASES, FOLDER, render_case
-from tests.deploy.specs import ECHO, IMAGE, ONE_MODEL, SEVERAL, make_request, render
+from tests.deploy.specs import ECHO, IMAGE, ONE_MODEL, SEVERAL, TWO_VERSIONS, make_request, render
 from tests.parts import run_thrifty
 from thrifty.deploy.limits import choose_size, load_platforms
 from thrifty.deploy.registry import find_target, target_names
@@ -154,6 +154,27 @@ def test_a_shared_database_is_refused_where_controllers_would_share_it(target: s
     with pytest.raises(SpecError, match="database: cannot be shared by the containers of") as found:
         render(target, spec)
     assert "hunter2" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        (ONE_MODEL, {"memory": "11GB"}, "AWS Lambda gives a function at most 10 GiB (read 2026"),
+        (ONE_MODEL, {"timeout": "901"}, "timeout: 901 seconds is more than AWS Lambda allows, 900"),
+        ({**ONE_MODEL, "limits": {"max_tokens": 9}}, {}, "limits: needs a gateway"),
+        (
+            {"deployments": [{**ONE_MODEL, "cache": False}]},
+            {},
+            "cache: needs a gateway, and a function has none",
+        ),
+        (TWO_VERSIONS, {}, "the spec has chat/int8, chat/int4"),
+    ],
+)
+def test_what_a_function_cannot_do_is_refused(
+    spec: dict, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)):
+        render("lambda", spec, **options)
 
 
 def test_the_smallest_size_that_holds_a_service_is_taken() -> None:

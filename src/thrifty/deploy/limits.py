@@ -12,6 +12,8 @@ from thrifty.deploy.sizing import Need
 from thrifty.errors import Problem, SpecError
 
 GIB = 1 << 30
+_STEP_MIB = 64
+"""Of memory, where a platform gives any amount."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,13 @@ class Platform:
     sizes: tuple[Size, ...]
     """From the smallest to the largest."""
     timeout_s: int | None
+    containers: int | None
+    """How many of them one service may have."""
     concurrency: int | None
     disk_counts: bool
     """Whether what is written to the disk takes memory."""
     disk_bytes: int | None
+    """Of the container's files, or of its image where that holds the model."""
 
 
 @functools.cache
@@ -52,6 +57,11 @@ def _parse(read: str, row: dict[str, Any]) -> Platform:
     for cpus, least, most, step in row["cpu_memory_gib"]:
         count = round((most - least) / step)
         sizes += [Size(cpus, round((least + n * step) * GIB)) for n in range(count + 1)]
+    if "mib_per_cpu" in row:
+        # The processor follows the memory.
+        least, most = row["memory_mib"]
+        steps = range(least, most + 1, _STEP_MIB)
+        sizes += [Size(mib / row["mib_per_cpu"], mib << 20) for mib in steps]
     disk = row.get("disk_gib")
     return Platform(
         name=row["name"],
@@ -59,6 +69,7 @@ def _parse(read: str, row: dict[str, Any]) -> Platform:
         source=row["source"],
         sizes=tuple(sorted(sizes, key=lambda size: (size.cpus, size.memory_bytes))),
         timeout_s=row.get("timeout_s"),
+        containers=row.get("containers"),
         concurrency=row.get("concurrency"),
         disk_counts=bool(row.get("disk_counts")),
         disk_bytes=round(disk * GIB) if disk else None,

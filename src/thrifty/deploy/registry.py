@@ -16,6 +16,7 @@ _TARGETS = {
     "knative": "thrifty.deploy.knative",
     "cloudrun": "thrifty.deploy.cloudrun",
     "fargate": "thrifty.deploy.fargate",
+    "lambda": "thrifty.deploy.lambda_function",
 }
 """Modules by the target's name, imported when asked for."""
 

@@ -45,6 +45,16 @@ class Instance(msgspec.Struct, frozen=True):
         return round(self.memory_gib * (1 << 30))
 
 
+class FunctionPrice(msgspec.Struct, frozen=True):
+    """What functions of a platform cost, in one region."""
+
+    region: str
+    per_gb_second: float
+    """For each GiB of memory that a function was given, while it runs."""
+    per_million_requests: float
+    source: str
+
+
 class PriceTable(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -54,6 +64,8 @@ class PriceTable(msgspec.Struct, frozen=True):
     sources: dict[str, str]
     """Of the prices, by cloud."""
     accelerators: dict[str, Accelerator]
+    functions: dict[str, FunctionPrice]
+    """By the target of `thrifty deploy`."""
     processors_note: str
     machines: tuple[Instance, ...]
 
