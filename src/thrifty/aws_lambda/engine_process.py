@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.artifacts import Store
+from thrifty.aws_lambda.baked import fetch_ahead
 from thrifty.aws_lambda.events import HttpRequest
 from thrifty.engines.base import Launch, Served
 from thrifty.engines.machine import detect_machine
@@ -129,10 +130,12 @@ class EngineProcess:
 
 def start_engine(served: Served, models: Path) -> EngineProcess:
     """Start the engine for what was baked. Raises `EngineError` kinds."""
-    port = _find_port()
+    store, port = Store(models), _find_port()
+    if served.artifact is not None:
+        fetch_ahead(store.folder_of(served.artifact))
     cores = detect_machine().cores
     # Nothing can be removed from a read-only store, so that the model needs no lease.
-    launch = find_engine(served.engine).launch(served, Store(models), port, cores, 1.0)
+    launch = find_engine(served.engine).launch(served, store, port, cores, 1.0)
     return EngineProcess(launch, port, secrets.token_hex(32))
 
 
