@@ -113,9 +113,9 @@ def find_python() -> Path:
     return make_environment("deploy", *CHECKERS)
 
 
-def _run(script: str, value: Any, *arguments: str) -> list[str]:
+def _run(script: str, value: Any, *arguments: str, python: Path | None = None) -> list[str]:
     done = subprocess.run(
-        [str(find_python()), "-c", script, *arguments],
+        [str(python or find_python()), "-c", script, *arguments],
         input=json.dumps(value), capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -133,6 +133,15 @@ def check_kubernetes(
 def check_monitoring(objects: list[dict[str, Any]]) -> list[str]:
     """Faults in objects of the Prometheus Operator, by generated models; unknown keys too."""
     return _run(_MONITORING, objects)
+
+
+def check_container_app(one: dict[str, Any]) -> list[str]:
+    """Faults in a container app, by the models of Azure's own library for its API, and the limits that
+    these state in words.
+    """
+    python = make_environment("azure", "azure-mgmt-appcontainers==5.1.0")
+    script = Path(__file__).with_name("azure_models.py").read_text(encoding="utf-8")
+    return _run(script, [one], python=python)
 
 
 def load_crd(file: str) -> dict[str, Any]:

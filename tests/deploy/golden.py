@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.specs import ECHO, FLEET, ONE_MODEL, SEVERAL, TWO_VERSIONS, render
+from tests.deploy.specs import AZURE, ECHO, FLEET, ONE_MODEL, SEVERAL, TWO_VERSIONS, render
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "cloudrun": ("cloudrun", ONE_MODEL, {}),
     "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
     "lambda": ("lambda", ONE_MODEL, {"concurrency": "20"}),
+    "containerapps": ("containerapps", ONE_MODEL, AZURE),
     "kubernetes-fleet": (
         "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
     ),

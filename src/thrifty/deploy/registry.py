@@ -17,6 +17,7 @@ _TARGETS = {
     "cloudrun": "thrifty.deploy.cloudrun",
     "fargate": "thrifty.deploy.fargate",
     "lambda": "thrifty.deploy.lambda_function",
+    "containerapps": "thrifty.deploy.containerapps",
 }
 """Modules by the target's name, imported when asked for."""
 
