@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
     "lambda": ("lambda", ONE_MODEL, {"concurrency": "20"}),
     "containerapps": ("containerapps", ONE_MODEL, AZURE),
+    "skypilot": ("skypilot", ONE_MODEL, {"spot": "true", "max": "4"}),
     "kubernetes-fleet": (
         "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
     ),

@@ -164,7 +164,9 @@ def test_options_beyond_a_platforms_limits_are_refused(
         render(target, ONE_MODEL, **options)
 
 
-@pytest.mark.parametrize("target", ["knative", "kserve", "cloudrun", "fargate", "containerapps"])
+@pytest.mark.parametrize(
+    "target", ["knative", "kserve", "cloudrun", "fargate", "containerapps", "skypilot"]
+)
 def test_a_shared_database_is_refused_where_controllers_would_share_it(target: str) -> None:
     spec = {**ONE_MODEL, "database": "postgresql+psycopg://u:hunter2@db/x"}
     with pytest.raises(SpecError, match="database: cannot be shared by the containers of") as found:

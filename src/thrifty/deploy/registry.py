@@ -18,6 +18,7 @@ _TARGETS = {
     "fargate": "thrifty.deploy.fargate",
     "lambda": "thrifty.deploy.lambda_function",
     "containerapps": "thrifty.deploy.containerapps",
+    "skypilot": "thrifty.deploy.skypilot",
 }
 """Modules by the target's name, imported when asked for."""
 
