@@ -20,6 +20,12 @@ HEADER = (
     "InstanceType", "AcceleratorName", "AcceleratorCount", "vCPUs", "MemoryGiB", "GpuInfo", "Price",
     "SpotPrice", "Region", "AvailabilityZone", "Arch",
 )  # fmt: skip
+GENERAL = (
+    ("m6i.xlarge", 4, 16, 0.192),
+    ("m6i.2xlarge", 8, 32, 0.384),
+    ("m6i.4xlarge", 16, 64, 0.768),
+)
+"""Machines of the kind that SkyPilot takes where only a size is asked for."""
 IMAGES = ("Tag", "Region", "OS", "OSVersion", "ImageId", "CreationDate")
 
 
@@ -39,6 +45,23 @@ def write_catalogs(root: Path, prices: Path) -> None:
                         [one["instance"], "", "", one["vcpus"], one["memory_gib"], "", one["per_hour"],
                          one.get("spot_per_hour", ""), one["region"], zone, one["architecture"]]
                     )  # fmt: skip
+                if cloud == "aws" and one is machines[0]:
+                    rows.writerows(
+                        [
+                            name,
+                            "",
+                            "",
+                            vcpus,
+                            gib,
+                            "",
+                            price,
+                            "",
+                            "us-east-1",
+                            "us-east-1a",
+                            "x86_64",
+                        ]
+                        for name, vcpus, gib, price in GENERAL
+                    )
         with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(IMAGES)
     (root / "common").mkdir(exist_ok=True)
