@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from thrifty.deploy.base import HOME, Files, Request, Target, make_header
+from thrifty.deploy.commands import LINES, Commands, Cost, Place, Step
 from thrifty.deploy.limits import GIB, check_bound, choose_size, load_platforms
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
@@ -27,7 +28,7 @@ from thrifty.spec.section import Integer
 _TRIES = 10
 """The most that a probe may have."""
 _MAX_GRACE_S = 600
-_RESOURCE_ID = r"^/subscriptions/[A-Za-z0-9/_.()-]{1,500}$"
+_RESOURCE_ID = r"^/subscriptions/[A-Za-z0-9-]+/resourceGroups/[A-Za-z0-9/_.()-]{1,500}$"
 
 
 class ContainerAppsOptions(OneContainerOptions):
@@ -169,6 +170,26 @@ def _make_rule(options: ContainerAppsOptions) -> dict[str, Any]:
     }
 
 
+def make_app_commands(request: Request, place: Place) -> Commands:
+    """An app in the environment's resource group."""
+    parts = request.options.environment.split("/")
+    group = parts[parts.index("resourceGroups") + 1]
+    app = ("--name", place.name, "--resource-group", group)
+    az = ("az", "containerapp")
+    return Commands(
+        install="https://learn.microsoft.com/cli/azure/install-azure-cli",
+        steps=(
+            Step(
+                f"the app {place.name}",
+                (*az, "create", *app, "--yaml", str(place.folder / "app.yaml")),
+                ((*az, "delete", *app, "--yes"),),
+            ),
+        ),
+        status=(*az, "show", *app),
+        logs=(*az, "logs", "show", *app, "--tail", LINES),
+    )
+
+
 TARGET = Target(
     name="containerapps",
     summary="An Azure Container App on CPUs, scaled to zero",
@@ -183,6 +204,12 @@ TARGET = Target(
         "of others to Azure's.",
     ),
     render=render_containerapps,
+    commands=make_app_commands,
+    cost=lambda request: Cost(
+        "Cores and memory of each container while it exists; prices of Container Apps are not in the "
+        "table.",
+        None,
+    ),
     next_steps=(
         "az containerapp create --resource-group GROUP --name thrifty --yaml DIR/app.yaml   (secrets "
         "first: docs/deploy/containerapps.md)"

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from thrifty.aws_lambda.access import HASH_VARIABLE, IAM_VARIABLE
 from thrifty.deploy.base import IMAGE_PATTERN, Files, Request, Target, make_header
-from thrifty.deploy.function_size import Load, find_function_size
+from thrifty.deploy.commands import HOURS_A_MONTH, Cost, make_stack_commands
+from thrifty.deploy.function_size import FunctionSize, Load, find_function_size
 from thrifty.deploy.limits import check_bound, load_platforms
 from thrifty.deploy.service import DeployedVersion, dump_spec
 from thrifty.deploy.yaml_text import dump_yaml
@@ -74,14 +75,7 @@ def render_lambda(request: Request) -> Files:
     """A CloudFormation template, and what the function's image is built from."""
     version = _find_version(request)
     options: LambdaOptions = request.options
-    platform = load_platforms()["lambda"]
-    if options.timeout is not None:
-        check_bound(platform, "timeout", options.timeout, platform.timeout_s, "seconds")
-    load = Load(options.tpot, options.prompt, options.answer, options.rate)
-    found = find_function_size(
-        request, version, platform, load,
-        timeout_s=options.timeout, concurrency=options.concurrency,
-    )  # fmt: skip
+    found, load = _find_size(request, version)
     function = {
         "MemorySize": found.memory_mib,
         "Timeout": found.timeout_s,
@@ -107,6 +101,19 @@ def render_lambda(request: Request) -> Files:
         "thrifty.yaml": header + dump_yaml(version.replica_spec()),
         "Containerfile": header + _make_containerfile(options),
     }
+
+
+def _find_size(request: Request, version: DeployedVersion) -> tuple[FunctionSize, Load]:
+    options: LambdaOptions = request.options
+    platform = load_platforms()["lambda"]
+    if options.timeout is not None:
+        check_bound(platform, "timeout", options.timeout, platform.timeout_s, "seconds")
+    load = Load(options.tpot, options.prompt, options.answer, options.rate)
+    size = find_function_size(
+        request, version, platform, load,
+        timeout_s=options.timeout, concurrency=options.concurrency,
+    )  # fmt: skip
+    return size, load
 
 
 def _find_version(request: Request) -> DeployedVersion:
@@ -154,7 +161,10 @@ def _make_resources(options: LambdaOptions, function: dict[str, Any]) -> dict[st
             "Type": "AWS::Logs::LogGroup",
             "DeletionPolicy": "Delete",
             "UpdateReplacePolicy": "Delete",
-            "Properties": {"RetentionInDays": 30},
+            "Properties": {
+                "LogGroupName": {"Fn::Sub": "/thrifty/${AWS::StackName}"},
+                "RetentionInDays": 30,
+            },
         },
         "Role": {"Type": "AWS::IAM::Role", "Properties": _make_role()},
         "Function": {
@@ -243,6 +253,22 @@ CMD []
 """
 
 
+def find_lambda_cost(request: Request) -> Cost:
+    """Nothing at rest; at most as many functions as may run at once."""
+    found, load = _find_size(request, _find_version(request))
+    price = load_prices().functions["lambda"]
+    busy = found.concurrency * found.memory_mib / 1024 * price.per_gb_second
+    month = busy * 3600 * HOURS_A_MONTH
+    estimate = found.estimate(load, price)
+    tokens = estimate.get("dollars_per_million_tokens")
+    each = "" if tokens is None else f", about {tokens} for a million tokens of answers"
+    text = (
+        f"nothing without requests{each}; at most {month:.0f} a month with {found.concurrency} answers "
+        f"at once all the time, in {price.region} ({price.source})"
+    )
+    return Cost(text, month)
+
+
 TARGET = Target(
     name="lambda",
     summary="An AWS Lambda function that streams answers: a CloudFormation template and an image",
@@ -258,6 +284,8 @@ TARGET = Target(
         "Lambda scales by itself: replicas, routing and slo of the spec have no meaning there.",
     ),
     render=render_lambda,
+    commands=lambda request, place: make_stack_commands(place),
+    cost=find_lambda_cost,
     next_steps=(
         "build and push DIR/Containerfile, then aws cloudformation deploy --template-file "
         "DIR/template.yaml --stack-name thrifty --capabilities CAPABILITY_IAM --parameter-overrides "

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from thrifty.deploy.base import HOME, Files, Request, Target, make_header
+from thrifty.deploy.commands import HOURS_A_MONTH, LINES, Commands, Cost, Place, Step
 from thrifty.deploy.limits import GIB
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
@@ -238,6 +239,44 @@ def _make_task(request: Request, machines: Machines) -> dict[str, Any]:
     }
 
 
+def make_sky_commands(request: Request, place: Place) -> Commands:
+    """A service of SkyServe."""
+    secrets = list_secret_variables(request)
+    given = tuple(part for name in secrets for part in ("--secret", name))
+    file = str(place.folder / "service.yaml")
+    serve = ("sky", "serve")
+    return Commands(
+        install='pip install "skypilot[aws,gcp,azure]", then sky check',
+        steps=(
+            Step(
+                f"the service {place.name}",
+                (*serve, "up", file, "--service-name", place.name, "--yes", *given),
+                ((*serve, "down", place.name, "--yes"),),
+                exists=(*serve, "status", place.name, "--endpoint"),
+                change=(*serve, "update", place.name, file, "--yes", *given),
+            ),
+        ),
+        status=(*serve, "status", place.name),
+        logs=(*serve, "logs", place.name, "--load-balancer", "--no-follow", "--tail", LINES),
+        variables=tuple(secrets),
+    )
+
+
+def find_sky_cost(request: Request) -> Cost:
+    """Of the machines, as far as they were planned."""
+    machines, table = _find_machines(request), load_prices()
+    options: SkyPilotOptions = request.options
+    if machines.dearest_per_hour is None:
+        return Cost("What SkyPilot takes: it shows the price before it starts.", None)
+    most = options.max or max(options.min, machines.most)
+    month = most * machines.dearest_per_hour * HOURS_A_MONTH
+    text = (
+        f"at most {machines.dearest_per_hour:.4f} {table.currency} an hour for each of up to {most} "
+        f"machines, {month:.0f} a month, and SkyServe's own controller; {table.describe_age()}"
+    )
+    return Cost(text, month)
+
+
 TARGET = Target(
     name="skypilot",
     summary="Virtual machines of AWS, Google and Azure by SkyPilot: a service, and one machine",
@@ -250,6 +289,8 @@ TARGET = Target(
         "The image must be public, or the machines' docker must be logged in to its registry.",
     ),
     render=render_skypilot,
+    commands=make_sky_commands,
+    cost=find_sky_cost,
     next_steps=(
         "sky serve up DIR/service.yaml -n thrifty --secret THRIFTY_ADMIN_KEY --secret "
         "THRIFTY_VIEWER_KEY, or sky launch DIR/task.yaml for one machine   (docs/deploy/skypilot.md)"

@@ -55,6 +55,15 @@ class FunctionPrice(msgspec.Struct, frozen=True):
     source: str
 
 
+class ContainerPrice(msgspec.Struct, frozen=True):
+    """What containers of a platform cost while they run, in one region."""
+
+    region: str
+    per_vcpu_hour: float
+    per_gib_hour: float
+    source: str
+
+
 class PriceTable(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -66,6 +75,8 @@ class PriceTable(msgspec.Struct, frozen=True):
     accelerators: dict[str, Accelerator]
     functions: dict[str, FunctionPrice]
     """By the target of `thrifty deploy`."""
+    containers: dict[str, ContainerPrice]
+    """The same."""
     processors_note: str
     machines: tuple[Instance, ...]
 
