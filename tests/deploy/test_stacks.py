@@ -7,6 +7,7 @@ moto makes the resources and checks no limits; cfn-lint does that (`test_schemas
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,6 @@ from tests.peers.environments import make_environment
 from thrifty.fleet.ports import find_free_port
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
-
-PARAMETERS = {
-    "lambda": {
-        "ImageUri": "123456789012.dkr.ecr.us-east-1.amazonaws.com/thrifty:1", "KeySha256": "0" * 64,
-    },
-    "fargate": {
-        "Vpc": "vpc-1", "Subnets": "subnet-1,subnet-2", "ClientSecurityGroup": "sg-1",
-        "TargetGroupArn": "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/a/1",
-        "ThriftyAdminKeyArn": "arn:aws:secretsmanager:us-east-1:123456789012:secret:a",
-        "ThriftyViewerKeyArn": "arn:aws:secretsmanager:us-east-1:123456789012:secret:b",
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +37,56 @@ def cloud() -> dict[str, str]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("target", PARAMETERS)
+def make_parameters(target: str, cloud: dict[str, str]) -> dict[str, str]:
+    """The template's parameters; a network is made for them where they name one."""
+    if target == "lambda":
+        uri = "123456789012.dkr.ecr.us-east-1.amazonaws.com/thrifty:1"
+        return {"ImageUri": uri, "KeySha256": "0" * 64}
+
+    def make(service: str, verb: str, *given: str, show: str) -> str:
+        command = ["aws", service, verb, *given, "--query", show, "--output", "text"]
+        done = subprocess.run(command, env=cloud, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    vpc = make("ec2", "create-vpc", "--cidr-block", "10.0.0.0/16", show="Vpc.VpcId")
+    of_vpc = ("--vpc-id", vpc)
+    subnets = [
+        make(
+            "ec2",
+            "create-subnet",
+            *of_vpc,
+            "--cidr-block",
+            f"10.0.{n}.0/24",
+            show="Subnet.SubnetId",
+        )
+        for n in (1, 2)
+    ]
+    group = make("ec2", "create-security-group", *of_vpc, "--group-name", "clients",
+                 "--description", "clients", show="GroupId")  # fmt: skip
+    targets = make("elbv2", "create-target-group", *of_vpc, "--name", "thrifty", "--protocol", "HTTP",
+                   "--port", "8080", "--target-type", "ip",
+                   show="TargetGroups[0].TargetGroupArn")  # fmt: skip
+    secrets = {
+        name: make("secretsmanager", "create-secret", "--name", name, "--secret-string", "0" * 64,
+                   show="ARN")
+        for name in ("ThriftyAdminKeyArn", "ThriftyViewerKeyArn")
+    }  # fmt: skip
+    return {
+        "Vpc": vpc, "Subnets": ",".join(subnets), "ClientSecurityGroup": group,
+        "TargetGroupArn": targets, **secrets,
+    }  # fmt: skip
+
+
+def count_roles(cloud: dict[str, str]) -> int:
+    """Every template makes one."""
+    command = ["aws", "iam", "list-roles", "--query", "length(Roles)"]
+    return int(
+        subprocess.run(command, env=cloud, capture_output=True, text=True, check=True).stdout
+    )
+
+
+@pytest.mark.parametrize("target", ["lambda", "fargate"])
 def test_a_stack_is_made_shown_changed_and_taken_away(
     target: str, cloud: dict[str, str], tmp_path: Path
 ) -> None:
@@ -56,7 +94,9 @@ def test_a_stack_is_made_shown_changed_and_taken_away(
     spec.write_text(yaml.safe_dump(ONE_MODEL))
     given = [target, str(spec), "--name", f"llm-{target}", "--set", f"image={IMAGE}",
              "--set", "memory=2GB"]  # fmt: skip
-    parameters = [p for k, v in PARAMETERS[target].items() for p in ("--parameter", f"{k}={v}")]
+    parameters = [
+        p for k, v in make_parameters(target, cloud).items() for p in ("--parameter", f"{k}={v}")
+    ]
 
     def run(verb: str, *more: str) -> Any:
         return run_thrifty(home, "deploy", verb, *given, *more, timeout_s=600, **cloud)
@@ -67,13 +107,15 @@ def test_a_stack_is_made_shown_changed_and_taken_away(
     assert shown.returncode == 0, shown.stderr
     (stack,) = json.loads(shown.stdout)["Stacks"]
     assert stack["StackStatus"] == "CREATE_COMPLETE"
-    assert stack["Outputs"]
-    # The same again changes nothing.
-    again = run("apply", "--yes", "--json", *parameters)
-    assert again.returncode == 0, again.stderr
+    assert count_roles(cloud) == 1
+    changed = run("apply", "--yes", "--json", *parameters, "--set", "memory=4GB")
+    assert changed.returncode == 0, changed.stderr
+    (stack,) = json.loads(run("status", "--set", "memory=4GB").stdout)["Stacks"]
+    assert stack["StackStatus"] == "UPDATE_COMPLETE"
     destroyed = run("destroy", "--yes", "--json")
     assert destroyed.returncode == 0, destroyed.stderr
     assert json.loads(destroyed.stdout)["gone"] == [f"Gone: the stack llm-{target}"]
+    assert count_roles(cloud) == 0
     assert "nothing was applied as" in run("status").stderr
 
 
