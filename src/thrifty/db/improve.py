@@ -250,7 +250,7 @@ def _read(database: Database, where: Any, limit: int) -> list[ImproveRun]:
             msgspec.json.decode(row["settings"]),
             row["message"],
             by_run.get(row["id"], {}),
-        )  # fmt: skip
+        )
         for row in rows
     ]
 
