@@ -106,17 +106,19 @@ def export_rows(
     `DatabaseError`.
     """
     chosen = chosen or Chosen()
-    found = list(judged) if judged is not None else read_judged(
-        database, tenant=chosen.tenant, deployment=chosen.deployment, version=chosen.version,
-        since_s=chosen.since_s,
-    )  # fmt: skip
+    if judged is None:
+        judged = read_judged(
+            database, tenant=chosen.tenant, deployment=chosen.deployment, version=chosen.version,
+            since_s=chosen.since_s,
+        )  # fmt: skip
+    found = list(judged)
     # Mixed, because trainers read in order, and KTO compares neighbours.
     found.sort(key=lambda one: blake2b(str(one.response).encode(), digest_size=8).digest())
     if form is Form.DPO:
         yield from _make_pairs(database, found, subjects, skipped)
         return
-    for judged in found:
-        example = _read_example(database, judged, skipped)
+    for one in found:
+        example = _read_example(database, one, skipped)
         if example is not None:
             make = _make_sft if form is Form.SFT else _make_kto
             yield from make(example, subjects, skipped)
