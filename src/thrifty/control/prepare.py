@@ -361,7 +361,7 @@ def _make_improve(loaded: LoadedSpec, parts: Sequence[Part]) -> dict[str, Any] |
     if wanted is None:
         return None
     for part in parts:
-        if part.served.artifact is None:
+        if not part.engine.traits.loads_model:
             message = (
                 f"needs a stored model to train, and {part.label} is served by the engine "
                 f"{part.engine.kind}, which loads none; leave 'improve' out"

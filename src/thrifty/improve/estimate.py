@@ -8,12 +8,15 @@ good to a factor of two or three.
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from thrifty.artifacts import Artifact
+from thrifty.artifacts.tokenizer_files import write_tokenizer
 from thrifty.data.token_lengths import list_conversations
 from thrifty.db.desired import read_desired
 from thrifty.db.improve import DONE, find_active_run, read_runs
@@ -83,7 +86,9 @@ def _next_version(turn: Turn) -> int:
 
 def _measure_rows(turn: Turn, found: Found, artifact: Artifact) -> tuple[int, int]:
     """The rows that the feedback gives, and their tokens together."""
-    tokenizer = TextTokenizer.load(turn.store.folder_of(artifact.id))
+    with tempfile.TemporaryDirectory() as name:
+        write_tokenizer(turn.store.folder_of(artifact.id), Path(name), artifact)
+        tokenizer = TextTokenizer.load(Path(name))
     rows, counted, tokens = 0, 0, 0
     for row in export_rows(
         turn.database, Form(found.method), open_subjects(turn.database), Skipped(),

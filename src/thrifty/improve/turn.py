@@ -18,15 +18,17 @@ from thrifty.db.desired import Desired, read_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
 from thrifty.db.improve import ImproveRun, read_run
 from thrifty.engines.machine import Machine
-from thrifty.errors import ArtifactError, ControlError, ThriftyError
+from thrifty.errors import ControlError, ThriftyError
 from thrifty.home import Home
 from thrifty.spec import parse_spec
 from thrifty.spec.faults import suggest
 from thrifty.spec.improve import ImproveSpec
 from thrifty.types import OnProgress, ignore_progress
 
-MADE_BY_PIPELINES = ("prune", "distill", "openvino", "llm-compressor", "gguf", "llamacpp")
-"""Steps of a lineage that a pipeline takes again for the next version."""
+MADE_BY_ENGINES = ("openvino", "llamacpp", "checkpoint")
+MADE_BY_PIPELINES = (*MADE_BY_ENGINES, "prune", "distill", "llm-compressor", "gguf")
+"""Steps of a lineage that are taken again for the next version, by any spec and by one with a
+pipeline."""
 
 
 class ImproveError(ThriftyError):
@@ -117,14 +119,10 @@ def find_parent(
     """The model that the next version is trained from: what serves, before the pipeline of the spec
     compressed it. Raises `ImproveError`.
     """
-    try:
-        version = store.find(main.model)[0]
-    except ArtifactError:
-        version = find_stored(store, main.artifact or "")
-    if not _has_pipeline(database, there):
-        return version
+    version = find_stored(store, main.artifact or "")
+    again = MADE_BY_PIPELINES if _has_pipeline(database, there) else MADE_BY_ENGINES
     for one in walk_lineage(store, version):
-        if one.lineage.recipe.get("step") not in MADE_BY_PIPELINES:
+        if one.lineage.recipe.get("step") not in again:
             return one
     raise ImproveError(
         f"the model that {version.label} was compressed from is not in the store any more; fetch it "
