@@ -71,7 +71,7 @@ def sift_feedback(judged: Sequence[Judged], guards: ImproveGuardsSpec, find_key:
     if guards.agree > 1:
         found = _require_agreement(_pool(found, find_key), guards.agree, left_out)
     users = {_user_of(one, said) for one, said in _list_opinions(found)}
-    return Sifted(found, len(users), left_out)
+    return Sifted(found, len(users), +left_out)
 
 
 def find_outliers(judged: Sequence[Judged]) -> set[User]:
@@ -94,11 +94,11 @@ def find_outliers(judged: Sequence[Judged]) -> set[User]:
         user
         for user in candidates
         if all_votes - votes[user] >= LEAST_VOTES
-        and test_shares(likes[user], votes[user], all_likes, all_votes) < bound
+        and compare_shares(likes[user], votes[user], all_likes, all_votes) < bound
     }
 
 
-def test_shares(likes: int, votes: int, all_likes: int, all_votes: int) -> float:
+def compare_shares(likes: int, votes: int, all_likes: int, all_votes: int) -> float:
     """Fisher's exact test, two-sided: the chance that so many of all likes, or a less likely
     number, fall on `votes` votes that were drawn out of all.
     """
