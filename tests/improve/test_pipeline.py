@@ -27,7 +27,7 @@ from thrifty.improve.run import STEPS
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 MODEL = Llama(
-    vocab=264, layers=1, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=96, context=256
+    vocab=264, layers=1, head_dim=16, kv_heads=2, heads=4, hidden=64, inner=96, context=512
 )
 SPEC = """\
 name: m

@@ -18,7 +18,15 @@ from urllib.parse import quote
 
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
-from thrifty.db.improve import FAILED, RELEASING, RUNNING, count_new_feedback, read_runs
+from thrifty.db.improve import (
+    FAILED,
+    RELEASING,
+    RUNNING,
+    count_new_feedback,
+    lease_name,
+    read_runs,
+)
+from thrifty.db.leases import is_held
 from thrifty.db.releases import read_release
 from thrifty.errors import ControlError, DatabaseError, FleetError
 from thrifty.fleet.process import ManagedProcess, start_process
@@ -29,8 +37,8 @@ log = logging.getLogger(__name__)
 LOOK_S = 5.0
 RETRY_S = 3600.0
 """A step that failed is tried again after this long."""
-NEVER_S = 10.0
-"""Grace for a turn when the service stops; the next service goes on with it."""
+GRACE_S = 15.0
+"""For a turn when the service stops; the next service goes on with it."""
 EVERY, FEEDBACK, GO_ON = "every", "feedback", "go_on"
 ROLE = "improve"
 _MODULE = "thrifty.improve.process"
@@ -69,7 +77,7 @@ class Improving:
         finally:
             if self._process is not None:
                 with contextlib.suppress(FleetError):
-                    await self._process.stop(NEVER_S)
+                    await self._process.stop(GRACE_S)
 
     async def _look(self) -> None:
         """Begin the first turn that is due."""
@@ -105,7 +113,7 @@ def find_due(
     last = runs[0] if runs else None
     if last is not None and last.is_active:
         if last.state == RUNNING:
-            return GO_ON
+            return None if is_held(database, lease_name(deployment)) else GO_ON
         if last.state == FAILED and now_s - last.updated_s >= RETRY_S:
             return GO_ON
         if last.state == RELEASING and _has_ended(database, last.steps["release"].outputs):

@@ -33,6 +33,11 @@ DONE = "done"
 """The state of a step that has ended well."""
 
 
+def lease_name(deployment: str) -> str:
+    """The lease of the process that works on a deployment."""
+    return f"improve:{deployment}"
+
+
 @dataclass(frozen=True)
 class ImproveStep:
     """One step of a run."""

@@ -6,6 +6,7 @@ the controller carries out; killed, the next one goes on where it was.
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from thrifty.artifacts import Store
@@ -20,6 +21,8 @@ from thrifty.improve.turn import Turn
 def main() -> int:
     """One turn, without waiting for its release."""
     deployment, reason = sys.argv[1:3]
+    # What it started, such as a replica that is asked, ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     home = find_home()
 
     def tell(text: str) -> None:
@@ -36,6 +39,8 @@ def main() -> int:
     except ThriftyError as error:
         tell(f"Error: {error}")
         return 1
+    except KeyboardInterrupt:
+        tell(f"stopped; the next service goes on with the run of {deployment}")
     return 0
 
 

@@ -33,6 +33,7 @@ from thrifty.db.improve import (
     end_step,
     fail_step,
     find_active_run,
+    lease_name,
     note_outputs,
     read_run,
     set_run_state,
@@ -232,11 +233,6 @@ def open_turn(
 
 
 # One at a time
-
-
-def lease_name(deployment: str) -> str:
-    """The lease of whoever works on a deployment."""
-    return f"improve:{deployment}"
 
 
 @contextlib.contextmanager
