@@ -21,6 +21,7 @@ def main() -> int:
     options = argparse.ArgumentParser(prog="demo", description=__doc__)
     options.add_argument("--short", action="store_true", help="fewer of everything")
     options.add_argument("--shuffled", action="store_true", help="thumbs that say nothing")
+    options.add_argument("--only-turn", action="store_true", help="neither poisoned nor worse")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--home", type=Path, default=Path(".make/demo"), help="made anew")
     options.add_argument("--out", type=Path, default=Path("demo.json"))
@@ -29,7 +30,7 @@ def main() -> int:
     demo = Demo(home, SHORT if given.short else WHOLE, given.seed, given.shuffled)
     keep = sys.stdout.isatty() and os.environ.get("DEMO_KEEP") != "0"
     try:
-        result = demo.play()
+        result = demo.play(only_turn=given.only_turn)
         given.out.write_text(json.dumps(result, indent=2) + "\n")
         details = given.out.with_name(f"{given.out.stem}-details.json")
         facts = {"seed": given.seed, "stages_s": demo.stages, **demo.details}

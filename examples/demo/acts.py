@@ -65,14 +65,16 @@ class Demo:
         finally:
             self.stages[name] = round(time.monotonic() - began_s, 1)
 
-    def play(self) -> dict[str, Any]:
-        """All acts; returns what demo.json holds. Raises `Failed`."""
+    def play(self, *, only_turn: bool = False) -> dict[str, Any]:
+        """All acts, or those of the turn; returns what demo.json holds. Raises `Failed`."""
         self.open_service()
         self.spend_day()
         promoted = self.turn_loop()
         gain, interval = self.measure_gain(promoted=promoted)
-        refused = self.refuse_poisoned()
-        rolled_back = self.roll_back_worse()
+        refused = rolled_back = None
+        if not only_turn:
+            refused = self.refuse_poisoned()
+            rolled_back = self.roll_back_worse()
         lost, wrong = self.count_requests()
         return {
             "gain": round(gain, 4), "gain_interval": [round(one, 4) for one in interval],
@@ -340,7 +342,9 @@ def compare(before: Sequence[float], after: Sequence[float]) -> tuple[float, tup
     differences = [new - old for old, new in zip(before, after, strict=True)]
     mean, count = statistics.mean(differences), len(differences)
     normal = statistics.NormalDist().inv_cdf(0.975)
-    quantile = normal + (normal**3 + normal) / (4 * (count - 1))
+    free = count - 1
+    quantile = normal + (normal**3 + normal) / (4 * free)
+    quantile += (5 * normal**5 + 16 * normal**3 + 3 * normal) / (96 * free**2)
     half = quantile * statistics.stdev(differences) / math.sqrt(count)
     return mean, (mean - half, mean + half)
 

@@ -141,10 +141,9 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
         yield _Use("compress.tasks", task)
     if spec.quality.questions is not None:
         yield _Use("quality.questions", spec.quality.questions)
-    if spec.improve is not None:
-        for named in spec.improve.gate.data:
-            yield _Use("improve.gate.data", named)
-        shadow = spec.improve.release.get("shadow")
-        judge = shadow.get("judge") if isinstance(shadow, dict) else None
-        if judge is not None:
-            yield _Use("improve.release.shadow.judge", str(judge))
+    for named in spec.improve.gate.data:
+        yield _Use("improve.gate.data", named)
+    shadow = spec.improve.release.get("shadow")
+    judge = shadow.get("judge") if isinstance(shadow, dict) else None
+    if judge is not None:
+        yield _Use("improve.release.shadow.judge", str(judge))

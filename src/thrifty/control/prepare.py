@@ -357,9 +357,9 @@ def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
 
 def _make_improve(loaded: LoadedSpec, parts: Sequence[Part]) -> dict[str, Any] | None:
     """The loop. Raises `SpecError` for a plan that cannot be used, and a model that is not ours."""
-    wanted = loaded.spec.improve
-    if wanted is None:
+    if "improve" not in loaded.spec.model_fields_set:
         return None
+    wanted = loaded.spec.improve
     for part in parts:
         if not part.engine.traits.loads_model:
             message = (

@@ -474,9 +474,9 @@ class DeploymentSpec(Section):
         description="Questions with known answers, asked of every version on a schedule, outside of "
         "users' quotas and statistics. `thrifty quality` shows the results.",
     )
-    improve: ImproveSpec | None = Field(
-        None,
-        description="The loop from feedback to the next version; docs/improve.md. Default: it runs by "
+    improve: ImproveSpec = Field(
+        default_factory=lambda: ImproveSpec(),
+        description="The loop from feedback to the next version; docs/improve.md. Left out, it runs by "
         "command alone.",
     )
     priority: Integer = Field(
