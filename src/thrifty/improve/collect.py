@@ -180,7 +180,7 @@ def collect(turn: Turn) -> dict[str, Any]:
         )
     finally:
         path.unlink(missing_ok=True)
-    _refuse_known(turn, built, parent.label)
+    _refuse_known(turn, built)
     outcome = describe_outcome(built)
     return {
         "data": built.label, "sha256": built.sha256, "method": found.method, "parent": parent.label,
@@ -266,16 +266,16 @@ def _open_mixed(turn: Turn, named: str, method: str) -> BuiltSet:
     return built
 
 
-def _refuse_known(turn: Turn, built: BuiltSet, parent: str) -> None:
-    """Raise `TurnEnds` where an earlier run has learned these rows from this model already."""
+def _refuse_known(turn: Turn, built: BuiltSet) -> None:
+    """Raise `TurnEnds` where an earlier run has learned these rows by these settings already."""
+    assert turn.run is not None
     for run in read_runs(turn.database, turn.deployment, limit=20):
         outputs = run.find_outputs("collect")
-        known = outputs is not None and (outputs["sha256"], outputs["parent"]) == (
-            built.sha256, parent,
-        )  # fmt: skip
-        if known and run.find_outputs("train") is not None and run.id != (turn.run and turn.run.id):
+        if run.id == turn.run.id or outputs is None or run.find_outputs("train") is None:
+            continue
+        if outputs["sha256"] == built.sha256 and run.settings == turn.run.settings:
             raise TurnEnds(
                 NOTHING,
-                f"there is nothing new: run {run.id} learned from the same rows ({built.label}) "
-                f"already, and ended as {run.state.replace('_', ' ')}",
+                f"there is nothing new: run {run.id} learned the same rows ({built.label}) by the same "
+                f"settings, and ended as {run.state.replace('_', ' ')}",
             )

@@ -126,7 +126,7 @@ class ImproveSpec(Section):
         description="Wait for `thrifty improve approve` before the version is released.",
     )
     release: dict[str, Any] = Field(
-        default_factory=dict,
+        {},
         description="The plan of the release, with the keys of docs/releases.md.",
     )
 
