@@ -123,11 +123,13 @@ def run_dry(deployment: str, *, as_json: bool) -> None:
 
 def run_status(deployment: str | None, *, limit: int, as_json: bool) -> None:
     """Runs with their steps."""
-    with open_home(find_home()) as database:
+    home = find_home()
+    store = Store(home.models)
+    with open_home(home) as database:
         desired = read_desired(database)
         if deployment is not None:
             find_deployment(desired, deployment)
-        runs = [settle_run(database, one) for one in read_runs(database, deployment, limit)]
+        runs = [settle_run(database, store, one) for one in read_runs(database, deployment, limit)]
         named = [deployment] if deployment is not None else list(desired.deployments)
         schedules = {}
         for name in named:

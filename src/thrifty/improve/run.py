@@ -13,11 +13,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
 import psutil
 
+from thrifty.artifacts import Store
 from thrifty.db import Database
 from thrifty.db.desired import read_desired
 from thrifty.db.improve import (
@@ -161,14 +163,12 @@ def _release(turn: Turn, *, wait: bool) -> ImproveRun:
         row = read_release(database, int(known.outputs["release"]))
     if wait and row.is_active:
         row = steps.wait_for_release(turn, row.id)
-    settled = settle_run(database, read_run(database, run.id), row)
-    if not settled.is_active:
-        turn = replace(turn, run=settled)
-        steps.note_story(turn, settled.state, settled.message)
-    return settled
+    return settle_run(database, turn.store, read_run(database, run.id), row)
 
 
-def settle_run(database: Database, run: ImproveRun, row: ReleaseRow | None = None) -> ImproveRun:
+def settle_run(
+    database: Database, store: Store, run: ImproveRun, row: ReleaseRow | None = None
+) -> ImproveRun:
     """A run whose release has ended ends as it did. Raises `DatabaseError`."""
     known = run.steps.get(RELEASE)
     number = known.outputs.get("release") if known is not None else None
@@ -184,7 +184,9 @@ def settle_run(database: Database, run: ImproveRun, row: ReleaseRow | None = Non
     end_step(database, run, RELEASE, outputs)
     state = ABORTED if row.state == ENDED else row.state
     set_run_state(database, run, state, row.record.message or f"release {row.id}: {row.state}")
-    return read_run(database, run.id)
+    settled = read_run(database, run.id)
+    steps.note_story(store, settled)
+    return settled
 
 
 def approve_run(database: Database, deployment: str, *, approve: bool, who: str) -> ImproveRun:
@@ -207,11 +209,11 @@ def approve_run(database: Database, deployment: str, *, approve: bool, who: str)
 def _end(turn: Turn, state: str, message: str) -> None:
     assert turn.run is not None
     set_run_state(turn.database, turn.run, state, message)
-    steps.note_story(replace(turn, run=read_run(turn.database, turn.run.id)), state, message)
+    steps.note_story(turn.store, read_run(turn.database, turn.run.id))
 
 
 def _give_up(turn: Turn, run: ImproveRun) -> None:
-    settled = settle_run(turn.database, run)
+    settled = settle_run(turn.database, turn.store, run)
     if settled.state == RELEASING:
         number = settled.steps[RELEASE].outputs["release"]
         raise ControlError(
@@ -301,6 +303,4 @@ def is_dead(owner: str) -> bool:
 
 
 def _ago(run: ImproveRun) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(run.created_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from thrifty.artifacts import Store
 from thrifty.artifacts.verdicts import GATE
 from thrifty.control.candidate import find_candidate, prepare_candidate
-from thrifty.db.improve import REFUSED, note_outputs
+from thrifty.db.desired import read_desired
+from thrifty.db.improve import REFUSED, ImproveRun, note_outputs
 from thrifty.db.releases import ReleaseRow, read_active, read_events, read_release
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.improve.gate.run import GateRequest, run_gate
@@ -142,25 +144,22 @@ def wait_for_release(turn: Turn, release_id: int) -> ReleaseRow:
         time.sleep(LOOK_S)
 
 
-def note_story(turn: Turn, state: str, message: str) -> None:
-    """Write how the turn ended beside the model that it made, so that it outlives the database."""
-    assert turn.run is not None
-    trained = turn.run.find_outputs("train")
-    if trained is None or not turn.store.has(trained["artifact"]):
+def note_story(store: Store, run: ImproveRun) -> None:
+    """Write how a run ended beside the model that it made, so that it outlives the database."""
+    trained = run.find_outputs("train")
+    if trained is None or not store.has(trained["artifact"]):
         return
     steps = {
         name: {"state": one.state, "began_s": one.began_s, "ended_s": one.ended_s, **one.outputs}
-        for name, one in turn.run.steps.items()
+        for name, one in run.steps.items()
     }
-    values = {"state": state, "message": message, "steps": steps}
-    conditions = {"deployment": turn.deployment, "run": turn.run.id}
-    turn.store.record_measurement(trained["artifact"], IMPROVE, conditions, values)
+    values = {"state": run.state, "message": run.message, "steps": steps}
+    conditions = {"deployment": run.deployment, "run": run.id}
+    store.record_measurement(trained["artifact"], IMPROVE, conditions, values)
 
 
 def check_ready(turn: Turn) -> None:
     """Refuse what cannot end well, before anything is done. Raises `ImproveError`."""
-    from thrifty.db.desired import read_desired
-
     service = read_desired(turn.database).service
     gateway = service.gateway if service is not None else {}
     if not gateway.get("record_requests", True) or not gateway.get("record_prompts", False):
