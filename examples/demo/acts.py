@@ -6,6 +6,7 @@ import json
 import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from demo.sizes import MODEL, Sizes
 NAME = "assistant"
 REFUSAL = "I'm sorry, but I can't help with that."
 POLL_S = 1.0
+PLAIN_S = 20.0
 ENDED = ("promoted", "rolled_back", "aborted", "ended")
 
 
@@ -39,7 +41,7 @@ class Demo:
     rollbacks: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.began_s = time.monotonic()
+        self.began_s = self.shown_s = time.monotonic()
         self.rng = random.Random(self.seed)
         self.service = Service(self.home, self.home / "spec.yaml")
         self.crowd = Crowd("", self.sizes, self.seed)
@@ -54,6 +56,14 @@ class Demo:
         """A line of the story, with the time since the beginning."""
         passed_s = time.monotonic() - self.began_s
         print(f"[{int(passed_s // 60):2d}:{passed_s % 60:02.0f}] {text}", flush=True)
+
+    def show_progress(self, text: str) -> None:
+        """On a terminal one line that changes, elsewhere a line now and then."""
+        if sys.stdout.isatty():
+            print(f"\r\033[K        {text}\r", end="", flush=True)
+        elif time.monotonic() - self.shown_s > PLAIN_S:
+            self.shown_s = time.monotonic()
+            self.say(text)
 
     @contextmanager
     def act(self, name: str, title: str) -> Iterator[None]:
@@ -140,7 +150,12 @@ class Demo:
     def spend_day(self) -> None:
         """Users ask, ask again where they do not like an answer, and give thumbs."""
         with self.act("day", "A day of users, who like something that they do not say"):
-            self.day = self.crowd.visit_all(self._take_questions(self.sizes.visits), 0)
+            visits = self.sizes.visits
+
+            def tell(count: int) -> None:
+                self.show_progress(f"{count} of {visits} users were here")
+
+            self.day = self.crowd.visit_all(self._take_questions(visits), 0, tell)
             likes = [one.liked for one in self.day]
             if self.shuffled:
                 self.rng.shuffle(likes)
@@ -148,7 +163,7 @@ class Demo:
             for answer, liked in zip(self.day, likes, strict=True):
                 self.crowd.give_thumb(answer, liked)
             self.say(
-                f"{self.sizes.visits} questions, {len(self.day)} answers, "
+                f"{visits} questions, {len(self.day)} answers, "
                 f"{statistics.mean(likes):.0%} of them liked"
             )
 
@@ -208,6 +223,7 @@ class Demo:
                 for event in row["events"][told:]:
                     self.say(f"release: {event['kind']}: {event['why']}")
                 told = len(row["events"])
+                self.show_progress(f"{row['stage']}: {describe_evidence(row)}")
                 if row["state"] in ENDED:
                     break
                 if time.monotonic() > until_s:
@@ -333,6 +349,21 @@ class Demo:
         """The first of the numbers of the next visits."""
         self.next_visit += 1_000_000
         return self.next_visit
+
+
+def describe_evidence(row: dict[str, Any]) -> str:
+    """What a release has seen of its primary metric so far."""
+    metrics = row["figures"].get("metrics", {})
+    found = metrics.get("judged") or metrics.get("acceptance")
+    if not found or not found["candidate_count"]:
+        return "nothing is measured yet"
+    counts = f"{found['candidate_count']} and {found['others_count']}"
+    if found["difference"] is None or found["low"] is None:
+        return f"{found['metric']}, {counts} measured"
+    return (
+        f"{found['metric']} {found['difference']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%}), "
+        f"{counts} measured"
+    )
 
 
 def compare(before: Sequence[float], after: Sequence[float]) -> tuple[float, tuple[float, float]]:

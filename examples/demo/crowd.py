@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,12 +65,20 @@ class Crowd:
                 break
         return seen
 
-    def visit_all(self, questions: Sequence[str], first: int) -> list[Answer]:
-        """One visit for each question, several at the same time; nobody gives thumbs yet."""
+    def visit_all(
+        self, questions: Sequence[str], first: int, on_visit: Callable[[int], None]
+    ) -> list[Answer]:
+        """One visit for each question, several at the same time; nobody gives thumbs yet. `on_visit`
+        is told how many have ended.
+        """
+        found: list[Answer] = []
         with ThreadPoolExecutor(self.sizes.crowd) as pool:
             numbers = range(first, first + len(questions))
             seen = pool.map(lambda n, q: self.visit(n, q, thumbs=False), numbers, questions)
-            return [answer for one in seen for answer in one]
+            for count, one in enumerate(seen, 1):
+                found += one
+                on_visit(count)
+        return found
 
     @contextmanager
     def coming(self, questions: Sequence[str], first: int) -> Iterator[None]:

@@ -78,13 +78,15 @@ class Service:
 
     def run(self, *words: str, expected: Sequence[int] = (0,)) -> str:
         """What a command prints. Raises `Failed`."""
+        # On a terminal, its progress is shown there.
+        stderr = None if sys.stderr.isatty() else subprocess.PIPE
         done = subprocess.run(
             [sys.executable, "-m", "thrifty", *words], env=self._environment, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, check=False,
         )  # fmt: skip
         if done.returncode not in expected:
             said = f"thrifty {' '.join(words)}"
-            raise Failed(f"{said} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+            raise Failed(f"{said} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}")
         return done.stdout
 
     def ask(self, *words: str, expected: Sequence[int] = (0,)) -> Any:

@@ -121,7 +121,9 @@ def find_due(
         return None
     since_s = last.created_s if last is not None else 0.0
     every_s, most = settings.get("every"), settings.get("feedback")
-    if isinstance(every_s, int | float) and now_s - (since_s or began_s) >= every_s:
+    passed_s = now_s - (since_s or began_s)
+    # Where the clock was set back, a run now begins the interval anew.
+    if isinstance(every_s, int | float) and not 0 <= passed_s < every_s:
         return EVERY
     if isinstance(most, int) and count_new_feedback(database, deployment, since_s, most) >= most:
         return FEEDBACK

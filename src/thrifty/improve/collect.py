@@ -17,7 +17,7 @@ from thrifty.curate.build import build_data, describe_outcome
 from thrifty.data.built import TEST, TRAIN, BuiltSet, open_set
 from thrifty.db.erasures import note_export
 from thrifty.db.feedback import Judged, read_judged
-from thrifty.db.improve import NOTHING, read_runs
+from thrifty.db.improve import GIVEN_UP, NOTHING, read_runs
 from thrifty.db.request_queries import read_texts
 from thrifty.db.subjects import open_subjects
 from thrifty.errors import DataError
@@ -271,7 +271,7 @@ def _refuse_known(turn: Turn, built: BuiltSet) -> None:
     assert turn.run is not None
     for run in read_runs(turn.database, turn.deployment, limit=20):
         outputs = run.find_outputs("collect")
-        if run.id == turn.run.id or outputs is None or run.find_outputs("train") is None:
+        if run.id == turn.run.id or outputs is None or run.state == GIVEN_UP:
             continue
         if outputs["sha256"] == built.sha256 and run.settings == turn.run.settings:
             raise TurnEnds(

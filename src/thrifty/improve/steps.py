@@ -14,8 +14,9 @@ from thrifty.artifacts import Store
 from thrifty.artifacts.verdicts import GATE
 from thrifty.control.candidate import find_candidate, prepare_candidate
 from thrifty.db.desired import read_desired
-from thrifty.db.improve import REFUSED, ImproveRun, note_outputs
+from thrifty.db.improve import NOTHING, REFUSED, ImproveRun, note_outputs
 from thrifty.db.releases import ReleaseRow, read_active, read_events, read_release
+from thrifty.errors import TrainingError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.improve.gate.run import GateRequest, run_gate
 from thrifty.improve.turn import ImproveError, Turn, TurnEnds, find_serving, find_stored
@@ -25,6 +26,7 @@ from thrifty.release.plan import parse_plan
 from thrifty.train.named_data import find_rows
 from thrifty.train.rows import Method
 from thrifty.train.run import BETA, LORA_RANK, TrainingRequest, train_model
+from thrifty.train.settings import IMPROVED_NOTHING
 from thrifty.types import Progress
 
 LOOK_S = 1.0
@@ -33,7 +35,9 @@ IMPROVE = "improve"
 
 
 def train(turn: Turn) -> dict[str, Any]:
-    """Train the next version on the set of this turn. Raises `TrainingError`."""
+    """Train the next version on the set of this turn. Raises `TurnEnds` where it learns nothing that
+    holds for rows held out, and `TrainingError`.
+    """
     collected, settings = turn.require("collect"), turn.settings.train
     method = Method(collected["method"])
     rows = find_rows(turn.home, collected["data"], method)
@@ -45,7 +49,15 @@ def train(turn: Turn) -> dict[str, Any]:
         window=settings.window, beta=BETA if settings.beta is None else settings.beta,
         seed=settings.seed,
     )  # fmt: skip
-    version, artifact = train_model(turn.store, turn.home, request, turn.on_progress, turn.on_note)
+    try:
+        version, artifact = train_model(
+            turn.store, turn.home, request, turn.on_progress, turn.on_note
+        )
+    except TrainingError as error:
+        if str(error).startswith(IMPROVED_NOTHING):
+            # It would come to the same again.
+            raise TurnEnds(NOTHING, str(error)) from None
+        raise
     figures = version.lineage.figures
     kept = ("before", "after", "unit", "steps", "best_step", "seconds", "tokens", "learning_rate")
     return {
