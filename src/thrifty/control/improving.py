@@ -14,7 +14,6 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Mapping
-from urllib.parse import quote
 
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
@@ -97,7 +96,7 @@ class Improving:
         self._process = start_process(
             [sys.executable, "-m", _MODULE, deployment, reason],
             role=ROLE, process_id=process_id, home=self._home.root,
-            log_path=self._home.logs / f"{quote(process_id, safe='')}.log",
+            log_path=self._home.log_of(process_id),
         )  # fmt: skip
 
 
