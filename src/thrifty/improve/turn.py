@@ -16,7 +16,7 @@ from thrifty.control.candidate import write_spec
 from thrifty.db import Database
 from thrifty.db.desired import Desired, read_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
-from thrifty.db.improve import ImproveRun, read_run
+from thrifty.db.improve import ImproveRun, read_run, read_runs
 from thrifty.engines.machine import Machine
 from thrifty.errors import ControlError, ThriftyError
 from thrifty.home import Home
@@ -29,6 +29,8 @@ MADE_BY_ENGINES = ("openvino", "llamacpp", "checkpoint")
 MADE_BY_PIPELINES = (*MADE_BY_ENGINES, "prune", "distill", "llm-compressor", "gguf")
 """Steps of a lineage that are taken again for the next version, by any spec and by one with a
 pipeline."""
+
+MOST_RUNS = 1000
 
 
 class ImproveError(ThriftyError):
@@ -128,6 +130,12 @@ def find_parent(
         f"the model that {version.label} was compressed from is not in the store any more; fetch it "
         "again (thrifty pull MODEL)"
     )
+
+
+def find_own_versions(database: Database, deployment: str) -> set[str]:
+    """The labels of the versions that the loop has made for a deployment."""
+    found = (run.find_outputs("compress") for run in read_runs(database, deployment, MOST_RUNS))
+    return {str(outputs["label"]) for outputs in found if outputs is not None}
 
 
 def find_stored(store: Store, artifact_id: str) -> NamedVersion:
