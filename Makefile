@@ -52,14 +52,15 @@ down: $(LIGHT) ## Stop what runs
 	@$(BIN)/thrifty down
 
 .PHONY: check
-check: $(DEV) ## The fast tests, lint and types: under 90 seconds
-	$(BIN)/python -m pytest -q -n 2 -m "$(FAST)"
+check: $(DEV) ## The fast tests, lint and types
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "$(FAST)"
 	$(MAKE) --no-print-directory lint
 
+# Half of what tests do is wait for processes: four of them keep two cores at work.
 .PHONY: test
 test: $(DEV) ## The suite, with real engines, databases and services
-	$(BIN)/python -m pytest -q -n 2 -m "not service and not engine and $(HERE)"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(service or engine) and $(HERE)"
+	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not service and not engine and $(HERE)"
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile -m "(service or engine) and $(HERE)"
 	$(MAKE) --no-print-directory test-isa
 
 .PHONY: test-peers
