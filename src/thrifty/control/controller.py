@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
     make_worker_settings,
 )
 from thrifty.control.gateways import GatewayWorkers
+from thrifty.control.improving import Improving
 from thrifty.control.loop import ControlLoop
 from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
@@ -104,6 +105,9 @@ class Controller:
         self._quality = QualityChecks(
             lambda: self.database, lambda: self._loop.desired.deployments, home, store
         )
+        self._improving = Improving(
+            lambda: self.database, lambda: self._loop.desired.deployments, home
+        )
         self._alerting = Alerting(lambda: self.database, self._loop)
         self._releases = Releases(lambda: self.database, self._notify_gateways)
         self._service: DesiredService | None = None
@@ -176,6 +180,7 @@ class Controller:
         )
         self._tasks.append(asyncio.ensure_future(self._releases.run()))
         self._tasks.append(asyncio.ensure_future(self._quality.run()))
+        self._tasks.append(asyncio.ensure_future(self._improving.run()))
         await self._end_old_gateways()
 
     async def _choose_fleet(self) -> None:

@@ -79,6 +79,8 @@ NOT_OF_PERSONS = {
     "table:quality_answers": "answers to Thrifty's own questions",
     "table:releases": "sums by version, and acts of operators",
     "table:release_events": "sums by version, and acts of operators",
+    "table:improve_runs": "acts of operators",
+    "table:improve_steps": "counts, and names of models and data sets",
     "table:cache_stats": "sums",
     "table:rollups": "sums by version",
     "table:tenant_rollups": "sums by tenant",
