@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,12 +23,14 @@ from thrifty.fleet.ports import find_free_port
 from thrifty.fleet.process import ProcessId, find_ours
 
 KEY = "k" * 40
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "t" * 64}
+"""Whoever lacks it cannot speak with the cluster, as docs/deploy/ray.md has it."""
 START_S = 90.0
 HEALTH = {
-    "RAY_health_check_initial_delay_ms": "500", "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "5000", "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3",
 }  # fmt: skip
-"""A node that is lost is given up within two seconds, as docs/deploy/ray.md has it."""
+"""A node that refuses connections is given up within two seconds, one that is busy is not."""
 
 
 @dataclass
@@ -86,25 +87,22 @@ class Cluster:
         self.start_head()
         for _ in range(nodes):
             self.add(cpus)
-        self.wait(nodes + 1)
 
     def start_head(self) -> Node:
         """The head alone."""
         more = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
         node = self._start("127.0.0.2", [*more, f"--temp-dir={self.folder}"])
-        deadline_s = time.monotonic() + START_S
-        while time.monotonic() < deadline_s:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.2", self.port)):
-                return node
-            time.sleep(0.1)
-        raise AssertionError(f"the head does not start: {node.log.read_text()}")
+        self._wait(node)
+        return node
 
     def add(self, cpus: int = 4, **environment: str) -> Node:
-        """One more node. Does not wait for it."""
+        """One more node. Two that start at a time would take each other's sockets."""
         self.started += 1
         address = f"127.0.0.{2 + self.started}"
         options = [f"--address={self.address}", f"--num-cpus={cpus}"]
-        return self._start(address, options, environment)
+        node = self._start(address, options, environment)
+        self._wait(node)
+        return node
 
     def _start(
         self, address: str, options: list[str], environment: Mapping[str, str] | None = None
@@ -116,7 +114,7 @@ class Cluster:
             "--disable-usage-stats",
         ]  # fmt: skip
         full = {
-            **os.environ, **HEALTH, "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
+            **os.environ, **HEALTH, **TOKEN, "RAY_gcs_rpc_server_reconnect_timeout_s": "3600",
             KEY_VARIABLE: KEY, "THRIFTY_HOME": str(self.home), **self.environment,
             **(environment or {}),
         }  # fmt: skip
@@ -128,17 +126,13 @@ class Cluster:
         self.nodes[address] = Node(address, process, log)
         return self.nodes[address]
 
-    def wait(self, count: int) -> None:
-        """Until so many nodes have said that they run."""
+    def _wait(self, node: Node) -> None:
+        """Until it has said that it runs."""
         deadline_s = time.monotonic() + START_S
-        while time.monotonic() < deadline_s:
-            told = ["Ray runtime started" in one.log.read_text() for one in self.nodes.values()]
-            if sum(told) >= count:
-                return
-            for one in self.nodes.values():
-                assert one.process.poll() is None, one.log.read_text()
+        while "Ray runtime started" not in node.log.read_text():
+            assert node.process.poll() is None, node.log.read_text()
+            assert time.monotonic() < deadline_s, f"it does not start: {node.log.read_text()}"
             time.sleep(0.1)
-        raise AssertionError("nodes do not start")
 
     def engines(self) -> dict[str, ProcessId]:
         """The engines that run, by the name of their actors."""

@@ -7,19 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ray.cluster import KEY, Cluster
+from tests.ray.cluster import KEY, TOKEN, Cluster
 from thrifty.engines.server import KEY_VARIABLE
 
 
 @pytest.fixture(autouse=True)
 def replica_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key that replicas ask for, where the controller has it."""
+    """The key that replicas ask for, and the token that Ray does, where the controller has them."""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
 
 
 def _require_ray() -> None:
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("NO RAY HERE: run make test-ray, which installs it in an environment of its own")
+        pytest.skip(
+            "NO RAY HERE: run make test-ray, which installs it in an environment of its own"
+        )
 
 
 @pytest.fixture(scope="session")

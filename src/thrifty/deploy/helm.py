@@ -152,7 +152,7 @@ TARGET = Target(
         "spec and render it again, then `helm upgrade`.",
     ),
     render=render_helm,
-    takes_fleet=True,
+    fleets=frozenset({"kubernetes"}),
     next_steps=(
         "helm upgrade --install thrifty DIR --namespace thrifty --create-namespace   (create the "
         "Secret first: docs/deploy/kubernetes.md)"

@@ -277,8 +277,9 @@ def _kill(handle: Any) -> None:
 
 def _read_nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """What each node that lives has, and what of it is free."""
-    import ray
     from ray._private.state import available_resources_per_node
+
+    import ray
 
     alive = {one["NodeID"]: one["Resources"] for one in ray.nodes() if one["Alive"]}
     free = available_resources_per_node()
