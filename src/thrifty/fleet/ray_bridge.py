@@ -30,6 +30,8 @@ AWAY_AFTER_S = 3.0
 PING_S = 1.0
 END_EXTRA_S = 10.0
 CONNECT_S = 5.0
+SLOW_CONNECT_S = 15.0
+"""Ray's own attempts take longer; what may be wrong is told by then."""
 GOODBYE_S = 1.0
 MAX_LINE = 1 << 24
 NODE_LABEL = "ray.io/node-id"
@@ -360,10 +362,15 @@ async def serve(address: str, namespace: str, holder: str, emit: _SENDER) -> int
 
     try:
         await _check_port(address)
-        await asyncio.to_thread(
+        work = asyncio.to_thread(
             ray.init, address=address, namespace=namespace, log_to_driver=False,
             logging_level="ERROR",
         )  # fmt: skip
+        connecting = asyncio.ensure_future(work)
+        await asyncio.wait({connecting}, timeout=SLOW_CONNECT_S)
+        if not connecting.done():
+            emit("away", {"message": explain_connection(ConnectionError("no answer"), address)})
+        await connecting
     except TimeoutError:
         emit("fault", {"message": explain_connection(ConnectionError("no answer"), address)})
         return 1
