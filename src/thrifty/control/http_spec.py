@@ -77,6 +77,8 @@ def _is_allowed(use: _Use, known: frozenset[_Use], store: Store) -> bool:
     if use.path in ("model", "compress.distill.teacher"):
         scheme, colon, _ = use.value.partition(":")
         return (bool(colon) and scheme in ("pypi", "hf")) or names_stored_model(store, use.value)
+    if use.path == "improve.release.shadow.judge":
+        return use.value.startswith("deployment:")
     if use.path.startswith("gateway.") or use.path == "quality.judge":
         return False
     return use.value in SETS or bool(_HARNESS_TASK.fullmatch(use.value))
@@ -97,6 +99,8 @@ def _explain(use: _Use) -> str:
     what = "a data set of 'thrifty data'"
     if use.path in ("model", "compress.distill.teacher"):
         what = "pypi:PACKAGE, hf:ORG/NAME or the name of a stored model"
+    if use.path == "improve.release.shadow.judge":
+        what = "deployment:NAME"
     if use.path.startswith("gateway."):
         return f"cannot name another file over HTTP; {_ONLY_IN_FILE}"
     return (
@@ -143,6 +147,12 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
         yield _Use("compress.tasks", task)
     if spec.quality.questions is not None:
         yield _Use("quality.questions", spec.quality.questions)
+    for named in spec.improve.gate.data:
+        yield _Use("improve.gate.data", named)
+    shadow = spec.improve.release.get("shadow")
+    judge = shadow.get("judge") if isinstance(shadow, dict) else None
+    if judge is not None:
+        yield _Use("improve.release.shadow.judge", str(judge))
     judge = spec.quality.judge
     if isinstance(judge, RemoteJudge):
         yield _Use("quality.judge", f"{judge.model} {judge.key_env}", judge.url)

@@ -149,6 +149,8 @@ class DesiredDeployment:
     versions: tuple[DesiredVersion, ...]
     """At least one, in the order of the spec."""
     quality: DesiredQuality | None = None
+    improve: dict[str, Any] | None = None
+    """The section `improve` of the spec, as JSON; None: there is none."""
     checks: DesiredChecks = DesiredChecks()
 
     @property

@@ -51,5 +51,3 @@ def drop_looks(database: Database, before_s: float) -> None:
     """Delete the looks from before a time. Raises `DatabaseError`."""
     with database.begin() as connection:
         connection.execute(delete(drift_looks).where(drift_looks.c.at_s < before_s))
-
-

@@ -238,5 +238,3 @@ def _upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, An
     key = [column.name for column in table.primary_key.columns]
     values = {name: statement.excluded[name] for name in table.c.keys() if name not in key}  # noqa: SIM118
     connection.execute(statement.on_conflict_do_update(index_elements=key, set_=values), list(rows))
-
-

@@ -431,6 +431,40 @@ release_pairs = Table(
 """Pairs of answers to one request that a judge compared: `outcome` is 1 where the candidate's
 (`shadow`) was better, -1 where it was worse, else 0. Both numbers are ids of `requests`."""
 
+improve_runs = Table(
+    "improve_runs",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("deployment", String(64), nullable=False),
+    Column("active_on", String(64), unique=True),
+    Column("state", String(16), nullable=False),
+    Column("began_by", String(16), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("created_s", Double, nullable=False),
+    Column("updated_s", Double, nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Index(None, "deployment"),
+)
+"""Turns of the loop. `active_on` is the deployment until the run has ended (NULL afterwards), so that
+there is one at a time. `settings` is the section `improve` of the spec when it began, as JSON."""
+
+improve_steps = Table(
+    "improve_steps",
+    metadata,
+    Column("run_id", Integer, primary_key=True, autoincrement=False),
+    Column("step", String(16), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("began_s", Double, nullable=False),
+    Column("ended_s", Double),
+    Column("inputs", Text, nullable=False),
+    Column("outputs", Text, nullable=False),
+    Column("error", Text, nullable=False),
+)
+"""What each step of a run was given, what it came to, and why it failed; `inputs` and `outputs` are
+JSON."""
+
 quality_answers = Table(
     "quality_answers",
     metadata,

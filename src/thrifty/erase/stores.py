@@ -87,6 +87,8 @@ NOT_OF_PERSONS = {
     "table:drift_looks": "sums by version",
     "table:releases": "sums by version, and acts of operators",
     "table:release_events": "sums by version, and acts of operators",
+    "table:improve_runs": "acts of operators",
+    "table:improve_steps": "counts, and names of models and data sets",
     "table:cache_stats": "sums",
     "table:rollups": "sums by version",
     "table:tenant_rollups": "sums by tenant",
