@@ -30,7 +30,7 @@ ERASERS: tuple[Eraser, ...] = (
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
     Eraser(
-        "checks of answers", ("table:answer_checks", "table:answer_scores"),
+        "checks of answers", ("table:answer_checks", "table:answer_scores", "table:answer_vectors"),
         rows_eraser.erase_checks, rows_eraser.collect_checks,
     ),
     Eraser(
