@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.specs import ECHO, FLEET, ONE_MODEL, RAY, SEVERAL, TWO_VERSIONS, render
+from tests.deploy.specs import (
+    AZURE,
+    ECHO,
+    FLEET,
+    ONE_MODEL,
+    RAY,
+    SEVERAL,
+    TWO_VERSIONS,
+    render,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -25,6 +34,9 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str | None]]] = {
     "knative": ("knative", TWO_VERSIONS, {"max": "8"}),
     "cloudrun": ("cloudrun", ONE_MODEL, {}),
     "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
+    "lambda": ("lambda", ONE_MODEL, {"concurrency": "20"}),
+    "containerapps": ("containerapps", ONE_MODEL, AZURE),
+    "skypilot": ("skypilot", ONE_MODEL, {"spot": "true", "max": "4"}),
     "kubernetes-fleet": (
         "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
     ),

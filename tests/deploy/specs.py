@@ -55,6 +55,15 @@ SEVERAL: dict[str, Any] = {
     "redis": "redis://:hunter3@redis:6379/0",
 }
 
+_GROUP = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/llm/providers"
+AZURE = {
+    "environment": f"{_GROUP}/Microsoft.App/managedEnvironments/llm",
+    "identity": f"{_GROUP}/Microsoft.ManagedIdentity/userAssignedIdentities/thrifty",
+    "vault": "llm-vault",
+    "image": "llm.azurecr.io/thrifty:1",
+}
+"""What Azure Container Apps needs."""
+
 
 def make_request(target: str, spec: dict[str, Any], **options: str) -> Request:
     """A request to render `spec`, on a store that knows no model."""

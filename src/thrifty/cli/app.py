@@ -19,6 +19,8 @@ from thrifty.cli.compression_commands import (
 from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
+from thrifty.cli.improve_commands import improve_app, show
+from thrifty.cli.lambda_commands import lambda_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
 from thrifty.cli.observe_commands import alerts_app, observe_app, top
@@ -49,11 +51,13 @@ app.add_typer(engines_app, name="engines")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(lambda_app, name="lambda")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
 app.add_typer(observe_app, name="observe")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(gate_app, name="gate")
+app.add_typer(improve_app, name="improve")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -321,7 +325,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export, quality, release, releases,
+    subject_export, cost, export, quality, release, releases, show,
 ):  # fmt: skip
     app.command()(_command)
 

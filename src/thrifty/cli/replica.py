@@ -28,6 +28,14 @@ def run_replica_server(target: str | None, host: str, port: int) -> None:
     it directly. Returns only by raising `ThriftyError` kinds.
     """
     check_access(host, os.environ.get(KEY_VARIABLE) or None)
+    served, store, machine = prepare_replica(target)
+    _become_server(served, store, machine, host, port)
+
+
+def prepare_replica(target: str | None) -> tuple[Served, Store, Machine]:
+    """Fetch and prepare the only version in a spec; what serves it, the store and the machine.
+    Raises `ThriftyError` kinds.
+    """
     loaded = resolve_target(target)
     _check_one(loaded)
     home, machine = find_home(), detect_machine()
@@ -42,7 +50,7 @@ def run_replica_server(target: str | None, host: str, port: int) -> None:
         family=state.family, artifact=version.artifact, options=version.options,
         context_length=version.settings.context_length,
     )  # fmt: skip
-    _become_server(served, store, machine, host, port)
+    return served, store, machine
 
 
 def run_served_replica(target: str | None, host: str, port: int) -> None:

@@ -27,6 +27,7 @@ from thrifty.control.gateway_settings import (
     make_worker_settings,
 )
 from thrifty.control.gateways import GatewayWorkers
+from thrifty.control.improving import Improving
 from thrifty.control.loop import ControlLoop
 from thrifty.control.rollups import keep_rollups
 from thrifty.control.scaling import Scaling
@@ -58,6 +59,7 @@ from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
 from thrifty.quality.run import QualityChecks
+from thrifty.quality.watch import AnswerWatch
 from thrifty.release.run import Releases
 from thrifty.types import ReplicaState
 
@@ -103,6 +105,12 @@ class Controller:
         )
         self._quality = QualityChecks(
             lambda: self.database, lambda: self._loop.desired.deployments, home, store
+        )
+        self._improving = Improving(
+            lambda: self.database, lambda: self._loop.desired.deployments, home
+        )
+        self._answers = AnswerWatch(
+            lambda: self.database, lambda: self._loop.desired.deployments, self._find_keep
         )
         self._alerting = Alerting(lambda: self.database, self._loop)
         self._releases = Releases(lambda: self.database, self._notify_gateways)
@@ -176,6 +184,8 @@ class Controller:
         )
         self._tasks.append(asyncio.ensure_future(self._releases.run()))
         self._tasks.append(asyncio.ensure_future(self._quality.run()))
+        self._tasks.append(asyncio.ensure_future(self._improving.run()))
+        self._tasks.append(asyncio.ensure_future(self._answers.run()))
         await self._end_old_gateways()
 
     async def _choose_fleet(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from thrifty.artifacts import Store
+from thrifty.deploy.commands import YOUR_MACHINES, Commands, Cost, Place
 from thrifty.deploy.service import DeployedService, make_checksum
 from thrifty.deploy.sizing import Need, find_need
 from thrifty.errors import Problem, SpecError
@@ -81,6 +82,10 @@ class Target:
     render: Callable[[Request], Files]
     next_steps: str
     """What to do with the files, as commands; `DIR` stands for the folder."""
+    commands: Callable[[Request, Place], Commands] | None = None
+    """What its client program is told; None where the cluster's API is used directly."""
+    cost: Callable[[Request], Cost] = lambda request: YOUR_MACHINES
+    """What it costs; raises `SpecError` as `render` does."""
     fleets: frozenset[str] = frozenset()
     """The kinds of `fleet`, besides `local`, that it renders."""
 

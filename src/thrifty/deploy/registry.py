@@ -17,6 +17,9 @@ _TARGETS = {
     "knative": "thrifty.deploy.knative",
     "cloudrun": "thrifty.deploy.cloudrun",
     "fargate": "thrifty.deploy.fargate",
+    "lambda": "thrifty.deploy.lambda_function",
+    "containerapps": "thrifty.deploy.containerapps",
+    "skypilot": "thrifty.deploy.skypilot",
 }
 """Modules by the target's name, imported when asked for."""
 

@@ -18,6 +18,7 @@ from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.fleet import FleetSpec
+from thrifty.spec.improve import ImproveSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
 from thrifty.spec.observe import ObserveSpec
@@ -471,7 +472,12 @@ class DeploymentSpec(Section):
     quality: QualitySpec = Field(
         default_factory=lambda: QualitySpec(),
         description="Questions with known answers, asked of every version on a schedule, outside of "
-        "users' quotas and statistics. `thrifty quality` shows the results.",
+        "users' quotas and statistics, and checks of recorded answers (`thrifty quality`).",
+    )
+    improve: ImproveSpec = Field(
+        default_factory=lambda: ImproveSpec(),
+        description="The loop from feedback to the next version; docs/improve.md. Left out, it runs by "
+        "command alone.",
     )
     priority: Integer = Field(
         0,

@@ -87,7 +87,7 @@ function makeOptions(element, colours, series, { format, marks, stepped, integer
     axes: [
       { ...axis, size: 30, space: narrow ? 70 : 60,
         values: (_, splits, __, ___, gap) => splits.map((at) => formatTime(
-          at, { date: gap >= 86_400, second: gap < 60 })) },
+          at, { date: gap >= 86_400, time: gap < 86_400, second: gap < 60 })) },
       { ...axis, size: narrow ? 44 : 56, incrs: integer ? WHOLE_STEPS : undefined, values: (_, splits) => splits.map(format) },
     ],
     series: [
