@@ -225,7 +225,7 @@ class Bridge:
 
     async def _do_check(self, name: str) -> None:
         """Tell whether an actor answers; None where it is known to be dead, which `ended` tells."""
-        handle = self._handles.get(name)
+        handle: Any = self._handles.get(name)
         alive: bool | None = None if handle is None else False
         deadline_s = time.monotonic() + PING_S
         while alive is False and time.monotonic() < deadline_s:

@@ -231,10 +231,9 @@ class RayReplica:
                     self._give_up(f"not ready within {self.start_timeout_s:g} s: {fault}", True)
                 elif deep and fault is not None:
                     self._set(ReplicaState.STARTING, fault)
-                hurry, deep = fault is None, fault is None
-                await self._wait_change(
-                    0 if hurry and self.state is not ReplicaState.READY else PROBE_INTERVAL_S
-                )
+                deep = fault is None
+                if not deep:
+                    await self._wait_change(PROBE_INTERVAL_S)
                 continue
             fault, refused = await self._ask()
             if fault is None:
