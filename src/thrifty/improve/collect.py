@@ -1,5 +1,4 @@
-"""The first step: from what users said to a built data set, within bounds that are counted and
-told.
+"""The first step: from what users said to a built data set, within bounds that are counted.
 
 Feedback is read from the request log, sifted (`guards`), made rows of the method's form, bounded in
 what the loop's own versions said, and built into a data set (`curate`), which cleans, redacts,

@@ -33,8 +33,7 @@ from thrifty.train.run import EPOCHS
 SAMPLE = 200
 """Rows of which the tokens are counted."""
 BACKWARD = {"sft": 6.0, "dpo": 16.0, "kto": 10.0}
-"""Operations for each weight and token of a row: forwards and backwards, and of the frozen
-model."""
+"""Operations for each weight and token of a row: forwards, backwards, and of the frozen model."""
 LORA = 2 / 3
 """Low-rank changes need no gradients of the matrices themselves."""
 GENERATED = 60
