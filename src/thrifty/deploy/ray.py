@@ -11,8 +11,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from thrifty.deploy.base import DNS_LABEL, IMAGE_PATTERN, Files, Request, Target
+from thrifty.deploy.commands import Commands, Place, make_kubectl_commands
 from thrifty.deploy.ray_clouds import render_cloud
 from thrifty.deploy.ray_kubernetes import render_kuberay
+from thrifty.errors import Problem, SpecError
 from thrifty.spec.section import Bytes, Integer, Section
 
 _KUBERAY = ("image", "namespace", "secret", "pull_secret", "storage_class", "gcs_redis")
@@ -101,6 +103,18 @@ def render_ray(request: Request) -> Files:
     return render_kuberay(request) if options.provider == "kuberay" else render_cloud(request)
 
 
+def make_commands(request: Request, place: Place) -> Commands:
+    """By kubectl. Raises `SpecError` for clouds, whose file needs keys beside it."""
+    options: RayOptions = request.options
+    if options.provider != "kuberay":
+        message = (
+            f"is {options.provider}, whose machines `ray up` starts with keys that you put beside the "
+            "file: render it (thrifty deploy render ray), and follow docs/deploy/ray.md"
+        )
+        raise SpecError([Problem("provider", message)], "the options of ray")
+    return make_kubectl_commands(place, options.namespace, "app.kubernetes.io/name=thrifty")
+
+
 TARGET = Target(
     name="ray",
     summary="A Ray cluster: KubeRay on Kubernetes, or machines of AWS, Azure or Google Cloud",
@@ -116,6 +130,7 @@ TARGET = Target(
         "cannot reach this one's store.",
     ),
     render=render_ray,
+    commands=make_commands,
     fleets=frozenset({"ray"}),
     next_steps=(
         "kubectl apply --server-side --field-manager thrifty-render -f DIR, or: cd DIR && ray up "

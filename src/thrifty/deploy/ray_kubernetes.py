@@ -71,7 +71,7 @@ def _make_base(request: Request, text: str) -> list[dict[str, Any]]:
     namespace = make_metadata(options.namespace, "namespace", request.checksum, None)
     for mode in ("enforce", "audit", "warn"):
         namespace["labels"][f"pod-security.kubernetes.io/{mode}"] = "restricted"
-    made = [
+    made: list[dict[str, Any]] = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": namespace},
         {
             "apiVersion": "v1", "kind": "ServiceAccount",

@@ -123,7 +123,9 @@ class _Comparison:
             if isinstance(required, list) and not all(name in value for name in required):
                 return False
             # A name may match a pattern that is not looked at.
-            rest = True if "patternProperties" in schema else schema.get("additionalProperties", True)
+            rest = (
+                True if "patternProperties" in schema else schema.get("additionalProperties", True)
+            )
             return all(self.fits(part, known.get(name, rest)) for name, part in value.items())
         if isinstance(value, list):
             first = schema.get("prefixItems")

@@ -118,8 +118,8 @@ class Fleet(Protocol):
 
     async def adopt(self, known: Sequence[tuple[ReplicaRow, ReplicaSet]]) -> None:
         """Take over what an earlier controller left running, before the first `apply`. `known` are
-        the rows that it wrote, each with the set that it belongs to (whose `count` and `cpus` do
-        not matter). What runs here and is not known is ended.
+        the rows that it wrote, each with the set that it belongs to (whose `count` does not
+        matter, nor on this machine its `cpus`). What runs here and is not known is ended.
         """
         ...
 

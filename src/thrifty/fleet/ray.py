@@ -146,7 +146,6 @@ class RayFleet:
         """As `Fleet.apply` says."""
         self._open()
         wanted = {replica_set.key: replica_set for replica_set in desired}
-        self._place_provisional(wanted)
         members: dict[SetKey, list[RayReplica]] = {key: [] for key in wanted}
         for replica in self._members:
             members.setdefault(replica.key, []).append(replica)
@@ -166,15 +165,6 @@ class RayFleet:
                 self._members.append(replica)
                 replica.start()
         self._request_nodes()
-
-    def _place_provisional(self, wanted: Mapping[SetKey, ReplicaSet]) -> None:
-        """Rows do not say how many cores their replicas have; they belong to the set that is wanted."""
-        for replica in self._members:
-            if replica.provisional:
-                mine = (replica.key.deployment, replica.key.version, replica.key.revision)
-                for key in wanted:
-                    if (key.deployment, key.version, key.revision) == mine:
-                        replica.key = key
 
     def observe(self) -> Sequence[ObservedReplica]:
         """As `Fleet.observe` says."""

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ POLL_S = 1.0
 AWAY_AFTER_S = 3.0
 """An answer of the head that takes longer is told."""
 PING_S = 1.0
+"""A worker that died is known to be dead by then, where its node lives."""
+PING_PAUSE_S = 0.1
 END_EXTRA_S = 10.0
 CONNECT_S = 5.0
 SLOW_CONNECT_S = 15.0
@@ -221,12 +224,18 @@ class Bridge:
             await asyncio.to_thread(_kill, handle)
 
     async def _do_check(self, name: str) -> None:
-        alive = False
-        handle = self._handles.get(name)
-        if handle is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(PING_S):
+        """Tell whether an actor answers; None where it is known to be dead, which `ended` tells."""
+        handle: Any = self._handles.get(name)
+        alive: bool | None = None if handle is None else False
+        deadline_s = time.monotonic() + PING_S
+        while alive is False and time.monotonic() < deadline_s:
+            try:
+                async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
                     alive = await handle.ping.remote()
+            except Exception as error:
+                if _is_death(error):
+                    alive = None
+                await asyncio.sleep(PING_PAUSE_S)
         self._emit("checked", {"name": name, "alive": alive})
 
     async def _do_request(self, bundles: list[dict[str, float]]) -> None:

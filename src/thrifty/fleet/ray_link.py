@@ -43,7 +43,7 @@ class RayLink:
         self._on_change = on_change
         self._holder = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
         self._process: asyncio.subprocess.Process | None = None
-        self._checks: dict[str, asyncio.Future[bool]] = {}
+        self._checks: dict[str, asyncio.Future[bool | None]] = {}
         self.answered = asyncio.Event()
         """Set once it is known whether this controller may act, or that Ray is away."""
         self.ready = asyncio.Event()
@@ -128,10 +128,10 @@ class RayLink:
                 process.stdin.write(json.dumps({"do": do, **values}).encode() + b"\n")
 
     async def check(self, name: str) -> bool | None:
-        """Whether an actor answers and its engine runs; None where Ray does not say."""
+        """Whether an actor answers; None where Ray does not say, or knows that it is dead."""
         if not self.ready.is_set() or self.away_since_s is not None:
             return None
-        waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
         self._checks[name] = waiting
         self.send("check", name=name)
         await asyncio.wait({waiting}, timeout=CHECK_S)

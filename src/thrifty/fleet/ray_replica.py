@@ -200,10 +200,11 @@ class RayReplica:
             self._ended = (str(error), True)
             return
         name = f"{self.id}.{secrets.token_hex(4)}"
+        avoid = self._avoid()
         key = os.environ.get(KEY_VARIABLE, "")
         self.actor = name
         self._link.send(
-            "start", name=name, bundle=dict(self.bundle), avoid=self._avoid(),
+            "start", name=name, bundle=dict(self.bundle), avoid=avoid,
             arguments={
                 "name": name, "replica": self.id, "served": self.served.to_json().decode(),
                 "key": [self.key.deployment, self.key.version, self.key.revision, self.key.cpus],
@@ -213,6 +214,9 @@ class RayReplica:
         )  # fmt: skip
         while self.url == NO_ADDRESS and self._ended is None:
             await self._wait_change(WATCH_INTERVAL_S)
+            if avoid and self.url == NO_ADDRESS and not self._avoid():
+                # Nodes that it was to avoid may be all that there are.
+                self._give_up("asks again, for any node", False)
         self._on_change()
 
     async def _watch(self) -> None:
@@ -227,25 +231,24 @@ class RayReplica:
                     self._give_up(f"not ready within {self.start_timeout_s:g} s: {fault}", True)
                 elif deep and fault is not None:
                     self._set(ReplicaState.STARTING, fault)
-                hurry, deep = fault is None, fault is None
-                await self._wait_change(
-                    0 if hurry and self.state is not ReplicaState.READY else PROBE_INTERVAL_S
-                )
+                deep = fault is None
+                if not deep:
+                    await self._wait_change(PROBE_INTERVAL_S)
                 continue
             fault, refused = await self._ask()
             if fault is None:
                 silent = 0
                 if self.state is not ReplicaState.READY:
                     self._become_ready()
-            elif refused:
-                self._set(ReplicaState.UNHEALTHY, f"cannot be reached: {fault}")
-                await self._look_whether_lost()
             else:
                 silent += 1
-                if silent == UNHEALTHY_AFTER:
-                    since_s = time.monotonic()
+                since_s = time.monotonic() if silent == 1 else since_s
+                if refused:
+                    self._set(ReplicaState.UNHEALTHY, f"cannot be reached: {fault}")
+                    await self._look_whether_lost()
+                elif silent >= UNHEALTHY_AFTER:
                     self._set(ReplicaState.UNHEALTHY, f"does not answer: {fault}")
-                elif silent > UNHEALTHY_AFTER and time.monotonic() - since_s > KILL_UNHEALTHY_S:
+                if self._ended is None and time.monotonic() - since_s > KILL_UNHEALTHY_S:
                     self._give_up(f"silent for {KILL_UNHEALTHY_S:g} s; killed", False)
             await self._wait_change(WATCH_INTERVAL_S)
 

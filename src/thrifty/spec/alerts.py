@@ -100,7 +100,8 @@ class AlertsSpec(Section):
         "are judged by themselves. Default: 3 points; `null`: never an alert.",
     )
     drift: bool = Field(
-        True, description="Whether a change of what is asked, or of how a version answers, is an alert."
+        True,
+        description="Whether a change of what is asked, or of how a version answers, is an alert.",
     )
     budget: Number | None = Field(
         0.8,

@@ -36,7 +36,10 @@ class QualitySpec(Section):
         "`record.prompts`.",
     )
     judge_share: Number = Field(
-        0.02, gt=0, le=1, description="The share of the conversations' answers that the judge scores."
+        0.02,
+        gt=0,
+        le=1,
+        description="The share of the conversations' answers that the judge scores.",
     )
     judge_per_hour: Count = Field(
         120, ge=1, le=100_000, description="The most answers that the judge scores in an hour."

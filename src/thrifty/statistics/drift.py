@@ -44,7 +44,6 @@ def compare_counts(first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[float, 
     return distance, _kolmogorov_tail(scaled)
 
 
-
 def _kolmogorov_tail(value: float) -> float:
     if value < 0.2:
         return 1.0
