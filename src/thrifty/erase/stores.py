@@ -104,6 +104,7 @@ NOT_OF_PERSONS = {
     "table:erasures": "pseudonyms of those who were erased: the record of it",
     "folder:models": "weights; an erasure names those trained on exported rows",
     "folder:run": "processes",
+    "folder:deployments": "acts of operators, with what they applied",
     "folder:data": "public data sets",
     "folder:trainings": "weights, and texts that a spec names",
     "folder:optimizations": "measurements",
