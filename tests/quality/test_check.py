@@ -228,9 +228,7 @@ async def test_a_controller_checks_and_judges_while_it_runs(tmp_path: Path) -> N
     database = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
     checks = DesiredChecks(judge="tests.quality.judge_of_length:score", judge_share=1.0)
     wanted = replace(deployment(echo("a")), name=DEPLOYMENT, checks=checks)
-    watches = [
-        AnswerWatch(lambda: database, lambda: {DEPLOYMENT: wanted}, dict) for _ in range(2)
-    ]
+    watches = [AnswerWatch(lambda: database, lambda: {DEPLOYMENT: wanted}, dict) for _ in range(2)]
     tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
     await asyncio.to_thread(record, database, answered("Hi", "x" * 5, conversation_id="one"))
     async with asyncio.timeout(90):
