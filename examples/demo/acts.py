@@ -141,7 +141,8 @@ class Demo:
 
     def _make_steps(self, *steps: int) -> dict[str, Any]:
         return {
-            "alpha": self.sizes.alpha, "steps": list(steps), "settle": "3s", "sticky": "60s",
+            "alpha": self.sizes.alpha, "steps": list(steps), "settle": f"{self.sizes.settle_s:g}s",
+            "sticky": "60s",
             "step": {"conversations": self.sizes.conversations, "time": "5s"},
         }  # fmt: skip
 

@@ -48,13 +48,13 @@ class Crowd:
         self._lock = threading.Lock()
         self._local = threading.local()
 
-    def visit(self, number: int, question: str, *, thumbs: bool = True) -> list[Answer]:
-        """A user asks a question, and asks again until an answer is liked or patience ends."""
+    def visit(self, number: int, question: str, *, tries: int, thumbs: bool = True) -> list[Answer]:
+        """A user asks a question, and asks again until an answer is liked or there were `tries`."""
         rng = random.Random(f"{self.seed} {number}")
         user = f"user-{rng.randrange(self.sizes.users)}"
         conversation = f"visit-{self.seed}-{number}"
         seen = []
-        for _ in range(self.sizes.tries):
+        for _ in range(tries):
             answer = self._ask(question, user, conversation, rng)
             if answer is None:
                 break
@@ -74,7 +74,10 @@ class Crowd:
         found: list[Answer] = []
         with ThreadPoolExecutor(self.sizes.crowd) as pool:
             numbers = range(first, first + len(questions))
-            seen = pool.map(lambda n, q: self.visit(n, q, thumbs=False), numbers, questions)
+            tries = self.sizes.tries
+            seen = pool.map(
+                lambda n, q: self.visit(n, q, tries=tries, thumbs=False), numbers, questions
+            )
             for count, one in enumerate(seen, 1):
                 found += one
                 on_visit(count)
@@ -90,7 +93,7 @@ class Crowd:
             while not stopping.is_set():
                 with self._lock:
                     number = next(numbers)
-                self.visit(number, questions[number % len(questions)])
+                self.visit(number, questions[number % len(questions)], tries=self.sizes.patience)
 
         threads = [threading.Thread(target=come) for _ in range(self.sizes.crowd)]
         for thread in threads:

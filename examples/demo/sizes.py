@@ -32,10 +32,14 @@ class Sizes:
     """The most pairs that the judge compares."""
     conversations: int = 30
     """In each step of a release."""
+    patience: int = 2
+    """Answers that a user looks at while a release runs."""
+    settle_s: float = 20.0
+    """Thumbs that come later than this after a conversation began do not count in a release."""
     alpha: float = 0.01
     poisoned_rows: int = 64
     worse_rows: int = 120
-    most_release_s: float = 420.0
+    most_release_s: float = 600.0
     """A release that has not ended by then is given up, and counts as not decided."""
 
 

@@ -89,7 +89,7 @@ def test_an_engine_that_dies_in_the_middle_is_told(slow_function: Function) -> N
     invoked.wait_for(b'"content":"')
     slow_function.engine().kill()
     invoked.wait()
-    assert invoked.trailers["lambda-runtime-function-error-type"] == "Thrifty.engine_gone"
+    assert invoked.trailers["lambda-runtime-function-error-type"] == "Thrifty.replica_lost"
     assert invoked.fault is not None
     assert b'data: {"error":{"message":"the engine' in invoked.body
     assert b"[DONE]" not in invoked.body
@@ -103,7 +103,7 @@ def test_an_answer_ends_before_lambda_ends_the_function(slow_function: Function)
     invoked = emulator.invoke(ask("Hello", stream=True), timeout_s=3.0).wait()
     assert time.time() < invoked.deadline_s
     assert invoked.fault is not None
-    assert invoked.fault["errorType"] == "Thrifty.out_of_time"
+    assert invoked.fault["errorType"] == "Thrifty.deadline_exceeded"
     assert b"the function's time ran out" in invoked.body
     late = emulator.invoke(ask("Hello"), timeout_s=2.0).wait()
     assert late.head["statusCode"] == 504

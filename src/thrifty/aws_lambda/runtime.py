@@ -85,7 +85,7 @@ class Runtime:
                 raise unavailable(
                     f"the model was not loaded within {left_s:.0f} s; try again, or give the function "
                     "more memory, which brings more processor",
-                    "not_ready",
+                    "loading",
                 )
             return self._engine.send(request, _find_left_s(invocation))
         except TimeoutError:
@@ -141,8 +141,8 @@ def _out_of_time() -> WireError:
         "the function's time ran out before the answer was whole; ask for fewer tokens, or give the "
         "function more time (--set timeout=)"
     )
-    return WireError(504, message, type=SERVER, code="out_of_time")
+    return WireError(504, message, type=SERVER, code="deadline_exceeded")
 
 
 def _engine_gone(reason: str) -> WireError:
-    return WireError(503, reason, type=SERVER, code="engine_gone", retry_after_s=1.0)
+    return WireError(502, reason, type=SERVER, code="replica_lost")

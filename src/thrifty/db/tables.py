@@ -446,8 +446,9 @@ improve_runs = Table(
     Column("message", Text, nullable=False),
     Index(None, "deployment"),
 )
-"""Turns of the loop. `active_on` is the deployment until the run has ended (NULL afterwards), so that
-there is one at a time. `settings` is the section `improve` of the spec when it began, as JSON."""
+"""Turns of the loop. `active_on` is the deployment until the run has ended (NULL afterwards), so
+that there is one at a time. `settings` is the section `improve` of the spec when it began, as
+JSON."""
 
 improve_steps = Table(
     "improve_steps",

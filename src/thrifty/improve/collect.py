@@ -1,4 +1,4 @@
-"""The first step: from what users said to a built data set, within bounds that are counted and told.
+"""The first step: from what users said to a built data set, within bounds that are counted.
 
 Feedback is read from the request log, sifted (`guards`), made rows of the method's form, bounded in
 what the loop's own versions said, and built into a data set (`curate`), which cleans, redacts,
@@ -81,7 +81,9 @@ class Found:
 
 
 def find_feedback(turn: Turn) -> Found:
-    """Read and sift the feedback, and choose the method. Raises `TurnEnds` where there is too little."""
+    """Read and sift the feedback, and choose the method. Raises `TurnEnds` where there is too
+    little.
+    """
     judged = read_judged(turn.database, deployment=turn.deployment)
     guards = turn.settings.guards
 
@@ -228,8 +230,8 @@ def make_recipe(
 def bound_own(
     rows: list[dict[str, Any]], own_versions: set[str], share: float, others: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """The rows of which at most `share` teaches what the loop's own versions said, and how many went.
-    `others` are rows of other data that are learned, too.
+    """The rows of which at most `share` teaches what the loop's own versions said, and how many
+    went. `others` are rows of other data that are learned, too.
     """
     own = [row for row in rows if _teaches_own(row, own_versions)]
     foreign = len(rows) - len(own) + others

@@ -1,9 +1,9 @@
 """What a turn of the loop would do, with its sizes, minutes and cost; nothing is written.
 
 Minutes are those of the deployment's last turns where there were any. Otherwise the training counts
-about six operations for each weight and token (Kaplan et al. 2020, 2001.08361) at the speed at which
-this machine multiplies matrices, and the gate two for each weight and token that is read. Both are
-good to a factor of two or three.
+about six operations for each weight and token (Kaplan et al. 2020, 2001.08361) at the speed at
+which this machine multiplies matrices, and the gate two for each weight and token that is read.
+Both are good to a factor of two or three.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from thrifty.train.run import EPOCHS
 SAMPLE = 200
 """Rows of which the tokens are counted."""
 BACKWARD = {"sft": 6.0, "dpo": 16.0, "kto": 10.0}
-"""Operations for each weight and token of a row: forwards and backwards, and of the frozen model."""
+"""Operations for each weight and token of a row: forwards, backwards, and of the frozen model."""
 LORA = 2 / 3
 """Low-rank changes need no gradients of the matrices themselves."""
 GENERATED = 60

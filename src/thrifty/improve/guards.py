@@ -51,9 +51,9 @@ class Sifted:
 
 
 def sift_feedback(judged: Sequence[Judged], guards: ImproveGuardsSpec, find_key: FindKey) -> Sifted:
-    """Judged responses without the judgements that must not count. `find_key` tells the same answers
-    to the same prompt by a key, or None where texts are not known; it is asked only if several users
-    have to agree.
+    """Judged responses without the judgements that must not count. `find_key` tells the same
+    answers to the same prompt by a key, or None where texts are not known; it is asked only if
+    several users have to agree.
     """
     left_out: Counter[str] = Counter()
     found = list(judged)

@@ -1,7 +1,7 @@
 """A turn of the loop: its steps in a row, kept in the database, gone on with wherever it was left.
 
-One process at a time works on a deployment. It holds a lease that ends by itself, or at once where its
-owner is a process of this machine that has ended.
+One process at a time works on a deployment. It holds a lease that ends by itself, or at once where
+its owner is a process of this machine that has ended.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ ORDER = (*STEPS, APPROVE, RELEASE)
 
 
 def run_turn(turn: Turn, *, began_by: str = "command", restart: bool = False, wait: bool = True) -> ImproveRun:  # fmt: skip
-    """Go on with the run of a deployment that has not ended, or begin one. Blocks; with `wait` until
-    its release has ended. `restart` gives up the run that there is.
+    """Go on with the run of a deployment that has not ended, or begin one. Blocks; with `wait`
+    until its release has ended. `restart` gives up the run that there is.
 
     Returns the run as it is then. Raises `ControlError` where another process works on it, and
     `ImproveError` where a step failed, with the next command; the run then stays as it is.

@@ -1,8 +1,8 @@
 """The steps of a turn after `collect`: train, compress, gate, and the release.
 
-Each returns what it came to, as JSON. Each may be called again after its process was killed: a training
-goes on from its last checkpoint, models and answers that were made are found again, and a release that
-began is taken up.
+Each returns what it came to, as JSON. Each may be called again after its process was killed: a
+training goes on from its last checkpoint, models and answers that were made are found again, and a
+release that began is taken up.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ IMPROVE = "improve"
 
 
 def train(turn: Turn) -> dict[str, Any]:
-    """Train the next version on the set of this turn. Raises `TurnEnds` where it learns nothing that
-    holds for rows held out, and `TrainingError`.
+    """Train the next version on the set of this turn. Raises `TurnEnds` where it learns nothing
+    that holds for rows held out, and `TrainingError`.
     """
     collected, settings = turn.require("collect"), turn.settings.train
     method = Method(collected["method"])
@@ -98,8 +98,8 @@ def compress(turn: Turn) -> dict[str, Any]:
 
 
 def gate(turn: Turn) -> dict[str, Any]:
-    """Judge the new version, as it will serve, beside the one that serves. Raises `TurnEnds` where it
-    must not serve, and `EvaluationError`.
+    """Judge the new version, as it will serve, beside the one that serves. Raises `TurnEnds` where
+    it must not serve, and `EvaluationError`.
     """
     made, trained, wanted = turn.require("compress"), turn.require("train"), turn.settings.gate
     serving = find_stored(turn.store, find_serving(turn.read()).artifact or "")
@@ -154,7 +154,8 @@ def release(turn: Turn) -> ReleaseRow:
 
 def retire_versions(turn: Turn, candidate: str) -> None:
     """Stop the versions of earlier turns that have no traffic any more, so that each turn does not
-    leave a replica behind; not while conversations are held on their versions. Those of the spec stay.
+    leave a replica behind; not while conversations are held on their versions. Those of the spec
+    stay.
     """
     own = find_own_versions(turn.database, turn.deployment) - {candidate}
     with turn.database.begin() as connection:

@@ -1,4 +1,4 @@
-"""All that is known of one model: where it came from, what it learned, what was decided, what users said."""
+"""All that is known of one model: origin, data, decisions, and what users said of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step of a turn of the loop works with: the service, the models, the settings, the run."""
+"""What every step of a turn of the loop works with: service, models, settings, run."""
 
 from __future__ import annotations
 

@@ -106,8 +106,8 @@ def compare_share(ours: Counts, others: Counts, name: str, drop: float) -> str |
     if evidence < math.log(1 / FIGURE_ALPHA):
         return None
     return (
-        f"{mine.share:.1%} of {mine.count} answers are {name}; it is {theirs.share:.1%} of "
-        f"{theirs.count} of the other versions"
+        f"{name}: {mine.share:.1%} of {mine.count} conversations, and {theirs.share:.1%} of "
+        f"{theirs.count} with the other versions"
     )
 
 
