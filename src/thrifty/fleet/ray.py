@@ -36,6 +36,7 @@ from thrifty.fleet.ray_link import Event, RayLink
 from thrifty.fleet.ray_replica import RayReplica
 from thrifty.fleet.ray_settings import Bundle, RaySettings, make_bundle
 from thrifty.home import Home
+from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -124,23 +125,33 @@ class RayFleet:
     # The fleet's interface
 
     async def adopt(self, known: Sequence[tuple[ReplicaRow, ReplicaSet]]) -> None:
-        """As `Fleet.adopt` says. Replicas are as their rows say until Ray has told."""
-        left = []
+        """As `Fleet.adopt` says. Replicas are as their rows say until Ray has told, which it may have
+        done already.
+        """
+        there = {replica.id: replica for replica in self._members}
+        left, going = [], []
         for row, replica_set in known:
             self._names.claim(row.id)
-            replica = self._make(row.id, replica_set)
-            replica.take_row(row)
-            left.append(replica)
+            replica = there.get(row.id)
+            if replica is None:
+                replica = self._make(row.id, replica_set)
+                replica.take_row(row)
+                if self._link.ready.is_set():
+                    replica.note_missing()
+                left.append(replica)
+            replica.restarts = row.restarts
+            if row.state in (ReplicaState.DRAINING, ReplicaState.STOPPED):
+                going.append(replica)
         self._members += left
         self._open()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LIST_S):
                 await self._link.ready.wait()
         for replica in left:
-            if replica.state in ("draining", "stopped"):
-                self._retire(replica)
-            else:
+            if replica not in going:
                 replica.start()
+        for replica in going:
+            self._retire(replica)
 
     async def apply(self, desired: Sequence[ReplicaSet]) -> None:
         """As `Fleet.apply` says."""
