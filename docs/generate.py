@@ -89,6 +89,8 @@ def describe_type(field: FieldInfo) -> str:
         if get_origin(annotation) is Literal:
             return ", ".join(f"`{value}`" for value in get_args(annotation))
     names: dict[Any, str] = {str: "text", int: "number", float: "number", bool: "`true` or `false`"}
+    if get_origin(annotation) is dict:
+        return "mapping"
     return names.get(annotation, "list" if arguments else str(annotation))
 
 

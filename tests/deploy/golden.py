@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.specs import AZURE, ECHO, FLEET, ONE_MODEL, SEVERAL, TWO_VERSIONS, render
+from tests.deploy.specs import (
+    AZURE,
+    ECHO,
+    FLEET,
+    ONE_MODEL,
+    RAY,
+    SEVERAL,
+    TWO_VERSIONS,
+    render,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+PACKAGE = {"image": None, "package": "thrifty[ray,remotes]==0.2.0"}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, str | None]]] = {
     "kubernetes": (
         "kubernetes",
         TWO_VERSIONS,
@@ -31,6 +41,17 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
     ),
     "kubernetes-several": ("kubernetes", SEVERAL, {"database": "true", "redis": "true"}),
+    "ray-kuberay": ("ray", TWO_VERSIONS, {"gcs_redis": "redis://redis:6379"}),
+    "ray-aws": ("ray", RAY, {"provider": "aws", "region": "eu-central-1", **PACKAGE, "spot": "true"}),
+    "ray-azure": (
+        "ray", RAY,
+        {"provider": "azure", "region": "westeurope", "resource_group": "llm", **PACKAGE},
+    ),
+    "ray-gcp": (
+        "ray", RAY,
+        {"provider": "gcp", "region": "europe-west4", "zone": "europe-west4-a", "project": "llm",
+         **PACKAGE},
+    ),
 }  # fmt: skip
 """The target, spec and options of each folder."""
 

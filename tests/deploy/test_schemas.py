@@ -24,7 +24,16 @@ from tests.deploy.checkers import (
     run_hadolint,
     run_helm,
 )
-from tests.deploy.specs import AZURE, ONE_MODEL, SEVERAL, TWO_VERSIONS, pick, read_objects, render
+from tests.deploy.specs import (
+    AZURE,
+    ONE_MODEL,
+    RAY,
+    SEVERAL,
+    TWO_VERSIONS,
+    pick,
+    read_objects,
+    render,
+)
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 
@@ -193,6 +202,34 @@ def test_services_follow_the_schemas_of_their_crds(target: str) -> None:
     place = wrong["spec"].get("predictor") or wrong["spec"]["template"]["spec"]
     place["containerConcurrencyy"] = 1
     assert any("containerConcurrencyy" in fault for fault in check_others([wrong]))
+
+
+@pytest.mark.parametrize("spec", [TWO_VERSIONS, RAY], ids=["claim", "remote"])
+def test_a_ray_cluster_follows_the_schema_within_that_of_a_ray_service(
+    spec: dict[str, Any],
+) -> None:
+    """KubeRay gives both one schema for the cluster."""
+    objects = read_objects(render("ray", spec, gcs_redis="redis://redis:6379"))
+    cluster = pick(objects, "RayCluster")
+    assert check_own([one for one in objects if one is not cluster]) == []
+    service = {**cluster, "kind": "RayService", "spec": {"rayClusterConfig": cluster["spec"]}}
+    crd = load_crd("rayservice.yaml")
+    assert check_custom(service, crd) == []
+    wrong = copy.deepcopy(service)
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    assert any("maxReplica" in fault for fault in check_custom(wrong, crd))
+    # Pods there have no schema of their own in the CRD: they are those of Kubernetes.
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    pods = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "x"},
+            "spec": one["template"]["spec"],
+        }
+        for one in groups
+    ]
+    assert check_own(pods) == []
 
 
 def test_cloud_run_speaks_knatives_format() -> None:

@@ -19,6 +19,7 @@ from thrifty.cli.compression_commands import (
 from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
+from thrifty.cli.improve_commands import improve_app, show
 from thrifty.cli.lambda_commands import lambda_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
@@ -56,6 +57,7 @@ app.add_typer(audit_app, name="audit")
 app.add_typer(observe_app, name="observe")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(gate_app, name="gate")
+app.add_typer(improve_app, name="improve")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 
@@ -323,7 +325,7 @@ def pull(
 
 for _command in (
     evaluate, quantize, prune, compress, optimize, compare, distill, train, logs, top, forget,
-    subject_export, cost, export, quality, release, releases,
+    subject_export, cost, export, quality, release, releases, show,
 ):  # fmt: skip
     app.command()(_command)
 

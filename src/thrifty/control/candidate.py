@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from thrifty.artifacts import Store
 from thrifty.control.applied import read_applied
 from thrifty.control.checks import ModelMaker
-from thrifty.control.service_api import prepare_spec
+from thrifty.control.prepare import prepare
 from thrifty.db import Database
 from thrifty.db.desired import read_desired
 from thrifty.db.desired_state import DesiredDeployment, DesiredVersion
@@ -62,7 +63,11 @@ def prepare_candidate(
             "weight 0, apply it, and release its label"
         )
     spec = write_spec(applied.written, list(applied.deployments), there, model)
-    prepared = prepare_spec(parse_spec(spec), home, machine, on_progress, maker=maker)
+    # The service's own settings cannot change by this, so that nothing of it is checked.
+    running = read_desired(database).deployments
+    prepared = prepare(
+        parse_spec(spec), Store(home.models), machine, on_progress, maker=maker, running=running
+    )
     version = prepared.deployments[deployment].versions[0]
     taken = there.find_version(version.label)
     if taken is not None:

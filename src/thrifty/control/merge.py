@@ -182,6 +182,8 @@ def _merge_deployment(
         replace(wanted.settings, **values),
         _merge_versions(before, wanted, there, held),
         wanted.quality,
+        wanted.improve,
+        wanted.checks,
     )
 
 

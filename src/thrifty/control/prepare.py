@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,6 +47,7 @@ from thrifty.control.token_prices import find_token_prices
 from thrifty.data.sets import SETS
 from thrifty.db.desired_state import (
     DesiredCapacity,
+    DesiredChecks,
     DesiredDeployment,
     DesiredQuality,
     DesiredReplicas,
@@ -58,10 +60,12 @@ from thrifty.engines.base import Engine, Served
 from thrifty.engines.machine import Machine
 from thrifty.engines.registry import choose_engine, find_engine
 from thrifty.engines.server import KEY_VARIABLE
-from thrifty.errors import EvaluationError, Problem
+from thrifty.errors import ControlError, EvaluationError, Problem
 from thrifty.evaluate.questions import read_questions
+from thrifty.release.plan import parse_plan
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.fleet import DEFAULT_CPUS
+from thrifty.spec.judges import RemoteJudge
 from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
@@ -253,6 +257,8 @@ def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeploym
         settings=_make_settings(loaded.spec),
         versions=tuple(_make_version(part) for part in parts),
         quality=_make_quality(loaded),
+        improve=_make_improve(loaded, parts),
+        checks=_make_checks(loaded),
     )
     # As it will be read: tuples are lists, numbers are as JSON has them.
     return msgspec.json.decode(msgspec.json.encode(state), type=DesiredDeployment)
@@ -350,6 +356,38 @@ def _make_quality(loaded: LoadedSpec) -> DesiredQuality | None:
             loaded.refuse([Problem("quality.questions", message)])
         questions = str(path)
     return DesiredQuality(questions, wanted.every, wanted.count)
+
+
+def _make_improve(loaded: LoadedSpec, parts: Sequence[Part]) -> dict[str, Any] | None:
+    """The loop. Raises `SpecError` for a plan that cannot be used, and a model that is not ours."""
+    if "improve" not in loaded.spec.model_fields_set:
+        return None
+    wanted = loaded.spec.improve
+    for part in parts:
+        if not part.engine.traits.loads_model:
+            message = (
+                f"needs a stored model to train, and {part.label} is served by the engine "
+                f"{part.engine.kind}, which loads none; leave 'improve' out"
+            )
+            loaded.refuse([Problem("improve", message)])
+    try:
+        parse_plan(wanted.release)
+    except ControlError as error:
+        loaded.refuse([Problem("improve.release", str(error))])
+    return wanted.model_dump(mode="json", exclude_unset=True)
+
+
+def _make_checks(loaded: LoadedSpec) -> DesiredChecks:
+    """What is looked at in recorded answers. Raises `SpecError` for a judge without texts to read."""
+    wanted = loaded.spec.quality
+    if wanted.judge is not None and not loaded.spec.record.prompts:
+        message = (
+            "the judge reads recorded answers; set 'record: {prompts: true}', or name no judge"
+        )
+        loaded.refuse([Problem("quality.judge", message)])
+    judge = wanted.judge
+    named = judge.model_dump(mode="json") if isinstance(judge, RemoteJudge) else judge
+    return DesiredChecks(wanted.answers, named, wanted.judge_share, wanted.judge_per_hour)
 
 
 def _make_version(part: Part) -> DesiredVersion:

@@ -46,6 +46,13 @@ def read_owner(database: Database, name: str) -> str | None:
         return connection.execute(select(leases.c.owner).where(leases.c.name == name)).scalar()
 
 
+def is_held(database: Database, name: str) -> bool:
+    """Whether a lease has not expired. Raises `DatabaseError`."""
+    with database.begin() as connection:
+        until_s = connection.execute(select(leases.c.until_s).where(leases.c.name == name)).scalar()
+        return until_s is not None and until_s >= read_clock_s(connection)
+
+
 def release_lease(database: Database, name: str, owner: str) -> None:
     """Release a lease, if `owner` holds it. Raises `DatabaseError`."""
     with database.begin() as connection:

@@ -86,8 +86,8 @@ class Target:
     """What its client program is told; None where the cluster's API is used directly."""
     cost: Callable[[Request], Cost] = lambda request: YOUR_MACHINES
     """What it costs; raises `SpecError` as `render` does."""
-    takes_fleet: bool = False
-    """Whether the spec's `fleet` may be a cluster of its kind."""
+    fleets: frozenset[str] = frozenset()
+    """The kinds of `fleet`, besides `local`, that it renders."""
 
 
 def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
@@ -102,10 +102,11 @@ def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
 def refuse_fleet(target: Target, service: DeployedService) -> None:
     """Refuse a spec whose replicas run where the target does not reach. Raises `SpecError`."""
     kind = service.loaded.spec.fleet.kind
-    if kind != "local" and not target.takes_fleet:
+    if kind != "local" and kind not in target.fleets:
+        others = "kubernetes or helm" if kind == "kubernetes" else kind
         message = (
             f"is {kind}, and {target.name} starts replicas itself; leave it out, or render for "
-            "kubernetes or helm"
+            f"{others}"
         )
         service.loaded.refuse([Problem("fleet", message)])
 

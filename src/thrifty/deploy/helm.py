@@ -172,8 +172,8 @@ TARGET = Target(
         "spec and render it again, then `helm upgrade`.",
     ),
     render=render_helm,
-    takes_fleet=True,
     commands=make_helm_commands,
+    fleets=frozenset({"kubernetes"}),
     next_steps=(
         "helm upgrade --install thrifty DIR --namespace thrifty --create-namespace   (create the "
         "Secret first: docs/deploy/kubernetes.md)"

@@ -12,6 +12,7 @@ _TARGETS = {
     "kubernetes": "thrifty.deploy.kubernetes",
     "helm": "thrifty.deploy.helm",
     "kserve": "thrifty.deploy.kserve",
+    "ray": "thrifty.deploy.ray",
     "compose": "thrifty.deploy.compose",
     "knative": "thrifty.deploy.knative",
     "cloudrun": "thrifty.deploy.cloudrun",

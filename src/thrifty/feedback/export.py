@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
@@ -97,24 +97,28 @@ def export_rows(
     subjects: Subjects,
     skipped: Skipped,
     chosen: Chosen | None = None,
+    *,
+    judged: Sequence[Judged] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Training rows, in an order that mixes them, the same each time. `skipped` is filled.
 
-    Holds the feedback in memory, and texts of one response or pair at a time. Raises
+    `judged` are responses that were read already, in place of those that `chosen` means. Holds the feedback in memory, and texts of one response or pair at a time. Raises
     `DatabaseError`.
     """
     chosen = chosen or Chosen()
-    found = read_judged(
-        database, tenant=chosen.tenant, deployment=chosen.deployment, version=chosen.version,
-        since_s=chosen.since_s,
-    )  # fmt: skip
+    if judged is None:
+        judged = read_judged(
+            database, tenant=chosen.tenant, deployment=chosen.deployment, version=chosen.version,
+            since_s=chosen.since_s,
+        )  # fmt: skip
+    found = list(judged)
     # Mixed, because trainers read in order, and KTO compares neighbours.
     found.sort(key=lambda one: blake2b(str(one.response).encode(), digest_size=8).digest())
     if form is Form.DPO:
         yield from _make_pairs(database, found, subjects, skipped)
         return
-    for judged in found:
-        example = _read_example(database, judged, skipped)
+    for one in found:
+        example = _read_example(database, one, skipped)
         if example is not None:
             make = _make_sft if form is Form.SFT else _make_kto
             yield from make(example, subjects, skipped)

@@ -18,10 +18,12 @@ from thrifty.spec.alerts import AlertsSpec
 from thrifty.spec.compress import CompressSpec
 from thrifty.spec.expected_load import LoadSpec
 from thrifty.spec.fleet import FleetSpec
+from thrifty.spec.improve import ImproveSpec
 from thrifty.spec.keep import KeepSpec
 from thrifty.spec.machine import MachineSpec
 from thrifty.spec.observe import ObserveSpec
 from thrifty.spec.origins import parse_host, parse_origin
+from thrifty.spec.prices import PricesSpec
 from thrifty.spec.quality import QualitySpec
 from thrifty.spec.scaling import CapacitySpec, ReplicasSpec, SloSpec
 from thrifty.spec.section import (
@@ -178,38 +180,6 @@ class LimitsSpec(Section):
         description="A request whose answer has not begun after this long is sent to a second "
         "replica too; the first to answer wins. Default: never.",
     )
-
-
-class PricesSpec(Section):
-    """What tokens cost, in the currency you think in. Budgets of keys are counted in it."""
-
-    input: Number = Field(
-        0.0, ge=0, allow_inf_nan=False, description="A million tokens of prompts."
-    )
-    cached_input: Number | None = Field(
-        None,
-        ge=0,
-        allow_inf_nan=False,
-        description="A million tokens of prompts that an engine's prefix cache had. Default: as "
-        "`input`.",
-    )
-    output: Number = Field(
-        0.0, ge=0, allow_inf_nan=False, description="A million tokens of answers."
-    )
-    catalog: str | None = Field(
-        None,
-        pattern=r"^[^/\s]+/\S+$",
-        description="`PROVIDER/MODEL` of the catalog genai-prices, such as `openai/gpt-4o`: its "
-        "prices hold in place of the keys above. Needs `pip install 'thrifty[prices]'`. They are read "
-        "when the spec is applied.",
-    )
-
-    @model_validator(mode="after")
-    def _check_one_way(self) -> PricesSpec:
-        stated = {"input", "cached_input", "output"} & self.model_fields_set
-        if self.catalog is not None and stated:
-            raise ValueError(f"has 'catalog' and {sorted(stated)[0]!r}; write one of them")
-        return self
 
 
 class TlsSpec(Section):
@@ -471,7 +441,12 @@ class DeploymentSpec(Section):
     quality: QualitySpec = Field(
         default_factory=lambda: QualitySpec(),
         description="Questions with known answers, asked of every version on a schedule, outside of "
-        "users' quotas and statistics. `thrifty quality` shows the results.",
+        "users' quotas and statistics, and checks of recorded answers (`thrifty quality`).",
+    )
+    improve: ImproveSpec = Field(
+        default_factory=lambda: ImproveSpec(),
+        description="The loop from feedback to the next version; docs/improve.md. Left out, it runs by "
+        "command alone.",
     )
     priority: Integer = Field(
         0,

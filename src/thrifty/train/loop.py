@@ -20,7 +20,7 @@ from thrifty.errors import TrainingError
 from thrifty.files import replace_atomically, write_atomically
 from thrifty.train.forecast import forecast
 from thrifty.train.schedule import choose_rate, count_examples, find_rate
-from thrifty.train.settings import LoopSettings
+from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
 from thrifty.train.state import Limits, Objective, State
 from thrifty.types import OnProgress, Progress, ignore_progress
 
@@ -140,7 +140,7 @@ class Trainer:
             self._evaluate()
         if not state.best_step:
             raise TrainingError(
-                f"training improved nothing: {state.held_out[0][1]:.4f} {self._objective.unit} on "
+                f"{IMPROVED_NOTHING}: {state.held_out[0][1]:.4f} {self._objective.unit} on "
                 f"held-out data before, {state.held_out[-1][1]:.4f} after; try a lower "
                 "--learning-rate, or train longer"
             )

@@ -27,6 +27,10 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_":
 """Settings for glibc: keep freed memory for reuse. Returning large arrays to the system and
 requesting them again at every operation takes longer than the arithmetic.
 """
+SHARE_CORES = {"OMP_WAIT_POLICY": "passive"}
+"""Threads that wait for one another sleep. Where they spin, a training beside replicas that answer
+comes to a standstill: a thread that holds the others up waits for a core on which they spin.
+"""
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 
 
@@ -61,6 +65,7 @@ def run_worker(
         ]  # fmt: skip
     environment = {
         **KEEP_MEMORY,
+        **SHARE_CORES,
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }

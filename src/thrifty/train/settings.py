@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from thrifty.errors import TrainingError
 
 SCHEDULES = ("cosine", "constant")
+IMPROVED_NOTHING = "training improved nothing"
+"""How the error of a training begins that did not lower the loss on held-out data. It crosses a
+process as text."""
 
 
 @dataclass(frozen=True)

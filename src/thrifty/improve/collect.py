@@ -1,0 +1,281 @@
+"""The first step: from what users said to a built data set, within bounds that are counted.
+
+Feedback is read from the request log, sifted (`guards`), made rows of the method's form, bounded in
+what the loop's own versions said, and built into a data set (`curate`), which cleans, redacts,
+deduplicates and keeps rows apart from what models are judged by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thrifty.curate.build import build_data, describe_outcome
+from thrifty.data.built import TEST, TRAIN, BuiltSet, open_set
+from thrifty.db.erasures import note_export
+from thrifty.db.feedback import Judged, read_judged
+from thrifty.db.improve import GIVEN_UP, NOTHING, read_runs
+from thrifty.db.request_queries import read_texts
+from thrifty.db.subjects import open_subjects
+from thrifty.errors import DataError
+from thrifty.feedback.export import REASONS, Form, Skipped, export_rows
+from thrifty.files import replace_atomically
+from thrifty.home import make_private_folder
+from thrifty.improve.guards import Sifted, hash_answer, sift_feedback
+from thrifty.improve.turn import (
+    Turn,
+    TurnEnds,
+    find_own_versions,
+    find_parent,
+    find_serving,
+)
+from thrifty.spec.improve import Method
+from thrifty.train.run import WINDOW
+
+HELD_OUT = 0.1
+LEAST_OF_A_KIND = 5
+"""KTO needs liked and disliked answers."""
+GUARDS = {
+    "outlier": "of users whose likes differ from the others' by more than chance",
+    "long": "far longer than other corrections",
+    "per_user": "beyond `guards.per_user`",
+    "per_tenant": "beyond `guards.per_tenant`",
+    "agree": "on which fewer than `guards.agree` users agree",
+}
+"""Why judgements were left out, completing "judgements ..."."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the feedback holds, in rows of each kind."""
+
+    pairs: int
+    """Two answers to the same prompt, one of them liked."""
+    corrections: int
+    liked: int
+    disliked: int
+
+    @property
+    def thumbs(self) -> int:
+        """Rows for KTO."""
+        return self.liked + self.disliked
+
+    def __str__(self) -> str:
+        return (
+            f"{self.pairs} pairs, {self.corrections} corrections, {self.liked} liked and "
+            f"{self.disliked} disliked answers"
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to learn from."""
+
+    sifted: Sifted
+    judged: int
+    counts: Counts
+    method: Method
+
+
+def find_feedback(turn: Turn) -> Found:
+    """Read and sift the feedback, and choose the method. Raises `TurnEnds` where there is too
+    little.
+    """
+    judged = read_judged(turn.database, deployment=turn.deployment)
+    guards = turn.settings.guards
+
+    def find_key(one: Judged) -> bytes | None:
+        texts = read_texts(turn.database, one.response)
+        return None if texts is None else hash_answer(texts.prompt, texts.answer)
+
+    sifted = sift_feedback(judged, guards, find_key)
+    if not judged:
+        raise TurnEnds(
+            NOTHING, f"nobody has judged an answer of {turn.deployment!r} yet; see docs/api.md for "
+            "how clients send feedback"
+        )  # fmt: skip
+    if sifted.users < guards.users:
+        raise TurnEnds(
+            NOTHING,
+            f"the feedback that counts is of {sifted.users} "
+            f"{'user' if sifted.users == 1 else 'users'}, and 'improve.guards.users' asks for "
+            f"{guards.users}; have clients name the user of each request, or lower it",
+        )
+    counts, skipped = count_rows(turn, sifted)
+    return Found(sifted, len(judged), counts, choose_method(turn, counts, skipped))
+
+
+def count_rows(turn: Turn, sifted: Sifted) -> tuple[Counts, Skipped]:
+    """How many rows of each kind the feedback gives; and why responses give none, as for KTO."""
+    skipped = Skipped()
+    kinds = Counter(row["provenance"]["source"] for row in _export(turn, Form.KTO, sifted, skipped))
+    pairs = sum(
+        row["provenance"][0]["source"] == "same prompt"
+        for row in _export(turn, Form.DPO, sifted, Skipped())
+    )
+    disliked = kinds["disliked"] + kinds["corrected"]
+    return Counts(pairs, kinds["correction"], kinds["liked"], disliked), skipped
+
+
+def choose_method(turn: Turn, counts: Counts, skipped: Skipped) -> Method:
+    """What is learned. Raises `TurnEnds` where there are too few rows for it."""
+    settings = turn.settings
+    rows = {
+        "dpo": counts.pairs + counts.corrections,
+        "sft": counts.corrections + counts.liked,
+        "kto": counts.thumbs + counts.corrections,
+    }
+    both = min(counts.liked + counts.corrections, counts.disliked) >= LEAST_OF_A_KIND
+    if settings.method != "auto":
+        if settings.method == "kto" and not both:
+            raise TurnEnds(NOTHING, _tell_one_kind(counts))
+        if rows[settings.method] >= settings.rows:
+            return settings.method
+    elif counts.pairs >= settings.rows:
+        return "dpo"
+    elif counts.corrections >= settings.rows:
+        return "sft"
+    elif rows["kto"] >= settings.rows:
+        if both:
+            return "kto"
+        raise TurnEnds(NOTHING, _tell_one_kind(counts))
+    without = "; ".join(f"{number} {REASONS[why]}" for why, number in skipped.counts.most_common(3))
+    asked = "" if settings.method == "auto" else f" for {settings.method}"
+    raise TurnEnds(
+        NOTHING,
+        f"there is too little{asked} to learn from: {counts}, and 'improve.rows' asks for "
+        f"{settings.rows}" + (f" (responses without a row: {without})" if without else ""),
+    )
+
+
+def _tell_one_kind(counts: Counts) -> str:
+    return (
+        f"the feedback is all of one kind ({counts}); KTO learns from liked beside disliked answers. "
+        "To repeat what was liked: 'improve: {method: sft}'"
+    )
+
+
+def collect(turn: Turn) -> dict[str, Any]:
+    """Build the data set; returns what became of the feedback. Raises `ThriftyError` kinds."""
+    found = find_feedback(turn)
+    there = turn.read()
+    parent = find_parent(turn.store, turn.database, there, find_serving(there))
+    mixed = [_open_mixed(turn, named, found.method) for named in turn.settings.data]
+    path = make_private_folder(turn.home.data / "feedback") / f"{turn.name}.improve.jsonl"
+    # Before it is written, so that `thrifty forget` knows of it in any case.
+    note_export(turn.database, path, found.method, who=turn.who)
+    skipped = Skipped()
+    rows = list(_export(turn, Form(found.method), found.sifted, skipped))
+    others = sum(one.count(TRAIN) for one in mixed)
+    rows, own = bound_own(
+        rows, find_own_versions(turn.database, turn.deployment), turn.settings.guards.own, others
+    )
+    if len(rows) < turn.settings.rows:
+        raise TurnEnds(
+            NOTHING,
+            f"{len(rows)} rows are left of the feedback, and 'improve.rows' asks for "
+            f"{turn.settings.rows}: {own} teach what the loop's own versions said, beyond "
+            "'improve.guards.own'; name data sets of others' answers in 'improve.data'",
+        )
+    with replace_atomically(path, mode=0o600) as temporary, temporary.open("w") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        recipe = make_recipe(turn, found.method, path, mixed, parent.label)
+        built = build_data(
+            recipe, f"{turn.name}-{found.method}", home=turn.home, on_progress=turn.on_progress
+        )
+    finally:
+        path.unlink(missing_ok=True)
+    _refuse_known(turn, built)
+    outcome = describe_outcome(built)
+    return {
+        "data": built.label, "sha256": built.sha256, "method": found.method, "parent": parent.label,
+        "learned": built.count(TRAIN), "held_out": built.count(TEST), "judged": found.judged,
+        "users": found.sifted.users, "counts": vars(found.counts),
+        "left_out": {name: n for name, n in found.sifted.left_out.items() if n},
+        "no_row": dict(skipped.counts), "own": own, "removed": outcome["removed"],
+        "mixed": [one.label for one in mixed],
+    }  # fmt: skip
+
+
+def make_recipe(
+    turn: Turn, method: str, path: Path, mixed: list[BuiltSet], tokenizer: str
+) -> dict[str, Any]:
+    """How the data set is built; see docs/data.md."""
+    judged_by = [
+        str(Path(named).expanduser().absolute())
+        for named in turn.settings.gate.data
+        if Path(named).expanduser().is_file()
+    ]
+    sources = [{"name": f"feedback:{turn.deployment}", "path": str(path)}]
+    for one in mixed:
+        sources += [
+            {"name": f"{one.label}/{file.path}", "path": str(one.folder / file.path)}
+            for file in one.files
+            if file.split == TRAIN
+        ]
+    return {
+        "kind": method,
+        "sources": sources,
+        "length": {"tokenizer": tokenizer, "most": turn.settings.train.window or WINDOW},
+        "decontaminate": {"leaks": "drop", "against": judged_by},
+        "split": {"test": HELD_OUT, **({"stratify": "label"} if method == "kto" else {})},
+    }
+
+
+def bound_own(
+    rows: list[dict[str, Any]], own_versions: set[str], share: float, others: int
+) -> tuple[list[dict[str, Any]], int]:
+    """The rows of which at most `share` teaches what the loop's own versions said, and how many
+    went. `others` are rows of other data that are learned, too.
+    """
+    own = [row for row in rows if _teaches_own(row, own_versions)]
+    foreign = len(rows) - len(own) + others
+    room = len(own) if share >= 1 else int(foreign * share / (1 - share))
+    if len(own) <= room:
+        return rows, 0
+    gone = {id(row) for row in own[room:]}
+    return [row for row in rows if id(row) not in gone], len(gone)
+
+
+def _teaches_own(row: dict[str, Any], own_versions: set[str]) -> bool:
+    """Whether a row teaches an answer that a version of the loop gave."""
+    given = row["provenance"]
+    first = given[0] if isinstance(given, list) else given
+    taught = row.get("label", True) and first["source"] in ("liked", "same prompt")
+    return bool(taught) and first["version"] in own_versions
+
+
+def _export(turn: Turn, form: Form, sifted: Sifted, skipped: Skipped) -> Any:
+    return export_rows(
+        turn.database, form, open_subjects(turn.database), skipped, judged=sifted.judged
+    )
+
+
+def _open_mixed(turn: Turn, named: str, method: str) -> BuiltSet:
+    built = open_set(turn.home.datasets, named)
+    if built.kind != method:
+        raise DataError(
+            f"'improve.data' names {built.label}, which has {built.kind} rows, and this run learns by "
+            f"{method}; name a set of {method} rows, or set 'improve.method: {built.kind}'"
+        )
+    return built
+
+
+def _refuse_known(turn: Turn, built: BuiltSet) -> None:
+    """Raise `TurnEnds` where an earlier run has learned these rows by these settings already."""
+    assert turn.run is not None
+    for run in read_runs(turn.database, turn.deployment, limit=20):
+        outputs = run.find_outputs("collect")
+        if run.id == turn.run.id or outputs is None or run.state == GIVEN_UP:
+            continue
+        if outputs["sha256"] == built.sha256 and run.settings == turn.run.settings:
+            raise TurnEnds(
+                NOTHING,
+                f"there is nothing new: run {run.id} learned the same rows ({built.label}) by the same "
+                f"settings, and ended as {run.state.replace('_', ' ')}",
+            )

@@ -1,0 +1,229 @@
+"""Which feedback the loop learns from: bounds against poisoning, each counted and told.
+
+Judgements are thumbs, ratings and corrections. They are left out in this order:
+
+    outlier      of a user whose share of likes cannot be chance beside that of the other users
+                 (Fisher's exact test, Bonferroni's correction over users)
+    long         corrections that are far longer than the others (by the median deviation of the
+                 logarithm of their lengths)
+    per_user     beyond the newest answers that one user judged
+    per_tenant   beyond the newest answers that were judged in one tenant
+    agree        of an answer, or a correction, on which too few users agree
+
+Feedback that names no user counts as that of one user of its tenant.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from thrifty.db.feedback import Judged, Judgement
+from thrifty.feedback.export import decide
+from thrifty.spec.improve import ImproveGuardsSpec
+
+OPINIONS = ("thumbs", "rating", "correction")
+LEAST_VOTES = 8
+"""Of a user with fewer votes, and of fewer corrections, nothing is said."""
+OUTLIER_ALPHA = 0.001
+"""The chance that any user of one service is called an outlier by accident."""
+LONG_DEVIATIONS = 6.0
+LEAST_DEVIATION = 0.3
+"""In e-folds of a length: corrections that all have nearly one length make none of them strange."""
+
+FindKey = Callable[[Judged], bytes | None]
+User = tuple[str, str]
+
+
+@dataclass
+class Sifted:
+    """The responses that are learned from, and how many judgements were left out, by reason."""
+
+    judged: list[Judged]
+    users: int
+    """Users whose judgements count."""
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def sift_feedback(judged: Sequence[Judged], guards: ImproveGuardsSpec, find_key: FindKey) -> Sifted:
+    """Judged responses without the judgements that must not count. `find_key` tells the same
+    answers to the same prompt by a key, or None where texts are not known; it is asked only if
+    several users have to agree.
+    """
+    left_out: Counter[str] = Counter()
+    found = list(judged)
+    if guards.outliers:
+        strange = find_outliers(found)
+        long = find_long(found)
+        found = _keep(found, lambda one, said: (one.tenant, said.user or "") not in strange, "outlier", left_out)  # fmt: skip
+        found = _keep(found, lambda one, said: said.id not in long, "long", left_out)
+    for name, bound, key in (
+        ("per_user", guards.per_user, _user_of),
+        ("per_tenant", guards.per_tenant, _tenant_of),
+    ):
+        late = _find_beyond(found, bound, key)
+        found = _keep(found, lambda one, said, late=late: said.id not in late, name, left_out)  # type: ignore[misc]
+    if guards.agree > 1:
+        found = _require_agreement(_pool(found, find_key), guards.agree, left_out)
+    users = {_user_of(one, said) for one, said in _list_opinions(found)}
+    return Sifted(found, len(users), +left_out)
+
+
+def find_outliers(judged: Sequence[Judged]) -> set[User]:
+    """Users whose share of likes differs from that of all others by more than chance."""
+    likes: dict[User, int] = defaultdict(int)
+    votes: dict[User, int] = defaultdict(int)
+    for one in judged:
+        by_user: dict[str, list[Judgement]] = defaultdict(list)
+        for said in one.judgements:
+            by_user[said.user or ""].append(said)
+        for user, given in by_user.items():
+            liked = decide(given)
+            if liked is not None:
+                votes[one.tenant, user] += 1
+                likes[one.tenant, user] += liked
+    candidates = [user for user, count in votes.items() if count >= LEAST_VOTES]
+    all_votes, all_likes = sum(votes.values()), sum(likes.values())
+    bound = OUTLIER_ALPHA / max(1, len(candidates))
+    return {
+        user
+        for user in candidates
+        if all_votes - votes[user] >= LEAST_VOTES
+        and compare_shares(likes[user], votes[user], all_likes, all_votes) < bound
+    }
+
+
+def compare_shares(likes: int, votes: int, all_likes: int, all_votes: int) -> float:
+    """Fisher's exact test, two-sided: the chance that so many of all likes, or a less likely
+    number, fall on `votes` votes that were drawn out of all.
+    """
+
+    def log_choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    whole = log_choose(all_votes, votes)
+    least, most = max(0, votes - (all_votes - all_likes)), min(votes, all_likes)
+    chances = [
+        log_choose(all_likes, k) + log_choose(all_votes - all_likes, votes - k) - whole
+        for k in range(least, most + 1)
+    ]
+    seen = chances[likes - least] + 1e-9
+    return min(1.0, sum(math.exp(one) for one in chances if one <= seen))
+
+
+def find_long(judged: Sequence[Judged]) -> set[int]:
+    """The ids of corrections that are far longer than the others."""
+    lengths = {
+        said.id: math.log1p(len(said.text))
+        for _, said in _list_opinions(judged)
+        if said.kind == "correction" and said.text
+    }
+    if len(lengths) < LEAST_VOTES:
+        return set()
+    middle = statistics.median(lengths.values())
+    spread = 1.4826 * statistics.median(abs(one - middle) for one in lengths.values())
+    bound = middle + LONG_DEVIATIONS * max(spread, LEAST_DEVIATION)
+    return {name for name, length in lengths.items() if length > bound}
+
+
+def _user_of(one: Judged, said: Judgement) -> User:
+    return one.tenant, said.user or ""
+
+
+def _tenant_of(one: Judged, said: Judgement) -> User:
+    return one.tenant, ""
+
+
+def _list_opinions(judged: Iterable[Judged]) -> list[tuple[Judged, Judgement]]:
+    return [(one, said) for one in judged for said in one.judgements if said.kind in OPINIONS]
+
+
+def _keep(
+    judged: Iterable[Judged],
+    keep: Callable[[Judged, Judgement], bool],
+    reason: str,
+    left_out: Counter[str],
+) -> list[Judged]:
+    """The responses with the judgements that `keep` takes; those without any are gone."""
+    found = []
+    for one in judged:
+        kept = [said for said in one.judgements if said.kind not in OPINIONS or keep(one, said)]
+        left_out[reason] += len(one.judgements) - len(kept)
+        if any(said.kind in OPINIONS for said in kept):
+            found.append(replace(one, judgements=kept))
+    return found
+
+
+def _find_beyond(
+    judged: Sequence[Judged], bound: int, key: Callable[[Judged, Judgement], User]
+) -> set[int]:
+    """The ids of judgements of all but the newest `bound` responses of each key."""
+    newest: dict[User, dict[int, float]] = defaultdict(dict)
+    for one, said in _list_opinions(judged):
+        of_key = newest[key(one, said)]
+        of_key[one.response] = max(of_key.get(one.response, 0.0), said.updated_s)
+    late = {
+        name: set(sorted(times, key=lambda response: (-times[response], response))[bound:])
+        for name, times in newest.items()
+        if len(times) > bound
+    }
+    return {
+        said.id
+        for one, said in _list_opinions(judged)
+        if one.response in late.get(key(one, said), ())
+    }
+
+
+def _pool(judged: Sequence[Judged], find_key: FindKey) -> list[Judged]:
+    """The same answers to the same prompt as one response, with the judgements of all."""
+    pooled: dict[object, Judged] = {}
+    for one in judged:
+        key = find_key(one)
+        place: object = one.response if key is None else (one.tenant, key)
+        known = pooled.get(place)
+        if known is None:
+            pooled[place] = replace(one, judgements=list(one.judgements))
+        else:
+            known.judgements.extend(one.judgements)
+    return list(pooled.values())
+
+
+def _require_agreement(
+    judged: Sequence[Judged], agree: int, left_out: Counter[str]
+) -> list[Judged]:
+    found = []
+    for one in judged:
+        kept = [said for said in one.judgements if said.kind not in OPINIONS]
+        opinions = [said for said in one.judgements if said.kind in ("thumbs", "rating")]
+        liked = decide(opinions)
+        voters = {
+            said.user or "" for said in opinions if decide([said]) is not None
+            and decide([said]) == liked
+        }  # fmt: skip
+        if liked is not None and len(voters) >= agree:
+            kept += opinions
+        else:
+            left_out["agree"] += len(opinions)
+        by_text: dict[str, list[Judgement]] = defaultdict(list)
+        for said in one.judgements:
+            if said.kind == "correction":
+                by_text[" ".join((said.text or "").split())].append(said)
+        for same in by_text.values():
+            if len({said.user or "" for said in same}) >= agree:
+                kept += same
+            else:
+                left_out["agree"] += len(same)
+        if any(said.kind in OPINIONS for said in kept):
+            found.append(replace(one, judgements=kept))
+    return found
+
+
+def hash_answer(prompt: object, answer: object) -> bytes:
+    """The same for the same answer to the same prompt."""
+    text = json.dumps([prompt, answer], sort_keys=True)
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

