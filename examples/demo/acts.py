@@ -220,7 +220,7 @@ class Demo:
         until_s = time.monotonic() + self.sizes.most_release_s
         with self.crowd.coming(self.asked, self._take_numbers()):
             while True:
-                row: dict[str, Any] = self.service.ask("releases", str(number))
+                row: dict[str, Any] = self.service.get(f"/api/v1/releases/{number}")
                 for event in row["events"][told:]:
                     self.say(f"release: {event['kind']}: {event['why']}")
                 told = len(row["events"])
