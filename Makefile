@@ -36,7 +36,7 @@ $(DEV): $(LIGHT)
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
 HERE := not cluster and not console and not demo and not deploy and not long and not observe and not peer \
-  and not remote and not train and not vllm
+  and not ray and not remote and not train and not vllm
 
 FAST := not slow and not engine and not service and $(HERE)
 
@@ -56,11 +56,11 @@ check: $(DEV) ## The fast tests, lint and types
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "$(FAST)"
 	$(MAKE) --no-print-directory lint
 
-# Half of what tests do is wait for processes: four of them keep two cores at work.
+# Half of what most tests do is wait: four processes keep two cores at work. Engines need the cores.
 .PHONY: test
 test: $(DEV) ## The suite, with real engines, databases and services
 	$(BIN)/python -m pytest -q -n 4 --dist worksteal -m "not service and not engine and $(HERE)"
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile -m "(service or engine) and $(HERE)"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(service or engine) and $(HERE)"
 	$(MAKE) --no-print-directory test-isa
 
 .PHONY: test-peers
@@ -144,9 +144,18 @@ test-remotes: $(DEV) ## Models pushed to and pulled from real servers of object 
 	$(BIN)/python -m pytest -q -n 0 -m remote tests/artifacts
 
 .PHONY: test-cluster
-test-cluster: $(DEV) ## The fleet on a real Kubernetes control plane, which it builds once (7 minutes)
+test-cluster: $(DEV) test-ray ## The fleets on a real Kubernetes control plane, which it builds once (7 minutes), and on Ray
 	@$(BIN)/python -m tests.cluster.binaries || echo 'NO CLUSTER HERE: the tests of the Kubernetes fleet are skipped'
 	$(BIN)/python -m pytest -q -n 0 -m cluster tests/cluster
+
+# Ray's environment sees what .venv has, and adds Ray and what it alone needs.
+RAY := .make/ray
+.PHONY: test-ray
+test-ray: $(DEV) ## The fleet on a real Ray cluster of several nodes; installs Ray below .make
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > $$(echo $(RAY)/lib/python*/site-packages)/dev.pth
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check 'ray==2.60.0'
+	sh tests/ray/isolated.sh $(RAY)/bin/python -m pytest -q -n 0 -m ray tests/ray
 
 .PHONY: test-all
 test-all: test test-cluster test-console test-demo test-deploy test-long test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages

@@ -8,6 +8,7 @@ trainings/    checkpoints of trainings that may go on
 optimizations/  finished steps of searches
 gates/        signed records of gates, and the key that signs them
 datasets/     data sets that were built, and builds that may go on
+deployments/  what was applied elsewhere by client programs, and how to take it away
 engines/      environments of engines that install themselves on first use
 """
 
@@ -47,6 +48,11 @@ class Home:
     def log_of(self, process_id: str) -> Path:
         """The log of one process, whose id may hold what a file's name cannot, such as `/`."""
         return self.logs / f"{quote(process_id, safe='')}.log"
+
+    @property
+    def deployments(self) -> Path:
+        """Journals of what was applied elsewhere, with the rendered files."""
+        return self.root / "deployments"
 
     @property
     def files(self) -> Path:

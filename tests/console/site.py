@@ -20,20 +20,25 @@ from thrifty.db import Database, open_database
 from thrifty.db.alerts import AlertRow, save_alerts
 from thrifty.db.desired import SERVICE, DesiredChange, change_desired
 from thrifty.db.desired_state import (
+    DesiredChecks,
     DesiredDeployment,
     DesiredReplicas,
     DesiredService,
     DesiredSlo,
     DesiredVersion,
 )
+from thrifty.db.drift import DriftLook, save_looks
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.fleet import ReplicaRow, VersionRow, VersionSettings, save_deployment, save_replicas
 from thrifty.db.keys import create_key
+from thrifty.db.quality import QualityAnswer, save_answers
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
+from thrifty.db.scores import REVIEW, read_waiting, save_score
 from thrifty.home import Home
 from thrifty.observe.rollups.roll import Roller
 from thrifty.openai.conversations import Conversations
 from thrifty.openai.response_ids import EPOCH_S
+from thrifty.quality.check import AnswerChecker
 from thrifty.worker.assemble import Parts, Secrets, assemble
 from thrifty.worker.home_services import make_home_services
 from thrifty.worker.settings import GatewaySettings
@@ -183,6 +188,45 @@ def fill(database: Database, requests: int, *, span_s: float = 3600.0, seed: int
     Roller(database).catch_up()
 
 
+def fill_quality(database: Database, *, seed: int = 3) -> None:
+    """What is found out about the answers of `fill`, and what a judge, people and canary questions say
+    of them. The candidate is worse.
+    """
+    chance, now_s = random.Random(seed), time.time()
+    checks = DesiredChecks(1e6, judge="judges:rate", judge_share=1.0)
+    checker = AnswerChecker(database)
+    while checker.step({NAME: checks}) is not None:
+        pass
+    waiting = read_waiting(database, NAME, "judges:rate", 10_000)
+    for number, one in enumerate(waiting):
+        good = chance.random() < 0.8
+        save_score(database, one.id, min(1.0, max(0.0, good + chance.choice((0, 0, -0.25, 0.25)))))
+        if number % 5 < 2:
+            review = Item(REVIEW, float(good if chance.random() < 0.85 else not good))
+            save_feedback(database, Feedback("", (review,), response=one.id, user="console:ann"))
+    asked = [
+        QualityAnswer(
+            now_s - 3600 + 600 * turn, NAME, label, f"r-{label}", "0123456789abcdef", place,
+            place % (9 if label == "stable" else 6 - 2 * (turn > 2)) != 0,
+        )
+        for label in LABELS for turn in range(6) for place in range(40)
+    ]  # fmt: skip
+    save_answers(database, asked)
+    today = int(now_s // 86400) * 86400
+    looks = [
+        DriftLook(
+            today - 86400 * day, NAME, version, name, 2100, 320, effect, p_value, p_value < 1e-4
+        )
+        for day in (1, 2, 3)
+        for version, name, effect, p_value in (
+            ("", "prompt_tokens", 0.03 + 0.01 * day, 0.4),
+            ("stable", "completion_tokens", 0.02, 0.7),
+            ("candidate", "completion_tokens", 0.19 if day == 1 else 0.04, 1e-6 if day == 1 else 0.3),
+        )
+    ]  # fmt: skip
+    save_looks(database, looks)
+
+
 def raise_alert(database: Database) -> None:
     """An open alert, as the controller writes it."""
     now_s = time.time()
@@ -220,6 +264,7 @@ def _make_row(
         "cached_tokens": chance.randint(0, 20), "queue_ms": 0.0 if hit else ttft * 0.1,
         "ttft_ms": ttft, "tpot_ms": 1000 / 90, "e2e_ms": ttft + (2 if hit else tokens * 11.0),
         "overhead_us": chance.uniform(180, 420), "rerouted": False,
+        "max_tokens": 216 if label == "stable" else 200,
         "cost": (prompt * prices[0] + tokens * prices[1]) / 1e6,
     }  # fmt: skip
 

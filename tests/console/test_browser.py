@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.console.browsing import PHONE, WIDE, browsing
-from tests.console.site import NAME, Site, fill, raise_alert, running_site
+from tests.console.site import NAME, Site, fill, fill_quality, raise_alert, running_site
 from tests.parts import running_service, wait_until
 from thrifty.db.feedback import FeedbackFilter, list_feedback
 from thrifty.fleet.ports import find_free_port
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.console, pytest.mark.timeout(1200)]
 PAGES = {
     "overview": "By version", "deployments": "Replicas", "releases": "No release yet",
     "alerts": "An answer in a hundred is lost", "requests": "Request log",
-    "playground": "Ask something", "feedback": "Turn into data", "models": "The store is empty",
+    "playground": "Ask something", "feedback": "Turn into data", "quality": "Faults of answers", "models": "The store is empty",
     "cost": "Budgets and forecasts", "keys": "No keys yet", "audit": "Acts",
     "settings": "Spec in force",
 }  # fmt: skip
@@ -77,6 +77,7 @@ async def test_every_page(tmp_path: Path, theme: str, size: tuple[int, int]) -> 
     async with running_site(tmp_path) as site:
         await asyncio.to_thread(fill, site.database, 400, span_s=2400.0)
         await asyncio.to_thread(raise_alert, site.database)
+        await asyncio.to_thread(fill_quality, site.database)
         async with browsing(site.console, theme=theme, size=size) as tab:
             for name, words in PAGES.items():
                 await open_page(tab.page, name, words)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from httpx import AsyncClient, Response
 
-from tests.console.site import LABELS, NAME, Site, fill, raise_alert, running_site
+from tests.console.site import LABELS, NAME, Site, fill, fill_quality, raise_alert, running_site
 from thrifty.console.assets import load_assets
 from thrifty.db.feedback import Feedback, Item, save_feedback
 from thrifty.db.keys import revoke_key
@@ -204,8 +204,8 @@ async def test_a_revoked_key_ends_its_sessions(tmp_path: Path) -> None:
 VIEWS = {
     "/api/v1/status": "viewer", "/api/v1/overview": "viewer", "/api/v1/history": "viewer",
     "/api/v1/models": "viewer", "/api/v1/alerts": "viewer", "/api/v1/cost": "viewer",
-    "/api/v1/releases": "viewer", "/api/v1/settings": "operator", "/api/v1/keys": "admin",
-    "/api/v1/audit": "admin", "/api/v1/audit/verify": "admin", "/v1/requests": "user",
+    "/api/v1/releases": "viewer", "/api/v1/quality": "viewer", "/api/v1/settings": "operator",
+    "/api/v1/keys": "admin", "/v1/feedback/reviews": "operator", "/api/v1/audit": "admin", "/api/v1/audit/verify": "admin", "/v1/requests": "user",
     "/v1/feedback/export?as=sft": "operator",
 }  # fmt: skip
 HOLDERS = {
@@ -386,3 +386,38 @@ async def test_an_operator_triages_and_exports_nobody_elses_feedback(tmp_path: P
         assert other.status_code == 403
         await sign_in(client, site, "admin")
         assert (await client.post(path, json={"label": "seen"})).status_code == 200
+
+
+async def test_quality_by_version_and_reviews_by_tenant(tmp_path: Path) -> None:
+    async with running_site(tmp_path, with_keys=True) as site, browser_like(site) as client:
+        await asyncio.to_thread(fill, site.database, 2000)
+        await asyncio.to_thread(fill_quality, site.database)
+        await sign_in(client, site, "viewer")
+        found = (await client.get("/api/v1/quality")).json()
+        assert [one["version"] for one in found["versions"]] == sorted(LABELS)
+        for one in found["versions"]:
+            empty = next(share for share in one["faults"] if share["name"] == "empty")
+            assert 0 == empty["found"] < empty["count"] <= empty["all_count"] == one["checked"]
+        assert {one["version"]: one["change"] for one in found["canaries"]}
+        assert any(one["corrected"] and one["kappa"] > 0.3 for one in found["judged"])
+        assert sum(one["drifted"] for one in found["drift"]) == 1
+        none = (await client.get("/api/v1/quality?deployment=other")).json()
+        assert none["versions"] == none["canaries"] == []
+        # The rows have no tenant: an operator of a tenant sees none of them, an admin all.
+        await sign_in(client, site, "operator")
+        assert (await client.get("/v1/feedback/reviews")).json()["data"] == []
+        await sign_in(client, site, "admin")
+        page = (await client.get("/v1/feedback/reviews?limit=2")).json()
+        assert page["has_more"]
+        first = page["data"][0]["id"]
+        body = {"response_id": first, "good": True}
+        await sign_in(client, site, "operator")
+        refused = await client.post("/v1/feedback/reviews", json=body)
+        assert (refused.status_code, error_code(refused)) == (404, "response_not_found")
+        await sign_in(client, site, "admin")
+        assert (await client.post("/v1/feedback/reviews", json=body)).status_code == 201
+        assert first != (await client.get("/v1/feedback/reviews?limit=1")).json()["data"][0]["id"]
+        said = (await client.get(f"/v1/feedback?response_id={first}&tenant=")).json()["data"]
+        assert ("score", "review", 1) in [(one["kind"], one["name"], one["value"]) for one in said]
+        for wrong in ({"response_id": first}, {"good": True}, {**body, "why": "x"}):
+            assert (await client.post("/v1/feedback/reviews", json=wrong)).status_code == 400

@@ -113,9 +113,9 @@ def find_python() -> Path:
     return make_environment("deploy", *CHECKERS)
 
 
-def _run(script: str, value: Any, *arguments: str) -> list[str]:
+def _run(script: str, value: Any, *arguments: str, python: Path | None = None) -> list[str]:
     done = subprocess.run(
-        [str(find_python()), "-c", script, *arguments],
+        [str(python or find_python()), "-c", script, *arguments],
         input=json.dumps(value), capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -133,6 +133,15 @@ def check_kubernetes(
 def check_monitoring(objects: list[dict[str, Any]]) -> list[str]:
     """Faults in objects of the Prometheus Operator, by generated models; unknown keys too."""
     return _run(_MONITORING, objects)
+
+
+def check_container_app(one: dict[str, Any]) -> list[str]:
+    """Faults in a container app, by the models of Azure's own library for its API, and the limits that
+    these state in words.
+    """
+    python = make_environment("azure", "azure-mgmt-appcontainers==5.1.0")
+    script = Path(__file__).with_name("azure_models.py").read_text(encoding="utf-8")
+    return _run(script, [one], python=python)
 
 
 def load_crd(file: str) -> dict[str, Any]:
@@ -266,6 +275,19 @@ def run_cfn_lint(path: Path) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
     assert done.returncode == 0 or found, done.stderr
     return found
+
+
+def run_sam(path: Path) -> subprocess.CompletedProcess[str]:
+    """`sam validate --lint`, the real one, in an environment of its own; nothing of AWS is reached."""
+    sam = make_environment("sam", "aws-sam-cli==1.170.0", alone=True).with_name("sam")
+    return subprocess.run(
+        [str(sam), "validate", "--lint", "--template", str(path)],
+        capture_output=True, text=True, timeout=600,
+        env={
+            "PATH": os.environ["PATH"], "HOME": str(path.parent), "AWS_DEFAULT_REGION": "us-east-1",
+            "SAM_CLI_TELEMETRY": "0",
+        },
+    )  # fmt: skip
 
 
 def run_hadolint(path: Path) -> str:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.deploy.specs import ECHO, FLEET, ONE_MODEL, SEVERAL, TWO_VERSIONS, render
+from tests.deploy.specs import (
+    AZURE,
+    ECHO,
+    FLEET,
+    ONE_MODEL,
+    RAY,
+    SEVERAL,
+    TWO_VERSIONS,
+    render,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 
-CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+PACKAGE = {"image": None, "package": "thrifty[ray,remotes]==0.2.0"}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, str | None]]] = {
     "kubernetes": (
         "kubernetes",
         TWO_VERSIONS,
@@ -24,10 +34,24 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
     "knative": ("knative", TWO_VERSIONS, {"max": "8"}),
     "cloudrun": ("cloudrun", ONE_MODEL, {}),
     "fargate": ("fargate", ONE_MODEL, {"count": "2", "spot": "true"}),
+    "lambda": ("lambda", ONE_MODEL, {"concurrency": "20"}),
+    "containerapps": ("containerapps", ONE_MODEL, AZURE),
+    "skypilot": ("skypilot", ONE_MODEL, {"spot": "true", "max": "4"}),
     "kubernetes-fleet": (
         "kubernetes", FLEET, {"storage": "claim", "storage_class": "shared"},
     ),
     "kubernetes-several": ("kubernetes", SEVERAL, {"database": "true", "redis": "true"}),
+    "ray-kuberay": ("ray", TWO_VERSIONS, {"gcs_redis": "redis://redis:6379"}),
+    "ray-aws": ("ray", RAY, {"provider": "aws", "region": "eu-central-1", **PACKAGE, "spot": "true"}),
+    "ray-azure": (
+        "ray", RAY,
+        {"provider": "azure", "region": "westeurope", "resource_group": "llm", **PACKAGE},
+    ),
+    "ray-gcp": (
+        "ray", RAY,
+        {"provider": "gcp", "region": "europe-west4", "zone": "europe-west4-a", "project": "llm",
+         **PACKAGE},
+    ),
 }  # fmt: skip
 """The target, spec and options of each folder."""
 

@@ -32,6 +32,11 @@ FLEET: dict[str, Any] = {
     "replicas": {"min": 1, "max": 8},
     "fleet": {"kind": "kubernetes", "image": IMAGE, "models": "thrifty-models"},
 }
+RAY: dict[str, Any] = {
+    **TWO_VERSIONS,
+    "replicas": {"min": 1, "max": 8},
+    "fleet": {"kind": "ray", "address": "127.0.0.1:6379", "models": "s3://bucket/models"},
+}
 SEVERAL: dict[str, Any] = {
     "deployments": [
         {"name": "pretend", "engine": "echo", "fallback": ["outside"]},
@@ -50,6 +55,15 @@ SEVERAL: dict[str, Any] = {
     "redis": "redis://:hunter3@redis:6379/0",
 }
 
+_GROUP = "/subscriptions/00000000-0000-0000-0000-000000000000/resourceGroups/llm/providers"
+AZURE = {
+    "environment": f"{_GROUP}/Microsoft.App/managedEnvironments/llm",
+    "identity": f"{_GROUP}/Microsoft.ManagedIdentity/userAssignedIdentities/thrifty",
+    "vault": "llm-vault",
+    "image": "llm.azurecr.io/thrifty:1",
+}
+"""What Azure Container Apps needs."""
+
 
 def make_request(target: str, spec: dict[str, Any], **options: str) -> Request:
     """A request to render `spec`, on a store that knows no model."""
@@ -58,10 +72,13 @@ def make_request(target: str, spec: dict[str, Any], **options: str) -> Request:
     return Request(make_service(parse_spec(spec)), parsed, Store(Path("/nonexistent")))
 
 
-def render(target: str, spec: dict[str, Any], **options: str) -> Files:
-    """The files of `spec`; the image is given, and a replica's memory, which no store knows."""
+def render(target: str, spec: dict[str, Any], **options: str | None) -> Files:
+    """The files of `spec`; the image is given, and a replica's memory, which no store knows. None
+    leaves an option out.
+    """
     given = {"image": IMAGE, "memory": "2GB", **options}
-    return find_target(target).render(make_request(target, spec, **given))
+    kept = {key: value for key, value in given.items() if value is not None}
+    return find_target(target).render(make_request(target, spec, **kept))
 
 
 def read_objects(files: Files) -> list[dict[str, Any]]:

@@ -10,7 +10,16 @@ import pytest
 import yaml
 
 from tests.deploy.golden import CASES, FOLDER, render_case
-from tests.deploy.specs import ECHO, IMAGE, ONE_MODEL, SEVERAL, make_request, render
+from tests.deploy.specs import (
+    AZURE,
+    ECHO,
+    IMAGE,
+    ONE_MODEL,
+    SEVERAL,
+    TWO_VERSIONS,
+    make_request,
+    render,
+)
 from tests.parts import run_thrifty
 from thrifty.deploy.limits import choose_size, load_platforms
 from thrifty.deploy.registry import find_target, target_names
@@ -117,6 +126,10 @@ def test_a_model_of_unknown_size_needs_a_word() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
+        (
+            "containerapps",
+            "Azure Container Apps gives one container at most 8 GiB, 8 GiB of disk and 4 cores",
+        ),
         ("cloudrun", "Cloud Run gives one container at most 32 GiB and 8 cores (read 2026-11-29"),
         (
             "fargate",
@@ -125,11 +138,12 @@ def test_a_model_of_unknown_size_needs_a_word() -> None:
     ],
 )
 def test_what_no_size_holds_is_refused_with_numbers(target: str, words: str) -> None:
+    more = AZURE if target == "containerapps" else {}
     with pytest.raises(SpecError, match=re.escape(words)) as found:
-        render(target, ONE_MODEL, memory="200GB")
+        render(target, ONE_MODEL, memory="200GB", **more)
     assert "this service needs" in str(found.value)
     with pytest.raises(SpecError, match="20 cores"):
-        render(target, {**ONE_MODEL, "replicas": {"count": 5, "cpus": 4}})
+        render(target, {**ONE_MODEL, "replicas": {"count": 5, "cpus": 4}}, **more)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,8 @@ def test_what_no_size_holds_is_refused_with_numbers(target: str, words: str) -> 
         ("cloudrun", {"timeout": "3601"}, "timeout: 3601 seconds is more than Cloud Run allows"),
         ("cloudrun", {"concurrency": "1001"}, "concurrency: 1001 requests is more than"),
         ("kserve", {"min": "5", "max": "2"}, "min is 5, more than max, 2"),
+        ("containerapps", {**AZURE, "min": "5", "max": "2"}, "min is 5, more than max, 2"),
+        ("containerapps", {**AZURE, "max": "1001"}, "max: 1001 containers is more than Azure"),
     ],
 )
 def test_options_beyond_a_platforms_limits_are_refused(
@@ -148,18 +164,45 @@ def test_options_beyond_a_platforms_limits_are_refused(
         render(target, ONE_MODEL, **options)
 
 
-@pytest.mark.parametrize("target", ["knative", "kserve", "cloudrun", "fargate"])
+@pytest.mark.parametrize(
+    "target", ["knative", "kserve", "cloudrun", "fargate", "containerapps", "skypilot"]
+)
 def test_a_shared_database_is_refused_where_controllers_would_share_it(target: str) -> None:
     spec = {**ONE_MODEL, "database": "postgresql+psycopg://u:hunter2@db/x"}
     with pytest.raises(SpecError, match="database: cannot be shared by the containers of") as found:
-        render(target, spec)
+        render(target, spec, **(AZURE if target == "containerapps" else {}))
     assert "hunter2" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "words"),
+    [
+        (ONE_MODEL, {"memory": "11GB"}, "AWS Lambda gives a function at most 10 GiB (read 2026"),
+        (ONE_MODEL, {"timeout": "901"}, "timeout: 901 seconds is more than AWS Lambda allows, 900"),
+        ({**ONE_MODEL, "limits": {"max_tokens": 9}}, {}, "limits: needs a gateway"),
+        (
+            {"deployments": [{**ONE_MODEL, "cache": False}]},
+            {},
+            "cache: needs a gateway, and a function has none",
+        ),
+        (TWO_VERSIONS, {}, "the spec has chat/int8, chat/int4"),
+    ],
+)
+def test_what_a_function_cannot_do_is_refused(
+    spec: dict, options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)):
+        render("lambda", spec, **options)
 
 
 def test_the_smallest_size_that_holds_a_service_is_taken() -> None:
     platform = load_platforms()["fargate"]
     size = choose_size(platform, Need(memory_bytes=9 << 30, cpus=1))
     assert (size.cpus, size.memory_bytes >> 30) == (2, 9)
+    # The disk comes with the cores.
+    platform = load_platforms()["containerapps"]
+    size = choose_size(platform, Need(memory_bytes=1 << 30, cpus=1, disk_bytes=5 << 30))
+    assert (size.cpus, size.memory_bytes) == (1.25, 5 << 29)
     for platform in load_platforms().values():
         assert platform.source
         assert platform.read == "2026-11-29"

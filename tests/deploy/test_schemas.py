@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.deploy.checkers import (
+    check_container_app,
     check_custom,
     check_kubernetes,
     check_monitoring,
@@ -23,7 +24,16 @@ from tests.deploy.checkers import (
     run_hadolint,
     run_helm,
 )
-from tests.deploy.specs import ONE_MODEL, SEVERAL, TWO_VERSIONS, pick, read_objects, render
+from tests.deploy.specs import (
+    AZURE,
+    ONE_MODEL,
+    RAY,
+    SEVERAL,
+    TWO_VERSIONS,
+    pick,
+    read_objects,
+    render,
+)
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(1800)]
 
@@ -194,9 +204,55 @@ def test_services_follow_the_schemas_of_their_crds(target: str) -> None:
     assert any("containerConcurrencyy" in fault for fault in check_others([wrong]))
 
 
+@pytest.mark.parametrize("spec", [TWO_VERSIONS, RAY], ids=["claim", "remote"])
+def test_a_ray_cluster_follows_the_schema_within_that_of_a_ray_service(
+    spec: dict[str, Any],
+) -> None:
+    """KubeRay gives both one schema for the cluster."""
+    objects = read_objects(render("ray", spec, gcs_redis="redis://redis:6379"))
+    cluster = pick(objects, "RayCluster")
+    assert check_own([one for one in objects if one is not cluster]) == []
+    service = {**cluster, "kind": "RayService", "spec": {"rayClusterConfig": cluster["spec"]}}
+    crd = load_crd("rayservice.yaml")
+    assert check_custom(service, crd) == []
+    wrong = copy.deepcopy(service)
+    wrong["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    assert any("maxReplica" in fault for fault in check_custom(wrong, crd))
+    # Pods there have no schema of their own in the CRD: they are those of Kubernetes.
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    pods = [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "x"},
+            "spec": one["template"]["spec"],
+        }
+        for one in groups
+    ]
+    assert check_own(pods) == []
+
+
 def test_cloud_run_speaks_knatives_format() -> None:
     """Google publishes no schema; its API is a part of Knative's."""
     assert check_others(read_objects(render("cloudrun", ONE_MODEL))) == []
+
+
+def test_container_apps_follow_azures_models_and_what_is_wrong_is_found() -> None:
+    (app,) = (yaml.safe_load(one) for one in render("containerapps", ONE_MODEL, **AZURE).values())
+    assert check_container_app(app) == []
+    properties = app["properties"]
+    properties["template"]["scale"]["minReplica"] = 0
+    properties["template"]["containers"][0]["resources"]["cpu"] = "two"
+    properties["template"]["containers"][0]["probes"][0]["failureThreshold"] = 11
+    properties["configuration"]["activeRevisionsMode"] = "One"
+    faults = "\n".join(check_container_app(app))
+    for words in (
+        "minReplica is not known",
+        "cpu is no float",
+        "11 is not within",
+        "'One' is none",
+    ):
+        assert words in faults
 
 
 def test_compose_accepts_the_file_and_needs_the_keys(tmp_path: Path) -> None:

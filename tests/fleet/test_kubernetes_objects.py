@@ -11,13 +11,13 @@ from thrifty.fleet.base import ReplicaSet
 from thrifty.fleet.kubernetes_objects import (
     CHECKSUM,
     KubernetesSettings,
-    estimate_memory,
     make_deployment,
     make_selector,
     name_set,
     read_key,
     read_served,
 )
+from thrifty.fleet.memory import estimate_memory
 from thrifty.spec.load import parse_spec
 
 SETTINGS = KubernetesSettings(image="r/thrifty:1", models="models")
@@ -81,11 +81,12 @@ def test_pods_run_restricted_leave_lost_nodes_and_hold_no_secret() -> None:
 
 def test_memory_is_what_was_asked_for_or_enough_for_the_model() -> None:
     settings = KubernetesSettings(image="i", memory_bytes=3 << 30)
-    assert estimate_memory(make_set(memory_limit_bytes=1 << 30), settings, 0) == 1 << 30
-    assert estimate_memory(make_set(), settings, 0) == 3 << 30
-    plain = KubernetesSettings(image="i")
-    assert estimate_memory(make_set(), plain, 0) == 512 << 20
-    large = estimate_memory(make_set(), plain, 8 << 30)
+    assert (
+        estimate_memory(make_set(memory_limit_bytes=1 << 30), settings.memory_bytes, 0) == 1 << 30
+    )
+    assert estimate_memory(make_set(), settings.memory_bytes, 0) == 3 << 30
+    assert estimate_memory(make_set(), None, 0) == 512 << 20
+    large = estimate_memory(make_set(), None, 8 << 30)
     assert large >= 10 << 30
     assert large % (128 << 20) == 0
 

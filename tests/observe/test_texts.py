@@ -150,7 +150,24 @@ def test_completions_have_prompts(prompt: Any, messages: list[dict[str, Any]]) -
     chunk = {"object": "text_completion", "choices": [{"index": 0, "text": " up"}]}
     end = {"choices": [{"index": 0, "text": "on", "finish_reason": "stop"}]}
     stream = encode_event(chunk) + encode_event(end) + DONE
-    assert make_texts(Endpoint.COMPLETIONS, {"prompt": prompt}, stream, streamed=True) == texts
+    again = make_texts(Endpoint.COMPLETIONS, {"prompt": prompt}, stream, streamed=True)
+    assert again is not None
+    assert again[:2] == texts[:2]
+    assert (texts.facts, again.facts) == (None, '{"finish":["stop"]}')
+
+
+def test_the_wanted_format_is_a_fact_and_redacted() -> None:
+    wanted = {"type": "json_schema", "json_schema": {"schema": {"const": "ann@example.com"}}}
+    body = json.dumps({"choices": [{"index": 0, "message": {"content": "{}"}}]}).encode()
+    request = {"messages": [{"role": "user", "content": "Hi"}], "response_format": wanted}
+    texts = make_texts(Endpoint.CHAT, request, body)
+    assert texts is not None
+    assert json.loads(json.loads(texts.facts or "")["format"]) == wanted
+    hidden = make_texts(Endpoint.CHAT, request, body, redact=lambda text: text.replace("ann", "x"))
+    assert hidden is not None
+    assert "ann" not in (hidden.facts or "")
+    large = {**request, "response_format": {"a": "x" * 30_000}}
+    assert make_texts(Endpoint.CHAT, large, body)[2] is None  # type: ignore[index]
 
 
 @pytest.mark.parametrize("endpoint", [Endpoint.EMBEDDINGS, Endpoint.TOKENIZE])
@@ -245,7 +262,7 @@ def test_columns_are_storable_and_readable_for_any_input(
         texts = make_texts(endpoint, request, answer, streamed=answer.startswith(b"data:"))
         assert texts is not None
         prompt, choices = parse_prompt(texts.prompt), parse_answer(texts.answer)
-        assert all(map(is_storable, (*texts, *strings([prompt, choices]))))
+        assert all(map(is_storable, (*filter(None, texts), *strings([prompt, choices]))))
         assert all(set(each) >= {"role", "content"} for each in prompt)
         assert all(each["role"] == "assistant" for each in choices)
 

@@ -25,6 +25,7 @@ from thrifty.statistics import (
     mixture_radius,
     predicted_mean,
     ratio_evidence,
+    share_interval,
     split_budget,
     tune_rho,
 )
@@ -257,3 +258,24 @@ def test_it_agrees_with_ville() -> None:
     radius = mixture_radius(count, variance, ALPHA, tune_rho(500, ALPHA))
     limits = ville.AsymptoticCS(alpha=ALPHA, t_opt=500).fit(values)
     assert np.allclose(limits.lower_[100:], (mean - radius)[100:], atol=0.005)
+
+
+# Shares from counts
+
+
+def test_an_interval_of_a_share_holds_at_every_look() -> None:
+    chance = np.random.default_rng(11)
+    for share in (0.02, 0.3, 0.95):
+        missed = 0
+        for _ in range(200):
+            hits = np.cumsum(chance.random(600) < share)
+            looks = range(5, 600, 45)
+            ends = [share_interval(int(hits[count - 1]), count, 0.1) for count in looks]
+            missed += any(not low <= share <= high for low, high in ends)
+        assert missed <= 20, share
+    assert share_interval(0, 0, 0.05) == (0.0, 1.0)
+    low, high = share_interval(0, 1000, 0.05)
+    assert low == 0.0
+    assert high < 0.01
+    with pytest.raises(ValueError, match="cannot be"):
+        share_interval(3, 2, 0.05)

@@ -89,6 +89,10 @@ API_ROUTES: tuple[Route[str], ...] = (
         "the stored models with their lineage and measurements",
     ),
     Route(
+        "GET", f"{PREFIX}/quality", Role.VIEWER, "get_quality",
+        "canary questions, faults of answers, what users did, the judge and drift, by version",
+    ),
+    Route(
         "GET", f"{PREFIX}/settings", Role.OPERATOR, "get_settings",
         "the spec in force, with where each value comes from; secrets are masked",
     ),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Query, Request
 
+from thrifty.api.quality_models import Quality
 from thrifty.api.view_models import (
     AlertList,
     AuditList,
@@ -48,6 +49,9 @@ class Views(Protocol):
 
     def list_alerts(self) -> AlertList:
         """What is wrong, and what was in the last days."""
+
+    def get_quality(self, deployment: str | None) -> Quality:
+        """What is known of the quality of answers, of one deployment or of all."""
 
     def get_settings(self) -> Settings:
         """The spec in force, with where each value comes from."""
@@ -91,6 +95,13 @@ def list_alerts(views: Seen) -> AlertList:
     return views.list_alerts()
 
 
+def get_quality(
+    views: Seen, deployment: Annotated[str | None, Query(max_length=64)] = None
+) -> Quality:
+    """The quality of answers."""
+    return views.get_quality(deployment)
+
+
 def get_settings(views: Seen) -> Settings:
     """The spec in force."""
     return views.get_settings()
@@ -109,6 +120,7 @@ def verify_audit(views: Seen) -> AuditVerdict:
 VIEW_HANDLERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        get_overview, list_alerts, list_history, list_models, get_settings, list_acts, verify_audit,
+        get_overview, get_quality, list_alerts, list_history, list_models,
+        get_settings, list_acts, verify_audit,
     )
 }  # fmt: skip

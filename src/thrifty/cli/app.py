@@ -20,6 +20,7 @@ from thrifty.cli.data_commands import data_app
 from thrifty.cli.deploy_commands import deploy_app
 from thrifty.cli.gate_commands import gate_app
 from thrifty.cli.improve_commands import improve_app, show
+from thrifty.cli.lambda_commands import lambda_app
 from thrifty.cli.model_commands import models_app
 from thrifty.cli.money_commands import cost, export
 from thrifty.cli.observe_commands import alerts_app, observe_app, top
@@ -50,6 +51,7 @@ app.add_typer(engines_app, name="engines")
 batch_app = typer.Typer(help="Have files of requests worked off.", no_args_is_help=True)
 app.add_typer(batch_app, name="batch")
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(lambda_app, name="lambda")
 app.add_typer(feedback_app, name="feedback")
 app.add_typer(audit_app, name="audit")
 app.add_typer(observe_app, name="observe")

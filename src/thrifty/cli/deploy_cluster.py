@@ -31,7 +31,6 @@ from thrifty.kubernetes.config import find_cluster
 from thrifty.spec import load_spec
 
 T = TypeVar("T")
-_TARGET = "kubernetes"
 
 
 def run_apply(
@@ -45,7 +44,7 @@ def run_apply(
     async def work(client: ApiClient) -> dict[str, Any]:
         before = await read_note(client, namespace)
         _tell_plan(client, namespace, objects, before, request.checksum)
-        _confirm("Apply this?", yes=yes, as_json=as_json)
+        confirm("Apply this?", yes=yes, as_json=as_json)
         with show_progress() as on_progress:
             gone = await apply_objects(client, namespace, objects, request.checksum, on_progress)
         return {
@@ -129,7 +128,7 @@ def run_destroy(
         tell(f"In {namespace} of {client.cluster.source}: {len(applied.places)} objects go.")
         if data:
             tell("Claims go too, with the models, the database and the request log in them.")
-        _confirm("Destroy this?", yes=yes, as_json=as_json)
+        confirm("Destroy this?", yes=yes, as_json=as_json)
         with show_progress() as on_progress:
             return await destroy_objects(
                 client, namespace, applied, data=data, on_progress=on_progress
@@ -146,12 +145,6 @@ def run_destroy(
 
 def _render(target: str, path: Path, settings: Sequence[str]) -> tuple[Request, list[Object]]:
     """The request, and its objects."""
-    if target != _TARGET:
-        found = find_target(target)
-        raise ThriftyError(
-            f"{target} is applied by its platform's own tool: thrifty deploy render {target} {path} "
-            f"-o DIR, then {found.next_steps}"
-        )
     found = find_target(target)
     options = parse_target_options(found, parse_settings(settings))
     service = make_service(load_spec(path, environment={}))
@@ -199,7 +192,8 @@ def _tell_plan(
         tell("The same spec was applied already.")
 
 
-def _confirm(question: str, *, yes: bool, as_json: bool) -> None:
+def confirm(question: str, *, yes: bool, as_json: bool) -> None:
+    """Ask, unless told not to. Raises `ThriftyError` where the answer is no, or nobody can be asked."""
     if yes:
         return
     if as_json:

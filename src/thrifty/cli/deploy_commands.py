@@ -90,7 +90,7 @@ def plan(
     )  # fmt: skip
 
 
-Target = Annotated[str, typer.Argument(help="`kubernetes`; others have tools of their own.")]
+Target = Annotated[str, typer.Argument(help="A target, as `thrifty deploy targets` lists them.")]
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="The spec.")]
 Settings = Annotated[
     list[str] | None,
@@ -100,7 +100,13 @@ Kubeconfig = Annotated[
     str | None,
     typer.Option(help="The kubeconfig to use. Default: KUBECONFIG, or ~/.kube/config."),
 ]
+Name = Annotated[
+    str | None,
+    typer.Option(help="What it is called on the platform, where its files do not say. [thrifty]"),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+_CLUSTER = "kubernetes"
+"""Written through the API itself, without a client program."""
 
 
 @deploy_app.command("apply")
@@ -108,14 +114,34 @@ def apply(
     target: Target,
     spec: SpecFile,
     settings: Settings = None,
+    name: Name = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter", metavar="NAME=VALUE", help="A parameter of a CloudFormation template."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Refuse what may cost more dollars a month than this."),
+    ] = None,
     kubeconfig: Kubeconfig = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Render a spec and write it into a cluster; asks before. Repeated, it goes on where it ended."""
-    from thrifty.cli.deploy_cluster import run_apply
+    """Render a spec, show what it costs and apply it, by the platform's own program or, in a cluster,
+    by its API; asks before. Repeated, it goes on where it ended.
+    """
+    if target == _CLUSTER:
+        from thrifty.cli.deploy_cluster import run_apply
 
-    run_apply(target, spec, settings or [], kubeconfig, yes=yes, as_json=as_json)
+        _refuse_for_cluster(name=name, parameter=parameters, budget=budget)
+        run_apply(target, spec, settings or [], kubeconfig, yes=yes, as_json=as_json)
+        return
+    from thrifty.cli import deploy_client
+
+    given = deploy_client.Given(target, spec, settings or [], name, parameters or [], kubeconfig)
+    deploy_client.run_apply(given, budget, yes=yes, as_json=as_json)
 
 
 @deploy_app.command("status")
@@ -123,13 +149,21 @@ def status(
     target: Target,
     spec: SpecFile,
     settings: Settings = None,
+    name: Name = None,
     kubeconfig: Kubeconfig = None,
     as_json: Json = False,
 ) -> None:
     """Show what `apply` wrote, and how it is."""
-    from thrifty.cli.deploy_cluster import run_status
+    if target == _CLUSTER:
+        from thrifty.cli.deploy_cluster import run_status
 
-    run_status(target, spec, settings or [], kubeconfig, as_json=as_json)
+        _refuse_for_cluster(name=name)
+        run_status(target, spec, settings or [], kubeconfig, as_json=as_json)
+        return
+    from thrifty.cli import deploy_client
+
+    given = deploy_client.Given(target, spec, settings or [], name, (), kubeconfig)
+    deploy_client.run_status(given, as_json=as_json)
 
 
 @deploy_app.command("logs")
@@ -137,13 +171,21 @@ def logs(
     target: Target,
     spec: SpecFile,
     settings: Settings = None,
+    name: Name = None,
     kubeconfig: Kubeconfig = None,
     lines: Annotated[int, typer.Option(min=1, max=100_000, help="How many of each pod.")] = 100,
 ) -> None:
-    """Print the last lines of each pod."""
-    from thrifty.cli.deploy_cluster import run_logs
+    """Print the last lines of the log, in a cluster of each pod."""
+    if target == _CLUSTER:
+        from thrifty.cli.deploy_cluster import run_logs
 
-    run_logs(target, spec, settings or [], kubeconfig, lines=lines)
+        _refuse_for_cluster(name=name)
+        run_logs(target, spec, settings or [], kubeconfig, lines=lines)
+        return
+    from thrifty.cli import deploy_client
+
+    given = deploy_client.Given(target, spec, settings or [], name, (), kubeconfig)
+    deploy_client.run_logs(given, lines=lines)
 
 
 @deploy_app.command("destroy")
@@ -151,14 +193,35 @@ def destroy(
     target: Target,
     spec: SpecFile,
     settings: Settings = None,
+    name: Name = None,
     kubeconfig: Kubeconfig = None,
     data: Annotated[
-        bool, typer.Option("--data", help="Take claims away too, with the data in them.")
+        bool,
+        typer.Option("--data", help="Take claims and volumes away too, with the data in them."),
     ] = False,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     """Take away what `apply` wrote; asks before. Claims and their data stay, unless told otherwise."""
-    from thrifty.cli.deploy_cluster import run_destroy
+    if target == _CLUSTER:
+        from thrifty.cli.deploy_cluster import run_destroy
 
-    run_destroy(target, spec, settings or [], kubeconfig, data=data, yes=yes, as_json=as_json)
+        _refuse_for_cluster(name=name)
+        run_destroy(target, spec, settings or [], kubeconfig, data=data, yes=yes, as_json=as_json)
+        return
+    from thrifty.cli import deploy_client
+
+    given = deploy_client.Given(target, spec, settings or [], name, (), kubeconfig)
+    deploy_client.run_destroy(given, data=data, yes=yes, as_json=as_json)
+
+
+def _refuse_for_cluster(**given: object) -> None:
+    """Refuse options that say nothing of a cluster. Raises `ThriftyError`."""
+    from thrifty.errors import ThriftyError
+
+    for option, value in given.items():
+        if value:
+            raise ThriftyError(
+                f"--{option} is for targets with a client program; the target kubernetes has "
+                "--set namespace="
+            )

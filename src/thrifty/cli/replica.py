@@ -7,13 +7,14 @@ import os
 import msgspec
 
 from thrifty.artifacts import Store
+from thrifty.artifacts.remotes import pull
 from thrifty.cli.show import show_progress, tell
 from thrifty.control.checks import check_spec
 from thrifty.control.prepare import prepare
 from thrifty.engines.base import Served
 from thrifty.engines.machine import Machine, detect_machine
 from thrifty.engines.registry import find_engine
-from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE, SERVED_VARIABLE
+from thrifty.engines.server import HOST_VARIABLE, KEY_VARIABLE, MODEL_VARIABLE, SERVED_VARIABLE
 from thrifty.engines.server.access import check_access
 from thrifty.errors import FleetError, Problem
 from thrifty.home import find_home
@@ -27,6 +28,14 @@ def run_replica_server(target: str | None, host: str, port: int) -> None:
     it directly. Returns only by raising `ThriftyError` kinds.
     """
     check_access(host, os.environ.get(KEY_VARIABLE) or None)
+    served, store, machine = prepare_replica(target)
+    _become_server(served, store, machine, host, port)
+
+
+def prepare_replica(target: str | None) -> tuple[Served, Store, Machine]:
+    """Fetch and prepare the only version in a spec; what serves it, the store and the machine.
+    Raises `ThriftyError` kinds.
+    """
     loaded = resolve_target(target)
     _check_one(loaded)
     home, machine = find_home(), detect_machine()
@@ -41,7 +50,7 @@ def run_replica_server(target: str | None, host: str, port: int) -> None:
         family=state.family, artifact=version.artifact, options=version.options,
         context_length=version.settings.context_length,
     )  # fmt: skip
-    _become_server(served, store, machine, host, port)
+    return served, store, machine
 
 
 def run_served_replica(target: str | None, host: str, port: int) -> None:
@@ -64,7 +73,11 @@ def run_served_replica(target: str | None, host: str, port: int) -> None:
             f"{SERVED_VARIABLE} holds no description of this release ({error}); the image and the "
             "controller must be of one version"
         ) from None
-    _become_server(served, Store(find_home().models), detect_machine(), host, port)
+    store, source = Store(find_home().models), os.environ.get(MODEL_VARIABLE)
+    if source and served.artifact is not None and not store.has(served.artifact):
+        with show_progress() as on_progress:
+            pull(store, source, on_progress=on_progress)
+    _become_server(served, store, detect_machine(), host, port)
 
 
 def _become_server(served: Served, store: Store, machine: Machine, host: str, port: int) -> None:

@@ -24,7 +24,7 @@ from thrifty.types import OnProgress
 from thrifty.types import Progress as Step
 from thrifty.units import format_bytes
 
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 _VERBS = {
     "resolve": "Looking up the model",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +14,20 @@ import msgspec
 from thrifty.control.loop import ControlLoop
 from thrifty.db import Database
 from thrifty.db.desired_state import DesiredService
+from thrifty.errors import DatabaseError
+from thrifty.observe.alerts.findings import DRIFT, QUALITY, Finding
 from thrifty.observe.alerts.settings import AlertSettings, Slo
 from thrifty.observe.alerts.watch import Crash, Watch
+from thrifty.observe.burn import TICKET
+from thrifty.quality.worse import find_drift, find_worse
 from thrifty.spec.alerts import AlertsSpec
 from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
 EVERY_S = 15.0
+ANSWERS_EVERY_S = 300.0
+"""How often versions' answers are compared."""
 
 
 class Alerting:
@@ -28,6 +36,9 @@ class Alerting:
     def __init__(self, database: Callable[[], Database], loop: ControlLoop) -> None:
         self._loop = loop
         self._watch = Watch(database)
+        self._database = database
+        self._answers: list[Finding] | None = None
+        self._answers_s = -ANSWERS_EVERY_S
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -58,7 +69,38 @@ class Alerting:
             for one in self._loop.observe()
             if one.state is ReplicaState.CRASH_LOOP
         ]
-        await asyncio.to_thread(self._watch.look, settings, slos, crashes)
+        versions = {
+            (deployment.name, version.label)
+            for deployment in desired.deployments.values()
+            for version in deployment.versions
+        }
+        if time.monotonic() - self._answers_s >= ANSWERS_EVERY_S:
+            self._answers_s = time.monotonic()
+            self._answers = await asyncio.to_thread(self._find_answers, settings, versions)
+        await asyncio.to_thread(self._watch.look, settings, slos, crashes, self._answers)
+
+    def _find_answers(
+        self, settings: AlertSettings, versions: set[tuple[str, str]]
+    ) -> list[Finding] | None:
+        """What is wrong with answers; what was found before while the database is away."""
+        try:
+            return find_answer_faults(self._database(), settings, versions)
+        except (DatabaseError, sqlite3.Error, OSError):
+            return self._answers
+
+
+def find_answer_faults(
+    database: Database, settings: AlertSettings, versions: set[tuple[str, str]]
+) -> list[Finding]:
+    """Versions that answer worse than others, and drift. Raises `DatabaseError`."""
+    found: list[Finding] = []
+    if settings.quality_drop is not None:
+        worse = find_worse(database, versions, settings.quality_drop)
+        found += [Finding(QUALITY, TICKET, *one) for one in worse]
+    if settings.drift:
+        drift = find_drift(database, versions, time.time())
+        found += [Finding(DRIFT, TICKET, *one) for one in drift]
+    return found
 
 
 def describe_alerts(spec: AlertsSpec) -> dict[str, Any]:
@@ -67,6 +109,8 @@ def describe_alerts(spec: AlertsSpec) -> dict[str, Any]:
         "availability": spec.availability,
         "minimum": spec.minimum,
         "feedback_drop": spec.feedback_drop,
+        "quality_drop": spec.quality_drop,
+        "drift": spec.drift,
         "budget": spec.budget,
         "crash_loops": spec.crash_loops,
         "repeat_s": spec.repeat,

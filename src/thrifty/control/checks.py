@@ -133,11 +133,12 @@ def _check_fleet(loaded: LoadedSpec, each: Sequence[LoadedSpec]) -> None:
             traits = find_engine(kind).traits if kind in engine_kinds() else None
             if spec.replicas.standby == "parked":
                 message = (
-                    "asks for 'parked', and a pod keeps the memory that it asked for whether it is "
-                    "used or not; leave it out"
+                    "asks for 'parked', and a replica in a cluster keeps the memory that it asked for "
+                    "whether it is used or not; leave it out"
                 )
                 problems.append(Problem("replicas.standby", message))
-            if fleet.models is None and (traits is None or traits.loads_model):
+            shared = fleet.kind == "ray"  # without a remote, its nodes share the store
+            if fleet.models is None and not shared and (traits is None or traits.loads_model):
                 message = (
                     f"is needed: the engine {kind!r} loads a model, which replicas in a cluster find "
                     "in a claim (ReadWriteMany) that they share with this controller"

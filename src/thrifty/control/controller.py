@@ -47,7 +47,7 @@ from thrifty.db.keys import list_keys
 from thrifty.db.secrets import ID_SECRET, read_secret
 from thrifty.engines.machine import Machine
 from thrifty.errors import DatabaseError, FleetError
-from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaNames
+from thrifty.fleet.base import Fleet, ObservedReplica, ReplicaNames, check_key
 from thrifty.fleet.controller_note import (
     read_controller_note,
     remove_controller_note,
@@ -59,6 +59,7 @@ from thrifty.fleet.ports import choose_port
 from thrifty.fleet.process import ProcessId, adopt_process, find_ours
 from thrifty.home import Home, make_private_folder
 from thrifty.quality.run import QualityChecks
+from thrifty.quality.watch import AnswerWatch
 from thrifty.release.run import Releases
 from thrifty.types import ReplicaState
 
@@ -107,6 +108,9 @@ class Controller:
         )
         self._improving = Improving(
             lambda: self.database, lambda: self._loop.desired.deployments, home
+        )
+        self._answers = AnswerWatch(
+            lambda: self.database, lambda: self._loop.desired.deployments, self._find_keep
         )
         self._alerting = Alerting(lambda: self.database, self._loop)
         self._releases = Releases(lambda: self.database, self._notify_gateways)
@@ -181,6 +185,7 @@ class Controller:
         self._tasks.append(asyncio.ensure_future(self._releases.run()))
         self._tasks.append(asyncio.ensure_future(self._quality.run()))
         self._tasks.append(asyncio.ensure_future(self._improving.run()))
+        self._tasks.append(asyncio.ensure_future(self._answers.run()))
         await self._end_old_gateways()
 
     async def _choose_fleet(self) -> None:
@@ -188,15 +193,20 @@ class Controller:
         service = (await asyncio.to_thread(read_desired, self.database)).service
         if service is None or not service.fleet:
             return
-        from thrifty.fleet.kubernetes import KubernetesFleet, KubernetesSettings, check_key
-
         check_key()
-        fleet = KubernetesFleet(
-            KubernetesSettings.from_builtins(service.fleet), self._names, self._note_change,
-            self._announce, self._loop.estimate_memory,
-        )  # fmt: skip
-        self._fleets[False] = fleet
+        self._fleets[False] = fleet = self._make_fleet(service.fleet)
         await fleet.connect(self.on_wait)
+
+    def _make_fleet(self, values: Mapping[str, Any]) -> Fleet:
+        """The fleet on other machines that the service names. Raises `FleetError`."""
+        told = (self._names, self._note_change, self._announce, self._loop.estimate_memory)
+        if values["kind"] == "ray":
+            from thrifty.fleet.ray import RayFleet, RaySettings
+
+            return RayFleet(RaySettings.from_builtins(values), self.home, self._store, *told)
+        from thrifty.fleet.kubernetes import KubernetesFleet, KubernetesSettings
+
+        return KubernetesFleet(KubernetesSettings.from_builtins(values), *told)
 
     async def replace_gateways(self) -> None:
         """Replace the gateway's workers one after the other. Raises `FleetError`."""

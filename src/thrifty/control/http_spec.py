@@ -21,6 +21,7 @@ from thrifty.engines.registry import engine_kinds, find_engine
 from thrifty.errors import Problem, SpecError
 from thrifty.spec import LoadedSpec, Spec, parse_spec
 from thrifty.spec.compress import parse_source
+from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
 
 VARIABLE_PREFIX = "THRIFTY_UPSTREAM_"
 """Environment variables with this prefix are for specs that come over HTTP."""
@@ -78,7 +79,7 @@ def _is_allowed(use: _Use, known: frozenset[_Use], store: Store) -> bool:
         return (bool(colon) and scheme in ("pypi", "hf")) or names_stored_model(store, use.value)
     if use.path == "improve.release.shadow.judge":
         return use.value.startswith("deployment:")
-    if use.path.startswith("gateway."):
+    if use.path.startswith("gateway.") or use.path == "quality.judge":
         return False
     return use.value in SETS or bool(_HARNESS_TASK.fullmatch(use.value))
 
@@ -89,6 +90,11 @@ def _explain(use: _Use) -> str:
             f"over HTTP, a spec may name variables that begin with {VARIABLE_PREFIX}, and others "
             f"only with the URLs that the applied spec uses them for, which {use.value!r} is not; "
             f"rename the variable, or {_ONLY_IN_FILE}"
+        )
+    if use.path == "quality.judge":
+        return (
+            "over HTTP, a judge must be 'deployment:NAME', or what the applied spec names; "
+            f"{_ONLY_IN_FILE}"
         )
     what = "a data set of 'thrifty data'"
     if use.path in ("model", "compress.distill.teacher"):
@@ -147,3 +153,8 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
     judge = shadow.get("judge") if isinstance(shadow, dict) else None
     if judge is not None:
         yield _Use("improve.release.shadow.judge", str(judge))
+    judge = spec.quality.judge
+    if isinstance(judge, RemoteJudge):
+        yield _Use("quality.judge", f"{judge.model} {judge.key_env}", judge.url)
+    elif judge is not None and not judge.startswith(DEPLOYMENT):
+        yield _Use("quality.judge", judge)

@@ -243,7 +243,9 @@ class ControlLoop:
             if found is None:
                 continue
             self._known[row.deployment, row.version, row.revision] = found
-            size = SetKey(row.deployment, row.version, row.revision, 0)
+            # Elsewhere each copy has the cores that it asks for; here, its process says.
+            cpus = (found.version.replicas.cpus or 1) if self.cores is None else 0
+            size = SetKey(row.deployment, row.version, row.revision, cpus)
             replica_set = self._make_set(SetTarget(size, 1), 1.0)
             if replica_set is not None:
                 external = bool(found.version.urls)

@@ -183,6 +183,7 @@ def _merge_deployment(
         _merge_versions(before, wanted, there, held),
         wanted.quality,
         wanted.improve,
+        wanted.checks,
     )
 
 

@@ -47,6 +47,7 @@ from thrifty.control.token_prices import find_token_prices
 from thrifty.data.sets import SETS
 from thrifty.db.desired_state import (
     DesiredCapacity,
+    DesiredChecks,
     DesiredDeployment,
     DesiredQuality,
     DesiredReplicas,
@@ -64,6 +65,7 @@ from thrifty.evaluate.questions import read_questions
 from thrifty.release.plan import parse_plan
 from thrifty.spec import LoadedSpec, LoadedVersion, Spec
 from thrifty.spec.fleet import DEFAULT_CPUS
+from thrifty.spec.judges import RemoteJudge
 from thrifty.spec.scaling import IDLE_AFTER_S
 from thrifty.spec.section import MAX_LABEL
 from thrifty.types import Family, OnProgress, ignore_progress
@@ -256,6 +258,7 @@ def make_deployment(loaded: LoadedSpec, parts: Sequence[Part]) -> DesiredDeploym
         versions=tuple(_make_version(part) for part in parts),
         quality=_make_quality(loaded),
         improve=_make_improve(loaded, parts),
+        checks=_make_checks(loaded),
     )
     # As it will be read: tuples are lists, numbers are as JSON has them.
     return msgspec.json.decode(msgspec.json.encode(state), type=DesiredDeployment)
@@ -372,6 +375,19 @@ def _make_improve(loaded: LoadedSpec, parts: Sequence[Part]) -> dict[str, Any] |
     except ControlError as error:
         loaded.refuse([Problem("improve.release", str(error))])
     return wanted.model_dump(mode="json", exclude_unset=True)
+
+
+def _make_checks(loaded: LoadedSpec) -> DesiredChecks:
+    """What is looked at in recorded answers. Raises `SpecError` for a judge without texts to read."""
+    wanted = loaded.spec.quality
+    if wanted.judge is not None and not loaded.spec.record.prompts:
+        message = (
+            "the judge reads recorded answers; set 'record: {prompts: true}', or name no judge"
+        )
+        loaded.refuse([Problem("quality.judge", message)])
+    judge = wanted.judge
+    named = judge.model_dump(mode="json") if isinstance(judge, RemoteJudge) else judge
+    return DesiredChecks(wanted.answers, named, wanted.judge_share, wanted.judge_per_hour)
 
 
 def _make_version(part: Part) -> DesiredVersion:

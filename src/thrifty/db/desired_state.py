@@ -128,6 +128,18 @@ class DesiredQuality:
 
 
 @dataclass(frozen=True)
+class DesiredChecks:
+    """What is looked at in recorded answers."""
+
+    answers_per_s: float = 50.0
+    """The most answers a second; of more, a share by conversation. 0: none."""
+    judge: str | Mapping[str, Any] | None = None
+    """Who scores answers: `module:function`, `deployment:NAME`, or the fields of `RemoteJudge`."""
+    judge_share: float = 0.02
+    judge_per_hour: int = 120
+
+
+@dataclass(frozen=True)
 class DesiredDeployment:
     """What is to be served under one name."""
 
@@ -139,6 +151,7 @@ class DesiredDeployment:
     quality: DesiredQuality | None = None
     improve: dict[str, Any] | None = None
     """The section `improve` of the spec, as JSON; None: there is none."""
+    checks: DesiredChecks = DesiredChecks()
 
     @property
     def row(self) -> DeploymentRow:

@@ -28,7 +28,7 @@ COLUMNS = (
     "id", "at_s", "client_request_id", "conversation_id", "origin", "shadow_of", "rerouted",
     "endpoint", "deployment", "version", "replica", "tenant", "key_id", "end_user", "status",
     "error", "stream", "cache", "attempts", "prompt_tokens", "completion_tokens", "cached_tokens",
-    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us", "tags", "cost",
+    "queue_ms", "ttft_ms", "tpot_ms", "e2e_ms", "overhead_us", "tags", "cost", "max_tokens",
 )  # fmt: skip
 """The order of values in a row."""
 SQLITE_ROWS = (32, 4, 1)
@@ -42,10 +42,10 @@ Row = tuple[Any, ...]
 
 
 class Entry(NamedTuple):
-    """One response: its row, and its prompt and answer if they are recorded."""
+    """One response: its row, and its prompt and answer if they are recorded, perhaps with facts."""
 
     row: Row
-    text: tuple[str, str] | None = None
+    text: tuple[str, str] | tuple[str, str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class RequestLog:
                 sanitize_values(
                     request_texts,
                     {"id": entry.row[0], "at_s": entry.row[1], "prompt": entry.text[0],
-                     "answer": entry.text[1]},
+                     "answer": entry.text[1],
+                     "facts": entry.text[2] if len(entry.text) == 3 else None},
                 )
                 for entry in entries
                 if entry.text is not None and id(entry) not in refused

@@ -25,6 +25,7 @@ from thrifty.db.tables import (
     rollup_state,
     rollups,
     tenant_rollups,
+    unchecked_rows,
     unrolled_rows,
     unrolled_thumbs,
 )
@@ -209,6 +210,7 @@ def write_step(database: Database, step: Step) -> None:
         )
         if not moved.rowcount:
             raise RolledMeanwhileError("another process has added to the rollups meanwhile")
+        _pass_on(connection, step.rows)
         _delete_notes(connection, unrolled_rows, step.rows)
         _delete_notes(connection, unrolled_thumbs, step.thumbs)
         _upsert(connection, rollups, step.totals)
@@ -256,6 +258,14 @@ def prune_rollups(database: Database, step_s: int, keep_s: float, now_s: float) 
             old = (table.c.step_s == step_s) & (table.c.at_s < oldest_s)
             removed += connection.execute(delete(table).where(old)).rowcount
     return removed
+
+
+def _pass_on(connection: Connection, notes: Sequence[int]) -> None:
+    """Note the same rows for the checks of answers (`db.quality_sums`)."""
+    for start in range(0, len(notes), PIECE):
+        some = unrolled_rows.c.id.in_(notes[start : start + PIECE])
+        source = select(unrolled_rows.c.numbers).where(some).order_by(unrolled_rows.c.id)
+        connection.execute(insert(unchecked_rows).from_select(["numbers"], source))
 
 
 def _delete_notes(connection: Connection, table: Table, notes: Sequence[int]) -> None:

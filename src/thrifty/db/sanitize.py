@@ -42,7 +42,8 @@ class RowShape:
         Runs in C for all rows at once, because every row passes through it.
         """
         try:
-            msgspec.convert(rows, self._type)
+            # Without `builtin_types` a text would count as bytes in base64.
+            msgspec.convert(rows, self._type, builtin_types=(bytes,))
             text = msgspec.json.encode(rows).decode()
         except (msgspec.ValidationError, UnicodeEncodeError, TypeError, OverflowError):
             return None

@@ -19,6 +19,12 @@ from sqlalchemy import (
 )
 
 from thrifty.db.metadata import metadata as metadata
+from thrifty.db.quality_tables import answer_checks as answer_checks
+from thrifty.db.quality_tables import answer_scores as answer_scores
+from thrifty.db.quality_tables import drift_looks as drift_looks
+from thrifty.db.quality_tables import quality_state as quality_state
+from thrifty.db.quality_tables import quality_sums as quality_sums
+from thrifty.db.quality_tables import unchecked_rows as unchecked_rows
 from thrifty.db.sum_tables import ROLLUP_AMOUNTS as ROLLUP_AMOUNTS
 from thrifty.db.sum_tables import ROLLUP_NUMBERS as ROLLUP_NUMBERS
 from thrifty.db.sum_tables import ROLLUP_SKETCHES as ROLLUP_SKETCHES
@@ -210,6 +216,7 @@ requests = Table(
     Column("overhead_us", Double),
     Column("tags", Text),
     Column("cost", Double),
+    Column("max_tokens", Integer),
     Index(None, "at_s"),
     Index(None, "request_id"),
     Index(None, "client_request_id"),
@@ -220,7 +227,8 @@ requests = Table(
 `origin` is the source of the request (NULL: a client, before origins were recorded); `shadow_of` is
 the response that a shadow copies; `rerouted` marks answers by a version other than the chosen one.
 Only gateway workers of the first release write `request_id`. `tags` is the request's `metadata` as
-JSON. `cost` is by the version's prices for tokens; a cache hit has what it saved there."""
+JSON. `cost` is by the version's prices for tokens; a cache hit has what it saved there.
+`max_tokens` is the bound that the request set on its answer."""
 
 request_texts = Table(
     "request_texts",
@@ -232,9 +240,11 @@ request_texts = Table(
     Column("at_s", Double, nullable=False),
     Column("prompt", Text, nullable=False),
     Column("answer", Text, nullable=False),
+    Column("facts", Text),
     Index(None, "at_s"),
 )
-"""Prompts and answers, if `record.prompts` is set. `id` is that of `requests`."""
+"""Prompts and answers, if `record.prompts` is set. `id` is that of `requests`. `facts` is JSON: the
+format that was asked for, and why choices ended (`observe.texts`)."""
 
 feedback = Table(
     "feedback",

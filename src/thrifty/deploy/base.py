@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from thrifty.artifacts import Store
+from thrifty.deploy.commands import YOUR_MACHINES, Commands, Cost, Place
 from thrifty.deploy.service import DeployedService, make_checksum
 from thrifty.deploy.sizing import Need, find_need
 from thrifty.errors import Problem, SpecError
@@ -81,8 +82,12 @@ class Target:
     render: Callable[[Request], Files]
     next_steps: str
     """What to do with the files, as commands; `DIR` stands for the folder."""
-    takes_fleet: bool = False
-    """Whether the spec's `fleet` may be a cluster of its kind."""
+    commands: Callable[[Request, Place], Commands] | None = None
+    """What its client program is told; None where the cluster's API is used directly."""
+    cost: Callable[[Request], Cost] = lambda request: YOUR_MACHINES
+    """What it costs; raises `SpecError` as `render` does."""
+    fleets: frozenset[str] = frozenset()
+    """The kinds of `fleet`, besides `local`, that it renders."""
 
 
 def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
@@ -97,10 +102,11 @@ def parse_target_options(target: Target, values: Mapping[str, str]) -> Section:
 def refuse_fleet(target: Target, service: DeployedService) -> None:
     """Refuse a spec whose replicas run where the target does not reach. Raises `SpecError`."""
     kind = service.loaded.spec.fleet.kind
-    if kind != "local" and not target.takes_fleet:
+    if kind != "local" and kind not in target.fleets:
+        others = "kubernetes or helm" if kind == "kubernetes" else kind
         message = (
             f"is {kind}, and {target.name} starts replicas itself; leave it out, or render for "
-            "kubernetes or helm"
+            f"{others}"
         )
         service.loaded.refuse([Problem("fleet", message)])
 

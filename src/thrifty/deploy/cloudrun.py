@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from thrifty.deploy.base import HOME, Files, Request, Target, make_header
+from thrifty.deploy.commands import LINES, Commands, Cost, Place, Step
 from thrifty.deploy.limits import GIB, check_bound, choose_size, load_platforms
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
@@ -96,6 +97,23 @@ def _make_secret(variable: str) -> dict[str, Any]:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": "latest"}}}
 
 
+def make_run_commands(request: Request, place: Place) -> Commands:
+    """A service; the project and the region are those of gcloud's own settings."""
+    services = ("gcloud", "run", "services")
+    return Commands(
+        install="https://cloud.google.com/sdk/docs/install",
+        steps=(
+            Step(
+                f"the service {place.name}",
+                (*services, "replace", str(place.folder / "service.yaml")),
+                ((*services, "delete", place.name, "--quiet"),),
+            ),
+        ),
+        status=(*services, "describe", place.name),
+        logs=(*services, "logs", "read", place.name, "--limit", LINES),
+    )
+
+
 TARGET = Target(
     name="cloudrun",
     summary="A Google Cloud Run service on CPUs, scaled to zero",
@@ -108,5 +126,10 @@ TARGET = Target(
         "It renders no GPU: no engine of ours runs on one.",
     ),
     render=render_cloudrun,
+    commands=make_run_commands,
+    cost=lambda request: Cost(
+        "Cores and memory of each container while it exists; prices of Cloud Run are not in the table.",
+        None,
+    ),
     next_steps="gcloud run services replace DIR/service.yaml   (secrets first: docs/deploy/cloudrun.md)",
 )

@@ -7,11 +7,13 @@ from typing import Any
 from pydantic import Field
 
 from thrifty.deploy.base import HOME, IMAGE_PATTERN, Files, Request, Target, make_header
+from thrifty.deploy.commands import LINES, Commands, Place, Step
 from thrifty.deploy.one_container import (
     KEYS,
     START_S,
     OneContainerOptions,
     find_container_need,
+    list_secret_variables,
     make_arguments,
     make_spec_text,
 )
@@ -174,6 +176,26 @@ def _make_prometheus(request: Request) -> dict[str, Any]:
     }
 
 
+def make_compose_commands(request: Request, place: Place) -> Commands:
+    """A project of Docker Compose."""
+    compose = ("docker", "compose", "--project-name", place.name, "--file",
+               str(place.folder / "compose.yaml"))  # fmt: skip
+    return Commands(
+        install="https://docs.docker.com/compose/install",
+        steps=(
+            Step(
+                f"the project {place.name}",
+                (*compose, "up", "--detach", "--remove-orphans"),
+                ((*compose, "down"),),
+                undo_data=((*compose, "down", "--volumes"),),
+            ),
+        ),
+        status=(*compose, "ps", "--all"),
+        logs=(*compose, "logs", "--tail", LINES),
+        variables=(*list_secret_variables(request), "POSTGRES_PASSWORD"),
+    )
+
+
 TARGET = Target(
     name="compose",
     summary="A Compose file: the service, PostgreSQL, Redis and Prometheus on one host",
@@ -184,5 +206,6 @@ TARGET = Target(
         "service at others with `thrifty up`, or edit THRIFTY_DATABASE and THRIFTY_REDIS in it.",
     ),
     render=render_compose,
+    commands=make_compose_commands,
     next_steps="docker compose --project-directory DIR up -d   (write DIR/.env first: docs/deploy/compose.md)",
 )

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from thrifty.deploy.base import HOME, Files, Request, Target, make_header
+from thrifty.deploy.commands import HOURS_A_MONTH, Cost, make_stack_commands
 from thrifty.deploy.limits import GIB, choose_size, load_platforms
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
@@ -21,6 +22,7 @@ from thrifty.deploy.one_container import (
 )
 from thrifty.deploy.yaml_text import dump_yaml
 from thrifty.errors import Problem, SpecError
+from thrifty.prices.table import load_prices
 from thrifty.spec.section import Integer
 
 _MIN_DISK_GIB = 21
@@ -126,7 +128,10 @@ def _make_resources(
             "Type": "AWS::Logs::LogGroup",
             "DeletionPolicy": "Delete",
             "UpdateReplacePolicy": "Delete",
-            "Properties": {"RetentionInDays": 30},
+            "Properties": {
+                "LogGroupName": {"Fn::Sub": "/thrifty/${AWS::StackName}"},
+                "RetentionInDays": 30,
+            },
         },
         "ExecutionRole": {
             "Type": "AWS::IAM::Role",
@@ -246,6 +251,20 @@ def _as_parameter(variable: str) -> str:
     return "".join(part.capitalize() for part in variable.split("_")) + "Arn"
 
 
+def find_fargate_cost(request: Request) -> Cost:
+    """Of the tasks, which always run."""
+    size = choose_size(load_platforms()["fargate"], find_container_need(request))
+    price = load_prices().containers["fargate"]
+    each = size.cpus * price.per_vcpu_hour + size.memory_bytes / GIB * price.per_gib_hour
+    month = request.options.count * each * HOURS_A_MONTH
+    text = (
+        f"{request.options.count} x {each:.4f} an hour for {size.cpus:g} cores and "
+        f"{size.memory_bytes / GIB:g} GiB, {month:.0f} a month in {price.region}, without the load "
+        f"balancer and traffic ({price.source})"
+    )
+    return Cost(text, month)
+
+
 TARGET = Target(
     name="fargate",
     summary="AWS ECS Fargate: a CloudFormation template",
@@ -258,6 +277,8 @@ TARGET = Target(
         "The load balancer is yours: the template takes its target group and security group.",
     ),
     render=render_fargate,
+    commands=lambda request, place: make_stack_commands(place),
+    cost=find_fargate_cost,
     next_steps=(
         "aws cloudformation deploy --template-file DIR/template.yaml --stack-name thrifty "
         "--capabilities CAPABILITY_IAM --parameter-overrides ...   (docs/deploy/fargate.md)"

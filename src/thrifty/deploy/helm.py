@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from thrifty.deploy.base import Files, Request, Target, make_header
+from thrifty.deploy.commands import LINES, Commands, Place, Step
 from thrifty.deploy.kubernetes import CANNOT, Group, make_groups
 from thrifty.deploy.kubernetes_options import KubernetesOptions
 from thrifty.deploy.yaml_text import dump_documents, dump_yaml
@@ -142,6 +143,25 @@ def _make_template(header: str, group: Group, values: ChartValues) -> str:
     return f"{{{{- if {group.when} }}}}\n{text}{{{{- end }}}}\n"
 
 
+def make_helm_commands(request: Request, place: Place) -> Commands:
+    """A release in a namespace of the same name."""
+    config = ("--kubeconfig", place.kubeconfig) if place.kubeconfig else ()
+    helm = ("helm", "--namespace", place.name, *config)
+    return Commands(
+        install="https://helm.sh/docs/intro/install",
+        steps=(
+            Step(
+                f"the release {place.name}",
+                (*helm, "upgrade", "--install", place.name, str(place.folder), "--create-namespace"),
+                ((*helm, "uninstall", place.name, "--ignore-not-found"),),
+            ),
+        ),
+        status=(*helm, "status", place.name),
+        logs=("kubectl", "--namespace", place.name, *config, "logs", "--selector",
+              "app.kubernetes.io/name=thrifty", "--tail", LINES, "--prefix"),
+    )  # fmt: skip
+
+
 TARGET = Target(
     name="helm",
     summary="A Helm chart with the objects of `kubernetes`, and values for what clusters differ in",
@@ -152,7 +172,8 @@ TARGET = Target(
         "spec and render it again, then `helm upgrade`.",
     ),
     render=render_helm,
-    takes_fleet=True,
+    commands=make_helm_commands,
+    fleets=frozenset({"kubernetes"}),
     next_steps=(
         "helm upgrade --install thrifty DIR --namespace thrifty --create-namespace   (create the "
         "Secret first: docs/deploy/kubernetes.md)"

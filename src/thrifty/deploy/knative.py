@@ -16,6 +16,7 @@ from thrifty.deploy.base import (
     Target,
     make_header,
 )
+from thrifty.deploy.commands import Commands, Place, make_kubectl_commands
 from thrifty.deploy.limits import check_bound, load_platforms
 from thrifty.deploy.one_container import (
     CANNOT_SHARE,
@@ -170,6 +171,14 @@ def render_knative(request: Request) -> Files:
     return {"service.yaml": text}
 
 
+SELECTOR = "app.kubernetes.io/name=thrifty,app.kubernetes.io/component=service"
+
+
+def make_service_commands(request: Request, place: Place) -> Commands:
+    """By kubectl."""
+    return make_kubectl_commands(place, request.options.namespace, SELECTOR)
+
+
 TARGET = Target(
     name="knative",
     summary="A Knative Service: the whole service in one container, scaled to zero",
@@ -182,5 +191,6 @@ TARGET = Target(
         f"rendered as {START_S} s: fetch larger models into an image of your own.",
     ),
     render=render_knative,
+    commands=make_service_commands,
     next_steps="kubectl apply --server-side --field-manager thrifty-render -f DIR",
 )

@@ -8,6 +8,7 @@ from thrifty.deploy.knative import (
     check_options,
     make_config,
     make_container,
+    make_service_commands,
     make_volumes,
 )
 from thrifty.deploy.one_container import CANNOT_SHARE, START_S, make_probe
@@ -58,5 +59,6 @@ TARGET = Target(
         "the standard mode.",
     ),
     render=render_kserve,
+    commands=make_service_commands,
     next_steps="kubectl apply --server-side --field-manager thrifty-render -f DIR",
 )

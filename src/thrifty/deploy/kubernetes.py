@@ -438,7 +438,7 @@ TARGET = Target(
     options=KubernetesOptions,
     cannot=CANNOT,
     render=render_kubernetes,
-    takes_fleet=True,
+    fleets=frozenset({"kubernetes"}),
     next_steps=(
         "kubectl apply --server-side --field-manager thrifty-render -f DIR   "
         "(create the Secret first: docs/deploy/kubernetes.md)"

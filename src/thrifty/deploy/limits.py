@@ -12,6 +12,8 @@ from thrifty.deploy.sizing import Need
 from thrifty.errors import Problem, SpecError
 
 GIB = 1 << 30
+_STEP_MIB = 64
+"""Of memory, where a platform gives any amount."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Size:
 
     cpus: float
     memory_bytes: int
+    disk_bytes: int | None = None
+    """Where the disk comes with the size."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,13 @@ class Platform:
     sizes: tuple[Size, ...]
     """From the smallest to the largest."""
     timeout_s: int | None
+    containers: int | None
+    """How many of them one service may have."""
     concurrency: int | None
     disk_counts: bool
     """Whether what is written to the disk takes memory."""
     disk_bytes: int | None
+    """Of the container's files, or of its image where that holds the model."""
 
 
 @functools.cache
@@ -51,7 +58,14 @@ def _parse(read: str, row: dict[str, Any]) -> Platform:
     sizes = []
     for cpus, least, most, step in row["cpu_memory_gib"]:
         count = round((most - least) / step)
-        sizes += [Size(cpus, round((least + n * step) * GIB)) for n in range(count + 1)]
+        disk = next((gib for most, gib in row.get("disk_gib_by_cpu", ()) if cpus <= most), None)
+        disk_bytes = None if disk is None else disk * GIB
+        sizes += [Size(cpus, round((least + n * step) * GIB), disk_bytes) for n in range(count + 1)]
+    if "mib_per_cpu" in row:
+        # The processor follows the memory.
+        least, most = row["memory_mib"]
+        steps = range(least, most + 1, _STEP_MIB)
+        sizes += [Size(mib / row["mib_per_cpu"], mib << 20) for mib in steps]
     disk = row.get("disk_gib")
     return Platform(
         name=row["name"],
@@ -59,6 +73,7 @@ def _parse(read: str, row: dict[str, Any]) -> Platform:
         source=row["source"],
         sizes=tuple(sorted(sizes, key=lambda size: (size.cpus, size.memory_bytes))),
         timeout_s=row.get("timeout_s"),
+        containers=row.get("containers"),
         concurrency=row.get("concurrency"),
         disk_counts=bool(row.get("disk_counts")),
         disk_bytes=round(disk * GIB) if disk else None,
@@ -69,16 +84,18 @@ def choose_size(platform: Platform, need: Need) -> Size:
     """The smallest size that holds `need`. Raises `SpecError` with the numbers where none does."""
     memory = need.memory_bytes + (need.disk_bytes if platform.disk_counts else 0)
     for size in platform.sizes:
-        if size.cpus >= need.cpus and size.memory_bytes >= memory:
+        has_disk = size.disk_bytes is None or size.disk_bytes >= need.disk_bytes
+        if size.cpus >= need.cpus and size.memory_bytes >= memory and has_disk:
             return size
     largest = platform.sizes[-1]
-    disk = (
-        f", of which {need.disk_bytes / GIB:.1f} GiB for the files of models, which take memory there"
-        if platform.disk_counts and need.disk_bytes
-        else ""
-    )
+    disk, room = "", ""
+    if platform.disk_counts and need.disk_bytes:
+        disk = f", of which {need.disk_bytes / GIB:.1f} GiB for the files of models, which take memory there"
+    elif largest.disk_bytes is not None:
+        disk = f", {need.disk_bytes / GIB:.1f} GiB of disk for the files of models"
+        room = f", {largest.disk_bytes / GIB:g} GiB of disk"
     message = (
-        f"{platform.name} gives one container at most {largest.memory_bytes / GIB:g} GiB and "
+        f"{platform.name} gives one container at most {largest.memory_bytes / GIB:g} GiB{room} and "
         f"{largest.cpus:g} cores (read {platform.read}, {platform.source}), and this service needs "
         f"{memory / GIB:.1f} GiB{disk} and {need.cpus} cores; use smaller weights (compress: int4), "
         "fewer replicas, or the target kubernetes"

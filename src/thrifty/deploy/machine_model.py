@@ -62,7 +62,7 @@ class ModelSize:
         return 2.0 * self.parameters
 
 
-def find_bandwidth(vcpus: int, share_gb_s: float | None) -> float:
+def find_bandwidth(vcpus: float, share_gb_s: float | None) -> float:
     """GB/s of a machine: what its processors reach, within their share of it. The machine of the
     measurements reached more than its share, so that small machines are not held to theirs.
     """
@@ -74,7 +74,7 @@ def predict_step_s(
     model: ModelSize,
     streams: int,
     context: int,
-    vcpus: int,
+    vcpus: float,
     share_gb_s: float | None = None,
     speed: Speed = AS_MEASURED,
 ) -> float:
@@ -84,7 +84,7 @@ def predict_step_s(
 
 
 def split_step_s(
-    model: ModelSize, streams: int, context: int, vcpus: int, share_gb_s: float | None = None
+    model: ModelSize, streams: int, context: int, vcpus: float, share_gb_s: float | None = None
 ) -> tuple[float, float]:
     """The parts of a step: overhead and reading, and computing."""
     bandwidth = find_bandwidth(vcpus, share_gb_s) * 1e9

@@ -12,10 +12,14 @@ _TARGETS = {
     "kubernetes": "thrifty.deploy.kubernetes",
     "helm": "thrifty.deploy.helm",
     "kserve": "thrifty.deploy.kserve",
+    "ray": "thrifty.deploy.ray",
     "compose": "thrifty.deploy.compose",
     "knative": "thrifty.deploy.knative",
     "cloudrun": "thrifty.deploy.cloudrun",
     "fargate": "thrifty.deploy.fargate",
+    "lambda": "thrifty.deploy.lambda_function",
+    "containerapps": "thrifty.deploy.containerapps",
+    "skypilot": "thrifty.deploy.skypilot",
 }
 """Modules by the target's name, imported when asked for."""
 

@@ -15,6 +15,8 @@ from thrifty.db.releases import read_held, write_held
 from thrifty.db.request_log import permit_deletion
 from thrifty.db.request_queries import RequestFilter, list_requests, read_texts
 from thrifty.db.tables import (
+    answer_checks,
+    answer_scores,
     feedback,
     release_pairs,
     request_texts,
@@ -32,6 +34,17 @@ def erase_requests(work: Work) -> int:
     """Delete the person's requests with their texts, and those that name nobody in the person's
     conversations.
     """
+    nameless = _find_nameless(work)
+    # The named ones last: they lead to the others, should this be interrupted.
+    for some in [*_in_pieces(nameless), *_in_pieces(work.person.responses)]:
+        with work.database.begin() as connection, permit_deletion(connection):
+            connection.execute(delete(request_texts).where(request_texts.c.id.in_(some)))
+            connection.execute(delete(requests).where(requests.c.id.in_(some)))
+    return len(nameless) + len(work.person.responses)
+
+
+def _find_nameless(work: Work) -> set[int]:
+    """Requests that name nobody, in the person's conversations."""
     nameless: set[int] = set()
     with work.database.begin() as connection:
         for some in _in_pieces(work.person.conversations):
@@ -39,12 +52,30 @@ def erase_requests(work: Work) -> int:
                 requests.c.conversation_id.in_(some), requests.c.end_user.is_(None)
             )
             nameless.update(connection.execute(query).scalars())
-    # The named ones last: they lead to the others, should this be interrupted.
-    for some in [*_in_pieces(nameless), *_in_pieces(work.person.responses)]:
-        with work.database.begin() as connection, permit_deletion(connection):
-            connection.execute(delete(request_texts).where(request_texts.c.id.in_(some)))
-            connection.execute(delete(requests).where(requests.c.id.in_(some)))
-    return len(nameless) + len(work.person.responses)
+    return nameless
+
+
+def erase_checks(work: Work) -> int:
+    """Delete what detectors and judges found in the answers to the person. The sums by version stay:
+    they do not tell whose answers were counted.
+    """
+    gone = 0
+    for some in _in_pieces(_find_nameless(work) | work.person.responses):
+        with work.database.begin() as connection:
+            for table in (answer_checks, answer_scores):
+                gone += connection.execute(delete(table).where(table.c.id.in_(some))).rowcount
+    return gone
+
+
+def collect_checks(work: Work) -> list[Any]:
+    """What detectors and judges found in the answers to the person."""
+    found: list[Any] = []
+    for some in _in_pieces(work.person.responses):
+        with work.database.begin() as connection:
+            for table in (answer_checks, answer_scores):
+                rows = connection.execute(select(table).where(table.c.id.in_(some))).mappings()
+                found += [dict(row) for row in rows]
+    return found
 
 
 def collect_requests(work: Work) -> list[Any]:

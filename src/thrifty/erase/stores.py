@@ -30,6 +30,10 @@ ERASERS: tuple[Eraser, ...] = (
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
     Eraser(
+        "checks of answers", ("table:answer_checks", "table:answer_scores"),
+        rows_eraser.erase_checks, rows_eraser.collect_checks,
+    ),
+    Eraser(
         "requests", ("table:requests", "table:request_texts"),
         rows_eraser.erase_requests, rows_eraser.collect_requests,
     ),
@@ -77,6 +81,10 @@ NOT_OF_PERSONS = {
     "table:demand": "sums by version",
     "table:scaling": "numbers of replicas",
     "table:quality_answers": "answers to Thrifty's own questions",
+    "table:unchecked_rows": "numbers of responses, for seconds",
+    "table:quality_sums": "sums by version",
+    "table:quality_state": "a counter",
+    "table:drift_looks": "sums by version",
     "table:releases": "sums by version, and acts of operators",
     "table:release_events": "sums by version, and acts of operators",
     "table:improve_runs": "acts of operators",

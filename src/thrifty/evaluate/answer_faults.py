@@ -126,8 +126,8 @@ def ignores(answer: str, asked: Sequence[str], others: Sequence[str]) -> bool:
         message = " ".join(_WORD.findall(_fold(text)))
         if said in message and len(said) >= COPIED_SHARE * len(message):
             return True
-    known = {stem for text in (*asked, *others) for stem in _find_stems(text)}
-    return bool(known) and not known & _find_stems(answer)
+    known = {stem for text in (*asked, *others) for stem in find_stems(text)}
+    return bool(known) and not known & find_stems(answer)
 
 
 def find_same(answers: Sequence[str]) -> set[int]:
@@ -137,7 +137,7 @@ def find_same(answers: Sequence[str]) -> set[int]:
     return {at for at, text in enumerate(plain) if times[text] >= SAME_ANSWERS}
 
 
-def _find_stems(text: str) -> set[str]:
+def find_stems(text: str) -> set[str]:
     """The beginnings of a text's telling words, and its numbers."""
     return {
         word[:_STEM]

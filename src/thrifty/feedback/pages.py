@@ -28,6 +28,7 @@ from thrifty.errors import DatabaseError, NameTakenError
 from thrifty.feedback.inbox import InboxPages
 from thrifty.feedback.parse import ParsedFeedback, parse_feedback
 from thrifty.feedback.rates import Rates
+from thrifty.feedback.reviews import ReviewPages
 from thrifty.gateway.admission.authenticate import authenticate_late
 from thrifty.gateway.app.endpoints import OwnRoute
 from thrifty.gateway.app.lists import (
@@ -115,6 +116,7 @@ class FeedbackPages:
         self._rates = Rates(settings.per_user, settings.per_tenant)
         self._threads = Threads("feedback")
         self._inbox = InboxPages(database, self._threads)
+        self._reviews = ReviewPages(database, ids, self._threads)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -134,6 +136,7 @@ class FeedbackPages:
                 "GET", "/v1/feedback.js", None, self._send_script, "the helper for web pages"
             ),
             *self._inbox.routes(),
+            *self._reviews.routes(),
         ]  # fmt: skip
 
     async def _send_script(self, exchange: Exchange, _: Key | None, __: Any) -> None:

@@ -13,6 +13,7 @@ the files in the store that it has.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +21,8 @@ from typing import Protocol
 
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.base import Engine, Served
+from thrifty.engines.server import KEY_VARIABLE
+from thrifty.errors import FleetError
 from thrifty.types import ReplicaState
 
 OnChange = Callable[[], None]
@@ -115,8 +118,8 @@ class Fleet(Protocol):
 
     async def adopt(self, known: Sequence[tuple[ReplicaRow, ReplicaSet]]) -> None:
         """Take over what an earlier controller left running, before the first `apply`. `known` are
-        the rows that it wrote, each with the set that it belongs to (whose `count` and `cpus` do
-        not matter). What runs here and is not known is ended.
+        the rows that it wrote, each with the set that it belongs to (whose `count` does not
+        matter, nor on this machine its `cpus`). What runs here and is not known is ended.
         """
         ...
 
@@ -210,3 +213,12 @@ class ReplicaNames:
 
 async def announce_nothing() -> None:
     """For replicas that no gateway knows of."""
+
+
+def check_key() -> None:
+    """Raise `FleetError` where gateways would have no key for replicas on other machines."""
+    if not os.environ.get(KEY_VARIABLE):
+        raise FleetError(
+            f"replicas on other machines answer only who has their key: put it into {KEY_VARIABLE} "
+            "before the service starts, here and where replicas run (openssl rand -hex 32)"
+        )

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
 import uuid
@@ -26,8 +25,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from thrifty.db.fleet import ReplicaRow
-from thrifty.engines.server import KEY_VARIABLE
-from thrifty.errors import FleetError
 from thrifty.fleet.base import (
     Announce,
     ObservedReplica,
@@ -37,6 +34,7 @@ from thrifty.fleet.base import (
     SetKey,
     announce_nothing,
 )
+from thrifty.fleet.idle import wait_idle
 from thrifty.fleet.kubernetes_objects import (
     KubernetesSettings,
     make_selector,
@@ -44,7 +42,7 @@ from thrifty.fleet.kubernetes_objects import (
     read_served,
 )
 from thrifty.fleet.kubernetes_pod import PodView, read_pod
-from thrifty.fleet.kubernetes_replica import PodReplica, rank, wait_idle
+from thrifty.fleet.kubernetes_replica import PodReplica, rank
 from thrifty.fleet.kubernetes_writer import RIGHTS, Writer, explain_refusal
 from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Object
 from thrifty.kubernetes.config import find_cluster
@@ -379,7 +377,9 @@ class KubernetesFleet:
         """Drain a replica, and have its pod deleted."""
         if replica.had_traffic:
             await self._announce()
-            await wait_idle(replica)
+            await wait_idle(
+                replica.id, replica.url, lambda: replica.counts and not replica.gone.is_set()
+            )
         if not replica.had_traffic and replica.key not in self._desired:
             self._note_going(replica)  # it goes with its Deployment
             return
@@ -469,13 +469,4 @@ class KubernetesFleet:
         )
 
 
-def check_key() -> None:
-    """Raise `FleetError` where gateways would have no key for replicas elsewhere."""
-    if not os.environ.get(KEY_VARIABLE):
-        raise FleetError(
-            f"replicas in a cluster answer only who has their key: put the Secret's replica-key into "
-            f"{KEY_VARIABLE} before the service starts"
-        )
-
-
-__all__ = ["KubernetesFleet", "KubernetesSettings", "check_key"]
+__all__ = ["KubernetesFleet", "KubernetesSettings"]

@@ -40,10 +40,6 @@ DRAIN_S = 30
 GRACE_S = PRE_STOP_S + DRAIN_S + 10
 TOLERATION_S = 5
 """How long pods stay on a node that does not answer the cluster any more."""
-MIB = 1 << 20
-DEFAULT_KV_BYTES = 256 * MIB
-NO_MODEL_BYTES = 512 * MIB
-_STEP_BYTES = 128 * MIB
 _UNREACHABLE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _KEY = ("deployment", "version", "revision", "cpus")
 
@@ -107,19 +103,6 @@ def read_served(pod: Mapping[str, Any]) -> Served | None:
                 except msgspec.DecodeError:
                     return None
     return None
-
-
-def estimate_memory(replica_set: ReplicaSet, settings: KubernetesSettings, model_bytes: int) -> int:
-    """What a pod gets of memory: what was asked for, or enough for a model of `model_bytes`."""
-    wanted = replica_set.memory_limit_bytes or settings.memory_bytes
-    if wanted:
-        return wanted
-    if not model_bytes:
-        return NO_MODEL_BYTES
-    cache = replica_set.served.options.get("kv_cache")
-    cache_bytes = cache if isinstance(cache, int) and cache > 0 else DEFAULT_KV_BYTES
-    runtime = replica_set.engine.traits.runtime_bytes
-    return -(-round(1.25 * (model_bytes + runtime) + cache_bytes) // _STEP_BYTES) * _STEP_BYTES
 
 
 def make_deployment(

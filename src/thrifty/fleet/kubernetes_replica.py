@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from thrifty.db.fleet import ReplicaRow
 from thrifty.engines.base import Served
-from thrifty.engines.probe import read_server_load
-from thrifty.engines.server import KEY_VARIABLE
 from thrifty.fleet.base import WORTH, SetKey
 from thrifty.fleet.kubernetes_pod import NO_ADDRESS, PodView
-from thrifty.http.client import TransportError
 from thrifty.types import ReplicaState
 
-log = logging.getLogger(__name__)
-
-IDLE_POLL_S = 0.25
-DRAIN_LIMIT_S = 3600.0
-"""A replica that is drained for another one may end its requests for so long."""
-SILENT_AFTER = 3
-"""Questions in a row without an answer."""
 _HAVE_TRAFFIC = (ReplicaState.READY, ReplicaState.UNHEALTHY)
 
 
@@ -120,21 +107,3 @@ def rank(replica: PodReplica, work: Mapping[str, float]) -> tuple[int, float, in
     """The smaller, the rather it is kept: those that answer, and among them those with most to say."""
     number = int(replica.id.rpartition("-")[2])
     return WORTH.get(replica.state, 9), -work.get(replica.id, 0.0), number
-
-
-async def wait_idle(replica: PodReplica) -> None:
-    """Wait until it works on nothing, twice in a row, or does not say, or its pod goes."""
-    key = os.environ.get(KEY_VARIABLE) or None
-    deadline_s = time.monotonic() + DRAIN_LIMIT_S
-    idle = silent = 0
-    while replica.counts and not replica.gone.is_set() and idle < 2 and silent < SILENT_AFTER:
-        try:
-            load = await read_server_load(replica.url, key=key)
-            idle = idle + 1 if load.running + load.waiting == 0 else 0
-            silent = 0
-        except (TransportError, OSError, ValueError):
-            silent += 1
-        if time.monotonic() > deadline_s:
-            log.warning("%s: still busy after %g s; ended", replica.id, DRAIN_LIMIT_S)
-            return
-        await asyncio.sleep(IDLE_POLL_S)

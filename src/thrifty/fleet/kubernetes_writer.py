@@ -16,11 +16,11 @@ from thrifty.fleet.kubernetes_objects import (
     CHECKSUM,
     MANAGER,
     KubernetesSettings,
-    estimate_memory,
     make_deployment,
     name_set,
     read_key,
 )
+from thrifty.fleet.memory import estimate_memory
 from thrifty.kubernetes.client import MERGE, ApiAway, ApiClient, ApiRefused, Object
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Writer:
         if known is not None and not self._differs(key, known):
             return
         memory = estimate_memory(
-            wanted, self._settings, self._estimate_bytes(wanted.served.artifact)
+            wanted, self._settings.memory_bytes, self._estimate_bytes(wanted.served.artifact)
         )
         body = make_deployment(wanted, self._settings, self._namespace, memory)
         await self._apply(key, body, wanted.count + self._count_leaving(key))
@@ -249,7 +249,7 @@ class Writer:
         if _read_count(known) != wanted.count + self._count_leaving(key):
             return True
         memory = estimate_memory(
-            wanted, self._settings, self._estimate_bytes(wanted.served.artifact)
+            wanted, self._settings.memory_bytes, self._estimate_bytes(wanted.served.artifact)
         )
         body = make_deployment(wanted, self._settings, self._namespace, memory)
         notes = known["metadata"].get("annotations") or {}

@@ -44,8 +44,8 @@ MAX_KINDS = 100
 """Bound on the kinds of errors that are remembered as logged."""
 
 OnCount = Callable[[int], None]
-MakeTexts = Callable[[], tuple[str, str] | None]
-"""Makes a response's prompt and answer; None if they are not recorded."""
+MakeTexts = Callable[[], tuple[str, str, str | None] | None]
+"""Makes a response's prompt, answer and facts; None if they are not recorded."""
 
 
 class LogHealth(StrEnum):
@@ -245,7 +245,7 @@ class LogWriter:
             self._batch.append(Entry(row, text))
             chars += len(text[0]) + len(text[1]) if text is not None else 0
 
-    def _make_text(self, make_text: MakeTexts | None) -> tuple[str, str] | None:
+    def _make_text(self, make_text: MakeTexts | None) -> tuple[str, str, str | None] | None:
         try:
             return None if make_text is None else make_text()
         except Exception:

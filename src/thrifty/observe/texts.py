@@ -22,6 +22,8 @@ MAX_CHARS = 1_000_000
 """Bound on the text of a prompt and of an answer; the longest pieces are truncated."""
 MAX_MESSAGES = 2000
 MAX_NAME_CHARS = 256
+MAX_FORMAT_CHARS = 20_000
+"""Longer descriptions of a wanted format are left out."""
 MAX_TOKEN_IDS = 100_000
 
 _LIST_BEGINS = '[{"role":"assistant"'
@@ -33,10 +35,13 @@ Redact = Callable[[str], str]
 
 
 class Texts(NamedTuple):
-    """The columns `prompt` and `answer` of one response."""
+    """The columns `prompt`, `answer` and `facts` of one response."""
 
     prompt: str
     answer: str
+    facts: str | None = None
+    """JSON with `format` (the request's `response_format`, as JSON in a text) and `finish` (why
+    each choice ended); None where there is neither."""
 
 
 def make_texts(
@@ -62,11 +67,13 @@ def make_texts(
         return None
     if answer is not None and streamed:
         answer = assemble_stream(answer, partial=True)
-    choices = _read_choices(answer)
+    whole = _decode_choices(answer)
+    choices = [_read_choice(choice) for choice in whole]
+    facts = _write_facts(request.get("response_format"), whole, redact)
     if redact is not None:
         _redact_all(messages, redact)
         _redact_all(choices, redact)
-    return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)))
+    return Texts(_encode(_bound(messages)), _write_answer(_bound(choices)), facts)
 
 
 def parse_prompt(prompt: str) -> list[Message]:
@@ -79,6 +86,29 @@ def parse_answer(answer: str) -> list[Message]:
     if answer.startswith(_LIST_BEGINS):
         return msgspec.json.decode(answer, type=list[Message])
     return [{"role": "assistant", "content": answer}] if answer else []
+
+
+def show_prompt(prompt: str) -> str:
+    """A recorded prompt as text: each message under its role."""
+    try:
+        messages = parse_prompt(prompt)
+    except ValueError:
+        return prompt
+    return "\n\n".join(f"{one.get('role')}: {one.get('content') or ''}" for one in messages)
+
+
+def show_answer(answer: str) -> str:
+    """A recorded answer as text; of several choices all, one after the other."""
+    try:
+        choices = parse_answer(answer)
+    except ValueError:
+        return answer
+    texts = []
+    for choice in choices:
+        calls = [call["function"] for call in choice.get("tool_calls", ())]
+        said = str(choice.get("content") or choice.get("refusal") or "")
+        texts.append("\n".join([said, *(f"{c['name']}({c['arguments']})" for c in calls)]).strip())
+    return "\n\n".join(texts)
 
 
 def _read_messages(messages: Any) -> list[Message]:
@@ -173,7 +203,7 @@ def _is_token_ids(items: list[Any]) -> bool:
     return bool(items) and all(type(item) is int and 0 <= item < 2**31 for item in items)
 
 
-def _read_choices(answer: bytes | None) -> list[Message]:
+def _decode_choices(answer: bytes | None) -> list[Mapping[str, Any]]:
     if answer is None:
         return []
     try:
@@ -183,9 +213,26 @@ def _read_choices(answer: bytes | None) -> list[Message]:
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(choices, list):
         return []
-    found = [choice for choice in choices if isinstance(choice, dict)]
+    found: list[Mapping[str, Any]] = [one for one in choices if isinstance(one, dict)]
     found.sort(key=lambda choice: _order(choice.get("index")))
-    return [_read_choice(choice) for choice in found[:MAX_MESSAGES]]
+    return found[:MAX_MESSAGES]
+
+
+def _write_facts(
+    wanted: Any, choices: list[Mapping[str, Any]], redact: Redact | None
+) -> str | None:
+    facts: dict[str, Any] = {}
+    if isinstance(wanted, dict):
+        text = _encode(wanted)
+        text = redact_json(text, redact) if redact is not None else text
+        if len(text) <= MAX_FORMAT_CHARS:
+            facts["format"] = sanitize_text(text)
+    reasons = [choice.get("finish_reason") for choice in choices]
+    if any(isinstance(one, str) for one in reasons):
+        facts["finish"] = [
+            sanitize_text(one, MAX_NAME_CHARS) if isinstance(one, str) else None for one in reasons
+        ]
+    return _encode(facts) if facts else None
 
 
 def _read_choice(choice: Mapping[str, Any]) -> Message:

@@ -45,6 +45,25 @@ class Instance(msgspec.Struct, frozen=True):
         return round(self.memory_gib * (1 << 30))
 
 
+class FunctionPrice(msgspec.Struct, frozen=True):
+    """What functions of a platform cost, in one region."""
+
+    region: str
+    per_gb_second: float
+    """For each GiB of memory that a function was given, while it runs."""
+    per_million_requests: float
+    source: str
+
+
+class ContainerPrice(msgspec.Struct, frozen=True):
+    """What containers of a platform cost while they run, in one region."""
+
+    region: str
+    per_vcpu_hour: float
+    per_gib_hour: float
+    source: str
+
+
 class PriceTable(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -54,6 +73,10 @@ class PriceTable(msgspec.Struct, frozen=True):
     sources: dict[str, str]
     """Of the prices, by cloud."""
     accelerators: dict[str, Accelerator]
+    functions: dict[str, FunctionPrice]
+    """By the target of `thrifty deploy`."""
+    containers: dict[str, ContainerPrice]
+    """The same."""
     processors_note: str
     machines: tuple[Instance, ...]
 

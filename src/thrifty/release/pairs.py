@@ -15,7 +15,7 @@ from sqlalchemy import select
 from thrifty.db.database import Database
 from thrifty.db.releases import ReleaseRow
 from thrifty.db.tables import request_texts, requests
-from thrifty.observe.texts import parse_answer, parse_prompt
+from thrifty.observe.texts import show_answer, show_prompt
 
 MAX_PAIRS = 8
 """So many are read at a time."""
@@ -79,26 +79,3 @@ def read_pairs(
             if len(found) >= limit:
                 break
     return found
-
-
-def show_prompt(prompt: str) -> str:
-    """A recorded prompt as text: each message under its role."""
-    try:
-        messages = parse_prompt(prompt)
-    except ValueError:
-        return prompt
-    return "\n\n".join(f"{one.get('role')}: {one.get('content') or ''}" for one in messages)
-
-
-def show_answer(answer: str) -> str:
-    """A recorded answer as text; of several choices all, one after the other."""
-    try:
-        choices = parse_answer(answer)
-    except ValueError:
-        return answer
-    texts = []
-    for choice in choices:
-        calls = [call["function"] for call in choice.get("tool_calls", ())]
-        said = str(choice.get("content") or choice.get("refusal") or "")
-        texts.append("\n".join([said, *(f"{c['name']}({c['arguments']})" for c in calls)]).strip())
-    return "\n\n".join(texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from thrifty.errors import ControlError
+from thrifty.spec.judges import RemoteJudge, check_judge
 from thrifty.spec.section import Count, Duration, Number, Section
 
 ACCEPTANCE, JUDGED = "acceptance", "judged"
@@ -17,22 +17,8 @@ ERRORS, TTFT, TPOT, COST = "errors", "ttft", "tpot", "cost"
 START, SHADOW = "start", "shadow"
 RATIO_ALPHA = 0.001
 """The chance that the check of the shares stops a release whose shares are as planned."""
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-DEPLOYMENT = "deployment:"
 
 Promotion = Literal["promote", "pause"]
-
-
-class RemoteJudge(Section):
-    """A model on a server that others run, which compares answers."""
-
-    url: str = Field(min_length=1, description="The base URL of an OpenAI-compatible server.")
-    model: str = Field(min_length=1, description="What that server calls the model.")
-    key_env: str | None = Field(
-        None,
-        min_length=1,
-        description="The environment variable of the controller that holds the key.",
-    )
 
 
 class ShadowPlan(Section):
@@ -55,14 +41,7 @@ class ShadowPlan(Section):
     @field_validator("judge")
     @classmethod
     def _check_judge(cls, value: Any) -> Any:
-        if isinstance(value, str) and not (
-            FUNCTION.fullmatch(value) or (value.startswith(DEPLOYMENT) and value != DEPLOYMENT)
-        ):
-            raise ValueError(
-                f"{value!r} is neither 'module:function' nor 'deployment:NAME'; a model elsewhere is "
-                "a mapping of 'url' and 'model'"
-            )
-        return value
+        return check_judge(value)
 
 
 class StepPlan(Section):

@@ -28,6 +28,7 @@ from thrifty.db.releases import (
 )
 from thrifty.db.tables import replicas
 from thrifty.errors import DatabaseError
+from thrifty.evaluate.judges import Judge, JudgeAway, compare, open_judge
 from thrifty.release.conversations import Conversations, read_newest
 from thrifty.release.decision import (
     ABORT,
@@ -39,7 +40,6 @@ from thrifty.release.decision import (
     decide,
 )
 from thrifty.release.evidence import Evidence, check_ratio, weigh
-from thrifty.release.judges import Judge, JudgeAway, compare, open_judge
 from thrifty.release.manage import close_steps, end_release, move_release, note_release
 from thrifty.release.pairs import LOST, read_pairs
 from thrifty.release.plan import SHADOW, ReleasePlan, parse_plan

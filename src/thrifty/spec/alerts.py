@@ -91,6 +91,18 @@ class AlertsSpec(Section):
         description="By how much the share of thumbs up of a version's last day must be below that of "
         "its deployment's week before. Default: 10 points; `null`: never an alert.",
     )
+    quality_drop: Number | None = Field(
+        0.03,
+        gt=0,
+        le=1,
+        description="By how much the share of good answers of a version must be below that of the "
+        "deployment's other versions, in a fault, in what users did or by the judge. Canary questions "
+        "are judged by themselves. Default: 3 points; `null`: never an alert.",
+    )
+    drift: bool = Field(
+        True,
+        description="Whether a change of what is asked, or of how a version answers, is an alert.",
+    )
     budget: Number | None = Field(
         0.8,
         gt=0,

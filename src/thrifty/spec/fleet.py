@@ -1,26 +1,47 @@
-"""Where replicas run: on this machine, or in a Kubernetes cluster."""
+"""Where replicas run: on this machine, in a Kubernetes cluster, or on a Ray cluster."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from thrifty.spec.section import Bytes, Section
+from thrifty.spec.section import Bytes, Integer, Section
 
 DNS_LABEL = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+ADDRESS_PATTERN = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$"
 IMAGE_PATTERN = r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$"
 DEFAULT_CPUS = 2
 """Cores of a replica in a cluster, where `replicas.cpus` does not say."""
+ResourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._:/-]{0,99}$")]
+_KEYS: Mapping[str, frozenset[str]] = {
+    "local": frozenset(),
+    "kubernetes": frozenset(
+        {"namespace", "name", "image", "secret", "account", "pull_secret", "models", "memory",
+         "kubeconfig", "context"}
+    ),
+    "ray": frozenset(
+        {"address", "name", "models", "memory", "accelerator_type", "resources", "max_replicas"}
+    ),
+}  # fmt: skip
+"""The keys that each kind takes, besides `kind`."""
 
 
 class FleetSpec(Section):
-    """Where replicas run. All keys but `kind` are for Kubernetes."""
+    """Where replicas run. Which keys a kind takes is in `_KEYS`."""
 
-    kind: Literal["local", "kubernetes"] = Field(
+    kind: Literal["local", "kubernetes", "ray"] = Field(
         "local",
         description="`local`: processes of this machine. `kubernetes`: pods of a cluster; see "
-        "docs/deploy/kubernetes.md.",
+        "docs/deploy/kubernetes.md. `ray`: actors of a Ray cluster; see docs/deploy/ray.md.",
+    )
+    address: str | None = Field(
+        None,
+        pattern=ADDRESS_PATTERN,
+        description="HOST:PORT of the Ray cluster's head; needed on Ray. The controller runs on a "
+        "node of that cluster.",
     )
     namespace: str | None = Field(
         None,
@@ -31,8 +52,9 @@ class FleetSpec(Section):
     name: str = Field(
         "thrifty",
         pattern=DNS_LABEL,
-        description="Tells the fleets of one namespace apart. Objects carry it as a label, and the "
-        "lease by which one controller acts is called so.",
+        description="Tells the fleets of one namespace, or of one Ray cluster, apart. Objects carry it "
+        "as a label, the lease by which one controller acts is called so, and on Ray the namespace "
+        "is `thrifty-NAME`.",
     )
     image: str | None = Field(
         None,
@@ -55,9 +77,11 @@ class FleetSpec(Section):
     )
     models: str | None = Field(
         None,
-        pattern=DNS_LABEL,
-        description="The claim (ReadWriteMany) with the model store, mounted at THRIFTY_HOME/models "
-        "here and in each replica; engines that load models need it.",
+        min_length=1,
+        description="On Kubernetes the claim (ReadWriteMany) with the model store, mounted at "
+        "THRIFTY_HOME/models here and in each replica; engines that load models need it. On Ray the "
+        "URL of a remote (docs/remotes.md), to which models are pushed and from which nodes pull "
+        "them; without it all nodes must share THRIFTY_HOME/models.",
     )
     memory: Bytes | None = Field(
         None,
@@ -75,24 +99,61 @@ class FleetSpec(Section):
         None, min_length=1, description="The kubeconfig's context. Default: its current one."
     )
 
+    accelerator_type: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Ray: the kind of GPU of a replica's node, as Ray calls it, such as `L4`.",
+    )
+    resources: Mapping[ResourceName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict,
+        description="Ray: what else each replica asks for, by the name of the resource.",
+    )
+    max_replicas: Integer | None = Field(
+        None,
+        ge=1,
+        description="Ray: for how many replicas Ray's autoscaler is asked for nodes at most. Default: "
+        "for all, as far as the cluster says what it may start.",
+    )
+
     @model_validator(mode="after")
     def _check_kind(self) -> FleetSpec:
         fields = type(self).model_fields
-        others = [
+        given = [
             key for key in fields
-            if key != "kind" and getattr(self, key) != fields[key].default
+            if key != "kind"
+            and getattr(self, key) != fields[key].get_default(call_default_factory=True)
         ]  # fmt: skip
-        if self.kind == "local" and others:
-            raise ValueError(
-                f"has {', '.join(others)}, which only kubernetes takes; write 'kind: kubernetes'"
-            )
-        if self.kind == "kubernetes" and self.image is None:
-            raise ValueError("needs 'image' (registry.example.com/thrifty:1) for kubernetes")
+        others = [key for key in given if key not in _KEYS[self.kind]]
+        if others:
+            kinds = [kind for kind, keys in _KEYS.items() if set(others) <= keys]
+            hint = f"; write 'kind: {kinds[0]}'" if self.kind == "local" and kinds else ""
+            raise ValueError(f"has {', '.join(others)}, which {self.kind} does not take{hint}")
+        if self.kind == "kubernetes":
+            self._check_kubernetes()
+        if self.kind == "ray":
+            self._check_ray()
         return self
+
+    def _check_kubernetes(self) -> None:
+        if self.image is None:
+            raise ValueError("needs 'image' (registry.example.com/thrifty:1) for kubernetes")
+        if self.models is not None and re.match(DNS_LABEL, self.models) is None:
+            raise ValueError(f"models: {self.models!r} is not the name of a claim")
+
+    def _check_ray(self) -> None:
+        if self.address is None:
+            raise ValueError(
+                "needs 'address' (HOST:PORT of the cluster's head, such as 10.0.0.5:6379) for ray"
+            )
+        if self.models is not None and "://" not in self.models:
+            raise ValueError(
+                f"models: {self.models!r} is not the URL of a remote (s3://bucket/models)"
+            )
 
     def describe(self) -> dict[str, Any]:
         """As plain data, for the desired state; empty for this machine."""
         if self.kind == "local":
             return {}
-        made: dict[str, Any] = self.model_dump(mode="json", exclude_none=True, exclude={"memory"})
+        keys = {"kind", *_KEYS[self.kind]} - {"memory"}
+        made: dict[str, Any] = self.model_dump(mode="json", exclude_none=True, include=keys)
         return {**made, "memory_bytes": self.memory} if self.memory else made

@@ -441,7 +441,7 @@ class DeploymentSpec(Section):
     quality: QualitySpec = Field(
         default_factory=lambda: QualitySpec(),
         description="Questions with known answers, asked of every version on a schedule, outside of "
-        "users' quotas and statistics. `thrifty quality` shows the results.",
+        "users' quotas and statistics, and checks of recorded answers (`thrifty quality`).",
     )
     improve: ImproveSpec = Field(
         default_factory=lambda: ImproveSpec(),

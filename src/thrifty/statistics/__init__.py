@@ -18,7 +18,12 @@ from thrifty.statistics.arms import (
 )
 from thrifty.statistics.asymptotic import mixture_radius, tune_rho
 from thrifty.statistics.bounded import betting_evidence, betting_interval, empirical_bernstein
-from thrifty.statistics.counts import excess_evidence, ratio_evidence
+from thrifty.statistics.counts import (
+    difference_evidence,
+    excess_evidence,
+    ratio_evidence,
+    share_interval,
+)
 from thrifty.statistics.error_budget import split_budget
 from thrifty.statistics.predicted import PredictedMean, predicted_mean
 
@@ -34,11 +39,13 @@ __all__ = [
     "cohen_kappa",
     "compare_arms",
     "compare_blocks",
+    "difference_evidence",
     "empirical_bernstein",
     "excess_evidence",
     "mixture_radius",
     "predicted_mean",
     "ratio_evidence",
+    "share_interval",
     "split_budget",
     "tune_rho",
 ]

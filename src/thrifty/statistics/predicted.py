@@ -15,6 +15,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 MIN_LABELS = 20
 """With fewer labels the correction's spread cannot be told."""
+TUNED_LABELS = 100
+"""Fixed before any label is seen, so that the interval stays valid at every look."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def predicted_mean(
     Prediction-powered inference (Angelopoulos, Bates, Fannjiang, Jordan and Zrnic, Science 382, 2023,
     example 1): the mean of the predictions plus the mean of what labels differ from them. It is
     right however wrong predictions are; good ones make it narrow. The interval is the Gaussian
-    mixture boundary (`asymptotic`) over the labels, narrowest at the present number.
+    mixture boundary (`asymptotic`) over the labels, narrowest at `TUNED_LABELS`.
 
     Args:
         predictions: What was predicted of those without a label, shape (n,).
@@ -62,7 +64,7 @@ def predicted_mean(
     correction = float(np.mean(change))
     spread = float(np.var(predictions, ddof=1)) / count + float(np.var(change, ddof=1)) / known
     mean = float(np.mean(predictions)) + correction
-    radius = float(mixture_radius(known, spread * known, alpha, tune_rho(known, alpha)))
+    radius = float(mixture_radius(known, spread * known, alpha, tune_rho(TUNED_LABELS, alpha)))
     return PredictedMean(
         mean, math.sqrt(spread), mean - radius, mean + radius, count, known, correction
     )

@@ -68,7 +68,8 @@ from thrifty.observe.alerts.findings import KINDS
 from thrifty.observe.rollups.series import Asked, read_series
 from thrifty.openai.errors import WireError, bad_request
 from thrifty.release.manage import RELEASE_ACTS, start_release
-from thrifty.release.plan import DEPLOYMENT, parse_plan
+from thrifty.release.plan import parse_plan
+from thrifty.spec.judges import DEPLOYMENT
 from thrifty.worker.home_views import HomeViews, describe_silence
 
 SPEC_TIMEOUT_S = 3600.0

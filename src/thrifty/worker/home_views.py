@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from thrifty.api.quality_models import Quality
 from thrifty.api.view_models import (
     AlertList,
     AlertModel,
@@ -45,6 +46,7 @@ from thrifty.db.fleet import FleetState, ReplicaRow, read_fleet
 from thrifty.errors import ArtifactError, SpecError
 from thrifty.home import Home
 from thrifty.observe.rollups.overview import Sums, Version, Window, read_window
+from thrifty.quality.figures import describe_quality
 from thrifty.spec import parse_spec
 
 MAX_MODELS = 500
@@ -138,6 +140,10 @@ class HomeViews:
                 )
             )  # fmt: skip
         return AlertList(alerts=found, silences=[describe_silence(one) for one in silences])
+
+    def get_quality(self, deployment: str | None) -> Quality:
+        """What is known of the quality of answers. Raises `DatabaseError`."""
+        return Quality.model_validate(describe_quality(self._database, time.time(), deployment))
 
     def get_settings(self) -> Settings:
         """The spec in force. Raises `DatabaseError`."""

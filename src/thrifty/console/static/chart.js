@@ -5,6 +5,8 @@ import { theme } from "./theme_state.js";
 
 const HEIGHT = 190;
 const MAX_ROWS = 60;
+const DAY_S = 86_400;
+const DAY_STEPS = [1, 2, 3, 5, 7, 10, 15, 30].map((days) => days * DAY_S);
 const WHOLE_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000, 10_000, 100_000];
 
 /** Colours come from the style sheet, so that they fit the theme. */
@@ -26,14 +28,15 @@ export function Chart({ title, times, series, format = String, marks = [], stepp
   const box = useRef(null);
   const plot = useRef(null);
   const shown = series.slice(0, 6);
-  const shape = `${theme.value} ${stepped} ${shown.map((one) => one.label).join("|")}`;
+  const daily = times.length > 1 && times[1] - times[0] >= DAY_S;
+  const shape = `${daily} ${theme.value} ${stepped} ${shown.map((one) => one.label).join("|")}`;
   const markKey = marks.map((mark) => mark.at).join();
   useEffect(() => {
     const element = box.current;
     const colours = readColours(element);
     const narrow = element.clientWidth < 420;
     plot.current = new uPlot(
-      makeOptions(element, colours, shown, { format, marks, stepped, integer, narrow }), pack(times, shown),
+      makeOptions(element, colours, shown, { format, marks, stepped, integer, narrow, daily }), pack(times, shown),
       element,
     );
     const watcher = new ResizeObserver(() => {
@@ -72,7 +75,7 @@ function Figures({ title, times, series, format }) {
 
 const pack = (times, series) => [times, ...series.map((one) => one.values)];
 
-function makeOptions(element, colours, series, { format, marks, stepped, integer, narrow }) {
+function makeOptions(element, colours, series, { format, marks, stepped, integer, narrow, daily }) {
   const axis = {
     stroke: colours.text, grid: { stroke: colours.grid, width: 1 },
     ticks: { show: false }, font: "12px system-ui, sans-serif",
@@ -85,9 +88,9 @@ function makeOptions(element, colours, series, { format, marks, stepped, integer
     padding: [8, 8, 0, 0],
     scales: { y: { range: (_, low, high) => [Math.min(0, low ?? 0), (high || 1) * 1.08] } },
     axes: [
-      { ...axis, size: 30, space: narrow ? 70 : 60,
+      { ...axis, size: 30, space: narrow ? 70 : 60, incrs: daily ? DAY_STEPS : undefined,
         values: (_, splits, __, ___, gap) => splits.map((at) => formatTime(
-          at, { date: gap >= 86_400, second: gap < 60 })) },
+          at, { date: gap >= DAY_S, time: gap < DAY_S, second: gap < 60 })) },
       { ...axis, size: narrow ? 44 : 56, incrs: integer ? WHOLE_STEPS : undefined, values: (_, splits) => splits.map(format) },
     ],
     series: [

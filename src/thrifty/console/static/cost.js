@@ -92,5 +92,5 @@ function Savings({ savings }) {
     { name: "Time of a replica", number: true, cell: (one) => formatDuration(one.saved_s) },
     { name: "Against", cell: (one) => html`<span class="quiet small">${one.baseline}</span>` },
   ];
-  return html`<${Table} caption="Saved" columns=${columns} rows=${savings} empty="Nothing to compare yet." />`;
+  return html`<${Table} caption="What was saved" columns=${columns} rows=${savings} empty="Nothing to compare yet." />`;
 }

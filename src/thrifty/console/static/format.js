@@ -56,10 +56,10 @@ export function formatMoney(value) {
   return value.toFixed(digits);
 }
 
-export function formatTime(seconds, { date = true, second = true } = {}) {
+export function formatTime(seconds, { date = true, time = true, second = true } = {}) {
   if (!isNumber(seconds)) return NONE;
-  const options = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
-  if (second) options.second = "2-digit";
+  const options = time ? { hour: "2-digit", minute: "2-digit", hourCycle: "h23" } : {};
+  if (time && second) options.second = "2-digit";
   if (date) Object.assign(options, { day: "2-digit", month: "short" });
   return new Intl.DateTimeFormat("en-GB", options).format(new Date(seconds * 1000));
 }

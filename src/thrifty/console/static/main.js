@@ -17,6 +17,7 @@ const PAGES = [
   { name: "requests", title: "Requests", role: "user", load: () => import("./requests.js") },
   { name: "playground", title: "Playground", role: "user", load: () => import("./playground.js") },
   { name: "feedback", title: "Feedback", role: "user", load: () => import("./feedback.js") },
+  { name: "quality", title: "Quality", role: "viewer", load: () => import("./quality.js") },
   { name: "models", title: "Models", role: "viewer", load: () => import("./models.js") },
   { name: "cost", title: "Cost", role: "viewer", load: () => import("./cost.js") },
   { name: "keys", title: "Keys and budgets", role: "admin", load: () => import("./keys.js") },

@@ -10,6 +10,8 @@ KEY_VARIABLE = "THRIFTY_REPLICA_KEY"
 """The key that requests must carry. Beyond loopback there must be one."""
 SERVED_VARIABLE = "THRIFTY_SERVED"
 """What a replica serves, as JSON, where a fleet elsewhere starts it."""
+MODEL_VARIABLE = "THRIFTY_MODEL_SOURCE"
+"""Where such a replica pulls its model from, if its store lacks it: a reference to a remote."""
 
 ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", HOST_VARIABLE: "", KEY_VARIABLE: ""}
 """For the processes of such servers: each text is tokenized alone, and needs no pool of threads.

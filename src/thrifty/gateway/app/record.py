@@ -85,11 +85,13 @@ class Recorder:
             )
         if self._writer is None and call.trace is None:
             return
-        user = tags = None
+        user = tags = limit = None
         if call.parsed is not None:
-            user = read_user(call.parsed.body)
+            body = call.parsed.body
+            user = read_user(body)
+            limit = body.get("max_completion_tokens") or body.get("max_tokens")
             if call.endpoint is Endpoint.CHAT:
-                tags = call.parsed.body.get("metadata")
+                tags = body.get("metadata")
         row = (
             call.response_id.number,
             call.started_at_s,
@@ -121,6 +123,7 @@ class Recorder:
             round(overhead_s * 1e7) / 10,
             encode_tags(tags) if tags else None,
             cost,
+            limit if type(limit) is int and 0 < limit <= _MOST_TOKENS else None,
         )
         if self._tracer is not None and call.trace is not None:
             late_s = ttft_s if ttft_s is not None else e2e_s
@@ -149,6 +152,7 @@ class Recorder:
         self._writer.put(row, texts, len(call.exchange.body) + len(outcome.answer))
 
 
+_MOST_TOKENS = 2**31 - 1
 _NOTABLE = (Verdict.FAILED, Verdict.SLOW)
 
 

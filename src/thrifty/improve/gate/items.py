@@ -12,7 +12,6 @@ set.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from thrifty.errors import EvaluationError
 from thrifty.evaluate.answer_faults import IGNORED, find_faults, find_same
+from thrifty.evaluate.answer_forms import is_json, is_refusal
 from thrifty.evaluate.answers import is_right
 from thrifty.evaluate.questions import Question, parse_question
 
@@ -35,17 +35,6 @@ METRICS = {
     WILLING: "answers that do not refuse",
 }
 """What is judged of answers, each a share of the items that it applies to."""
-
-_REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable|not able)|"
-    r"i (?:can(?:'t|not| not)|could not|couldn't|won't|will not|am unable to) "
-    r"(?:help|assist|answer|provide|comply|fulfil|do|discuss|create|generate|give|respond)|"
-    r"as an ai\b|as a language model)",
-    re.IGNORECASE,
-)
-_BEGINNING = 160
-"""A refusal is said at the beginning; further on, the words may be a quotation."""
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\s*\Z", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -109,18 +98,3 @@ def grade(items: Sequence[Item], answers: Sequence[str]) -> dict[str, list[bool 
         found[VALID].append(is_json(answer) if item.json else None)
         found[WILLING].append(not is_refusal(answer))
     return found
-
-
-def is_json(answer: str) -> bool:
-    """Whether an answer is an object or an array of JSON, alone or as the only block of code."""
-    text = answer.strip()
-    fenced = _FENCE.match(text)
-    try:
-        return isinstance(json.loads(fenced[1] if fenced else text), dict | list)
-    except (ValueError, RecursionError):
-        return False
-
-
-def is_refusal(answer: str) -> bool:
-    """Whether an answer begins with a refusal in English; other languages are not recognised."""
-    return _REFUSAL.search(answer.replace("\u2019", "'")[:_BEGINNING]) is not None

@@ -12,8 +12,8 @@ from thrifty.observe.alerts.settings import AlertSettings, Slo
 from thrifty.observe.burn import BURNS, LATENCY_OBJECTIVE, PAGE, TICKET, Severity, write_window
 
 RUNBOOKS = "docs/runbooks.md"
-ERRORS, SLOW, CRASH_LOOP, BUDGET, FEEDBACK, DATABASE = (
-    "errors", "slow", "crash_loop", "budget", "feedback", "database",
+ERRORS, SLOW, CRASH_LOOP, BUDGET, FEEDBACK, QUALITY, DRIFT, DATABASE = (
+    "errors", "slow", "crash_loop", "budget", "feedback", "quality", "drift", "database",
 )  # fmt: skip
 KINDS = {
     ERRORS: "errors-burn",
@@ -21,6 +21,8 @@ KINDS = {
     CRASH_LOOP: "a-replica-is-in-a-crash-loop",
     BUDGET: "a-budget-is-nearly-spent",
     FEEDBACK: "people-like-answers-less",
+    QUALITY: "answers-are-worse",
+    DRIFT: "questions-or-answers-drift",
     DATABASE: "the-database-is-away",
 }
 """Every kind of alert, with its section of the runbooks."""

@@ -37,6 +37,9 @@ class AlertSettings(msgspec.Struct, frozen=True):
     """The fewest requests in the long window of a burn rate."""
     feedback_drop: float | None = 0.1
     """The drop of the share of thumbs up that is an alert; None: none is."""
+    quality_drop: float | None = 0.03
+    """By how much a version's answers must be worse than others' to be an alert; None: never."""
+    drift: bool = True
     budget: float | None = 0.8
     """The share of a key's budget whose spending is an alert; None: none is."""
     crash_loops: bool = True

@@ -27,8 +27,10 @@ from thrifty.observe.alerts.findings import (
     BUDGET,
     CRASH_LOOP,
     DATABASE,
+    DRIFT,
     ERRORS,
     FEEDBACK,
+    QUALITY,
     SLOW,
     Finding,
     find_budgets,
@@ -80,12 +82,23 @@ class Watch:
         """All alerts, those that are over included."""
         return self._book.rows
 
-    def look(self, settings: AlertSettings, slos: Sequence[Slo], crashes: Iterable[Crash]) -> None:
-        """Look once. Blocks, also on targets. What the database does not take is kept in memory."""
+    def look(
+        self,
+        settings: AlertSettings,
+        slos: Sequence[Slo],
+        crashes: Iterable[Crash],
+        answers: Sequence[Finding] | None = None,
+    ) -> None:
+        """Look once. `answers` is what is wrong with answers; None: it is not known. Blocks, also
+        on targets. What the database does not take is kept in memory.
+        """
         now_s = self._clock()
         findings, kinds = self._find(settings, slos, now_s)
         if settings.crash_loops:
             findings += find_crash_loops(crashes)
+        if answers is not None:
+            findings += answers
+            kinds |= {QUALITY, DRIFT}
         self._book.note(findings, {*kinds, CRASH_LOOP, DATABASE}, now_s)
         self._tell(settings, now_s)
         changed = self._book.take_changed()

@@ -1,8 +1,9 @@
-"""Who compares two answers to one prompt: a Python function, a deployment, or a model elsewhere.
+"""Who judges answers: a Python function, a deployment, or a model elsewhere.
 
-A judge never learns which version gave which answer, and sees each pair twice, the second time in
-the other order: a judge that prefers the first place then says nothing (a tie) in place of something
-wrong. A function runs in a process of its own, so that it can neither halt nor crash the controller.
+A judge compares two answers to one prompt, or scores one. It never learns which version gave which
+answer, and sees each pair twice, the second time in the other order: a judge that prefers the first
+place then says nothing (a tie) in place of something wrong. A function runs in a process of its
+own, so that it can neither halt nor crash the controller.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from thrifty.db.database import Database
 from thrifty.db.fleet import read_fleet
 from thrifty.errors import EvaluationError, ThriftyError
 from thrifty.evaluate.served import ServedUrl
-from thrifty.release.plan import DEPLOYMENT, RemoteJudge
+from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
 from thrifty.types import ReplicaState
 
 TIMEOUT_S = 120.0
@@ -41,6 +42,23 @@ Answer B:
 {second}
 
 Reply with one letter and nothing else: A, B, or T for a tie."""
+RUBRIC = """Score an answer to a request from 1 to 5.
+
+5: right, complete and to the point.
+4: right, with something missing or needless.
+3: partly right.
+2: mostly wrong, or hardly about the request.
+1: wrong, empty, unreadable, or refused without a reason.
+
+Request:
+{prompt}
+
+Answer:
+{answer}
+
+Reply with one digit and nothing else."""
+UNUSABLE = -1.0
+"""The score of an answer about which the judge said nothing usable."""
 
 
 class JudgeAway(ThriftyError):
@@ -55,12 +73,17 @@ class Judge(Protocol):
         `JudgeAway`.
         """
 
+    def rate(self, prompt: str, answer: str) -> float:
+        """A score from 0 to 1, or `UNUSABLE`. Raises `JudgeAway`."""
+
     def close(self) -> None:
         """Give back what it holds."""
 
 
 def compare(judge: Judge, prompt: str, candidate: str, other: str) -> int:
-    """1 where the candidate's answer is better, -1 where it is worse, else 0. Raises `JudgeAway`."""
+    """1 where the candidate's answer is better, -1 where it is worse, else 0. Raises
+    `JudgeAway`.
+    """
     if candidate == other:
         return 0
     first = judge.prefer(prompt, candidate, other)
@@ -69,7 +92,7 @@ def compare(judge: Judge, prompt: str, candidate: str, other: str) -> int:
 
 
 def open_judge(named: str | RemoteJudge, database: Database) -> Judge:
-    """The judge that a plan names. Raises `JudgeAway`."""
+    """The judge that a plan or a spec names. Raises `JudgeAway`."""
     if isinstance(named, RemoteJudge):
         return ModelJudge(named.url, named.model, named.key_env)
     if named.startswith(DEPLOYMENT):
@@ -112,6 +135,14 @@ class ModelJudge:
         text = QUESTION.format(
             prompt=prompt[:MAX_CHARS], first=first[:MAX_CHARS], second=second[:MAX_CHARS]
         )
+        return {"A": 1, "B": -1}.get(self._ask(text).upper()[:1], 0)
+
+    def rate(self, prompt: str, answer: str) -> float:
+        """The digit that the model replies, from 1 to 5, as a score."""
+        said = self._ask(RUBRIC.format(prompt=prompt[:MAX_CHARS], answer=answer[:MAX_CHARS]))
+        return (int(said[0]) - 1) / 4 if said[:1] in set("12345") else UNUSABLE
+
+    def _ask(self, text: str) -> str:
         body = {
             "model": self._model, "temperature": 0, "max_tokens": MAX_TOKENS,
             "messages": [{"role": "user", "content": text}],
@@ -119,12 +150,11 @@ class ModelJudge:
         try:
             until_s = time.monotonic() + TIMEOUT_S
             reply = self._served.ask("POST", "/v1/chat/completions", body, until_s)
-            said = str(reply["choices"][0]["message"].get("content") or "")
+            return str(reply["choices"][0]["message"].get("content") or "").strip().strip("*\"'.")
         except (EvaluationError, TimeoutError) as error:
             raise JudgeAway(f"the judge does not answer: {error}") from None
         except (KeyError, IndexError, TypeError, AttributeError):
             raise JudgeAway("the judge's answer is no chat completion") from None
-        return {"A": 1, "B": -1}.get(said.strip().strip("*\"'.").upper()[:1], 0)
 
     def close(self) -> None:
         """Close the connections."""
@@ -132,32 +162,39 @@ class ModelJudge:
 
 
 class FunctionJudge:
-    """A Python function `prefer(prompt, first, second)`, which returns 1, 0 or -1, in a process that
-    imports it (`release.judge_process`).
+    """A Python function in a process that imports it (`evaluate.judge_process`): of a prompt and
+    two answers it returns 1, 0 or -1, of a prompt and one answer a score from 0 to 1.
     """
 
     def __init__(self, named: str) -> None:
         self._named = named
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "thrifty.release.judge_process", named],
+            [sys.executable, "-m", "thrifty.evaluate.judge_process", named],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ.copy(),
         )  # fmt: skip
         self._buffer = b""
 
     def prefer(self, prompt: str, first: str, second: str) -> int:
         """What the function returns."""
+        return int(self._ask([prompt, first, second])["preference"])
+
+    def rate(self, prompt: str, answer: str) -> float:
+        """What the function returns."""
+        return float(self._ask([prompt, answer])["score"])
+
+    def _ask(self, texts: list[str]) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
-            stdin.write(msgspec.json.encode([prompt, first, second]) + b"\n")
+            stdin.write(msgspec.json.encode(texts) + b"\n")
             stdin.flush()
         except OSError:
             raise JudgeAway(f"the judge {self._named} has ended") from None
         answer = self._read_line(stdout.fileno())
         if "error" in answer:
             raise JudgeAway(f"the judge {self._named} failed: {answer['error']}")
-        return int(answer["preference"])
+        return answer
 
     def close(self) -> None:
         """End the process."""

@@ -1,7 +1,8 @@
-"""`python -m thrifty.release.judge_process MODULE:FUNCTION`: a judge's own process.
+"""`python -m thrifty.evaluate.judge_process MODULE:FUNCTION`: a judge's own process.
 
-One JSON list of prompt, first and second answer a line on stdin; one JSON object a line on stdout:
-`{"preference": 1 | 0 | -1}` or `{"error": "..."}`. What the function prints goes to stderr.
+On stdin, one JSON list a line: a prompt and two answers to compare, or a prompt and one answer to
+score. On stdout, one JSON object a line: `{"preference": 1 | 0 | -1}`, `{"score": 0 to 1}` or
+`{"error": "..."}`. What the function prints goes to stderr.
 """
 
 from __future__ import annotations
@@ -16,23 +17,27 @@ import msgspec
 MAX_ERROR_CHARS = 300
 
 
-def load_function(named: str) -> Callable[[str, str, str], Any]:
+def load_function(named: str) -> Callable[..., Any]:
     """The function. Raises `ValueError` where there is none."""
     module_name, _, function_name = named.partition(":")
     function = getattr(importlib.import_module(module_name), function_name, None)
     if not callable(function):
         raise ValueError(f"{module_name} has no function {function_name}")
-    loaded: Callable[[str, str, str], Any] = function
+    loaded: Callable[..., Any] = function
     return loaded
 
 
-def answer(function: Callable[[str, str, str], Any], line: bytes) -> dict[str, Any]:
-    """The answer to one line."""
-    prompt, first, second = msgspec.json.decode(line, type=tuple[str, str, str])
-    preference = function(prompt, first, second)
-    if preference not in (1, 0, -1):
-        raise ValueError(f"it returned {preference!r}; it must return 1, 0 or -1")
-    return {"preference": int(preference)}
+def answer(function: Callable[..., Any], line: bytes) -> dict[str, Any]:
+    """The answer to one line. Raises `ValueError` where the function returns anything else."""
+    texts = msgspec.json.decode(line, type=list[str])
+    found = function(*texts)
+    if len(texts) == 2:
+        if not isinstance(found, int | float) or not 0 <= found <= 1:
+            raise ValueError(f"it returned {found!r}; it must return a score from 0 to 1")
+        return {"score": float(found)}
+    if found not in (1, 0, -1):
+        raise ValueError(f"it returned {found!r}; it must return 1, 0 or -1")
+    return {"preference": int(found)}
 
 
 def main() -> int:
@@ -40,7 +45,7 @@ def main() -> int:
     # Only answers may go to stdout.
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     sys.path.insert(0, "")
-    function: Callable[[str, str, str], Any] | None = None
+    function: Callable[..., Any] | None = None
     for line in sys.stdin.buffer:
         try:
             function = function or load_function(sys.argv[1])
