@@ -126,7 +126,10 @@ class Demo:
             "feedback": {"per_user": 10_000, "per_tenant": 100_000},
             "improve": {
                 "rows": self.sizes.rows,
-                "train": {"epochs": self.sizes.epochs, "seed": self.seed},
+                "train": {
+                    "epochs": self.sizes.epochs, "learning_rate": self.sizes.learning_rate,
+                    "seed": self.seed,
+                },
                 "gate": {
                     "data": [str(self.home / "gate.jsonl"), "encyclopedia"],
                     "items": self.sizes.gate_questions, "tokens": self.sizes.gate_tokens,
