@@ -126,7 +126,10 @@ class Demo:
             "feedback": {"per_user": 10_000, "per_tenant": 100_000},
             "improve": {
                 "rows": self.sizes.rows,
-                "train": {"epochs": self.sizes.epochs, "seed": self.seed},
+                "train": {
+                    "epochs": self.sizes.epochs, "learning_rate": self.sizes.learning_rate,
+                    "seed": self.seed,
+                },
                 "gate": {
                     "data": [str(self.home / "gate.jsonl"), "encyclopedia"],
                     "items": self.sizes.gate_questions, "tokens": self.sizes.gate_tokens,
@@ -220,7 +223,7 @@ class Demo:
         until_s = time.monotonic() + self.sizes.most_release_s
         with self.crowd.coming(self.asked, self._take_numbers()):
             while True:
-                row: dict[str, Any] = self.service.ask("releases", str(number))
+                row: dict[str, Any] = self.service.get(f"/api/v1/releases/{number}")
                 for event in row["events"][told:]:
                     self.say(f"release: {event['kind']}: {event['why']}")
                 told = len(row["events"])

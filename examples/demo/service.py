@@ -89,6 +89,12 @@ class Service:
             raise Failed(f"{said} ended with {done.returncode}:\n{(done.stderr or '')[-2000:]}")
         return done.stdout
 
+    def get(self, path: str) -> Any:
+        """What the management API answers; cheaper than a command where it is asked often."""
+        reply = requests.get(f"{self.url}{path}", timeout=60)
+        reply.raise_for_status()
+        return reply.json()
+
     def ask(self, *words: str, expected: Sequence[int] = (0,)) -> Any:
         """What a command prints with `--json`."""
         return json.loads(self.run(*words, "--json", expected=expected))

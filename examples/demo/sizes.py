@@ -22,7 +22,9 @@ class Sizes:
     """Users who are there at the same time."""
     rows: int = 40
     """Fewer pairs than these are not learned from."""
-    epochs: float = 2
+    epochs: float = 3
+    learning_rate: float = 3e-4
+    """Three times the default of DPO: there are few pairs, and minutes to learn them in."""
     held_out: int = 150
     """Questions that the gain is measured on."""
     gate_questions: int = 120
@@ -45,6 +47,6 @@ class Sizes:
 
 WHOLE = Sizes()
 SHORT = Sizes(
-    visits=70, crowd=8, rows=10, epochs=2, held_out=40, gate_questions=50, gate_tokens=512,
+    visits=70, crowd=8, rows=10, held_out=40, gate_questions=50, gate_tokens=512,
     gate_margin=0.2, conversations=10, alpha=0.05, poisoned_rows=40, worse_rows=40,
 )  # fmt: skip

@@ -158,7 +158,7 @@ def test_every_fault_is_reported_together_in_the_order_of_the_file(tmp_path: Pat
     price_per_hour: -1
     compress: no
     """
-    known = "alerts, aliases, batches, benchmark, budget_all_month, budget_month, cache, capacity, compress, database, deployments, engine, fallback, feedback, fleet, gateway, limits, load, machine, model, name, observe, price_per_hour, prices, priority, quality, record, redis, redis_timeout, replicas, routing, share, slo, versions"  # fmt: skip
+    known = "alerts, aliases, batches, benchmark, budget_all_month, budget_month, cache, capacity, compress, database, deployments, engine, fallback, feedback, fleet, gateway, improve, limits, load, machine, model, name, observe, price_per_hour, prices, priority, quality, record, redis, redis_timeout, replicas, routing, share, slo, versions"  # fmt: skip
     assert faults(tmp_path, text) == [
         "line 1, engin: is not a known key; did you mean 'engine'?",
         "line 2, replicas: must be a number of copies, or a mapping, not 2.5",

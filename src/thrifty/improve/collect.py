@@ -35,7 +35,9 @@ from thrifty.improve.turn import (
 from thrifty.spec.improve import Method
 from thrifty.train.run import WINDOW
 
-HELD_OUT = 0.1
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.1, 24, 0.3
+"""The share of the rows that is held out; of few rows a larger one, up to 0.3, because the loss on a
+handful of rows does not tell when a training has to stop."""
 LEAST_OF_A_KIND = 5
 """KTO needs liked and disliked answers."""
 GUARDS = {
@@ -184,7 +186,7 @@ def collect(turn: Turn) -> dict[str, Any]:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     try:
-        recipe = make_recipe(turn, found.method, path, mixed, parent.label)
+        recipe = make_recipe(turn, found.method, path, mixed, parent.label, len(rows) + others)
         built = build_data(
             recipe, f"{turn.name}-{found.method}", home=turn.home, on_progress=turn.on_progress
         )
@@ -203,9 +205,9 @@ def collect(turn: Turn) -> dict[str, Any]:
 
 
 def make_recipe(
-    turn: Turn, method: str, path: Path, mixed: list[BuiltSet], tokenizer: str
+    turn: Turn, method: str, path: Path, mixed: list[BuiltSet], tokenizer: str, rows: int
 ) -> dict[str, Any]:
-    """How the data set is built; see docs/data.md."""
+    """How the data set of about so many rows is built; see docs/data.md."""
     judged_by = [
         str(Path(named).expanduser().absolute())
         for named in turn.settings.gate.data
@@ -218,12 +220,13 @@ def make_recipe(
             for file in one.files
             if file.split == TRAIN
         ]
+    held_out = min(MOST_HELD_OUT, max(HELD_OUT, LEAST_HELD_OUT / max(1, rows)))
     return {
         "kind": method,
         "sources": sources,
         "length": {"tokenizer": tokenizer, "most": turn.settings.train.window or WINDOW},
         "decontaminate": {"leaks": "drop", "against": judged_by},
-        "split": {"test": HELD_OUT, **({"stratify": "label"} if method == "kto" else {})},
+        "split": {"test": round(held_out, 3), **({"stratify": "label"} if method == "kto" else {})},
     }
 
 
