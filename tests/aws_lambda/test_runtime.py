@@ -17,6 +17,7 @@ from tests.aws_lambda.function import KEY, Function, bake_echo, running_function
 from tests.parts import wait_until
 from thrifty.aws_lambda.access import HASH_VARIABLE
 from thrifty.aws_lambda.baked import FILE
+from thrifty.errors import ThriftyError
 
 pytestmark = pytest.mark.service
 
@@ -163,6 +164,14 @@ def test_an_engine_that_ends_while_it_loads_is_an_init_error(tmp_path: Path) -> 
         assert function.process.wait(60) == 1
         assert function.emulator.init_error is not None
         assert "status -9" in function.emulator.init_error["errorMessage"]
+
+
+def test_nothing_is_baked_into_the_home_of_a_service(tmp_path: Path) -> None:
+    """Its database must not become readable."""
+    (tmp_path / "thrifty.db").touch(mode=0o600)
+    with pytest.raises(ThriftyError, match="set THRIFTY_HOME to a new folder"):
+        bake_echo(tmp_path)
+    assert (tmp_path / "thrifty.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_baked_can_be_read_by_all(tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def test_what_the_applied_spec_uses_stays_allowed_for_the_same_urls(
         ({"compress": {"tasks": ["boolq", "/etc/passwd"]}}, "compress.tasks"),
         ({"compress": {"tasks": ["lm_eval:../x.yaml"]}}, "compress.tasks"),
         ({"gateway": {"tls": {"cert": "/etc/a", "key": "/etc/b"}}}, "gateway.tls"),
+        ({"quality": {"judge": "os:system"}}, "quality.judge"),
+        ({"quality": {"judge": {"url": "http://x", "model": "m", "key_env": "HOME"}}}, "judge"),
         ({"redis": "unix:///run/redis.sock"}, "redis"),
         ({"database": "sqlite:////etc/passwd"}, "database"),
     ],

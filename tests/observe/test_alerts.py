@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from aiosmtpd.controller import Controller as MailServer
@@ -19,13 +20,15 @@ from sqlalchemy import delete, insert
 from typer.testing import CliRunner
 
 from thrifty.cli.app import app
-from thrifty.control.alerting import describe_alerts, read_settings
+from thrifty.control.alerting import describe_alerts, find_answer_faults, read_settings
 from thrifty.db import Database, open_database
 from thrifty.db.alerts import Silence, add_silence, count_verdicts, read_alerts, read_silences
 from thrifty.db.audit import list_acts, verify_audit
 from thrifty.db.desired import SERVICE, DesiredChange, change_desired
 from thrifty.db.desired_state import DesiredService
+from thrifty.db.drift import DriftLook, save_looks
 from thrifty.db.keys import KeyLimits, create_key
+from thrifty.db.quality_sums import QualitySum, write_checks
 from thrifty.db.request_log import COLUMNS, Entry, RequestLog
 from thrifty.db.spend import exchange_spend
 from thrifty.db.tables import alerts, rollups
@@ -544,3 +547,28 @@ def test_silences_that_are_over_are_gone(database: Database) -> None:
 def test_crash_loops_without_a_message_are_told() -> None:
     (one,) = find_crash_loops([("d", "v", "d-0", "  ")])
     assert one.summary == "d-0 ends again and again"
+
+
+def test_worse_answers_and_drift_are_alerts(home: Home) -> None:
+    database = open_database(home.database_url, migrate=True)
+    good, bad = QualitySum(), QualitySum()
+    good.add("refusal", 3000, 30, 3000, 30)
+    bad.add("refusal", 3000, 300, 3000, 300)
+    day = int(time.time() // 86400) * 86400
+    sums = {(day, "chat", "a"): good, (day, "chat", "b"): bad}
+    write_checks(database, 0, [], [], [], [], sums, None)
+    save_looks(database, [DriftLook(day, "chat", "", "prompt_tokens", 900, 300, 0.3, 1e-9, True)])
+    versions = {("chat", "a"), ("chat", "b")}
+    settings = AlertSettings()
+    found = find_answer_faults(database, settings, versions)
+    assert [(one.kind, one.version, one.subject) for one in found] == [
+        ("quality", "b", "refusal"), ("drift", "", "prompt_tokens"),
+    ]  # fmt: skip
+    assert "refusal: 10.0% of 3000 conversations, and 1.0% of 3000" in found[0].summary
+    watch = Watch(lambda: database)
+    watch.look(settings, [], [], found)
+    assert {row.kind for row in watch.alerts if row.resolved_s is None} == {"quality", "drift"}
+    off = msgspec.structs.replace(settings, quality_drop=None, drift=False)
+    assert find_answer_faults(database, off, versions) == []
+    assert find_answer_faults(database, settings, {("chat", "a")})[0].kind == "drift"
+    database.close()

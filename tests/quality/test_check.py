@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import delete, func, select
 
+from tests.control.running import deployment, echo
 from tests.db.databases import KINDS, empty_tables, open_kind
 from tests.quality.answers import DEPLOYMENT, NOON_S, answered, check, record, said, user
 from thrifty.db import Database, open_database
@@ -16,6 +19,7 @@ from thrifty.db.desired_state import DesiredChecks
 from thrifty.db.quality_sums import read_sums
 from thrifty.db.request_log import permit_deletion
 from thrifty.db.rollups import DAY_S, HOUR_S, RolledMeanwhileError
+from thrifty.db.scores import read_scores
 from thrifty.db.tables import answer_checks, answer_scores, quality_sums, requests, unchecked_rows
 from thrifty.erase.erase import collect_person, erase_person
 from thrifty.home import Home
@@ -23,6 +27,7 @@ from thrifty.observe.rollups.roll import Keep
 from thrifty.quality import check as module
 from thrifty.quality.check import COUNTED, FOLLOWED, AnswerChecker, find_usual
 from thrifty.quality.figures import describe_quality, make_figures
+from thrifty.quality.watch import AnswerWatch
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -217,6 +222,24 @@ def test_a_person_is_forgotten_and_sums_stay(database: Database, tmp_path: Path)
         for table in (answer_checks, answer_scores):
             assert connection.execute(select(func.count()).select_from(table)).scalar() == 1
     assert figures(database).checked == 3
+
+
+async def test_a_controller_checks_and_judges_while_it_runs(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/t.db", migrate=True)
+    checks = DesiredChecks(judge="tests.quality.judge_of_length:score", judge_share=1.0)
+    wanted = replace(deployment(echo("a")), name=DEPLOYMENT, checks=checks)
+    watches = [AnswerWatch(lambda: database, lambda: {DEPLOYMENT: wanted}, dict) for _ in range(2)]
+    tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
+    await asyncio.to_thread(record, database, answered("Hi", "x" * 5, conversation_id="one"))
+    async with asyncio.timeout(90):
+        while not (scores := await asyncio.to_thread(read_scores, database)):
+            await asyncio.sleep(0.05)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert [one.score for one in scores] == [0.5]
+    assert (figures(database).answers, figures(database).checked) == (1, 1)
+    database.close()
 
 
 def test_rows_that_were_erased_meanwhile_leave_nothing(tmp_path: Path) -> None:

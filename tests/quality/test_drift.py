@@ -86,7 +86,7 @@ def test_a_change_that_does_not_matter_is_none() -> None:
 
 def save(database: Database, turn: int, day: int, found: QualitySum, version: str = "a") -> None:
     at_s = START_S + day * DAY_S
-    write_checks(database, turn, [], [], [], {(at_s, "chat", version): found}, merge_bytes)
+    write_checks(database, turn, [], [], [], [], {(at_s, "chat", version): found}, merge_bytes)
 
 
 def test_each_day_is_looked_at_once_when_it_is_over(database: Database) -> None:

@@ -252,3 +252,10 @@ def test_any_mapping_is_a_spec_or_a_validation_error(data: dict[str, Any]) -> No
         return
     # What was accepted means the same when it is written out.
     assert Spec.model_validate(spec.model_dump()) == spec
+
+
+def test_a_judge_is_a_function_a_deployment_or_elsewhere() -> None:
+    for judge in ("module.part:function", "deployment:judge", {"url": "http://x", "model": "m"}):
+        assert Spec.model_validate({"quality": {"judge": judge}}).quality.judge is not None
+    with pytest.raises(ValidationError, match="neither 'module:function' nor 'deployment:NAME'"):
+        Spec.model_validate({"quality": {"judge": "gpt"}})

@@ -15,12 +15,19 @@ import msgspec
 from thrifty.engines.base import Served
 from thrifty.errors import EngineError, ThriftyError
 from thrifty.files import write_atomically
+from thrifty.home import Home
 
 FILE = "lambda.json"
 
 
 def write_baked(root: Path, served: Served) -> Path:
     """Write the note into a home, and open the home to all readers. Raises `ThriftyError`."""
+    database = Home(root).database
+    if database.exists():
+        raise ThriftyError(
+            f"{root} has a service's database, and baking opens the whole home to all readers; set "
+            "THRIFTY_HOME to a new folder"
+        )
     note = root / FILE
     try:
         write_atomically(note, served.to_json().decode())

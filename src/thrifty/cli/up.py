@@ -128,7 +128,9 @@ async def _serve(
     finally:
         if loading is not None:
             loading.cancel()
-    err.print("Stopped; nothing is left running.")
+    elsewhere = prepared.service.fleet
+    left = "replicas go on for the next controller" if elsewhere else "nothing is left running"
+    err.print(f"Stopped; {left}.")
 
 
 async def _replace(controller: Controller) -> None:

@@ -380,14 +380,15 @@ def _make_improve(loaded: LoadedSpec, parts: Sequence[Part]) -> dict[str, Any] |
 def _make_checks(loaded: LoadedSpec) -> DesiredChecks:
     """What is looked at in recorded answers. Raises `SpecError` for a judge without texts to read."""
     wanted = loaded.spec.quality
-    if wanted.judge is not None and not loaded.spec.record.prompts:
-        message = (
-            "the judge reads recorded answers; set 'record: {prompts: true}', or name no judge"
-        )
-        loaded.refuse([Problem("quality.judge", message)])
+    for name in ("judge", "encoder"):
+        if getattr(wanted, name) is not None and not loaded.spec.record.prompts:
+            message = f"it reads recorded answers; set 'record: {{prompts: true}}', or name no {name}"
+            loaded.refuse([Problem(f"quality.{name}", message)])
     judge = wanted.judge
     named = judge.model_dump(mode="json") if isinstance(judge, RemoteJudge) else judge
-    return DesiredChecks(wanted.answers, named, wanted.judge_share, wanted.judge_per_hour)
+    return DesiredChecks(
+        wanted.answers, named, wanted.judge_share, wanted.judge_per_hour, wanted.encoder
+    )
 
 
 def _make_version(part: Part) -> DesiredVersion:

@@ -137,6 +137,9 @@ class DesiredChecks:
     """Who scores answers: `module:function`, `deployment:NAME`, or the fields of `RemoteJudge`."""
     judge_share: float = 0.02
     judge_per_hour: int = 120
+    encoder: str | None = None
+    """The deployment that embeds some questions and answers; None: drift of meaning is not looked
+    for."""
 
 
 @dataclass(frozen=True)

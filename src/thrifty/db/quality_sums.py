@@ -19,6 +19,7 @@ from thrifty.db.rollups import DAY_S, HOUR_S, PIECE, RolledMeanwhileError, read_
 from thrifty.db.tables import (
     answer_checks,
     answer_scores,
+    answer_vectors,
     quality_state,
     quality_sums,
     request_texts,
@@ -96,6 +97,7 @@ def write_checks(
     notes: Sequence[int],
     checks: Iterable[Checked],
     scores: Sequence[Mapping[str, Any]],
+    vectors: Sequence[Mapping[str, Any]],
     sums: Mapping[Key, QualitySum],
     merge_sketch: Any,
 ) -> None:
@@ -120,6 +122,7 @@ def write_checks(
         # A person may have been erased since the rows were read.
         _upsert(connection, answer_checks, [row for number, row in rows.items() if number in kept])
         insert_new(connection, answer_scores, [row for row in scores if row["id"] in kept])
+        insert_new(connection, answer_vectors, [row for row in vectors if row["id"] in kept])
         _upsert(connection, quality_sums, _merge(connection, sums, merge_sketch))
 
 

@@ -92,3 +92,18 @@ drift_looks = Table(
 """Comparisons of one day (from `at_s` on) with the days before, one row for each figure: how many
 conversations there were `before` and `now`, how far apart they are, and whether that is a change. The
 empty version is the deployment: what it was asked."""
+
+answer_vectors = Table(
+    "answer_vectors",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_s", Double, nullable=False),
+    Column("deployment", String(64), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("asked", LargeBinary),
+    Column("answer", LargeBinary),
+    Index(None, "deployment", "at_s"),
+    Index(None, "at_s"),
+)
+"""Answers that chance chose for the encoder, by the `id` of `requests`: the embeddings of the question
+and of the answer, of length 1, as float16 (NULL: not yet)."""

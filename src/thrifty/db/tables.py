@@ -21,6 +21,7 @@ from sqlalchemy import (
 from thrifty.db.metadata import metadata as metadata
 from thrifty.db.quality_tables import answer_checks as answer_checks
 from thrifty.db.quality_tables import answer_scores as answer_scores
+from thrifty.db.quality_tables import answer_vectors as answer_vectors
 from thrifty.db.quality_tables import drift_looks as drift_looks
 from thrifty.db.quality_tables import quality_state as quality_state
 from thrifty.db.quality_tables import quality_sums as quality_sums

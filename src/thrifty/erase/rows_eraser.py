@@ -17,6 +17,7 @@ from thrifty.db.request_queries import RequestFilter, list_requests, read_texts
 from thrifty.db.tables import (
     answer_checks,
     answer_scores,
+    answer_vectors,
     feedback,
     release_pairs,
     request_texts,
@@ -56,13 +57,13 @@ def _find_nameless(work: Work) -> set[int]:
 
 
 def erase_checks(work: Work) -> int:
-    """Delete what detectors and judges found in the answers to the person. The sums by version stay:
+    """Delete what detectors, judges and encoders made of the answers to the person. The sums by version stay:
     they do not tell whose answers were counted.
     """
     gone = 0
     for some in _in_pieces(_find_nameless(work) | work.person.responses):
         with work.database.begin() as connection:
-            for table in (answer_checks, answer_scores):
+            for table in (answer_checks, answer_scores, answer_vectors):
                 gone += connection.execute(delete(table).where(table.c.id.in_(some))).rowcount
     return gone
 

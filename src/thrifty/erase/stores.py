@@ -30,7 +30,7 @@ ERASERS: tuple[Eraser, ...] = (
         rows_eraser.erase_feedback, rows_eraser.collect_feedback,
     ),
     Eraser(
-        "checks of answers", ("table:answer_checks", "table:answer_scores"),
+        "checks of answers", ("table:answer_checks", "table:answer_scores", "table:answer_vectors"),
         rows_eraser.erase_checks, rows_eraser.collect_checks,
     ),
     Eraser(
@@ -104,6 +104,7 @@ NOT_OF_PERSONS = {
     "table:erasures": "pseudonyms of those who were erased: the record of it",
     "folder:models": "weights; an erasure names those trained on exported rows",
     "folder:run": "processes",
+    "folder:deployments": "acts of operators, with what they applied",
     "folder:data": "public data sets",
     "folder:trainings": "weights, and texts that a spec names",
     "folder:optimizations": "measurements",

@@ -36,6 +36,7 @@ from thrifty.fleet.ray_link import Event, RayLink
 from thrifty.fleet.ray_replica import RayReplica
 from thrifty.fleet.ray_settings import Bundle, RaySettings, make_bundle
 from thrifty.home import Home
+from thrifty.types import ReplicaState
 
 log = logging.getLogger(__name__)
 
@@ -124,23 +125,33 @@ class RayFleet:
     # The fleet's interface
 
     async def adopt(self, known: Sequence[tuple[ReplicaRow, ReplicaSet]]) -> None:
-        """As `Fleet.adopt` says. Replicas are as their rows say until Ray has told."""
-        left = []
+        """As `Fleet.adopt` says. Replicas are as their rows say until Ray has told, which it may have
+        done already.
+        """
+        there = {replica.id: replica for replica in self._members}
+        left, going = [], []
         for row, replica_set in known:
             self._names.claim(row.id)
-            replica = self._make(row.id, replica_set)
-            replica.take_row(row)
-            left.append(replica)
+            replica = there.get(row.id)
+            if replica is None:
+                replica = self._make(row.id, replica_set)
+                replica.take_row(row)
+                if self._link.ready.is_set():
+                    replica.note_missing()
+                left.append(replica)
+            replica.restarts = row.restarts
+            if row.state in (ReplicaState.DRAINING, ReplicaState.STOPPED):
+                going.append(replica)
         self._members += left
         self._open()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LIST_S):
                 await self._link.ready.wait()
         for replica in left:
-            if replica.state in ("draining", "stopped"):
-                self._retire(replica)
-            else:
+            if replica not in going:
                 replica.start()
+        for replica in going:
+            self._retire(replica)
 
     async def apply(self, desired: Sequence[ReplicaSet]) -> None:
         """As `Fleet.apply` says."""
@@ -225,11 +236,10 @@ class RayFleet:
     def _take(self, event: Event) -> None:
         kind = event["event"]
         if kind == "listed":
-            self._take_list(event["actors"])
+            self._take_list(event["actors"], event["silent"])
             return
-        name = event["name"]
         for replica in (*self._members, *self._leaving):
-            if replica.actor != name:
+            if replica.actor != event["name"]:
                 continue
             if kind == "placed":
                 replica.take_actor(event)
@@ -239,35 +249,41 @@ class RayFleet:
                 replica.take_waiting(event["message"])
             return
         if kind == "placed":
-            # Of an attempt that was given up meanwhile.
-            self._link.send("kill", name=name)
+            self._take_found(event)
 
-    def _take_list(self, actors: Sequence[Event]) -> None:
-        """Ray says which actors there are: after a start, and whenever it was away."""
-        known = {replica.id: replica for replica in (*self._members, *self._leaving)}
-        found = set()
-        for one in actors:
-            served = Served.from_json(one["served"])
-            key = SetKey(*one["key"])
-            replica = known.get(one["replica"])
-            if replica is None:
-                self._names.claim(one["replica"])
-                replica = self._make_from(one["replica"], key, served, {})
-                known[replica.id] = replica
-                self._members.append(replica)
-                replica.take_actor(one)
-                replica.start()
-            elif replica.actor in (None, one["name"]) and replica.key.revision == key.revision:
-                replica.key = key
-                replica.take_actor(one)
-            else:
-                # An attempt that another one has taken the place of must not answer beside it.
-                self._link.send("kill", name=one["name"])
-                continue
-            found.add(replica)
+    def _take_list(self, actors: Sequence[Event], silent: Sequence[str]) -> None:
+        """Ray says which actors there are: after a start, and whenever it was away. Those that are
+        `silent` have not told yet what they serve.
+        """
+        found = {self._take_found(one) for one in actors}
         for replica in (*self._members, *self._leaving):
+            for name in silent:
+                if name.rpartition(".")[0] == replica.id and replica.actor in (None, name):
+                    replica.actor = name
+                    found.add(replica)
             if replica not in found:
                 replica.note_missing()
+
+    def _take_found(self, one: Event) -> RayReplica | None:
+        """Take over an actor that was found; None where another attempt has taken its place, which it
+        must not answer beside.
+        """
+        served, key = Served.from_json(one["served"]), SetKey(*one["key"])
+        known = {replica.id: replica for replica in (*self._members, *self._leaving)}
+        replica = known.get(one["replica"])
+        if replica is None:
+            self._names.claim(one["replica"])
+            replica = self._make_from(one["replica"], key, served, {})
+            self._members.append(replica)
+            replica.take_actor(one)
+            replica.start()
+        elif replica.actor in (None, one["name"]) and replica.key.revision == key.revision:
+            replica.key = key
+            replica.take_actor(one)
+        else:
+            self._link.send("kill", name=one["name"])
+            return None
+        return replica
 
     # Replicas
 

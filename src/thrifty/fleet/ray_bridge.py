@@ -105,26 +105,29 @@ class Bridge:
     # What there is
 
     async def _list(self) -> None:
-        """Tell which actors an earlier controller left, and follow them."""
+        """Tell which actors an earlier controller left, and follow them. One that does not answer
+        soon may have no place yet, or be busy: `placed` tells of it later.
+        """
         import ray
 
-        found = []
-        for name in await asyncio.to_thread(ray.util.list_named_actors):
-            if name == LEASE_NAME:
-                continue
-            with contextlib.suppress(Exception):
-                handle = await asyncio.to_thread(ray.get_actor, name)
-                try:
-                    async with asyncio.timeout(CONNECT_S):
-                        found.append(await handle.describe.remote())
-                except TimeoutError:
-                    # It has no place yet, and whoever asked for it is gone.
-                    await asyncio.to_thread(_kill, handle)
-                    continue
-                self._handles[name] = handle
-        self._emit("listed", {"actors": found})
-        for one in found:
-            self._begin(self._follow(one["name"], placed=bool(one["url"])))
+        names = await asyncio.to_thread(ray.util.list_named_actors)
+        found = await asyncio.gather(*(self._describe(one) for one in names if one != LEASE_NAME))
+        described = [one for one in found if one is not None and one["url"]]
+        answered = {one["name"] for one in described}
+        silent = [name for name in self._handles if name not in answered]
+        self._emit("listed", {"actors": described, "silent": silent})
+        for name in self._handles:
+            self._begin(self._follow(name, placed=name in answered))
+
+    async def _describe(self, name: str) -> dict[str, Any] | None:
+        """What an actor says of itself; None where it does not answer soon, or is gone."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            self._handles[name] = await asyncio.to_thread(ray.get_actor, name)
+            async with asyncio.timeout(CONNECT_S):
+                return dict(await self._handles[name].describe.remote())
+        return None
 
     async def _watch_cluster(self) -> None:
         """Tell whether the head answers, and why actors have no place."""

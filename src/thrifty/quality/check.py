@@ -68,6 +68,8 @@ COUNTED, FOLLOWED = 1, 2
 """Flags of a check: it counts in shares; something followed it."""
 VALUES = ("prompt_tokens", "completion_tokens", "word_length", "distinct_words")
 """The distributions that are kept of counted answers."""
+VECTORS_A_DAY = 400
+"""About so many questions and answers of a deployment are embedded in a day."""
 SAMPLE_WORDS = 50
 """Distinct words are counted among so many, so that the length does not matter."""
 COLUMNS = (
@@ -88,6 +90,7 @@ class _Work:
     sums: dict[Key, QualitySum] = field(default_factory=dict)
     values: dict[Key, dict[str, list[float]]] = field(default_factory=dict)
     scores: list[dict[str, Any]] = field(default_factory=list)
+    vectors: list[dict[str, Any]] = field(default_factory=list)
     before: dict[str, Any] = field(default_factory=dict)
     """The newest row of this step by conversation."""
 
@@ -108,6 +111,7 @@ class AnswerChecker:
         self._database = database
         self._usual: dict[str, tuple[float, float] | None] = {}
         self._usual_s = 0.0
+        self._embedded: dict[str, float] = {}
         self._last_s = time.monotonic() - BURST_S
         self._room: dict[str, float] = {}
         """How many answers of each deployment there is room for now."""
@@ -138,8 +142,9 @@ class AnswerChecker:
             for name, some in values.items():
                 sketches[name] = extend_sketch(sketches.get(name), some)
         write_checks(
-            self._database, turn, notes, work.checks.values(), work.scores, work.sums, merge_bytes
-        )
+            self._database, turn, notes, work.checks.values(), work.scores, work.vectors,
+            work.sums, merge_bytes,
+        )  # fmt: skip
         return len(kept)
 
     def _make_room(self, settings: Mapping[str, DesiredChecks]) -> None:
@@ -163,6 +168,7 @@ class AnswerChecker:
             return
         self._usual_s = time.monotonic()
         self._usual = find_usual(self._database, time.time()) or {"": None}
+        self._embedded = find_embedded(self._database, time.time())
 
     def _check(self, work: _Work, row: Any, settings: DesiredChecks) -> None:
         """Check one row, and what it tells of the one before."""
@@ -198,6 +204,11 @@ class AnswerChecker:
                 _note_values(work, row, texts)
                 if settings.judge is not None and texts.answer:
                     _choose_for_judge(work, row, settings)
+                share = self._embedded.get(row.deployment, 1.0)
+                wanted = settings.encoder is not None and bool(texts.answer)
+                if wanted and draw("vector", str(row.id)) < share:
+                    names = ("id", "at_s", "deployment", "version")
+                    work.vectors.append({name: getattr(row, name) for name in names})
         else:
             faults = {}
         work.checks[row.id] = Checked(row.id, encode_faults(faults), turn, flags)
@@ -371,6 +382,19 @@ def name_judge(judge: str | Mapping[str, Any] | None) -> str:
 def merge_bytes(first: bytes | None, second: bytes) -> bytes:
     """One sketch of two, as bytes."""
     return merge_sketches([decode_sketch(first), decode_sketch(second)]).encode()
+
+
+def find_embedded(database: Database, now_s: float) -> dict[str, float]:
+    """The share of each deployment's answers that is embedded, by how many there were yesterday, so
+    that there are about `VECTORS_A_DAY`. Raises `DatabaseError`.
+    """
+    yesterday = int(now_s // DAY_S) * DAY_S - DAY_S
+    counts: dict[str, float] = {}
+    for row in read_sums(database, DAY_S, yesterday):
+        if row.at_s == yesterday:
+            counted = row.counts.get("abandoned", [0.0])[0]
+            counts[row.deployment] = counts.get(row.deployment, 0.0) + counted
+    return {name: min(1.0, VECTORS_A_DAY / max(1.0, count)) for name, count in counts.items()}
 
 
 def find_usual(database: Database, now_s: float) -> dict[str, tuple[float, float] | None]:

@@ -20,10 +20,12 @@ from thrifty.db import Database
 from thrifty.db.desired_state import DesiredDeployment
 from thrifty.db.drift import drop_looks
 from thrifty.db.leases import take_lease
+from thrifty.db.vectors import drop_vectors
 from thrifty.errors import DatabaseError
 from thrifty.observe.rollups.roll import Keep
 from thrifty.quality.check import AnswerChecker
 from thrifty.quality.drift import look_at_days
+from thrifty.quality.embedding import Embedding
 from thrifty.quality.judging import Judging
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 LEASE = "quality"
 LEASE_S = 30.0
 POLL_S = 2.0
+KEEP_VECTORS_S = 12 * 86400.0
+"""A day may be compared three days late with the seven before it."""
 CLEAN_S = 300.0
 """How often days are compared, and what is kept no longer is deleted."""
 
@@ -59,6 +63,7 @@ class AnswerWatch:
         threads = [
             threading.Thread(target=self._check_on, name="answer-checks", daemon=True),
             threading.Thread(target=self._judge_on, name="answer-judge", daemon=True),
+            threading.Thread(target=self._embed_on, name="answer-encoder", daemon=True),
         ]
         for thread in threads:
             thread.start()
@@ -69,6 +74,20 @@ class AnswerWatch:
 
     def _judge_on(self) -> None:
         self._judging.run(self._stopping, self._holds.is_set)
+
+    def _embed_on(self) -> None:
+        embedding = Embedding()
+        while not self._stopping.wait(POLL_S):
+            try:
+                for one in list(self._desired().values()) if self._holds.is_set() else ():
+                    while embedding.embed_next(self._database(), one):
+                        if self._stopping.is_set():
+                            return
+            except (DatabaseError, sqlite3.Error, OSError):
+                continue  # the checks say why
+            except Exception:
+                log.exception("answers could not be embedded")
+                self._stopping.wait(CLEAN_S)
 
     def _check_on(self) -> None:
         cleaned_s, away = 0.0, False
@@ -107,5 +126,6 @@ class AnswerWatch:
                     one.deployment, one.version or "as it was asked", one.name, one.effect,
                 )  # fmt: skip
         drop_looks(database, time.time() - keep.days_s)
+        drop_vectors(database, time.time() - KEEP_VECTORS_S)
         assert self._opened is not None
         self._opened[1].clean(keep)

@@ -45,6 +45,13 @@ class QualitySpec(Section):
         120, ge=1, le=100_000, description="The most answers that the judge scores in an hour."
     )
 
+    encoder: str | None = Field(
+        None,
+        min_length=1,
+        description="The name of a deployment of this service, an encoder, that embeds some questions "
+        "and answers a day, so that drift of their meaning is told. It needs `record.prompts`.",
+    )
+
     @field_validator("judge")
     @classmethod
     def _check_judge(cls, value: Any) -> Any:

@@ -12,6 +12,7 @@ const NAMES = {
   short: "Unusually short", long: "Unusually long", accepted: "Accepted", regenerated: "Asked again",
   rephrased: "Asked in other words", corrected: "Corrected by the user", abandoned: "Left unfinished",
   prompt_tokens: "Tokens of prompts", completion_tokens: "Tokens of answers",
+  asked_meaning: "Meaning of questions", answer_meaning: "Meaning of answers",
   word_length: "Letters of words", distinct_words: "Distinct words",
 };
 const TONES = { worse: "bad", better: "good" };
