@@ -36,8 +36,8 @@ from thrifty.spec.improve import Method
 from thrifty.train.run import WINDOW
 
 HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 0.1, 24, 0.3
-"""The share of the rows that is held out; of few rows a larger one, up to 0.3, because the loss on a
-handful of rows does not tell when a training has to stop."""
+"""The share of the rows that is held out; of few rows a larger one, up to 0.3, because the loss on
+a handful of rows does not tell when a training has to stop."""
 LEAST_OF_A_KIND = 5
 """KTO needs liked and disliked answers."""
 GUARDS = {
