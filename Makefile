@@ -35,7 +35,7 @@ $(DEV): $(LIGHT)
 	@touch $@
 
 # Tests that need environments of their own, or programs of others, have targets of their own.
-HERE := not cluster and not console and not demo and not deploy and not long and not observe and not peer \
+HERE := not cluster and not console and not demo and not deploy and not image and not long and not observe and not peer \
   and not ray and not remote and not train and not vllm
 
 FAST := not slow and not engine and not service and $(HERE)
@@ -88,6 +88,10 @@ test-isa: $(DEV) ## The numeric tests as on older processors (AVX2, AVX-512 with
 test-deploy: $(DEV) ## Rendered files by others' checkers, in an environment of their own
 	@[ -n "$$THRIFTY_TEST_CRDS" ] || echo 'THRIFTY_TEST_CRDS is not set: custom resources are NOT checked'
 	$(BIN)/python -m pytest -q -n 0 -m deploy tests/deploy
+
+.PHONY: test-images
+test-images: $(DEV) ## The image, built and run with buildah (root; apt-get install buildah debootstrap)
+	$(BIN)/python -m pytest -q -s -n 0 -m image tests/images
 
 # The browser of the console's tests and screenshots.
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
@@ -158,7 +162,7 @@ test-ray: $(DEV) ## The fleet on a real Ray cluster of several nodes; installs R
 	sh tests/ray/isolated.sh $(RAY)/bin/python -m pytest -q -n 0 -m ray tests/ray
 
 .PHONY: test-all
-test-all: test test-cluster test-console test-demo test-deploy test-long test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
+test-all: test test-cluster test-console test-demo test-deploy test-images test-long test-observe test-peers test-remotes test-train test-vllm lint build ## Everything that can be checked: tests, lint and the built packages
 
 .PHONY: test-busy
 test-busy: $(DEV) ## The whole suite beside two busy loops (TESTS="..." are pytest's arguments)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import requests
 
 from demo.people import chance_of_like
+from demo.service import Failed
 from demo.sizes import MAX_TOKENS, TEMPERATURE, Sizes
 
 TIMEOUT_S = 180.0
@@ -126,7 +127,7 @@ class Crowd:
             body = _make_body(question, "measurement", self.seed * 100_003 + place)
             reply = self._post(body, headers)
             if reply is None:
-                raise RuntimeError(f"{version} does not answer: {self.lost[-1]}")
+                raise Failed(f"{version} does not answer: {self.lost[-1]}")
             if reply.headers["x-thrifty-version"] != version:
                 with self._lock:
                     self.wrong_pins += 1

@@ -13,7 +13,7 @@ TEMPERATURE = 0.8
 class Sizes:
     """How much of everything."""
 
-    visits: int = 260
+    visits: int = 320
     """Visits of the day: a question, and the tries that it takes."""
     tries: int = 4
     """Answers that a user looks at for one question, at most."""
@@ -25,7 +25,7 @@ class Sizes:
     epochs: float = 3
     learning_rate: float = 3e-4
     """Three times the default of DPO: there are few pairs, and minutes to learn them in."""
-    held_out: int = 150
+    held_out: int = 200
     """Questions that the gain is measured on."""
     gate_questions: int = 120
     gate_tokens: int = 2048

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -230,8 +231,10 @@ async def test_a_controller_checks_and_judges_while_it_runs(tmp_path: Path) -> N
     wanted = replace(deployment(echo("a")), name=DEPLOYMENT, checks=checks)
     watches = [AnswerWatch(lambda: database, lambda: {DEPLOYMENT: wanted}, dict) for _ in range(2)]
     tasks = [asyncio.ensure_future(watch.run()) for watch in watches]
-    await asyncio.to_thread(record, database, answered("Hi", "x" * 5, conversation_id="one"))
-    async with asyncio.timeout(90):
+    # Of today: the judge gives up answers that have waited for a day.
+    fresh = answered("Hi", "x" * 5, conversation_id="one", at_s=time.time())
+    await asyncio.to_thread(record, database, fresh)
+    async with asyncio.timeout(180):
         while not (scores := await asyncio.to_thread(read_scores, database)):
             await asyncio.sleep(0.05)
     for task in tasks:

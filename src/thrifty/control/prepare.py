@@ -382,7 +382,9 @@ def _make_checks(loaded: LoadedSpec) -> DesiredChecks:
     wanted = loaded.spec.quality
     for name in ("judge", "encoder"):
         if getattr(wanted, name) is not None and not loaded.spec.record.prompts:
-            message = f"it reads recorded answers; set 'record: {{prompts: true}}', or name no {name}"
+            message = (
+                f"it reads recorded answers; set 'record: {{prompts: true}}', or name no {name}"
+            )
             loaded.refuse([Problem(f"quality.{name}", message)])
     judge = wanted.judge
     named = judge.model_dump(mode="json") if isinstance(judge, RemoteJudge) else judge

@@ -34,6 +34,9 @@ GOOD_SCORE = 0.5
 """From this score on, the judge calls an answer good."""
 LOOK_S = 1.0
 RETRY_S = 60.0
+"""After a judge that did not answer."""
+BUSY_S = 2.0
+"""After a database that did not."""
 GIVE_UP_S = 86400.0
 """Answers that the judge did not come to in a day are given up."""
 
@@ -146,7 +149,7 @@ class Judging:
                     while self.judge_next(deployment) and not stopping.is_set():
                         pass
             except DatabaseError:
-                stopping.wait(RETRY_S)
+                stopping.wait(BUSY_S)
             except Exception:
                 # A fault of ours in one answer must not end all later ones.
                 log.exception("an answer could not be judged")
