@@ -59,6 +59,7 @@ PEOPLE = 4
 MARK = "THRIFTY_BENCH_RAY"
 ASK = """
 wrk.method = "POST"
+wrk.path = "/v1/chat/completions"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = '{"model":"smol","max_tokens":8,"messages":[{"role":"user","content":"Say hello."}]}'
 """

@@ -129,7 +129,8 @@ class RayFleet:
         done already.
         """
         there = {replica.id: replica for replica in self._members}
-        left, going = [], []
+        left: list[RayReplica] = []
+        going: list[RayReplica] = []
         for row, replica_set in known:
             self._names.claim(row.id)
             replica = there.get(row.id)
