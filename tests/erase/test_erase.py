@@ -15,6 +15,7 @@ from sqlalchemy import insert, select
 
 from tests.db.databases import KINDS, empty_tables, open_kind
 from tests.parts import run_thrifty, running_echo, running_gateway, until
+from thrifty.artifacts.disk import lock_file
 from thrifty.batches.settings import BatchSettings
 from thrifty.db import Database, open_database
 from thrifty.db.batches import FileRow, insert_file
@@ -321,3 +322,26 @@ def test_rows_of_built_sets_are_erased_and_models_named(tmp_path: Path) -> None:
     after = open_set(home.datasets, "chats")
     after.check()
     assert after.count() == 12
+
+
+def test_trainings_that_did_not_end_go_and_running_ones_are_named(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    for name, file in (
+        ("ended", "learned.jsonl"),
+        ("runs", "learned.jsonl"),
+        ("taught", "parts.json"),
+    ):
+        folder = home.trainings / name
+        folder.mkdir(parents=True)
+        (folder / file).write_text("[1, 2, 3]")
+    database = open_database(home.database_url, migrate=True)
+    try:
+        with lock_file(home.trainings / "runs" / "lock"):
+            first = erase_person(database, home, ANN, "")
+        second = erase_person(database, home, ANN, "")
+    finally:
+        database.close()
+    assert first.counts["unfinished trainings"] == 1
+    assert any(str(home.trainings / "runs") in one for one in first.left)
+    assert second.counts["unfinished trainings"] == 1
+    assert [path.name for path in home.trainings.iterdir()] == ["taught"]

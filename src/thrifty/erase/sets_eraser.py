@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from thrifty.artifacts.disk import try_lock_file
 from thrifty.data.built import SPLITS, erase_rows, list_sets
 from thrifty.erase.files_eraser import find_models, is_row_of
 from thrifty.erase.person import Work
@@ -37,6 +38,24 @@ def erase_set_rows(work: Work) -> int:
                 f"the model {label} was trained on the data set {built.label}"
                 for label in find_models(work, _names(named))
             ]
+    return removed
+
+
+def erase_unfinished_trainings(work: Work) -> int:
+    """Remove the trainings on rows that did not end: their rows are tokens, which do not tell whose
+    they are. The same command begins such a training anew.
+    """
+    removed = 0
+    for rows in work.home.trainings.glob("*/learned.jsonl"):
+        with try_lock_file(rows.parent / "lock") as free:
+            if free:
+                shutil.rmtree(rows.parent, ignore_errors=True)
+                removed += 1
+            else:
+                work.left.append(
+                    f"the training in {rows.parent} is running, and may be on the person's rows; "
+                    "erase again once it has ended"
+                )
     return removed
 
 

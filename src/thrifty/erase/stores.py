@@ -58,6 +58,10 @@ ERASERS: tuple[Eraser, ...] = (
         sets_eraser.erase_set_rows, sets_eraser.collect_set_rows,
     ),
     Eraser(
+        "unfinished trainings", ("folder:trainings",),
+        sets_eraser.erase_unfinished_trainings, rows_eraser.collect_nothing,
+    ),
+    Eraser(
         "copies of the request log", ("folder:evaluations",),
         files_eraser.erase_recorded, rows_eraser.collect_nothing,
     ),
@@ -106,7 +110,6 @@ NOT_OF_PERSONS = {
     "folder:run": "processes",
     "folder:deployments": "acts of operators, with what they applied",
     "folder:data": "public data sets",
-    "folder:trainings": "weights, and texts that a spec names",
     "folder:optimizations": "measurements",
     "folder:gates": "measurements, with questions of judging sets",
     "file:database": "the tables above",
