@@ -24,6 +24,7 @@ from thrifty.errors import EngineError
 _HOST = "127.0.0.1"
 _PIECE = 65_536
 _POLL_S = 0.02
+_END_S = 1.0
 _STOP_S = 1.5
 """Lambda gives an environment two seconds to end."""
 
@@ -73,6 +74,14 @@ class EngineProcess:
         """How it ended; None while it runs."""
         status = self._process.poll()
         return None if status is None else f"the engine ended with status {status}"
+
+    def find_end(self) -> str | None:
+        """How it ended, once an answer of it broke: its sockets close a moment before it has ended.
+        None if it goes on.
+        """
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
+        return self.ended
 
     def wait_ready(self, until_s: float) -> bool:
         """Wait until it answers, at most until `time.monotonic()` is `until_s`. Raises

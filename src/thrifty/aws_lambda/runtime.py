@@ -95,7 +95,10 @@ class Runtime:
         except (ValueError, http.client.InvalidURL) as error:
             raise bad_request(f"the request cannot be passed on: {error}") from None
         except (OSError, http.client.HTTPException) as error:
-            raise _engine_gone(f"the engine gave no answer ({type(error).__name__})") from None
+            reason = (
+                self._engine.find_end() or f"the engine gave no answer ({type(error).__name__})"
+            )
+            raise _engine_gone(reason) from None
 
     def _pass_on(self, answer: EngineAnswer, invocation: Invocation) -> None:
         stream = self._api.stream(invocation)
@@ -112,7 +115,9 @@ class Runtime:
             _cut(stream, is_events, last, _engine_gone("the function was told to end"))
             raise
         except (OSError, http.client.HTTPException) as error:
-            reason = self._engine.ended or f"the engine's answer broke ({type(error).__name__})"
+            reason = (
+                self._engine.find_end() or f"the engine's answer broke ({type(error).__name__})"
+            )
             _cut(stream, is_events, last, _engine_gone(reason))
         else:
             stream.finish()
