@@ -23,6 +23,8 @@ from thrifty.spec import LoadedSpec, Spec, parse_spec
 from thrifty.spec.compress import parse_source
 from thrifty.spec.judges import DEPLOYMENT, RemoteJudge
 
+_JUDGES = ("improve.release.shadow.judge", "quality.judge")
+"""Over HTTP these name deployments of the service; anything else calls code or other servers."""
 VARIABLE_PREFIX = "THRIFTY_UPSTREAM_"
 """Environment variables with this prefix are for specs that come over HTTP."""
 _OWN_PREFIX = "THRIFTY_"
@@ -77,9 +79,7 @@ def _is_allowed(use: _Use, known: frozenset[_Use], store: Store) -> bool:
     if use.path in ("model", "compress.distill.teacher"):
         scheme, colon, _ = use.value.partition(":")
         return (bool(colon) and scheme in ("pypi", "hf")) or names_stored_model(store, use.value)
-    if use.path == "improve.release.shadow.judge":
-        return use.value.startswith("deployment:")
-    if use.path.startswith("gateway.") or use.path == "quality.judge":
+    if use.path.startswith("gateway.") or use.path in _JUDGES:
         return False
     return use.value in SETS or bool(_HARNESS_TASK.fullmatch(use.value))
 
@@ -91,7 +91,7 @@ def _explain(use: _Use) -> str:
             f"only with the URLs that the applied spec uses them for, which {use.value!r} is not; "
             f"rename the variable, or {_ONLY_IN_FILE}"
         )
-    if use.path == "quality.judge":
+    if use.path in _JUDGES:
         return (
             "over HTTP, a judge must be 'deployment:NAME', or what the applied spec names; "
             f"{_ONLY_IN_FILE}"
@@ -99,8 +99,6 @@ def _explain(use: _Use) -> str:
     what = "a data set of 'thrifty data'"
     if use.path in ("model", "compress.distill.teacher"):
         what = "pypi:PACKAGE, hf:ORG/NAME or the name of a stored model"
-    if use.path == "improve.release.shadow.judge":
-        what = "deployment:NAME"
     if use.path.startswith("gateway."):
         return f"cannot name another file over HTTP; {_ONLY_IN_FILE}"
     return (
@@ -150,9 +148,9 @@ def _list_version_uses(spec: Spec) -> Iterator[_Use]:
     for named in spec.improve.gate.data:
         yield _Use("improve.gate.data", named)
     shadow = spec.improve.release.get("shadow")
-    judge = shadow.get("judge") if isinstance(shadow, dict) else None
-    if judge is not None:
-        yield _Use("improve.release.shadow.judge", str(judge))
+    released_by = shadow.get("judge") if isinstance(shadow, dict) else None
+    if released_by is not None and not str(released_by).startswith(DEPLOYMENT):
+        yield _Use("improve.release.shadow.judge", str(released_by))
     judge = spec.quality.judge
     if isinstance(judge, RemoteJudge):
         yield _Use("quality.judge", f"{judge.model} {judge.key_env}", judge.url)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 LEASE = "quality"
 LEASE_S = 30.0
+RENEW_S = 10.0
 POLL_S = 2.0
 KEEP_VECTORS_S = 12 * 86400.0
 """A day may be compared three days late with the seven before it."""
@@ -90,14 +91,17 @@ class AnswerWatch:
                 self._stopping.wait(CLEAN_S)
 
     def _check_on(self) -> None:
-        cleaned_s, away = 0.0, False
+        cleaned_s, renewed_s, away = 0.0, -RENEW_S, False
         while not self._stopping.wait(POLL_S):
             try:
                 database = self._database()
-                if not take_lease(database, LEASE, self._owner, LEASE_S, force=False):
-                    self._holds.clear()
-                    continue
-                self._holds.set()
+                # An idle service writes no more often than the lease needs.
+                if not self._holds.is_set() or time.monotonic() - renewed_s >= RENEW_S:
+                    renewed_s = time.monotonic()
+                    if not take_lease(database, LEASE, self._owner, LEASE_S, force=False):
+                        self._holds.clear()
+                        continue
+                    self._holds.set()
                 self._check_some(database)
                 if time.monotonic() - cleaned_s >= CLEAN_S:
                     cleaned_s = time.monotonic()

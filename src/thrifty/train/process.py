@@ -27,10 +27,11 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_":
 """Settings for glibc: keep freed memory for reuse. Returning large arrays to the system and
 requesting them again at every operation takes longer than the arithmetic.
 """
-SHARE_CORES = {"OMP_WAIT_POLICY": "passive"}
-"""Threads that wait for one another sleep. Where they spin, a training beside replicas that answer
-comes to a standstill: a thread that holds the others up waits for a core on which they spin.
-"""
+SHARE_CORES = {"GOMP_SPINCOUNT": "10000"}
+"""A setting for GNU OpenMP: threads that wait for one another spin for a moment, then sleep. Where
+they only spin, a training beside replicas that answer comes to a standstill: a thread that holds
+the others up waits for a core on which they spin. Where they always sleep, waking them takes longer
+than the work between two waits. """
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors")
 
 
