@@ -44,6 +44,14 @@ def data_build(
     restart: Annotated[
         bool, typer.Option("--restart", help="Use nothing that a killed build had finished.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what the model of `augment` would be asked, and its cost; ask nothing, and make "
+            "no set.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build a set by a recipe: clean, deduplicate, keep apart from evaluation sets, split. A leak
@@ -51,7 +59,7 @@ def data_build(
     """
     from thrifty.cli.data_sets import run_build
 
-    run_build(recipe, out, workers=workers, restart=restart, as_json=as_json)
+    run_build(recipe, out, workers=workers, restart=restart, dry_run=dry_run, as_json=as_json)
 
 
 @data_app.command("show")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,29 @@ from thrifty.untrusted_text import sanitize_line
 
 
 def run_build(
-    recipe: Path, name: str, *, workers: int | None, restart: bool, as_json: bool
+    recipe: Path, name: str, *, workers: int | None, restart: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Build a set and say what each stage did."""
-    from thrifty.curate.build import build_data, describe_outcome
+    """Build a set and say what each stage did; with `dry_run` only what a model would be asked."""
+    from thrifty.curate.build import build_data, describe_outcome, estimate_augmentation
 
     count = workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    if dry_run:
+        with show_progress() as on_progress:
+            expected = estimate_augmentation(
+                recipe, name, workers=count, on_progress=on_progress
+            )  # fmt: skip
+        if as_json:
+            print_json(expected)
+            return
+        print_line(
+            f"about {expected['requests']:,} requests, {expected['tokens_read']:,} tokens read, "
+            f"{expected['tokens_written']:,} written, {expected['cost']:g} at the recipe's price"
+        )
+        return
     with show_progress() as on_progress:
-        built = build_data(recipe, name, workers=count, restart=restart, on_progress=on_progress)
+        built = build_data(
+            recipe, name, workers=count, restart=restart, on_progress=on_progress, on_note=tell
+        )
     found = describe_outcome(built)
     if as_json:
         print_json(found)
@@ -93,7 +109,9 @@ def _show_row(built: BuiltSet, number: int, *, as_json: bool) -> None:
     print_line(f"{built.label}, row {number} ({split})")
     print_line(json.dumps(row, ensure_ascii=False, indent=2))
     print_line("history:")
-    for line in tell_history(history, split, built):
+    forms = Counter((one["method"], one["model"]) for one in row.get("made", ()))
+    told = [f"{n} by {method}, by {model}" for (method, model), n in forms.items()]
+    for line in [*tell_history(history, split, built), *(f"other forms: {one}" for one in told)]:
         print_line(f"  {sanitize_line(line, 400)}")
 
 
@@ -112,6 +130,10 @@ def tell_history(history: dict[str, Any], split: str, built: BuiltSet) -> list[s
     ):  # fmt: skip
         if history.get(key):
             lines.append(what.format(_say(history[key])))
+    made = history.get("made")
+    if made:
+        places = "; ".join(f"{one['path']}, record {one['line']}" for one in made["rows"])
+        lines.append(f"made by {made['method']}, by {made['model']}, of {places}")
     same = history.get("duplicates")
     if same:
         lines.append(f"stands for {same['count']} duplicates: {'; '.join(same['some'])}")

@@ -16,6 +16,7 @@ from thrifty.cli.texts import make_log_finder
 from thrifty.compress.distill.answers import RemoteTeacher
 from thrifty.compress.distill.settings import Training
 from thrifty.control.service_api import Actor
+from thrifty.data.augmentation import parse_augmentation
 from thrifty.db import open_database
 from thrifty.db.erasures import note_export
 from thrifty.db.subjects import open_subjects
@@ -57,6 +58,7 @@ class Asked:
     checkpointing: bool
     seed: int
     resume: bool
+    augment: str | None = None
 
 
 def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
@@ -83,6 +85,7 @@ def run_train(asked: Asked, *, plot: Path | None, as_json: bool) -> None:
         window=asked.window, batch=asked.batch, micro_batch=asked.micro_batch,
         beta=BETA if asked.beta is None else asked.beta, checkpointing=asked.checkpointing, seed=asked.seed,
         resume=asked.resume,
+        augment=rows.augment if asked.augment is None else parse_augmentation(asked.augment),
     )  # fmt: skip
     with show_progress() as on_progress:
         version, artifact = train_model(Store(home.models), home, request, on_progress, tell)
@@ -167,7 +170,7 @@ def _distill(asked: Asked, plot: Path | None, *, as_json: bool) -> None:
             "--method distill needs --teacher (a model, or a server's URL) and --minutes; for all "
             "of its settings see 'thrifty distill --help'"
         )
-    _refuse(asked, "--method distill", "epochs", "beta", "batch", "window")
+    _refuse(asked, "--method distill", "epochs", "beta", "batch", "window", "augment")
     home = find_home()
     if asked.data.startswith(LOG):
         files = [make_log_finder(home)(asked.data.removeprefix(LOG))]

@@ -95,6 +95,14 @@ def train(
             "command goes on as well.",
         ),
     ] = False,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="Other forms of rows, in each epoch others: none; noise; what models made of the "
+            "data (paraphrase, back_translation, evolve, self_instruct, negatives); or auto: try, "
+            "and keep what gains on held-out rows. Default: what the data set's recipe says."
+        ),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses to this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -109,6 +117,6 @@ def train(
         minutes=minutes, learning_rate=learning_rate, beta=beta, batch=batch,
         micro_batch=micro_batch, window=window, held_out=held_out, teacher=teacher,
         teacher_model=teacher_model, teacher_key_env=teacher_key_env, checkpointing=checkpointing,
-        seed=seed, resume=resume,
+        seed=seed, resume=resume, augment=augment,
     )  # fmt: skip
     run_train(asked, plot=plot, as_json=as_json)

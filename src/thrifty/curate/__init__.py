@@ -8,7 +8,8 @@ piece, workers              one piece of a source through all of that, in one pr
 duplicates, vectors         rows that say the same, found on disk with bounded memory
 leaks                       rows that hold what models are judged by
 select                      which rows go where: split, balance, weights, order, packs
+augment_section, making     what a model is asked to make of rows, and what of it is of use
+augmenting, augment_stage   the stage in which it is asked, by `teacher`
 build                       the order of all that, and what makes it resumable
-augment                     augmentation, kept only where a measurement says that it gains
 report                      what each stage did, as JSON and HTML
 """

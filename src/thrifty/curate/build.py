@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from thrifty.artifacts import Store
 from thrifty.artifacts.sources import fetch_model
 from thrifty.artifacts.tokenizer_files import write_tokenizer
+from thrifty.curate.augment_stage import augment_rows, estimate_rows
 from thrifty.curate.duplicates import find_exact, find_near
 from thrifty.curate.evaluation_sets import EvaluationSet, digest_sets, find_evaluation_sets
 from thrifty.curate.leaks import make_index, save_index
@@ -69,6 +70,7 @@ from thrifty.types import OnProgress, Progress, ignore_progress
 from thrifty.version import __version__
 
 SHOWN_LEAKS = 20
+OnNote = Callable[[str], None]
 
 
 @dataclass
@@ -95,6 +97,7 @@ def build_data(
     restart: bool = False,
     piece_bytes: int = PIECE_BYTES,
     on_progress: OnProgress = ignore_progress,
+    on_note: OnNote = lambda text: None,
 ) -> BuiltSet:
     """Build a data set by a recipe (its file, or what it would say) and register it as the next
     version of `name`; blocks. If the newest version has the same rows by the same recipe, that is
@@ -102,9 +105,46 @@ def build_data(
 
     `workers` is the number of processes, and `piece_bytes` how much of a file one of them takes at
     a time; the result does not depend on either. What a killed build had finished is used, unless
-    `restart`. Raises `SpecError`, `LeakError` (a row holds what models are judged by) and other
-    kinds of `ThriftyError`.
+    `restart`. `on_note` is told what people should read, such as what a model is asked. Raises
+    `SpecError`, `LeakError` (a row holds what models are judged by) and other kinds of
+    `ThriftyError`.
     """
+    with _open_build(recipe, name, home, workers, restart, piece_bytes, on_progress) as build:
+        plan, rows, outcome, home, store = build
+        outcome.made = augment_rows(
+            plan.recipe, name, plan.work, rows, outcome.split, home, store, on_progress, on_note
+        )
+        built = write_set(
+            plan.recipe, name, home.datasets, plan.work, rows, outcome, plan.files, plan.tokenizer,
+            plan.sets, on_progress,
+        )  # fmt: skip
+    shutil.rmtree(plan.work, ignore_errors=True)
+    return built
+
+
+def estimate_augmentation(
+    recipe: Recipe | Path | str | dict[str, Any],
+    name: str,
+    *,
+    home: Home | None = None,
+    workers: int = 1,
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Any]:
+    """What the model of `augment` would be asked: `{"requests", "tokens_read", "tokens_written",
+    "cost"}`. Everything before it is done, and kept for the build; nothing is asked. Blocks. Raises
+    as `build_data`.
+    """
+    with _open_build(recipe, name, home, workers, False, PIECE_BYTES, on_progress) as build:
+        plan, rows, outcome, _, _ = build
+        return estimate_rows(plan.recipe, plan.work, rows, outcome.split)
+
+
+@contextlib.contextmanager
+def _open_build(
+    recipe: Recipe | Path | str | dict[str, Any], name: str, home: Home | None, workers: int,
+    restart: bool, piece_bytes: int, on_progress: OnProgress,
+) -> Iterator[tuple[_Plan, Rows, Outcome, Home, Store]]:  # fmt: skip
+    """A build up to the rows that stay, for as long as the context lasts."""
     home = home or find_home()
     check_name(name)
     folder = Path.cwd()
@@ -118,38 +158,22 @@ def build_data(
     try:
         with _lock(home, name):
             try:
-                return _build(
-                    recipe, name, folder, home, store, database, workers, restart, piece_bytes,
-                    on_progress,
-                )  # fmt: skip
+                plan = _make_plan(
+                    recipe, name, folder, home, store, database, restart, piece_bytes, on_progress
+                )
+                secrets = (read_secret(database, ID_SECRET), read_secret(database, SECRET))
+                _make_pieces(plan, secrets, workers, on_progress)
+                for file in plan.files:
+                    check_unchanged(file)
+                rows = Rows(plan.work, len(plan.pieces))
+                try:
+                    yield plan, rows, _decide(plan, rows, store, on_progress), home, store
+                finally:
+                    rows.close()
             except OSError as error:
                 raise describe_disk_fault(error) from None
     finally:
         database.close()
-
-
-def _build(
-    recipe: Recipe, name: str, folder: Path, home: Home, store: Store, database: Database,
-    workers: int, restart: bool, piece_bytes: int, on_progress: OnProgress,
-) -> BuiltSet:  # fmt: skip
-    plan = _make_plan(
-        recipe, name, folder, home, store, database, restart, piece_bytes, on_progress
-    )
-    secrets = (read_secret(database, ID_SECRET), read_secret(database, SECRET))
-    _make_pieces(plan, secrets, workers, on_progress)
-    for file in plan.files:
-        check_unchanged(file)
-    rows = Rows(plan.work, len(plan.pieces))
-    try:
-        outcome = _decide(plan, rows, store, on_progress)
-        built = write_set(
-            recipe, name, home.datasets, plan.work, rows, outcome, plan.files, plan.tokenizer,
-            plan.sets, on_progress,
-        )  # fmt: skip
-    finally:
-        rows.close()
-    shutil.rmtree(plan.work, ignore_errors=True)
-    return built
 
 
 @contextlib.contextmanager

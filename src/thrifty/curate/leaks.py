@@ -109,7 +109,7 @@ def _list_texts(record: dict[str, object]) -> Iterator[str]:
             said = isinstance(one, dict) and one.get("role") in COMPARED
             if said and isinstance(one.get("content"), str):
                 yield one["content"]
-    for key in ("question", "prompt", "context", "text", "content", "passage"):
+    for key in ("question", "prompt", "query", "context", "text", "content", "passage"):
         value = record.get(key)
         if isinstance(value, str):
             framed = _FRAME.fullmatch(value)

@@ -276,7 +276,7 @@ class PieceMaker:
             changed["redact"] = dict(sorted(kinds.items()))
             tally.redacted.update(kinds)
         drop = self._recipe.redact is not None and self._recipe.redact.targets == "drop"
-        if drop and "text" not in row and find_pseudonym(join_answers(row)):
+        if drop and "text" not in row and "query" not in row and find_pseudonym(join_answers(row)):
             tally.remove(
                 "redact", "pseudonym in an answer", join_answers(row)[:SAMPLE_CHARS], provenance
             )
@@ -320,7 +320,7 @@ class PieceMaker:
             leaking = {leak.row: leak for leak in find_leaks(self._leaks, words)}
         kept = []
         for number, (row, known) in enumerate(batch):
-            tokens = self._count_tokens(row, int(counts[number]))
+            tokens = count_tokens(row, self._tokenizer, int(counts[number]))
             leak = leaking.get(number) if tokens is not None else None
             if leak is not None and not self._note_leak(leak, row, tally):
                 continue
@@ -336,26 +336,6 @@ class PieceMaker:
         compared = words if len(kept) == len(batch) else _take(words, kept)
         digests = digest_words(find_words([join_all(row) for row, _ in chosen]))
         out.add(chosen, digests, compared, self._recipe, tally)
-
-    def _count_tokens(self, row: Row, words: int) -> int | None:
-        """The length of a row in tokens, or in words; None where the chat template refuses it."""
-        if self._tokenizer is None:
-            return words
-        if "text" in row:
-            return len(self._tokenizer.encode(row["text"]))
-        try:
-            plan = parse_tools({"tools": row.get("tools")})
-            return max(
-                len(
-                    build_prompt(
-                        {"messages": messages, "add_generation_prompt": False},
-                        self._tokenizer, plan,
-                    ).ids
-                )
-                for messages in list_conversations(row)
-            )  # fmt: skip
-        except WireError:
-            return None
 
     def _find_length_fault(self, tokens: int | None) -> str | None:
         length = self._recipe.length
@@ -451,6 +431,31 @@ class _PieceFiles:
         done = self._base.with_suffix(".json.part")
         done.write_bytes(msgspec.json.encode(vars(tally)))
         done.rename(self._base.with_suffix(".json"))
+
+
+def count_tokens(row: Row, tokenizer: TextTokenizer | None, words: int) -> int | None:
+    """The length of a row in tokens, or without a tokenizer in words; None where the chat template
+    refuses it. Of texts for encoders, the longest counts.
+    """
+    if tokenizer is None:
+        return words
+    if "text" in row:
+        return len(tokenizer.encode(row["text"]))
+    if "query" in row:
+        texts = (row["query"], row["positive"], *row.get("negatives", ()))
+        return max(len(tokenizer.encode(one)) for one in texts)
+    try:
+        plan = parse_tools({"tools": row.get("tools")})
+        return max(
+            len(
+                build_prompt(
+                    {"messages": messages, "add_generation_prompt": False}, tokenizer, plan
+                ).ids
+            )
+            for messages in list_conversations(row)
+        )
+    except WireError:
+        return None
 
 
 def encode_record(record: Record) -> bytes:

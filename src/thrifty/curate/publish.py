@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from thrifty.curate.augmenting import Made
 from thrifty.curate.evaluation_sets import EvaluationSet
 from thrifty.curate.piece import SAMPLE_CHARS
 from thrifty.curate.recipe import Recipe, name_source, write_recipe
@@ -60,6 +62,13 @@ class Outcome:
     """By stage: some removed rows, each with the one that stays."""
     alive: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     test: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    made: Made = field(default_factory=Made)
+    """What a model made of the rows that are learned."""
+
+    @property
+    def split(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which rows are learned, and which are held out."""
+        return self.alive & ~self.test, self.alive & self.test
 
     def remove(self, stage: str, reason: str, count: int) -> None:
         """Count rows that a stage removed."""
@@ -87,7 +96,7 @@ def write_set(
         split: order_rows(rows, np.flatnonzero(outcome.alive & (outcome.test == is_test)), recipe)
         for split, is_test in ((TRAIN, False), (TEST, True))
     }
-    written = _write_rows(staging, rows, outcome, order, on_progress)
+    written = _write_rows(staging, rows, outcome, order, recipe.seed, on_progress)
     if recipe.pack is not None:
         tokens = rows.column("tokens")
         for split, numbers in order.items():
@@ -104,6 +113,7 @@ def write_set(
         "pack": recipe.pack, "files": [vars(one) for one in written], "sources": sources,
         "apart_from": [{"set": one.name, "sha256": one.sha256} for one in sets],
         "recipe": json.loads(recipe.model_dump_json()),
+        "augment": None if recipe.augment is None else recipe.augment.for_training(),
     }  # fmt: skip
     known = _find_same(datasets, name, manifest)
     if known is not None:
@@ -111,11 +121,16 @@ def write_set(
     report = make_report(recipe, rows, outcome, order, manifest)
     _write_text(staging / "recipe.yaml", write_recipe(recipe))
     _write_text(staging / "report.json", json.dumps(report, indent=1) + "\n")
-    _write_lines(staging / "samples.jsonl", [*outcome.samples, *_list_pairs(rows, outcome)])
+    samples = [*outcome.samples, *_sort(outcome.made.samples), *_list_pairs(rows, outcome)]
+    _write_lines(staging / "samples.jsonl", samples)
     if outcome.set_aside:
         _write_lines(staging / "set-aside.jsonl", outcome.set_aside)
     _write_text(staging / "report.html", make_html(staging, name))
     return publish(staging, datasets, manifest)
+
+
+def _sort(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(samples, key=lambda one: str(one["reason"]))
 
 
 def _find_same(datasets: Path, name: str, manifest: dict[str, Any]) -> BuiltSet | None:
@@ -137,31 +152,57 @@ def _write_lines(path: Path, values: Sequence[Any]) -> None:
 
 
 def _write_rows(
-    staging: Path, rows: Rows, outcome: Outcome, order: dict[str, I64], on_progress: OnProgress
+    staging: Path,
+    rows: Rows,
+    outcome: Outcome,
+    order: dict[str, I64],
+    seed: int,
+    on_progress: OnProgress,
 ) -> tuple[RowFile, ...]:
     begins, lengths = rows.column("begin"), rows.column("bytes")
 
-    def read(row: int) -> dict[str, Any]:
-        return rows.read_row(row, int(begins[row]), int(lengths[row]))
+    def read(row: int) -> bytes:
+        return rows.read_line(row, int(begins[row]), int(lengths[row]))
 
     total = sum(map(len, order.values()))
     writer = RowWriter(staging)
     done = 0
     for split, numbers in order.items():
-        for row in numbers.tolist():
-            line = rows.read_line(row, int(begins[row]), int(lengths[row]))
-            gone = outcome.duplicates.get(row)
-            if gone:
-                value = msgspec.json.decode(line)
-                value["provenance"]["duplicates"] = {
-                    "count": len(gone), "some": [_say_place(read(one)) for one in gone[:SHOWN_DUPLICATES]]
-                }  # fmt: skip
-                line = msgspec.json.encode(value) + b"\n"
-            writer.write(split, line)
+        new = _place_new(outcome.made.rows if split == TRAIN else [], len(numbers), seed)
+        for place, row in enumerate(numbers.tolist()):
+            writer.write(split, _finish_row(outcome, row, read))
+            for one in new.get(place, ()):
+                writer.write(split, msgspec.json.encode(one) + b"\n")
             done += 1
             if not done % 1000:
                 on_progress(Progress("write", done, total, "rows"))
     return writer.close()
+
+
+def _place_new(
+    made: Sequence[dict[str, Any]], count: int, seed: int
+) -> dict[int, list[dict[str, Any]]]:
+    """New rows among the others, by the place of the one that each follows."""
+    draw = random.Random(seed)
+    found: dict[int, list[dict[str, Any]]] = {}
+    for one in made:
+        found.setdefault(draw.randrange(count), []).append(one)
+    return found
+
+
+def _finish_row(outcome: Outcome, row: int, read: Callable[[int], bytes]) -> bytes:
+    """The line of a row, with what it stands for and what was made of it."""
+    line = read(row)
+    gone, forms = outcome.duplicates.get(row), outcome.made.forms.get(row)
+    if not gone and not forms:
+        return line
+    value = msgspec.json.decode(line)
+    if gone:
+        some = [_say_place(msgspec.json.decode(read(one))) for one in gone[:SHOWN_DUPLICATES]]
+        value["provenance"]["duplicates"] = {"count": len(gone), "some": some}
+    if forms:
+        value["made"] = forms
+    return msgspec.json.encode(value) + b"\n"
 
 
 def _say_place(row: dict[str, Any]) -> str:
@@ -210,7 +251,12 @@ def make_report(
     source = rows.column("source")[kept]
     return {
         "name": manifest["name"], "kind": recipe.kind, "rows_in": outcome.records,
-        "rows_out": len(kept), "splits": {split: len(numbers) for split, numbers in order.items()},
+        "rows_out": len(kept) + len(outcome.made.rows),
+        "splits": {
+            split: len(numbers) + (len(outcome.made.rows) if split == TRAIN else 0)
+            for split, numbers in order.items()
+        },
+        "made": outcome.made.as_dict() if outcome.made.model else None,
         "removed": {stage: dict(counts.most_common()) for stage, counts in outcome.removed.items()},
         "stages": stages, "changed": dict(outcome.changed.most_common()),
         "redacted": dict(outcome.redacted.most_common()),

@@ -14,40 +14,21 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from thrifty.curate.augment_section import Augment, Names, Share, as_list, short
 from thrifty.data.sets import SETS
 from thrifty.errors import Problem, SpecError
 from thrifty.spec.faults import sort_problems, suggest
 from thrifty.spec.section import Integer, Number, Section
 from thrifty.spec.yaml_file import read_spec_file
 
-Kind = Literal["sft", "dpo", "kto", "text"]
+Kind = Literal["sft", "dpo", "kto", "contrastive", "text"]
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text"]
-Shape = Literal["auto", "messages", "sharegpt", "alpaca", "pair", "judged", "prompt", "text"]
+Shape = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "pair", "judged", "prompt", "texts", "text"
+]
 Group = Literal["conversation", "user", "source"]
-Share = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Integer, Field(ge=1)]
 NEAR_SIMILARITY = 0.8
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-"""A list of names; a single one may stand alone."""
-
-
-def _short(key: str) -> BeforeValidator:
-    """A section that may be written as the value of one of its keys, or as `true` or `false`."""
-
-    def expand(value: Any) -> Any:
-        if value is True:
-            return {}
-        if value is False:
-            return None
-        return value if value is None or isinstance(value, Mapping | BaseModel) else {key: value}
-
-    return BeforeValidator(expand)
 
 
 class Fields(Section):
@@ -141,10 +122,10 @@ class Deduplicate(Section):
     """What counts as the same row. The first one stays."""
 
     exact: bool = Field(True, description="The same words, whatever their case and marks.")
-    near: Annotated[Near | None, _short("similarity")] = Field(
+    near: Annotated[Near | None, short("similarity")] = Field(
         Near(), description="Near-duplicates: a similarity, or false."
     )
-    embeddings: Annotated[Embeddings | None, _short("encoder")] = Field(
+    embeddings: Annotated[Embeddings | None, short("encoder")] = Field(
         None, description="By an encoder."
     )
 
@@ -173,7 +154,7 @@ class Split(Section):
     """What is held out."""
 
     test: Share = Field(0.05, description="The share of the groups that is held out.")
-    by: Annotated[tuple[Group, ...], BeforeValidator(_as_list)] = Field(
+    by: Annotated[tuple[Group, ...], BeforeValidator(as_list)] = Field(
         ("conversation", "user"), description="Rows that share one of these stay on one side."
     )
     stratify: Literal["source", "language", "label"] | None = Field(
@@ -200,17 +181,20 @@ class Recipe(Section):
     )
     seed: Integer = Field(0, description="Decides on what is held out, and on the order.")
     clean: Clean = Field(Clean(), description="Texts.")
-    redact: Annotated[Redact | None, _short("targets")] = Field(
+    redact: Annotated[Redact | None, short("targets")] = Field(
         Redact(), description="Personal data; false leaves them."
     )
     length: Length = Field(Length(), description="Lengths.")
     deduplicate: Deduplicate = Field(Deduplicate(), description="Rows that say the same.")
-    decontaminate: Annotated[Decontaminate | None, _short("leaks")] = Field(
+    decontaminate: Annotated[Decontaminate | None, short("leaks")] = Field(
         Decontaminate(), description="What models are judged by; false looks for nothing."
     )
-    split: Annotated[Split, _short("test")] = Field(Split(), description="What is held out.")
-    balance: Annotated[Balance | None, _short("by")] = Field(None, description="Rows of a kind.")
+    split: Annotated[Split, short("test")] = Field(Split(), description="What is held out.")
+    balance: Annotated[Balance | None, short("by")] = Field(None, description="Rows of a kind.")
     mix: Literal["rows", "tokens"] = Field("rows", description="What weights of sources count.")
+    augment: Annotated[Augment | None, short("keep")] = Field(
+        None, description="Other forms of the rows that are learned."
+    )
     pack: Positive | None = Field(None, description="Put rows together up to so many tokens.")
     evaluation: bool = Field(
         False, description="Register it as an evaluation set, which later builds keep apart from."
@@ -236,6 +220,16 @@ class Recipe(Section):
         label = "label" in (self.split.stratify, self.balance and self.balance.by)
         if label and self.kind != "kto":
             raise ValueError("only rows of the kind kto have a label")
+        if self.kind == "contrastive" and any(one.log is not None for one in self.sources):
+            raise ValueError("the request log ('log') holds no rows of the kind contrastive")
+        if self.augment is not None:
+            fault = self.augment.refuse(self.kind)
+            if fault is not None:
+                raise ValueError(f"'augment' {fault}")
+            if self.pack is not None and self.augment.methods:
+                raise ValueError(
+                    "'pack' puts rows together as they are, and 'augment' adds others; leave one out"
+                )
         return self
 
 

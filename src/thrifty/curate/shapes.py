@@ -6,6 +6,7 @@
     prompt     {"prompt" | "question", "completion" | "answer" | "response"}
     pair       {"prompt" | "messages", "chosen", "rejected"}
     judged     {"prompt" | "messages", "completion"?, "label"}
+    texts      {"query" | "anchor", "positive", "negatives"? | "negative"?}, {"texts": [A, B]}
     text       {"text" | "content" | "passage"}
 
 A record that makes no row says why, by a key of `REASONS`.
@@ -40,6 +41,7 @@ REASONS = {
     "unknown_tool": "calls a tool that it does not define",
     "no_call": "has a tool's answer without its call",
     "same_answers": "has a chosen answer that equals the rejected one",
+    "same_texts": "has two texts that are equal",
 }
 _ROLES = {
     "system": "system", "developer": "developer", "human": "user", "user": "user", "gpt": "assistant",
@@ -60,6 +62,8 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
     """The row of a kind that a record holds, checked. Raises `Misshapen`."""
     if kind == "text":
         return {"text": _find_text(record, fields)}
+    if kind == "contrastive":
+        return _make_texts(record)
     shape = shape if shape != "auto" else find_shape(record, fields)
     if kind == "dpo":
         if shape != "pair":
@@ -82,6 +86,26 @@ def make_row(record: Record, kind: str, shape: str, fields: Fields) -> Row:
     for messages in _list_conversations(row):
         _check_conversation(messages, tools)
     return row
+
+
+def _make_texts(record: Record) -> Row:
+    """A query with a text that belongs to it, and texts that do not."""
+    pair = record.get("texts")
+    if isinstance(pair, list) and len(pair) == 2:
+        record = {"query": pair[0], "positive": pair[1]}
+    others = [record["negative"]] if "negative" in record else record.get("negatives") or []
+    texts = [record.get("query", record.get("anchor")), record.get("positive")]
+    if any(one is None for one in texts) or not isinstance(others, list):
+        raise Misshapen("other_shape")
+    texts += others
+    if not all(isinstance(one, str) for one in texts):
+        raise Misshapen("not_text")
+    if not all(one.strip() for one in texts):
+        raise Misshapen("empty_message")
+    if len(set(texts)) < len(texts):
+        raise Misshapen("same_texts")
+    row: Row = {"query": texts[0], "positive": texts[1]}
+    return {**row, "negatives": texts[2:]} if others else row
 
 
 def find_shape(record: Record, fields: Fields) -> str:

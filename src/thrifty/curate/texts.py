@@ -9,6 +9,8 @@ Row = dict[str, Any]
 Change = Callable[[str], str]
 PARTS = ("messages", "prompt", "chosen", "rejected", "completion")
 """The fields of a row that hold messages, in their order."""
+TEXTS = ("text", "query", "positive")
+"""The fields of a row that are texts; `negatives` is a list of them."""
 COMPARED = ("user", "assistant")
 """Who is compared: system messages and tools are the same in many conversations."""
 
@@ -45,9 +47,13 @@ def change_all_texts(row: Row, change: Change) -> int:
     return changed
 
 
-def _find_texts(row: Row) -> Iterator[tuple[dict[str, Any], str]]:
-    if "text" in row:
-        yield row, "text"
+def _find_texts(row: Row) -> Iterator[tuple[Any, Any]]:
+    for key in TEXTS:
+        if key in row:
+            yield row, key
+    negatives = row.get("negatives", ())
+    for place in range(len(negatives)):
+        yield negatives, place
     for message in list_messages(row):
         for key in ("content", "reasoning_content"):
             if isinstance(message.get(key), str):
@@ -58,6 +64,8 @@ def join_compared(row: Row) -> str:
     """What users and assistants say in a row, by which rows are compared."""
     if "text" in row:
         return str(row["text"])
+    if "query" in row:
+        return f"{row['query']}\n{row['positive']}"
     said = [_join(one) for one in list_messages(row) if one["role"] in COMPARED]
     return "\n".join(said)
 
@@ -66,21 +74,29 @@ def join_all(row: Row) -> str:
     """Everything in a row that makes it another one: texts, calls, roles and the label."""
     if "text" in row:
         return str(row["text"])
+    if "query" in row:
+        return "\n".join([row["query"], row["positive"], *row.get("negatives", ())])
     said = [f"{one['role']} {_join(one)}" for one in list_messages(row)]
     tools = [tool["function"]["name"] for tool in row.get("tools", ())]
     return "\n".join([*said, *tools, *([str(row["label"])] if "label" in row else [])])
 
 
 def join_answers(row: Row) -> str:
-    """What the row teaches to say: the text, or what the assistant says."""
+    """What the row teaches to say: the text, or what the assistant says; of texts for encoders,
+    the one that belongs to the query.
+    """
     if "text" in row:
         return str(row["text"])
+    if "query" in row:
+        return str(row["positive"])
     said = [one for one in list_messages(row) if one["role"] == "assistant"]
     return "\n".join(_join(one) for one in said)
 
 
 def find_question(row: Row) -> str:
-    """What the user says first; of a text, nothing."""
+    """What the user says first, or the query; of a text, nothing."""
+    if "query" in row:
+        return str(row["query"])
     found = (one for one in list_messages(row) if one["role"] == "user")
     return next((one["content"] or "" for one in found), "")
 

@@ -7,14 +7,15 @@
         recipe.yaml           what it was built by
         report.json, report.html
 
-A row is one of four kinds, all rows of a set being of the same one, in the forms of TRL:
+A row is one of five kinds, all rows of a set being of the same one, in the forms of TRL:
 
     sft    {"messages": [...], "tools"?: [...]}
     dpo    {"prompt": [...], "chosen": [message], "rejected": [message], "tools"?: [...]}
     kto    {"prompt": [...], "completion": [message], "label": true, "tools"?: [...]}
     text   {"text": "..."}
+    contrastive  {"query": "...", "positive": "...", "negatives"?: ["..."]}
 
-Each has a `provenance` besides. A version is never changed after it was published, with one
+Each has a `provenance` besides, and under `made` what models made of it (`data.augmentation`). A version is never changed after it was published, with one
 exception: rows of a person who is to be forgotten are taken out (`erase_rows`). The building is the
 work of `curate`; here are neither recipes nor stages, so that whoever trains needs none of them.
 """
@@ -40,7 +41,7 @@ from thrifty.home import make_private_folder
 
 Row = dict[str, Any]
 
-KINDS = ("sft", "dpo", "kto", "text")
+KINDS = ("sft", "dpo", "kto", "contrastive", "text")
 TRAIN, TEST = "train", "test"
 SPLITS = (TRAIN, TEST)
 MANIFEST = "manifest.json"

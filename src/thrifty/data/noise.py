@@ -33,7 +33,7 @@ _SPOKEN = {
     "going to": "gonna", "want to": "wanna", "you are": "you're", "i am": "i'm", "it is": "it's",
     "what is": "what's", "because": "cause",
 }  # fmt: skip
-_KEPT = re.compile(r"```.*?```|`[^`\n]*`|https?://\S+|\S+@\S+|<[A-Z]+_[a-z]+>|\S*\d\S*", re.DOTALL)
+KEPT = re.compile(r"```.*?```|`[^`\n]*`|https?://\S+|\S+@\S+|<[A-Z]+_[a-z]+>|\S*\d\S*", re.DOTALL)
 """What a slip would make something else: code, addresses, pseudonyms, and whatever holds a
 digit."""
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -101,14 +101,14 @@ def order_epoch(
     if not shuffled:
         return np.arange(count)
     # Stream 0; those of rows begin with 1.
-    return np.argsort(_draw(seed, epoch, 0).random(count), kind="stable")
+    return np.argsort(draw_for(seed, epoch, 0).random(count), kind="stable")
 
 
 def add_noise(row: Row, noise: Noise, epoch: int, number: int) -> Row:
     """The row of a number as an epoch shows it: a copy where it changes. Text rows stay as they
     are: what they say is what is learned.
     """
-    draw = _draw(noise.seed, epoch, number + 1)
+    draw = draw_for(noise.seed, epoch, number + 1)
     if draw.random() >= noise.rows:
         return row
     changed: dict[str, Any] = {
@@ -125,7 +125,8 @@ def add_noise(row: Row, noise: Noise, epoch: int, number: int) -> Row:
     return {**row, **changed, "provenance": provenance}
 
 
-def _draw(seed: int, epoch: int, stream: int) -> Generator:
+def draw_for(seed: int, epoch: int, stream: int) -> Generator:
+    """Random numbers that the seed, the epoch and the stream decide alone."""
     # Named, because what `default_rng` is may change.
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch, stream])))
 
@@ -141,7 +142,7 @@ def change_text(text: str, kind: str, share: float, draw: Generator) -> str:
     """A text with one kind of noise. Code, addresses and what holds a digit stay."""
     change = _CHANGES[kind](share, draw)
     parts, position = [], 0
-    for kept in _KEPT.finditer(text):
+    for kept in KEPT.finditer(text):
         parts += [change(text[position : kept.start()]), kept[0]]
         position = kept.end()
     changed = "".join([*parts, change(text[position:])])

@@ -46,14 +46,17 @@ def erase_unfinished_trainings(work: Work) -> int:
     they are. The same command begins such a training anew.
     """
     removed = 0
-    for rows in work.home.trainings.glob("*/learned.jsonl"):
-        with try_lock_file(rows.parent / "lock") as free:
+    # Those of trials lie deeper.
+    rows = work.home.trainings.rglob("learned.jsonl")
+    names = {path.relative_to(work.home.trainings).parts[0] for path in rows}
+    for folder in (work.home.trainings / name for name in sorted(names)):
+        with try_lock_file(folder / "lock") as free:
             if free:
-                shutil.rmtree(rows.parent, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
             else:
                 work.left.append(
-                    f"the training in {rows.parent} is running, and may be on the person's rows; "
+                    f"the training in {folder} is running, and may be on the person's rows; "
                     "erase again once it has ended"
                 )
     return removed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import requests
@@ -17,21 +17,33 @@ TIMEOUT_S = 600.0
 ATTEMPTS = 4
 PASSING = frozenset({429, 500, 502, 503, 504})
 """Statuses of a server that is busy or unavailable for a moment."""
+REFUSED = frozenset({400, 413, 422})
+"""Statuses that say that a request is at fault, and others need not be."""
 LONGEST_WAIT_S = 60.0
+
+
+class RefusedRequest(EvaluationError):
+    """A request that a server does not take, whoever asks and whenever."""
 
 
 class ServedUrl:
     """An OpenAI-compatible server's base URL and connections."""
 
     def __init__(
-        self, url: str, key_env: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        url: str,
+        key_env: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        on_wait: Callable[[int, float], None] = lambda status, seconds: None,
     ) -> None:
         """`key_env` names the environment variable that holds the API key, `headers` are sent with
-        every request.
+        every request. `on_wait` is told the status for which it asks again, and in how many
+        seconds.
 
         Raises `EvaluationError` if that variable is empty.
         """
         self.base = shorten_url(url)
+        self._on_wait = on_wait
         self._session = requests.Session()
         self._session.headers.update(headers or {})
         if key_env:
@@ -56,7 +68,8 @@ class ServedUrl:
     ) -> dict[str, Any]:
         """The JSON answer to a request; retries while the server is busy or unavailable.
 
-        Raises `EvaluationError` if there is no answer, or none in JSON. Raises `TimeoutError` if
+        Raises `EvaluationError` if there is no answer, or none in JSON; of these `RefusedRequest`
+        where the server finds fault with the request itself. Raises `TimeoutError` if
         there is none when `time.monotonic` is `until_s`; the connection is closed then, so that the
         server can stop its work.
         """
@@ -75,13 +88,16 @@ class ServedUrl:
                     raise TimeoutError from None
                 if last:
                     raise EvaluationError(f"{self.base} cannot be reached: {error}") from None
-                _wait(attempt, None, until_s)
+                time.sleep(_find_wait(attempt, None, until_s))
                 continue
             if last or reply.status_code not in PASSING:
                 break
-            _wait(attempt, reply.headers.get("retry-after"), until_s)
+            wait_s = _find_wait(attempt, reply.headers.get("retry-after"), until_s)
+            self._on_wait(reply.status_code, wait_s)
+            time.sleep(wait_s)
         if reply.status_code != 200:
-            raise EvaluationError(f"{url} answered {reply.status_code}: {reply.text[:300]}")
+            fault = RefusedRequest if reply.status_code in REFUSED else EvaluationError
+            raise fault(f"{url} answered {reply.status_code}: {reply.text[:300]}")
         try:
             found: dict[str, Any] = reply.json()
         except ValueError:
@@ -93,7 +109,8 @@ class ServedUrl:
         self._session.close()
 
 
-def _wait(attempt: int, retry_after: str | None, until_s: float) -> None:
+def _find_wait(attempt: int, retry_after: str | None, until_s: float) -> float:
+    """In how many seconds to ask again."""
     asked = float(retry_after) if retry_after and retry_after.isdigit() else 0.0
     left_s = max(0.0, until_s - time.monotonic())
-    time.sleep(min(LONGEST_WAIT_S, max(asked, 0.5 * 2**attempt), left_s))
+    return min(LONGEST_WAIT_S, max(asked, 0.5 * 2**attempt), left_s)

@@ -25,12 +25,12 @@ from accelerate.utils import set_seed
 
 from thrifty.artifacts.disk import lock_file
 from thrifty.engines.machine import detect_machine
-from thrifty.errors import ThriftyError
+from thrifty.errors import ThriftyError, TrainingError
 from thrifty.evaluate.torch_model import load_torch_model
 from thrifty.files import write_atomically
 from thrifty.train import lora
 from thrifty.train.loop import Trainer, write_tensors
-from thrifty.train.settings import LoopSettings
+from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
 from thrifty.train.state import Limits, Objective
 from thrifty.types import Progress
 
@@ -66,9 +66,11 @@ def run_job(
     settings: LoopSettings,
     prepare: Callable[[], Prepared],
     name: str,
+    use: Callable[[Any, Any], None] | None = None,
 ) -> None:
     """Train what `prepare` gives until it ends or the job's limits pause it; then write the weights
-    and the report. `name` is what progress calls it.
+    and the report. `name` is what progress calls it. With `use`, that is called with the model and
+    its device instead, also where the training improved nothing.
     """
     on_gpu = torch.cuda.is_available()
     fast = on_gpu or bool(FAST_BFLOAT16 & detect_machine().features)
@@ -80,7 +82,15 @@ def run_job(
     main = accelerator.is_main_process
     report_progress = _send_progress if main else (lambda _: None)
     tell: Callable[[str], None] = (lambda text: _send(note=text)) if main else (lambda _: None)
-    ended = trainer.run(report_progress, tell, Limits(**job.get("limits", {})))
+    try:
+        ended = trainer.run(report_progress, tell, Limits(**job.get("limits", {})))
+    except TrainingError as error:
+        if use is None or not str(error).startswith(IMPROVED_NOTHING):
+            raise
+        ended = True
+    if use is not None and ended:
+        trainer.apply(use)
+        return
     state = trainer.state
     if not main or not ended:
         return

@@ -66,14 +66,21 @@ class Contrastive:
         that they are compared with.
         """
         total, count, first = 0.0, 0, 0.0
-        own, size = self._held_out[rank::ranks], self._settings.micro_batch
-        for at in range(0, len(own), size):
-            group = own[at : at + size]
+        for group in self._groups(rank, ranks):
             found, nearest = self._compare(model, group, device)
             total, count = total + float(found.sum()), count + len(group)
             first += float(nearest.sum())
         self.details = {"first": first / max(1, count)}
         return {"": (total, count)}
+
+    def measure_each(self, model: Any, device: Any) -> list[float]:
+        """The loss of each held-out example, in order."""
+        groups = self._groups(0, 1)
+        return [one for group in groups for one in self._compare(model, group, device)[0].tolist()]
+
+    def _groups(self, rank: int, ranks: int) -> list[Sequence[Example]]:
+        own, size = self._held_out[rank::ranks], self._settings.micro_batch
+        return [own[at : at + size] for at in range(0, len(own), size)]
 
     def _compare(
         self, model: Any, examples: Sequence[Example], device: Any

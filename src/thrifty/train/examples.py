@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -130,16 +130,16 @@ def write_row(file: TextIO, examples: Sequence[Example]) -> None:
     file.write(json.dumps(line) + "\n")
 
 
-def read_examples(path: Path) -> Iterator[Example]:
-    """Read the examples of a file, in their order, four bytes a token."""
+def read_examples(path: Path) -> Iterator[list[Example]]:
+    """Read the examples of each row of a file, in their order, four bytes a token."""
     with path.open() as file:
         for line in file:
-            for found in json.loads(line):
-                texts = [
-                    TokenText(
-                        array("i", one["tokens"]),
-                        tuple((begin, end) for begin, end in one["spans"]),
-                    )
-                    for one in found["texts"]
-                ]
-                yield Example(tuple(texts), found["liked"])
+            yield [
+                Example(tuple(map(_read_text, found["texts"])), found["liked"])
+                for found in json.loads(line)
+            ]
+
+
+def _read_text(one: dict[str, Any]) -> TokenText:
+    spans = tuple((begin, end) for begin, end in one["spans"])
+    return TokenText(array("i", one["tokens"]), spans)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +24,7 @@ from thrifty.train.settings import IMPROVED_NOTHING, LoopSettings
 from thrifty.train.state import Limits, Objective, State
 from thrifty.types import OnProgress, Progress, ignore_progress
 
+Found = TypeVar("Found")
 BETAS = (0.9, 0.95)
 EXPLODED = 10.0
 """Training stops if the loss is this many times the recent mean, or not a number."""
@@ -146,6 +147,12 @@ class Trainer:
             )
         self._load_weights("best")
         return True
+
+    def apply(self, use: Callable[[Any, Any], Found]) -> Found:
+        """What `use` makes of the model as it is now and its device, without gradients."""
+        self._model.eval()
+        with torch.inference_mode():
+            return use(self._model, self._accelerator.device)
 
     def measure(self) -> dict[str, float]:
         """The mean held-out loss of each domain."""
@@ -356,7 +363,7 @@ class Trainer:
                 read[number] += 1
                 position += 1
                 if position > done:
-                    yield number
+                    yield number + (epoch * count if self._training.epochs_differ else 0)
             epoch += 1
 
     def _stalled(self) -> bool:

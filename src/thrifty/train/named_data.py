@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from thrifty.data.augmentation import AS_IT_IS, Augmentation, read_augmentation
 from thrifty.data.built import TEST, TRAIN, open_set
 from thrifty.errors import DataError, TrainingError
 from thrifty.home import Home
@@ -19,6 +20,8 @@ class NamedRows:
     learned: list[Path]
     held_out: list[Path]
     """Those that a data set holds out; empty for a file."""
+    augment: Augmentation = AS_IT_IS
+    """What the data set's recipe says of other forms of its rows."""
 
 
 def find_rows(home: Home, named: str, method: Method) -> NamedRows:
@@ -45,4 +48,6 @@ def find_rows(home: Home, named: str, method: Method) -> NamedRows:
         split: [built.folder / one.path for one in built.files if one.split == split]
         for split in (TRAIN, TEST)
     }
-    return NamedRows(built.label, files[TRAIN], files[TEST])
+    recipe = built.manifest.get("augment")
+    augment = AS_IT_IS if recipe is None else read_augmentation(recipe)
+    return NamedRows(built.label, files[TRAIN], files[TEST], augment)

@@ -76,6 +76,15 @@ class Supervised(_Rows):
             count += sum(map(_count_learned, group))
         return {"": (total, count)}
 
+    def measure_each(self, model: Any, device: Any) -> list[float]:
+        """The loss of each held-out example, in order."""
+        found: list[float] = []
+        for group in self._groups(0, 1):
+            sums = sum_logprobs(model, [example.texts[0] for example in group], device).tolist()
+            counts = map(_count_learned, group)
+            found += [-total / max(1, n) for total, n in zip(sums, counts, strict=True)]
+        return found
+
 
 class _Preferences(_Rows):
     """What needs the model as it was before."""
@@ -126,6 +135,11 @@ class Pairs(_Preferences):
             margin += float(margins.sum())
         self.details = {"preferred": right / max(1, count), "margin": margin / max(1, count)}
         return {"": (total, count)}
+
+    def measure_each(self, model: Any, device: Any) -> list[float]:
+        """The loss of each held-out example, in order."""
+        groups = self._groups(0, 1)
+        return [one for group in groups for one in self._compare(model, group, device)[0].tolist()]
 
     def _compare(
         self, model: Any, examples: Sequence[Example], device: Any
@@ -183,6 +197,11 @@ class Judged(_Preferences):
         named = {"liked": ratios[True], "disliked": ratios[False]}
         self.details = {name: float(np.mean(values)) for name, values in named.items() if values}
         return {"": (total, count)}
+
+    def measure_each(self, model: Any, device: Any) -> list[float]:
+        """The loss of each held-out example, in order."""
+        groups = self._groups(0, 1)
+        return [one for group in groups for one in self._judge(model, group, device)[0].tolist()]
 
     def _judge(
         self, model: Any, examples: Sequence[Example], device: Any

@@ -10,6 +10,9 @@
 with one message. `tools` and `chat_template_kwargs` are those of the request. A message of the
 assistant with `"weight": 0` is context; in rows that were made from feedback, all turns are but the
 last, because nobody judged them.
+
+What models made of a row stands in it under `made`: other wordings of its prompt, and texts that do
+not belong to its query. Rows that they made anew say so in their provenance (`curate.made`).
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from thrifty.data.augmentation import MADE, NEGATIVES
 from thrifty.errors import TrainingError
 from thrifty.evaluate.windows import digest_file
 
@@ -114,6 +118,14 @@ class Row:
     extra: dict[str, Any] | None = None
     learned: frozenset[int] = frozenset()
     """`sft`: the numbers of the messages that are learned."""
+    forms: tuple[Row, ...] = ()
+    """The row with other wordings of its prompt, which models made."""
+    made: str = ""
+    """How the row was made from others, if it was."""
+    sources: tuple[str, ...] = ()
+    """The keys of the rows that it was made from."""
+    raw: bytes = field(default=b"", repr=False, compare=False)
+    """Its line, as it was read."""
 
     @property
     def key(self) -> str:
@@ -123,9 +135,12 @@ class Row:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def read_rows(paths: Sequence[Path], method: Method, aside: SetAside) -> Iterator[Row]:
+def read_rows(
+    paths: Sequence[Path], method: Method, aside: SetAside, made: Sequence[str] = MADE
+) -> Iterator[Row]:
     """The rows of files of JSON lines; bad ones go to `aside`. Lines are counted through all files.
-    Raises `TrainingError` if a file cannot be read.
+    Of what models made, only that of the methods in `made` is read. Raises `TrainingError` if a
+    file cannot be read.
     """
     line = 0
     for path in paths:
@@ -134,10 +149,10 @@ def read_rows(paths: Sequence[Path], method: Method, aside: SetAside) -> Iterato
                 for raw in file:
                     line += 1
                     if raw.strip():
-                        row = parse_row(raw, line, method)
+                        row = parse_row(raw, line, method, made)
                         if isinstance(row, Row):
-                            yield row
-                        else:
+                            yield replace(row, raw=raw)
+                        elif row:
                             aside.note(row, line)
         except OSError as error:
             raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
@@ -149,8 +164,10 @@ def digest_rows(paths: Sequence[Path]) -> str:
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
-def parse_row(raw: bytes, line: int, method: Method) -> Row | str:
-    """The row in a line of JSON, or why it is set aside (a key of `REASONS`)."""
+def parse_row(raw: bytes, line: int, method: Method, made: Sequence[str] = MADE) -> Row | str:
+    """The row in a line of JSON, or why it is set aside (a key of `REASONS`). Nothing (an empty
+    text) for a row that was made by a method that is not in `made`.
+    """
     try:
         record = json.loads(raw)
         json.dumps(record, ensure_ascii=False).encode()  # fails on half of a surrogate pair
@@ -158,6 +175,46 @@ def parse_row(raw: bytes, line: int, method: Method) -> Row | str:
         return "not_json"
     if not isinstance(record, dict):
         return "not_json"
+    provenance = record.get("provenance")
+    new = provenance.get("made") if isinstance(provenance, dict) else None
+    if isinstance(new, dict) and new.get("method") not in made:
+        return ""
+    others = record.pop("made", None)
+    wanted = [
+        one for one in (others if isinstance(others, list) else ())
+        if isinstance(one, dict) and one.get("method") in made
+    ]  # fmt: skip
+    _add_negatives(record, wanted)
+    row = _parse_record(record, line, method)
+    if isinstance(row, str):
+        return row
+    forms = [_parse_form(record, one, row, method) for one in wanted if one["method"] != NEGATIVES]
+    if isinstance(new, dict):
+        row = replace(row, made=str(new["method"]), sources=tuple(map(str, new.get("keys", ()))))
+    return replace(row, forms=tuple(one for one in forms if one is not None))
+
+
+def _add_negatives(record: dict[str, Any], wanted: list[dict[str, Any]]) -> None:
+    own = record.get("negatives", [])
+    lists = [one.get("negatives") for one in wanted if one["method"] == NEGATIVES]
+    texts = [text for some in lists if isinstance(some, list) for text in some]
+    if isinstance(own, list) and texts:
+        record["negatives"] = [*own, *(one for one in texts if one not in own)][:MOST_NEGATIVES]
+
+
+def _parse_form(
+    record: dict[str, Any], form: dict[str, Any], row: Row, method: Method
+) -> Row | None:
+    """The row with another wording; None where that makes no such row."""
+    named = {name: value for name, value in form.items() if name in _WORDINGS}
+    found = _parse_record({**record, **named}, row.line, method)
+    return found if isinstance(found, Row) and found.learned == row.learned else None
+
+
+_WORDINGS = ("messages", "prompt", "query")
+
+
+def _parse_record(record: dict[str, Any], line: int, method: Method) -> Row | str:
     if method is Method.CONTRASTIVE:
         return _read_texts(record, line)
     messages = record.get("messages", record.get("prompt") if method is not Method.SFT else None)

@@ -22,13 +22,15 @@ from thrifty.artifacts.checkpoint import load_decoder, load_encoder
 from thrifty.artifacts.disk import lock_file
 from thrifty.artifacts.safetensors_file import SafetensorsFiles
 from thrifty.artifacts.sources import fetch_model
+from thrifty.data.augmentation import AS_IT_IS, PLAIN, Augmentation
 from thrifty.engines.plain_checkpoint import make_plain
 from thrifty.errors import TrainingError
+from thrifty.files import write_atomically
 from thrifty.home import Home, make_private_folder
 from thrifty.openai.errors import WireError
 from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.figures import summarize
-from thrifty.train.prepare import Prepared, RowData, prepare_rows
+from thrifty.train.prepare import LOSSES, SOURCES, Prepared, RowData, prepare_rows
 from thrifty.train.process import read_report, require_memory, require_training, run_worker
 from thrifty.train.register import register_trained
 from thrifty.train.rows import (
@@ -36,6 +38,7 @@ from thrifty.train.rows import (
     digest_rows,
 )
 from thrifty.train.settings import RowSettings, balance_weights
+from thrifty.train.trials import choose_augmentation
 from thrifty.types import Family, OnProgress, ignore_progress
 
 VERSION = 1
@@ -45,6 +48,8 @@ WINDOW = 1024
 EPOCHS = 3.0
 LORA_RANK = 16
 BETA = 0.1
+LEAST_TRIAL_STEPS, TRIAL_SHARE, TRIAL_EVALUATIONS = 20, 0.5, 5
+"""A trial of an augmentation takes this share of the training's steps, and at least so many."""
 EVALUATIONS = 10
 """A training in epochs is evaluated so often."""
 FEW_TOKENS = 1_000_000
@@ -105,6 +110,8 @@ class TrainingRequest:
     patience: int = 4
     resume: bool = False
     """Refuse to begin: there must be a training that was stopped."""
+    augment: Augmentation = AS_IT_IS
+    """Which other forms of rows are learned."""
 
     @property
     def files(self) -> list[Path]:
@@ -160,14 +167,24 @@ def train_model(
     key = hashlib.sha256(json.dumps([plain[1].id, recipe], sort_keys=True).encode()).hexdigest()
     folder = make_private_folder(home.trainings / key[:24])
     with lock_file(folder / "lock"):
-        if request.resume and not (folder / "state.json").exists():
+        begun = (folder / "state.json", folder / "trials")
+        if request.resume and not any(path.exists() for path in begun):
             raise TrainingError(
                 "there is no training to resume with this model, data and settings; leave out "
                 "--resume"
             )
-        report, figures = _train(
-            store, plain, folder, request, tokenizer, began_s, on_progress, on_note
-        )
+        work = Work(store, plain, request, tokenizer, began_s, on_progress, on_note)
+        choice = None
+        if request.augment.auto:
+            choice = choose_augmentation(
+                request.files, request.method, request.augment,
+                lambda augmentation, repeat: _try(work, folder / "trials", augmentation, repeat),
+                on_note,
+            )  # fmt: skip
+            work = replace(work, request=replace(request, augment=choice.augmentation or PLAIN))
+        report, figures = _train(work, folder)
+        if choice is not None:
+            figures["augment"] = choice.as_dict()
         weights = SafetensorsFiles([folder / "trained.safetensors"])
         found = register_trained(
             store,
@@ -182,37 +199,34 @@ def train_model(
     return found
 
 
-def _train(
-    store: Store,
-    plain: tuple[NamedVersion, Artifact],
-    folder: Path,
-    request: TrainingRequest,
-    tokenizer: TextTokenizer,
-    began_s: float,
-    on_progress: OnProgress,
-    on_note: OnNote,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+@dataclass(frozen=True)
+class Work:
+    """A training that was asked for, and what it works with."""
+
+    store: Store
+    plain: tuple[NamedVersion, Artifact]
+    request: TrainingRequest
+    tokenizer: TextTokenizer
+    began_s: float
+    on_progress: OnProgress
+    on_note: OnNote
+
+    @property
+    def source(self) -> Path:
+        """The folder of the model that is trained."""
+        return self.store.folder_of(self.plain[1].id)
+
+
+def _train(work: Work, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report of the process, and the figures of the rows."""
-    source = store.folder_of(plain[1].id)
-    encoder = request.method is Method.CONTRASTIVE
-    shape = load_encoder(source).shape if encoder else load_decoder(source).shape
-    window = request.window or (shape.context_length if encoder else WINDOW)
-    data = RowData(request.name, request.files, request.held_out_files)
-    prepared = prepare_rows(data, request.method, tokenizer, window, folder, on_progress, on_note)
-    settings = choose_settings(request, prepared)
-    texts = settings.micro_batch * max(prepared.texts, 2 if request.method is Method.KTO else 1)
-    require_memory(
-        shape, plain[1].description.parameters,
-        replace(settings, micro_batch=texts), prepared.longest,
-        frozen_copies=request.method in (Method.DPO, Method.KTO) and not settings.lora_rank,
-    )  # fmt: skip
+    request = work.request
+    prepared, window = _prepare(work, folder, work.on_note)
+    settings = choose_settings(request, prepared, (folder / SOURCES).exists())
+    _require_memory(work, settings, prepared)
     report = read_report(folder)
     if report is None:
-        job = {
-            "model": str(source), "pid": os.getpid(), "settings": asdict(settings),
-            "limits": _make_limits(folder, request, began_s),
-        }  # fmt: skip
-        report = run_worker(WORKER, job, folder, 1, on_progress, on_note)
+        limits = _make_limits(folder, request, work.began_s)
+        report = _run(work, folder, settings, window, limits)
     details = {}
     if report["details"]:
         best = max(
@@ -226,11 +240,88 @@ def _train(
         "batch": settings.batch_examples, "lora_rank": settings.lora_rank,
         "weights": [settings.liked_weight, settings.disliked_weight],
     }  # fmt: skip
+    if settings.augment is not None:
+        chosen["forms"] = settings.augment
     return report, chosen
 
 
-def choose_settings(request: TrainingRequest, prepared: Prepared) -> RowSettings:
-    """The settings of the loop: what was asked for, and defaults that go with the data."""
+def _prepare(work: Work, folder: Path, on_note: OnNote) -> tuple[Prepared, int]:
+    request = work.request
+    encoder = request.method is Method.CONTRASTIVE
+    window = request.window or (
+        load_encoder(work.source).shape.context_length if encoder else WINDOW
+    )
+    data = RowData(request.name, request.files, request.held_out_files)
+    prepared = prepare_rows(
+        data, request.method, work.tokenizer, window, folder, work.on_progress, on_note,
+        request.augment,
+    )  # fmt: skip
+    return prepared, window
+
+
+def _run(
+    work: Work, folder: Path, settings: RowSettings, window: int, limits: dict[str, Any],
+    **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    job = {
+        "model": str(work.source), "pid": os.getpid(), "settings": asdict(settings),
+        "window": window, "limits": limits, **more,
+    }  # fmt: skip
+    return run_worker(WORKER, job, folder, 1, work.on_progress, work.on_note)
+
+
+def _require_memory(work: Work, settings: RowSettings, prepared: Prepared) -> None:
+    source, method = work.source, work.request.method
+    encoder = method is Method.CONTRASTIVE
+    shape = load_encoder(source).shape if encoder else load_decoder(source).shape
+    texts = settings.micro_batch * max(prepared.texts, 2 if method is Method.KTO else 1)
+    require_memory(
+        shape, work.plain[1].description.parameters, replace(settings, micro_batch=texts),
+        prepared.longest,
+        frozen_copies=method in (Method.DPO, Method.KTO) and not settings.lora_rank,
+    )  # fmt: skip
+
+
+def _try(
+    work: Work, folder: Path, augmentation: Augmentation | None, repeat: int
+) -> dict[str, list[float]]:
+    """A short training with an augmentation: its losses of held-out examples by their prompt.
+
+    All trials take as many steps, of as many rows: a share of those of the training without any
+    augmentation. One that was killed goes on, one that has ended is found.
+    """
+    wanted = augmentation or PLAIN
+    request = replace(work.request, augment=wanted, seed=work.request.seed + repeat)
+    work = replace(work, request=request)
+    steps = folder / "steps.json"
+    name = hashlib.sha256(json.dumps([wanted.as_dict(), repeat]).encode()).hexdigest()[:16]
+    own = make_private_folder(folder / name)
+    prepared, window = _prepare(work, own, lambda _: None)
+    settings = choose_settings(request, prepared, (own / SOURCES).exists())
+    if augmentation is None and not steps.exists():
+        whole = settings.steps or 1
+        few = min(LEAST_TRIAL_STEPS, whole)
+        write_atomically(steps, json.dumps(max(few, round(TRIAL_SHARE * whole))))
+    count = json.loads(steps.read_text())
+    settings = replace(settings, steps=count, every_steps=max(1, count // TRIAL_EVALUATIONS))
+    _require_memory(work, settings, prepared)
+    if not (own / LOSSES).exists():
+        _run(work, own, settings, window, {}, trial=True)
+        for path in own.glob("*.safetensors"):
+            path.unlink()
+    losses = iter(json.loads((own / LOSSES).read_text()))
+    found: dict[str, list[float]] = {}
+    for key, size in zip(prepared.keys, prepared.sizes, strict=True):
+        found.setdefault(key, []).extend(next(losses) for _ in range(size))
+    return found
+
+
+def choose_settings(
+    request: TrainingRequest, prepared: Prepared, differ: bool = False
+) -> RowSettings:
+    """The settings of the loop: what was asked for, and defaults that go with the data. `differ`:
+    epochs show other forms of rows.
+    """
     defaults = _DEFAULTS[request.method]
     wanted = defaults.batch if request.batch is None else request.batch
     micro = (
@@ -256,6 +347,7 @@ def choose_settings(request: TrainingRequest, prepared: Prepared) -> RowSettings
         checkpointing=request.checkpointing, seed=request.seed, warm_up=0.1,
         liked_weight=weights[0], disliked_weight=weights[1],
         freeze_embeddings=request.lora_rank == 0 and prepared.tokens < FEW_TOKENS,
+        augment=request.augment.as_dict() if differ else None,
     )  # fmt: skip
 
 
@@ -274,6 +366,11 @@ def _make_limits(folder: Path, request: TrainingRequest, began_s: float) -> dict
 def _check(request: TrainingRequest) -> None:
     if request.epochs is not None and request.minutes is not None:
         raise TrainingError("set how long it lasts: either --epochs or --minutes")
+    if request.augment.auto and request.minutes is not None:
+        raise TrainingError(
+            "augment: auto compares trainings of as many steps; set --epochs, not --minutes, or name "
+            "what to use (--augment noise)"
+        )
     if request.epochs is not None and not 0 < request.epochs < float("inf"):
         raise TrainingError(f"--epochs must be above 0, not {request.epochs:g}")
     for name in ("batch", "micro_batch"):
@@ -297,4 +394,5 @@ def _describe(request: TrainingRequest, tokenizer: TextTokenizer) -> dict[str, A
         "data": request.name, "data_sha256": digest_rows(request.files),
         "held_out_sha256": held_out, "templates_sha256": tokenizer.templates_sha256,
         **{name: getattr(request, name) for name in asked},
+        **({} if request.augment == AS_IT_IS else {"augment": request.augment.as_dict()}),
     }  # fmt: skip

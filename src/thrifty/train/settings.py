@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from thrifty.errors import TrainingError
 
@@ -87,6 +88,13 @@ class LoopSettings:
         """Whether the token embeddings stay as they are."""
         return False
 
+    @property
+    def epochs_differ(self) -> bool:
+        """Whether each epoch shows other forms of the examples. The loop then numbers them on from
+        epoch to epoch: n stands for example n % examples in epoch n // examples.
+        """
+        return False
+
 
 @dataclass(frozen=True)
 class RowSettings(LoopSettings):
@@ -104,6 +112,9 @@ class RowSettings(LoopSettings):
     count."""
     freeze_embeddings: bool = False
     """Do not train the token embeddings, nor the head if it shares their matrix."""
+    augment: dict[str, Any] | None = None
+    """Other forms of rows (`data.augmentation.Augmentation` as JSON). None: every epoch is the
+    same."""
 
     def __post_init__(self) -> None:
         """Raise `TrainingError` for invalid settings."""
@@ -116,6 +127,11 @@ class RowSettings(LoopSettings):
     def freezes_embeddings(self) -> bool:
         """See `freeze_embeddings`."""
         return self.freeze_embeddings
+
+    @property
+    def epochs_differ(self) -> bool:
+        """See `augment`."""
+        return self.augment is not None
 
 
 def balance_weights(liked: int, disliked: int) -> tuple[float, float]:

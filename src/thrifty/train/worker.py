@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from thrifty.artifacts.checkpoint import load_encoder
+from thrifty.files import write_atomically
+from thrifty.text.tokenizer import TextTokenizer
 from thrifty.train.child import Prepared, load_trained, run_child, run_job
 from thrifty.train.contrastive import Contrastive
-from thrifty.train.examples import read_examples
+from thrifty.train.examples import Example, read_examples
+from thrifty.train.forms import open_forms
 from thrifty.train.objectives import Judged, Pairs, Supervised
-from thrifty.train.prepare import HELD_OUT, LEARNED
+from thrifty.train.prepare import HELD_OUT, LEARNED, LOSSES
 from thrifty.train.rows import Method
 from thrifty.train.settings import RowSettings
 from thrifty.train.student import Student
 
 
 def train(folder: Path, job: dict[str, Any]) -> None:
-    """Run a job."""
+    """Run a job. A trial (`job["trial"]`) leaves a loss for each held-out example, and no model."""
     settings = RowSettings(**job["settings"])
+    made: list[Any] = []
 
     def prepare() -> Prepared:
         encoder = settings.method == Method.CONTRASTIVE
@@ -27,18 +33,35 @@ def train(folder: Path, job: dict[str, Any]) -> None:
             source, settings, "AutoModel" if encoder else "AutoModelForCausalLM",
             freeze_embeddings=settings.freezes_embeddings,
         )  # fmt: skip
-        learned = list(read_examples(folder / LEARNED))
-        held_out = list(read_examples(folder / HELD_OUT))
+        learned = _read_learned(folder, job, settings)
+        held_out = [example for row in read_examples(folder / HELD_OUT) for example in row]
+        student = model if encoder else Student(model)
         if encoder:
             pooling = load_encoder(source).shape.pooling
-            return model, model, Contrastive(learned, held_out, settings, pooling)
-        student = Student(model)
-        if settings.method == Method.SFT:
-            return model, student, Supervised(learned, held_out, settings)
-        make = Pairs if settings.method == Method.DPO else Judged
-        return model, student, make(learned, held_out, settings, student)
+            made.append(Contrastive(learned, held_out, settings, pooling))
+        elif settings.method == Method.SFT:
+            made.append(Supervised(learned, held_out, settings))
+        else:
+            make = Pairs if settings.method == Method.DPO else Judged
+            made.append(make(learned, held_out, settings, student))
+        return model, student, made[0]
 
-    run_job(folder, job, settings, prepare, "train")
+    def score(model: Any, device: Any) -> None:
+        losses = made[0].measure_each(model, device)
+        write_atomically(folder / LOSSES, json.dumps(losses))
+
+    run_job(folder, job, settings, prepare, "train", score if job.get("trial") else None)
+
+
+def _read_learned(folder: Path, job: dict[str, Any], settings: RowSettings) -> Sequence[Example]:
+    rows = list(read_examples(folder / LEARNED))
+    if settings.augment is None:
+        return [example for row in rows for example in row]
+    tokenizer = TextTokenizer.load(Path(job["model"]))
+    return open_forms(
+        folder, rows, settings.augment, Method(settings.method), tokenizer, job["window"],
+        settings.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

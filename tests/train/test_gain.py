@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from thrifty.curate.augment import keep_what_gains
 from thrifty.data.noise import Noise
 from thrifty.errors import DataError
+from thrifty.train.gain import keep_what_gains
 
 HELPFUL, USELESS, HARMFUL = Noise(words=0.02), Noise(words=0.03), Noise(words=0.9)
 
@@ -16,7 +16,7 @@ HELPFUL, USELESS, HARMFUL = Noise(words=0.02), Noise(words=0.03), Noise(words=0.
 def measure_with(seed: int, gains: dict[Noise | None, float], items: int = 200):
     rng = random.Random(seed)
     base = [rng.gauss(0, 1) for _ in range(items)]
-    return lambda noise: [one + gains.get(noise, 0) + rng.gauss(0, 0.3) for one in base]
+    return lambda noise, repeat: [one + gains.get(noise, 0) + rng.gauss(0, 0.3) for one in base]
 
 
 def test_what_gains_is_kept_and_the_rest_dropped() -> None:
@@ -41,6 +41,18 @@ def test_chance_is_kept_as_seldom_as_stated() -> None:
 
 def test_too_few_items_and_others_are_refused() -> None:
     with pytest.raises(DataError, match="20 held-out items cannot tell"):
-        keep_what_gains({"a": HELPFUL}, lambda _: [0.0] * 20)
+        keep_what_gains({"a": HELPFUL}, lambda *_: [0.0] * 20)
     with pytest.raises(DataError, match="a was measured on 31 items, not on the 30"):
-        keep_what_gains({"a": HELPFUL}, lambda noise: [0.0] * (31 if noise else 30))
+        keep_what_gains({"a": HELPFUL}, lambda noise, _: [0.0] * (31 if noise else 30))
+
+
+def test_what_differs_between_repetitions_widens_the_interval() -> None:
+    def measure(noise: Noise | None, repeat: int) -> list[float]:
+        # The first repetition gains, the second loses nearly as much: chance of the training.
+        shift = 0.0 if noise is None else (0.5, -0.4)[repeat]
+        return [one + shift for one in measure_with(repeat, {})(None, repeat)]
+
+    assert keep_what_gains({"a": HELPFUL}, measure).name == "a"
+    choice = keep_what_gains({"a": HELPFUL}, measure, repeats=2)
+    assert choice.name is None
+    assert choice.trials[0].low < -0.3 < 0.3 < choice.trials[0].high

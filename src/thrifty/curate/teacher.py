@@ -1,0 +1,256 @@
+"""Asks a model many things, by single requests or as batches, and keeps every answer as it comes.
+
+A run that is killed asks for the rest. A server that limits the rate is waited for, and told; one
+that does not answer ends the run with what it said, and what was answered stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thrifty.batches.client import run_batch
+from thrifty.db import Database
+from thrifty.db.fleet import read_fleet
+from thrifty.errors import BatchError, DataError, EvaluationError
+from thrifty.evaluate.kept_answers import KeptAnswers
+from thrifty.evaluate.open_model import is_url
+from thrifty.evaluate.served import RefusedRequest, ServedUrl
+from thrifty.fleet.controller_note import read_controller_note
+from thrifty.home import Home
+from thrifty.types import OnProgress, Progress, ReplicaState
+
+Request = dict[str, Any]
+"""A chat completion's body, without the model."""
+BATCH_WINDOW = "24h"
+HEADERS = {"cache-control": "no-store", "x-thrifty-origin": "measurement"}
+KEY = "THRIFTY_KEY"
+"""The environment variable of the key to this service."""
+SHOWN = 200
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is asked."""
+
+    url: str
+    model: str
+    key_env: str | None
+    through: str
+    """`batch` or `requests`."""
+    streams: int
+    label: str
+    """What people call it."""
+
+
+def find_place(
+    home: Home, named: str, url_model: str | None, key_env: str | None, through: str | None,
+    streams: int,
+) -> Place:  # fmt: skip
+    """Where a deployment of this home, or a URL, is asked. Raises `DataError`."""
+    if is_url(named):
+        if url_model is None:
+            try:
+                served = ServedUrl(named, key_env)
+                try:
+                    url_model = str(served.list_models()[0]["id"])
+                finally:
+                    served.close()
+            except EvaluationError as error:
+                raise DataError(f"augment.model: {error}") from None
+        way = through or "requests"
+        return Place(named, url_model, key_env, way, streams, f"{url_model} at {named}")
+    note = read_controller_note(home)
+    if note is None or not note.alive or not note.url:
+        raise DataError(
+            f"augment.model names the deployment {named!r}, and no service of this home runs; start "
+            "it (thrifty up), or name a server by its URL"
+        )
+    if key_env is None and os.environ.get(KEY):
+        key_env = KEY
+    return Place(note.url, named, key_env, through or "batch", streams, named)
+
+
+def find_replica(database: Database, named: str, streams: int) -> Place:
+    """A ready replica of a deployment, past the gateway: nothing counts against a key, or in users'
+    statistics. Raises `DataError` where there is none.
+    """
+    state = read_fleet(database)
+    settings = {
+        (row.name, version.label): version.settings
+        for row in state.deployments
+        for version in row.versions
+    }
+    for row in state.replicas:
+        known = settings.get((row.deployment, row.version))
+        if row.deployment == named and row.state == ReplicaState.READY and known is not None:
+            model = known.upstream_model or named
+            return Place(row.url, model, known.key_env, "requests", streams, named)
+    raise DataError(f"the deployment {named!r} has no ready replica to ask")
+
+
+class Teacher:
+    """A model that is asked. `folder` keeps its answers."""
+
+    def __init__(
+        self, place: Place, folder: Path, on_progress: OnProgress, on_note: Callable[[str], None]
+    ) -> None:
+        self.place = place
+        self._folder = folder
+        self._on_progress = on_progress
+        self._on_note = on_note
+
+    def ask(self, requests: Sequence[Request], what: str) -> list[str | None]:
+        """The answer to each request, in order; None for one that the server refuses. Those that
+        were answered before are not asked again. Blocks. Raises `DataError`.
+        """
+        with KeptAnswers(self._folder / "answers.jsonl") as kept:
+
+            def find(request: Request) -> Any:
+                return kept.find(self.place.url, self.place.model, request)
+
+            missing = [one for one in requests if find(one) is None]
+            lock = threading.Lock()
+            done = len(requests) - len(missing)
+
+            def keep(request: Request, answer: str | None) -> None:
+                nonlocal done
+                with lock:
+                    kept.add({"text": answer}, self.place.url, self.place.model, request)
+                    done += 1
+                    self._on_progress(Progress(what, done, len(requests), "requests"))
+
+            if missing:
+                self._on_progress(Progress(what, done, len(requests), "requests"))
+                try:
+                    if self.place.through == "batch":
+                        self._ask_batch(missing, keep)
+                    else:
+                        self._ask_each(missing, keep)
+                except (EvaluationError, BatchError) as error:
+                    raise DataError(
+                        f"{self.place.label} does not answer: {error}. {done} of {len(requests)} "
+                        "answers are kept; the same command goes on"
+                    ) from None
+            return [find(one)["text"] for one in requests]
+
+    def _ask_each(
+        self, requests: Sequence[Request], keep: Callable[[Request, str | None], None]
+    ) -> None:
+        lock, waiting, stop = threading.Lock(), iter(requests), threading.Event()
+
+        def take() -> Iterator[Request]:
+            while not stop.is_set():
+                with lock:
+                    request = next(waiting, None)
+                if request is None:
+                    return
+                yield request
+
+        def run() -> None:
+            served = ServedUrl(self.place.url, self.place.key_env, HEADERS, self._tell_wait)
+            try:
+                for request in take():
+                    body = {"model": self.place.model, **request}
+                    try:
+                        reply = served.ask("POST", "/v1/chat/completions", body)
+                    except RefusedRequest as error:
+                        self._tell_once(f"{self.place.label} refuses a request: {error}")
+                        keep(request, None)
+                    else:
+                        keep(request, read_answer(reply))
+            finally:
+                served.close()
+
+        count = min(self.place.streams, len(requests))
+        with ThreadPoolExecutor(count) as pool:
+            running = [pool.submit(run) for _ in range(count)]
+            wait(running, return_when=FIRST_EXCEPTION)
+            stop.set()
+        for one in running:
+            one.result()
+
+    def _tell_wait(self, status: int, seconds: float) -> None:
+        what = "limits the rate" if status == 429 else f"answers {status}"
+        self._on_note(f"{self.place.label} {what}; asking again in {seconds:.0f} s")
+
+    def _tell_once(self, text: str) -> None:
+        if not getattr(self, "_told", False):
+            self._told = True
+            self._on_note(f"{text[:SHOWN]}")
+
+    def _ask_batch(
+        self, requests: Sequence[Request], keep: Callable[[Request, str | None], None]
+    ) -> None:
+        """As one batch, which goes on while nobody waits for it."""
+        source, output = self._folder / "batch.jsonl", self._folder / "batch.out.jsonl"
+        errors = self._folder / "batch.errors.jsonl"
+        lines = [
+            {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions",
+             "body": {"model": self.place.model, **one}}
+            for n, one in enumerate(requests)
+        ]  # fmt: skip
+        source.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+        self._on_note(f"a batch of {len(requests)} requests to {self.place.label}")
+
+        def show(batch: dict[str, Any]) -> None:
+            counts = batch["request_counts"]
+            count = counts["completed"] + counts["failed"]
+            self._on_progress(Progress("batch", count, len(requests), "requests"))
+
+        batch = run_batch(
+            source, output, errors, url=self.place.url, key=_read_key(self.place.key_env),
+            window=BATCH_WINDOW, on_progress=show,
+        )  # fmt: skip
+        answered = _read_lines(output)
+        failed = _read_lines(errors) if batch.get("error_file_id") else {}
+        for n, request in enumerate(requests):
+            reply = answered.get(str(n))
+            if reply is not None and reply.get("status_code") == 200:
+                keep(request, read_answer(reply["body"]))
+            elif str(n) in failed and 400 <= (failed[str(n)].get("status_code") or 500) < 429:
+                self._tell_once(f"{self.place.label} refuses a request: {failed[str(n)]}")
+                keep(request, None)
+        for path in (source, output, errors):
+            path.unlink(missing_ok=True)
+        if batch["status"] != "completed" or len(answered) + len(failed) < len(requests):
+            raise BatchError(f"the batch {batch['id']} is {batch['status']}")
+        late = [one for one in failed.values() if (one.get("status_code") or 500) >= 429]
+        if late:
+            raise BatchError(f"{len(late)} requests of the batch were not answered: {late[0]}")
+
+
+def _read_key(key_env: str | None) -> str | None:
+    return os.environ.get(key_env or KEY)
+
+
+def _read_lines(path: Path) -> dict[str, Any]:
+    """The response of each line of a batch's output, by its name."""
+    if not path.exists():
+        return {}
+    found = {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            found[record["custom_id"]] = record.get("response") or record.get("error") or {}
+    return found
+
+
+def read_answer(reply: dict[str, Any]) -> str | None:
+    """The text of a chat completion; None for one that was cut or is none. Raises
+    `EvaluationError` for what is no chat completion.
+    """
+    try:
+        choice = reply["choices"][0]
+        content = choice["message"].get("content")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise EvaluationError(f"the answer is no chat completion: {reply!s:.200}") from None
+    if choice.get("finish_reason") == "length":
+        return None
+    return str(content or "").strip()
